@@ -1,0 +1,211 @@
+"""The command `sea-pipeline`: parses, calls one function, prints what it says. Heavy imports happen inside."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sea_pipeline import __version__
+from sea_pipeline.errors import UserError
+
+app = typer.Typer(
+    name="sea-pipeline",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Per-patch word labels for images (SEA), and projectors that put visual tokens where the LLM keeps its words.",
+)
+
+LabelsFolder = Annotated[Path, typer.Argument(help="A folder that `sea-pipeline label` wrote.", show_default=False)]
+
+
+def main() -> None:
+    """Runs the command line: exit 0, 1 with one line for what the user can mend, 2 where shards failed."""
+    from sea_pipeline import console
+
+    try:
+        app()
+    except UserError as problem:
+        console.error(str(problem))
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        console.error("stopped; the same command goes on from the last finished shard")
+        raise SystemExit(130) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sea-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def label(
+    images: Annotated[
+        str | None,
+        typer.Option(help="A folder, or LLaVA's .json or .jsonl. Default: sample photos of two packages."),
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Where the paths in the JSON start. Default: the JSON's folder.")
+    ] = None,
+    wordlist: Annotated[str, typer.Option(help="2of12, or a file with one word a line.")] = "2of12",
+    encoder: Annotated[str, typer.Option(help="packaged: models that come as Python packages.")] = "packaged",
+    top_n: Annotated[int, typer.Option(help="Labels a patch at most.")] = 10,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output folder. Default: one below runs/labels, named by the settings."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Label only the first so many images.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    search: Annotated[
+        Literal["auto", "faiss", "torch"],
+        typer.Option(help="What searches the words; the answer is the same."),
+    ] = "auto",
+    shard_size: Annotated[int, typer.Option(help="Images a shard.")] = 2048,
+    max_bad: Annotated[float, typer.Option(help="Stop when more than this share of the images is bad.")] = 0.01,
+) -> None:
+    """Label every patch of every image with its n most similar words.
+
+    Finished shards are kept: after a kill, run the same command again.
+
+    Example: sea-pipeline label --images photos.json --image-root photos --wordlist 2of12
+    """
+    from sea_pipeline import console
+    from sea_pipeline.label_run import LabelSettings
+    from sea_pipeline.label_run import label as label_images
+
+    settings = LabelSettings.of(
+        images=images, image_root=image_root, wordlist=wordlist, encoder=encoder, top_n=top_n, out=out, limit=limit,
+        device=device, search=search, shard_size=shard_size, max_bad=max_bad,
+    )  # fmt: skip
+    done = label_images(
+        settings,
+        begun=lambda ledger: console.messages.print(f"labels go to {ledger.root}"),
+        progress=console.progress,
+    )
+    console.label_table(done)
+    if done.report.failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def inspect(
+    labels: LabelsFolder,
+    image: Annotated[str | None, typer.Argument(help="An image id, for its own words.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show what a run's labels are like: SEA's Figure 6, the use of the list, the most frequent words.
+
+    Example: sea-pipeline inspect runs/labels/x chelsea.png
+    """
+    from sea_pipeline import analysis, console, open_labels
+
+    store = open_labels(labels)
+    if image is not None:
+        try:
+            found = store[image]
+        except KeyError as missing:
+            raise UserError(f"{labels}: {missing.args[0]}") from None
+        if as_json:
+            print(json.dumps(analysis.labels_to_json(image, found, store.words)))
+        else:
+            console.image_tables(image, found, store.words)
+        return
+    stats = analysis.statistics(store)
+    if as_json:
+        print(json.dumps(stats.to_json(store.words)))
+        return
+    console.statistics_tables(stats, store.words)
+    for bad in store.quarantine():
+        console.output.print(f"bad: {bad['image_id']}: {bad['stage']}: {bad['message']}", markup=False)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="An output folder, finished or not.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show what is done in an output folder.
+
+    Example: sea-pipeline status runs/labels/x
+    """
+    from sea_pipeline import console
+    from sea_pipeline.ledger import Ledger
+
+    ledger = Ledger.open(folder)
+    commits = list(ledger.commits())
+    reasons: Counter[str] = sum((Counter(commit.reasons) for commit in commits), Counter())
+    facts = {
+        "kind": ledger.dataset.kind,
+        "finished": ledger.finished,
+        "shards": ledger.dataset.shards,
+        "shards_done": len(commits),
+        "images": ledger.dataset.images,
+        "images_done": sum(commit.rows for commit in commits),
+        "images_bad": sum(commit.bad for commit in commits),
+        "bytes": sum(file.bytes for commit in commits for file in commit.files),
+        "reasons": dict(reasons),
+        "last_finished": max((commit.finished for commit in commits), default=None),
+    }
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        console.facts({name.replace("_", " "): _plain(value) for name, value in facts.items()}, title=str(folder))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="An output folder.", show_default=False)]) -> None:
+    """Hash every file again and compare; exit 1 and the file's name where one differs.
+
+    Example: sea-pipeline verify runs/labels/x
+    """
+    from sea_pipeline import console
+    from sea_pipeline.ledger import Ledger
+
+    ledger = Ledger.open(folder)
+    with console.progress("verifying", ledger.dataset.shards, 0) as advance:
+        checked, problems = ledger.check(advance)
+    for problem in problems:
+        console.error(problem)
+    if problems:
+        raise typer.Exit(1)
+    missing = len(ledger.missing())
+    state = f"; {missing} of {ledger.dataset.shards} shards are not done yet" if missing else ""
+    console.output.print(
+        f"{folder}: {len(checked)} files, {sum(file.bytes for file in checked) / 1e6:.1f} MB, as written{state}"
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
+) -> None:
+    """Label the sample photos with the packaged models, show the tables, and save each photo with its words on it."""
+    from sea_pipeline import analysis, console, open_labels
+    from sea_pipeline.label_run import LabelSettings
+    from sea_pipeline.label_run import label as label_images
+    from sea_pipeline.pictures import save_pictures
+
+    done = label_images(LabelSettings(out=out / "labels"), progress=console.progress)
+    console.label_table(done)
+    store = open_labels(out / "labels")
+    console.statistics_tables(analysis.statistics(store), store.words)
+    pictures = save_pictures(store, out / "pictures")
+    console.output.print(f"\npictures: {len(pictures)} in {out / 'pictures'}; open {pictures[0]} first")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} ({count:,})" for name, count in value.items()) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,44 @@
+"""Word embeddings are computed once for an encoder and a list, and kept on disk."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+
+from sea_pipeline.encoders.base import Encoder
+from sea_pipeline.storage import canonical_json, make_folder, publish
+from sea_pipeline.wordlists import WordList
+
+
+def cache_folder() -> Path:
+    """Where computed files are kept: `$SEA_PIPELINE_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("SEA_PIPELINE_CACHE") or platformdirs.user_cache_dir("sea-pipeline"))
+
+
+def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+    """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same encoder has embedded the same list before."""
+    key = hashlib.sha256(canonical_json({"encoder": dict(encoder.fields()), "words": words.sha256})).hexdigest()
+    path = cache_folder() / "words" / f"{key}.npz"
+    cached = _read(path, (len(words), encoder.width))
+    if cached is not None:
+        advance(len(words))
+        return cached
+    embeddings = encoder.words(words.words, advance).cpu().float()
+    make_folder(path.parent)
+    with publish(path, path.parent) as scratch, scratch.open("wb") as file:
+        np.savez(file, embeddings=embeddings.numpy())
+    return embeddings
+
+
+def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+    try:
+        with np.load(path, allow_pickle=False) as archive:  # a zip: its checksums are checked here
+            values = archive["embeddings"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    return torch.from_numpy(values) if values.shape == shape and values.dtype == np.float32 else None

@@ -1,0 +1,227 @@
+"""The labelling of one shard: decode, encode, search, write (SEA section 4.1).
+
+B images, P patches, D embedding width, n labels a patch.
+"""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sea_pipeline.encoders import Encoder
+from sea_pipeline.ledger import Ledger
+from sea_pipeline.pixels import DECODE_VERSION, BadImageError, read_picture
+from sea_pipeline.run import ShardResult
+from sea_pipeline.samples import BadSample, Sample
+from sea_pipeline.search import Backend, WordSearch
+from sea_pipeline.shards import LabelRow, ShardWriter, shard_footer
+from sea_pipeline.storage import publish
+from sea_pipeline.wordlists import WordList
+
+LABEL_VERSION = 1
+"""Part of every fingerprint; raise it when the same settings would give other labels."""
+BATCH_SIZE = 16
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_Seconds = defaultdict[str, float]
+
+
+class _Decoded(NamedTuple):
+    sample: Sample
+    sha256: bytes
+    size: tuple[int, int]
+    """(width, height) of the upright picture."""
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    crop_box: tuple[float, float, float, float]
+
+
+class LabelStage:
+    """Turns the pictures of a shard into word labels. Models and word embeddings are loaded once, on construction.
+
+    Args:
+        encoder: where patches and words get their embeddings.
+        embeddings: those of the word list, float32 (W, D); see `word_embeddings`.
+        top_n: n, labels a patch at most.
+        backend, device: see `WordSearch`.
+        threads: decoding threads.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        embeddings: torch.Tensor,
+        *,
+        top_n: int,
+        backend: Backend,
+        device: str,
+        threads: int,
+    ) -> None:
+        self.search = WordSearch(embeddings, top_n=top_n, sign=encoder.sign, backend=backend, device=device)
+        self._encoder = encoder
+        self._embeddings = embeddings
+        self._top_n = top_n
+        self._threads = threads
+
+    @staticmethod
+    def fields(encoder: Encoder, words: WordList, top_n: int) -> dict[str, Any]:
+        """Everything that decides the labels, by name; nothing that does not."""
+        return {
+            "label_version": LABEL_VERSION,
+            "decode_version": DECODE_VERSION,
+            "encoder": dict(encoder.fields()),
+            "grid": list(encoder.grid),
+            "sign": encoder.sign,
+            "top_n": top_n,
+            "wordlist": {"sha256": words.sha256, "words": len(words)},
+        }
+
+    def process(
+        self,
+        samples: list[Sample],
+        image_root: Path,
+        target: Path,
+        facts: dict[str, Any],
+        advance: Callable[[int], None],
+    ) -> ShardResult:
+        """Labels one shard into the file `target`. See `run.Stage`."""
+        seconds = _Seconds(float)
+        bad: list[BadSample] = []
+        first_sha256: str | None = None
+        patch_sum = torch.zeros(self._encoder.width, dtype=torch.float64)
+        rows = 0
+        patches = self._encoder.grid[0] * self._encoder.grid[1]
+        with ShardWriter(target, patches, self._top_n) as writer:
+            for batch in _batches(self._decoded(samples, image_root, bad, seconds, advance)):
+                embedded, vectors = self._encode(batch, bad, seconds)
+                with _timed(seconds, "search"):
+                    ids, scores = self.search(vectors.flatten(0, 1))
+                with _timed(seconds, "write"):
+                    patch_sum += vectors.sum((0, 1), dtype=torch.float64).cpu()
+                    by_image = zip(embedded, torch.split(ids, patches), torch.split(scores, patches), strict=True)
+                    for item, word_ids, similarities in by_image:
+                        writer.add(_row(item, word_ids, similarities))
+                        first_sha256 = first_sha256 or item.sha256.hex()
+                rows += len(embedded)
+                advance(len(batch))
+            writer.set_footer({**facts, "patches": rows * patches, "patch_sum": patch_sum.tolist()})
+        return ShardResult(rows, bad, dict(seconds), first_sha256)
+
+    def finish(self, ledger: Ledger) -> list[Path]:
+        """Writes `words.parquet`, each word with its mean similarity over all patches, from the shards' footers.
+
+        The mean of s over patches is sign * t_j · mean(v): one product of the words with the mean patch.
+        """
+        footers = [shard_footer(ledger.part(shard)) for shard in range(ledger.dataset.shards)]
+        patch_sum = torch.tensor([footer["patch_sum"] for footer in footers], dtype=torch.float64).sum(0)
+        count = max(1, sum(footer["patches"] for footer in footers))
+        mean = self._embeddings.double() @ (patch_sum / count) * self._encoder.sign
+        words = (ledger.root / "words.txt").read_text("utf-8").split("\n")[:-1]
+        table = pa.table({"word": words, "mean_similarity": mean.float().numpy()})
+        path = ledger.root / "words.parquet"
+        with publish(path, ledger.root) as scratch:
+            pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
+        return [ledger.root / "words.txt", path]
+
+    def _decoded(
+        self,
+        samples: Iterable[Sample],
+        image_root: Path,
+        bad: list[BadSample],
+        seconds: _Seconds,
+        advance: Callable[[int], None],
+    ) -> Iterator[_Decoded]:
+        """The good pictures in plan order, decoded ahead in threads; the bad ones go to `bad`."""
+
+        def decode(sample: Sample) -> tuple[_Decoded | BadSample, float]:
+            begun = time.thread_time()
+            decoded = self._decode(sample, image_root)
+            return decoded, time.thread_time() - begun
+
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
+            for decoded, spent in _ahead(pool, decode, samples, 2 * BATCH_SIZE):
+                seconds["decode"] += spent
+                if isinstance(decoded, BadSample):
+                    bad.append(decoded)
+                    advance(1)
+                else:
+                    yield decoded
+
+    def _decode(self, sample: Sample, image_root: Path) -> _Decoded | BadSample:
+        if sample.problem is not None:
+            return BadSample(sample, "list", "BadName", sample.problem)
+        try:
+            image, sha256 = read_picture(image_root / sample.uri)
+        except BadImageError as error:
+            return BadSample(sample, error.stage, error.error, error.message, error.sha256)
+        pixels = self._encoder.preprocess(image)
+        return _Decoded(sample, sha256, image.size, pixels.values, pixels.crop_box)
+
+    def _encode(
+        self, batch: list[_Decoded], bad: list[BadSample], seconds: _Seconds
+    ) -> tuple[list[_Decoded], torch.Tensor]:
+        """The images of a batch whose patch embeddings are finite, and those: float32 (B, P, D)."""
+        with _timed(seconds, "encode"):
+            vectors = self._encoder.patches(torch.from_numpy(np.stack([item.pixels for item in batch])))
+            finite = vectors.isfinite().flatten(1).all(-1).tolist()
+        if all(finite):
+            return batch, vectors
+        message = "the encoder gives numbers that are not finite"
+        bad += [
+            BadSample(item.sample, "encode", "NotFinite", message, item.sha256)
+            for item, good in zip(batch, finite, strict=True)
+            if not good
+        ]
+        return [item for item, good in zip(batch, finite, strict=True) if good], vectors[finite]
+
+
+def _row(item: _Decoded, word_ids: torch.Tensor, scores: torch.Tensor) -> LabelRow:
+    sample, (width, height) = item.sample, item.size
+    return LabelRow(
+        sample.image_id,
+        sample.uri,
+        item.sha256,
+        height,
+        width,
+        item.crop_box,
+        word_ids.numpy(),
+        scores.numpy(),
+    )
+
+
+def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
+    while batch := list(islice(items, BATCH_SIZE)):
+        yield batch
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
+    """The results of `work` in the order of `items`, at most `ahead` of them computed before they are asked for."""
+    waiting: deque[Future[_Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@contextmanager
+def _timed(seconds: _Seconds, part: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    seconds[part] += time.perf_counter() - begun

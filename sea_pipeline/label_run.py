@@ -1,0 +1,155 @@
+"""`sea-pipeline label` as a function: settings in, a folder of labels out."""
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sea_pipeline.devices import resolve_device
+from sea_pipeline.encoders import Encoder, load_encoder
+from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.errors import UserError
+from sea_pipeline.label import LabelStage
+from sea_pipeline.ledger import Ledger
+from sea_pipeline.records import fingerprint_of
+from sea_pipeline.run import Report, run
+from sea_pipeline.samples import Listing, list_samples
+from sea_pipeline.search import Backend
+from sea_pipeline.shards import KIND
+from sea_pipeline.wordlists import WordList, load_wordlist
+
+Progress = Callable[[str, int, int], AbstractContextManager[Callable[[int], None]]]
+"""(what, total, done already) to a context that gives a function to be told of what passes."""
+
+
+def no_progress(what: str, total: int, done: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Shows nothing."""
+    return nullcontext(lambda _: None)
+
+
+class LabelSettings(BaseModel):
+    """What `sea-pipeline label` is asked for; the fields are its options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: str | None = None
+    """A folder, a LLaVA `.json` or `.jsonl`, or None for the packaged sample photos."""
+    image_root: Path | None = None
+    """Where the paths in a JSON file start; None for that file's folder."""
+    wordlist: str = "2of12"
+    """The name of a packaged list, or a file."""
+    encoder: str = "packaged"
+    top_n: Annotated[int, Field(ge=1, le=1000)] = 10
+    """n: labels a patch at most."""
+    out: Path | None = None
+    """The output folder; None for one below `runs/labels` whose name tells the settings apart."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Label only the first so many pictures."""
+    device: str = "auto"
+    search: Backend = "auto"
+    shard_size: Annotated[int, Field(ge=1, le=65_536)] = 2048
+    """Pictures a shard: what a kill can cost at most."""
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Stop when more than this share of the pictures is bad."""
+
+    @classmethod
+    def of(cls, **values: object) -> "LabelSettings":
+        """Settings from options.
+
+        Raises:
+            UserError: one line with every value that is out of range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = (
+                f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg'][0].lower() + item['msg'][1:]}, "
+                f"found {item['input']!r}"
+                for item in error.errors()
+            )
+            raise UserError("; ".join(problems)) from error
+
+
+@dataclass
+class LabelRun:
+    """What `label` did, and with what."""
+
+    ledger: Ledger
+    listing: Listing
+    report: Report
+    device: str
+    backend: str
+    """What proposed candidates; empty where nothing was left to do."""
+    fallbacks: int
+    """Patches whose labels needed float64 scores of the whole list."""
+
+
+def label(
+    settings: LabelSettings,
+    *,
+    begun: Callable[[Ledger], None] = lambda _: None,
+    progress: Progress = no_progress,
+) -> LabelRun:
+    """Labels every picture of an input, or what is missing of it; `begun` hears of the folder before the work starts.
+
+    Raises:
+        UserError: see `list_samples`, `load_wordlist`, `load_encoder`, `Ledger.begin` and `run`.
+    """
+    words = load_wordlist(settings.wordlist)
+    if settings.top_n > len(words):
+        raise UserError(f"--top-n {settings.top_n}: expected at most the {len(words):,} words of the list")
+    device = resolve_device(settings.device)
+    encoder = load_encoder(settings.encoder, device)
+    listing = list_samples(settings.images, settings.image_root, settings.limit)
+    fields = LabelStage.fields(encoder, words, settings.top_n)
+    ledger = _begin(settings, listing, words, fields)
+    begun(ledger)
+    stages: list[LabelStage] = []
+
+    def make_stage() -> LabelStage:
+        stages.append(_stage(settings, encoder, words, device, progress))
+        return stages[0]
+
+    done = sum(commit.rows + commit.bad for commit in ledger.commits())
+    with progress("labelling", ledger.dataset.images, done) as advance:
+        report = run(ledger, make_stage, max_bad=settings.max_bad, advance=advance)
+    search = stages[0].search if stages else None
+    return LabelRun(
+        ledger, listing, report, device, search.backend if search else "", search.fallbacks if search else 0
+    )
+
+
+def _begin(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Ledger:
+    out = settings.out or _default_out(settings, listing, words, fields)
+    if settings.images is not None and Path(settings.images).is_dir():
+        inside, outside = out.resolve(), Path(settings.images).resolve()
+        if inside == outside or outside in inside.parents:
+            raise UserError(f"--out {out}: lies inside the input folder {settings.images}; choose a folder elsewhere")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: expected a folder; found a file")
+    return Ledger.begin(out, KIND, fields, listing, settings.shard_size, {"words.txt": words.text().encode()})
+
+
+def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Path:
+    parts = [listing.name, settings.encoder, words.name, f"n{settings.top_n}"]
+    parts += [f"first{settings.limit}"] if settings.limit else []
+    name = "-".join([*parts, fingerprint_of(fields)[:8]])
+    return Path("runs") / "labels" / re.sub(r"[^\w.-]+", "_", name)
+
+
+def _stage(settings: LabelSettings, encoder: Encoder, words: WordList, device: str, progress: Progress) -> LabelStage:
+    with progress("embedding words", len(words), 0) as advance:
+        embeddings = word_embeddings(encoder, words, advance)
+    return LabelStage(
+        encoder,
+        embeddings,
+        top_n=settings.top_n,
+        backend=settings.search,
+        device=device,
+        threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    )

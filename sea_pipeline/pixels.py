@@ -1,0 +1,96 @@
+"""From a file to an upright 8-bit RGB picture, or the reason why not. Labelling and training read pictures here."""
+
+import hashlib
+import io
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+DECODE_VERSION = 1
+"""Part of every fingerprint; raise it when the same file would give other pixels."""
+
+
+@dataclass
+class BadImageError(Exception):
+    """Why one picture cannot be used. `stage` is where it failed: read, decode, encode."""
+
+    stage: str
+    error: str
+    message: str
+    sha256: bytes | None = None
+
+
+class Picture(NamedTuple):
+    """An upright RGB picture and the sha256 of the file's bytes."""
+
+    image: Image.Image
+    sha256: bytes
+
+
+def read_picture(path: Path) -> Picture:
+    """Reads a picture: the first frame, turned as its EXIF data says, alpha over white, 16 bits scaled to 8, RGB.
+
+    Raises:
+        BadImageError: the file cannot be read, is no picture, is damaged, or is larger than Pillow's limit
+            against decompression bombs.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("read", "NotAFile", "expected a file; found a folder or a device")
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadImageError("read", type(error).__name__, error.strerror or str(error)) from error
+    sha256 = hashlib.sha256(data).digest()
+    if not data:
+        raise BadImageError("read", "EmptyFile", "the file holds 0 bytes", sha256)
+    try:
+        return Picture(_decode(data), sha256)
+    except BadImageError as error:
+        error.sha256 = sha256
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+        raise BadImageError("decode", type(error).__name__, _reason(error), sha256) from error
+
+
+def _decode(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        # Odd metadata and pictures between one and two times Pillow's limit; past two times it raises.
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            return _rgb(_upright(opened))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data says nothing about the pixels
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # convert() would clip 16 bits at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65_535:
+            raise BadImageError("decode", "PixelRange", "expected 8 or 16 bits a channel; found wider values")
+        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImageError("decode", "PixelRange", "expected 8 or 16 bits a channel; found floating point")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "expected a picture; the bytes are of no format that Pillow knows"
+    return " ".join(str(error).split())[:300] or "no message"

@@ -1,0 +1,124 @@
+"""The small JSON files of an output folder: what it is, what is done, what is in it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.storage import canonical_json, file_sha256
+
+SCHEMA_VERSION = 1
+
+_Record = TypeVar("_Record", bound="Record")
+
+
+class Record(BaseModel):
+    """A small JSON file of an output folder; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """Indented JSON with a newline at its end."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+
+class Dataset(Record):
+    """`dataset.json`: what an output folder is."""
+
+    schema_version: int
+    kind: str
+    """What the shards hold: `labels`."""
+    fields: dict[str, Any]
+    """Everything that decides the shards' content, by name. Paths, batch sizes and devices do not."""
+    fingerprint: str
+    """sha256 of the canonical JSON of `fields`."""
+    plan: str
+    """sha256 of the planned ids in their order."""
+    images: int
+    shards: int
+    shard_size: int
+    source: str
+    """What the images were listed from; for people."""
+    image_root: str
+
+
+class File(Record):
+    """A file by its path inside the output folder, its size in bytes and its sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Commit(Record):
+    """`commits/NNNNN.json`: one finished shard."""
+
+    shard: int
+    fingerprint: str
+    plan: str
+    rows: int
+    bad: int
+    files: list[File]
+    """The shard first, then its quarantine where there is one."""
+    reasons: dict[str, int]
+    """Bad pictures by stage and error."""
+    seconds: dict[str, float]
+    """Time by part; decoding runs beside the others and is summed over its threads."""
+    first_image_sha256: str | None
+    """Of the bytes of the shard's first good picture: other pictures under the same names are noticed by it."""
+    peak_memory_bytes: int
+    attempt: int
+    host: str
+    versions: dict[str, str]
+    finished: str
+
+
+class Manifest(Record):
+    """`manifest.json`: a finished folder. The same input and settings give the same bytes."""
+
+    schema_version: int
+    kind: str
+    fields: dict[str, Any]
+    fingerprint: str
+    plan: str
+    rows: int
+    bad: int
+    shards: list[File]
+    """In plan order."""
+    shard_rows: list[int]
+    other_files: list[File]
+
+
+def fingerprint_of(fields: dict[str, Any]) -> str:
+    """sha256 of the canonical JSON of the named fields."""
+    return hashlib.sha256(canonical_json(fields)).hexdigest()
+
+
+def load_record(path: Path, record: type[_Record]) -> _Record:
+    """Reads one of the JSON files above.
+
+    Raises:
+        UserError: it is absent, is not JSON, or has other keys than this version writes.
+    """
+    try:
+        return record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: damaged, or written by another version: {where}: {first['msg']}") from error
+
+
+def check_file(root: Path, file: File) -> str | None:
+    """One line that says how a file differs from its record, or None."""
+    path = root / file.path
+    if not path.is_file():
+        return f"{path}: expected a file of {file.bytes:,} bytes; found none"
+    if path.stat().st_size != file.bytes:
+        return f"{path}: expected {file.bytes:,} bytes, found {path.stat().st_size:,}"
+    if (found := file_sha256(path)) != file.sha256:
+        return f"{path}: damaged: expected sha256 {file.sha256[:12]}…, found {found[:12]}…"
+    return None

@@ -1,0 +1,184 @@
+"""Runs any stage over the shards of a ledger: skips what is done, tries again, quarantines, counts."""
+
+import resource
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.ledger import Ledger
+from sea_pipeline.records import Commit
+from sea_pipeline.samples import BadSample, Sample
+from sea_pipeline.storage import publish, publish_bytes
+
+ATTEMPTS = 2
+
+
+class ShardResult(NamedTuple):
+    """What a stage says of a shard that it has written."""
+
+    rows: int
+    bad: list[BadSample]
+    seconds: dict[str, float]
+    first_image_sha256: str | None
+
+
+class Stage(Protocol):
+    """Work on one shard at a time: idempotent, its result a function of the samples and the fingerprint alone."""
+
+    def process(
+        self,
+        samples: list[Sample],
+        image_root: Path,
+        target: Path,
+        facts: dict[str, Any],
+        advance: Callable[[int], None],
+    ) -> ShardResult:
+        """Writes the shard into the file `target`, with `facts` in its footer; tells `advance` of images as they pass.
+
+        A bad picture goes to the result's `bad`; an exception fails the shard.
+        """
+        ...
+
+    def finish(self, ledger: Ledger) -> list[Path]:
+        """Writes what follows from all shards together; returns the files that the manifest must name."""
+        ...
+
+
+@dataclass
+class Report:
+    """What a run did; what earlier runs had done does not count."""
+
+    images: int = 0
+    bad: int = 0
+    seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds by part, summed over shards."""
+    failed: dict[int, str] = field(default_factory=dict)
+    """Shards that failed `ATTEMPTS` times, with the last error; the tracebacks are in `logs/`."""
+
+
+def run(
+    ledger: Ledger,
+    make_stage: Callable[[], Stage],
+    *,
+    max_bad: float,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Finishes what is missing, one shard after the other, and writes the manifest when nothing is.
+
+    Args:
+        ledger: the output folder.
+        make_stage: called only when there is something to do.
+        max_bad: stop once more than this share of the pictures seen so far is bad (and more than one is).
+        advance: told how many images have passed; a negative number where a shard starts again.
+
+    Raises:
+        UserError: too many bad pictures, or the output cannot be written. What is committed stays.
+    """
+    report = Report()
+    begun = time.perf_counter()
+    tally = _Tally(ledger, max_bad)
+    missing = ledger.missing()
+    if missing or not ledger.finished:
+        stage = make_stage()
+        for shard in missing:
+            try:
+                commit = _with_attempts(ledger, stage, shard, advance)
+            except _ShardFailedError as failure:
+                report.failed[shard] = str(failure)
+                continue
+            report.images += commit.rows
+            report.bad += commit.bad
+            for part, seconds in commit.seconds.items():
+                report.parts[part] += seconds
+            tally.add(commit)
+        if not report.failed:
+            ledger.finish(stage.finish(ledger))
+    report.seconds = time.perf_counter() - begun
+    return report
+
+
+class _Tally:
+    """Good and bad pictures of all finished shards; refuses to go on when too many are bad."""
+
+    def __init__(self, ledger: Ledger, max_bad: float) -> None:
+        self._root = ledger.root
+        self._max_bad = max_bad
+        self._seen = 0
+        self._reasons: Counter[str] = Counter()
+        for commit in ledger.commits():
+            self._count(commit)
+        self._check()
+
+    def add(self, commit: Commit) -> None:
+        self._count(commit)
+        self._check()
+
+    def _count(self, commit: Commit) -> None:
+        self._seen += commit.rows + commit.bad
+        self._reasons.update(commit.reasons)
+
+    def _check(self) -> None:
+        bad = self._reasons.total()
+        if bad <= max(1, self._max_bad * self._seen):
+            return
+        reason, count = self._reasons.most_common(1)[0]
+        share = bad / self._seen
+        raise UserError(
+            f"{self._root}: {bad:,} of the {self._seen:,} pictures seen so far are bad ({share:.1%}; --max-bad allows "
+            f"{self._max_bad:.1%}), most often {reason} ({count:,}); each is listed in quarantine/ there; mend the "
+            f"input, or go on with --max-bad {min(1.0, share + 0.01):.2f} (what is labelled is kept)"
+        )
+
+
+class _ShardFailedError(Exception):
+    """A shard failed `ATTEMPTS` times."""
+
+
+def _with_attempts(ledger: Ledger, stage: Stage, shard: int, advance: Callable[[int], None]) -> Commit:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _process(ledger, stage, shard, attempt, advance)
+        except UserError:
+            raise
+        except Exception as error:
+            last = error
+            log = traceback.format_exc().encode()
+            publish_bytes(ledger.root / "logs" / f"{shard:05d}-attempt-{attempt}.log", log, ledger.root)
+    raise _ShardFailedError(f"{type(last).__name__}: {' '.join(str(last).split())[:300]}") from last
+
+
+def _process(ledger: Ledger, stage: Stage, shard: int, attempt: int, advance: Callable[[int], None]) -> Commit:
+    samples = ledger.samples(shard)
+    facts = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
+    passed = 0
+
+    def count(images: int) -> None:
+        nonlocal passed
+        passed += images
+        advance(images)
+
+    try:
+        with publish(ledger.part(shard), ledger.root) as scratch:
+            result = stage.process(samples, ledger.image_root, scratch, facts, count)
+    except BaseException:
+        advance(-passed)
+        raise
+    assert result.rows + len(result.bad) == len(samples), "every planned picture is a row or in quarantine"
+    if result.bad:
+        ledger.write_quarantine(shard, result.bad)
+    return ledger.record(
+        shard,
+        rows=result.rows,
+        bad=len(result.bad),
+        reasons=dict(Counter(f"{bad.stage}: {bad.error}" for bad in result.bad)),
+        seconds={part: round(spent, 3) for part, spent in result.seconds.items()},
+        first_image_sha256=result.first_image_sha256,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        attempt=attempt,
+    )

@@ -1,0 +1,149 @@
+"""The contract for labels: what a label shard holds, how it is written, how it is read.
+
+One row an image, in plan order; bad pictures have no row here but one in the quarantine table. Word ids are positions
+in `words.txt`, which lies beside the shards. Columns:
+
+    image_id      string                  what training data calls the image
+    uri           string                  where it was, relative to the image root
+    image_sha256  binary[32]              of the file's bytes
+    height, width int32                   of the upright picture, pixels
+    crop_box      float32[4]              x0, y0, x1, y1: the part that the encoder saw, 0..1 of the upright picture
+    words         uint16[rows·columns·n]  word ids, patch by patch (row-major), best first; 65,535: no label
+    scores        float16[same]           similarity s >= 0 of each (SEA Eq. 6), 0 where there is no label
+
+The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields, the number of patches and the
+sum of their embeddings, from which the mean similarity of every word follows (SEA Fig. 6b).
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+KIND = "labels"
+NO_WORD = 65_535
+ROWS_PER_GROUP = 32
+"""Few enough that one image is read in milliseconds, enough that zstd has something to compress."""
+
+_FOOTER = b"sea_pipeline"
+
+
+def label_schema(patches: int, top_n: int) -> pa.Schema:
+    """The columns of a label shard."""
+    size = patches * top_n
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("image_sha256", pa.binary(32), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("crop_box", _fixed_list(pa.float32(), 4), nullable=False),
+            pa.field("words", _fixed_list(pa.uint16(), size), nullable=False),
+            pa.field("scores", _fixed_list(pa.float16(), size), nullable=False),
+        ]
+    )
+
+
+class LabelRow(NamedTuple):
+    """What is stored of one image."""
+
+    image_id: str
+    uri: str
+    image_sha256: bytes
+    height: int
+    width: int
+    crop_box: tuple[float, float, float, float]
+    word_ids: npt.NDArray[np.integer[Any]]
+    """(patches, n), -1 where there is no label."""
+    scores: npt.NDArray[np.floating[Any]]
+    """(patches, n), 0 where there is no label."""
+
+
+class ShardWriter:
+    """Writes the rows of one shard as they come; holds one row group in memory."""
+
+    def __init__(self, path: Path, patches: int, top_n: int) -> None:
+        self._schema = label_schema(patches, top_n)
+        self._rows: list[LabelRow] = []
+        # Our own file object: Python's OSError says why a disk cannot be written, Arrow's may not.
+        self._file = path.open("wb")
+        self._writer = pq.ParquetWriter(
+            self._file,
+            self._schema,
+            compression="zstd",
+            compression_level=3,
+            # Measured (half the bytes of the default, twice its reading speed): see README, "On disk".
+            use_dictionary=False,
+            column_encoding={"scores.list.element": "BYTE_STREAM_SPLIT"},
+            write_statistics=["image_id"],
+            write_page_checksum=True,
+        )
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+            else:
+                # Else Arrow closes it later, when the file is gone. The file is thrown away in any case.
+                with suppress(Exception):
+                    self._writer.close()
+
+    def add(self, row: LabelRow) -> None:
+        """Appends one image."""
+        self._rows.append(row)
+        if len(self._rows) == ROWS_PER_GROUP:
+            self._flush()
+
+    def set_footer(self, facts: dict[str, Any]) -> None:
+        """Sets the JSON object of the footer; before the writer closes."""
+        self._writer.add_key_value_metadata({_FOOTER: json.dumps(facts, sort_keys=True)})
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        word_ids = np.stack([row.word_ids for row in self._rows])
+        lists: dict[str, npt.NDArray[Any]] = {
+            "crop_box": np.array([row.crop_box for row in self._rows], np.float32),
+            "words": np.where(word_ids < 0, NO_WORD, word_ids).astype(np.uint16),
+            "scores": np.stack([row.scores for row in self._rows]).astype(np.float16),
+        }
+        arrays = [
+            pa.FixedSizeListArray.from_arrays(pa.array(lists[field.name].ravel()), type=field.type)
+            if field.name in lists
+            else pa.array([getattr(row, field.name) for row in self._rows], field.type)
+            for field in self._schema
+        ]
+        self._writer.write_table(pa.table(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
+        self._rows.clear()
+
+
+def shard_footer(path: Path) -> dict[str, Any]:
+    """The JSON object in a shard's footer."""
+    facts: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[_FOOTER])
+    return facts
+
+
+def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """The word ids and scores of a table of rows: int32 and float32 (rows, patches, n); -1 and 0 for no label."""
+    flat = {name: table[name].combine_chunks().flatten().to_numpy() for name in ("words", "scores")}
+    shape = (len(table), -1, top_n)
+    word_ids = flat["words"].astype(np.int32).reshape(shape)
+    word_ids[word_ids == NO_WORD] = -1
+    return word_ids, flat["scores"].astype(np.float32).reshape(shape)
+
+
+def _fixed_list(kind: pa.DataType, size: int) -> pa.DataType:
+    return pa.list_(pa.field("element", kind, nullable=False), size)

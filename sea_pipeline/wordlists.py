@@ -1,0 +1,96 @@
+"""Word lists: read, normalised, checked, hashed. Word ids are positions in the normalised list."""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sea_pipeline.errors import UserError
+
+MAX_WORDS = 65_535
+"""Word ids are stored as uint16 and 65,535 means «no label»."""
+
+
+@dataclass(frozen=True)
+class WordList:
+    """A normalised list of distinct words.
+
+    `sha256` is that of `text()`: two lists are the same if and only if their hashes are, whatever their names.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def text(self) -> str:
+        """The normalised list as a file holds it: UTF-8, one word a line."""
+        return _text(self.words)
+
+
+def builtin_folder() -> Path:
+    """Where the lists that come with this package are: inside the wheel, or at the top of a checkout."""
+    inside = Path(__file__).parent / "data" / "wordlists"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "wordlists"
+
+
+def load_wordlist(spec: str) -> WordList:
+    """Reads a word list by its name (`2of12`) or from a file: UTF-8, one word or phrase a line.
+
+    Words are stripped and brought to Unicode form NFC; blank lines are left out; order and case are kept.
+
+    Raises:
+        UserError: no such list, not UTF-8, empty, a word twice, control characters, or over 65,535 words.
+    """
+    path = Path(spec)
+    builtin = builtin_folder() / f"{spec}.txt"
+    if not path.is_file() and "/" not in spec and builtin.is_file():
+        path = builtin
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in builtin_folder().glob("*.txt")))
+        raise UserError(f"--wordlist {spec}: expected a file or one of the lists {known}; found neither")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: the word list cannot be read: {error.strerror}") from error
+    words = parse_wordlist(raw, str(path))
+    return WordList(path.stem, words, hashlib.sha256(_text(words).encode()).hexdigest())
+
+
+def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
+    """The normalised words of a file's bytes; `origin` names the file in errors. See `load_wordlist`."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{origin}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {line}; "
+            "convert it, for example with: iconv -f latin1 -t utf-8"
+        ) from error
+    first_line: dict[str, int] = {}
+    for number, word in _numbered_words(text):
+        if any(unicodedata.category(character) == "Cc" for character in word):
+            raise UserError(f"{origin}: line {number} holds a control character; expected one word or phrase a line")
+        if word in first_line:
+            raise UserError(
+                f"{origin}: expected every word once; found {word!r} in lines {first_line[word]} and {number}"
+            )
+        first_line[word] = number
+    if not first_line:
+        raise UserError(f"{origin}: expected one word or phrase a line; found none")
+    if len(first_line) > MAX_WORDS:
+        raise UserError(f"{origin}: expected at most {MAX_WORDS:,} words, found {len(first_line):,}; shorten the list")
+    return tuple(first_line)
+
+
+def _numbered_words(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if word := unicodedata.normalize("NFC", line.strip()):
+            yield number, word
+
+
+def _text(words: tuple[str, ...]) -> str:
+    return "".join(f"{word}\n" for word in words)
