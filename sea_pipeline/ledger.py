@@ -34,6 +34,7 @@ from sea_pipeline.records import (
     File,
     Manifest,
     check_file,
+    file_record,
     fingerprint_of,
     load_record,
 )
@@ -104,6 +105,7 @@ class Ledger:
             shard_size=shard_size,
             source=listing.origin,
             image_root=str(listing.root),
+            files=[],
         )
         if (root / "dataset.json").exists():
             ledger = cls(root, cls.open(root).dataset, listing.root)
@@ -111,18 +113,21 @@ class Ledger:
             ledger._refuse_other_pictures()
             sweep(root)
             return ledger
-        strangers = sorted({path.name for path in root.glob("*")} - {TEMPORARY, "plan.parquet", *companions})
+        plan = root / "plan.parquet"
+        strangers = sorted({path.name for path in root.glob("*")} - {TEMPORARY, plan.name, *companions})
         if strangers:
             raise UserError(
                 f"{root}: expected an empty folder or one that sea-pipeline began; found {strangers[0]!r} in it; "
                 "choose another --out"
             )
-        with publish(root / "plan.parquet", root) as scratch:
+        with publish(plan, root) as scratch:
             _write_plan(scratch, samples, shard_size)
         for name, content in companions.items():
             publish_bytes(root / name, content, root)
-        publish_bytes(root / "dataset.json", wanted.to_bytes(), root)
-        return cls(root, wanted)
+        files = [file_record(root, root / name) for name in (plan.name, *companions)]
+        dataset = wanted.model_copy(update={"files": files})
+        publish_bytes(root / "dataset.json", dataset.to_bytes(), root)
+        return cls(root, dataset)
 
     def samples(self, shard: int) -> list[Sample]:
         """The planned pictures of one shard."""
@@ -170,10 +175,6 @@ class Ledger:
         with publish(self.quarantine(shard), self.root) as scratch:
             pq.write_table(pa.table(columns, schema=_QUARANTINE), scratch, write_page_checksum=True)
 
-    def file(self, path: Path) -> File:
-        """Size and hash of a file of this folder, as they are now."""
-        return File(path=path.relative_to(self.root).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
-
     def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
         """Writes a shard's commit; its data and its quarantine must stand already."""
         files = [self.part(shard)] + ([self.quarantine(shard)] if facts["bad"] else [])
@@ -181,7 +182,7 @@ class Ledger:
             shard=shard,
             fingerprint=self.dataset.fingerprint,
             plan=self.dataset.plan,
-            files=[self.file(path) for path in files],
+            files=[file_record(self.root, path) for path in files],
             host=platform.node(),
             versions={name: version(name) for name in ("sea-pipeline", "torch", "pyarrow", "pillow", "numpy")},
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -201,7 +202,7 @@ class Ledger:
             shards=[commit.files[0] for commit in commits],
             shard_rows=[commit.rows for commit in commits],
             other_files=[
-                *(self.file(path) for path in other_files),
+                *(file_record(self.root, path) for path in other_files),
                 *(file for commit in commits for file in commit.files[1:]),
             ],
         )
@@ -223,22 +224,18 @@ class Ledger:
         return load_record(self.root / "manifest.json", Manifest)
 
     def check(self, advance: Callable[[int], None] = lambda _: None) -> tuple[list[File], list[str]]:
-        """Hashes every file that a commit or the manifest names; the files, and a line for each that differs."""
+        """Hashes every file that a record names; the files, and a line for each that differs from its record."""
         files: dict[str, File] = {}
         problems: list[str] = []
         manifest = self.manifest() if self.finished else None
-        named = [*manifest.shards, *manifest.other_files] if manifest else []
-        for file in [*named, *(file for commit in self.commits() for file in commit.files)]:
+        named = [*self.dataset.files, *(file for commit in self.commits() for file in commit.files)]
+        for file in [*named, *manifest.shards, *manifest.other_files] if manifest else named:
             if files.setdefault(file.path, file) != file:
-                problems.append(f"{self.root / file.path}: its commit and the manifest differ")
+                problems.append(f"{self.root / file.path}: the manifest and the record before it differ")
         for file in files.values():
             problem = check_file(self.root, file)
             problems += [problem] if problem else []
             advance(file.path.startswith(f"{self.dataset.kind}/"))
-        if _plan_sha256([sample for shard in range(self.dataset.shards) for sample in self.samples(shard)]) != (
-            self.dataset.plan
-        ):
-            problems.append(f"{self.root / 'plan.parquet'}: differs from the plan that dataset.json names")
         return list(files.values()), problems
 
     def _refuse_another_run(self, wanted: Dataset, samples: Sequence[Sample]) -> None:

@@ -24,6 +24,14 @@ class Record(BaseModel):
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
+class File(Record):
+    """A file by its path inside the output folder, its size in bytes and its sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
 class Dataset(Record):
     """`dataset.json`: what an output folder is."""
 
@@ -42,14 +50,8 @@ class Dataset(Record):
     source: str
     """What the images were listed from; for people."""
     image_root: str
-
-
-class File(Record):
-    """A file by its path inside the output folder, its size in bytes and its sha256."""
-
-    path: str
-    bytes: int
-    sha256: str
+    files: list[File]
+    """`plan.parquet` and what else was written before the first shard."""
 
 
 class Commit(Record):
@@ -110,6 +112,11 @@ def load_record(path: Path, record: type[_Record]) -> _Record:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"{path}: damaged, or written by another version: {where}: {first['msg']}") from error
+
+
+def file_record(root: Path, path: Path) -> File:
+    """Size and hash of a file below `root`, as they are now."""
+    return File(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def check_file(root: Path, file: File) -> str | None:

@@ -74,7 +74,7 @@ def run(
     Args:
         ledger: the output folder.
         make_stage: called only when there is something to do.
-        max_bad: stop once more than this share of the pictures seen so far is bad (and more than one is).
+        max_bad: stop as soon as more than this share of all planned pictures is bad (and more than one is).
         advance: told how many images have passed; a negative number where a shard starts again.
 
     Raises:
@@ -82,7 +82,7 @@ def run(
     """
     report = Report()
     begun = time.perf_counter()
-    tally = _Tally(ledger, max_bad)
+    bad_count = _BadCount(ledger, max_bad)
     missing = ledger.missing()
     if missing or not ledger.finished:
         stage = make_stage()
@@ -96,43 +96,37 @@ def run(
             report.bad += commit.bad
             for part, seconds in commit.seconds.items():
                 report.parts[part] += seconds
-            tally.add(commit)
+            bad_count.add(commit)
         if not report.failed:
             ledger.finish(stage.finish(ledger))
     report.seconds = time.perf_counter() - begun
     return report
 
 
-class _Tally:
-    """Good and bad pictures of all finished shards; refuses to go on when too many are bad."""
+class _BadCount:
+    """The bad pictures of all finished shards; refuses to go on when they are too many."""
 
     def __init__(self, ledger: Ledger, max_bad: float) -> None:
-        self._root = ledger.root
+        self._ledger = ledger
         self._max_bad = max_bad
-        self._seen = 0
         self._reasons: Counter[str] = Counter()
         for commit in ledger.commits():
-            self._count(commit)
+            self._reasons.update(commit.reasons)
         self._check()
 
     def add(self, commit: Commit) -> None:
-        self._count(commit)
+        self._reasons.update(commit.reasons)
         self._check()
 
-    def _count(self, commit: Commit) -> None:
-        self._seen += commit.rows + commit.bad
-        self._reasons.update(commit.reasons)
-
     def _check(self) -> None:
-        bad = self._reasons.total()
-        if bad <= max(1, self._max_bad * self._seen):
+        bad, planned = self._reasons.total(), self._ledger.dataset.images
+        if bad <= max(1, self._max_bad * planned):
             return
         reason, count = self._reasons.most_common(1)[0]
-        share = bad / self._seen
         raise UserError(
-            f"{self._root}: {bad:,} of the {self._seen:,} pictures seen so far are bad ({share:.1%}; --max-bad allows "
-            f"{self._max_bad:.1%}), most often {reason} ({count:,}); each is listed in quarantine/ there; mend the "
-            f"input, or go on with --max-bad {min(1.0, share + 0.01):.2f} (what is labelled is kept)"
+            f"{self._ledger.root}: {bad:,} of {planned:,} pictures are bad so far, more than --max-bad "
+            f"{self._max_bad:g} allows; most often: {reason} ({count:,}); quarantine/ there lists each; mend the "
+            "input, or accept them with a larger --max-bad (what is labelled is kept)"
         )
 
 

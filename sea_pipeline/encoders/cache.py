@@ -37,7 +37,7 @@ def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], 
 
 def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
     try:
-        with np.load(path, allow_pickle=False) as archive:  # a zip: its checksums are checked here
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # a zip: checksums are checked
             values = archive["embeddings"]
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None

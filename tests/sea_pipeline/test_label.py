@@ -1,0 +1,115 @@
+"""What the labels mean: drawn pictures whose answer is planted, patch by patch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sea_pipeline import open_labels
+from sea_pipeline.label_run import LabelRun
+from sea_pipeline.shards import shard_footer
+from sea_pipeline.store import Labels
+from tests.world import COLOURS, ColourEncoder, draw, draw_folder
+
+Label = Callable[..., LabelRun]
+GRID = [["red", "green", "blue", "grey"], ["brown", "red", "red", "cyan"], ["yellow", "magenta", "green", "brown"]]
+
+
+def best(labels: Labels) -> list[list[str]]:
+    names = list(COLOURS)
+    return [[names[word] for word in row] for row in labels.word_ids[:, 0].reshape(labels.grid)]
+
+
+def test_every_patch_gets_the_colour_that_was_drawn_there(label: Label, tmp_path: Path) -> None:
+    draw(tmp_path / "photos" / "x.png", GRID)
+    label(images=str(tmp_path / "photos"))
+    labels = open_labels(tmp_path / "labels")["x.png"]
+    assert best(labels) == GRID
+    np.testing.assert_allclose(labels.scores[:, 0], 1, atol=1e-3)
+
+
+def test_a_wide_picture_is_cropped_to_its_middle(label: Label, tmp_path: Path) -> None:
+    """Rows and columns must not be exchanged, and crop_box must say where the grid lies."""
+    wide = [["blue", *row, "blue"] for row in GRID]
+    draw(tmp_path / "photos" / "wide.png", wide, size=(288, 192))
+    tall = [["yellow"] * 4, *GRID, ["yellow"] * 4]
+    draw(tmp_path / "photos" / "tall.png", tall, size=(192, 320))
+    label(images=str(tmp_path / "photos"))
+    store = open_labels(tmp_path / "labels")
+    assert best(store["wide.png"]) == GRID
+    assert store["wide.png"].crop_box == pytest.approx((1 / 6, 0, 5 / 6, 1))
+    assert best(store["tall.png"]) == GRID
+    assert store["tall.png"].crop_box == pytest.approx((0, 0.2, 1, 0.8))
+
+
+def test_scores_are_those_of_equation_6(label: Label, encoder: ColourEncoder, tmp_path: Path) -> None:
+    draw_folder(tmp_path / "photos", 5)
+    label(images=str(tmp_path / "photos"), top_n=8)
+    store = open_labels(tmp_path / "labels")
+    table = encoder.words(list(COLOURS), lambda _: None).double()
+    for image_id in store.ids:
+        labels = store[image_id]
+        cells = [COLOURS[name] for row in best(labels) for name in row]
+        patches = torch.nn.functional.normalize(torch.tensor(cells) / 127.5 - 1, dim=-1).double()
+        s = (patches @ table.T).numpy()
+        for patch in range(12):
+            there = labels.word_ids[patch] >= 0
+            assert there.sum() == (s[patch] >= 0).sum()
+            found = labels.word_ids[patch][there]
+            np.testing.assert_allclose(labels.scores[patch][there], s[patch][found], atol=6e-4)
+
+
+def test_the_sign_of_the_encoder_turns_the_ranking_round(label: Label, encoder: ColourEncoder, tmp_path: Path) -> None:
+    draw(tmp_path / "photos" / "x.png", GRID)
+    encoder.sign = -1
+    label(images=str(tmp_path / "photos"))
+    opposite = {"red": "cyan", "green": "magenta", "blue": "yellow"}
+    found = best(open_labels(tmp_path / "labels")["x.png"])
+    assert [found[0][0], found[0][1], found[0][2]] == [opposite[name] for name in GRID[0][:3]]
+
+
+def test_the_mean_similarity_of_every_word_is_over_all_patches(
+    label: Label, encoder: ColourEncoder, tmp_path: Path
+) -> None:
+    draw_folder(tmp_path / "photos", 9)
+    run = label(images=str(tmp_path / "photos"), shard_size=2)
+    store = open_labels(tmp_path / "labels")
+    cells = [COLOURS[name] for image_id in store.ids for row in best(store[image_id]) for name in row]
+    patches = torch.nn.functional.normalize(torch.tensor(cells) / 127.5 - 1, dim=-1).double()
+    expected = (patches @ encoder.words(list(COLOURS), lambda _: None).double().T).mean(0)
+    np.testing.assert_allclose(store.mean_similarity(), expected, atol=1e-6)
+    footers = [shard_footer(run.ledger.part(shard)) for shard in range(5)]
+    assert sum(footer["patches"] for footer in footers) == 9 * 12
+
+
+def test_an_image_whose_embedding_is_not_finite_is_quarantined(
+    label: Label, encoder: ColourEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_folder(tmp_path / "photos", 6)
+    plain = encoder.patches
+
+    def broken(pixels: torch.Tensor) -> torch.Tensor:
+        vectors = plain(pixels)
+        vectors[1, 5, 0] = torch.nan
+        return vectors
+
+    monkeypatch.setattr(encoder, "patches", broken)
+    label(images=str(tmp_path / "photos"), shard_size=6)
+    store = open_labels(tmp_path / "labels")
+    (bad,) = store.quarantine()
+    assert (bad["image_id"], bad["stage"], bad["error"]) == ("003.png", "encode", "NotFinite")
+    assert len(store) == 5
+    assert np.isfinite(store.mean_similarity()).all()
+
+
+def test_words_are_embedded_once_for_a_list(label: Label, encoder: ColourEncoder, tmp_path: Path) -> None:
+    draw_folder(tmp_path / "photos", 1)
+    for out in ("one", "two"):
+        label(images=str(tmp_path / "photos"), out=tmp_path / out)
+    assert encoder.embedded_words == 8
+    for cached in (tmp_path / "cache" / "words").glob("*.npz"):
+        cached.write_bytes(cached.read_bytes()[:-30])
+    label(images=str(tmp_path / "photos"), out=tmp_path / "three")
+    assert encoder.embedded_words == 16

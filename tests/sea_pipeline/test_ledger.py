@@ -1,0 +1,76 @@
+"""Damage is found and named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_run import LabelRun
+from sea_pipeline.ledger import Ledger
+from tests.world import draw_folder
+
+
+@pytest.fixture
+def folder(label: Callable[..., LabelRun], tmp_path: Path) -> Path:
+    photos = draw_folder(tmp_path / "photos", 9)
+    (photos / "003.png").write_bytes(b"")
+    label(images=str(photos))
+    return tmp_path / "labels"
+
+
+def flip(path: Path, offset: int, bit: int) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[offset] ^= 1 << bit
+    path.write_bytes(damaged)
+
+
+def test_one_flipped_bit_anywhere_in_a_shard_is_found(folder: Path) -> None:
+    shard = folder / "labels" / "part-00001-of-00003.parquet"
+    whole = shard.read_bytes()
+    for number, offset in enumerate(range(0, len(whole), len(whole) // 40)):
+        flip(shard, offset, number % 8)
+        with pytest.raises(ValueError, match=r"part-00001-of-00003\.parquet: damaged"):
+            open_labels(folder)
+        assert [shard.name in problem for problem in Ledger.open(folder).check()[1]] == [True]
+        shard.write_bytes(whole)
+    open_labels(folder)
+
+
+@pytest.mark.parametrize("name", ["words.txt", "words.parquet", "quarantine/00000.parquet", "plan.parquet"])
+def test_damage_to_the_other_files_is_found(folder: Path, name: str) -> None:
+    flip(folder / name, (folder / name).stat().st_size // 2, 0)
+    try:
+        problems = Ledger.open(folder).check()[1]
+    except UserError as error:
+        problems = [str(error)]
+    assert problems
+    assert all(name in problem for problem in problems)
+
+
+def test_a_missing_or_short_shard_is_named(folder: Path) -> None:
+    shard = folder / "labels" / "part-00002-of-00003.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"part-00002.*expected [\d,]+ bytes, found"):
+        open_labels(folder)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"part-00002.*found none"):
+        open_labels(folder)
+
+
+def test_records_are_strict(folder: Path) -> None:
+    path = folder / "dataset.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"surprise": 1}))
+    with pytest.raises(UserError, match=r"dataset\.json: damaged.*surprise"):
+        open_labels(folder)
+    path.write_text(json.dumps(record | {"schema_version": 99}))
+    with pytest.raises(UserError, match="expected schema version 1, found 99"):
+        open_labels(folder)
+
+
+def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"found no dataset\.json"):
+        open_labels(tmp_path)

@@ -1,0 +1,120 @@
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sea_pipeline.pixels import BadImageError, read_picture
+
+RED = (255, 0, 0)
+
+
+def save(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def pixel(path: Path, place: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
+    picture = read_picture(path).image
+    assert picture.mode == "RGB"
+    return tuple(int(channel) for channel in np.asarray(picture)[place[1], place[0]])
+
+
+def test_the_hash_is_of_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png", Image.new("RGB", (3, 2), RED))
+    assert read_picture(path).sha256 == hashlib.sha256(path.read_bytes()).digest()
+
+
+def test_exif_turns_the_picture(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2), "blue")
+    image.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    path = save(tmp_path / "x.png", image, exif=exif)
+    assert read_picture(path).image.size == (2, 4)
+    assert pixel(path, (1, 0)) == RED
+
+
+def test_damaged_exif_is_not_a_damaged_picture(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.jpg", Image.new("RGB", (8, 8), RED), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert read_picture(path).image.size == (8, 8)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 256, 32_896, 65_535]], np.uint16)
+    path = save(tmp_path / "x.png", Image.fromarray(values))
+    assert [pixel(path, (x, 0))[0] for x in range(4)] == [0, 0, 128, 255]
+
+
+def test_alpha_lies_over_white_and_palettes_become_colours(tmp_path: Path) -> None:
+    assert pixel(save(tmp_path / "a.png", Image.new("RGBA", (1, 1), (9, 9, 9, 0)))) == (255, 255, 255)
+    assert pixel(save(tmp_path / "la.png", Image.new("LA", (1, 1), (0, 255)))) == (0, 0, 0)
+    assert pixel(save(tmp_path / "p.png", Image.new("RGB", (1, 1), RED).quantize())) == RED
+    transparent = Image.new("RGB", (1, 1), RED).quantize()
+    assert pixel(save(tmp_path / "pt.png", transparent, transparency=0)) == (255, 255, 255)
+    assert pixel(save(tmp_path / "1.png", Image.new("1", (1, 1), 1))) == (255, 255, 255)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    red, green, blue = pixel(save(tmp_path / "x.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=100))
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_the_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = save(tmp_path / f"x.{suffix}", frames[0], save_all=True, append_images=frames[1:])
+    red, _, blue = pixel(path)
+    assert red > 200
+    assert blue < 60
+
+
+def bomb() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "stage", "message"),
+    [
+        (b"", "read", "0 bytes"),
+        (b"hello", "decode", "no format that Pillow knows"),
+        (jpeg()[:-800], "decode", "truncated"),
+        (bomb(), "decode", "decompression bomb"),
+    ],
+)
+def test_a_bad_file_says_where_and_why(tmp_path: Path, data: bytes, stage: str, message: str) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(data)
+    with pytest.raises(BadImageError) as error:
+        read_picture(path)
+    assert error.value.stage == stage
+    assert message in error.value.message
+    assert error.value.sha256 == hashlib.sha256(data).digest()
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BadImageError, match="found a folder"):
+        read_picture(tmp_path)
+    with pytest.raises(BadImageError, match="No such file"):
+        read_picture(tmp_path / "absent.jpg")
+
+
+def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
+    assert pixel(save(tmp_path / "x.png", Image.new("RGB", (1, 1), RED))) == RED
+
+
+def test_floating_point_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadImageError, match="floating point"):
+        read_picture(save(tmp_path / "x.tiff", Image.new("F", (2, 2), 0.5)))

@@ -1,0 +1,250 @@
+"""Interrupted, repeated, failing and refused runs."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sea_pipeline import open_labels, storage
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_run import LabelRun
+from sea_pipeline.ledger import Ledger
+from tests.world import ColourEncoder, draw_folder, word_file
+
+Label = Callable[..., LabelRun]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return draw_folder(tmp_path / "photos", 18)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything a finished folder says, byte by byte, but for the commits, which hold times and host names."""
+    names = ["manifest.json", "dataset.json", "words.txt", "words.parquet", "plan.parquet"]
+    files = [folder / name for name in names] + sorted((folder / "labels").iterdir())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_a_second_run_finds_nothing_to_do(label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "labels").rglob("*")}
+    encoder.patches = encoder.words = None  # type: ignore[method-assign,assignment]  # must not be called
+    again = label(images=str(photos))
+    assert (again.report.images, again.report.bad) == (0, 0)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "labels").rglob("*")} == before
+
+
+def test_only_what_is_missing_is_done_again(label: Label, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels"
+    label(images=str(photos))
+    whole = content(out)
+    (out / "commits" / "00001.json").unlink()
+    (out / "labels" / "part-00003-of-00005.parquet").write_bytes(b"short")
+    (out / "commits" / "00004.json").write_text("{half")
+    (out / "manifest.json").unlink()
+    again = label(images=str(photos))
+    assert again.report.images == 4 + 4 + 2
+    assert content(out) == whole
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside this process: nothing may catch it."""
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
+@pytest.mark.parametrize("call", range(1, 17))
+def test_a_kill_around_any_rename_loses_nothing(
+    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, call: int
+) -> None:
+    """Plan, words, dataset, 5 x (data, commit), words.parquet, manifest and the cache: 16 renames in a run."""
+    label(images=str(photos), out=tmp_path / "whole")
+    shutil.rmtree(tmp_path / "cache")
+    calls = 0
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call and moment == "before the rename":
+            raise Killed
+        os.replace(source, target)  # noqa: PTH105
+        if calls == call:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Path, "replace", replace)
+        with pytest.raises(Killed):
+            label(images=str(photos))
+    label(images=str(photos))
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "photos", 400)
+    words = word_file(tmp_path / "colours.txt")
+    label(images=str(photos), out=tmp_path / "whole", shard_size=8)
+    command = [sys.executable, "-m", "tests.world", "label", "--images", photos, "--wordlist", words, "--top-n", "3"]
+    command += ["--out", tmp_path / "killed", "--shard-size", "8", "--device", "cpu", "--search", "torch"]
+    moments = random.Random(0)
+    begun = False
+    for _ in range(6):
+        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()  # «labels go to …»: the imports are over
+        time.sleep(moments.uniform(0.0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        begun |= any((tmp_path / "killed" / "commits").glob("*"))
+        assert not (tmp_path / "killed" / "manifest.json").exists()
+    assert begun
+    last = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    assert "50 of 50 done" in last.stdout
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert not list((tmp_path / "killed" / ".tmp").iterdir())
+
+
+def test_two_runs_of_one_folder_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    words = word_file(tmp_path / "colours.txt")
+    command = [sys.executable, "-m", "tests.world", "label", "--images", photos, "--wordlist", words, "--top-n", "3"]
+    command += ["--out", tmp_path / "both", "--shard-size", "4", "--device", "cpu"]
+    both = [subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert content(tmp_path / "both") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"top_n": 2}, "top_n: 3 there, 2 asked for"),
+        ({"shard_size": 5}, "shard_size: 4 there, 5 asked for"),
+        ({"limit": 7}, "11 images are gone (such as "),
+        ({"wordlist": "short.txt"}, "wordlist.words: 8 there, 3 asked for"),
+    ],
+)
+def test_other_settings_on_the_same_folder_are_refused(
+    label: Label, photos: Path, tmp_path: Path, change: dict[str, object], expected: str
+) -> None:
+    label(images=str(photos))
+    whole = content(tmp_path / "labels")
+    (tmp_path / "short.txt").write_text("red\ngreen\nblue")
+    if "wordlist" in change:
+        change = {"wordlist": str(tmp_path / "short.txt")}
+    with pytest.raises(UserError, match="choose another --out") as error:
+        label(images=str(photos), **change)
+    assert expected in str(error.value)
+    assert content(tmp_path / "labels") == whole
+
+
+def test_another_encoder_is_refused_by_the_field_that_differs(
+    label: Label, encoder: ColourEncoder, photos: Path
+) -> None:
+    label(images=str(photos))
+    encoder.version = "2"
+    with pytest.raises(UserError, match=r'encoder\.version: "1" there, "2" asked for$'):
+        label(images=str(photos))
+
+
+def test_other_pictures_are_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    draw_folder(photos / "more", 1)
+    with pytest.raises(UserError, match="1 images are new"):
+        label(images=str(photos))
+    shutil.rmtree(photos / "more")
+    other = draw_folder(tmp_path / "other" / "photos", 18, seed=1)
+    with pytest.raises(UserError, match="another picture under the name"):
+        label(images=str(other))
+    moved = shutil.copytree(draw_folder(tmp_path / "same", 18), tmp_path / "moved")
+    assert label(images=str(moved)).report.images == 0
+
+
+def test_folders_that_are_not_ours_are_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"found 'thesis\.tex'"):
+        label(images=str(photos))
+    with pytest.raises(UserError, match="inside the input folder"):
+        label(images=str(photos), out=photos / "labels")
+    with pytest.raises(UserError, match="found a file"):
+        label(images=str(photos), out=tmp_path / "colours.txt")
+
+
+def test_a_passing_fault_costs_an_attempt(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    plain, calls = encoder.patches, 0
+
+    def once(pixels: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise RuntimeError("a passing fault")
+        return plain(pixels)
+
+    monkeypatch.setattr(encoder, "patches", once)
+    run = label(images=str(photos))
+    assert not run.report.failed
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+    assert json.loads((tmp_path / "labels" / "commits" / "00002.json").read_text())["attempt"] == 2
+    assert "a passing fault" in (tmp_path / "labels" / "logs" / "00002-attempt-1.log").read_text()
+
+
+def test_a_shard_that_fails_is_listed_and_the_others_are_done(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, fail = encoder.patches, True
+
+    def broken(pixels: torch.Tensor) -> torch.Tensor:
+        if fail and len(pixels) == 2:  # only the last shard has two pictures
+            raise RuntimeError("no kernel image")
+        return plain(pixels)
+
+    monkeypatch.setattr(encoder, "patches", broken)
+    run = label(images=str(photos))
+    assert run.report.failed == {4: "RuntimeError: no kernel image"}
+    assert run.report.images == 16
+    with pytest.raises(ValueError, match="4 of 5 shards are done"):
+        open_labels(tmp_path / "labels")
+    fail = False
+    assert label(images=str(photos)).report.images == 2
+    assert len(open_labels(tmp_path / "labels")) == 18
+
+
+def test_mostly_broken_input_stops_the_run_and_nothing_is_lost(label: Label, photos: Path, tmp_path: Path) -> None:
+    for number in (0, 3, 6, 9, 12, 15):
+        (photos / f"{number:03d}.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"4 of 18 pictures are bad so far, more than --max-bad 0\.01 allows") as error:
+        label(images=str(photos))
+    assert "decode: UnidentifiedImageError" in str(error.value)
+    with pytest.raises(ValueError, match="shards are done"):
+        open_labels(tmp_path / "labels")
+    run = label(images=str(photos), max_bad=0.5)
+    store = open_labels(tmp_path / "labels")
+    assert len(store) == 12
+    assert run.report.bad == 2  # the shard with the first four was kept
+    assert [bad["image_id"] for bad in store.quarantine()] == [f"{n:03d}.png" for n in (0, 3, 6, 9, 12, 15)]
+
+
+def test_one_bad_picture_never_stops_a_small_run(label: Label, photos: Path, tmp_path: Path) -> None:
+    (photos / "003.png").write_bytes(b"")
+    assert label(images=str(photos)).report.bad == 1
+    assert len(open_labels(tmp_path / "labels")) == 17
+
+
+def test_the_quarantine_table_has_its_columns(label: Label, photos: Path, tmp_path: Path) -> None:
+    (photos / "003.png").write_bytes(b"")
+    label(images=str(photos))
+    (table,) = (pq.read_table(path) for path in (tmp_path / "labels" / "quarantine").iterdir())
+    assert table.column_names == ["image_id", "uri", "stage", "error", "message", "image_sha256"]
+    assert Ledger.open(tmp_path / "labels").check()[1] == []

