@@ -1,0 +1,31 @@
+PYTHON ?= python3
+BIN = .venv/bin
+# Nothing here may reach for a model hub, whatever a library tries.
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test lint bench .venv clean
+
+demo: .venv ## Label the sample photos with the packaged models; pictures and tables.
+	$(BIN)/sea-pipeline demo
+
+test: .venv
+	$(BIN)/python -m pytest
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv
+	$(BIN)/python -m tests.bench
+
+# The versions that passed the tests. Other versions may well work: pyproject.toml says which are allowed.
+.venv: .venv/.ready
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,demo,train,dask,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist runs bench.json
