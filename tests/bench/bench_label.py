@@ -61,7 +61,8 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
     def label() -> None:
         fields = LabelStage.fields(encoder, words, TOP_N)
         companions = {"words.txt": words.text().encode()}
-        run(Ledger.begin(folder / f"out{next(runs)}", KIND, fields, listing, 2048, companions), lambda: stage, max_bad=0)
+        out = folder / f"out{next(runs)}"
+        run(Ledger.begin(out, KIND, fields, listing, 2048, companions), lambda: stage, max_bad=0)
 
     def decode() -> list[np.ndarray]:
         with ThreadPoolExecutor(threads) as pool:
