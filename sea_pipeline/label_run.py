@@ -83,9 +83,9 @@ class LabelRun:
     listing: Listing
     report: Report
     device: str
-    backend: str
+    backend: str = ""
     """What proposed candidates; empty where nothing was left to do."""
-    fallbacks: int
+    fallbacks: int = 0
     """Patches whose labels needed float64 scores of the whole list."""
 
 
@@ -109,19 +109,13 @@ def label(
     fields = LabelStage.fields(encoder, words, settings.top_n)
     ledger = _begin(settings, listing, words, fields)
     begun(ledger)
-    stages: list[LabelStage] = []
-
-    def make_stage() -> LabelStage:
-        stages.append(_stage(settings, encoder, words, device, progress))
-        return stages[0]
-
+    if ledger.finished and not ledger.missing():
+        return LabelRun(ledger, listing, Report(), device)
+    stage = _stage(settings, encoder, words, device, progress)
     done = sum(commit.rows + commit.bad for commit in ledger.commits())
     with progress("labelling", ledger.dataset.images, done) as advance:
-        report = run(ledger, make_stage, max_bad=settings.max_bad, advance=advance)
-    search = stages[0].search if stages else None
-    return LabelRun(
-        ledger, listing, report, device, search.backend if search else "", search.fallbacks if search else 0
-    )
+        report = run(ledger, stage, max_bad=settings.max_bad, advance=advance)
+    return LabelRun(ledger, listing, report, device, stage.search.backend, stage.search.fallbacks)
 
 
 def _begin(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Ledger:

@@ -64,7 +64,7 @@ class Report:
 
 def run(
     ledger: Ledger,
-    make_stage: Callable[[], Stage],
+    stage: Stage,
     *,
     max_bad: float,
     advance: Callable[[int], None] = lambda _: None,
@@ -73,7 +73,7 @@ def run(
 
     Args:
         ledger: the output folder.
-        make_stage: called only when there is something to do.
+        stage: the work on one shard.
         max_bad: stop as soon as more than this share of all planned pictures is bad (and more than one is).
         advance: told how many images have passed; a negative number where a shard starts again.
 
@@ -83,22 +83,19 @@ def run(
     report = Report()
     begun = time.perf_counter()
     bad_count = _BadCount(ledger, max_bad)
-    missing = ledger.missing()
-    if missing or not ledger.finished:
-        stage = make_stage()
-        for shard in missing:
-            try:
-                commit = _with_attempts(ledger, stage, shard, advance)
-            except _ShardFailedError as failure:
-                report.failed[shard] = str(failure)
-                continue
-            report.images += commit.rows
-            report.bad += commit.bad
-            for part, seconds in commit.seconds.items():
-                report.parts[part] += seconds
-            bad_count.add(commit)
-        if not report.failed:
-            ledger.finish(stage.finish(ledger))
+    for shard in ledger.missing():
+        try:
+            commit = _with_attempts(ledger, stage, shard, advance)
+        except _ShardFailedError as failure:
+            report.failed[shard] = str(failure)
+            continue
+        report.images += commit.rows
+        report.bad += commit.bad
+        for part, seconds in commit.seconds.items():
+            report.parts[part] += seconds
+        bad_count.add(commit)
+    if not report.failed:
+        ledger.finish(stage.finish(ledger))
     report.seconds = time.perf_counter() - begun
     return report
 

@@ -62,7 +62,7 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
         fields = LabelStage.fields(encoder, words, TOP_N)
         companions = {"words.txt": words.text().encode()}
         out = folder / f"out{next(runs)}"
-        run(Ledger.begin(out, KIND, fields, listing, 2048, companions), lambda: stage, max_bad=0)
+        run(Ledger.begin(out, KIND, fields, listing, 2048, companions), stage, max_bad=0)
 
     def decode() -> list[np.ndarray]:
         with ThreadPoolExecutor(threads) as pool:
