@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sea_pipeline.ledger import Ledger
 from sea_pipeline.shards import label_arrays
 from sea_pipeline.store import Labels, LabelStore
 
 BIN_WIDTH = 0.05
+MOST_FREQUENT = 15
 
 Counts = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """What a run's labels are like; SEA's Figure 6 and the numbers in its section 5.1."""
 
@@ -25,7 +27,7 @@ class Statistics:
     labels: int
     word_uses: Counts
     """(words,): how many labels each word is."""
-    first_uses: Counts
+    best_uses: Counts
     """(words,): how many patches each word is the best label of."""
     score_bins: Counts
     """Labels by their score s in steps of `BIN_WIDTH` from 0 to 1: the histogram of Figure 6a."""
@@ -34,7 +36,7 @@ class Statistics:
 
     @property
     def words_used(self) -> int:
-        """Words that are a label of some patch; the paper's «utilization»."""
+        """Words that are a label of some patch; the paper's "utilization"."""
         return int((self.word_uses > 0).sum())
 
     @property
@@ -47,7 +49,7 @@ class Statistics:
         """Share of the list's words whose mean similarity is below 0 (32.7 % in the paper)."""
         return float((self.mean_similarity < 0).mean())
 
-    def to_json(self, words: tuple[str, ...], most: int = 20) -> dict[str, Any]:
+    def to_json(self, words: tuple[str, ...], most: int = MOST_FREQUENT) -> dict[str, Any]:
         """For machines: the numbers above, the histogram's edges and the most frequent words."""
         frequent = np.argsort(-self.word_uses, kind="stable")[:most]
         return {
@@ -64,7 +66,7 @@ class Statistics:
                 {
                     "word": words[word],
                     "labels": int(self.word_uses[word]),
-                    "first": int(self.first_uses[word]),
+                    "best": int(self.best_uses[word]),
                 }
                 for word in frequent
                 if self.word_uses[word]
@@ -76,7 +78,7 @@ def statistics(store: LabelStore) -> Statistics:
     """Counts over all labels of a run."""
     patches = labelled = 0
     uses = np.zeros(len(store.words), np.int64)
-    first = np.zeros(len(store.words), np.int64)
+    best_uses = np.zeros(len(store.words), np.int64)
     bins = np.zeros(round(1 / BIN_WIDTH), np.int64)
     for table in store.tables():
         word_ids, scores = label_arrays(table, store.top_n)
@@ -85,10 +87,10 @@ def statistics(store: LabelStore) -> Statistics:
         patches += best.size
         labelled += int((best >= 0).sum())
         uses += np.bincount(word_ids[there], minlength=len(uses))
-        first += np.bincount(best[best >= 0], minlength=len(uses))
+        best_uses += np.bincount(best[best >= 0], minlength=len(uses))
         steps = np.minimum(scores[there] / BIN_WIDTH, len(bins) - 1).astype(np.int64)
         bins += np.bincount(steps, minlength=len(bins))
-    return Statistics(len(store), patches, labelled, int(uses.sum()), uses, first, bins, store.mean_similarity())
+    return Statistics(len(store), patches, labelled, int(uses.sum()), uses, best_uses, bins, store.mean_similarity())
 
 
 def image_words(labels: Labels, most: int = 10) -> list[tuple[int, float]]:
@@ -110,4 +112,21 @@ def labels_to_json(image_id: str, labels: Labels, words: tuple[str, ...]) -> dic
         "crop_box": labels.crop_box,
         "words": [[words[word] for word in labels.word_ids[patch][there[patch]]] for patch in patches],
         "scores": [labels.scores[patch][there[patch]].round(4).astype(float).tolist() for patch in patches],
+    }
+
+
+def status_to_json(ledger: Ledger) -> dict[str, Any]:
+    """For machines: how far an output folder is."""
+    done = ledger.done()
+    return {
+        "kind": ledger.dataset.kind,
+        "finished": ledger.finished and done.shards == ledger.dataset.shards,
+        "shards": ledger.dataset.shards,
+        "shards_done": done.shards,
+        "images": ledger.dataset.images,
+        "images_done": done.images,
+        "images_bad": done.bad,
+        "reasons": dict(done.reasons),
+        "bytes": done.bytes,
+        "last_finished": done.last,
     }

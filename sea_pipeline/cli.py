@@ -1,7 +1,6 @@
 """The command `sea-pipeline`: parses, calls one function, prints what it says. Heavy imports happen inside."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,13 +24,22 @@ def main() -> None:
     from sea_pipeline import console
 
     try:
-        app()
+        code = app(prog_name="sea-pipeline", standalone_mode=False) or 0
     except UserError as problem:
         console.error(str(problem))
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        console.error("stopped; the same command goes on from the last finished shard")
-        raise SystemExit(130) from None
+        code = 1
+    except typer.Abort:
+        code = 130
+    except Exception as mistake:
+        if not hasattr(mistake, "format_message"):  # typer's own: an unknown option, a missing argument
+            raise
+        context = getattr(mistake, "ctx", None)
+        if text := mistake.format_message():
+            console.error(f"{text.rstrip('.')}; see {context.command_path if context else 'sea-pipeline'} --help")
+        code = 1
+    if code == 130:
+        console.error("stopped; run the same command again to go on")
+    raise SystemExit(code)
 
 
 def _version(wanted: bool) -> None:
@@ -52,26 +60,35 @@ def _options(
 def label(
     images: Annotated[
         str | None,
-        typer.Option(help="A folder, or LLaVA's .json or .jsonl. Default: sample photos of two packages."),
+        typer.Option(
+            help="A folder of images, or a LLaVA .json or .jsonl file. Default: sample photos of two packages."
+        ),
     ] = None,
     image_root: Annotated[
-        Path | None, typer.Option(help="Where the paths in the JSON start. Default: the JSON's folder.")
+        Path | None, typer.Option(help="Folder that the paths in the JSON are relative to. Default: the JSON's own.")
     ] = None,
-    wordlist: Annotated[str, typer.Option(help="2of12, or a file with one word a line.")] = "2of12",
-    encoder: Annotated[str, typer.Option(help="packaged: models that come as Python packages.")] = "packaged",
-    top_n: Annotated[int, typer.Option(help="Labels a patch at most.")] = 10,
+    wordlist: Annotated[str, typer.Option(help="2of12, or a UTF-8 file with one word per line.")] = "2of12",
+    encoder: Annotated[
+        str, typer.Option(help="packaged: EfficientNet-Lite0 and MiniLM from Python packages; nothing is downloaded.")
+    ] = "packaged",
+    top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
     out: Annotated[
         Path | None,
         typer.Option(help="Output folder. Default: one below runs/labels, named by the settings."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Label only the first so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Label only the first N images, in the order of their ids.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     search: Annotated[
         Literal["auto", "faiss", "torch"],
-        typer.Option(help="What searches the words; the answer is the same."),
+        typer.Option(help="What searches the words; the labels are the same."),
     ] = "auto",
-    shard_size: Annotated[int, typer.Option(help="Images a shard.")] = 2048,
-    max_bad: Annotated[float, typer.Option(help="Stop when more than this share of the images is bad.")] = 0.01,
+    shard_size: Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")] = 2048,
+    max_bad: Annotated[
+        float,
+        typer.Option(
+            help="Stop when more than this share of all images is bad; 0 allows none, any other value at least one."
+        ),
+    ] = 0.01,
 ) -> None:
     """Label every patch of every image with its n most similar words.
 
@@ -80,8 +97,7 @@ def label(
     Example: sea-pipeline label --images photos.json --image-root photos --wordlist 2of12
     """
     from sea_pipeline import console
-    from sea_pipeline.label_run import LabelSettings
-    from sea_pipeline.label_run import label as label_images
+    from sea_pipeline.label_run import LabelSettings, label_images
 
     settings = LabelSettings.of(
         images=images, image_root=image_root, wordlist=wordlist, encoder=encoder, top_n=top_n, out=out, limit=limit,
@@ -101,7 +117,7 @@ def label(
 def inspect(
     labels: LabelsFolder,
     image: Annotated[str | None, typer.Argument(help="An image id, for its own words.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a run's labels are like: SEA's Figure 6, the use of the list, the most frequent words.
 
@@ -109,8 +125,11 @@ def inspect(
     """
     from sea_pipeline import analysis, console, open_labels
 
-    store = open_labels(labels)
+    store = open_labels(labels, verify=image is None)  # one image's own pages have checksums
     if image is not None:
+        for bad in store.quarantine() if image not in store else ():
+            if bad["image_id"] == image:
+                raise UserError(f"{labels}: {image!r} was not labelled: {bad['stage']}: {bad['message']}")
         try:
             found = store[image]
         except KeyError as missing:
@@ -125,41 +144,25 @@ def inspect(
         print(json.dumps(stats.to_json(store.words)))
         return
     console.statistics_tables(stats, store.words)
-    for bad in store.quarantine():
-        console.output.print(f"bad: {bad['image_id']}: {bad['stage']}: {bad['message']}", markup=False)
 
 
 @app.command()
 def status(
     folder: Annotated[Path, typer.Argument(help="An output folder, finished or not.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is done in an output folder.
+    """Show what is done in an output folder, finished or not, and which images are bad.
 
     Example: sea-pipeline status runs/labels/x
     """
-    from sea_pipeline import console
+    from sea_pipeline import analysis, console
     from sea_pipeline.ledger import Ledger
 
     ledger = Ledger.open(folder)
-    commits = list(ledger.commits())
-    reasons: Counter[str] = sum((Counter(commit.reasons) for commit in commits), Counter())
-    facts = {
-        "kind": ledger.dataset.kind,
-        "finished": ledger.finished,
-        "shards": ledger.dataset.shards,
-        "shards_done": len(commits),
-        "images": ledger.dataset.images,
-        "images_done": sum(commit.rows for commit in commits),
-        "images_bad": sum(commit.bad for commit in commits),
-        "bytes": sum(file.bytes for commit in commits for file in commit.files),
-        "reasons": dict(reasons),
-        "last_finished": max((commit.finished for commit in commits), default=None),
-    }
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(analysis.status_to_json(ledger)))
     else:
-        console.facts({name.replace("_", " "): _plain(value) for name, value in facts.items()}, title=str(folder))
+        console.status_tables(ledger)
 
 
 @app.command()
@@ -168,6 +171,8 @@ def verify(folder: Annotated[Path, typer.Argument(help="An output folder.", show
 
     Example: sea-pipeline verify runs/labels/x
     """
+    from rich.filesize import decimal
+
     from sea_pipeline import console
     from sea_pipeline.ledger import Ledger
 
@@ -178,11 +183,10 @@ def verify(folder: Annotated[Path, typer.Argument(help="An output folder.", show
         console.error(problem)
     if problems:
         raise typer.Exit(1)
+    size = sum(file.bytes for file in checked)
     missing = len(ledger.missing())
     state = f"; {missing} of {ledger.dataset.shards} shards are not done yet" if missing else ""
-    console.output.print(
-        f"{folder}: {len(checked)} files, {sum(file.bytes for file in checked) / 1e6:.1f} MB, as written{state}"
-    )
+    console.output.print(f"{folder}: {len(checked)} files, {decimal(size)}, as written{state}")
 
 
 @app.command()
@@ -191,8 +195,7 @@ def demo(
 ) -> None:
     """Label the sample photos with the packaged models, show the tables, and save each photo with its words on it."""
     from sea_pipeline import analysis, console, open_labels
-    from sea_pipeline.label_run import LabelSettings
-    from sea_pipeline.label_run import label as label_images
+    from sea_pipeline.label_run import LabelSettings, label_images
     from sea_pipeline.pictures import save_pictures
 
     done = label_images(LabelSettings(out=out / "labels"), progress=console.progress)
@@ -200,12 +203,4 @@ def demo(
     store = open_labels(out / "labels")
     console.statistics_tables(analysis.statistics(store), store.words)
     pictures = save_pictures(store, out / "pictures")
-    console.output.print(f"\npictures: {len(pictures)} in {out / 'pictures'}; open {pictures[0]} first")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} ({count:,})" for name, count in value.items()) or "none"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    console.output.print(f"\n{len(pictures)} photos with their words drawn on them are in {out / 'pictures'}")

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -21,11 +23,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sea_pipeline.analysis import BIN_WIDTH, Statistics, image_words
+from sea_pipeline.analysis import BIN_WIDTH, MOST_FREQUENT, Statistics, image_words
+from sea_pipeline.ledger import QUARANTINE, Ledger
 from sea_pipeline.store import Labels
 
 if TYPE_CHECKING:  # it brings torch
     from sea_pipeline.label_run import LabelRun
+
+_MOST_BAD = 20
 
 output = Console(highlight=False, soft_wrap=True)
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -61,7 +66,7 @@ def error(message: str) -> None:
     messages.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}")
 
 
-def facts(rows: Mapping[str, str], title: str | None = None) -> None:
+def print_table(rows: Mapping[str, str], title: str | None = None) -> None:
     """A table of names and values."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
@@ -74,43 +79,69 @@ def facts(rows: Mapping[str, str], title: str | None = None) -> None:
 def label_table(run: "LabelRun") -> None:
     """The table at the end of `label`."""
     report, ledger = run.report, run.ledger
-    commits = list(ledger.commits())
-    images, bad = sum(commit.rows for commit in commits), sum(commit.bad for commit in commits)
-    size = sum(commit.files[0].bytes for commit in commits)
+    done = ledger.done()
     rows = {
         "labels": str(ledger.root),
         "input": run.listing.origin,
-        "images": f"{images:,} labelled, {bad:,} bad",
-        "shards": f"{len(commits):,} of {ledger.dataset.shards:,} done",
-        "disk": f"{size / 1e6:.1f} MB, {size / max(1, images) / 1e3:.1f} kB an image",
+        "images": f"{done.images:,} labelled, {done.bad:,} bad",
+        "shards": f"{done.shards:,} of {ledger.dataset.shards:,} done",
+        "on disk": f"{decimal(done.bytes)}, {decimal(done.bytes // max(1, done.images))} per image",
     }
-    if report.images:
-        computing = {part: spent for part, spent in report.parts.items() if part != "decode"}
-        shares = ", ".join(f"{part} {spent / report.seconds:.0%}" for part, spent in computing.items())
+    if report.images or report.bad:
+        shares = {part: spent / report.wall_seconds for part, spent in report.seconds.items() if part != "decode"}
+        shares["waiting for images, and the rest"] = max(0, 1 - sum(shares.values()))
         rows["this run"] = (
-            f"{report.images:,} images in {report.seconds:.1f} s, {report.images / report.seconds:.1f} images/s on "
-            f"{run.device} with {run.backend} ({shares}; decoding runs beside them)"
+            f"{report.images:,} images in {report.wall_seconds:.1f} s, {report.images / report.wall_seconds:.1f} "
+            f"images/s on {run.device} with {run.backend}"
         )
-    else:
+        rows["time"] = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+    elif not report.failed:
         rows["this run"] = "nothing was left to do"
-    for what, count in run.listing.notes.items():
-        rows.setdefault("left out", "")
-        rows["left out"] += f"{'; ' if rows['left out'] else ''}{count:,} {what}"
+    if run.listing.notes:
+        rows["left out"] = "; ".join(f"{what}: {count:,}" for what, count in run.listing.notes.items())
     for shard, reason in report.failed.items():
-        rows[f"shard {shard} failed"] = f"{reason} (see {ledger.root / 'logs'})"
-    if bad:
-        rows["bad images"] = f"listed with their reasons by: sea-pipeline inspect {ledger.root}"
-    facts(rows)
+        rows[f"shard {shard} failed"] = f"{reason} (see {ledger.root / 'logs'}; run the same command to try again)"
+    if done.bad:
+        rows["bad images"] = f"listed by: sea-pipeline status {ledger.root}"
+    print_table(rows)
+
+
+def status_tables(ledger: Ledger) -> None:
+    """The tables of `status`."""
+    done, planned = ledger.done(), ledger.dataset
+    finished = ledger.finished and done.shards == planned.shards
+    print_table(
+        {
+            "folder": str(ledger.root),
+            "holds": f"{planned.kind}, {'finished' if finished else 'not finished'}",
+            "input": planned.source,
+            "shards": f"{done.shards:,} of {planned.shards:,} done"
+            + (f", the last at {done.last}" if done.last else ""),
+            "images": f"{done.images:,} labelled, {done.bad:,} bad, of {planned.images:,} planned",
+            "on disk": decimal(done.bytes),
+        }
+    )
+    if done.bad:
+        output.print()
+        table = Table("bad image", "stage", "reason", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for bad in islice(ledger.quarantined(), _MOST_BAD):
+            table.add_row(escape(bad["image_id"]), bad["stage"], escape(bad["message"]))
+        output.print(table)
+        if done.bad > _MOST_BAD:
+            output.print(f"… and {done.bad - _MOST_BAD:,} more in {ledger.root / QUARANTINE}")
 
 
 def statistics_tables(stats: Statistics, words: tuple[str, ...]) -> None:
     """The tables of `inspect LABELS`: SEA's Figure 6 and the most frequent words."""
+    if not stats.images:
+        output.print("no image was labelled")
+        return
     labelled = stats.labelled_patches / max(1, stats.patches)
-    facts(
+    print_table(
         {
             "images": f"{stats.images:,}",
             "patches": f"{stats.patches:,}, {labelled:.1%} of them with a label",
-            "labels": f"{stats.labels:,}, {stats.labels / max(1, stats.patches):.2f} a patch",
+            "labels": f"{stats.labels:,}, {stats.labels / max(1, stats.patches):.2f} per patch",
             "words used": f"{stats.words_used:,} of {len(words):,}, {stats.share_used:.1%} of the list",
             "words below zero": f"{stats.share_below_zero:.1%} of the list have a mean similarity below 0",
         }
@@ -128,9 +159,9 @@ def statistics_tables(stats: Statistics, words: tuple[str, ...]) -> None:
     table = Table(title="most frequent words", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("word", "labels", "best label of"):
         table.add_column(column, justify="left" if column == "word" else "right")
-    for word in np.argsort(-stats.word_uses, kind="stable")[:15]:
+    for word in np.argsort(-stats.word_uses, kind="stable")[:MOST_FREQUENT]:
         if stats.word_uses[word]:
-            table.add_row(escape(words[word]), f"{stats.word_uses[word]:,}", f"{stats.first_uses[word]:,} patches")
+            table.add_row(escape(words[word]), f"{stats.word_uses[word]:,}", f"{stats.best_uses[word]:,} patches")
     output.print(table)
 
 
@@ -139,7 +170,7 @@ def _histogram(title: str, starts: npt.NDArray[Any], counts: npt.NDArray[Any], w
     output.print()
     filled = np.flatnonzero(counts)
     for place in range(filled[0], filled[-1] + 1) if len(filled) else []:
-        bar = "█" * round(40 * counts[place] / counts.max()) or "▏"
+        bar = "█" * round(40 * counts[place] / counts.max()) or ("▏" if counts[place] else "")
         table.add_row(
             f"{starts[place] + 0.0:5.2f} to {starts[place] + width:5.2f}", f"{counts[place]:,}", f"[cyan]{bar}[/]"
         )
@@ -151,10 +182,11 @@ def image_tables(image_id: str, labels: Labels, words: tuple[str, ...]) -> None:
     top = "  ".join(f"{words[word]} {total:.1f}" for word, total in image_words(labels))
     x0, y0, x1, y1 = labels.crop_box
     rows, columns = labels.grid
-    facts(
+    print_table(
         {
             "image": image_id,
-            "grid": f"{rows} x {columns} over x {x0:.0%} to {x1:.0%}, y {y0:.0%} to {y1:.0%} of the picture",
+            "grid": f"{rows} rows x {columns} columns",
+            "covers": f"left {x0:.0%}, top {y0:.0%}, right {x1:.0%}, bottom {y1:.0%} of the image",
             "words": f"{top}  (scores summed over patches)",
         }
     )

@@ -1,5 +1,7 @@
 """Which device computes."""
 
+import re
+
 import torch
 
 from sea_pipeline.errors import UserError
@@ -13,6 +15,8 @@ def resolve_device(spec: str) -> str:
     """
     if spec == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", spec):
+        raise UserError(f"--device {spec}: expected auto, cpu, cuda or cuda:N")
     try:
         torch.zeros(1, device=spec)
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts

@@ -13,17 +13,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from sea_pipeline.encoders import Encoder
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.pixels import DECODE_VERSION, BadImageError, read_picture
+from sea_pipeline.pixels import DECODE_VERSION, BadImageError, read_image
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.search import Backend, WordSearch
-from sea_pipeline.shards import LabelRow, ShardWriter, shard_footer
+from sea_pipeline.shards import (
+    MEANS,
+    WORDS,
+    CropBox,
+    LabelRow,
+    ShardWriter,
+    read_words,
+    shard_footer,
+    write_mean_similarity,
+)
 from sea_pipeline.storage import publish
 from sea_pipeline.wordlists import WordList
 
@@ -40,13 +47,13 @@ class _Decoded(NamedTuple):
     sample: Sample
     sha256: bytes
     size: tuple[int, int]
-    """(width, height) of the upright picture."""
+    """(width, height) of the upright image."""
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    crop_box: tuple[float, float, float, float]
+    crop_box: CropBox
 
 
 class LabelStage:
-    """Turns the pictures of a shard into word labels. Models and word embeddings are loaded once, on construction.
+    """Turns the images of a shard into word labels. Models and word embeddings are loaded once, on construction.
 
     Args:
         encoder: where patches and words get their embeddings.
@@ -90,7 +97,7 @@ class LabelStage:
         samples: list[Sample],
         image_root: Path,
         target: Path,
-        facts: dict[str, Any],
+        footer: dict[str, Any],
         advance: Callable[[int], None],
     ) -> ShardResult:
         """Labels one shard into the file `target`. See `run.Stage`."""
@@ -113,7 +120,7 @@ class LabelStage:
                         first_sha256 = first_sha256 or item.sha256.hex()
                 rows += len(embedded)
                 advance(len(batch))
-            writer.set_footer({**facts, "patches": rows * patches, "patch_sum": patch_sum.tolist()})
+            writer.set_footer({**footer, "patches": rows * patches, "patch_sum": patch_sum.tolist()})
         return ShardResult(rows, bad, dict(seconds), first_sha256)
 
     def finish(self, ledger: Ledger) -> list[Path]:
@@ -121,16 +128,13 @@ class LabelStage:
 
         The mean of s over patches is sign * t_j · mean(v): one product of the words with the mean patch.
         """
-        footers = [shard_footer(ledger.part(shard)) for shard in range(ledger.dataset.shards)]
+        footers = [shard_footer(ledger.shard_path(shard)) for shard in range(ledger.dataset.shards)]
         patch_sum = torch.tensor([footer["patch_sum"] for footer in footers], dtype=torch.float64).sum(0)
         count = max(1, sum(footer["patches"] for footer in footers))
         mean = self._embeddings.double() @ (patch_sum / count) * self._encoder.sign
-        words = (ledger.root / "words.txt").read_text("utf-8").split("\n")[:-1]
-        table = pa.table({"word": words, "mean_similarity": mean.float().numpy()})
-        path = ledger.root / "words.parquet"
-        with publish(path, ledger.root) as scratch:
-            pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
-        return [ledger.root / "words.txt", path]
+        with publish(ledger.root / MEANS, ledger.root) as scratch:
+            write_mean_similarity(scratch, read_words(ledger.root), mean.float().numpy())
+        return [ledger.root / WORDS, ledger.root / MEANS]
 
     def _decoded(
         self,
@@ -140,7 +144,7 @@ class LabelStage:
         seconds: _Seconds,
         advance: Callable[[int], None],
     ) -> Iterator[_Decoded]:
-        """The good pictures in plan order, decoded ahead in threads; the bad ones go to `bad`."""
+        """The good images in plan order, decoded ahead in threads; the bad ones go to `bad`."""
 
         def decode(sample: Sample) -> tuple[_Decoded | BadSample, float]:
             begun = time.thread_time()
@@ -160,7 +164,7 @@ class LabelStage:
         if sample.problem is not None:
             return BadSample(sample, "list", "BadName", sample.problem)
         try:
-            image, sha256 = read_picture(image_root / sample.uri)
+            image, sha256 = read_image(image_root / sample.uri)
         except BadImageError as error:
             return BadSample(sample, error.stage, error.error, error.message, error.sha256)
         pixels = self._encoder.preprocess(image)
@@ -185,16 +189,16 @@ class LabelStage:
 
 
 def _row(item: _Decoded, word_ids: torch.Tensor, scores: torch.Tensor) -> LabelRow:
-    sample, (width, height) = item.sample, item.size
+    width, height = item.size
     return LabelRow(
-        sample.image_id,
-        sample.uri,
-        item.sha256,
-        height,
-        width,
-        item.crop_box,
-        word_ids.numpy(),
-        scores.numpy(),
+        image_id=item.sample.image_id,
+        uri=item.sample.uri,
+        image_sha256=item.sha256,
+        height=height,
+        width=width,
+        crop_box=item.crop_box,
+        word_ids=word_ids.numpy(),
+        scores=scores.numpy(),
     )
 
 

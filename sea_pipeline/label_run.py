@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sea_pipeline.begin import begin
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.encoders import Encoder, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
@@ -20,14 +21,14 @@ from sea_pipeline.records import fingerprint_of
 from sea_pipeline.run import Report, run
 from sea_pipeline.samples import Listing, list_samples
 from sea_pipeline.search import Backend
-from sea_pipeline.shards import KIND
+from sea_pipeline.shards import KIND, WORDS
 from sea_pipeline.wordlists import WordList, load_wordlist
 
-Progress = Callable[[str, int, int], AbstractContextManager[Callable[[int], None]]]
+ProgressBar = Callable[[str, int, int], AbstractContextManager[Callable[[int], None]]]
 """(what, total, done already) to a context that gives a function to be told of what passes."""
 
 
-def no_progress(what: str, total: int, done: int) -> AbstractContextManager[Callable[[int], None]]:
+def no_bar(what: str, total: int, done: int) -> AbstractContextManager[Callable[[int], None]]:
     """Shows nothing."""
     return nullcontext(lambda _: None)
 
@@ -38,24 +39,24 @@ class LabelSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: str | None = None
-    """A folder, a LLaVA `.json` or `.jsonl`, or None for the packaged sample photos."""
+    """A folder, a LLaVA `.json` or `.jsonl`, or None for the sample photos."""
     image_root: Path | None = None
     """Where the paths in a JSON file start; None for that file's folder."""
     wordlist: str = "2of12"
     """The name of a packaged list, or a file."""
     encoder: str = "packaged"
     top_n: Annotated[int, Field(ge=1, le=1000)] = 10
-    """n: labels a patch at most."""
+    """n: labels per patch at most."""
     out: Path | None = None
     """The output folder; None for one below `runs/labels` whose name tells the settings apart."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Label only the first so many pictures."""
+    """Label only the first so many images, in the order of their ids."""
     device: str = "auto"
     search: Backend = "auto"
     shard_size: Annotated[int, Field(ge=1, le=65_536)] = 2048
-    """Pictures a shard: what a kill can cost at most."""
+    """Images per shard: what a kill can cost at most."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Stop when more than this share of the pictures is bad."""
+    """Stop when more than this share of all images is bad; 0 allows none, any other value at least one."""
 
     @classmethod
     def of(cls, **values: object) -> "LabelSettings":
@@ -77,7 +78,7 @@ class LabelSettings(BaseModel):
 
 @dataclass
 class LabelRun:
-    """What `label` did, and with what."""
+    """What `label_images` did, and with what."""
 
     ledger: Ledger
     listing: Listing
@@ -85,24 +86,25 @@ class LabelRun:
     device: str
     backend: str = ""
     """What proposed candidates; empty where nothing was left to do."""
-    fallbacks: int = 0
-    """Patches whose labels needed float64 scores of the whole list."""
 
 
-def label(
+def label_images(
     settings: LabelSettings,
     *,
     begun: Callable[[Ledger], None] = lambda _: None,
-    progress: Progress = no_progress,
+    progress: ProgressBar = no_bar,
 ) -> LabelRun:
-    """Labels every picture of an input, or what is missing of it; `begun` hears of the folder before the work starts.
+    """Labels every image of an input, or what is missing of it; `begun` hears of the folder before the work starts.
 
     Raises:
-        UserError: see `list_samples`, `load_wordlist`, `load_encoder`, `Ledger.begin` and `run`.
+        UserError: see `list_samples`, `load_wordlist`, `load_encoder`, `begin` and `run`.
     """
     words = load_wordlist(settings.wordlist)
     if settings.top_n > len(words):
-        raise UserError(f"--top-n {settings.top_n}: expected at most the {len(words):,} words of the list")
+        raise UserError(
+            f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}; "
+            f"give --top-n {len(words)} or less"
+        )
     device = resolve_device(settings.device)
     encoder = load_encoder(settings.encoder, device)
     listing = list_samples(settings.images, settings.image_root, settings.limit)
@@ -111,11 +113,12 @@ def label(
     begun(ledger)
     if ledger.finished and not ledger.missing():
         return LabelRun(ledger, listing, Report(), device)
+    ledger.take_back_bad_shards(settings.max_bad)
     stage = _stage(settings, encoder, words, device, progress)
-    done = sum(commit.rows + commit.bad for commit in ledger.commits())
-    with progress("labelling", ledger.dataset.images, done) as advance:
+    done = ledger.done()
+    with progress("labelling", ledger.dataset.images, done.images + done.bad) as advance:
         report = run(ledger, stage, max_bad=settings.max_bad, advance=advance)
-    return LabelRun(ledger, listing, report, device, stage.search.backend, stage.search.fallbacks)
+    return LabelRun(ledger, listing, report, device, stage.search.backend)
 
 
 def _begin(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Ledger:
@@ -126,17 +129,20 @@ def _begin(settings: LabelSettings, listing: Listing, words: WordList, fields: d
             raise UserError(f"--out {out}: lies inside the input folder {settings.images}; choose a folder elsewhere")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: expected a folder; found a file")
-    return Ledger.begin(out, KIND, fields, listing, settings.shard_size, {"words.txt": words.text().encode()})
+    return begin(out, KIND, fields, listing, settings.shard_size, {WORDS: words.text().encode()})
 
 
 def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Path:
     parts = [listing.name, settings.encoder, words.name, f"n{settings.top_n}"]
     parts += [f"first{settings.limit}"] if settings.limit else []
-    name = "-".join([*parts, fingerprint_of(fields)[:8]])
+    place = {"source": listing.origin, "image_root": str(listing.root), "shard_size": settings.shard_size}
+    name = "-".join([*parts, fingerprint_of(fields | place)[:8]])
     return Path("runs") / "labels" / re.sub(r"[^\w.-]+", "_", name)
 
 
-def _stage(settings: LabelSettings, encoder: Encoder, words: WordList, device: str, progress: Progress) -> LabelStage:
+def _stage(
+    settings: LabelSettings, encoder: Encoder, words: WordList, device: str, progress: ProgressBar
+) -> LabelStage:
     with progress("embedding words", len(words), 0) as advance:
         embeddings = word_embeddings(encoder, words, advance)
     return LabelStage(

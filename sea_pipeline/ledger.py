@@ -2,9 +2,9 @@
 
     OUT/
       dataset.json              what this folder is: named fields and their fingerprint; written once, after the plan
-      plan.parquet              every picture, cut into shards; written once, one row group a shard
+      plan.parquet              every image, cut into shards; written once, one row group a shard
       <kind>/part-NNNNN-of-MMMMM.parquet
-      quarantine/NNNNN.parquet  the shard's bad pictures with stage and reason, where there are any
+      quarantine/NNNNN.parquet  the shard's bad images with stage and reason, where there are any
       commits/NNNNN.json        written last: the shard exists from then on
       manifest.json             written when all commits are there; readers need only this
       .tmp/                     unfinished files
@@ -14,19 +14,17 @@ without it. A second writer of the same shard writes the same rows, so the last 
 """
 
 import datetime
-import hashlib
-import json
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sea_pipeline.errors import UserError
+from sea_pipeline.plan import read_plan
+from sea_pipeline.quarantine import read_quarantine, write_quarantine
 from sea_pipeline.records import (
     SCHEMA_VERSION,
     Commit,
@@ -35,19 +33,28 @@ from sea_pipeline.records import (
     Manifest,
     check_file,
     file_record,
-    fingerprint_of,
     load_record,
 )
-from sea_pipeline.samples import BadSample, Listing, Sample
-from sea_pipeline.storage import TEMPORARY, canonical_json, file_sha256, publish, publish_bytes, sweep
+from sea_pipeline.samples import BadSample, Sample
+from sea_pipeline.storage import publish, publish_bytes
 
-_PLAN = pa.schema([("image_id", pa.string()), ("uri", pa.string()), ("problem", pa.string())])
-_QUARANTINE = pa.schema(
-    [
-        *((name, pa.string()) for name in ("image_id", "uri", "stage", "error", "message")),
-        ("image_sha256", pa.binary(32)),
-    ]
-)
+QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far a folder is."""
+
+    shards: int
+    images: int
+    """Images with a row."""
+    bad: int
+    reasons: Counter[str]
+    """Bad images by stage and error."""
+    bytes: int
+    """Of the shards and quarantine tables."""
+    last: str | None
+    """When the latest shard was finished, ISO 8601."""
 
 
 class Ledger:
@@ -57,7 +64,7 @@ class Ledger:
         self.root = root
         self.dataset = dataset
         self.image_root = image_root or Path(dataset.image_root)
-        """Where the planned `uri`s start; another place than at the beginning where the pictures have moved."""
+        """Where the planned `uri`s start; another place than at the beginning where the images have moved."""
 
     @classmethod
     def open(cls, root: Path) -> "Ledger":
@@ -76,71 +83,17 @@ class Ledger:
             )
         return cls(root, dataset)
 
-    @classmethod
-    def begin(
-        cls,
-        root: Path,
-        kind: str,
-        fields: dict[str, Any],
-        listing: Listing,
-        shard_size: int,
-        companions: dict[str, bytes],
-    ) -> "Ledger":
-        """Begins a folder, or goes on with one that was begun with the same fields and the same pictures.
-
-        `companions` are small files that belong beside the shards, by name.
-
-        Raises:
-            UserError: the folder belongs to another run (naming the fields that differ), or to something else.
-        """
-        samples = listing.samples
-        wanted = Dataset(
-            schema_version=SCHEMA_VERSION,
-            kind=kind,
-            fields=fields,
-            fingerprint=fingerprint_of(fields),
-            plan=_plan_sha256(samples),
-            images=len(samples),
-            shards=-(-len(samples) // shard_size),
-            shard_size=shard_size,
-            source=listing.origin,
-            image_root=str(listing.root),
-            files=[],
-        )
-        if (root / "dataset.json").exists():
-            ledger = cls(root, cls.open(root).dataset, listing.root)
-            ledger._refuse_another_run(wanted, samples)
-            ledger._refuse_other_pictures()
-            sweep(root)
-            return ledger
-        plan = root / "plan.parquet"
-        strangers = sorted({path.name for path in root.glob("*")} - {TEMPORARY, plan.name, *companions})
-        if strangers:
-            raise UserError(
-                f"{root}: expected an empty folder or one that sea-pipeline began; found {strangers[0]!r} in it; "
-                "choose another --out"
-            )
-        with publish(plan, root) as scratch:
-            _write_plan(scratch, samples, shard_size)
-        for name, content in companions.items():
-            publish_bytes(root / name, content, root)
-        files = [file_record(root, root / name) for name in (plan.name, *companions)]
-        dataset = wanted.model_copy(update={"files": files})
-        publish_bytes(root / "dataset.json", dataset.to_bytes(), root)
-        return cls(root, dataset)
-
     def samples(self, shard: int) -> list[Sample]:
-        """The planned pictures of one shard."""
-        rows = pq.ParquetFile(self.root / "plan.parquet", page_checksum_verification=True).read_row_group(shard)
-        return [Sample(*row) for row in zip(*(rows[name].to_pylist() for name in _PLAN.names), strict=True)]
+        """The planned images of one shard."""
+        return read_plan(self.root / "plan.parquet", shard)
 
-    def part(self, shard: int) -> Path:
+    def shard_path(self, shard: int) -> Path:
         """Where a shard's file is or will be."""
         return self.root / self.dataset.kind / f"part-{shard:05d}-of-{self.dataset.shards:05d}.parquet"
 
-    def quarantine(self, shard: int) -> Path:
-        """Where the table of a shard's bad pictures is or will be."""
-        return self.root / "quarantine" / f"{shard:05d}.parquet"
+    def quarantine_path(self, shard: int) -> Path:
+        """Where the table of a shard's bad images is or will be."""
+        return self.root / QUARANTINE / f"{shard:05d}.parquet"
 
     def commit(self, shard: int) -> Commit | None:
         """The shard's commit, if it stands: it parses, belongs to this run, and its files have their sizes."""
@@ -159,6 +112,18 @@ class Ledger:
         """The commits that stand, in plan order."""
         return (commit for shard in range(self.dataset.shards) if (commit := self.commit(shard)))
 
+    def done(self) -> Done:
+        """How far this folder is, from its commits."""
+        commits = list(self.commits())
+        return Done(
+            shards=len(commits),
+            images=sum(commit.rows for commit in commits),
+            bad=sum(commit.bad for commit in commits),
+            reasons=sum((Counter(commit.reasons) for commit in commits), Counter()),
+            bytes=sum(file.bytes for commit in commits for file in commit.files),
+            last=max((commit.finished for commit in commits), default=None),
+        )
+
     def missing(self) -> list[int]:
         """The shards that are not finished."""
         return [shard for shard in range(self.dataset.shards) if self.commit(shard) is None]
@@ -169,15 +134,29 @@ class Ledger:
         return (self.root / "manifest.json").is_file()
 
     def write_quarantine(self, shard: int, bad: Sequence[BadSample]) -> None:
-        """Writes the table of a shard's bad pictures."""
-        rows = [(item.sample.image_id, item.sample.uri, *item[1:]) for item in bad]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        with publish(self.quarantine(shard), self.root) as scratch:
-            pq.write_table(pa.table(columns, schema=_QUARANTINE), scratch, write_page_checksum=True)
+        """Writes the table of a shard's bad images; without any there is none."""
+        path = self.quarantine_path(shard)
+        if not bad:
+            path.unlink(missing_ok=True)  # of an earlier attempt that was taken back
+            return
+        with publish(path, self.root) as scratch:
+            write_quarantine(scratch, bad)
+
+    def quarantined(self) -> Iterator[dict[str, Any]]:
+        """The bad images of the finished shards: image_id, uri, stage, error, message, image_sha256."""
+        for commit in self.commits():
+            if commit.bad:
+                yield from read_quarantine(self.quarantine_path(commit.shard))
+
+    def take_back_bad_shards(self, max_bad: float) -> None:
+        """Takes back finished shards with more than this share of bad images: their input may have been mended."""
+        for commit in self.commits():
+            if commit.bad > max_bad * (commit.bad + commit.rows):
+                (self.root / "commits" / f"{commit.shard:05d}.json").unlink(missing_ok=True)
 
     def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
         """Writes a shard's commit; its data and its quarantine must stand already."""
-        files = [self.part(shard)] + ([self.quarantine(shard)] if facts["bad"] else [])
+        files = [self.shard_path(shard)] + ([self.quarantine_path(shard)] if facts["bad"] else [])
         commit = Commit(
             shard=shard,
             fingerprint=self.dataset.fingerprint,
@@ -237,68 +216,3 @@ class Ledger:
             problems += [problem] if problem else []
             advance(file.path.startswith(f"{self.dataset.kind}/"))
         return list(files.values()), problems
-
-    def _refuse_another_run(self, wanted: Dataset, samples: Sequence[Sample]) -> None:
-        found = self.dataset
-        differing = [
-            f"{name}: {json.dumps(_at(found.fields, name))} there, {json.dumps(_at(wanted.fields, name))} asked for"
-            for name in sorted(_names(found.fields) | _names(wanted.fields))
-            if _at(found.fields, name) != _at(wanted.fields, name)
-        ]
-        if found.kind != wanted.kind:
-            differing.insert(0, f"kind: {found.kind} there, {wanted.kind} asked for")
-        if found.shard_size != wanted.shard_size:
-            differing.append(f"shard_size: {found.shard_size} there, {wanted.shard_size} asked for")
-        if found.plan != wanted.plan:
-            differing.append(self._plan_difference(samples))
-        if differing:
-            raise UserError(f"{self.root}: holds another run; choose another --out. Differing: {'; '.join(differing)}")
-
-    def _refuse_other_pictures(self) -> None:
-        """Compares the first picture of a few finished shards: names alone do not tell two folders apart."""
-        for commit in islice((commit for commit in self.commits() if commit.rows), 8):
-            first = pq.ParquetFile(self.part(commit.shard)).read_row_group(0, columns=["uri"])["uri"][0].as_py()
-            path = self.image_root / first
-            if path.is_file() and file_sha256(path) != commit.first_image_sha256:
-                raise UserError(
-                    f"{self.root}: holds labels of another picture under the name {first!r} than {path} has now; "
-                    "choose another --out"
-                )
-
-    def _plan_difference(self, samples: Sequence[Sample]) -> str:
-        there = {sample.image_id for shard in range(self.dataset.shards) for sample in self.samples(shard)}
-        asked = {sample.image_id for sample in samples}
-        parts = [
-            f"{len(ids):,} {what} (such as {min(ids)!r})"
-            for ids, what in ((asked - there, "images are new"), (there - asked, "images are gone"))
-            if ids
-        ]
-        return "images: " + (", ".join(parts) or "the problems found in their names")
-
-
-def _plan_sha256(samples: Sequence[Sample]) -> str:
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(canonical_json([sample.image_id, sample.problem]) + b"\n")
-    return digest.hexdigest()
-
-
-def _write_plan(path: Path, samples: Sequence[Sample], shard_size: int) -> None:
-    with pq.ParquetWriter(path, _PLAN, compression="zstd", write_page_checksum=True) as writer:
-        for start in range(0, len(samples), shard_size):
-            columns = zip(*samples[start : start + shard_size], strict=True)
-            writer.write_table(pa.table([list(column) for column in columns], schema=_PLAN), row_group_size=shard_size)
-
-
-def _names(fields: dict[str, Any], prefix: str = "") -> set[str]:
-    """The dotted names of all leaves of nested fields."""
-    names: set[str] = set()
-    for key, value in fields.items():
-        names |= _names(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
-    return names
-
-
-def _at(fields: Any, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    for key in name.split("."):
-        fields = fields.get(key) if isinstance(fields, dict) else None
-    return fields

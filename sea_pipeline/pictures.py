@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from sea_pipeline.analysis import image_words
-from sea_pipeline.pixels import read_picture
+from sea_pipeline.pixels import read_image
 from sea_pipeline.storage import make_folder
 from sea_pipeline.store import Labels, LabelStore
 
@@ -23,7 +23,7 @@ def save_pictures(store: LabelStore, folder: Path) -> list[Path]:
     make_folder(folder)
     files = []
     for image_id in store.ids:
-        photo = read_picture(store.image_root / store.uri(image_id)).image
+        photo = read_image(store.image_root / store.uri(image_id)).image
         files.append(folder / (re.sub(r"[^\w.-]+", "_", image_id) + ".words.jpg"))
         draw_words(photo, store[image_id], store.words).save(files[-1], quality=88)
     return files

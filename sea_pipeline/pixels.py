@@ -1,4 +1,4 @@
-"""From a file to an upright 8-bit RGB picture, or the reason why not. Labelling and training read pictures here."""
+"""From a file to an upright 8-bit RGB image, or the reason why not. Labelling and training read images here."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ DECODE_VERSION = 1
 
 @dataclass
 class BadImageError(Exception):
-    """Why one picture cannot be used. `stage` is where it failed: read, decode, encode."""
+    """Why one image cannot be used. `stage` is where it failed: read, decode, encode."""
 
     stage: str
     error: str
@@ -25,18 +25,18 @@ class BadImageError(Exception):
     sha256: bytes | None = None
 
 
-class Picture(NamedTuple):
-    """An upright RGB picture and the sha256 of the file's bytes."""
+class DecodedImage(NamedTuple):
+    """An upright RGB image and the sha256 of the file's bytes."""
 
     image: Image.Image
     sha256: bytes
 
 
-def read_picture(path: Path) -> Picture:
-    """Reads a picture: the first frame, turned as its EXIF data says, alpha over white, 16 bits scaled to 8, RGB.
+def read_image(path: Path) -> DecodedImage:
+    """Reads an image: the first frame, turned as its EXIF data says, alpha over white, 16 bits scaled to 8, RGB.
 
     Raises:
-        BadImageError: the file cannot be read, is no picture, is damaged, or is larger than Pillow's limit
+        BadImageError: the file cannot be read, is no image, is damaged, or is larger than Pillow's limit
             against decompression bombs.
     """
     try:
@@ -50,7 +50,7 @@ def read_picture(path: Path) -> Picture:
     if not data:
         raise BadImageError("read", "EmptyFile", "the file holds 0 bytes", sha256)
     try:
-        return Picture(_decode(data), sha256)
+        return DecodedImage(_decode(data), sha256)
     except BadImageError as error:
         error.sha256 = sha256
         raise
@@ -60,7 +60,7 @@ def read_picture(path: Path) -> Picture:
 
 def _decode(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
-        # Odd metadata and pictures between one and two times Pillow's limit; past two times it raises.
+        # Odd metadata and images between one and two times Pillow's limit; past two times it raises.
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
@@ -92,5 +92,5 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "expected a picture; the bytes are of no format that Pillow knows"
+        return "expected an image; the bytes are of no format that Pillow knows"
     return " ".join(str(error).split())[:300] or "no message"

@@ -1,6 +1,7 @@
 """The small JSON files of an output folder: what it is, what is done, what is in it."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,11 +66,11 @@ class Commit(Record):
     files: list[File]
     """The shard first, then its quarantine where there is one."""
     reasons: dict[str, int]
-    """Bad pictures by stage and error."""
+    """Bad images by stage and error."""
     seconds: dict[str, float]
     """Time by part; decoding runs beside the others and is summed over its threads."""
     first_image_sha256: str | None
-    """Of the bytes of the shard's first good picture: other pictures under the same names are noticed by it."""
+    """Of the bytes of the shard's first good image: other images under the same names are noticed by it."""
     peak_memory_bytes: int
     attempt: int
     host: str
@@ -129,3 +130,17 @@ def check_file(root: Path, file: File) -> str | None:
     if (found := file_sha256(path)) != file.sha256:
         return f"{path}: damaged: expected sha256 {file.sha256[:12]}…, found {found[:12]}…"
     return None
+
+
+def differing_fields(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """One phrase for each leaf of nested fields that differs: its dotted name and both values."""
+    names = sorted(_leaves(found).keys() | _leaves(wanted).keys())
+    pairs = [(name, _leaves(found).get(name), _leaves(wanted).get(name)) for name in names]
+    return [f"{name}: {json.dumps(a)} there, {json.dumps(b)} asked for" for name, a, b in pairs if a != b]
+
+
+def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in fields.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves

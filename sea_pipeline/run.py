@@ -1,6 +1,7 @@
 """Runs any stage over the shards of a ledger: skips what is done, tries again, quarantines, counts."""
 
 import resource
+import sys
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -28,19 +29,19 @@ class ShardResult(NamedTuple):
 
 
 class Stage(Protocol):
-    """Work on one shard at a time: idempotent, its result a function of the samples and the fingerprint alone."""
+    """Work on one shard at a time; its result is a function of the samples and the fingerprint alone."""
 
     def process(
         self,
         samples: list[Sample],
         image_root: Path,
         target: Path,
-        facts: dict[str, Any],
+        footer: dict[str, Any],
         advance: Callable[[int], None],
     ) -> ShardResult:
-        """Writes the shard into the file `target`, with `facts` in its footer; tells `advance` of images as they pass.
+        """Writes the shard into the file `target`, with `footer` in its footer; tells `advance` of images as they pass.
 
-        A bad picture goes to the result's `bad`; an exception fails the shard.
+        A bad image goes to the result's `bad`; an exception fails the shard.
         """
         ...
 
@@ -54,10 +55,11 @@ class Report:
     """What a run did; what earlier runs had done does not count."""
 
     images: int = 0
+    """Images that got a row."""
     bad: int = 0
-    seconds: float = 0.0
-    parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Seconds by part, summed over shards."""
+    wall_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By part, summed over shards; decoding is summed over its threads, too."""
     failed: dict[int, str] = field(default_factory=dict)
     """Shards that failed `ATTEMPTS` times, with the last error; the tracebacks are in `logs/`."""
 
@@ -74,11 +76,11 @@ def run(
     Args:
         ledger: the output folder.
         stage: the work on one shard.
-        max_bad: stop as soon as more than this share of all planned pictures is bad (and more than one is).
+        max_bad: stop as soon as more than this share of all planned images is bad; 0 allows none, else one is allowed.
         advance: told how many images have passed; a negative number where a shard starts again.
 
     Raises:
-        UserError: too many bad pictures, or the output cannot be written. What is committed stays.
+        UserError: too many bad images, or the output cannot be written. What is committed stays.
     """
     report = Report()
     begun = time.perf_counter()
@@ -92,23 +94,21 @@ def run(
         report.images += commit.rows
         report.bad += commit.bad
         for part, seconds in commit.seconds.items():
-            report.parts[part] += seconds
+            report.seconds[part] += seconds
         bad_count.add(commit)
     if not report.failed:
         ledger.finish(stage.finish(ledger))
-    report.seconds = time.perf_counter() - begun
+    report.wall_seconds = time.perf_counter() - begun
     return report
 
 
 class _BadCount:
-    """The bad pictures of all finished shards; refuses to go on when they are too many."""
+    """The bad images of all finished shards; refuses to go on when they are too many."""
 
     def __init__(self, ledger: Ledger, max_bad: float) -> None:
         self._ledger = ledger
         self._max_bad = max_bad
-        self._reasons: Counter[str] = Counter()
-        for commit in ledger.commits():
-            self._reasons.update(commit.reasons)
+        self._reasons = ledger.done().reasons
         self._check()
 
     def add(self, commit: Commit) -> None:
@@ -117,13 +117,15 @@ class _BadCount:
 
     def _check(self) -> None:
         bad, planned = self._reasons.total(), self._ledger.dataset.images
-        if bad <= max(1, self._max_bad * planned):
+        if bad <= (max(1, self._max_bad * planned) if self._max_bad else 0):
             return
         reason, count = self._reasons.most_common(1)[0]
+        example = next(item for item in self._ledger.quarantined() if f"{item['stage']}: {item['error']}" == reason)
+        path = self._ledger.image_root / example["uri"]
         raise UserError(
-            f"{self._ledger.root}: {bad:,} of {planned:,} pictures are bad so far, more than --max-bad "
-            f"{self._max_bad:g} allows; most often: {reason} ({count:,}); quarantine/ there lists each; mend the "
-            "input, or accept them with a larger --max-bad (what is labelled is kept)"
+            f"{self._ledger.root}: {bad:,} of {planned:,} images are bad so far, more than --max-bad {self._max_bad:g} "
+            f"allows; {count:,} fail in {reason}, such as {path}: {example['message']}; "
+            "see all with sea-pipeline status; mend the input, or give a larger --max-bad, and run the command again"
         )
 
 
@@ -146,7 +148,7 @@ def _with_attempts(ledger: Ledger, stage: Stage, shard: int, advance: Callable[[
 
 def _process(ledger: Ledger, stage: Stage, shard: int, attempt: int, advance: Callable[[int], None]) -> Commit:
     samples = ledger.samples(shard)
-    facts = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
+    footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
     passed = 0
 
     def count(images: int) -> None:
@@ -155,14 +157,13 @@ def _process(ledger: Ledger, stage: Stage, shard: int, attempt: int, advance: Ca
         advance(images)
 
     try:
-        with publish(ledger.part(shard), ledger.root) as scratch:
-            result = stage.process(samples, ledger.image_root, scratch, facts, count)
+        with publish(ledger.shard_path(shard), ledger.root) as scratch:
+            result = stage.process(samples, ledger.image_root, scratch, footer, count)
     except BaseException:
         advance(-passed)
         raise
-    assert result.rows + len(result.bad) == len(samples), "every planned picture is a row or in quarantine"
-    if result.bad:
-        ledger.write_quarantine(shard, result.bad)
+    assert result.rows + len(result.bad) == len(samples), "every planned image is a row or in quarantine"
+    ledger.write_quarantine(shard, result.bad)
     return ledger.record(
         shard,
         rows=result.rows,
@@ -170,6 +171,11 @@ def _process(ledger: Ledger, stage: Stage, shard: int, attempt: int, advance: Ca
         reasons=dict(Counter(f"{bad.stage}: {bad.error}" for bad in result.bad)),
         seconds={part: round(spent, 3) for part, spent in result.seconds.items()},
         first_image_sha256=result.first_image_sha256,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=_peak_memory_bytes(),
         attempt=attempt,
     )
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

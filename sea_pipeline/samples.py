@@ -1,7 +1,7 @@
-"""Where pictures come from: a folder, LLaVA's JSON or JSONL, or the photos that two packages ship.
+"""Where images come from: a folder, LLaVA's JSON or JSONL, or the photos that two packages ship.
 
-A listing reads names only, never pixels. What is wrong with one picture's name is kept beside it (`Sample.problem`)
-and costs that picture; what is wrong with the whole input stops the run.
+A listing reads names only, never pixels. What is wrong with one image's name is kept beside it (`Sample.problem`)
+and costs that image; what is wrong with the whole input stops the run.
 """
 
 import json
@@ -10,19 +10,19 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import ijson
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.optional import package_folder
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
     | {".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-"""File names that a folder listing takes for pictures; what they really are is seen when they are read."""
+"""File names that a folder listing takes for images; what they really are is seen when they are read."""
 
 PACKAGED = "packaged sample photos"
 _PACKAGED_PHOTOS = {
@@ -35,7 +35,7 @@ _PACKAGED_PHOTOS = {
 
 
 class Sample(NamedTuple):
-    """One picture, not yet read.
+    """One image, not yet read.
 
     `image_id` is what training data calls it: the LLaVA `image` field, or the path relative to the folder. `uri` is
     where it is, relative to the image root. `problem` says why it cannot be read, as far as its name tells.
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
 
 class BadSample(NamedTuple):
-    """A picture that cannot be used, where it failed (list, read, decode, encode) and why."""
+    """An image that cannot be used, where it failed (list, read, decode, encode) and why."""
 
     sample: Sample
     stage: str
@@ -58,7 +58,7 @@ class BadSample(NamedTuple):
 
 @dataclass
 class Listing:
-    """All pictures of an input, sorted by id, each id once, and what was left out."""
+    """All images of an input, sorted by id, each id once, and what was left out."""
 
     name: str
     origin: str
@@ -100,7 +100,7 @@ def list_samples(images: str | None, image_root: Path | None = None, limit: int 
         name, origin = path.absolute().stem, str(path.absolute())
     samples = _sorted_once(found, left_out)
     if not samples:
-        raise UserError(f"{origin}: expected pictures, found none{_described(left_out)}")
+        raise UserError(f"{origin}: expected images, found none{_described(left_out)}")
     return Listing(name, origin, root, samples[:limit], {what: n for what, n in left_out.items() if n})
 
 
@@ -110,32 +110,26 @@ def _sorted_once(found: Iterable[Sample], left_out: Counter[str]) -> list[Sample
     for sample in found:
         total += 1
         by_id.setdefault(sample.image_id, sample)
-    left_out["entries of a picture that is listed already (labelled once)"] = total - len(by_id)
+    left_out["repeated entries of an image"] = total - len(by_id)
     return [by_id[image_id] for image_id in sorted(by_id)]
 
 
 def _described(left_out: Counter[str]) -> str:
-    parts = [f"{count:,} {what}" for what, count in left_out.items() if count]
+    parts = [f"{what}: {count:,}" for what, count in left_out.items() if count]
     return f" (left out: {'; '.join(parts)})" if parts else ""
 
 
 def _packaged_photos() -> tuple[Path, Iterator[Sample]]:
     photos: dict[str, Path] = {}
     for package, names in _PACKAGED_PHOTOS.items():
-        spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                "the sample photos come with packages that are not installed; install them with: "
-                "pip install 'sea-pipeline[demo]', or name your own pictures with --images"
-            )
-        folder = Path(spec.submodule_search_locations[0])
+        folder = package_folder(package, "demo")
         photos.update({Path(name).name: folder / name for name in names.split()})
     root = Path(os.path.commonpath(photos.values()))
     return root, (Sample(name, path.relative_to(root).as_posix()) for name, path in photos.items())
 
 
 def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Sample]:
-    """Every picture below a folder; links to folders are followed unless they lead back to where we came from."""
+    """Every image below a folder; links to folders are followed unless they lead back to where we came from."""
     top = os.fsencode(folder)
     stack: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(b"", ())]
     while stack:
@@ -160,7 +154,7 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Sample]:
             elif os.path.splitext(entry.name)[1].lower().decode("latin1") in IMAGE_SUFFIXES:  # noqa: PTH122
                 yield _folder_sample(name)
             else:
-                left_out["files that are not named like pictures"] += 1
+                left_out["files without an image's suffix"] += 1
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

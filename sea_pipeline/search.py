@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from sea_pipeline.errors import UserError, require
+from sea_pipeline.errors import UserError
+from sea_pipeline.optional import require
 
 Backend = Literal["auto", "faiss", "torch"]
 """What proposes candidates."""
@@ -38,15 +39,16 @@ class WordSearch:
         device: where the torch backend and the float64 scoring run, and FAISS where its GPU wheel is installed.
 
     Raises:
-        UserError: n is not within 1..W, or FAISS is asked for and cannot be had.
+        ValueError: n is not within 1..W.
+        UserError: FAISS is asked for and cannot be had.
     """
 
     def __init__(
         self, words: torch.Tensor, *, top_n: int, sign: int, backend: Backend = "auto", device: str = "cpu"
     ) -> None:
         if not 1 <= top_n <= len(words):
-            raise UserError(f"--top-n {top_n}: expected between 1 and the {len(words):,} words of the list")
-        self._device = torch.device(device if device.startswith("cuda") else "cpu")  # MPS has no float64
+            raise ValueError(f"top_n = {top_n}: expected between 1 and {len(words):,}, the number of words")
+        self._device = torch.device(device)
         self._words = words.to(self._device, torch.float32).contiguous()
         self._top_n = top_n
         self._sign = sign
@@ -140,7 +142,7 @@ class FaissCandidates:
         self._index.add(words.cpu().numpy())
         if words.device.type == "cuda":
             # Ask first: touching GPU resources without a GPU aborts the process instead of raising.
-            if not getattr(faiss, "get_num_gpus", int)():
+            if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
                 raise UserError(
                     "--search faiss --device cuda: the installed FAISS sees no GPU; "
                     "pip uninstall faiss-cpu and pip install 'sea-pipeline[gpu]', or use --search torch"

@@ -1,18 +1,21 @@
 """The contract for labels: what a label shard holds, how it is written, how it is read.
 
-One row an image, in plan order; bad pictures have no row here but one in the quarantine table. Word ids are positions
+One row an image, in plan order; bad images have no row here but one in the quarantine table. Word ids are positions
 in `words.txt`, which lies beside the shards. Columns:
 
     image_id      string                  what training data calls the image
     uri           string                  where it was, relative to the image root
     image_sha256  binary[32]              of the file's bytes
-    height, width int32                   of the upright picture, pixels
-    crop_box      float32[4]              x0, y0, x1, y1: the part that the encoder saw, 0..1 of the upright picture
+    height, width int32                   of the upright image, pixels
+    crop_box      float32[4]              x0, y0, x1, y1: the part that the encoder saw, 0..1 of the upright image
     words         uint16[rows·columns·n]  word ids, patch by patch (row-major), best first; 65,535: no label
     scores        float16[same]           similarity s >= 0 of each (SEA Eq. 6), 0 where there is no label
 
+Beside the shards lie `words.txt`, the list, one word per line, and `words.parquet` with the columns word and
+mean_similarity (float32): the mean of s over all patches of the run, labels or not (SEA Fig. 6b).
+
 The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields, the number of patches and the
-sum of their embeddings, from which the mean similarity of every word follows (SEA Fig. 6b).
+sum of their embeddings, from which those means follow.
 """
 
 import json
@@ -27,9 +30,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 KIND = "labels"
+WORDS = "words.txt"
+MEANS = "words.parquet"
 NO_WORD = 65_535
 ROWS_PER_GROUP = 32
 """Few enough that one image is read in milliseconds, enough that zstd has something to compress."""
+
+CropBox = tuple[float, float, float, float]
+"""x0, y0, x1, y1 as shares (0..1) of the upright image's width and height."""
 
 _FOOTER = b"sea_pipeline"
 
@@ -59,7 +67,7 @@ class LabelRow(NamedTuple):
     image_sha256: bytes
     height: int
     width: int
-    crop_box: tuple[float, float, float, float]
+    crop_box: CropBox
     word_ids: npt.NDArray[np.integer[Any]]
     """(patches, n), -1 where there is no label."""
     scores: npt.NDArray[np.floating[Any]]
@@ -79,7 +87,7 @@ class ShardWriter:
             self._schema,
             compression="zstd",
             compression_level=3,
-            # Measured (half the bytes of the default, twice its reading speed): see README, "On disk".
+            # Measured on 200 photos: 3 % smaller than plain scores; dictionaries are larger and slower to read.
             use_dictionary=False,
             column_encoding={"scores.list.element": "BYTE_STREAM_SPLIT"},
             write_statistics=["image_id"],
@@ -107,9 +115,9 @@ class ShardWriter:
         if len(self._rows) == ROWS_PER_GROUP:
             self._flush()
 
-    def set_footer(self, facts: dict[str, Any]) -> None:
+    def set_footer(self, footer: dict[str, Any]) -> None:
         """Sets the JSON object of the footer; before the writer closes."""
-        self._writer.add_key_value_metadata({_FOOTER: json.dumps(facts, sort_keys=True)})
+        self._writer.add_key_value_metadata({_FOOTER: json.dumps(footer, sort_keys=True)})
 
     def _flush(self) -> None:
         if not self._rows:
@@ -132,8 +140,8 @@ class ShardWriter:
 
 def shard_footer(path: Path) -> dict[str, Any]:
     """The JSON object in a shard's footer."""
-    facts: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[_FOOTER])
-    return facts
+    footer: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[_FOOTER])
+    return footer
 
 
 def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
@@ -143,6 +151,24 @@ def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], np
     word_ids = flat["words"].astype(np.int32).reshape(shape)
     word_ids[word_ids == NO_WORD] = -1
     return word_ids, flat["scores"].astype(np.float32).reshape(shape)
+
+
+def read_words(root: Path) -> tuple[str, ...]:
+    """The word list of a folder of labels."""
+    return tuple((root / WORDS).read_text("utf-8").split("\n")[:-1])
+
+
+def write_mean_similarity(path: Path, words: tuple[str, ...], means: npt.NDArray[np.float32]) -> None:
+    """Writes `words.parquet`: every word with the mean of s over all patches."""
+    table = pa.table({"word": words, "mean_similarity": means})
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def read_mean_similarity(root: Path) -> npt.NDArray[np.float32]:
+    """(words,): the mean of s over all patches, in the order of the list."""
+    table = pq.read_table(root / MEANS, page_checksum_verification=True)
+    means: npt.NDArray[np.float32] = table["mean_similarity"].to_numpy()
+    return means
 
 
 def _fixed_list(kind: pa.DataType, size: int) -> pa.DataType:

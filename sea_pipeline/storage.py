@@ -29,12 +29,13 @@ _CANNOT_WRITE = {
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk, a read-only disk or missing rights into a `UserError` that names `path`."""
+def writing(path: Path, root: Path) -> Iterator[None]:
+    """Turns a full disk, a read-only disk or missing rights below `root` into a `UserError` that names `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(root)
+        if error.errno not in _CANNOT_WRITE or elsewhere:
             raise
         raise UserError(
             f"{path}: cannot be written: {os.strerror(error.errno)}; {_CANNOT_WRITE[error.errno]} and run the "
@@ -44,7 +45,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def make_folder(path: Path) -> None:
     """Creates a folder and its parents; a `UserError` where that is not possible."""
-    with writing(path):
+    with writing(path, Path(path.anchor)):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -55,7 +56,7 @@ def publish(path: Path, root: Path) -> Iterator[Path]:
     After an exception or a kill nothing has appeared at `path`, and what stood there before still stands.
     """
     scratch = root / TEMPORARY / f"{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    with writing(path):
+    with writing(path, root):
         scratch.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import check_file
-from sea_pipeline.shards import KIND, ROWS_PER_GROUP, label_arrays
+from sea_pipeline.shards import KIND, ROWS_PER_GROUP, CropBox, label_arrays, read_mean_similarity, read_words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labels:
     """The labels of one image."""
 
@@ -30,8 +30,8 @@ class Labels:
     """(patches, n): similarity s (SEA Eq. 6), not negative; 0 where there is no label."""
     grid: tuple[int, int]
     """(rows, columns); patches are row-major."""
-    crop_box: tuple[float, float, float, float]
-    """x0, y0, x1, y1: the part of the upright picture that the grid covers, 0..1."""
+    crop_box: CropBox
+    """x0, y0, x1, y1: the part of the upright image that the grid covers, 0..1."""
 
 
 class LabelStore:
@@ -48,7 +48,7 @@ class LabelStore:
         self.fingerprint = manifest.fingerprint
         self.manifest: dict[str, Any] = manifest.model_dump()
         """`manifest.json` as a dictionary."""
-        self.source = ledger.dataset.source
+        self._ledger = ledger
         self.image_root = Path(ledger.dataset.image_root)
         self._shards = [ledger.root / file.path for file in manifest.shards]
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
@@ -62,6 +62,9 @@ class LabelStore:
         """The image ids in the order of the rows."""
         return [image_id for shard in self._shards for image_id in _column(shard, "image_id")]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._index
 
@@ -74,7 +77,7 @@ class LabelStore:
         return self._labels(self._row(image_id))
 
     def uri(self, image_id: str) -> str:
-        """Where the picture was when it was labelled, relative to `image_root`."""
+        """Where the image was when it was labelled, relative to `image_root`."""
         uri: str = self._row(image_id)["uri"][0].as_py()
         return uri
 
@@ -84,16 +87,12 @@ class LabelStore:
             yield from (_read(shard, group) for group in range(_open(shard).num_row_groups))
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
-        """The bad pictures: image_id, uri, stage, error, message, image_sha256."""
-        for file in self.manifest["other_files"]:
-            if file["path"].startswith("quarantine/"):
-                yield from pq.read_table(self.path / file["path"]).to_pylist()
+        """The bad images: image_id, uri, stage, error, message, image_sha256."""
+        return self._ledger.quarantined()
 
     def mean_similarity(self) -> npt.NDArray[np.float32]:
         """(words,): the mean of s over all patches of the run, for each word of the list (SEA Fig. 6b)."""
-        table = pq.read_table(self.path / "words.parquet", page_checksum_verification=True)
-        means: npt.NDArray[np.float32] = table["mean_similarity"].to_numpy()
-        return means
+        return read_mean_similarity(self.path)
 
     @cached_property
     def _index(self) -> dict[str, tuple[int, int]]:
@@ -110,6 +109,7 @@ class LabelStore:
         return self._cached[1].slice(inside, 1)
 
     def _nearest(self, image_id: str) -> str:
+        image_id = str(image_id)
         name = image_id.rsplit("/", 1)[-1]
         ordered = sorted(self.ids)
         place = bisect.bisect(ordered, image_id)
@@ -146,9 +146,8 @@ def open_labels(path: str | Path, *, verify: bool = True) -> LabelStore:
     with ThreadPoolExecutor(max_workers=4) as pool:
         for problem in pool.map(lambda file: check_file(root, file), files):
             if problem:
-                raise UserError(f"{problem}; label again into another folder, or restore the file")
-    words = tuple((root / "words.txt").read_text("utf-8").split("\n")[:-1])
-    return LabelStore(ledger, words)
+                raise UserError(f"{problem}; restore it, or delete it and run the command that labelled again")
+    return LabelStore(ledger, read_words(root))
 
 
 def _open(shard: Path) -> pq.ParquetFile:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sea_pipeline.errors import UserError
 
 MAX_WORDS = 65_535
-"""Word ids are stored as uint16 and 65,535 means «no label»."""
+"""Word ids are stored as uint16 and 65,535 means "no label"."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class WordList:
         return len(self.words)
 
     def text(self) -> str:
-        """The normalised list as a file holds it: UTF-8, one word a line."""
+        """The normalised list as a file holds it: UTF-8, one word per line."""
         return _text(self.words)
 
 
@@ -38,7 +38,7 @@ def builtin_folder() -> Path:
 
 
 def load_wordlist(spec: str) -> WordList:
-    """Reads a word list by its name (`2of12`) or from a file: UTF-8, one word or phrase a line.
+    """Reads a word list by its name (`2of12`) or from a file: UTF-8, one word or phrase per line.
 
     Words are stripped and brought to Unicode form NFC; blank lines are left out; order and case are kept.
 
@@ -73,14 +73,14 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
     first_line: dict[str, int] = {}
     for number, word in _numbered_words(text):
         if any(unicodedata.category(character) == "Cc" for character in word):
-            raise UserError(f"{origin}: line {number} holds a control character; expected one word or phrase a line")
+            raise UserError(f"{origin}: line {number} holds a control character; expected one word or phrase per line")
         if word in first_line:
             raise UserError(
                 f"{origin}: expected every word once; found {word!r} in lines {first_line[word]} and {number}"
             )
         first_line[word] = number
     if not first_line:
-        raise UserError(f"{origin}: expected one word or phrase a line; found none")
+        raise UserError(f"{origin}: expected one word or phrase per line; found none")
     if len(first_line) > MAX_WORDS:
         raise UserError(f"{origin}: expected at most {MAX_WORDS:,} words, found {len(first_line):,}; shorten the list")
     return tuple(first_line)

@@ -38,7 +38,7 @@ def label(encoder: ColourEncoder, words: Path, tmp_path: Path) -> Callable[..., 
 
     def run(**settings: Any) -> LabelRun:
         defaults = {"wordlist": str(words), "top_n": 3, "out": tmp_path / "labels", "shard_size": 4, "device": "cpu"}
-        return label_run.label(LabelSettings.of(**(defaults | settings)))
+        return label_run.label_images(LabelSettings.of(**(defaults | settings)))
 
     return run
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from sea_pipeline import open_labels
 from sea_pipeline.analysis import image_words, statistics
 from sea_pipeline.encoders.packaged import PackagedEncoder
-from sea_pipeline.label_run import LabelSettings, label
-from sea_pipeline.pixels import read_picture
+from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.pixels import read_image
 from sea_pipeline.samples import list_samples
 from sea_pipeline.store import LabelStore
 
@@ -27,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("SEA_PIPELINE_CACHE", str(folder / "cache"))
-        label(LabelSettings(out=folder / "labels", device="cpu"))
+        label_images(LabelSettings(out=folder / "labels", device="cpu"))
     return open_labels(folder / "labels")
 
 
@@ -61,7 +61,7 @@ def test_patches_agree_with_a_slow_twin_in_float64() -> None:
 
     encoder = PackagedEncoder("cpu")
     listing = list_samples(None)
-    image = read_picture(listing.root / next(s.uri for s in listing.samples if s.image_id == "chelsea.png")).image
+    image = read_image(listing.root / next(s.uri for s in listing.samples if s.image_id == "chelsea.png")).image
     pixels = torch.from_numpy(np.array(encoder.preprocess(image).values))[None]
 
     network = EfficientNet.from_name("efficientnet-lite0").double().eval()
@@ -88,7 +88,7 @@ def test_a_word_is_embedded_alike_alone_and_in_company() -> None:
 
 def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, monkeypatch: Any) -> None:
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
-    label(LabelSettings(out=tmp_path / "torch", device="cpu", search="torch"))
+    label_images(LabelSettings(out=tmp_path / "torch", device="cpu", search="torch"))
     assert (tmp_path / "torch" / "manifest.json").read_bytes() == (store.path / "manifest.json").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""What the pipeline asks of an encoder, and how pictures become its input.
+"""What the pipeline asks of an encoder, and how images become its input.
 
 Shapes: B images, P = rows * columns patches, W words, D embedding width, S input side in pixels.
 """
@@ -12,12 +12,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-CropBox = tuple[float, float, float, float]
-"""x0, y0, x1, y1 as shares (0..1) of the upright picture's width and height."""
+from sea_pipeline.shards import CropBox
 
 
 class Pixels(NamedTuple):
-    """An encoder's input from one picture."""
+    """An encoder's input from one image."""
 
     values: npt.NDArray[np.uint8]
     """(S, S, 3), RGB."""
@@ -31,7 +30,7 @@ class Preprocess:
     size: int
 
     def __call__(self, image: Image.Image) -> Pixels:
-        """The encoder's input from an upright RGB picture of any size. Runs in decoding threads."""
+        """The encoder's input from an upright RGB image of any size. Runs in decoding threads."""
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)

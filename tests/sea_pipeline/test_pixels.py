@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sea_pipeline.pixels import BadImageError, read_picture
+from sea_pipeline.pixels import BadImageError, read_image
 
 RED = (255, 0, 0)
 
@@ -17,14 +17,14 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
 
 
 def pixel(path: Path, place: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
-    picture = read_picture(path).image
-    assert picture.mode == "RGB"
-    return tuple(int(channel) for channel in np.asarray(picture)[place[1], place[0]])
+    decoded = read_image(path).image
+    assert decoded.mode == "RGB"
+    return tuple(int(channel) for channel in np.asarray(decoded)[place[1], place[0]])
 
 
 def test_the_hash_is_of_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "x.png", Image.new("RGB", (3, 2), RED))
-    assert read_picture(path).sha256 == hashlib.sha256(path.read_bytes()).digest()
+    assert read_image(path).sha256 == hashlib.sha256(path.read_bytes()).digest()
 
 
 def test_exif_turns_the_picture(tmp_path: Path) -> None:
@@ -33,13 +33,13 @@ def test_exif_turns_the_picture(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
     path = save(tmp_path / "x.png", image, exif=exif)
-    assert read_picture(path).image.size == (2, 4)
+    assert read_image(path).image.size == (2, 4)
     assert pixel(path, (1, 0)) == RED
 
 
 def test_damaged_exif_is_not_a_damaged_picture(tmp_path: Path) -> None:
     path = save(tmp_path / "x.jpg", Image.new("RGB", (8, 8), RED), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    assert read_picture(path).image.size == (8, 8)
+    assert read_image(path).image.size == (8, 8)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_bad_file_says_where_and_why(tmp_path: Path, data: bytes, stage: str, 
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
     with pytest.raises(BadImageError) as error:
-        read_picture(path)
+        read_image(path)
     assert error.value.stage == stage
     assert message in error.value.message
     assert error.value.sha256 == hashlib.sha256(data).digest()
@@ -106,9 +106,9 @@ def test_a_bad_file_says_where_and_why(tmp_path: Path, data: bytes, stage: str, 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match="found a folder"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
     with pytest.raises(BadImageError, match="No such file"):
-        read_picture(tmp_path / "absent.jpg")
+        read_image(tmp_path / "absent.jpg")
 
 
 def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
 
 def test_floating_point_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match="floating point"):
-        read_picture(save(tmp_path / "x.tiff", Image.new("F", (2, 2), 0.5)))
+        read_image(save(tmp_path / "x.tiff", Image.new("F", (2, 2), 0.5)))

@@ -32,7 +32,8 @@ def photos(tmp_path: Path) -> Path:
 def content(folder: Path) -> dict[str, bytes]:
     """Everything a finished folder says, byte by byte, but for the commits, which hold times and host names."""
     names = ["manifest.json", "dataset.json", "words.txt", "words.parquet", "plan.parquet"]
-    files = [folder / name for name in names] + sorted((folder / "labels").iterdir())
+    files = [folder / name for name in names]
+    files += sorted((folder / "labels").iterdir()) + sorted((folder / "quarantine").glob("*"))
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
@@ -63,11 +64,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
-@pytest.mark.parametrize("call", range(1, 17))
+@pytest.mark.parametrize("call", range(1, 18))
 def test_a_kill_around_any_rename_loses_nothing(
     label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, call: int
 ) -> None:
-    """Plan, words, dataset, 5 x (data, commit), words.parquet, manifest and the cache: 16 renames in a run."""
+    """Plan, words, dataset, cache, 5 x (data, commit), one quarantine, words.parquet, manifest: 17 renames in a run."""
+    (photos / "003.png").write_bytes(b"bad")
     label(images=str(photos), out=tmp_path / "whole")
     shutil.rmtree(tmp_path / "cache")
     calls = 0
@@ -128,7 +130,7 @@ def test_two_runs_of_one_folder_at_once_do_no_harm(label: Label, photos: Path, t
     [
         ({"top_n": 2}, "top_n: 3 there, 2 asked for"),
         ({"shard_size": 5}, "shard_size: 4 there, 5 asked for"),
-        ({"limit": 7}, "11 images are gone (such as "),
+        ({"limit": 7}, "images that are gone: 11 (such as "),
         ({"wordlist": "short.txt"}, "wordlist.words: 8 there, 3 asked for"),
     ],
 )
@@ -155,14 +157,14 @@ def test_another_encoder_is_refused_by_the_field_that_differs(
         label(images=str(photos))
 
 
-def test_other_pictures_are_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+def test_other_images_are_refused(label: Label, photos: Path, tmp_path: Path) -> None:
     label(images=str(photos))
     draw_folder(photos / "more", 1)
-    with pytest.raises(UserError, match="1 images are new"):
+    with pytest.raises(UserError, match="new images: 1"):
         label(images=str(photos))
     shutil.rmtree(photos / "more")
     other = draw_folder(tmp_path / "other" / "photos", 18, seed=1)
-    with pytest.raises(UserError, match="another picture under the name"):
+    with pytest.raises(UserError, match="was another one when it was labelled"):
         label(images=str(other))
     moved = shutil.copytree(draw_folder(tmp_path / "same", 18), tmp_path / "moved")
     assert label(images=str(moved)).report.images == 0
@@ -224,19 +226,58 @@ def test_a_shard_that_fails_is_listed_and_the_others_are_done(
 def test_mostly_broken_input_stops_the_run_and_nothing_is_lost(label: Label, photos: Path, tmp_path: Path) -> None:
     for number in (0, 3, 6, 9, 12, 15):
         (photos / f"{number:03d}.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"4 of 18 pictures are bad so far, more than --max-bad 0\.01 allows") as error:
+    with pytest.raises(UserError, match=r"4 of 18 images are bad so far, more than --max-bad 0\.01 allows") as error:
         label(images=str(photos))
-    assert "decode: UnidentifiedImageError" in str(error.value)
+    assert "4 fail in decode: UnidentifiedImageError, such as" in str(error.value)
     with pytest.raises(ValueError, match="shards are done"):
         open_labels(tmp_path / "labels")
     run = label(images=str(photos), max_bad=0.5)
     store = open_labels(tmp_path / "labels")
     assert len(store) == 12
-    assert run.report.bad == 2  # the shard with the first four was kept
+    assert run.report.bad == 6
     assert [bad["image_id"] for bad in store.quarantine()] == [f"{n:03d}.png" for n in (0, 3, 6, 9, 12, 15)]
 
 
-def test_one_bad_picture_never_stops_a_small_run(label: Label, photos: Path, tmp_path: Path) -> None:
+def test_mended_input_is_read_again(label: Label, photos: Path, tmp_path: Path) -> None:
+    """A run with the wrong image root stops; with the right one the same folder finishes."""
+    data = tmp_path / "data.json"
+    ids = [str(path.relative_to(photos)) for path in photos.rglob("*.png")]
+    data.write_text(json.dumps([{"image": image_id, "conversations": []} for image_id in ids]))
+    with pytest.raises(UserError, match=r"4 fail in read: FileNotFoundError, such as .*nowhere/000\.png"):
+        (tmp_path / "nowhere").mkdir()
+        label(images=str(data), image_root=tmp_path / "nowhere")
+    assert label(images=str(data), image_root=photos).report.images == 18
+    label(images=str(photos), out=tmp_path / "whole")
+    found, expected = content(tmp_path / "labels"), content(tmp_path / "whole")
+    assert {name for name in found if found[name] != expected.get(name)} == {"dataset.json"}  # another source
+    assert Ledger.open(tmp_path / "labels").check()[1] == []
+
+
+def test_max_bad_0_allows_none(label: Label, photos: Path) -> None:
+    (photos / "003.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 18 images are bad"):
+        label(images=str(photos), max_bad=0)
+
+
+def test_a_folder_without_its_plan_or_list_is_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    for name in ("plan.parquet", "words.txt"):
+        held = (tmp_path / "labels" / name).read_bytes()
+        (tmp_path / "labels" / name).unlink()
+        with pytest.raises(UserError, match=f"{name}: expected a file"):
+            label(images=str(photos))
+        (tmp_path / "labels" / name).write_bytes(held)
+
+
+def test_a_deleted_shard_is_made_again(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    whole = content(tmp_path / "labels")
+    (tmp_path / "labels" / "labels" / "part-00001-of-00005.parquet").unlink()
+    label(images=str(photos))
+    assert content(tmp_path / "labels") == whole
+
+
+def test_one_bad_image_never_stops_a_small_run(label: Label, photos: Path, tmp_path: Path) -> None:
     (photos / "003.png").write_bytes(b"")
     assert label(images=str(photos)).report.bad == 1
     assert len(open_labels(tmp_path / "labels")) == 17

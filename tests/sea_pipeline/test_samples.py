@@ -30,7 +30,7 @@ def test_a_folder_is_listed_by_relative_path_and_sorted(tmp_path: Path) -> None:
     touch(tmp_path / "b.JPG", tmp_path / "a" / "z.png", tmp_path / "a" / "c" / "x.webp", tmp_path / "notes.txt")
     listing = list_samples(str(tmp_path))
     assert listing.samples == [Sample(name, name) for name in ("a/c/x.webp", "a/z.png", "b.JPG")]
-    assert listing.notes == {"files that are not named like pictures": 1}
+    assert listing.notes == {"files without an image's suffix": 1}
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_llava_rows_are_joined_to_the_image_root(tmp_path: Path, suffix: str) ->
     ]
     assert listing.notes == {
         "text-only entries": 1,
-        "entries of a picture that is listed already (labelled once)": 1,
+        "repeated entries of an image": 1,
     }
 
 
@@ -91,7 +91,7 @@ def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Pat
         ("latin.json", b'[{"image": "\xe9.jpg", "conversations": []}]', "UTF-8"),
         ("broken.jsonl", '{"image": "a.jpg", "conversations": []}\n\n{"image"\n', "line 3"),
         ("list.jsonl", "[1, 2]\n", "line 1: expected a LLaVA record"),
-        ("text.json", '[{"conversations": []}]', "1 text-only entries"),
+        ("text.json", '[{"conversations": []}]', "text-only entries: 1"),
         ("photo.txt", "x", "expected a folder, a .json or a .jsonl"),
     ],
 )
@@ -109,7 +109,7 @@ def test_an_input_with_nothing_in_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found nothing there"):
         list_samples(str(tmp_path / "absent"))
     touch(tmp_path / "readme.md")
-    with pytest.raises(UserError, match=r"found none \(left out: 1 files that are not named like pictures\)"):
+    with pytest.raises(UserError, match=r"found none \(left out: files without an image's suffix: 1\)"):
         list_samples(str(tmp_path))
 
 

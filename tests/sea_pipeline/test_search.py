@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.errors import UserError
 from sea_pipeline.search import Backend, WordSearch
 
 BACKENDS: list[Backend] = ["torch", "faiss"]
@@ -94,7 +93,7 @@ def test_half_precision_patches_are_searched_as_they_are() -> None:
 
 
 def test_n_must_be_within_the_list() -> None:
-    with pytest.raises(UserError, match="--top-n 4"):
+    with pytest.raises(ValueError, match="top_n = 4: expected between 1 and 3"):
         WordSearch(unit(3, 2), top_n=4, sign=1)
 
 

@@ -26,9 +26,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
 def test_a_disk_that_cannot_be_written_is_a_clear_line(tmp_path: Path, code: int) -> None:
     with pytest.raises(UserError, match="file: cannot be written") as error, publish(tmp_path / "file", tmp_path):
-        raise OSError(code, os.strerror(code))
+        raise OSError(code, os.strerror(code), tmp_path / "file")
     assert os.strerror(code) in str(error.value)
     assert "the same command again" in str(error.value)
+
+
+def test_rights_that_lack_elsewhere_are_not_blamed_on_the_output(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), publish(tmp_path / "file", tmp_path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/weights.safetensors")
 
 
 def test_a_full_disk_for_real(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""The table of a shard's bad images: which, where they failed, and why."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sea_pipeline.samples import BadSample
+
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("image_id", "uri", "stage", "error", "message")),
+        ("image_sha256", pa.binary(32)),
+    ]
+)
+
+
+def write_quarantine(path: Path, bad: Sequence[BadSample]) -> None:
+    """Writes the bad images of one shard."""
+    rows = [(item.sample.image_id, item.sample.uri, *item[1:]) for item in bad]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    pq.write_table(pa.table(columns, schema=_SCHEMA), path, compression="zstd", write_page_checksum=True)
+
+
+def read_quarantine(path: Path) -> list[dict[str, Any]]:
+    """The bad images of one shard: image_id, uri, stage, error, message, image_sha256."""
+    rows: list[dict[str, Any]] = pq.read_table(path, page_checksum_verification=True).to_pylist()
+    return rows

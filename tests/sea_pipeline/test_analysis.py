@@ -1,0 +1,67 @@
+"""Numbers and pictures of labels whose every cell is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sea_pipeline import LabelStore, open_labels
+from sea_pipeline.analysis import image_words, labels_to_json, statistics
+from sea_pipeline.label_run import LabelRun
+from sea_pipeline.pictures import draw_words, save_pictures
+from sea_pipeline.store import Labels
+from tests.sea_pipeline.test_label import GRID, similarities
+from tests.world import COLOURS, ColourEncoder, draw
+
+
+@pytest.fixture
+def store(label: Callable[..., LabelRun], tmp_path: Path) -> LabelStore:
+    draw(tmp_path / "photos" / "a" / "x.png", GRID, size=(48, 48))
+    label(images=str(tmp_path / "photos"), top_n=1)
+    return open_labels(tmp_path / "labels")
+
+
+def test_counts_of_known_labels(store: LabelStore, encoder: ColourEncoder) -> None:
+    stats = statistics(store)
+    cells = [name for row in GRID for name in row]
+    assert (stats.images, stats.patches, stats.labelled_patches, stats.labels) == (1, 12, 12, 12)
+    assert stats.word_uses.tolist() == stats.best_uses.tolist() == [cells.count(name) for name in COLOURS]
+    assert (stats.words_used, stats.share_used) == (8, 1.0)
+    assert stats.score_bins.tolist() == [0] * 19 + [12]
+    assert stats.share_below_zero == (similarities(encoder, GRID).mean(0) < 0).mean()
+    assert stats.to_json(store.words)["most_frequent"][0] == {"word": "red", "labels": 3, "best": 3}
+
+
+def test_the_words_of_an_image_have_the_highest_sums(store: LabelStore) -> None:
+    words = [(store.words[word], round(total, 2)) for word, total in image_words(store["a/x.png"], most=3)]
+    assert words == [("red", 3.0), ("green", 2.0), ("brown", 2.0)]
+    assert labels_to_json("a/x.png", store["a/x.png"], store.words)["words"][:4] == [[name] for name in GRID[0]]
+
+
+def test_a_store_is_a_collection_of_ids(store: LabelStore) -> None:
+    assert list(store) == ["a/x.png"]
+    assert list(store.quarantine()) == []
+    with pytest.raises(KeyError, match="0 is none of the 1 images"):
+        store[0]  # type: ignore[index]
+
+
+def test_a_picture_tints_the_patches_of_one_word_alike() -> None:
+    word_ids = np.array([[0], [0], [1], [-1]], np.int32)
+    labels = Labels(word_ids, np.ones((4, 1), np.float32), (1, 4), (0.0, 0.0, 1.0, 1.0))
+    drawn = np.asarray(draw_words(Image.new("RGB", (64, 16), "white"), labels, ("cat", "dog"))).astype(int)
+    cell, title = drawn.shape[1] // 4, drawn.shape[0] - drawn.shape[1] // 4
+    corners = [drawn[title + 6, column * cell + 6].tolist() for column in range(4)]
+    assert corners[0] == corners[1] != corners[2]
+    assert corners[3] == [255, 255, 255]
+    middle = title + cell // 2
+    assert (drawn[middle, :cell].min(), drawn[middle, cell + 6 : 2 * cell - 6].std(0).max()) < (120, 1)
+
+
+def test_pictures_of_two_ids_never_share_a_file(label: Callable[..., LabelRun], tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/x.png", "x.png", "x.webp"):
+        draw(tmp_path / "photos" / name, GRID)
+    label(images=str(tmp_path / "photos"))
+    files = save_pictures(open_labels(tmp_path / "labels"), tmp_path / "pictures")
+    assert len({file.name for file in files}) == len(list((tmp_path / "pictures").iterdir())) == 4
