@@ -19,7 +19,7 @@ from sea_pipeline.records import (
     fingerprint_of,
 )
 from sea_pipeline.samples import Listing, Sample
-from sea_pipeline.storage import TEMPORARY, file_sha256, publish, publish_bytes, sweep
+from sea_pipeline.storage import TEMPORARY, alone, file_sha256, make_folder, publish, publish_bytes, sweep
 
 
 def begin(
@@ -46,10 +46,12 @@ def begin(
         image_root=str(listing.root),
         files=[],
     )
-    if not (root / "dataset.json").exists():
-        return Ledger(root, _create(root, wanted, samples, companions))
+    make_folder(root)
+    with alone(root):
+        if not (root / "dataset.json").exists():
+            return Ledger(root, _create(root, wanted, samples, companions))
     ledger = Ledger(root, Ledger.open(root).dataset, listing.root)
-    _refuse_damage(ledger)
+    ledger.refuse_damage()
     _refuse_another_run(ledger, wanted, samples)
     _refuse_other_images(ledger)
     sweep(root)
@@ -64,6 +66,7 @@ def _create(root: Path, dataset: Dataset, samples: Sequence[Sample], companions:
             f"{root}: expected an empty folder or one that sea-pipeline began; found {strangers[0]!r} in it; "
             "choose another --out"
         )
+    sweep(root)
     with publish(plan, root) as scratch:
         write_plan(scratch, samples, dataset.shard_size)
     for name, content in companions.items():
@@ -72,12 +75,6 @@ def _create(root: Path, dataset: Dataset, samples: Sequence[Sample], companions:
     dataset = dataset.model_copy(update={"files": files})
     publish_bytes(root / "dataset.json", dataset.to_bytes(), root)
     return dataset
-
-
-def _refuse_damage(ledger: Ledger) -> None:
-    for file in ledger.dataset.files:
-        if problem := check_file(ledger.root, file):
-            raise UserError(f"{problem}; restore the file, or choose another --out")
 
 
 def _refuse_another_run(ledger: Ledger, wanted: Dataset, samples: Sequence[Sample]) -> None:
@@ -95,6 +92,8 @@ def _refuse_another_run(ledger: Ledger, wanted: Dataset, samples: Sequence[Sampl
 def _refuse_other_images(ledger: Ledger) -> None:
     """Compares the first image of a few finished shards: names alone do not tell two folders apart."""
     for commit in islice((commit for commit in ledger.commits() if commit.rows), 8):
+        if problem := check_file(ledger.root, commit.files[0]):
+            raise UserError(f"{problem}; delete it, and the same command makes it again")
         first = pq.ParquetFile(ledger.shard_path(commit.shard)).read_row_group(0, columns=["uri"])["uri"][0].as_py()
         path = ledger.image_root / first
         if path.is_file() and file_sha256(path) != commit.first_image_sha256:

@@ -1,6 +1,7 @@
 """The command `sea-pipeline`: parses, calls one function, prints what it says. Heavy imports happen inside."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,9 +25,13 @@ def main() -> None:
     from sea_pipeline import console
 
     try:
+        _refuse_arguments_that_are_not_utf8()
         code = app(prog_name="sea-pipeline", standalone_mode=False) or 0
     except UserError as problem:
         console.error(str(problem))
+        code = 1
+    except OSError as problem:
+        console.error(f"{problem.filename or 'the file system'}: {problem.strerror or problem}")
         code = 1
     except typer.Abort:
         code = 130
@@ -40,6 +45,15 @@ def main() -> None:
     if code == 130:
         console.error("stopped; run the same command again to go on")
     raise SystemExit(code)
+
+
+def _refuse_arguments_that_are_not_utf8() -> None:
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise UserError(f"{shown}: expected a name in UTF-8; rename it") from None
 
 
 def _version(wanted: bool) -> None:
@@ -89,6 +103,9 @@ def label(
             help="Stop when more than this share of all images is bad; 0 allows none, any other value at least one."
         ),
     ] = 0.01,
+    retry_bad: Annotated[
+        bool, typer.Option("--retry-bad", help="Read images that were bad again; in a finished folder, too.")
+    ] = False,
 ) -> None:
     """Label every patch of every image with its n most similar words.
 
@@ -101,7 +118,7 @@ def label(
 
     settings = LabelSettings.of(
         images=images, image_root=image_root, wordlist=wordlist, encoder=encoder, top_n=top_n, out=out, limit=limit,
-        device=device, search=search, shard_size=shard_size, max_bad=max_bad,
+        device=device, search=search, shard_size=shard_size, max_bad=max_bad, retry_bad=retry_bad,
     )  # fmt: skip
     done = label_images(
         settings,
@@ -202,5 +219,5 @@ def demo(
     console.label_table(done)
     store = open_labels(out / "labels")
     console.statistics_tables(analysis.statistics(store), store.words)
-    pictures = save_pictures(store, out / "pictures")
+    pictures = save_pictures(store, done.ledger.image_root, out / "pictures")
     console.output.print(f"\n{len(pictures)} photos with their words drawn on them are in {out / 'pictures'}")

@@ -1,5 +1,6 @@
 """What a person sees in the terminal: progress on stderr, tables on stdout."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -9,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -32,8 +32,9 @@ if TYPE_CHECKING:  # it brings torch
 
 _MOST_BAD = 20
 
-output = Console(highlight=False, soft_wrap=True)
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+# A pipe has no width: there, long values must not be folded at the 80 columns that rich assumes.
+output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else 240)
+messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Rate(ProgressColumn):
@@ -63,7 +64,7 @@ def progress(what: str, total: int, already: int) -> Iterator[Callable[[int], No
 
 def error(message: str) -> None:
     """One line on stderr."""
-    messages.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}")
+    messages.print(Text.assemble(("error:", "bold red"), f" {' '.join(message.split())}"))
 
 
 def print_table(rows: Mapping[str, str], title: str | None = None) -> None:
@@ -72,7 +73,7 @@ def print_table(rows: Mapping[str, str], title: str | None = None) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     output.print(table)
 
 
@@ -125,7 +126,7 @@ def status_tables(ledger: Ledger) -> None:
         output.print()
         table = Table("bad image", "stage", "reason", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for bad in islice(ledger.quarantined(), _MOST_BAD):
-            table.add_row(escape(bad["image_id"]), bad["stage"], escape(bad["message"]))
+            table.add_row(bad["image_id"], bad["stage"], bad["message"])
         output.print(table)
         if done.bad > _MOST_BAD:
             output.print(f"… and {done.bad - _MOST_BAD:,} more in {ledger.root / QUARANTINE}")
@@ -161,7 +162,7 @@ def statistics_tables(stats: Statistics, words: tuple[str, ...]) -> None:
         table.add_column(column, justify="left" if column == "word" else "right")
     for word in np.argsort(-stats.word_uses, kind="stable")[:MOST_FREQUENT]:
         if stats.word_uses[word]:
-            table.add_row(escape(words[word]), f"{stats.word_uses[word]:,}", f"{stats.best_uses[word]:,} patches")
+            table.add_row(words[word], f"{stats.word_uses[word]:,}", f"{stats.best_uses[word]:,} patches")
     output.print(table)
 
 
@@ -172,7 +173,7 @@ def _histogram(title: str, starts: npt.NDArray[Any], counts: npt.NDArray[Any], w
     for place in range(filled[0], filled[-1] + 1) if len(filled) else []:
         bar = "█" * round(40 * counts[place] / counts.max()) or ("▏" if counts[place] else "")
         table.add_row(
-            f"{starts[place] + 0.0:5.2f} to {starts[place] + width:5.2f}", f"{counts[place]:,}", f"[cyan]{bar}[/]"
+            f"{starts[place] + 0.0:5.2f} to {starts[place] + width:5.2f}", f"{counts[place]:,}", Text(bar, style="cyan")
         )
     output.print(table)
 
@@ -199,5 +200,5 @@ def image_tables(image_id: str, labels: Labels, words: tuple[str, ...]) -> None:
     )
     room = max(4, min(14, output.width // columns - 1))
     for row in labels.word_ids[:, 0].reshape(rows, columns):
-        table.add_row(*(escape(words[word][:room]) if word >= 0 else "·" for word in row))
+        table.add_row(*(words[word][:room] if word >= 0 else "·" for word in row))
     output.print(table)

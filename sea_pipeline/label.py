@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sea_pipeline.encoders import Encoder
+from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import DECODE_VERSION, BadImageError, read_image
 from sea_pipeline.run import ShardResult
@@ -23,7 +24,6 @@ from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.search import Backend, WordSearch
 from sea_pipeline.shards import (
     MEANS,
-    WORDS,
     CropBox,
     LabelRow,
     ShardWriter,
@@ -110,6 +110,9 @@ class LabelStage:
         with ShardWriter(target, patches, self._top_n) as writer:
             for batch in _batches(self._decoded(samples, image_root, bad, seconds, advance)):
                 embedded, vectors = self._encode(batch, bad, seconds)
+                advance(len(batch))
+                if not embedded:
+                    continue
                 with _timed(seconds, "search"):
                     ids, scores = self.search(vectors.flatten(0, 1))
                 with _timed(seconds, "write"):
@@ -119,7 +122,6 @@ class LabelStage:
                         writer.add(_row(item, word_ids, similarities))
                         first_sha256 = first_sha256 or item.sha256.hex()
                 rows += len(embedded)
-                advance(len(batch))
             writer.set_footer({**footer, "patches": rows * patches, "patch_sum": patch_sum.tolist()})
         return ShardResult(rows, bad, dict(seconds), first_sha256)
 
@@ -134,7 +136,7 @@ class LabelStage:
         mean = self._embeddings.double() @ (patch_sum / count) * self._encoder.sign
         with publish(ledger.root / MEANS, ledger.root) as scratch:
             write_mean_similarity(scratch, read_words(ledger.root), mean.float().numpy())
-        return [ledger.root / WORDS, ledger.root / MEANS]
+        return [ledger.root / MEANS]
 
     def _decoded(
         self,
@@ -165,9 +167,11 @@ class LabelStage:
             return BadSample(sample, "list", "BadName", sample.problem)
         try:
             image, sha256 = read_image(image_root / sample.uri)
+            pixels = self._encoder.preprocess(image)
         except BadImageError as error:
+            if error.error == "FileNotFoundError" and not image_root.is_dir():
+                raise UserError(f"{image_root}: is gone; bring it back and run the same command again") from error
             return BadSample(sample, error.stage, error.error, error.message, error.sha256)
-        pixels = self._encoder.preprocess(image)
         return _Decoded(sample, sha256, image.size, pixels.values, pixels.crop_box)
 
     def _encode(

@@ -57,6 +57,8 @@ class LabelSettings(BaseModel):
     """Images per shard: what a kill can cost at most."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Stop when more than this share of all images is bad; 0 allows none, any other value at least one."""
+    retry_bad: bool = False
+    """Read the shards with bad images again, in a finished folder too."""
 
     @classmethod
     def of(cls, **values: object) -> "LabelSettings":
@@ -111,9 +113,10 @@ def label_images(
     fields = LabelStage.fields(encoder, words, settings.top_n)
     ledger = _begin(settings, listing, words, fields)
     begun(ledger)
+    if settings.retry_bad or not ledger.finished:
+        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad)
     if ledger.finished and not ledger.missing():
         return LabelRun(ledger, listing, Report(), device)
-    ledger.take_back_bad_shards(settings.max_bad)
     stage = _stage(settings, encoder, words, device, progress)
     done = ledger.done()
     with progress("labelling", ledger.dataset.images, done.images + done.bad) as advance:

@@ -33,6 +33,7 @@ from sea_pipeline.records import (
     Manifest,
     check_file,
     file_record,
+    fingerprint_of,
     load_record,
 )
 from sea_pipeline.samples import BadSample, Sample
@@ -81,6 +82,8 @@ class Ledger:
                 f"{root}: expected schema version {SCHEMA_VERSION}, found {dataset.schema_version}; "
                 "read it with the sea-pipeline that wrote it"
             )
+        if fingerprint_of(dataset.fields) != dataset.fingerprint:
+            raise UserError(f"{root / 'dataset.json'}: damaged: its fingerprint is not that of its fields")
         return cls(root, dataset)
 
     def samples(self, shard: int) -> list[Sample]:
@@ -148,10 +151,17 @@ class Ledger:
             if commit.bad:
                 yield from read_quarantine(self.quarantine_path(commit.shard))
 
+    def refuse_damage(self) -> None:
+        """Raises a UserError where the plan or another file from the beginning is not what was written."""
+        for file in self.dataset.files:
+            if problem := check_file(self.root, file):
+                raise UserError(f"{problem}; restore the file, or choose another --out")
+
     def take_back_bad_shards(self, max_bad: float) -> None:
         """Takes back finished shards with more than this share of bad images: their input may have been mended."""
         for commit in self.commits():
             if commit.bad > max_bad * (commit.bad + commit.rows):
+                (self.root / "manifest.json").unlink(missing_ok=True)
                 (self.root / "commits" / f"{commit.shard:05d}.json").unlink(missing_ok=True)
 
     def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
@@ -171,9 +181,16 @@ class Ledger:
         return commit
 
     def finish(self, other_files: Sequence[Path]) -> Manifest:
-        """Writes the manifest from all commits; every shard must be finished."""
+        """Writes the manifest from all commits; every shard must be finished.
+
+        Raises:
+            UserError: the plan or the word list is not what the shards were made with, or another process, running
+                beside this one, has taken shards back.
+        """
+        self.refuse_damage()
         commits = list(self.commits())
-        assert len(commits) == self.dataset.shards, "finish() before every shard is committed"
+        if len(commits) != self.dataset.shards:
+            raise UserError(f"{self.root}: another run takes shards back at the same time; run the command again")
         manifest = Manifest(
             **self.dataset.model_dump(include={"schema_version", "kind", "fields", "fingerprint", "plan"}),
             rows=sum(commit.rows for commit in commits),
@@ -181,6 +198,7 @@ class Ledger:
             shards=[commit.files[0] for commit in commits],
             shard_rows=[commit.rows for commit in commits],
             other_files=[
+                *self.dataset.files,
                 *(file_record(self.root, path) for path in other_files),
                 *(file for commit in commits for file in commit.files[1:]),
             ],
@@ -200,17 +218,29 @@ class Ledger:
                 f"{self.root}: expected a finished folder; {done} of {self.dataset.shards} shards are done; "
                 "finish it by running the command that began it again"
             )
-        return load_record(self.root / "manifest.json", Manifest)
+        manifest = load_record(self.root / "manifest.json", Manifest)
+        if manifest.fields != self.dataset.fields or manifest.plan != self.dataset.plan:
+            raise UserError(f"{self.root}: damaged: manifest.json and dataset.json are of two different runs")
+        if sum(manifest.shard_rows) != manifest.rows or len(manifest.shard_rows) != len(manifest.shards):
+            raise UserError(f"{self.root / 'manifest.json'}: damaged: its numbers of rows do not add up")
+        return manifest
 
     def check(self, advance: Callable[[int], None] = lambda _: None) -> tuple[list[File], list[str]]:
         """Hashes every file that a record names; the files, and a line for each that differs from its record."""
         files: dict[str, File] = {}
         problems: list[str] = []
-        manifest = self.manifest() if self.finished else None
-        named = [*self.dataset.files, *(file for commit in self.commits() for file in commit.files)]
-        for file in [*named, *manifest.shards, *manifest.other_files] if manifest else named:
+        named = list(self.dataset.files)
+        for path in sorted((self.root / "commits").glob("*.json")):
+            try:
+                named += load_record(path, Commit).files
+            except UserError as error:
+                problems.append(str(error))
+        if self.finished:
+            manifest = self.manifest()
+            named += [*manifest.shards, *manifest.other_files]
+        for file in named:
             if files.setdefault(file.path, file) != file:
-                problems.append(f"{self.root / file.path}: the manifest and the record before it differ")
+                problems.append(f"{self.root / file.path}: two records of it differ")
         for file in files.values():
             problem = check_file(self.root, file)
             problems += [problem] if problem else []

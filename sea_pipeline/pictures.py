@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from sea_pipeline.analysis import image_words
-from sea_pipeline.pixels import read_image
+from sea_pipeline.errors import UserError
+from sea_pipeline.pixels import BadImageError, read_image
 from sea_pipeline.storage import make_folder
 from sea_pipeline.store import Labels, LabelStore
 
@@ -18,14 +19,22 @@ _INK = "#14171a"
 _PAPER = "#ffffff"
 
 
-def save_pictures(store: LabelStore, folder: Path) -> list[Path]:
-    """Draws every image of a run with its words into `folder`; returns the files in the order of the ids."""
+def save_pictures(store: LabelStore, image_root: Path, folder: Path) -> list[Path]:
+    """Draws every image of a run with its words into `folder`; returns the files in the order of the ids.
+
+    Raises:
+        UserError: an image is not at `image_root` any more.
+    """
     make_folder(folder)
     files = []
     for image_id in store.ids:
-        photo = read_image(store.image_root / store.uri(image_id)).image
+        path = image_root / store.uri(image_id)
+        try:
+            image = read_image(path).image
+        except BadImageError as error:
+            raise UserError(f"{path}: cannot be drawn: {error.message}") from error
         files.append(folder / (re.sub(r"[^\w.-]+", "_", image_id) + ".words.jpg"))
-        draw_words(photo, store[image_id], store.words).save(files[-1], quality=88)
+        draw_words(image, store[image_id], store.words).save(files[-1], quality=88)
     return files
 
 

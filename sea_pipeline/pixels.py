@@ -1,9 +1,12 @@
 """From a file to an upright 8-bit RGB image, or the reason why not. Labelling and training read images here."""
 
+import errno
 import hashlib
 import io
 import stat
+import threading
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +16,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 DECODE_VERSION = 1
 """Part of every fingerprint; raise it when the same file would give other pixels."""
+
+
+MAX_FILE_BYTES = 1 << 29
+
+_FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
+"""Not all that Pillow opens: it would hand PostScript to another program."""
+_PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+_LARGE = 32_000_000
+_one_large_image = threading.Lock()
+"""Images of more than `_LARGE` pixels are decoded one at a time, or the threads would need gigabytes."""
 
 
 @dataclass
@@ -36,15 +49,21 @@ def read_image(path: Path) -> DecodedImage:
     """Reads an image: the first frame, turned as its EXIF data says, alpha over white, 16 bits scaled to 8, RGB.
 
     Raises:
-        BadImageError: the file cannot be read, is no image, is damaged, or is larger than Pillow's limit
-            against decompression bombs.
+        BadImageError: the file cannot be read, is no image, is damaged, or is larger than `MAX_FILE_BYTES` or than
+            Pillow's limit against decompression bombs.
+        OSError: the machine or the network is at fault, not the file; it may pass.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BadImageError("read", "NotAFile", "expected a file; found a folder or a device")
+        if status.st_size > MAX_FILE_BYTES:
+            message = f"expected at most {MAX_FILE_BYTES:,} bytes, found {status.st_size:,}"
+            raise BadImageError("read", "TooLarge", message)
         data = path.read_bytes()
     except OSError as error:
+        if error.errno in _PASSING:
+            raise
         raise BadImageError("read", type(error).__name__, error.strerror or str(error)) from error
     sha256 = hashlib.sha256(data).digest()
     if not data:
@@ -62,9 +81,12 @@ def _decode(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         # Odd metadata and images between one and two times Pillow's limit; past two times it raises.
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            return _rgb(_upright(opened))
+        Image.init()  # else Pillow knows its five commonest formats only
+        with Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
+            large = opened.width * opened.height > _LARGE
+            with _one_large_image if large else nullcontext():
+                opened.load()
+                return _rgb(_upright(opened))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -78,7 +100,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # convert() would clip 16 bits at 255
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
             raise BadImageError("decode", "PixelRange", "expected 8 or 16 bits a channel; found wider values")
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")

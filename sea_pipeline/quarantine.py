@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sea_pipeline.errors import UserError
 from sea_pipeline.samples import BadSample
 
 _SCHEMA = pa.schema(
@@ -26,5 +27,8 @@ def write_quarantine(path: Path, bad: Sequence[BadSample]) -> None:
 
 def read_quarantine(path: Path) -> list[dict[str, Any]]:
     """The bad images of one shard: image_id, uri, stage, error, message, image_sha256."""
-    rows: list[dict[str, Any]] = pq.read_table(path, page_checksum_verification=True).to_pylist()
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, page_checksum_verification=True).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from error
     return rows

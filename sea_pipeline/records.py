@@ -123,12 +123,15 @@ def file_record(root: Path, path: Path) -> File:
 def check_file(root: Path, file: File) -> str | None:
     """One line that says how a file differs from its record, or None."""
     path = root / file.path
-    if not path.is_file():
+    try:
+        if (size := path.stat().st_size) != file.bytes:
+            return f"{path}: expected {file.bytes:,} bytes, found {size:,}"
+        if (found := file_sha256(path)) != file.sha256:
+            return f"{path}: damaged: expected sha256 {file.sha256[:12]}…, found {found[:12]}…"
+    except FileNotFoundError:
         return f"{path}: expected a file of {file.bytes:,} bytes; found none"
-    if path.stat().st_size != file.bytes:
-        return f"{path}: expected {file.bytes:,} bytes, found {path.stat().st_size:,}"
-    if (found := file_sha256(path)) != file.sha256:
-        return f"{path}: damaged: expected sha256 {file.sha256[:12]}…, found {found[:12]}…"
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}"
     return None
 
 

@@ -4,6 +4,7 @@ A listing reads names only, never pixels. What is wrong with one image's name is
 and costs that image; what is wrong with the whole input stops the run.
 """
 
+import codecs
 import json
 import os
 import posixpath
@@ -105,13 +106,14 @@ def list_samples(images: str | None, image_root: Path | None = None, limit: int 
 
 
 def _sorted_once(found: Iterable[Sample], left_out: Counter[str]) -> list[Sample]:
-    by_id: dict[str, Sample] = {}
+    # Escaped names and names as they are may spell the same id: a problem never takes a good image's place.
+    by_id: dict[tuple[str, str], Sample] = {}
     total = 0
     for sample in found:
         total += 1
-        by_id.setdefault(sample.image_id, sample)
+        by_id.setdefault((sample.image_id, sample.problem or ""), sample)
     left_out["repeated entries of an image"] = total - len(by_id)
-    return [by_id[image_id] for image_id in sorted(by_id)]
+    return [by_id[key] for key in sorted(by_id)]
 
 
 def _described(left_out: Counter[str]) -> str:
@@ -195,8 +197,9 @@ def _llava_images(path: Path, left_out: Counter[str]) -> Iterator[Any]:
 
 
 def _json_array(file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    file.seek(0)
+    opening = file.read(4096)
+    file.seek(3 if opening.startswith(codecs.BOM_UTF8) else 0)
+    first = opening.lstrip(codecs.BOM_UTF8 + b" \t\r\n")[:1]
     if first != b"[":
         found = {b"{": "an object", b"": "an empty file"}.get(first, "something else")
         raise UserError(f"{file.name}: expected LLaVA's JSON, an array of records; found {found}")
@@ -214,19 +217,19 @@ def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file.name}: line {number}: expected one JSON object a line; {error}") from error
 
 
 def _llava_sample(image: Any) -> Sample:  # noqa: ANN401 - whatever a data file holds
-    if not isinstance(image, str) or not image:
-        return Sample(repr(image), repr(image), f"expected 'image' to be a path; found {type(image).__name__}")
+    if not isinstance(image, str) or not image or "\0" in image:
+        return Sample(repr(image), repr(image), f"expected 'image' to be a path; found {image!r:.80}")
     try:
         image.encode("utf-8")
     except UnicodeEncodeError:
         escaped = image.encode("utf-8", "backslashreplace").decode("utf-8")
         return Sample(escaped, escaped, "the path holds half of a UTF-16 pair; it names no file")
     uri = posixpath.normpath(image)
-    if uri.startswith(("/", "../")) or uri == ".." or "\0" in uri:
+    if uri.startswith(("/", "../")) or uri == "..":
         return Sample(image, image, "the path leaves the image root; paths in data files start there")
     return Sample(image, uri)

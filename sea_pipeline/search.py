@@ -18,6 +18,8 @@ Backend = Literal["auto", "faiss", "torch"]
 """What proposes candidates."""
 MARGIN = 8
 _PATCHES_PER_CHUNK = 256
+_CANDIDATE_NUMBERS = 1 << 23
+"""Float64 numbers of candidate vectors at a time: 64 MiB."""
 _WORDS_PER_BLOCK = 4096
 _WORDS_PER_GROUP = 32
 
@@ -52,6 +54,8 @@ class WordSearch:
         self._words = words.to(self._device, torch.float32).contiguous()
         self._top_n = top_n
         self._sign = sign
+        candidates = (top_n + MARGIN) * self._words.shape[-1]
+        self._chunk = max(1, min(_PATCHES_PER_CHUNK, _CANDIDATE_NUMBERS // candidates))
         self.backend = _resolve(backend, self._device)
         proposer = FaissCandidates if self.backend == "faiss" else TorchCandidates
         self._candidates: _Candidates = proposer(self._words)
@@ -67,8 +71,8 @@ class WordSearch:
         queries = patches.to(self._device, torch.float32) * self._sign
         ids = torch.empty(len(queries), self._top_n, dtype=torch.int64, device=self._device)
         scores = torch.empty(len(queries), self._top_n, dtype=torch.float64, device=self._device)
-        for start in range(0, len(queries), _PATCHES_PER_CHUNK):
-            chunk = slice(start, start + _PATCHES_PER_CHUNK)
+        for start in range(0, len(queries), self._chunk):
+            chunk = slice(start, start + self._chunk)
             scores[chunk], ids[chunk] = self._exact(queries[chunk])
         ids[scores < 0] = -1
         return ids.to("cpu", torch.int32), scores.clamp_min_(0).cpu()
@@ -81,7 +85,7 @@ class WordSearch:
         scores, ids = scores[:, : self._top_n], proposed.gather(-1, order)[:, : self._top_n]
         if k < len(self._words):
             # A word that was not proposed scores at most the worst proposal, plus the rounding of a float32 product.
-            unproved = scores[:, -1] <= coarse.amin(-1) + _rounding_bound(self._words.shape[-1])
+            unproved = ~(scores[:, -1] > coarse.amin(-1) + _rounding_bound(self._words.shape[-1]))
             for row in unproved.nonzero()[:, 0].tolist():
                 scores[row], ids[row] = self._exhaustive(queries[row])
                 self.fallbacks += 1
@@ -100,7 +104,11 @@ def _score(queries: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
 
 def _rounding_bound(width: int) -> float:
     """How far a matmul's inner product of two unit vectors may be from the true one: gamma_D (Higham, 3.1)."""
-    unit = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
+    try:
+        exact = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by way of torch's newer, finer settings
+        exact = False
+    unit = 2.0**-24 if exact else 2.0**-8
     return 1.01 * (width + 2) * unit
 
 

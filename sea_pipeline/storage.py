@@ -1,13 +1,14 @@
 """Files that are either whole or absent, and the hashes that name what is in them."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ _CANNOT_WRITE = {
 
 
 @contextmanager
-def writing(path: Path, root: Path) -> Iterator[None]:
-    """Turns a full disk, a read-only disk or missing rights below `root` into a `UserError` that names `path`."""
+def writing(path: Path, root: Path | None = None) -> Iterator[None]:
+    """Turns a full disk, a read-only disk or missing rights into a `UserError` that names `path`.
+
+    With `root`, errors that name a file outside it pass: they are not the output's.
+    """
     try:
         yield
     except OSError as error:
-        elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(root)
-        if error.errno not in _CANNOT_WRITE or elsewhere:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else path
+        if error.errno not in _CANNOT_WRITE or (root is not None and not named.is_relative_to(root)):
             raise
         raise UserError(
             f"{path}: cannot be written: {os.strerror(error.errno)}; {_CANNOT_WRITE[error.errno]} and run the "
@@ -45,8 +49,20 @@ def writing(path: Path, root: Path) -> Iterator[None]:
 
 def make_folder(path: Path) -> None:
     """Creates a folder and its parents; a `UserError` where that is not possible."""
-    with writing(path, Path(path.anchor)):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is inside this block for the same folder; a kill lets the next one in."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: the hashes still tell who came second
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -56,9 +72,9 @@ def publish(path: Path, root: Path) -> Iterator[Path]:
     After an exception or a kill nothing has appeared at `path`, and what stood there before still stands.
     """
     scratch = root / TEMPORARY / f"{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    make_folder(scratch.parent)
+    make_folder(path.parent)
     with writing(path, root):
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield scratch
             _sync(scratch)
@@ -79,7 +95,8 @@ def sweep(root: Path) -> None:
     for leftover in (root / TEMPORARY).glob("*"):
         host, process = ["", "", *leftover.name.split(".")][-3:-1]
         if host == _host() and process.isdigit() and not _alive(int(process)):
-            leftover.unlink(missing_ok=True)
+            with suppress(OSError):
+                leftover.unlink()
 
 
 def file_sha256(path: Path) -> str:

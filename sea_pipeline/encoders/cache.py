@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,11 +28,13 @@ def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], 
     if cached is not None:
         advance(len(words))
         return cached
-    embeddings = encoder.words(words.words, advance).cpu().float()
     try:
         make_folder(path.parent)
     except UserError as error:
         raise UserError(f"{path.parent}: cannot be created; set SEA_PIPELINE_CACHE to a folder that can be") from error
+    embeddings = encoder.words(words.words, advance).cpu().float()
+    if (bad := _not_unit(embeddings)) is not None:
+        raise UserError(f"the encoder gives no unit vector for the word {words.words[bad]!r}; leave it out of the list")
     with publish(path, path.parent) as scratch, scratch.open("wb") as file:
         np.savez(file, embeddings=embeddings.numpy())
     return embeddings
@@ -42,7 +43,13 @@ def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], 
 def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # a zip: checksums are checked
-            values = archive["embeddings"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            values = torch.from_numpy(archive["embeddings"])
+    except Exception:  # absent, or damaged in one of the many ways of zip files: it is made again
         return None
-    return torch.from_numpy(values) if values.shape == shape and values.dtype == np.float32 else None
+    return values if values.shape == shape and _not_unit(values) is None else None
+
+
+def _not_unit(embeddings: torch.Tensor) -> int | None:
+    """The first row that is not finite and of unit length."""
+    bad = (~((embeddings.norm(dim=-1) - 1).abs() < 1e-3)).nonzero()
+    return int(bad[0, 0]) if len(bad) else None

@@ -37,6 +37,7 @@ class PackagedEncoder:
         )
         self._classifier_file = classifier / "models" / "efficientnet-lite0-57934424.pth"
         self._text_folder = text / "model"
+        self._classes_file = package_folder("timm", "demo") / "data" / "_info" / "imagenet_synset_to_lemma.txt"
 
     def fields(self) -> Mapping[str, Any]:
         """See `Encoder.fields`."""
@@ -45,6 +46,8 @@ class PackagedEncoder:
             "method": f"ConSE, {_CLASSES_PER_PATCH} classes a patch, first lemma of each class",
             "classifier_sha256": file_sha256(self._classifier_file),
             "text_sha256": file_sha256(self._text_folder / "model.safetensors"),
+            "classes_sha256": file_sha256(self._classes_file),
+            "tokenizer_sha256": file_sha256(self._text_folder / "tokenizer.json"),
             "text_prompt": "{}",
             "preprocess": self.preprocess.fields() | {"mean": 127.0, "std": 128.0},
             "precision": "float32",

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sea_pipeline import LabelStore, open_labels
 from sea_pipeline.analysis import image_words, labels_to_json, statistics
+from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import LabelRun
 from sea_pipeline.pictures import draw_words, save_pictures
 from sea_pipeline.store import Labels
@@ -63,5 +64,8 @@ def test_pictures_of_two_ids_never_share_a_file(label: Callable[..., LabelRun], 
     for name in ("a/x.png", "b/x.png", "x.png", "x.webp"):
         draw(tmp_path / "photos" / name, GRID)
     label(images=str(tmp_path / "photos"))
-    files = save_pictures(open_labels(tmp_path / "labels"), tmp_path / "pictures")
+    files = save_pictures(open_labels(tmp_path / "labels"), tmp_path / "photos", tmp_path / "pictures")
     assert len({file.name for file in files}) == len(list((tmp_path / "pictures").iterdir())) == 4
+    (tmp_path / "photos" / "x.png").unlink()
+    with pytest.raises(UserError, match=r"x\.png: cannot be drawn: No such file"):
+        save_pictures(open_labels(tmp_path / "labels"), tmp_path / "photos", tmp_path / "pictures")

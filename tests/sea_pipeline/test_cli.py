@@ -126,6 +126,22 @@ def test_a_mistake_is_one_line_and_exit_1(
     assert expected in stderr
 
 
+def test_names_are_printed_as_they_are(command: Any, words: Path, tmp_path: Path) -> None:
+    photos, out = draw_folder(tmp_path / ":cat: [b]", 2), tmp_path / "[/b]"
+    code, stdout, stderr = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", out)
+    assert (code, "[/b]" in stderr) == (0, True)
+    assert ":cat: [b]" in stdout.replace("\n", "")
+    assert "[/b]" in command("verify", out)[1]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "ph\udce9"])
+def test_a_name_that_no_file_can_have_is_one_line(command: Any, words: Path, tmp_path: Path, name: str) -> None:
+    photos = draw_folder(tmp_path / "photos", 1)
+    for arguments in (["--images", name], ["--images", photos, "--out", name], ["--wordlist", name]):
+        code, _, stderr = command("label", "--wordlist", words, "--top-n", 3, *arguments)
+        assert (code, stderr.count("\n"), stderr[:6]) == (1, 1, "error:")
+
+
 def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "sea_pipeline", "label", "--encoder", "resnet"]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)

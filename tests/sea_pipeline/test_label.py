@@ -1,6 +1,6 @@
 """What the labels mean: drawn pictures whose answer is planted, patch by patch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sea_pipeline import open_labels
+from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import LabelRun
 from sea_pipeline.shards import shard_footer
 from sea_pipeline.store import Labels
@@ -107,7 +108,46 @@ def test_words_are_embedded_once_for_a_list(label: Label, encoder: ColourEncoder
     for out in ("one", "two"):
         label(images=str(tmp_path / "photos"), out=tmp_path / out)
     assert encoder.embedded_words == 8
-    for cached in (tmp_path / "cache" / "words").glob("*.npz"):
-        cached.write_bytes(cached.read_bytes()[:-30])
-    label(images=str(tmp_path / "photos"), out=tmp_path / "three")
-    assert encoder.embedded_words == 16
+    (cached,) = (tmp_path / "cache" / "words").glob("*.npz")
+    whole = cached.read_bytes()
+    for number, damaged in enumerate((b"", whole[:-30], whole[:200] + b"\1" + whole[201:], b"PK" + whole)):
+        cached.write_bytes(damaged)
+        label(images=str(tmp_path / "photos"), out=tmp_path / f"again{number}")
+    assert encoder.embedded_words == 8 * 5
+
+
+def test_a_batch_without_a_finite_image(
+    label: Label, encoder: ColourEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_folder(tmp_path / "photos", 5)
+    plain = encoder.patches
+    monkeypatch.setattr(encoder, "patches", lambda pixels: plain(pixels) / (0 if len(pixels) == 1 else 1))
+    run = label(images=str(tmp_path / "photos"))
+    assert (run.report.images, run.report.bad, run.report.failed) == (4, 1, {})
+
+
+def test_a_word_without_a_vector_is_refused_by_name(
+    label: Label, encoder: ColourEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_folder(tmp_path / "photos", 1)
+    plain = encoder.words
+
+    def broken(words: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
+        vectors = plain(words, advance)
+        vectors[2] = torch.nan
+        return vectors
+
+    monkeypatch.setattr(encoder, "words", broken)
+    with pytest.raises(UserError, match="no unit vector for the word 'blue'"):
+        label(images=str(tmp_path / "photos"))
+
+
+def test_a_cache_that_cannot_be_written_says_so_before_the_words_are_embedded(
+    label: Label, encoder: ColourEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_folder(tmp_path / "photos", 1)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="set SEA_PIPELINE_CACHE"):
+        label(images=str(tmp_path / "photos"))
+    assert encoder.embedded_words == 0

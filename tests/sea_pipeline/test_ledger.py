@@ -71,6 +71,29 @@ def test_records_are_strict(folder: Path) -> None:
         open_labels(folder)
 
 
+def test_records_that_contradict_each_other_are_refused(folder: Path) -> None:
+    for name, change, expected in (
+        ("manifest.json", ('"top_n": 3', '"top_n": 1'), "of two different runs"),
+        ("manifest.json", ('"rows": 8', '"rows": 7'), "do not add up"),
+        ("dataset.json", ('"top_n": 3', '"top_n": 1'), "its fingerprint is not that of its fields"),
+    ):
+        held = (folder / name).read_text()
+        (folder / name).write_text(held.replace(*change))
+        with pytest.raises(ValueError, match=expected):
+            open_labels(folder)
+        (folder / name).write_text(held)
+
+
+def test_verify_looks_at_unfinished_folders_too(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "labels" / "part-00001-of-00003.parquet").write_bytes(b"short")
+    (folder / "commits" / "00002.json").write_text("{")
+    problems = Ledger.open(folder).check()[1]
+    assert len(problems) == 2
+    assert "00002.json: damaged" in problems[0]
+    assert "part-00001-of-00003.parquet: expected" in problems[1]
+
+
 def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found no dataset\.json"):
         open_labels(tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sea_pipeline.pixels import BadImageError, read_image
+from sea_pipeline.pixels import MAX_FILE_BYTES, BadImageError, read_image
 
 RED = (255, 0, 0)
 
@@ -89,6 +89,7 @@ def jpeg() -> bytes:
     ("data", "stage", "message"),
     [
         (b"", "read", "0 bytes"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode", "no format that Pillow knows"),
         (b"hello", "decode", "no format that Pillow knows"),
         (jpeg()[:-800], "decode", "truncated"),
         (bomb(), "decode", "decompression bomb"),
@@ -118,3 +119,10 @@ def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
 def test_floating_point_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match="floating point"):
         read_image(save(tmp_path / "x.tiff", Image.new("F", (2, 2), 0.5)))
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "x.tiff").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(BadImageError, match="expected at most 536,870,912 bytes"):
+        read_image(tmp_path / "x.tiff")

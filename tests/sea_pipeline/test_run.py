@@ -1,5 +1,6 @@
 """Interrupted, repeated, failing and refused runs."""
 
+import errno
 import json
 import os
 import random
@@ -123,6 +124,39 @@ def test_two_runs_of_one_folder_at_once_do_no_harm(label: Label, photos: Path, t
     both = [subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert content(tmp_path / "both") == content(tmp_path / "whole")
+
+
+def test_two_runs_with_other_settings_at_once_never_mix(tmp_path: Path, photos: Path) -> None:
+    words = word_file(tmp_path / "colours.txt")
+    short = tmp_path / "short.txt"
+    short.write_text("\n".join(reversed(words.read_text().split())))
+    for number in range(3):
+        out = tmp_path / f"out{number}"
+        command = [sys.executable, "-m", "tests.world", "label", "--images", photos, "--top-n", "3", "--out", out]
+        runs = [
+            subprocess.Popen([*map(str, command), "--wordlist", str(wordlist)], stderr=subprocess.PIPE, text=True)
+            for wordlist in (words, short)
+        ]
+        said = [run.communicate()[1] for run in runs]
+        assert sorted(run.returncode for run in runs) == [0, 1]
+        assert "holds another run" in "".join(said)
+        winner = (words, short)[[run.returncode for run in runs].index(0)]
+        assert open_labels(out).words == tuple(winner.read_text().split())
+        assert Ledger.open(out).check()[1] == []
+
+
+def test_a_changed_list_or_plan_is_noticed_before_work_goes_on(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    out = tmp_path / "labels"
+    (out / "manifest.json").unlink()
+    for name in ("words.txt", "plan.parquet"):
+        held = (out / name).read_bytes()
+        (out / name).write_bytes(held[:10] + bytes([held[10] ^ 1]) + held[11:])
+        with pytest.raises(UserError, match=f"{name}: damaged"):
+            label(images=str(photos))
+        (out / name).write_bytes(held)
+    assert label(images=str(photos)).report.images == 0
+    assert (out / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -251,6 +285,52 @@ def test_mended_input_is_read_again(label: Label, photos: Path, tmp_path: Path) 
     found, expected = content(tmp_path / "labels"), content(tmp_path / "whole")
     assert {name for name in found if found[name] != expected.get(name)} == {"dataset.json"}  # another source
     assert Ledger.open(tmp_path / "labels").check()[1] == []
+
+
+def test_retry_bad_reads_bad_images_of_a_finished_folder_again(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    held = (photos / "003.png").read_bytes()
+    (photos / "003.png").write_bytes(b"")
+    label(images=str(photos))
+    (photos / "003.png").write_bytes(held)
+    assert label(images=str(photos)).report.images == 0
+    assert label(images=str(photos), retry_bad=True).report.images == 4
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_an_image_root_that_vanishes_stops_the_run(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    plain = encoder.patches
+
+    def unmount(pixels: torch.Tensor) -> torch.Tensor:
+        if photos.exists():
+            photos.rename(tmp_path / "unmounted")
+        return plain(pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "patches", unmount)
+        with pytest.raises(UserError, match="photos: is gone; bring it back"):
+            label(images=str(photos))
+    (tmp_path / "unmounted").rename(photos)
+    label(images=str(photos))
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_a_fault_of_the_machine_is_no_fault_of_the_image(
+    label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, faults = Path.read_bytes, [errno.EIO]
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "006.png" and faults:
+            raise OSError(faults.pop(), "Input/output error", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    run = label(images=str(photos))
+    assert (run.report.images, run.report.bad) == (18, 0)
 
 
 def test_max_bad_0_allows_none(label: Label, photos: Path) -> None:

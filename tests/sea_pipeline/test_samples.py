@@ -90,6 +90,7 @@ def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Pat
         ("cut.json", '[{"image": "a.jpg", "conversations": []}, {"ima', "after entry 1"),
         ("latin.json", b'[{"image": "\xe9.jpg", "conversations": []}]', "UTF-8"),
         ("broken.jsonl", '{"image": "a.jpg", "conversations": []}\n\n{"image"\n', "line 3"),
+        ("deep.jsonl", "[" * 200_000, "line 1: expected one JSON object"),
         ("list.jsonl", "[1, 2]\n", "line 1: expected a LLaVA record"),
         ("text.json", '[{"conversations": []}]', "text-only entries: 1"),
         ("photo.txt", "x", "expected a folder, a .json or a .jsonl"),
@@ -103,6 +104,20 @@ def test_a_file_that_is_not_llavas_is_a_clear_line(tmp_path: Path, name: str, te
     assert name in str(error.value)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
+    for suffix in (".json", ".jsonl"):
+        data = llava(tmp_path / f"data{suffix}", "a.jpg")
+        data.write_bytes(b"\xef\xbb\xbf" + data.read_bytes())
+        assert ids(list_samples(str(data), tmp_path)) == ["a.jpg"]
+
+
+def test_a_problem_never_takes_the_place_of_a_good_image(tmp_path: Path) -> None:
+    first, second = list_samples(str(llava(tmp_path / "data.json", 5, "5", 5)), tmp_path).samples
+    assert first == Sample("5", "5")
+    assert second.image_id == "5"
+    assert second.problem
 
 
 def test_an_input_with_nothing_in_it(tmp_path: Path) -> None:
