@@ -17,14 +17,16 @@ from sea_pipeline.optional import require
 Backend = Literal["auto", "faiss", "torch"]
 """What proposes candidates."""
 MARGIN = 8
-_PATCHES_PER_CHUNK = 256
-_CANDIDATE_NUMBERS = 1 << 23
-"""Float64 numbers of candidate vectors at a time: 64 MiB."""
+_CANDIDATE_NUMBERS = 1 << 21
+"""Float64 numbers of candidate vectors at a time: 16 MiB."""
 _WORDS_PER_BLOCK = 4096
 _WORDS_PER_GROUP = 32
 
 
 class _Candidates(Protocol):
+    patches_per_call: int
+    """P at most."""
+
     def __call__(self, patches: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The k words of highest float32 inner product: scores and ids (P, k), in any order."""
         ...
@@ -55,7 +57,7 @@ class WordSearch:
         self._top_n = top_n
         self._sign = sign
         candidates = (top_n + MARGIN) * self._words.shape[-1]
-        self._chunk = max(1, min(_PATCHES_PER_CHUNK, _CANDIDATE_NUMBERS // candidates))
+        self._chunk = max(1, _CANDIDATE_NUMBERS // candidates)
         self.backend = _resolve(backend, self._device)
         proposer = FaissCandidates if self.backend == "faiss" else TorchCandidates
         self._candidates: _Candidates = proposer(self._words)
@@ -69,21 +71,27 @@ class WordSearch:
         Best first. Words with s < 0 are no labels (SEA section 4.1): their ids are -1 and their scores 0.
         """
         queries = patches.to(self._device, torch.float32) * self._sign
-        ids = torch.empty(len(queries), self._top_n, dtype=torch.int64, device=self._device)
-        scores = torch.empty(len(queries), self._top_n, dtype=torch.float64, device=self._device)
-        for start in range(0, len(queries), self._chunk):
-            chunk = slice(start, start + self._chunk)
-            scores[chunk], ids[chunk] = self._exact(queries[chunk])
+        k = min(self._top_n + MARGIN, len(self._words))
+        parts = []
+        for chunk in torch.split(queries, self._candidates.patches_per_call):
+            proposals = zip(
+                *(torch.split(part, self._chunk) for part in (chunk, *self._candidates(chunk, k))), strict=True
+            )
+            parts += [self._exact(*proposal) for proposal in proposals]
+        if not parts:
+            return torch.empty(0, self._top_n, dtype=torch.int32), torch.empty(0, self._top_n, dtype=torch.float64)
+        scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
         ids[scores < 0] = -1
         return ids.to("cpu", torch.int32), scores.clamp_min_(0).cpu()
 
-    def _exact(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        k = min(self._top_n + MARGIN, len(self._words))
-        coarse, proposed = self._candidates(queries, k)
+    def _exact(
+        self, queries: torch.Tensor, coarse: torch.Tensor, proposed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best n of the proposed words by float64 scores, or of all words where it is not proved that they are."""
         proposed = proposed.sort(-1).values
         scores, order = _score(queries, self._words[proposed]).sort(dim=-1, descending=True, stable=True)
         scores, ids = scores[:, : self._top_n], proposed.gather(-1, order)[:, : self._top_n]
-        if k < len(self._words):
+        if proposed.shape[-1] < len(self._words):
             # A word that was not proposed scores at most the worst proposal, plus the rounding of a float32 product.
             unproved = ~(scores[:, -1] > coarse.amin(-1) + _rounding_bound(self._words.shape[-1]))
             for row in unproved.nonzero()[:, 0].tolist():
@@ -118,7 +126,8 @@ class TorchCandidates:
     def __init__(self, words: torch.Tensor) -> None:
         padded = -(-len(words) // _WORDS_PER_GROUP) * _WORDS_PER_GROUP
         self._words = words
-        self._scores = torch.full((_PATCHES_PER_CHUNK, padded), -torch.inf, device=words.device)
+        self.patches_per_call = 4096 if words.device.type == "cuda" else 512
+        self._scores = torch.full((self.patches_per_call, padded), -torch.inf, device=words.device)
         self._in_group = torch.arange(_WORDS_PER_GROUP, device=words.device)
 
     def __call__(self, patches: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,6 +149,8 @@ class TorchCandidates:
 
 class FaissCandidates:
     """FAISS's flat inner-product index; on the GPU where the words are there and FAISS can reach it."""
+
+    patches_per_call = 4096
 
     def __init__(self, words: torch.Tensor) -> None:
         faiss: Any = require("faiss", "cpu")

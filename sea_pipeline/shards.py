@@ -15,7 +15,7 @@ Beside the shards lie `words.txt`, the list, one word per line, and `words.parqu
 mean_similarity (float32): the mean of s over all patches of the run, labels or not (SEA Fig. 6b).
 
 The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields, the number of patches and the
-sum of their embeddings, from which those means follow.
+sum of their embeddings (base64 of little-endian float64), from which those means follow.
 """
 
 import json

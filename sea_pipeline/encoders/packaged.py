@@ -62,7 +62,9 @@ class PackagedEncoder:
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.to(self.device).permute(0, 3, 1, 2).float().sub_(127.0).div_(128.0)
-        features = self._classifier.extract_features(images).permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 1280)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on CUDA the same labels as on a CPU
+            features = self._classifier.extract_features(images)
+        features = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 1280)
         head = self._classifier._fc
         chance, classes = F.linear(features, head.weight, head.bias).softmax(-1).topk(_CLASSES_PER_PATCH)
         mixed = (chance.unsqueeze(-2) @ self._class_embeddings[classes]).squeeze(-2)  # (B, P, D)

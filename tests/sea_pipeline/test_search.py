@@ -36,7 +36,15 @@ def agree(search: WordSearch, patches: torch.Tensor, expected: Twin) -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
     ("patches", "words", "width", "top_n"),
-    [(1, 1, 3, 1), (7, 33, 5, 10), (300, 4097, 16, 10), (513, 9000, 24, 3), (5, 18, 8, 18), (3, 19, 8, 10)],
+    [
+        (1, 1, 3, 1),
+        (7, 33, 5, 10),
+        (300, 4097, 16, 10),
+        (700, 900, 384, 10),
+        (513, 9000, 24, 3),
+        (5, 18, 8, 18),
+        (3, 19, 8, 10),
+    ],
 )
 def test_every_size_gives_the_float64_answer(
     backend: Backend, sign: int, patches: int, words: int, width: int, top_n: int
