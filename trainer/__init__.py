@@ -1,4 +1,5 @@
 """From label shards to a trained model: SEA's and BASIC's losses, supervision and training loop.
 
-Not here yet; CHANGELOG.md says what is.
+So far the leaves: which patches and words enter a step (`sampling`), and Eq. 8 and 9 of SEA (`losses`). CHANGELOG.md
+says what is in.
 """

@@ -17,7 +17,7 @@ def machine() -> str:
     """What the figures were measured on."""
     lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
+    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def main() -> None:

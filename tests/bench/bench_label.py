@@ -52,7 +52,7 @@ def crops(folder: Path, count: int) -> Path:
 def _figures(folder: Path, photos: str) -> Iterator[Figure]:
     encoder, words = load_encoder("packaged", "cpu"), load_wordlist("2of12")
     embeddings = word_embeddings(encoder, words)
-    threads = len(os.sched_getaffinity(0))
+    threads = os.cpu_count() or 1
     stage = LabelStage(encoder, embeddings, top_n=TOP_N, backend="auto", device="cpu", threads=threads)
     listing = list_samples(photos)
     paths = [listing.root / sample.uri for sample in listing.samples]

@@ -1,0 +1,93 @@
+"""Which patches and which of their words enter a step (SEA section 4.2): windows, Eq. 7, one patch per word.
+
+Pure functions of arrays and a seed: what an epoch draws for a sample depends on (seed, epoch, sample) alone, so a
+resumed run draws what an uninterrupted one would have drawn.
+
+Shapes: P = rows * columns patches, n labels per patch, K patches drawn from an image, N patches of a batch.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+
+class Drawn(NamedTuple):
+    """The patches that take part in the contrastive loss, each with one word."""
+
+    patches: Ids
+    """(K,): row-major patch indices, ascending."""
+    words: Ids
+    """(K,): word ids."""
+
+
+def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
+    """The random numbers of one sample in one epoch."""
+    return np.random.default_rng((seed, epoch, sample))
+
+
+def draw(
+    word_ids: npt.NDArray[np.integer],
+    scores: npt.NDArray[np.floating],
+    grid: tuple[int, int],
+    random: np.random.Generator,
+    *,
+    window: int = 2,
+    ragged: Literal["keep", "drop"] = "keep",
+) -> Drawn:
+    """Draws one patch from every window and one of its words.
+
+    The patch is uniform over the window, the word follows Eq. 7: S_norm = S / sum(S) over the patch's labels. A window
+    whose patch has no label, or labels of score 0 only, takes no part.
+
+    Args:
+        word_ids: (P, n), -1 where there is no label.
+        scores: (P, n), not negative.
+        grid: (rows, columns); patches are row-major.
+        random: see `generator`.
+        window: k of the k x k windows; 1 takes every patch.
+        ragged: whether the smaller windows at the right and lower edge take part, where k does not divide the grid.
+
+    Raises:
+        ValueError: the arrays do not fit the grid, or the window is not positive.
+    """
+    rows, columns = grid
+    if word_ids.shape != scores.shape or len(word_ids) != rows * columns:
+        raise ValueError(f"expected {rows * columns} patches of a {rows} x {columns} grid, found {word_ids.shape}")
+    if window < 1:
+        raise ValueError(f"window = {window}: expected at least 1")
+    row = _one_in_each(rows, window, ragged)
+    column = _one_in_each(columns, window, ragged)
+    shape = (len(row), len(column))
+    picked_rows = row[:, :1] + (random.random(shape) * row[:, 1:]).astype(np.int64)
+    picked_columns = column[:, 0] + (random.random(shape) * column[:, 1]).astype(np.int64)
+    patches = (picked_rows * columns + picked_columns).ravel()
+
+    mass = np.where(word_ids[patches] >= 0, scores[patches], 0).astype(np.float64).cumsum(-1)
+    point = random.random(len(patches)) * mass[:, -1]
+    chosen = (mass <= point[:, None]).sum(-1)  # the first label whose share of the mass holds the point
+    labelled = mass[:, -1] > 0
+    order = patches[labelled].argsort()
+    patches, chosen = patches[labelled][order], chosen[labelled][order]
+    return Drawn(patches, word_ids[patches, chosen].astype(np.int64))
+
+
+def one_patch_per_word(words: Ids, random: np.random.Generator) -> Ids:
+    """Of the patches of a batch that share a word, keeps one at random ("we randomly retain only one patch").
+
+    Returns the kept positions among the N given, ascending; each kept word is there once.
+    """
+    shuffled = random.permutation(len(words))
+    _, first = np.unique(words[shuffled], return_index=True)
+    kept: Ids = np.sort(shuffled[first])
+    return kept
+
+
+def _one_in_each(length: int, window: int, ragged: Literal["keep", "drop"]) -> Ids:
+    """The windows along one side: (count, 2) with start and length of each."""
+    starts = np.arange(0, length, window)
+    lengths = np.minimum(window, length - starts)
+    windows = np.stack([starts, lengths], -1)
+    return windows if ragged == "keep" else windows[lengths == window]
