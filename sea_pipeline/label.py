@@ -59,7 +59,7 @@ class LabelStage:
     Args:
         encoder: where patches and words get their embeddings.
         embeddings: those of the word list, float32 (W, D); see `word_embeddings`.
-        top_n: n, labels a patch at most.
+        top_n: n, labels per patch at most.
         backend, device: see `WordSearch`.
         threads: decoding threads.
     """

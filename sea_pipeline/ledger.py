@@ -18,7 +18,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ class Ledger:
             plan=self.dataset.plan,
             files=[file_record(self.root, path) for path in files],
             host=platform.node(),
-            versions={name: version(name) for name in ("sea-pipeline", "torch", "pyarrow", "pillow", "numpy")},
+            versions={name: _version(name) for name in ("sea-pipeline", "torch", "pyarrow", "pillow", "numpy")},
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **facts,
         )
@@ -246,3 +246,10 @@ class Ledger:
             problems += [problem] if problem else []
             advance(file.path.startswith(f"{self.dataset.kind}/"))
         return list(files.values()), problems
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a folder that is not installed
+        return "unknown"

@@ -4,6 +4,7 @@ import bisect
 import difflib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +85,9 @@ class LabelStore:
     def tables(self) -> Iterator[pa.Table]:
         """All rows in plan order, one row group at a time."""
         for shard in self._shards:
-            yield from (_read(shard, group) for group in range(_open(shard).num_row_groups))
+            with _damage(shard):
+                groups = _open(shard).num_row_groups
+            yield from (_read(shard, group) for group in range(groups))
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """The bad images: image_id, uri, stage, error, message, image_sha256."""
@@ -153,12 +156,19 @@ def _open(shard: Path) -> pq.ParquetFile:
 
 
 def _column(shard: Path, name: str) -> list[Any]:
-    values: list[Any] = _open(shard).read(columns=[name])[name].to_pylist()
+    with _damage(shard):
+        values: list[Any] = _open(shard).read(columns=[name])[name].to_pylist()
     return values
 
 
 def _read(shard: Path, group: int) -> pa.Table:
-    try:
+    with _damage(shard):
         return _open(shard).read_row_group(group)
+
+
+@contextmanager
+def _damage(shard: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{shard}: damaged in row group {group}: {error}") from error
+        raise UserError(f"{shard}: damaged: {' '.join(str(error).split())}") from error

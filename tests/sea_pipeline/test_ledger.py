@@ -39,6 +39,25 @@ def test_one_flipped_bit_anywhere_in_a_shard_is_found(folder: Path) -> None:
     open_labels(folder)
 
 
+def test_without_verifying_damage_is_found_when_it_is_read(folder: Path) -> None:
+    whole = open_labels(folder)
+    expected = {image_id: whole[image_id].word_ids.tobytes() for image_id in whole}
+    shard = folder / "labels" / "part-00001-of-00003.parquet"
+    held = shard.read_bytes()
+    errors = []
+    for number, offset in enumerate(range(0, len(held), len(held) // 60)):
+        flip(shard, offset, number % 8)
+        try:
+            store = open_labels(folder, verify=False)
+            found = {image_id: store[image_id].word_ids.tobytes() for image_id in store.ids if image_id in expected}
+            assert all(expected[image_id] == value for image_id, value in found.items())
+        except UserError as error:
+            errors.append(str(error))
+        shard.write_bytes(held)
+    assert len(errors) > 20
+    assert all(shard.name in error for error in errors)
+
+
 @pytest.mark.parametrize("name", ["words.txt", "words.parquet", "quarantine/00000.parquet", "plan.parquet"])
 def test_damage_to_the_other_files_is_found(folder: Path, name: str) -> None:
     flip(folder / name, (folder / name).stat().st_size // 2, 0)
