@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from sea_pipeline.errors import UserError
 
 TEMPORARY = ".tmp"
@@ -45,6 +47,11 @@ def writing(path: Path, root: Path | None = None) -> Iterator[None]:
             f"{path}: cannot be written: {os.strerror(error.errno)}; {_CANNOT_WRITE[error.errno]} and run the "
             "same command again (what is finished is kept)"
         ) from error
+
+
+def cache_folder() -> Path:
+    """Where computed files are kept between runs: `$SEA_PIPELINE_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("SEA_PIPELINE_CACHE") or platformdirs.user_cache_dir("sea-pipeline"))
 
 
 def make_folder(path: Path) -> None:

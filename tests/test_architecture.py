@@ -17,7 +17,7 @@ FLOORS = [
     {"ledger"},
     {"shards", "run", "begin"},
     {"store", "search", "encoders"},
-    {"analysis", "label"},
+    {"analysis", "label", "label_cache"},
     {"pictures", "console", "label_run"},
     {"cli"},
 ]

@@ -1,23 +1,16 @@
 """Word embeddings are computed once for an encoder and a list, and kept on disk."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.errors import UserError
-from sea_pipeline.storage import canonical_json, make_folder, publish
+from sea_pipeline.storage import cache_folder, canonical_json, make_folder, publish
 from sea_pipeline.wordlists import WordList
-
-
-def cache_folder() -> Path:
-    """Where computed files are kept: `$SEA_PIPELINE_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("SEA_PIPELINE_CACHE") or platformdirs.user_cache_dir("sea-pipeline"))
 
 
 def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:

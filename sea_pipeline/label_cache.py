@@ -1,0 +1,105 @@
+"""Labels for training: the shards unpacked once into memory-mapped arrays, so that any image costs microseconds.
+
+Parquet is what travels and lasts; reading single images from it at random takes milliseconds (a row group at a time).
+"""
+
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sea_pipeline.shards import NO_WORD
+from sea_pipeline.storage import alone, cache_folder, file_sha256, make_folder, writing
+from sea_pipeline.store import Labels, LabelStore
+
+_ARRAYS = ("words", "scores", "crop_box")
+
+
+class LabelCache:
+    """The labels of a run by image id, as in `LabelStore`, from memory-mapped files; cheap to send to a process."""
+
+    def __init__(self, folder: Path, grid: tuple[int, int], top_n: int) -> None:
+        self.folder = folder
+        self.grid = grid
+        self.top_n = top_n
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LabelCache, (self.folder, self.grid, self.top_n)  # each process maps the files for itself
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._index
+
+    def __getitem__(self, image_id: str) -> Labels:
+        """The labels of one image.
+
+        Raises:
+            KeyError: there is no such image.
+        """
+        row = self._index[image_id]
+        words, scores, crop_box = (self._arrays[name][row] for name in _ARRAYS)
+        word_ids = words.astype(np.int32).reshape(-1, self.top_n)
+        word_ids[word_ids == NO_WORD] = -1
+        x0, y0, x1, y1 = crop_box.tolist()
+        return Labels(word_ids, scores.astype(np.float32).reshape(-1, self.top_n), self.grid, (x0, y0, x1, y1))
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        ids = json.loads((self.folder / "ids.json").read_text("utf-8"))
+        return {image_id: row for row, image_id in enumerate(ids)}
+
+    @cached_property
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+
+
+def label_cache(store: LabelStore, root: Path | None = None) -> LabelCache:
+    """The unpacked labels of a run: made where they are not there yet, found by the hash of the run's manifest.
+
+    Args:
+        store: opened with `open_labels`, which has verified the shards.
+        root: where the unpacked labels are kept; by default the cache folder. 4 bytes a label: 13 GB for half a million
+            images of 576 patches and 10 labels.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    root = root or cache_folder() / "labels"
+    make_folder(root)
+    folder = root / file_sha256(store.path / "manifest.json")[:32]
+    with alone(root):  # the processes of a training run all come at once; the first one unpacks
+        if not folder.is_dir():
+            scratch = root / f".{folder.name}"
+            shutil.rmtree(scratch, ignore_errors=True)  # of a killed process
+            try:
+                with writing(folder, root):
+                    _unpack(store, scratch)
+                    scratch.replace(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return LabelCache(folder, store.grid, store.top_n)
+
+
+def _unpack(store: LabelStore, folder: Path) -> None:
+    folder.mkdir()
+    size = store.grid[0] * store.grid[1] * store.top_n
+    shapes = {"words": (np.uint16, size), "scores": (np.float16, size), "crop_box": (np.float32, 4)}
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (len(store), width))
+        for name, (dtype, width) in shapes.items()
+    }
+    row = 0
+    for table in store.tables():
+        for name, array in arrays.items():
+            values = table[name].combine_chunks().flatten().to_numpy()
+            array[row : row + len(table)] = values.reshape(len(table), -1)
+        row += len(table)
+    for array in arrays.values():
+        array.flush()
+    (folder / "ids.json").write_text(json.dumps(store.ids), "utf-8")

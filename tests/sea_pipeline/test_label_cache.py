@@ -1,0 +1,85 @@
+"""The unpacked labels are the store's, in this process and in others; interrupted unpacking leaves nothing behind."""
+
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sea_pipeline import LabelStore, label_cache, open_labels
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_run import LabelRun
+from tests.world import draw_folder
+
+
+@pytest.fixture
+def store(label: Callable[..., LabelRun], tmp_path: Path) -> LabelStore:
+    photos = draw_folder(tmp_path / "photos", 70)
+    (photos / "003.png").write_bytes(b"")
+    label(images=str(photos), top_n=8, shard_size=40, max_bad=1)
+    return open_labels(tmp_path / "labels")
+
+
+def test_every_image_is_as_in_the_store(store: LabelStore) -> None:
+    cache = label_cache.label_cache(store)
+    assert len(cache) == len(store) == 69
+    assert "003.png" not in cache
+    for image_id in store:
+        ours, theirs = cache[image_id], store[image_id]
+        assert (ours.word_ids.dtype, ours.scores.dtype) == (np.int32, np.float32)
+        np.testing.assert_array_equal(ours.word_ids, theirs.word_ids)
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+        assert (ours.grid, ours.crop_box) == (theirs.grid, theirs.crop_box)
+    with pytest.raises(KeyError):
+        cache["003.png"]
+
+
+def test_it_is_unpacked_once(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = label_cache.label_cache(store)
+    monkeypatch.setattr(label_cache, "_unpack", None)
+    assert label_cache.label_cache(store).folder == first.folder
+
+
+def test_an_interrupted_unpacking_leaves_nothing(
+    store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "ids", property(lambda store: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            label_cache.label_cache(store, tmp_path / "unpacked")
+    assert not list((tmp_path / "unpacked").iterdir())
+    half = tmp_path / "unpacked" / f".{label_cache.label_cache(store).folder.name}"
+    half.mkdir()
+    (half / "words.npy").write_bytes(b"of a killed process")
+    assert len(label_cache.label_cache(store, tmp_path / "unpacked")) == 69
+    assert not half.exists()
+
+
+def test_other_labels_are_another_cache(store: LabelStore, label: Callable[..., LabelRun], tmp_path: Path) -> None:
+    label(images=str(tmp_path / "photos"), top_n=2, out=tmp_path / "two", max_bad=1)
+    other = label_cache.label_cache(open_labels(tmp_path / "two"))
+    assert other.folder != label_cache.label_cache(store).folder
+    assert other["006.png"].word_ids.shape == (12, 2)
+
+
+def test_a_pickle_holds_no_labels_and_reads_the_same(store: LabelStore) -> None:
+    cache = label_cache.label_cache(store)
+    cache["006.png"]
+    pickled = pickle.dumps(cache)
+    assert len(pickled) < 1000
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there = pool.apply(_first_words, (cache,))
+    assert there == _first_words(pickle.loads(pickled)) == store["006.png"].word_ids.tolist()
+
+
+def _first_words(cache: label_cache.LabelCache) -> list[list[int]]:
+    words: list[list[int]] = cache["006.png"].word_ids.tolist()
+    return words
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_line(store: LabelStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        label_cache.label_cache(store, tmp_path / "file" / "below")
