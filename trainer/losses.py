@@ -1,9 +1,11 @@
-"""The losses of both papers: pure functions of tensors. So far SEA's (arXiv 2408.11813).
+"""The losses of both papers, pure functions of tensors: SEA (arXiv 2408.11813) and BASIC.
 
-Shapes: N patches of a batch, each with its word; d the LLM's embedding width; V its vocabulary; q words of the list.
+Shapes: N patches of a batch, each with its word; m visual tokens of one image; d the LLM's embedding width; V its
+vocabulary; q words of the list.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,3 +60,95 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
     logits = scale * similarity
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def das(visual: torch.Tensor, refined: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """BASIC's Eq. 6, direction alignment: sum_i a_i || v_i / |v_i| - v^_i / |v^_i| ||^2.
+
+    Args:
+        visual: V, (m, d), the projector's output; any float dtype, computed in float32 at least.
+        refined: V^, (m, d), the supervisory embeddings (Eq. 4); no gradient flows to them.
+        attention: a, (m,), the attention degrees (Eq. 5); they sum to 1 over an image, and get no gradient.
+
+    Returns:
+        A scalar, the sum over the tokens given.
+    """
+    dtype = torch.promote_types(visual.dtype, torch.float32)
+    difference = F.normalize(visual.to(dtype), dim=-1) - F.normalize(refined.detach().to(dtype), dim=-1)
+    return (attention.detach().to(dtype) * difference.square().sum(-1)).sum()
+
+
+def sds(
+    visual: torch.Tensor,
+    refined: torch.Tensor,
+    attention: torch.Tensor,
+    embeddings: torch.Tensor,
+    *,
+    block: int = 2048,
+    matmul_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """BASIC's Eq. 7, semantic distributions: sum_i a_i KL(p_i || q_i), P = softmax(V^ E'), Q = softmax(V E').
+
+    One pass over the vocabulary gives the value and the gradient together; nothing of the size m x V is kept. With the
+    means mu_p = p E and mu_q = q E, KL = (v^ - v) . mu_p - lse(v^ E') + lse(v E'); its gradient by v is mu_q - mu_p.
+
+    Args:
+        visual: V, (m, d); the only argument that gets a gradient.
+        refined: V^, (m, d).
+        attention: a, (m,).
+        embeddings: E, (V, d), the LLM's input embeddings as it uses them, without rows that are no tokens.
+        block: vocabulary entries at a time.
+        matmul_dtype: for the products with E, such as torch.bfloat16; None computes them like the rest, in the dtype of
+            `visual` and in float32 at least.
+
+    Returns:
+        A scalar, the sum over the tokens given.
+    """
+    dtype = torch.promote_types(visual.dtype, torch.float32)
+    value: torch.Tensor = _Sds.apply(
+        visual, refined.detach(), attention.detach().to(dtype), embeddings.detach(), block, matmul_dtype or dtype
+    )
+    return value
+
+
+class _Sds(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        visual: torch.Tensor,
+        refined: torch.Tensor,
+        attention: torch.Tensor,
+        embeddings: torch.Tensor,
+        block: int,
+        matmul_dtype: torch.dtype,
+    ) -> torch.Tensor:
+        queries = torch.cat([visual.to(attention.dtype), refined.to(attention.dtype)])
+        mean, lse = _softmax_mean(queries, embeddings, block, matmul_dtype)
+        (v, v_hat), (mu_q, mu_p), (lse_q, lse_p) = queries.chunk(2), mean.chunk(2), lse.chunk(2)
+        ctx.save_for_backward((attention.unsqueeze(-1) * (mu_q - mu_p)).to(visual.dtype))
+        divergence = ((v_hat - v) * mu_p).sum(-1) - lse_p + lse_q
+        return (attention * divergence).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        (by_visual,) = ctx.saved_tensors
+        return gradient.to(by_visual.dtype) * by_visual, None, None, None, None, None
+
+
+def _softmax_mean(
+    queries: torch.Tensor, embeddings: torch.Tensor, block: int, matmul_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(Q E') E, (k, d), and the logarithm of each softmax's denominator, (k,), block by block of E's rows."""
+    highest = queries.new_full((len(queries), 1), -torch.inf)
+    total = torch.zeros_like(highest)
+    weighted = torch.zeros_like(queries)
+    left = queries.to(matmul_dtype)
+    for rows in torch.split(embeddings, block):
+        entries = rows.to(matmul_dtype)
+        logits = (left @ entries.T).to(queries.dtype)
+        before, highest = highest, torch.maximum(highest, logits.amax(-1, keepdim=True))
+        shrink = (before - highest).exp()
+        share = (logits - highest).exp_()
+        total = total * shrink + share.sum(-1, keepdim=True)
+        weighted = weighted * shrink + (share.to(matmul_dtype) @ entries).to(queries.dtype)
+    return weighted / total, (highest + total.log()).squeeze(-1)

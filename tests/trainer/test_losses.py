@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainer.losses import MAX_SCALE, sea, word_table
+from trainer.losses import MAX_SCALE, das, sds, sea, word_table
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -106,3 +106,110 @@ def test_word_table_is_equation_8(dtype: torch.dtype) -> None:
 def test_a_word_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="word 1 has no token"):
         word_table(random(5, 2), [[1], [], [2]])
+
+
+def attention(count: int) -> torch.Tensor:
+    return random(count, seed=9).softmax(0)
+
+
+def das_twin(visual: torch.Tensor, refined: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Eq. 6 symbol by symbol."""
+    terms = [a * ((v / v.norm() - w / w.norm()) ** 2).sum() for a, v, w in zip(weights, visual, refined, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def sds_twin(
+    visual: torch.Tensor, refined: torch.Tensor, weights: torch.Tensor, embeddings: torch.Tensor
+) -> torch.Tensor:
+    """Eq. 7 with both distributions in full."""
+    p, q = (refined @ embeddings.T).softmax(-1), (visual @ embeddings.T).softmax(-1)
+    return (weights * (p * (p.log() - q.log())).sum(-1)).sum()
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 3), (6, 5), (49, 16)])
+def test_das_is_equation_6_forward_and_backward(count: int, width: int) -> None:
+    refined, weights = random(count, width, seed=2), attention(count)
+    values = []
+    for loss in (das, das_twin):
+        visual = random(count, width, seed=1).requires_grad_()
+        value = loss(visual, refined, weights)
+        value.backward()
+        values.append((value.detach(), visual.grad))
+    for fast, slow in zip(*values, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-13, rtol=1e-11)
+
+
+def test_das_at_known_points() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    x = random(1, 7)
+    torch.testing.assert_close(das(x, 5 * x, one).item(), 0.0)
+    torch.testing.assert_close(das(x, -x, one).item(), 4.0)
+    across = torch.tensor([[0.0, 2.0]]).double()
+    torch.testing.assert_close(das(torch.tensor([[3.0, 0.0]]).double(), across, one).item(), 2.0)
+
+
+@pytest.mark.parametrize(("count", "width", "vocabulary"), [(1, 3, 1), (2, 4, 7), (5, 8, 64), (9, 6, 1001)])
+@pytest.mark.parametrize("block", [1, 7, 64, 5000])
+@pytest.mark.parametrize("norm", [1.0, 30.0])
+def test_sds_is_equation_7_forward_and_backward(
+    count: int, width: int, vocabulary: int, block: int, norm: float
+) -> None:
+    refined, embeddings, weights = (
+        norm * random(count, width, seed=2),
+        random(vocabulary, width, seed=3),
+        attention(count),
+    )
+    visual = random(count, width, seed=1).requires_grad_()
+    fast = sds(visual, refined, weights, embeddings, block=block)
+    (2.5 * fast).backward()
+    found, visual.grad = visual.grad, None
+    p = (refined @ embeddings.T).softmax(-1)
+    if bool((p > 0).all()):  # the twin's log needs every probability
+        slow = sds_twin(visual, refined, weights, embeddings)
+        (2.5 * slow).backward()
+        torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(found, visual.grad, atol=1e-12, rtol=1e-10)
+    assert fast >= -1e-12
+
+
+def test_sds_has_the_gradient_of_its_value() -> None:
+    refined, embeddings, weights = random(4, 5, seed=2), random(33, 5, seed=3), attention(4)
+    visual = random(4, 5, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: sds(v, refined, weights, embeddings, block=8), (visual,))
+
+
+def test_sds_of_equal_embeddings_is_zero_and_pulls_nowhere() -> None:
+    visual = random(4, 5).requires_grad_()
+    value = sds(visual, visual.detach(), attention(4), random(33, 5, seed=3), block=8)
+    value.backward()
+    torch.testing.assert_close(value.item(), 0.0)
+    assert visual.grad is not None
+    assert visual.grad.abs().max() < 1e-15
+
+
+def test_only_the_visual_tokens_get_a_gradient() -> None:
+    refined, embeddings, weights = (t.requires_grad_() for t in (random(4, 5), random(33, 5), attention(4)))
+    visual = random(4, 5, seed=1).requires_grad_()
+    (das(visual, refined, weights) + sds(visual, refined, weights, embeddings)).backward()
+    assert visual.grad is not None
+    assert (refined.grad, embeddings.grad, weights.grad) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("matmul_dtype", "cosine", "tolerance"), [(None, 0.999999, 1e-5), (torch.bfloat16, 0.99, 0.05)]
+)
+def test_sds_in_float32_and_with_bfloat16_products(
+    matmul_dtype: torch.dtype | None, cosine: float, tolerance: float
+) -> None:
+    refined, embeddings, weights = random(32, 64, seed=2) / 4, random(3000, 64, seed=3) / 2, attention(32)
+    single = (random(32, 64, seed=1) / 4).float().requires_grad_()
+    value = sds(single, refined.float(), weights, embeddings.float(), matmul_dtype=matmul_dtype)
+    value.backward()
+    double = single.detach().double().requires_grad_()
+    expected = sds_twin(double, refined, weights, embeddings)
+    expected.backward()
+    assert single.grad is not None
+    assert double.grad is not None
+    assert abs(value.item() / expected.item() - 1) < tolerance
+    found = torch.nn.functional.cosine_similarity(single.grad.double().flatten(), double.grad.flatten(), dim=0)
+    assert found > cosine
