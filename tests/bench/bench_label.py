@@ -96,7 +96,7 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
         "label.efficiency",
         sum(times[1:]) / times[0],
         "x",
-        f"its parts alone, one after the other: {parts} ms an image; label {count / times[0]:.1f} images/s",
+        f"its parts alone, one after the other: {parts} ms per image; label {count / times[0]:.1f} images/s",
     )
 
     store = open_labels(folder / "out0")
@@ -106,7 +106,7 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
         "label.bytes_ratio",
         naive / ours,
         "x",
-        f"torch.save of int64 ids and float32 scores, a file an image: {naive:,.0f} B; ours {ours:,.0f} B",
+        f"torch.save of int64 ids and float32 scores, a file per image: {naive:,.0f} B; ours {ours:,.0f} B",
     )
 
 
