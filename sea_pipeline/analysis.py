@@ -120,7 +120,7 @@ def status_to_json(ledger: Ledger) -> dict[str, Any]:
     done = ledger.done()
     return {
         "kind": ledger.dataset.kind,
-        "finished": ledger.finished and done.shards == ledger.dataset.shards,
+        "finished": ledger.complete,
         "shards": ledger.dataset.shards,
         "shards_done": done.shards,
         "images": ledger.dataset.images,

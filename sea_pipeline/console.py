@@ -67,9 +67,9 @@ def error(message: str) -> None:
     messages.print(Text.assemble(("error:", "bold red"), f" {' '.join(message.split())}"))
 
 
-def print_table(rows: Mapping[str, str], title: str | None = None) -> None:
+def print_table(rows: Mapping[str, str]) -> None:
     """A table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
@@ -110,11 +110,10 @@ def label_table(run: "LabelRun") -> None:
 def status_tables(ledger: Ledger) -> None:
     """The tables of `status`."""
     done, planned = ledger.done(), ledger.dataset
-    finished = ledger.finished and done.shards == planned.shards
     print_table(
         {
             "folder": str(ledger.root),
-            "holds": f"{planned.kind}, {'finished' if finished else 'not finished'}",
+            "holds": f"{planned.kind}, {'finished' if ledger.complete else 'not finished'}",
             "input": planned.source,
             "shards": f"{done.shards:,} of {planned.shards:,} done"
             + (f", the last at {done.last}" if done.last else ""),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.shards import NO_WORD
+from sea_pipeline.shards import from_stored
 from sea_pipeline.storage import alone, cache_folder, file_sha256, make_folder, writing
 from sea_pipeline.store import Labels, LabelStore
 
@@ -44,10 +44,8 @@ class LabelCache:
         """
         row = self._index[image_id]
         words, scores, crop_box = (self._arrays[name][row] for name in _ARRAYS)
-        word_ids = words.astype(np.int32).reshape(-1, self.top_n)
-        word_ids[word_ids == NO_WORD] = -1
         x0, y0, x1, y1 = crop_box.tolist()
-        return Labels(word_ids, scores.astype(np.float32).reshape(-1, self.top_n), self.grid, (x0, y0, x1, y1))
+        return Labels(*from_stored(words, scores, (-1, self.top_n)), self.grid, (x0, y0, x1, y1))
 
     @cached_property
     def _index(self) -> dict[str, int]:

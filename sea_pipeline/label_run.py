@@ -115,7 +115,7 @@ def label_images(
     begun(ledger)
     if settings.retry_bad or not ledger.finished:
         ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad)
-    if ledger.finished and not ledger.missing():
+    if ledger.complete:
         return LabelRun(ledger, listing, Report(), device)
     stage = _stage(settings, encoder, words, device, progress)
     done = ledger.done()

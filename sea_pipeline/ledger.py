@@ -98,9 +98,12 @@ class Ledger:
         """Where the table of a shard's bad images is or will be."""
         return self.root / QUARANTINE / f"{shard:05d}.parquet"
 
+    def _commit_path(self, shard: int) -> Path:
+        return self.root / "commits" / f"{shard:05d}.json"
+
     def commit(self, shard: int) -> Commit | None:
         """The shard's commit, if it stands: it parses, belongs to this run, and its files have their sizes."""
-        path = self.root / "commits" / f"{shard:05d}.json"
+        path = self._commit_path(shard)
         if not path.exists():
             return None
         try:
@@ -136,6 +139,11 @@ class Ledger:
         """Whether there is a manifest."""
         return (self.root / "manifest.json").is_file()
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do: finished, and every shard still stands."""
+        return self.finished and not self.missing()
+
     def write_quarantine(self, shard: int, bad: Sequence[BadSample]) -> None:
         """Writes the table of a shard's bad images; without any there is none."""
         path = self.quarantine_path(shard)
@@ -162,7 +170,7 @@ class Ledger:
         for commit in self.commits():
             if commit.bad > max_bad * (commit.bad + commit.rows):
                 (self.root / "manifest.json").unlink(missing_ok=True)
-                (self.root / "commits" / f"{commit.shard:05d}.json").unlink(missing_ok=True)
+                self._commit_path(commit.shard).unlink(missing_ok=True)
 
     def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
         """Writes a shard's commit; its data and its quarantine must stand already."""
@@ -177,7 +185,7 @@ class Ledger:
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **facts,
         )
-        publish_bytes(self.root / "commits" / f"{shard:05d}.json", commit.to_bytes(), self.root)
+        publish_bytes(self._commit_path(shard), commit.to_bytes(), self.root)
         return commit
 
     def finish(self, other_files: Sequence[Path]) -> Manifest:

@@ -146,11 +146,17 @@ def shard_footer(path: Path) -> dict[str, Any]:
 
 def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """The word ids and scores of a table of rows: int32 and float32 (rows, patches, n); -1 and 0 for no label."""
-    flat = {name: table[name].combine_chunks().flatten().to_numpy() for name in ("words", "scores")}
-    shape = (len(table), -1, top_n)
-    word_ids = flat["words"].astype(np.int32).reshape(shape)
+    words, scores = (table[name].combine_chunks().flatten().to_numpy() for name in ("words", "scores"))
+    return from_stored(words, scores, (len(table), -1, top_n))
+
+
+def from_stored(
+    words: npt.NDArray[np.uint16], scores: npt.NDArray[np.float16], shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Word ids and scores as stored to int32 and float32 of `shape`; -1 and 0 for no label."""
+    word_ids = words.astype(np.int32).reshape(shape)
     word_ids[word_ids == NO_WORD] = -1
-    return word_ids, flat["scores"].astype(np.float32).reshape(shape)
+    return word_ids, scores.astype(np.float32).reshape(shape)
 
 
 def read_words(root: Path) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import check_file
+from sea_pipeline.ledger import QUARANTINE, Ledger
+from sea_pipeline.records import Manifest, check_file
 from sea_pipeline.shards import KIND, ROWS_PER_GROUP, CropBox, label_arrays, read_mean_similarity, read_words
 
 
@@ -38,8 +38,7 @@ class Labels:
 class LabelStore:
     """The labels of a finished run, by image id. Open it with `open_labels`."""
 
-    def __init__(self, ledger: Ledger, words: tuple[str, ...]) -> None:
-        manifest = ledger.manifest()
+    def __init__(self, ledger: Ledger, manifest: Manifest, words: tuple[str, ...]) -> None:
         self.path = ledger.root
         self.words = words
         """The word list; word ids are positions in it."""
@@ -142,13 +141,13 @@ def open_labels(path: str | Path, *, verify: bool = True) -> LabelStore:
     if ledger.dataset.kind != KIND:
         raise UserError(f"{root}: expected labels, found {ledger.dataset.kind}")
     manifest = ledger.manifest()
-    files = [file for file in manifest.other_files if not file.path.startswith("quarantine/")]
+    files = [file for file in manifest.other_files if not file.path.startswith(f"{QUARANTINE}/")]
     files += manifest.shards if verify else []
     with ThreadPoolExecutor(max_workers=4) as pool:
         for problem in pool.map(lambda file: check_file(root, file), files):
             if problem:
                 raise UserError(f"{problem}; restore it, or delete it and run the command that labelled again")
-    return LabelStore(ledger, read_words(root))
+    return LabelStore(ledger, manifest, read_words(root))
 
 
 def _open(shard: Path) -> pq.ParquetFile:

@@ -1,6 +1,5 @@
 """Word embeddings are computed once for an encoder and a list, and kept on disk."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +8,14 @@ import torch
 
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.errors import UserError
-from sea_pipeline.storage import cache_folder, canonical_json, make_folder, publish
+from sea_pipeline.records import fingerprint_of
+from sea_pipeline.storage import cache_folder, make_folder, publish
 from sea_pipeline.wordlists import WordList
 
 
 def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
     """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same encoder has embedded the same list before."""
-    key = hashlib.sha256(canonical_json({"encoder": dict(encoder.fields()), "words": words.sha256})).hexdigest()
+    key = fingerprint_of({"encoder": dict(encoder.fields()), "words": words.sha256})
     path = cache_folder() / "words" / f"{key}.npz"
     cached = _read(path, (len(words), encoder.width))
     if cached is not None:
