@@ -4,18 +4,14 @@ A listing reads names only, never pixels. What is wrong with one image's name is
 and costs that image; what is wrong with the whole input stops the run.
 """
 
-import codecs
-import json
 import os
-import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import ijson
-
+from sea_pipeline import llava_json
 from sea_pipeline.errors import UserError
 from sea_pipeline.optional import package_folder
 
@@ -176,60 +172,18 @@ def _folder_sample(name: bytes) -> Sample:
 
 
 def _llava_images(path: Path, left_out: Counter[str]) -> Iterator[Any]:
-    """The `image` entries of a LLaVA file, one at a time; the file is never held in memory."""
-    lines = path.suffix.lower() == ".jsonl"
-    try:
-        with path.open("rb") as file:
-            for number, row in (_json_lines if lines else _json_array)(file):
-                if not isinstance(row, dict) or not ("image" in row or "conversations" in row):
-                    raise UserError(
-                        f"{path}: {'line' if lines else 'entry'} {number}: expected a LLaVA record, an object with "
-                        "'image' and 'conversations'; found "
-                        + (f"the keys {sorted(row)[:6]}" if isinstance(row, dict) else type(row).__name__)
-                    )
-                image = row.get("image")
-                if image is None or image == []:
-                    left_out["text-only entries"] += 1
-                else:
-                    yield from image if isinstance(image, list) else [image]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _json_array(file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    opening = file.read(4096)
-    file.seek(3 if opening.startswith(codecs.BOM_UTF8) else 0)
-    first = opening.lstrip(codecs.BOM_UTF8 + b" \t\r\n")[:1]
-    if first != b"[":
-        found = {b"{": "an object", b"": "an empty file"}.get(first, "something else")
-        raise UserError(f"{file.name}: expected LLaVA's JSON, an array of records; found {found}")
-    number = 0
-    try:
-        for number, row in enumerate(ijson.items(file, "item"), start=1):
-            yield number, row
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{file.name}: expected a JSON array in UTF-8; after entry {number}: {reason}") from error
-
-
-def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{file.name}: line {number}: expected one JSON object a line; {error}") from error
+    """The `image` entries of a LLaVA file, one at a time."""
+    for _, row in llava_json.records(path):
+        images = llava_json.images_of(row)
+        if not images:
+            left_out["text-only entries"] += 1
+        yield from images
 
 
 def _llava_sample(image: Any) -> Sample:  # noqa: ANN401 - whatever a data file holds
-    if not isinstance(image, str) or not image or "\0" in image:
-        return Sample(repr(image), repr(image), f"expected 'image' to be a path; found {image!r:.80}")
     try:
-        image.encode("utf-8")
-    except UnicodeEncodeError:
-        escaped = image.encode("utf-8", "backslashreplace").decode("utf-8")
-        return Sample(escaped, escaped, "the path holds half of a UTF-16 pair; it names no file")
-    uri = posixpath.normpath(image)
-    if uri.startswith(("/", "../")) or uri == "..":
-        return Sample(image, image, "the path leaves the image root; paths in data files start there")
-    return Sample(image, uri)
+        return Sample(image, llava_json.relative_path(image))
+    except ValueError as problem:
+        is_text = isinstance(image, str) and image and "\0" not in image
+        shown = image.encode("utf-8", "backslashreplace").decode("utf-8") if is_text else repr(image)
+        return Sample(shown, shown, str(problem))

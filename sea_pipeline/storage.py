@@ -54,6 +54,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SEA_PIPELINE_CACHE") or platformdirs.user_cache_dir("sea-pipeline"))
 
 
+def data_folder(name: str) -> Path:
+    """A folder of files that come with this package: inside the wheel, or at the top of a checkout."""
+    inside = Path(__file__).parent / "data" / name
+    return inside if inside.is_dir() else Path(__file__).parent.parent / name
+
+
 def make_folder(path: Path) -> None:
     """Creates a folder and its parents; a `UserError` where that is not possible."""
     with writing(path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.storage import data_folder
 
 MAX_WORDS = 65_535
 """Word ids are stored as uint16 and 65,535 means "no label"."""
@@ -23,18 +24,17 @@ class WordList:
     words: tuple[str, ...]
     sha256: str
 
+    @classmethod
+    def of(cls, name: str, words: tuple[str, ...]) -> "WordList":
+        """A list of words that are normalised and distinct already."""
+        return cls(name, words, hashlib.sha256(_text(words).encode()).hexdigest())
+
     def __len__(self) -> int:
         return len(self.words)
 
     def text(self) -> str:
         """The normalised list as a file holds it: UTF-8, one word per line."""
         return _text(self.words)
-
-
-def builtin_folder() -> Path:
-    """Where the lists that come with this package are: inside the wheel, or at the top of a checkout."""
-    inside = Path(__file__).parent / "data" / "wordlists"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "wordlists"
 
 
 def load_wordlist(spec: str) -> WordList:
@@ -46,18 +46,18 @@ def load_wordlist(spec: str) -> WordList:
         UserError: no such list, not UTF-8, empty, a word twice, control characters, or over 65,535 words.
     """
     path = Path(spec)
-    builtin = builtin_folder() / f"{spec}.txt"
+    builtin = data_folder("wordlists") / f"{spec}.txt"
     if not path.is_file() and "/" not in spec and builtin.is_file():
         path = builtin
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in builtin_folder().glob("*.txt")))
+        known = ", ".join(sorted(file.stem for file in data_folder("wordlists").glob("*.txt")))
         raise UserError(f"--wordlist {spec}: expected a file or one of the lists {known}; found neither")
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: the word list cannot be read: {error.strerror}") from error
     words = parse_wordlist(raw, str(path))
-    return WordList(path.stem, words, hashlib.sha256(_text(words).encode()).hexdigest())
+    return WordList.of(path.stem, words)
 
 
 def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors"},
-    {"storage", "wordlists", "optional", "pixels", "devices"},
-    {"records", "samples"},
+    {"storage", "optional", "pixels", "devices", "llava_json"},
+    {"records", "wordlists", "samples"},
     {"plan", "quarantine"},
     {"ledger"},
     {"shards", "run", "begin"},

@@ -116,7 +116,7 @@ def test_the_wheel_brings_the_word_list(tmp_path: Path) -> None:
         assert "sea_pipeline/data/wordlists/2of12.txt" in archive.namelist()
         assert "trainer/__init__.py" in archive.namelist()
         archive.extractall(tmp_path / "site")
-    program = "from sea_pipeline.wordlists import *; print(len(load_wordlist('2of12')), builtin_folder())"
+    program = "from sea_pipeline.wordlists import *; print(len(load_wordlist('2of12')), data_folder('wordlists'))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "site", capture_output=True, text=True, check=True
     )

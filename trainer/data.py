@@ -1,0 +1,219 @@
+"""From a tokenised row and its labels to a batch. Reads pixels through `sea_pipeline.pixels`, as labelling does."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset as Rows
+from PIL import Image
+from torch.utils.data import Dataset
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_cache import LabelCache
+from sea_pipeline.pixels import BadImageError, read_image
+from sea_pipeline.shards import CropBox
+from trainer import geometry
+from trainer.model import Batch
+from trainer.recipe import Sea
+from trainer.sampling import draw, generator, one_patch_per_word
+
+WHOLE: CropBox = (0.0, 0.0, 1.0, 1.0)
+
+
+class Sample(TypedDict):
+    """One sample of an epoch. k images of m visual tokens, l tokens, K drawn patches."""
+
+    row: int
+    epoch: int
+    input_ids: torch.Tensor
+    """int64 (l,), image tokens expanded."""
+    trained: torch.Tensor
+    """bool (l,)."""
+    images: torch.Tensor | None
+    """float32 (k, 3, height, width), or with kept features (k, m, tower width)."""
+    patches: npt.NDArray[np.int64]
+    """(K,): drawn patches, counted through the sample's images."""
+    words: npt.NDArray[np.int64]
+    """(K,)."""
+
+
+class Labels:
+    """Where a sample's words come from, and how they are drawn: SEA's section 4.2 from a label cache."""
+
+    def __init__(self, cache: LabelCache, sea: Sea, transfer: bool, token_keys: npt.NDArray[np.int64] | None) -> None:
+        self.cache = cache
+        self.sea = sea
+        self.transfer = transfer
+        self.token_keys = token_keys
+        """(q,): equal where two words are the same LLM tokens; None: every word is its own."""
+
+    def of(self, image_id: str, grid: tuple[int, int], box: CropBox) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
+        """The labels of an image on the tower's grid and crop, or None where it has none."""
+        if image_id not in self.cache:
+            return None
+        return geometry.placed(self.cache[image_id], grid, box, transfer=self.transfer, image_id=image_id)
+
+
+class TrainingData(Dataset[Sample]):
+    """Samples by `epoch * len + row`, see `EpochSampler`; what is drawn depends on (seed, epoch, row) alone.
+
+    Args:
+        rows: of `load_conversations`.
+        locate: the file of an image id.
+        processor: the model folder's; its image processor makes the tower's input.
+        grid: (rows, columns) of visual tokens of an image.
+        labels: None where no term needs words.
+        random_crop: least share of the largest square's area; None leaves images whole.
+        seed: of crops and drawn words.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        locate: Callable[[str], Path],
+        processor: Any,  # noqa: ANN401 - transformers'
+        grid: tuple[int, int],
+        *,
+        labels: Labels | None = None,
+        random_crop: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.rows = rows
+        self.processor = processor
+        self.grid = grid
+        self.labels = labels
+        self.features: dict[str, torch.Tensor] | None = None
+        """By image id, see `tower_features`; given in place of pixels."""
+        self._locate = locate
+        self._random_crop = random_crop
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample.
+
+        Raises:
+            UserError: an image cannot be read, or its labels do not fit the tower.
+        """
+        epoch, place = divmod(int(index), len(self.rows))
+        row = self.rows[place]
+        random = generator(self._seed, epoch, place)
+        visual_tokens = self.grid[0] * self.grid[1]
+        pixels, patches, words = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for position, image_id in enumerate(row["images"]):
+            image, box = self.image(image_id, row["id"], random)
+            pixels.append(self.pixels(image) if self.features is None else self.features[image_id])
+            if self.labels and (labels := self.labels.of(image_id, self.grid, box)) is not None:
+                sea = self.labels.sea
+                drawn = draw(labels.word_ids, labels.scores, self.grid, random, window=sea.window, ragged=sea.ragged)
+                patches.append(drawn.patches + position * visual_tokens)
+                words.append(drawn.words)
+        ids, trained = self._expanded(row)
+        return Sample(
+            row=place,
+            epoch=epoch,
+            input_ids=ids,
+            trained=trained,
+            images=torch.stack(pixels) if pixels else None,
+            patches=np.concatenate(patches),
+            words=np.concatenate(words),
+        )
+
+    def image(
+        self, image_id: str, sample: str, random: np.random.Generator | None = None
+    ) -> tuple[Image.Image, CropBox]:
+        """An upright image, cropped where crops are on and `random` is given, and what the tower will see of it."""
+        path = self._locate(image_id)
+        try:
+            image = read_image(path).image
+        except BadImageError as error:
+            raise UserError(
+                f"{path}: sample {sample!r}: expected an image; {error.message}; mend it or leave the sample out, and "
+                "go on with --resume"
+            ) from error
+        crop = WHOLE
+        if self._random_crop is not None and random is not None:
+            image, crop = _random_square(image, self._random_crop, random)
+        box = geometry.processor_box(self.processor.image_processor, *image.size)
+        return image, geometry.inside(box, crop)
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """The tower's input from an upright image: float32 (3, height, width)."""
+        values: torch.Tensor = self.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        return values
+
+    def _expanded(self, row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, trained = torch.tensor(row["input_ids"]), torch.tensor(row["trained"], dtype=torch.bool)
+        repeats = torch.where(ids == self.processor.image_token_id, self.grid[0] * self.grid[1], 1)
+        return ids.repeat_interleave(repeats), trained.repeat_interleave(repeats)
+
+
+class Collator:
+    """Samples to a right-padded `Batch`: one patch per word among them all (SEA section 4.2).
+
+    Args:
+        pad: token id behind a shorter sample's end.
+        visual_tokens: m of an image.
+        data: where samples come from; its labels say how patches that share a word are told.
+        seed: of what is drawn for a batch as a whole.
+    """
+
+    def __init__(self, data: TrainingData, pad: int, seed: int) -> None:
+        self._pad = pad
+        self._visual_tokens = data.grid[0] * data.grid[1]
+        self._labels = data.labels
+        self._features = data.features is not None
+        self._seed = seed
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """See `Batch`."""
+        ids = [sample["input_ids"] for sample in samples]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self._pad)
+        trained = torch.nn.utils.rnn.pad_sequence([sample["trained"] for sample in samples], batch_first=True)
+        lengths = torch.tensor([len(one) for one in ids])
+        predict = trained[:, 1:].nonzero()
+        random = np.random.default_rng((self._seed, samples[0]["epoch"], *(sample["row"] for sample in samples)))
+        batch = Batch(
+            input_ids=padded,
+            attention_mask=(torch.arange(padded.shape[1]) < lengths[:, None]).long(),
+            predict=predict[:, 0] * padded.shape[1] + predict[:, 1],
+            targets=padded[:, 1:][trained[:, 1:]],
+            rows=torch.tensor([sample["row"] for sample in samples]),
+            seed=int(random.integers(2**31)),
+        )
+        images = [sample["images"] for sample in samples if sample["images"] is not None]
+        if images and self._features:
+            batch["features"] = torch.cat(images)
+        elif images:
+            batch["pixel_values"] = torch.cat(images)
+        if self._labels is not None:
+            batch["sea_patches"], batch["sea_words"] = self._pairs(samples, self._labels, random)
+        return batch
+
+    def _pairs(
+        self, samples: Sequence[Sample], labels: Labels, random: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        images = [0 if sample["images"] is None else len(sample["images"]) for sample in samples]
+        starts = self._visual_tokens * np.concatenate([[0], np.cumsum(images)[:-1]]).astype(np.int64)
+        patches = np.concatenate([sample["patches"] + start for sample, start in zip(samples, starts, strict=True)])
+        words = np.concatenate([sample["words"] for sample in samples])
+        if not labels.sea.gather:  # with it, one patch per word is kept over all processes, in the term
+            keys = words if labels.token_keys is None else labels.token_keys[words]
+            kept = one_patch_per_word(keys, random)
+            patches, words = patches[kept], words[kept]
+        return torch.from_numpy(patches), torch.from_numpy(words)
+
+
+def _random_square(image: Image.Image, least: float, random: np.random.Generator) -> tuple[Image.Image, CropBox]:
+    """A square of a uniformly drawn share, from `least` to 1, of the largest square's area, anywhere in the image."""
+    side = max(1, round(min(image.size) * random.uniform(least, 1) ** 0.5))
+    left = int(random.integers(image.width - side + 1))
+    top = int(random.integers(image.height - side + 1))
+    width, height = image.size
+    box = (left / width, top / height, (left + side) / width, (top + side) / height)
+    return image.crop((left, top, left + side, top + side)), box

@@ -1,0 +1,200 @@
+"""The metrics of a model on held-out samples: how well it speaks, and where its visual tokens lie.
+
+Shapes: I images of m visual tokens, d the LLM's width, q words of the list, V its vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sea_pipeline.encoders import load_encoder
+from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.store import LabelStore
+from sea_pipeline.wordlists import WordList
+from trainer import metrics
+from trainer.data import Collator, Labels, TrainingData
+from trainer.model import AlignedLlava, Batch
+from trainer.words import Prefix, llm_word_table, whole_words
+
+
+class _Seen(NamedTuple):
+    """What the metrics need of the images seen so far; a list has an entry a batch of i images."""
+
+    words: list[torch.Tensor]
+    """(i, m, n) labels, -1 where there are none."""
+    tokens: list[torch.Tensor]
+    """(i, m) nearest vocabulary tokens."""
+    gaps: list[float]
+    hits: np.ndarray[Any, Any]
+    """(2, 2): hits and labelled patches, for k = 1 and 10."""
+
+
+class Evaluator:
+    """Evaluates a model on the same held-out samples again and again.
+
+    Args:
+        data: held-out samples, without crops.
+        labels: the words of their images; None leaves out the metrics that need them.
+        store: the labels' store, for its word list and encoder; goes with `labels`.
+        vocabulary: how many of the LLM's token ids are real ones; later rows only pad its matrix.
+        prefix: how words are spelled, see `Sea.word_prefix`.
+        batch_size: samples at a time.
+        device: of the text encoder.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        labels: Labels | None,
+        store: LabelStore | None,
+        *,
+        vocabulary: int,
+        prefix: Prefix = "space",
+        batch_size: int = 8,
+        device: str = "cpu",
+    ) -> None:
+        self.data = data
+        self._labels = labels
+        self._store = store
+        self._vocabulary = vocabulary
+        self._prefix = prefix
+        self._batch_size = batch_size
+        self._device = device
+        self._collate = Collator(data, pad=0, seed=0)
+
+    @torch.no_grad()
+    def __call__(self, model: AlignedLlava, advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:
+        """All metrics by name; the model is left in the mode it was in.
+
+        `lm_loss` (nats per trained token; absent without the LLM's layers), `tacs`, and with labels `label_hit@1`,
+        `label_hit@10`, `gap`, `meaningful`, `meaningful_chance` and `distinct_tokens`; see `metrics`.
+        """
+        training = model.training
+        model.eval()
+        try:
+            return dict(self._metrics(model, advance))
+        finally:
+            model.train(training)
+
+    def _metrics(self, model: AlignedLlava, advance: Callable[[int], None]) -> Iterator[tuple[str, float]]:
+        embeddings = self._embeddings(model)
+        table = self._word_table(embeddings)
+        loss, trained = 0.0, 0
+        tacs: list[float] = []
+        seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
+        for batch in self._batches():
+            given = model(**_on(batch, embeddings.device))
+            loss += float(given.get("lm", 0.0))
+            trained += len(batch["targets"])
+            if "visual" in given:
+                visual = given["visual"].float()
+                for (row, _), one in zip(self._images(batch), visual, strict=True):
+                    if len(caption := self._caption(row)):
+                        tacs.append(metrics.tacs(one, embeddings[caption.to(one.device)]))
+                if table is not None:
+                    self._look(batch, visual, embeddings, table, seen)
+            advance(len(batch["rows"]))
+        if model.with_lm and trained:
+            yield "lm_loss", loss / trained
+        if tacs:
+            yield "tacs", float(np.mean(tacs))
+        if seen.tokens:
+            yield from self._word_metrics(seen)
+
+    def _look(
+        self, batch: Batch, visual: torch.Tensor, embeddings: torch.Tensor, table: torch.Tensor, seen: _Seen
+    ) -> None:
+        """Adds a batch's images, V (I, m, d), to what is seen."""
+        flat = visual.flatten(0, 1)
+        words = torch.stack(
+            [self._words_of(image_id, self.data.rows[row]["id"]) for row, image_id in self._images(batch)]
+        )
+        nearest = metrics.nearest(flat, table, measure="cosine").indices.cpu()
+        for place, k in enumerate((1, 10)):
+            seen.hits[place] += metrics.label_hits(nearest, words.flatten(0, 1), k)
+        seen.gaps.append(metrics.gap(flat, table))
+        seen.words.append(words)
+        seen.tokens.append(metrics.nearest(flat, embeddings, measure="cosine").indices.cpu().view(visual.shape[:2]))
+
+    def _images(self, batch: Batch) -> Iterator[tuple[int, str]]:
+        """Row in the data and id of every image of a batch."""
+        for row in batch["rows"].tolist():
+            for image_id in self.data.rows[row]["images"]:
+                yield row, image_id
+
+    def _word_metrics(self, seen: _Seen) -> Iterator[tuple[str, float]]:
+        for k, (hits, labelled) in zip((1, 10), seen.hits.tolist(), strict=True):
+            yield f"label_hit@{k}", hits / max(1, labelled)
+        images = [len(words) for words in seen.words]
+        yield "gap", float(np.average(seen.gaps, weights=images))
+        rows, token_text, word_text = self._texts
+        found = metrics.meaningful(torch.cat(seen.tokens), rows, token_text, word_text, torch.cat(seen.words))
+        yield "meaningful", found.share
+        if found.chance is not None:
+            yield "meaningful_chance", found.chance
+        yield "distinct_tokens", float(found.distinct)
+
+    def nearest_words(self, model: AlignedLlava, row: int) -> list[str]:
+        """The nearest list word of every visual token of a sample's first image, row-major."""
+        embeddings = self._embeddings(model)
+        table = self._word_table(embeddings)
+        assert table is not None and self._store is not None, "the evaluator was made without labels"
+        batch = self._collate([self.data[row]])
+        with torch.no_grad():
+            given = model(**_on(batch, embeddings.device))
+        found = metrics.nearest(given["visual"][0].float(), table, measure="cosine").indices
+        return [self._store.words[index] for index in found.tolist()]
+
+    def _batches(self) -> Iterator[Batch]:
+        for start in range(0, len(self.data), self._batch_size):
+            end = min(len(self.data), start + self._batch_size)
+            yield self._collate([self.data[row] for row in range(start, end)])
+
+    def _words_of(self, image_id: str, sample: str) -> torch.Tensor:
+        assert self._labels is not None
+        grid = self.data.grid
+        _, box = self.data.image(image_id, sample)
+        labels = self._labels.of(image_id, grid, box)
+        if labels is None:
+            return torch.full((grid[0] * grid[1], self._labels.cache.top_n), -1)
+        return torch.from_numpy(np.asarray(labels.word_ids, np.int64))
+
+    def _caption(self, row: int) -> torch.Tensor:
+        """The trained token ids of a sample that are words or parts of words."""
+        sample = self.data.rows[row]
+        special = set(self.data.processor.tokenizer.all_special_ids)
+        pairs = zip(sample["input_ids"], sample["trained"], strict=True)
+        return torch.tensor([token for token, trained in pairs if trained and token not in special], dtype=torch.long)
+
+    def _embeddings(self, model: AlignedLlava) -> torch.Tensor:
+        """E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
+        embed = model.get_input_embeddings()
+        with torch.no_grad():
+            vectors: torch.Tensor = embed(torch.arange(self._vocabulary, device=embed.weight.device))
+        return vectors.float()
+
+    def _word_table(self, embeddings: torch.Tensor) -> torch.Tensor | None:
+        if self._store is None:
+            return None
+        return llm_word_table(embeddings, self.data.processor.tokenizer, self._store.words, self._prefix)
+
+    @cached_property
+    def _texts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`whole_word`, `token_text` and `word_text` of `metrics.meaningful`."""
+        assert self._store is not None
+        by_token = whole_words(self.data.processor.tokenizer, self._vocabulary)
+        distinct = sorted(set(by_token.values()))
+        place = {word: index for index, word in enumerate(distinct)}
+        rows = torch.full((self._vocabulary,), -1, dtype=torch.long)
+        for token, word in by_token.items():
+            rows[token] = place[word]
+        encoder = load_encoder(self._store.manifest["fields"]["encoder"]["name"], self._device)
+        token_text = word_embeddings(encoder, WordList.of("tokens", tuple(distinct)))
+        return rows, token_text, word_embeddings(encoder, WordList.of("labels", self._store.words))
+
+
+def _on(batch: Batch, device: torch.device) -> dict[str, Any]:
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}

@@ -1,0 +1,84 @@
+# mypy: allow-untyped-calls
+"""Whether a model folder's parts agree: the processor's image tokens and the tower's features, before any training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, LlavaConfig
+
+from sea_pipeline.errors import UserError
+from trainer import towers as towers  # registers the towers that transformers lacks
+from trainer.chat_template import IMAGE_TOKEN
+
+
+def check_model_folder(folder: Path) -> None:
+    """Passes one grey image through the processor, and its shape through the tower; no weights are read.
+
+    Raises:
+        UserError: the folder is no LLaVA folder, or its processor gives an image another number of tokens than its
+            tower and `vision_feature_select_strategy` give features, or they use different ids for `<image>`.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: there is no config.json in it; expected a folder made by sea-pipeline init")
+    config = LlavaConfig.from_pretrained(folder)
+    if config.model_type != "llava":
+        raise UserError(f"{folder}: model_type is {config.model_type!r}, expected 'llava'; use sea-pipeline init")
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: its processor cannot be loaded ({error}); make it with sea-pipeline init"
+        ) from error
+    inputs = processor(images=_grey(64, 64), text=IMAGE_TOKEN, return_tensors="pt")
+    tokens = int((inputs["input_ids"] == config.image_token_id).sum())
+    if tokens == 0:
+        raise UserError(
+            f"{folder}: the tokenizer's id of {IMAGE_TOKEN} is {processor.image_token_id}, config.json says "
+            f"image_token_index = {config.image_token_id}; make the folder with sea-pipeline init"
+        )
+    try:
+        features = _features(config, image_shape(processor.image_processor))
+    except (ValueError, IndexError) as error:  # the tower's own words on a wrong size, or a layer that it lacks
+        raise UserError(f"{folder}: its tower cannot take what its processor gives ({error})") from error
+    if tokens != features:
+        raise UserError(
+            f"{folder}: the processor gives an image {tokens} tokens, the tower gives {features} features; expected "
+            "equal numbers: correct vision_feature_select_strategy, patch_size and num_additional_image_tokens in "
+            'config.json and processor_config.json ("default" drops a first token, which SigLIP does not have)'
+        )
+
+
+def image_shape(image_processor: Any) -> tuple[int, ...]:  # noqa: ANN401 - one class per family
+    """(1, 3, height, width) of any image after preprocessing.
+
+    Raises:
+        UserError: not every image becomes a square of one size.
+    """
+    shapes = [
+        tuple(image_processor(image, return_tensors="pt")["pixel_values"].shape)
+        for image in (_grey(64, 48), _grey(48, 64))
+    ]
+    if shapes[0] != shapes[1] or shapes[0][-1] != shapes[0][-2]:
+        raise UserError(
+            f"the image processor gives a landscape {shapes[0][2:]} and a portrait {shapes[1][2:]} pixels; expected "
+            "one square: set do_center_crop and crop_size in preprocessor_config.json"
+        )
+    return shapes[0]
+
+
+def _grey(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.full((height, width, 3), 128, np.uint8))
+
+
+def _features(config: LlavaConfig, shape: tuple[int, ...]) -> int:
+    """How many features LLaVA takes from the tower, by running it without numbers."""
+    layers = config.vision_feature_layer
+    first = layers if isinstance(layers, int) else layers[0]
+    with torch.device("meta"), torch.no_grad():
+        tower = AutoModel.from_config(config.vision_config)
+        states = tower(torch.empty(shape), output_hidden_states=[first]).hidden_states
+    count = int(states[first].shape[1])
+    return count - 1 if config.vision_feature_select_strategy == "default" else count

@@ -1,0 +1,112 @@
+"""Which part of an image the vision tower sees, and labels carried from one grid to another.
+
+Boxes are (x0, y0, x1, y1) in the upright image, 0..1; where an image is padded to a square they reach beyond it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.shards import CropBox
+from sea_pipeline.store import Labels
+
+_TOLERANCE = 0.25
+"""Of a grid cell: how far two boxes may differ and still be the same crop, rounded differently."""
+
+
+def processor_box(image_processor: Any, width: int, height: int) -> CropBox:  # noqa: ANN401 - any image processor
+    """The part of a `width` x `height` image that an image processor's output shows.
+
+    Reads the settings that CLIP's, SigLIP's, DINOv2's and LLaVA's processors share: pad to a square, resize, centre
+    crop.
+    """
+    padded_width = padded_height = max(width, height)
+    if not getattr(image_processor, "do_pad", False):
+        padded_width, padded_height = width, height
+    share_x = share_y = 1.0
+    if getattr(image_processor, "do_center_crop", False):
+        resized_width, resized_height = _resized(image_processor, padded_width, padded_height)
+        share_x = image_processor.crop_size["width"] / resized_width
+        share_y = image_processor.crop_size["height"] / resized_height
+    half_x, half_y = share_x * padded_width / width / 2, share_y * padded_height / height / 2
+    return (0.5 - half_x, 0.5 - half_y, 0.5 + half_x, 0.5 + half_y)
+
+
+def _resized(image_processor: Any, width: int, height: int) -> tuple[float, float]:  # noqa: ANN401
+    size = image_processor.size if getattr(image_processor, "do_resize", False) else None
+    if not size:
+        return width, height
+    shortest = size.get("shortest_edge")
+    if shortest:
+        scale = shortest / min(width, height)
+        return width * scale, height * scale
+    return size["width"], size["height"]
+
+
+def inside(box: CropBox, crop: CropBox) -> CropBox:
+    """A box of a crop as a box of the whole image, where `crop` is the crop's box."""
+    x0, y0, x1, y1 = crop
+    width, height = x1 - x0, y1 - y0
+    return (x0 + box[0] * width, y0 + box[1] * height, x0 + box[2] * width, y0 + box[3] * height)
+
+
+def same_place(labels: Labels, grid: tuple[int, int], box: CropBox) -> bool:
+    """Whether labels sit on the same grid over the same part of the image."""
+    if tuple(labels.grid) != tuple(grid):
+        return False
+    cells = (grid[1], grid[0], grid[1], grid[0])
+    sides = (box[2] - box[0], box[3] - box[1]) * 2
+    pairs = zip(labels.crop_box, box, sides, cells, strict=True)
+    return all(abs(ours - theirs) <= _TOLERANCE * side / cell for ours, theirs, side, cell in pairs)
+
+
+def carried(labels: Labels, grid: tuple[int, int], box: CropBox) -> Labels:
+    """Labels on another grid over another part of the same image.
+
+    A target cell takes the labels of the source cell in which its centre lies; where that is outside the labelled
+    part it has none.
+
+    Args:
+        labels: as read from shards.
+        grid: (rows, columns) of the target.
+        box: the part of the image that the target's grid covers.
+    """
+    rows, columns = grid
+    y, inside_y = _cells(labels.crop_box[1], labels.crop_box[3], labels.grid[0], box[1], box[3], rows)
+    x, inside_x = _cells(labels.crop_box[0], labels.crop_box[2], labels.grid[1], box[0], box[2], columns)
+    source = (y[:, None] * labels.grid[1] + x[None]).ravel()
+    there = (inside_y[:, None] & inside_x[None]).ravel()[:, None]
+    word_ids = np.where(there, labels.word_ids[source], np.int32(-1))
+    scores = np.where(there, labels.scores[source], np.float32(0))
+    return Labels(word_ids, scores, grid, box)
+
+
+def _cells(
+    start: float, end: float, count: int, target_start: float, target_end: float, target_count: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Along one side: the source cell of each target cell's centre, and whether there is one."""
+    centres = target_start + (np.arange(target_count) + 0.5) / target_count * (target_end - target_start)
+    place = (centres - start) / (end - start) * count
+    return np.clip(np.floor(place), 0, count - 1).astype(np.int64), (place >= 0) & (place < count)
+
+
+def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: bool, image_id: str) -> Labels:
+    """Labels for the tower's grid and crop: as they are, or carried over where that is allowed.
+
+    Raises:
+        UserError: they differ and `transfer` is False.
+    """
+    if same_place(labels, grid, box):
+        return labels
+    if not transfer:
+        raise UserError(
+            f"labels of {image_id!r}: expected the tower's grid {tuple(grid)} and crop "
+            f"{_rounded(box)}, found {tuple(labels.grid)} and {_rounded(labels.crop_box)}; label with the tower's "
+            "own crop, or set labels.transfer: true to carry them over"
+        )
+    return carried(labels, grid, box)
+
+
+def _rounded(box: CropBox) -> tuple[float, ...]:
+    return tuple(round(edge, 3) for edge in box)

@@ -1,0 +1,123 @@
+"""A model folder to a model that trains: which parts do, in which precision, and with which terms."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoProcessor
+
+from sea_pipeline.errors import UserError
+from trainer.folder_check import check_model_folder
+from trainer.init import ALIGNMENT
+from trainer.model import AlignedLlava, part
+from trainer.parts import quiet
+from trainer.recipe import LearningRates, Recipe, Sea
+from trainer.sea import SeaTerm
+from trainer.towers import tower_grid
+from trainer.words import word_tokens
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A LLaVA folder and what is derived from it."""
+
+    path: Path
+    config: Any
+    processor: Any
+    grid: tuple[int, int]
+    """(rows, columns) of an image's visual tokens."""
+    vocabulary: int
+    """How many of the LLM's token ids are real ones; later rows only pad its matrix."""
+    linear_projector: bool
+    """The projector's second layer is the identity, and stays it."""
+
+
+def open_model_folder(path: Path) -> ModelFolder:
+    """Reads everything but the weights, and checks that the token counts agree.
+
+    Raises:
+        UserError: it is no LLaVA folder, or does not fit together.
+    """
+    check_model_folder(path)
+    with quiet():
+        config, processor = AutoConfig.from_pretrained(path), AutoProcessor.from_pretrained(path)
+    extra = json.loads((path / ALIGNMENT).read_text("utf-8")) if (path / ALIGNMENT).is_file() else {}
+    ids = processor.tokenizer.get_vocab().values()
+    vocabulary = extra.get("vocabulary") or min(max(ids) + 1, config.text_config.vocab_size)
+    return ModelFolder(path, config, processor, tower_grid(config), vocabulary, config.projector_hidden_act == "linear")
+
+
+def load_model(folder: ModelFolder, recipe: Recipe) -> AlignedLlava:
+    """The model with its parts frozen as the recipe says; what trains is float32.
+
+    With `loss.lm` 0 the LLM is its embedding matrix: its layers are neither read nor kept.
+    """
+    frozen = _frozen_dtype(recipe)
+    trains = recipe.learning_rates
+    config = AutoConfig.from_pretrained(folder.path)
+    if not recipe.loss.lm:
+        without_layers(config)
+    dtypes = {
+        "": torch.float32,
+        "text_config": torch.float32 if trains.llm else frozen,
+        "vision_config": torch.float32 if trains.vision else frozen,
+    }
+    with quiet():
+        model: AlignedLlava = AlignedLlava.from_pretrained(folder.path, config=config, dtype=dtypes)
+    model.with_lm = bool(recipe.loss.lm)
+    freeze(model, trains, linear_projector=folder.linear_projector)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+    return model
+
+
+def without_layers(config: Any) -> None:  # noqa: ANN401 - a LlavaConfig
+    """Makes a configuration whose LLM has embeddings and no layers."""
+    config.text_config.num_hidden_layers = 0
+    if getattr(config.text_config, "layer_types", None) is not None:
+        config.text_config.layer_types = []
+
+
+def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool) -> None:
+    """Sets what trains: the parts with a learning rate, but for weights that no gradient can reach."""
+    on = {"projector": rates.projector, "llm": rates.llm, "vision": rates.vision, "alignment": rates.projector}
+    unreached = unreached_vision(model) if rates.vision else set()
+    for name, parameter in model.named_parameters():
+        fixed = linear_projector and "multi_modal_projector.linear_2" in name
+        parameter.requires_grad_(on[part(name)] is not None and not fixed and id(parameter) not in unreached)
+
+
+def unreached_vision(model: AlignedLlava) -> set[int]:
+    """The tower's parameters behind the layer whose output LLaVA uses: found by one backward pass of a blank image."""
+    tower, layer = model.model.vision_tower, model.config.vision_feature_layer
+    parameters = list(tower.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    vision = model.config.vision_config
+    blank = parameters[0].new_zeros(1, 3, vision.image_size, vision.image_size)
+    with torch.enable_grad():
+        hidden = tower(blank, output_hidden_states=True, return_dict=True).hidden_states
+        chosen = hidden[layer] if isinstance(layer, int) else torch.cat([hidden[one] for one in layer], -1)
+        gradients = torch.autograd.grad(chosen.float().sum(), parameters, allow_unused=True)
+    return {id(parameter) for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+
+
+def sea_term(folder: ModelFolder, words: tuple[str, ...], sea: Sea) -> SeaTerm:
+    """SEA's term for a word list and the folder's tokenizer.
+
+    Raises:
+        UserError: a word has no token of the LLM.
+    """
+    tokens = word_tokens(folder.processor.tokenizer, words, sea.word_prefix)
+    for form in tokens:
+        if empty := [word for word, ids in zip(words, form, strict=True) if not ids]:
+            raise UserError(f"the LLM's tokenizer has no token for the word {empty[0]!r}; leave it out of the list")
+    return SeaTerm(tokens, log_scale=sea.logit_scale_init, learnable=sea.logit_scale_learnable, gather=sea.gather)
+
+
+def _frozen_dtype(recipe: Recipe) -> torch.dtype:
+    if recipe.frozen_dtype != "auto":
+        return torch.float32 if recipe.frozen_dtype == "float32" else torch.bfloat16
+    return torch.bfloat16 if recipe.training_arguments.get("bf16") and torch.cuda.is_available() else torch.float32

@@ -1,0 +1,83 @@
+"""What a run writes while it trains: metrics.jsonl for machines, a progress bar for people."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from sea_pipeline.label_run import ProgressBar
+
+
+class MetricsLog(TrainerCallback):  # type: ignore[misc] - transformers is untyped here
+    """Appends one JSON object a logged step to a file: `step`, `epoch`, `seconds` of training so far, and the values.
+
+    Args:
+        path: `metrics.jsonl`.
+        shown: hears of evaluations, by title.
+    """
+
+    def __init__(self, path: Path, shown: Callable[[str, dict[str, float]], None]) -> None:
+        self._path = path
+        self._shown = shown
+        self._begun = time.monotonic()
+        self.before = 0.0
+        """Seconds of training before this process."""
+
+    def cut(self, step: int) -> None:
+        """Forgets what a stopped run logged after `step`, which will be done again."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        self.before = kept[-1]["seconds"] if kept else 0.0
+        self._begun = time.monotonic()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All logged objects; a line that a kill cut in half is left out."""
+        lines = []
+        for text in self._path.read_text("utf-8").splitlines() if self._path.is_file() else ():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines
+
+    def seconds(self) -> float:
+        """Of training, over all processes that had a part in the run."""
+        return self.before + time.monotonic() - self._begun
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
+        """Called by the Trainer."""
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        line = {"step": state.global_step, "seconds": round(self.seconds(), 3), **logs}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        evaluated = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        if evaluated:
+            self._shown(f"step {state.global_step}", evaluated)
+
+
+class Screen(TrainerCallback):  # type: ignore[misc] - transformers is untyped here
+    """A progress bar of optimizer steps."""
+
+    def __init__(self, progress: ProgressBar) -> None:
+        self._progress = progress
+        self._open: Any = None
+        self._advance: Callable[[int], None] = lambda _: None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        """Called by the Trainer."""
+        if state.is_world_process_zero:
+            self._open = self._progress("training", state.max_steps, state.global_step)
+            self._advance = self._open.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        """Called by the Trainer."""
+        self._advance(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        """Called by the Trainer."""
+        if self._open is not None:
+            self._open.__exit__(None, None, None)

@@ -1,0 +1,269 @@
+"""transformers.Trainer with our losses: what is different, and nothing else."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import get_parameter_names
+
+from sea_pipeline.errors import UserError
+from trainer import checkpoints
+from trainer.balance import Balance, Probe
+from trainer.data import Collator, TrainingData
+from trainer.model import AlignedLlava, part
+from trainer.recipe import Recipe
+from trainer.sampler import EpochSampler
+
+FEW_PAIRS = 64
+"""Below so many patches a batch, the contrastive loss has too few negatives to mean much: said once."""
+
+DEFAULTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,  # a share of all steps
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "logging_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+    "label_names": [],
+    "logging_nan_inf_filter": False,  # a loss that is not finite stops the run
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "use_cpu": not torch.accelerator.is_available(),
+}
+"""LLaVA's, where the recipe's `training_arguments` say nothing else."""
+
+
+def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
+    """The recipe's arguments over `DEFAULTS`.
+
+    Raises:
+        UserError: transformers does not know one, or refuses its value.
+    """
+    fixed = {"output_dir": str(out / "checkpoints"), "seed": recipe.seed, "data_seed": recipe.seed}
+    if both := set(fixed) & set(recipe.training_arguments) | {"learning_rate"} & set(recipe.training_arguments):
+        raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
+    evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
+    try:
+        return TrainingArguments(**DEFAULTS | evaluation | recipe.training_arguments | fixed)
+    except (TypeError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split()).replace("TrainingArguments.__init__() got an", "found an")
+        raise UserError(f"training_arguments: {reason}") from error
+
+
+class AlignTrainer(Trainer):
+    """Trains an `AlignedLlava`.
+
+    Beyond the Trainer: the sum of the terms and its scaling, learning rates by part, an order of samples that depends
+    on (seed, epoch) alone, small checkpoints, our metrics, and a stop where a loss is not finite.
+
+    Args:
+        model: with its `sea_term`, parts frozen.
+        balance: the weight of L_a; None without it.
+        data: samples for training.
+        recipe: of the run.
+        args: of `training_arguments`.
+        evaluator: gives the metrics by name; None: there are no held-out samples.
+    """
+
+    def __init__(
+        self,
+        model: AlignedLlava,
+        balance: Balance | None,
+        data: TrainingData,
+        recipe: Recipe,
+        args: TrainingArguments,
+        evaluator: Callable[[AlignedLlava], dict[str, float]] | None = None,
+        callbacks: list[Any] | None = None,
+    ) -> None:
+        pad = data.processor.tokenizer.pad_token_id
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=data,
+            eval_dataset=data if evaluator else None,
+            data_collator=Collator(data, 0 if pad is None else pad, recipe.seed),
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True
+        self.recipe = recipe
+        self.balance = balance
+        self.data = data
+        self._evaluator = evaluator
+        self._probe = Probe(model.model.multi_modal_projector)
+        self._terms: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, list[torch.Tensor]] = {
+            name: []
+            for name in (["loss_lm"] if recipe.loss.lm else []) + (["loss_sea", "sea_pairs"] if balance else [])
+        }
+        self._measured: dict[str, float] = {}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:  # noqa: ANN401 - as in Trainer
+        """Loss = lm * L_lm + sea * L_a (Eq. 11), scaled so that the micro-batches and processes of a step add up."""
+        with self._probe.watching():
+            given = model(**inputs)
+        trained, steps = max(1, len(inputs["targets"])), self.current_gradient_accumulation_steps
+        share = 1 / (trained * steps)
+        if self.recipe.loss.norm == "token":
+            assert num_items_in_batch is not None
+            share = self.accelerator.num_processes / float(num_items_in_batch)
+        self._terms = {"lm": given["lm"] / trained} if "lm" in given else {}
+        loss = given.get("nothing", 0.0)
+        if "lm" in given:
+            loss = loss + self.recipe.loss.lm * share * given["lm"]
+        if "sea" in given:
+            assert self.balance is not None
+            self._terms["sea"] = given["sea"]
+            loss = loss + float(self.balance.weight) / steps * given["sea"]
+        if self._due() and {"lm", "sea"} <= given.keys():
+            self._probe.term("sea", given["sea"], given["visual"])
+            self._probe.follow("lm", given["visual_lm"], scale=share * trained)
+        self._remember(given)
+        return (loss, given) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One micro-batch, forward and backward.
+
+        Raises:
+            UserError: a term is not finite; the optimizer has not moved.
+        """
+        rows = inputs["rows"]
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._measure()
+        for name, value in self._terms.items():
+            if not torch.isfinite(value):
+                samples = ", ".join(repr(self.data.rows[row]["id"]) for row in rows[:4].tolist())
+                raise UserError(
+                    f"step {self.state.global_step + 1}: loss.{name} is {float(value)} (samples {samples}, …); stopped "
+                    f"before the weights moved; look at these samples, or lower the learning rates; "
+                    f"{checkpoints.kept(Path(self.args.output_dir))}"
+                )
+        return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        count = torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
+        gathered: torch.Tensor = self.accelerator.gather(count).sum()
+        return gathered.clamp(min=1)
+
+    # What a log line says
+
+    def _remember(self, given: dict[str, torch.Tensor]) -> None:
+        for name, value in self._terms.items():
+            self._sums[f"loss_{name}"].append(value.detach())
+        if "sea_pairs" in given:
+            self._sums["sea_pairs"].append(given["sea_pairs"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log line, with each term, N, the temperature, and the last measurement of the gradients."""
+        if "loss" in logs:
+            for name, values in self._sums.items():  # the same names on every process, whatever its batches held
+                own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
+                total, count = self.accelerator.reduce(own, "sum").tolist()
+                values.clear()
+                if count:
+                    logs[name] = total / count
+            if self.balance is not None:
+                term = self.accelerator.unwrap_model(self.model).sea_term
+                logs |= {"sea_weight": float(self.balance.weight), "sea_scale": float(term.log_scale.detach().exp())}
+            logs |= self._measured
+            self._measured = {}
+        super().log(logs, start_time)
+
+    # The gradients' norms
+
+    def _due(self) -> bool:
+        """Whether this micro-batch is measured: the first one of every so many steps."""
+        return (
+            self.balance is not None
+            and self.accelerator.unwrap_model(self.model).training
+            and self.state.global_step % self.recipe.loss.measure_every == 0
+            and not self._measured
+        )
+
+    def _measure(self) -> None:
+        norms = self._probe.norms()
+        if self.balance is None or not self._due():
+            return
+        measured = torch.tensor([norms.get("lm", 0.0), norms.get("sea", 0.0)], device=self.args.device)
+        lm, sea = self.accelerator.reduce(measured, "mean").tolist()
+        self._measured = self.balance.update(lm, sea)
+
+    # Parts, their learning rates, their order
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer with a group for each part, with and without weight decay."""
+        if self.optimizer is None:
+            chosen = self.model if model is None else model
+            decayed = set(get_parameter_names(chosen, [nn.LayerNorm], ["bias", "layernorm", "rmsnorm", "log_scale"]))
+            groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+            for name, parameter in chosen.named_parameters():
+                if parameter.requires_grad:
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    groups[learning_rate(name, self.recipe), decay].append(parameter)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
+            self.optimizer = kind(
+                [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()],
+                **options,
+            )
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # noqa: ANN401 - as in Trainer
+        grouped = {}
+        if self.recipe.data.sampling == "modality_length":
+            rows = self.data.rows
+            grouped = {
+                "lengths": rows["length"],
+                "has_image": [bool(images) for images in rows["images"]],
+                "batch_size": self.args.train_batch_size * self.args.world_size,
+            }
+        return EpochSampler(len(self.data), self.args.seed, **grouped)
+
+    # Evaluation and checkpoints
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # noqa: ANN401 - as in Trainer
+        """Our metrics on the held-out samples, logged as `eval_NAME`."""
+        assert self._evaluator is not None
+        with self.accelerator.autocast():  # the Trainer's own holds for its forward only
+            found = self._evaluator(self.accelerator.unwrap_model(self.model))
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if not self.args.should_save or output_dir is None:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        checkpoints.save_trained(model, self.balance, Path(output_dir), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoints.load_trained(self.model if model is None else model, self.balance, Path(resume_from_checkpoint))
+
+
+def learning_rate(name: str, recipe: Recipe) -> float:
+    """The peak rate of a parameter that trains, by its name in `AlignedLlava`."""
+    rates = recipe.learning_rates
+    if name.endswith("sea_term.log_scale"):
+        rate = rates.logit_scale or rates.projector
+    else:
+        rate = {"projector": rates.projector, "vision": rates.vision, "llm": rates.llm}[part(name)]
+    assert rate is not None, f"{name} trains, but has no rate"
+    return rate

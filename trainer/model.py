@@ -1,0 +1,142 @@
+"""The model as it trains: a stock LLaVA whose forward also gives the losses.
+
+Shapes: B samples of L tokens, I images of m visual tokens, d the LLM's width, T trained tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+import torch.nn.functional as F
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from trainer import towers as towers  # registers the towers that transformers lacks
+from trainer.sea import SeaTerm
+
+
+class Batch(TypedDict, total=False):
+    """What the collator gives and the forward takes; right-padded, image tokens expanded."""
+
+    input_ids: torch.Tensor
+    """int64 (B, L)."""
+    attention_mask: torch.Tensor
+    """int64 (B, L)."""
+    predict: torch.Tensor
+    """int64 (T,): positions in the flattened (B * L) whose next token is trained."""
+    targets: torch.Tensor
+    """int64 (T,): those next tokens."""
+    pixel_values: torch.Tensor
+    """float32 (I, 3, height, width); absent where no sample has an image."""
+    features: torch.Tensor
+    """float32 (I, m, tower width), what enters the projector, in place of `pixel_values`."""
+    sea_patches: torch.Tensor
+    """int64 (N,): drawn patches as rows of the flattened (I * m)."""
+    sea_words: torch.Tensor
+    """int64 (N,): their words."""
+    rows: torch.Tensor
+    """int64 (B,): the samples' rows in the data."""
+    seed: int
+    """Of what is drawn for the batch as a whole."""
+
+
+class Losses(TypedDict, total=False):
+    """What a training forward gives; a term that is switched off is absent."""
+
+    lm: torch.Tensor
+    """L_lm summed over the trained tokens, a scalar."""
+    sea: torch.Tensor
+    """L_a, a scalar."""
+    sea_pairs: torch.Tensor
+    """N of Eq. 9, after everything is dropped."""
+    nothing: torch.Tensor
+    """0 with a graph to the projector, of a batch without images: every process's projector gets a gradient."""
+    visual: torch.Tensor
+    """V, (I, m, d), on its way into L_a."""
+    visual_lm: torch.Tensor
+    """V on its way into the LLM: the same numbers, a gradient of its own."""
+
+
+class AlignedLlava(LlavaForConditionalGeneration):  # type: ignore[misc] - transformers is untyped here
+    """LLaVA with SEA's term inside its forward, where DDP and FSDP see every use of the projector.
+
+    Without `targets` the forward is the stock one, and so is what `save_pretrained` writes.
+    """
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        self.sea_term: SeaTerm | None = None
+        self.with_lm = True
+        """Whether L_lm is computed; without it the LLM's layers are not touched."""
+
+    def forward(self, input_ids: torch.Tensor | None = None, **batch: Any) -> Any:  # noqa: ANN401
+        """`Losses` of a `Batch`; without `targets` what the stock model gives."""
+        if "targets" not in batch:
+            return super().forward(input_ids=input_ids, **batch)
+        given = Losses()
+        features = batch.get("features")
+        if features is None:
+            pixels = batch.get("pixel_values")
+            features = self.tower_output(self._blank() if pixels is None else pixels)
+        # float32: accelerate would give out copies of lower precisions, which are not in the graph of the losses
+        visual = self.model.multi_modal_projector(features).float()
+        encoded = None
+        if "features" in batch or "pixel_values" in batch:
+            given["visual"], given["visual_lm"] = visual, visual.view_as(visual)
+            encoded = BaseModelOutputWithPooling(pooler_output=list(given["visual_lm"]))
+        else:
+            given["nothing"] = 0.0 * visual.sum()
+        if self.with_lm:
+            given["lm"] = self._language_loss(input_ids, batch, encoded)
+        if self.sea_term is not None and encoded is not None and "sea_patches" in batch:
+            given["sea"], given["sea_pairs"] = self.sea_term(
+                visual.flatten(0, 1),
+                batch["sea_patches"],
+                batch["sea_words"],
+                self.get_input_embeddings(),
+                batch["seed"],
+            )
+        return given
+
+    def tower_output(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What enters the projector: (I, 3, height, width) to (I, m, tower width), by the folder's layer and tokens."""
+        layer, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy
+        hidden = self.model.vision_tower(pixels, output_hidden_states=layer, return_dict=True).hidden_states
+        chosen = [hidden[one] for one in ([layer] if isinstance(layer, int) else layer)]
+        return torch.cat([one[:, 1:] if strategy == "default" else one for one in chosen], -1)
+
+    def _blank(self) -> torch.Tensor:
+        vision = self.config.vision_config
+        return self.model.multi_modal_projector.linear_1.weight.new_zeros(1, 3, vision.image_size, vision.image_size)
+
+    def _language_loss(self, input_ids: Any, batch: dict[str, Any], encoded: Any) -> torch.Tensor:  # noqa: ANN401
+        """L_lm summed over the trained tokens; the vocabulary's logits are computed at those tokens only."""
+        hidden = self.model(
+            input_ids=input_ids,
+            attention_mask=batch["attention_mask"],
+            mm_encoder_outputs={"image": encoded},
+            use_cache=False,
+        ).last_hidden_state
+        logits = self.lm_head(hidden.flatten(0, 1)[batch["predict"]])
+        return F.cross_entropy(logits.float(), batch["targets"], reduction="sum")
+
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # noqa: ANN401
+        """Writes a stock `LlavaForConditionalGeneration` folder: its name, its tensors."""
+        state = options.pop("state_dict", None) or self.state_dict()
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("sea_term.")}
+        super().save_pretrained(save_directory, state_dict=state, **options)
+        config = Path(save_directory) / "config.json"
+        written = json.loads(config.read_text("utf-8"))
+        written["architectures"] = [LlavaForConditionalGeneration.__name__]
+        config.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def part(name: str) -> str:
+    """The part that a parameter of `AlignedLlava` belongs to: projector, vision, llm or alignment."""
+    if "sea_term." in name:
+        return "alignment"
+    for within, found in (("multi_modal_projector", "projector"), ("vision_tower", "vision")):
+        if within in name:
+            return found
+    return "llm"

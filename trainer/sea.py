@@ -1,0 +1,121 @@
+"""SEA's term of the loss as the model holds it: its words as LLM tokens, its temperature, its negatives.
+
+Shapes: q words of the list, F spellings of each (`word_prefix`), N drawn patches of a batch, d the LLM's width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer import losses
+
+
+class SeaTerm(nn.Module):
+    """L_a (Eq. 9) of a batch's drawn patches and words, with the learnable temperature.
+
+    Eq. 8 is computed for the words of the batch alone: N rows instead of a table of q, and right while the LLM's
+    embeddings train, too.
+
+    Args:
+        tokens: for each of F spellings, for each of q words, its LLM token ids; see `word_tokens`.
+        log_scale: log(1 / tau) at the start.
+        learnable: whether the temperature trains.
+        gather: negatives, and one patch per word, over all processes.
+    """
+
+    tokens: torch.Tensor
+    """int64 (F, q, longest word), -1 behind a shorter word's end."""
+
+    def __init__(
+        self, tokens: Sequence[Sequence[Sequence[int]]], *, log_scale: float, learnable: bool, gather: bool
+    ) -> None:
+        super().__init__()
+        longest = max(len(word) for form in tokens for word in form)
+        padded = torch.full((len(tokens), len(tokens[0]), longest), -1)
+        for form, spelled in enumerate(tokens):
+            for word, ids in enumerate(spelled):
+                padded[form, word, : len(ids)] = torch.tensor(ids)
+        self.register_buffer("tokens", padded, persistent=False)
+        self.log_scale = nn.Parameter(torch.tensor(float(log_scale)), requires_grad=learnable)
+        self.gather = gather
+
+    def forward(
+        self,
+        visual: torch.Tensor,
+        patches: torch.Tensor,
+        words: torch.Tensor,
+        embed: nn.Module,
+        seed: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """L_a, and N as it entered.
+
+        Args:
+            visual: V, (images * m, d), the projector's output.
+            patches: int64 (N,), rows of `visual`.
+            words: int64 (N,), word ids; distinct unless `gather` is on.
+            embed: the LLM's input embedding module.
+            seed: decides which of the patches that share a word stays, where processes meet.
+        """
+        chosen = visual[patches]
+        if self.gather and dist.is_initialized() and dist.get_world_size() > 1:
+            chosen, words, seed = gathered(chosen, words, seed)
+            kept = _one_per_word(words, seed)
+            chosen, words = chosen[kept], words[kept]
+        with torch.autocast(visual.device.type, enabled=False):
+            loss = losses.sea(chosen, self.word_embeddings(words, embed), self.log_scale)
+        return loss, torch.tensor(len(words), device=visual.device)
+
+    @torch.no_grad()
+    def word_embeddings(self, words: torch.Tensor, embed: nn.Module) -> torch.Tensor:
+        """Eq. 8: t of the given words, float32 at least, (N, d), the mean over tokens and then over spellings."""
+        ids = self.tokens[:, words]  # (F, N, longest)
+        there = (ids >= 0).unsqueeze(-1)
+        vectors = embed(ids.clamp(min=0))
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        mean: torch.Tensor = ((vectors * there).sum(2) / there.sum(2)).mean(0)
+        return mean
+
+    def extra_repr(self) -> str:
+        """The size of the word list, for printing."""
+        return f"words={self.tokens.shape[1]}, spellings={self.tokens.shape[0]}"
+
+
+def gathered(visual: torch.Tensor, words: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The drawn patches and words of all processes, in the order of the ranks, and the first one's seed.
+
+    Every process computes the same loss of all rows, and DDP averages gradients over processes: the gradient by this
+    process's own rows is multiplied by their number, so that the average is the gradient of that one loss.
+
+    Args:
+        visual: (N, d), with a graph.
+        words: int64 (N,); N may differ between processes.
+        seed: of this process.
+    """
+    world, rank = dist.get_world_size(), dist.get_rank()
+    own = torch.tensor([len(words), seed], device=words.device)
+    everyones = [torch.zeros_like(own) for _ in range(world)]
+    dist.all_gather(everyones, own)
+    sizes, seeds = zip(*torch.stack(everyones).tolist(), strict=True)
+    padded_visual = visual.new_zeros(max(sizes), visual.shape[-1])
+    padded_words = words.new_zeros(max(sizes))
+    padded_visual[: len(visual)] = visual.detach()
+    padded_words[: len(words)] = words
+    all_visual = [torch.empty_like(padded_visual) for _ in range(world)]
+    all_words = [torch.empty_like(padded_words) for _ in range(world)]
+    dist.all_gather(all_visual, padded_visual)
+    dist.all_gather(all_words, padded_words)
+    rows = [part[:size] for part, size in zip(all_visual, sizes, strict=True)]
+    rows[rank] = visual.detach() + world * (visual - visual.detach())
+    return torch.cat(rows), torch.cat([part[:size] for part, size in zip(all_words, sizes, strict=True)]), seeds[0]
+
+
+def _one_per_word(words: torch.Tensor, seed: int) -> torch.Tensor:
+    """Of the patches that share a word, one at random: their positions, ascending; alike on every process."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(words), generator=generator).to(words.device)
+    by_word = order[torch.argsort(words[order], stable=True)]
+    first = torch.ones_like(by_word, dtype=torch.bool)
+    first[1:] = words[by_word][1:] != words[by_word][:-1]
+    return by_word[first].sort().values

@@ -1,0 +1,149 @@
+"""What a run reads: conversations with their images, and the labels that fit them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset as Rows
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_cache import label_cache
+from sea_pipeline.label_run import LabelRun, LabelSettings, label_images
+from sea_pipeline.samples import list_samples
+from sea_pipeline.storage import data_folder
+from sea_pipeline.store import LabelStore, open_labels
+from trainer.conversations import load_conversations, missing_images, split_rows
+from trainer.data import Labels
+from trainer.load import ModelFolder
+from trainer.recipe import SAMPLES, Data, Recipe, Sea
+from trainer.words import word_tokens
+
+RUNS = Path("runs") / "labels"
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Rows to train on and rows held out, and where their images are."""
+
+    train: Rows
+    held_out: Rows | None
+    locate: Callable[[str], Path]
+    file: Path
+    image_root: Path
+
+    def image_ids(self) -> set[str]:
+        """Every image of the rows to train on."""
+        return {image for images in self.train["images"] for image in images}
+
+
+def open_conversations(data: Data, folder: ModelFolder, seed: int) -> Conversations:
+    """Reads the recipe's data for a model: tokenised by its tokenizer, split, every image file seen to be there.
+
+    Raises:
+        UserError: see `load_conversations`; an image is missing.
+    """
+    file, image_root, locate = place_of(data.train, data.image_root)
+
+    def rows(path: Path) -> Rows:
+        grid = folder.grid
+        return load_conversations(
+            path,
+            folder.processor.tokenizer,
+            template=data.template,
+            image_tokens=grid[0] * grid[1],
+            max_length=data.max_length,
+            image_root=image_root,
+        )
+
+    train, held_out = rows(file), None
+    if data.held_out:
+        count = data.held_out if data.held_out < 1 else int(data.held_out)
+        train, held_out = split_rows(train, count, seed=0)
+    if data.evaluate:
+        held_out = rows(Path(data.evaluate))
+    for part in (train, held_out):
+        if part is not None and data.train != SAMPLES and (missing := missing_images(part, image_root)):
+            raise UserError(
+                f"{file}: {len(missing):,} images are not below {image_root}, such as {missing[0]!r}; set "
+                "data.image_root, or leave their records out"
+            )
+    return Conversations(train, held_out, locate, file, image_root)
+
+
+def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[[str], Path]]:
+    """The file of conversations, the folder that its images are in, and the file of an image id."""
+    if train == SAMPLES:
+        listing = list_samples(None)
+        places = {sample.image_id: listing.root / sample.uri for sample in listing.samples}
+        return data_folder("jobs") / "samples.json", listing.root, places.__getitem__
+    root = image_root or Path(train).parent
+    return Path(train), root, partial(_below, root)
+
+
+def _below(root: Path, image_id: str) -> Path:
+    return root / image_id
+
+
+def open_label_source(
+    recipe: Recipe,
+    folder: ModelFolder,
+    conversations: Conversations,
+    *,
+    make: Callable[[LabelSettings], LabelRun] = label_images,
+) -> LabelStore | None:
+    """The labels of a run: the folder named, else the newest that fits, else new ones where L_a needs them.
+
+    Raises:
+        UserError: the folder named is none, or shares no image with the data; see `label_images`.
+    """
+    labels = recipe.labels
+    wanted = conversations.image_ids()
+    if labels.path is not None:
+        store = open_labels(labels.path)
+        if wanted and not any(image in store for image in wanted):
+            raise UserError(
+                f"{labels.path}: holds none of the {len(wanted):,} images of {conversations.file}; image ids are what "
+                f"the data calls an image, such as {min(wanted)!r}; found {store.ids[:1]}"
+            )
+        return store
+    if (newest := _newest(folder, wanted, transfer=labels.transfer)) is not None:
+        return newest
+    if not recipe.loss.sea.weight:
+        return None
+    samples = recipe.data.train == SAMPLES
+    made = make(
+        LabelSettings.of(
+            images=None if samples else recipe.data.train,
+            image_root=None if samples else conversations.image_root,
+            wordlist=labels.wordlist,
+            encoder=labels.encoder,
+            top_n=labels.top_n,
+        )
+    )
+    return open_labels(made.ledger.root)
+
+
+def _newest(folder: ModelFolder, wanted: set[str], *, transfer: bool) -> LabelStore | None:
+    manifests = sorted(RUNS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for manifest in manifests:
+        try:
+            store = open_labels(manifest.parent, verify=False)
+        except UserError:
+            continue
+        held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
+        if (transfer or tuple(store.grid) == tuple(folder.grid)) and wanted <= held:
+            return open_labels(manifest.parent)
+    return None
+
+
+def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> Labels:
+    """What draws a sample's words."""
+    keys = None
+    if sea.dedupe == "tokens":
+        spelled = word_tokens(folder.processor.tokenizer, store.words, sea.word_prefix)
+        sequences = [tuple(tuple(form[word]) for form in spelled) for word in range(len(store.words))]
+        numbers = {sequence: number for number, sequence in enumerate(dict.fromkeys(sequences))}
+        keys = np.array([numbers[sequence] for sequence in sequences])
+    return Labels(label_cache(store), sea, transfer, keys)

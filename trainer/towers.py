@@ -1,0 +1,232 @@
+# mypy: allow-untyped-calls
+"""Vision towers that transformers lacks, registered with its Auto classes when this module is imported.
+
+A folder whose vision part is one of these loads in stock transformers classes once `trainer.towers` is imported.
+
+Shapes: B images, m = g * g visual tokens in row-major order, d the tower's width.
+"""
+
+from math import isqrt
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, LlavaConfig, PreTrainedConfig, PreTrainedModel
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.optional import require
+
+
+class _Tower(PreTrainedModel):
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    # One attention implementation is set for a whole model, and a tower without attention must not refuse it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that sees the pixels; transformers hooks it when inputs must require gradients."""
+        raise NotImplementedError
+
+    def _output(
+        self,
+        features: torch.Tensor,
+        hidden_states: bool | int | list[int] | None,
+    ) -> BaseModelOutputWithPooling:
+        """Wraps (B, m, d) features; 0 is a layer, so `hidden_states` may not be tested for truth."""
+        wanted = self.config.output_hidden_states if hidden_states is None else hidden_states is not False
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features,
+            pooler_output=features.mean(1),
+            hidden_states=(features,) if wanted else None,
+        )
+
+
+class PackagedTowerConfig(PreTrainedConfig):
+    """EfficientNet-Lite0 before its classifier; sizes in pixels."""
+
+    model_type = "sea_packaged"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1280
+    image_size: int = 448
+    patch_size: int = 32
+    num_channels: int = 3
+    num_hidden_layers: int = 0
+    """No layer but the last is given out."""
+
+
+class PackagedTower(_Tower):
+    """EfficientNet-Lite0's features before the classifier, stride 32: the tower of the packaged demo.
+
+    Batch norms use their running statistics in training, too: the tower is a feature extractor. Gradients flow to its
+    parameters where they require one.
+
+    Raises:
+        UserError: the package with the network's code is not installed. The one with its weights is not needed here.
+    """
+
+    config_class = PackagedTowerConfig
+
+    def __init__(self, config: PackagedTowerConfig) -> None:
+        super().__init__(config)
+        self.network = require("efficientnet_lite_pytorch", "demo").EfficientNet.from_name("efficientnet-lite0")
+        del self.network._fc
+        self.post_init()
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switches the tower's flag; the network itself stays in eval mode."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution."""
+        stem: nn.Module = self.network._conv_stem
+        return stem
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        **_: Any,  # noqa: ANN401 - what transformers hands to every tower
+    ) -> BaseModelOutputWithPooling:
+        """Runs the network.
+
+        Args:
+            pixel_values: (B, 3, height, width), (x - 127) / 128 of 8-bit RGB; 448 x 448 gives m = 196.
+            output_hidden_states: True, or the layers wanted, asks for `hidden_states`.
+
+        Returns:
+            `last_hidden_state` (B, m, 1280); `hidden_states` holds the same tensor alone, so that layer -1 is it.
+        """
+        images = pixel_values.to(self.dtype)
+        if images.device.type == "cpu":  # one image's activations stay in the cache: half the time of a batch
+            features = torch.cat([self._features(image) for image in torch.split(images, 1)])
+        else:
+            features = self._features(images)
+        return self._output(features, output_hidden_states)
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.network.extract_features(images.contiguous(memory_format=torch.channels_last))
+        tokens: torch.Tensor = maps.flatten(2).transpose(1, 2).contiguous()
+        return tokens
+
+
+class S2TowerConfig(PreTrainedConfig):
+    """A base tower run at several scales. Everything below the first four fields is derived from them."""
+
+    model_type = "sea_s2"
+    base_config_key = "vision_config"
+    sub_configs_defaults = {"base": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model")}  # noqa: RUF012
+
+    base: dict[str, Any] | PreTrainedConfig | None = None
+    """The base tower's config."""
+    scales: list[int] | tuple[int, ...] = (1, 2)
+    """Multiples of the base resolution, ascending; their features are joined in this order."""
+    feature_layer: int = -2
+    """Index into the base tower's hidden states."""
+    feature_select_strategy: str = "default"
+    """"default" drops the base's first token (CLS), "full" keeps all."""
+    tile_size: int | None = None
+    """Side in pixels of what the base tower sees at once; None: its `image_size`."""
+
+    hidden_size: int | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    num_channels: int = 3
+    num_hidden_layers: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
+        """Derives the sizes."""
+        super().__post_init__(**kwargs)
+        base: Any = self.base
+        self.scales = list(self.scales)
+        self.tile_size = self.tile_size or int(base.image_size)
+        self.hidden_size = base.hidden_size * len(self.scales)
+        self.image_size = self.tile_size * max(self.scales)
+        self.patch_size = base.patch_size * max(self.scales)
+
+
+class S2Tower(_Tower):
+    """Scaling on Scales (Shi et al. 2024, arXiv 2403.13043) around any vision tower.
+
+    At scale s the image is resized to s times the base resolution and cut into s * s tiles; the base tower sees each
+    tile alone; the tiles' features, put together again, form an (s g) x (s g) map, which area averaging brings to
+    g x g. The scales' maps are joined along the channels: m = g * g tokens, d = (number of scales) * (base width).
+    """
+
+    config_class = S2TowerConfig
+
+    def __init__(self, config: S2TowerConfig) -> None:
+        super().__init__(config)
+        self.base = AutoModel.from_config(config.base)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base tower's."""
+        embeddings: nn.Module = self.base.get_input_embeddings()
+        return embeddings
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        **_: Any,  # noqa: ANN401 - what transformers hands to every tower
+    ) -> BaseModelOutputWithPooling:
+        """Runs the base tower at every scale.
+
+        Args:
+            pixel_values: (B, 3, s t, s t), t the tile's side and s the largest scale, preprocessed as for the base.
+            output_hidden_states: True, or the layers wanted, asks for `hidden_states`.
+
+        Returns:
+            `last_hidden_state` (B, m, d) without CLS; `hidden_states` holds the same tensor alone, as layer -1.
+        """
+        features = torch.cat([self._at_scale(pixel_values, scale) for scale in self.config.scales], dim=1)
+        return self._output(features.flatten(2).transpose(1, 2), output_hidden_states)
+
+    def _at_scale(self, pixels: torch.Tensor, scale: int) -> torch.Tensor:
+        """(B, base width, g, g)."""
+        tile = self.config.tile_size
+        side = scale * tile
+        if pixels.shape[-2:] != (side, side):  # bicubic without antialiasing, as in the authors' code
+            exact = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+            pixels = F.interpolate(exact, size=(side, side), mode="bicubic").to(pixels.dtype)
+        count, channels = pixels.shape[:2]
+        tiles = pixels.reshape(count, channels, scale, tile, scale, tile).permute(0, 2, 4, 1, 3, 5)
+        tokens = self._base_tokens(tiles.reshape(-1, channels, tile, tile))
+        grid = isqrt(tokens.shape[1])
+        maps = tokens.reshape(count, scale, scale, grid, grid, -1).permute(0, 5, 1, 3, 2, 4)
+        return F.avg_pool2d(maps.reshape(count, -1, scale * grid, scale * grid), scale)
+
+    def _base_tokens(self, tiles: torch.Tensor) -> torch.Tensor:
+        layer = self.config.feature_layer
+        tokens: torch.Tensor = self.base(tiles, output_hidden_states=[layer]).hidden_states[layer]
+        return tokens[:, 1:] if self.config.feature_select_strategy == "default" else tokens
+
+
+def tower_grid(config: LlavaConfig) -> tuple[int, int]:
+    """Rows and columns of the visual tokens of one image.
+
+    Raises:
+        UserError: `image_seq_length` is no square number.
+    """
+    side = isqrt(config.image_seq_length)
+    if side * side != config.image_seq_length:
+        raise UserError(
+            f"config.json: image_seq_length = {config.image_seq_length}: expected the square of the grid's side; "
+            "make the folder with sea-pipeline init"
+        )
+    return side, side
+
+
+for _config, _model in ((PackagedTowerConfig, PackagedTower), (S2TowerConfig, S2Tower)):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)

@@ -1,0 +1,276 @@
+"""`sea-pipeline train` as a function: a recipe in, a folder with a trained model and its metrics out.
+
+The folder: `run.json` (what the run is), `metrics.jsonl` (one object a logged step), `checkpoints/`, `model/` (a stock
+LLaVA folder, there once it is whole) and `summary.json`, written last.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import set_seed
+
+from sea_pipeline import __version__
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_run import LabelRun, LabelSettings, ProgressBar, label_images, no_bar
+from sea_pipeline.records import differing_fields, fingerprint_of
+from sea_pipeline.storage import file_sha256, make_folder, publish_bytes, sweep
+from sea_pipeline.store import LabelStore
+from trainer import checkpoints
+from trainer.balance import Balance
+from trainer.data import TrainingData
+from trainer.evaluate import Evaluator
+from trainer.features import tower_features
+from trainer.init import init_model
+from trainer.load import ModelFolder, load_model, open_model_folder, sea_term
+from trainer.log import MetricsLog, Screen
+from trainer.loop import AlignTrainer, learning_rate, training_arguments
+from trainer.model import AlignedLlava, part
+from trainer.recipe import Parts, Recipe
+from trainer.save import save_model
+from trainer.sources import Conversations, labels_for, open_conversations, open_label_source
+
+MODELS = Path("runs") / "models"
+"""Where models made from parts are kept: runs from the same parts and seed start from the same folder."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who is told what a run does; by default nobody."""
+
+    say: Callable[[str], None] = lambda _: None
+    """One line."""
+    progress: ProgressBar = no_bar
+    trainable: Callable[[dict[str, tuple[int, int, float | None]]], None] = lambda _: None
+    """A table by part: parameters, those that train, learning rate."""
+    metrics: Callable[[str, dict[str, float]], None] = lambda title, values: None
+    """Metrics by name under a title."""
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """A finished run."""
+
+    out: Path
+    summary: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The trained model's folder."""
+        return self.out / "model"
+
+
+def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told: Told = Told()) -> TrainRun:
+    """Trains what a recipe says, or what is missing of it.
+
+    Args:
+        recipe: see `Recipe`.
+        out: the run's folder; None for one below runs/train whose name tells the settings apart.
+        resume: refuse to begin anew: there must be a run to go on with. A run that was stopped goes on in any case.
+        told: who hears of it.
+
+    Raises:
+        UserError: an input does not fit; the folder holds another run; a loss is not finite.
+    """
+    training_arguments(recipe, Path())  # refuses what does not fit before any work is done
+    set_seed(recipe.seed)
+    folder = open_model_folder(_model_path(recipe, told))
+    conversations = open_conversations(recipe.data, folder, recipe.seed)
+    store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
+    fields = _fields(recipe, folder, conversations, store)
+    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields)[:8]}"
+    _begin(out, fields, recipe, resume)
+    if (out / "summary.json").is_file():
+        told.say(f"{out}: this run is finished")
+        return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
+    told.say(f"the run goes to {out}" + (f"; labels: {store.path}" if store else ""))
+    return _Run(recipe, out, folder, conversations, store, fields, told).finish()
+
+
+def _model_path(recipe: Recipe, told: Told) -> Path:
+    if not isinstance(recipe.model, Parts):
+        return recipe.model
+    parts = recipe.model
+    key = fingerprint_of(parts.model_dump() | {"seed": recipe.seed})[:8]
+    path = MODELS / f"{_plain(parts.vision)}-{_plain(parts.llm)}-{key}"
+    if not path.is_dir():
+        told.say(f"making {path} of {parts.vision} and {parts.llm}")
+        init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
+    return path
+
+
+def _plain(spec: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in spec.rstrip("/").split("/")[-1])
+
+
+def _label(told: Told, settings: LabelSettings) -> LabelRun:
+    told.say("making labels, as none fit")
+    return label_images(settings, progress=told.progress)
+
+
+def _fields(
+    recipe: Recipe, folder: ModelFolder, conversations: Conversations, store: LabelStore | None
+) -> dict[str, Any]:
+    """Everything that decides the trained weights, by name."""
+    settings = recipe.model_dump(mode="json", exclude={"name", "preset", "model", "labels", "evaluate_every"})
+    settings["data"] = {key: value for key, value in settings["data"].items() if key not in ("train", "image_root")}
+    return {
+        "recipe": settings,
+        "transfer": recipe.labels.transfer,
+        "model": file_sha256(folder.path / "config.json") + _weights(folder.path),
+        "data": file_sha256(conversations.file),
+        "labels": store.fingerprint if store is not None and recipe.loss.sea.weight else None,
+    }
+
+
+def _weights(folder: Path) -> str:
+    """Sizes and names of the weight files: hashing many gigabytes at each start would cost minutes."""
+    return fingerprint_of({path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))})
+
+
+def _begin(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
+    """Begins a run's folder, or finds that it is this run's."""
+    described = out / "run.json"
+    if not described.is_file():
+        if resume:
+            raise UserError(f"{out}: expected a run to go on with; found none; leave out --resume to begin one")
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out}: expected a new folder or one of a run; found other files; choose another --out")
+        make_folder(out)
+        record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
+        record["versions"] = {
+            "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
+        }  # fmt: skip
+        publish_bytes(described, (json.dumps(record, indent=2) + "\n").encode(), out)
+        return
+    try:
+        found = json.loads(described.read_text("utf-8"))["fields"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{described}: damaged; choose another --out") from error
+    if differences := differing_fields(found, fields):
+        raise UserError(f"{out}: holds another run: {'; '.join(differences[:6])}; choose another --out")
+    sweep(out)
+
+
+class _Run:
+    """One run, from its inputs to its summary."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        folder: ModelFolder,
+        conversations: Conversations,
+        store: LabelStore | None,
+        fields: dict[str, Any],
+        told: Told,
+    ) -> None:
+        self.recipe = recipe
+        self.out = out
+        self.folder = folder
+        self.told = told
+        self.fields = fields
+        sea = recipe.loss.sea
+        args = training_arguments(recipe, out)
+        model = load_model(folder, recipe)
+        labels = labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store else None
+        balance = None
+        if sea.weight:
+            assert store is not None
+            model.sea_term = sea_term(folder, store.words, sea)
+            balance = Balance(sea.weight, sea.ratio)
+        data = TrainingData(
+            conversations.train,
+            conversations.locate,
+            folder.processor,
+            folder.grid,
+            labels=labels if sea.weight else None,
+            random_crop=recipe.data.random_crop,
+            seed=recipe.seed,
+        )
+        if recipe.data.keep_features:
+            with told.progress("features", len(conversations.image_ids()), 0) as advance:
+                data.features = tower_features(model, data, advance)
+        evaluator = None
+        if conversations.held_out is not None:
+            held_out = TrainingData(conversations.held_out, conversations.locate, folder.processor, folder.grid)
+            evaluator = Evaluator(
+                held_out,
+                labels,
+                store,
+                vocabulary=folder.vocabulary,
+                prefix=sea.word_prefix,
+                batch_size=args.per_device_eval_batch_size,
+                device=str(args.device),
+            )
+        self.log = MetricsLog(out / "metrics.jsonl", told.metrics)
+        self.trainer = AlignTrainer(
+            model,
+            balance,
+            data,
+            recipe,
+            args,
+            evaluator,
+            callbacks=[self.log, Screen(told.progress)],
+        )
+
+    def finish(self) -> TrainRun:
+        """Trains from the newest checkpoint or from the start, evaluates, saves."""
+        self.told.trainable(trainable(self.trainer.model, self.recipe))
+        checkpoint = checkpoints.latest(Path(self.trainer.args.output_dir))
+        if checkpoint is None:
+            self.log.cut(0)
+            self._evaluate(0)
+        else:
+            self.told.say(f"going on from {checkpoint}")
+            self.log.cut(checkpoints.step_of(checkpoint))
+        self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self._evaluate(self.trainer.state.global_step)
+        if self.trainer.args.should_save:
+            save_model(self.trainer.accelerator.unwrap_model(self.trainer.model), self.folder, self.out / "model")
+            self._summarise()
+        return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
+
+    def _evaluate(self, step: int) -> None:
+        """The metrics at a step, unless they are logged already."""
+        logged = any(line["step"] == step and any(name.startswith("eval_") for name in line) for line in self._lines())
+        if self.trainer.eval_dataset is not None and not logged:
+            self.trainer.evaluate()
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return self.log.lines()
+
+    def _summarise(self) -> None:
+        evaluated = [line for line in self._lines() if any(name.startswith("eval_") for name in line)]
+
+        def metrics(line: dict[str, Any]) -> dict[str, float]:
+            return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
+
+        summary = {
+            "name": self.recipe.name,
+            "start": metrics(evaluated[0]) if evaluated else {},
+            "end": metrics(evaluated[-1]) if evaluated else {},
+            "steps": self.trainer.state.global_step,
+            "seconds": round(self.log.seconds(), 1),
+            "seed": self.recipe.seed,
+            "fingerprint": fingerprint_of(self.fields),
+            "labels": self.fields["labels"],
+        }
+        publish_bytes(self.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode(), self.out)
+
+
+def trainable(model: AlignedLlava, recipe: Recipe) -> dict[str, tuple[int, int, float | None]]:
+    """By part: parameters, those that train, and their peak learning rate."""
+    found: dict[str, tuple[int, int, float | None]] = {}
+    for name, parameter in model.named_parameters():
+        total, trains, rate = found.get(part(name), (0, 0, None))
+        count = parameter.numel()
+        if parameter.requires_grad:
+            trains, rate = trains + count, learning_rate(name, recipe)
+        found[part(name)] = (total + count, trains, rate)
+    return found

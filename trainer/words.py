@@ -1,0 +1,130 @@
+"""Words and the LLM's tokens: Eq. 8's table for a word list, and which tokens are words on their own.
+
+Tokenizers are those of transformers, by what they do: byte-level BPE (Llama 3, SmolLM2) writes the space before a word
+as "Ġ", SentencePiece (Llama 2, Gemma, T5) as "▁", and some of the latter put that space before a text by themselves.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from tokenizers.decoders import ByteLevel
+
+from sea_pipeline.errors import UserError
+from trainer.losses import word_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Prefix = Literal["space", "none", "both-mean"]
+_BEFORE = "a"
+"""The text before a word where it is tokenized as in running text."""
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_BYTE_LEVEL, _SENTENCE_PIECE = "Ġ", "▁"
+
+
+def word_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], prefix: Prefix) -> list[list[list[int]]]:
+    """The token ids of words, without BOS and EOS.
+
+    Args:
+        tokenizer: any of transformers.
+        words: q words or phrases.
+        prefix: "space" takes a word as it is in running text, after a space: what "a word" has beyond "a". So the space
+            is there once, whether the tokenizer adds one by itself (Llama 2 reads " cat" as two spaces) or not. "none"
+            takes the word as a text of its own; a tokenizer that adds a space by itself gives the same as for "space".
+            "both-mean" gives both forms, "space" first; the caller averages their embeddings.
+
+    Returns:
+        forms -> words -> ids; one form, or two for "both-mean". A word may have no token.
+
+    Raises:
+        UserError: the tokenizer joins a word with the one before it, so that it has no tokens of its own.
+    """
+    forms = []
+    if prefix != "none":
+        forms.append(_in_running_text(tokenizer, words))
+    if prefix != "space":
+        forms.append(_encode(tokenizer, words))
+    return forms
+
+
+def llm_word_table(
+    embeddings: torch.Tensor, tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], prefix: Prefix
+) -> torch.Tensor:
+    """Eq. 8 for a word list: the mean of the LLM's input embeddings over each word's tokens.
+
+    Args:
+        embeddings: (V, d), the LLM's input embedding matrix.
+        tokenizer: the LLM's.
+        words: q words or phrases.
+        prefix: see `word_tokens`; "both-mean" is the mean of the two forms' means.
+
+    Returns:
+        (q, d) in the matrix's dtype, without a gradient; means are taken in float32.
+
+    Raises:
+        UserError: a word has no token; names it.
+    """
+    tables = []
+    for form in word_tokens(tokenizer, words, prefix):
+        for word, ids in zip(words, form, strict=True):
+            if not ids:
+                raise UserError(f"the LLM's tokenizer has no token for the word {word!r}; leave it out of the list")
+        tables.append(word_table(embeddings, form))
+    return tables[0] if len(tables) == 1 else torch.stack(tables).float().mean(0).to(embeddings.dtype)
+
+
+def whole_words(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> dict[int, str]:
+    """The tokens that are a word on their own, as it is in running text: "Ġcat" or "▁cat", not the "cat" in "bobcat".
+
+    Letters only, at least two, with hyphens and apostrophes between them; no special tokens. That a token may go on, as
+    "Ġcat" does in "category", and that it may be no word of any language, is not looked at.
+
+    Args:
+        tokenizer: one that marks the space before a word in its tokens, with "Ġ" or "▁".
+        vocabulary: ids from here on, such as rows that only pad the embedding matrix, are left out.
+
+    Returns:
+        Token id -> word, lower-cased, ids ascending; "ĠCat" and "Ġcat" both stand for "cat".
+
+    Raises:
+        UserError: no token begins with either mark.
+    """
+    tokens = tokenizer.get_vocab()
+    counts = {mark: sum(token.startswith(mark) for token in tokens) for mark in (_BYTE_LEVEL, _SENTENCE_PIECE)}
+    mark = max(counts, key=lambda each: counts[each])  # either may also be a letter of the other kind's vocabulary
+    if counts[mark] == 0:
+        raise UserError(
+            f"the LLM's tokenizer has no token that begins with {_BYTE_LEVEL} or {_SENTENCE_PIECE}; expected a "
+            "byte-level BPE or SentencePiece tokenizer, whose tokens show where words begin"
+        )
+    special = set(tokenizer.all_special_ids)
+    special |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = {}
+    for token, id_ in sorted(tokens.items(), key=lambda item: item[1]):
+        if id_ < vocabulary and id_ not in special and token.startswith(mark):
+            word = ByteLevel().decode([token])[1:] if mark == _BYTE_LEVEL else token[1:]
+            if _WORD.fullmatch(word) and sum(map(str.isalpha, word)) >= 2:
+                found[id_] = word.lower()
+    return found
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _in_running_text(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> list[list[int]]:
+    (before,) = _encode(tokenizer, [_BEFORE])
+    texts = _encode(tokenizer, [f"{_BEFORE} {word}" for word in words])
+    for word, ids in zip(words, texts, strict=True):
+        if ids[: len(before)] != before:
+            raise UserError(
+                f"the LLM's tokenizer joins the word {word!r} with the one before it in {f'{_BEFORE} {word}'!r}; "
+                "leave it out of the list, or take words without a leading space"
+            )
+    return [ids[len(before) :] for ids in texts]
