@@ -1,11 +1,14 @@
 """Fixtures of the tiny world; see world.py."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
 from sea_pipeline import cli, label_run
 from sea_pipeline.label_run import LabelRun, LabelSettings
@@ -14,7 +17,6 @@ from tests.world import ColourEncoder, word_file
 
 @pytest.fixture(autouse=True)
 def _offline_with_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
 
 

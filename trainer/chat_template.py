@@ -8,6 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.errors import UserError
+from trainer.templates import VICUNA_SYSTEM
 
 IMAGE_TOKEN = "<image>"
 """The literal that evaluation harnesses write; another would not be replaced by image tokens."""
@@ -32,10 +33,6 @@ _STRINGS = """\
 {%- set messages = strings.messages -%}
 """
 
-_VICUNA_SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-)
 _VICUNA = """\
 {%- if messages[0]['role'] == 'system' -%}
   {{- messages[0]['content'] + ' ' -}}
@@ -61,7 +58,7 @@ def chat_template(own: str | None) -> str:
         own: the LLM's template; None stands for vicuna_v1, LLaVA-1.5's, with generation marks around each answer and
             the token that ends it.
     """
-    return _STRINGS + (own or _VICUNA.replace("SYSTEM", _VICUNA_SYSTEM.replace("'", "\\'")))
+    return _STRINGS + (own or _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'")))
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:

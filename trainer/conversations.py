@@ -20,7 +20,7 @@ from sea_pipeline.storage import cache_folder, canonical_json, file_sha256, make
 from trainer.encode import Conversation, Encoder
 from trainer.templates import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of what a row holds: older caches are then not found any more."""
 
 _CHUNK = 64
@@ -62,7 +62,7 @@ def load_conversations(
 ) -> datasets.Dataset:
     """Tokenises LLaVA's JSON or JSONL in one streaming pass, or finds what an earlier call made of the same input.
 
-    Columns: `id` (the number of the entry or line where a record has none); `images`, paths below the image root;
+    Columns: `id` (the number of the entry or line where a record has none); `images`, image ids, as the file has them;
     `input_ids`, int32, one image token per image; `trained`, bool, as many: a token of which any character is trained;
     `length`, int32, tokens once each image token has become `image_tokens` of them; `truncated`, bool.
 
@@ -111,7 +111,7 @@ def missing_images(dataset: datasets.Dataset, image_root: Path) -> list[str]:
     names: set[str] = set()
     for batch in dataset.select_columns(["images"]).with_format("arrow").iter(10_000):
         names.update(pc.unique(pc.list_flatten(batch["images"])).to_pylist())
-    return sorted(name for name in names if not (image_root / name).is_file())
+    return sorted(name for name in names if not (image_root / relative_path(name)).is_file())
 
 
 def split_rows(
@@ -229,7 +229,9 @@ def _conversations(path: Path, render: Template, image_token: str) -> Iterator[C
         name = str(number if row.get("id") is None else row["id"]).encode("utf-8", "backslashreplace").decode()
         where = f"{path}: {place(path, number)}, id {name!r}"
         try:
-            images = [relative_path(image) for image in images_of(row)]
+            images = images_of(row)
+            for image in images:
+                relative_path(image)  # refuses what is no path below the image root
             rendered = render(read_messages(row.get("conversations"), len(images), image_token))
         except ValueError as error:  # a UserError is one
             raise UserError(f"{where}: {error}") from error

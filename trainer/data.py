@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,13 @@ class Sample(TypedDict):
     """(K,): drawn patches, counted through the sample's images."""
     words: npt.NDArray[np.int64]
     """(K,)."""
+
+
+class Kept(NamedTuple):
+    """An image as the model takes it, pixels or the tower's output, and what of the image that shows."""
+
+    values: torch.Tensor
+    box: CropBox
 
 
 class Labels:
@@ -85,7 +92,7 @@ class TrainingData(Dataset[Sample]):
         self.processor = processor
         self.grid = grid
         self.labels = labels
-        self.features: dict[str, torch.Tensor] | None = None
+        self.kept: dict[str, Kept] | None = None
         """By image id, see `tower_features`; given in place of pixels."""
         self._locate = locate
         self._random_crop = random_crop
@@ -104,10 +111,10 @@ class TrainingData(Dataset[Sample]):
         row = self.rows[place]
         random = generator(self._seed, epoch, place)
         visual_tokens = self.grid[0] * self.grid[1]
-        pixels, patches, words = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        images, patches, words = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for position, image_id in enumerate(row["images"]):
-            image, box = self.image(image_id, row["id"], random)
-            pixels.append(self.pixels(image) if self.features is None else self.features[image_id])
+            given, box = self._given(image_id, row["id"], random)
+            images.append(given)
             if self.labels and (labels := self.labels.of(image_id, self.grid, box)) is not None:
                 sea = self.labels.sea
                 drawn = draw(labels.word_ids, labels.scores, self.grid, random, window=sea.window, ragged=sea.ragged)
@@ -119,7 +126,7 @@ class TrainingData(Dataset[Sample]):
             epoch=epoch,
             input_ids=ids,
             trained=trained,
-            images=torch.stack(pixels) if pixels else None,
+            images=torch.stack(images) if images else None,
             patches=np.concatenate(patches),
             words=np.concatenate(words),
         )
@@ -141,6 +148,12 @@ class TrainingData(Dataset[Sample]):
             image, crop = _random_square(image, self._random_crop, random)
         box = geometry.processor_box(self.processor.image_processor, *image.size)
         return image, geometry.inside(box, crop)
+
+    def _given(self, image_id: str, sample: str, random: np.random.Generator) -> Kept:
+        if self.kept is not None:
+            return self.kept[image_id]
+        image, box = self.image(image_id, sample, random)
+        return Kept(self.pixels(image), box)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """The tower's input from an upright image: float32 (3, height, width)."""
@@ -167,7 +180,7 @@ class Collator:
         self._pad = pad
         self._visual_tokens = data.grid[0] * data.grid[1]
         self._labels = data.labels
-        self._features = data.features is not None
+        self._features = data.kept is not None
         self._seed = seed
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:

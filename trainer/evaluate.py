@@ -141,7 +141,8 @@ class Evaluator:
         """The nearest list word of every visual token of a sample's first image, row-major."""
         embeddings = self._embeddings(model)
         table = self._word_table(embeddings)
-        assert table is not None and self._store is not None, "the evaluator was made without labels"
+        assert table is not None
+        assert self._store is not None
         batch = self._collate([self.data[row]])
         with torch.no_grad():
             given = model(**_on(batch, embeddings.device))
@@ -171,9 +172,8 @@ class Evaluator:
 
     def _embeddings(self, model: AlignedLlava) -> torch.Tensor:
         """E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
-        embed = model.get_input_embeddings()
         with torch.no_grad():
-            vectors: torch.Tensor = embed(torch.arange(self._vocabulary, device=embed.weight.device))
+            vectors: torch.Tensor = model.get_input_embeddings()(torch.arange(self._vocabulary, device=model.device))
         return vectors.float()
 
     def _word_table(self, embeddings: torch.Tensor) -> torch.Tensor | None:

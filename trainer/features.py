@@ -1,7 +1,7 @@
 """A frozen tower's output, computed once and kept in memory: for data that is small and seen many times.
 
-An epoch then costs no decoding and no tower. 4 bytes a value: 160 images of 196 tokens of width 1280 take 160 MB, half a
-million of 576 x 1024 more than a terabyte.
+An epoch then costs no decoding and no tower. 4 bytes a value: 160 images of 196 tokens of width 1280 take 160 MB, half
+a million of 576 x 1024 more than a terabyte.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from sea_pipeline.errors import UserError
-from trainer.data import TrainingData
+from trainer.data import Kept, TrainingData
 from trainer.model import AlignedLlava
 
 _SHARE = 0.5
@@ -21,7 +21,7 @@ _BATCH = 8
 @torch.no_grad()
 def tower_features(
     model: AlignedLlava, data: TrainingData, advance: Callable[[int], None] = lambda _: None
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Kept]:
     """What enters the projector, by image id: float32 (m, width) each, of every image in the data.
 
     Raises:
@@ -39,12 +39,13 @@ def tower_features(
             f"data.keep_features: {len(owners):,} images need {wanted / 1e9:,.0f} GB; expected at most half of this "
             f"machine's {memory / 1e9:,.0f} GB; set it to false"
         )
-    kept: dict[str, torch.Tensor] = {}
+    kept: dict[str, Kept] = {}
     ids = list(owners)
     for start in range(0, len(ids), _BATCH):
         part = ids[start : start + _BATCH]
-        pixels = torch.stack([data.pixels(data.image(image_id, owners[image_id])[0]) for image_id in part])
-        for image_id, features in zip(part, model.tower_output(pixels.to(model.device)), strict=True):
-            kept[image_id] = features.float().cpu()
+        images = [data.image(image_id, owners[image_id]) for image_id in part]
+        pixels = torch.stack([data.pixels(image) for image, _ in images]).to(model.device)
+        for image_id, features, (_, box) in zip(part, model.tower_output(pixels), images, strict=True):
+            kept[image_id] = Kept(features.float().cpu(), box)
         advance(len(part))
     return kept

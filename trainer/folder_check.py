@@ -1,4 +1,3 @@
-# mypy: allow-untyped-calls
 """Whether a model folder's parts agree: the processor's image tokens and the tower's features, before any training."""
 
 from pathlib import Path

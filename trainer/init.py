@@ -1,4 +1,3 @@
-# mypy: allow-untyped-calls
 """Parts to a model folder: any vision tower and any causal LM become a stock `LlavaForConditionalGeneration`."""
 
 import os

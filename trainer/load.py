@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoProcessor
@@ -95,8 +95,8 @@ def unreached_vision(model: AlignedLlava) -> set[int]:
     parameters = list(tower.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
-    vision = model.config.vision_config
-    blank = parameters[0].new_zeros(1, 3, vision.image_size, vision.image_size)
+    size = cast("Any", model.config.vision_config).image_size
+    blank = parameters[0].new_zeros(1, 3, size, size)
     with torch.enable_grad():
         hidden = tower(blank, output_hidden_states=True, return_dict=True).hidden_states
         chosen = hidden[layer] if isinstance(layer, int) else torch.cat([hidden[one] for one in layer], -1)

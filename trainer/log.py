@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from sea_pipeline.label_run import ProgressBar
 
 
-class MetricsLog(TrainerCallback):  # type: ignore[misc] - transformers is untyped here
+class MetricsLog(TrainerCallback):
     """Appends one JSON object a logged step to a file: `step`, `epoch`, `seconds` of training so far, and the values.
 
     Args:
@@ -59,7 +59,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc] - transformers is untyp
             self._shown(f"step {state.global_step}", evaluated)
 
 
-class Screen(TrainerCallback):  # type: ignore[misc] - transformers is untyped here
+class Screen(TrainerCallback):
     """A progress bar of optimizer steps."""
 
     def __init__(self, progress: ProgressBar) -> None:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -91,7 +91,7 @@ class AlignTrainer(Trainer):
             args=args,
             train_dataset=data,
             eval_dataset=data if evaluator else None,
-            data_collator=Collator(data, 0 if pad is None else pad, recipe.seed),
+            data_collator=cast("Any", Collator(data, 0 if pad is None else pad, recipe.seed)),
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
@@ -154,7 +154,7 @@ class AlignTrainer(Trainer):
                 raise UserError(
                     f"step {self.state.global_step + 1}: loss.{name} is {float(value)} (samples {samples}, …); stopped "
                     f"before the weights moved; look at these samples, or lower the learning rates; "
-                    f"{checkpoints.kept(Path(self.args.output_dir))}"
+                    f"{checkpoints.kept(Path(str(self.args.output_dir)))}"
                 )
         return loss
 
@@ -211,7 +211,7 @@ class AlignTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer with a group for each part, with and without weight decay."""
         if self.optimizer is None:
-            chosen = self.model if model is None else model
+            chosen = cast("AlignedLlava", self.model if model is None else model)
             decayed = set(get_parameter_names(chosen, [nn.LayerNorm], ["bias", "layernorm", "rmsnorm", "log_scale"]))
             groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
             for name, parameter in chosen.named_parameters():
@@ -255,7 +255,8 @@ class AlignTrainer(Trainer):
         checkpoints.save_trained(model, self.balance, Path(output_dir), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoints.load_trained(self.model if model is None else model, self.balance, Path(resume_from_checkpoint))
+        target = cast("AlignedLlava", self.model if model is None else model)
+        checkpoints.load_trained(target, self.balance, Path(resume_from_checkpoint))
 
 
 def learning_rate(name: str, recipe: Recipe) -> float:

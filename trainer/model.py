@@ -5,7 +5,7 @@ Shapes: B samples of L tokens, I images of m visual tokens, d the LLM's width, T
 
 import json
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class Losses(TypedDict, total=False):
     """V on its way into the LLM: the same numbers, a gradient of its own."""
 
 
-class AlignedLlava(LlavaForConditionalGeneration):  # type: ignore[misc] - transformers is untyped here
+class AlignedLlava(LlavaForConditionalGeneration):
     """LLaVA with SEA's term inside its forward, where DDP and FSDP see every use of the projector.
 
     Without `targets` the forward is the stock one, and so is what `save_pretrained` writes.
@@ -84,7 +84,7 @@ class AlignedLlava(LlavaForConditionalGeneration):  # type: ignore[misc] - trans
         encoded = None
         if "features" in batch or "pixel_values" in batch:
             given["visual"], given["visual_lm"] = visual, visual.view_as(visual)
-            encoded = BaseModelOutputWithPooling(pooler_output=list(given["visual_lm"]))
+            encoded = BaseModelOutputWithPooling(pooler_output=given["visual_lm"])
         else:
             given["nothing"] = 0.0 * visual.sum()
         if self.with_lm:
@@ -107,8 +107,9 @@ class AlignedLlava(LlavaForConditionalGeneration):  # type: ignore[misc] - trans
         return torch.cat([one[:, 1:] if strategy == "default" else one for one in chosen], -1)
 
     def _blank(self) -> torch.Tensor:
-        vision = self.config.vision_config
-        return self.model.multi_modal_projector.linear_1.weight.new_zeros(1, 3, vision.image_size, vision.image_size)
+        size: int = cast("Any", self.config.vision_config).image_size
+        blank: torch.Tensor = self.model.multi_modal_projector.linear_1.weight.new_zeros(1, 3, size, size)
+        return blank
 
     def _language_loss(self, input_ids: Any, batch: dict[str, Any], encoded: Any) -> torch.Tensor:  # noqa: ANN401
         """L_lm summed over the trained tokens; the vocabulary's logits are computed at those tokens only."""
@@ -121,7 +122,11 @@ class AlignedLlava(LlavaForConditionalGeneration):  # type: ignore[misc] - trans
         logits = self.lm_head(hidden.flatten(0, 1)[batch["predict"]])
         return F.cross_entropy(logits.float(), batch["targets"], reduction="sum")
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # noqa: ANN401
+    def save_pretrained(  # type: ignore[override] - its other parameters pass through
+        self,
+        save_directory: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         """Writes a stock `LlavaForConditionalGeneration` folder: its name, its tensors."""
         state = options.pop("state_dict", None) or self.state_dict()
         state = {name: tensor for name, tensor in state.items() if not name.startswith("sea_term.")}

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-calls
 """The parts of a model folder, loaded: a vision tower with its image processor, an LLM with its tokenizer."""
 
 import io

@@ -38,6 +38,10 @@ class EpochSampler(Sampler[int]):
         self._has_image = np.ones(length, bool) if has_image is None else np.asarray(has_image, bool)
         self._batch_size = batch_size
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch, the resumed one too."""
+        self.epoch = epoch
+
     def __len__(self) -> int:
         return self.length
 

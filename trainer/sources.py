@@ -11,6 +11,7 @@ from datasets import Dataset as Rows
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.label_run import LabelRun, LabelSettings, label_images
+from sea_pipeline.llava_json import relative_path
 from sea_pipeline.samples import list_samples
 from sea_pipeline.storage import data_folder
 from sea_pipeline.store import LabelStore, open_labels
@@ -83,7 +84,7 @@ def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[
 
 
 def _below(root: Path, image_id: str) -> Path:
-    return root / image_id
+    return root / relative_path(image_id)
 
 
 def open_label_source(

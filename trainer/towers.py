@@ -1,4 +1,3 @@
-# mypy: allow-untyped-calls
 """Vision towers that transformers lacks, registered with its Auto classes when this module is imported.
 
 A folder whose vision part is one of these loads in stock transformers classes once `trainer.towers` is imported.

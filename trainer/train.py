@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -195,7 +195,7 @@ class _Run:
         )
         if recipe.data.keep_features:
             with told.progress("features", len(conversations.image_ids()), 0) as advance:
-                data.features = tower_features(model, data, advance)
+                data.kept = tower_features(model, data, advance)
         evaluator = None
         if conversations.held_out is not None:
             held_out = TrainingData(conversations.held_out, conversations.locate, folder.processor, folder.grid)
@@ -221,8 +221,8 @@ class _Run:
 
     def finish(self) -> TrainRun:
         """Trains from the newest checkpoint or from the start, evaluates, saves."""
-        self.told.trainable(trainable(self.trainer.model, self.recipe))
-        checkpoint = checkpoints.latest(Path(self.trainer.args.output_dir))
+        self.told.trainable(trainable(cast("AlignedLlava", self.trainer.model), self.recipe))
+        checkpoint = checkpoints.latest(self.out / "checkpoints")
         if checkpoint is None:
             self.log.cut(0)
             self._evaluate(0)
