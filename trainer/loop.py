@@ -107,6 +107,7 @@ class AlignTrainer(Trainer):
             for name in (["loss_lm"] if recipe.loss.lm else []) + (["loss_sea", "sea_pairs"] if balance else [])
         }
         self._measured: dict[str, float] = {}
+        self._measured_step = -1
 
     def compute_loss(
         self,
@@ -195,7 +196,7 @@ class AlignTrainer(Trainer):
             self.balance is not None
             and self.accelerator.unwrap_model(self.model).training
             and self.state.global_step % self.recipe.loss.measure_every == 0
-            and not self._measured
+            and self.state.global_step != self._measured_step
         )
 
     def _measure(self) -> None:
@@ -204,7 +205,8 @@ class AlignTrainer(Trainer):
             return
         measured = torch.tensor([norms.get("lm", 0.0), norms.get("sea", 0.0)], device=self.args.device)
         lm, sea = self.accelerator.reduce(measured, "mean").tolist()
-        self._measured = self.balance.update(lm, sea)
+        self._measured_step = self.state.global_step
+        self._measured |= self.balance.update(lm, sea)
 
     # Parts, their learning rates, their order
 

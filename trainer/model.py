@@ -122,7 +122,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         logits = self.lm_head(hidden.flatten(0, 1)[batch["predict"]])
         return F.cross_entropy(logits.float(), batch["targets"], reduction="sum")
 
-    def save_pretrained(  # type: ignore[override] - its other parameters pass through
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: Any,  # noqa: ANN401
         **options: Any,  # noqa: ANN401

@@ -174,7 +174,8 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
     """The runs that a recipe file asks for, by name and in order; one named "" unless the file has `stages`.
 
     `stages` is a mapping of names to what is different in each; every stage but the first starts from the model that
-    the one before it left.
+    the one before it left. `base` names another recipe file beside it, whose keys hold where this one's say
+    nothing; a stage of null leaves out a stage of the base.
 
     Args:
         path: a YAML file.
@@ -183,6 +184,26 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
     Raises:
         UserError: one line with everything that is wrong.
     """
+    content = _read(path)
+    stages = content.pop("stages", None) or {"": {}}
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict | None) for stage in stages.values()):
+        raise UserError(f"{path}: stages: expected a mapping of names to keys; found {stages!r:.80}")
+    stages = {name: stage for name, stage in stages.items() if stage is not None}
+    common, own = _split_overrides(overrides, set(stages))
+    recipes = {}
+    for name, stage in stages.items():
+        merged = _merge(_merge(content, stage), _merge(common, own.get(name, {})))
+        recipes[name] = _recipe(merged, f"{path}: stages.{name}" if name else str(path))
+    return recipes
+
+
+def builtin_recipe(name: str) -> Path:
+    """The file of a recipe that comes with the project, such as `demo`."""
+    return data_folder("jobs") / f"{name}.yaml"
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's keys, over those of the file that its `base` names."""
     try:
         content = yaml.load(path.read_text("utf-8"), _Yaml)
     except OSError as error:
@@ -191,20 +212,12 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
         raise UserError(f"{path}: expected YAML; {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys; found {type(content).__name__}")
-    stages = content.pop("stages", None) or {"": {}}
-    if not isinstance(stages, dict) or not all(isinstance(stage, dict | None) for stage in stages.values()):
-        raise UserError(f"{path}: stages: expected a mapping of names to keys; found {stages!r:.80}")
-    common, own = _split_overrides(overrides, set(stages))
-    recipes = {}
-    for name, stage in stages.items():
-        merged = _merge(_merge(content, stage or {}), _merge(common, own.get(name, {})))
-        recipes[name] = _recipe(merged, f"{path}: stages.{name}" if name else str(path))
-    return recipes
-
-
-def builtin_recipe(name: str) -> Path:
-    """The file of a recipe that comes with the project, such as `demo`."""
-    return data_folder("jobs") / f"{name}.yaml"
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str) or path in above:
+        raise UserError(f"{path}: base: expected another recipe's file; found {base!r}")
+    return _merge(_read(path.parent / base, (*above, path)), content)
 
 
 def _recipe(content: dict[str, Any], where: str) -> Recipe:

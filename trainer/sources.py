@@ -39,7 +39,7 @@ class Conversations:
         return {image for images in self.train["images"] for image in images}
 
 
-def open_conversations(data: Data, folder: ModelFolder, seed: int) -> Conversations:
+def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
     """Reads the recipe's data for a model: tokenised by its tokenizer, split, every image file seen to be there.
 
     Raises:
@@ -63,7 +63,7 @@ def open_conversations(data: Data, folder: ModelFolder, seed: int) -> Conversati
         count = data.held_out if data.held_out < 1 else int(data.held_out)
         train, held_out = split_rows(train, count, seed=0)
     if data.evaluate:
-        held_out = rows(Path(data.evaluate))
+        held_out = rows(data_folder("jobs") / "samples.json" if data.evaluate == SAMPLES else Path(data.evaluate))
     for part in (train, held_out):
         if part is not None and data.train != SAMPLES and (missing := missing_images(part, image_root)):
             raise UserError(

@@ -52,6 +52,9 @@ class Told:
     """Metrics by name under a title."""
 
 
+QUIET = Told()
+
+
 @dataclass(frozen=True)
 class TrainRun:
     """A finished run."""
@@ -65,7 +68,7 @@ class TrainRun:
         return self.out / "model"
 
 
-def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told: Told = Told()) -> TrainRun:
+def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told: Told = QUIET) -> TrainRun:
     """Trains what a recipe says, or what is missing of it.
 
     Args:
@@ -80,7 +83,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     training_arguments(recipe, Path())  # refuses what does not fit before any work is done
     set_seed(recipe.seed)
     folder = open_model_folder(_model_path(recipe, told))
-    conversations = open_conversations(recipe.data, folder, recipe.seed)
+    conversations = open_conversations(recipe.data, folder)
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
     fields = _fields(recipe, folder, conversations, store)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields)[:8]}"

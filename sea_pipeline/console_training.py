@@ -1,0 +1,73 @@
+"""What a terminal shows of training: parts, metrics, runs."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from sea_pipeline import console
+
+if TYPE_CHECKING:
+    from trainer.train import Told, TrainRun
+
+_MEANINGS = {
+    "lm_loss": "nats per caption token",
+    "label_hit@1": "visual tokens whose nearest word is their patch's best label",
+    "label_hit@10": "... or any of its labels",
+    "tacs": "cosine of the ten best visual tokens to the caption's tokens",
+    "gap": "distance to the nearest word",
+    "meaningful": "nearest LLM token is a word close to a label of the patch",
+    "meaningful_chance": "... of another photo's patch",
+    "distinct_tokens": "different nearest LLM tokens",
+}
+
+
+def told() -> "Told":
+    """Prints what a run does."""
+    from trainer.train import Told
+
+    return Told(
+        say=console.messages.print,
+        progress=console.progress,
+        trainable=_trainable_table,
+        metrics=lambda title, values: console.messages.print(f"{title}: {_line(values)}", highlight=False),
+    )
+
+
+def run_table(run: "TrainRun", stage: str = "") -> None:
+    """A finished run: its metrics at the start and at the end, and where its model is."""
+    summary = run.summary
+    if summary["end"]:
+        metrics_table({"start": summary["start"], f"after {summary['steps']:,} steps": summary["end"]}, stage)
+    console.print_table({"model": str(run.model), "seconds": f"{summary['seconds']:,.0f}"})
+
+
+def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -> None:
+    """Metrics by name, a column for each of several models or moments."""
+    table = Table(title=title or None, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column(style="dim")
+    names = dict.fromkeys(name for values in columns.values() for name in values)
+    for name in [known for known in _MEANINGS if known in names] + [name for name in names if name not in _MEANINGS]:
+        cells = [_number(name, values[name]) if name in values else "" for values in columns.values()]
+        table.add_row(name, *cells, _MEANINGS.get(name, ""))
+    console.output.print(table)
+
+
+def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("part", "parameters", "train", "learning rate"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for part, (total, trains, rate) in parts.items():
+        table.add_row(part, f"{total:,}", f"{trains:,}" if trains else "frozen", f"{rate:g}" if rate else "")
+    console.messages.print(table)
+
+
+def _line(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_number(name, value)}" for name, value in values.items())
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:,.0f}" if name == "distinct_tokens" else f"{value:.3f}"
