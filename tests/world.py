@@ -3,6 +3,7 @@
 Also a program: `python -m tests.world label …` is the command line with this encoder in place of the packaged one.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ COLOURS = {
 
 
 class ColourEncoder:
-    """A patch's embedding is its mean colour, a word's that of the colour it names; 3 rows by 4 columns, sign +."""
+    """A patch's embedding is its mean colour, a word's that of the colour it names, or else one of its own; 3 rows by 4
+    columns, sign +."""
 
     grid = (3, 4)
     width = 3
@@ -49,7 +51,8 @@ class ColourEncoder:
     def words(self, words: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
         self.embedded_words += len(words)
         advance(len(words))
-        return F.normalize(torch.tensor([COLOURS[word] for word in words]) / 127.5 - 1, dim=-1)
+        colours = [COLOURS.get(word) or tuple(hashlib.sha256(word.encode()).digest()[:3]) for word in words]
+        return F.normalize(torch.tensor(colours) / 127.5 - 1, dim=-1)
 
 
 def draw(path: Path, cells: Sequence[Sequence[str]], size: tuple[int, int] = (96, 96)) -> Path:

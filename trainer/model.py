@@ -53,7 +53,7 @@ class Losses(TypedDict, total=False):
     nothing: torch.Tensor
     """0 with a graph to the projector, of a batch without images: every process's projector gets a gradient."""
     visual: torch.Tensor
-    """V, (I, m, d), on its way into L_a."""
+    """V, (I, m, d), on its way into L_a; (1, N, d) of the drawn patches alone where L_lm is off."""
     visual_lm: torch.Tensor
     """V on its way into the LLM: the same numbers, a gradient of its own."""
 
@@ -75,28 +75,27 @@ class AlignedLlava(LlavaForConditionalGeneration):
         if "targets" not in batch:
             return super().forward(input_ids=input_ids, **batch)
         given = Losses()
-        features = batch.get("features")
+        features, has_images = batch.get("features"), "features" in batch or "pixel_values" in batch
         if features is None:
-            pixels = batch.get("pixel_values")
-            features = self.tower_output(self._blank() if pixels is None else pixels)
+            features = self.tower_output(batch["pixel_values"] if has_images else self._blank())
+        patches = batch.get("sea_patches")
+        if not self.with_lm and patches is not None:  # nobody looks at the other visual tokens
+            features = features.flatten(0, 1)[patches].unsqueeze(0)
+            patches = torch.arange(len(patches), device=patches.device)
         # float32: accelerate would give out copies of lower precisions, which are not in the graph of the losses
         visual = self.model.multi_modal_projector(features).float()
         encoded = None
-        if "features" in batch or "pixel_values" in batch:
+        if has_images:
             given["visual"], given["visual_lm"] = visual, visual.view_as(visual)
-            encoded = BaseModelOutputWithPooling(pooler_output=given["visual_lm"])
+            encoded = BaseModelOutputWithPooling(pooler_output=cast("Any", list(given["visual_lm"])))
         else:
             given["nothing"] = 0.0 * visual.sum()
         if self.with_lm:
             given["lm"] = self._language_loss(input_ids, batch, encoded)
-        if self.sea_term is not None and encoded is not None and "sea_patches" in batch:
-            given["sea"], given["sea_pairs"] = self.sea_term(
-                visual.flatten(0, 1),
-                batch["sea_patches"],
-                batch["sea_words"],
-                self.get_input_embeddings(),
-                batch["seed"],
-            )
+        if self.sea_term is not None and has_images and patches is not None:
+            embed, words = self.get_input_embeddings(), batch["sea_words"]
+            flat = visual.flatten(0, 1)
+            given["sea"], given["sea_pairs"] = self.sea_term(flat, patches, words, embed, batch["seed"])
         return given
 
     def tower_output(self, pixels: torch.Tensor) -> torch.Tensor:

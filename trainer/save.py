@@ -14,7 +14,7 @@ from trainer.load import ModelFolder
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
 
-_PROJECTOR = "multi_modal_projector."
+PROJECTOR = "multi_modal_projector."
 
 
 def save_model(model: AlignedLlava, start: ModelFolder, out: Path) -> None:
@@ -52,12 +52,12 @@ def _replaced(file: Path, target: Path, trained: dict[str, torch.Tensor]) -> boo
     """Rewrites one weight file if it holds the projector, or a part of it."""
     with safe_open(file, framework="pt") as weights:
         names = list(weights.keys())
-        if not any(_PROJECTOR in name for name in names):
+        if not any(PROJECTOR in name for name in names):
             return False
         tensors = {name: weights.get_tensor(name) for name in names}
         metadata = weights.metadata()
     for name, tensor in tensors.items():
-        if _PROJECTOR in name:
-            tensors[name] = trained[name.partition(_PROJECTOR)[2]].detach().cpu().to(tensor.dtype).contiguous()
+        if PROJECTOR in name:
+            tensors[name] = trained[name.partition(PROJECTOR)[2]].detach().cpu().to(tensor.dtype).contiguous()
     save_file(tensors, target, metadata)
     return True

@@ -21,7 +21,7 @@ from trainer.load import ModelFolder
 from trainer.recipe import SAMPLES, Data, Recipe, Sea
 from trainer.words import word_tokens
 
-RUNS = Path("runs") / "labels"
+LABELS = Path("runs") / "labels"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def open_label_source(
 
 
 def _newest(folder: ModelFolder, wanted: set[str], *, transfer: bool) -> LabelStore | None:
-    manifests = sorted(RUNS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for manifest in manifests:
         try:
             store = open_labels(manifest.parent, verify=False)

@@ -4,6 +4,7 @@ The folder: `run.json` (what the run is), `metrics.jsonl` (one object a logged s
 LLaVA folder, there once it is whole) and `summary.json`, written last.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from typing import Any, cast
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import set_seed
 
 from sea_pipeline import __version__
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import LabelRun, LabelSettings, ProgressBar, label_images, no_bar
 from sea_pipeline.records import differing_fields, fingerprint_of
-from sea_pipeline.storage import file_sha256, make_folder, publish_bytes, sweep
+from sea_pipeline.storage import alone, file_sha256, make_folder, publish_bytes, sweep
 from sea_pipeline.store import LabelStore
 from trainer import checkpoints
 from trainer.balance import Balance
@@ -32,9 +34,11 @@ from trainer.log import MetricsLog, Screen
 from trainer.loop import AlignTrainer, learning_rate, training_arguments
 from trainer.model import AlignedLlava, part
 from trainer.recipe import Parts, Recipe
-from trainer.save import save_model
-from trainer.sources import Conversations, labels_for, open_conversations, open_label_source
+from trainer.save import PROJECTOR, save_model
+from trainer.sources import LABELS, Conversations, labels_for, open_conversations, open_label_source
 
+_ASIDE = ("save_", "logging_", "report_to", "dataloader_", "disable_tqdm")
+"""Beginnings of training arguments that change what a run writes or how fast, and no weight."""
 MODELS = Path("runs") / "models"
 """Where models made from parts are kept: runs from the same parts and seed start from the same folder."""
 
@@ -101,9 +105,11 @@ def _model_path(recipe: Recipe, told: Told) -> Path:
     parts = recipe.model
     key = fingerprint_of(parts.model_dump() | {"seed": recipe.seed})[:8]
     path = MODELS / f"{_plain(parts.vision)}-{_plain(parts.llm)}-{key}"
-    if not path.is_dir():
-        told.say(f"making {path} of {parts.vision} and {parts.llm}")
-        init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
+    make_folder(MODELS)
+    with alone(MODELS):  # the processes of a run all come at once; the first one makes it
+        if not path.is_dir():
+            told.say(f"making {path} of {parts.vision} and {parts.llm}")
+            init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
     return path
 
 
@@ -112,8 +118,10 @@ def _plain(spec: str) -> str:
 
 
 def _label(told: Told, settings: LabelSettings) -> LabelRun:
-    told.say("making labels, as none fit")
-    return label_images(settings, progress=told.progress)
+    make_folder(LABELS)
+    with alone(LABELS):
+        told.say("making labels, as none fit")
+        return label_images(settings, progress=told.progress)
 
 
 def _fields(
@@ -121,19 +129,28 @@ def _fields(
 ) -> dict[str, Any]:
     """Everything that decides the trained weights, by name."""
     settings = recipe.model_dump(mode="json", exclude={"name", "preset", "model", "labels", "evaluate_every"})
-    settings["data"] = {key: value for key, value in settings["data"].items() if key not in ("train", "image_root")}
+    elsewhere = ("train", "image_root", "evaluate")
+    settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
+    arguments = settings["training_arguments"]
+    settings["training_arguments"] = {key: value for key, value in arguments.items() if not key.startswith(_ASIDE)}
     return {
         "recipe": settings,
         "transfer": recipe.labels.transfer,
-        "model": file_sha256(folder.path / "config.json") + _weights(folder.path),
+        "model": {"config": file_sha256(folder.path / "config.json"), "weights": _weights(folder.path)},
         "data": file_sha256(conversations.file),
         "labels": store.fingerprint if store is not None and recipe.loss.sea.weight else None,
     }
 
 
 def _weights(folder: Path) -> str:
-    """Sizes and names of the weight files: hashing many gigabytes at each start would cost minutes."""
-    return fingerprint_of({path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))})
+    """The projector's values, and the weight files' sizes: hashing many gigabytes at each start would cost minutes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name}:{path.stat().st_size};".encode())
+        with safe_open(path, framework="pt") as weights:
+            for name in sorted(name for name in weights.keys() if PROJECTOR in name):  # noqa: SIM118 - no mapping
+                digest.update(weights.get_tensor(name).float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _begin(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:

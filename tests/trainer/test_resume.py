@@ -1,0 +1,122 @@
+"""A run that was killed, wherever that was, ends with the same bytes as one that was not."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_architecture import ROOT
+from tests.tiny_runs import World, logged, tiny_recipe
+from trainer import checkpoints
+from trainer.recipe import Recipe
+from trainer.train import train
+
+STAGES: dict[str, dict[str, Any]] = {
+    "projector": {
+        "loss": {"sea": {"weight": "auto"}, "measure_every": 1},
+        "data": {"random_crop": 0.5},
+        "labels": {"transfer": True},
+    },
+    "projector and llm": {
+        "loss": {"sea": {"weight": "auto"}, "measure_every": 2},
+        "learning_rates": {"llm": 1e-3},
+        "training_arguments": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+    },
+    "logged seldom": {
+        "loss": {"sea": {"weight": "auto"}, "measure_every": 1},
+        "training_arguments": {"logging_steps": 3},
+    },
+}
+KILLED = {"projector": ("log", 5), "projector and llm": ("save", 4)}
+
+
+@pytest.fixture(params=STAGES)
+def stage(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "model").glob("*.safetensors")}
+
+
+def values(out: Path) -> list[dict[str, Any]]:
+    """What every logged step says, but for the time it took."""
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in logged(out)]
+
+
+def killed(recipe: Recipe, out: Path, event: str, step: int) -> None:
+    """Runs in a process of its own until it kills itself."""
+    file = out.parent / "recipe.json"
+    file.write_text(recipe.model_dump_json())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.tiny_runs", str(file), str(out), event, str(step)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (out / "model").exists()
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_goes_on_exactly(name: str, tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, **STAGES[name])
+    event, step = KILLED[name]
+    killed(recipe, tmp_path / "killed", event, step)
+    folders = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert folders == ["checkpoint-2", "checkpoint-4"]
+    assert checkpoints.step_of(checkpoints.latest(tmp_path / "killed" / "checkpoints") or Path()) == (4, 2)[event == "save"]
+    train(recipe, tmp_path / "killed", resume=True)
+    train(recipe, tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole") != {}
+    assert values(tmp_path / "killed") == values(tmp_path / "whole")
+    assert [line["step"] for line in logged(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_every_checkpoint_leads_to_the_same_end(stage: str, tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, **STAGES[stage])
+    whole = tmp_path / "whole"
+    train(recipe, whole)
+    for step in (2, 4, 6, 8):
+        out = copied(whole, tmp_path / f"from-{step}", step)
+        train(recipe, out)
+        assert weights(out) == weights(whole), f"from step {step}"
+        if stage != "logged seldom":  # a line of several steps says what its own process saw
+            assert values(out) == values(whole)
+
+
+def copied(whole: Path, out: Path, step: int) -> Path:
+    """A run as a kill right after the checkpoint of a step leaves it, with the log a little ahead."""
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "model")
+    (out / "summary.json").unlink()
+    for path in (out / "checkpoints").iterdir():
+        if checkpoints.step_of(path) > step:
+            shutil.rmtree(path)
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[: step + 1]) + '{"step": 99, "lo')
+    return out
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda state: state.unlink(),
+        lambda state: state.write_bytes(state.read_bytes()[:100]),
+        lambda state: state.write_bytes(b""),
+    ],
+    ids=["missing", "cut", "empty"],
+)
+def test_a_half_written_checkpoint_is_left_out(harm: Callable[[Path], Any], tiny: World, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    recipe = tiny_recipe(tiny, training_arguments={"max_steps": 4})
+    train(recipe, whole)
+    out = copied(whole, tmp_path / "out", 4)
+    harm(out / "checkpoints" / "checkpoint-4" / "trainer_state.json")
+    train(recipe, out)
+    assert weights(out) == weights(whole)
+    assert json.loads((out / "summary.json").read_text())["steps"] == 4
