@@ -96,7 +96,12 @@ def tiny_recipe(world: World, **changes: Any) -> Recipe:
         "labels": {"path": str(world.labels)},
         "loss": {"sea": {"weight": 1.0}},
         "seed": 3,
-        "training_arguments": {"per_device_train_batch_size": 4, "max_steps": 8, "save_steps": 2, "save_total_limit": 9},
+        "training_arguments": {
+            "per_device_train_batch_size": 4,
+            "max_steps": 8,
+            "save_steps": 2,
+            "save_total_limit": 9,
+        },
     }
     return Recipe.model_validate(_merge(base, changes))
 

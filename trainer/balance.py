@@ -86,7 +86,7 @@ class Probe:
         parameters = [parameter for parameter in self._projector.parameters() if parameter.requires_grad]
         features, gradients = self._features, self._gradients
         self._features, self._gradients = None, {}
-        if features is None or not parameters:
+        if features is None or not gradients or not parameters:
             return {}
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
             visual = self._projector(features.to(parameters[0].dtype))

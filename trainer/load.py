@@ -114,7 +114,13 @@ def sea_term(folder: ModelFolder, words: tuple[str, ...], sea: Sea) -> SeaTerm:
     for form in tokens:
         if empty := [word for word, ids in zip(words, form, strict=True) if not ids]:
             raise UserError(f"the LLM's tokenizer has no token for the word {empty[0]!r}; leave it out of the list")
-    return SeaTerm(tokens, log_scale=sea.logit_scale_init, learnable=sea.logit_scale_learnable, gather=sea.gather)
+    return SeaTerm(
+        tokens,
+        log_scale=sea.logit_scale_init,
+        learnable=sea.logit_scale_learnable,
+        gather=sea.gather,
+        dedupe=sea.dedupe,
+    )
 
 
 def _frozen_dtype(recipe: Recipe) -> torch.dtype:

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_pt_utils import get_parameter_names
 
 from sea_pipeline.errors import UserError
 from trainer import checkpoints
@@ -134,7 +133,7 @@ class AlignTrainer(Trainer):
             loss = loss + float(self.balance.weight) / steps * given["sea"]
         if self._due() and {"lm", "sea"} <= given.keys():
             self._probe.term("sea", given["sea"], given["visual"])
-            self._probe.follow("lm", given["visual_lm"], scale=share * trained)
+            self._probe.follow("lm", given["visual_lm"], scale=self.recipe.loss.lm * share * trained)
         self._remember(given)
         return (loss, given) if return_outputs else loss
 
@@ -153,7 +152,7 @@ class AlignTrainer(Trainer):
             if not torch.isfinite(value):
                 samples = ", ".join(repr(self.data.rows[row]["id"]) for row in rows[:4].tolist())
                 raise UserError(
-                    f"step {self.state.global_step + 1}: loss.{name} is {float(value)} (samples {samples}, …); stopped "
+                    f"step {self.state.global_step + 1}: loss.{name} is {value.item()} (samples {samples}, …); stopped "
                     f"before the weights moved; look at these samples, or lower the learning rates; "
                     f"{checkpoints.kept(Path(str(self.args.output_dir)))}"
                 )
@@ -214,7 +213,7 @@ class AlignTrainer(Trainer):
         """The Trainer's optimizer with a group for each part, with and without weight decay."""
         if self.optimizer is None:
             chosen = cast("AlignedLlava", self.model if model is None else model)
-            decayed = set(get_parameter_names(chosen, [nn.LayerNorm], ["bias", "layernorm", "rmsnorm", "log_scale"]))
+            decayed = {name for name in self.get_decay_parameter_names(chosen) if not name.endswith("log_scale")}
             groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
             for name, parameter in chosen.named_parameters():
                 if parameter.requires_grad:
@@ -255,6 +254,12 @@ class AlignTrainer(Trainer):
             return
         model = self.accelerator.unwrap_model(self.model)
         checkpoints.save_trained(model, self.balance, Path(output_dir), state_dict)
+
+    def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
+        """One epoch, but none behind the last step: the Trainer would take one more from the last checkpoint."""
+        self.control.should_training_stop = self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
+            super()._run_epoch(*given, **named)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = cast("AlignedLlava", self.model if model is None else model)

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, cast
 import torch
 import torch.nn.functional as F
 from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer import towers as towers  # registers the towers that transformers lacks
@@ -51,7 +52,7 @@ class Losses(TypedDict, total=False):
     sea_pairs: torch.Tensor
     """N of Eq. 9, after everything is dropped."""
     nothing: torch.Tensor
-    """0 with a graph to the projector, of a batch without images: every process's projector gets a gradient."""
+    """0 with a graph to the projector and the temperature, of a batch without images: both get a gradient anyway."""
     visual: torch.Tensor
     """V, (I, m, d), on its way into L_a; (1, N, d) of the drawn patches alone where L_lm is off."""
     visual_lm: torch.Tensor
@@ -84,18 +85,20 @@ class AlignedLlava(LlavaForConditionalGeneration):
             patches = torch.arange(len(patches), device=patches.device)
         # float32: accelerate would give out copies of lower precisions, which are not in the graph of the losses
         visual = self.model.multi_modal_projector(features).float()
-        encoded = None
-        if has_images:
+        encoded, term = None, self.sea_term
+        in_term = term is not None and patches is not None and (has_images or term.gather)  # all processes meet in it
+        if has_images or in_term:
             given["visual"], given["visual_lm"] = visual, visual.view_as(visual)
+        if has_images:
             encoded = BaseModelOutputWithPooling(pooler_output=cast("Any", list(given["visual_lm"])))
         else:
-            given["nothing"] = 0.0 * visual.sum()
+            given["nothing"] = 0.0 * (visual.sum() + (term.log_scale if term is not None else 0.0))
         if self.with_lm:
             given["lm"] = self._language_loss(input_ids, batch, encoded)
-        if self.sea_term is not None and has_images and patches is not None:
+        if in_term and term is not None:
             embed, words = self.get_input_embeddings(), batch["sea_words"]
             flat = visual.flatten(0, 1)
-            given["sea"], given["sea_pairs"] = self.sea_term(flat, patches, words, embed, batch["seed"])
+            given["sea"], given["sea_pairs"] = term(flat, patches, words, embed, batch["seed"])
         return given
 
     def tower_output(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -134,6 +137,12 @@ class AlignedLlava(LlavaForConditionalGeneration):
         written = json.loads(config.read_text("utf-8"))
         written["architectures"] = [LlavaForConditionalGeneration.__name__]
         config.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+# Files spell weights otherwise than the model does; for a class of ours transformers would leave lm_head random.
+register_checkpoint_conversion_mapping(
+    AlignedLlava.__name__, get_checkpoint_conversion_mapping("llava"), overwrite=True
+)
 
 
 def part(name: str) -> str:

@@ -189,6 +189,8 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
     if not isinstance(stages, dict) or not all(isinstance(stage, dict | None) for stage in stages.values()):
         raise UserError(f"{path}: stages: expected a mapping of names to keys; found {stages!r:.80}")
     stages = {name: stage for name, stage in stages.items() if stage is not None}
+    if not stages:
+        raise UserError(f"{path}: stages: expected at least one that is not null; found none")
     common, own = _split_overrides(overrides, set(stages))
     recipes = {}
     for name, stage in stages.items():
@@ -208,16 +210,16 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         content = yaml.load(path.read_text("utf-8"), _Yaml)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # dates that are none are ValueErrors, bytes that are no text too
         raise UserError(f"{path}: expected YAML; {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys; found {type(content).__name__}")
     base = content.pop("base", None)
     if base is None:
         return content
-    if not isinstance(base, str) or path in above:
+    if not isinstance(base, str) or path.resolve() in above:
         raise UserError(f"{path}: base: expected another recipe's file; found {base!r}")
-    return _merge(_read(path.parent / base, (*above, path)), content)
+    return _merge(_read(path.parent / base, (*above, path.resolve())), content)
 
 
 def _recipe(content: dict[str, Any], where: str) -> Recipe:
@@ -246,14 +248,19 @@ def _split_overrides(overrides: Sequence[str], stages: set[str]) -> tuple[dict[s
             raise UserError(f"--set {text}: expected KEY=VALUE, such as loss.sea.weight=10")
         try:
             nested = yaml.load(value, _Yaml)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         common = _merge(common, nested)
     own = common.pop("stages", {})
+    if not isinstance(own, dict):
+        raise UserError(f"--set stages: expected stages.NAME.KEY=VALUE; found {own!r:.80}")
     if unknown := set(own) - stages:
         raise UserError(f"--set stages.{sorted(unknown)[0]}: expected one of {sorted(stages - {''})}")
+    for name, keys in own.items():
+        if not isinstance(keys, dict):
+            raise UserError(f"--set stages.{name}: expected stages.{name}.KEY=VALUE; found {keys!r:.80}")
     return common, own
 
 

@@ -30,13 +30,24 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path) -> None:
                 if file.is_file() and not file.name.startswith("model") and file.name != "config.json":
                     shutil.copy2(file, scratch / file.name)
             if model.with_lm:
-                model.save_pretrained(scratch)
+                model.save_pretrained(scratch, state_dict=_in_precision(model, start.config.dtype or torch.float32))
+                shutil.copy2(start.path / "config.json", scratch / "config.json")  # training has changed its use_cache
+                for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
+                    shutil.copymode(scratch / "config.json", file)
             else:
                 _with_projector(model, start.path, scratch)
             shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
             scratch.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _in_precision(model: AlignedLlava, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    cast: dict[int, torch.Tensor] = {}  # a head that is the embedding matrix stays one tensor with it
+    return {
+        name: cast.setdefault(value.data_ptr(), value.to(dtype) if value.is_floating_point() else value)
+        for name, value in model.state_dict().items()
+    }
 
 
 def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ Shapes: q words of the list, F spellings of each (`word_prefix`), N drawn patche
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -23,13 +24,22 @@ class SeaTerm(nn.Module):
         log_scale: log(1 / tau) at the start.
         learnable: whether the temperature trains.
         gather: negatives, and one patch per word, over all processes.
+        dedupe: with `gather`, what patches must not share: the word, or its LLM tokens.
     """
 
     tokens: torch.Tensor
     """int64 (F, q, longest word), -1 behind a shorter word's end."""
+    keys: torch.Tensor
+    """int64 (q,): of the patches of equal keys one is kept, with `gather`."""
 
     def __init__(
-        self, tokens: Sequence[Sequence[Sequence[int]]], *, log_scale: float, learnable: bool, gather: bool
+        self,
+        tokens: Sequence[Sequence[Sequence[int]]],
+        *,
+        log_scale: float,
+        learnable: bool,
+        gather: bool,
+        dedupe: Literal["word", "tokens"] = "word",
     ) -> None:
         super().__init__()
         longest = max(len(word) for form in tokens for word in form)
@@ -38,6 +48,8 @@ class SeaTerm(nn.Module):
             for word, ids in enumerate(spelled):
                 padded[form, word, : len(ids)] = torch.tensor(ids)
         self.register_buffer("tokens", padded, persistent=False)
+        _, same = torch.unique(padded.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
+        self.register_buffer("keys", same if dedupe == "tokens" else torch.arange(len(same)), persistent=False)
         self.log_scale = nn.Parameter(torch.tensor(float(log_scale)), requires_grad=learnable)
         self.gather = gather
 
@@ -56,12 +68,13 @@ class SeaTerm(nn.Module):
             patches: int64 (N,), rows of `visual`.
             words: int64 (N,), word ids; distinct unless `gather` is on.
             embed: the LLM's input embedding module.
-            seed: decides which of the patches that share a word stays, where processes meet.
+            seed: decides which of the patches that share a word stays, with `gather`.
         """
         chosen = visual[patches]
-        if self.gather and dist.is_initialized() and dist.get_world_size() > 1:
-            chosen, words, seed = gathered(chosen, words, seed)
-            kept = _one_per_word(words, seed)
+        if self.gather:
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                chosen, words, seed = gathered(chosen, words, seed)
+            kept = _one_per_key(self.keys[words], seed)
             chosen, words = chosen[kept], words[kept]
         with torch.autocast(visual.device.type, enabled=False):
             loss = losses.sea(chosen, self.word_embeddings(words, embed), self.log_scale)
@@ -111,11 +124,11 @@ def gathered(visual: torch.Tensor, words: torch.Tensor, seed: int) -> tuple[torc
     return torch.cat(rows), torch.cat([part[:size] for part, size in zip(all_words, sizes, strict=True)]), seeds[0]
 
 
-def _one_per_word(words: torch.Tensor, seed: int) -> torch.Tensor:
-    """Of the patches that share a word, one at random: their positions, ascending; alike on every process."""
+def _one_per_key(keys: torch.Tensor, seed: int) -> torch.Tensor:
+    """Of the patches that share a key, one at random: their positions, ascending; alike on every process."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(words), generator=generator).to(words.device)
-    by_word = order[torch.argsort(words[order], stable=True)]
-    first = torch.ones_like(by_word, dtype=torch.bool)
-    first[1:] = words[by_word][1:] != words[by_word][:-1]
-    return by_word[first].sort().values
+    order = torch.randperm(len(keys), generator=generator).to(keys.device)
+    by_key = order[torch.argsort(keys[order], stable=True)]
+    first = torch.ones_like(by_key, dtype=torch.bool)
+    first[1:] = keys[by_key][1:] != keys[by_key][:-1]
+    return by_key[first].sort().values

@@ -37,7 +37,7 @@ from trainer.recipe import Parts, Recipe
 from trainer.save import PROJECTOR, save_model
 from trainer.sources import LABELS, Conversations, labels_for, open_conversations, open_label_source
 
-_ASIDE = ("save_", "logging_", "report_to", "dataloader_", "disable_tqdm")
+_ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
 """Beginnings of training arguments that change what a run writes or how fast, and no weight."""
 MODELS = Path("runs") / "models"
 """Where models made from parts are kept: runs from the same parts and seed start from the same folder."""

@@ -69,7 +69,10 @@ def test_a_killed_run_goes_on_exactly(name: str, tiny: World, tmp_path: Path) ->
     killed(recipe, tmp_path / "killed", event, step)
     folders = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert folders == ["checkpoint-2", "checkpoint-4"]
-    assert checkpoints.step_of(checkpoints.latest(tmp_path / "killed" / "checkpoints") or Path()) == (4, 2)[event == "save"]
+    assert (
+        checkpoints.step_of(checkpoints.latest(tmp_path / "killed" / "checkpoints") or Path())
+        == (4, 2)[event == "save"]
+    )
     train(recipe, tmp_path / "killed", resume=True)
     train(recipe, tmp_path / "whole")
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole") != {}

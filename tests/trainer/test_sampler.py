@@ -1,0 +1,129 @@
+"""The order of samples: whole, a function of (seed, epoch), grouped where it is asked for."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+
+from trainer.sampler import EpochSampler
+
+
+def epoch_of(sampler: EpochSampler, epoch: int) -> list[int]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def grouped(texts: int, pictures: int, batch_size: int, seed: int = 0) -> tuple[EpochSampler, Any, Any]:
+    random = np.random.default_rng(7)
+    lengths = random.integers(10, 2000, texts + pictures)
+    has_image = random.permutation(texts + pictures) >= texts
+    sampler = EpochSampler(
+        texts + pictures, seed, lengths=lengths.tolist(), has_image=has_image.tolist(), batch_size=batch_size
+    )
+    return sampler, lengths, has_image
+
+
+@pytest.mark.parametrize("length", [1, 2, 37])
+def test_every_sample_once_an_epoch_and_the_index_says_which(length: int) -> None:
+    sampler = EpochSampler(length, seed=3)
+    assert len(sampler) == length
+    for epoch in (0, 1, 5):
+        order = epoch_of(sampler, epoch)
+        assert sorted(order) == [epoch * length + sample for sample in range(length)]
+        assert {divmod(index, length)[0] for index in order} == {epoch}
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        np.random.seed(epoch)  # noqa: NPY002 - the global state must not matter
+        return [index % 50 for index in epoch_of(EpochSampler(50, seed), epoch)]
+
+    assert order(1, 2) == order(1, 2)
+    orders = [order(seed, epoch) for seed in (1, 2) for epoch in (0, 1, 2)]
+    assert len({tuple(one) for one in [*orders, list(range(50))]}) == 7
+    again = EpochSampler(50, 1)
+    epoch_of(again, 0)
+    assert [index % 50 for index in epoch_of(again, 2)] == order(1, 2)  # what came before does not matter
+
+
+def loaders(sampler: EpochSampler, processes: int, batch_size: int) -> list[Any]:
+    """As the Trainer makes them: one for each process, with accelerate's shards."""
+    return [
+        prepare_data_loader(
+            DataLoader(range(10_000), batch_size=batch_size, sampler=sampler),  # type: ignore[arg-type]
+            num_processes=processes,
+            process_index=process,
+            even_batches=False,
+        )
+        for process in range(processes)
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_data_loader_tells_the_epoch(processes: int) -> None:
+    for epoch in (0, 1, 4):
+        seen = []
+        for process in range(processes):
+            loader = loaders(EpochSampler(23, 5), processes, 3)[process]
+            loader.set_epoch(epoch)
+            seen.append([batch.tolist() for batch in loader])
+        everything = [index for batches in seen for batch in batches for index in batch]
+        assert sorted(everything) == list(range(epoch * 23, epoch * 23 + 23))
+        in_turn = [batches[turn] for turn in range(8) for batches in seen if turn < len(batches)]
+        assert [index for batch in in_turn for index in batch] == epoch_of(EpochSampler(23, 5), epoch)
+
+
+def test_a_resumed_epoch_goes_on_with_the_same_samples() -> None:
+    def batches(loader: Any, epoch: int) -> list[list[int]]:
+        loader.set_epoch(epoch)
+        return [batch.tolist() for batch in loader]
+
+    (whole,) = loaders(EpochSampler(23, 5), 1, 3)
+    expected = batches(whole, 2)[5:]
+    (resumed,) = loaders(EpochSampler(23, 5), 1, 3)
+    resumed.set_epoch(2)
+    assert batches(skip_first_batches(resumed, 5), 2) == expected != []
+
+
+@pytest.mark.parametrize(("texts", "pictures"), [(101, 403), (0, 64), (64, 0), (3, 2), (16, 1000)])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_groups_lose_nothing(texts: int, pictures: int, batch_size: int) -> None:
+    sampler, _, _ = grouped(texts, pictures, batch_size)
+    length = texts + pictures
+    for epoch in (0, 3):
+        assert sorted(epoch_of(sampler, epoch)) == list(range(epoch * length, (epoch + 1) * length))
+
+
+def test_a_batch_is_of_one_modality_and_of_similar_lengths() -> None:
+    size = 8
+    sampler, lengths, has_image = grouped(101, 803, size)
+    order = np.array(epoch_of(sampler, 1)) - 904
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    mixed = [len(set(has_image[batch])) > 1 for batch in batches]
+    whole = (101 // size) + (803 // size)
+    assert not any(mixed[:whole])
+    assert sorted(map(len, batches))[0] == len(batches[-1]) == 904 % size or size  # the remainders come last
+    ours = np.mean([np.ptp(lengths[batch]) for batch in batches[:whole]])
+    shuffled = np.random.default_rng(0).permutation(order)
+    random = np.mean([np.ptp(lengths[shuffled[start : start + size]]) for start in range(0, len(order) - size, size)])
+    assert ours < random / 5
+    modality = [bool(has_image[batch[0]]) for batch in batches[:whole]]
+    assert sum(a != b for a, b in pairwise(modality)) > 10  # batches are shuffled,
+    means = [lengths[batch].mean() for batch in batches[:whole]]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # and not in order of length
+
+
+def test_groups_differ_between_epochs_and_seeds_and_not_else() -> None:
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            sampler, again = (grouped(200, 800, 2, seed)[0] for _ in range(2))
+            orders[seed, epoch] = [index % 1000 for index in epoch_of(sampler, epoch)]
+            assert orders[seed, epoch] == [index % 1000 for index in epoch_of(again, epoch)]
+    assert len({tuple(order) for order in orders.values()}) == 4
+    batches = [{frozenset(order[at : at + 2]) for at in range(0, 1000, 2)} for order in orders.values()]
+    assert len(batches[0] & batches[1]) < 100  # other batches, not only another order of them

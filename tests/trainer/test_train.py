@@ -1,0 +1,265 @@
+"""A run's folder, from begin to end: what is in it, and what is refused."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline import label_run
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_run import label_images
+from tests.tiny_models import tiny_model
+from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe
+from trainer.load import open_model_folder
+from trainer.recipe import Recipe
+from trainer.sources import open_conversations, open_label_source
+from trainer.train import Told, train
+
+METRICS = {
+    "lm_loss",
+    "tacs",
+    "label_hit@1",
+    "label_hit@10",
+    "gap",
+    "meaningful",
+    "meaningful_chance",
+    "distinct_tokens",
+}
+
+
+def short(tiny: World, **changes: Any) -> Recipe:
+    """Two steps."""
+    return tiny_recipe(tiny, **({"training_arguments": {"max_steps": 2}} | changes))
+
+
+def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, evaluate_every=4, name="whole")
+    heard: dict[str, Any] = {}
+    told = Told(trainable=heard.update, metrics=lambda title, values: heard.setdefault(title, set(values)))
+    run = train(recipe, tmp_path / "out", told=told)
+
+    assert run.model == tmp_path / "out" / "model"
+    left = {path.name for path in run.out.iterdir()} - {".tmp"}
+    assert left == {"run.json", "metrics.jsonl", "checkpoints", "model", "summary.json"}
+    described = json.loads((run.out / "run.json").read_text())
+    assert Recipe.model_validate(described["recipe"]) == recipe
+    assert set(described["versions"]) == {"sea-pipeline", "torch", "transformers"}
+    summary = json.loads((run.out / "summary.json").read_text())
+    assert summary == run.summary
+    assert summary | {"name": "whole", "steps": 8, "seed": 3, "fingerprint": described["fingerprint"]} == summary
+    assert set(summary["start"]) == set(summary["end"]) == METRICS
+    assert summary["start"]["gap"] != summary["end"]["gap"]
+    lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in lines if "eval_gap" in line]
+    assert evaluated == [0, 4, 8]
+    assert [line["step"] for line in logged(run.out)] == list(range(1, 9))
+    assert heard["projector"] == (16 * 32 + 32 + 32 * 32 + 32,) * 2 + (1e-3,)
+    assert heard["alignment"] == (1, 1, 1e-3)
+    assert heard["vision"][1:] == heard["llm"][1:] == (0, None)
+    assert heard["step 8"] == METRICS
+
+
+def test_a_finished_run_returns_at_once(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(short(tiny), tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in first.out.rglob("*")}
+    monkeypatch.setattr("trainer.train._Run", None)
+    assert train(short(tiny), tmp_path / "out") == first
+    assert train(short(tiny), tmp_path / "out", resume=True) == first
+    assert {path: path.stat().st_mtime_ns for path in first.out.rglob("*")} == before
+
+
+def test_what_is_missing_at_the_end_is_made_again(tiny: World, tmp_path: Path) -> None:
+    recipe = short(tiny, data={"evaluate": str(tiny.held_out)})
+    run = train(recipe, tmp_path / "out")
+    (saved,) = run.model.glob("*.safetensors")
+    weights = saved.read_bytes()
+    shutil.rmtree(run.model)
+    (run.out / "summary.json").unlink()
+    again = train(recipe, tmp_path / "out")
+    assert saved.read_bytes() == weights
+    assert again.summary | {"seconds": 0} == run.summary | {"seconds": 0}
+    assert [line["step"] for line in logged(run.out)] == [1, 2]
+
+
+def test_a_run_may_hear_less_and_say_more_often(tiny: World, tmp_path: Path) -> None:
+    """What does not decide the weights does not make another run."""
+    train(short(tiny), tmp_path / "out")
+    aside = {
+        "max_steps": 2,
+        "save_steps": 1,
+        "logging_steps": 2,
+        "dataloader_num_workers": 1,
+        "report_to": "tensorboard",
+    }
+    run = train(short(tiny, name="other", evaluate_every=2, training_arguments=aside), tmp_path / "out")
+    assert len(logged(run.out)) == 2, "it was finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"loss": {"sea": {"weight": 2.0}}}, "recipe.loss.sea.weight"),
+        ({"learning_rates": {"llm": 1e-4}}, "recipe.learning_rates.llm"),
+        ({"seed": 4}, "recipe.seed"),
+        ({"training_arguments": {"max_steps": 3}}, "recipe.training_arguments.max_steps"),
+        ({"training_arguments": {"max_steps": 2, "dataloader_drop_last": True}}, "arguments.dataloader_drop_last"),
+        ({"labels": {"transfer": True}}, "transfer"),
+    ],
+)
+def test_another_recipe_in_the_same_folder(changes: dict[str, Any], field: str, tiny: World, tmp_path: Path) -> None:
+    train(short(tiny), tmp_path / "out")
+    with pytest.raises(UserError, match=f"out: holds another run: .*{field}.*; choose another --out") as refused:
+        train(short(tiny, **changes), tmp_path / "out")
+    assert str(refused.value).count(";") == 1, "only what differs is named"
+
+
+def test_another_input_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
+    recipe = short(tiny, data={"train": str(shutil.copy(tiny.data, tmp_path / "data.json"))})
+    train(recipe, tmp_path / "out")
+    records = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "data.json").write_text(json.dumps(records[:-1]))
+    with pytest.raises(UserError, match="holds another run: data"):
+        train(recipe, tmp_path / "out")
+
+
+def test_other_labels_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
+    settings = label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "labels")
+    label_images(settings.model_copy(update={"top_n": 2}))
+    without = {"loss": {"sea": {"weight": 0}}}
+    for name, changes in (("out", {}), ("without", without)):
+        train(short(tiny, **changes), tmp_path / name)
+    with pytest.raises(UserError, match="holds another run: labels"):
+        train(short(tiny, labels={"path": str(tmp_path / "labels")}), tmp_path / "out")
+    train(short(tiny, labels={"path": str(tmp_path / "labels")}, **without), tmp_path / "without")
+
+
+def test_another_model_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
+    """Its files have the names and sizes of the first one's."""
+    train(short(tiny), tmp_path / "out")
+    other = tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="holds another run: model"):
+        train(short(tiny, model=str(other)), tmp_path / "out")
+
+
+def test_what_out_may_not_be(tiny: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a run to go on with; found none; leave out --resume"):
+        train(short(tiny), tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="found other files; choose another --out"):
+        train(short(tiny), tmp_path / "foreign")
+    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["notes.txt"]
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text('{"fields": ')
+    with pytest.raises(UserError, match=r"run\.json: damaged; choose another --out"):
+        train(short(tiny), tmp_path / "damaged")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"no_such_argument": 1}, "training_arguments: found an unexpected keyword argument 'no_such_argument'"),
+        ({"learning_rate": 1e-3}, "training_arguments.learning_rate: set `seed`, `learning_rates` or --out instead"),
+        ({"lr_scheduler_type": "sideways"}, "training_arguments: .*sideways"),
+    ],
+)
+def test_training_arguments_that_do_not_fit(
+    arguments: dict[str, Any], message: str, tiny: World, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(short(tiny, training_arguments=arguments), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_are_made_where_none_fit_and_found_again(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    recipe = short(tiny, labels={"path": None, "wordlist": str(tiny.words), "top_n": 3})
+    run = train(recipe, told=Told(say=said.append))
+    assert run.out.parent == Path("runs/train")
+    assert "making labels, as none fit" in said
+    (made,) = Path("runs/labels").iterdir()
+    said.clear()
+    train(recipe, tmp_path / "second", told=Told(say=said.append))
+    assert said == [f"the run goes to {tmp_path / 'second'}; labels: {made}"]
+    assert run.summary["labels"] is not None
+    assert run.summary["labels"] == json.loads((tmp_path / "second" / "summary.json").read_text())["labels"]
+
+
+def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = tiny.data.parent / "images"
+    names = ("old", "new", "other grid", "other images")
+    folders = {name: Path("runs/labels") / name for name in names}
+    for age, name in enumerate(names):
+        pictures = images
+        if name == "other grid":
+            monkeypatch.setattr(SquareEncoder, "grid", (3, 4))
+        if name == "other images":
+            pictures = tmp_path / "pictures"
+            shutil.copytree(images, pictures, ignore=shutil.ignore_patterns("00.png"))
+        label_images(label_settings(pictures, tiny.words, folders[name]))
+        os.utime(folders[name] / "manifest.json", (age, age))
+    recipe = short(tiny, labels={"path": None})
+    folder = open_model_folder(tiny.model)
+    conversations = open_conversations(recipe.data, folder)
+
+    def found(recipe: Recipe) -> str:
+        store = open_label_source(recipe, folder, conversations)
+        assert store is not None
+        return store.path.name
+
+    assert found(recipe) == "new"
+    assert found(short(tiny, labels={"path": None, "transfer": True})) == "other grid"
+    os.utime(folders["old"] / "manifest.json", (9, 9))
+    assert found(recipe) == "old"
+    with pytest.raises(UserError, match="holds none of the"):
+        label_images(label_settings(tmp_path / "pictures", tiny.words, tmp_path / "elsewhere"))
+        store = tmp_path / "elsewhere"
+        moved = short(tiny, data={"train": str(renamed(tiny, tmp_path))}, labels={"path": str(store)})
+        open_label_source(moved, folder, open_conversations(moved.data, folder))
+
+
+def renamed(tiny: World, tmp_path: Path) -> Path:
+    """The data with other image ids: the paths start one folder higher."""
+    records = json.loads(tiny.data.read_text())
+    for record in records:
+        if "image" in record:
+            record["image"] = f"./{record['image']}"
+    (tmp_path / "renamed.json").write_text(json.dumps(records))
+    return tmp_path / "renamed.json"
+
+
+def test_without_l_a_no_labels_are_made(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(label_run, "label_images", None)
+    recipe = short(tiny, labels={"path": None}, loss={"sea": {"weight": 0}}, data={"evaluate": str(tiny.held_out)})
+    run = train(recipe, tmp_path / "out")
+    assert not Path("runs").exists()
+    assert run.summary["labels"] is None
+    assert set(run.summary["end"]) == {"lm_loss", "tacs"}
+
+
+def test_the_held_out_split_is_fixed(tiny: World, tmp_path: Path) -> None:
+    folder = open_model_folder(tiny.model)
+
+    def split(**data: Any) -> tuple[list[str], list[str]]:
+        given = open_conversations(tiny_recipe(tiny, data={"held_out": 3} | data).data, folder)
+        assert given.held_out is not None
+        return given.train["id"], given.held_out["id"]
+
+    kept, held_out = split()
+    assert len(held_out) == 3
+    assert len(kept) == ROWS - 3
+    assert not set(kept) & set(held_out)
+    assert split() == (kept, held_out)
+    assert split(held_out=0.25) == (kept, held_out)
+    (tmp_path / "turned.json").write_text(json.dumps(json.loads(tiny.data.read_text())[::-1]))
+    turned = split(train=str(tmp_path / "turned.json"), image_root=str(tiny.data.parent / "images"))
+    assert set(turned[1]) == set(held_out)
