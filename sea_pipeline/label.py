@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from sea_pipeline.crops import LEAST_AREA, WHOLE, CropBox, image_and_crop, inside, labelled_crop
 from sea_pipeline.encoders import Encoder
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
@@ -25,7 +26,6 @@ from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.search import Backend, WordSearch
 from sea_pipeline.shards import (
     MEANS,
-    CropBox,
     LabelRow,
     ShardWriter,
     read_words,
@@ -62,6 +62,7 @@ class LabelStage:
         top_n: n, labels per patch at most.
         backend, device: see `WordSearch`.
         threads: decoding threads.
+        crops: how many labelled crops of each image are among the samples, by their ids.
     """
 
     def __init__(
@@ -73,17 +74,20 @@ class LabelStage:
         backend: Backend,
         device: str,
         threads: int,
+        crops: int = 0,
     ) -> None:
         self.search = WordSearch(embeddings, top_n=top_n, sign=encoder.sign, backend=backend, device=device)
         self._encoder = encoder
         self._embeddings = embeddings
         self._top_n = top_n
         self._threads = threads
+        self._crops = crops
 
     @staticmethod
-    def fields(encoder: Encoder, words: WordList, top_n: int) -> dict[str, Any]:
+    def fields(encoder: Encoder, words: WordList, top_n: int, crops: int = 0) -> dict[str, Any]:
         """Everything that decides the labels, by name; nothing that does not."""
-        return {
+        cropped = {"crops": {"version": 1, "per_image": crops, "least_area": LEAST_AREA}} if crops else {}
+        return cropped | {
             "label_version": LABEL_VERSION,
             "decode_version": DECODE_VERSION,
             "encoder": dict(encoder.fields()),
@@ -168,12 +172,14 @@ class LabelStage:
             return BadSample(sample, "list", "BadName", sample.problem)
         try:
             image, sha256 = read_image(image_root / sample.uri)
-            pixels = self._encoder.preprocess(image)
+            image_id, number = image_and_crop(sample.image_id) if self._crops else (sample.image_id, 0)
+            shown, crop = labelled_crop(image, image_id, number) if number else (image, WHOLE)
+            pixels = self._encoder.preprocess(shown)
         except BadImageError as error:
             if error.error == "FileNotFoundError" and not image_root.is_dir():
                 raise UserError(f"{image_root}: is gone; bring it back and run the same command again") from error
             return BadSample(sample, error.stage, error.error, error.message, error.sha256)
-        return _Decoded(sample, sha256, image.size, pixels.values, pixels.crop_box)
+        return _Decoded(sample, sha256, image.size, pixels.values, inside(pixels.crop_box, crop))
 
     def _encode(
         self, batch: list[_Decoded], bad: list[BadSample], seconds: _Seconds

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sea_pipeline.begin import begin
+from sea_pipeline.crops import MARK, crop_id
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.encoders import Encoder, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
@@ -19,7 +20,7 @@ from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.run import Report, run
-from sea_pipeline.samples import Listing, list_samples
+from sea_pipeline.samples import Listing, Sample, list_samples
 from sea_pipeline.search import Backend
 from sea_pipeline.shards import KIND, WORDS
 from sea_pipeline.wordlists import WordList, load_wordlist
@@ -49,6 +50,8 @@ class LabelSettings(BaseModel):
     """n: labels per patch at most."""
     out: Path | None = None
     """The output folder; None for one below `runs/labels` whose name tells the settings apart."""
+    crops: Annotated[int, Field(ge=0, le=999)] = 0
+    """Square crops of each image that are labelled too, as images of their own; see `crops.labelled_crop`."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Label only the first so many images, in the order of their ids."""
     device: str = "auto"
@@ -110,7 +113,9 @@ def label_images(
     device = resolve_device(settings.device)
     encoder = load_encoder(settings.encoder, device)
     listing = list_samples(settings.images, settings.image_root, settings.limit)
-    fields = LabelStage.fields(encoder, words, settings.top_n)
+    if settings.crops:
+        listing.samples = _with_crops(listing.samples, settings.crops)
+    fields = LabelStage.fields(encoder, words, settings.top_n, settings.crops)
     ledger = _begin(settings, listing, words, fields)
     begun(ledger)
     if settings.retry_bad or not ledger.finished:
@@ -122,6 +127,13 @@ def label_images(
     with progress("labelling", ledger.dataset.images, done.images + done.bad) as advance:
         report = run(ledger, stage, max_bad=settings.max_bad, advance=advance)
     return LabelRun(ledger, listing, report, device, stage.search.backend)
+
+
+def _with_crops(samples: list[Sample], crops: int) -> list[Sample]:
+    if clash := next((sample.image_id for sample in samples if MARK in sample.image_id), None):
+        raise UserError(f"--crops {crops}: image id {clash!r} holds {MARK!r}, which names crops; rename the image")
+    views = (sample._replace(image_id=crop_id(sample.image_id, n)) for sample in samples for n in range(crops + 1))
+    return sorted(views)
 
 
 def _begin(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Ledger:
@@ -137,6 +149,7 @@ def _begin(settings: LabelSettings, listing: Listing, words: WordList, fields: d
 
 def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Path:
     parts = [listing.name, settings.encoder, words.name, f"n{settings.top_n}"]
+    parts += [f"crops{settings.crops}"] if settings.crops else []
     parts += [f"first{settings.limit}"] if settings.limit else []
     place = {"source": listing.origin, "image_root": str(listing.root), "shard_size": settings.shard_size}
     name = "-".join([*parts, fingerprint_of(fields | place)[:8]])
@@ -155,4 +168,5 @@ def _stage(
         backend=settings.search,
         device=device,
         threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        crops=settings.crops,
     )

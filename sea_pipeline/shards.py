@@ -29,6 +29,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sea_pipeline.crops import CropBox
+
 KIND = "labels"
 WORDS = "words.txt"
 MEANS = "words.parquet"
@@ -36,8 +38,6 @@ NO_WORD = 65_535
 ROWS_PER_GROUP = 32
 """Few enough that one image is read in milliseconds, enough that zstd has something to compress."""
 
-CropBox = tuple[float, float, float, float]
-"""x0, y0, x1, y1 as shares (0..1) of the upright image's width and height."""
 
 _FOOTER = b"sea_pipeline"
 

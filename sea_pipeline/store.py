@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sea_pipeline.crops import CropBox
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import QUARANTINE, Ledger
 from sea_pipeline.records import Manifest, check_file
-from sea_pipeline.shards import KIND, ROWS_PER_GROUP, CropBox, label_arrays, read_mean_similarity, read_words
+from sea_pipeline.shards import KIND, ROWS_PER_GROUP, label_arrays, read_mean_similarity, read_words
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors"},
-    {"storage", "optional", "pixels", "devices", "llava_json"},
+    {"storage", "optional", "crops", "pixels", "devices", "llava_json"},
     {"records", "wordlists", "samples"},
     {"plan", "quarantine"},
     {"ledger"},

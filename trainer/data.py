@@ -11,16 +11,14 @@ from datasets import Dataset as Rows
 from PIL import Image
 from torch.utils.data import Dataset
 
+from sea_pipeline.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import LabelCache
 from sea_pipeline.pixels import BadImageError, read_image
-from sea_pipeline.shards import CropBox
 from trainer import geometry
 from trainer.model import Batch
 from trainer.recipe import Sea
 from trainer.sampling import draw, generator, one_patch_per_word
-
-WHOLE: CropBox = (0.0, 0.0, 1.0, 1.0)
 
 
 class Sample(TypedDict):
@@ -73,6 +71,7 @@ class TrainingData(Dataset[Sample]):
         processor: the model folder's; its image processor makes the tower's input.
         grid: (rows, columns) of visual tokens of an image.
         labels: None where no term needs words.
+        crops: how many labelled crops each image has; one of them or the image itself is drawn.
         random_crop: least share of the largest square's area; None leaves images whole.
         seed: of crops and drawn words.
     """
@@ -85,6 +84,7 @@ class TrainingData(Dataset[Sample]):
         grid: tuple[int, int],
         *,
         labels: Labels | None = None,
+        crops: int = 0,
         random_crop: float | None = None,
         seed: int = 0,
     ) -> None:
@@ -93,8 +93,9 @@ class TrainingData(Dataset[Sample]):
         self.grid = grid
         self.labels = labels
         self.kept: dict[str, Kept] | None = None
-        """By image id, see `tower_features`; given in place of pixels."""
+        """By view, see `tower_features`; given in place of pixels."""
         self._locate = locate
+        self._crops = crops
         self._random_crop = random_crop
         self._seed = seed
 
@@ -113,9 +114,10 @@ class TrainingData(Dataset[Sample]):
         visual_tokens = self.grid[0] * self.grid[1]
         images, patches, words = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for position, image_id in enumerate(row["images"]):
-            given, box = self._given(image_id, row["id"], random)
+            view = self.views(image_id)[random.integers(self._crops + 1)] if self._crops else image_id
+            given, box = self._given(view, row["id"], random)
             images.append(given)
-            if self.labels and (labels := self.labels.of(image_id, self.grid, box)) is not None:
+            if self.labels and (labels := self.labels.of(view, self.grid, box)) is not None:
                 sea = self.labels.sea
                 drawn = draw(labels.word_ids, labels.scores, self.grid, random, window=sea.window, ragged=sea.ragged)
                 patches.append(drawn.patches + position * visual_tokens)
@@ -131,10 +133,9 @@ class TrainingData(Dataset[Sample]):
             words=np.concatenate(words),
         )
 
-    def image(
-        self, image_id: str, sample: str, random: np.random.Generator | None = None
-    ) -> tuple[Image.Image, CropBox]:
-        """An upright image, cropped where crops are on and `random` is given, and what the tower will see of it."""
+    def image(self, view: str, sample: str, random: np.random.Generator | None = None) -> tuple[Image.Image, CropBox]:
+        """An upright image, or its crop, and what the tower will see of it; with `random` crops may be random."""
+        image_id, number = image_and_crop(view) if self._crops else (view, 0)
         path = self._locate(image_id)
         try:
             image = read_image(path).image
@@ -144,15 +145,21 @@ class TrainingData(Dataset[Sample]):
                 "go on with --resume"
             ) from error
         crop = WHOLE
-        if self._random_crop is not None and random is not None:
-            image, crop = _random_square(image, self._random_crop, random)
+        if number:
+            image, crop = labelled_crop(image, image_id, number)
+        elif self._random_crop is not None and random is not None:
+            image, crop = random_square(image, self._random_crop, random)
         box = geometry.processor_box(self.processor.image_processor, *image.size)
-        return image, geometry.inside(box, crop)
+        return image, inside(box, crop)
 
-    def _given(self, image_id: str, sample: str, random: np.random.Generator) -> Kept:
+    def views(self, image_id: str) -> list[str]:
+        """The image and its labelled crops, where they are in use."""
+        return [crop_id(image_id, number) for number in range(self._crops + 1)]
+
+    def _given(self, view: str, sample: str, random: np.random.Generator) -> Kept:
         if self.kept is not None:
-            return self.kept[image_id]
-        image, box = self.image(image_id, sample, random)
+            return self.kept[view]
+        image, box = self.image(view, sample, random)
         return Kept(self.pixels(image), box)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
@@ -220,13 +227,3 @@ class Collator:
             kept = one_patch_per_word(keys, random)
             patches, words = patches[kept], words[kept]
         return torch.from_numpy(patches), torch.from_numpy(words)
-
-
-def _random_square(image: Image.Image, least: float, random: np.random.Generator) -> tuple[Image.Image, CropBox]:
-    """A square of a uniformly drawn share, from `least` to 1, of the largest square's area, anywhere in the image."""
-    side = max(1, round(min(image.size) * random.uniform(least, 1) ** 0.5))
-    left = int(random.integers(image.width - side + 1))
-    top = int(random.integers(image.height - side + 1))
-    width, height = image.size
-    box = (left / width, top / height, (left + side) / width, (top + side) / height)
-    return image.crop((left, top, left + side, top + side)), box

@@ -22,7 +22,7 @@ _BATCH = 8
 def tower_features(
     model: AlignedLlava, data: TrainingData, advance: Callable[[int], None] = lambda _: None
 ) -> dict[str, Kept]:
-    """What enters the projector, by image id: float32 (m, width) each, of every image in the data.
+    """What enters the projector, by view: float32 (m, width) each, of every image in the data and its labelled crops.
 
     Raises:
         UserError: they would not fit into the memory.
@@ -30,7 +30,7 @@ def tower_features(
     owners: dict[str, str] = {}
     for row in data.rows.select_columns(["id", "images"]):
         for image_id in row["images"]:
-            owners.setdefault(image_id, row["id"])
+            owners |= dict.fromkeys(data.views(image_id), row["id"])
     width = model.model.multi_modal_projector.linear_1.in_features
     wanted = 4 * len(owners) * data.grid[0] * data.grid[1] * width
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sea_pipeline.crops import CropBox
 from sea_pipeline.errors import UserError
-from sea_pipeline.shards import CropBox
 from sea_pipeline.store import Labels
 
 _TOLERANCE = 0.25
@@ -42,13 +42,6 @@ def _resized(image_processor: Any, width: int, height: int) -> tuple[float, floa
         scale = shortest / min(width, height)
         return width * scale, height * scale
     return size["width"], size["height"]
-
-
-def inside(box: CropBox, crop: CropBox) -> CropBox:
-    """A box of a crop as a box of the whole image, where `crop` is the crop's box."""
-    x0, y0, x1, y1 = crop
-    width, height = x1 - x0, y1 - y0
-    return (x0 + box[0] * width, y0 + box[1] * height, x0 + box[2] * width, y0 + box[3] * height)
 
 
 def same_place(labels: Labels, grid: tuple[int, int], box: CropBox) -> bool:

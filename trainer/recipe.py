@@ -74,6 +74,8 @@ class LabelSource(_Group):
     wordlist: str = "2of12"
     encoder: str = "packaged"
     top_n: Annotated[int, Field(ge=1)] = 10
+    crops: Annotated[int, Field(ge=0)] = 0
+    """Labelled crops of each image (`label --crops`): one of them, or the image itself, is drawn each epoch."""
     transfer: bool = False
     """Carry labels to another grid or crop by their `crop_box`; without it, a difference stops the run."""
 
@@ -155,6 +157,8 @@ class Recipe(_Group):
             problems.append("data.random_crop: labels must follow the crop; set labels.transfer: true")
         if self.data.keep_features and (self.data.random_crop or self.learning_rates.vision):
             problems.append("data.keep_features: the tower's output changes with random_crop or a tower that trains")
+        if self.data.random_crop and self.labels.crops:
+            problems.append("data.random_crop: crops are random or the labelled ones, not both; set labels.crops: 0")
         if self.learning_rates.projector is None and self.loss.sea.weight:
             problems.append("learning_rates.projector: L_a trains the projector; give it a rate, or sea the weight 0")
         if problems:

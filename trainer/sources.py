@@ -18,7 +18,7 @@ from sea_pipeline.store import LabelStore, open_labels
 from trainer.conversations import load_conversations, missing_images, split_rows
 from trainer.data import Labels
 from trainer.load import ModelFolder
-from trainer.recipe import SAMPLES, Data, Recipe, Sea
+from trainer.recipe import SAMPLES, Data, LabelSource, Recipe, Sea
 from trainer.words import word_tokens
 
 LABELS = Path("runs") / "labels"
@@ -108,8 +108,13 @@ def open_label_source(
                 f"{labels.path}: holds none of the {len(wanted):,} images of {conversations.file}; image ids are what "
                 f"the data calls an image, such as {min(wanted)!r}; found {store.ids[:1]}"
             )
+        if _crops(store) < labels.crops:
+            raise UserError(
+                f"{labels.path}: expected {labels.crops} labelled crops of each image, found {_crops(store)}; "
+                f"label with --crops {labels.crops}, or set labels.crops to {_crops(store)}"
+            )
         return store
-    if (newest := _newest(folder, wanted, transfer=labels.transfer)) is not None:
+    if (newest := _newest(folder, wanted, labels)) is not None:
         return newest
     if not recipe.loss.sea.weight:
         return None
@@ -121,12 +126,18 @@ def open_label_source(
             wordlist=labels.wordlist,
             encoder=labels.encoder,
             top_n=labels.top_n,
+            crops=labels.crops,
         )
     )
     return open_labels(made.ledger.root)
 
 
-def _newest(folder: ModelFolder, wanted: set[str], *, transfer: bool) -> LabelStore | None:
+def _crops(store: LabelStore) -> int:
+    number: int = store.manifest["fields"].get("crops", {}).get("per_image", 0)
+    return number
+
+
+def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> LabelStore | None:
     manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for manifest in manifests:
         try:
@@ -134,7 +145,8 @@ def _newest(folder: ModelFolder, wanted: set[str], *, transfer: bool) -> LabelSt
         except UserError:
             continue
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
-        if (transfer or tuple(store.grid) == tuple(folder.grid)) and wanted <= held:
+        fits = labels.transfer or tuple(store.grid) == tuple(folder.grid)
+        if fits and _crops(store) >= labels.crops and wanted <= held:
             return open_labels(manifest.parent)
     return None
 

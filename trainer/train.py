@@ -136,6 +136,7 @@ def _fields(
     return {
         "recipe": settings,
         "transfer": recipe.labels.transfer,
+        "crops": recipe.labels.crops,
         "model": {"config": file_sha256(folder.path / "config.json"), "weights": _weights(folder.path)},
         "data": file_sha256(conversations.file),
         "labels": store.fingerprint if store is not None and recipe.loss.sea.weight else None,
@@ -210,11 +211,12 @@ class _Run:
             folder.processor,
             folder.grid,
             labels=labels if sea.weight else None,
+            crops=recipe.labels.crops,
             random_crop=recipe.data.random_crop,
             seed=recipe.seed,
         )
         if recipe.data.keep_features:
-            with told.progress("features", len(conversations.image_ids()), 0) as advance:
+            with told.progress("features", len(conversations.image_ids()) * (1 + recipe.labels.crops), 0) as advance:
                 data.kept = tower_features(model, data, advance)
         evaluator = None
         if conversations.held_out is not None:

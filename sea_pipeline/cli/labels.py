@@ -32,6 +32,9 @@ def label(
         Path | None,
         typer.Option(help="Output folder. Default: one below runs/labels, named by the settings."),
     ] = None,
+    crops: Annotated[
+        int, typer.Option(help="Also label so many random square crops of each image, for training on crops.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(help="Label only the first N images, in the order of their ids.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     search: Annotated[
@@ -59,8 +62,8 @@ def label(
     from sea_pipeline.label_run import LabelSettings, label_images
 
     settings = LabelSettings.of(
-        images=images, image_root=image_root, wordlist=wordlist, encoder=encoder, top_n=top_n, out=out, limit=limit,
-        device=device, search=search, shard_size=shard_size, max_bad=max_bad, retry_bad=retry_bad,
+        images=images, image_root=image_root, wordlist=wordlist, encoder=encoder, top_n=top_n, crops=crops, out=out,
+        limit=limit, device=device, search=search, shard_size=shard_size, max_bad=max_bad, retry_bad=retry_bad,
     )  # fmt: skip
     done = label_images(
         settings,

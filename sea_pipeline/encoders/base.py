@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sea_pipeline.shards import CropBox
+from sea_pipeline.crops import CropBox
 
 
 class Pixels(NamedTuple):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from trainer.sea import SeaTerm
 SPACE = [[3], [4, 5, 4], [49, 0], [7, 8, 9, 10, 11], [12], [13, 14], [15]]
 BARE = [[20, 21], [4], [22, 23, 24], [8, 9], [25, 26, 27, 28], [0], [29]]
 WIDTH = 6
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors so small only wait for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -139,7 +148,7 @@ def test_with_gather_one_process_keeps_one_patch_per_word_too() -> None:
     words = torch.tensor([0, 1, 0, 2, 0, 1])
     counts: Counter[int] = Counter()
     ours, embed = term(SPACE, gather=True), embedding()
-    for seed in range(200):
+    for seed in range(100):
         visual = random(6, WIDTH).requires_grad_()
         value, count = ours(visual, torch.arange(6), words, embed, seed=seed)
         value.backward()
@@ -148,7 +157,7 @@ def test_with_gather_one_process_keeps_one_patch_per_word_too() -> None:
         assert int(count) == 3
         counts.update(kept)
     for row, share in enumerate([1 / 3, 1 / 2, 1 / 3, 1, 1 / 3, 1 / 2]):
-        assert abs(counts[row] / 200 - share) < 0.12
+        assert abs(counts[row] / 100 - share) < 0.16
 
 
 @pytest.mark.parametrize(
