@@ -59,6 +59,11 @@ class MetricsLog(TrainerCallback):
             self._shown(f"step {state.global_step}", evaluated)
 
 
+def is_evaluation(line: dict[str, Any]) -> bool:
+    """Whether a line of `metrics.jsonl` holds metrics of held-out samples."""
+    return any(name.startswith("eval_") for name in line)
+
+
 class Screen(TrainerCallback):
     """A progress bar of optimizer steps."""
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from transformers import set_seed
 
@@ -24,18 +25,15 @@ from sea_pipeline.records import differing_fields, fingerprint_of
 from sea_pipeline.storage import alone, file_sha256, make_folder, publish_bytes, sweep
 from sea_pipeline.store import LabelStore
 from trainer import checkpoints
-from trainer.balance import Balance
-from trainer.data import TrainingData
-from trainer.evaluate import Evaluator
-from trainer.features import tower_features
+from trainer.build import Inputs, build, trainable
 from trainer.init import init_model
-from trainer.load import ModelFolder, load_model, open_model_folder, sea_term
-from trainer.log import MetricsLog, Screen
-from trainer.loop import AlignTrainer, learning_rate, training_arguments
-from trainer.model import AlignedLlava, part
+from trainer.load import ModelFolder, open_model_folder
+from trainer.log import MetricsLog, Screen, is_evaluation
+from trainer.loop import training_arguments
+from trainer.model import AlignedLlava
 from trainer.recipe import Parts, Recipe
 from trainer.save import PROJECTOR, save_model
-from trainer.sources import LABELS, Conversations, labels_for, open_conversations, open_label_source
+from trainer.sources import LABELS, Conversations, open_conversations, open_label_source
 
 _ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
 """Beginnings of training arguments that change what a run writes or how fast, and no weight."""
@@ -91,12 +89,14 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
     fields = _fields(recipe, folder, conversations, store)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields)[:8]}"
-    _begin(out, fields, recipe, resume)
+    make_folder(out.parent)
+    with alone(out.parent):  # the processes of a run come at once; the first one begins it
+        _begin(out, fields, recipe, resume)
     if (out / "summary.json").is_file():
         told.say(f"{out}: this run is finished")
         return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
     told.say(f"the run goes to {out}" + (f"; labels: {store.path}" if store else ""))
-    return _Run(recipe, out, folder, conversations, store, fields, told).finish()
+    return _Run(Inputs(recipe, folder, conversations, store), out, fields, told).finish()
 
 
 def _model_path(recipe: Recipe, told: Told) -> Path:
@@ -181,118 +181,54 @@ def _begin(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> N
 class _Run:
     """One run, from its inputs to its summary."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        out: Path,
-        folder: ModelFolder,
-        conversations: Conversations,
-        store: LabelStore | None,
-        fields: dict[str, Any],
-        told: Told,
-    ) -> None:
-        self.recipe = recipe
+    def __init__(self, inputs: Inputs, out: Path, fields: dict[str, Any], told: Told) -> None:
+        self.inputs = inputs
         self.out = out
-        self.folder = folder
         self.told = told
         self.fields = fields
-        sea = recipe.loss.sea
-        args = training_arguments(recipe, out)
-        model = load_model(folder, recipe)
-        labels = labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store else None
-        balance = None
-        if sea.weight:
-            assert store is not None
-            model.sea_term = sea_term(folder, store.words, sea)
-            balance = Balance(sea.weight, sea.ratio)
-        data = TrainingData(
-            conversations.train,
-            conversations.locate,
-            folder.processor,
-            folder.grid,
-            labels=labels if sea.weight else None,
-            crops=recipe.labels.crops,
-            random_crop=recipe.data.random_crop,
-            seed=recipe.seed,
-        )
-        if recipe.data.keep_features:
-            with told.progress("features", len(conversations.image_ids()) * (1 + recipe.labels.crops), 0) as advance:
-                data.kept = tower_features(model, data, advance)
-        evaluator = None
-        if conversations.held_out is not None:
-            held_out = TrainingData(conversations.held_out, conversations.locate, folder.processor, folder.grid)
-            evaluator = Evaluator(
-                held_out,
-                labels,
-                store,
-                vocabulary=folder.vocabulary,
-                prefix=sea.word_prefix,
-                batch_size=args.per_device_eval_batch_size,
-                device=str(args.device),
-            )
         self.log = MetricsLog(out / "metrics.jsonl", told.metrics)
-        self.trainer = AlignTrainer(
-            model,
-            balance,
-            data,
-            recipe,
-            args,
-            evaluator,
-            callbacks=[self.log, Screen(told.progress)],
-        )
+        self.trainer = build(inputs, out, told.progress, [self.log, Screen(told.progress)])
 
     def finish(self) -> TrainRun:
         """Trains from the newest checkpoint or from the start, evaluates, saves."""
-        self.told.trainable(trainable(cast("AlignedLlava", self.trainer.model), self.recipe))
+        self.told.trainable(trainable(cast("AlignedLlava", self.trainer.model), self.inputs.recipe))
         checkpoint = checkpoints.latest(self.out / "checkpoints")
+        if self.trainer.is_world_process_zero():
+            self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)
         if checkpoint is None:
-            self.log.cut(0)
             self._evaluate(0)
         else:
             self.told.say(f"going on from {checkpoint}")
-            self.log.cut(checkpoints.step_of(checkpoint))
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self._evaluate(self.trainer.state.global_step)
         if self.trainer.args.should_save:
-            save_model(self.trainer.accelerator.unwrap_model(self.trainer.model), self.folder, self.out / "model")
+            save_model(
+                self.trainer.accelerator.unwrap_model(self.trainer.model), self.inputs.folder, self.out / "model"
+            )
             self._summarise()
         return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
 
     def _evaluate(self, step: int) -> None:
         """The metrics at a step, unless they are logged already."""
-        logged = any(line["step"] == step and any(name.startswith("eval_") for name in line) for line in self._lines())
-        if self.trainer.eval_dataset is not None and not logged:
+        logged = [any(line["step"] == step and is_evaluation(line) for line in self.log.lines())]
+        broadcast_object_list(logged)  # the first process's file decides for all
+        if self.trainer.eval_dataset is not None and not logged[0]:
             self.trainer.evaluate()
 
-    def _lines(self) -> list[dict[str, Any]]:
-        return self.log.lines()
-
     def _summarise(self) -> None:
-        evaluated = [line for line in self._lines() if any(name.startswith("eval_") for name in line)]
+        evaluated = [line for line in self.log.lines() if is_evaluation(line)]
 
         def metrics(line: dict[str, Any]) -> dict[str, float]:
             return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
 
         summary = {
-            "name": self.recipe.name,
+            "name": self.inputs.recipe.name,
             "start": metrics(evaluated[0]) if evaluated else {},
             "end": metrics(evaluated[-1]) if evaluated else {},
             "steps": self.trainer.state.global_step,
             "seconds": round(self.log.seconds(), 1),
-            "seed": self.recipe.seed,
+            "seed": self.inputs.recipe.seed,
             "fingerprint": fingerprint_of(self.fields),
             "labels": self.fields["labels"],
         }
         publish_bytes(self.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode(), self.out)
-
-
-def trainable(model: AlignedLlava, recipe: Recipe) -> dict[str, tuple[int, int, float | None]]:
-    """By part: parameters, those that train, and their peak learning rate."""
-    found: dict[str, tuple[int, int, float | None]] = {}
-    for name, parameter in model.named_parameters():
-        total, trains, rate = found.get(part(name), (0, 0, None))
-        count = parameter.numel()
-        if parameter.requires_grad:
-            trains, rate = trains + count, learning_rate(name, recipe)
-        found[part(name)] = (total + count, trains, rate)
-    return found
