@@ -29,7 +29,7 @@ TRAINER_FLOORS = [
     {"towers", "chat_template", "encode", "words", "sea"},
     {"folder_check", "model", "conversations"},
     {"parts", "data"},
-    {"init", "features", "evaluate", "loop"},
+    {"init", "features", "norm", "evaluate", "loop"},
     {"load"},
     {"sources", "save"},
     {"build"},

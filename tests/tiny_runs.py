@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from sea_pipeline import label_run
-from sea_pipeline.label_run import LabelSettings
+from sea_pipeline.label_run import LabelSettings, no_bar
 from tests.tiny_models import tiny_model
 from tests.world import COLOURS, ColourEncoder, draw, word_file
 from trainer import checkpoints, evaluate, train
+from trainer.build import Inputs, build
 from trainer.load import open_model_folder
 from trainer.log import MetricsLog
 from trainer.loop import AlignTrainer
@@ -116,7 +117,7 @@ def tiny_trainer(recipe: Recipe, out: Path) -> AlignTrainer:
     folder = open_model_folder(Path(str(recipe.model)))
     conversations = open_conversations(recipe.data, folder)
     store = open_label_source(recipe, folder, conversations)
-    return train._Run(recipe, out, folder, conversations, store, {"labels": None}, train.QUIET).trainer
+    return build(Inputs(recipe, folder, conversations, store), out, no_bar, [])
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """From label shards to a trained model: SEA's and BASIC's losses, supervision and training loop.
 
-So far the leaves: which patches and words enter a step (`sampling`), and both papers' losses (`losses`). CHANGELOG.md
-says what is in.
+`stages.train_stages` runs a recipe, `train.train` one stage of it; `evaluate_run.evaluate_model` measures a model,
+`init.init_model` makes one of parts. BASIC's losses are in `losses`, its supervision is not yet; CHANGELOG.md says what
+is in.
 """

@@ -98,6 +98,8 @@ class Sea(_Group):
     """One patch per word in a batch, or per sequence of LLM tokens."""
     gather: bool = False
     """Negatives from the batches of all processes."""
+    match_norm: bool = True
+    """Without L_lm: in the end, scale the projector so that visual tokens are as long as the LLM's embeddings."""
     word_prefix: Literal["space", "none", "both-mean"] = "space"
     """How a word is spelled for Eq. 8: after a space as in running text, without, or the mean of both."""
 
@@ -168,7 +170,9 @@ class Recipe(_Group):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "loss": {"sea": {"weight": 1.0, "logit_scale_init": 0.0, "window": 2, "word_prefix": "space"}},
+        "loss": {
+            "sea": {"weight": 1.0, "logit_scale_init": 0.0, "window": 2, "word_prefix": "space", "match_norm": False}
+        },
         "data": {"random_crop": None},
     }
 }

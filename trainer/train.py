@@ -31,6 +31,7 @@ from trainer.load import ModelFolder, open_model_folder
 from trainer.log import MetricsLog, Screen, is_evaluation
 from trainer.loop import training_arguments
 from trainer.model import AlignedLlava
+from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
 from trainer.save import PROJECTOR, save_model
 from trainer.sources import LABELS, Conversations, open_conversations, open_label_source
@@ -200,11 +201,12 @@ class _Run:
         else:
             self.told.say(f"going on from {checkpoint}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if not model.with_lm and self.inputs.recipe.loss.sea.match_norm:
+            match_norm(model, self.trainer.data, self.inputs.folder.vocabulary)
         self._evaluate(self.trainer.state.global_step)
         if self.trainer.args.should_save:
-            save_model(
-                self.trainer.accelerator.unwrap_model(self.trainer.model), self.inputs.folder, self.out / "model"
-            )
+            save_model(model, self.inputs.folder, self.out / "model")
             self._summarise()
         return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
 

@@ -1,0 +1,42 @@
+"""The length of visual tokens: L_a is blind to it, the LLM is not."""
+
+import torch
+
+from trainer.data import Collator, TrainingData
+from trainer.model import AlignedLlava
+
+_SAMPLES = 64
+_BATCH = 8
+
+
+@torch.no_grad()
+def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> float:
+    """Scales the projector's last layer so that visual tokens are as long as the LLM's embeddings, both on average.
+
+    Eq. 9 is a function of cosines: training on it alone leaves the lengths to chance (they grow), and an LLM that is
+    then given tokens three times too long learns slowly. Directions, and so every cosine, stay.
+
+    Args:
+        model: trained without L_lm.
+        data: what it was trained on; the first samples are looked at.
+        vocabulary: how many of the LLM's token ids are real ones.
+
+    Returns:
+        The factor.
+    """
+    wanted = model.get_input_embeddings()(torch.arange(vocabulary, device=model.device)).float().norm(dim=-1).mean()
+    collate, lengths = Collator(data, pad=0, seed=0), []
+    for start in range(0, min(_SAMPLES, len(data)), _BATCH):
+        batch = collate([data[row] for row in range(start, min(start + _BATCH, len(data)))])
+        features = batch.get("features")
+        if features is None and "pixel_values" in batch:
+            features = model.tower_output(batch["pixel_values"].to(model.device))
+        if features is not None:
+            visual = model.model.multi_modal_projector(features.to(model.device))
+            lengths.append(visual.float().norm(dim=-1).flatten())
+    factor = float(wanted / torch.cat(lengths).mean()) if lengths else 1.0
+    projector = model.model.multi_modal_projector
+    last = projector.linear_2 if projector.linear_2.weight.requires_grad else projector.linear_1
+    for parameter in last.parameters():
+        parameter.mul_(factor)
+    return factor
