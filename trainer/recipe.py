@@ -85,7 +85,7 @@ class Sea(_Group):
 
     weight: Weight = 0
     """lambda of Eq. 11: a number (the paper gives none), or `auto`; 0 switches the term off, and its cost."""
-    ratio: Annotated[float, Field(gt=0)] = 1.0
+    ratio: Annotated[float, Field(gt=0)] = 0.3
     """With `auto`: what |weight * grad L_a| / |grad L_lm| on the projector is held at."""
     logit_scale_init: float = 0.0
     """log(1 / tau) at the start. The paper's "tau = 0" is read as 0 here: 1 / tau starts at 1; CLIP's is 2.659."""

@@ -208,6 +208,7 @@ class _Run:
         if self.trainer.args.should_save:
             save_model(model, self.inputs.folder, self.out / "model")
             self._summarise()
+        self.trainer.accelerator.wait_for_everyone()
         return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
 
     def _evaluate(self, step: int) -> None:
