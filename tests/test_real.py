@@ -1,5 +1,7 @@
 """The real packaged models on the real sample photos."""
 
+import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -92,15 +94,32 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
     assert (tmp_path / "torch" / "manifest.json").read_bytes() == (store.path / "manifest.json").read_bytes()
 
 
+@pytest.mark.timeout(400)
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
+    """All of it, with fewer steps: labels, pictures, a model made of parts, training without SEA and with it."""
     from sea_pipeline import encoders, label_run
+    from trainer import recipe
 
+    jobs = Path(__file__).parent.parent / "jobs"
+    for name in ("demo", "demo-baseline"):
+        text = (jobs / f"{name}.yaml").read_text()
+        text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 4", r"max_steps: 2, \1: 2", text)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(recipe, "builtin_recipe", lambda name: tmp_path / f"{name}.yaml")
     monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
+    monkeypatch.chdir(tmp_path)
     code, stdout, stderr = command("demo", "--out", tmp_path / "demo")
     assert code == 0, stderr
     assert "11 labelled, 0 bad" in stdout
     assert len(list((tmp_path / "demo" / "pictures").glob("*.words.jpg"))) == 11
+    summary = {
+        name: json.loads((tmp_path / "demo" / name / "language" / "summary.json").read_text())
+        for name in ("demo", "demo-baseline")
+    }
+    assert summary["demo"]["end"]["label_hit@10"] > 0.3  # of photos it has seen; 150 steps of SEA alone
+    assert summary["demo-baseline"]["end"]["label_hit@10"] < 0.05
+    assert summary["demo-baseline"]["end"]["lm_loss"] < summary["demo-baseline"]["start"]["lm_loss"]
 
 
 def test_the_wheel_brings_the_word_list(tmp_path: Path) -> None:
@@ -115,6 +134,7 @@ def test_the_wheel_brings_the_word_list(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         assert "sea_pipeline/data/wordlists/2of12.txt" in archive.namelist()
         assert "trainer/__init__.py" in archive.namelist()
+    assert "sea_pipeline/data/jobs/demo.yaml" in archive.namelist()
         archive.extractall(tmp_path / "site")
     program = "from sea_pipeline.wordlists import *; print(len(load_wordlist('2of12')), data_folder('wordlists'))"
     done = subprocess.run(
