@@ -117,7 +117,9 @@ def tiny_trainer(recipe: Recipe, out: Path) -> AlignTrainer:
     folder = open_model_folder(Path(str(recipe.model)))
     conversations = open_conversations(recipe.data, folder)
     store = open_label_source(recipe, folder, conversations)
-    return build(Inputs(recipe, folder, conversations, store), out, no_bar, [])
+    out.mkdir(parents=True, exist_ok=True)
+    log = MetricsLog(out / "metrics.jsonl", lambda title, values: None)
+    return build(Inputs(recipe, folder, conversations, store), out, no_bar, [log])
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

@@ -185,12 +185,12 @@ def test_rows_say_what_they_hold(tmp_path: Path) -> None:
     for name in ("data.json", "data.jsonl"):
         dataset = load(written(tmp_path, *rows, name=name), llama_like(), "vicuna_v1")
         assert dataset["id"][:] == ["7", "two", "3", "4"]
-        assert dataset["images"][:] == [["cats/1.jpg"], ["2.jpg", "3.jpg"], [], []]
+        assert dataset["images"][:] == [["x/../cats/1.jpg"], ["./2.jpg", "3.jpg"], [], []]
         for row in dataset:
             assert row["length"] == len(row["input_ids"]) + 4 * len(row["images"])
         assert summary(dataset) == Summary(rows=4, text_only=2, truncated=0, images=3)
     (tmp_path / "2.jpg").touch()
-    assert missing_images(dataset, tmp_path) == ["3.jpg", "cats/1.jpg"]
+    assert missing_images(dataset, tmp_path) == ["3.jpg", "x/../cats/1.jpg"]
 
 
 def test_truncation_never_cuts_an_image(tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def test_both_forms_of_content_give_one_text(tmp_path: Path, template: str | Non
         for template in (processor, processor.tokenizer)
     }
     expected = {
-        None: "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the human's questions. USER: <image>\nWhat is it? ASSISTANT: a red square</s>",
+        None: "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <image>\nWhat is it? ASSISTANT: a red square</s>",
         CHATML: "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\na red square<|im_end|>\n",
     }
     assert texts == {expected[template]}
