@@ -20,7 +20,7 @@ from sea_pipeline.pixels import read_image
 from sea_pipeline.samples import list_samples
 from sea_pipeline.store import LabelStore
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]  # the first one embeds 41,242 words; machines are shared
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,6 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
     assert (tmp_path / "torch" / "manifest.json").read_bytes() == (store.path / "manifest.json").read_bytes()
 
 
-@pytest.mark.timeout(400)
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
     """All of it, with fewer steps: labels, pictures, a model made of parts, training without SEA and with it."""
     from sea_pipeline import encoders, label_run
