@@ -11,12 +11,12 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors"},
-    {"storage", "optional", "crops", "pixels", "devices", "llava_json"},
+    {"storage", "optional", "crops", "pixels", "devices", "llava_json", "codecs"},
     {"records", "wordlists", "samples"},
     {"plan", "quarantine"},
     {"ledger"},
     {"shards", "run", "begin"},
-    {"store", "search", "encoders"},
+    {"store", "search", "encoders", "teacher"},
     {"analysis", "label", "label_cache"},
     {"pictures", "console", "label_run"},
     {"console_training"},
@@ -25,14 +25,14 @@ FLOORS = [
 """Top-level modules of sea_pipeline from the ground up; a module imports only from floors below its own."""
 
 TRAINER_FLOORS = [
-    {"losses", "sampling", "sampler", "metrics", "templates", "geometry", "balance", "checkpoints", "log", "recipe"},
-    {"towers", "chat_template", "encode", "words", "sea"},
+    {"losses", "sampling", "sampler", "metrics", "templates", "geometry", "balance", "checkpoints", "log", "recipe", "tap"},
+    {"towers", "chat_template", "encode", "words", "sea", "supervision", "recipe_file"},
     {"folder_check", "model", "conversations"},
     {"parts", "data"},
-    {"init", "features", "norm", "evaluate", "loop"},
+    {"init", "features", "norm", "evaluate", "loop", "layers"},
     {"load"},
     {"sources", "save"},
-    {"build"},
+    {"build", "teach"},
     {"train", "evaluate_run"},
     {"stages"},
 ]

@@ -97,14 +97,14 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
     """All of it, with fewer steps: labels, pictures, a model made of parts, training without SEA and with it."""
     from sea_pipeline import encoders, label_run
-    from trainer import recipe
+    from trainer import recipe_file
 
     jobs = Path(__file__).parent.parent / "jobs"
     for name in ("demo", "demo-baseline"):
         text = (jobs / f"{name}.yaml").read_text()
         text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 4", r"max_steps: 2, \1: 2", text)
         (tmp_path / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(recipe, "builtin_recipe", lambda name: tmp_path / f"{name}.yaml")
+    monkeypatch.setattr(recipe_file, "builtin_recipe", lambda name: tmp_path / f"{name}.yaml")
     monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -1,33 +1,18 @@
-"""What a training run is asked for: a YAML file, checked as a whole, with overrides from the command line.
+"""What a training run is asked for, checked as a whole; `recipe_file.py` reads it.
 
 A recipe has a few groups; each field says what it means and in which unit. Where the papers leave something open, the
 field is named after the question, and `preset: paper` sets all of them to the paper's letter.
 """
 
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from sea_pipeline.errors import UserError
-from sea_pipeline.storage import data_folder
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SAMPLES = "samples"
 """As `data.train`: the sample photos that two packages ship, with captions of ours."""
 
 Weight = Annotated[float, Field(ge=0)] | Literal["auto"]
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-3, without a dot, for text; here it is a number."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 class _Group(BaseModel):
@@ -83,7 +68,7 @@ class LabelSource(_Group):
 class Sea(_Group):
     """SEA's L_a, Eq. 9, and how its pairs are drawn (section 4.2)."""
 
-    weight: Weight = 0
+    weight: Weight = 0.0
     """lambda of Eq. 11: a number (the paper gives none), or `auto`; 0 switches the term off, and its cost."""
     ratio: Annotated[float, Field(gt=0)] = 0.3
     """With `auto`: what |weight * grad L_a| / |grad L_lm| on the projector is held at."""
@@ -104,16 +89,62 @@ class Sea(_Group):
     """How a word is spelled for Eq. 8: after a space as in running text, without, or the mean of both."""
 
 
+class Das(_Group):
+    """BASIC's L_das, Eq. 6: the direction of visual tokens."""
+
+    weight: Weight = 0.0
+    """lambda_1 of BASIC's Eq. 8, 1 in the paper; `auto` as for SEA; 0 switches the term off, and its cost."""
+    ratio: Annotated[float, Field(gt=0)] = 0.3
+    """With `auto`: what |weight * grad L_das| / |grad L_lm| on the projector is held at."""
+
+
+class Sds(_Group):
+    """BASIC's L_sds, Eq. 7: the distribution of visual tokens over the vocabulary."""
+
+    weight: Weight = 0.0
+    """lambda_2 of BASIC's Eq. 8, 0.01 in the paper; `auto` as for SEA; 0 switches the term off, and its cost."""
+    ratio: Annotated[float, Field(gt=0)] = 0.3
+    """With `auto`: what |weight * grad L_sds| / |grad L_lm| on the projector is held at."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products with the vocabulary; `auto`: bfloat16 with `bf16`, else float32."""
+
+
+class Basic(_Group):
+    """How BASIC's supervision is made of the LLM's own layers (section 4.1)."""
+
+    layers: Annotated[int, Field(ge=1)] | None = None
+    """k of Eq. 4 and 5: the supervision is made of layers 1 to k; None for half of the LLM's."""
+    layer_weights: Literal["inc", "const", "dec"] = "inc"
+    """w_i of Eq. 4: proportional to i^2, all the same, or to (k + 1 - i)^2."""
+    degree: Literal["auto", "equal"] = "auto"
+    """a_i of Eq. 5: by the attention of the text on a patch, or 1 / m."""
+    text: Literal["all", "prompt"] = "all"
+    """Whose attention counts: every text token behind the image, or those that are not trained."""
+    normalise: Literal["none", "unit"] = "none"
+    """`unit` gives each layer's visual tokens the length 1 before the sum, and the sum the mean length of the LLM's
+    embeddings: later layers' are longer, and one or two dimensions of them hold most of that length."""
+    outliers: Annotated[int, Field(ge=0)] = 0
+    """So many dimensions of the supervision, those of the largest mean square in a batch, are set to 0."""
+
+
 class Loss(_Group):
-    """loss = lm * L_lm + sea * L_a (Eq. 11)."""
+    """loss = lm * L_lm + sea * L_a (SEA's Eq. 11) + das * L_das + sds * L_sds (BASIC's Eq. 8)."""
 
     lm: Annotated[float, Field(ge=0)] = 1.0
     """0: the LLM's layers are not even loaded, the projector trains against the embedding matrix alone."""
     norm: Literal["batch", "token"] = "batch"
     """L_lm as the mean over a micro-batch's tokens, then over micro-batches (LLaVA), or over all tokens of a step."""
     sea: Sea = Sea()
+    das: Das = Das()
+    sds: Sds = Sds()
+    basic: Basic = Basic()
     measure_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two measurements of the gradient norms on the projector; with `auto` the weight follows them."""
+
+    def terms(self) -> dict[str, Sea | Das | Sds]:
+        """The terms beside L_lm that are switched on, by name."""
+        every: dict[str, Sea | Das | Sds] = {"sea": self.sea, "das": self.das, "sds": self.sds}
+        return {name: term for name, term in every.items() if term.weight}
 
 
 class LearningRates(_Group):
@@ -136,6 +167,8 @@ class Recipe(_Group):
     """A LLaVA folder, or parts that become one."""
     data: Data = Data()
     labels: LabelSource = LabelSource()
+    teacher: Path | None = None
+    """A finished folder of `sea-pipeline teacher`: BASIC's supervision is read from it, not computed."""
     loss: Loss = Loss()
     learning_rates: LearningRates = LearningRates()
     frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -149,10 +182,19 @@ class Recipe(_Group):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         problems = []
-        if not (self.loss.lm or self.loss.sea.weight):
+        terms = self.loss.terms()
+        basic = [name for name in terms if name != "sea"]
+        if not (self.loss.lm or terms):
             problems.append("loss: every weight is 0; nothing would train")
-        if self.loss.sea.weight == "auto" and not self.loss.lm:
-            problems.append("loss.sea.weight: auto holds a ratio to L_lm, whose weight is 0; give a number")
+        problems += [
+            f"loss.{name}.weight: auto holds a ratio to L_lm, whose weight is 0; give a number"
+            for name, term in terms.items()
+            if term.weight == "auto" and not self.loss.lm
+        ]
+        if basic and not self.loss.lm and self.teacher is None:
+            problems.append(f"loss.{basic[0]}: without L_lm the LLM's layers do not run; set teacher to cached targets")
+        if basic and self.teacher is not None and (self.labels.crops or self.data.random_crop):
+            problems.append("teacher: its targets are of whole images; set labels.crops: 0 and no data.random_crop")
         if not self.loss.lm and (self.learning_rates.llm or self.learning_rates.vision):
             problems.append("learning_rates: with loss.lm = 0 only the projector trains; set llm and vision to null")
         if self.data.random_crop and self.loss.sea.weight and not self.labels.transfer:
@@ -161,8 +203,11 @@ class Recipe(_Group):
             problems.append("data.keep_features: the tower's output changes with random_crop or a tower that trains")
         if self.data.random_crop and self.labels.crops:
             problems.append("data.random_crop: crops are random or the labelled ones, not both; set labels.crops: 0")
-        if self.learning_rates.projector is None and self.loss.sea.weight:
-            problems.append("learning_rates.projector: L_a trains the projector; give it a rate, or sea the weight 0")
+        if self.learning_rates.projector is None and terms:
+            problems.append(
+                f"learning_rates.projector: loss.{next(iter(terms))} trains the projector; give it a rate, or the term "
+                "the weight 0"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -176,107 +221,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"random_crop": None},
     }
 }
-
-
-def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
-    """The runs that a recipe file asks for, by name and in order; one named "" unless the file has `stages`.
-
-    `stages` is a mapping of names to what is different in each; every stage but the first starts from the model that
-    the one before it left. `base` names another recipe file beside it, whose keys hold where this one's say
-    nothing; a stage of null leaves out a stage of the base.
-
-    Args:
-        path: a YAML file.
-        overrides: `key.inner=value` with the value in YAML; for every stage, or with `stages.NAME.` in front for one.
-
-    Raises:
-        UserError: one line with everything that is wrong.
-    """
-    content = _read(path)
-    stages = content.pop("stages", None) or {"": {}}
-    if not isinstance(stages, dict) or not all(isinstance(stage, dict | None) for stage in stages.values()):
-        raise UserError(f"{path}: stages: expected a mapping of names to keys; found {stages!r:.80}")
-    stages = {name: stage for name, stage in stages.items() if stage is not None}
-    if not stages:
-        raise UserError(f"{path}: stages: expected at least one that is not null; found none")
-    common, own = _split_overrides(overrides, set(stages))
-    recipes = {}
-    for name, stage in stages.items():
-        merged = _merge(_merge(content, stage), _merge(common, own.get(name, {})))
-        recipes[name] = _recipe(merged, f"{path}: stages.{name}" if name else str(path))
-    return recipes
-
-
-def builtin_recipe(name: str) -> Path:
-    """The file of a recipe that comes with the project, such as `demo`."""
-    return data_folder("jobs") / f"{name}.yaml"
-
-
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's keys, over those of the file that its `base` names."""
-    try:
-        content = yaml.load(path.read_text("utf-8"), _Yaml)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # dates that are none are ValueErrors, bytes that are no text too
-        raise UserError(f"{path}: expected YAML; {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of keys; found {type(content).__name__}")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if not isinstance(base, str) or path.resolve() in above:
-        raise UserError(f"{path}: base: expected another recipe's file; found {base!r}")
-    return _merge(_read(path.parent / base, (*above, path.resolve())), content)
-
-
-def _recipe(content: dict[str, Any], where: str) -> Recipe:
-    preset = content.get("preset")
-    try:
-        return Recipe.model_validate(_merge(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, content))
-    except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_problem(item) for item in error.errors())) from error
-
-
-def _problem(item: Any) -> str:  # noqa: ANN401 - pydantic's error
-    place = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    if not place:
-        return str(message)
-    if item["type"] == "extra_forbidden":
-        return f"{place}: there is no such key"
-    return f"{place}: {message[0].lower()}{message[1:]}, found {item['input']!r:.80}"
-
-
-def _split_overrides(overrides: Sequence[str], stages: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    common: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text}: expected KEY=VALUE, such as loss.sea.weight=10")
-        try:
-            nested = yaml.load(value, _Yaml)
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        common = _merge(common, nested)
-    own = common.pop("stages", {})
-    if not isinstance(own, dict):
-        raise UserError(f"--set stages: expected stages.NAME.KEY=VALUE; found {own!r:.80}")
-    if unknown := set(own) - stages:
-        raise UserError(f"--set stages.{sorted(unknown)[0]}: expected one of {sorted(stages - {''})}")
-    for name, keys in own.items():
-        if not isinstance(keys, dict):
-            raise UserError(f"--set stages.{name}: expected stages.{name}.KEY=VALUE; found {keys!r:.80}")
-    return common, own
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, key by key."""
-    merged = dict(below)
-    for key, value in above.items():
-        before = merged.get(key)
-        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(before, value) if nested else value  # type: ignore[arg-type]
-    return merged

@@ -59,7 +59,7 @@ def train(
     Example: sea-pipeline train jobs/demo.yaml --set loss.sea.weight=auto
     """
     from sea_pipeline import console_training
-    from trainer.recipe import builtin_recipe, read_recipes
+    from trainer.recipe_file import builtin_recipe, read_recipes
     from trainer.stages import train_stages
 
     recipes = read_recipes(recipe or builtin_recipe("demo"), overrides or [])
@@ -113,7 +113,7 @@ def demo(
     from sea_pipeline import analysis, console, console_training, open_labels
     from sea_pipeline.label_run import LabelSettings, label_images
     from sea_pipeline.pictures import save_pictures
-    from trainer.recipe import builtin_recipe, read_recipes
+    from trainer.recipe_file import builtin_recipe, read_recipes
     from trainer.stages import train_stages
 
     done = label_images(LabelSettings(out=out / "labels"), progress=console.progress)

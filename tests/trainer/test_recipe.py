@@ -8,7 +8,8 @@ import yaml
 
 from sea_pipeline.errors import UserError
 from tests.test_architecture import ROOT
-from trainer.recipe import Parts, Recipe, builtin_recipe, read_recipes
+from trainer.recipe import Parts, Recipe
+from trainer.recipe_file import builtin_recipe, read_recipes
 
 TRAINS = "loss: {sea: {weight: 1}}\n"
 
@@ -218,7 +219,7 @@ RULES = {
     TRAINS + "data: {random_crop: 0.5}": "labels must follow the crop; set labels.transfer: true",
     "data: {random_crop: 0.5, keep_features: true}": "the tower's output changes",
     "data: {keep_features: true}\nlearning_rates: {vision: 1}": "the tower's output changes",
-    TRAINS + "learning_rates: {projector: null, llm: 1}": "learning_rates.projector: L_a trains the projector",
+    TRAINS + "learning_rates: {projector: null, llm: 1}": "learning_rates.projector: loss.sea trains the projector",
 }
 
 
