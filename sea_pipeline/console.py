@@ -28,7 +28,7 @@ from sea_pipeline.ledger import QUARANTINE, Ledger
 from sea_pipeline.store import Labels
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.label_run import LabelRun
+    from sea_pipeline.label_run import StageRun
 
 _MOST_BAD = 20
 
@@ -77,14 +77,14 @@ def print_table(rows: Mapping[str, str]) -> None:
     output.print(table)
 
 
-def label_table(run: "LabelRun") -> None:
-    """The table at the end of `label`."""
+def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
+    """The table at the end of a command that works shard by shard: `kind` is made, images are `done_to`."""
     report, ledger = run.report, run.ledger
     done = ledger.done()
     rows = {
-        "labels": str(ledger.root),
+        kind: str(ledger.root),
         "input": run.listing.origin,
-        "images": f"{done.images:,} labelled, {done.bad:,} bad",
+        "images": f"{done.images:,} {done_to}, {done.bad:,} bad",
         "shards": f"{done.shards:,} of {ledger.dataset.shards:,} done",
         "on disk": f"{decimal(done.bytes)}, {decimal(done.bytes // max(1, done.images))} per image",
     }
@@ -117,7 +117,7 @@ def status_tables(ledger: Ledger) -> None:
             "input": planned.source,
             "shards": f"{done.shards:,} of {planned.shards:,} done"
             + (f", the last at {done.last}" if done.last else ""),
-            "images": f"{done.images:,} labelled, {done.bad:,} bad, of {planned.images:,} planned",
+            "images": f"{done.images:,} done, {done.bad:,} bad, of {planned.images:,} planned",
             "on disk": decimal(done.bytes),
         }
     )

@@ -1,14 +1,18 @@
 """What a terminal shows of training: parts, metrics, runs."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from sea_pipeline import console
 
 if TYPE_CHECKING:
+    from trainer.layers import Layer
     from trainer.train import Told, TrainRun
+
+_TOKEN = 20
+"""Characters shown of a token at most: some are runs of spaces."""
 
 _MEANINGS = {
     "lm_loss": "nats per caption token",
@@ -54,6 +58,58 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -
         cells = [_number(name, values[name]) if name in values else "" for values in columns.values()]
         table.add_row(name, *cells, _MEANINGS.get(name, ""))
     console.output.print(table)
+
+
+def layers_table(layers: Sequence["Layer"]) -> None:
+    """What the visual tokens of each layer are nearest to, a row a layer."""
+    names = {
+        "meaningful": "meaningful",
+        "meaningful_chance": "chance",
+        "special": "special",
+        "distinct_tokens": "distinct",
+    }
+    shown = [name for name in names if name in layers[0]]
+    title = "\nnearest LLM token of each visual token, by layer (0: as the projector gives them)"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("layer", justify="right")
+    for name in shown:
+        table.add_column(names[name], justify="right")
+    table.add_column("most frequent", overflow="fold")
+    for layer in layers:
+        values: Mapping[str, Any] = layer
+        frequent = "  ".join(f"{_quoted(one['token'])} {one['share']:.0%}" for one in layer["frequent"])
+        table.add_row(str(layer["layer"]), *(_number(name, values[name]) for name in shown), frequent)
+    console.output.print(table)
+
+
+def replace_tables(found: Mapping[str, Any]) -> None:
+    """What the model says of each image, from V and from replaced tokens, and how often an answer's word is in it."""
+    for told in found["texts"]:
+        control = f"; control: the replaced tokens of {told['control_of']}" if "control" in told else ""
+        console.output.print(f"\n{told['image']}{control}")
+        said = {"V": "visual", "replaced": "replaced", "control": "control"}
+        texts = {name: " ".join(told[key].split()) or "(nothing)" for name, key in said.items() if key in told}
+        console.print_table(texts)
+    title = (
+        f"\nshare of texts with a content word of the answer ({found['scored']} of {found['images']} answers have one)"
+    )
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "own image", "other images"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, meaning in (("visual", "V"), ("replaced", "replaced")):
+        shares = (found.get(key) for key in (name, f"{name}_control"))
+        table.add_row(meaning, *("" if share is None else f"{share:.3f}" for share in shares))
+    console.output.print(table)
+
+
+def plain_metrics(found: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of `evaluate_model` that are one number each."""
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def _quoted(token: str) -> str:
+    text = token if token.isprintable() else repr(token)[1:-1]
+    return f"'{text[:_TOKEN]}…'" if len(text) > _TOKEN else f"'{text}'"
 
 
 def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from sea_pipeline.begin import begin
 from sea_pipeline.crops import MARK, crop_id
@@ -22,6 +22,7 @@ from sea_pipeline.records import fingerprint_of
 from sea_pipeline.run import Report, run
 from sea_pipeline.samples import Listing, Sample, list_samples
 from sea_pipeline.search import Backend
+from sea_pipeline.settings import Settings
 from sea_pipeline.shards import KIND, WORDS
 from sea_pipeline.wordlists import WordList, load_wordlist
 
@@ -34,10 +35,8 @@ def no_bar(what: str, total: int, done: int) -> AbstractContextManager[Callable[
     return nullcontext(lambda _: None)
 
 
-class LabelSettings(BaseModel):
-    """What `sea-pipeline label` is asked for; the fields are its options."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class LabelSettings(Settings):
+    """What `sea-pipeline label` is asked for."""
 
     images: str | None = None
     """A folder, a LLaVA `.json` or `.jsonl`, or None for the sample photos."""
@@ -63,34 +62,17 @@ class LabelSettings(BaseModel):
     retry_bad: bool = False
     """Read the shards with bad images again, in a finished folder too."""
 
-    @classmethod
-    def of(cls, **values: object) -> "LabelSettings":
-        """Settings from options.
-
-        Raises:
-            UserError: one line with every value that is out of range.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problems = (
-                f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg'][0].lower() + item['msg'][1:]}, "
-                f"found {item['input']!r}"
-                for item in error.errors()
-            )
-            raise UserError("; ".join(problems)) from error
-
 
 @dataclass
-class LabelRun:
-    """What `label_images` did, and with what."""
+class StageRun:
+    """What a command that works shard by shard did, and with what."""
 
     ledger: Ledger
     listing: Listing
     report: Report
     device: str
     backend: str = ""
-    """What proposed candidates; empty where nothing was left to do."""
+    """For labels what proposed candidates, for targets their codec; empty where nothing was left to do."""
 
 
 def label_images(
@@ -98,7 +80,7 @@ def label_images(
     *,
     begun: Callable[[Ledger], None] = lambda _: None,
     progress: ProgressBar = no_bar,
-) -> LabelRun:
+) -> StageRun:
     """Labels every image of an input, or what is missing of it; `begun` hears of the folder before the work starts.
 
     Raises:
@@ -121,12 +103,12 @@ def label_images(
     if settings.retry_bad or not ledger.finished:
         ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad)
     if ledger.complete:
-        return LabelRun(ledger, listing, Report(), device)
+        return StageRun(ledger, listing, Report(), device)
     stage = _stage(settings, encoder, words, device, progress)
     done = ledger.done()
     with progress("labelling", ledger.dataset.images, done.images + done.bad) as advance:
         report = run(ledger, stage, max_bad=settings.max_bad, advance=advance)
-    return LabelRun(ledger, listing, report, device, stage.search.backend)
+    return StageRun(ledger, listing, report, device, stage.search.backend)
 
 
 def _with_crops(samples: list[Sample], crops: int) -> list[Sample]:

@@ -70,7 +70,7 @@ def label(
         begun=lambda ledger: console.messages.print(f"labels go to {ledger.root}"),
         progress=console.progress,
     )
-    console.label_table(done)
+    console.stage_table(done, "labels", "labelled")
     if done.report.failed:
         raise typer.Exit(2)
 

@@ -83,11 +83,27 @@ def evaluate(
     transfer: Annotated[
         bool, typer.Option("--transfer", help="Carry labels of another grid or crop over by their crop boxes.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 8,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Name the LLM token nearest to each visual token at each layer.")
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Describe images from visual tokens, and from the tokens nearest to them."),
+    ] = False,
+    limit_images: Annotated[
+        int | None, typer.Option(min=1, help="Images for --layers (default: all) and --replace (default: 8).")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a description at most.")] = 48,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for what --layers and --replace find of each image.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a model: the language loss, and where its visual tokens lie among the LLM's words.
+
+    --layers and --replace are the analyses of BASIC's section 3 (Fig. 2 and 3).
 
     Example: sea-pipeline evaluate runs/train/x/model --data photos.json --labels runs/labels/mine
     """
@@ -96,13 +112,20 @@ def evaluate(
 
     settings = EvaluateSettings(
         model=model, data=data, labels=labels, image_root=image_root, template=template, transfer=transfer,
-        batch_size=batch_size, device=device,
+        batch_size=batch_size, device=device, layers=layers, replace=replace, limit_images=limit_images,
+        new_tokens=new_tokens, out=out,
     )  # fmt: skip
-    metrics = evaluate_model(settings, progress=console.progress)
+    found = evaluate_model(settings, progress=console.progress)
     if as_json:
-        print(json.dumps(metrics))
-    else:
-        console_training.metrics_table({str(model): metrics})
+        print(json.dumps(found))
+        return
+    console_training.metrics_table({str(model): console_training.plain_metrics(found)})
+    if layers:
+        console_training.layers_table(found["layers"])
+    if replace:
+        console_training.replace_tables(found["replace"])
+    if out:
+        console.output.print(f"\nWhat was found of each image is in {out}")
 
 
 @app.command()
@@ -117,7 +140,7 @@ def demo(
     from trainer.stages import train_stages
 
     done = label_images(LabelSettings(out=out / "labels"), progress=console.progress)
-    console.label_table(done)
+    console.stage_table(done, "labels", "labelled")
     store = open_labels(out / "labels")
     console.statistics_tables(analysis.statistics(store), store.words)
     pictures = save_pictures(store, done.ledger.image_root, out / "pictures")

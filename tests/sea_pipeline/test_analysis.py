@@ -10,7 +10,7 @@ from PIL import Image
 from sea_pipeline import LabelStore, open_labels
 from sea_pipeline.analysis import image_words, labels_to_json, statistics
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import LabelRun
+from sea_pipeline.label_run import StageRun
 from sea_pipeline.pictures import draw_words, save_pictures
 from sea_pipeline.store import Labels
 from tests.sea_pipeline.test_label import GRID, similarities
@@ -18,7 +18,7 @@ from tests.world import COLOURS, ColourEncoder, draw
 
 
 @pytest.fixture
-def store(label: Callable[..., LabelRun], tmp_path: Path) -> LabelStore:
+def store(label: Callable[..., StageRun], tmp_path: Path) -> LabelStore:
     draw(tmp_path / "photos" / "a" / "x.png", GRID, size=(48, 48))
     label(images=str(tmp_path / "photos"), top_n=1)
     return open_labels(tmp_path / "labels")
@@ -60,7 +60,7 @@ def test_a_picture_tints_the_patches_of_one_word_alike() -> None:
     assert (drawn[middle, :cell].min(), drawn[middle, cell + 6 : 2 * cell - 6].std(0).max()) < (120, 1)
 
 
-def test_pictures_of_two_ids_never_share_a_file(label: Callable[..., LabelRun], tmp_path: Path) -> None:
+def test_pictures_of_two_ids_never_share_a_file(label: Callable[..., StageRun], tmp_path: Path) -> None:
     for name in ("a/x.png", "b/x.png", "x.png", "x.webp"):
         draw(tmp_path / "photos" / name, GRID)
     label(images=str(tmp_path / "photos"))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sea_pipeline import open_labels
-from sea_pipeline.label_run import LabelRun
+from sea_pipeline.label_run import StageRun
 from sea_pipeline.pixels import BadImageError, read_image
 from sea_pipeline.storage import publish_bytes
 from tests.sea_pipeline.test_pixels import bomb, jpeg
@@ -49,7 +49,7 @@ def fill(folder: Path) -> None:
 
 
 def test_bad_pictures_are_quarantined_with_reasons_and_the_rest_is_labelled(
-    label: Callable[..., LabelRun], tmp_path: Path
+    label: Callable[..., StageRun], tmp_path: Path
 ) -> None:
     photos = draw_folder(tmp_path / "photos", 9)
     label(images=str(photos), out=tmp_path / "clean")

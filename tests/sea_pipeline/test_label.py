@@ -9,12 +9,12 @@ import torch
 
 from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import LabelRun
+from sea_pipeline.label_run import StageRun
 from sea_pipeline.shards import shard_footer
 from sea_pipeline.store import Labels
 from tests.world import COLOURS, ColourEncoder, draw, draw_folder
 
-Label = Callable[..., LabelRun]
+Label = Callable[..., StageRun]
 GRID = [["red", "green", "blue", "grey"], ["brown", "red", "red", "cyan"], ["yellow", "magenta", "green", "brown"]]
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from sea_pipeline import LabelStore, label_cache, open_labels
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import LabelRun
+from sea_pipeline.label_run import StageRun
 from tests.world import draw_folder
 
 
 @pytest.fixture
-def store(label: Callable[..., LabelRun], tmp_path: Path) -> LabelStore:
+def store(label: Callable[..., StageRun], tmp_path: Path) -> LabelStore:
     photos = draw_folder(tmp_path / "photos", 70)
     (photos / "003.png").write_bytes(b"")
     label(images=str(photos), top_n=8, shard_size=40, max_bad=1)
@@ -57,7 +57,7 @@ def test_an_interrupted_unpacking_leaves_nothing(
     assert not half.exists()
 
 
-def test_other_labels_are_another_cache(store: LabelStore, label: Callable[..., LabelRun], tmp_path: Path) -> None:
+def test_other_labels_are_another_cache(store: LabelStore, label: Callable[..., StageRun], tmp_path: Path) -> None:
     label(images=str(tmp_path / "photos"), top_n=2, out=tmp_path / "two", max_bad=1)
     other = label_cache.label_cache(open_labels(tmp_path / "two"))
     assert other.folder != label_cache.label_cache(store).folder

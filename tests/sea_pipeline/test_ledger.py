@@ -8,13 +8,13 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import LabelRun
+from sea_pipeline.label_run import StageRun
 from sea_pipeline.ledger import Ledger
 from tests.world import draw_folder
 
 
 @pytest.fixture
-def folder(label: Callable[..., LabelRun], tmp_path: Path) -> Path:
+def folder(label: Callable[..., StageRun], tmp_path: Path) -> Path:
     photos = draw_folder(tmp_path / "photos", 9)
     (photos / "003.png").write_bytes(b"")
     label(images=str(photos))

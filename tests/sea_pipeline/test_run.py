@@ -18,11 +18,11 @@ import torch
 
 from sea_pipeline import open_labels, storage
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import LabelRun
+from sea_pipeline.label_run import StageRun
 from sea_pipeline.ledger import Ledger
 from tests.world import ColourEncoder, draw_folder, word_file
 
-Label = Callable[..., LabelRun]
+Label = Callable[..., StageRun]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.label_run import LabelRun
+from sea_pipeline.label_run import StageRun
 from sea_pipeline.shards import LabelRow, ShardWriter, shard_footer
 from tests.world import draw_folder
 
@@ -108,7 +108,7 @@ def test_page_checksums_are_written(tmp_path: Path) -> None:
 
 
 def test_the_store_reads_what_the_frozen_interface_promises(
-    label: Callable[..., LabelRun], words: Path, tmp_path: Path
+    label: Callable[..., StageRun], words: Path, tmp_path: Path
 ) -> None:
     run = label(images=str(draw_folder(tmp_path / "photos", 11)), top_n=8)
     store = open_labels(str(tmp_path / "labels"))

@@ -1,0 +1,62 @@
+"""The command that stores BASIC's supervision."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sea_pipeline.cli import app
+
+
+@app.command()
+def teacher(
+    model: Annotated[Path, typer.Option(help="A LLaVA folder: its LLM's layers are the teacher.")],
+    data: Annotated[str, typer.Option(help="A LLaVA .json or .jsonl file, or `samples`.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder. Default: one below runs/targets, named by the settings.")
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder that the paths in the data are relative to. Default: the data's own.")
+    ] = None,
+    codec: Annotated[
+        Literal["float16", "int8", "pq64"],
+        typer.Option(help="Bytes of a vector of width d: 2 d, d + 2, or 64 (needs FAISS; for a first look)."),
+    ] = "int8",
+    template: Annotated[
+        Literal["plain", "vicuna_v1", "own"], typer.Option(help="How conversations are written; own: the LLM's way.")
+    ] = "own",
+    layers: Annotated[int | None, typer.Option(help="k of Eq. 4 and 5. Default: half of the LLM's layers.")] = None,
+    layer_weights: Annotated[
+        Literal["inc", "const", "dec"], typer.Option(help="w_i of Eq. 4: growing as i^2, equal, or falling.")
+    ] = "inc",
+    normalise: Annotated[
+        Literal["none", "unit"], typer.Option(help="unit: every layer's tokens get the same length before the sum.")
+    ] = "none",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the model's weights.")] = "float32",
+    limit: Annotated[int | None, typer.Option(help="Only the first N images, in the order of their ids.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 8,
+    shard_size: Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")] = 256,
+    max_bad: Annotated[
+        float, typer.Option(help="Stop when more than this share of all images is bad; 0 allows none.")
+    ] = 0.01,
+    yes: Annotated[bool, typer.Option("--yes", help="Write more than 100 GB without asking.")] = False,
+) -> None:
+    """Store what BASIC takes for its teacher, for every image: the LLM's refined visual embeddings and attention.
+
+    Finished shards are kept: after a kill, run the same command again. `teacher: FOLDER` in a recipe reads them.
+
+    Example: sea-pipeline teacher --model runs/train/x/model --data photos.json --image-root photos
+    """
+    from sea_pipeline import console
+    from trainer.teach_run import TeachSettings, teach_images
+
+    settings = TeachSettings.of(
+        model=model, data=data, out=out, image_root=image_root, codec=codec, template=template, dtype=dtype,
+        basic={"layers": layers, "layer_weights": layer_weights, "normalise": normalise}, limit=limit, device=device,
+        batch_size=batch_size, shard_size=shard_size, max_bad=max_bad, yes=yes,
+    )  # fmt: skip
+    done = teach_images(settings, say=console.messages.print, progress=console.progress)
+    console.stage_table(done, "targets", "taught")
+    if done.report.failed:
+        raise typer.Exit(2)

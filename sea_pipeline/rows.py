@@ -1,0 +1,159 @@
+"""Reading the rows of a finished folder by image id; what labels and targets have in common."""
+
+import bisect
+import difflib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.ledger import QUARANTINE, Ledger
+from sea_pipeline.records import Manifest, check_file
+
+
+class RowStore:
+    """The rows of a finished folder, a collection of image ids.
+
+    It can be used from threads, pickled, and carried into forked processes: no file stays open between two reads.
+    """
+
+    def __init__(self, ledger: Ledger, manifest: Manifest) -> None:
+        self.path = ledger.root
+        self.grid: tuple[int, int] = tuple(manifest.fields["grid"])
+        """(rows, columns)."""
+        self.fingerprint = manifest.fingerprint
+        self.manifest: dict[str, Any] = manifest.model_dump()
+        """`manifest.json` as a dictionary."""
+        self.image_root = Path(ledger.dataset.image_root)
+        self._ledger = ledger
+        self._shards = [ledger.root / file.path for file in manifest.shards]
+        self._cached: tuple[tuple[int, int], pa.Table] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the row group that was read last."""
+        return self.__dict__ | {"_cached": None}
+
+    def __len__(self) -> int:
+        rows: int = self.manifest["rows"]
+        return rows
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The image ids in the order of the rows."""
+        return [image_id for shard in self._shards for image_id in _column(shard, "image_id")]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._index
+
+    def uri(self, image_id: str) -> str:
+        """Where the image was when its row was made, relative to `image_root`."""
+        uri: str = self._row(image_id)["uri"][0].as_py()
+        return uri
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows in plan order, one row group at a time."""
+        for shard in self._shards:
+            with _damage(shard):
+                groups = _open(shard).num_row_groups
+            yield from (_read(shard, group) for group in range(groups))
+
+    def quarantine(self) -> Iterator[dict[str, Any]]:
+        """The bad images: image_id, uri, stage, error, message, image_sha256."""
+        return self._ledger.quarantined()
+
+    @cached_property
+    def _index(self) -> dict[str, tuple[int, int, int]]:
+        """Where every image is: shard, row group, row in it."""
+        sizes = map(_group_sizes, self._shards, self.manifest["shard_rows"])
+        places = (
+            (shard, group, row)
+            for shard, groups in enumerate(sizes)
+            for group, rows in enumerate(groups)
+            for row in range(rows)
+        )
+        return dict(zip(self.ids, places, strict=True))
+
+    def _row(self, image_id: str) -> pa.Table:
+        """A table of one row.
+
+        Raises:
+            KeyError: there is no such image; says how many there are and shows the nearest id.
+        """
+        if image_id not in self._index:
+            raise KeyError(f"{image_id!r} is none of the {len(self):,} images{self._nearest(image_id)}")
+        shard, group, row = self._index[image_id]
+        cached = self._cached  # another thread may replace it
+        if cached is None or cached[0] != (shard, group):
+            self._cached = cached = (shard, group), _read(self._shards[shard], group)
+        return cached[1].slice(row, 1)
+
+    def _nearest(self, image_id: str) -> str:
+        image_id = str(image_id)
+        name = image_id.rsplit("/", 1)[-1]
+        ordered = sorted(self.ids)
+        place = bisect.bisect(ordered, image_id)
+        pool = ordered[max(0, place - 500) : place + 500]
+        pool += [other for other in ordered if other.rsplit("/", 1)[-1] == name][:100]
+        nearest = difflib.get_close_matches(image_id, pool, n=1, cutoff=0.0)
+        return f"; the nearest is {nearest[0]!r}" if nearest else ""
+
+
+def open_finished(path: str | Path, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:
+    """The ledger and the manifest of a finished folder of one kind, its files checked; the shards if `verify`.
+
+    Raises:
+        UserError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
+    """
+    root = Path(path)
+    ledger = Ledger.open(root)
+    if ledger.dataset.kind != kind:
+        raise UserError(f"{root}: expected {kind}, found {ledger.dataset.kind}")
+    manifest = ledger.manifest()
+    files = [file for file in manifest.other_files if not file.path.startswith(f"{QUARANTINE}/")]
+    files += manifest.shards if verify else []
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for problem in pool.map(lambda file: check_file(root, file), files):
+            if problem:
+                raise UserError(f"{problem}; restore it, or delete it and run the command that made the {kind} again")
+    return ledger, manifest
+
+
+def _open(shard: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(shard, page_checksum_verification=True, memory_map=True)
+
+
+def _group_sizes(shard: Path, rows: int) -> list[int]:
+    with _damage(shard):
+        metadata = _open(shard).metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if sum(sizes) != rows:
+        raise UserError(f"{shard}: damaged: expected {rows:,} rows, found {sum(sizes):,}")
+    return sizes
+
+
+def _column(shard: Path, name: str) -> list[Any]:
+    with _damage(shard):
+        values: list[Any] = _open(shard).read(columns=[name], use_threads=False)[name].to_pylist()
+    return values
+
+
+def _read(shard: Path, group: int) -> pa.Table:
+    with _damage(shard):
+        return _open(shard).read_row_group(group, use_threads=False)
+
+
+@contextmanager
+def _damage(shard: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{shard}: damaged: {' '.join(str(error).split())}") from error

@@ -1,0 +1,194 @@
+"""The contract for a teacher's targets (BASIC section 4.1): what a shard holds, how it is written, how it is read.
+
+One row an image, in plan order; bad images have no row here but one in the quarantine table. m patches, row-major;
+refined embeddings V^ of width d. Columns:
+
+    image_id      string             what training data calls the image
+    uri           string             where it was, relative to the image root
+    image_sha256  binary[32]         of the file's bytes
+    attention     float32[m]         a, the degree of supervision of each patch (BASIC Eq. 5); sums to 1
+    codes         binary[m * bytes]  V^ (BASIC Eq. 4) patch by patch, as the folder's codec writes it
+
+Beside the shards lies `codec.safetensors`, without which codes are only bytes; see `codecs.py`. The manifest's fields
+hold `grid`, [rows, columns] with rows * columns = m; `width`, d; and `codec`, the codec's name.
+
+The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields. A row group holds about 1 MiB
+of codes, so that one image is read without many others.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sea_pipeline.codecs import Codec, CodecName, bytes_per_vector, load_codec
+from sea_pipeline.errors import UserError
+from sea_pipeline.ledger import Ledger
+from sea_pipeline.records import Manifest
+from sea_pipeline.rows import RowStore, open_finished
+
+KIND = "targets"
+CODEC = "codec.safetensors"
+
+_FOOTER = b"sea_pipeline"
+_GROUP_BYTES = 1 << 20
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What a teacher says of one image."""
+
+    refined: npt.NDArray[np.float32]
+    """V^, (m, d) (BASIC Eq. 4); patches are row-major."""
+    attention: npt.NDArray[np.float32]
+    """a, (m,), not negative, sums to 1 (BASIC Eq. 5)."""
+
+
+class TargetRow(NamedTuple):
+    """What is stored of one image."""
+
+    image_id: str
+    uri: str
+    image_sha256: bytes
+    targets: Targets
+
+
+def target_schema(patches: int, bytes_per_vector: int) -> pa.Schema:
+    """The columns of a shard of targets."""
+    element = pa.field("element", pa.float32(), nullable=False)
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("image_sha256", pa.binary(32), nullable=False),
+            pa.field("attention", pa.list_(element, patches), nullable=False),
+            pa.field("codes", pa.binary(patches * bytes_per_vector), nullable=False),
+        ]
+    )
+
+
+def bytes_per_image(patches: int, codec: CodecName, width: int) -> int:
+    """The bytes of one image's codes and attention before compression, which saves little."""
+    return patches * (bytes_per_vector(codec, width) + 4)
+
+
+class TargetWriter:
+    """Writes the rows of one shard as they come; holds one row group in memory.
+
+    Args:
+        path: the file.
+        patches: m.
+        codec: what V^ is encoded with; the folder's `codec.safetensors`.
+    """
+
+    def __init__(self, path: Path, patches: int, codec: Codec) -> None:
+        self._shape = patches, codec.width
+        self._codec = codec
+        self._schema = target_schema(patches, codec.bytes_per_vector)
+        self._rows_per_group = max(1, _GROUP_BYTES // (patches * codec.bytes_per_vector))
+        self._rows: list[tuple[Any, ...]] = []
+        # Our own file object: Python's OSError says why a disk cannot be written, Arrow's may not.
+        self._file = path.open("wb")
+        self._writer = pq.ParquetWriter(
+            self._file,
+            self._schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=False,
+            write_statistics=["image_id"],
+            write_page_checksum=True,
+        )
+
+    def __enter__(self) -> "TargetWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+            else:
+                # Else Arrow closes it later, when the file is gone. The file is thrown away in any case.
+                with suppress(Exception):
+                    self._writer.close()
+
+    def add(self, row: TargetRow) -> None:
+        """Appends one image.
+
+        Raises:
+            ValueError: the targets are of other shapes, the attention does not sum to 1, or the codec cannot hold V^.
+        """
+        refined, attention = row.targets.refined, row.targets.attention
+        if (refined.shape, attention.shape) != (self._shape, self._shape[:1]):
+            found = f"{refined.shape} and {attention.shape}"
+            raise ValueError(f"{row.image_id}: expected V^ {self._shape} and a {self._shape[:1]}, found {found}")
+        total = attention.sum(dtype=np.float64)
+        if not (abs(total - 1) <= _SUM_TOLERANCE and (attention >= 0).all()):
+            raise ValueError(f"{row.image_id}: expected attention degrees >= 0 that sum to 1, found a sum of {total:g}")
+        codes = self._codec.encode(refined).tobytes()
+        self._rows.append((row.image_id, row.uri, row.image_sha256, attention.astype(np.float32), codes))
+        if len(self._rows) == self._rows_per_group:
+            self._flush()
+
+    def set_footer(self, footer: dict[str, Any]) -> None:
+        """Sets the JSON object of the footer; before the writer closes."""
+        self._writer.add_key_value_metadata({_FOOTER: json.dumps(footer, sort_keys=True)})
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = zip(self._schema, zip(*self._rows, strict=True), strict=True)
+            arrays = [pa.array(values, field.type) for field, values in columns]
+            self._writer.write_table(pa.table(arrays, schema=self._schema), row_group_size=self._rows_per_group)
+            self._rows.clear()
+
+
+class TargetStore(RowStore):
+    """The targets of a finished run, by image id. Open it with `open_targets`."""
+
+    def __init__(self, ledger: Ledger, manifest: Manifest, codec: Codec) -> None:
+        super().__init__(ledger, manifest)
+        self.width = codec.width
+        """d."""
+        self.codec = codec
+
+    def __getitem__(self, image_id: str) -> Targets:
+        """The targets of one image, arrays of its own.
+
+        Raises:
+            KeyError: there is no such image; says how many there are and shows the nearest id.
+        """
+        row = self._row(image_id)
+        codes = np.frombuffer(row["codes"][0].as_buffer(), np.uint8).reshape(-1, self.codec.bytes_per_vector)
+        attention = row["attention"].combine_chunks().flatten().to_numpy().copy()
+        return Targets(self.codec.decode(codes), attention)
+
+
+def open_targets(path: str | Path, *, verify: bool = True) -> TargetStore:
+    """Opens the targets that `sea-pipeline teacher` wrote.
+
+    Args:
+        path: the output folder.
+        verify: hash every shard first. Without it damage is still found, but only when the damaged page is read.
+
+    Raises:
+        ValueError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
+    """
+    ledger, manifest = open_finished(path, KIND, verify=verify)
+    codec = load_codec(ledger.root / CODEC)
+    expected, found = (manifest.fields["codec"], manifest.fields["width"]), (codec.name, codec.width)
+    if found != expected:
+        raise UserError(
+            f"{ledger.root / CODEC}: expected {expected[0]} of width {expected[1]}, as manifest.json says; "
+            f"found {found[0]} of width {found[1]}"
+        )
+    return TargetStore(ledger, manifest, codec)
