@@ -11,7 +11,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
 from sea_pipeline import cli, label_run
-from sea_pipeline.label_run import LabelRun, LabelSettings
+from sea_pipeline.label_run import LabelSettings, StageRun
 from tests.world import ColourEncoder, word_file
 
 
@@ -35,10 +35,10 @@ def words(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def label(encoder: ColourEncoder, words: Path, tmp_path: Path) -> Callable[..., LabelRun]:
+def label(encoder: ColourEncoder, words: Path, tmp_path: Path) -> Callable[..., StageRun]:
     """Labels with the tiny world's settings; any of them can be given."""
 
-    def run(**settings: Any) -> LabelRun:
+    def run(**settings: Any) -> StageRun:
         defaults = {"wordlist": str(words), "top_n": 3, "out": tmp_path / "labels", "shard_size": 4, "device": "cpu"}
         return label_run.label_images(LabelSettings.of(**(defaults | settings)))
 

@@ -11,11 +11,11 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors"},
-    {"storage", "optional", "crops", "pixels", "devices", "llava_json", "codecs"},
-    {"records", "wordlists", "samples"},
+    {"storage", "optional", "crops", "pixels", "devices", "llava_json", "settings"},
+    {"records", "wordlists", "samples", "codecs"},
     {"plan", "quarantine"},
     {"ledger"},
-    {"shards", "run", "begin"},
+    {"shards", "run", "begin", "rows"},
     {"store", "search", "encoders", "teacher"},
     {"analysis", "label", "label_cache"},
     {"pictures", "console", "label_run"},
@@ -25,15 +25,28 @@ FLOORS = [
 """Top-level modules of sea_pipeline from the ground up; a module imports only from floors below its own."""
 
 TRAINER_FLOORS = [
-    {"losses", "sampling", "sampler", "metrics", "templates", "geometry", "balance", "checkpoints", "log", "recipe", "tap"},
+    {
+        "losses",
+        "sampling",
+        "sampler",
+        "metrics",
+        "templates",
+        "geometry",
+        "balance",
+        "checkpoints",
+        "log",
+        "recipe",
+        "tap",
+    },
     {"towers", "chat_template", "encode", "words", "sea", "supervision", "recipe_file"},
-    {"folder_check", "model", "conversations"},
+    {"folder_check", "basic", "conversations"},
+    {"model"},
     {"parts", "data"},
-    {"init", "features", "norm", "evaluate", "loop", "layers"},
-    {"load"},
+    {"init", "features", "norm", "evaluate", "loop"},
+    {"load", "layers", "replace"},
     {"sources", "save"},
     {"build", "teach"},
-    {"train", "evaluate_run"},
+    {"train", "evaluate_run", "teach_run"},
     {"stages"},
 ]
 """The same for trainer."""

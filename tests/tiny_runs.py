@@ -26,7 +26,7 @@ from trainer.load import open_model_folder
 from trainer.log import MetricsLog
 from trainer.loop import AlignTrainer
 from trainer.recipe import Recipe
-from trainer.sources import open_conversations, open_label_source
+from trainer.sources import open_conversations, open_label_source, open_teacher
 
 ROWS = 12
 """Samples to train on: captions, a conversation of two turns, a text without an image. Three more are held out."""
@@ -119,7 +119,8 @@ def tiny_trainer(recipe: Recipe, out: Path) -> AlignTrainer:
     store = open_label_source(recipe, folder, conversations)
     out.mkdir(parents=True, exist_ok=True)
     log = MetricsLog(out / "metrics.jsonl", lambda title, values: None)
-    return build(Inputs(recipe, folder, conversations, store), out, no_bar, [log])
+    targets = open_teacher(recipe, folder, conversations)
+    return build(Inputs(recipe, folder, conversations, store, targets), out, no_bar, [log])
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

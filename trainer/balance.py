@@ -33,19 +33,18 @@ class Balance(nn.Module):
         for name, value in (("weight", 1.0 if self.auto else float(weight)), ("lm_norm", 0.0), ("term_norm", 0.0)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
-    def update(self, lm_norm: float, term_norm: float) -> dict[str, float]:
-        """Takes a measurement, moves the weight where it is `auto`, and gives what a log shows.
+    def update(self, lm_norm: float, term_norm: float) -> float | None:
+        """Takes a measurement, moves the weight where it is `auto`, and gives |weight * grad L_term| / |grad L_lm|.
 
-        A measurement in which either norm is 0 or not finite says nothing and is left out.
+        A measurement in which either norm is 0 or not finite says nothing: None.
         """
         if not (0 < lm_norm < float("inf") and 0 < term_norm < float("inf")):
-            return {}
+            return None
         for mean, new in ((self.lm_norm, lm_norm), (self.term_norm, term_norm)):
             mean.copy_(_KEEP * mean + (1 - _KEEP) * new if mean > 0 else torch.tensor(new))
         if self.auto:
             self.weight.copy_(self.target * self.lm_norm / self.term_norm)
-        weight = float(self.weight)
-        return {"grad_norm_lm": lm_norm, "grad_norm_sea": term_norm, "grad_ratio": weight * term_norm / lm_norm}
+        return float(self.weight) * term_norm / lm_norm
 
 
 class Probe:

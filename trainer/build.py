@@ -1,12 +1,17 @@
 """A run's inputs to a trainer that is ready: model, terms, data, metrics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from sea_pipeline.teacher import TargetStore
+
 from sea_pipeline.label_run import ProgressBar
 from sea_pipeline.store import LabelStore
 from trainer.balance import Balance
+from trainer.basic import BasicTerm
 from trainer.data import Labels, TrainingData
 from trainer.evaluate import Evaluator
 from trainer.features import tower_features
@@ -15,6 +20,7 @@ from trainer.loop import AlignTrainer, learning_rate, training_arguments
 from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
 from trainer.sources import Conversations, labels_for
+from trainer.supervision import Supervision
 
 
 @dataclass(frozen=True)
@@ -25,31 +31,51 @@ class Inputs:
     folder: ModelFolder
     conversations: Conversations
     store: LabelStore | None
+    targets: TargetStore | None = None
 
 
 def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]) -> AlignTrainer:
     """The trainer of a run, whose checkpoints go below `out`.
 
     Raises:
-        UserError: an input does not fit; see `load_model`, `sea_term` and `tower_features`.
+        UserError: an input does not fit; see `load_model`, `sea_term`, `basic_term` and `tower_features`.
     """
     recipe, folder, store = inputs.recipe, inputs.folder, inputs.store
     sea = recipe.loss.sea
     args = training_arguments(recipe, out)
     model = load_model(folder, recipe)
     labels = labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store else None
-    balance = None
     if sea.weight:
         assert store is not None
         model.sea_term = sea_term(folder, store.words, sea)
-        balance = Balance(sea.weight, sea.ratio)
+    if basic := [name for name in recipe.loss.terms() if name != "sea"]:
+        model.basic_term = basic_term(model, folder, recipe, basic)
+    balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
     data = _data(inputs, labels if sea.weight else None)
     if recipe.data.keep_features:
         images = len(inputs.conversations.image_ids()) * (1 + recipe.labels.crops)
         with progress("features", images, 0) as advance:
             data.kept = tower_features(model, data, advance)
     evaluator = _evaluator(inputs, labels, args.per_device_eval_batch_size, str(args.device))
-    return AlignTrainer(model, balance, data, recipe, args, evaluator, callbacks)
+    return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
+
+
+def basic_term(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: Sequence[str]) -> BasicTerm:
+    """BASIC's terms of a model, with supervision by its own LLM unless the recipe names a teacher.
+
+    Raises:
+        UserError: the LLM is of a family whose attention cannot be looked at.
+    """
+    basic, precision = recipe.loss.basic, recipe.loss.sds.precision
+    half = precision == "bfloat16" or (precision == "auto" and recipe.training_arguments.get("bf16"))
+    return BasicTerm(
+        terms,
+        folder.vocabulary,
+        supervision=Supervision(model.model.language_model, basic) if recipe.teacher is None else None,
+        equal=basic.degree == "equal",
+        prompt_only=basic.text == "prompt",
+        matmul_dtype=torch.bfloat16 if half else None,
+    )
 
 
 def _data(inputs: Inputs, labels: Labels | None) -> TrainingData:
@@ -60,6 +86,7 @@ def _data(inputs: Inputs, labels: Labels | None) -> TrainingData:
         folder.processor,
         folder.grid,
         labels=labels,
+        targets=inputs.targets,
         crops=recipe.labels.crops,
         random_crop=recipe.data.random_crop,
         seed=recipe.seed,

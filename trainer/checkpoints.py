@@ -21,28 +21,26 @@ _STATE = "trainer_state.json"
 
 
 def save_trained(
-    model: nn.Module, balance: nn.Module | None, folder: Path, state: dict[str, torch.Tensor] | None = None
+    model: nn.Module, balances: nn.Module, folder: Path, state: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Writes every parameter that trains, and what the balance has measured."""
+    """Writes every parameter that trains, and what the balances have measured."""
     folder.mkdir(parents=True, exist_ok=True)
     values = dict(model.named_parameters()) if state is None else state
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     kept = {name: value.detach().cpu().contiguous() for name, value in values.items() if name in trains}
-    if balance is not None:
-        kept |= {f"{_BALANCE}{name}": value for name, value in balance.state_dict().items()}
+    kept |= {f"{_BALANCE}{name}": value for name, value in balances.state_dict().items()}
     save_file(kept, folder / _TRAINED)
 
 
-def load_trained(model: nn.Module, balance: nn.Module | None, folder: Path) -> None:
+def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
     """Reads what `save_trained` wrote.
 
     Raises:
         UserError: it belongs to a run in which other parameters train.
     """
     found = load_file(folder / _TRAINED)
-    if balance is not None:
-        own = {name: found.pop(f"{_BALANCE}{name}") for name in balance.state_dict() if f"{_BALANCE}{name}" in found}
-        balance.load_state_dict(own)
+    own = {name: found.pop(f"{_BALANCE}{name}") for name in balances.state_dict() if f"{_BALANCE}{name}" in found}
+    balances.load_state_dict(own)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if differing := sorted(parameters.keys() ^ found.keys()):
         raise UserError(f"{folder}: holds other trained parameters than this recipe's, such as {differing[0]}")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset as Rows
 from PIL import Image
+from sea_pipeline.teacher import Targets, TargetStore
 from torch.utils.data import Dataset
 
 from sea_pipeline.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
@@ -36,6 +37,8 @@ class Sample(TypedDict):
     """(K,): drawn patches, counted through the sample's images."""
     words: npt.NDArray[np.int64]
     """(K,)."""
+    targets: list[Targets]
+    """Of each image, where they are read from a teacher's cache; else empty."""
 
 
 class Kept(NamedTuple):
@@ -71,6 +74,7 @@ class TrainingData(Dataset[Sample]):
         processor: the model folder's; its image processor makes the tower's input.
         grid: (rows, columns) of visual tokens of an image.
         labels: None where no term needs words.
+        targets: of a teacher, of every image; None where no term needs them.
         crops: how many labelled crops each image has; one of them or the image itself is drawn.
         random_crop: least share of the largest square's area; None leaves images whole.
         seed: of crops and drawn words.
@@ -84,6 +88,7 @@ class TrainingData(Dataset[Sample]):
         grid: tuple[int, int],
         *,
         labels: Labels | None = None,
+        targets: TargetStore | None = None,
         crops: int = 0,
         random_crop: float | None = None,
         seed: int = 0,
@@ -94,6 +99,7 @@ class TrainingData(Dataset[Sample]):
         self.labels = labels
         self.kept: dict[str, Kept] | None = None
         """By view, see `tower_features`; given in place of pixels."""
+        self.targets = targets
         self._locate = locate
         self._crops = crops
         self._random_crop = random_crop
@@ -131,6 +137,7 @@ class TrainingData(Dataset[Sample]):
             images=torch.stack(images) if images else None,
             patches=np.concatenate(patches),
             words=np.concatenate(words),
+            targets=[self.targets[image_id] for image_id in row["images"]] if self.targets is not None else [],
         )
 
     def image(self, view: str, sample: str, random: np.random.Generator | None = None) -> tuple[Image.Image, CropBox]:
@@ -211,6 +218,9 @@ class Collator:
             batch["features"] = torch.cat(images)
         elif images:
             batch["pixel_values"] = torch.cat(images)
+        if targets := [one for sample in samples for one in sample["targets"]]:
+            batch["refined"] = torch.from_numpy(np.stack([one.refined for one in targets]))
+            batch["attention"] = torch.from_numpy(np.stack([one.attention for one in targets]))
         if self._labels is not None:
             batch["sea_patches"], batch["sea_words"] = self._pairs(samples, self._labels, random)
         return batch

@@ -1,7 +1,7 @@
 """transformers.Trainer with our losses: what is different, and nothing else."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,9 @@ from trainer.sampler import EpochSampler
 
 FEW_PAIRS = 64
 """Below so many patches a batch, the contrastive loss has too few negatives to mean much: said once."""
+
+_LENGTHS = ("visual_norm", "refined_norm")
+"""What is logged beside BASIC's terms."""
 
 DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
@@ -67,7 +70,7 @@ class AlignTrainer(Trainer):
 
     Args:
         model: with its `sea_term`, parts frozen.
-        balance: the weight of L_a; None without it.
+        balances: the weights of the terms beside L_lm, by name ("sea", "das", "sds").
         data: samples for training.
         recipe: of the run.
         args: of `training_arguments`.
@@ -77,7 +80,7 @@ class AlignTrainer(Trainer):
     def __init__(
         self,
         model: AlignedLlava,
-        balance: Balance | None,
+        balances: Mapping[str, Balance],
         data: TrainingData,
         recipe: Recipe,
         args: TrainingArguments,
@@ -96,14 +99,15 @@ class AlignTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
         self.recipe = recipe
-        self.balance = balance
+        self.balances = cast("dict[str, Balance]", nn.ModuleDict(balances))
         self.data = data
         self._evaluator = evaluator
         self._probe = Probe(model.model.multi_modal_projector)
         self._terms: dict[str, torch.Tensor] = {}
+        beside = {"sea": ["sea_pairs"], "das": _LENGTHS, "sds": _LENGTHS}
+        logged = [name for term in balances for name in (f"loss_{term}", *beside[term])]
         self._sums: dict[str, list[torch.Tensor]] = {
-            name: []
-            for name in (["loss_lm"] if recipe.loss.lm else []) + (["loss_sea", "sea_pairs"] if balance else [])
+            name: [] for name in (["loss_lm"] if recipe.loss.lm else []) + logged
         }
         self._measured: dict[str, float] = {}
         self._measured_step = -1
@@ -115,7 +119,7 @@ class AlignTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401 - as in Trainer
-        """Loss = lm * L_lm + sea * L_a (Eq. 11), scaled so that the micro-batches and processes of a step add up."""
+        """The weighted sum of the terms, see `Loss`, scaled so that micro-batches and processes of a step add up."""
         with self._probe.watching():
             given = model(**inputs)
         trained, steps = max(1, len(inputs["targets"])), self.current_gradient_accumulation_steps
@@ -127,12 +131,13 @@ class AlignTrainer(Trainer):
         loss = given.get("nothing", 0.0)
         if "lm" in given:
             loss = loss + self.recipe.loss.lm * share * given["lm"]
-        if "sea" in given:
-            assert self.balance is not None
-            self._terms["sea"] = given["sea"]
-            loss = loss + float(self.balance.weight) / steps * given["sea"]
-        if self._due() and {"lm", "sea"} <= given.keys():
-            self._probe.term("sea", given["sea"], given["visual"])
+        present = [name for name in self.balances if name in given]
+        for name in present:
+            self._terms[name] = given[name]
+            loss = loss + float(self.balances[name].weight) / steps * given[name]
+        if self._due() and "lm" in given and present:
+            for name in present:
+                self._probe.term(name, given[name], given["visual" if name == "sea" else "visual_basic"])
             self._probe.follow("lm", given["visual_lm"], scale=self.recipe.loss.lm * share * trained)
         self._remember(given)
         return (loss, given) if return_outputs else loss
@@ -168,8 +173,9 @@ class AlignTrainer(Trainer):
     def _remember(self, given: dict[str, torch.Tensor]) -> None:
         for name, value in self._terms.items():
             self._sums[f"loss_{name}"].append(value.detach())
-        if "sea_pairs" in given:
-            self._sums["sea_pairs"].append(given["sea_pairs"])
+        for name in ("sea_pairs", *_LENGTHS):
+            if name in given:
+                self._sums[name].append(given[name])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log line, with each term, N, the temperature, and the last measurement of the gradients."""
@@ -180,9 +186,9 @@ class AlignTrainer(Trainer):
                 values.clear()
                 if count:
                     logs[name] = total / count
-            if self.balance is not None:
-                term = self.accelerator.unwrap_model(self.model).sea_term
-                logs |= {"sea_weight": float(self.balance.weight), "sea_scale": float(term.log_scale.detach().exp())}
+            logs |= {f"{name}_weight": float(balance.weight) for name, balance in self.balances.items()}
+            if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
+                logs["sea_scale"] = float(term.log_scale.detach().exp())
             logs |= self._measured
             self._measured = {}
         super().log(logs, start_time)
@@ -192,7 +198,7 @@ class AlignTrainer(Trainer):
     def _due(self) -> bool:
         """Whether this micro-batch is measured: the first one of every so many steps."""
         return (
-            self.balance is not None
+            len(self.balances) > 0
             and self.accelerator.unwrap_model(self.model).training
             and self.state.global_step % self.recipe.loss.measure_every == 0
             and self.state.global_step != self._measured_step
@@ -200,12 +206,14 @@ class AlignTrainer(Trainer):
 
     def _measure(self) -> None:
         norms = self._probe.norms()
-        if self.balance is None or not self._due():
+        if not self._due():
             return
-        measured = torch.tensor([norms.get("lm", 0.0), norms.get("sea", 0.0)], device=self.args.device)
-        lm, sea = self.accelerator.reduce(measured, "mean").tolist()
+        measured = torch.tensor([norms.get(name, 0.0) for name in ("lm", *self.balances)], device=self.args.device)
+        lm, *terms = self.accelerator.reduce(measured, "mean").tolist()
         self._measured_step = self.state.global_step
-        self._measured |= self.balance.update(lm, sea)
+        for (name, balance), norm in zip(self.balances.items(), terms, strict=True):
+            if (ratio := balance.update(lm, norm)) is not None:
+                self._measured |= {"grad_norm_lm": lm, f"grad_norm_{name}": norm, f"grad_ratio_{name}": ratio}
 
     # Parts, their learning rates, their order
 
@@ -253,7 +261,7 @@ class AlignTrainer(Trainer):
         if not self.args.should_save or output_dir is None:
             return
         model = self.accelerator.unwrap_model(self.model)
-        checkpoints.save_trained(model, self.balance, Path(output_dir), state_dict)
+        checkpoints.save_trained(model, cast("nn.ModuleDict", self.balances), Path(output_dir), state_dict)
 
     def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
         """One epoch, but none behind the last step: the Trainer would take one more from the last checkpoint."""
@@ -263,7 +271,7 @@ class AlignTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = cast("AlignedLlava", self.model if model is None else model)
-        checkpoints.load_trained(target, self.balance, Path(resume_from_checkpoint))
+        checkpoints.load_trained(target, cast("nn.ModuleDict", self.balances), Path(resume_from_checkpoint))
 
 
 def learning_rate(name: str, recipe: Recipe) -> float:

@@ -14,6 +14,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer import towers as towers  # registers the towers that transformers lacks
+from trainer.basic import BasicTerm
 from trainer.sea import SeaTerm
 
 
@@ -36,6 +37,10 @@ class Batch(TypedDict, total=False):
     """int64 (N,): drawn patches as rows of the flattened (I * m)."""
     sea_words: torch.Tensor
     """int64 (N,): their words."""
+    refined: torch.Tensor
+    """float32 (I, m, d): V^ of Eq. 4 from a teacher's cache; absent where it is computed."""
+    attention: torch.Tensor
+    """float32 (I, m): a of Eq. 5, with `refined`."""
     rows: torch.Tensor
     """int64 (B,): the samples' rows in the data."""
     seed: int
@@ -51,16 +56,26 @@ class Losses(TypedDict, total=False):
     """L_a, a scalar."""
     sea_pairs: torch.Tensor
     """N of Eq. 9, after everything is dropped."""
+    das: torch.Tensor
+    """L_das, a scalar."""
+    sds: torch.Tensor
+    """L_sds, a scalar."""
+    visual_norm: torch.Tensor
+    """Mean length of V, with BASIC's terms."""
+    refined_norm: torch.Tensor
+    """Mean length of V^."""
     nothing: torch.Tensor
     """0 with a graph to the projector and the temperature, of a batch without images: both get a gradient anyway."""
     visual: torch.Tensor
     """V, (I, m, d), on its way into L_a; (1, N, d) of the drawn patches alone where L_lm is off."""
     visual_lm: torch.Tensor
     """V on its way into the LLM: the same numbers, a gradient of its own."""
+    visual_basic: torch.Tensor
+    """V on its way into L_das and L_sds; no gradient goes on from it to the tower."""
 
 
 class AlignedLlava(LlavaForConditionalGeneration):
-    """LLaVA with SEA's term inside its forward, where DDP and FSDP see every use of the projector.
+    """LLaVA with the papers' terms inside its forward, where DDP and FSDP see every use of the projector.
 
     Without `targets` the forward is the stock one, and so is what `save_pretrained` writes.
     """
@@ -68,6 +83,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config)
         self.sea_term: SeaTerm | None = None
+        self.basic_term: BasicTerm | None = None
         self.with_lm = True
         """Whether L_lm is computed; without it the LLM's layers are not touched."""
 
@@ -80,11 +96,10 @@ class AlignedLlava(LlavaForConditionalGeneration):
         if features is None:
             features = self.tower_output(batch["pixel_values"] if has_images else self._blank())
         patches = batch.get("sea_patches")
-        if not self.with_lm and patches is not None:  # nobody looks at the other visual tokens
-            features = features.flatten(0, 1)[patches].unsqueeze(0)
+        if not self.with_lm and self.basic_term is None and patches is not None:
+            features = features.flatten(0, 1)[patches].unsqueeze(0)  # nobody looks at the other visual tokens
             patches = torch.arange(len(patches), device=patches.device)
-        # float32: accelerate would give out copies of lower precisions, which are not in the graph of the losses
-        visual = self.model.multi_modal_projector(features).float()
+        visual = self._projected(features)
         encoded, term = None, self.sea_term
         in_term = term is not None and patches is not None and (has_images or term.gather)  # all processes meet in it
         if has_images or in_term:
@@ -93,7 +108,9 @@ class AlignedLlava(LlavaForConditionalGeneration):
             encoded = BaseModelOutputWithPooling(pooler_output=cast("Any", list(given["visual_lm"])))
         else:
             given["nothing"] = 0.0 * (visual.sum() + (term.log_scale if term is not None else 0.0))
-        if self.with_lm:
+        if has_images and self.basic_term is not None:
+            self._basic(given, visual, features, input_ids, batch, encoded)
+        elif self.with_lm:
             given["lm"] = self._language_loss(input_ids, batch, encoded)
         if in_term and term is not None:
             embed, words = self.get_input_embeddings(), batch["sea_words"]
@@ -101,12 +118,41 @@ class AlignedLlava(LlavaForConditionalGeneration):
             given["sea"], given["sea_pairs"] = term(flat, patches, words, embed, batch["seed"])
         return given
 
+    def _basic(
+        self,
+        given: Losses,
+        visual: torch.Tensor,
+        features: torch.Tensor,
+        input_ids: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        encoded: Any,  # noqa: ANN401
+    ) -> None:
+        """Adds L_lm, where it is on, and BASIC's terms: their targets are from the same pass through the LLM."""
+        term, embed = self.basic_term, self.get_input_embeddings()
+        assert term is not None
+        columns = input_ids == self.config.image_token_id
+        with term.watching(batch, columns, embed) as seen:
+            if self.with_lm:
+                given["lm"] = self._language_loss(input_ids, batch, encoded)
+        refined, attention = (batch["refined"], batch["attention"]) if seen is None else (seen.refined, seen.attention)
+        if features.requires_grad:  # a tower that trains: its gradient must not be BASIC's
+            visual = self._projected(features.detach())
+        given["visual_basic"] = visual
+        given |= term(visual, refined, attention, columns.sum(1) // visual.shape[1], embed)  # type: ignore[typeddict-item]
+        given["visual_norm"] = visual.detach().norm(dim=-1).mean()
+        given["refined_norm"] = refined.float().norm(dim=-1).mean()
+
     def tower_output(self, pixels: torch.Tensor) -> torch.Tensor:
         """What enters the projector: (I, 3, height, width) to (I, m, tower width), by the folder's layer and tokens."""
         layer, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy
         hidden = self.model.vision_tower(pixels, output_hidden_states=layer, return_dict=True).hidden_states
         chosen = [hidden[one] for one in ([layer] if isinstance(layer, int) else layer)]
         return torch.cat([one[:, 1:] if strategy == "default" else one for one in chosen], -1)
+
+    def _projected(self, features: torch.Tensor) -> torch.Tensor:
+        """V, in float32 at least: accelerate gives out copies of lower precisions, outside the losses' graph."""
+        visual: torch.Tensor = self.model.multi_modal_projector(features)
+        return visual.to(torch.promote_types(visual.dtype, torch.float32))
 
     def _blank(self) -> torch.Tensor:
         size: int = cast("Any", self.config.vision_config).image_size

@@ -121,8 +121,8 @@ class Basic(_Group):
     text: Literal["all", "prompt"] = "all"
     """Whose attention counts: every text token behind the image, or those that are not trained."""
     normalise: Literal["none", "unit"] = "none"
-    """`unit` gives each layer's visual tokens the length 1 before the sum, and the sum the mean length of the LLM's
-    embeddings: later layers' are longer, and one or two dimensions of them hold most of that length."""
+    """`unit` gives each layer's visual tokens the mean length of the LLM's embeddings before the sum: later layers' are
+    longer, and one or two dimensions of them hold most of that length."""
     outliers: Annotated[int, Field(ge=0)] = 0
     """So many dimensions of the supervision, those of the largest mean square in a batch, are set to 0."""
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset as Rows
+from sea_pipeline.teacher import TargetStore, open_targets
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.label_run import LabelRun, LabelSettings, label_images
+from sea_pipeline.label_run import LabelSettings, StageRun, label_images
 from sea_pipeline.llava_json import relative_path
 from sea_pipeline.samples import list_samples
 from sea_pipeline.storage import data_folder
@@ -92,7 +93,7 @@ def open_label_source(
     folder: ModelFolder,
     conversations: Conversations,
     *,
-    make: Callable[[LabelSettings], LabelRun] = label_images,
+    make: Callable[[LabelSettings], StageRun] = label_images,
 ) -> LabelStore | None:
     """The labels of a run: the folder named, else the newest that fits, else new ones where L_a needs them.
 
@@ -160,3 +161,27 @@ def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bo
         numbers = {sequence: number for number, sequence in enumerate(dict.fromkeys(sequences))}
         keys = np.array([numbers[sequence] for sequence in sequences])
     return Labels(label_cache(store), sea, transfer, keys)
+
+
+def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversations) -> TargetStore | None:
+    """The teacher's targets that a recipe names, where a term needs them.
+
+    Raises:
+        UserError: the folder is none, is of another grid or width, or lacks an image of the data.
+    """
+    if recipe.teacher is None or not {"das", "sds"} & recipe.loss.terms().keys():
+        return None
+    store = open_targets(recipe.teacher)
+    wanted, found = (*folder.grid, folder.config.text_config.hidden_size), (*store.grid, store.width)
+    if wanted != found:
+        raise UserError(
+            f"{recipe.teacher}: expected targets of {wanted[0]} x {wanted[1]} visual tokens of width {wanted[2]}, as "
+            f"{folder.path} has; found {found[0]} x {found[1]} of width {found[2]}; run sea-pipeline teacher with a "
+            "model of the same parts"
+        )
+    if missing := sorted(image for image in conversations.image_ids() if image not in store):
+        raise UserError(
+            f"{recipe.teacher}: lacks {len(missing):,} images of {conversations.file}, such as {missing[0]!r}; run "
+            "sea-pipeline teacher on that file, or leave their records out"
+        )
+    return store

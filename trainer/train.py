@@ -20,21 +20,20 @@ from transformers import set_seed
 
 from sea_pipeline import __version__
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import LabelRun, LabelSettings, ProgressBar, label_images, no_bar
+from sea_pipeline.label_run import LabelSettings, ProgressBar, StageRun, label_images, no_bar
 from sea_pipeline.records import differing_fields, fingerprint_of
 from sea_pipeline.storage import alone, file_sha256, make_folder, publish_bytes, sweep
-from sea_pipeline.store import LabelStore
 from trainer import checkpoints
 from trainer.build import Inputs, build, trainable
 from trainer.init import init_model
-from trainer.load import ModelFolder, open_model_folder
+from trainer.load import open_model_folder
 from trainer.log import MetricsLog, Screen, is_evaluation
 from trainer.loop import training_arguments
 from trainer.model import AlignedLlava
 from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
 from trainer.save import PROJECTOR, save_model
-from trainer.sources import LABELS, Conversations, open_conversations, open_label_source
+from trainer.sources import LABELS, open_conversations, open_label_source, open_teacher
 
 _ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
 """Beginnings of training arguments that change what a run writes or how fast, and no weight."""
@@ -88,7 +87,8 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     folder = open_model_folder(_model_path(recipe, told))
     conversations = open_conversations(recipe.data, folder)
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
-    fields = _fields(recipe, folder, conversations, store)
+    inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
+    fields = _fields(inputs)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields)[:8]}"
     make_folder(out.parent)
     with alone(out.parent):  # the processes of a run come at once; the first one begins it
@@ -97,7 +97,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
         told.say(f"{out}: this run is finished")
         return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
     told.say(f"the run goes to {out}" + (f"; labels: {store.path}" if store else ""))
-    return _Run(Inputs(recipe, folder, conversations, store), out, fields, told).finish()
+    return _Run(inputs, out, fields, told).finish()
 
 
 def _model_path(recipe: Recipe, told: Told) -> Path:
@@ -118,18 +118,18 @@ def _plain(spec: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in spec.rstrip("/").split("/")[-1])
 
 
-def _label(told: Told, settings: LabelSettings) -> LabelRun:
+def _label(told: Told, settings: LabelSettings) -> StageRun:
     make_folder(LABELS)
     with alone(LABELS):
         told.say("making labels, as none fit")
         return label_images(settings, progress=told.progress)
 
 
-def _fields(
-    recipe: Recipe, folder: ModelFolder, conversations: Conversations, store: LabelStore | None
-) -> dict[str, Any]:
+def _fields(inputs: Inputs) -> dict[str, Any]:
     """Everything that decides the trained weights, by name."""
-    settings = recipe.model_dump(mode="json", exclude={"name", "preset", "model", "labels", "evaluate_every"})
+    recipe, folder, store = inputs.recipe, inputs.folder, inputs.store
+    aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every"}
+    settings = recipe.model_dump(mode="json", exclude=aside)
     elsewhere = ("train", "image_root", "evaluate")
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
     arguments = settings["training_arguments"]
@@ -139,8 +139,9 @@ def _fields(
         "transfer": recipe.labels.transfer,
         "crops": recipe.labels.crops,
         "model": {"config": file_sha256(folder.path / "config.json"), "weights": _weights(folder.path)},
-        "data": file_sha256(conversations.file),
+        "data": file_sha256(inputs.conversations.file),
         "labels": store.fingerprint if store is not None and recipe.loss.sea.weight else None,
+        "teacher": inputs.targets.fingerprint if inputs.targets is not None else None,
     }
 
 

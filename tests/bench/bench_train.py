@@ -5,22 +5,24 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.label_run import LabelSettings, label_images, no_bar
 from sea_pipeline.store import open_labels
 from tests.bench.measure import Figure, in_turn
-from trainer.balance import Balance
-from trainer.data import Collator, TrainingData
+from trainer.build import Inputs, build
+from trainer.data import Collator
 from trainer.init import init_model
-from trainer.load import load_model, open_model_folder, sea_term
-from trainer.loop import AlignTrainer, training_arguments
+from trainer.load import ModelFolder, open_model_folder
+from trainer.loop import AlignTrainer
 from trainer.model import AlignedLlava, Batch
 from trainer.recipe import Recipe
-from trainer.sources import labels_for, open_conversations
+from trainer.sources import open_conversations
 
 BATCH = 8
+SEA = {"sea": {"weight": 1}}
 
 
 def figures() -> Iterator[Figure]:
@@ -32,7 +34,10 @@ def figures() -> Iterator[Figure]:
 def _figures(scratch: Path) -> Iterator[Figure]:
     folder = open_model_folder(init_model("packaged", "packaged", scratch / "model"))
     label_images(LabelSettings(out=scratch / "labels", device="cpu"))
-    steps = {name: _step(scratch, folder, name) for name in ("lm", "sea", "measured", "align")}
+    steps = {
+        name: one_step(scratch, folder, loss, measured=name == "measured")
+        for name, loss in (("lm", {}), ("sea", SEA), ("measured", SEA), ("align", SEA | {"lm": 0}))
+    }
     everywhere = _logits_everywhere(*steps["lm"][1:])
     lm, sea, measured, align, stock = in_turn(
         *(steps[name][0] for name in ("lm", "sea", "measured", "align")), everywhere
@@ -57,30 +62,23 @@ def _figures(scratch: Path) -> Iterator[Figure]:
     )
 
 
-def _step(scratch: Path, folder, name: str) -> tuple[Callable[[], object], AlignTrainer, Batch]:
-    """One optimizer step of a run on the sample photos, without reading data."""
-    sea = {"weight": 0 if name == "lm" else 1}
-    recipe = Recipe.model_validate({"loss": {"lm": 0 if name == "align" else 1, "sea": sea}})
-    store = open_labels(scratch / "labels")
+def one_step(
+    scratch: Path, folder: ModelFolder, loss: dict[str, Any], *, measured: bool = False
+) -> tuple[Callable[[], object], AlignTrainer, Batch]:
+    """One optimizer step on eight sample photos, without reading data; `measured`: of those that measure gradients."""
+    recipe = Recipe.model_validate({"loss": loss})
     conversations = open_conversations(recipe.data, folder)
-    model = load_model(folder, recipe)
-    balance = None
-    if recipe.loss.sea.weight:
-        model.sea_term, balance = sea_term(folder, store.words, recipe.loss.sea), Balance(1.0, 1.0)
-    labels = labels_for(store, folder, recipe.loss.sea, transfer=False) if balance else None
-    data = TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid, labels=labels)
-    trainer = AlignTrainer(model, balance, data, recipe, training_arguments(recipe, scratch / name))
+    inputs = Inputs(recipe, folder, conversations, open_labels(scratch / "labels"))
+    trainer = build(inputs, scratch / "run", no_bar, [])
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
-    batch = Collator(data, 0, 0)([data[row] for row in range(BATCH)])
+    batch = Collator(trainer.data, 0, 0)([trainer.data[row] for row in range(BATCH)])
     count = torch.tensor(len(batch["targets"]))
 
     def step() -> None:
-        trainer.state.global_step = 1
+        trainer.state.global_step = 0 if measured else 1
         trainer._measured_step = -1
-        if name == "measured":
-            trainer.state.global_step = 0
-        trainer.training_step(model, dict(batch), count)
+        trainer.training_step(trainer.model, dict(batch), count)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 

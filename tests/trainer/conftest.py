@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, colours, make_world
+from trainer.init import init_model
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,12 @@ def tiny(_made: World) -> Iterator[World]:
     """Pictures, captions, labels and a model, to be read only, with the encoder that made the labels in place."""
     with colours():
         yield _made
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA folder whose LLM has four layers that change what goes through them."""
+    root: Path = tmp_path_factory.mktemp("deep")
+    tiny_vision(root / "vision")
+    tiny_llm(root / "llm", num_hidden_layers=4, initializer_range=0.3)
+    return init_model(str(root / "vision"), str(root / "llm"), root / "model")

@@ -77,13 +77,13 @@ def test_the_gradient_norms_are_the_terms_own(tiny: World, tmp_path: Path) -> No
         norms = [float(torch.cat([one.flatten() for one in each]).norm()) for each in (lm, sea)]
         assert line["grad_norm_lm"] == pytest.approx(norms[0], rel=1e-4)
         assert line["grad_norm_sea"] == pytest.approx(norms[1], rel=1e-4)
-        assert line["grad_ratio"] == pytest.approx(5 * norms[1] / norms[0], rel=1e-4)
+        assert line["grad_ratio_sea"] == pytest.approx(5 * norms[1] / norms[0], rel=1e-4)
 
 
 def test_auto_holds_the_ratio(tiny: World, tmp_path: Path) -> None:
     loss = {"sea": {"weight": "auto", "ratio": 0.4}, "measure_every": 1}
     _, lines = run(tiny, tmp_path, 12, loss=loss, learning_rates={"projector": 1e-4})
-    ratios = [line["grad_ratio"] for line in lines]
+    ratios = [line["grad_ratio_sea"] for line in lines]
     assert ratios[0] == pytest.approx(0.4, rel=1e-6)
     assert sum(ratios) / 12 == pytest.approx(0.4, rel=0.25)
     assert len({line["sea_weight"] for line in lines}) == 12
@@ -97,7 +97,9 @@ def test_activation_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -
         arguments = {"activation_checkpointing": True}
         _, ours = run(tiny, tmp_path / name / "ours", 3, loss=loss, learning_rates=rates, training_arguments=arguments)
         close(ours, plain, 1e-5)
-        assert [one["grad_ratio"] for one in ours] == pytest.approx([one["grad_ratio"] for one in plain], rel=1e-4)
+        assert [one["grad_ratio_sea"] for one in ours] == pytest.approx(
+            [one["grad_ratio_sea"] for one in plain], rel=1e-4
+        )
 
 
 def test_processes_that_load_change_nothing(tiny: World, tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_each_epoch_draws_anew(tiny: World, tmp_path: Path, monkeypatch: pytest.
 def test_without_l_a_there_is_no_term_and_no_label_is_read(tiny: World, tmp_path: Path) -> None:
     trainer, lines = run(tiny, tmp_path, loss={"sea": {"weight": 0}})
     assert trainer.model.sea_term is None
-    assert trainer.balance is None
+    assert not trainer.balances
     assert trainer.data.labels is None
     assert not {name for line in lines for name in line if "sea" in name}
     assert lines[0]["loss"] == pytest.approx(lines[0]["loss_lm"], rel=1e-5)

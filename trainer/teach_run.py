@@ -1,0 +1,172 @@
+"""`sea-pipeline teacher` as a function: a model folder and data in, a folder of BASIC's targets out."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from sea_pipeline.begin import begin
+from sea_pipeline.codecs import Codec, CodecName, fit_codec, load_codec, save_codec
+from sea_pipeline.devices import resolve_device
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_run import ProgressBar, StageRun, no_bar
+from sea_pipeline.ledger import Ledger
+from sea_pipeline.pixels import DECODE_VERSION
+from sea_pipeline.records import fingerprint_of
+from sea_pipeline.run import Report, run
+from sea_pipeline.samples import BadSample, Listing, Sample, list_samples
+from sea_pipeline.settings import Settings
+from sea_pipeline.storage import alone, file_sha256, publish_bytes
+from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
+from trainer.build import basic_term
+from trainer.data import TrainingData
+from trainer.load import ModelFolder, load_model, open_model_folder
+from trainer.recipe import SAMPLES, Basic, Data, LearningRates, Loss, Recipe
+from trainer.sources import Conversations, open_conversations
+from trainer.teach import TEACH_VERSION, Teacher, TeachStage
+
+_LARGE = 100e9
+"""Bytes; more are asked about."""
+_CALIBRATION = 64, 16_384
+"""Images and vectors that the codec is fitted to, at most."""
+
+
+class TeachSettings(Settings):
+    """What `sea-pipeline teacher` is asked for."""
+
+    model: Path
+    """A LLaVA folder."""
+    data: str
+    """A LLaVA `.json` or `.jsonl` file, or `samples`; of several samples of an image, the first one counts."""
+    image_root: Path | None = None
+    out: Path | None = None
+    """None: a folder below runs/targets whose name tells the settings apart."""
+    template: Literal["plain", "vicuna_v1", "own"] = "own"
+    max_length: Annotated[int, Field(ge=16)] = 2048
+    codec: CodecName = "int8"
+    basic: Basic = Basic()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's weights."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many images, in the order of their ids."""
+    device: str = "auto"
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    shard_size: Annotated[int, Field(ge=1, le=65_536)] = 256
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
+    yes: bool = False
+    """Write more than 100 GB without asking."""
+
+
+def teach_images(
+    settings: TeachSettings,
+    *,
+    say: Any = lambda line: None,  # noqa: ANN401 - a function of a line
+    progress: ProgressBar = no_bar,
+) -> StageRun:
+    """Stores the targets of every image of the data, or what is missing of them.
+
+    Raises:
+        UserError: an input does not fit; the folder would be large and `yes` is not given.
+    """
+    device = resolve_device(settings.device)
+    folder = open_model_folder(settings.model)
+    recipe = _recipe(settings, folder)
+    conversations = open_conversations(recipe.data, folder)
+    samples = settings.data == SAMPLES
+    listing = list_samples(None if samples else settings.data, conversations.image_root, settings.limit)
+    fields = _fields(settings, recipe, folder, conversations)
+    out = settings.out or _default_out(settings, listing, fields)
+    _announce(settings, folder, len(listing.samples), out, say)
+    ledger = begin(out, KIND, fields, listing, settings.shard_size, {})
+    if ledger.complete:
+        return StageRun(ledger, listing, Report(), device, settings.codec)
+    teacher = _teacher(settings, recipe, folder, conversations, device)
+    stage = TeachStage(teacher, _codec(ledger, settings.codec, teacher, listing.samples), conversations.locate)
+    done = ledger.done()
+    with progress("teaching", ledger.dataset.images, done.images + done.bad) as advance:
+        report = run(ledger, stage, max_bad=settings.max_bad, advance=advance)
+    return StageRun(ledger, listing, report, device, settings.codec)
+
+
+def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
+    """Nothing trains; both terms are on, so that everything they need is made."""
+    layers = settings.basic.layers or max(1, folder.config.text_config.num_hidden_layers // 2)
+    return Recipe(
+        model=settings.model,
+        data=Data(
+            train=settings.data, image_root=settings.image_root, template=settings.template,
+            max_length=settings.max_length,
+        ),
+        loss=Loss(basic=settings.basic.model_copy(update={"layers": layers})),
+        learning_rates=LearningRates(projector=None),
+        frozen_dtype=settings.dtype,
+    )  # fmt: skip
+
+
+def _fields(
+    settings: TeachSettings, recipe: Recipe, folder: ModelFolder, conversations: Conversations
+) -> dict[str, Any]:
+    """Everything that decides the targets, by name."""
+    weights = {path.name: file_sha256(path) for path in sorted(folder.path.glob("*.safetensors"))}
+    return {
+        "teach_version": TEACH_VERSION,
+        "decode_version": DECODE_VERSION,
+        "codec": settings.codec,
+        "grid": list(folder.grid),
+        "width": int(folder.config.text_config.hidden_size),
+        "basic": recipe.loss.basic.model_dump(mode="json"),
+        "template": settings.template,
+        "max_length": settings.max_length,
+        "dtype": settings.dtype,
+        "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights},
+        "data": file_sha256(conversations.file),
+    }
+
+
+def _default_out(settings: TeachSettings, listing: Listing, fields: dict[str, Any]) -> Path:
+    place = {"source": listing.origin, "image_root": str(listing.root), "shard_size": settings.shard_size}
+    parts = [listing.name, settings.model.resolve().name, settings.codec]
+    parts += [f"first{settings.limit}"] if settings.limit else []
+    name = "-".join([*parts, fingerprint_of(fields | place)[:8]])
+    return Path("runs") / "targets" / re.sub(r"[^\w.-]+", "_", name)
+
+
+def _announce(settings: TeachSettings, folder: ModelFolder, images: int, out: Path, say: Any) -> None:  # noqa: ANN401
+    width = int(folder.config.text_config.hidden_size)
+    size = bytes_per_image(folder.grid[0] * folder.grid[1], settings.codec, width) * images
+    say(f"targets go to {out}: {images:,} images, about {size / 1e9:,.2f} GB as {settings.codec}")
+    if size > _LARGE and not settings.yes:
+        raise UserError(
+            f"{out}: would take {size / 1e9:,.0f} GB; in training the same targets cost next to nothing; give "
+            "--yes to write it, or another --codec, or --limit"
+        )
+
+
+def _teacher(
+    settings: TeachSettings, recipe: Recipe, folder: ModelFolder, conversations: Conversations, device: str
+) -> Teacher:
+    model = load_model(folder, recipe, layers=recipe.loss.basic.layers)
+    model.to(torch.device(device)).eval()  # type: ignore[arg-type]
+    term = basic_term(model, folder, recipe, ("das", "sds"))
+    data = TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid)
+    return Teacher(model, term, data, settings.batch_size)
+
+
+def _codec(ledger: Ledger, name: CodecName, teacher: Teacher, samples: list[Sample]) -> Codec:
+    """The folder's codec; fitted to some of its images and written before the first shard."""
+    path = ledger.root / CODEC
+    with alone(ledger.root):  # of several processes that fit at once, the first one's codes would be another's
+        if not path.is_file():
+            images, vectors = _CALIBRATION
+            chosen = samples[:: max(1, len(samples) // images)][:images]
+            ignored: list[BadSample] = []
+            found = [targets.refined for _, targets in teacher(chosen, ignored)]
+            if not found:
+                raise UserError(f"{ledger.root}: none of {len(chosen)} images could be read: {ignored[0].message}")
+            every = np.concatenate(found)
+            sample = every[:: max(1, len(every) // vectors)]
+            publish_bytes(path, save_codec(fit_codec(name, sample)), ledger.root)
+    return load_codec(path)
