@@ -3,21 +3,32 @@
 Shapes: I images of m visual tokens, d the LLM's width, q words of the list, V its vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.errors import UserError
 from sea_pipeline.store import LabelStore
 from sea_pipeline.wordlists import WordList
 from trainer import metrics
 from trainer.data import Collator, Labels, TrainingData
 from trainer.model import AlignedLlava, Batch
 from trainer.words import Prefix, llm_word_table, whole_words
+
+
+class Shown(NamedTuple):
+    """An image of a sample; one image may be part of several."""
+
+    row: int
+    """The sample's row in the data."""
+    image_id: str
 
 
 class _Seen(NamedTuple):
@@ -43,6 +54,8 @@ class Evaluator:
         prefix: how words are spelled, see `Sea.word_prefix`.
         batch_size: samples at a time.
         device: of the text encoder.
+
+    What it looks through is open to the analyses that look at the same samples, `layers` and `replace`.
     """
 
     def __init__(
@@ -57,41 +70,36 @@ class Evaluator:
         device: str = "cpu",
     ) -> None:
         self.data = data
+        self.batch_size = batch_size
         self._labels = labels
         self._store = store
         self._vocabulary = vocabulary
         self._prefix = prefix
-        self._batch_size = batch_size
         self._device = device
         self._collate = Collator(data, pad=0, seed=0)
 
-    @torch.no_grad()
     def __call__(self, model: AlignedLlava, advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:
         """All metrics by name; the model is left in the mode it was in.
 
         `lm_loss` (nats per trained token; absent without the LLM's layers), `tacs`, and with labels `label_hit@1`,
         `label_hit@10`, `gap`, `meaningful`, `meaningful_chance` and `distinct_tokens`; see `metrics`.
         """
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             return dict(self._metrics(model, advance))
-        finally:
-            model.train(training)
 
     def _metrics(self, model: AlignedLlava, advance: Callable[[int], None]) -> Iterator[tuple[str, float]]:
-        embeddings = self._embeddings(model)
+        embeddings = self.embeddings(model)
         table = self._word_table(embeddings)
         loss, trained = 0.0, 0
         tacs: list[float] = []
         seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
-        for batch in self._batches():
-            given = model(**_on(batch, embeddings.device))
+        for batch in self.batches(embeddings.device):
+            given = model(**batch)
             loss += float(given.get("lm", 0.0))
             trained += len(batch["targets"])
             if "visual" in given:
                 visual = given["visual"].float()
-                for (row, _), one in zip(self._images(batch), visual, strict=True):
+                for (row, _), one in zip(self.images(batch["rows"].tolist()), visual, strict=True):
                     if len(caption := self._caption(row)):
                         tacs.append(metrics.tacs(one, embeddings[caption.to(one.device)]))
                 if table is not None:
@@ -109,9 +117,7 @@ class Evaluator:
     ) -> None:
         """Adds a batch's images, V (I, m, d), to what is seen."""
         flat = visual.flatten(0, 1)
-        words = torch.stack(
-            [self._words_of(image_id, self.data.rows[row]["id"]) for row, image_id in self._images(batch)]
-        )
+        words = self.words(self.images(batch["rows"].tolist()))
         nearest = metrics.nearest(flat, table, measure="cosine").indices.cpu()
         for place, k in enumerate((1, 10)):
             seen.hits[place] += metrics.label_hits(nearest, words.flatten(0, 1), k)
@@ -119,19 +125,12 @@ class Evaluator:
         seen.words.append(words)
         seen.tokens.append(metrics.nearest(flat, embeddings, measure="cosine").indices.cpu().view(visual.shape[:2]))
 
-    def _images(self, batch: Batch) -> Iterator[tuple[int, str]]:
-        """Row in the data and id of every image of a batch."""
-        for row in batch["rows"].tolist():
-            for image_id in self.data.rows[row]["images"]:
-                yield row, image_id
-
     def _word_metrics(self, seen: _Seen) -> Iterator[tuple[str, float]]:
         for k, (hits, labelled) in zip((1, 10), seen.hits.tolist(), strict=True):
             yield f"label_hit@{k}", hits / max(1, labelled)
         images = [len(words) for words in seen.words]
         yield "gap", float(np.average(seen.gaps, weights=images))
-        rows, token_text, word_text = self._texts
-        found = metrics.meaningful(torch.cat(seen.tokens), rows, token_text, word_text, torch.cat(seen.words))
+        found = self.meaningful(torch.cat(seen.tokens), torch.cat(seen.words))
         yield "meaningful", found.share
         if found.chance is not None:
             yield "meaningful_chance", found.chance
@@ -139,20 +138,57 @@ class Evaluator:
 
     def nearest_words(self, model: AlignedLlava, row: int) -> list[str]:
         """The nearest list word of every visual token of a sample's first image, row-major."""
-        embeddings = self._embeddings(model)
+        embeddings = self.embeddings(model)
         table = self._word_table(embeddings)
         assert table is not None
         assert self._store is not None
-        batch = self._collate([self.data[row]])
         with torch.no_grad():
-            given = model(**_on(batch, embeddings.device))
+            given = model(**next(self.batches(embeddings.device, [row])))
         found = metrics.nearest(given["visual"][0].float(), table, measure="cosine").indices
         return [self._store.words[index] for index in found.tolist()]
 
-    def _batches(self) -> Iterator[Batch]:
-        for start in range(0, len(self.data), self._batch_size):
-            end = min(len(self.data), start + self._batch_size)
-            yield self._collate([self.data[row] for row in range(start, end)])
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self._labels is not None
+
+    def batches(self, device: torch.device, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The samples of these rows, by default all, as batches on a device."""
+        chosen = range(len(self.data)) if rows is None else rows
+        for start in range(0, len(chosen), self.batch_size):
+            batch = self._collate([self.data[row] for row in chosen[start : start + self.batch_size]])
+            moved = {
+                key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
+            }
+            yield cast("Batch", moved)
+
+    def images(self, rows: Iterable[int]) -> Iterator[Shown]:
+        """The images of these rows, in the order in which their visual tokens enter the model."""
+        for row in rows:
+            for image_id in self.data.rows[row]["images"]:
+                yield Shown(row, image_id)
+
+    def first_images(self, limit: int | None = None) -> list[Shown]:
+        """The first images of the data, at most `limit`; samples without one are passed over.
+
+        Raises:
+            UserError: no sample has an image.
+        """
+        shown = list(islice(self.images(range(len(self.data))), limit))
+        if not shown:
+            raise UserError(
+                f"--layers and --replace look at images; found none in {len(self.data):,} samples; give other --data"
+            )
+        return shown
+
+    def words(self, images: Iterable[Shown]) -> torch.Tensor:
+        """int64 (images, m, n): the labels of images on the model's grid, best first, -1 where there are none."""
+        return torch.stack([self._words_of(image_id, self.data.rows[row]["id"]) for row, image_id in images])
+
+    def meaningful(self, tokens: torch.Tensor, words: torch.Tensor) -> metrics.Meaningful:
+        """`metrics.meaningful` of nearest tokens, int64 (images, m), and the images' `words`."""
+        whole_word, token_text, word_text = self._texts
+        return metrics.meaningful(tokens, whole_word, token_text, word_text, words)
 
     def _words_of(self, image_id: str, sample: str) -> torch.Tensor:
         assert self._labels is not None
@@ -170,7 +206,7 @@ class Evaluator:
         pairs = zip(sample["input_ids"], sample["trained"], strict=True)
         return torch.tensor([token for token, trained in pairs if trained and token not in special], dtype=torch.long)
 
-    def _embeddings(self, model: AlignedLlava) -> torch.Tensor:
+    def embeddings(self, model: AlignedLlava) -> torch.Tensor:
         """E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
         with torch.no_grad():
             vectors: torch.Tensor = model.get_input_embeddings()(torch.arange(self._vocabulary, device=model.device))
@@ -196,5 +232,13 @@ class Evaluator:
         return rows, token_text, word_embeddings(encoder, WordList.of("labels", self._store.words))
 
 
-def _on(batch: Batch, device: torch.device) -> dict[str, Any]:
-    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+@contextmanager
+def evaluating(model: AlignedLlava) -> Iterator[None]:
+    """Within it a model is in evaluation mode, and nothing keeps a graph; it is left in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

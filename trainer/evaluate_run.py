@@ -1,25 +1,31 @@
 """`sea-pipeline evaluate` as a function: a model folder and data in, metrics out."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from sea_pipeline.devices import resolve_device
+from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import ProgressBar, no_bar
+from sea_pipeline.settings import Settings
+from sea_pipeline.storage import TEMPORARY, make_folder, publish_bytes
 from sea_pipeline.store import open_labels
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator
+from trainer.layers import LayerTokens, look_at_layers
 from trainer.load import load_model, open_model_folder
+from trainer.model import AlignedLlava
 from trainer.recipe import Data, LabelSource, Recipe
+from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe
 from trainer.sources import labels_for, open_conversations
 
 
-class EvaluateSettings(BaseModel):
-    """What `sea-pipeline evaluate` is asked for; the fields are its options."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EvaluateSettings(Settings):
+    """What `sea-pipeline evaluate` is asked for."""
 
     model: Path
     """A LLaVA folder."""
@@ -29,16 +35,36 @@ class EvaluateSettings(BaseModel):
     image_root: Path | None = None
     template: Literal["plain", "vicuna_v1", "own"] = "own"
     transfer: bool = False
-    batch_size: int = 8
+    batch_size: Annotated[int, Field(ge=1)] = 8
     device: str = "auto"
+    layers: bool = False
+    """Look at the nearest tokens of visual tokens at every layer, see `look_at_layers`."""
+    replace: bool = False
+    """Generate from visual tokens that are replaced by their nearest tokens, see `replace_and_describe`."""
+    limit_images: Annotated[int, Field(ge=1)] | None = None
+    """How many images both look at, from the first; None: all for `layers`, `replace.IMAGES` for `replace`. The metrics
+    are of all samples in any case."""
+    new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
+    """Of a generated text, at most."""
+    out: Path | None = None
+    """A JSON file for what both find of each image; see `evaluate_model`."""
 
 
-def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, float]:
+def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
     """The metrics of `Evaluator`, of every sample of the data.
 
+    With `layers` a list of `layers.Layer` by that name comes on top, with `replace` the numbers of `replace.Replace`
+    and under `texts` what was generated, a list of `replace.Described`, each with its `image` and `sample`.
+
+    The file `out` holds `model`, `data`, `layers` and `replace` without the texts, and `images`: objects with `image`,
+    `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the projector's) and
+    `generated` (a `Described`), the last two where they were asked for and the image was among the first ones.
+
     Raises:
-        UserError: an input does not fit.
+        UserError: an input does not fit, or `out` cannot be written.
     """
+    if settings.out is not None:
+        _check_out(settings.out, wanted=settings.layers or settings.replace)
     device = resolve_device(settings.device)
     data = Data(train=settings.data, image_root=settings.image_root, template=settings.template)
     recipe = Recipe(model=settings.model, data=data, labels=LabelSource(transfer=settings.transfer))
@@ -56,4 +82,67 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     model = load_model(folder, recipe)
     model.to(torch.device(device))  # type: ignore[arg-type]
     with progress("evaluating", len(conversations.train), 0) as advance:
-        return evaluator(model, advance)
+        found: dict[str, Any] = dict(evaluator(model, advance))
+    found |= _analyses(settings, evaluator, model, progress)
+    return found
+
+
+def _analyses(
+    settings: EvaluateSettings, evaluator: Evaluator, model: AlignedLlava, progress: ProgressBar
+) -> dict[str, Any]:
+    """What `layers` and `replace` add to the metrics; also writes the file."""
+    layers: LayerTokens | None = None
+    replaced: Replaced | None = None
+    found: dict[str, Any] = {}
+    if settings.layers:
+        images = evaluator.first_images(settings.limit_images)
+        with progress("layers", len(images), 0) as advance:
+            layers = look_at_layers(evaluator, model, settings.limit_images, advance)
+        found["layers"] = layers.summary
+    if settings.replace:
+        limit = settings.limit_images or IMAGES
+        with progress("generating", len(evaluator.first_images(limit)), 0) as advance:
+            replaced = replace_and_describe(evaluator, model, limit, settings.new_tokens, advance)
+        found["replace"] = dict(replaced.summary)
+    if settings.out is not None:
+        content = {"model": str(settings.model), "data": settings.data, **found}
+        content["images"] = _by_image(evaluator, layers, replaced)
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
+        publish_bytes(settings.out, f"{text}\n".encode(), settings.out.parent)
+        _remove_temporary(settings.out)
+    if replaced is not None:
+        found["replace"]["texts"] = [
+            {"image": image_id, "sample": evaluator.data.rows[row]["id"], **told}
+            for (row, image_id), told in zip(replaced.images, replaced.described, strict=True)
+        ]
+    return found
+
+
+def _by_image(evaluator: Evaluator, layers: LayerTokens | None, replaced: Replaced | None) -> list[dict[str, Any]]:
+    """The file's images: both analyses begin at the first one, so one list is the beginning of the other."""
+    listed = max((found.images for found in (layers, replaced) if found is not None), key=len)
+    images = []
+    for place, (row, image_id) in enumerate(listed):
+        entry: dict[str, Any] = {"image": image_id, "sample": evaluator.data.rows[row]["id"]}
+        entry["grid"] = list(evaluator.data.grid)
+        if layers is not None and place < len(layers.images):
+            entry["tokens"] = layers.by_layer(place)
+        if replaced is not None and place < len(replaced.images):
+            entry["generated"] = replaced.described[place]
+        images.append(entry)
+    return images
+
+
+def _check_out(out: Path, *, wanted: bool) -> None:
+    """Before any work is done: whether there will be something to write, and whether it can be."""
+    if not wanted:
+        raise UserError(f"--out {out}: holds what --layers and --replace find; give one of them, or leave --out out")
+    if out.is_dir():
+        raise UserError(f"--out {out}: expected a file to write; found a folder; name a file in it")
+    make_folder(out.parent / TEMPORARY)
+    _remove_temporary(out)
+
+
+def _remove_temporary(out: Path) -> None:
+    with suppress(OSError):  # another process may be writing beside it
+        (out.parent / TEMPORARY).rmdir()
