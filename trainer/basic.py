@@ -5,7 +5,7 @@ Shapes: B samples of L tokens, I images of m visual tokens, d the LLM's width, V
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -105,7 +105,7 @@ class BasicTerm:
     @torch.no_grad()
     def embeddings(self, embed: nn.Module) -> torch.Tensor:
         """E, (V, d): the LLM's input embeddings as it uses them (Gemma's are scaled), without rows that only pad."""
-        weight = embed.weight
+        weight = cast("torch.Tensor", embed.weight)
         if type(embed) is nn.Embedding and type(weight) is nn.Parameter and len(weight) >= self._vocabulary:
             return weight[: self._vocabulary]
         every: torch.Tensor = embed(torch.arange(self._vocabulary, device=weight.device))  # gathers where it is sharded

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoProcessor
+from torch import nn
+from transformers import AutoConfig, AutoProcessor, LlavaConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from sea_pipeline.errors import UserError
 from trainer.folder_check import check_model_folder
@@ -49,23 +51,51 @@ def open_model_folder(path: Path) -> ModelFolder:
     return ModelFolder(path, config, processor, tower_grid(config), vocabulary, config.projector_hidden_act == "linear")
 
 
-def load_model(folder: ModelFolder, recipe: Recipe) -> AlignedLlava:
+class _Headless(AlignedLlava):
+    """Without the LLM's output matrix, which L_lm alone needs: it is as large as the embedding matrix."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        self.lm_head: nn.Module = nn.Identity()
+
+
+register_checkpoint_conversion_mapping(_Headless.__name__, get_checkpoint_conversion_mapping("llava"), overwrite=True)
+
+
+def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None) -> AlignedLlava:
     """The model with its parts frozen as the recipe says; what trains is float32.
 
-    With `loss.lm` 0 the LLM is its embedding matrix: its layers are neither read nor kept.
+    With `loss.lm` 0 the LLM is its embedding matrix: its layers and its head are neither read nor kept.
+
+    Args:
+        folder: the model's.
+        recipe: of the run.
+        layers: load only so many of the LLM's first layers, for whoever looks no further.
+
+    Raises:
+        UserError: a weight is missing.
     """
     frozen = _frozen_dtype(recipe)
     trains = recipe.learning_rates
     config = AutoConfig.from_pretrained(folder.path)
+    kind = AlignedLlava
+    if layers is not None:
+        keep_layers(config, layers)
     if not recipe.loss.lm:
-        without_layers(config)
+        keep_layers(config, 0)
+        kind = AlignedLlava if config.tie_word_embeddings else _Headless
     dtypes = {
         "": torch.float32,
         "text_config": torch.float32 if trains.llm else frozen,
         "vision_config": torch.float32 if trains.vision else frozen,
     }
-    with quiet():
-        model: AlignedLlava = AlignedLlava.from_pretrained(folder.path, config=config, dtype=dtypes)
+    with quiet():  # reads the tensors that the model has, each by itself; the rest of the files is not touched
+        loaded: Any = kind.from_pretrained(folder.path, config=config, dtype=dtypes, output_loading_info=True)
+    model: AlignedLlava = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):  # transformers would draw them at random
+        raise UserError(
+            f"{folder.path}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again"
+        )
     model.with_lm = bool(recipe.loss.lm)
     freeze(model, trains, linear_projector=folder.linear_projector)
     for parameter in model.parameters():
@@ -73,11 +103,11 @@ def load_model(folder: ModelFolder, recipe: Recipe) -> AlignedLlava:
     return model
 
 
-def without_layers(config: Any) -> None:  # noqa: ANN401 - a LlavaConfig
-    """Makes a configuration whose LLM has embeddings and no layers."""
-    config.text_config.num_hidden_layers = 0
+def keep_layers(config: Any, count: int) -> None:  # noqa: ANN401 - a LlavaConfig
+    """Makes a configuration whose LLM has its embeddings and its first `count` layers."""
+    config.text_config.num_hidden_layers = count
     if getattr(config.text_config, "layer_types", None) is not None:
-        config.text_config.layer_types = []
+        config.text_config.layer_types = config.text_config.layer_types[:count]
 
 
 def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool) -> None:

@@ -199,9 +199,10 @@ class AlignTrainer(Trainer):
         """Whether this micro-batch is measured: the first one of every so many steps."""
         return (
             len(self.balances) > 0
-            and self.accelerator.unwrap_model(self.model).training
+            and self.recipe.loss.lm > 0
             and self.state.global_step % self.recipe.loss.measure_every == 0
             and self.state.global_step != self._measured_step
+            and self.accelerator.unwrap_model(self.model).training
         )
 
     def _measure(self) -> None:

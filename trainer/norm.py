@@ -5,7 +5,7 @@ import torch
 from trainer.data import Collator, TrainingData
 from trainer.model import AlignedLlava
 
-_SAMPLES = 64
+_SAMPLES = 16
 _BATCH = 8
 
 

@@ -1,13 +1,12 @@
 """The trained model as a stock LLaVA folder, whole or not at all."""
 
+import json
 import os
 import shutil
 import uuid
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from sea_pipeline.storage import writing
 from trainer.load import ModelFolder
@@ -15,6 +14,8 @@ from trainer.model import AlignedLlava
 from trainer.parts import quiet
 
 PROJECTOR = "multi_modal_projector."
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""As weight files name them."""
 
 
 def save_model(model: AlignedLlava, start: ModelFolder, out: Path) -> None:
@@ -52,23 +53,33 @@ def _in_precision(model: AlignedLlava, dtype: torch.dtype) -> dict[str, torch.Te
 
 def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
     """The starting folder's own files, with the projector in place: the LLM's layers were never loaded."""
-    trained = dict(model.model.multi_modal_projector.state_dict())
+    trained = {name: value.detach().cpu() for name, value in model.model.multi_modal_projector.state_dict().items()}
+    written: set[str] = set()
     shutil.copy2(start / "config.json", folder / "config.json")
     for file in sorted(start.glob("model*")):
-        if file.suffix != ".safetensors" or not _replaced(file, folder / file.name, trained):
-            shutil.copy2(file, folder / file.name)
+        shutil.copyfile(file, folder / file.name)  # the original may be read-only
+        if file.suffix == ".safetensors":
+            written |= _overwrite(folder / file.name, trained)
+        shutil.copymode(file, folder / file.name)
+    assert written == trained.keys(), f"{start}: no weight file holds the projector's {trained.keys() - written}"
 
 
-def _replaced(file: Path, target: Path, trained: dict[str, torch.Tensor]) -> bool:
-    """Rewrites one weight file if it holds the projector, or a part of it."""
-    with safe_open(file, framework="pt") as weights:
-        names = list(weights.keys())
-        if not any(PROJECTOR in name for name in names):
-            return False
-        tensors = {name: weights.get_tensor(name) for name in names}
-        metadata = weights.metadata()
-    for name, tensor in tensors.items():
-        if PROJECTOR in name:
-            tensors[name] = trained[name.partition(PROJECTOR)[2]].detach().cpu().to(tensor.dtype).contiguous()
-    save_file(tensors, target, metadata)
-    return True
+def _overwrite(file: Path, trained: dict[str, torch.Tensor]) -> set[str]:
+    """Writes the projector's values over those in a weight file, and returns their names.
+
+    The file stays as it is otherwise and is not read: it may hold gigabytes of the LLM's layers.
+    """
+    written = set()
+    with file.open("r+b") as weights:
+        length = int.from_bytes(weights.read(8), "little")
+        for name, entry in json.loads(weights.read(length)).items():
+            if PROJECTOR in name:
+                written.add(own := name.partition(PROJECTOR)[2])
+                value = trained[own].to(_DTYPES[entry["dtype"]])
+                values = value.contiguous().view(torch.uint8).numpy()
+                begin, end = entry["data_offsets"]
+                assert list(value.shape) == entry["shape"], f"{file}: {name}"
+                assert values.nbytes == end - begin, f"{file}: {name}"
+                weights.seek(8 + length + begin)
+                weights.write(values.data)
+    return written

@@ -78,7 +78,7 @@ def test_the_same_as_with_the_whole_model(
     recipe = align_only(tiny, start)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"evaluate": str(tiny.held_out)})})
     lean = train(recipe, tmp_path / "lean")
-    monkeypatch.setattr(load, "without_layers", lambda config: None)
+    monkeypatch.setattr(load, "keep_layers", lambda config, count: None)
     monkeypatch.setattr(load, "_Headless", AlignedLlava)
     whole = train(recipe, tmp_path / "whole")
     untimed = [

@@ -79,7 +79,7 @@ def test_s2_tells_the_corners_apart(tmp_path: Path) -> None:
     change = (features[1] - features[0]).abs().reshape(4, 4, 2, 16)[:, :, 1].sum(-1)
     assert change.argmax() == 2
     assert change[:2, 2:].min() > 0  # attention spreads it over its own tile
-    assert change[2:].max() == change[:, :2].max() == 0
+    assert max(change[2:].max(), change[:, :2].max()) < 1e-12 * change.max()  # other sums of the same numbers
 
 
 @pytest.mark.parametrize("asked", [None, False])
