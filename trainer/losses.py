@@ -145,10 +145,14 @@ def _softmax_mean(
     left = queries.to(matmul_dtype)
     for rows in torch.split(embeddings, block):
         entries = rows.to(matmul_dtype)
-        logits = (left @ entries.T).to(queries.dtype)
-        before, highest = highest, torch.maximum(highest, logits.amax(-1, keepdim=True))
-        shrink = (before - highest).exp()
-        share = (logits - highest).exp_()
-        total = total * shrink + share.sum(-1, keepdim=True)
-        weighted = weighted * shrink + (share.to(matmul_dtype) @ entries).to(queries.dtype)
-    return weighted / total, (highest + total.log()).squeeze(-1)
+        share = (left @ entries.T).to(queries.dtype)
+        before, highest = highest, torch.maximum(highest, share.amax(-1, keepdim=True))
+        shrink = (before - highest).exp_()
+        share.sub_(highest).exp_()
+        total.mul_(shrink).add_(share.sum(-1, keepdim=True))
+        weighted.mul_(shrink)
+        if matmul_dtype == queries.dtype:
+            weighted.addmm_(share, entries)
+        else:
+            weighted.add_(share.to(matmul_dtype) @ entries)
+    return weighted.div_(total), highest.add_(total.log_()).squeeze(-1)
