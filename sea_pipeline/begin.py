@@ -98,7 +98,7 @@ def _refuse_other_images(ledger: Ledger) -> None:
         path = ledger.image_root / first
         if path.is_file() and file_sha256(path) != commit.first_image_sha256:
             raise UserError(
-                f"{ledger.root}: the image {first!r} was another one when it was labelled than {path} is now; "
+                f"{ledger.root}: the image {first!r} was another one when this folder was begun than {path} is now; "
                 "choose another --out"
             )
 

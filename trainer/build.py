@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sea_pipeline.teacher import TargetStore
 
 from sea_pipeline.label_run import ProgressBar
 from sea_pipeline.store import LabelStore
+from sea_pipeline.teacher import TargetStore
 from trainer.balance import Balance
 from trainer.basic import BasicTerm
 from trainer.data import Labels, TrainingData

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset as Rows
 from PIL import Image
-from sea_pipeline.teacher import Targets, TargetStore
 from torch.utils.data import Dataset
 
 from sea_pipeline.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import LabelCache
 from sea_pipeline.pixels import BadImageError, read_image
+from sea_pipeline.teacher import Targets, TargetStore
 from trainer import geometry
 from trainer.model import Batch
 from trainer.recipe import Sea

@@ -235,10 +235,12 @@ class Evaluator:
 @contextmanager
 def evaluating(model: AlignedLlava) -> Iterator[None]:
     """Within it a model is in evaluation mode, and nothing keeps a graph; it is left in the mode it was in."""
-    training = model.training
+    training, basic = model.training, model.basic_term
+    model.basic_term = None  # no metric is of it, and a teacher's targets are of the training data
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        model.basic_term = basic
         model.train(training)

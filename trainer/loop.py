@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
     "remove_unused_columns": False,
     "label_names": [],
+    "ddp_find_unused_parameters": False,  # all that trains gets a gradient; else outputs are cut from the losses' graph
     "logging_nan_inf_filter": False,  # a loss that is not finite stops the run
     "dataloader_pin_memory": torch.cuda.is_available(),
     "use_cpu": not torch.accelerator.is_available(),
@@ -69,7 +70,7 @@ class AlignTrainer(Trainer):
     on (seed, epoch) alone, small checkpoints, our metrics, and a stop where a loss is not finite.
 
     Args:
-        model: with its `sea_term`, parts frozen.
+        model: with the terms that are on, parts frozen.
         balances: the weights of the terms beside L_lm, by name ("sea", "das", "sds").
         data: samples for training.
         recipe: of the run.
@@ -111,6 +112,8 @@ class AlignTrainer(Trainer):
         }
         self._measured: dict[str, float] = {}
         self._measured_step = -1
+        self._with_images = 0
+        """Micro-batches of this step that have images, over all processes; 0 until the first step is read."""
 
     def compute_loss(
         self,
@@ -132,9 +135,11 @@ class AlignTrainer(Trainer):
         if "lm" in given:
             loss = loss + self.recipe.loss.lm * share * given["lm"]
         present = [name for name in self.balances if name in given]
+        with_images = self._with_images or steps * self.accelerator.num_processes
         for name in present:
             self._terms[name] = given[name]
-            loss = loss + float(self.balances[name].weight) / steps * given[name]
+            of_step = 1 / steps if name == "sea" else self.accelerator.num_processes / with_images
+            loss = loss + float(self.balances[name].weight) * of_step * given[name]
         if self._due() and "lm" in given and present:
             for name in present:
                 self._probe.term(name, given[name], given["visual" if name == "sea" else "visual_basic"])
@@ -164,9 +169,11 @@ class AlignTrainer(Trainer):
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        count = torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
-        gathered: torch.Tensor = self.accelerator.gather(count).sum()
-        return gathered.clamp(min=1)
+        tokens = sum(len(batch["targets"]) for batch in batch_samples)
+        with_images = sum("pixel_values" in batch or "features" in batch for batch in batch_samples)
+        gathered = self.accelerator.gather(torch.tensor([[tokens, with_images]], device=device)).sum(0)
+        self._with_images = int(gathered[1])
+        return gathered[0].clamp(min=1)
 
     # What a log line says
 

@@ -99,7 +99,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         if not self.with_lm and self.basic_term is None and patches is not None:
             features = features.flatten(0, 1)[patches].unsqueeze(0)  # nobody looks at the other visual tokens
             patches = torch.arange(len(patches), device=patches.device)
-        visual = self._projected(features)
+        visual = self.projected(features)
         encoded, term = None, self.sea_term
         in_term = term is not None and patches is not None and (has_images or term.gather)  # all processes meet in it
         if has_images or in_term:
@@ -136,7 +136,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
                 given["lm"] = self._language_loss(input_ids, batch, encoded)
         refined, attention = (batch["refined"], batch["attention"]) if seen is None else (seen.refined, seen.attention)
         if features.requires_grad:  # a tower that trains: its gradient must not be BASIC's
-            visual = self._projected(features.detach())
+            visual = self.projected(features.detach())
         given["visual_basic"] = visual
         given |= term(visual, refined, attention, columns.sum(1) // visual.shape[1], embed)  # type: ignore[typeddict-item]
         given["visual_norm"] = visual.detach().norm(dim=-1).mean()
@@ -149,9 +149,10 @@ class AlignedLlava(LlavaForConditionalGeneration):
         chosen = [hidden[one] for one in ([layer] if isinstance(layer, int) else layer)]
         return torch.cat([one[:, 1:] if strategy == "default" else one for one in chosen], -1)
 
-    def _projected(self, features: torch.Tensor) -> torch.Tensor:
+    def projected(self, features: torch.Tensor) -> torch.Tensor:
         """V, in float32 at least: accelerate gives out copies of lower precisions, outside the losses' graph."""
-        visual: torch.Tensor = self.model.multi_modal_projector(features)
+        projector = self.model.multi_modal_projector
+        visual: torch.Tensor = projector(features.to(projector.linear_1.weight.dtype))
         return visual.to(torch.promote_types(visual.dtype, torch.float32))
 
     def _blank(self) -> torch.Tensor:

@@ -32,7 +32,7 @@ def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> floa
         if features is None and "pixel_values" in batch:
             features = model.tower_output(batch["pixel_values"].to(model.device))
         if features is not None:
-            visual = model.model.multi_modal_projector(features.to(model.device))
+            visual = model.projected(features.to(model.device))
             lengths.append(visual.float().norm(dim=-1).flatten())
     factor = float(wanted / torch.cat(lengths).mean()) if lengths else 1.0
     projector = model.model.multi_modal_projector

@@ -84,7 +84,8 @@ class Sea(_Group):
     gather: bool = False
     """Negatives from the batches of all processes."""
     match_norm: bool = True
-    """Without L_lm: in the end, scale the projector so that visual tokens are as long as the LLM's embeddings."""
+    """Without L_lm and L_sds, which both see lengths: in the end, scale the projector so that visual tokens are as long
+    as the LLM's embeddings."""
     word_prefix: Literal["space", "none", "both-mean"] = "space"
     """How a word is spelled for Eq. 8: after a space as in running text, without, or the mean of both."""
 
@@ -128,7 +129,10 @@ class Basic(_Group):
 
 
 class Loss(_Group):
-    """loss = lm * L_lm + sea * L_a (SEA's Eq. 11) + das * L_das + sds * L_sds (BASIC's Eq. 8)."""
+    """loss = lm * L_lm + sea * L_a (SEA's Eq. 11) + das * L_das + sds * L_sds (BASIC's Eq. 8).
+
+    L_a is a mean over micro-batches, L_das and L_sds are over those that have images.
+    """
 
     lm: Annotated[float, Field(ge=0)] = 1.0
     """0: the LLM's layers are not even loaded, the projector trains against the embedding matrix alone."""

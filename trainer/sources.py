@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset as Rows
-from sea_pipeline.teacher import TargetStore, open_targets
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import label_cache
@@ -16,6 +15,7 @@ from sea_pipeline.llava_json import relative_path
 from sea_pipeline.samples import list_samples
 from sea_pipeline.storage import data_folder
 from sea_pipeline.store import LabelStore, open_labels
+from sea_pipeline.teacher import TargetStore, open_targets
 from trainer.conversations import load_conversations, missing_images, split_rows
 from trainer.data import Labels
 from trainer.load import ModelFolder
@@ -171,7 +171,7 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
     """
     if recipe.teacher is None or not {"das", "sds"} & recipe.loss.terms().keys():
         return None
-    store = open_targets(recipe.teacher)
+    store = open_targets(recipe.teacher, verify=False)  # hundreds of gigabytes; damage is found where it is read
     wanted, found = (*folder.grid, folder.config.text_config.hidden_size), (*store.grid, store.width)
     if wanted != found:
         raise UserError(
@@ -179,6 +179,14 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
             f"{folder.path} has; found {found[0]} x {found[1]} of width {found[2]}; run sea-pipeline teacher with a "
             "model of the same parts"
         )
+    asked, made = recipe.loss.basic, store.manifest["fields"]["basic"]
+    for name in sorted(asked.model_fields_set):
+        value = getattr(asked, name)
+        if value not in (None, made[name]) and (name, value) != ("degree", "equal"):  # that is as easily done later
+            raise UserError(
+                f"loss.basic.{name}: {value!r}, but the targets of {recipe.teacher} were made with {made[name]!r}; "
+                "leave it out, or run sea-pipeline teacher with it"
+            )
     if missing := sorted(image for image in conversations.image_ids() if image not in store):
         raise UserError(
             f"{recipe.teacher}: lacks {len(missing):,} images of {conversations.file}, such as {missing[0]!r}; run "

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sea_pipeline.codecs import Codec
-from sea_pipeline.teacher import CODEC, TargetRow, Targets, TargetWriter
 
+from sea_pipeline.codecs import Codec
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.storage import file_sha256
+from sea_pipeline.teacher import CODEC, TargetRow, Targets, TargetWriter
 from trainer.basic import BasicTerm
 from trainer.data import Collator, TrainingData
 from trainer.data import Sample as Encoded
@@ -79,6 +79,10 @@ class Teacher:
     def _read(self, sample: Sample, bad: list[BadSample]) -> _Image | None:
         if sample.problem is not None:
             bad.append(BadSample(sample, "list", "BadName", sample.problem))
+            return None
+        if sample.image_id not in self._first:
+            message = "every sample that shows it is cut off before it; raise --max-length"
+            bad.append(BadSample(sample, "list", "CutOff", message))
             return None
         row, place = self._first[sample.image_id]
         try:

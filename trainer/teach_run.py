@@ -26,10 +26,13 @@ from trainer.data import TrainingData
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.recipe import SAMPLES, Basic, Data, LearningRates, Loss, Recipe
 from trainer.sources import Conversations, open_conversations
+from trainer.tap import FAMILIES
 from trainer.teach import TEACH_VERSION, Teacher, TeachStage
 
 _LARGE = 100e9
 """Bytes; more are asked about."""
+_PROCESSING = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
+"""Files of a model folder that decide a prompt's tokens and an image's pixels."""
 _CALIBRATION = 64, 16_384
 """Images and vectors that the codec is fitted to, at most."""
 
@@ -56,6 +59,8 @@ class TeachSettings(Settings):
     batch_size: Annotated[int, Field(ge=1)] = 8
     shard_size: Annotated[int, Field(ge=1, le=65_536)] = 256
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
+    retry_bad: bool = False
+    """Read the shards with bad images again, in a finished folder too."""
     yes: bool = False
     """Write more than 100 GB without asking."""
 
@@ -81,8 +86,14 @@ def teach_images(
     out = settings.out or _default_out(settings, listing, fields)
     _announce(settings, folder, len(listing.samples), out, say)
     ledger = begin(out, KIND, fields, listing, settings.shard_size, {})
+    if ledger.done().shards and not (ledger.root / CODEC).is_file():
+        raise UserError(
+            f"{ledger.root / CODEC}: is gone, and finished shards need it; restore it, or give another --out"
+        )
+    if settings.retry_bad or not ledger.finished:
+        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad)
     if ledger.complete:
-        return StageRun(ledger, listing, Report(), device, settings.codec)
+        return StageRun(ledger, listing, Report(), device)
     teacher = _teacher(settings, recipe, folder, conversations, device)
     stage = TeachStage(teacher, _codec(ledger, settings.codec, teacher, listing.samples), conversations.locate)
     done = ledger.done()
@@ -92,8 +103,18 @@ def teach_images(
 
 
 def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
-    """Nothing trains; both terms are on, so that everything they need is made."""
-    layers = settings.basic.layers or max(1, folder.config.text_config.num_hidden_layers // 2)
+    """Nothing trains; the weights of the terms do not matter here."""
+    llm = folder.config.text_config
+    layers = settings.basic.layers or max(1, llm.num_hidden_layers // 2)
+    if layers > llm.num_hidden_layers:
+        raise UserError(f"--layers {layers}: the LLM has {llm.num_hidden_layers} layers; give so many or less")
+    if settings.basic.degree == "auto" and llm.model_type not in FAMILIES:
+        raise UserError(
+            f"--degree auto: the attention of an LLM of the model type {llm.model_type!r} cannot be read; expected one "
+            f"of {', '.join(FAMILIES)}; give --degree equal"
+        )
+    if settings.basic.outliers:
+        raise UserError("basic.outliers: depends on the batch that an image is in; expected 0 for a teacher's targets")
     return Recipe(
         model=settings.model,
         data=Data(
@@ -122,6 +143,7 @@ def _fields(
         "max_length": settings.max_length,
         "dtype": settings.dtype,
         "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights},
+        "processing": {name: file_sha256(folder.path / name) for name in _PROCESSING if (folder.path / name).is_file()},
         "data": file_sha256(conversations.file),
     }
 

@@ -23,6 +23,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import LabelSettings, ProgressBar, StageRun, label_images, no_bar
 from sea_pipeline.records import differing_fields, fingerprint_of
 from sea_pipeline.storage import alone, file_sha256, make_folder, publish_bytes, sweep
+from sea_pipeline.teacher import CODEC
 from trainer import checkpoints
 from trainer.build import Inputs, build, trainable
 from trainer.init import init_model
@@ -127,7 +128,7 @@ def _label(told: Told, settings: LabelSettings) -> StageRun:
 
 def _fields(inputs: Inputs) -> dict[str, Any]:
     """Everything that decides the trained weights, by name."""
-    recipe, folder, store = inputs.recipe, inputs.folder, inputs.store
+    recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
     aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every"}
     settings = recipe.model_dump(mode="json", exclude=aside)
     elsewhere = ("train", "image_root", "evaluate")
@@ -141,7 +142,7 @@ def _fields(inputs: Inputs) -> dict[str, Any]:
         "model": {"config": file_sha256(folder.path / "config.json"), "weights": _weights(folder.path)},
         "data": file_sha256(inputs.conversations.file),
         "labels": store.fingerprint if store is not None and recipe.loss.sea.weight else None,
-        "teacher": inputs.targets.fingerprint if inputs.targets is not None else None,
+        "teacher": None if targets is None else [targets.fingerprint, file_sha256(targets.path / CODEC)],
     }
 
 
@@ -203,7 +204,8 @@ class _Run:
             self.told.say(f"going on from {checkpoint}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        if not model.with_lm and self.inputs.recipe.loss.sea.match_norm:
+        loss = self.inputs.recipe.loss
+        if not model.with_lm and loss.sea.match_norm and not loss.sds.weight:
             match_norm(model, self.trainer.data, self.inputs.folder.vocabulary)
         self._evaluate(self.trainer.state.global_step)
         if self.trainer.args.should_save:

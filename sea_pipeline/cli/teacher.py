@@ -25,10 +25,18 @@ def teacher(
     template: Annotated[
         Literal["plain", "vicuna_v1", "own"], typer.Option(help="How conversations are written; own: the LLM's way.")
     ] = "own",
+    max_length: Annotated[int, typer.Option(help="Tokens of a sample at most, the image's included.")] = 2048,
     layers: Annotated[int | None, typer.Option(help="k of Eq. 4 and 5. Default: half of the LLM's layers.")] = None,
     layer_weights: Annotated[
         Literal["inc", "const", "dec"], typer.Option(help="w_i of Eq. 4: growing as i^2, equal, or falling.")
     ] = "inc",
+    degree: Annotated[
+        Literal["auto", "equal"], typer.Option(help="a_i of Eq. 5: by the text's attention, or all the same.")
+    ] = "auto",
+    text: Annotated[
+        Literal["all", "prompt"],
+        typer.Option(help="Whose attention: all text behind the image, or the untrained."),
+    ] = "all",
     normalise: Annotated[
         Literal["none", "unit"], typer.Option(help="unit: every layer's tokens get the same length before the sum.")
     ] = "none",
@@ -40,6 +48,9 @@ def teacher(
     max_bad: Annotated[
         float, typer.Option(help="Stop when more than this share of all images is bad; 0 allows none.")
     ] = 0.01,
+    retry_bad: Annotated[
+        bool, typer.Option("--retry-bad", help="Read images that were bad again; in a finished folder, too.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Write more than 100 GB without asking.")] = False,
 ) -> None:
     """Store what BASIC takes for its teacher, for every image: the LLM's refined visual embeddings and attention.
@@ -51,10 +62,13 @@ def teacher(
     from sea_pipeline import console
     from trainer.teach_run import TeachSettings, teach_images
 
+    basic = {
+        "layers": layers, "layer_weights": layer_weights, "degree": degree, "text": text, "normalise": normalise
+    }  # fmt: skip
     settings = TeachSettings.of(
         model=model, data=data, out=out, image_root=image_root, codec=codec, template=template, dtype=dtype,
-        basic={"layers": layers, "layer_weights": layer_weights, "normalise": normalise}, limit=limit, device=device,
-        batch_size=batch_size, shard_size=shard_size, max_bad=max_bad, yes=yes,
+        basic=basic, max_length=max_length, limit=limit, device=device, batch_size=batch_size, shard_size=shard_size,
+        max_bad=max_bad, retry_bad=retry_bad, yes=yes,
     )  # fmt: skip
     done = teach_images(settings, say=console.messages.print, progress=console.progress)
     console.stage_table(done, "targets", "taught")

@@ -11,12 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from sea_pipeline.codecs import fit_codec
-from sea_pipeline.label_run import LabelSettings, label_images
-from tests.bench.bench_train import BATCH, SEA, one_step
 from tests.bench.measure import Figure, in_turn, peak_bytes
+from tests.bench.steps import BATCH, SEA, one_step, prepare
 from trainer import losses
-from trainer.init import init_model
-from trainer.load import ModelFolder, open_model_folder
 from trainer.loop import AlignTrainer
 from trainer.model import Batch
 
@@ -38,18 +35,17 @@ class Tokens(NamedTuple):
 def figures() -> Iterator[Figure]:
     """tap.*, sds.*, step.* and teacher.int8.*."""
     with tempfile.TemporaryDirectory() as scratch, redirect_stderr(StringIO()):
+        prepare(Path(scratch))
         yield from _figures(Path(scratch))
 
 
 def _figures(scratch: Path) -> Iterator[Figure]:
-    folder = open_model_folder(init_model("packaged", "packaged", scratch / "model"))
-    label_images(LabelSettings(out=scratch / "labels", device="cpu"))
-    _, trainer, batch = one_step(scratch, folder, BASIC)
+    _, trainer, batch = one_step(scratch, BASIC)
     yield from _tap(trainer, batch)
     tokens = _tokens(trainer, batch)
     yield from _sds(tokens)
     yield from _teacher(tokens)
-    yield from _steps(scratch, folder)
+    yield from _steps(scratch)
 
 
 def _tap(trainer: AlignTrainer, batch: Batch) -> Iterator[Figure]:
@@ -168,10 +164,9 @@ def _term(name: str, visual: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     return losses.sds(visual, tokens.refined, tokens.attention, tokens.embeddings)
 
 
-def _steps(scratch: Path, folder: ModelFolder) -> Iterator[Figure]:
-    lm = one_step(scratch, folder, {})[0]
-    ours, half = (one_step(scratch, folder, SEA | loss)[0] for loss in (BASIC, HALF))
-    naive = _naive_step(*one_step(scratch, folder, SEA | BASIC)[1:])
+def _steps(scratch: Path) -> Iterator[Figure]:
+    lm, ours, half = (one_step(scratch, loss).take for loss in ({}, SEA | BASIC, SEA | HALF))
+    naive = _naive_step(*one_step(scratch, SEA | BASIC)[1:])
     plain, full, bf16, slow = in_turn(lm, ours, half, naive, repeats=3)
     yield Figure("step.both_fp32", full / plain, "x", f"a step of L_lm alone, {plain:.2f} s for {BATCH} samples")
     yield Figure("step.both_bf16", bf16 / plain, "x", "the same; products with the vocabulary in bfloat16")

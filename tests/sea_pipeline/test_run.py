@@ -198,7 +198,7 @@ def test_other_images_are_refused(label: Label, photos: Path, tmp_path: Path) ->
         label(images=str(photos))
     shutil.rmtree(photos / "more")
     other = draw_folder(tmp_path / "other" / "photos", 18, seed=1)
-    with pytest.raises(UserError, match="was another one when it was labelled"):
+    with pytest.raises(UserError, match="was another one when this folder was begun"):
         label(images=str(other))
     moved = shutil.copytree(draw_folder(tmp_path / "same", 18), tmp_path / "moved")
     assert label(images=str(moved)).report.images == 0

@@ -1,6 +1,7 @@
 """The teacher's cache: what is in it is what the model computes, and training from it is training online."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.teacher import open_targets
-from tests.test_architecture import ROOT
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
 from trainer import teach_run
 from trainer.teach_run import TeachSettings, teach_images
@@ -101,9 +101,7 @@ def test_another_model_is_another_run(world: World, tmp_path: Path) -> None:
 
 def test_a_bad_image_costs_that_image(world: World, tmp_path: Path) -> None:
     records = json.loads(world.data.read_text())
-    (tmp_path / "images").mkdir()
-    for source in (world.data.parent / "images").iterdir():
-        (tmp_path / "images" / source.name).write_bytes(source.read_bytes())
+    shutil.copytree(world.data.parent / "images", tmp_path / "images")
     (tmp_path / "images" / records[3]["image"]).write_bytes(b"no image")
     changed = {"data": str(world.data), "image_root": tmp_path / "images", "max_bad": 0.5}
     done = teach_images(settings(world, tmp_path / "targets", **changed))
@@ -150,4 +148,79 @@ def test_the_command(world: World, tmp_path: Path, command: Any) -> None:
     code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "3")
     assert code == 1
     assert "Traceback" not in stderr
-    assert ROOT
+    code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "9")
+    assert code == 1
+    assert "the LLM has 4 layers" in stderr
+    assert "damaged" not in stderr
+
+
+def test_the_cache_is_not_asked_for_held_out_images(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets"))
+    data = {"evaluate": str(world.held_out)}
+    run = train(tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets"), data=data), tmp_path / "run")
+    assert run.summary["end"]["lm_loss"] > 0
+
+
+def test_settings_that_the_cache_was_not_made_with_are_refused(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets", basic={"layers": 2}))
+    for basic in ({"layers": 1}, {"layer_weights": "dec"}, {"normalise": "unit"}, {"text": "prompt"}, {"outliers": 3}):
+        recipe = tiny_recipe(world, loss=DAS | {"basic": basic}, teacher=str(tmp_path / "targets"))
+        with pytest.raises(UserError, match=rf"loss\.basic\.{next(iter(basic))}: .* were made with"):
+            train(recipe, tmp_path / "run")
+    same = {"layers": 2, "layer_weights": "inc", "degree": "equal"}
+    train(tiny_recipe(world, loss=DAS | {"basic": same}, teacher=str(tmp_path / "targets")), tmp_path / "run")
+
+
+def test_what_only_l_sds_sees_is_left_as_it_was_trained(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets"))
+    lengths = {}
+    for name, loss in (("das", DAS | {"sds": {"weight": 0}}), ("sds", DAS)):
+        recipe = tiny_recipe(world, loss=loss | {"lm": 0}, teacher=str(tmp_path / "targets"))
+        train(recipe, tmp_path / name)
+        again = tiny_trainer(recipe.model_copy(update={"model": tmp_path / name / "model"}), tmp_path / f"{name}-again")
+        with torch.no_grad():
+            given = again.model(**again.data_collator([again.data[row] for row in range(4)]))
+        lengths[name] = float(given["visual_norm"])
+        embeddings = again.model.basic_term.embeddings(again.model.get_input_embeddings())
+        lengths["embeddings"] = float(embeddings.norm(dim=-1).mean())
+    assert lengths["das"] == pytest.approx(lengths["embeddings"], rel=0.1)
+    assert lengths["sds"] == pytest.approx(logged(tmp_path / "sds")[-1]["visual_norm"], rel=0.3)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_mended_image_is_read_again(world: World, tmp_path: Path, finished: bool) -> None:
+    shutil.copytree(world.data.parent / "images", tmp_path / "images")
+    broken = tmp_path / "images" / json.loads(world.data.read_text())[3]["image"]
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    asked = settings(world, tmp_path / "targets", image_root=tmp_path / "images", max_bad=0.5 if finished else 0)
+    if finished:
+        assert teach_images(asked).report.bad == 1
+    else:
+        with pytest.raises(UserError, match="mend the input"):
+            teach_images(asked)
+    broken.write_bytes(whole)
+    done = teach_images(asked.model_copy(update={"retry_bad": finished}))
+    assert done.ledger.done().bad == 0
+    assert len(open_targets(tmp_path / "targets")) == ROWS - 1
+
+
+def test_an_image_that_every_sample_cuts_off_is_quarantined(world: World, tmp_path: Path) -> None:
+    records = json.loads(world.data.read_text())
+    first = records[0] | {"image": [records[0]["image"], records[1]["image"]]}
+    first["conversations"][0]["value"] = "<image>\nWhat do you see?"
+    first["conversations"] += [
+        {"from": "human", "value": "And here?" + " What colour is it?" * 20 + "\n<image>"},
+        {"from": "gpt", "value": "red"},
+    ]
+    (tmp_path / "two.json").write_text(json.dumps([first, records[3]]))
+    changed = {"data": str(tmp_path / "two.json"), "max_length": 230, "max_bad": 0.5}
+    done = teach_images(settings(world, tmp_path / "targets", **changed))
+    assert next(iter(done.ledger.quarantined()))["error"] == "CutOff"
+
+
+def test_a_codec_that_is_gone_stops_the_run(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets"))
+    (tmp_path / "targets" / "codec.safetensors").unlink()
+    with pytest.raises(UserError, match="is gone"):
+        teach_images(settings(world, tmp_path / "targets"))

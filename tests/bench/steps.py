@@ -1,0 +1,56 @@
+"""One optimizer step of a recipe on the packaged models and eight sample photos, without reading data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sea_pipeline.label_run import LabelSettings, label_images, no_bar
+from sea_pipeline.store import open_labels
+from trainer.build import Inputs, build
+from trainer.init import init_model
+from trainer.load import open_model_folder
+from trainer.loop import AlignTrainer
+from trainer.model import Batch
+from trainer.recipe import Recipe
+from trainer.sources import open_conversations
+
+BATCH = 8
+SEA: dict[str, Any] = {"sea": {"weight": 1}}
+
+
+class Step(NamedTuple):
+    """What a step is made of; calling `take` takes one."""
+
+    take: Callable[[], object]
+    trainer: AlignTrainer
+    batch: Batch
+
+
+def prepare(scratch: Path) -> None:
+    """A model of packaged parts and labels of the sample photos, below `scratch`."""
+    init_model("packaged", "packaged", scratch / "model")
+    label_images(LabelSettings(out=scratch / "labels", device="cpu"))
+
+
+def one_step(scratch: Path, loss: dict[str, Any], *, measured: bool = False, **recipe: Any) -> Step:
+    """A step with the given `loss` and other groups of a recipe; `measured`: of those that measure gradient norms."""
+    asked = Recipe.model_validate({"loss": loss} | recipe)
+    folder = open_model_folder(scratch / "model")
+    inputs = Inputs(asked, folder, open_conversations(asked.data, folder), open_labels(scratch / "labels"))
+    trainer = build(inputs, scratch / "run", no_bar, [])
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer.data_collator([trainer.data[row] for row in range(BATCH)])
+    count = torch.tensor(len(batch["targets"]))
+
+    def take() -> None:
+        assert trainer.optimizer is not None
+        trainer.state.global_step = 0 if measured else 1
+        trainer._measured_step = -1
+        trainer.training_step(trainer.model, dict(batch), count)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    return Step(take, trainer, batch)
