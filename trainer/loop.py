@@ -173,7 +173,8 @@ class AlignTrainer(Trainer):
         with_images = sum("pixel_values" in batch or "features" in batch for batch in batch_samples)
         gathered = self.accelerator.gather(torch.tensor([[tokens, with_images]], device=device)).sum(0)
         self._with_images = int(gathered[1])
-        return gathered[0].clamp(min=1)
+        trained: torch.Tensor = gathered[0].clamp(min=1)
+        return trained
 
     # What a log line says
 

@@ -210,8 +210,10 @@ def test_an_image_that_every_sample_cuts_off_is_quarantined(world: World, tmp_pa
     first = records[0] | {"image": [records[0]["image"], records[1]["image"]]}
     first["conversations"][0]["value"] = "<image>\nWhat do you see?"
     first["conversations"] += [
-        {"from": "human", "value": "And here?" + " What colour is it?" * 20 + "\n<image>"},
+        {"from": "human", "value": "What colour is it? " * 60},
         {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "<image>\nAnd here?"},
+        {"from": "gpt", "value": "green"},
     ]
     (tmp_path / "two.json").write_text(json.dumps([first, records[3]]))
     changed = {"data": str(tmp_path / "two.json"), "max_length": 230, "max_bad": 0.5}
