@@ -21,6 +21,7 @@ from sea_pipeline.encoders import Encoder
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import DECODE_VERSION, BadImageError, read_image
+from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.search import Backend, WordSearch
@@ -29,7 +30,6 @@ from sea_pipeline.shards import (
     LabelRow,
     ShardWriter,
     read_words,
-    shard_footer,
     write_mean_similarity,
 )
 from sea_pipeline.storage import publish

@@ -16,28 +16,24 @@ The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and i
 of codes, so that one image is read without many others.
 """
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sea_pipeline.codecs import Codec, CodecName, bytes_per_vector, load_codec
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Manifest
+from sea_pipeline.row_groups import RowGroupWriter
 from sea_pipeline.rows import RowStore, open_finished
 
 KIND = "targets"
 CODEC = "codec.safetensors"
 
-_FOOTER = b"sea_pipeline"
 _GROUP_BYTES = 1 << 20
 _SUM_TOLERANCE = 1e-3
 
@@ -80,8 +76,8 @@ def bytes_per_image(patches: int, codec: CodecName, width: int) -> int:
     return patches * (bytes_per_vector(codec, width) + 4)
 
 
-class TargetWriter:
-    """Writes the rows of one shard as they come; holds one row group in memory.
+class TargetWriter(RowGroupWriter[TargetRow]):
+    """Writes the rows of one shard of targets.
 
     Args:
         path: the file.
@@ -92,41 +88,15 @@ class TargetWriter:
     def __init__(self, path: Path, patches: int, codec: Codec) -> None:
         self._shape = patches, codec.width
         self._codec = codec
-        self._schema = target_schema(patches, codec.bytes_per_vector)
-        self._rows_per_group = max(1, _GROUP_BYTES // (patches * codec.bytes_per_vector))
-        self._rows: list[tuple[Any, ...]] = []
-        # Our own file object: Python's OSError says why a disk cannot be written, Arrow's may not.
-        self._file = path.open("wb")
-        self._writer = pq.ParquetWriter(
-            self._file,
-            self._schema,
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=False,
-            write_statistics=["image_id"],
-            write_page_checksum=True,
-        )
-
-    def __enter__(self) -> "TargetWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._file:
-            if kind is None:
-                self._flush()
-                self._writer.close()
-            else:
-                # Else Arrow closes it later, when the file is gone. The file is thrown away in any case.
-                with suppress(Exception):
-                    self._writer.close()
+        rows = max(1, _GROUP_BYTES // (patches * codec.bytes_per_vector))
+        super().__init__(path, target_schema(patches, codec.bytes_per_vector), rows)
 
     def add(self, row: TargetRow) -> None:
         """Appends one image.
 
         Raises:
-            ValueError: the targets are of other shapes, the attention does not sum to 1, or the codec cannot hold V^.
+            ValueError: the targets are of other shapes or not finite, the attention does not sum to 1, or the codec
+                cannot hold the V^ of this row or of one since the last row group.
         """
         refined, attention = row.targets.refined, row.targets.attention
         if (refined.shape, attention.shape) != (self._shape, self._shape[:1]):
@@ -135,21 +105,20 @@ class TargetWriter:
         total = attention.sum(dtype=np.float64)
         if not (abs(total - 1) <= _SUM_TOLERANCE and (attention >= 0).all()):
             raise ValueError(f"{row.image_id}: expected attention degrees >= 0 that sum to 1, found a sum of {total:g}")
-        codes = self._codec.encode(refined).tobytes()
-        self._rows.append((row.image_id, row.uri, row.image_sha256, attention.astype(np.float32), codes))
-        if len(self._rows) == self._rows_per_group:
-            self._flush()
+        if not np.isfinite(refined).all():
+            raise ValueError(f"{row.image_id}: expected a V^ that is finite")
+        super().add(row)
 
-    def set_footer(self, footer: dict[str, Any]) -> None:
-        """Sets the JSON object of the footer; before the writer closes."""
-        self._writer.add_key_value_metadata({_FOOTER: json.dumps(footer, sort_keys=True)})
-
-    def _flush(self) -> None:
-        if self._rows:
-            columns = zip(self._schema, zip(*self._rows, strict=True), strict=True)
-            arrays = [pa.array(values, field.type) for field, values in columns]
-            self._writer.write_table(pa.table(arrays, schema=self._schema), row_group_size=self._rows_per_group)
-            self._rows.clear()
+    def arrays(self, rows: list[TargetRow]) -> list[pa.Array]:
+        """See `target_schema`."""
+        columns = {
+            "attention": [row.targets.attention.astype(np.float32) for row in rows],
+            "codes": [self._codec.encode(row.targets.refined).tobytes() for row in rows],
+        }
+        return [
+            pa.array(columns.get(field.name) or [getattr(row, field.name) for row in rows], field.type)
+            for field in self.schema
+        ]
 
 
 class TargetStore(RowStore):

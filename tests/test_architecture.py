@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"storage", "optional", "crops", "pixels", "devices", "llava_json", "settings"},
-    {"records", "wordlists", "samples", "codecs"},
+    {"records", "wordlists", "samples", "codecs", "row_groups"},
     {"plan", "quarantine"},
     {"ledger"},
     {"shards", "run", "begin", "rows"},

@@ -182,7 +182,7 @@ def _codec(ledger: Ledger, name: CodecName, teacher: Teacher, samples: list[Samp
     path = ledger.root / CODEC
     with alone(ledger.root):  # of several processes that fit at once, the first one's codes would be another's
         if not path.is_file():
-            images, vectors = _CALIBRATION
+            images, vectors = (1, 1) if name == "float16" else _CALIBRATION
             chosen = samples[:: max(1, len(samples) // images)][:images]
             ignored: list[BadSample] = []
             found = [targets.refined for _, targets in teacher(chosen, ignored)]

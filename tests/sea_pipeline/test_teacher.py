@@ -19,9 +19,9 @@ from sea_pipeline.begin import begin
 from sea_pipeline.codecs import Codec, CodecName, fit_codec, save_codec
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.run import ShardResult, run
 from sea_pipeline.samples import BadSample, Listing, Sample
-from sea_pipeline.shards import shard_footer
 from sea_pipeline.storage import publish_bytes
 from sea_pipeline.teacher import (
     CODEC,
