@@ -27,7 +27,9 @@ _CENTROIDS = 256
 _COMPONENTS = 256
 """Principal components that pq64 keeps at most: 64 bytes say nothing of the rest."""
 _LEAST_SPREAD = 1e-4
-"""Of a dimension's standard deviation, relative to that of all."""
+"""Of a dimension's spread, relative to that of all."""
+_OUTLIERS = 0.03
+"""Of a dimension's standard deviation: its spread at least, so that vectors far out are not held too coarsely."""
 _LEAST_SCALE = np.float32(2.0**-14)
 """Below it float16 loses digits."""
 
@@ -155,29 +157,28 @@ class Float16Codec(_Fitted):
 
 @dataclass(frozen=True, eq=False)
 class Int8Codec(_Fitted):
-    """x = mean + std * scale * q: dimensions standardised by the sample, then one float16 scale a vector.
+    """x = centre + spread * scale * q: dimensions standardised by the sample, then one float16 scale a vector.
 
     The bytes of a vector are q (d int8, -127 to 127), then its scale (little-endian). The error of a value is half a
-    step, scale * std / 2, at most. The scale grows with the vector, so one outside the sample's range is held, too.
+    step, scale * spread / 2, at most. The scale grows with the vector, so one outside the sample's range is held, too.
     """
 
     name = "int8"
-    mean: _Floats
-    """(d,)"""
-    std: _Floats
-    """(d,), positive."""
+    centre: _Floats
+    """(d,), medians."""
+    spread: _Floats
+    """(d,), positive: half of what the middle 68 % span, the standard deviation of a normal distribution."""
 
     def encode(self, vectors: npt.NDArray[np.floating[Any]]) -> _Bytes:
         """See `Codec`."""
         exact = _vectors(vectors, self.width)
         with np.errstate(over="ignore"):
-            standard = (exact - self.mean) / self.std
+            standard = (exact - self.centre) / self.spread
             largest = np.abs(standard).max(axis=1, keepdims=True, initial=0)
             scales = np.maximum(largest / 127, _LEAST_SCALE).astype("<f2")
         if not np.isfinite(scales).all():
             raise ValueError(
-                "expected values within 8,000,000 standard deviations of the sample's mean, found one at "
-                f"{largest.max():,.0f}"
+                f"expected values within 8,000,000 spreads of the sample's median, found one at {largest.max():,.0f}"
             )
         steps = np.rint(standard / scales.astype(np.float32)).clip(-127, 127).astype(np.int8)
         return np.concatenate([steps.view(np.uint8), scales.view(np.uint8)], axis=1)
@@ -186,7 +187,7 @@ class Int8Codec(_Fitted):
         """See `Codec`."""
         codes = _codes(codes, self)
         scales = np.ascontiguousarray(codes[:, self.width :]).view("<f2").astype(np.float32)
-        return codes[:, : self.width].view(np.int8) * scales * self.std + self.mean
+        return codes[:, : self.width].view(np.int8) * scales * self.spread + self.centre
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,18 +228,19 @@ _BY_NAME: dict[str, Any] = {codec.name: codec for codec in (Float16Codec, Int8Co
 
 def _shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
     r = min(_COMPONENTS, -(-width // _SUBSPACES) * _SUBSPACES)  # in whole subspaces
-    shapes: dict[str, tuple[int, ...]] = {"mean": (width,), "std": (width,), "axes": (r, width)}
+    shapes: dict[str, tuple[int, ...]] = {"axes": (r, width)} | dict.fromkeys(("mean", "centre", "spread"), (width,))
     shapes["codebooks"] = _SUBSPACES, _CENTROIDS, r // _SUBSPACES
     return {field.name: shapes[field.name] for field in fields(_BY_NAME[name]) if field.name != "width"}
 
 
 def _fit_int8(vectors: _Floats) -> Int8Codec:
-    mean = vectors.mean(0, dtype=np.float64)
-    std = vectors.std(0, dtype=np.float64)
-    spread = np.sqrt(np.square(std).mean())
+    # Quantiles: a few tokens are a hundred times longer than the rest, and would decide mean and standard deviation.
+    low, centre, high = np.quantile(vectors.astype(np.float64), (0.1587, 0.5, 0.8413), axis=0)
+    spread = np.maximum((high - low) / 2, _OUTLIERS * vectors.std(0, dtype=np.float64))
+    overall = np.sqrt(np.square(spread).mean())
     # A dimension that does not vary in the sample may do so later.
-    std = np.maximum(std, _LEAST_SPREAD * spread) if spread else np.ones_like(std)
-    return Int8Codec(vectors.shape[1], mean.astype(np.float32), std.astype(np.float32))
+    spread = np.maximum(spread, _LEAST_SPREAD * overall) if overall else np.ones_like(spread)
+    return Int8Codec(vectors.shape[1], centre.astype(np.float32), spread.astype(np.float32))
 
 
 def _fit_pq64(vectors: _Floats) -> Pq64Codec:

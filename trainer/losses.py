@@ -84,7 +84,7 @@ def sds(
     attention: torch.Tensor,
     embeddings: torch.Tensor,
     *,
-    block: int = 2048,
+    block: int = 1024,
     matmul_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """BASIC's Eq. 7, semantic distributions: sum_i a_i KL(p_i || q_i), P = softmax(V^ E'), Q = softmax(V E').
