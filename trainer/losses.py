@@ -14,6 +14,10 @@ MAX_SCALE = 100.0
 """1 / tau never grows beyond this, as in CLIP: past it a learnable temperature runs away."""
 
 
+_LEAST = -80.0
+"""Of a logit below the highest: e^-80 counts as nothing, and what is smaller is denormal, which CPUs compute slowly."""
+
+
 def word_table(embeddings: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
     """Eq. 8: t_i, the mean of the LLM's input embeddings over the tokens of word i.
 
@@ -147,8 +151,8 @@ def _softmax_mean(
         entries = rows.to(matmul_dtype)
         share = (left @ entries.T).to(queries.dtype)
         before, highest = highest, torch.maximum(highest, share.amax(-1, keepdim=True))
-        shrink = (before - highest).exp_()
-        share.sub_(highest).exp_()
+        shrink = (before - highest).clamp_(min=_LEAST).exp_()
+        share.sub_(highest).clamp_(min=_LEAST).exp_()
         total.mul_(shrink).add_(share.sum(-1, keepdim=True))
         weighted.mul_(shrink)
         if matmul_dtype == queries.dtype:
