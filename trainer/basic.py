@@ -5,13 +5,14 @@ Shapes: B samples of L tokens, I images of m visual tokens, d the LLM's width, V
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from trainer import losses
 from trainer.supervision import Supervision, degrees, image_weights
+from trainer.words import llm_embeddings
 
 
 class BasicTerm:
@@ -102,11 +103,6 @@ class BasicTerm:
         """The a of Eq. 5 from attention that is not normalised, (I, m); each image's sum to 1."""
         return degrees(torch.zeros_like(attention) if self._equal else attention)
 
-    @torch.no_grad()
     def embeddings(self, embed: nn.Module) -> torch.Tensor:
-        """E, (V, d): the LLM's input embeddings as it uses them (Gemma's are scaled), without rows that only pad."""
-        weight = cast("torch.Tensor", embed.weight)
-        if type(embed) is nn.Embedding and type(weight) is nn.Parameter and len(weight) >= self._vocabulary:
-            return weight[: self._vocabulary]
-        every: torch.Tensor = embed(torch.arange(self._vocabulary, device=weight.device))  # gathers where it is sharded
-        return every
+        """E, (V, d), see `llm_embeddings`."""
+        return llm_embeddings(embed, self._vocabulary)

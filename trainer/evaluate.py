@@ -20,7 +20,7 @@ from sea_pipeline.wordlists import WordList
 from trainer import metrics
 from trainer.data import Collator, Labels, TrainingData
 from trainer.model import AlignedLlava, Batch
-from trainer.words import Prefix, llm_word_table, whole_words
+from trainer.words import Prefix, llm_embeddings, llm_word_table, whole_words
 
 
 class Shown(NamedTuple):
@@ -208,9 +208,7 @@ class Evaluator:
 
     def embeddings(self, model: AlignedLlava) -> torch.Tensor:
         """E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
-        with torch.no_grad():
-            vectors: torch.Tensor = model.get_input_embeddings()(torch.arange(self._vocabulary, device=model.device))
-        return vectors.float()
+        return llm_embeddings(model.get_input_embeddings(), self._vocabulary).float()
 
     def _word_table(self, embeddings: torch.Tensor) -> torch.Tensor | None:
         if self._store is None:

@@ -5,7 +5,7 @@ as the projector gives them, layer i the output of the LLM's i-th decoder layer:
 norm. A layer's states are looked at as they pass and not kept.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, NamedTuple, TypedDict
 
@@ -17,6 +17,7 @@ from sea_pipeline.errors import UserError
 from trainer import metrics
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.model import AlignedLlava, Batch
+from trainer.words import special_tokens
 
 FREQUENT = 5
 """How many of a layer's most frequent tokens are told."""
@@ -166,12 +167,6 @@ def decoder_layers(model: AlignedLlava) -> nn.ModuleList:
             "none; leave --layers out"
         )
     return layers
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids of all special tokens: the end of a text or turn, what marks roles, padding."""
-    added: Iterator[int] = (id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return {*tokenizer.all_special_ids, *added}
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str]:

@@ -17,9 +17,6 @@ from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
 from trainer.sampler import EpochSampler
 
-FEW_PAIRS = 64
-"""Below so many patches a batch, the contrastive loss has too few negatives to mean much: said once."""
-
 _LENGTHS = ("visual_norm", "refined_norm")
 """What is logged beside BASIC's terms."""
 
@@ -100,7 +97,7 @@ class AlignTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
         self.recipe = recipe
-        self.balances = cast("dict[str, Balance]", nn.ModuleDict(balances))
+        self.balances = dict(balances)
         self.data = data
         self._evaluator = evaluator
         self._probe = Probe(model.model.multi_modal_projector)
@@ -112,8 +109,8 @@ class AlignTrainer(Trainer):
         }
         self._measured: dict[str, float] = {}
         self._measured_step = -1
-        self._with_images = 0
-        """Micro-batches of this step that have images, over all processes; 0 until the first step is read."""
+        self._with_images: torch.Tensor | None = None
+        """Micro-batches of this step that have images, over all processes; None until the first step is read."""
 
     def compute_loss(
         self,
@@ -135,10 +132,11 @@ class AlignTrainer(Trainer):
         if "lm" in given:
             loss = loss + self.recipe.loss.lm * share * given["lm"]
         present = [name for name in self.balances if name in given]
-        with_images = self._with_images or steps * self.accelerator.num_processes
+        processes = self.accelerator.num_processes
+        with_images = steps * processes if self._with_images is None else self._with_images
         for name in present:
             self._terms[name] = given[name]
-            of_step = 1 / steps if name == "sea" else self.accelerator.num_processes / with_images
+            of_step = 1 / steps if name == "sea" else processes / with_images
             loss = loss + float(self.balances[name].weight) * of_step * given[name]
         if self._due() and "lm" in given and present:
             for name in present:
@@ -172,9 +170,9 @@ class AlignTrainer(Trainer):
         tokens = sum(len(batch["targets"]) for batch in batch_samples)
         with_images = sum("pixel_values" in batch or "features" in batch for batch in batch_samples)
         gathered = self.accelerator.gather(torch.tensor([[tokens, with_images]], device=device)).sum(0)
-        self._with_images = int(gathered[1])
-        trained: torch.Tensor = gathered[0].clamp(min=1)
-        return trained
+        trained: torch.Tensor
+        trained, self._with_images = gathered.unbind()
+        return trained.clamp(min=1)
 
     # What a log line says
 
@@ -270,7 +268,7 @@ class AlignTrainer(Trainer):
         if not self.args.should_save or output_dir is None:
             return
         model = self.accelerator.unwrap_model(self.model)
-        checkpoints.save_trained(model, cast("nn.ModuleDict", self.balances), Path(output_dir), state_dict)
+        checkpoints.save_trained(model, nn.ModuleDict(self.balances), Path(output_dir), state_dict)
 
     def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
         """One epoch, but none behind the last step: the Trainer would take one more from the last checkpoint."""
@@ -280,7 +278,7 @@ class AlignTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = cast("AlignedLlava", self.model if model is None else model)
-        checkpoints.load_trained(target, cast("nn.ModuleDict", self.balances), Path(resume_from_checkpoint))
+        checkpoints.load_trained(target, nn.ModuleDict(self.balances), Path(resume_from_checkpoint))
 
 
 def learning_rate(name: str, recipe: Recipe) -> float:

@@ -4,6 +4,7 @@ import torch
 
 from trainer.data import Collator, TrainingData
 from trainer.model import AlignedLlava
+from trainer.words import llm_embeddings
 
 _SAMPLES = 16
 _BATCH = 8
@@ -24,7 +25,7 @@ def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> floa
     Returns:
         The factor.
     """
-    wanted = model.get_input_embeddings()(torch.arange(vocabulary, device=model.device)).float().norm(dim=-1).mean()
+    wanted = llm_embeddings(model.get_input_embeddings(), vocabulary).float().norm(dim=-1).mean()
     collate, lengths = Collator(data, pad=0, seed=0), []
     for start in range(0, min(_SAMPLES, len(data)), _BATCH):
         batch = collate([data[row] for row in range(start, min(start + _BATCH, len(data)))])

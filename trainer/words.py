@@ -6,10 +6,11 @@ as "Ġ", SentencePiece (Llama 2, Gemma, T5) as "▁", and some of the latter put
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from tokenizers.decoders import ByteLevel
+from torch import nn
 
 from sea_pipeline.errors import UserError
 from trainer.losses import word_table
@@ -99,8 +100,7 @@ def whole_words(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> dict[i
             f"the LLM's tokenizer has no token that begins with {_BYTE_LEVEL} or {_SENTENCE_PIECE}; expected a "
             "byte-level BPE or SentencePiece tokenizer, whose tokens show where words begin"
         )
-    special = set(tokenizer.all_special_ids)
-    special |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = special_tokens(tokenizer)
     found = {}
     for token, id_ in sorted(tokens.items(), key=lambda item: item[1]):
         if id_ < vocabulary and id_ not in special and token.startswith(mark):
@@ -108,6 +108,27 @@ def whole_words(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> dict[i
             if _WORD.fullmatch(word) and sum(map(str.isalpha, word)) >= 2:
                 found[id_] = word.lower()
     return found
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The ids of all special tokens: the end of a text or turn, what marks roles, padding."""
+    added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+@torch.no_grad()
+def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
+    """E, (V, d): the LLM's input embeddings as it uses them (Gemma's are scaled), without rows that only pad.
+
+    Args:
+        embed: the LLM's input embedding module.
+        vocabulary: V, how many of the LLM's token ids are real ones.
+    """
+    weight = cast("torch.Tensor", embed.weight)
+    if type(embed) is nn.Embedding and type(weight) is nn.Parameter and len(weight) >= vocabulary:
+        return weight[:vocabulary]
+    every: torch.Tensor = embed(torch.arange(vocabulary, device=weight.device))  # gathers where it is sharded
+    return every
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
