@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.mine import mine
 from sea_pipeline.storage import data_folder
 
 MAX_WORDS = 65_535
 """Word ids are stored as uint16 and 65,535 means "no label"."""
+MINED = "mine:"
+"""In front of a file of captions: a list mined from them, then `GENERAL`; see `mine.mine`."""
+GENERAL = "2of12"
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,27 @@ class WordList:
 
 
 def load_wordlist(spec: str) -> WordList:
-    """Reads a word list by its name (`2of12`) or from a file: UTF-8, one word or phrase per line.
+    """Reads a word list by its name (`2of12`), from a file (UTF-8, one word or phrase per line), or mines it.
 
-    Words are stripped and brought to Unicode form NFC; blank lines are left out; order and case are kept.
+    Words are stripped and brought to Unicode form NFC; blank lines are left out; order and case are kept. With `mine:`
+    in front, the file is LLaVA's JSON or JSONL, and the list is what its captions name and then 2of12: see `mine.mine`.
 
     Raises:
-        UserError: no such list, not UTF-8, empty, a word twice, control characters, or over 65,535 words.
+        UserError: no such list, not UTF-8, empty, a word twice, control characters, or over 65,535 words; or a file of
+            captions that is none.
     """
+    if spec.startswith(MINED):
+        captions = Path(spec.removeprefix(MINED))
+        return WordList.of(f"mine-{captions.stem}", mine(captions, load_wordlist(GENERAL).words, MAX_WORDS))
     path = Path(spec)
     builtin = data_folder("wordlists") / f"{spec}.txt"
     if not path.is_file() and "/" not in spec and builtin.is_file():
         path = builtin
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in data_folder("wordlists").glob("*.txt")))
-        raise UserError(f"--wordlist {spec}: expected a file or one of the lists {known}; found neither")
+        raise UserError(
+            f"--wordlist {spec}: expected a file, {MINED}CAPTIONS.json, or one of the lists {known}; found none of them"
+        )
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors"},
-    {"storage", "optional", "crops", "pixels", "devices", "llava_json", "settings"},
-    {"records", "wordlists", "samples", "codecs", "row_groups"},
-    {"plan", "quarantine"},
+    {"storage", "optional", "crops", "pixels", "devices", "llava_json", "settings", "captions", "lift"},
+    {"records", "mine", "samples", "codecs", "row_groups"},
+    {"plan", "quarantine", "wordlists"},
     {"ledger"},
     {"shards", "run", "begin", "rows"},
     {"store", "search", "encoders", "teacher"},
-    {"analysis", "label", "label_cache"},
+    {"analysis", "label", "label_cache", "probe"},
     {"pictures", "console", "label_run"},
     {"console_training"},
     {"cli"},
