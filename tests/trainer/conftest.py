@@ -7,6 +7,7 @@ import pytest
 
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, colours, make_world
+from tests.trainer.looking import Make, make_ready, record, write
 from trainer.init import init_model
 
 
@@ -32,3 +33,23 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_vision(root / "vision")
     tiny_llm(root / "llm", num_hidden_layers=4, initializer_range=0.3)
     return init_model(str(root / "vision"), str(root / "llm"), root / "model")
+
+
+@pytest.fixture
+def ready(tiny: World) -> Make:
+    """Records, or the world's own, to a model with an evaluator."""
+    return make_ready(tiny)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A text, an image, two images under a long system turn, an image again."""
+    return write(
+        tmp_path / "mixed.json",
+        [
+            record("text", [], "Which colour?", "red or blue"),
+            record("one", ["00.png"], "What do you see?", "a red patch"),
+            record("two", ["01.png", "03.png"], "What is the difference?", "green and blue", system="white " * 20),
+            record("again", ["04.png"], "What?", "The left half is magenta, the right half is grey."),
+        ],
+    )
