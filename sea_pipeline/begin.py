@@ -1,5 +1,6 @@
 """Beginning an output folder, or going on with it: when a folder and a run belong together."""
 
+import hashlib
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.pixels import BadImageError
 from sea_pipeline.plan import plan_sha256, write_plan
 from sea_pipeline.records import (
     SCHEMA_VERSION,
@@ -19,15 +21,23 @@ from sea_pipeline.records import (
     fingerprint_of,
 )
 from sea_pipeline.samples import Listing, Sample
-from sea_pipeline.storage import TEMPORARY, alone, file_sha256, make_folder, publish, publish_bytes, sweep
+from sea_pipeline.sources import kind_of, open_source
+from sea_pipeline.storage import TEMPORARY, alone, make_folder, publish, publish_bytes, sweep
 
 
 def begin(
-    root: Path, kind: str, fields: dict[str, Any], listing: Listing, shard_size: int, companions: dict[str, bytes]
+    root: Path,
+    kind: str,
+    fields: dict[str, Any],
+    listing: Listing,
+    shard_size: int,
+    companions: dict[str, bytes],
+    *,
+    encoder: str | None = None,
 ) -> Ledger:
     """Begins a folder, or goes on with one that was begun with the same fields and the same images.
 
-    `companions` are small files that belong beside the shards, by name.
+    `companions` are small files that belong beside the shards, by name; `encoder` is a spec, see `Dataset`.
 
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
@@ -43,7 +53,8 @@ def begin(
         shards=-(-len(samples) // shard_size),
         shard_size=shard_size,
         source=listing.origin,
-        image_root=str(listing.root),
+        image_root=listing.root,
+        encoder=encoder,
         files=[],
     )
     make_folder(root)
@@ -53,6 +64,7 @@ def begin(
     ledger = Ledger(root, Ledger.open(root).dataset, listing.root)
     ledger.refuse_damage()
     _refuse_another_run(ledger, wanted, samples)
+    _refuse_other_places(ledger, samples)
     _refuse_other_images(ledger)
     sweep(root)
     return ledger
@@ -89,17 +101,34 @@ def _refuse_another_run(ledger: Ledger, wanted: Dataset, samples: Sequence[Sampl
         raise UserError(f"{ledger.root}: holds another run; choose another --out. Differing: {'; '.join(differing)}")
 
 
+def _refuse_other_places(ledger: Ledger, samples: Sequence[Sample]) -> None:
+    """The plan says where in a tar or a table an image is: another tar of the same names would give others' bytes."""
+    shards = range(ledger.dataset.shards)
+    there = (sample for shard in shards for sample in ledger.samples(shard))
+    moved = next((now for then, now in zip(there, samples, strict=True) if then.uri != now.uri), None)
+    if moved is not None or kind_of(ledger.dataset.image_root) != kind_of(ledger.image_root):
+        raise UserError(
+            f"{ledger.root}: the image {(moved or samples[0]).image_id!r} was at another place of its input when this "
+            f"folder was begun from {ledger.dataset.source}; choose another --out"
+        )
+
+
 def _refuse_other_images(ledger: Ledger) -> None:
     """Compares the first image of a few finished shards: names alone do not tell two folders apart."""
-    for commit in islice((commit for commit in ledger.commits() if commit.rows), 8):
+    source = open_source(ledger.image_root)
+    begun = (commit for commit in ledger.commits() if commit.rows)
+    for commit in islice(begun, 8 if source.random_access else 1):
         if problem := check_file(ledger.root, commit.files[0]):
             raise UserError(f"{problem}; delete it, and the same command makes it again")
         first = pq.ParquetFile(ledger.shard_path(commit.shard)).read_row_group(0, columns=["uri"])["uri"][0].as_py()
-        path = ledger.image_root / first
-        if path.is_file() and file_sha256(path) != commit.first_image_sha256:
+        try:
+            data = source.read(first)
+        except BadImageError:  # it is gone, which the run says if it needs it
+            continue
+        if hashlib.sha256(data).hexdigest() != commit.first_image_sha256:
             raise UserError(
-                f"{ledger.root}: the image {first!r} was another one when this folder was begun than {path} is now; "
-                "choose another --out"
+                f"{ledger.root}: the image {first!r} was another one when this folder was begun than the one that "
+                f"{ledger.image_root} has now; choose another --out"
             )
 
 

@@ -18,9 +18,8 @@ import torch
 
 from sea_pipeline.crops import LEAST_AREA, WHOLE, CropBox, image_and_crop, inside, labelled_crop
 from sea_pipeline.encoders import Encoder
-from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.pixels import DECODE_VERSION, BadImageError, read_image
+from sea_pipeline.pixels import DECODE_VERSION, BadImageError, decode_image
 from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
@@ -32,6 +31,7 @@ from sea_pipeline.shards import (
     read_words,
     write_mean_similarity,
 )
+from sea_pipeline.sources import Source
 from sea_pipeline.storage import publish
 from sea_pipeline.wordlists import WordList
 
@@ -93,6 +93,7 @@ class LabelStage:
             "encoder": dict(encoder.fields()),
             "grid": list(encoder.grid),
             "sign": encoder.sign,
+            "search": "exact: ranked by float64 scores, ties to the lower word id",
             "top_n": top_n,
             "wordlist": {"sha256": words.sha256, "words": len(words)},
         }
@@ -100,7 +101,7 @@ class LabelStage:
     def process(
         self,
         samples: list[Sample],
-        image_root: Path,
+        source: Source,
         target: Path,
         footer: dict[str, Any],
         advance: Callable[[int], None],
@@ -113,7 +114,7 @@ class LabelStage:
         rows = 0
         patches = self._encoder.grid[0] * self._encoder.grid[1]
         with ShardWriter(target, patches, self._top_n) as writer:
-            for batch in _batches(self._decoded(samples, image_root, bad, seconds, advance)):
+            for batch in _batches(self._decoded(samples, source, bad, seconds, advance)):
                 embedded, vectors = self._encode(batch, bad, seconds)
                 advance(len(batch))
                 if not embedded:
@@ -146,7 +147,7 @@ class LabelStage:
     def _decoded(
         self,
         samples: Iterable[Sample],
-        image_root: Path,
+        source: Source,
         bad: list[BadSample],
         seconds: _Seconds,
         advance: Callable[[int], None],
@@ -155,10 +156,10 @@ class LabelStage:
 
         def decode(sample: Sample) -> tuple[_Decoded | BadSample, float]:
             begun = time.thread_time()
-            decoded = self._decode(sample, image_root)
+            decoded = self._decode(sample, source)
             return decoded, time.thread_time() - begun
 
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
+        with ThreadPoolExecutor(max(self._threads, source.readers), thread_name_prefix="decode") as pool:
             for decoded, spent in _ahead(pool, decode, samples, 2 * BATCH_SIZE):
                 seconds["decode"] += spent
                 if isinstance(decoded, BadSample):
@@ -167,17 +168,15 @@ class LabelStage:
                 else:
                     yield decoded
 
-    def _decode(self, sample: Sample, image_root: Path) -> _Decoded | BadSample:
+    def _decode(self, sample: Sample, source: Source) -> _Decoded | BadSample:
         if sample.problem is not None:
             return BadSample(sample, "list", "BadName", sample.problem)
         try:
-            image, sha256 = read_image(image_root / sample.uri)
+            image, sha256 = decode_image(source.read(sample.uri))
             image_id, number = image_and_crop(sample.image_id) if self._crops else (sample.image_id, 0)
             shown, crop = labelled_crop(image, image_id, number) if number else (image, WHOLE)
             pixels = self._encoder.preprocess(shown)
         except BadImageError as error:
-            if error.error == "FileNotFoundError" and not image_root.is_dir():
-                raise UserError(f"{image_root}: is gone; bring it back and run the same command again") from error
             return BadSample(sample, error.stage, error.error, error.message, error.sha256)
         return _Decoded(sample, sha256, image.size, pixels.values, inside(pixels.crop_box, crop))
 

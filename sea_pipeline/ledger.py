@@ -61,11 +61,11 @@ class Done:
 class Ledger:
     """An output folder: its plan, its finished shards, what is missing."""
 
-    def __init__(self, root: Path, dataset: Dataset, image_root: Path | None = None) -> None:
+    def __init__(self, root: Path, dataset: Dataset, image_root: str | None = None) -> None:
         self.root = root
         self.dataset = dataset
-        self.image_root = image_root or Path(dataset.image_root)
-        """Where the planned `uri`s start; another place than at the beginning where the images have moved."""
+        self.image_root = image_root or dataset.image_root
+        """Where the planned `uri`s start, for `open_source`; elsewhere than at the beginning if images have moved."""
 
     @classmethod
     def open(cls, root: Path) -> "Ledger":

@@ -22,24 +22,27 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: the file cannot be read, is not JSON in UTF-8, or holds something else than such records.
     """
-    lines = path.suffix.lower() == ".jsonl"
     try:
         with path.open("rb") as file:
-            for number, row in (_json_lines if lines else _json_array)(file):
-                if not isinstance(row, dict) or not ("image" in row or "conversations" in row):
-                    raise UserError(
-                        f"{path}: {place(path, number)}: expected a LLaVA record, an object with "
-                        "'image' and 'conversations'; found "
-                        + (f"the keys {sorted(row)[:6]}" if isinstance(row, dict) else type(row).__name__)
-                    )
-                yield number, row
+            yield from records_of(file, str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def place(path: Path, number: int) -> str:
+def records_of(file: BinaryIO, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same of an open file that is called `path`."""
+    for number, row in (_json_lines if _has_lines(path) else _json_array)(file, path):
+        if not isinstance(row, dict) or not ("image" in row or "conversations" in row):
+            raise UserError(
+                f"{path}: {place(path, number)}: expected a LLaVA record, an object with 'image' and 'conversations'; "
+                "found " + (f"the keys {sorted(row)[:6]}" if isinstance(row, dict) else type(row).__name__)
+            )
+        yield number, row
+
+
+def place(path: Path | str, number: int) -> str:
     """What `records` counts in this file, for a message: `entry 3` or `line 3`."""
-    return f"{'line' if path.suffix.lower() == '.jsonl' else 'entry'} {number}"
+    return f"{'line' if _has_lines(path) else 'entry'} {number}"
 
 
 def images_of(row: dict[str, Any]) -> list[Any]:
@@ -59,33 +62,37 @@ def relative_path(image: Any) -> str:  # noqa: ANN401 - whatever a data file hol
     try:
         image.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("the path holds half of a UTF-16 pair; it names no file") from None
+        raise ValueError("the path is not UTF-8, or holds half of a UTF-16 pair; it names no file") from None
     path = posixpath.normpath(image)
     if path.startswith(("/", "../")) or path == "..":
         raise ValueError("the path leaves the image root; paths in data files start there")
     return path
 
 
-def _json_array(file: BinaryIO) -> Iterator[tuple[int, Any]]:
+def _has_lines(path: Path | str) -> bool:
+    return str(path).lower().endswith(".jsonl")
+
+
+def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
     opening = file.read(4096)
     file.seek(3 if opening.startswith(codecs.BOM_UTF8) else 0)
     first = opening.lstrip(codecs.BOM_UTF8 + b" \t\r\n")[:1]
     if first != b"[":
         found = {b"{": "an object", b"": "an empty file"}.get(first, "something else")
-        raise UserError(f"{file.name}: expected LLaVA's JSON, an array of records; found {found}")
+        raise UserError(f"{path}: expected LLaVA's JSON, an array of records; found {found}")
     number = 0
     try:
         for number, row in enumerate(ijson.items(file, "item"), start=1):
             yield number, row
     except (ijson.JSONError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{file.name}: expected a JSON array in UTF-8; after entry {number}: {reason}") from error
+        raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {reason}") from error
 
 
-def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
+def _json_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{file.name}: line {number}: expected one JSON object a line; {error}") from error
+                raise UserError(f"{path}: line {number}: expected one JSON object a line; {error}") from error

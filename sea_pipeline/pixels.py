@@ -1,4 +1,4 @@
-"""From a file to an upright 8-bit RGB image, or the reason why not. Labelling and training read images here."""
+"""From a file or its bytes to an upright 8-bit RGB image, or the reason why not."""
 
 import errno
 import hashlib
@@ -22,7 +22,8 @@ MAX_FILE_BYTES = 1 << 29
 
 _FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
 """Not all that Pillow opens: it would hand PostScript to another program."""
-_PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+"""`errno` of faults of the machine or the network."""
 _LARGE = 32_000_000
 _one_large_image = threading.Lock()
 """Images of more than `_LARGE` pixels are decoded one at a time, or the threads would need gigabytes."""
@@ -46,25 +47,41 @@ class DecodedImage(NamedTuple):
 
 
 def read_image(path: Path) -> DecodedImage:
-    """Reads an image: the first frame, turned as its EXIF data says, alpha over white, 16 bits scaled to 8, RGB.
+    """Reads a file and decodes it; raises what `read_file` and `decode_image` raise."""
+    return decode_image(read_file(path))
+
+
+def read_file(path: Path, start: int = 0, length: int | None = None) -> bytes:
+    """A file's bytes, or `length` of them from `start` on; fewer where it ends.
 
     Raises:
-        BadImageError: the file cannot be read, is no image, is damaged, or is larger than `MAX_FILE_BYTES` or than
-            Pillow's limit against decompression bombs.
+        BadImageError: the file cannot be read, or what is asked for is larger than `MAX_FILE_BYTES`.
         OSError: the machine or the network is at fault, not the file; it may pass.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BadImageError("read", "NotAFile", "expected a file; found a folder or a device")
-        if status.st_size > MAX_FILE_BYTES:
-            message = f"expected at most {MAX_FILE_BYTES:,} bytes, found {status.st_size:,}"
-            raise BadImageError("read", "TooLarge", message)
-        data = path.read_bytes()
+        if (size := status.st_size if length is None else length) > MAX_FILE_BYTES:
+            raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found {size:,}")
+        if length is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
     except OSError as error:
-        if error.errno in _PASSING:
+        if error.errno in PASSING:
             raise
         raise BadImageError("read", type(error).__name__, error.strerror or str(error)) from error
+
+
+def decode_image(data: bytes) -> DecodedImage:
+    """The first frame of a file's bytes, turned as its EXIF data says, alpha over white, 16 bits scaled to 8, RGB.
+
+    Raises:
+        BadImageError: there are no bytes, they are no image, are damaged, or are more than Pillow's limit against
+            decompression bombs allows.
+    """
     sha256 = hashlib.sha256(data).digest()
     if not data:
         raise BadImageError("read", "EmptyFile", "the file holds 0 bytes", sha256)

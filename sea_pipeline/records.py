@@ -51,6 +51,9 @@ class Dataset(Record):
     source: str
     """What the images were listed from; for people."""
     image_root: str
+    """Where the `uri`s of the images start, as text that `sources.open_source` reads images from."""
+    encoder: str | None = None
+    """Of labels: the spec that loads the encoder again. Where its weights lie decides nothing, so it is no field."""
     files: list[File]
     """`plan.parquet` and what else was written before the first shard."""
 

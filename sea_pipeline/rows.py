@@ -30,7 +30,8 @@ class RowStore:
         self.fingerprint = manifest.fingerprint
         self.manifest: dict[str, Any] = manifest.model_dump()
         """`manifest.json` as a dictionary."""
-        self.image_root = Path(ledger.dataset.image_root)
+        self.image_root = ledger.dataset.image_root
+        """Where the `uri`s start: `sources.open_source` reads the images from it."""
         self._ledger = ledger
         self._shards = [ledger.root / file.path for file in manifest.shards]
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
@@ -55,7 +56,7 @@ class RowStore:
         return image_id in self._index
 
     def uri(self, image_id: str) -> str:
-        """Where the image was when its row was made, relative to `image_root`."""
+        """Where the image was when its row was made, below `image_root`."""
         uri: str = self._row(image_id)["uri"][0].as_py()
         return uri
 

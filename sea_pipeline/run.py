@@ -14,6 +14,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
 from sea_pipeline.samples import BadSample, Sample
+from sea_pipeline.sources import Source, open_source
 from sea_pipeline.storage import publish, publish_bytes
 
 ATTEMPTS = 2
@@ -34,7 +35,7 @@ class Stage(Protocol):
     def process(
         self,
         samples: list[Sample],
-        image_root: Path,
+        source: Source,
         target: Path,
         footer: dict[str, Any],
         advance: Callable[[int], None],
@@ -85,9 +86,10 @@ def run(
     report = Report()
     begun = time.perf_counter()
     bad_count = _BadCount(ledger, max_bad)
+    source = open_source(ledger.image_root)
     for shard in ledger.missing():
         try:
-            commit = _with_attempts(ledger, stage, shard, advance)
+            commit = _with_attempts(ledger, stage, source, shard, advance)
         except _ShardFailedError as failure:
             report.failed[shard] = str(failure)
             continue
@@ -121,7 +123,7 @@ class _BadCount:
             return
         reason, count = self._reasons.most_common(1)[0]
         example = next(item for item in self._ledger.quarantined() if f"{item['stage']}: {item['error']}" == reason)
-        path = self._ledger.image_root / example["uri"]
+        path = f"{self._ledger.image_root}/{example['uri']}"
         raise UserError(
             f"{self._ledger.root}: {bad:,} of {planned:,} images are bad so far, more than --max-bad {self._max_bad:g} "
             f"allows; {count:,} fail in {reason}, such as {path}: {example['message']}; "
@@ -133,10 +135,10 @@ class _ShardFailedError(Exception):
     """A shard failed `ATTEMPTS` times."""
 
 
-def _with_attempts(ledger: Ledger, stage: Stage, shard: int, advance: Callable[[int], None]) -> Commit:
+def _with_attempts(ledger: Ledger, stage: Stage, source: Source, shard: int, advance: Callable[[int], None]) -> Commit:
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _process(ledger, stage, shard, attempt, advance)
+            return _process(ledger, stage, source, shard, attempt, advance)
         except UserError:
             raise
         except Exception as error:
@@ -146,7 +148,9 @@ def _with_attempts(ledger: Ledger, stage: Stage, shard: int, advance: Callable[[
     raise _ShardFailedError(f"{type(last).__name__}: {' '.join(str(last).split())[:300]}") from last
 
 
-def _process(ledger: Ledger, stage: Stage, shard: int, attempt: int, advance: Callable[[int], None]) -> Commit:
+def _process(
+    ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Callable[[int], None]
+) -> Commit:
     samples = ledger.samples(shard)
     footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
     passed = 0
@@ -158,7 +162,7 @@ def _process(ledger: Ledger, stage: Stage, shard: int, attempt: int, advance: Ca
 
     try:
         with publish(ledger.shard_path(shard), ledger.root) as scratch:
-            result = stage.process(samples, ledger.image_root, scratch, footer, count)
+            result = stage.process(samples, source, scratch, footer, count)
     except BaseException:
         advance(-passed)
         raise

@@ -2,9 +2,11 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
@@ -101,6 +103,28 @@ def publish_bytes(path: Path, data: bytes, root: Path) -> None:
     """Writes a small file, whole or not at all."""
     with publish(path, root) as scratch:
         scratch.write_bytes(data)
+
+
+@contextmanager
+def publish_folder(path: Path) -> Iterator[Path]:
+    """Yields a new folder beside `path`, which becomes `path` on success: until then that is absent or empty.
+
+    After an exception or a kill nothing has appeared at `path`. What a killed process left beside it goes when the next
+    one of this machine begins.
+    """
+    make_folder(path.parent)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
+        host, process = leftover.name.split(".")[-3:-1]
+        if host == _host() and process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+    scratch = path.parent / f".{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    try:
+        with writing(path):
+            scratch.mkdir()
+            yield scratch
+            scratch.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sweep(root: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.samples import Sample, list_samples
+from sea_pipeline.samples import Sample
+from sea_pipeline.sources import list_samples
 
 
 def ids(listing: Any) -> list[str]:
@@ -58,7 +59,7 @@ def test_a_name_that_is_not_utf8_is_a_problem_of_that_picture(tmp_path: Path) ->
 def test_llava_rows_are_joined_to_the_image_root(tmp_path: Path, suffix: str) -> None:
     data = llava(tmp_path / f"data{suffix}", "b/2.jpg", None, "a/1.jpg", ["c/3.jpg", "a/1.jpg"], "x/../b/9.jpg")
     listing = list_samples(str(data), tmp_path)
-    assert listing.root == tmp_path
+    assert listing.root == str(tmp_path)
     assert listing.samples == [
         Sample("a/1.jpg", "a/1.jpg"),
         Sample("b/2.jpg", "b/2.jpg"),
@@ -93,7 +94,7 @@ def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Pat
         ("deep.jsonl", "[" * 200_000, "line 1: expected one JSON object"),
         ("list.jsonl", "[1, 2]\n", "line 1: expected a LLaVA record"),
         ("text.json", '[{"conversations": []}]', "text-only entries: 1"),
-        ("photo.txt", "x", "expected a folder, a .json or a .jsonl"),
+        ("photo.doc", "x", "expected a folder, a .json, .jsonl"),
     ],
 )
 def test_a_file_that_is_not_llavas_is_a_clear_line(tmp_path: Path, name: str, text: str | bytes, expected: str) -> None:
@@ -138,4 +139,4 @@ def test_a_shuffled_json_gives_the_same_plan_and_limit_takes_the_first(tmp_path:
 def test_the_packaged_photos_are_there() -> None:
     listing = list_samples(None)
     assert len(listing.samples) == 11
-    assert all((listing.root / sample.uri).is_file() for sample in listing.samples)
+    assert all((Path(listing.root) / sample.uri).is_file() for sample in listing.samples)

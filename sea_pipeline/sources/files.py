@@ -1,0 +1,177 @@
+"""Files below a root, by name: on this machine, or through fsspec."""
+
+import glob
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.pixels import BadImageError, read_file
+
+_URL = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
+
+_BLOCK = 1 << 16
+"""Bytes of the least read, where a list or the headers of a tar are read."""
+
+
+class Files(Protocol):
+    """Files below a root. It is a source of images, too, whose `uri`s are the names of the files."""
+
+    root: str
+    readers: int
+    random_access: bool
+
+    def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
+        """A file's bytes, or a part of them; fewer where the file ends. See `Source.read`."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to read and seek in; `OSError` where that is not possible."""
+        ...
+
+    def names(self, left_out: Counter[str]) -> Iterator[str]:
+        """Every file below the root, in any order; names that are not UTF-8 with surrogate escapes."""
+        ...
+
+    def matching(self, pattern: str) -> list[str]:
+        """The files that a glob pattern means."""
+        ...
+
+
+def is_url(text: str) -> bool:
+    """Whether fsspec is asked for, and not a file of this machine: `PROTOCOL://…`, or `CACHE::PROTOCOL://…`."""
+    return _URL.match(text) is not None
+
+
+def open_files(root: str) -> Files:
+    """The files below a folder of this machine, or below a URL.
+
+    Raises:
+        UserError: the URL's protocol is unknown, or needs a package that is not installed.
+    """
+    for local in ("file://", "local://"):
+        root = root.removeprefix(local)
+    if is_url(root):
+        from sea_pipeline.sources.remote import RemoteFiles
+
+        return RemoteFiles(root)
+    return LocalFiles(Path(root))
+
+
+@contextmanager
+def reading(shown: str) -> Iterator[None]:
+    """Turns an `OSError` into one line about an input that is read as a whole: a list, a tar's headers."""
+    try:
+        yield
+    except BadImageError as error:
+        raise UserError(f"{shown}: cannot be read: {error.message}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{shown}: expected a file; found nothing there") from error
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read: {error.strerror or error or type(error).__name__}") from error
+
+
+class LocalFiles:
+    """The files below a folder."""
+
+    readers = 1
+    random_access = True
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self.root = str(self._root)
+
+    def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
+        """See `Files`."""
+        try:
+            return read_file(self._root / uri, start, length)
+        except BadImageError as error:
+            if error.error == "FileNotFoundError" and not self._root.is_dir():
+                raise UserError(f"{self.root}: is gone; bring it back and run the same command again") from error
+            raise
+
+    def open(self, name: str) -> BinaryIO:
+        """See `Files`."""
+        return ranged_file(self._part, name, (self._root / name).stat().st_size)
+
+    def _part(self, name: str, start: int, length: int) -> bytes:
+        with (self._root / name).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def matching(self, pattern: str) -> list[str]:
+        """See `Files`."""
+        found = glob.glob(pattern, root_dir=self._root, recursive=True)  # noqa: PTH207 - relative to the root
+        return [name for name in found if (self._root / name).is_file()]
+
+    def names(self, left_out: Counter[str]) -> Iterator[str]:
+        """See `Files`. Links to folders are followed unless they lead back to where we came from."""
+        top = os.fsencode(self._root)
+        stack: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(b"", ())]
+        while stack:
+            inner, trail = stack.pop()
+            here = os.path.join(top, inner)  # noqa: PTH118 - bytes: names need not be UTF-8
+            try:
+                status = os.stat(here)  # noqa: PTH116
+                entries = list(os.scandir(here))
+            except OSError as error:
+                if not inner:
+                    raise UserError(f"{self.root}: cannot be listed: {error.strerror}") from error
+                left_out["folders that cannot be listed"] += 1
+                continue
+            identity = (status.st_dev, status.st_ino)
+            if identity in trail:
+                left_out["links that lead back to a folder above them"] += 1
+                continue
+            for entry in entries:
+                name = os.path.join(inner, entry.name)  # noqa: PTH118
+                if _is_folder(entry):
+                    stack.append((name, (*trail, identity)))
+                else:
+                    yield name.decode("utf-8", "surrogateescape")
+
+
+def ranged_file(part: Callable[[str, int, int], bytes], name: str, size: int) -> BinaryIO:
+    """A buffered file of `size` bytes over what reads a part of it: name, start, length."""
+    return cast(BinaryIO, io.BufferedReader(_RangeFile(part, name, size), _BLOCK))
+
+
+class _RangeFile(io.RawIOBase):
+    """A file of which every read is a request of its own: nothing stays open in between."""
+
+    def __init__(self, part: Callable[[str, int, int], bytes], name: str, size: int) -> None:
+        self._part = part
+        self._name = name
+        self._size = size
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has a buffer
+        data = self._part(self._name, self._place, max(0, min(len(buffer), self._size - self._place)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points to itself
+        return False
