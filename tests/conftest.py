@@ -24,7 +24,7 @@ def _offline_with_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def encoder(monkeypatch: pytest.MonkeyPatch) -> ColourEncoder:
     """The colour encoder, standing in for every encoder spec."""
     colours = ColourEncoder()
-    monkeypatch.setattr(label_run, "load_encoder", lambda spec, device: colours)
+    monkeypatch.setattr(label_run, "load_encoder", lambda spec, device, options: colours)
     return colours
 
 

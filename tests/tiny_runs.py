@@ -84,7 +84,7 @@ def colours() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         for module in (label_run, evaluate):
-            patch.setattr(module, "load_encoder", lambda spec, device: SquareEncoder())
+            patch.setattr(module, "load_encoder", lambda spec, device, options=None: SquareEncoder())
         yield
     torch.set_num_threads(threads)
 

@@ -31,6 +31,7 @@ class ColourEncoder:
     """A patch's embedding is its mean colour, a word's that of the colour it names, or else one of its own; 3 rows by 4
     columns, sign +."""
 
+    spec = "packaged"
     grid = (3, 4)
     width = 3
     sign = 1
@@ -42,6 +43,9 @@ class ColourEncoder:
 
     def fields(self) -> Mapping[str, Any]:
         return {"name": "colours", "version": self.version, "preprocess": self.preprocess.fields()}
+
+    def word_fields(self) -> Mapping[str, Any]:
+        return {"name": "colours", "version": self.version}
 
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         rows, columns = self.grid
@@ -80,7 +84,7 @@ def word_file(path: Path) -> Path:
 def main() -> None:
     from sea_pipeline import cli, label_run
 
-    label_run.load_encoder = lambda spec, device: ColourEncoder()  # type: ignore[assignment]
+    label_run.load_encoder = lambda spec, device, options: ColourEncoder()  # type: ignore[assignment]
     torch.set_num_threads(1)
     cli.main()
 

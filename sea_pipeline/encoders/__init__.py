@@ -1,19 +1,52 @@
 """Vision-language encoders: image patches and words in one space."""
 
 from sea_pipeline.encoders.base import Encoder, Preprocess
+from sea_pipeline.encoders.spec import EncoderOptions, EncoderSpec
 from sea_pipeline.errors import UserError
 
-__all__ = ["Encoder", "Preprocess", "load_encoder"]
+__all__ = ["Encoder", "EncoderOptions", "EncoderSpec", "Preprocess", "load_encoder", "paths_of"]
 
 
-def load_encoder(spec: str, device: str) -> Encoder:
-    """The encoder that a spec names: `packaged`. Weights are loaded when they are first needed.
+def load_encoder(spec: str, device: str, options: EncoderOptions = EncoderOptions()) -> Encoder:  # noqa: B008 - frozen
+    """The encoder that a spec names (see `spec.py`). Weights are loaded when they are first needed.
 
     Raises:
-        UserError: there is no such encoder, or its packages are not installed.
+        UserError: there is no such encoder, it does not have what the options or the path ask for, or its packages
+            are not installed.
     """
-    if spec == "packaged":
+    parsed = EncoderSpec.parse(spec)
+    encoder = _single(parsed, device, options)
+    if parsed.scales is None:
+        return encoder
+    from sea_pipeline.encoders.s2 import S2Encoder
+
+    return S2Encoder(encoder, parsed.scales)
+
+
+def paths_of(spec: str, device: str) -> list[str]:
+    """The specs of all paths that the encoder of a spec has, each with its own sign; [spec] if the spec names a path.
+
+    Raises:
+        UserError: see `load_encoder`.
+    """
+    parsed = EncoderSpec.parse(spec)
+    if parsed.model is None or parsed.path is not None:
+        return [spec]
+    from sea_pipeline.encoders.clip import ClipEncoder
+
+    return [str(parsed.at(path)) for path in ClipEncoder(parsed, device, EncoderOptions()).paths]
+
+
+def _single(spec: EncoderSpec, device: str, options: EncoderOptions) -> Encoder:
+    if spec.model is None:
         from sea_pipeline.encoders.packaged import PackagedEncoder
 
+        if options != EncoderOptions():
+            raise UserError(
+                f"--encoder packaged: expected --precision float32 and --template bare, which is all it has; found "
+                f"{options.precision} and {options.template}"
+            )
         return PackagedEncoder(device)
-    raise UserError(f"--encoder {spec}: expected packaged; found an encoder that this version does not know")
+    from sea_pipeline.encoders.clip import ClipEncoder
+
+    return ClipEncoder(spec, device, options)

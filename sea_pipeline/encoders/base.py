@@ -5,14 +5,14 @@ Shapes: B images, P = rows * columns patches, W words, D embedding width, S inpu
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sea_pipeline.crops import CropBox
+from sea_pipeline.crops import WHOLE, CropBox
 
 
 class Pixels(NamedTuple):
@@ -25,17 +25,31 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Centre crop to a square, then bicubic to `size` x `size` pixels."""
+    """An image of any shape to `size` x `size` pixels."""
 
     size: int
+    mode: Literal["shortest", "squash", "longest"] = "shortest"
+    """The centre square; the whole image, squeezed; or the whole image with bars of grey level `fill` around it."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fill: int = 0
 
     def __call__(self, image: Image.Image) -> Pixels:
         """The encoder's input from an upright RGB image of any size. Runs in decoding threads."""
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        resized = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
+        resample = Image.Resampling[self.interpolation.upper()]
         width, height = image.size
+        if self.mode == "squash":
+            return Pixels(np.asarray(image.resize((self.size, self.size), resample)), WHOLE)
+        if self.mode == "longest":
+            ratio = max(width, height) / self.size
+            inner = (max(1, round(width / ratio)), max(1, round(height / ratio)))
+            left, top = (self.size - inner[0]) // 2, (self.size - inner[1]) // 2
+            padded = Image.new("RGB", (self.size, self.size), (self.fill,) * 3)
+            padded.paste(image.resize(inner, resample), (left, top))
+            x0, y0 = -left / inner[0], -top / inner[1]
+            return Pixels(np.asarray(padded), (x0, y0, x0 + self.size / inner[0], y0 + self.size / inner[1]))
+        side = min(image.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        resized = image.resize((self.size, self.size), resample, (left, top, left + side, top + side))
         return Pixels(
             np.asarray(resized),
             (left / width, top / height, (left + side) / width, (top + side) / height),
@@ -43,7 +57,8 @@ class Preprocess:
 
     def fields(self) -> dict[str, Any]:
         """What decides the pixels, for the fingerprint."""
-        return {"crop": "centre square", "resize": "bicubic", "size": self.size}
+        crop = {"shortest": "centre square", "squash": "none", "longest": f"none, padded with {self.fill}"}
+        return {"crop": crop[self.mode], "resize": self.interpolation, "size": self.size}
 
 
 class Encoder(Protocol):
@@ -52,6 +67,8 @@ class Encoder(Protocol):
     Constructing one is cheap; the first call of `patches` or `words` loads the weights.
     """
 
+    spec: str
+    """What `load_encoder` takes to make it again."""
     grid: tuple[int, int]
     """(rows, columns) of patches."""
     width: int
@@ -61,11 +78,21 @@ class Encoder(Protocol):
     preprocess: Preprocess
 
     def fields(self) -> Mapping[str, Any]:
-        """Everything that decides the embeddings, by name and as JSON: weights, layer, preprocessing, precision."""
+        """Everything that decides the embeddings, by name and as JSON: weights, layer, preprocessing, precision.
+
+        Not where the weights lie: a file may move.
+        """
+        ...
+
+    def word_fields(self) -> Mapping[str, Any]:
+        """Everything that decides the embeddings of words, and nothing that decides those of patches alone."""
         ...
 
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """V = f(X) (Eq. 4): uint8 (B, S, S, 3) to float32 (B, P, D), row-major patches of unit length."""
+        """V = f(X) (Eq. 4): uint8, or float32 in 0..255, (B, S, S, 3) to float32 (B, P, D).
+
+        Patches are in row-major order and of unit length.
+        """
         ...
 
     def words(self, words: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:

@@ -14,8 +14,8 @@ from sea_pipeline.wordlists import WordList
 
 
 def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
-    """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same encoder has embedded the same list before."""
-    key = fingerprint_of({"encoder": dict(encoder.fields()), "words": words.sha256})
+    """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same text encoder has embedded the list before."""
+    key = fingerprint_of({"encoder": dict(encoder.word_fields()), "words": words.sha256})
     path = cache_folder() / "words" / f"{key}.npz"
     cached = _read(path, (len(words), encoder.width))
     if cached is not None:

@@ -25,6 +25,7 @@ _WORDS_PER_BATCH = 512
 class PackagedEncoder:
     """EfficientNet-Lite0 at 448 px and MiniLM, joined by ConSE: a 14 x 14 grid, 384-d, sign +."""
 
+    spec = "packaged"
     grid = (14, 14)
     width = 384
     sign = 1
@@ -53,6 +54,11 @@ class PackagedEncoder:
             "precision": "float32",
         }
 
+    def word_fields(self) -> Mapping[str, Any]:
+        """See `Encoder.word_fields`."""
+        named = ("name", "text_sha256", "tokenizer_sha256", "text_prompt", "precision")
+        return {name: value for name, value in self.fields().items() if name in named}
+
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`."""
@@ -61,7 +67,7 @@ class PackagedEncoder:
         return self._patches(pixels)
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.to(self.device).permute(0, 3, 1, 2).float().sub_(127.0).div_(128.0)
+        images = pixels.to(self.device).permute(0, 3, 1, 2).float().sub(127.0).div_(128.0)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on CUDA the same labels as on a CPU
             features = self._classifier.extract_features(images)
         features = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 1280)

@@ -1,0 +1,119 @@
+"""CLIP, SigLIP and their kin as open_clip builds them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline.encoders.model_source import ModelSource, find_model
+from sea_pipeline.encoders.spec import SIGNS, EncoderOptions, EncoderSpec
+from sea_pipeline.encoders.texts import TextTower
+from sea_pipeline.encoders.towers import Tower, tower_of
+from sea_pipeline.errors import UserError
+
+_CPU_TOKENS = 1024
+"""Patches at once on a CPU: one image's activations stay in the cache, and small images do not go one by one."""
+
+
+class ClipEncoder:
+    """An image tower and a text tower trained together; `towers.py` says which vectors of a patch there are.
+
+    Args:
+        spec: which model, path and sign; its scales are not looked at.
+        device: where it runs.
+        options: see `EncoderOptions`.
+
+    Raises:
+        UserError: there is no such model, it has no vectors of patches, or it lacks the path.
+    """
+
+    def __init__(self, spec: EncoderSpec, device: str, options: EncoderOptions) -> None:
+        assert spec.model is not None
+        self.device = device
+        self._options = options
+        self._source = find_model(spec.model, f"--encoder {spec}")
+        layout = _layout(self._source)
+        self.paths = layout.paths
+        self.path = spec.path or self.paths[0]
+        if self.path not in self.paths:
+            raise UserError(f"--encoder {spec}: expected one of its paths, {', '.join(self.paths)}; found {self.path}")
+        self.sign = spec.sign or SIGNS[self.path]
+        self.grid = layout.grid
+        self.width = int(self._source.config["embed_dim"])
+        self.preprocess = self._source.preprocess
+        overridden = None if self.sign == SIGNS[self.path] else self.sign
+        self.spec = str(EncoderSpec(self._source.model, self.path, overridden))
+
+    def fields(self) -> Mapping[str, Any]:
+        """See `Encoder.fields`."""
+        return self._source.fields() | {
+            "name": "open_clip",
+            "path": self.path,
+            "precision": self._options.precision,
+            "template": self._options.template,
+        }
+
+    def word_fields(self) -> Mapping[str, Any]:
+        """See `Encoder.word_fields`; the same for all paths and precisions of a model."""
+        return self._source.word_fields() | {"template": self._options.template}
+
+    @torch.inference_mode()
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Encoder.patches`."""
+        rows, columns = self.grid
+        at_once = max(1, _CPU_TOKENS // (rows * columns)) if self.device == "cpu" else len(pixels)
+        return torch.cat([self._patches(part) for part in torch.split(pixels, at_once)])
+
+    def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        tower = self._towers[0]
+        mean, std = (torch.tensor(three, device=self.device) * 255 for three in self._source.mean_and_std)
+        images = ((pixels.to(self.device).float() - mean) / std).permute(0, 3, 1, 2)
+        with _exact():
+            vectors = tower.patches(self.path, images.to(getattr(torch, self._options.precision)))
+        return F.normalize(vectors.float(), dim=-1)
+
+    def words(self, words: Sequence[str], advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+        """See `Encoder.words`."""
+        with _exact():
+            return self._towers[1].words(words, self._options.template, advance)
+
+    @cached_property
+    def _towers(self) -> tuple[Tower, TextTower]:
+        model = self._source.load()
+        visual, model.visual = model.visual, None  # so that only the image tower gets the precision
+        visual.to(self.device, getattr(torch, self._options.precision))
+        text = TextTower(model.to(self.device), self._source.tokenizer(), self.device)
+        return tower_of(visual, self._source.option), text
+
+
+def _layout(source: ModelSource) -> Tower:
+    """The image tower without its weights."""
+    from open_clip.model import _build_vision_tower
+
+    if "multimodal_cfg" in source.config:
+        raise UserError(
+            f"{source.option}: expected a model that compares images and texts alone; found CoCa, whose vectors of "
+            "patches are its pooler's; ViT-L-14-336/openai is SEA's"
+        )
+    vision = dict(source.config["vision_cfg"], timm_model_pretrained=False)
+    try:
+        with torch.device("meta"):
+            visual = _build_vision_tower(source.config["embed_dim"], vision, bool(source.config.get("quick_gelu")))
+    except Exception as error:  # whatever a constructor makes of a config
+        raise UserError(f"{source.option}: its vision_cfg cannot be built: {type(error).__name__}: {error}") from error
+    return tower_of(visual, source.option)
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """float32 that is float32 on CUDA, too: no TF32."""
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(kept)

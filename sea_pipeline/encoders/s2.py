@@ -1,0 +1,76 @@
+"""Any encoder at several scales: Scaling on Scales (Shi et al. 2024, arXiv 2403.13043), SEA 5.1's S2-Wrapper."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline.encoders.base import Encoder
+from sea_pipeline.encoders.spec import EncoderSpec
+
+
+class S2Encoder:
+    """Patch vectors of the base encoder at several scales, on the base's grid, in the base's space.
+
+    An image is preprocessed at the largest scale, and the smaller scales are made of it by bicubic interpolation
+    without antialiasing, as the authors' code does. At scale s it is s * s tiles of the base's size; the tiles' maps,
+    put together, are averaged over cells of s x s. S2 joins the scales' vectors u along the channels; with a word t
+    repeated once a scale, and each u of unit length, cos([u, u', …], [t, t, …]) is the mean of the cos(u, t). So a
+    patch's vector here is the mean of the u. It is brought to unit length, a factor of the patch that changes neither
+    the order of its words nor their shares in Eq. 7.
+    """
+
+    def __init__(self, base: Encoder, scales: Sequence[int]) -> None:
+        self._base = base
+        self._scales = tuple(scales)
+        self.grid, self.width, self.sign = base.grid, base.width, base.sign
+        self._scales_text = EncoderSpec(None, scales=self._scales).scales_text()
+        self.spec = self._scales_text + base.spec
+        self.preprocess = replace(base.preprocess, size=base.preprocess.size * max(scales))
+
+    def fields(self) -> Mapping[str, Any]:
+        """See `Encoder.fields`."""
+        base = self._base.fields()
+        pixels = base["preprocess"] | self.preprocess.fields()
+        return {**base, "name": self._scales_text + base["name"], "scales": list(self._scales), "preprocess": pixels}
+
+    def word_fields(self) -> Mapping[str, Any]:
+        """The base's."""
+        return self._base.word_fields()
+
+    def words(self, words: Sequence[str], advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+        """The base's."""
+        return self._base.words(words, advance)
+
+    @torch.inference_mode()
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Encoder.patches`; one image's tiles of all scales go through the base at once."""
+        return torch.stack([self._patches(image) for image in pixels])
+
+    def _patches(self, image: torch.Tensor) -> torch.Tensor:
+        """(S, S, 3) to (P, D)."""
+        exact = image.permute(2, 0, 1).unsqueeze(0).float()
+        vectors = self._base.patches(torch.cat([self._tiles(exact, scale) for scale in self._scales]))
+        by_scale = torch.split(vectors, [scale * scale for scale in self._scales])
+        maps = [self._map(part, scale) for part, scale in zip(by_scale, self._scales, strict=True)]
+        return F.normalize(torch.stack(maps).mean(0), dim=-1)
+
+    def _tiles(self, image: torch.Tensor, scale: int) -> torch.Tensor:
+        """(1, 3, S, S) to (scale * scale, s, s, 3), row-major, s the base's size."""
+        tile = self._base.preprocess.size
+        side = tile * scale
+        if image.shape[-1] != side:
+            image = F.interpolate(image, size=(side, side), mode="bicubic")
+        cut = image.reshape(3, scale, tile, scale, tile)
+        return cut.permute(1, 3, 2, 4, 0).flatten(0, 1)
+
+    def _map(self, tiles: torch.Tensor, scale: int) -> torch.Tensor:
+        """The tiles' (scale * scale, P, D) to (P, D): unit vectors on the base's grid."""
+        rows, columns = self.grid
+        whole = (
+            tiles.reshape(scale, scale, rows, columns, -1).transpose(1, 2).reshape(scale * rows, scale * columns, -1)
+        )
+        cells = whole.reshape(rows, scale, columns, scale, -1).mean((1, 3))
+        return F.normalize(cells.flatten(0, 1), dim=-1)

@@ -1,0 +1,101 @@
+"""What `--encoder` says: which model, which of its patch vectors, at which scales.
+
+    packaged
+    open_clip:ARCH/PRETRAINED[#PATH[SIGN]]     PRETRAINED: a tag that open_clip lists for ARCH, or a file of weights
+    open_clip:FOLDER[#PATH[SIGN]]              a folder with open_clip_config.json and weights
+    open_clip:hf-hub:ORG/NAME[#PATH[SIGN]]
+    s2:… or s2@1,2:…                           any of them at several scales; s2: is s2@1,2,3:
+
+PATH says which of a model's patch vectors, SIGN (+ or -) overrides the path's own sign.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Literal, Self
+
+from sea_pipeline.errors import UserError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Template = Literal["bare", "photo", "ensemble"]
+
+SIGNS = {"final": -1, "value": 1, "vv": 1, "pool": 1}
+"""The paths, and with which sign a patch and a word are similar unless the spec says otherwise (SEA Eq. 6)."""
+S2_SCALES = (1, 2, 3)
+
+_S2 = re.compile(r"s2(?:@(\d+(?:,\d+)*))?:(.*)", re.DOTALL)
+_PATH = re.compile(rf"(.*)#({'|'.join(SIGNS)})([+-]?)", re.DOTALL)
+_OPEN_CLIP = "open_clip:"
+_LONGEST_NAME = 60
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What decides embeddings beside the spec."""
+
+    precision: Precision = "float32"
+    """Of the image tower's weights and activations; words are embedded in float32 always."""
+    template: Template = "bare"
+    """What a word is put into: nothing, "a photo of a {}.", or the mean of 80 such sentences."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A parsed spec; `str` of it is its one canonical spelling."""
+
+    model: str | None
+    """What follows `open_clip:`; None: the packaged encoder."""
+    path: str | None = None
+    sign: int | None = None
+    scales: tuple[int, ...] | None = None
+    """None: without S2."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The parts of a spec. Whether such a model and such a path exist is not looked at.
+
+        Raises:
+            UserError: it is no spec.
+        """
+        scales, rest = None, text
+        if found := _S2.fullmatch(text):
+            scales = tuple(map(int, found[1].split(","))) if found[1] else S2_SCALES
+            rest = found[2]
+            if scales[0] < 1 or list(scales) != sorted(set(scales)):
+                raise UserError(f"--encoder {text}: expected ascending scales from 1; found {found[1]}")
+        if rest == "packaged":
+            return cls(None, scales=scales)
+        model, path, sign = rest.removeprefix(_OPEN_CLIP), None, None
+        if found := _PATH.fullmatch(model):
+            model, path, sign = found[1], found[2], {"+": 1, "-": -1}.get(found[3])
+        if not rest.startswith(_OPEN_CLIP) or not model:
+            raise UserError(
+                f"--encoder {text}: expected packaged, open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
+                "open_clip:hf-hub:ORG/NAME, each with or without s2: before it"
+            )
+        return cls(model, path, sign, scales)
+
+    def __str__(self) -> str:
+        if self.model is None:
+            return f"{self.scales_text()}packaged"
+        sign = {1: "+", -1: "-", None: ""}[self.sign]
+        return f"{self.scales_text()}{_OPEN_CLIP}{self.model}" + (f"#{self.path}{sign}" if self.path else "")
+
+    def at(self, path: str) -> Self:
+        """The same with a path of its own sign."""
+        return replace(self, path=path, sign=None)
+
+    def short_name(self) -> str:
+        """A short name for folders; not unique."""
+        parts = PurePath((self.model or "packaged").removeprefix("hf-hub:")).parts
+        last = re.sub(r"\.(pt|pth|bin|safetensors)$", "", parts[-1])
+        name = last if len(parts) == 1 or parts[0] in ("/", "~", "..") else f"{parts[0]}-{last}"
+        name += f"-{self.path}" if self.path else ""
+        name += {1: "+", -1: "-", None: ""}[self.sign]
+        return (self.scales_text().replace(":", "-") + name)[-_LONGEST_NAME:]
+
+    def scales_text(self) -> str:
+        """The part before the encoder that S2 wraps."""
+        if self.scales is None:
+            return ""
+        return "s2:" if self.scales == S2_SCALES else f"s2@{','.join(map(str, self.scales))}:"
