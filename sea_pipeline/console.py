@@ -67,6 +67,11 @@ def error(message: str) -> None:
     messages.print(Text.assemble(("error:", "bold red"), f" {' '.join(message.split())}"))
 
 
+def warning(message: str) -> None:
+    """One line on stderr, of something that goes on all the same."""
+    messages.print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
+
+
 def print_table(rows: Mapping[str, str]) -> None:
     """A table of names and values."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -83,7 +88,7 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
     done = ledger.done()
     rows = {
         kind: str(ledger.root),
-        "input": run.listing.origin,
+        "input": run.listing.origin + (f" (ids: {run.listing.ids})" if run.listing.ids != "paths" else ""),
         "images": f"{done.images:,} {done_to}, {done.bad:,} bad",
         "shards": f"{done.shards:,} of {ledger.dataset.shards:,} done",
         "on disk": f"{decimal(done.bytes)}, {decimal(done.bytes // max(1, done.images))} per image",

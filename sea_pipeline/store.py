@@ -35,6 +35,8 @@ class LabelStore(RowStore):
         super().__init__(ledger, manifest)
         self.words = words
         """The word list; word ids are positions in it."""
+        self.encoder: str = ledger.dataset.encoder or manifest.fields["encoder"]["name"]
+        """The spec of the encoder that made the labels."""
         self.top_n: int = manifest.fields["top_n"]
 
     def __getitem__(self, image_id: str) -> Labels:

@@ -53,6 +53,8 @@ def load_wordlist(spec: str) -> WordList:
     """
     if spec.startswith(MINED):
         captions = Path(spec.removeprefix(MINED))
+        if not captions.is_file():
+            raise UserError(f"--wordlist {spec}: expected LLaVA's JSON or JSONL with captions; found no such file")
         return WordList.of(f"mine-{captions.stem}", mine(captions, load_wordlist(GENERAL).words, MAX_WORDS))
     path = Path(spec)
     builtin = data_folder("wordlists") / f"{spec}.txt"

@@ -66,4 +66,4 @@ def _options(
 ) -> None: ...
 
 
-from sea_pipeline.cli import labels, teacher, training  # noqa: E402, F401 - they register their commands
+from sea_pipeline.cli import export, labels, probe, report, teacher, training  # noqa: E402, F401 - they register their commands

@@ -17,16 +17,41 @@ def label(
     images: Annotated[
         str | None,
         typer.Option(
-            help="A folder of images, or a LLaVA .json or .jsonl file. Default: sample photos of two packages."
+            help="A folder of images; LLaVA's .json or .jsonl; a .csv, .tsv, .txt or .parquet list of paths; .parquet "
+            "files or .tar files with images (one, a folder, *, {000..009}); a URL of any of these (s3://…); a "
+            "datasets name or folder as hf:NAME[:SPLIT]. Default: sample photos of two packages."
         ),
     ] = None,
     image_root: Annotated[
-        Path | None, typer.Option(help="Folder that the paths in the JSON are relative to. Default: the JSON's own.")
+        str | None, typer.Option(help="Folder or URL that paths in a list are relative to. Default: the list's own.")
     ] = None,
-    wordlist: Annotated[str, typer.Option(help="2of12, or a UTF-8 file with one word per line.")] = "2of12",
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column that holds the ids. Default: the first of image_id, id, key, __key__, file_name whose "
+            "values all differ, else the image's path, else the row number."
+        ),
+    ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read hf:NAME forward, in its own order; nothing is downloaded first.")
+    ] = False,
+    wordlist: Annotated[
+        str, typer.Option(help="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.")
+    ] = "2of12",
     encoder: Annotated[
-        str, typer.Option(help="packaged: EfficientNet-Lite0 and MiniLM from Python packages; nothing is downloaded.")
+        str,
+        typer.Option(
+            help="packaged (Python packages; nothing is downloaded); or open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
+            "open_clip:hf-hub:ORG/NAME, and #final, #value, #vv or #pool behind it. s2: before any: at three scales."
+        ),
     ] = "packaged",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the image tower; words are float32 always.")
+    ] = "float32",
+    template: Annotated[
+        Literal["bare", "photo", "ensemble"],
+        typer.Option(help='Embed words bare, as "a photo of a {}.", or as the mean of 80 such sentences.'),
+    ] = "bare",
     top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
     out: Annotated[
         Path | None,
@@ -38,8 +63,11 @@ def label(
     limit: Annotated[int | None, typer.Option(help="Label only the first N images, in the order of their ids.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     search: Annotated[
-        Literal["auto", "faiss", "torch"],
-        typer.Option(help="What searches the words; the labels are the same."),
+        Literal["auto", "int8", "faiss", "torch"],
+        typer.Option(
+            help="What proposes words; the labels are the same. int8: 8 bits with a bound on the error; faiss: FAISS's "
+            "flat index; torch: float32; auto: int8 on CPUs made for it, else faiss if installed, else torch."
+        ),
     ] = "auto",
     shard_size: Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")] = 2048,
     max_bad: Annotated[
@@ -51,6 +79,14 @@ def label(
     retry_bad: Annotated[
         bool, typer.Option("--retry-bad", help="Read images that were bad again; in a finished folder, too.")
     ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe/--no-probe",
+            help="In a new folder, warn if 32 captioned images say that the encoder's other sign is better. The "
+            "labels are the same; takes as long as labelling some forty images.",
+        ),
+    ] = True,
 ) -> None:
     """Label every patch of every image with its n most similar words.
 
@@ -62,12 +98,15 @@ def label(
     from sea_pipeline.label_run import LabelSettings, label_images
 
     settings = LabelSettings.of(
-        images=images, image_root=image_root, wordlist=wordlist, encoder=encoder, top_n=top_n, crops=crops, out=out,
-        limit=limit, device=device, search=search, shard_size=shard_size, max_bad=max_bad, retry_bad=retry_bad,
+        images=images, image_root=image_root, id_column=id_column, streaming=streaming, wordlist=wordlist,
+        encoder=encoder, precision=precision,
+        template=template, top_n=top_n, crops=crops, out=out, limit=limit, device=device, search=search,
+        shard_size=shard_size, max_bad=max_bad, retry_bad=retry_bad, probe=probe,
     )  # fmt: skip
     done = label_images(
         settings,
         begun=lambda ledger: console.messages.print(f"labels go to {ledger.root}"),
+        warn=console.warning,
         progress=console.progress,
     )
     console.stage_table(done, "labels", "labelled")
@@ -79,13 +118,19 @@ def label(
 def inspect(
     labels: LabelsFolder,
     image: Annotated[str | None, typer.Argument(help="An image id, for its own words.", show_default=False)] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Also draw Figure 6, or the image with its words: a .png, .pdf or .svg file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a run's labels are like: SEA's Figure 6, the use of the list, the most frequent words.
 
-    Example: sea-pipeline inspect runs/labels/x chelsea.png
+    Example: sea-pipeline inspect runs/labels/x chelsea.png --save chelsea.pdf
     """
-    from sea_pipeline import analysis, console, open_labels
+    from sea_pipeline import analysis, console, figures, open_labels
+
+    if save is not None:
+        figures.check_figure(save)
 
     store = open_labels(labels, verify=image is None)  # one image's own pages have checksums
     if image is not None:
@@ -96,12 +141,16 @@ def inspect(
             found = store[image]
         except KeyError as missing:
             raise UserError(f"{labels}: {missing.args[0]}") from None
+        if save is not None:
+            figures.save_figure(figures.labels_figure(figures.photo_of(store, image), found, store.words), save)
         if as_json:
             print(json.dumps(analysis.labels_to_json(image, found, store.words)))
         else:
             console.image_tables(image, found, store.words)
         return
     stats = analysis.statistics(store)
+    if save is not None:
+        figures.save_figure(figures.statistics_figure(stats), save)
     if as_json:
         print(json.dumps(stats.to_json(store.words)))
         return

@@ -97,6 +97,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="JSON file for what --layers and --replace find of each image.")
     ] = None,
+    save_figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for figures, PDF and PNG: words on patches (--labels), tokens by layer (--layers)."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -113,7 +117,7 @@ def evaluate(
     settings = EvaluateSettings(
         model=model, data=data, labels=labels, image_root=image_root, template=template, transfer=transfer,
         batch_size=batch_size, device=device, layers=layers, replace=replace, limit_images=limit_images,
-        new_tokens=new_tokens, out=out,
+        new_tokens=new_tokens, out=out, save_figures=save_figures,
     )  # fmt: skip
     found = evaluate_model(settings, progress=console.progress)
     if as_json:
@@ -126,16 +130,18 @@ def evaluate(
         console_training.replace_tables(found["replace"])
     if out:
         console.output.print(f"\nWhat was found of each image is in {out}")
+    if save_figures:
+        console.output.print(f"\n{len(found['figures'])} figures are in {save_figures}")
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
 ) -> None:
-    """Label the sample photos with the packaged models, then train a model on them without SEA and with it."""
+    """Label the sample photos with the packaged models, train on them without SEA and with it, and show all of it."""
     from sea_pipeline import analysis, console, console_training, open_labels
+    from sea_pipeline.cli.report import make_report
     from sea_pipeline.label_run import LabelSettings, label_images
-    from sea_pipeline.pictures import save_pictures
     from trainer.recipe_file import builtin_recipe, read_recipes
     from trainer.stages import train_stages
 
@@ -143,15 +149,16 @@ def demo(
     console.stage_table(done, "labels", "labelled")
     store = open_labels(out / "labels")
     console.statistics_tables(analysis.statistics(store), store.words)
-    pictures = save_pictures(store, done.ledger.image_root, out / "pictures")
-    console.output.print(f"\n{len(pictures)} photos with their words drawn on them are in {out / 'pictures'}")
 
     compared: dict[str, dict[str, float]] = {}
-    for title, name in (("L_lm alone", "demo-baseline"), ("with SEA", "demo")):
+    last: dict[str, Path] = {}
+    for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
         recipes = read_recipes(builtin_recipe(name), [f"labels.path={out / 'labels'}"])
         runs = train_stages(recipes, out / name, told=console_training.told())
         compared |= {} if compared else {"start": next(iter(runs.values())).summary["start"]}
         compared[title] = list(runs.values())[-1].summary["end"]
+        last[title] = list(runs.values())[-1].out
     console.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
     console_training.metrics_table(compared)
     console.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
+    make_report([out / "labels", *last.values()], out / "report.html", names=list(last), images=4)

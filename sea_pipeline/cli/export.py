@@ -1,0 +1,39 @@
+"""The command that writes a trained model for other programs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sea_pipeline.cli import app
+from sea_pipeline.errors import UserError
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run's folder, or a LLaVA folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    compat: Annotated[int, typer.Option(min=4, max=5, help="Major version of transformers that is to read it.")] = 5,
+    llm_only: Annotated[bool, typer.Option("--llm-only", help="The LLM alone, as a causal LM.")] = False,
+    projector_only: Annotated[
+        bool, typer.Option("--projector-only", help="The projector alone, named as LLaVA's own code does.")
+    ] = False,
+    file_format: Annotated[
+        Literal["safetensors", "bin"], typer.Option("--format", help="Of the projector's file; bin is torch's.")
+    ] = "safetensors",
+    push: Annotated[
+        str | None, typer.Option(help="OWNER/NAME on the Hugging Face hub; a new repository is private.")
+    ] = None,
+) -> None:
+    """Write a trained model for other programs: a LLaVA folder with a model card, which needs nothing of ours.
+
+    Example: sea-pipeline export runs/train/x --out exports/x --compat 4
+    """
+    from sea_pipeline import console_training
+    from trainer.export import ExportSettings, export_model
+
+    if llm_only and projector_only:
+        raise UserError("--llm-only, --projector-only: expected one of them; for both parts export twice")
+    kind = "llm" if llm_only else "projector" if projector_only else "model"
+    settings = ExportSettings.of(source=source, out=out, kind=kind, compat=compat, format=file_format, push=push)
+    console_training.export_table(export_model(settings))

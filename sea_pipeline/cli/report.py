@@ -1,0 +1,91 @@
+"""The command that makes the HTML report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sea_pipeline.cli import app
+from sea_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from sea_pipeline.report import RunInput
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A folder of labels, runs, or both; several runs are shown side by side.", metavar="LABELS|RUN…"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    images: Annotated[
+        int, typer.Option(min=0, help="Held-out photos of each run that its model looks at; 0: only what is there.")
+    ] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N photos of the labels.")] = None,
+    words: Annotated[int, typer.Option(help="Words of a patch that are kept.")] = 5,
+    thumbnail: Annotated[int, typer.Option(help="Longer side of a photo in the report, pixels.")] = 320,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; for runs.")] = "auto",
+) -> None:
+    """Make one HTML file that shows labels and runs in any browser, with no network.
+
+    What a run's model makes of photos takes minutes; it is kept in the run's folder as views.json.
+
+    Example: sea-pipeline report runs/labels/x runs/train/baseline runs/train/sea --out report.html
+    """
+    make_report(folders, out, images=images, device=device, limit=limit, words=words, thumbnail=thumbnail)
+
+
+def make_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    images: int,
+    names: Sequence[str] = (),
+    device: str = "auto",
+    **settings: int | None,
+) -> None:
+    """The command as a function; `names` is what the runs are called, in their order, where that is not their folders.
+
+    Raises:
+        UserError: see `find_inputs` and `write_report`.
+    """
+    from rich.filesize import decimal
+
+    from sea_pipeline import console
+    from sea_pipeline.report import ReportSettings, check_out, find_inputs, write_report
+
+    asked = ReportSettings.of(out=out, **settings)
+    check_out(asked.out)
+    store, runs = find_inputs(folders)
+    for run, name in zip(runs, names, strict=False):
+        run.name = name
+    for run in runs:
+        _look(run, images, device)
+    made = write_report(store, runs, asked, progress=console.progress)
+    gone = f", {made['gone']:,} of them gone" if made["gone"] else ""
+    what = [f"{made['photos']:,} photos{gone}"] if store is not None else []
+    what += [f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"] if runs else []
+    console.output.print(f"\nThe report is {out} ({', '.join(what)}, {decimal(made['bytes'])}); open it in a browser.")
+
+
+def _look(run: "RunInput", images: int, device: str) -> None:
+    """Gives a run its views: computed where they can be, else those that lie in its folder, else none and why."""
+    from sea_pipeline import console
+    from sea_pipeline.report import kept_views
+
+    if images:
+        try:
+            from trainer.views import ViewSettings, run_views
+
+            run.views = run_views(run.path, ViewSettings(images=images, device=device), progress=console.progress)
+            return
+        except (ImportError, UserError) as problem:
+            run.note = str(problem)
+    run.views = kept_views(run.path)
+    if run.note:
+        shown = "shown as they were made" if run.views is not None else "left out"
+        console.messages.print(f"{run.path}: views cannot be made now ({run.note}); they are {shown}")
