@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
 from rich.table import Table
 
 from sea_pipeline import console
 
 if TYPE_CHECKING:
+    from trainer.export import Exported
     from trainer.layers import Layer
     from trainer.train import Told, TrainRun
 
@@ -100,6 +102,17 @@ def replace_tables(found: Mapping[str, Any]) -> None:
         shares = (found.get(key) for key in (name, f"{name}_control"))
         table.add_row(meaning, *("" if share is None else f"{share:.3f}" for share in shares))
     console.output.print(table)
+
+
+def export_table(done: "Exported") -> None:
+    """What an export wrote, and what its reader must know."""
+    rows = {"folder": str(done.out), "holds": done.what, "tensors": f"{done.tensors:,}, {decimal(done.bytes)}"}
+    rows["read by"] = done.reader
+    if done.pushed is not None:
+        rows["uploaded to"] = done.pushed
+    console.print_table(rows)
+    for note in done.notes:
+        console.output.print(note)
 
 
 def plain_metrics(found: Mapping[str, Any]) -> dict[str, float]:

@@ -1,35 +1,27 @@
 """Exact top-n words by cosine (SEA Eq. 6), with FAISS or torch, on CPU or CUDA.
 
-Every backend proposes n + `MARGIN` candidates by float32 scores. The candidates are scored again in float64, and the
-distance between the n-th of them and the last proposal proves, for each patch, that no word was missed; where it does
-not, all words are scored in float64. So the answer is that of float64 whatever the backend: ties by lower word id.
+Every backend proposes n + `MARGIN` words. The best n of them are scored again in float64, and the distance between the
+n-th and the next proposal proves, for each patch, that no word was missed; where it does not, all its proposals are
+scored in float64, and where the last of them does not prove it either, all words. So the answer is that of float64
+whatever the backend, to the byte: ties go to the lower word id.
 
 Shapes: P patches, W words, D embedding width, n labels a patch.
 """
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import require
+from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, faiss_is_there, rounding_bound
+from sea_pipeline.int8_candidates import Int8Candidates, is_fast
 
-Backend = Literal["auto", "faiss", "torch"]
-"""What proposes candidates."""
+Backend = Literal["auto", "int8", "faiss", "torch"]
+"""What proposes candidates: `WordSearch` says what each name means."""
 MARGIN = 8
-_CANDIDATE_NUMBERS = 1 << 21
-"""Float64 numbers of candidate vectors at a time: 16 MiB."""
+_CANDIDATE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 21}
+"""Float64 numbers of candidate vectors at a time: 1 MiB, what a core's cache holds; 16 MiB."""
 _WORDS_PER_BLOCK = 4096
-_WORDS_PER_GROUP = 32
-
-
-class _Candidates(Protocol):
-    patches_per_call: int
-    """P at most."""
-
-    def __call__(self, patches: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k words of highest float32 inner product: scores and ids (P, k), in any order."""
-        ...
 
 
 class WordSearch:
@@ -39,12 +31,16 @@ class WordSearch:
         words: float32 (W, D), unit length.
         top_n: n.
         sign: s = sign * cos.
-        backend: auto takes torch on CUDA, FAISS on a CPU where it is installed, else torch.
+        backend: what proposes candidates.
+            int8: scores of all words in int8 with a bound on their error, then float32 scores of the few that remain.
+            faiss: FAISS's flat index, float32.
+            torch: float32 scores of all words.
+            auto: int8 on a CPU with instructions for it, else faiss where it is installed, else torch; on CUDA torch.
         device: where the torch backend and the float64 scoring run, and FAISS where its GPU wheel is installed.
 
     Raises:
         ValueError: n is not within 1..W.
-        UserError: FAISS is asked for and cannot be had.
+        UserError: FAISS or int8 is asked for and cannot be had.
     """
 
     def __init__(
@@ -56,11 +52,8 @@ class WordSearch:
         self._words = words.to(self._device, torch.float32).contiguous()
         self._top_n = top_n
         self._sign = sign
-        candidates = (top_n + MARGIN) * self._words.shape[-1]
-        self._chunk = max(1, _CANDIDATE_NUMBERS // candidates)
         self.backend = _resolve(backend, self._device)
-        proposer = FaissCandidates if self.backend == "faiss" else TorchCandidates
-        self._candidates: _Candidates = proposer(self._words)
+        self._candidates: Candidates = _PROPOSERS[self.backend](self._words)
         self.fallbacks = 0
         """Patches so far whose answer needed float64 scores of all words."""
 
@@ -72,12 +65,10 @@ class WordSearch:
         """
         queries = patches.to(self._device, torch.float32) * self._sign
         k = min(self._top_n + MARGIN, len(self._words))
+        calls = -(-len(queries) // self._candidates.patches_per_call)
         parts = []
-        for chunk in torch.split(queries, self._candidates.patches_per_call):
-            proposals = zip(
-                *(torch.split(part, self._chunk) for part in (chunk, *self._candidates(chunk, k))), strict=True
-            )
-            parts += [self._exact(*proposal) for proposal in proposals]
+        for chunk in queries.chunk(calls) if calls else ():
+            parts.append(self._exact(chunk, *self._candidates(chunk, self._top_n, k)))
         if not parts:
             return torch.empty(0, self._top_n, dtype=torch.int32), torch.empty(0, self._top_n, dtype=torch.float64)
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -87,17 +78,30 @@ class WordSearch:
     def _exact(
         self, queries: torch.Tensor, coarse: torch.Tensor, proposed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best n of the proposed words by float64 scores, or of all words where it is not proved that they are."""
-        proposed = proposed.sort(-1).values
-        scores, order = _score(queries, self._words[proposed]).sort(dim=-1, descending=True, stable=True)
-        scores, ids = scores[:, : self._top_n], proposed.gather(-1, order)[:, : self._top_n]
+        """The best n by float64 scores: of the first n proposals, of all of them, or of all words, as proof demands."""
+        n = self._top_n
+        scores, ids = self._ranked(queries, proposed[:, :n])
+        if n == len(self._words):
+            return scores, ids
+        # A word outside of the first n scores at most the next, plus the rounding of a float32 product.
+        slack = rounding_bound(self._words.shape[-1])
+        rows = (~(scores[:, -1] > coarse[:, n] + slack)).nonzero()[:, 0]
+        scores[rows], ids[rows] = self._ranked(queries[rows], proposed[rows])
         if proposed.shape[-1] < len(self._words):
-            # A word that was not proposed scores at most the worst proposal, plus the rounding of a float32 product.
-            unproved = ~(scores[:, -1] > coarse.amin(-1) + _rounding_bound(self._words.shape[-1]))
-            for row in unproved.nonzero()[:, 0].tolist():
+            unproved = ~(scores[rows, -1] > coarse[rows, -1] + slack)
+            for row in rows[unproved].tolist():
                 scores[row], ids[row] = self._exhaustive(queries[row])
                 self.fallbacks += 1
         return scores, ids
+
+    def _ranked(self, queries: torch.Tensor, proposed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best n of (P, k) words by float64 scores."""
+        proposed = proposed.sort(-1).values
+        chunk = max(1, _CANDIDATE_NUMBERS[self._device.type] // (proposed.shape[-1] * self._words.shape[-1]))
+        pairs = zip(torch.split(queries, chunk), torch.split(proposed, chunk), strict=True)
+        scores = torch.cat([_score(part, self._words[ids]) for part, ids in pairs])
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        return scores[:, : self._top_n], proposed.gather(-1, order)[:, : self._top_n]
 
     def _exhaustive(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         blocks = [_score(query[None], block[None])[0] for block in torch.split(self._words, _WORDS_PER_BLOCK)]
@@ -110,78 +114,16 @@ def _score(queries: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     return (words.double() * queries.double().unsqueeze(-2)).sum(-1)
 
 
-def _rounding_bound(width: int) -> float:
-    """How far a matmul's inner product of two unit vectors may be from the true one: gamma_D (Higham, 3.1)."""
-    try:
-        exact = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set by way of torch's newer, finer settings
-        exact = False
-    unit = 2.0**-24 if exact else 2.0**-8
-    return 1.01 * (width + 2) * unit
-
-
-class TorchCandidates:
-    """Blocked matmul, then top k through the maxima of groups of words: one pass less over W scores than topk."""
-
-    def __init__(self, words: torch.Tensor) -> None:
-        padded = -(-len(words) // _WORDS_PER_GROUP) * _WORDS_PER_GROUP
-        self._words = words
-        self.patches_per_call = 4096 if words.device.type == "cuda" else 512
-        self._scores = torch.full((self.patches_per_call, padded), -torch.inf, device=words.device)
-        self._in_group = torch.arange(_WORDS_PER_GROUP, device=words.device)
-
-    def __call__(self, patches: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `_Candidates`."""
-        scores = self._scores[: len(patches)]
-        maxima = []
-        for start in range(0, len(self._words), _WORDS_PER_BLOCK):
-            block = self._words[start : start + _WORDS_PER_BLOCK]
-            torch.mm(patches, block.T, out=scores[:, start : start + len(block)])
-            groups = scores[:, start : start + _WORDS_PER_BLOCK].view(len(patches), -1, _WORDS_PER_GROUP)
-            maxima.append(groups.amax(-1))
-        # The k best words are in the k groups of highest maxima.
-        best = torch.cat(maxima, -1)
-        groups = best.topk(min(k, best.shape[-1]), sorted=False).indices
-        ids = (groups.unsqueeze(-1) * _WORDS_PER_GROUP + self._in_group).flatten(1)
-        top, place = scores.gather(-1, ids).topk(k, sorted=False)
-        return top, ids.gather(-1, place)
-
-
-class FaissCandidates:
-    """FAISS's flat inner-product index; on the GPU where the words are there and FAISS can reach it."""
-
-    patches_per_call = 4096
-
-    def __init__(self, words: torch.Tensor) -> None:
-        faiss: Any = require("faiss", "cpu")
-        self._device = words.device
-        # From 1.15 FAISS multiplies matrices only past 128,000 numbers a call; below that it is ten times slower.
-        faiss.cvar.distance_compute_blas_threshold = 20
-        self._index = faiss.IndexFlatIP(words.shape[-1])
-        self._index.add(words.cpu().numpy())
-        if words.device.type == "cuda":
-            # Ask first: touching GPU resources without a GPU aborts the process instead of raising.
-            if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
-                raise UserError(
-                    "--search faiss --device cuda: the installed FAISS sees no GPU; "
-                    "pip uninstall faiss-cpu and pip install 'sea-pipeline[gpu]', or use --search torch"
-                )
-            self._resources = faiss.StandardGpuResources()
-            self._index = faiss.index_cpu_to_gpu(self._resources, words.device.index or 0, self._index)
-
-    def __call__(self, patches: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `_Candidates`."""
-        scores, ids = self._index.search(patches.cpu().numpy(), k)
-        return torch.from_numpy(scores).to(self._device), torch.from_numpy(ids).to(self._device)
+_PROPOSERS: dict[str, Callable[[torch.Tensor], Candidates]] = {
+    "int8": Int8Candidates,
+    "faiss": FaissCandidates,
+    "torch": TorchCandidates,
+}
 
 
 def _resolve(backend: Backend, device: torch.device) -> Backend:
     if backend != "auto":
         return backend
-    if device.type == "cuda":
-        return "torch"
-    try:
-        require("faiss", "cpu")
-    except UserError:
-        return "torch"
-    return "faiss"
+    if is_fast(device):
+        return "int8"
+    return "faiss" if device.type == "cpu" and faiss_is_there() else "torch"

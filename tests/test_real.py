@@ -17,7 +17,7 @@ from sea_pipeline.analysis import image_words, statistics
 from sea_pipeline.encoders.packaged import PackagedEncoder
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.pixels import read_image
-from sea_pipeline.samples import list_samples
+from sea_pipeline.sources import list_samples
 from sea_pipeline.store import LabelStore
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]  # the first one embeds 41,242 words; machines are shared
@@ -63,7 +63,7 @@ def test_patches_agree_with_a_slow_twin_in_float64() -> None:
 
     encoder = PackagedEncoder("cpu")
     listing = list_samples(None)
-    image = read_image(listing.root / next(s.uri for s in listing.samples if s.image_id == "chelsea.png")).image
+    image = read_image(Path(listing.root) / next(s.uri for s in listing.samples if s.image_id == "chelsea.png")).image
     pixels = torch.from_numpy(np.array(encoder.preprocess(image).values))[None]
 
     network = EfficientNet.from_name("efficientnet-lite0").double().eval()
@@ -95,7 +95,7 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 
 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
-    """All of it, with fewer steps: labels, pictures, a model made of parts, training without SEA and with it."""
+    """All of it, with fewer steps: labels, a model made of parts, training without SEA and with it, the report."""
     from sea_pipeline import encoders, label_run
     from trainer import recipe_file
 
@@ -111,7 +111,8 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
     code, stdout, stderr = command("demo", "--out", tmp_path / "demo")
     assert code == 0, stderr
     assert "11 labelled, 0 bad" in stdout
-    assert len(list((tmp_path / "demo" / "pictures").glob("*.words.jpg"))) == 11
+    assert "11 photos, 2 runs" in stdout
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 200_000
     summary = {
         name: json.loads((tmp_path / "demo" / name / "language" / "summary.json").read_text())
         for name in ("demo", "demo-baseline")

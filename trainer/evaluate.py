@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from sea_pipeline.encoders import load_encoder
+from sea_pipeline.encoders import EncoderOptions, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.errors import UserError
 from sea_pipeline.store import LabelStore
@@ -89,7 +89,7 @@ class Evaluator:
 
     def _metrics(self, model: AlignedLlava, advance: Callable[[int], None]) -> Iterator[tuple[str, float]]:
         embeddings = self.embeddings(model)
-        table = self._word_table(embeddings)
+        table = self.word_table(embeddings)
         loss, trained = 0.0, 0
         tacs: list[float] = []
         seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
@@ -139,13 +139,18 @@ class Evaluator:
     def nearest_words(self, model: AlignedLlava, row: int) -> list[str]:
         """The nearest list word of every visual token of a sample's first image, row-major."""
         embeddings = self.embeddings(model)
-        table = self._word_table(embeddings)
+        table = self.word_table(embeddings)
         assert table is not None
         assert self._store is not None
         with torch.no_grad():
             given = model(**next(self.batches(embeddings.device, [row])))
         found = metrics.nearest(given["visual"][0].float(), table, measure="cosine").indices
         return [self._store.words[index] for index in found.tolist()]
+
+    def word(self, word_id: int) -> str:
+        """A word of the labels' list."""
+        assert self._store is not None
+        return self._store.words[word_id]
 
     @property
     def labelled(self) -> bool:
@@ -190,6 +195,11 @@ class Evaluator:
         whole_word, token_text, word_text = self._texts
         return metrics.meaningful(tokens, whole_word, token_text, word_text, words)
 
+    def describing(self, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Which of them count for `meaningful`, bool (images, m)."""
+        whole_word, token_text, word_text = self._texts
+        return metrics.describing(tokens, whole_word, token_text, word_text, words)
+
     def _words_of(self, image_id: str, sample: str) -> torch.Tensor:
         assert self._labels is not None
         grid = self.data.grid
@@ -210,7 +220,8 @@ class Evaluator:
         """E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
         return llm_embeddings(model.get_input_embeddings(), self._vocabulary).float()
 
-    def _word_table(self, embeddings: torch.Tensor) -> torch.Tensor | None:
+    def word_table(self, embeddings: torch.Tensor) -> torch.Tensor | None:
+        """Eq. 8 for the labels' word list, float32 (q, d), given `embeddings`; None without labels."""
         if self._store is None:
             return None
         return llm_word_table(embeddings, self.data.processor.tokenizer, self._store.words, self._prefix)
@@ -225,7 +236,9 @@ class Evaluator:
         rows = torch.full((self._vocabulary,), -1, dtype=torch.long)
         for token, word in by_token.items():
             rows[token] = place[word]
-        encoder = load_encoder(self._store.manifest["fields"]["encoder"]["name"], self._device)
+        fields = self._store.manifest["fields"]["encoder"]
+        options = EncoderOptions(template=fields.get("template", "bare"))
+        encoder = load_encoder(self._store.encoder, self._device, options)
         token_text = word_embeddings(encoder, WordList.of("tokens", tuple(distinct)))
         return rows, token_text, word_embeddings(encoder, WordList.of("labels", self._store.words))
 

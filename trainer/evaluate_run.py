@@ -16,6 +16,7 @@ from sea_pipeline.storage import TEMPORARY, make_folder, publish_bytes
 from sea_pipeline.store import open_labels
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator
+from trainer.evaluation_figures import check_figures, save_figures
 from trainer.layers import LayerTokens, look_at_layers
 from trainer.load import load_model, open_model_folder
 from trainer.model import AlignedLlava
@@ -48,6 +49,8 @@ class EvaluateSettings(Settings):
     """Of a generated text, at most."""
     out: Path | None = None
     """A JSON file for what both find of each image; see `evaluate_model`."""
+    save_figures: Path | None = None
+    """A folder for figures of the first images; see `evaluation_figures.save_figures`."""
 
 
 def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
@@ -65,6 +68,8 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     """
     if settings.out is not None:
         _check_out(settings.out, wanted=settings.layers or settings.replace)
+    if settings.save_figures is not None:
+        check_figures(labelled=settings.labels is not None, layers=settings.layers)
     device = resolve_device(settings.device)
     data = Data(train=settings.data, image_root=settings.image_root, template=settings.template)
     recipe = Recipe(model=settings.model, data=data, labels=LabelSource(transfer=settings.transfer))
@@ -99,6 +104,10 @@ def _analyses(
         with progress("layers", len(images), 0) as advance:
             layers = look_at_layers(evaluator, model, settings.limit_images, advance)
         found["layers"] = layers.summary
+    if settings.save_figures is not None:
+        found["figures"] = [
+            str(path) for path in save_figures(evaluator, model, layers, settings.save_figures, settings.limit_images)
+        ]
     if settings.replace:
         limit = settings.limit_images or IMAGES
         with progress("generating", len(evaluator.first_images(limit)), 0) as advance:

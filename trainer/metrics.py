@@ -163,20 +163,37 @@ def meaningful(
     Raises:
         ValueError: there is no visual token, or the shapes do not fit.
     """
-    if nearest_tokens.numel() == 0 or word_ids.shape[:2] != nearest_tokens.shape:
-        raise ValueError(f"expected (images, m) and (images, m, n); found {nearest_tokens.shape} and {word_ids.shape}")
-    rows = whole_word[nearest_tokens].flatten()
 
     def share(labels: torch.Tensor) -> float:
-        close = 0
-        for row, ids in zip(torch.split(rows, block), torch.split(labels.flatten(0, 1), block), strict=True):
-            kept, own = row[row >= 0], ids[row >= 0].long()
-            cosines = (token_text[kept].float().unsqueeze(-2) * word_text[own.clamp(min=0)].float()).sum(-1)
-            close += int(((cosines >= threshold) & (own >= 0)).any(-1).sum())
-        return close / len(rows)
+        given = (nearest_tokens, whole_word, token_text, word_text, labels)
+        return float(describing(*given, threshold=threshold, block=block).double().mean())
 
     chance = share(word_ids.roll(-1, 0)) if len(word_ids) > 1 else None
     return Meaningful(share(word_ids), chance, len(torch.unique(nearest_tokens)))
+
+
+@torch.no_grad()
+def describing(
+    nearest_tokens: torch.Tensor,
+    whole_word: torch.Tensor,
+    token_text: torch.Tensor,
+    word_text: torch.Tensor,
+    word_ids: torch.Tensor,
+    *,
+    threshold: float = 0.5,
+    block: int = 1024,
+) -> torch.Tensor:
+    """Which visual tokens count for `meaningful`, bool (images, m); the arguments and errors are its."""
+    if nearest_tokens.numel() == 0 or word_ids.shape[:2] != nearest_tokens.shape:
+        raise ValueError(f"expected (images, m) and (images, m, n); found {nearest_tokens.shape} and {word_ids.shape}")
+    rows = whole_word[nearest_tokens].flatten()
+    counts = torch.zeros(len(rows), dtype=torch.bool)
+    parts = (torch.split(each, block) for each in (rows, word_ids.flatten(0, 1), counts))
+    for row, ids, count in zip(*parts, strict=True):
+        kept, own = row[row >= 0], ids[row >= 0].long()
+        cosines = (token_text[kept].float().unsqueeze(-2) * word_text[own.clamp(min=0)].float()).sum(-1)
+        count[row.cpu() >= 0] = ((cosines >= threshold) & (own >= 0)).any(-1).cpu()
+    return counts.view(nearest_tokens.shape)
 
 
 def _blocks(table: torch.Tensor, block: int) -> Iterator[tuple[int, torch.Tensor]]:

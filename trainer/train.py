@@ -33,8 +33,9 @@ from trainer.loop import training_arguments
 from trainer.model import AlignedLlava
 from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
-from trainer.save import PROJECTOR, save_model
+from trainer.save import save_model
 from trainer.sources import LABELS, open_conversations, open_label_source, open_teacher
+from trainer.weights import PROJECTOR
 
 _ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
 """Beginnings of training arguments that change what a run writes or how fast, and no weight."""
@@ -105,14 +106,22 @@ def _model_path(recipe: Recipe, told: Told) -> Path:
     if not isinstance(recipe.model, Parts):
         return recipe.model
     parts = recipe.model
-    key = fingerprint_of(parts.model_dump() | {"seed": recipe.seed})[:8]
-    path = MODELS / f"{_plain(parts.vision)}-{_plain(parts.llm)}-{key}"
+    path = start_folder(recipe)
     make_folder(MODELS)
     with alone(MODELS):  # the processes of a run all come at once; the first one makes it
         if not path.is_dir():
             told.say(f"making {path} of {parts.vision} and {parts.llm}")
             init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
     return path
+
+
+def start_folder(recipe: Recipe) -> Path:
+    """The model folder that a run begins with, which for parts need not be there yet."""
+    if not isinstance(recipe.model, Parts):
+        return recipe.model
+    parts = recipe.model
+    key = fingerprint_of(parts.model_dump() | {"seed": recipe.seed})[:8]
+    return MODELS / f"{_plain(parts.vision)}-{_plain(parts.llm)}-{key}"
 
 
 def _plain(spec: str) -> str:
@@ -130,6 +139,7 @@ def _fields(inputs: Inputs) -> dict[str, Any]:
     """Everything that decides the trained weights, by name."""
     recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
     aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every"}
+    aside |= {"lora"} if recipe.lora is None else set()
     settings = recipe.model_dump(mode="json", exclude=aside)
     elsewhere = ("train", "image_root", "evaluate")
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
@@ -139,15 +149,15 @@ def _fields(inputs: Inputs) -> dict[str, Any]:
         "recipe": settings,
         "transfer": recipe.labels.transfer,
         "crops": recipe.labels.crops,
-        "model": {"config": file_sha256(folder.path / "config.json"), "weights": _weights(folder.path)},
+        "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights_digest(folder.path)},
         "data": file_sha256(inputs.conversations.file),
         "labels": store.fingerprint if store is not None and recipe.loss.sea.weight else None,
         "teacher": None if targets is None else [targets.fingerprint, file_sha256(targets.path / CODEC)],
     }
 
 
-def _weights(folder: Path) -> str:
-    """The projector's values, and the weight files' sizes: hashing many gigabytes at each start would cost minutes."""
+def weights_digest(folder: Path) -> str:
+    """sha256 of the projector's values and the weight files' sizes: all of many gigabytes would cost minutes."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name}:{path.stat().st_size};".encode())

@@ -17,9 +17,9 @@ from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.label import BATCH_SIZE, LabelStage
 from sea_pipeline.pixels import read_image
 from sea_pipeline.run import run
-from sea_pipeline.samples import list_samples
 from sea_pipeline.search import WordSearch
 from sea_pipeline.shards import KIND, LabelRow, ShardWriter
+from sea_pipeline.sources import list_samples
 from sea_pipeline.wordlists import load_wordlist
 from tests.bench.measure import Figure, in_turn
 
@@ -40,7 +40,7 @@ def crops(folder: Path, count: int) -> Path:
     listing = list_samples(None)
     random = np.random.default_rng(0)
     for number in range(count):
-        photo = read_image(listing.root / listing.samples[number % len(listing.samples)].uri).image
+        photo = read_image(Path(listing.root) / listing.samples[number % len(listing.samples)].uri).image
         share = random.uniform(0.4, 0.9)
         width, height = int(photo.width * share), int(photo.height * share)
         left, top = int(random.integers(photo.width - width)), int(random.integers(photo.height - height))
@@ -55,7 +55,7 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
     threads = os.cpu_count() or 1
     stage = LabelStage(encoder, embeddings, top_n=TOP_N, backend="auto", device="cpu", threads=threads)
     listing = list_samples(photos)
-    paths = [listing.root / sample.uri for sample in listing.samples]
+    paths = [Path(listing.root) / sample.uri for sample in listing.samples]
     runs = iter(range(1000))
 
     def label() -> None:

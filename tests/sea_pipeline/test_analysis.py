@@ -1,18 +1,13 @@
-"""Numbers and pictures of labels whose every cell is known."""
+"""Numbers of labels whose every cell is known."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from sea_pipeline import LabelStore, open_labels
 from sea_pipeline.analysis import image_words, labels_to_json, statistics
-from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import StageRun
-from sea_pipeline.pictures import draw_words, save_pictures
-from sea_pipeline.store import Labels
 from tests.sea_pipeline.test_label import GRID, similarities
 from tests.world import COLOURS, ColourEncoder, draw
 
@@ -46,26 +41,3 @@ def test_a_store_is_a_collection_of_ids(store: LabelStore) -> None:
     assert list(store.quarantine()) == []
     with pytest.raises(KeyError, match="0 is none of the 1 images"):
         store[0]  # type: ignore[index]
-
-
-def test_a_picture_tints_the_patches_of_one_word_alike() -> None:
-    word_ids = np.array([[0], [0], [1], [-1]], np.int32)
-    labels = Labels(word_ids, np.ones((4, 1), np.float32), (1, 4), (0.0, 0.0, 1.0, 1.0))
-    drawn = np.asarray(draw_words(Image.new("RGB", (64, 16), "white"), labels, ("cat", "dog"))).astype(int)
-    cell, title = drawn.shape[1] // 4, drawn.shape[0] - drawn.shape[1] // 4
-    corners = [drawn[title + 6, column * cell + 6].tolist() for column in range(4)]
-    assert corners[0] == corners[1] != corners[2]
-    assert corners[3] == [255, 255, 255]
-    middle = title + cell // 2
-    assert (drawn[middle, :cell].min(), drawn[middle, cell + 6 : 2 * cell - 6].std(0).max()) < (120, 1)
-
-
-def test_pictures_of_two_ids_never_share_a_file(label: Callable[..., StageRun], tmp_path: Path) -> None:
-    for name in ("a/x.png", "b/x.png", "x.png", "x.webp"):
-        draw(tmp_path / "photos" / name, GRID)
-    label(images=str(tmp_path / "photos"))
-    files = save_pictures(open_labels(tmp_path / "labels"), tmp_path / "photos", tmp_path / "pictures")
-    assert len({file.name for file in files}) == len(list((tmp_path / "pictures").iterdir())) == 4
-    (tmp_path / "photos" / "x.png").unlink()
-    with pytest.raises(UserError, match=r"x\.png: cannot be drawn: No such file"):
-        save_pictures(open_labels(tmp_path / "labels"), tmp_path / "photos", tmp_path / "pictures")

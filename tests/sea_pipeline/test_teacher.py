@@ -22,6 +22,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.run import ShardResult, run
 from sea_pipeline.samples import BadSample, Listing, Sample
+from sea_pipeline.sources import Source
 from sea_pipeline.storage import publish_bytes
 from sea_pipeline.teacher import (
     CODEC,
@@ -59,7 +60,7 @@ class PlantedStage:
     def process(
         self,
         samples: list[Sample],
-        image_root: Path,
+        source: Source,
         target: Path,
         footer: dict[str, Any],
         advance: Callable[[int], None],
@@ -84,7 +85,7 @@ def codec_of(name: CodecName) -> Codec:
 def teach(out: Path, name: CodecName = "int8") -> Path:
     samples = sorted(Sample(image_id(number), image_id(number)) for number in range(COUNT))
     fields = {"grid": list(GRID), "width": WIDTH, "codec": name}
-    ledger = begin(out, KIND, fields, Listing("x", "x.json", out.parent, samples), SHARD, {})
+    ledger = begin(out, KIND, fields, Listing("x", "x.json", str(out.parent), samples), SHARD, {})
     codec = codec_of(name)
     publish_bytes(out / CODEC, save_codec(codec), out)
     run(ledger, PlantedStage(codec), max_bad=0.5)
@@ -260,7 +261,7 @@ def test_folders_that_do_not_fit_are_refused(folder: Path, label: Callable[..., 
 def test_a_codec_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
     samples = [Sample(image_id(0), image_id(0))]
     fields = {"grid": list(GRID), "width": WIDTH, "codec": "float16"}
-    ledger = begin(tmp_path / "x", KIND, fields, Listing("x", "x.json", tmp_path, samples), SHARD, {})
+    ledger = begin(tmp_path / "x", KIND, fields, Listing("x", "x.json", str(tmp_path), samples), SHARD, {})
     publish_bytes(tmp_path / "x" / CODEC, save_codec(codec_of("int8")), tmp_path / "x")
     run(ledger, PlantedStage(codec_of("int8")), max_bad=0)
     with pytest.raises(UserError, match=r"expected float16 of width 70, as manifest\.json says; found int8"):

@@ -1,0 +1,105 @@
+"""Words that may be among the best, by float32 scores: FAISS or torch, on CPU or CUDA.
+
+Shapes: P patches, W words, D embedding width.
+"""
+
+from typing import Any, Protocol
+
+import torch
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.optional import require
+
+GROUP = 32
+"""Words whose highest score stands for all of them."""
+_WORDS_PER_BLOCK = 4096
+
+
+class Candidates(Protocol):
+    """What proposes words."""
+
+    patches_per_call: int
+    """P at most."""
+
+    def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Proposes k words for each of the patches, float32 (P, D), with n <= k <= W.
+
+        Returns:
+            Scores float32 (P, k), highest first, within `rounding_bound` of the inner products, and ids int64 (P, k).
+            A word that is not proposed has a float32 score of at most the k-th, or is surely not among the n best.
+        """
+        ...
+
+
+def rounding_bound(width: int) -> float:
+    """How far a matmul's inner product of two unit vectors may be from the true one: gamma_D (Higham, 3.1)."""
+    try:
+        exact = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by way of torch's newer, finer settings
+        exact = False
+    unit = 2.0**-24 if exact else 2.0**-8
+    return 1.01 * (width + 2) * unit
+
+
+class TorchCandidates:
+    """Blocked matmul, then top k through the maxima of groups of words: one pass less over W scores than topk."""
+
+    def __init__(self, words: torch.Tensor) -> None:
+        padded = -(-len(words) // GROUP) * GROUP
+        self._words = words
+        self.patches_per_call = 4096 if words.device.type == "cuda" else 512
+        self._scores = torch.full((self.patches_per_call, padded), -torch.inf, device=words.device)
+        self._in_group = torch.arange(GROUP, device=words.device)
+
+    def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Candidates`."""
+        scores = self._scores[: len(patches)]
+        maxima = []
+        for start in range(0, len(self._words), _WORDS_PER_BLOCK):
+            block = self._words[start : start + _WORDS_PER_BLOCK]
+            torch.mm(patches, block.T, out=scores[:, start : start + len(block)])
+            groups = scores[:, start : start + _WORDS_PER_BLOCK].view(len(patches), -1, GROUP)
+            maxima.append(groups.amax(-1))
+        # The k best words are in the k groups of highest maxima.
+        best = torch.cat(maxima, -1)
+        groups = best.topk(min(k, best.shape[-1]), sorted=False).indices
+        ids = (groups.unsqueeze(-1) * GROUP + self._in_group).flatten(1)
+        top, place = scores.gather(-1, ids).topk(k)
+        return top, ids.gather(-1, place)
+
+
+class FaissCandidates:
+    """FAISS's flat inner-product index; on the GPU where the words are there and FAISS can reach it."""
+
+    patches_per_call = 4096
+
+    def __init__(self, words: torch.Tensor) -> None:
+        faiss: Any = require("faiss", "cpu")
+        self._device = words.device
+        # From 1.15 FAISS multiplies matrices only past 128,000 numbers a call; below that it is ten times slower.
+        faiss.cvar.distance_compute_blas_threshold = 20
+        self._index = faiss.IndexFlatIP(words.shape[-1])
+        self._index.add(words.cpu().numpy())
+        if words.device.type == "cuda":
+            # Ask first: touching GPU resources without a GPU aborts the process instead of raising.
+            if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
+                raise UserError(
+                    "--search faiss --device cuda: the installed FAISS sees no GPU; "
+                    "pip uninstall faiss-cpu and pip install 'sea-pipeline[gpu]', or use --search torch"
+                )
+            self._resources = faiss.StandardGpuResources()
+            self._index = faiss.index_cpu_to_gpu(self._resources, words.device.index or 0, self._index)
+
+    def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Candidates`."""
+        scores, ids = self._index.search(patches.cpu().numpy(), k)
+        return torch.from_numpy(scores).to(self._device), torch.from_numpy(ids).to(self._device)
+
+
+def faiss_is_there() -> bool:
+    """Whether FAISS is installed."""
+    try:
+        require("faiss", "cpu")
+    except UserError:
+        return False
+    return True

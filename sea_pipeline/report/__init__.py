@@ -1,0 +1,103 @@
+"""The report: labels and runs as one HTML file that opens in any browser, without a network.
+
+Numbers become compact JSON here (`labels`, `runs`), which `page` puts into a template with its style and scripts.
+What a run's model makes of images comes from its `views.json`, which the trainer writes: no model runs here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.optional import require
+from sea_pipeline.report.labels import labels_data
+from sea_pipeline.report.page import render
+from sea_pipeline.report.runs import RunInput, kept_views, runs_data
+from sea_pipeline.settings import Settings
+from sea_pipeline.storage import TEMPORARY, make_folder, publish_bytes
+from sea_pipeline.store import LabelStore, open_labels
+
+if TYPE_CHECKING:  # it brings torch
+    from sea_pipeline.label_run import ProgressBar
+
+
+__all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views", "write_report"]
+
+
+class ReportSettings(Settings):
+    """What `sea-pipeline report` is asked for."""
+
+    out: Path = Path("report.html")
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many photos of the labels."""
+    words: Annotated[int, Field(ge=1, le=100)] = 5
+    """Words of a patch that are kept, the best first."""
+    thumbnail: Annotated[int, Field(ge=32, le=2048)] = 320
+    """Longer side of a photo in the report, pixels."""
+
+
+def find_inputs(folders: Sequence[Path]) -> tuple[LabelStore | None, list[RunInput]]:
+    """Labels and runs among folders; a folder whose subfolders are runs stands for these, in the order of their start.
+
+    Raises:
+        UserError: a folder is neither, is not finished, or there are several of labels.
+    """
+    stores: list[LabelStore] = []
+    runs: list[RunInput] = []
+    for folder in folders:
+        stages = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+        if (folder / "dataset.json").is_file():
+            stores.append(open_labels(folder, verify=False))
+        elif (folder / "run.json").is_file():
+            runs.append(RunInput.of(folder, folder.name))
+        elif stages:
+            runs += [RunInput.of(file.parent, f"{folder.name}/{file.parent.name}") for file in stages]
+        else:
+            raise UserError(
+                f"{folder}: expected labels or a run; found neither dataset.json nor run.json in it; give the output "
+                "folder of sea-pipeline label or train"
+            )
+    if len(stores) > 1:
+        raise UserError(f"{stores[1].path}: expected labels once, found them twice; make a report of each")
+    return (stores[0] if stores else None), runs
+
+
+def check_out(out: Path) -> None:
+    """Before any work is done: whether the report can be written there, and with what.
+
+    Raises:
+        UserError: it cannot, or jinja2 is not installed.
+    """
+    require("jinja2", "report")
+    if out.is_dir():
+        raise UserError(f"--out {out}: expected a file to write; found a folder; name a file in it")
+    make_folder(out.parent)
+
+
+def write_report(
+    store: LabelStore | None,
+    runs: Sequence[RunInput],
+    settings: ReportSettings,
+    *,
+    progress: "ProgressBar",
+) -> dict[str, int]:
+    """Writes the file; returns the number of photos shown, of those that are gone, and the bytes.
+
+    Raises:
+        UserError: labels are damaged, or the file cannot be written.
+    """
+    check_out(settings.out)
+    data: dict[str, Any] = {}
+    if store is not None:
+        data["labels"] = labels_data(store, settings.limit, settings.words, settings.thumbnail, progress)
+    if runs:
+        data["runs"] = runs_data(runs, settings.thumbnail)
+    page = render(data, ", ".join([*([store.path.name] if store is not None else []), *(run.name for run in runs)]))
+    publish_bytes(settings.out, page, settings.out.parent)
+    temporary = settings.out.parent / TEMPORARY
+    if not any(temporary.iterdir()):
+        temporary.rmdir()
+    photos = data.get("labels", {}).get("photos", [])
+    return {"photos": len(photos), "gone": sum(not photo["src"] for photo in photos), "bytes": len(page)}

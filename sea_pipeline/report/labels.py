@@ -1,0 +1,147 @@
+"""A run's labels as the data of the report's pages on photos and words."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sea_pipeline.analysis import BIN_WIDTH, statistics
+from sea_pipeline.crops import CropBox, image_and_crop
+from sea_pipeline.errors import UserError
+from sea_pipeline.pixels import decode_image
+from sea_pipeline.report.packing import packed
+from sea_pipeline.report.thumbnails import thumbnail
+from sea_pipeline.shards import label_arrays
+from sea_pipeline.sources import Source, open_source
+from sea_pipeline.store import LabelStore
+
+if TYPE_CHECKING:  # it brings torch
+    from sea_pipeline.label_run import ProgressBar
+
+NONE = 65_535
+"""No label, as a position in the report's words."""
+MOST_BAD = 200
+_MEAN_BIN = 0.02
+_FREQUENT = 30
+
+
+class _Photo(NamedTuple):
+    image_id: str
+    uri: str
+    box: CropBox
+
+
+def labels_data(
+    store: LabelStore, limit: int | None, most: int, longest: int, progress: "ProgressBar"
+) -> dict[str, Any]:
+    """What the report shows of labels.
+
+    `photos` are objects of `id` and `src`, a data URI, null where the photo is gone. `word_ids` (photos, patches, k)
+    are positions in `words`, which holds those that occur here, 65,535 for none; `scores` are s * 255. The numbers
+    under `statistics` are of all images, crops too, whatever is shown.
+
+    Args:
+        store: finished labels.
+        limit: the first so many photos; crops are never shown.
+        most: k, words of a patch at most.
+        longest: of a thumbnail, pixels.
+        progress: hears of the photos.
+    """
+    photos, word_ids, scores = _rows(store, limit, min(most, store.top_n))
+    used, places = np.unique(word_ids, return_inverse=True)
+    shift = int(len(used) > 0 and used[0] < 0)
+    local = np.where(word_ids < 0, NONE, places.reshape(word_ids.shape) - shift)
+    return {
+        "path": str(store.path),
+        "grid": list(store.grid),
+        "kept": word_ids.shape[2],
+        "photos": _with_pictures(store, photos, longest, progress),
+        "words": [store.words[word] for word in used[shift:]],
+        "word_ids": packed(local, "u16"),
+        "scores": packed((scores.clip(0, 1) * 255).round(), "u8"),
+        "total": len(store),
+        "statistics": _statistics(store),
+        "quarantine": [
+            {"id": bad["image_id"], "stage": bad["stage"], "reason": bad["message"]}
+            for bad, _ in zip(store.quarantine(), range(MOST_BAD), strict=False)
+        ],
+        "bad": store.manifest["bad"],
+        "settings": store.manifest["fields"],
+        "fingerprint": store.fingerprint,
+        "image_root": str(store.image_root),
+    }
+
+
+def _rows(
+    store: LabelStore, limit: int | None, most: int
+) -> tuple[list[_Photo], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    crops = bool(store.manifest["fields"].get("crops"))
+    photos: list[_Photo] = []
+    shape = (0, store.grid[0] * store.grid[1], most)
+    words: list[npt.NDArray[np.int32]] = [np.zeros(shape, np.int32)]
+    scores: list[npt.NDArray[np.float32]] = [np.zeros(shape, np.float32)]
+    for table in store.tables():
+        ids = table["image_id"].to_pylist()
+        left = len(ids) if limit is None else limit - len(photos)
+        wanted = [row for row, name in enumerate(ids) if not (crops and image_and_crop(name)[1])][: max(0, left)]
+        table_words, table_scores = label_arrays(table, store.top_n)
+        words.append(table_words[wanted, :, :most])
+        scores.append(table_scores[wanted, :, :most])
+        uris, boxes = table["uri"].to_pylist(), table["crop_box"].to_pylist()
+        photos += [_Photo(ids[row], uris[row], tuple(boxes[row])) for row in wanted]
+        if limit is not None and len(photos) >= limit:
+            break
+    return photos, np.concatenate(words), np.concatenate(scores)
+
+
+def _with_pictures(
+    store: LabelStore, photos: list[_Photo], longest: int, progress: "ProgressBar"
+) -> list[dict[str, Any]]:
+    source = _source(store)
+
+    def picture(photo: _Photo) -> str | None:
+        return thumbnail(_reader(source, photo.uri), photo.box, longest) if source is not None else None
+
+    with ThreadPoolExecutor(max_workers=4) as pool, progress("photos", len(photos), 0) as advance:
+        return [
+            {"id": photo.image_id, "src": src}
+            for photo, src in zip(photos, _told(pool.map(picture, photos), advance), strict=True)
+        ]
+
+
+def _told(pictures: Iterator[str | None], advance: Callable[[int], None]) -> Iterator[str | None]:
+    for picture in pictures:
+        advance(1)
+        yield picture
+
+
+def _source(store: LabelStore) -> Source | None:
+    try:
+        return open_source(str(store.image_root))
+    except UserError:  # the whole source is gone, and the labels can be looked at all the same
+        return None
+
+
+def _reader(source: Source, uri: str) -> Callable[[], Image.Image]:
+    def read() -> Image.Image:
+        try:
+            return decode_image(source.read(uri)).image
+        except UserError as gone:
+            raise OSError(str(gone)) from gone
+
+    return read
+
+
+def _statistics(store: LabelStore) -> dict[str, Any]:
+    stats = statistics(store)
+    found = stats.to_json(store.words, most=_FREQUENT)
+    means = stats.mean_similarity
+    low, high = (np.floor(means.min() / _MEAN_BIN), np.floor(means.max() / _MEAN_BIN) + 1) if len(means) else (0, 1)
+    edges = np.arange(low, high + 1) * _MEAN_BIN
+    counts, _ = np.histogram(means, edges)
+    found["mean_histogram"] = {"start": round(float(edges[0]), 4), "bin_width": _MEAN_BIN, "counts": counts.tolist()}
+    found["score_histogram"] = {"start": 0.0, "bin_width": BIN_WIDTH, "counts": stats.score_bins.tolist()}
+    return found

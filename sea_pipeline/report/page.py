@@ -1,0 +1,57 @@
+"""Data, style and scripts to one HTML file that may reach no network.
+
+What comes from data is text wherever it goes: jinja2 escapes it, the JSON has no character that ends a script, and the
+scripts set `textContent`. The page's policy forbids every script and style but these, by their hashes.
+"""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sea_pipeline import __version__
+from sea_pipeline.optional import require
+
+_ASSETS = Path(__file__).parent / "assets"
+_SCRIPTS = ("core", "charts", "grid", "words", "photos", "tokens", "training", "main")
+"""In the order in which they need each other."""
+_ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+def render(data: dict[str, Any], title: str) -> bytes:
+    """The page, UTF-8.
+
+    Args:
+        data: JSON; `labels` and `runs`, either of which may be absent.
+        title: what the page is about.
+
+    Raises:
+        UserError: jinja2 is not installed.
+    """
+    jinja2: Any = require("jinja2", "report")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    style = (_ASSETS / "style.css").read_text("utf-8")
+    sources = "\n".join((_ASSETS / f"{name}.js").read_text("utf-8") for name in _SCRIPTS)
+    script = f'(() => {{\n"use strict";\n{sources}}})();\n'
+    policy = (
+        f"default-src 'none'; img-src data:; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    page: str = environment.get_template("page.html.jinja").render(
+        title=title, version=__version__, policy=policy, style=style, script=script, data=json_text(data),
+        labels="labels" in data, runs="runs" in data,
+    )  # fmt: skip
+    return page.encode()
+
+
+def json_text(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
+    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_ESCAPED)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

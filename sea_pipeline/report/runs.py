@@ -1,0 +1,166 @@
+"""Training runs as the data of the report's pages on tokens, texts, metrics and recipes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from PIL import Image
+
+from sea_pipeline.crops import CropBox
+from sea_pipeline.errors import UserError
+from sea_pipeline.pixels import read_image
+from sea_pipeline.report.packing import narrow, packed
+from sea_pipeline.report.thumbnails import thumbnail
+
+MOST_POINTS = 600
+"""Of a curve; of more, every so many-th is kept."""
+_NOT_CURVES = ("step", "seconds", "epoch")
+
+
+@dataclass
+class RunInput:
+    """A finished run's folder, what it is called, and its views, once they are there."""
+
+    path: Path
+    name: str
+    record: dict[str, Any]
+    """`run.json`."""
+    summary: dict[str, Any]
+    views: dict[str, Any] | None = None
+    """`views.json`, see `trainer.views.run_views`."""
+    note: str = ""
+    """Why there are no views."""
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> "RunInput":
+        """Reads a run's small files.
+
+        Raises:
+            UserError: one is damaged, or the run is not finished.
+        """
+        if not (path / "summary.json").is_file():
+            raise UserError(
+                f"{path}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume"
+            )
+        record, summary = (_json(path / name) for name in ("run.json", "summary.json"))
+        if missing := {"recipe", "fields", "fingerprint"} - record.keys():
+            raise UserError(f"{path / 'run.json'}: expected {min(missing)!r} in it, found none; restore the file")
+        return cls(path, name, record, summary)
+
+
+def kept_views(run: Path) -> dict[str, Any] | None:
+    """A run's `views.json` as it lies there; None where there is none."""
+    path = run / "views.json"
+    return _json(path) if path.is_file() else None
+
+
+def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
+    """What the report shows of runs.
+
+    `list` has an object a run; `pictures` the photos that they looked at, each once, by image id; `differences` the
+    recipe's keys whose values differ between the runs, with the values in the order of the runs.
+    """
+    pictures: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for image in run.views["images"] if run.views is not None else ():
+            box = cast("CropBox", tuple(image["box"]))
+            if image["image"] not in pictures:
+                picture = thumbnail(partial(_read, Path(image["file"])), box, longest)
+                pictures[image["image"]] = {"src": picture, "answer": image["answer"]}
+    recipes = [_leaves(run.record["recipe"]) for run in runs]
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    return {
+        "list": [_run_data(run) for run in runs],
+        "pictures": pictures,
+        "differences": [
+            {"key": key, "values": [_said(recipe.get(key)) for recipe in recipes]}
+            for key in keys
+            if len({_said(recipe.get(key)) for recipe in recipes}) > 1
+        ],
+    }
+
+
+def _run_data(run: RunInput) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "start": run.record["recipe"].get("model") if isinstance(run.record["recipe"].get("model"), str) else None,
+        "recipe": yaml.safe_dump(run.record["recipe"], sort_keys=False, allow_unicode=True, width=100),
+        "fingerprint": run.record["fingerprint"],
+        "fields": _leaves({key: value for key, value in run.record["fields"].items() if key != "recipe"}),
+        "versions": run.record.get("versions", {}),
+        "summary": run.summary,
+        "curves": _curves(run.path / "metrics.jsonl"),
+        "views": None if run.views is None else _views(run.views),
+        "note": run.note,
+    }
+
+
+def _views(views: dict[str, Any]) -> dict[str, Any]:
+    kind = narrow(len(views["texts"]) + 1)
+    plain = ("held_out", "grid", "labelled", "texts", "summary", "replace", "notes")
+    return {name: views[name] for name in plain if name in views} | {
+        "images": {image["image"]: _image(image, kind) for image in views["images"]}
+    }
+
+
+def _image(image: dict[str, Any], kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = {name: image[name] for name in ("labels", "describing", "generated") if name in image}
+    for moment in ("before", "after"):
+        if moment in image:
+            nearest, cosine = image[moment]["nearest"], image[moment]["cosine"]
+            found[moment] = {"nearest": packed(nearest, kind), "cosine": packed(cosine, "f32")}
+    if "layers" in image:
+        found["layers"] = packed(image["layers"], kind)
+    if "degree" in image:
+        found["degree"] = packed(image["degree"], "f32")
+    return found
+
+
+def _curves(path: Path) -> dict[str, dict[str, list[float]]]:
+    """By metric: the steps and values that were logged; a line that a kill cut in half ends them."""
+    curves: dict[str, dict[str, list[float]]] = {}
+    for text in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        for name, value in line.items():
+            if name not in _NOT_CURVES and isinstance(value, int | float):
+                curve = curves.setdefault(name, {"steps": [], "values": []})
+                curve["steps"].append(line["step"])
+                curve["values"].append(float(f"{value:.6g}"))
+    for curve in curves.values():
+        every = -(-len(curve["steps"]) // MOST_POINTS)
+        for name, values in curve.items():
+            curve[name] = values[:: max(1, every)]
+    return curves
+
+
+def _read(path: Path) -> Image.Image:
+    return read_image(path).image
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; restore it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object; restore it")
+    return found
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _said(value: Any) -> str:  # noqa: ANN401 - whatever YAML holds
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)

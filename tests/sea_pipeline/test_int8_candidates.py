@@ -1,0 +1,161 @@
+"""The int8 search where int8 fails: its bound against float64, words that it cannot hold, and who takes over then."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline import int8_candidates, search
+from sea_pipeline.errors import UserError
+from sea_pipeline.int8_candidates import Int8Candidates
+from sea_pipeline.search import Backend, WordSearch
+from tests.search_twin import agree, twin, unit
+
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+
+
+def clusters(words: int, width: int, spread: float = 0.5) -> torch.Tensor:
+    """Words around a few centres in few directions, so that most directions are left out of the int8 numbers."""
+    random = torch.Generator().manual_seed(1)
+    factors = torch.randn(words, width // 4, generator=random) + 2 * torch.eye(width // 4)[torch.arange(words) % 7]
+    return F.normalize(
+        factors @ torch.randn(width // 4, width, generator=random)
+        + spread * torch.randn(words, width, generator=random),
+        dim=-1,
+    )
+
+
+def far_words(words: int, width: int) -> torch.Tensor:
+    """Words in one place, and every 941st anywhere."""
+    table = F.normalize(F.one_hot(torch.tensor(0), width) + 0.01 * unit(words, width, 4), dim=-1)
+    table[17::941] = unit(len(table[17::941]), width, 5)
+    return table
+
+
+def near(table: torch.Tensor, count: int, noise: float = 0.3) -> torch.Tensor:
+    random = torch.Generator().manual_seed(2)
+    chosen = table[torch.randint(len(table), (count,), generator=random)]
+    return F.normalize(chosen + noise * torch.randn(chosen.shape, generator=random) / chosen.shape[-1] ** 0.5, dim=-1)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("top_n", [1, 10, 300])
+def test_neighbours_of_words_get_the_float64_answer_from_few_candidates(device: str, top_n: int) -> None:
+    table = clusters(6000, 160)
+    queries = near(table, 1100)
+    found = WordSearch(table, top_n=top_n, sign=1, backend="int8", device=device)
+    agree(found, queries, twin(queries, table, top_n, 1))
+    assert found.fallbacks == 0
+    proposer = found._candidates
+    assert isinstance(proposer, Int8Candidates)
+    assert proposer._basis.shape[-1] < 160
+    assert top_n == 300 or proposer.crowded == 0
+
+
+@pytest.mark.parametrize("table", [clusters(3000, 96), far_words(3000, 96)], ids=["clusters", "far"])
+def test_the_bound_holds_for_every_word_and_is_not_idle(table: torch.Tensor) -> None:
+    """|p·w - the int8 score| against the four terms, word by word: never above, and within a factor of 30 somewhere."""
+    table[32:64] = table.mean(0)  # a group of words without errors, but for one
+    table[40] = unit(1, 96, 4)[0]
+    queries = torch.cat([near(table, 60), unit(60, 96, 3)])
+    proposer = Int8Candidates(table)
+    int8, unit_score, norms = proposer._rounded(queries)
+    products, _ = proposer._products(int8)
+    words = torch.arange(3000)
+    place = proposer._place(torch.arange(120)[:, None], (words // 32)[None], len(int8))
+    scores = (
+        products[place, words % 32] * unit_score[:, None].double()
+        + (queries.double() @ proposer._mean.double())[:, None]
+    )
+    error = (queries.double() @ table.double().T - scores).abs()
+    bound = (norms @ proposer._norms).double()[:, words // 32]
+    assert (error <= bound).all()
+    assert (error / bound).max() > 1 / 30
+
+
+def test_the_bound_holds_for_a_word_that_follows_what_a_patch_loses() -> None:
+    proposer = Int8Candidates(clusters(3000, 96))
+    width = proposer._basis.shape[-1]
+    inside = F.one_hot(torch.tensor(0), width) + 0.45 / 127  # all but the first coordinate are rounded to 0
+    lost = (inside - F.one_hot(torch.tensor(0), width)).index_fill(0, torch.tensor(0), 0)
+    patch, word = proposer._basis @ inside, proposer._mean + proposer._basis @ F.normalize(lost, dim=0)
+    (int8,), (unit_score,), norms = (part[:1] for part in proposer._rounded(patch[None]))
+    (word8,), word_norms = proposer._rounded_words(word[None])
+    score = unit_score.double() * (int8[:width].double() @ word8.double())
+    error = float((patch.double() @ (word - proposer._mean).double() - score).abs())
+    bound = float(norms[0] @ word_norms[0])
+    assert bound / 2 < error <= bound
+
+
+def test_words_far_beyond_the_range_of_int8_are_found() -> None:
+    """Nearly all words lie together, so that int8 numbers of their scale clip the few others."""
+    table = far_words(4000, 33)
+    queries = torch.cat([table[17::941], near(table, 100), unit(50, 33, 6)])
+    agree(WordSearch(table, top_n=5, sign=1, backend="int8"), queries, twin(queries, table, 5, 1))
+
+
+def test_words_that_int8_cannot_tell_apart_all_stay_candidates() -> None:
+    table = F.normalize(torch.ones(1, 48) + 1e-4 * unit(5000, 48, 6), dim=-1)
+    table[4000:] = unit(1000, 48, 7)
+    queries = near(table[:4000], 50, noise=1e-4)
+    found = WordSearch(table, top_n=10, sign=1, backend="int8")
+    agree(found, queries, twin(queries, table, 10, 1))
+    assert found._candidates.crowded == 50  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_who_has_many_candidates_goes_to_float32(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_candidates, "_CROWDED", share)
+    monkeypatch.setattr(int8_candidates, "faiss_is_there", lambda: False)
+    table = clusters(4000, 64)
+    queries = torch.cat([near(table, 70), unit(70, 64, 8)])
+    found = WordSearch(table, top_n=4, sign=-1, backend="int8")
+    agree(found, queries, twin(queries, table, 4, -1))
+    assert (found._candidates.crowded > 60) == (share == 0)  # type: ignore[attr-defined]
+
+
+def test_zero_vectors_get_the_first_words() -> None:
+    table = unit(900, 24, 9)
+    queries = torch.cat([torch.zeros(2, 24), unit(3, 24, 11)])
+    found = WordSearch(table, top_n=4, sign=1, backend="int8")
+    agree(found, queries, twin(queries, table, 4, 1))
+    ids, scores = found(1e-30 * queries)
+    assert ids[:2].tolist() == [[0, 1, 2, 3]] * 2
+    assert not scores[:2].any()
+    assert torch.equal(ids, found(queries)[0])
+
+
+def test_words_that_are_all_the_same() -> None:
+    table = unit(1, 16, 12).expand(500, -1).contiguous()
+    ids, _ = WordSearch(table, top_n=3, sign=1, backend="int8")(torch.cat([table[:2], unit(5, 16, 12)]))
+    assert ids[:3].tolist() == [[0, 1, 2]] * 3
+
+
+def test_every_backend_gives_the_same_bytes() -> None:
+    table = clusters(3000, 64)
+    table[2000:2100] = table[:100]
+    queries = torch.cat([near(table, 90), unit(40, 64, 13), table[:5]])
+    ids, scores = WordSearch(table, top_n=10, sign=1, backend="torch")(queries)
+    others: list[Backend] = ["faiss", "int8"]
+    for backend in others:
+        other, same = WordSearch(table, top_n=10, sign=1, backend=backend)(queries)
+        assert torch.equal(ids, other)
+        assert torch.equal(scores.view(torch.int64), same.view(torch.int64))
+
+
+def test_a_machine_that_multiplies_int8_wrongly_is_refused_or_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda left, other: right(left, other).clamp_(-32768, 32767))
+    with pytest.raises(UserError, match="--search int8"):
+        WordSearch(unit(9, 8), top_n=1, sign=1, backend="int8")
+    assert WordSearch(unit(9, 8), top_n=1, sign=1).backend in ("faiss", "torch")
+
+
+@pytest.mark.parametrize(
+    ("fast", "faiss", "backend"), [(True, True, "int8"), (False, True, "faiss"), (False, False, "torch")]
+)
+def test_auto_takes_what_is_fastest_there(
+    fast: bool, faiss: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "is_fast", lambda device: fast)
+    monkeypatch.setattr(search, "faiss_is_there", lambda: faiss)
+    assert WordSearch(unit(9, 8), top_n=1, sign=1).backend == backend
