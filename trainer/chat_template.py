@@ -4,14 +4,24 @@ Harnesses differ: some give the tokenizer's template a string with `<image>` in 
 of `{"type": "image"}` and `{"type": "text", "text": ...}`. One template, saved for both, gives both the same text.
 """
 
+from typing import Any
+
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.errors import UserError
-from trainer.templates import VICUNA_SYSTEM
+from trainer.templates import GENERATION, VICUNA_SYSTEM
 
 IMAGE_TOKEN = "<image>"
 """The literal that evaluation harnesses write; another would not be replaced by image tokens."""
+
+_PROBE = "some-question"
+_TURNS = [("user", _PROBE), ("assistant", "an answer\n"), ("user", " another\n"), ("assistant", "x")]
+_CHAT = [{"role": role, "content": text} for role, text in _TURNS]
+_ANSWERS = [text for role, text in _TURNS if role == "assistant"]
+_CHATS = ((_CHAT, False), (_CHAT[:3], True), ([{"role": "system", "content": "be brief"}, *_CHAT[:2]], False))
+"""Conversations that a changed template must render as before."""
 
 _STRINGS = """\
 {%- set strings = namespace(messages=[]) -%}
@@ -32,6 +42,40 @@ _STRINGS = """\
 {%- endfor -%}
 {%- set messages = strings.messages -%}
 """
+
+_PARTS = """\
+{%- set listed = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message['content'] is string -%}
+    {%- set text = message['content'].replace('<image>\\n', '').replace('<image>', '') -%}
+    {%- set content = namespace(parts=[]) -%}
+    {%- for _ in range(message['content'].count('<image>')) -%}
+      {%- set content.parts = content.parts + [dict(type='image')] -%}
+    {%- endfor -%}
+    {%- set content.parts = content.parts + [dict(type='text', text=text)] -%}
+    {%- set listed.messages = listed.messages + [dict(message, content=content.parts)] -%}
+  {%- else -%}
+    {%- set listed.messages = listed.messages + [message] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = listed.messages -%}
+"""
+
+_MARKS = """\
+{%- macro rendered(messages, add_generation_prompt) -%}OWN{%- endmacro -%}
+{%- set whole = rendered(messages, add_generation_prompt) -%}
+{%- set done = namespace(end=0) -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'assistant' -%}
+    {%- set start = [done.end, rendered(messages[:loop.index0], true) | length] | max -%}
+    {%- set end = rendered(messages[:loop.index], false).rstrip() | length -%}
+    {{- whole[done.end:start] -}}{%- generation -%}{{- whole[start:end] -}}{%- endgeneration -%}
+    {%- set done.end = [start, end] | max -%}
+  {%- endif -%}
+{%- endfor -%}
+{{- whole[done.end:] -}}
+"""
+"""Around a template that does not mark its answers: renders up to each answer and through it, and so finds it."""
 
 _VICUNA = """\
 {%- if messages[0]['role'] == 'system' -%}
@@ -59,6 +103,62 @@ def chat_template(own: str | None) -> str:
             the token that ends it.
     """
     return _STRINGS + (own or _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'")))
+
+
+def both_forms(own: str) -> str:
+    """A template that takes content as a string and as a list of parts, from one that takes either or both.
+
+    Args:
+        own: of a folder that others made; LLaVA's on the hub take lists alone. In a string, the images go to its front.
+    """
+    string = _question(own, f"{IMAGE_TOKEN}\n{_PROBE}")
+    if string is None:
+        return _PARTS + own
+    both = string == _question(own, [{"type": "image"}, {"type": "text", "text": _PROBE}])
+    return own if both else _STRINGS + own
+
+
+def with_marks(own: str) -> str:
+    """A template that writes the same text with `{% generation %}` around each answer and the token that ends it.
+
+    A template that has such marks is given back as it is, and so is one whose answers are not found so: where a later
+    turn changes what was written before it.
+    """
+    if GENERATION.search(own):
+        return own
+    marked = _MARKS.replace("OWN", own.removesuffix("\n"))
+    try:
+        same = all(_rendered(marked, *chat)[0] == _rendered(own, *chat)[0] for chat in _CHATS)
+        _, answers = _rendered(marked, _CHAT, False, marks=True)
+    except TemplateError:
+        return own
+    found = [answer.strip().startswith(text.strip()) for answer, text in zip(answers, _ANSWERS, strict=True)]
+    return marked if same and all(found) else own
+
+
+def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a template takes it
+    """A question as the template writes it; None where it is lost, or cannot be written."""
+    try:
+        text, _ = _rendered(template, [{"role": "user", "content": content}], True)
+    except (TemplateError, TypeError):  # a list where it adds strings
+        return None
+    return text if _PROBE in text else None
+
+
+def _rendered(
+    template: str, messages: list[dict[str, Any]], prompt: bool, *, marks: bool = False
+) -> tuple[str, list[str]]:
+    """The text, and with `marks` what of it is marked."""
+    rendered: Any = render_jinja_template(
+        [messages],
+        chat_template=template,
+        return_assistant_tokens_mask=marks,
+        add_generation_prompt=prompt,
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    (text,), spans = rendered
+    return str(text), [text[start:end] for start, end in spans[0]] if marks else []
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:

@@ -1,7 +1,8 @@
 """Whether a model folder's parts agree: the processor's image tokens and the tower's features, before any training."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +11,20 @@ from transformers import AutoModel, AutoProcessor, LlavaConfig
 
 from sea_pipeline.errors import UserError
 from trainer import towers as towers  # registers the towers that transformers lacks
-from trainer.chat_template import IMAGE_TOKEN
+from trainer.chat_template import IMAGE_TOKEN, both_forms
 
 
-def check_model_folder(folder: Path) -> None:
+class Checked(NamedTuple):
+    """A LLaVA folder without its weights."""
+
+    config: LlavaConfig
+    processor: Any
+    """With what older versions of transformers did not write: see `_complete`."""
+    visual_tokens: int
+    """Of one image."""
+
+
+def check_model_folder(folder: Path) -> Checked:
     """Passes one grey image through the processor, and its shape through the tower; no weights are read.
 
     Raises:
@@ -31,6 +42,13 @@ def check_model_folder(folder: Path) -> None:
         raise UserError(
             f"{folder}: its processor cannot be loaded ({error}); make it with sea-pipeline init"
         ) from error
+    shape = image_shape(processor.image_processor)
+    try:
+        states = _states(config, shape)
+    except (ValueError, IndexError) as error:  # the tower's own words on a wrong size, or a layer that it lacks
+        raise UserError(f"{folder}: its tower cannot take what its processor gives ({error})") from error
+    _complete(processor, config, folder, states, shape)
+    features = states - 1 if config.vision_feature_select_strategy == "default" else states
     inputs = processor(images=_grey(64, 64), text=IMAGE_TOKEN, return_tensors="pt")
     tokens = int((inputs["input_ids"] == config.image_token_id).sum())
     if tokens == 0:
@@ -38,16 +56,36 @@ def check_model_folder(folder: Path) -> None:
             f"{folder}: the tokenizer's id of {IMAGE_TOKEN} is {processor.image_token_id}, config.json says "
             f"image_token_index = {config.image_token_id}; make the folder with sea-pipeline init"
         )
-    try:
-        features = _features(config, image_shape(processor.image_processor))
-    except (ValueError, IndexError) as error:  # the tower's own words on a wrong size, or a layer that it lacks
-        raise UserError(f"{folder}: its tower cannot take what its processor gives ({error})") from error
     if tokens != features:
         raise UserError(
             f"{folder}: the processor gives an image {tokens} tokens, the tower gives {features} features; expected "
             "equal numbers: correct vision_feature_select_strategy, patch_size and num_additional_image_tokens in "
             'config.json and processor_config.json ("default" drops a first token, which SigLIP does not have)'
         )
+    return Checked(config, processor, features)
+
+
+def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tuple[int, ...]) -> None:  # noqa: ANN401
+    """Sets what transformers before 4.46 or so left out, or left to the call: how many tokens an image becomes.
+
+    Also gives processor and tokenizer one chat template, which takes content in both forms.
+    """
+    file = folder / "processor_config.json"
+    stated = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    patch = config.vision_config.patch_size
+    derived = {
+        "patch_size": patch,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": states - (shape[-2] // patch) * (shape[-1] // patch),
+    }
+    for name, value in derived.items():
+        if stated.get("patch_size") is None or stated.get(name) is None:
+            setattr(processor, name, value)
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template:
+        processor.chat_template = processor.tokenizer.chat_template = both_forms(template)
 
 
 def image_shape(image_processor: Any) -> tuple[int, ...]:  # noqa: ANN401 - one class per family
@@ -72,12 +110,11 @@ def _grey(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.full((height, width, 3), 128, np.uint8))
 
 
-def _features(config: LlavaConfig, shape: tuple[int, ...]) -> int:
-    """How many features LLaVA takes from the tower, by running it without numbers."""
+def _states(config: LlavaConfig, shape: tuple[int, ...]) -> int:
+    """How many tokens the layer that LLaVA uses has, by running the tower without numbers."""
     layers = config.vision_feature_layer
     first = layers if isinstance(layers, int) else layers[0]
     with torch.device("meta"), torch.no_grad():
         tower = AutoModel.from_config(config.vision_config)
         states = tower(torch.empty(shape), output_hidden_states=[first]).hidden_states
-    count = int(states[first].shape[1])
-    return count - 1 if config.vision_feature_select_strategy == "default" else count
+    return int(states[first].shape[1])

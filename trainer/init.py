@@ -1,8 +1,6 @@
 """Parts to a model folder: any vision tower and any causal LM become a stock `LlavaForConditionalGeneration`."""
 
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.storage import TEMPORARY, canonical_json, make_folder, publish_bytes, writing
+from sea_pipeline.storage import canonical_json, publish_folder
 from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end
 from trainer.folder_check import check_model_folder as check_model_folder
 from trainer.folder_check import image_shape
@@ -28,7 +26,7 @@ from trainer.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
 Projector = Literal["mlp2x_gelu", "linear"]
 ALIGNMENT = "alignment.json"
 """What the training needs to know of a folder and transformers' own files do not say."""
-_SAMPLE = f"{IMAGE_TOKEN}\nTwo  spaces, 1234 and caf\u00e9: it's HERE."
+SAMPLE = f"{IMAGE_TOKEN}\nTwo  spaces, 1234 and caf\u00e9: it's HERE."
 _ROWS = 64
 """Embedding matrices grow to a multiple of this."""
 
@@ -69,23 +67,15 @@ def init_model(
         raise UserError(f"{out}: expected a new or an empty folder; choose another with --out, or remove this one")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype = {dtype}: expected float32, bfloat16 or float16")
-    make_folder(out.parent)
-    scratch = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    try:
-        with quiet(), writing(out):
-            weights = getattr(torch, dtype)
-            vision_part, llm_part = load_vision(vision, weights, feature_layer), load_llm(llm, weights)
-            vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
-            alignment = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
-            data = canonical_json(alignment | {"projector": projector, "seed": seed})
-            publish_bytes(scratch / ALIGNMENT, data, scratch)
-            (scratch / TEMPORARY).rmdir()
-            check_model_folder(scratch)
-            for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
-                shutil.copymode(scratch / "config.json", file)
-            scratch.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with quiet(), publish_folder(out) as scratch:
+        weights = getattr(torch, dtype)
+        vision_part, llm_part = load_vision(vision, weights, feature_layer), load_llm(llm, weights)
+        vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
+        alignment = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
+        (scratch / ALIGNMENT).write_bytes(canonical_json(alignment | {"projector": projector, "seed": seed}))
+        check_model_folder(scratch)
+        for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
+            shutil.copymode(scratch / "config.json", file)
     return out
 
 
@@ -113,7 +103,7 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     )
     llava.save_pretrained(folder)
     _processor(vision, tokenizer).save_pretrained(folder)
-    if AutoTokenizer.from_pretrained(folder).encode(_SAMPLE) != tokenizer.encode(_SAMPLE):
+    if AutoTokenizer.from_pretrained(folder).encode(SAMPLE) != tokenizer.encode(SAMPLE):
         raise UserError(f"{source}: its tokenizer gives other ids once transformers has saved it; convert it first")
     return vocabulary
 

@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, LlavaConfig
+from transformers import AutoConfig, LlavaConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from sea_pipeline.errors import UserError
 from trainer.folder_check import check_model_folder
 from trainer.init import ALIGNMENT
+from trainer.lora import add_adapters
 from trainer.model import AlignedLlava, part
 from trainer.parts import quiet
 from trainer.recipe import LearningRates, Recipe, Sea
@@ -42,13 +43,26 @@ def open_model_folder(path: Path) -> ModelFolder:
     Raises:
         UserError: it is no LLaVA folder, or does not fit together.
     """
-    check_model_folder(path)
     with quiet():
-        config, processor = AutoConfig.from_pretrained(path), AutoProcessor.from_pretrained(path)
+        checked = check_model_folder(path)
+    config, processor = checked.config, checked.processor
+    config.image_seq_length = checked.visual_tokens  # older folders say 576 whatever the tower
     extra = json.loads((path / ALIGNMENT).read_text("utf-8")) if (path / ALIGNMENT).is_file() else {}
-    ids = processor.tokenizer.get_vocab().values()
-    vocabulary = extra.get("vocabulary") or min(max(ids) + 1, config.text_config.vocab_size)
+    if extra.get("inputs_scaled"):
+        raise UserError(
+            f"{path}: its projector was rescaled for transformers 4 (export --compat 4); use what it was exported from"
+        )
+    vocabulary = extra.get("vocabulary") or _vocabulary(config, processor)
     return ModelFolder(path, config, processor, tower_grid(config), vocabulary, config.projector_hidden_act == "linear")
+
+
+def _vocabulary(config: Any, processor: Any) -> int:  # noqa: ANN401 - transformers'
+    """How many ids the LLM had before `<image>` was added, and what was added after it, in a folder of others."""
+    tokenizer, image = processor.tokenizer, config.image_token_id
+    ids = set(tokenizer.get_vocab().values())
+    if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
+        return int(image)
+    return int(min(max(ids) + 1, config.text_config.vocab_size))
 
 
 class _Headless(AlignedLlava):
@@ -86,7 +100,7 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         kind = AlignedLlava if config.tie_word_embeddings else _Headless
     dtypes = {
         "": torch.float32,
-        "text_config": torch.float32 if trains.llm else frozen,
+        "text_config": torch.float32 if trains.llm and recipe.lora is None else frozen,
         "vision_config": torch.float32 if trains.vision else frozen,
     }
     with quiet():  # reads the tensors that the model has, each by itself; the rest of the files is not touched
@@ -97,7 +111,9 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
             f"{folder.path}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again"
         )
     model.with_lm = bool(recipe.loss.lm)
-    freeze(model, trains, linear_projector=folder.linear_projector)
+    if recipe.lora is not None:
+        add_adapters(model.model.language_model, recipe.lora, recipe.seed)
+    freeze(model, trains, linear_projector=folder.linear_projector, adapted=recipe.lora is not None)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
     return model
@@ -110,9 +126,13 @@ def keep_layers(config: Any, count: int) -> None:  # noqa: ANN401 - a LlavaConfi
         config.text_config.layer_types = config.text_config.layer_types[:count]
 
 
-def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool) -> None:
-    """Sets what trains: the parts with a learning rate, but for weights that no gradient can reach."""
-    on = {"projector": rates.projector, "llm": rates.llm, "vision": rates.vision, "alignment": rates.projector}
+def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool, adapted: bool = False) -> None:
+    """Sets what trains: the parts with a learning rate, but for weights that no gradient can reach.
+
+    Of an adapted LLM, whose rate is the adapters', nothing else trains.
+    """
+    on = {"projector": rates.projector, "vision": rates.vision, "alignment": rates.projector}
+    on |= {"llm": None if adapted else rates.llm, "lora": rates.llm}
     unreached = unreached_vision(model) if rates.vision else set()
     for name, parameter in model.named_parameters():
         fixed = linear_projector and "multi_modal_projector.linear_2" in name

@@ -287,6 +287,7 @@ def learning_rate(name: str, recipe: Recipe) -> float:
     if name.endswith("sea_term.log_scale"):
         rate = rates.logit_scale or rates.projector
     else:
-        rate = {"projector": rates.projector, "vision": rates.vision, "llm": rates.llm}[part(name)]
+        by_part = {"projector": rates.projector, "vision": rates.vision, "llm": rates.llm, "lora": rates.llm}
+        rate = by_part[part(name)]
     assert rate is not None, f"{name} trains, but has no rate"
     return rate

@@ -193,10 +193,10 @@ register_checkpoint_conversion_mapping(
 
 
 def part(name: str) -> str:
-    """The part that a parameter of `AlignedLlava` belongs to: projector, vision, llm or alignment."""
+    """The part that a parameter of `AlignedLlava` belongs to: projector, vision, llm, lora or alignment."""
     if "sea_term." in name:
         return "alignment"
-    for within, found in (("multi_modal_projector", "projector"), ("vision_tower", "vision")):
+    for within, found in (("multi_modal_projector", "projector"), ("vision_tower", "vision"), (".lora_", "lora")):
         if within in name:
             return found
     return "llm"

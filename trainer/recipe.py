@@ -161,6 +161,21 @@ class LearningRates(_Group):
     """Of the temperature; null: the projector's."""
 
 
+class Lora(_Group):
+    """Adapters on the LLM, with LLaVA-1.5's values; `learning_rates.llm` is theirs, the LLM's own weights are frozen.
+
+    They are merged into the weights of the model folder. BASIC's targets are those of the adapted LLM.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 128
+    alpha: Annotated[float, Field(gt=0)] = 256
+    """What the adapters compute is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Of what enters an adapter."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Every linear layer but the head, or names such as q_proj."""
+
+
 class Recipe(_Group):
     """One run of `sea-pipeline train`."""
 
@@ -175,6 +190,8 @@ class Recipe(_Group):
     """A finished folder of `sea-pipeline teacher`: BASIC's supervision is read from it, not computed."""
     loss: Loss = Loss()
     learning_rates: LearningRates = LearningRates()
+    lora: Lora | None = None
+    """Train adapters in place of the LLM's own weights; `lora: {}` has LLaVA's values."""
     frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the parts that do not train; `auto`: bfloat16 with `bf16` on CUDA, else float32. What trains is float32."""
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
@@ -201,6 +218,8 @@ class Recipe(_Group):
             problems.append("teacher: its targets are of whole images; set labels.crops: 0 and no data.random_crop")
         if not self.loss.lm and (self.learning_rates.llm or self.learning_rates.vision):
             problems.append("learning_rates: with loss.lm = 0 only the projector trains; set llm and vision to null")
+        if self.lora is not None and not (self.learning_rates.llm and self.loss.lm):
+            problems.append("lora: its adapters train with the LLM; set learning_rates.llm (LLaVA: 2e-4) and loss.lm")
         if self.data.random_crop and self.loss.sea.weight and not self.labels.transfer:
             problems.append("data.random_crop: labels must follow the crop; set labels.transfer: true")
         if self.data.keep_features and (self.data.random_crop or self.learning_rates.vision):

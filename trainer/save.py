@@ -1,19 +1,18 @@
 """The trained model as a stock LLaVA folder, whole or not at all."""
 
 import json
-import os
 import shutil
-import uuid
 from pathlib import Path
 
 import torch
 
-from sea_pipeline.storage import writing
+from sea_pipeline.storage import publish_folder
 from trainer.load import ModelFolder
+from trainer.lora import merge_adapters
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
+from trainer.weights import PROJECTOR
 
-PROJECTOR = "multi_modal_projector."
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """As weight files name them."""
 
@@ -21,26 +20,24 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 def save_model(model: AlignedLlava, start: ModelFolder, out: Path) -> None:
     """Writes the folder `out`: everything of the folder that the run started from, with the weights as they are now.
 
-    Weights keep the precision that the starting folder says, which is what every reader expects of it.
+    Weights keep the precision that the starting folder says, which is what every reader expects of it. Adapters of LoRA
+    are merged, in the model as in the folder.
     """
-    scratch = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    try:
-        with quiet(), writing(out):
-            scratch.mkdir(parents=True)
-            for file in start.path.iterdir():
-                if file.is_file() and not file.name.startswith("model") and file.name != "config.json":
-                    shutil.copy2(file, scratch / file.name)
-            if model.with_lm:
-                model.save_pretrained(scratch, state_dict=_in_precision(model, start.config.dtype or torch.float32))
-                shutil.copy2(start.path / "config.json", scratch / "config.json")  # training has changed its use_cache
-                for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
-                    shutil.copymode(scratch / "config.json", file)
-            else:
-                _with_projector(model, start.path, scratch)
-            shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
-            scratch.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    dtype = start.config.dtype or torch.float32
+    merge_adapters(model, dtype)
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
+    with quiet(), publish_folder(out) as scratch:
+        for file in start.path.iterdir():
+            weights = file.name.startswith(("model", "pytorch_model"))
+            if file.is_file() and not weights and file.name != "config.json":
+                shutil.copy2(file, scratch / file.name)
+        if model.with_lm:
+            model.save_pretrained(scratch, state_dict=_in_precision(model, dtype))
+            shutil.copy2(start.path / "config.json", scratch / "config.json")  # training has changed its use_cache
+            for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
+                shutil.copymode(scratch / "config.json", file)
+        else:
+            _with_projector(model, start.path, scratch)
 
 
 def _in_precision(model: AlignedLlava, dtype: torch.dtype) -> dict[str, torch.Tensor]:

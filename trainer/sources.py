@@ -12,7 +12,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.label_run import LabelSettings, StageRun, label_images
 from sea_pipeline.llava_json import relative_path
-from sea_pipeline.samples import list_samples
+from sea_pipeline.sources import list_samples
 from sea_pipeline.storage import data_folder
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets
@@ -78,8 +78,9 @@ def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[
     """The file of conversations, the folder that its images are in, and the file of an image id."""
     if train == SAMPLES:
         listing = list_samples(None)
-        places = {sample.image_id: listing.root / sample.uri for sample in listing.samples}
-        return data_folder("jobs") / "samples.json", listing.root, places.__getitem__
+        root = Path(listing.root)
+        places = {sample.image_id: root / sample.uri for sample in listing.samples}
+        return data_folder("jobs") / "samples.json", root, places.__getitem__
     root = image_root or Path(train).parent
     return Path(train), root, partial(_below, root)
 

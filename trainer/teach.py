@@ -18,6 +18,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
+from sea_pipeline.sources import Source
 from sea_pipeline.storage import file_sha256
 from sea_pipeline.teacher import CODEC, TargetRow, Targets, TargetWriter
 from trainer.basic import BasicTerm
@@ -126,7 +127,7 @@ class TeachStage:
     def process(
         self,
         samples: list[Sample],
-        image_root: Path,
+        source: Source,
         target: Path,
         footer: dict[str, Any],
         advance: Callable[[int], None],

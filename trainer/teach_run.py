@@ -17,8 +17,9 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import DECODE_VERSION
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.run import Report, run
-from sea_pipeline.samples import BadSample, Listing, Sample, list_samples
+from sea_pipeline.samples import BadSample, Listing, Sample
 from sea_pipeline.settings import Settings
+from sea_pipeline.sources import list_samples
 from sea_pipeline.storage import alone, file_sha256, publish_bytes
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
@@ -31,7 +32,13 @@ from trainer.teach import TEACH_VERSION, Teacher, TeachStage
 
 _LARGE = 100e9
 """Bytes; more are asked about."""
-_PROCESSING = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
+_PROCESSING = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
 """Files of a model folder that decide a prompt's tokens and an image's pixels."""
 _CALIBRATION = 64, 16_384
 """Images and vectors that the codec is fitted to, at most."""
@@ -149,7 +156,7 @@ def _fields(
 
 
 def _default_out(settings: TeachSettings, listing: Listing, fields: dict[str, Any]) -> Path:
-    place = {"source": listing.origin, "image_root": str(listing.root), "shard_size": settings.shard_size}
+    place = {"source": listing.origin, "image_root": listing.root, "shard_size": settings.shard_size}
     parts = [listing.name, settings.model.resolve().name, settings.codec]
     parts += [f"first{settings.limit}"] if settings.limit else []
     name = "-".join([*parts, fingerprint_of(fields | place)[:8]])

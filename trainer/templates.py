@@ -27,7 +27,7 @@ VICUNA_SYSTEM = (
 )
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Rendered(NamedTuple):
@@ -138,7 +138,7 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
             f"template own: expected a tokenizer with a chat template; {tokenizer.name_or_path} has none; choose plain "
             "or vicuna_v1, or set tokenizer.chat_template"
         )
-    by_mark = _GENERATION.search(source)
+    by_mark = GENERATION.search(source)
     return lambda messages: (_marked if by_mark else _by_prefix)(messages, tokenizer, source)
 
 

@@ -226,6 +226,9 @@ def tower_grid(config: LlavaConfig) -> tuple[int, int]:
     return side, side
 
 
+OURS = (PackagedTowerConfig.model_type, S2TowerConfig.model_type)
+"""Model types that transformers knows only once this module is imported."""
+
 for _config, _model in ((PackagedTowerConfig, PackagedTower), (S2TowerConfig, S2Tower)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)

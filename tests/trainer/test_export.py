@@ -1,0 +1,247 @@
+"""What `export` writes beside the weights, what it refuses, and what it leaves behind when it is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.memory import READY, measured
+from tests.test_architecture import ROOT
+from tests.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
+from tests.tiny_runs import World, colours, tiny_recipe
+from tests.trainer.test_save import tensors
+from trainer import export, legacy
+from trainer.export import ExportSettings, export_model
+from trainer.init import init_model
+from trainer.stages import train_stages
+from trainer.train import TrainRun, train
+from trainer.weights import canonical, read_weights, write_weights
+
+
+@pytest.fixture(scope="module")
+def run(_made: World, tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
+    """Two stages, of which the second one's run is given."""
+    recipe = tiny_recipe(
+        _made, name="mine", data={"evaluate": str(_made.held_out)}, training_arguments={"max_steps": 2}
+    )
+    align = recipe.model_copy(update={"name": "align"})
+    with pytest.MonkeyPatch.context() as patch, colours():
+        patch.setenv("SEA_PIPELINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return train_stages({"align": align, "language": recipe}, tmp_path_factory.mktemp("run"))["language"]
+
+
+def written(source: Path, out: Path, **settings: Any) -> Path:
+    return export_model(ExportSettings.of(source=source, out=out, **settings)).out
+
+
+def test_the_whole_model(run: TrainRun, tmp_path: Path) -> None:
+    out = written(run.out, tmp_path / "out")
+    before, after = tensors(run.model), tensors(out)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    names |= {"processor_config.json", "chat_template.jinja", "alignment.json", "model.safetensors"}
+    assert {file.name for file in out.iterdir()} == names
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1
+    assert list(tmp_path.iterdir()) == [out]
+    config = json.loads((out / "config.json").read_text())
+    assert config["text_config"]["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads((out / "alignment.json").read_text())["vocabulary"] == 374
+
+
+def test_no_path_of_this_machine_gets_out(run: TrainRun, tmp_path: Path) -> None:
+    for number, settings in enumerate(({}, {"compat": 4}, {"kind": "llm"}, {"kind": "projector"})):
+        for file in written(run.out, tmp_path / f"{number}", **settings).iterdir():
+            assert b"/tmp" not in file.read_bytes(), file
+            assert str(tmp_path.parent).encode() not in file.read_bytes(), file
+
+
+def test_the_card(run: TrainRun, tmp_path: Path) -> None:
+    card = (written(run.out, tmp_path / "out") / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head == {
+        "library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["llava", "sea-pipeline"]
+    }  # fmt: skip
+    assert "# license: yours to choose" in card
+    summary = json.loads((run.out / "summary.json").read_text())
+    assert [line for line in card.splitlines() if line.startswith("### ")] == ["### align", "### mine"]
+    assert f"| labels | `{summary['labels']}` |" in card
+    assert f"| settings and inputs together | `{summary['fingerprint']}` |" in card
+    start, end = (f"{summary[when]['lm_loss']:.4g}" for when in ("start", "end"))
+    assert f"| lm_loss | {start} | {end} |" in card
+    recipe = yaml.safe_load(card.split("```yaml")[2].split("```")[0])
+    assert recipe["loss"] == {"sea": {"weight": 1.0}}
+    assert recipe["data"] == {"train": "data.json", "image_root": "images", "evaluate": "held.json"}
+    assert recipe["training_arguments"]["max_steps"] == 2
+    assert "2408.11813" in card
+    assert "{%" not in card
+
+
+def test_the_projector_as_llava_names_it(run: TrainRun, tmp_path: Path) -> None:
+    """LLaVA's is a Sequential of Linear, GELU, Linear called model.mm_projector."""
+    stored = load_file(written(run.out, tmp_path / "a", kind="projector") / "mm_projector.safetensors")
+    same = torch.load(written(run.out, tmp_path / "b", kind="projector", format="bin") / "mm_projector.bin")
+    assert stored.keys() == same.keys()
+    assert all(torch.equal(value, same[name]) for name, value in stored.items())
+    theirs = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.Linear(32, 32))
+    theirs.load_state_dict({name.removeprefix("model.mm_projector."): value for name, value in stored.items()})
+    ours = tensors(run.model)
+    features = torch.randn(5, 16)
+    hidden = features @ ours["multi_modal_projector.linear_1.weight"].T + ours["multi_modal_projector.linear_1.bias"]
+    wanted = torch.nn.functional.gelu(hidden) @ ours["multi_modal_projector.linear_2.weight"].T
+    torch.testing.assert_close(theirs(features), wanted + ours["multi_modal_projector.linear_2.bias"])
+
+
+def test_a_linear_projector_is_one_layer(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", projector="linear")
+    stored = load_file(written(model, tmp_path / "out", kind="projector") / "mm_projector.safetensors")
+    assert {name: tuple(value.shape) for name, value in stored.items()} == {
+        "model.mm_projector.weight": (32, 16), "model.mm_projector.bias": (32,)
+    }  # fmt: skip
+
+
+def test_the_llm_alone(run: TrainRun, tmp_path: Path) -> None:
+    out = written(run.out, tmp_path / "out", kind="llm")
+    _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(report.values())
+    assert not any("vision" in name or "projector" in name for name in tensors(out))
+    assert not (out / "processor_config.json").exists()
+    assert "text-generation" in (out / "README.md").read_text()
+
+
+def test_several_files(run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        export, "write_weights", lambda entries, folder: write_weights(entries, folder, file_bytes=30_000)
+    )
+    out = written(run.out, tmp_path / "out")
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 3
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    assert max(sum(value.nbytes for value in load_file(file).values()) for file in files) <= 52_000  # the embeddings
+    before, after = tensors(run.model), tensors(out)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == before.keys()
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in before.values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("vision_tower.vision_model.encoder.x", "vision_tower.encoder.x"),
+        ("model.vision_tower.vision_model.encoder.x", "vision_tower.encoder.x"),
+        ("model.language_model.layers.0.x", "language_model.model.layers.0.x"),
+        ("language_model.model.layers.0.x", "language_model.model.layers.0.x"),
+        ("lm_head.weight", "language_model.lm_head.weight"),
+        ("model.multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias"),
+    ],
+)
+def test_names_of_all_times(old: str, new: str) -> None:
+    assert canonical(old) == new
+    assert canonical(new) == new
+
+
+def test_gemma_of_version_4_is_divided_as_4_multiplies() -> None:
+    """In bfloat16 the factor of width 3072 is 55.5, not 55.43."""
+    layer = torch.arange(1, 257).view(16, 16).bfloat16()
+    entry = legacy.Entry("multi_modal_projector.linear_2.weight", 8, lambda: layer)
+    (made,) = legacy.entries([entry], "siglip_vision_model", "gemma", 3072)
+    assert torch.equal(made.read(), (layer.double() / 55.5).bfloat16())
+    assert not torch.equal(made.read(), (layer.double() / 3072**0.5).bfloat16())
+    (untouched,) = legacy.entries([entry], "siglip_vision_model", "llama", 3072)
+    assert torch.equal(untouched.read(), layer)
+
+
+def test_a_gemma_for_4_does_not_train(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", llm="gemma")
+    done = export_model(ExportSettings.of(source=model, out=tmp_path / "old", compat=4))
+    assert "transformers 5 does not" in " ".join(done.notes)
+    assert "transformers 5 does not" in (done.out / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"old: its projector was rescaled for transformers 4"):
+        export_model(ExportSettings.of(source=done.out, out=tmp_path / "again"))
+
+
+def test_the_packaged_tower_says_what_its_reader_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm", template=CHATML)
+    model = init_model(f"s2:{vision}", str(llm), tmp_path / "model")
+    done = export_model(ExportSettings.of(source=model, out=tmp_path / "out"))
+    assert done.notes == ["transformers lacks the tower 'sea_s2': `import trainer.towers` before loading."]
+    card = (done.out / "README.md").read_text()
+    assert "import trainer.towers  # of the package sea-pipeline\n" in card
+    with pytest.raises(ValueError, match=r"transformers 4 has no tower of the type 'sea_s2'.*--llm-only"):
+        export_model(ExportSettings.of(source=model, out=tmp_path / "old", compat=4))
+    assert not (tmp_path / "old").exists()
+    export_model(ExportSettings.of(source=model, out=tmp_path / "llm-4", compat=4, kind="llm"))
+
+
+def test_a_rope_for_each_kind_of_layer_is_refused() -> None:
+    rope = {"full_attention": {"rope_theta": 1.0}, "sliding_attention": {"rope_theta": 2.0}}
+    with pytest.raises(ValueError, match=r"several ropes, full_attention, sliding_attention"):
+        legacy.config({"model_type": "gemma3_text", "rope_parameters": rope})
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from trainer import export
+def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+export.model_card = die
+export.export_model(export.ExportSettings.of(source=Path(sys.argv[1]), out=Path(sys.argv[2])))
+"""
+
+
+def test_a_kill_leaves_no_half_folder_and_the_next_call_clears_up(run: TrainRun, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(run.out), str(out)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not out.exists()
+    (leftover,) = tmp_path.iterdir()
+    assert (leftover / "model.safetensors").is_file()
+    written(run.out, out)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+MEASURED = f"""
+import sys
+from pathlib import Path
+from trainer.weights import read_weights, write_weights
+from trainer import legacy
+import torch
+torch.set_num_threads(1)
+source, out = map(Path, sys.argv[1:])
+{READY}
+write_weights(legacy.entries(read_weights(source), "clip_vision_model", "gemma", 8), out)
+"""
+
+
+def test_memory_is_that_of_what_is_computed(tmp_path: Path) -> None:
+    """Of 256 MB, 16 MB are computed anew; the rest passes by."""
+    part = torch.zeros(16 * 2**18)  # 16 MB
+    names = [f"language_model.model.layers.{number}.x" for number in range(15)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    source = [(name, part) for name in [*names, "multi_modal_projector.linear_2.weight"]]
+    write_weights(
+        [legacy.Entry(name, value.nbytes, lambda value=value: value + 1) for name, value in source], tmp_path / "in"
+    )
+    assert len(read_weights(tmp_path / "in")) == 16
+    memory = measured("-c", MEASURED, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) > 256e6
+    assert memory.peak - memory.before < 100e6
+
+
+def test_a_run_with_adapters_exports_as_any_other(tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, lora={"rank": 2}, learning_rates={"llm": 1e-3}, training_arguments={"max_steps": 1})
+    run = train(recipe, tmp_path / "run")
+    assert tensors(written(run.out, tmp_path / "out")).keys() == tensors(tiny.model).keys()

@@ -1,0 +1,106 @@
+"""`export` as typed: its table, its refusals, and the hub, which is mocked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.test_export import run as run
+from tests.trainer.test_save import tensors
+from trainer import hub
+from trainer.train import TrainRun
+
+
+class Api:
+    """Stands for the hub's."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+    error: Exception | None = None
+
+    def __init__(self) -> None:
+        Api.calls = []
+
+    def create_repo(self, name: str, **options: Any) -> None:
+        self.calls.append((name, options))
+
+    def upload_folder(self, **options: Any) -> str:
+        if self.error is not None:
+            raise self.error
+        options["files"] = sorted(file.name for file in options["folder_path"].iterdir())
+        self.calls.append(("upload", options))
+        return f"the-hub/{options['repo_id']}"
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(Api, "error", None)
+    return Api
+
+
+def test_push(api: type[Api], command: Any, run: TrainRun, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = command("export", run.out, "--out", out, "--push", "me/mine")
+    assert code == 0, stderr
+    assert "the-hub/me/mine" in stdout
+    created, (_, upload) = api.calls
+    assert created == ("me/mine", {"private": True, "exist_ok": True})
+    assert upload["repo_id"] == "me/mine"
+    assert upload["folder_path"] == out
+    assert upload["files"] == sorted(file.name for file in out.iterdir())
+    assert {"README.md", "model.safetensors"} <= set(upload["files"])
+
+
+def test_a_failed_push_is_one_line_and_leaves_the_folder(
+    api: type[Api], command: Any, run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "error", ConnectionError("no\nroute"))
+    code, _, stderr = command("export", run.out, "--out", tmp_path / "out", "--push", "me/mine")
+    assert code == 1
+    assert "complete, but was not uploaded (ConnectionError: no route); upload it with: hf upload me/mine" in stderr
+    assert stderr.count("\n") == 1
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_nothing_is_pushed_unasked(api: type[Api], command: Any, run: TrainRun, tmp_path: Path) -> None:
+    api.calls = []
+    assert command("export", run.out, "--out", tmp_path / "out")[0] == 0
+    assert api.calls == []
+
+
+def test_the_table(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    code, stdout, stderr = command("export", run.out, "--out", tmp_path / "out", "--compat", 4)
+    assert code == 0, stderr
+    assert "LLaVA: clip_vision_model, LlamaForCausalLM" in stdout
+    assert f"tensors  {len(tensors(run.model))}, " in stdout
+    assert "transformers 4 (tested: 4.57.6)" in stdout
+
+
+def test_what_is_refused_in_one_line(
+    command: Any, run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "run.json").write_text("{}")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").write_text("mine")
+    for source, out, options, said in (
+        (run.out, full, [], "full: expected a new or an empty folder"),
+        (unfinished, tmp_path / "out", [], "this run is not finished"),
+        (run.out.parent, tmp_path / "out", [], "holds the stages align, language; name one"),
+        (tmp_path / "nowhere", tmp_path / "out", [], "there is no config.json in it"),
+        (run.out, tmp_path / "out", ["--llm-only", "--projector-only"], "expected one of them"),
+        (run.out, tmp_path / "out", ["--format", "bin"], "--format bin: is for --projector-only"),
+        (run.out, tmp_path / "out", ["--projector-only", "--compat", 4], "--compat 4: makes no difference"),
+        (run.out, tmp_path / "out", ["--push", "mine"], "expected OWNER/NAME"),
+        (run.out, tmp_path / "out", ["--push", "me/mine"], "nobody is logged in"),
+    ):
+        code, _, stderr = command("export", source, "--out", out, *options)
+        assert code == 1
+        assert said in stderr
+        assert stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    assert (full / "file").read_text() == "mine"

@@ -1,0 +1,193 @@
+"""`sea-pipeline export` as a function: a run or a model folder in, a folder for other programs out."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.settings import Settings
+from sea_pipeline.storage import publish_folder
+from trainer import hub, legacy
+from trainer.export_files import alignment, clean, respell, write_json, write_texts
+from trainer.init import ALIGNMENT
+from trainer.load import ModelFolder, open_model_folder
+from trainer.model_card import model_card
+from trainer.parts import quiet
+from trainer.towers import OURS
+from trainer.weights import LLM, PROJECTOR, Entry, read_weights, write_weights
+
+Kind = Literal["model", "llm", "projector"]
+
+
+class ExportSettings(Settings):
+    """What `sea-pipeline export` is asked for."""
+
+    source: Path
+    """A run's folder, or a LLaVA folder."""
+    out: Path
+    """Absent or empty."""
+    kind: Kind = "model"
+    """The whole LLaVA; its LLM as a causal LM; or its projector as LLaVA's own code stores it."""
+    compat: Literal[4, 5] = 5
+    """The major version of transformers that is to read it."""
+    format: Literal["safetensors", "bin"] = "safetensors"
+    """Of the projector's file."""
+    push: str | None = None
+    """OWNER/NAME on the Hugging Face hub, to upload the folder to; new ones are private."""
+
+
+@dataclass
+class Exported:
+    """What was written."""
+
+    out: Path
+    kind: Kind
+    what: str
+    tensors: int
+    bytes: int
+    reader: str
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the folder must know, a sentence each."""
+    pushed: str | None = None
+    """The address of the upload."""
+
+
+def export_model(settings: ExportSettings) -> Exported:
+    """Writes the folder, whole or not at all, and uploads it where asked.
+
+    Weights go from file to file; see `write_weights` for the memory.
+
+    Raises:
+        UserError: the source is no LLaVA or no finished run; `out` holds something; transformers 4 cannot read it;
+            the upload failed, and the folder stays.
+    """
+    _check(settings)
+    out = settings.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: expected a new or an empty folder; choose another with --out, or remove this one")
+    folder = open_model_folder(_model_path(settings.source))
+    tower = folder.config.vision_config.model_type
+    if settings.compat == 4 and settings.kind == "model":
+        legacy.check_tower(tower)
+    kinds = {"model": _write_model, "llm": _write_llm, "projector": _write_projector}
+    with publish_folder(out) as scratch, quiet():
+        done = kinds[settings.kind](folder, settings, scratch)
+        if settings.kind == "model" and tower in OURS:
+            done.notes.append(f"transformers lacks the tower {tower!r}: `import trainer.towers` before loading.")
+        card = model_card(folder, settings.source, done.kind, done.what, done.reader, done.notes)
+        (scratch / "README.md").write_text(card, "utf-8")
+        for file in scratch.iterdir():  # safetensors come readable by their owner only
+            shutil.copymode(scratch / "README.md", file)
+    if settings.push is not None:
+        done.pushed = hub.push(out, settings.push)
+    return done
+
+
+def _check(settings: ExportSettings) -> None:
+    if settings.format == "bin" and settings.kind != "projector":
+        raise UserError("--format bin: is for --projector-only; models are written as safetensors")
+    if settings.compat == 4 and settings.kind == "projector":
+        raise UserError("--compat 4: makes no difference to a projector's file; leave it out")
+    if settings.push is not None:
+        hub.check(settings.push)
+
+
+def _model_path(source: Path) -> Path:
+    """A run's model, or the folder itself."""
+    if not (source / "run.json").is_file():
+        if stages := sorted(path.parent.name for path in source.glob("*/run.json")):
+            raise UserError(f"{source}: holds the stages {', '.join(stages)}; name one, such as {source / stages[-1]}")
+        return source
+    if not (source / "summary.json").is_file():
+        raise UserError(f"{source}: this run is not finished; go on with sea-pipeline train, then export it")
+    return source / "model"
+
+
+# The whole model
+
+
+def _write_model(folder: ModelFolder, settings: ExportSettings, scratch: Path) -> Exported:
+    config = folder.config
+    llm, width, old = config.text_config.model_type, config.text_config.hidden_size, settings.compat == 4
+    notes = write_texts(folder, scratch, processor=True)
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.text_config.architectures = [_causal_lm(llm)]
+    config.save_pretrained(scratch)
+    weights = [entry for entry in read_weights(folder.path) if not (_tied(config) and _is_head(entry))]
+    if old:
+        weights = list(legacy.entries(weights, config.vision_config.model_type, llm, width))
+    tensors, size = write_weights(weights, scratch)
+    extra = alignment(folder)
+    if old:
+        respell(scratch)
+        if legacy.scales_inputs(llm):
+            extra["inputs_scaled"] = True
+            notes.append(
+                f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too: the projector's "
+                "last layer is divided by it here. transformers 5 does not, so it must not read this folder."
+            )
+    write_json(scratch / ALIGNMENT, extra)
+    clean(scratch)
+    what = f"LLaVA: {config.vision_config.model_type}, {_causal_lm(llm)}"
+    return Exported(settings.out, "model", what, tensors, size, _reader(settings.compat), notes)
+
+
+# Parts of it
+
+
+def _write_llm(folder: ModelFolder, settings: ExportSettings, scratch: Path) -> Exported:
+    """`language_model` and `lm_head` as the causal LM that they are."""
+    config = folder.config.text_config
+    notes = write_texts(folder, scratch, processor=False)
+    config.architectures = [_causal_lm(config.model_type)]
+    config.dtype = config.dtype or folder.config.dtype
+    config.save_pretrained(scratch)
+    entries = [
+        entry._replace(name=entry.name.removeprefix(LLM))
+        for entry in read_weights(folder.path)
+        if entry.name.startswith(LLM) and not (_tied(folder.config) and _is_head(entry))
+    ]
+    tensors, size = write_weights(entries, scratch)
+    if settings.compat == 4:
+        respell(scratch)
+    clean(scratch)
+    return Exported(settings.out, "llm", config.architectures[0], tensors, size, _reader(settings.compat), notes)
+
+
+def _write_projector(folder: ModelFolder, settings: ExportSettings, scratch: Path) -> Exported:
+    """LLaVA's `mm_projector.bin`: `model.mm_projector.0.weight` and so on; a linear one has no numbers."""
+    layers = {"linear_1": ""} if folder.linear_projector else {"linear_1": "0.", "linear_2": "2."}
+    stored = {}
+    for entry in read_weights(folder.path):
+        layer, _, name = entry.name.removeprefix(PROJECTOR).partition(".")
+        if entry.name.startswith(PROJECTOR) and layer in layers:
+            stored[f"model.mm_projector.{layers[layer]}{name}"] = entry.read().clone()
+    if settings.format == "bin":
+        torch.save(stored, scratch / "mm_projector.bin")
+    else:
+        save_file(stored, scratch / "mm_projector.safetensors", metadata={"format": "pt"})
+    shape = " x ".join(str(size) for size in stored[f"model.mm_projector.{layers['linear_1']}weight"].shape[::-1])
+    size = sum(value.nbytes for value in stored.values())
+    what = f"projector, {'linear' if folder.linear_projector else 'mlp2x_gelu'}, first layer {shape}"
+    return Exported(settings.out, "projector", what, len(stored), size, "LLaVA's own code")
+
+
+def _causal_lm(model_type: str) -> str:
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+
+
+def _tied(config: Any) -> bool:  # noqa: ANN401 - a LlavaConfig
+    return bool(config.text_config.tie_word_embeddings)
+
+
+def _is_head(entry: Entry) -> bool:
+    return entry.name == f"{LLM}lm_head.weight"
+
+
+def _reader(compat: int) -> str:
+    return "transformers 5" if compat == 5 else f"transformers 4 (tested: {legacy.VERSION})"

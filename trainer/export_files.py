@@ -1,0 +1,90 @@
+"""The small files of an export: tokenizer, processor, templates, configurations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from sea_pipeline.errors import UserError
+from trainer import legacy
+from trainer.chat_template import chat_template, turn_end, with_marks
+from trainer.init import ALIGNMENT, SAMPLE
+from trainer.load import ModelFolder
+from trainer.templates import GENERATION
+
+_PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
+"""In configurations: paths of the machine that wrote them."""
+
+
+def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[str]:
+    """Writes tokenizer, generation configuration and, with `processor`, the processor; all know where a turn ends.
+
+    Returns:
+        What a reader must know, a sentence each.
+
+    Raises:
+        UserError: the tokenizer cannot be saved as it is, or its template cannot render a conversation.
+    """
+    tokenizer, notes = folder.processor.tokenizer, []
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template(None)
+        notes.append("The model has no chat template; vicuna_v1, LLaVA-1.5's, was added.")
+    tokenizer.chat_template = folder.processor.chat_template = with_marks(tokenizer.chat_template)
+    if not GENERATION.search(tokenizer.chat_template):
+        notes.append("The chat template does not mark its answers: it changes earlier turns as later ones come.")
+    ends = turn_end(tokenizer, str(folder.path))
+    tokenizer.eos_token = ends or tokenizer.eos_token
+    (folder.processor if processor else tokenizer).save_pretrained(scratch)
+    if AutoTokenizer.from_pretrained(scratch).encode(SAMPLE) != tokenizer.encode(SAMPLE):
+        raise UserError(
+            f"{folder.path}: its tokenizer gives other ids once transformers has saved it; convert it first"
+        )
+    stated = folder.path / "generation_config.json"
+    generation = json.loads(stated.read_text("utf-8")) if stated.is_file() else {}
+    eos = generation.get("eos_token_id")
+    every = {tokenizer.eos_token_id} | set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    generation["eos_token_id"] = sorted(every)
+    (scratch / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
+    return notes
+
+
+def respell(scratch: Path) -> None:
+    """Makes version 4's files of version 5's."""
+    for name, spelled in (("config.json", legacy.config), ("tokenizer_config.json", legacy.tokenizer_config)):
+        write_json(scratch / name, spelled(read_json(scratch / name)))
+    if (file := scratch / "processor_config.json").is_file():
+        processor, image = legacy.processor_configs(read_json(file))
+        write_json(file, processor)
+        write_json(scratch / "preprocessor_config.json", image)
+
+
+def clean(scratch: Path) -> None:
+    """Removes paths of this machine from the configurations."""
+    for name in ("config.json", "tokenizer_config.json"):
+        write_json(scratch / name, _without_private(read_json(scratch / name)))
+
+
+def _without_private(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_private(one) for name, one in value.items() if name not in _PRIVATE}
+
+
+def alignment(folder: ModelFolder) -> dict[str, Any]:
+    """What `alignment.json` says, the parts by name: where they lay is nobody's business."""
+    file = folder.path / ALIGNMENT
+    stated: dict[str, Any] = read_json(file) if file.is_file() else {"version": 1, "vocabulary": folder.vocabulary}
+    named = {name: Path(str(stated[name])) for name in ("vision", "llm") if name in stated}
+    return stated | {name: path.name for name, path in named.items() if path.is_absolute()}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """An object from a file."""
+    content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return content
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """An object to a file, to be read by people too."""
+    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

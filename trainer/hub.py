@@ -1,0 +1,43 @@
+"""Uploads to the Hugging Face hub; nothing here runs unless it is asked for."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+
+from sea_pipeline.errors import UserError
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check(name: str) -> None:
+    """Refuses, before any work is done, what cannot be uploaded.
+
+    Raises:
+        UserError: `name` is not OWNER/NAME, or nobody is logged in.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"--push {name}: expected OWNER/NAME, as the hub calls a model")
+    if get_token() is None:
+        raise UserError(f"--push {name}: nobody is logged in on this machine; run `hf auth login`, or set HF_TOKEN")
+
+
+def push(folder: Path, name: str) -> str:
+    """Uploads every file of a folder; a repository that does not exist is made, private.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        UserError: it failed; the folder is not touched.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(name, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by sea-pipeline export"))
+    except Exception as error:  # of the hub, of the connection, of a proxy: all end the same way
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--push {name}: {folder} is complete, but was not uploaded ({type(error).__name__}: {reason}); upload it "
+            f"with: hf upload {name} {folder}"
+        ) from error

@@ -1,0 +1,49 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) on the LLM, through peft: W x + (alpha / rank) B A x with A and B trained."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.optional import require
+from trainer.recipe import Lora
+
+_ADAPTER = "default"
+
+
+def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
+    """Puts adapters beside linear layers, in place; B starts at 0, so that the LLM gives what it gave.
+
+    The layers stay where they are in the LLM, and every parameter of an adapter has `lora_` in its name.
+
+    Args:
+        llm: a base decoder such as `LlamaModel`; its head is not part of it, and so has no adapter.
+        lora: of the recipe.
+        seed: of A.
+
+    Raises:
+        UserError: peft is not installed, or the LLM has no layer of a name in `lora.targets`.
+    """
+    peft = require("peft", "lora")
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    names = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    if not isinstance(targets, str) and (unknown := sorted(set(targets) - names)):
+        raise UserError(f"lora.targets: the LLM has no linear layer {unknown[0]!r}; expected some of {sorted(names)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, llm, adapter_name=_ADAPTER)
+
+
+@torch.no_grad()
+def merge_adapters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Adds the adapters to the weights that they stand beside, and takes them out: the model is a stock one again.
+
+    The sums are formed in float32 and rounded once, to `dtype`.
+    """
+    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, module in adapted.items():
+        linear = module.get_base_layer()
+        merged = linear.weight.float() + module.get_delta_weight(_ADAPTER).float()
+        linear.weight.data = merged.to(dtype)
+        model.set_submodule(name, linear)

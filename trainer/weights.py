@@ -1,0 +1,99 @@
+"""The tensors of a model folder, read one at a time under one spelling of their names, and written file by file."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sea_pipeline.errors import UserError
+
+PROJECTOR = "multi_modal_projector."
+LLM = "language_model."
+TOWER = "vision_tower."
+FILE_BYTES = 4 * 10**9
+"""A weight file holds no more, unless one tensor does."""
+
+_SPELLINGS = (
+    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^vision_tower\.vision_model\.", TOWER),
+)
+"""What transformers has called a LLaVA's tensors over time, and what 5 calls them in its files."""
+_BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
+"""In files of old versions, which kept what is computed."""
+
+
+class Entry(NamedTuple):
+    """A tensor to be written: `read` gives it when its turn has come."""
+
+    name: str
+    bytes: int
+    read: Callable[[], torch.Tensor]
+
+
+def canonical(name: str) -> str:
+    """A LLaVA's tensor as transformers 5 calls it in files: `vision_tower.encoder…`, `language_model.model.layers…`."""
+    for pattern, spelled in _SPELLINGS:
+        name = re.sub(pattern, spelled, name)
+    return name
+
+
+def read_weights(folder: Path) -> list[Entry]:
+    """A LLaVA folder's tensors by their canonical names, in the order of its files. The files are mapped, not read.
+
+    Raises:
+        UserError: there is no safetensors file, or one is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{folder}: expected *.safetensors; found none; load and save the model with transformers to convert it"
+        )
+    entries: list[Entry] = []
+    for file in files:
+        try:
+            opened = safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise UserError(f"{file}: is damaged ({error}); copy it again") from error
+        for stored in opened.keys():  # noqa: SIM118 - it is no mapping
+            if not _BUFFERS.search(stored):
+                read = _reader(opened, stored)
+                entries.append(Entry(canonical(stored), read().nbytes, read))
+    return entries
+
+
+def _reader(opened: safe_open, name: str) -> Callable[[], torch.Tensor]:
+    return lambda: opened.get_tensor(name)
+
+
+def write_weights(entries: Iterable[Entry], folder: Path, *, file_bytes: int = FILE_BYTES) -> tuple[int, int]:
+    """Writes `model.safetensors`, or several files of at most `file_bytes` with their index.
+
+    Tensors that come from mapped files go through the system's cache to the new file: of the memory that is the
+    process's own, no more than the tensors of one file that were computed is in use.
+
+    Returns:
+        How many tensors, and their bytes.
+    """
+    shards: list[list[Entry]] = [[]]
+    for entry in entries:
+        if shards[-1] and sum(one.bytes for one in shards[-1]) + entry.bytes > file_bytes:
+            shards.append([])
+        shards[-1].append(entry)
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        save_file({entry.name: entry.read().contiguous() for entry in shard}, folder / name, metadata={"format": "pt"})
+    total = sum(entry.bytes for shard in shards for entry in shard)
+    if len(shards) > 1:
+        where = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    return sum(map(len, shards)), total
