@@ -2,7 +2,7 @@
 
 import bisect
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,7 +23,7 @@ class RowStore:
     It can be used from threads, pickled, and carried into forked processes: no file stays open between two reads.
     """
 
-    def __init__(self, ledger: Ledger, manifest: Manifest) -> None:
+    def __init__(self, ledger: Ledger, manifest: Manifest, columns: Sequence[str]) -> None:
         self.path = ledger.root
         self.grid: tuple[int, int] = tuple(manifest.fields["grid"])
         """(rows, columns)."""
@@ -34,6 +34,7 @@ class RowStore:
         """Where the `uri`s start: `sources.open_source` reads the images from it."""
         self._ledger = ledger
         self._shards = [ledger.root / file.path for file in manifest.shards]
+        self._columns = frozenset(columns)
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class RowStore:
         for shard in self._shards:
             with _damage(shard):
                 groups = _open(shard).num_row_groups
-            yield from (_read(shard, group) for group in range(groups))
+            yield from (self._read(shard, group) for group in range(groups))
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """The bad images: image_id, uri, stage, error, message, image_sha256."""
@@ -94,8 +95,15 @@ class RowStore:
         shard, group, row = self._index[image_id]
         cached = self._cached  # another thread may replace it
         if cached is None or cached[0] != (shard, group):
-            self._cached = cached = (shard, group), _read(self._shards[shard], group)
+            self._cached = cached = (shard, group), self._read(self._shards[shard], group)
         return cached[1].slice(row, 1)
+
+    def _read(self, shard: Path, group: int) -> pa.Table:
+        with _damage(shard):
+            rows = _open(shard).read_row_group(group, use_threads=False)
+        if missing := self._columns.difference(rows.column_names):  # checksums cover pages, not the names of columns
+            raise UserError(f"{shard}: damaged: expected a column {min(missing)!r}")
+        return rows
 
     def _nearest(self, image_id: str) -> str:
         image_id = str(image_id)
@@ -147,14 +155,9 @@ def _column(shard: Path, name: str) -> list[Any]:
     return values
 
 
-def _read(shard: Path, group: int) -> pa.Table:
-    with _damage(shard):
-        return _open(shard).read_row_group(group, use_threads=False)
-
-
 @contextmanager
 def _damage(shard: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{shard}: damaged: {' '.join(str(error).split())}") from error

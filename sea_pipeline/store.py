@@ -11,7 +11,7 @@ from sea_pipeline.crops import CropBox
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Manifest
 from sea_pipeline.rows import RowStore, open_finished
-from sea_pipeline.shards import KIND, label_arrays, read_mean_similarity, read_words
+from sea_pipeline.shards import KIND, label_arrays, label_schema, read_mean_similarity, read_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class LabelStore(RowStore):
     """The labels of a finished run, by image id. Open it with `open_labels`."""
 
     def __init__(self, ledger: Ledger, manifest: Manifest, words: tuple[str, ...]) -> None:
-        super().__init__(ledger, manifest)
+        super().__init__(ledger, manifest, label_schema(1, 1).names)
         self.words = words
         """The word list; word ids are positions in it."""
         self.encoder: str = ledger.dataset.encoder or manifest.fields["encoder"]["name"]

@@ -125,7 +125,7 @@ class TargetStore(RowStore):
     """The targets of a finished run, by image id. Open it with `open_targets`."""
 
     def __init__(self, ledger: Ledger, manifest: Manifest, codec: Codec) -> None:
-        super().__init__(ledger, manifest)
+        super().__init__(ledger, manifest, target_schema(1, 1).names)
         self.width = codec.width
         """d."""
         self.codec = codec
