@@ -1,7 +1,7 @@
 """The command `sea-pipeline`: parses, calls one function, prints what it says. Heavy imports happen inside."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Per-patch word labels for images (SEA), and projectors that put visual tokens where the LLM keeps its words.",
 )
+
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the image tower; words are float32 always.")
+]
+Template = Annotated[
+    Literal["bare", "photo", "ensemble"],
+    typer.Option(help='Embed words bare, as "a photo of a {}.", or as the mean of 80 such sentences.'),
+]
+"""Options of every command that embeds words."""
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli import Precision, Template, app
 from sea_pipeline.errors import UserError
 
 LabelsFolder = Annotated[Path, typer.Argument(help="A folder that `sea-pipeline label` wrote.", show_default=False)]
@@ -45,13 +45,8 @@ def label(
             "open_clip:hf-hub:ORG/NAME, and #final, #value, #vv or #pool behind it. s2: before any: at three scales."
         ),
     ] = "packaged",
-    precision: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the image tower; words are float32 always.")
-    ] = "float32",
-    template: Annotated[
-        Literal["bare", "photo", "ensemble"],
-        typer.Option(help='Embed words bare, as "a photo of a {}.", or as the mean of 80 such sentences.'),
-    ] = "bare",
+    precision: Precision = "float32",
+    template: Template = "bare",
     top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
     out: Annotated[
         Path | None,

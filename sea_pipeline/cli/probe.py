@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli import Precision, Template, app
 
 
 @app.command()
@@ -25,13 +25,8 @@ def probe(
     top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
     limit: Annotated[int, typer.Option(help="Captioned images at most.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the choice of images and of the intervals.")] = 0,
-    precision: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the image tower; words are float32 always.")
-    ] = "float32",
-    template: Annotated[
-        Literal["bare", "photo", "ensemble"],
-        typer.Option(help='Embed words bare, as "a photo of a {}.", or as the mean of 80 such sentences.'),
-    ] = "bare",
+    precision: Precision = "float32",
+    template: Template = "bare",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
