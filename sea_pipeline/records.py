@@ -140,13 +140,14 @@ def check_file(root: Path, file: File) -> str | None:
 
 def differing_fields(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """One phrase for each leaf of nested fields that differs: its dotted name and both values."""
-    names = sorted(_leaves(found).keys() | _leaves(wanted).keys())
-    pairs = [(name, _leaves(found).get(name), _leaves(wanted).get(name)) for name in names]
+    names = sorted(leaves(found).keys() | leaves(wanted).keys())
+    pairs = [(name, leaves(found).get(name), leaves(wanted).get(name)) for name in names]
     return [f"{name}: {json.dumps(a)} there, {json.dumps(b)} asked for" for name, a, b in pairs if a != b]
 
 
-def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields as one level, with the keys joined by dots."""
+    found: dict[str, Any] = {}
     for key, value in fields.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

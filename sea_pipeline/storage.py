@@ -86,7 +86,7 @@ def publish(path: Path, root: Path) -> Iterator[Path]:
 
     After an exception or a kill nothing has appeared at `path`, and what stood there before still stands.
     """
-    scratch = root / TEMPORARY / f"{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    scratch = root / TEMPORARY / _scratch_name(path.name)
     make_folder(scratch.parent)
     make_folder(path.parent)
     with writing(path, root):
@@ -114,10 +114,9 @@ def publish_folder(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
-        host, process = leftover.name.split(".")[-3:-1]
-        if host == _host() and process.isdigit() and not _alive(int(process)):
+        if _is_abandoned(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
-    scratch = path.parent / f".{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    scratch = path.parent / _scratch_name(f".{path.name}")
     try:
         with writing(path):
             scratch.mkdir()
@@ -130,8 +129,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
 def sweep(root: Path) -> None:
     """Removes what killed processes of this machine left in the temporary folder."""
     for leftover in (root / TEMPORARY).glob("*"):
-        host, process = ["", "", *leftover.name.split(".")][-3:-1]
-        if host == _host() and process.isdigit() and not _alive(int(process)):
+        if _is_abandoned(leftover):
             with suppress(OSError):
                 leftover.unlink()
 
@@ -145,6 +143,17 @@ def file_sha256(path: Path) -> str:
 def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - whatever JSON holds
     """The one spelling of a JSON value that is hashed: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _scratch_name(name: str) -> str:
+    """A name of its own for this process's `name`; `_is_abandoned` reads it."""
+    return f"{name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether a process of this machine that is no more left it."""
+    host, process = ["", "", *scratch.name.split(".")][-3:-1]
+    return host == _host() and process.isdigit() and not _alive(int(process))
 
 
 def _host() -> str:

@@ -136,14 +136,16 @@ class Evaluator:
             yield "meaningful_chance", found.chance
         yield "distinct_tokens", float(found.distinct)
 
-    def nearest_words(self, model: AlignedLlava, row: int) -> list[str]:
-        """The nearest list word of every visual token of a sample's first image, row-major."""
-        embeddings = self.embeddings(model)
-        table = self.word_table(embeddings)
+    def nearest_words(self, model: AlignedLlava, row: int, table: torch.Tensor | None = None) -> list[str]:
+        """The nearest list word of every visual token of a sample's first image, row-major.
+
+        `table` is the model's `word_table`, from a caller who asks for many rows.
+        """
+        table = self.word_table(self.embeddings(model)) if table is None else table
         assert table is not None
         assert self._store is not None
         with torch.no_grad():
-            given = model(**next(self.batches(embeddings.device, [row])))
+            given = model(**next(self.batches(table.device, [row])))
         found = metrics.nearest(given["visual"][0].float(), table, measure="cosine").indices
         return [self._store.words[index] for index in found.tolist()]
 

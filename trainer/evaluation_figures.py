@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import torch
+
 from sea_pipeline.errors import UserError
 from sea_pipeline.figures import Kind, Panel, check_figure, patches_figure, save_figure
-from trainer.evaluate import Evaluator
+from trainer.evaluate import Evaluator, Shown
 from trainer.layers import LayerTokens
 from trainer.model import AlignedLlava
 
@@ -47,12 +49,13 @@ def save_figures(
     """
     images = evaluator.first_images(limit or IMAGES)
     grid = evaluator.data.grid
+    table = evaluator.word_table(evaluator.embeddings(model))
     saved = []
     for place, shown in enumerate(images):
         photo, box = evaluator.data.image(shown.image_id, evaluator.data.rows[shown.row]["id"])
         drawn: dict[str, list[Panel]] = {}
-        if evaluator.labelled and shown == next(evaluator.images([shown.row])):
-            drawn["words"] = [_words(evaluator, model, place)]
+        if table is not None and shown == next(evaluator.images([shown.row])):
+            drawn["words"] = [_words(evaluator, model, shown, table)]
         if layers is not None and place < len(layers.images):
             drawn["layers"] = _layers(layers, place)
         for what, panels in drawn.items():
@@ -64,9 +67,8 @@ def save_figures(
     return saved
 
 
-def _words(evaluator: Evaluator, model: AlignedLlava, place: int) -> Panel:
-    shown = evaluator.first_images(place + 1)[place]
-    nearest = evaluator.nearest_words(model, shown.row)
+def _words(evaluator: Evaluator, model: AlignedLlava, shown: Shown, table: torch.Tensor) -> Panel:
+    nearest = evaluator.nearest_words(model, shown.row, table)
     labels = evaluator.words([shown])[0].tolist()
     names = [{evaluator.word(word) for word in row if word >= 0} for row in labels]
     kinds: list[Kind] = [

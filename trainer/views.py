@@ -127,7 +127,7 @@ class _Views:
         self._add(images, "before", self._tried("before", lambda: self._before(device)))
         model = load_model(self._folder, Recipe(model=self._folder.path))
         model.to(device)  # type: ignore[arg-type]
-        self._add(images, "after", self._nearest(self.evaluator, model))
+        self._add(images, "after", self._nearest(model))
         advance(len(images))
         data = self.recipe.data
         held_out = self._conversations.held_out is not None and data.evaluate != data.train
@@ -193,10 +193,11 @@ class _Views:
         alone = Loss(lm=0, sea=Sea(weight=1))  # the LLM's layers are not even loaded
         model = load_model(open_model_folder(path), Recipe(model=path, loss=alone))
         model.to(device)  # type: ignore[arg-type]
-        return self._nearest(self.evaluator, model)
+        return self._nearest(model)
 
-    def _nearest(self, evaluator: Evaluator, model: AlignedLlava) -> list[Any]:
+    def _nearest(self, model: AlignedLlava) -> list[Any]:
         """`before` or `after` of each image."""
+        evaluator = self.evaluator
         with evaluating(model):
             embeddings = evaluator.embeddings(model)
             table = evaluator.word_table(embeddings)
@@ -218,15 +219,13 @@ class _Views:
 
     def _layers(self, model: AlignedLlava, images: list[dict[str, Any]]) -> list[Any]:
         found = look_at_layers(self.evaluator, model, len(images))
-        words = self.evaluator.words(self.images) if self._store is not None else None
-        for image in images if words is not None else ():
-            image["describing"] = []
         for place, image in enumerate(images):
             image["layers"] = [self._texts.numbers(found.texts, row) for row in found.tokens[:, place].tolist()]
-        for layer in found.tokens.long() if words is not None else ():
-            flags = self.evaluator.describing(layer, words).int().tolist() if words is not None else []
-            for image, row in zip(images, flags, strict=True):
-                image["describing"].append("".join(map(str, row)))
+        if self._store is not None:
+            words = self.evaluator.words(self.images)
+            flags = [self.evaluator.describing(layer, words).int().tolist() for layer in found.tokens.long()]
+            for image, rows in zip(images, zip(*flags, strict=True), strict=True):
+                image["describing"] = ["".join(map(str, row)) for row in rows]
         return found.summary
 
     def _generated(self, model: AlignedLlava, images: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from PIL import Image
 from sea_pipeline.crops import CropBox
 from sea_pipeline.errors import UserError
 from sea_pipeline.pixels import read_image
+from sea_pipeline.records import leaves
 from sea_pipeline.report.packing import narrow, packed
 from sea_pipeline.report.thumbnails import thumbnail
 
@@ -71,7 +72,7 @@ def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
             if image["image"] not in pictures:
                 picture = thumbnail(partial(_read, Path(image["file"])), box, longest)
                 pictures[image["image"]] = {"src": picture, "answer": image["answer"]}
-    recipes = [_leaves(run.record["recipe"]) for run in runs]
+    recipes = [leaves(run.record["recipe"]) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     return {
         "list": [_run_data(run) for run in runs],
@@ -91,7 +92,7 @@ def _run_data(run: RunInput) -> dict[str, Any]:
         "start": run.record["recipe"].get("model") if isinstance(run.record["recipe"].get("model"), str) else None,
         "recipe": yaml.safe_dump(run.record["recipe"], sort_keys=False, allow_unicode=True, width=100),
         "fingerprint": run.record["fingerprint"],
-        "fields": _leaves({key: value for key, value in run.record["fields"].items() if key != "recipe"}),
+        "fields": leaves({key: value for key, value in run.record["fields"].items() if key != "recipe"}),
         "versions": run.record.get("versions", {}),
         "summary": run.summary,
         "curves": _curves(run.path / "metrics.jsonl"),
@@ -153,13 +154,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object; restore it")
     return found
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
 
 
 def _said(value: Any) -> str:  # noqa: ANN401 - whatever YAML holds

@@ -27,7 +27,9 @@ def test_figures_of_words_and_layers(command: Any, tiny: World, tmp_path: Path) 
 def test_hits_are_words_among_the_labels_of_their_patch(tiny: World, ready: Make) -> None:
     made = ready(labelled=True)
     store = open_labels(tiny.labels)
-    panel = _words(made.evaluator, made.model, 0)
+    table = made.evaluator.word_table(made.embeddings)
+    assert table is not None
+    panel = _words(made.evaluator, made.model, made.evaluator.first_images(1)[0], table)
     assert panel.texts == made.evaluator.nearest_words(made.model, 0)
     own = [{store.words[word] for word in row if word >= 0} for row in store["00.png"].word_ids]
     assert panel.kinds == ["hit" if text in words else "miss" for text, words in zip(panel.texts, own, strict=True)]
