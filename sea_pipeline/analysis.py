@@ -1,5 +1,7 @@
 """Numbers from label shards: no model, no torch; one row group in memory at a time."""
 
+import datetime
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.pace import failing, pace
 from sea_pipeline.shards import label_arrays
 from sea_pipeline.store import Labels, LabelStore
 
@@ -74,8 +77,8 @@ class Statistics:
         }
 
 
-def statistics(store: LabelStore) -> Statistics:
-    """Counts over all labels of a run."""
+def statistics(store: LabelStore, advance: Callable[[int], None] = lambda _: None) -> Statistics:
+    """Counts over all labels of a run; `advance` hears of the images."""
     patches = labelled = 0
     uses = np.zeros(len(store.words), np.int64)
     best_uses = np.zeros(len(store.words), np.int64)
@@ -90,6 +93,7 @@ def statistics(store: LabelStore) -> Statistics:
         best_uses += np.bincount(best[best >= 0], minlength=len(uses))
         steps = np.minimum(scores[there] / BIN_WIDTH, len(bins) - 1).astype(np.int64)
         bins += np.bincount(steps, minlength=len(bins))
+        advance(len(table))
     return Statistics(len(store), patches, labelled, int(uses.sum()), uses, best_uses, bins, store.mean_similarity())
 
 
@@ -116,8 +120,8 @@ def labels_to_json(image_id: str, labels: Labels, words: tuple[str, ...]) -> dic
 
 
 def status_to_json(ledger: Ledger) -> dict[str, Any]:
-    """For machines: how far an output folder is."""
-    done = ledger.done()
+    """For machines: how far an output folder is, and how fast it grows while another process is at it; see `Pace`."""
+    done, speed = ledger.done(), pace(ledger, datetime.datetime.now(datetime.UTC))
     return {
         "kind": ledger.dataset.kind,
         "finished": ledger.complete,
@@ -129,4 +133,7 @@ def status_to_json(ledger: Ledger) -> dict[str, Any]:
         "reasons": dict(done.reasons),
         "bytes": done.bytes,
         "last_finished": done.last,
+        "images_per_second": speed.images_per_second,
+        "seconds_left": speed.seconds_left,
+        "failing": failing(ledger),
     }

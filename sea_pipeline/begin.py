@@ -1,32 +1,46 @@
 """Beginning an output folder, or going on with it: when a folder and a run belong together."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import BadImageError
-from sea_pipeline.plan import plan_sha256, write_plan
+from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan
 from sea_pipeline.records import (
     SCHEMA_VERSION,
     Dataset,
+    Part,
     check_file,
     differing_fields,
     file_record,
     fingerprint_of,
 )
+from sea_pipeline.row_groups import open_parquet
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import kind_of, open_source
-from sea_pipeline.storage import TEMPORARY, alone, make_folder, publish, publish_bytes, sweep
+from sea_pipeline.storage import (
+    TEMPORARY,
+    Place,
+    alone,
+    entries,
+    file_sha256,
+    make_folder,
+    publish,
+    publish_bytes,
+    sweep,
+)
+
+Growing = Mapping[str, Callable[[Any], bool]]
+"""By name, fields that grow with the input: whether the value asked for has grown out of an earlier one."""
 
 
 def begin(
-    root: Path,
+    root: Place,
     kind: str,
     fields: dict[str, Any],
     listing: Listing,
@@ -34,10 +48,13 @@ def begin(
     companions: dict[str, bytes],
     *,
     encoder: str | None = None,
+    extend: bool = False,
+    growing: Growing | None = None,
 ) -> Ledger:
     """Begins a folder, or goes on with one that was begun with the same fields and the same images.
 
-    `companions` are small files that belong beside the shards, by name; `encoder` is a spec, see `Dataset`.
+    `companions` are small files that belong beside the shards, by name; `encoder` is a spec, see `Dataset`. With
+    `extend`, images that are new become shards of their own behind those that are planned.
 
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
@@ -59,53 +76,150 @@ def begin(
     )
     make_folder(root)
     with alone(root):
-        if not (root / "dataset.json").exists():
-            return Ledger(root, _create(root, wanted, samples, companions))
-    ledger = Ledger(root, Ledger.open(root).dataset, listing.root)
-    ledger.refuse_damage()
-    _refuse_another_run(ledger, wanted, samples)
-    _refuse_other_places(ledger, samples)
-    _refuse_other_images(ledger)
+        if not (root / "dataset.json").exists() and (created := _create(root, wanted, samples, companions)):
+            return Ledger(root, created)
+        ledger = _belonging(root, wanted, samples, growing or {}, extend)
     sweep(root)
     return ledger
 
 
-def _create(root: Path, dataset: Dataset, samples: Sequence[Sample], companions: dict[str, bytes]) -> Dataset:
+def _create(root: Place, dataset: Dataset, samples: Sequence[Sample], companions: dict[str, bytes]) -> Dataset | None:
+    """What the folder was begun as; None where another process, without a lock between us, was first."""
     plan = root / "plan.parquet"
-    strangers = sorted({path.name for path in root.glob("*")} - {TEMPORARY, plan.name, *companions})
+    strangers = sorted({path.name for path in entries(root)} - {TEMPORARY, plan.name, *companions})
     if strangers:
         raise UserError(
             f"{root}: expected an empty folder or one that sea-pipeline began; found {strangers[0]!r} in it; "
             "choose another --out"
         )
     sweep(root)
-    with publish(plan, root) as scratch:
-        write_plan(scratch, samples, dataset.shard_size)
+    _write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size))
     for name, content in companions.items():
-        publish_bytes(root / name, content, root)
+        _write_first(root / name, root, partial(Path.write_bytes, data=content))
     files = [file_record(root, root / name) for name in (plan.name, *companions)]
     dataset = dataset.model_copy(update={"files": files})
-    publish_bytes(root / "dataset.json", dataset.to_bytes(), root)
+    try:
+        publish_bytes(root / "dataset.json", dataset.to_bytes(), root, exclusive=True)
+    except FileExistsError:
+        return None
     return dataset
 
 
-def _refuse_another_run(ledger: Ledger, wanted: Dataset, samples: Sequence[Sample]) -> None:
+def _write_first(path: Place, root: Place, write: Callable[[Path], object]) -> None:
+    """Writes a file that the folder is begun with. Where nothing locks, the first process decides what is in it."""
+    try:
+        with publish(path, root, exclusive=not isinstance(root, Path)) as scratch:
+            write(scratch)
+            ours = file_sha256(scratch)
+    except FileExistsError:
+        if file_sha256(path) != ours:
+            raise UserError(
+                f"{path}: another run with other settings or images has begun this folder, or was killed as it did; "
+                "choose another --out, or delete the file if no run is going on"
+            ) from None
+
+
+class _Difference(NamedTuple):
+    """How the samples of a run differ from those that are planned; without order, as parts are sorted by themselves."""
+
+    new: list[Sample]
+    gone: list[Sample]
+    grown: dict[str, Any]
+    """Fields that have grown with the input."""
+    others: list[str]
+    """Other fields, each as a phrase."""
+
+    def __str__(self) -> str:
+        changed = {sample.image_id for sample in self.new} & {sample.image_id for sample in self.gone}
+        parts = [*self.others, *(["the problems found in the names of the images"] if changed else [])]
+        for samples, what in ((self.new, "new images"), (self.gone, "images that are gone")):
+            if ids := {sample.image_id for sample in samples} - changed:
+                parts.append(f"{what}: {len(ids):,} (such as {min(ids)!r})")
+        return "; ".join(parts + [f"{name}: it has grown" for name in self.grown])
+
+
+def _belonging(root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Growing, extend: bool) -> Ledger:
+    """The folder, if it and the run belong together, or do so when it is extended."""
+    while True:
+        ledger = Ledger(root, Ledger.open(root).dataset, wanted.image_root)
+        ledger.refuse_damage()
+        difference = _compare(ledger, wanted, samples, growing)
+        may_grow = not (difference.others or difference.gone)
+        if may_grow and (difference.new or difference.grown) and not extend:
+            raise UserError(f"{root}: was begun with less: {difference}; add it with --extend, or choose another --out")
+        if not may_grow:
+            begun = "cannot be extended" if extend else "holds another run"
+            raise UserError(f"{root}: {begun}; choose another --out. Differing: {difference}")
+        _refuse_other_places(ledger, samples)
+        _refuse_other_images(ledger)
+        if not difference.new:
+            return ledger
+        _extend(ledger, wanted, difference)
+
+
+def _compare(ledger: Ledger, wanted: Dataset, samples: Sequence[Sample], growing: Growing) -> _Difference:
     found = ledger.dataset
-    differing = differing_fields(
-        {"kind": found.kind, **found.fields, "shard_size": found.shard_size},
+    known = found.latest_fields()
+    grown = {
+        name: wanted.fields[name]
+        for name, is_grown in growing.items()
+        if name in known and known[name] != wanted.fields[name] and is_grown(known[name])
+    }
+    others = differing_fields(
+        {"kind": found.kind, **known, **grown, "shard_size": found.shard_size},
         {"kind": wanted.kind, **wanted.fields, "shard_size": wanted.shard_size},
     )
-    if found.plan != wanted.plan:
-        differing.append(_plan_difference(ledger, samples))
-    if differing:
-        raise UserError(f"{ledger.root}: holds another run; choose another --out. Differing: {'; '.join(differing)}")
+    if found.plan == wanted.plan:
+        return _Difference([], [], grown, others)
+    planned = {_identity(sample): sample for sample in ledger.plan}
+    listed = {_identity(sample) for sample in samples}
+    new = [sample for sample in samples if _identity(sample) not in planned]
+    gone = [sample for identity, sample in planned.items() if identity not in listed]
+    return _Difference(new, gone, grown, others)
+
+
+def _extend(ledger: Ledger, wanted: Dataset, difference: _Difference) -> None:
+    """Plans new images as a further part; until `dataset.json` is replaced nothing has changed."""
+    root, found = ledger.root, ledger.dataset
+    path = root / plan_name(len(found.all_parts()))
+    new = difference.new
+    try:
+        with publish(path, root, exclusive=not isinstance(root, Path)) as scratch:
+            write_plan(scratch, new, found.shard_size)
+    except FileExistsError:
+        if Ledger.open(root).dataset != found:
+            return
+        new = _planned_by_another(path, new)
+    part = Part(
+        plan=plan_sha256(new), images=len(new), shards=-(-len(new) // found.shard_size), fields=difference.grown
+    )
+    extended = {
+        "plan": plan_sha256([*ledger.plan, *new]),
+        "images": found.images + part.images,
+        "shards": found.shards + part.shards,
+        "source": wanted.source,
+        "image_root": wanted.image_root,
+        "files": [*found.files, file_record(root, path)],
+        "parts": [*found.all_parts(), part],
+    }
+    publish_bytes(root / "dataset.json", found.model_copy(update=extended).to_bytes(), root)
+
+
+def _planned_by_another(path: Place, new: list[Sample]) -> list[Sample]:
+    """What another process that extends at the same time, or was killed as it did, has planned: that counts."""
+    planned = list(read_plan(path))
+    if not {_identity(sample) for sample in planned} <= {_identity(sample) for sample in new}:
+        raise UserError(
+            f"{path}: another run extends this folder by other images, or was killed as it did; run the same command "
+            "again when it is over, or delete the file if no run is going on"
+        )
+    return planned
 
 
 def _refuse_other_places(ledger: Ledger, samples: Sequence[Sample]) -> None:
     """The plan says where in a tar or a table an image is: another tar of the same names would give others' bytes."""
-    shards = range(ledger.dataset.shards)
-    there = (sample for shard in shards for sample in ledger.samples(shard))
-    moved = next((now for then, now in zip(there, samples, strict=True) if then.uri != now.uri), None)
+    places = {_identity(sample): sample.uri for sample in samples}
+    moved = next((sample for sample in ledger.plan if places[_identity(sample)] != sample.uri), None)
     if moved is not None or kind_of(ledger.dataset.image_root) != kind_of(ledger.image_root):
         raise UserError(
             f"{ledger.root}: the image {(moved or samples[0]).image_id!r} was at another place of its input when this "
@@ -120,7 +234,8 @@ def _refuse_other_images(ledger: Ledger) -> None:
     for commit in islice(begun, 8 if source.random_access else 1):
         if problem := check_file(ledger.root, commit.files[0]):
             raise UserError(f"{problem}; delete it, and the same command makes it again")
-        first = pq.ParquetFile(ledger.shard_path(commit.shard)).read_row_group(0, columns=["uri"])["uri"][0].as_py()
+        shard = open_parquet(ledger.shard_path(commit.shard))
+        first = shard.read_row_group(0, columns=["uri"])["uri"][0].as_py()
         try:
             data = source.read(first)
         except BadImageError:  # it is gone, which the run says if it needs it
@@ -132,12 +247,5 @@ def _refuse_other_images(ledger: Ledger) -> None:
             )
 
 
-def _plan_difference(ledger: Ledger, samples: Sequence[Sample]) -> str:
-    there = {sample.image_id for shard in range(ledger.dataset.shards) for sample in ledger.samples(shard)}
-    asked = {sample.image_id for sample in samples}
-    parts = [
-        f"{what}: {len(ids):,} (such as {min(ids)!r})"
-        for ids, what in ((asked - there, "new images"), (there - asked, "images that are gone"))
-        if ids
-    ]
-    return ", ".join(parts) or "the problems found in the names of the images"
+def _identity(sample: Sample) -> tuple[str, str | None]:
+    return sample.image_id, sample.problem

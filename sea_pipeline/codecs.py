@@ -9,14 +9,14 @@ codec by the gradients of the losses, not by their values, which hide damage.
 import hashlib
 import json
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import require
+from sea_pipeline.storage import Place, local_copy
 
 CodecName = Literal["float16", "int8", "pq64"]
 
@@ -94,7 +94,7 @@ def save_codec(codec: Codec) -> bytes:
     return saved
 
 
-def load_codec(path: Path) -> Codec:
+def load_codec(path: Place) -> Codec:
     """The codec that `save_codec` made.
 
     Raises:
@@ -102,11 +102,11 @@ def load_codec(path: Path) -> Codec:
     """
     safetensors = require("safetensors", "train")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with local_copy(path) as copy, safetensors.safe_open(copy, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             parameters: dict[str, _Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: expected a codec, found a problem: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: expected a codec, found a problem: {one_line(error)}") from error
     name, width = about.get("codec"), about.get("width")
     if name not in _BY_NAME or not isinstance(width, int) or about.get("version") != _VERSION:
         expected, found = f"{', '.join(get_args(CodecName))} in version {_VERSION}", about or "something else"

@@ -3,6 +3,7 @@
 Parquet is what travels and lasts; reading single images from it at random takes milliseconds (a row group at a time).
 """
 
+import hashlib
 import json
 import shutil
 from functools import cached_property
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sea_pipeline.records import Manifest
 from sea_pipeline.shards import from_stored
-from sea_pipeline.storage import alone, cache_folder, file_sha256, make_folder, writing
+from sea_pipeline.storage import alone, cache_folder, make_folder, writing
 from sea_pipeline.store import Labels, LabelStore
 
 _ARRAYS = ("words", "scores", "crop_box")
@@ -70,7 +72,9 @@ def label_cache(store: LabelStore, root: Path | None = None) -> LabelCache:
     """
     root = root or cache_folder() / "labels"
     make_folder(root)
-    folder = root / file_sha256(store.path / "manifest.json")[:32]
+    # Of the manifest that the store was opened with: the file may be that of an extension by now.
+    manifest = Manifest.model_validate(store.manifest).to_bytes()
+    folder = root / hashlib.sha256(manifest).hexdigest()[:32]
     with alone(root):  # the processes of a training run all come at once; the first one unpacks
         if not folder.is_dir():
             scratch = root / f".{folder.name}"

@@ -1,13 +1,14 @@
 """What is planned and what is done, as files: the same for every stage that works shard by shard.
 
     OUT/
-      dataset.json              what this folder is: named fields and their fingerprint; written once, after the plan
-      plan.parquet              every image, cut into shards; written once, one row group a shard
-      <kind>/part-NNNNN-of-MMMMM.parquet
+      dataset.json              what this folder is: named fields and their fingerprint; written last of what begins it
+      plan.parquet              every image, cut into shards; one row group a shard
+      plan-NNNNN.parquet        the images of the NNNNNth --extend; then dataset.json is replaced, again last
+      <kind>/part-NNNNN-of-MMMMM.parquet    MMMMM: how many shards there were to be when this one was planned
       quarantine/NNNNN.parquet  the shard's bad images with stage and reason, where there are any
       commits/NNNNN.json        written last: the shard exists from then on
-      manifest.json             written when all commits are there; readers need only this
-      .tmp/                     unfinished files
+      manifest.json             written when all commits are there
+      .tmp/                     unfinished files; of stores elsewhere, in the cache folder of this machine
 
 A shard's commit holds the hashes of its files and the fingerprint of the settings that made them; nothing counts
 without it. A second writer of the same shard writes the same rows, so the last rename wins without harm.
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.plan import read_plan
+from sea_pipeline.plan import Plan
 from sea_pipeline.quarantine import read_quarantine, write_quarantine
 from sea_pipeline.records import (
     SCHEMA_VERSION,
@@ -37,7 +38,8 @@ from sea_pipeline.records import (
     load_record,
 )
 from sea_pipeline.samples import BadSample, Sample
-from sea_pipeline.storage import publish, publish_bytes
+from sea_pipeline.storage import Place, entries, publish, publish_bytes, spread
+from sea_pipeline.storage.patience import StoreError
 
 QUARANTINE = "quarantine"
 
@@ -61,21 +63,25 @@ class Done:
 class Ledger:
     """An output folder: its plan, its finished shards, what is missing."""
 
-    def __init__(self, root: Path, dataset: Dataset, image_root: str | None = None) -> None:
+    def __init__(self, root: Place, dataset: Dataset, image_root: str | None = None) -> None:
         self.root = root
         self.dataset = dataset
+        self.plan = Plan(root, dataset)
         self.image_root = image_root or dataset.image_root
         """Where the planned `uri`s start, for `open_source`; elsewhere than at the beginning if images have moved."""
 
     @classmethod
-    def open(cls, root: Path) -> "Ledger":
+    def open(cls, root: Place) -> "Ledger":
         """Opens a folder that a run has begun.
 
         Raises:
             UserError: it is not such a folder, or was written by a newer version.
         """
         if not (root / "dataset.json").is_file():
-            raise UserError(f"{root}: expected a folder that sea-pipeline wrote; found no dataset.json in it")
+            raise UserError(
+                f"{root}: expected a folder that sea-pipeline wrote; found no dataset.json in it; "
+                "give the output folder of label or teacher, such as one below runs/labels"
+            )
         dataset = load_record(root / "dataset.json", Dataset)
         if dataset.schema_version != SCHEMA_VERSION:
             raise UserError(
@@ -84,39 +90,42 @@ class Ledger:
             )
         if fingerprint_of(dataset.fields) != dataset.fingerprint:
             raise UserError(f"{root / 'dataset.json'}: damaged: its fingerprint is not that of its fields")
+        parts = dataset.all_parts()
+        if (sum(part.shards for part in parts), sum(part.images for part in parts)) != (dataset.shards, dataset.images):
+            raise UserError(f"{root / 'dataset.json'}: damaged: its parts do not add up")
         return cls(root, dataset)
 
     def samples(self, shard: int) -> list[Sample]:
         """The planned images of one shard."""
-        return read_plan(self.root / "plan.parquet", shard)
+        return self.plan.samples(shard)
 
-    def shard_path(self, shard: int) -> Path:
+    def shard_path(self, shard: int) -> Place:
         """Where a shard's file is or will be."""
-        return self.root / self.dataset.kind / f"part-{shard:05d}-of-{self.dataset.shards:05d}.parquet"
+        name = f"part-{shard:05d}-of-{self.plan.file_of(shard).end:05d}.parquet"
+        return self.root / self.dataset.kind / name
 
-    def quarantine_path(self, shard: int) -> Path:
+    def quarantine_path(self, shard: int) -> Place:
         """Where the table of a shard's bad images is or will be."""
         return self.root / QUARANTINE / f"{shard:05d}.parquet"
 
-    def _commit_path(self, shard: int) -> Path:
+    def _commit_path(self, shard: int) -> Place:
         return self.root / "commits" / f"{shard:05d}.json"
 
     def commit(self, shard: int) -> Commit | None:
         """The shard's commit, if it stands: it parses, belongs to this run, and its files have their sizes."""
-        path = self._commit_path(shard)
-        if not path.exists():
-            return None
         try:
-            commit = load_record(path, Commit)
+            commit = load_record(self._commit_path(shard), Commit)
             whole = all((self.root / file.path).stat().st_size == file.bytes for file in commit.files)
+        except StoreError:
+            raise
         except (UserError, OSError):
             return None
-        same_run = (commit.fingerprint, commit.plan) == (self.dataset.fingerprint, self.dataset.plan)
+        same_run = (commit.fingerprint, commit.plan) == (self.dataset.fingerprint, self.plan.file_of(shard).sha256)
         return commit if whole and same_run else None
 
     def commits(self) -> Iterator[Commit]:
         """The commits that stand, in plan order."""
-        return (commit for shard in range(self.dataset.shards) if (commit := self.commit(shard)))
+        return filter(None, spread(self.root, self.commit, range(self.dataset.shards)))
 
     def done(self) -> Done:
         """How far this folder is, from its commits."""
@@ -132,12 +141,14 @@ class Ledger:
 
     def missing(self) -> list[int]:
         """The shards that are not finished."""
-        return [shard for shard in range(self.dataset.shards) if self.commit(shard) is None]
+        done = {commit.shard for commit in self.commits()}
+        return [shard for shard in range(self.dataset.shards) if shard not in done]
 
     @property
     def finished(self) -> bool:
-        """Whether there is a manifest."""
-        return (self.root / "manifest.json").is_file()
+        """Whether there is a manifest of all that is planned."""
+        manifest = self._manifest()
+        return manifest is not None and not self._is_extended_since(manifest)
 
     @property
     def complete(self) -> bool:
@@ -165,30 +176,42 @@ class Ledger:
             if problem := check_file(self.root, file):
                 raise UserError(f"{problem}; restore the file, or choose another --out")
 
-    def take_back_bad_shards(self, max_bad: float) -> None:
-        """Takes back finished shards with more than this share of bad images: their input may have been mended."""
+    def take_back_bad_shards(self, max_bad: float, shards: range | None = None) -> None:
+        """Takes back finished shards with more than this share of bad images: their input may have been mended.
+
+        What a manifest names has been accepted: that goes only where no bad image is allowed.
+        """
+        manifest = self._manifest() if max_bad else None
+        accepted = len(manifest.shards) if manifest else 0
         for commit in self.commits():
-            if commit.bad > max_bad * (commit.bad + commit.rows):
+            wanted = commit.shard >= accepted and (shards is None or commit.shard in shards)
+            if wanted and commit.bad > max_bad * (commit.bad + commit.rows):
                 (self.root / "manifest.json").unlink(missing_ok=True)
                 self._commit_path(commit.shard).unlink(missing_ok=True)
 
     def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
-        """Writes a shard's commit; its data and its quarantine must stand already."""
+        """Writes a shard's commit; its data and its quarantine must stand. Or another run's, if it stands."""
         files = [self.shard_path(shard)] + ([self.quarantine_path(shard)] if facts["bad"] else [])
         commit = Commit(
             shard=shard,
             fingerprint=self.dataset.fingerprint,
-            plan=self.dataset.plan,
+            plan=self.plan.file_of(shard).sha256,
             files=[file_record(self.root, path) for path in files],
             host=platform.node(),
             versions={name: _version(name) for name in ("sea-pipeline", "torch", "pyarrow", "pillow", "numpy")},
-            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             **facts,
         )
-        publish_bytes(self._commit_path(shard), commit.to_bytes(), self.root)
+        path, data = self._commit_path(shard), commit.to_bytes()
+        try:
+            publish_bytes(path, data, self.root, exclusive=not isinstance(self.root, Path))
+        except FileExistsError:  # another run's, without a lock between us, or one that does not stand any more
+            if faster := self.commit(shard):
+                return faster
+            publish_bytes(path, data, self.root)
         return commit
 
-    def finish(self, other_files: Sequence[Path]) -> Manifest:
+    def finish(self, other_files: Sequence[Place]) -> Manifest:
         """Writes the manifest from all commits; every shard must be finished.
 
         Raises:
@@ -220,25 +243,32 @@ class Ledger:
         Raises:
             UserError: the folder is not finished, or its manifest is damaged.
         """
-        if not self.finished:
+        manifest = self._manifest()
+        if manifest is None or self._is_extended_since(manifest):
             done = self.dataset.shards - len(self.missing())
             raise UserError(
                 f"{self.root}: expected a finished folder; {done} of {self.dataset.shards} shards are done; "
-                "finish it by running the command that began it again"
+                f"finish it by running the command that {'extended' if manifest else 'began'} it again"
             )
-        manifest = load_record(self.root / "manifest.json", Manifest)
         if manifest.fields != self.dataset.fields or manifest.plan != self.dataset.plan:
             raise UserError(f"{self.root}: damaged: manifest.json and dataset.json are of two different runs")
         if sum(manifest.shard_rows) != manifest.rows or len(manifest.shard_rows) != len(manifest.shards):
             raise UserError(f"{self.root / 'manifest.json'}: damaged: its numbers of rows do not add up")
         return manifest
 
+    def _manifest(self) -> Manifest | None:
+        path = self.root / "manifest.json"
+        return load_record(path, Manifest) if path.is_file() else None
+
+    def _is_extended_since(self, manifest: Manifest) -> bool:
+        return bool(self.dataset.parts) and len(manifest.shards) < self.dataset.shards
+
     def check(self, advance: Callable[[int], None] = lambda _: None) -> tuple[list[File], list[str]]:
         """Hashes every file that a record names; the files, and a line for each that differs from its record."""
         files: dict[str, File] = {}
         problems: list[str] = []
         named = list(self.dataset.files)
-        for path in sorted((self.root / "commits").glob("*.json")):
+        for path in entries(self.root / "commits"):
             try:
                 named += load_record(path, Commit).files
             except UserError as error:

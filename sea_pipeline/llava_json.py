@@ -1,7 +1,9 @@
 """LLaVA's JSON and JSONL, one record at a time: the file is never held in memory."""
 
 import codecs
+import hashlib
 import json
+import mmap
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -43,6 +45,24 @@ def records_of(file: BinaryIO, path: str) -> Iterator[tuple[int, dict[str, Any]]
 def place(path: Path | str, number: int) -> str:
     """What `records` counts in this file, for a message: `entry 3` or `line 3`."""
     return f"{'line' if _has_lines(path) else 'entry'} {number}"
+
+
+def grew_from(path: Path, sha256: str) -> bool:
+    """Whether an earlier file of this sha256 has become this one by records behind those that it had.
+
+    The bytes up to the end of some record, and then what ends the file, are the earlier file. What that said of an
+    image is then still the first that is said of it.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = data[data.rfind(b"}") + 1 :]
+        digest, start = hashlib.sha256(), 0
+        while behind := data.find(b"}", start) + 1:
+            digest.update(data[start:behind])
+            earlier, start = digest.copy(), behind
+            earlier.update(end)
+            if earlier.hexdigest() == sha256:
+                return True
+    return False
 
 
 def images_of(row: dict[str, Any]) -> list[Any]:
@@ -85,8 +105,7 @@ def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
         for number, row in enumerate(ijson.items(file, "item"), start=1):
             yield number, row
     except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {reason}") from error
+        raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {one_line(error)}") from error
 
 
 def _json_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sea_pipeline.errors import one_line
+
 DECODE_VERSION = 1
 """Part of every fingerprint; raise it when the same file would give other pixels."""
 
@@ -132,4 +134,4 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "expected an image; the bytes are of no format that Pillow knows"
-    return " ".join(str(error).split())[:300] or "no message"
+    return one_line(error)

@@ -1,19 +1,67 @@
-"""The plan: every image of an input in its order, cut into shards; written once, before the work starts."""
+"""The plan: every image of an input in its order, cut into shards; written before the work starts, then never changed.
+
+Images that come later are a further part with a plan file of its own; their shards follow those that are there.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sea_pipeline.records import Dataset
+from sea_pipeline.row_groups import open_parquet
 from sea_pipeline.samples import Sample
-from sea_pipeline.storage import canonical_json
+from sea_pipeline.storage import Place, canonical_json, local_copy
 
 _SCHEMA = pa.schema([(name, pa.string()) for name in Sample._fields])
 
 
-def plan_sha256(samples: Sequence[Sample]) -> str:
+class PlanFile(NamedTuple):
+    """Where one part of a plan is, and which shards it holds."""
+
+    path: Place
+    first: int
+    end: int
+    """One behind its last shard: how many shards there were to be when it was written."""
+    sha256: str
+    """Of its ids; see `plan_sha256`."""
+
+
+class Plan:
+    """All planned images of a folder. Iterating gives them in their order."""
+
+    def __init__(self, root: Place, dataset: Dataset) -> None:
+        parts = dataset.all_parts()
+        ends = accumulate(part.shards for part in parts)
+        self.files = [
+            PlanFile(root / plan_name(number), end - part.shards, end, part.plan)
+            for number, (part, end) in enumerate(zip(parts, ends, strict=True))
+        ]
+
+    def file_of(self, shard: int) -> PlanFile:
+        """The part that a shard belongs to."""
+        return next(file for file in self.files if shard < file.end)
+
+    def samples(self, shard: int) -> list[Sample]:
+        """The planned images of one shard."""
+        file = self.file_of(shard)
+        return _samples(open_parquet(file.path).read_row_group(shard - file.first))
+
+    def __iter__(self) -> Iterator[Sample]:
+        for file in self.files:
+            yield from read_plan(file.path)
+
+
+def plan_name(part: int) -> str:
+    """The name of the plan file of a part, counted from 0."""
+    return f"plan-{part:05d}.parquet" if part else "plan.parquet"
+
+
+def plan_sha256(samples: Iterable[Sample]) -> str:
     """The hash of the ids in their order. Where the files are does not count: images may move between runs."""
     digest = hashlib.sha256()
     for sample in samples:
@@ -29,7 +77,13 @@ def write_plan(path: Path, samples: Sequence[Sample], shard_size: int) -> None:
             writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=shard_size)
 
 
-def read_plan(path: Path, shard: int) -> list[Sample]:
-    """The planned images of one shard."""
-    rows = pq.ParquetFile(path, page_checksum_verification=True).read_row_group(shard)
+def read_plan(path: Place) -> Iterator[Sample]:
+    """All images of one plan file."""
+    with local_copy(path) as copy:
+        file = open_parquet(copy)
+        for group in range(file.num_row_groups):
+            yield from _samples(file.read_row_group(group))
+
+
+def _samples(rows: pa.Table) -> list[Sample]:
     return [Sample(*row) for row in zip(*(column.to_pylist() for column in rows.columns), strict=True)]

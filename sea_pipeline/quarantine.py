@@ -7,8 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.row_groups import open_parquet
 from sea_pipeline.samples import BadSample
+from sea_pipeline.storage import Place
 
 _SCHEMA = pa.schema(
     [
@@ -25,10 +27,10 @@ def write_quarantine(path: Path, bad: Sequence[BadSample]) -> None:
     pq.write_table(pa.table(columns, schema=_SCHEMA), path, compression="zstd", write_page_checksum=True)
 
 
-def read_quarantine(path: Path) -> list[dict[str, Any]]:
+def read_quarantine(path: Place) -> list[dict[str, Any]]:
     """The bad images of one shard: image_id, uri, stage, error, message, image_sha256."""
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path, page_checksum_verification=True).to_pylist()
+        rows: list[dict[str, Any]] = open_parquet(path).read().to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: damaged: {one_line(error)}") from error
     return rows

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.storage import canonical_json, file_sha256
+from sea_pipeline.storage import Place, below, canonical_json, file_sha256
 
 SCHEMA_VERSION = 1
 
@@ -31,6 +30,17 @@ class File(Record):
     path: str
     bytes: int
     sha256: str
+
+
+class Part(Record):
+    """Images that were planned together: those that a folder was begun with, or those of one `--extend`."""
+
+    plan: str
+    """sha256 of the planned ids in their order; the commits of its shards name it."""
+    images: int
+    shards: int
+    fields: dict[str, Any] = {}
+    """Of the dataset's fields those that have grown with the input, as they were for this part."""
 
 
 class Dataset(Record):
@@ -56,6 +66,21 @@ class Dataset(Record):
     """Of labels: the spec that loads the encoder again. Where its weights lie decides nothing, so it is no field."""
     files: list[File]
     """`plan.parquet` and what else was written before the first shard."""
+    parts: list[Part] = []
+    """Of a folder that was extended: all that was planned, in its order. Else it is one part, and this is absent."""
+
+    def all_parts(self) -> list[Part]:
+        """What was planned, in its order; the first part is what the folder was begun with."""
+        return self.parts or [Part(plan=self.plan, images=self.images, shards=self.shards)]
+
+    def latest_fields(self) -> dict[str, Any]:
+        """The fields, with those that grow with the input as they were when it was last extended."""
+        return self.fields | self.all_parts()[-1].fields
+
+    def to_bytes(self) -> bytes:
+        """See `Record`."""
+        shown = self.model_dump_json(indent=2, exclude=None if self.parts else {"parts"})
+        return (shown + "\n").encode()
 
 
 class Commit(Record):
@@ -102,7 +127,7 @@ def fingerprint_of(fields: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(fields)).hexdigest()
 
 
-def load_record(path: Path, record: type[_Record]) -> _Record:
+def load_record(path: Place, record: type[_Record]) -> _Record:
     """Reads one of the JSON files above.
 
     Raises:
@@ -118,12 +143,12 @@ def load_record(path: Path, record: type[_Record]) -> _Record:
         raise UserError(f"{path}: damaged, or written by another version: {where}: {first['msg']}") from error
 
 
-def file_record(root: Path, path: Path) -> File:
-    """Size and hash of a file below `root`, as they are now."""
-    return File(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
+def file_record(root: Place, path: Place) -> File:
+    """Size and hash of a file below `root`, as they are now: from a store elsewhere it is read back."""
+    return File(path=below(root, path), bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def check_file(root: Path, file: File) -> str | None:
+def check_file(root: Place, file: File) -> str | None:
     """One line that says how a file differs from its record, or None."""
     path = root / file.path
     try:

@@ -1,4 +1,4 @@
-"""A Parquet file written row group by row group, as every shard is: zstd, page checksums, JSON in its footer."""
+"""Parquet files row group by row group, as every shard is: zstd, page checksums, JSON in the footer."""
 
 import json
 from abc import ABC, abstractmethod
@@ -9,6 +9,8 @@ from typing import Any, Generic, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from sea_pipeline.storage import Place
 
 _FOOTER = b"sea_pipeline"
 
@@ -81,7 +83,14 @@ class RowGroupWriter(ABC, Generic[Row]):
             self._rows.clear()
 
 
-def shard_footer(path: Path) -> dict[str, Any]:
+def open_parquet(path: Place) -> pq.ParquetFile:
+    """A Parquet file whose pages are checked as they are read; of a store elsewhere, only what is read is fetched."""
+    if isinstance(path, Path):
+        return pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
+    return pq.ParquetFile(path.open("rb"), page_checksum_verification=True, pre_buffer=True)
+
+
+def shard_footer(path: Place) -> dict[str, Any]:
     """The JSON object in a shard's footer."""
-    footer: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[_FOOTER])
+    footer: dict[str, Any] = json.loads(open_parquet(path).metadata.metadata[_FOOTER])
     return footer

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.ledger import QUARANTINE, Ledger
 from sea_pipeline.records import Manifest, check_file
+from sea_pipeline.row_groups import open_parquet
+from sea_pipeline.storage import Place, local_copy, place, spread
+from sea_pipeline.storage.patience import StoreError
 
 
 class RowStore:
@@ -48,7 +49,7 @@ class RowStore:
     @cached_property
     def ids(self) -> list[str]:
         """The image ids in the order of the rows."""
-        return [image_id for shard in self._shards for image_id in _column(shard, "image_id")]
+        return [image_id for ids in spread(self.path, _ids, self._shards) for image_id in ids]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -64,9 +65,10 @@ class RowStore:
     def tables(self) -> Iterator[pa.Table]:
         """All rows in plan order, one row group at a time."""
         for shard in self._shards:
-            with _damage(shard):
-                groups = _open(shard).num_row_groups
-            yield from (self._read(shard, group) for group in range(groups))
+            with local_copy(shard) as copy:  # whole: elsewhere, every row group would cost several requests
+                with _damage(shard):
+                    groups = open_parquet(copy).num_row_groups
+                yield from (self._read(copy, group, shard) for group in range(groups))
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """The bad images: image_id, uri, stage, error, message, image_sha256."""
@@ -75,7 +77,7 @@ class RowStore:
     @cached_property
     def _index(self) -> dict[str, tuple[int, int, int]]:
         """Where every image is: shard, row group, row in it."""
-        sizes = map(_group_sizes, self._shards, self.manifest["shard_rows"])
+        sizes = spread(self.path, _group_sizes, zip(self._shards, self.manifest["shard_rows"], strict=True))
         places = (
             (shard, group, row)
             for shard, groups in enumerate(sizes)
@@ -95,12 +97,12 @@ class RowStore:
         shard, group, row = self._index[image_id]
         cached = self._cached  # another thread may replace it
         if cached is None or cached[0] != (shard, group):
-            self._cached = cached = (shard, group), self._read(self._shards[shard], group)
+            self._cached = cached = (shard, group), self._read(self._shards[shard], group, self._shards[shard])
         return cached[1].slice(row, 1)
 
-    def _read(self, shard: Path, group: int) -> pa.Table:
+    def _read(self, file: Place, group: int, shard: Place) -> pa.Table:
         with _damage(shard):
-            rows = _open(shard).read_row_group(group, use_threads=False)
+            rows = open_parquet(file).read_row_group(group, use_threads=False)
         if missing := self._columns.difference(rows.column_names):  # checksums cover pages, not the names of columns
             raise UserError(f"{shard}: damaged: expected a column {min(missing)!r}")
         return rows
@@ -116,13 +118,13 @@ class RowStore:
         return f"; the nearest is {nearest[0]!r}" if nearest else ""
 
 
-def open_finished(path: str | Path, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:
+def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:
     """The ledger and the manifest of a finished folder of one kind, its files checked; the shards if `verify`.
 
     Raises:
         UserError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
     """
-    root = Path(path)
+    root = place(path)
     ledger = Ledger.open(root)
     if ledger.dataset.kind != kind:
         raise UserError(f"{root}: expected {kind}, found {ledger.dataset.kind}")
@@ -136,28 +138,27 @@ def open_finished(path: str | Path, kind: str, *, verify: bool) -> tuple[Ledger,
     return ledger, manifest
 
 
-def _open(shard: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(shard, page_checksum_verification=True, memory_map=True)
-
-
-def _group_sizes(shard: Path, rows: int) -> list[int]:
+def _group_sizes(shard_and_rows: tuple[Place, int]) -> list[int]:
+    shard, rows = shard_and_rows
     with _damage(shard):
-        metadata = _open(shard).metadata
+        metadata = open_parquet(shard).metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if sum(sizes) != rows:
         raise UserError(f"{shard}: damaged: expected {rows:,} rows, found {sum(sizes):,}")
     return sizes
 
 
-def _column(shard: Path, name: str) -> list[Any]:
+def _ids(shard: Place) -> list[str]:
     with _damage(shard):
-        values: list[Any] = _open(shard).read(columns=[name], use_threads=False)[name].to_pylist()
-    return values
+        ids: list[str] = open_parquet(shard).read(columns=["image_id"], use_threads=False)["image_id"].to_pylist()
+    return ids
 
 
 @contextmanager
-def _damage(shard: Path) -> Iterator[None]:
+def _damage(shard: Place) -> Iterator[None]:
     try:
         yield
+    except StoreError:
+        raise
     except (OSError, LookupError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{shard}: damaged: {' '.join(str(error).split())}") from error
+        raise UserError(f"{shard}: damaged: {one_line(error)}") from error

@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline.crops import CropBox
-from sea_pipeline.row_groups import RowGroupWriter
+from sea_pipeline.row_groups import RowGroupWriter, open_parquet
+from sea_pipeline.storage import Place
 
 KIND = "labels"
 WORDS = "words.txt"
@@ -107,7 +108,7 @@ def from_stored(
     return word_ids, scores.astype(np.float32).reshape(shape)
 
 
-def read_words(root: Path) -> tuple[str, ...]:
+def read_words(root: Place) -> tuple[str, ...]:
     """The word list of a folder of labels."""
     return tuple((root / WORDS).read_text("utf-8").split("\n")[:-1])
 
@@ -118,9 +119,9 @@ def write_mean_similarity(path: Path, words: tuple[str, ...], means: npt.NDArray
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
-def read_mean_similarity(root: Path) -> npt.NDArray[np.float32]:
+def read_mean_similarity(root: Place) -> npt.NDArray[np.float32]:
     """(words,): the mean of s over all patches, in the order of the list."""
-    table = pq.read_table(root / MEANS, page_checksum_verification=True)
+    table = open_parquet(root / MEANS).read()
     means: npt.NDArray[np.float32] = table["mean_similarity"].to_numpy()
     return means
 

@@ -1,7 +1,6 @@
 """Reading labels: what training, reports and other people's scripts use."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Manifest
 from sea_pipeline.rows import RowStore, open_finished
 from sea_pipeline.shards import KIND, label_arrays, label_schema, read_mean_similarity, read_words
+from sea_pipeline.storage import Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +57,11 @@ class LabelStore(RowStore):
         return Labels(word_ids[0], scores[0], self.grid, tuple(float(edge) for edge in crop))  # type: ignore[arg-type]
 
 
-def open_labels(path: str | Path, *, verify: bool = True) -> LabelStore:
+def open_labels(path: str | Place, *, verify: bool = True) -> LabelStore:
     """Opens the labels that `sea-pipeline label` wrote.
 
     Args:
-        path: the output folder.
+        path: the output folder, of this machine or as the URL of a store elsewhere (`s3://…`).
         verify: hash every shard first. Without it damage is still found, but only when the damaged page is read.
 
     Raises:

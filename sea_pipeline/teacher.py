@@ -30,6 +30,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Manifest
 from sea_pipeline.row_groups import RowGroupWriter
 from sea_pipeline.rows import RowStore, open_finished
+from sea_pipeline.storage import Place
 
 KIND = "targets"
 CODEC = "codec.safetensors"
@@ -142,11 +143,11 @@ class TargetStore(RowStore):
         return Targets(self.codec.decode(codes), attention)
 
 
-def open_targets(path: str | Path, *, verify: bool = True) -> TargetStore:
+def open_targets(path: str | Place, *, verify: bool = True) -> TargetStore:
     """Opens the targets that `sea-pipeline teacher` wrote.
 
     Args:
-        path: the output folder.
+        path: the output folder, of this machine or as the URL of a store elsewhere (`s3://…`).
         verify: hash every shard first. Without it damage is still found, but only when the damaged page is read.
 
     Raises:

@@ -14,9 +14,10 @@ from sea_pipeline.optional import package_folder
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import hub, tables, tars
 from sea_pipeline.sources.base import Found, Source, named
-from sea_pipeline.sources.files import Files, LocalFiles, is_url, open_files
+from sea_pipeline.sources.files import Files, LocalFiles, open_files
 from sea_pipeline.sources.forms import Input, find_input
 from sea_pipeline.sources.lists import list_paths
+from sea_pipeline.storage import is_url
 
 __all__ = ["PACKAGED", "Source", "kind_of", "list_samples", "open_source"]
 

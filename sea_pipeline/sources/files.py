@@ -1,22 +1,17 @@
 """Files below a root, by name: on this machine, or through fsspec."""
 
 import glob
-import io
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.pixels import BadImageError, read_file
-
-_URL = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
-
-_BLOCK = 1 << 16
-"""Bytes of the least read, where a list or the headers of a tar are read."""
+from sea_pipeline.storage import is_url
+from sea_pipeline.storage.ranged import ranged_file
 
 
 class Files(Protocol):
@@ -41,11 +36,6 @@ class Files(Protocol):
     def matching(self, pattern: str) -> list[str]:
         """The files that a glob pattern means."""
         ...
-
-
-def is_url(text: str) -> bool:
-    """Whether fsspec is asked for, and not a file of this machine: `PROTOCOL://…`, or `CACHE::PROTOCOL://…`."""
-    return _URL.match(text) is not None
 
 
 def open_files(root: str) -> Files:
@@ -134,40 +124,6 @@ class LocalFiles:
                     stack.append((name, (*trail, identity)))
                 else:
                     yield name.decode("utf-8", "surrogateescape")
-
-
-def ranged_file(part: Callable[[str, int, int], bytes], name: str, size: int) -> BinaryIO:
-    """A buffered file of `size` bytes over what reads a part of it: name, start, length."""
-    return cast(BinaryIO, io.BufferedReader(_RangeFile(part, name, size), _BLOCK))
-
-
-class _RangeFile(io.RawIOBase):
-    """A file of which every read is a request of its own: nothing stays open in between."""
-
-    def __init__(self, part: Callable[[str, int, int], bytes], name: str, size: int) -> None:
-        self._part = part
-        self._name = name
-        self._size = size
-        self._place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has a buffer
-        data = self._part(self._name, self._place, max(0, min(len(buffer), self._size - self._place)))
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

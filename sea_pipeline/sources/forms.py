@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.sources.base import OTHER_FILES, is_image_name
-from sea_pipeline.sources.files import Files, LocalFiles, is_url, open_files
+from sea_pipeline.sources.files import Files, LocalFiles, open_files
+from sea_pipeline.storage import is_url
 
 FORMS = (
     "a folder, a .json, .jsonl, .csv, .tsv, .txt, .parquet or .tar file, several .parquet or .tar files (*, "

@@ -6,12 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import require
 from sea_pipeline.pixels import BadImageError, read_file
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import ROW_NUMBERS, Found, candidates, chosen_ids, image_column, named, row_id
 from sea_pipeline.sources.forward import Forward
+from sea_pipeline.storage.patience import PassingError, may_pass, patiently
 
 PREFIX = "hf:"
 STREAM = "hf-stream:"
@@ -144,15 +145,13 @@ def _loading(name: str) -> Iterator[None]:
         hint = ""
         if isinstance(error, ConnectionError | TimeoutError):
             hint = "; is this machine offline? A folder will do: --images hf:FOLDER"
-        reason = f"no split {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
-        raise UserError(f"--images {PREFIX}{name}: cannot be loaded: {reason or type(error).__name__}{hint}") from error
+        reason = f"no split {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"--images {PREFIX}{name}: cannot be loaded: {reason}{hint}") from error
 
 
 @contextmanager
 def _faults(shown: str) -> Iterator[None]:
     """Turns what the network's packages raise into the `OSError` that a shard is tried again for."""
-    from sea_pipeline.sources.remote import PassingError, may_pass
-
     try:
         yield
     except OSError:
@@ -222,8 +221,6 @@ def _relative(path: str, folder: Path) -> str:
 def _file(path: str, name: str) -> bytes:
     """A file beside the data: below the dataset's folder, in the caches of `datasets`, or on the hub."""
     if path.startswith("hf://") or "::hf://" in path:
-        from sea_pipeline.sources.remote import patiently
-
         fsspec = require("fsspec", "data")
 
         def whole() -> bytes:

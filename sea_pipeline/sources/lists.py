@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline import llava_json
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import ID_COLUMNS, Found, candidates, chosen_ids, escaped, named
-from sea_pipeline.sources.files import Files, is_url, reading
+from sea_pipeline.sources.files import Files, reading
+from sea_pipeline.storage import is_url
 
 PATH_COLUMNS = ("path", "image", "file_name", "uri")
 """Columns that hold a path, the best first."""
@@ -110,4 +111,4 @@ def _parquet(file: Any, shown: str, id_column: str | None) -> Iterator[list[Any]
         for batch in table.iter_batches(columns=wanted):
             yield from map(list, zip(*(column.to_pylist() for column in batch.columns), strict=True))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{shown}: expected a Parquet file; {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{shown}: expected a Parquet file; {one_line(error)}") from error

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.pixels import PASSING, BadImageError
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import ROW_NUMBERS, Found, candidates, chosen_ids, image_column, named, row_id, row_place
@@ -66,7 +66,7 @@ class TableSource:
                     self._open[name] = _forward(self._files, name)
                 except (pa.ArrowException, OSError, UserError) as error:
                     _refuse_passing(error)
-                    raise BadImageError("read", type(error).__name__, f"{name}: {_reason(error)}") from error
+                    raise BadImageError("read", type(error).__name__, f"{name}: {one_line(error)}") from error
                 if len(self._open) > _OPEN_FILES:
                     self._open.popitem(last=False)
             self._open.move_to_end(name)
@@ -99,7 +99,7 @@ def _cells(table: pq.ParquetFile, column: str, group: int, rows: int) -> Iterato
             given += 1
     except (pa.ArrowException, OSError) as error:
         _refuse_passing(error)
-        yield from repeat(_Damage(f"row group {group} is damaged: {_reason(error)}"), rows - given)
+        yield from repeat(_Damage(f"row group {group} is damaged: {one_line(error)}"), rows - given)
 
 
 def _size(cell: _Cell) -> int:
@@ -138,7 +138,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
                 table = _opened(file)
             except (pa.ArrowException, OSError) as error:
                 _refuse_passing(error)
-                damaged[name] = f"cannot be read: {_reason(error)}"
+                damaged[name] = f"cannot be read: {one_line(error)}"
                 continue
             image = _bytes_column(table.schema_arrow, f"{files.root}/{name}")
             if image is None:
@@ -172,7 +172,7 @@ def _values(files: Files, names: Sequence[str], column: str) -> list[Any]:
                 values += _column(_opened(file), column)
             except (pa.ArrowException, OSError) as error:
                 _refuse_passing(error)
-                raise UserError(f"{shown}: the column {column} is damaged: {_reason(error)}") from error
+                raise UserError(f"{shown}: the column {column} is damaged: {one_line(error)}") from error
     return values
 
 
@@ -205,7 +205,3 @@ def _bytes_column(schema: pa.Schema, shown: str) -> str | None:
 
 def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

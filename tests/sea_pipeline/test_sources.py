@@ -18,7 +18,8 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.figures import photo_of
 from sea_pipeline.label_run import StageRun
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.sources import open_source, remote
+from sea_pipeline.sources import open_source
+from sea_pipeline.storage import patience
 from tests.photo_forms import (
     Photos,
     copy_to,
@@ -43,7 +44,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01))
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 from sea_pipeline.errors import UserError
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.sources import forward, open_source, remote
-from sea_pipeline.sources.files import is_url
 from sea_pipeline.sources.forward import Forward
-from sea_pipeline.sources.remote import PassingError, may_pass, patiently
+from sea_pipeline.storage import is_url, patience
+from sea_pipeline.storage.patience import PassingError, may_pass, patiently
 
 ROWS = [bytes([number]) * 10 for number in range(200)]
 
@@ -149,7 +149,7 @@ def test_what_may_pass(error: Exception, expected: bool) -> None:
 
 def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    monkeypatch.setattr(patience.time, "sleep", waited.append)
     failing = [TimeoutError("1"), ThrottledError(503), ConnectionResetError("3")]
 
     def action() -> str:
@@ -159,7 +159,7 @@ def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert patiently(action, "s3://x") == "there"
     assert len(waited) == 3
-    for wait, mean in zip(waited, remote.WAITS, strict=True):
+    for wait, mean in zip(waited, patience.WAITS, strict=True):
         assert mean / 2 <= wait <= mean * 1.5
     failing += [TimeoutError("again")] * 4
     with pytest.raises(PassingError, match="s3://x: TimeoutError: again") as raised:

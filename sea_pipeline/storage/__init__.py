@@ -1,0 +1,273 @@
+"""Files that are either whole or absent, on this machine or in a store elsewhere, and the hashes that name them."""
+
+import errno
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import platformdirs
+
+from sea_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from sea_pipeline.storage.remote import RemotePath
+
+    Place = Path | RemotePath
+else:
+    Place = Path
+"""A file or a folder, of this machine or of a store; `place` makes one from what a user gives."""
+
+TEMPORARY = ".tmp"
+"""Folder inside every output folder: a rename is atomic only within one file system."""
+
+_URL = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
+_REQUESTS = 16
+"""At once, where each one waits for a network."""
+_CANNOT_WRITE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "raise the disk quota or free some space",
+    errno.EFBIG: "raise the file size limit",
+    errno.EROFS: "choose a folder that can be written with --out",
+    errno.EACCES: "choose a folder that can be written with --out",
+    errno.EPERM: "choose a folder that can be written with --out",
+    errno.ENOTDIR: "choose another folder with --out",
+    errno.EEXIST: "choose another folder with --out",
+}
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def is_url(text: str) -> bool:
+    """Whether fsspec is asked for, and not a file of this machine: `PROTOCOL://…`, or `CACHE::PROTOCOL://…`."""
+    return _URL.match(text) is not None
+
+
+def place(text: str | Place) -> Place:
+    """What a user calls a file or a folder: a path of this machine, or the URL of one that fsspec can write.
+
+    Raises:
+        UserError: the URL's protocol is unknown, or needs a package that is not installed.
+    """
+    if not isinstance(text, str):
+        return text
+    for local in ("file://", "local://"):
+        text = text.removeprefix(local)
+    if not is_url(text):
+        return Path(text)
+    from sea_pipeline.storage.remote import remote_path
+
+    return remote_path(text)
+
+
+@contextmanager
+def writing(path: Place, root: Path | None = None) -> Iterator[None]:
+    """Turns a full disk, a read-only disk or missing rights into a `UserError` that names `path`.
+
+    With `root`, errors that name a file outside it pass: they are not the output's.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else None
+        outside = root is not None and named is not None and not named.is_relative_to(root)
+        if error.errno not in _CANNOT_WRITE or outside:
+            raise
+        raise UserError(
+            f"{path}: cannot be written: {os.strerror(error.errno)}; {_CANNOT_WRITE[error.errno]} and run the "
+            "same command again (what is finished is kept)"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where computed files are kept between runs: `$SEA_PIPELINE_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("SEA_PIPELINE_CACHE") or platformdirs.user_cache_dir("sea-pipeline"))
+
+
+def data_folder(name: str) -> Path:
+    """A folder of files that come with this package: inside the wheel, or at the top of a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "data" / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def make_folder(path: Place) -> None:
+    """Creates a folder and its parents; a `UserError` where that is not possible. Stores elsewhere need none."""
+    if isinstance(path, Path):
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+
+
+def entries(folder: Place) -> list[Place]:
+    """What lies in a folder, by name; nothing where it is absent."""
+    with suppress(FileNotFoundError):
+        return sorted(folder.iterdir(), key=lambda entry: entry.name)
+    return []
+
+
+def below(root: Place, path: Place) -> str:
+    """The way from a folder to a path inside it, with slashes."""
+    return path.relative_to(root).as_posix()  # type: ignore[arg-type]  # both of this machine, or both of one store
+
+
+@contextmanager
+def alone(folder: Place) -> Iterator[None]:
+    """Waits until no other process is inside this block for the same folder; a kill lets the next one in.
+
+    Stores elsewhere have no locks, and nobody waits: there, `publish` with `exclusive` says who came first.
+    """
+    if not isinstance(folder, Path):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: the hashes still tell who came second
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def publish(path: Place, root: Place, *, exclusive: bool = False) -> Iterator[Path]:
+    """Yields a temporary path of this machine; on success its file appears at `path` below `root`, whole.
+
+    After an exception or a kill nothing has appeared at `path`, and what stood there before still stands. On this
+    machine the file is on disk, then renamed; in a store elsewhere it is one request, and whoever is last wins. With
+    `exclusive` it is whoever is first, and `FileExistsError` for the others; on this machine inside `alone` only.
+    """
+    scratch = _scratch_folder(root) / _scratch_name(path.name)
+    make_folder(scratch.parent)
+    make_folder(path.parent)
+    with writing(path, root if isinstance(root, Path) else scratch.parent):
+        try:
+            yield scratch
+            if isinstance(path, Path):
+                if exclusive and path.exists():
+                    raise FileExistsError(path)
+                _sync(scratch)
+                scratch.replace(path)
+                _sync(path.parent)
+            else:
+                path.upload(scratch, exclusive=exclusive)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def publish_bytes(path: Place, data: bytes, root: Place, *, exclusive: bool = False) -> None:
+    """Writes a small file, whole or not at all; see `publish`."""
+    with publish(path, root, exclusive=exclusive) as scratch:
+        scratch.write_bytes(data)
+
+
+@contextmanager
+def local_copy(path: Place) -> Iterator[Path]:
+    """A file on this machine with the bytes of `path`: that itself, or a copy for the time of this block."""
+    if isinstance(path, Path):
+        yield path
+        return
+    scratch = _scratch_folder(path) / _scratch_name(path.name)
+    make_folder(scratch.parent)
+    try:
+        with writing(scratch):
+            path.download(scratch)
+        yield scratch
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def publish_folder(path: Path) -> Iterator[Path]:
+    """Yields a new folder beside `path`, which becomes `path` on success: until then that is absent or empty.
+
+    After an exception or a kill nothing has appeared at `path`. What a killed process left beside it goes when the next
+    one of this machine begins.
+    """
+    make_folder(path.parent)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
+        if _is_abandoned(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    scratch = path.parent / _scratch_name(f".{path.name}")
+    try:
+        with writing(path):
+            scratch.mkdir()
+            yield scratch
+            scratch.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sweep(root: Place) -> None:
+    """Removes what killed processes of this machine left in the temporary folder."""
+    for leftover in _scratch_folder(root).glob("*"):
+        if _is_abandoned(leftover):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def spread(root: Place, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """The results of `work` in the order of `items`; several at once where `root` is in a store elsewhere."""
+    if isinstance(root, Path):
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        yield from pool.map(work, items)
+
+
+def file_sha256(path: Place) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with local_copy(path) as copy, copy.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - whatever JSON holds
+    """The one spelling of a JSON value that is hashed: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _scratch_folder(root: Place) -> Path:
+    return (root if isinstance(root, Path) else cache_folder()) / TEMPORARY
+
+
+def _scratch_name(name: str) -> str:
+    """A name of its own for this process's `name`; `_is_abandoned` reads it."""
+    return f"{name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether a process of this machine that is no more left it."""
+    host, process = ["", "", *scratch.name.split(".")][-3:-1]
+    return host == _host() and process.isdigit() and not _alive(int(process))
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

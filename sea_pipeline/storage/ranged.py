@@ -1,0 +1,40 @@
+"""A file of which every read is a request of its own: nothing stays open in between."""
+
+import io
+from collections.abc import Callable
+from typing import Any, BinaryIO, cast
+
+_BLOCK = 1 << 16
+"""Bytes of the least read, where a list or the headers of a tar are read."""
+
+
+def ranged_file(part: Callable[[str, int, int], bytes], name: str, size: int) -> BinaryIO:
+    """A buffered file of `size` bytes over what reads a part of it: name, start, length."""
+    return cast(BinaryIO, io.BufferedReader(_RangeFile(part, name, size), _BLOCK))
+
+
+class _RangeFile(io.RawIOBase):
+    def __init__(self, part: Callable[[str, int, int], bytes], name: str, size: int) -> None:
+        self._part = part
+        self._name = name
+        self._size = size
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has a buffer
+        data = self._part(self._name, self._place, max(0, min(len(buffer), self._size - self._place)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)

@@ -1,0 +1,86 @@
+"""A disk that is full at any write: nothing half-written is ever seen, and what is finished stays."""
+
+import errno
+import os
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sea_pipeline import storage
+from sea_pipeline.errors import UserError
+from sea_pipeline.label_run import StageRun
+from sea_pipeline.ledger import Ledger
+from tests.sea_pipeline.test_run import content
+from tests.world import draw_folder, word_file
+
+Label = Callable[..., StageRun]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    photos = draw_folder(tmp_path / "photos", 18)
+    (photos / "003.png").write_bytes(b"bad")
+    return photos
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_full_at_random_writes(
+    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extended: bool
+) -> None:
+    """Each run meets a full disk after some files, until one comes through; then once more as the folder grows."""
+    whole = tmp_path / "whole"
+    label(images=str(photos), out=whole, max_bad=0.5)
+    if extended:
+        label(images=str(photos), max_bad=0.5)
+        draw_folder(photos / "more", 10, seed=1)
+        label(images=str(photos), out=whole, max_bad=0.5, extend=True)
+    plain, chance, said = storage._sync, random.Random(0), []
+
+    def sync(path: Path) -> None:
+        if path.is_file() and chance.random() < 0.4:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        plain(path)
+
+    monkeypatch.setattr(storage, "_sync", sync)
+    for _ in range(60):
+        try:
+            label(images=str(photos), max_bad=0.5, extend=extended)
+            break
+        except UserError as error:
+            said.append(str(error))
+        if (tmp_path / "labels" / "dataset.json").exists():
+            assert Ledger.open(tmp_path / "labels").check()[1] == []
+    assert len(said) > 2
+    assert all("No space left on device; free some space and run the same command again" in line for line in said)
+    assert content(tmp_path / "labels") == content(whole)
+    assert not list((tmp_path / "labels" / ".tmp").iterdir())
+
+
+def test_full_for_real_at_the_largest_files(label: Label, photos: Path, tmp_path: Path) -> None:
+    """A file size limit just below each of the larger files of a run."""
+    label(images=str(photos), out=tmp_path / "whole", max_bad=0.5)
+    sizes = sorted({len(data) for data in content(tmp_path / "whole").values()})
+    words = word_file(tmp_path / "colours.txt")
+    command = [sys.executable, "-m", "tests.world", "label", "--images", str(photos), "--wordlist", str(words)]
+    command += ["--top-n", "3", "--out", str(tmp_path / "labels"), "--shard-size", "4", "--device", "cpu"]
+    for limit in (sizes[-1] - 1, sizes[-3] - 1):
+
+        def limited(limit: int = limit) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        done = subprocess.run(
+            [*command, "--max-bad", "0.5"], capture_output=True, text=True, preexec_fn=limited, check=False
+        )
+        assert done.returncode == 1
+        assert "File too large" in done.stderr.replace("\n", " ")
+        assert "Traceback" not in done.stderr
+        if (tmp_path / "labels" / "dataset.json").exists():
+            assert Ledger.open(tmp_path / "labels").check()[1] == []
+    label(images=str(photos), max_bad=0.5)
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
