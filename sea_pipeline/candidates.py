@@ -12,7 +12,7 @@ from sea_pipeline.optional import require
 
 GROUP = 32
 """Words whose highest score stands for all of them."""
-_WORDS_PER_BLOCK = 4096
+WORDS_PER_BLOCK = 4096
 
 
 class Candidates(Protocol):
@@ -49,23 +49,29 @@ class TorchCandidates:
         self._words = words
         self.patches_per_call = 4096 if words.device.type == "cuda" else 512
         self._scores = torch.full((self.patches_per_call, padded), -torch.inf, device=words.device)
-        self._in_group = torch.arange(GROUP, device=words.device)
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Candidates`."""
         scores = self._scores[: len(patches)]
         maxima = []
-        for start in range(0, len(self._words), _WORDS_PER_BLOCK):
-            block = self._words[start : start + _WORDS_PER_BLOCK]
+        for start in range(0, len(self._words), WORDS_PER_BLOCK):
+            block = self._words[start : start + WORDS_PER_BLOCK]
             torch.mm(patches, block.T, out=scores[:, start : start + len(block)])
-            groups = scores[:, start : start + _WORDS_PER_BLOCK].view(len(patches), -1, GROUP)
-            maxima.append(groups.amax(-1))
-        # The k best words are in the k groups of highest maxima.
-        best = torch.cat(maxima, -1)
-        groups = best.topk(min(k, best.shape[-1]), sorted=False).indices
-        ids = (groups.unsqueeze(-1) * GROUP + self._in_group).flatten(1)
-        top, place = scores.gather(-1, ids).topk(k)
-        return top, ids.gather(-1, place)
+            maxima.append(group_maxima(scores[:, start : start + WORDS_PER_BLOCK]))  # while a cache holds them
+        return best_by_groups(scores, torch.cat(maxima, -1), k)
+
+
+def group_maxima(scores: torch.Tensor) -> torch.Tensor:
+    """The highest score of each group of words: (P, words) to (P, words / GROUP)."""
+    return scores.view(len(scores), -1, GROUP).amax(-1)
+
+
+def best_by_groups(scores: torch.Tensor, maxima: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k highest of (P, words) scores and their ids int64: they are in the k groups of the highest maxima."""
+    groups = maxima.topk(min(k, maxima.shape[-1]), sorted=False).indices
+    ids = (groups.unsqueeze(-1) * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
+    top, place = scores.gather(-1, ids).topk(k)
+    return top, ids.gather(-1, place)
 
 
 class FaissCandidates:

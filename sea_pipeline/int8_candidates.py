@@ -30,6 +30,8 @@ _NEIGHBOURS = 64
 """Patches whose candidates are scored together."""
 _CROWDED = 1 / 4
 """The share of all groups from which on float32 scores of all words cost less."""
+_LONGEST_REST = 32
+"""Calls in a row at most that do without int8."""
 _COLUMNS = 64
 """K is a multiple of it, or D."""
 _ROWS = 32
@@ -57,6 +59,8 @@ class Int8Candidates:
         self._groups = -(-groups // blocks)  # of a block; all blocks are as long
         self.crowded = 0
         """Patches so far with too many candidates, which got float32 scores of all words."""
+        self._rest = self._rested = 0
+        """Calls that shall do without int8, as it told nothing the last times, and those that have since."""
 
         self._mean = words.mean(0)
         self._basis = _basis(words - self._mean)
@@ -88,6 +92,10 @@ class Int8Candidates:
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Candidates`."""
+        if self._rested < self._rest:
+            self._rested += 1
+            self.crowded += len(patches)
+            return self._crowd(patches, n, k)
         int8, unit, norms = self._rounded(patches)
         products, maxima = self._products(int8)
         maxima = maxima[: len(patches)]
@@ -111,9 +119,13 @@ class Int8Candidates:
         pairs, offsets = reached.nonzero(as_tuple=True)
         self._mark(table, rows[pairs], groups[pairs] * GROUP + offsets)
         scores, ids = self._best(patches, table, k)
-        if crowded.any():
+        too_many = int(crowded.sum())
+        if too_many:
             scores[crowded], ids[crowded] = self._crowd(patches[crowded], n, k)
-            self.crowded += int(crowded.sum())
+            self.crowded += too_many
+        # Most patches crowded: a rest that doubles with every such try; one good try ends it.
+        self._rest = min(2 * self._rest + 1, _LONGEST_REST) if 2 * too_many > len(patches) else 0
+        self._rested = 0
         return scores, ids
 
     def _rounded(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

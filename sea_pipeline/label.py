@@ -1,5 +1,8 @@
 """The labelling of one shard: decode, encode, search, write (SEA section 4.1).
 
+Three things go on at once: threads decode the images of later batches, one thread encodes and searches a batch, and
+the caller's thread writes the batch before it, so that a GPU waits for neither decoding nor writing.
+
 B images, P patches, D embedding width, n labels a patch.
 """
 
@@ -32,12 +35,15 @@ from sea_pipeline.shards import (
     write_mean_similarity,
 )
 from sea_pipeline.sources import Source
-from sea_pipeline.storage import publish
+from sea_pipeline.storage import Place, publish
 from sea_pipeline.wordlists import WordList
 
 LABEL_VERSION = 1
 """Part of every fingerprint; raise it when the same settings would give other labels."""
 BATCH_SIZE = 16
+"""Images at once on a CPU."""
+_BATCH_SIZES = {"cpu": BATCH_SIZE, "cuda": 64}
+"""By device: a GPU is kept busy by a batch while Python, whose threads take turns, issues the next one's kernels."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -51,6 +57,19 @@ class _Decoded(NamedTuple):
     """(width, height) of the upright image."""
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
     crop_box: CropBox
+
+
+class _Labelled(NamedTuple):
+    """A batch of good images behind encoder and search."""
+
+    items: list[_Decoded]
+    """With embeddings that are finite; `rest` have others."""
+    rest: list[_Decoded]
+    word_ids: torch.Tensor
+    """int32 (items, P, n); scores likewise, float64."""
+    scores: torch.Tensor
+    patch_sum: torch.Tensor
+    """float64 (D,): the sum of the embeddings."""
 
 
 class LabelStage:
@@ -82,6 +101,16 @@ class LabelStage:
         self._top_n = top_n
         self._threads = threads
         self._crops = crops
+        self.device = device
+        kind = torch.device(device).type
+        self.batch_size = _BATCH_SIZES[kind]
+        """Images that are encoded and searched at once."""
+        self._pinned = kind == "cuda"
+
+    @property
+    def backend(self) -> str:
+        """What proposes candidates."""
+        return self.search.backend
 
     @staticmethod
     def fields(encoder: Encoder, words: WordList, top_n: int, crops: int = 0) -> dict[str, Any]:
@@ -113,25 +142,22 @@ class LabelStage:
         patch_sum = torch.zeros(self._encoder.width, dtype=torch.float64)
         rows = 0
         patches = self._encoder.grid[0] * self._encoder.grid[1]
-        with ShardWriter(target, patches, self._top_n) as writer:
-            for batch in _batches(self._decoded(samples, source, bad, seconds, advance)):
-                embedded, vectors = self._encode(batch, bad, seconds)
-                advance(len(batch))
-                if not embedded:
-                    continue
-                with _timed(seconds, "search"):
-                    ids, scores = self.search(vectors.flatten(0, 1))
+        with ShardWriter(target, patches, self._top_n) as writer, ThreadPoolExecutor(1, "compute") as pool:
+            batches = _batches(self._decoded(samples, source, bad, seconds, advance), self.batch_size)
+            stacked = ((batch, self._stacked(batch)) for batch in batches)
+            for found in _ahead(pool, lambda given: self._labelled(*given, seconds), stacked, 1):
+                advance(len(found.items) + len(found.rest))
+                bad += [_not_finite(item) for item in found.rest]
                 with _timed(seconds, "write"):
-                    patch_sum += vectors.sum((0, 1), dtype=torch.float64).cpu()
-                    by_image = zip(embedded, torch.split(ids, patches), torch.split(scores, patches), strict=True)
-                    for item, word_ids, similarities in by_image:
+                    patch_sum += found.patch_sum
+                    for item, word_ids, similarities in zip(found.items, found.word_ids, found.scores, strict=True):
                         writer.add(_row(item, word_ids, similarities))
                         first_sha256 = first_sha256 or item.sha256.hex()
-                rows += len(embedded)
+                rows += len(found.items)
             writer.set_footer({**footer, "patches": rows * patches, "patch_sum": _packed(patch_sum)})
         return ShardResult(rows, bad, dict(seconds), first_sha256)
 
-    def finish(self, ledger: Ledger) -> list[Path]:
+    def finish(self, ledger: Ledger) -> list[Place]:
         """Writes `words.parquet`, each word with its mean similarity over all patches, from the shards' footers.
 
         The mean of s over patches is sign * t_j · mean(v): one product of the words with the mean patch.
@@ -160,7 +186,7 @@ class LabelStage:
             return decoded, time.thread_time() - begun
 
         with ThreadPoolExecutor(max(self._threads, source.readers), thread_name_prefix="decode") as pool:
-            for decoded, spent in _ahead(pool, decode, samples, 2 * BATCH_SIZE):
+            for decoded, spent in _ahead(pool, decode, samples, 2 * self.batch_size):
                 seconds["decode"] += spent
                 if isinstance(decoded, BadSample):
                     bad.append(decoded)
@@ -180,22 +206,25 @@ class LabelStage:
             return BadSample(sample, error.stage, error.error, error.message, error.sha256)
         return _Decoded(sample, sha256, image.size, pixels.values, inside(pixels.crop_box, crop))
 
-    def _encode(
-        self, batch: list[_Decoded], bad: list[BadSample], seconds: _Seconds
-    ) -> tuple[list[_Decoded], torch.Tensor]:
-        """The images of a batch whose patch embeddings are finite, and those: float32 (B, P, D)."""
+    def _stacked(self, batch: list[_Decoded]) -> torch.Tensor:
+        """The encoder's input, uint8 (B, S, S, 3); for a GPU where it can fetch it by itself."""
+        first = batch[0].pixels
+        pixels = torch.empty(len(batch), *first.shape, dtype=torch.uint8, pin_memory=self._pinned)
+        np.stack([item.pixels for item in batch], out=pixels.numpy())
+        return pixels
+
+    def _labelled(self, batch: list[_Decoded], pixels: torch.Tensor, seconds: _Seconds) -> _Labelled:
         with _timed(seconds, "encode"):
-            vectors = self._encoder.patches(torch.from_numpy(np.stack([item.pixels for item in batch])))
+            vectors = self._encoder.patches(pixels)
             finite = vectors.isfinite().flatten(1).all(-1).tolist()
-        if all(finite):
-            return batch, vectors
-        message = "the encoder gives numbers that are not finite"
-        bad += [
-            BadSample(item.sample, "encode", "NotFinite", message, item.sha256)
-            for item, good in zip(batch, finite, strict=True)
-            if not good
-        ]
-        return [item for item, good in zip(batch, finite, strict=True) if good], vectors[finite]
+        items, rest = (
+            [item for item, good in zip(batch, finite, strict=True) if good == wanted] for wanted in (True, False)
+        )
+        with _timed(seconds, "search"):
+            vectors = vectors[finite] if rest else vectors
+            found = self.search(vectors.flatten(0, 1))
+            word_ids, scores = (part.view(*vectors.shape[:2], self._top_n) for part in found)
+            return _Labelled(items, rest, word_ids, scores, vectors.sum((0, 1), dtype=torch.float64).cpu())
 
 
 def _packed(vector: torch.Tensor) -> str:
@@ -205,6 +234,10 @@ def _packed(vector: torch.Tensor) -> str:
 
 def _unpacked(text: str) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f8").astype(np.float64))
+
+
+def _not_finite(item: _Decoded) -> BadSample:
+    return BadSample(item.sample, "encode", "NotFinite", "the encoder gives numbers that are not finite", item.sha256)
 
 
 def _row(item: _Decoded, word_ids: torch.Tensor, scores: torch.Tensor) -> LabelRow:
@@ -221,8 +254,8 @@ def _row(item: _Decoded, word_ids: torch.Tensor, scores: torch.Tensor) -> LabelR
     )
 
 
-def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
-    while batch := list(islice(items, BATCH_SIZE)):
+def _batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    while batch := list(islice(items, size)):
         yield batch
 
 

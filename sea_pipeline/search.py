@@ -14,13 +14,14 @@ from typing import Literal
 import torch
 
 from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, faiss_is_there, rounding_bound
+from sea_pipeline.half_candidates import HalfCandidates
 from sea_pipeline.int8_candidates import Int8Candidates, is_fast
 
 Backend = Literal["auto", "int8", "faiss", "torch"]
 """What proposes candidates: `WordSearch` says what each name means."""
 MARGIN = 8
-_CANDIDATE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 21}
-"""Float64 numbers of candidate vectors at a time: 1 MiB, what a core's cache holds; 16 MiB."""
+_CANDIDATE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Float64 numbers of candidate vectors at a time: 1 MiB, what a core's cache holds; 128 MiB, for few launches."""
 _WORDS_PER_BLOCK = 4096
 
 
@@ -34,7 +35,7 @@ class WordSearch:
         backend: what proposes candidates.
             int8: scores of all words in int8 with a bound on their error, then float32 scores of the few that remain.
             faiss: FAISS's flat index, float32.
-            torch: float32 scores of all words.
+            torch: float32 scores of all words; on CUDA first float16 ones with a bound on their error.
             auto: int8 on a CPU with instructions for it, else faiss where it is installed, else torch; on CUDA torch.
         device: where the torch backend and the float64 scoring run, and FAISS where its GPU wheel is installed.
 
@@ -117,7 +118,7 @@ def _score(queries: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
 _PROPOSERS: dict[str, Callable[[torch.Tensor], Candidates]] = {
     "int8": Int8Candidates,
     "faiss": FaissCandidates,
-    "torch": TorchCandidates,
+    "torch": lambda words: (HalfCandidates if words.is_cuda else TorchCandidates)(words),
 }
 
 

@@ -76,6 +76,8 @@ class Encoder(Protocol):
     sign: int
     """+1 or -1: the similarity of a patch and a word is s = sign * cos (SEA Eq. 6 has -1 for CLIP)."""
     preprocess: Preprocess
+    device: str
+    """Where it runs, and its vectors are; pixels may come from the CPU."""
 
     def fields(self) -> Mapping[str, Any]:
         """Everything that decides the embeddings, by name and as JSON: weights, layer, preprocessing, precision.

@@ -9,7 +9,7 @@ import torch
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import fingerprint_of
-from sea_pipeline.storage import cache_folder, make_folder, publish
+from sea_pipeline.storage import alone, cache_folder, make_folder, publish
 from sea_pipeline.wordlists import WordList
 
 
@@ -25,11 +25,22 @@ def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], 
         make_folder(path.parent)
     except UserError as error:
         raise UserError(f"{path.parent}: cannot be created; set SEA_PIPELINE_CACHE to a folder that can be") from error
+    lock = path.with_suffix(".lock")
+    lock.touch()
+    with alone(lock):  # of several processes that want the same words at once, one embeds them
+        if (cached := _read(path, (len(words), encoder.width))) is None:
+            cached = _embedded(encoder, words, advance)
+            with publish(path, path.parent) as scratch, scratch.open("wb") as file:
+                np.savez(file, embeddings=cached.numpy())
+            return cached
+    advance(len(words))
+    return cached
+
+
+def _embedded(encoder: Encoder, words: WordList, advance: Callable[[int], None]) -> torch.Tensor:
     embeddings = encoder.words(words.words, advance).cpu().float()
     if (bad := _not_unit(embeddings)) is not None:
         raise UserError(f"the encoder gives no unit vector for the word {words.words[bad]!r}; leave it out of the list")
-    with publish(path, path.parent) as scratch, scratch.open("wb") as file:
-        np.savez(file, embeddings=embeddings.numpy())
     return embeddings
 
 

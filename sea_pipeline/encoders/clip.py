@@ -69,8 +69,8 @@ class ClipEncoder:
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         tower = self._towers[0]
-        mean, std = (torch.tensor(three, device=self.device) * 255 for three in self._source.mean_and_std)
-        images = ((pixels.to(self.device).float() - mean) / std).permute(0, 3, 1, 2)
+        mean, std = self._mean_and_std
+        images = ((pixels.to(self.device, non_blocking=True).float() - mean) / std).permute(0, 3, 1, 2)
         with _exact():
             vectors = tower.patches(self.path, images.to(getattr(torch, self._options.precision)))
         return F.normalize(vectors.float(), dim=-1)
@@ -79,6 +79,11 @@ class ClipEncoder:
         """See `Encoder.words`."""
         with _exact():
             return self._towers[1].words(words, self._options.template, advance)
+
+    @cached_property
+    def _mean_and_std(self) -> list[torch.Tensor]:
+        """(3,) each, of pixels in 0..255; on the device once, as every copy waits for what it has to do."""
+        return [torch.tensor(three, device=self.device) * 255 for three in self._source.mean_and_std]
 
     @cached_property
     def _towers(self) -> tuple[Tower, TextTower]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline.encoders.base import Preprocess
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import require
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.storage import file_sha256
@@ -128,8 +128,7 @@ class ModelSource:
         except UserError:
             raise
         except Exception as error:  # whatever open_clip, torch, safetensors and huggingface_hub raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self.option}: {what}: {reason[:300]}") from error
+            raise UserError(f"{self.option}: {what}: {one_line(error)}") from error
 
 
 def find_model(model: str, option: str) -> ModelSource:
@@ -191,8 +190,7 @@ def _hub_model(model: str, option: str) -> ModelSource:
     try:
         file = fetch(name, filename=_CONFIG)
     except Exception as error:  # whatever huggingface_hub raises
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{option}: {_CONFIG} of {name} cannot be fetched: {reason}") from error
+        raise UserError(f"{option}: {_CONFIG} of {name} cannot be fetched: {one_line(error)}") from error
     config, pixels = _read_config(Path(file), option)
     return ModelSource(option, model, model, config, pixels, lambda: Path(fetch(name)))
 

@@ -67,7 +67,7 @@ class PackagedEncoder:
         return self._patches(pixels)
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.to(self.device).permute(0, 3, 1, 2).float().sub(127.0).div_(128.0)
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().sub(127.0).div_(128.0)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on CUDA the same labels as on a CPU
             features = self._classifier.extract_features(images)
         features = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 1280)

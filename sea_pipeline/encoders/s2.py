@@ -25,7 +25,7 @@ class S2Encoder:
     def __init__(self, base: Encoder, scales: Sequence[int]) -> None:
         self._base = base
         self._scales = tuple(scales)
-        self.grid, self.width, self.sign = base.grid, base.width, base.sign
+        self.grid, self.width, self.sign, self.device = base.grid, base.width, base.sign, base.device
         self._scales_text = EncoderSpec(None, scales=self._scales).scales_text()
         self.spec = self._scales_text + base.spec
         self.preprocess = replace(base.preprocess, size=base.preprocess.size * max(scales))
@@ -47,6 +47,7 @@ class S2Encoder:
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`; one image's tiles of all scales go through the base at once."""
+        pixels = pixels.to(self.device, non_blocking=True)
         return torch.stack([self._patches(image) for image in pixels])
 
     def _patches(self, image: torch.Tensor) -> torch.Tensor:

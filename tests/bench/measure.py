@@ -2,12 +2,16 @@
 
 import ctypes
 import gc
+import os
+import platform
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 
 class Figure(NamedTuple):
@@ -18,6 +22,19 @@ class Figure(NamedTuple):
     unit: str
     baseline: str
     """What the ratio is over, and the absolute numbers behind it."""
+
+
+def machine(device: str = "cpu") -> str:
+    """What figures are measured on."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device.startswith("cuda") else ""
+    return f"{gpu}{model}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def as_json(figure: Figure, where: str) -> dict[str, Any]:
+    """What `bench.json` says of a figure, measured on the machine `where`."""
+    return {"value": figure.value, "unit": figure.unit, "baseline": figure.baseline, "machine": where}
 
 
 def seconds(action: Callable[[], object]) -> float:

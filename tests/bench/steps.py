@@ -40,9 +40,19 @@ def one_step(scratch: Path, loss: dict[str, Any], *, measured: bool = False, **r
     folder = open_model_folder(scratch / "model")
     inputs = Inputs(asked, folder, open_conversations(asked.data, folder), open_labels(scratch / "labels"))
     trainer = build(inputs, scratch / "run", no_bar, [])
+    ready(trainer)
+    batch = trainer.data_collator([trainer.data[row] for row in range(BATCH)])
+    return Step(taking(trainer, batch, measured=measured), trainer, batch)
+
+
+def ready(trainer: AlignTrainer) -> None:
+    """What `Trainer.train` does before the first step, as far as a step needs it."""
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
-    batch = trainer.data_collator([trainer.data[row] for row in range(BATCH)])
+
+
+def taking(trainer: AlignTrainer, batch: Batch, *, measured: bool = False) -> Callable[[], object]:
+    """What takes one optimizer step on a batch, which lies where the model does."""
     count = torch.tensor(len(batch["targets"]))
 
     def take() -> None:
@@ -53,4 +63,4 @@ def one_step(scratch: Path, loss: dict[str, Any], *, measured: bool = False, **r
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
-    return Step(take, trainer, batch)
+    return take

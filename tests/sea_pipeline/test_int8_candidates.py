@@ -102,6 +102,29 @@ def test_words_that_int8_cannot_tell_apart_all_stay_candidates() -> None:
     assert found._candidates.crowded == 50  # type: ignore[attr-defined]
 
 
+def test_where_int8_tells_nothing_it_rests_and_looks_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = clusters(900, 32)
+    nowhere, plain = torch.zeros(20, 32), near(table, 20)  # every word may be the best of a zero vector
+    proposer, (expected, _) = Int8Candidates(table), twin(plain, table, 1, 1)
+    passes, products = 0, proposer._products
+
+    def counted(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal passes
+        passes += 1
+        return products(patches)
+
+    monkeypatch.setattr(proposer, "_products", counted)
+    tried = []
+    for call in range(17):
+        before = passes
+        scores, ids = proposer(nowhere if call < 12 else plain, 1, 9)
+        assert not scores.any() if call < 12 else ids[:, :1].tolist() == expected.tolist()
+        tried.append(passes > before)
+    # a rest of one call, of three, of seven; in the middle of the last one things get better
+    assert [call for call, again in enumerate(tried) if again] == [0, 2, 6, 14, 15, 16]
+    assert proposer.crowded == 14 * 20
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_who_has_many_candidates_goes_to_float32(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8_candidates, "_CROWDED", share)

@@ -1,16 +1,20 @@
 """What the labels mean: drawn pictures whose answer is planted, patch by patch."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 
+from sea_pipeline import label as label_module
 from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import StageRun
 from sea_pipeline.row_groups import shard_footer
+from sea_pipeline.shards import LabelRow, ShardWriter
 from sea_pipeline.store import Labels
 from tests.world import COLOURS, ColourEncoder, draw, draw_folder
 
@@ -151,3 +155,29 @@ def test_a_cache_that_cannot_be_written_says_so_before_the_words_are_embedded(
     with pytest.raises(UserError, match="set SEA_PIPELINE_CACHE"):
         label(images=str(tmp_path / "photos"))
     assert encoder.embedded_words == 0
+
+
+def test_a_batch_is_encoded_while_the_one_before_is_written(
+    label: Label, encoder: ColourEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_folder(tmp_path / "photos", 4)
+    second, batches = Event(), count()
+    encode, add = encoder.patches, ShardWriter.add
+
+    def patches(pixels: torch.Tensor) -> torch.Tensor:
+        assert len(pixels) == 2
+        if next(batches) == 1:
+            second.set()
+        return encode(pixels)
+
+    def written(writer: ShardWriter, row: LabelRow) -> None:
+        assert second.wait(20), "the second batch waits for the first to be written"
+        add(writer, row)
+
+    monkeypatch.setitem(label_module._BATCH_SIZES, "cpu", 2)
+    monkeypatch.setattr(encoder, "patches", patches)
+    monkeypatch.setattr(ShardWriter, "add", written)
+    run = label(images=str(tmp_path / "photos"), shard_size=4)
+    assert run.report.failed == {}
+    assert len(open_labels(tmp_path / "labels")) == 4
+    assert next(batches) == 2  # none was encoded again

@@ -10,32 +10,9 @@ from PIL import Image
 
 from sea_pipeline.encoders import Encoder, load_encoder, paths_of
 from sea_pipeline.encoders.s2 import S2Encoder
+from tests.s2_twin import slowly
 from tests.tiny_clip import CLIP, planted_clip, random_model, save_model
 from tests.world import COLOURS, ColourEncoder, draw
-
-
-def slowly(base: Encoder, scales: list[int], image: torch.Tensor) -> torch.Tensor:
-    """(P, D) float64 of one image (S, S, 3)."""
-    rows, columns = base.grid
-    tile = base.preprocess.size
-    total = torch.zeros(rows * columns, base.width).double()
-    for scale in scales:
-        side = scale * tile
-        pixels = image.permute(2, 0, 1)[None].float()
-        pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=False)[0].permute(1, 2, 0)
-        cells: dict[tuple[int, int], torch.Tensor] = {}
-        for down in range(scale):
-            for right in range(scale):
-                part = pixels[down * tile : (down + 1) * tile, right * tile : (right + 1) * tile]
-                vectors = base.patches(part[None])[0].double()
-                for place in range(rows * columns):
-                    cells[down * rows + place // columns, right * columns + place % columns] = vectors[place]
-        for place in range(rows * columns):
-            top, left = scale * (place // columns), scale * (place % columns)
-            inside = [cells[top + down, left + right] for down in range(scale) for right in range(scale)]
-            mean = torch.stack(inside).mean(0)
-            total[place] += mean / mean.norm()
-    return total / total.norm(dim=-1, keepdim=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,193 @@
+"""Is what the GPU computes right? Every loss, the tap, the supervision, the search and the dense encoder paths against
+the tests' twins: the papers' formulas in float64 on the CPU.
+
+    python -m tests.bench.gpu.correct [--tiny] [--json FILE]
+
+A figure is an error over its tolerance; exits with 1 if one is above 1 or no number.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
+from sea_pipeline.errors import UserError
+from sea_pipeline.search import Backend, WordSearch
+from tests import search_twin
+from tests.bench.gpu.common import Setup, main
+from tests.bench.measure import Figure
+from tests.clip_walk import Walk, normalised, pixels_of, pooled_alone, unit
+from tests.s2_twin import slowly
+from tests.tiny_clip import CLIP, SIGLIP, random_model, save_model
+from tests.trainer import supervised, tapped
+from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
+from trainer import losses
+from trainer.recipe import Basic
+from trainer.supervision import degrees
+
+HALF = torch.bfloat16
+
+
+def figures(setup: Setup) -> Iterator[Figure]:
+    """losses.*, tap.*, supervision.*, search.* and encoder.*."""
+    for part in (_losses, _tap, _supervision, _search, _paths):
+        yield from part(setup)
+
+
+def _checked(name: str, error: float, tolerance: float, of: str) -> Figure:
+    return Figure(name, error / tolerance, "of its tolerance", f"{of}: error {error:.2g}, tolerance {tolerance:g}")
+
+
+def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """|found - wanted| / |wanted|, by the norms over all numbers."""
+    return float((found.double().cpu() - wanted).norm() / wanted.norm())
+
+
+# Losses
+
+
+def _losses(setup: Setup) -> Iterator[Figure]:
+    """Value and gradient by the visual tokens, of inputs in float32 and in bfloat16, which are computed in float32."""
+    count, width, entries = (12, 16, 300) if setup.tiny else (64, 512, 8192)
+    scale, weights = torch.tensor(2.659, dtype=torch.float64), attention(count)
+    words, refined = random(count, width, seed=2), 2 * random(count, width, seed=3)
+    embeddings = random(entries, width, seed=4) / width**0.5
+    for dtype in (torch.float32, HALF):
+        w, r, e = (tensor.to(dtype) for tensor in (words, refined, embeddings))
+        twins: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[torch.Tensor, ...]]] = {
+            "sea": (losses.sea, sea_twin, (w, scale.float())),
+            "das": (losses.das, das_twin, (r, weights.float())),
+            "sds": (losses.sds, sds_twin, (r, weights.float(), e)),
+        }
+        if dtype == HALF:
+            twins["sds_products"] = (partial(losses.sds, matmul_dtype=HALF), sds_twin, (r, weights.float(), e))
+        for name, (fast, slow, given) in twins.items():
+            visual = random(count, width, seed=1).to(dtype)
+            found = _value_and_gradient(fast, visual, given, setup.device, None)
+            wanted = _value_and_gradient(slow, visual, given, "cpu", torch.float64)
+            coarse = name == "sds_products"  # bfloat16 products; else the gradient alone is rounded to bfloat16
+            limits = (0.02, 0.05) if coarse else (1e-5, 1e-5 if dtype == torch.float32 else 5e-3)
+            kind = f"losses.{name}.{str(dtype).removeprefix('torch.')}"
+            yield _checked(f"{kind}.value", _relative(found[0], wanted[0]), limits[0], "the paper's formula")
+            yield _checked(f"{kind}.gradient", _relative(found[1], wanted[1]), limits[1], "its gradient")
+
+
+def _value_and_gradient(
+    loss: Callable[..., Any], visual: torch.Tensor, given: tuple[torch.Tensor, ...], device: str, dtype: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = visual.to(device, dtype, copy=True).requires_grad_()
+    value = loss(leaf, *(tensor.to(device, dtype) for tensor in given))
+    value.backward()
+    assert leaf.grad is not None
+    return value.detach(), leaf.grad
+
+
+# What BASIC reads from the LLM
+
+
+def _tap(setup: Setup) -> Iterator[Figure]:
+    """Attention on images; where nothing is padded, SDPA is given no mask, and the tap makes its own."""
+    for padded in (True, False):
+        wanted = tapped.expected(2, padded=padded)
+        for kind in ("sdpa", "eager"):
+            found = tapped.tapped_run(tapped.llm(attention=kind).to(setup.device), 2, padded=padded)
+            error = float((found.double().cpu() - wanted).abs().max())
+            yield _checked(f"tap.{kind}.{'padded' if padded else 'whole'}", error, 1e-5, "sums of attentions in loops")
+    wanted = tapped.expected(2, initializer_range=0.2)
+    found = tapped.tapped_run(tapped.llm(initializer_range=0.2).to(setup.device, HALF), 2)
+    error = float((found.double().cpu() - wanted).abs().max())
+    yield _checked("tap.sdpa.bfloat16", error, 0.05, "the same, a model in bfloat16")
+
+
+def _supervision(setup: Setup) -> Iterator[Figure]:
+    layers = 3
+    states = supervised.states(supervised.llm().double())
+    wanted = supervised.eq4(states, layers)
+    attentions = supervised.plain(supervised.llm(attention="eager").double(), output_attentions=True).attentions
+    shares = supervised.eq5(attentions, layers)
+    for dtype, refined_limit, share_limit in ((torch.float32, 1e-5, 1e-5), (HALF, 0.05, 0.1)):
+        seen = supervised.watch(supervised.llm().to(setup.device, dtype), Basic(layers=layers))
+        name = f"supervision.{str(dtype).removeprefix('torch.')}"
+        yield _checked(f"{name}.refined", _relative(seen.refined, wanted), refined_limit, "Eq. 4 in loops")
+        found = degrees(seen.attention.view(shares.shape))
+        error = float((found.double().cpu() - shares).abs().max())
+        yield _checked(f"{name}.attention", error, share_limit, "Eq. 5 in loops")
+
+
+# Labels
+
+
+def _search(setup: Setup) -> Iterator[Figure]:
+    """Ids must be those of float64, ties included; and at the size of a real list those of the search on the CPU."""
+    backends: tuple[Backend, ...] = ("torch", "int8", "faiss")
+    words, patches = search_twin.unit(3001, 48, 2), search_twin.unit(300, 48, 1)
+    words[7::50] = patches[0]
+    wanted = search_twin.twin(patches, words, 10, -1)
+    large = (search_twin.unit(2000, 64, 3), search_twin.unit(100, 64, 4))
+    if not setup.tiny:
+        large = (search_twin.unit(41_242, 768, 3), search_twin.unit(4 * 576, 768, 4))
+    exact = [part.numpy() for part in WordSearch(large[0], top_n=10, sign=1, backend="torch")(large[1])]
+    for backend in backends:
+        try:
+            small = WordSearch(words, top_n=10, sign=-1, backend=backend, device=setup.device)
+            whole = WordSearch(large[0], top_n=10, sign=1, backend=backend, device=setup.device)
+        except UserError as error:
+            yield Figure(f"search.{backend}", 0, "of its tolerance", f"absent, not checked: {str(error)[:90]}")
+            continue
+        for name, search, given, expected in (
+            ("twin", small, patches, wanted),
+            ("list", whole, large[1], exact),
+        ):
+            ids, scores = (part.numpy() for part in search(given))
+            wrong, error = float((ids != expected[0]).mean()), float(np.abs(scores - expected[1]).max())
+            said = f"ids of float64, {len(given):,} patches, {search.fallbacks} of them scored with all words"
+            yield _checked(f"search.{backend}.{name}.ids", wrong, 1e-9, said)
+            yield _checked(f"search.{backend}.{name}.scores", error, 1e-12, "s in float64")
+
+
+def _paths(setup: Setup) -> Iterator[Figure]:
+    """Unit vectors of patches; the largest difference of a number, in bfloat16 the distance of whole vectors."""
+    for config, name in ((CLIP, "clip"), (SIGLIP, "siglip")):
+        model = random_model(config)
+        folder = save_model(setup.scratch / name, model, config)
+        for spec in paths_of(f"open_clip:{folder}", setup.device):
+            path = spec.rpartition("#")[2]
+            pixels = pixels_of(load_encoder(spec, "cpu"))
+            wanted = _walked(model, path, pixels, pooled=config is SIGLIP)
+            yield from _encoded(setup, f"encoder.{name}.{path}", spec, pixels, wanted)
+    spec = f"s2@1,2:open_clip:{setup.scratch / 'clip'}#vv"
+    encoder = load_encoder(spec, "cpu")
+    pixels = pixels_of(encoder)
+    base = load_encoder(spec.partition(":")[2], "cpu")
+    yield from _encoded(
+        setup, "encoder.s2.vv", spec, pixels, torch.stack([slowly(base, [1, 2], one) for one in pixels])
+    )
+
+
+def _walked(model: Any, path: str, pixels: torch.Tensor, *, pooled: bool) -> torch.Tensor:
+    if path == "pool":
+        return pooled_alone(model, pixels)
+    if pooled:  # timm's own tokens, which end in its norm
+        with torch.no_grad():
+            return unit(model.double().visual.trunk.forward_features(normalised(pixels))[:, 1:])
+    walk = Walk(model.visual, heads=2, quick=False)
+    return torch.stack([unit(walk.path(path, image))[1:] for image in normalised(pixels)])
+
+
+def _encoded(setup: Setup, name: str, spec: str, pixels: torch.Tensor, wanted: torch.Tensor) -> Iterator[Figure]:
+    found = load_encoder(spec, setup.device).patches(pixels.to(setup.device))
+    error = float((found.double().cpu() - wanted).abs().max())
+    yield _checked(f"{name}.float32", error, 2e-5, "a walk through the weights")
+    half = load_encoder(spec, setup.device, EncoderOptions(precision="bfloat16")).patches(pixels.to(setup.device))
+    distance = float(1 - F.cosine_similarity(half.double().cpu(), wanted, dim=-1).mean())
+    yield _checked(f"{name}.bfloat16", distance, 1e-3, "the same: 1 - cosine, the mean over patches")
+
+
+if __name__ == "__main__":
+    if any(not figure.value <= 1 for figure in main(figures, __doc__)):
+        sys.exit(1)

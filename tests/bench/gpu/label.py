@@ -1,0 +1,133 @@
+"""Labels from real JPEGs with ViT-L-14-336's shape in bfloat16: the whole pipeline beside the bare encoder.
+
+    python -m tests.bench.gpu.label [--tiny] [--json FILE] [--images DIR]
+
+Random weights, the whole list 2of12. Without --images: 64 JPEGs of 640 x 480 cut from the sample photos, by hard links
+made 2,000.
+"""
+
+import os
+from collections.abc import Iterator
+from itertools import count, cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sea_pipeline.begin import begin
+from sea_pipeline.candidates import TorchCandidates
+from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
+from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.label import BATCH_SIZE, LabelStage
+from sea_pipeline.run import run
+from sea_pipeline.search import WordSearch
+from sea_pipeline.shards import KIND
+from sea_pipeline.sources import list_samples
+from sea_pipeline.wordlists import WordList, load_wordlist
+from tests.bench.bench_label import crops
+from tests.bench.gpu.common import IMAGES, Setup, main
+from tests.bench.gpu.decoding import decoded, rates, workers_for
+from tests.bench.measure import Figure
+from tests.tiny_clip import CLIP, random_model, save_model
+
+ARCH = "ViT-L-14-336"
+TOP_N = 10
+_BATCHES = (BATCH_SIZE, 64, 128)
+_WORKERS = [1, 2, 4, 8, 16]
+
+
+def figures(setup: Setup) -> Iterator[Figure]:
+    """label.decode.*, label.encoder.*, label.search.share, label.efficiency and label.forecast."""
+    os.environ["SEA_PIPELINE_CACHE"] = str(setup.scratch / "cache")
+    photos = setup.images or str(photos_for(setup))
+    words = load_wordlist("2of12")
+    if setup.tiny:
+        few = setup.scratch / "words.txt"
+        few.write_text("\n".join(words.words[::800]))
+        words = load_wordlist(str(few))
+    spec = _model(setup)
+    preprocess = load_encoder(spec, "cpu").preprocess
+    listing = list_samples(photos)
+    paths = [Path(listing.root) / sample.uri for sample in listing.samples]
+    decode = rates(paths[:500], preprocess, _WORKERS[: 2 if setup.tiny else None])
+    for kind, by_count in decode.items():
+        for workers, rate in by_count.items():
+            yield Figure(f"label.decode.{kind}_{workers}", rate, "images/s", f"{kind} alone, to {preprocess.size} px")
+    encoder = load_encoder(spec, setup.device, EncoderOptions(precision="bfloat16"))
+    embeddings = word_embeddings(encoder, words)
+    stage = LabelStage(
+        encoder, embeddings, top_n=TOP_N, backend="auto", device=setup.device, threads=os.cpu_count() or 1
+    )
+    pixels = torch.from_numpy(np.stack([decoded(path, preprocess) for path in paths[: max(_BATCHES)]]))
+    bare: dict[int, float] = {}
+    for size in _BATCHES[: 1 if setup.tiny else None]:
+        batch = pixels[:size].to(setup.device)
+        bare[size] = len(batch) / setup.seconds(lambda batch=batch: encoder.patches(batch))[0]
+        yield Figure(f"label.encoder.batch_{size}", bare[size], "images/s", f"bare, {ARCH}, pixels on the device")
+    best = max(bare.values())
+    yield from _share(setup, stage, encoder, embeddings, pixels)
+    yield from _whole(setup, stage, encoder, words, photos, best)
+    for kind, by_count in decode.items():
+        said = f"{kind} that decode as fast as the bare encoder encodes, {best:,.0f} images/s"
+        yield Figure(f"label.{kind}_needed", workers_for(best, by_count), kind, said)
+
+
+def photos_for(setup: Setup) -> Path:
+    """A folder of JPEGs: crops of the sample photos, and links to them."""
+    different, wanted = (4, 8) if setup.tiny else (64, 2000)
+    folder = crops(setup.scratch / "photos", different)
+    for number, path in zip(range(different, wanted), cycle(sorted(folder.iterdir())), strict=False):
+        os.link(path, folder / f"{number:04d}.jpg")
+    return folder
+
+
+def _model(setup: Setup) -> str:
+    """The spec of a CLIP with random weights."""
+    if setup.tiny:
+        return f"open_clip:{save_model(setup.scratch / 'clip', random_model(CLIP), CLIP)}"
+    import open_clip
+
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(ARCH).state_dict(), setup.scratch / "random.pt")
+    return f"open_clip:{ARCH}/{setup.scratch / 'random.pt'}"
+
+
+def _share(
+    setup: Setup, stage: LabelStage, encoder: Encoder, embeddings: torch.Tensor, pixels: torch.Tensor
+) -> Iterator[Figure]:
+    """The search's time on the device beside the encoder's, on a batch of what `label` takes at once."""
+    batch = pixels[: stage.batch_size].to(setup.device)
+    vectors = encoder.patches(batch).flatten(0, 1)
+    (encode,) = setup.seconds(lambda: encoder.patches(batch))
+    plain = WordSearch(embeddings, top_n=TOP_N, sign=encoder.sign, backend="torch", device=setup.device)
+    plain._candidates = TorchCandidates(embeddings.to(setup.device))
+    for name, search in (("share", stage.search), ("share_by_float32", plain)):
+        (spent,) = setup.seconds(lambda search=search: search(vectors))
+        kind = type(search._candidates).__name__
+        said = f"encoder and then {kind}, {1e3 * encode:.1f} and {1e3 * spent:.1f} ms for {len(batch)} images"
+        yield Figure(f"label.search.{name}", spent / (encode + spent), "share", said)
+
+
+def _whole(
+    setup: Setup, stage: LabelStage, encoder: Encoder, words: WordList, photos: str, best: float
+) -> Iterator[Figure]:
+    runs = count()
+
+    def label(limit: int | None = None) -> float:
+        """Seconds of a run, as the command makes it once models are loaded."""
+        listing, out = list_samples(photos, limit=limit), setup.scratch / f"out{next(runs)}"
+        companions = {"words.txt": words.text().encode()}
+        ledger = begin(out, KIND, LabelStage.fields(encoder, words, TOP_N), listing, 2048, companions)
+        report = run(ledger, stage, max_bad=0)
+        assert report.images == len(listing.samples), report
+        return report.wall_seconds / report.images
+
+    label(2 if setup.tiny else 128)
+    each = label()
+    said = f"the bare encoder at its best, {best:,.1f} images/s; label {1 / each:,.1f} with {os.cpu_count()} cores"
+    yield Figure("label.efficiency", 1 / each / best, "x", said)
+    yield Figure("label.forecast", IMAGES * each / 3600, "h", f"{IMAGES:,} images at that rate, on one GPU")
+
+
+if __name__ == "__main__":
+    main(figures, __doc__)

@@ -1,0 +1,41 @@
+"""The losses written from the papers, symbol by symbol, and numbers to compute them of."""
+
+import torch
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def sea_twin(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+    """Eq. 9 symbol by symbol."""
+    count, tau = len(visual), 1 / log_scale.exp()
+
+    def phi(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a / a.norm()) @ (b / b.norm())
+
+    total = visual.new_zeros(())
+    for i in range(count):
+        from_visual = sum((phi(visual[i], words[j]) / tau).exp() for j in range(count))
+        from_word = sum((phi(words[i], visual[j]) / tau).exp() for j in range(count))
+        own = (phi(visual[i], words[i]) / tau).exp()
+        total = total + torch.log(own / from_visual) + torch.log(own / from_word)
+    return -total / (2 * count)
+
+
+def attention(count: int) -> torch.Tensor:
+    return random(count, seed=9).softmax(0)
+
+
+def das_twin(visual: torch.Tensor, refined: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Eq. 6 symbol by symbol."""
+    terms = [a * ((v / v.norm() - w / w.norm()) ** 2).sum() for a, v, w in zip(weights, visual, refined, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def sds_twin(
+    visual: torch.Tensor, refined: torch.Tensor, weights: torch.Tensor, embeddings: torch.Tensor
+) -> torch.Tensor:
+    """Eq. 7 with both distributions in full."""
+    p, q = (refined @ embeddings.T).softmax(-1), (visual @ embeddings.T).softmax(-1)
+    return (weights * (p * (p.log() - q.log())).sum(-1)).sum()
