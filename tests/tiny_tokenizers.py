@@ -3,7 +3,7 @@
 import json
 from typing import Literal
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from tokenizers.processors import TemplateProcessing
@@ -29,13 +29,16 @@ CHATML_MARKED = (
 
 
 def llama_like(
-    prepend: Literal["always", "first"] = "always", ends: bool = False, chat_template: str | None = None
+    prepend: Literal["always", "first", "sentencepiece"] = "always",
+    ends: bool = False,
+    chat_template: str | None = None,
 ) -> PreTrainedTokenizerFast:
     """SentencePiece with byte fallback and a BOS of its own.
 
     Args:
         prepend: "always" puts a space before any text between special tokens, as Llama 2's tokenizer with `legacy`
-            does; "first" only at the very start.
+            does in transformers 5; "first" only at the very start; "sentencepiece" as "always", and also where the text
+            begins with spaces of its own.
         ends: whether it also puts an EOS behind every text.
         chat_template: to set.
     """
@@ -49,11 +52,14 @@ def llama_like(
     learned = json.loads(learner.to_str())["model"]
     merges = [tuple(merge) for merge in learned["merges"]]
     tokenizer = Tokenizer(BPE(learned["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.pre_tokenizer = Metaspace(prepend_scheme=prepend, split=False)
+    if prepend == "sentencepiece":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = Metaspace(prepend_scheme=prepend, split=False)
     tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>" if ends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    return _wrapped(tokenizer, "<s>", "</s>", chat_template)
+    return _wrapped(tokenizer, "<s>", "</s>", chat_template, unk_token="<unk>")
 
 
 def byte_level(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
@@ -68,8 +74,10 @@ def byte_level(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
     return _wrapped(tokenizer, "<|im_start|>", "<|im_end|>", chat_template)
 
 
-def _wrapped(tokenizer: Tokenizer, bos: str, eos: str, chat_template: str | None) -> PreTrainedTokenizerFast:
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
+def _wrapped(
+    tokenizer: Tokenizer, bos: str, eos: str, chat_template: str | None, **special: str
+) -> PreTrainedTokenizerFast:
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, **special)
     wrapped.add_tokens(["<image>"], special_tokens=True)
     wrapped.chat_template = chat_template
     return wrapped

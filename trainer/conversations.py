@@ -20,7 +20,7 @@ from sea_pipeline.storage import cache_folder, canonical_json, file_sha256, make
 from trainer.encode import Conversation, Encoder
 from trainer.templates import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 
-VERSION = 2
+VERSION = 3
 """Raised with every change of what a row holds: older caches are then not found any more."""
 
 _CHUNK = 64

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.storage import data_folder
 from trainer.recipe import PRESETS, Recipe
 
@@ -62,11 +63,12 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text("utf-8"), _Yaml)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; give a recipe, such as those in jobs/") from error
     except (yaml.YAMLError, ValueError) as error:  # dates that are none are ValueErrors, bytes that are no text too
-        raise UserError(f"{path}: expected YAML; {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: expected YAML; {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of keys; found {type(content).__name__}")
+        found = "nothing" if content is None else f"{content!r:.40}"
+        raise UserError(f"{path}: expected keys and values, as the recipes in jobs/ have them; found {found}")
     base = content.pop("base", None)
     if base is None:
         return content
@@ -89,8 +91,24 @@ def _problem(item: Any) -> str:  # noqa: ANN401 - pydantic's error
     if not place:
         return str(message)
     if item["type"] == "extra_forbidden":
-        return f"{place}: there is no such key"
+        keys = _keys(item["loc"][:-1])
+        near = get_close_matches(str(item["loc"][-1]), keys, cutoff=0.7)
+        return f"{place}: there is no such key" + (f"; expected {' or '.join(near) or ', '.join(keys)}" if keys else "")
     return f"{place}: {message[0].lower()}{message[1:]}, found {item['input']!r:.80}"
+
+
+def _keys(place: Sequence[str | int]) -> list[str]:
+    """The keys that a recipe has at a place, as pydantic names it; none where that is no mapping."""
+    model: type[BaseModel] = Recipe
+    for part in place:
+        if part not in model.model_fields:  # pydantic's name for one of several types that would do
+            continue
+        kind = model.model_fields[str(part)].annotation
+        models = [each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)
 
 
 def _split_overrides(overrides: Sequence[str], stages: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,7 +120,7 @@ def _split_overrides(overrides: Sequence[str], stages: set[str]) -> tuple[dict[s
         try:
             nested = yaml.load(value, _Yaml)
         except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
+            raise UserError(f"--set {text}: the value is no YAML: {one_line(error)}") from error
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         common = _merge(common, nested)

@@ -12,7 +12,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 
 TemplateName = Literal["plain", "vicuna_v1", "own"]
 Message: TypeAlias = dict[str, str]
@@ -44,8 +44,9 @@ Template: TypeAlias = Callable[[list[Message]], Rendered]
 def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDER) -> list[Message]:  # noqa: ANN401
     """LLaVA's turns as messages in which `image_token` stands where each image goes.
 
-    A message with one `<image>` gets it at its front, with a newline after it, as in LLaVA; several stay where they are
-    (LLaVA keeps one of them). Images without any `<image>` go to the front of the first question.
+    A message with one `<image>` gets it at its front, with a newline after it, as in LLaVA. Several stay where they
+    are, if there are as many images; for one image a message they become one, as in LLaVA. Images without any `<image>`
+    go to the front of the first question.
 
     Args:
         conversations: the field of that name: a list of {"from": human | gpt | system, "value": text}.
@@ -66,17 +67,19 @@ def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDE
                     f"({message['role']}); remove it there"
                 )
     questions = [message for message in messages if message["role"] == "user"]
-    found = sum(message["content"].count(PLACEHOLDER) for message in questions)
+    written = [message["content"].count(PLACEHOLDER) for message in questions]
+    found = sum(written)
+    fused = found != images == sum(map(bool, written))
     if images and not found:
         questions[0]["content"] = f"{PLACEHOLDER * images}\n{questions[0]['content'].strip()}".strip()
-    elif found != images:
+    elif found != images and not fused:
         raise UserError(
             f"expected one {PLACEHOLDER} in the questions for each of {images} images, or none at all; found {found}; "
             "make them agree"
         )
     for message in questions:
         text = message["content"]
-        if text.count(PLACEHOLDER) == 1:
+        if text.count(PLACEHOLDER) == 1 or (fused and PLACEHOLDER in text):
             text = f"{PLACEHOLDER}\n{text.replace(PLACEHOLDER, '').strip()}".strip()
         message["content"] = text.replace(PLACEHOLDER, image_token)
     return messages
@@ -118,8 +121,9 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
 
     `plain` is LLaVA's first stage: images, caption, newline; the question is thrown away, caption and newline are
     trained, no EOS. `vicuna_v1` is its second: `<system> USER: Q ASSISTANT: A</s>USER: ...` with the tokenizer's EOS
-    for `</s>`; trained is what follows each `ASSISTANT:`, EOS included. `own` is the tokenizer's chat template: trained
-    is what its `{% generation %}` marks, or each answer up to the token that ends its turn.
+    for `</s>`; trained is what follows each `ASSISTANT:`, EOS included. As LLaVA writes it, an empty message is `USER:`
+    or `ASSISTANT:` alone, with no space or EOS behind it; an empty answer trains nothing. `own` is the tokenizer's chat
+    template: trained is what its `{% generation %}` marks, or each answer up to the token that ends its turn.
 
     Raises:
         UserError: the tokenizer has no EOS (`vicuna_v1`) or no chat template (`own`); when called, messages that the
@@ -166,10 +170,11 @@ def _vicuna(messages: list[Message], eos: str) -> Rendered:
         system, messages = messages[0]["content"], messages[1:]
     text, spans = f"{system} ", []
     for question, answer in zip(messages[::2], messages[1::2], strict=True):
-        text += f"USER: {question['content']} ASSISTANT:"
-        start = len(text)  # before the space: a tokenizer that keeps it apart must learn it too
-        text += f" {answer['content']}{eos}"
-        spans.append((start, len(text)))
+        text += f"USER: {question['content']} ASSISTANT:" if question["content"] else "USER:ASSISTANT:"
+        if answer["content"]:
+            start = len(text)  # before the space: a tokenizer that keeps it apart must learn it too
+            text += f" {answer['content']}{eos}"
+            spans.append((start, len(text)))
     return Rendered(text, spans)
 
 
@@ -191,7 +196,7 @@ def _render(
             **names,
         )
     except TemplateError as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(f"the chat template of {tokenizer.name_or_path} cannot render this sample: {reason}") from error
     (text,), spans = rendered
     return text, spans[0] if marks else []

@@ -41,10 +41,11 @@ def load(path: Path, tokenizer: Any, template: Any, **more: Any) -> datasets.Dat
     return load_conversations(path, tokenizer, template=template, **{"image_tokens": 5, "max_length": 10_000} | more)
 
 
-def samples() -> Iterator[tuple[Pairs, str | None]]:
-    for answer in ANSWERS:
+def samples(*, empty: bool = True) -> Iterator[tuple[Pairs, str | None]]:
+    """`empty`: with messages that say nothing, from which LLaVA's template takes the spaces and the EOS."""
+    for answer in filter(None, ANSWERS) if not empty else ANSWERS:
         yield [("<image>\nWhat is it?", answer)], "a.jpg"
-        yield [("What?", answer), ("1 你", "It."), ("", answer)], None
+        yield [("What?", answer), ("1 你", "It."), ("" if empty else "?", answer)], None
         yield [("Why? <image>", "Because."), ("And so?", answer)], "a.jpg"
 
 

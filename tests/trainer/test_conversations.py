@@ -72,8 +72,8 @@ def v1_pieces(pairs: Pairs, eos: str) -> list[tuple[str, bool]]:
 
 def test_v1_is_llavas_token_by_token(tmp_path: Path) -> None:
     tokenizer = llama_like("always")
-    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples()))
-    expected = [llava_v1(tokenizer, pairs) for pairs, _ in samples()]
+    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples(empty=False)))
+    expected = [llava_v1(tokenizer, pairs) for pairs, _ in samples(empty=False)]
     assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected
 
 
@@ -92,8 +92,8 @@ def test_plain_is_llavas_token_by_token(tmp_path: Path) -> None:
 def test_other_tokenizers_see_one_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Here LLaVA's own way would put a space behind each image that no processor puts there at inference."""
     eos = str(tokenizer.eos_token)
-    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples()))
-    expected = [piecewise(tokenizer, v1_pieces(pairs, eos)) for pairs, _ in samples()]
+    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples(empty=False)))
+    expected = [piecewise(tokenizer, v1_pieces(pairs, eos)) for pairs, _ in samples(empty=False)]
     assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected
     data = written(tmp_path, *(record([("Describe it.", answer)], ["a.jpg", "b.jpg"]) for answer in ANSWERS))
     expected = [piecewise(tokenizer, [("<image><image>", False), (f"{answer}\n", True)]) for answer in ANSWERS]
@@ -259,5 +259,6 @@ def test_smollm2s_own_tokenizer_and_template(tmp_path: Path) -> None:
         answers = "".join(answer + "<|im_end|>" for _, answer in pairs)
         trained = [token for token, mark in zip(row["input_ids"], row["trained"], strict=True) if mark]
         assert tokenizer.decode(trained) == answers
-    expected = [piecewise(tokenizer, v1_pieces(pairs, "<|im_end|>")) for pairs, _ in samples()]
+    data = written(tmp_path, *(record(pairs, image) for pairs, image in samples(empty=False)))
+    expected = [piecewise(tokenizer, v1_pieces(pairs, "<|im_end|>")) for pairs, _ in samples(empty=False)]
     assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected

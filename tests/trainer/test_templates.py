@@ -25,6 +25,8 @@ def trained(rendered: Rendered) -> list[str]:
         (["<image>"], 1, ["<image>"]),
         (["Hi. ", "And this? <image>"], 1, ["Hi. ", "<image>\nAnd this?"]),
         (["Is <image> like <image>?"], 2, ["Is <image> like <image>?"]),
+        (["Is <image> like <image>?"], 1, ["<image>\nIs  like ?"]),
+        (["<image><image>", "And <image> or <image>?"], 2, ["<image>", "<image>\nAnd  or ?"]),
         (["See <image>.", "And <image>?"], 2, ["<image>\nSee .", "<image>\nAnd ?"]),
         ([" What?", "Why?"], 1, ["<image>\nWhat?", "Why?"]),
         (["What?"], 2, ["<image><image>\nWhat?"]),
@@ -58,7 +60,8 @@ def test_the_tokenizers_name_of_an_image_stands_in_the_messages() -> None:
         (turns("a", "b", "c"), 0, "<image>", "gpt last .*found human, gpt, human"),
         (turns("a", "b") + turns("c", "d", system="s"), 0, "<image>", "found human, gpt, system, human, gpt"),
         (turns(system="s"), 0, "<image>", "found system"),
-        (turns("<image> <image>", "b"), 1, "<image>", "each of 1 images.*found 2"),
+        (turns("<image> <image>", "b"), 3, "<image>", "each of 3 images.*found 2"),
+        (turns("<image> <image>", "b", "<image>", "d"), 1, "<image>", "each of 1 images.*found 3"),
         (turns("a", "b", "<image>", "d"), 2, "<image>", "each of 2 images.*found 1"),
         (turns("<image>", "b"), 0, "<image>", "each of 0 images.*found 1"),
         (turns("<image>", "an <image>"), 2, "<image>", r"in questions only.*turn 2 \(assistant\)"),
@@ -96,6 +99,9 @@ def test_vicuna_v1_to_the_letter() -> None:
         "ASSISTANT: It purrs.</s>"
     )
     assert trained(rendered) == [" A cat.</s>", " It purrs.</s>"]
+    empty = render(read_messages(turns("a", "", "", "b"), 0))
+    assert empty.text == f"{VICUNA_SYSTEM} USER: a ASSISTANT:USER:ASSISTANT: b</s>"
+    assert trained(empty) == [" b</s>"]
     other = render(read_messages(turns("a", "b", system="Be brief."), 0))
     assert other.text == "Be brief. USER: a ASSISTANT: b</s>"
     assert VICUNA_SYSTEM not in other.text
