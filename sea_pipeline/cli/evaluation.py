@@ -1,0 +1,74 @@
+"""The command that hands an exported model to the public harnesses, and reads what they found."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sea_pipeline.cli import app, completion, print_json
+from sea_pipeline.errors import UserError
+
+
+@app.command()
+def eval_commands(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A LLaVA folder, such as export writes.", show_default=False, autocompletion=completion.models
+        ),
+    ] = None,
+    suite: Annotated[
+        Literal["sea", "basic", "smoke"],
+        typer.Option(help="The columns of SEA's tables, of BASIC's, or two small tasks of ours that show it runs."),
+    ] = "sea",
+    llm: Annotated[
+        Path | None, typer.Option(help="Its LLM alone, for lm-eval. Default: the folder's name with -llm.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="For the harnesses' results. Default: the folder's name with -results.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
+    gpus: Annotated[int, typer.Option(min=1, help="How many share the questions.")] = 1,
+    collect: Annotated[
+        Path | None, typer.Option(help="Read the harnesses' results instead: their output folder, or one file of it.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="With --collect, results of another model, to be set beside it.")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `suite`, `harnesses`, `steps`; with --collect `suite`, `columns`, `papers`, `ours`, "
+            "`baseline`, `difference`, `notes`.",
+        ),
+    ] = False,
+) -> None:
+    """Print the commands that evaluate a model with lmms-eval and lm-eval, or make the papers' table of their results.
+
+    What is printed is a shell script; what a command needs, such as a judge's key, is said above it.
+
+    Example: sea-pipeline eval-commands exports/x --suite sea
+    """
+    from sea_pipeline import console_training
+    from trainer.harness import collect as collected
+    from trainer.suites import SuiteSettings, eval_steps, suite_pins
+
+    if collect is not None:
+        table = collected(suite, collect, baseline)
+        if as_json:
+            print_json({"suite": suite, **table.to_json()})
+        else:
+            console_training.collected_table(table)
+        return
+    if folder is None:
+        raise UserError("eval-commands: expected a model's folder, or --collect RESULTS; see --help")
+    if baseline is not None:
+        raise UserError("--baseline: is for --collect RESULTS, to be set beside it")
+    steps = eval_steps(SuiteSettings.of(folder=folder, suite=suite, llm=llm, out=out, device=device, gpus=gpus))
+    pins = suite_pins(suite)
+    if as_json:
+        harnesses = {name: pin.model_dump() for name, pin in pins.items()}
+        print_json({"suite": suite, "harnesses": harnesses, "steps": [step.to_json() for step in steps]})
+    else:
+        console_training.eval_script(pins, steps)

@@ -1,0 +1,198 @@
+"""The commands of a suite, and whether the harnesses of the pinned versions have every task and metric in it."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.storage import data_folder
+from tests.tiny_runs import World
+from trainer.export import ExportSettings, export_model
+from trainer.suites import Column, Step, Suite, SuiteSettings, eval_steps, suite_columns, suite_pins
+from trainer.towers import S2TowerConfig
+
+HARNESSES = Path(sys.prefix) / "harness"
+"""Where `make .venv` puts them."""
+SUITES: tuple[Suite, ...] = ("sea", "basic", "smoke")
+OWN = data_folder("jobs") / "eval"
+
+
+@pytest.fixture
+def exported(tiny: World, tmp_path: Path) -> Path:
+    return export_model(ExportSettings(source=tiny.model, out=tmp_path / "exports" / "x")).out
+
+
+def steps(folder: Path, suite: Suite, **settings: Any) -> dict[str, Step]:
+    return {step.column: step for step in eval_steps(SuiteSettings.of(folder=folder, suite=suite, **settings))}
+
+
+def test_the_commands_of_sea(exported: Path) -> None:
+    found = steps(exported, "sea")
+    assert list(found) == ["", *suite_columns("sea")]
+    assert shlex.join(found[""].command) == f"sea-pipeline export {exported} --out {exported}-llm --llm-only"
+    assert shlex.join(found["GQA"].command) == (
+        f"python -m lmms_eval --model llava_hf --model_args pretrained={exported},dtype=bfloat16,device_map=cuda "
+        f"--device cuda --batch_size 1 --tasks gqa --output_path {exported}-results"
+    )
+    assert shlex.join(found["MMLU"].command) == (
+        f"python -m lm_eval --model hf --model_args pretrained={exported}-llm,dtype=bfloat16 --device cuda "
+        f"--batch_size 8 --tasks mmlu --num_fewshot 5 --output_path {exported}-results"
+    )
+    assert f"--tasks textvqa_val_ocr --include_path {OWN / 'lmms_eval'}" in shlex.join(found["TextVQA"].command)
+    assert "OPENAI_API_KEY" in found["MM-Vet"].note
+    for column in ("VQAv2", "VizWiz", "MMB"):
+        assert "server" in found[column].note
+
+
+def test_several_gpus_and_a_cpu(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text("{}")
+    found = steps(exported, "sea", gpus=8, llm=tmp_path / "llm", out=tmp_path / "out")
+    assert "" not in found, "the LLM is there"
+    for name, step in found.items():
+        assert step.command[:4] == ("accelerate", "launch", "--num_processes", "8")
+        assert not {"--device", "device_map"} & set(shlex.join(step.command).replace("=", " ").split()), name
+        assert step.command[-1] == str(tmp_path / "out")
+    on_cpu = steps(exported, "smoke", device="cpu")
+    assert f"pretrained={exported},dtype=float32,device_map=cpu" in on_cpu["photos"].command
+
+
+def test_a_tower_of_ours_starts_the_harness_in_a_process_that_knows_it(exported: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    config["vision_config"]["model_type"] = S2TowerConfig.model_type
+    (exported / "config.json").write_text(json.dumps(config))
+    found = steps(exported, "sea")
+    assert found["GQA"].command[:2] == ("python", "-c")
+    assert "import runpy, trainer.towers; runpy.run_module('lmms_eval'" in found["GQA"].command[2]
+    assert found["MMLU"].command[:3] == ("python", "-m", "lm_eval")
+    with pytest.raises(UserError, match="--gpus 2: expected 1, as transformers lacks the tower"):
+        steps(exported, "sea", gpus=2)
+
+
+def test_the_script_as_printed(command: Any, exported: Path) -> None:
+    """Comments and commands only, as it is meant for a shell."""
+    code, stdout, stderr = command("eval-commands", exported, "--suite", "basic")
+    assert code == 0, stderr
+    lines = [line for line in stdout.splitlines() if line and not line.startswith("#")]
+    assert lines == [shlex.join(step.command) for step in steps(exported, "basic").values()]
+    assert "# lmms-eval 0.7.3: pip install lmms-eval==0.7.3 decord" in stdout
+    assert "lm-eval 0.4" not in stdout, "BASIC has no MMLU"
+    assert f"# MM-Vet: {suite_columns('basic')['MM-Vet'].note}" in stdout
+
+
+def test_the_commands_as_json(command: Any, exported: Path) -> None:
+    code, stdout, _ = command("eval-commands", exported, "--suite", "smoke", "--device", "cpu", "--json")
+    assert code == 0
+    found = json.loads(stdout)
+    assert set(found) == {"suite", "harnesses", "steps"}
+    assert found["harnesses"]["lm_eval"]["version"] == "0.4.13"
+    assert [step["column"] for step in found["steps"]] == ["", "questions", "photos"]
+    assert shlex.split(found["steps"][2]["shell"]) == found["steps"][2]["command"]
+
+
+def test_what_is_refused_in_one_line(command: Any, exported: Path, tmp_path: Path) -> None:
+    llm = tmp_path / "llm"
+    llm.mkdir()
+    (llm / "config.json").write_text('{"model_type": "llama"}')
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((exported / "config.json").read_text())
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    for arguments, said in (
+        ([], "expected a model's folder, or --collect RESULTS"),
+        ([exported, "--baseline", exported], "--baseline: is for --collect"),
+        ([tmp_path / "a,b"], "a,b: expected a path without a comma"),
+        ([tmp_path / "nowhere"], "config.json: expected a model's configuration; it cannot be read"),
+        ([broken], "config.json: expected a model's configuration; it cannot be read"),
+        ([llm], "expected a LLaVA folder; found model_type 'llama'; an LLM goes to --llm"),
+        ([bare], "expected a chat template; found none; write the folder with sea-pipeline export"),
+    ):
+        code, _, stderr = command("eval-commands", *arguments)
+        assert code == 1
+        assert said in stderr
+        assert stderr.count("\n") == 1
+
+
+# The harnesses themselves
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """A task's YAML over what it includes; functions as their names."""
+
+    class Loader(yaml.SafeLoader):
+        """With the harnesses' tag."""
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    content: dict[str, Any] = yaml.load(path.read_text("utf-8"), Loader)
+    return {**read_task(path.parent / content.pop("include")), **content} if "include" in content else content
+
+
+def task_file(harness: str, task: str) -> Path:
+    """Of a task or group, ours or the harness's."""
+    own = OWN / harness / f"{task}.yaml"
+    tasks = (own,) if own.is_file() else (HARNESSES / harness / "tasks").rglob("*.yaml")
+    names = [f"{key}: {quote}{task}{quote}" for key in ("task", "group") for quote in ("", '"')]
+    (found,) = [path for path in tasks if set(names) & {line.rstrip() for line in path.read_text("utf-8").splitlines()}]
+    return found
+
+
+pinned = pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them")
+
+
+@pinned
+def test_the_pinned_versions_are_what_the_tests_look_at() -> None:
+    there = {each.name.replace("-", "_"): each.version for each in distributions(path=[str(HARNESSES)])}
+    pins = suite_pins("sea")
+    assert {name: there[name] for name in pins} == {name: pin.version for name, pin in pins.items()}
+    for pin in pins.values():
+        assert pin.version in pin.install
+
+
+@pinned
+@pytest.mark.parametrize("name", sorted({name for suite in SUITES for name in suite_columns(suite)}))
+def test_the_harness_has_the_task_and_its_metric(name: str) -> None:
+    column: Column = {name: column for suite in SUITES for name, column in suite_columns(suite).items()}[name]
+    task = read_task(task_file(column.harness, column.task))
+    metrics = task.get("metric_list") or task["aggregate_metric_list"]
+    assert column.metric in [each["metric"] for each in metrics]
+
+
+@pinned
+@pytest.mark.parametrize(
+    ("task", "like", "differs"),
+    [
+        ("textvqa_val_ocr", "textvqa_val", {("metric_list",), ("lmms_eval_specific_kwargs", "default", "ocr")}),
+        (
+            "mmvet_llava",
+            "mmvet",
+            {("generation_kwargs", "temperature"), ("lmms_eval_specific_kwargs", "default", "pre_prompt")},
+        ),
+    ],
+)
+def test_our_variant_of_a_task_differs_only_where_it_says_so(task: str, like: str, differs: set[Any]) -> None:
+    """Functions of the harness's module; other models' settings do not matter."""
+    stock = task_file("lmms_eval", like)
+    package = f"lmms_eval.tasks.{stock.parent.name}."
+    own = leaves(read_task(task_file("lmms_eval", task)))
+    ours = {place: str(value).replace(package, "") for place, value in own}
+    theirs = {place: str(value) for place, value in leaves(read_task(stock))}
+    others = {place for place in theirs if place[0] == "lmms_eval_specific_kwargs" and place[1] != "default"}
+    changed = {place for place in {*ours, *theirs} - others if ours.get(place) != theirs.get(place)}
+    assert changed == {("task",), *differs}
+
+
+def leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not isinstance(value, dict):
+        yield place, value
+        return
+    for key, inner in value.items():
+        yield from leaves(inner, (*place, key))
