@@ -145,7 +145,7 @@ def kill_at(event: str, step: int) -> None:
         MetricsLog.on_log = die(lambda log, args, state, control: state.global_step == step, MetricsLog.on_log)  # type: ignore[method-assign]
     else:
         checkpoints.save_trained = die(
-            lambda model, balance, folder, state: folder.name == f"checkpoint-{step}", checkpoints.save_trained
+            lambda state, balances, folder: folder.name == f"checkpoint-{step}", checkpoints.save_trained
         )
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
+
+from trainer.sharding import whole
 
 _KEEP = 0.9
 """Of the running means, at each measurement."""
@@ -14,7 +17,7 @@ _KEEP = 0.9
 class Balance(nn.Module):
     """The weight of a term beside L_lm; with `auto` it holds |weight * grad L_term| / |grad L_lm| at a stated value.
 
-    The gradients are those by the projector's parameters, of one micro-batch, with no weight applied. What it has
+    The gradients are those by the projector's parameters, of a whole step, with no weight applied. What it has
     measured is part of a checkpoint, so that a resumed run goes on with the same weight.
 
     Args:
@@ -48,7 +51,7 @@ class Balance(nn.Module):
 
 
 class Probe:
-    """Remembers what one forward and backward pass show of the projector, for `norms`."""
+    """Remembers what one forward and backward pass show of the projector, for `gradients`."""
 
     def __init__(self, projector: nn.Module) -> None:
         self._projector = projector
@@ -68,31 +71,38 @@ class Probe:
         finally:
             handle.remove()
 
-    def term(self, name: str, loss: torch.Tensor, visual: torch.Tensor) -> None:
-        """Takes the gradient of a loss by V now, through the loss alone."""
-        (self._gradients[name],) = torch.autograd.grad(loss, visual, retain_graph=True)
-
-    def follow(self, name: str, visual: torch.Tensor, scale: float) -> None:
-        """Takes the gradient by V when the backward pass reaches it, divided by `scale`."""
+    def follow(self, name: str, visual: torch.Tensor | None, scale: float) -> None:
+        """Takes the gradient by V when the backward pass reaches it, divided by `scale`; None: there is no V."""
 
         def keep(gradient: torch.Tensor) -> None:
             self._gradients[name] = gradient.detach() / scale
 
-        visual.register_hook(keep)
+        if visual is not None:
+            visual.register_hook(keep)
 
-    def norms(self) -> dict[str, float]:
-        """The norm of each gradient on the projector's parameters: one more forward of the projector alone."""
-        parameters = [parameter for parameter in self._projector.parameters() if parameter.requires_grad]
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Each gradient on the projector's parameters, (`size`,): one more forward of the projector alone."""
+        weights = {name: whole(value.detach()) for name, value in self._projector.named_parameters()}
         features, gradients = self._features, self._gradients
         self._features, self._gradients = None, {}
+        parameters = [weights[name].requires_grad_() for name in self._trained()]
         if features is None or not gradients or not parameters:
             return {}
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-            visual = self._projector(features.to(parameters[0].dtype))
+            visual = functional_call(self._projector, weights, (features.to(parameters[0].dtype),))
             found = {}
             for name, gradient in gradients.items():
                 by_parameter = torch.autograd.grad(
                     visual, parameters, gradient.view_as(visual).to(visual.dtype), retain_graph=True
                 )
-                found[name] = float(torch.stack([part.norm() for part in by_parameter]).norm())
+                found[name] = torch.cat([part.flatten() for part in by_parameter])
         return found
+
+    @property
+    def size(self) -> int:
+        """How many values a gradient has."""
+        trained = self._trained()
+        return sum(value.numel() for name, value in self._projector.named_parameters() if name in trained)
+
+    def _trained(self) -> list[str]:
+        return [name for name, value in self._projector.named_parameters() if value.requires_grad]

@@ -79,6 +79,8 @@ class BasicTerm:
     ) -> dict[str, torch.Tensor]:
         """The terms by name: sums over an image's tokens, means over a sample's images, then over samples.
 
+        Beside each, V on its way into it as `visual_NAME`, (I * m, d), whose gradient is that of the term alone.
+
         Args:
             visual: V, (I, m, d), with a graph to the projector alone.
             refined: V^, (I, m, d) or (I * m, d).
@@ -89,14 +91,16 @@ class BasicTerm:
         samples = torch.arange(len(images), device=images.device).repeat_interleave(images)
         shares = image_weights(samples).to(visual.device)
         weights = (self.degrees(attention.view(visual.shape[:2])) * shares.unsqueeze(-1)).flatten()
-        flat, targets = visual.flatten(0, 1), refined.reshape(-1, visual.shape[-1])
-        found = {}
+        targets = refined.reshape(-1, visual.shape[-1])
+        found = {f"visual_{name}": visual.flatten(0, 1) for name in self.terms}
         with torch.autocast(visual.device.type, enabled=False):
             if "das" in self.terms:
-                found["das"] = losses.das(flat, targets, weights)
+                found["das"] = losses.das(found["visual_das"], targets, weights)
             if "sds" in self.terms:
                 vocabulary = self.embeddings(embed)
-                found["sds"] = losses.sds(flat, targets, weights, vocabulary, matmul_dtype=self._matmul_dtype)
+                found["sds"] = losses.sds(
+                    found["visual_sds"], targets, weights, vocabulary, matmul_dtype=self._matmul_dtype
+                )
         return found
 
     def degrees(self, attention: torch.Tensor) -> torch.Tensor:

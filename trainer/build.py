@@ -10,13 +10,14 @@ import torch
 from sea_pipeline.label_run import ProgressBar
 from sea_pipeline.store import LabelStore
 from sea_pipeline.teacher import TargetStore
+from trainer.arguments import training_arguments
 from trainer.balance import Balance
 from trainer.basic import BasicTerm
 from trainer.data import Labels, TrainingData
 from trainer.evaluate import Evaluator
 from trainer.features import tower_features
 from trainer.load import ModelFolder, load_model, sea_term
-from trainer.loop import AlignTrainer, learning_rate, training_arguments
+from trainer.loop import AlignTrainer, learning_rate
 from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
 from trainer.sources import Conversations, labels_for

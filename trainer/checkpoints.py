@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sea_pipeline.errors import UserError
+from trainer.sharding import fill
 
 _TRAINED = "trained.safetensors"
 _BALANCE = "balance."
@@ -20,14 +21,10 @@ _STATE = "trainer_state.json"
 """What the Trainer writes last."""
 
 
-def save_trained(
-    model: nn.Module, balances: nn.Module, folder: Path, state: dict[str, torch.Tensor] | None = None
-) -> None:
-    """Writes every parameter that trains, and what the balances have measured."""
+def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Path) -> None:
+    """Writes every parameter that trains, by name, and what the balances have measured."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = dict(model.named_parameters()) if state is None else state
-    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    kept = {name: value.detach().cpu().contiguous() for name, value in values.items() if name in trains}
+    kept = {name: value.contiguous() for name, value in state.items()}
     kept |= {f"{_BALANCE}{name}": value for name, value in balances.state_dict().items()}
     save_file(kept, folder / _TRAINED)
 
@@ -44,9 +41,8 @@ def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if differing := sorted(parameters.keys() ^ found.keys()):
         raise UserError(f"{folder}: holds other trained parameters than this recipe's, such as {differing[0]}")
-    with torch.no_grad():
-        for name, value in found.items():
-            parameters[name].copy_(value)
+    for name, value in found.items():
+        fill(parameters[name], value)
 
 
 def latest(folder: Path) -> Path | None:
@@ -67,6 +63,11 @@ def latest(folder: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps that a checkpoint has behind it."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: each has left the state of its random numbers."""
+    return len(list(checkpoint.glob("rng_state*.pth")))
 
 
 def kept(folder: Path) -> str:

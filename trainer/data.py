@@ -19,6 +19,7 @@ from sea_pipeline.teacher import Targets, TargetStore
 from trainer import geometry
 from trainer.model import Batch
 from trainer.recipe import Sea
+from trainer.sampler import BLANK
 from trainer.sampling import draw, generator, one_patch_per_word
 
 
@@ -109,11 +110,13 @@ class TrainingData(Dataset[Sample]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """One sample.
+        """One sample; at `BLANK` a token of which nothing is trained.
 
         Raises:
             UserError: an image cannot be read, or its labels do not fit the tower.
         """
+        if index == BLANK:
+            return _blank()
         epoch, place = divmod(int(index), len(self.rows))
         row = self.rows[place]
         random = generator(self._seed, epoch, place)
@@ -180,6 +183,14 @@ class TrainingData(Dataset[Sample]):
         return ids.repeat_interleave(repeats), trained.repeat_interleave(repeats)
 
 
+def _blank() -> Sample:
+    none = np.zeros(0, np.int64)
+    token, trained = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
+    return Sample(
+        row=BLANK, epoch=0, input_ids=token, trained=trained, images=None, patches=none, words=none, targets=[]
+    )
+
+
 class Collator:
     """Samples to a right-padded `Batch`: one patch per word among them all (SEA section 4.2).
 
@@ -198,20 +209,22 @@ class Collator:
         self._seed = seed
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """See `Batch`."""
+        """See `Batch`; blank samples are left out, but where there are no others."""
+        samples = [sample for sample in samples if sample["row"] != BLANK] or samples[:1]
+        rows = [sample["row"] for sample in samples if sample["row"] != BLANK]
         ids = [sample["input_ids"] for sample in samples]
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self._pad)
         trained = torch.nn.utils.rnn.pad_sequence([sample["trained"] for sample in samples], batch_first=True)
         lengths = torch.tensor([len(one) for one in ids])
         predict = trained[:, 1:].nonzero()
-        random = np.random.default_rng((self._seed, samples[0]["epoch"], *(sample["row"] for sample in samples)))
+        random = np.random.default_rng((self._seed, samples[0]["epoch"], *rows))
         batch = Batch(
             input_ids=padded,
             attention_mask=(torch.arange(padded.shape[1]) < lengths[:, None]).long(),
             predict=predict[:, 0] * padded.shape[1] + predict[:, 1],
             targets=padded[:, 1:][trained[:, 1:]],
-            rows=torch.tensor([sample["row"] for sample in samples]),
-            seed=int(random.integers(2**31)),
+            rows=torch.tensor(rows, dtype=torch.int64),
+            seed=self._seed_of(samples),
         )
         images = [sample["images"] for sample in samples if sample["images"] is not None]
         if images and self._features:
@@ -224,6 +237,11 @@ class Collator:
         if self._labels is not None:
             batch["sea_patches"], batch["sea_words"] = self._pairs(samples, self._labels, random)
         return batch
+
+    def _seed_of(self, samples: Sequence[Sample]) -> int:
+        """By the first sample alone: the first process of several then draws what one with all the samples would."""
+        first = samples[0]
+        return int(np.random.default_rng((self._seed, first["epoch"], first["row"] + 1)).integers(2**31))
 
     def _pairs(
         self, samples: Sequence[Sample], labels: Labels, random: np.random.Generator

@@ -88,13 +88,14 @@ class Evaluator:
             return dict(self._metrics(model, advance))
 
     def _metrics(self, model: AlignedLlava, advance: Callable[[int], None]) -> Iterator[tuple[str, float]]:
-        embeddings = self.embeddings(model)
-        table = self.word_table(embeddings)
         loss, trained = 0.0, 0
         tacs: list[float] = []
         seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
-        for batch in self.batches(embeddings.device):
+        for number, batch in enumerate(self.batches(model.device)):
             given = model(**batch)
+            if not number:  # FSDP wants a call of the whole model before one of a part
+                embeddings = self.embeddings(model)
+                table = self.word_table(embeddings)
             loss += float(given.get("lm", 0.0))
             trained += len(batch["targets"])
             if "visual" in given:

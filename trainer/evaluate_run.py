@@ -32,7 +32,7 @@ class EvaluateSettings(Settings):
     """A LLaVA folder."""
     data: str
     """A LLaVA `.json` or `.jsonl` file, or `samples`."""
-    labels: Path | None = None
+    labels: str | Path | None = None
     image_root: Path | None = None
     template: Literal["plain", "vicuna_v1", "own"] = "own"
     transfer: bool = False

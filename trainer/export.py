@@ -1,7 +1,7 @@
 """`sea-pipeline export` as a function: a run or a model folder in, a folder for other programs out."""
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,11 @@ class Exported:
     """What a reader of the folder must know, a sentence each."""
     pushed: str | None = None
     """The address of the upload."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: the fields, `out` as `folder`."""
+        fields = asdict(self)
+        return {"folder": str(fields.pop("out")), **fields}
 
 
 def export_model(settings: ExportSettings) -> Exported:

@@ -32,7 +32,9 @@ def check_model_folder(folder: Path) -> Checked:
             tower and `vision_feature_select_strategy` give features, or they use different ids for `<image>`.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: there is no config.json in it; expected a folder made by sea-pipeline init")
+        inner = sorted(path.parent for path in (*folder.glob("model/config.json"), *folder.glob("*/model/config.json")))
+        wanted = f"give {inner[-1]}" if inner else "expected a folder made by sea-pipeline init"
+        raise UserError(f"{folder}: there is no config.json in it; {wanted}")
     config = LlavaConfig.from_pretrained(folder)
     if config.model_type != "llava":
         raise UserError(f"{folder}: model_type is {config.model_type!r}, expected 'llava'; use sea-pipeline init")

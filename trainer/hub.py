@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -36,7 +36,7 @@ def push(folder: Path, name: str) -> str:
         api.create_repo(name, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by sea-pipeline export"))
     except Exception as error:  # of the hub, of the connection, of a proxy: all end the same way
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise UserError(
             f"--push {name}: {folder} is complete, but was not uploaded ({type(error).__name__}: {reason}); upload it "
             f"with: hf upload {name} {folder}"

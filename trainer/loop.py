@@ -1,13 +1,13 @@
 """transformers.Trainer with our losses: what is different, and nothing else."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from sea_pipeline.errors import UserError
 from trainer import checkpoints
@@ -16,51 +16,13 @@ from trainer.data import Collator, TrainingData
 from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
 from trainer.sampler import EpochSampler
+from trainer.sharding import ShardingTrainer, whole, whole_state
 
 _LENGTHS = ("visual_norm", "refined_norm")
 """What is logged beside BASIC's terms."""
 
-DEFAULTS: dict[str, Any] = {
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.03,  # a share of all steps
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "per_device_train_batch_size": 8,
-    "num_train_epochs": 1,
-    "logging_steps": 1,
-    "save_strategy": "steps",
-    "save_steps": 500,
-    "save_total_limit": 2,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "remove_unused_columns": False,
-    "label_names": [],
-    "ddp_find_unused_parameters": False,  # all that trains gets a gradient; else outputs are cut from the losses' graph
-    "logging_nan_inf_filter": False,  # a loss that is not finite stops the run
-    "dataloader_pin_memory": torch.cuda.is_available(),
-    "use_cpu": not torch.accelerator.is_available(),
-}
-"""LLaVA's, where the recipe's `training_arguments` say nothing else."""
 
-
-def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
-    """The recipe's arguments over `DEFAULTS`.
-
-    Raises:
-        UserError: transformers does not know one, or refuses its value.
-    """
-    fixed = {"output_dir": str(out / "checkpoints"), "seed": recipe.seed, "data_seed": recipe.seed}
-    if both := set(fixed) & set(recipe.training_arguments) | {"learning_rate"} & set(recipe.training_arguments):
-        raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
-    evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
-    try:
-        return TrainingArguments(**DEFAULTS | evaluation | recipe.training_arguments | fixed)
-    except (TypeError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split()).replace("TrainingArguments.__init__() got an", "found an")
-        raise UserError(f"training_arguments: {reason}") from error
-
-
-class AlignTrainer(Trainer):
+class AlignTrainer(ShardingTrainer):
     """Trains an `AlignedLlava`.
 
     Beyond the Trainer: the sum of the terms and its scaling, learning rates by part, an order of samples that depends
@@ -108,9 +70,10 @@ class AlignTrainer(Trainer):
             name: [] for name in (["loss_lm"] if recipe.loss.lm else []) + logged
         }
         self._measured: dict[str, float] = {}
-        self._measured_step = -1
-        self._with_images: torch.Tensor | None = None
-        """Micro-batches of this step that have images, over all processes; None until the first step is read."""
+        self._gradients: dict[str, torch.Tensor] = {}
+        """Of this step so far, by term, on the projector's parameters."""
+        self._micro_batches: Sequence[torch.Tensor | int] = ()
+        """Of this step over all processes: all, and those with images; empty until the first step is read."""
 
     def compute_loss(
         self,
@@ -122,27 +85,27 @@ class AlignTrainer(Trainer):
         """The weighted sum of the terms, see `Loss`, scaled so that micro-batches and processes of a step add up."""
         with self._probe.watching():
             given = model(**inputs)
-        trained, steps = max(1, len(inputs["targets"])), self.current_gradient_accumulation_steps
-        share = 1 / (trained * steps)
+        trained, processes = max(1, len(inputs["targets"])), self.accelerator.num_processes
+        steps = self.current_gradient_accumulation_steps
+        every, with_images = self._micro_batches or (steps * processes, steps * processes)
+        share = processes / (trained * every)
         if self.recipe.loss.norm == "token":
             assert num_items_in_batch is not None
-            share = self.accelerator.num_processes / float(num_items_in_batch)
+            share = processes / float(num_items_in_batch)
         self._terms = {"lm": given["lm"] / trained} if "lm" in given else {}
         loss = given.get("nothing", 0.0)
         if "lm" in given:
             loss = loss + self.recipe.loss.lm * share * given["lm"]
-        present = [name for name in self.balances if name in given]
-        processes = self.accelerator.num_processes
-        with_images = steps * processes if self._with_images is None else self._with_images
-        for name in present:
+        of_step = {"sea": 1 / steps if self.recipe.loss.sea.gather else processes / every}
+        for name in (name for name in self.balances if name in given):
             self._terms[name] = given[name]
-            of_step = 1 / steps if name == "sea" else processes / with_images
-            loss = loss + float(self.balances[name].weight) * of_step * given[name]
-        if self._due() and "lm" in given and present:
-            for name in present:
-                self._probe.term(name, given[name], given["visual" if name == "sea" else "visual_basic"])
-            self._probe.follow("lm", given["visual_lm"], scale=self.recipe.loss.lm * share * trained)
-        self._remember(given)
+            loss = loss + float(self.balances[name].weight) * of_step.get(name, processes / with_images) * given[name]
+        if self._due() and "lm" in given:
+            self._probe.follow("lm", given.get("visual_lm"), scale=self.recipe.loss.lm)
+            for name, balance in self.balances.items():
+                self._probe.follow(name, given.get(f"visual_{name}"), scale=float(balance.weight))
+        if len(inputs["rows"]):
+            self._remember(given)
         return (loss, given) if return_outputs else loss
 
     def training_step(
@@ -168,10 +131,11 @@ class AlignTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         tokens = sum(len(batch["targets"]) for batch in batch_samples)
+        filled = sum(len(batch["rows"]) > 0 for batch in batch_samples)
         with_images = sum("pixel_values" in batch or "features" in batch for batch in batch_samples)
-        gathered = self.accelerator.gather(torch.tensor([[tokens, with_images]], device=device)).sum(0)
+        gathered = self.accelerator.gather(torch.tensor([[tokens, filled, with_images]], device=device)).sum(0)
         trained: torch.Tensor
-        trained, self._with_images = gathered.unbind()
+        trained, *self._micro_batches = gathered.unbind()
         return trained.clamp(min=1)
 
     # What a log line says
@@ -194,7 +158,7 @@ class AlignTrainer(Trainer):
                     logs[name] = total / count
             logs |= {f"{name}_weight": float(balance.weight) for name, balance in self.balances.items()}
             if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
-                logs["sea_scale"] = float(term.log_scale.detach().exp())
+                logs["sea_scale"] = float(whole(term.log_scale.detach()).exp())
             logs |= self._measured
             self._measured = {}
         super().log(logs, start_time)
@@ -202,22 +166,28 @@ class AlignTrainer(Trainer):
     # The gradients' norms
 
     def _due(self) -> bool:
-        """Whether this micro-batch is measured: the first one of every so many steps."""
+        """Whether this step is measured: one of every so many."""
         return (
             len(self.balances) > 0
             and self.recipe.loss.lm > 0
             and self.state.global_step % self.recipe.loss.measure_every == 0
-            and self.state.global_step != self._measured_step
             and self.accelerator.unwrap_model(self.model).training
         )
 
     def _measure(self) -> None:
-        norms = self._probe.norms()
+        """Adds a step's micro-batches and processes up: how it is cut into them does not matter."""
         if not self._due():
             return
-        measured = torch.tensor([norms.get(name, 0.0) for name in ("lm", *self.balances)], device=self.args.device)
-        lm, *terms = self.accelerator.reduce(measured, "mean").tolist()
-        self._measured_step = self.state.global_step
+        for name, gradient in self._probe.gradients().items():
+            self._gradients[name] = self._gradients[name] + gradient if name in self._gradients else gradient
+        if not self.accelerator.sync_gradients:  # more micro-batches of this step follow
+            return
+        nothing = torch.zeros(self._probe.size, device=self.args.device)
+        lm, *terms = (
+            float(self.accelerator.reduce(self._gradients.get(name, nothing), "mean").norm())
+            for name in ("lm", *self.balances)
+        )
+        self._gradients = {}
         for (name, balance), norm in zip(self.balances.items(), terms, strict=True):
             if (ratio := balance.update(lm, norm)) is not None:
                 self._measured |= {"grad_norm_lm": lm, f"grad_norm_{name}": norm, f"grad_ratio_{name}": ratio}
@@ -242,15 +212,16 @@ class AlignTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # noqa: ANN401 - as in Trainer
-        grouped = {}
+        grouped, processes = {}, self.args.world_size
+        together = self.args.train_batch_size * processes
         if self.recipe.data.sampling == "modality_length":
             rows = self.data.rows
             grouped = {
                 "lengths": rows["length"],
                 "has_image": [bool(images) for images in rows["images"]],
-                "batch_size": self.args.train_batch_size * self.args.world_size,
+                "batch_size": together * self.args.gradient_accumulation_steps,
             }
-        return EpochSampler(len(self.data), self.args.seed, **grouped)
+        return EpochSampler(len(self.data), self.args.seed, multiple=together if processes > 1 else 1, **grouped)
 
     # Evaluation and checkpoints
 
@@ -264,11 +235,13 @@ class AlignTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if not self.args.should_save or output_dir is None:
-            return
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes what trains, and no more; every process has its part in it."""
+        assert output_dir is not None
         model = self.accelerator.unwrap_model(self.model)
-        checkpoints.save_trained(model, nn.ModuleDict(self.balances), Path(output_dir), state_dict)
+        state = whole_state(model, keep=self.args.should_save, trained=True)
+        if self.args.should_save:
+            checkpoints.save_trained(state, nn.ModuleDict(self.balances), Path(output_dir))
 
     def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
         """One epoch, but none behind the last step: the Trainer would take one more from the last checkpoint."""

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from sea_pipeline.errors import UserError
 from sea_pipeline.optional import require
 from trainer.recipe import Lora
+from trainer.sharding import fill, whole
 
 _ADAPTER = "default"
 
@@ -44,6 +45,9 @@ def merge_adapters(model: nn.Module, dtype: torch.dtype) -> None:
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     for name, module in adapted.items():
         linear = module.get_base_layer()
-        merged = linear.weight.float() + module.get_delta_weight(_ADAPTER).float()
-        linear.weight.data = merged.to(dtype)
+        merged = whole(linear.weight).float() + whole(module.get_delta_weight(_ADAPTER)).float()
+        if type(linear.weight) is nn.Parameter:
+            linear.weight.data = merged.to(dtype)
+        else:  # FSDP's, whose type is given
+            fill(linear.weight, merged)
         model.set_submodule(name, linear)

@@ -88,7 +88,7 @@ def sds(
     attention: torch.Tensor,
     embeddings: torch.Tensor,
     *,
-    block: int = 1024,
+    block: int | None = None,
     matmul_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """BASIC's Eq. 7, semantic distributions: sum_i a_i KL(p_i || q_i), P = softmax(V^ E'), Q = softmax(V E').
@@ -101,7 +101,8 @@ def sds(
         refined: V^, (m, d).
         attention: a, (m,).
         embeddings: E, (V, d), the LLM's input embeddings as it uses them, without rows that are no tokens.
-        block: vocabulary entries at a time.
+        block: vocabulary entries at a time; None for 1024, or 4096 on CUDA, where the pass over the means of width d
+            that each block costs would weigh as much as its products.
         matmul_dtype: for the products with E, such as torch.bfloat16; None computes them like the rest, in the dtype of
             `visual` and in float32 at least.
 
@@ -109,6 +110,7 @@ def sds(
         A scalar, the sum over the tokens given.
     """
     dtype = torch.promote_types(visual.dtype, torch.float32)
+    block = block or (4096 if visual.is_cuda else 1024)
     value: torch.Tensor = _Sds.apply(
         visual, refined.detach(), attention.detach().to(dtype), embeddings.detach(), block, matmul_dtype or dtype
     )

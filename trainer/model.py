@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -67,11 +68,15 @@ class Losses(TypedDict, total=False):
     nothing: torch.Tensor
     """0 with a graph to the projector and the temperature, of a batch without images: both get a gradient anyway."""
     visual: torch.Tensor
-    """V, (I, m, d), on its way into L_a; (1, N, d) of the drawn patches alone where L_lm is off."""
+    """V, (I, m, d); (1, N, d) of the drawn patches alone where L_lm is off."""
     visual_lm: torch.Tensor
     """V on its way into the LLM: the same numbers, a gradient of its own."""
-    visual_basic: torch.Tensor
-    """V on its way into L_das and L_sds; no gradient goes on from it to the tower."""
+    visual_sea: torch.Tensor
+    """V on its way into L_a, (I * m, d)."""
+    visual_das: torch.Tensor
+    """V on its way into L_das, (I * m, d); no gradient goes on from it to the tower."""
+    visual_sds: torch.Tensor
+    """V on its way into L_sds, as for L_das."""
 
 
 class AlignedLlava(LlavaForConditionalGeneration):
@@ -107,15 +112,15 @@ class AlignedLlava(LlavaForConditionalGeneration):
         if has_images:
             encoded = BaseModelOutputWithPooling(pooler_output=cast("Any", list(given["visual_lm"])))
         else:
-            given["nothing"] = 0.0 * (visual.sum() + (term.log_scale if term is not None else 0.0))
+            given["nothing"] = 0.0 * (visual.sum() + (term.log_scale.sum() if term is not None else 0.0))
         if has_images and self.basic_term is not None:
             self._basic(given, visual, features, input_ids, batch, encoded)
         elif self.with_lm:
-            given["lm"] = self._language_loss(input_ids, batch, encoded)
+            given["lm"] = self._language_loss(input_ids, batch, encoded, given.get("nothing"))
         if in_term and term is not None:
             embed, words = self.get_input_embeddings(), batch["sea_words"]
-            flat = visual.flatten(0, 1)
-            given["sea"], given["sea_pairs"] = term(flat, patches, words, embed, batch["seed"])
+            given["visual_sea"] = visual.flatten(0, 1)
+            given["sea"], given["sea_pairs"] = term(given["visual_sea"], patches, words, embed, batch["seed"])
         return given
 
     def _basic(
@@ -137,7 +142,6 @@ class AlignedLlava(LlavaForConditionalGeneration):
         refined, attention = (batch["refined"], batch["attention"]) if seen is None else (seen.refined, seen.attention)
         if features.requires_grad:  # a tower that trains: its gradient must not be BASIC's
             visual = self.projected(features.detach())
-        given["visual_basic"] = visual
         given |= term(visual, refined, attention, columns.sum(1) // visual.shape[1], embed)  # type: ignore[typeddict-item]
         given["visual_norm"] = visual.detach().norm(dim=-1).mean()
         given["refined_norm"] = refined.float().norm(dim=-1).mean()
@@ -160,14 +164,18 @@ class AlignedLlava(LlavaForConditionalGeneration):
         blank: torch.Tensor = self.model.multi_modal_projector.linear_1.weight.new_zeros(1, 3, size, size)
         return blank
 
-    def _language_loss(self, input_ids: Any, batch: dict[str, Any], encoded: Any) -> torch.Tensor:  # noqa: ANN401
+    def _language_loss(
+        self,
+        input_ids: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        encoded: Any,  # noqa: ANN401
+        nothing: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """L_lm summed over the trained tokens; the vocabulary's logits are computed at those tokens only."""
-        hidden = self.model(
-            input_ids=input_ids,
-            attention_mask=batch["attention_mask"],
-            mm_encoder_outputs={"image": encoded},
-            use_cache=False,
-        ).last_hidden_state
+        given = {"input_ids": input_ids, "mm_encoder_outputs": {"image": encoded}}
+        if nothing is not None and isinstance(self, FSDPModule):  # all processes go back through all layers, or none
+            given = {"inputs_embeds": self.get_input_embeddings()(input_ids) + nothing}
+        hidden = self.model(attention_mask=batch["attention_mask"], use_cache=False, **given).last_hidden_state
         logits = self.lm_head(hidden.flatten(0, 1)[batch["predict"]])
         return F.cross_entropy(logits.float(), batch["targets"], reduction="sum")
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import package_folder, require
 from trainer.folder_check import image_shape
 from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
@@ -161,8 +161,7 @@ def _named(spec: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # missing, unknown or damaged
         if isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{spec}: cannot be loaded ({reason}); check the folder or the hub name") from error
+        raise UserError(f"{spec}: cannot be loaded ({one_line(error)}); check the folder or the hub name") from error
 
 
 def _load(kind: Any, spec: str, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401 - an Auto or a model class

@@ -54,7 +54,7 @@ class Data(_Group):
 class LabelSource(_Group):
     """Per-patch words: a finished folder of `sea-pipeline label`, or what to make."""
 
-    path: Path | None = None
+    path: str | Path | None = None
     """None: the newest folder below runs/labels that fits the tower and holds the images; made if there is none."""
     wordlist: str = "2of12"
     encoder: str = "packaged"
@@ -186,8 +186,8 @@ class Recipe(_Group):
     """A LLaVA folder, or parts that become one."""
     data: Data = Data()
     labels: LabelSource = LabelSource()
-    teacher: Path | None = None
-    """A finished folder of `sea-pipeline teacher`: BASIC's supervision is read from it, not computed."""
+    teacher: str | Path | None = None
+    """A finished folder of `sea-pipeline teacher`, or its URL: BASIC's supervision is read from it, not computed."""
     loss: Loss = Loss()
     learning_rates: LearningRates = LearningRates()
     lora: Lora | None = None
@@ -198,7 +198,7 @@ class Recipe(_Group):
     """Steps between two evaluations on held-out samples; at the start and the end there is one in any case."""
     seed: int = 0
     training_arguments: dict[str, Any] = {}
-    """Anything that `transformers.TrainingArguments` takes, over the defaults in `trainer/loop.py`."""
+    """Anything that `transformers.TrainingArguments` takes, over the defaults in `trainer/arguments.py`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

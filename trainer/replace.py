@@ -5,7 +5,6 @@ another image. Decoding is greedy, so the control is that other image's own text
 word of the sample's answer, beside how often the texts of the other images have one.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict, cast
@@ -16,7 +15,8 @@ from PIL import Image
 from torch import nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.captions import content_words
+from sea_pipeline.errors import UserError, one_line
 from trainer import metrics
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.model import AlignedLlava
@@ -26,15 +26,7 @@ PROMPT = "Please describe the image in detail."
 IMAGES = 8
 """How many images by default: generating is slow."""
 NEW_TOKENS = 48
-
-_WORD = re.compile(r"[^\W\d_]{3,}")
-_FUNCTION_WORDS = """
-about above after against all also and any are around because been before behind being below beside between both but can
-could did does down during each every few for from had has have her here him his how into its itself just like many more
-most much near not off one onto other our out over she some such than that the their them then there these they this
-those through two under until upon very was were what when where which while who whose why will with within would you
-your
-"""
+_ASKED = frozenset(content_words(PROMPT))
 
 
 class Described(TypedDict, total=False):
@@ -109,7 +101,7 @@ def replace_and_describe(
             with nearest_in_place(model, embeddings):
                 replaced += _texts(processor, generate(model, inputs, new_tokens))
             advance(len(part))
-    answers = [content_words(answer_text(evaluator, row)) for row, _ in images]
+    answers = [said_words(answer_text(evaluator, row)) for row, _ in images]
     others = [_others(images, number) for number in range(len(images))]
     described = []
     for own, other, number in zip(visual, replaced, others, strict=True):
@@ -151,7 +143,7 @@ def prompted(processor: Any, pictures: Sequence[Image.Image]) -> Any:  # noqa: A
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
     except (TemplateError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"--replace: the model folder's chat template cannot write a question about an image ({reason}); mend its "
             "chat_template.jinja"
@@ -186,7 +178,7 @@ def shares(
     Returns:
         `name` and `name`_control, 0..1; either is absent where there is nothing to count.
     """
-    said = [content_words(text) for text in texts]
+    said = [said_words(text) for text in texts]
     scored = [image for image, answer in enumerate(answers) if answer]
     own = [bool(said[image] & answers[image]) for image in scored]
     control = [bool(said[other] & answers[image]) for image in scored for other in others[image]]
@@ -194,9 +186,9 @@ def shares(
     return {each: sum(hits) / len(hits) for each, hits in named.items() if hits}
 
 
-def content_words(text: str) -> set[str]:
-    """Its words of three letters or more in lower case, without English function words and those of `PROMPT`."""
-    return set(_WORD.findall(text.lower())) - set(_WORD.findall(f"{_FUNCTION_WORDS} {PROMPT}".lower()))
+def said_words(text: str) -> set[str]:
+    """Its content words, by the rules of `captions.py`, without those of `PROMPT`."""
+    return {*content_words(text)} - _ASKED
 
 
 def answer_text(evaluator: Evaluator, row: int) -> str:

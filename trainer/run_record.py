@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from trainer.recipe import Recipe
 
 
@@ -28,7 +28,7 @@ def read_run(run: Path) -> RunRecord:
         recipe = Recipe.model_validate(found["recipe"])
         record = RunRecord(recipe, found["fields"]["model"]["weights"], found["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{run / 'run.json'}: expected a run of this version; it cannot be read: {reason}") from error
     if not (run / "summary.json").is_file():
         raise UserError(

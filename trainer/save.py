@@ -11,41 +11,38 @@ from trainer.load import ModelFolder
 from trainer.lora import merge_adapters
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
+from trainer.sharding import whole_state
 from trainer.weights import PROJECTOR
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """As weight files name them."""
 
 
-def save_model(model: AlignedLlava, start: ModelFolder, out: Path) -> None:
+def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: bool = True) -> None:
     """Writes the folder `out`: everything of the folder that the run started from, with the weights as they are now.
 
     Weights keep the precision that the starting folder says, which is what every reader expects of it. Adapters of LoRA
-    are merged, in the model as in the folder.
+    are merged, in the model as in the folder. Where the weights are cut over processes each of them calls this, and one
+    has `write`.
     """
     dtype = start.config.dtype or torch.float32
     merge_adapters(model, dtype)
+    weights = whole_state(model, keep=write, dtype=dtype) if model.with_lm else {}
+    if not write:
+        return
     shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
     with quiet(), publish_folder(out) as scratch:
         for file in start.path.iterdir():
-            weights = file.name.startswith(("model", "pytorch_model"))
-            if file.is_file() and not weights and file.name != "config.json":
+            holds_weights = file.name.startswith(("model", "pytorch_model"))
+            if file.is_file() and not holds_weights and file.name != "config.json":
                 shutil.copy2(file, scratch / file.name)
         if model.with_lm:
-            model.save_pretrained(scratch, state_dict=_in_precision(model, dtype))
+            model.save_pretrained(scratch, state_dict=weights)
             shutil.copy2(start.path / "config.json", scratch / "config.json")  # training has changed its use_cache
             for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
                 shutil.copymode(scratch / "config.json", file)
         else:
             _with_projector(model, start.path, scratch)
-
-
-def _in_precision(model: AlignedLlava, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    cast: dict[int, torch.Tensor] = {}  # a head that is the embedding matrix stays one tensor with it
-    return {
-        name: cast.setdefault(value.data_ptr(), value.to(dtype) if value.is_floating_point() else value)
-        for name, value in model.state_dict().items()
-    }
 
 
 def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:

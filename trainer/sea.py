@@ -50,7 +50,7 @@ class SeaTerm(nn.Module):
         self.register_buffer("tokens", padded, persistent=False)
         _, same = torch.unique(padded.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
         self.register_buffer("keys", same if dedupe == "tokens" else torch.arange(len(same)), persistent=False)
-        self.log_scale = nn.Parameter(torch.tensor(float(log_scale)), requires_grad=learnable)
+        self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]), requires_grad=learnable)  # FSDP cuts no scalar
         self.gather = gather
 
     def forward(
@@ -77,7 +77,7 @@ class SeaTerm(nn.Module):
             kept = _one_per_key(self.keys[words], seed)
             chosen, words = chosen[kept], words[kept]
         with torch.autocast(visual.device.type, enabled=False):
-            loss = losses.sea(chosen, self.word_embeddings(words, embed), self.log_scale)
+            loss = losses.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
         return loss, torch.tensor(len(words), device=visual.device)
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class SeaTerm(nn.Module):
         """Eq. 8: t of the given words, float32 at least, (N, d), the mean over tokens and then over spellings."""
         ids = self.tokens[:, words]  # (F, N, longest)
         there = (ids >= 0).unsqueeze(-1)
-        vectors = embed(ids.clamp(min=0))
+        vectors = embed.forward(ids.clamp(min=0))  # no call: FSDP's hooks count those, and these are too many
         vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
         mean: torch.Tensor = ((vectors * there).sum(2) / there.sum(2)).mean(0)
         return mean

@@ -19,7 +19,7 @@ from sea_pipeline.pixels import BadImageError
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.sources import Source
-from sea_pipeline.storage import file_sha256
+from sea_pipeline.storage import Place, file_sha256
 from sea_pipeline.teacher import CODEC, TargetRow, Targets, TargetWriter
 from trainer.basic import BasicTerm
 from trainer.data import Collator, TrainingData
@@ -51,6 +51,7 @@ class Teacher:
 
     def __init__(self, model: AlignedLlava, term: BasicTerm, data: TrainingData, batch_size: int) -> None:
         self.data = data
+        self.device = model.device.type
         self._model = model
         self._term = term
         self._batch_size = batch_size
@@ -119,10 +120,12 @@ class Teacher:
 class TeachStage:
     """Writes a shard of targets; see `run.Stage`."""
 
-    def __init__(self, teacher: Teacher, codec: Codec, locate: Callable[[str], Path]) -> None:
+    def __init__(self, teacher: Teacher, codec: Codec, locate: Callable[[str], Path], backend: str = "") -> None:
         self._teacher = teacher
         self._codec = codec
         self._locate = locate
+        self.device = teacher.device
+        self.backend = backend
 
     def process(
         self,
@@ -150,6 +153,6 @@ class TeachStage:
             writer.set_footer(footer)
         return ShardResult(rows, bad, dict(seconds), first)
 
-    def finish(self, ledger: Ledger) -> list[Path]:
+    def finish(self, ledger: Ledger) -> list[Place]:
         """Names the codec, which every shard needs."""
         return [ledger.root / CODEC]

@@ -1,6 +1,8 @@
 """`sea-pipeline teacher` as a function: a model folder and data in, a folder of BASIC's targets out."""
 
 import re
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,18 +11,21 @@ import torch
 from pydantic import Field
 
 from sea_pipeline.begin import begin
+from sea_pipeline.clusters import Crew
 from sea_pipeline.codecs import Codec, CodecName, fit_codec, load_codec, save_codec
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import ProgressBar, StageRun, no_bar
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.llava_json import grew_from
 from sea_pipeline.pixels import DECODE_VERSION
 from sea_pipeline.records import fingerprint_of
-from sea_pipeline.run import Report, run
-from sea_pipeline.samples import BadSample, Listing, Sample
+from sea_pipeline.run import Report
+from sea_pipeline.samples import BadSample, Listing
 from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
-from sea_pipeline.storage import alone, file_sha256, publish_bytes
+from sea_pipeline.stage_run import do_shards, driver_device
+from sea_pipeline.storage import Place, alone, file_sha256, place, publish_bytes
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
 from trainer.data import TrainingData
@@ -52,14 +57,16 @@ class TeachSettings(Settings):
     data: str
     """A LLaVA `.json` or `.jsonl` file, or `samples`; of several samples of an image, the first one counts."""
     image_root: Path | None = None
-    out: Path | None = None
-    """None: a folder below runs/targets whose name tells the settings apart."""
+    out: str | Path | None = None
+    """A folder, or the URL of one; None: a folder below runs/targets whose name tells the settings apart."""
     template: Literal["plain", "vicuna_v1", "own"] = "own"
     max_length: Annotated[int, Field(ge=16)] = 2048
     codec: CodecName = "int8"
     basic: Basic = Basic()
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the model's weights."""
+    extend: bool = False
+    """Add images that are new to a folder that was begun without them; see `begin`."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Only the first so many images, in the order of their ids."""
     device: str = "auto"
@@ -70,6 +77,8 @@ class TeachSettings(Settings):
     """Read the shards with bad images again, in a finished folder too."""
     yes: bool = False
     """Write more than 100 GB without asking."""
+    crew: Crew = Crew()
+    """Who does the shards."""
 
 
 def teach_images(
@@ -80,33 +89,59 @@ def teach_images(
 ) -> StageRun:
     """Stores the targets of every image of the data, or what is missing of them.
 
+    Two of these on one folder at once both end with the same folder.
+
     Raises:
         UserError: an input does not fit; the folder would be large and `yes` is not given.
     """
-    device = resolve_device(settings.device)
+    if settings.extend and (settings.limit or settings.out is None):
+        raise UserError(
+            "--extend: expected --out, the folder to extend, and no --limit: every image that is new is added"
+        )
+    device, _ = driver_device(settings.crew, settings.device)
     folder = open_model_folder(settings.model)
     recipe = _recipe(settings, folder)
     conversations = open_conversations(recipe.data, folder)
     samples = settings.data == SAMPLES
     listing = list_samples(None if samples else settings.data, conversations.image_root, settings.limit)
     fields = _fields(settings, recipe, folder, conversations)
-    out = settings.out or _default_out(settings, listing, fields)
+    out = place(settings.out or _default_out(settings, listing, fields))
     _announce(settings, folder, len(listing.samples), out, say)
-    ledger = begin(out, KIND, fields, listing, settings.shard_size, {})
+    # Records behind the others change nothing of an image that is there: its first sample counts.
+    growing = {"data": lambda earlier: grew_from(conversations.file, earlier)}
+    ledger = begin(out, KIND, fields, listing, settings.shard_size, {}, extend=settings.extend, growing=growing)
     if ledger.done().shards and not (ledger.root / CODEC).is_file():
         raise UserError(
             f"{ledger.root / CODEC}: is gone, and finished shards need it; restore it, or give another --out"
         )
     if settings.retry_bad or not ledger.finished:
-        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad)
+        shards = settings.crew.shards(ledger.dataset.shards)
+        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
     if ledger.complete:
         return StageRun(ledger, listing, Report(), device)
-    teacher = _teacher(settings, recipe, folder, conversations, device)
-    stage = TeachStage(teacher, _codec(ledger, settings.codec, teacher, listing.samples), conversations.locate)
+    stage = _stage(settings, recipe, folder, conversations, ledger, device) if settings.crew.alone else None
     done = ledger.done()
     with progress("teaching", ledger.dataset.images, done.images + done.bad) as advance:
-        report = run(ledger, stage, max_bad=settings.max_bad, advance=advance)
-    return StageRun(ledger, listing, report, device, settings.codec)
+        report, device, backend = do_shards(settings, ledger, stage, TeachRecipe(settings), advance, say)
+    return StageRun(ledger, listing, report, device, backend)
+
+
+@dataclass(frozen=True)
+class TeachRecipe:
+    """How a worker makes its `TeachStage`; see `workers.Recipe`."""
+
+    settings: TeachSettings
+    name: str = "teach"
+
+    def stage(self, ledger: Ledger) -> TeachStage:
+        """Loads the model and the data; the first worker fits the folder's codec."""
+        from sea_pipeline.workers import refuse_other_fields
+
+        folder = open_model_folder(self.settings.model)
+        recipe = _recipe(self.settings, folder)
+        conversations = open_conversations(recipe.data, folder)
+        refuse_other_fields(ledger, _fields(self.settings, recipe, folder, conversations))
+        return _stage(self.settings, recipe, folder, conversations, ledger, resolve_device(self.settings.device))
 
 
 def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
@@ -156,14 +191,14 @@ def _fields(
 
 
 def _default_out(settings: TeachSettings, listing: Listing, fields: dict[str, Any]) -> Path:
-    place = {"source": listing.origin, "image_root": listing.root, "shard_size": settings.shard_size}
+    origin = {"source": listing.origin, "image_root": listing.root, "shard_size": settings.shard_size}
     parts = [listing.name, settings.model.resolve().name, settings.codec]
     parts += [f"first{settings.limit}"] if settings.limit else []
-    name = "-".join([*parts, fingerprint_of(fields | place)[:8]])
+    name = "-".join([*parts, fingerprint_of(fields | origin)[:8]])
     return Path("runs") / "targets" / re.sub(r"[^\w.-]+", "_", name)
 
 
-def _announce(settings: TeachSettings, folder: ModelFolder, images: int, out: Path, say: Any) -> None:  # noqa: ANN401
+def _announce(settings: TeachSettings, folder: ModelFolder, images: int, out: Place, say: Any) -> None:  # noqa: ANN401
     width = int(folder.config.text_config.hidden_size)
     size = bytes_per_image(folder.grid[0] * folder.grid[1], settings.codec, width) * images
     say(f"targets go to {out}: {images:,} images, about {size / 1e9:,.2f} GB as {settings.codec}")
@@ -174,22 +209,30 @@ def _announce(settings: TeachSettings, folder: ModelFolder, images: int, out: Pa
         )
 
 
-def _teacher(
-    settings: TeachSettings, recipe: Recipe, folder: ModelFolder, conversations: Conversations, device: str
-) -> Teacher:
+def _stage(
+    settings: TeachSettings,
+    recipe: Recipe,
+    folder: ModelFolder,
+    conversations: Conversations,
+    ledger: Ledger,
+    device: str,
+) -> TeachStage:
     model = load_model(folder, recipe, layers=recipe.loss.basic.layers)
     model.to(torch.device(device)).eval()  # type: ignore[arg-type]
     term = basic_term(model, folder, recipe, ("das", "sds"))
     data = TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid)
-    return Teacher(model, term, data, settings.batch_size)
+    teacher = Teacher(model, term, data, settings.batch_size)
+    return TeachStage(teacher, _codec(ledger, settings.codec, teacher), conversations.locate, settings.codec)
 
 
-def _codec(ledger: Ledger, name: CodecName, teacher: Teacher, samples: list[Sample]) -> Codec:
+def _codec(ledger: Ledger, name: CodecName, teacher: Teacher) -> Codec:
     """The folder's codec; fitted to some of its images and written before the first shard."""
     path = ledger.root / CODEC
     with alone(ledger.root):  # of several processes that fit at once, the first one's codes would be another's
         if not path.is_file():
             images, vectors = (1, 1) if name == "float16" else _CALIBRATION
+            begun_with = range(ledger.plan.files[0].end)  # images that were added later change no codec
+            samples = [sample for shard in begun_with for sample in ledger.samples(shard)]
             chosen = samples[:: max(1, len(samples) // images)][:images]
             ignored: list[BadSample] = []
             found = [targets.refined for _, targets in teacher(chosen, ignored)]
@@ -197,5 +240,6 @@ def _codec(ledger: Ledger, name: CodecName, teacher: Teacher, samples: list[Samp
                 raise UserError(f"{ledger.root}: none of {len(chosen)} images could be read: {ignored[0].message}")
             every = np.concatenate(found)
             sample = every[:: max(1, len(every) // vectors)]
-            publish_bytes(path, save_codec(fit_codec(name, sample)), ledger.root)
+            with suppress(FileExistsError):  # of a store without locks
+                publish_bytes(path, save_codec(fit_codec(name, sample)), ledger.root, exclusive=True)
     return load_codec(path)

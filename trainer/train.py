@@ -25,11 +25,11 @@ from sea_pipeline.records import differing_fields, fingerprint_of
 from sea_pipeline.storage import alone, file_sha256, make_folder, publish_bytes, sweep
 from sea_pipeline.teacher import CODEC
 from trainer import checkpoints
+from trainer.arguments import training_arguments
 from trainer.build import Inputs, build, trainable
 from trainer.init import init_model
 from trainer.load import open_model_folder
 from trainer.log import MetricsLog, Screen, is_evaluation
-from trainer.loop import training_arguments
 from trainer.model import AlignedLlava
 from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
@@ -39,6 +39,8 @@ from trainer.weights import PROJECTOR
 
 _ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
 """Beginnings of training arguments that change what a run writes or how fast, and no weight."""
+_ACCUMULATION = "gradient_accumulation_steps"
+_MICRO_BATCHES = f"processes x training_arguments.{_ACCUMULATION}"
 MODELS = Path("runs") / "models"
 """Where models made from parts are kept: runs from the same parts and seed start from the same folder."""
 
@@ -71,6 +73,10 @@ class TrainRun:
         """The trained model's folder."""
         return self.out / "model"
 
+    def to_json(self) -> dict[str, Any]:
+        """For machines: `folder`, `model`, and `summary.json` as `summary`."""
+        return {"folder": str(self.out), "model": str(self.model), "summary": self.summary}
+
 
 def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told: Told = QUIET) -> TrainRun:
     """Trains what a recipe says, or what is missing of it.
@@ -84,17 +90,18 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     Raises:
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
-    training_arguments(recipe, Path())  # refuses what does not fit before any work is done
+    args = training_arguments(recipe, Path())  # refuses what does not fit before any work is done
     set_seed(recipe.seed)
     folder = open_model_folder(_model_path(recipe, told))
     conversations = open_conversations(recipe.data, folder)
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
     inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
-    fields = _fields(inputs)
+    fields = _fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields)[:8]}"
     make_folder(out.parent)
     with alone(out.parent):  # the processes of a run come at once; the first one begins it
         _begin(out, fields, recipe, resume)
+    told = told if args.process_index == 0 else QUIET
     if (out / "summary.json").is_file():
         told.say(f"{out}: this run is finished")
         return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
@@ -135,8 +142,8 @@ def _label(told: Told, settings: LabelSettings) -> StageRun:
         return label_images(settings, progress=told.progress)
 
 
-def _fields(inputs: Inputs) -> dict[str, Any]:
-    """Everything that decides the trained weights, by name."""
+def _fields(inputs: Inputs, processes: int) -> dict[str, Any]:
+    """Everything that decides the trained weights, by name: how many micro-batches a step has, not who reads them."""
     recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
     aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every"}
     aside |= {"lora"} if recipe.lora is None else set()
@@ -145,6 +152,8 @@ def _fields(inputs: Inputs) -> dict[str, Any]:
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
     arguments = settings["training_arguments"]
     settings["training_arguments"] = {key: value for key, value in arguments.items() if not key.startswith(_ASIDE)}
+    if processes > 1:
+        settings["training_arguments"][_ACCUMULATION] = processes * arguments.get(_ACCUMULATION, 1)
     return {
         "recipe": settings,
         "transfer": recipe.labels.transfer,
@@ -187,7 +196,8 @@ def _begin(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> N
     except (ValueError, KeyError) as error:
         raise UserError(f"{described}: damaged; choose another --out") from error
     if differences := differing_fields(found, fields):
-        raise UserError(f"{out}: holds another run: {'; '.join(differences[:6])}; choose another --out")
+        problem = "; ".join(differences[:6]).replace(f"recipe.training_arguments.{_ACCUMULATION}", _MICRO_BATCHES)
+        raise UserError(f"{out}: holds another run: {problem}; choose another --out")
     sweep(out)
 
 
@@ -205,24 +215,41 @@ class _Run:
     def finish(self) -> TrainRun:
         """Trains from the newest checkpoint or from the start, evaluates, saves."""
         self.told.trainable(trainable(cast("AlignedLlava", self.trainer.model), self.inputs.recipe))
-        checkpoint = checkpoints.latest(self.out / "checkpoints")
+        checkpoint = self._checkpoint()
         if self.trainer.is_world_process_zero():
             self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)
         if checkpoint is None:
+            cast("torch.nn.Module", self.trainer.model).to(self.trainer.args.device)  # FSDP has yet to cut it
             self._evaluate(0)
         else:
-            self.told.say(f"going on from {checkpoint}")
+            self.told.say(f"going on from {checkpoint}{self._exactness(checkpoint)}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         loss = self.inputs.recipe.loss
         if not model.with_lm and loss.sea.match_norm and not loss.sds.weight:
             match_norm(model, self.trainer.data, self.inputs.folder.vocabulary)
         self._evaluate(self.trainer.state.global_step)
+        save_model(model, self.inputs.folder, self.out / "model", write=self.trainer.args.should_save)
         if self.trainer.args.should_save:
-            save_model(model, self.inputs.folder, self.out / "model")
             self._summarise()
         self.trainer.accelerator.wait_for_everyone()
         return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
+
+    def _checkpoint(self) -> Path | None:
+        """The newest one, as the first process sees it, which also clears half-written ones away."""
+        found = [checkpoints.latest(self.out / "checkpoints") if self.trainer.is_world_process_zero() else None]
+        broadcast_object_list(found)
+        return found[0]
+
+    def _exactness(self, checkpoint: Path) -> str:
+        """What another number of processes changes, where it is another."""
+        before, now = checkpoints.processes_of(checkpoint), self.trainer.args.world_size
+        if before == now:
+            return ""
+        return (
+            f" of {before} processes with {now}: samples, weights and optimizer go on as they were; sums over a step "
+            "are rounded otherwise, and dropout is drawn anew"
+        )
 
     def _evaluate(self, step: int) -> None:
         """The metrics at a step, unless they are logged already."""

@@ -125,9 +125,11 @@ def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
         vocabulary: V, how many of the LLM's token ids are real ones.
     """
     weight = cast("torch.Tensor", embed.weight)
-    if type(embed) is nn.Embedding and type(weight) is nn.Parameter and len(weight) >= vocabulary:
+    whole = type(weight) is nn.Parameter
+    if type(embed) is nn.Embedding and whole and len(weight) >= vocabulary:
         return weight[:vocabulary]
-    every: torch.Tensor = embed(torch.arange(vocabulary, device=weight.device))  # gathers where it is sharded
+    ids = torch.arange(vocabulary, device=weight.device)
+    every: torch.Tensor = embed.forward(ids) if whole else embed(ids)  # the call puts FSDP's pieces together
     return every
 
 

@@ -36,14 +36,16 @@ def llm(family: str = "llama", attention: str = "sdpa", seed: int = 0, **setting
         return AutoModel.from_config(config(family, **settings), attn_implementation=attention).eval()
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Two images; none; one; one with no text behind it. Columns, rows, valid and input embeddings."""
     columns, valid = (torch.zeros(4, LENGTH, dtype=torch.bool) for _ in range(2))
     for sample, patches in ((0, (2, 3, 4, 10, 11, 12)), (2, range(1, 7)), (3, (5, 6, 7))):
         columns[sample, list(patches)] = True
     for sample, length in enumerate((20, 9, LENGTH, 8)):
         valid[sample, :length] = True
-    return columns, valid & ~columns, valid, 0.5 * random(4, LENGTH, 32).float()
+    given = (columns, valid & ~columns, valid, 0.5 * random(4, LENGTH, 32).float())
+    columns, rows, valid, embeds = (one.to(device) for one in given)
+    return columns, rows, valid, embeds
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -56,9 +58,9 @@ def run(model: Any, embeds: torch.Tensor, valid: torch.Tensor | None, **settings
 
 
 def tapped_run(model: Any, layers: int, *, padded: bool = True) -> torch.Tensor:
-    columns, rows, valid, embeds = batch()
+    columns, rows, valid, embeds = batch(model.device)
     with AttentionTap(model, layers).open(columns, rows, valid) as found, torch.no_grad():
-        run(model, embeds, valid if padded else None)
+        run(model, embeds.to(model.dtype), valid if padded else None)
     return found.attention
 
 

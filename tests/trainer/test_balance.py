@@ -50,6 +50,12 @@ def alone(projector: nn.Module, features: torch.Tensor, loss_of: object) -> floa
     return math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
 
 
+def norms_of(probe: Probe) -> dict[str, float]:
+    gradients = probe.gradients()
+    assert all(gradient.shape == (probe.size,) for gradient in gradients.values())
+    return {name: float(gradient.norm()) for name, gradient in gradients.items()}
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("weight", "share", "scale"), [(1.0, 1.0, 1.0), (7.0, 0.25, 0.25), (0.01, 3.0, 6.0)])
 def test_the_norms_are_autograds(frozen: bool, weight: float, share: float, scale: float) -> None:
@@ -58,13 +64,14 @@ def test_the_norms_are_autograds(frozen: bool, weight: float, share: float, scal
     probe = Probe(projector)
     with probe.watching():
         visual = projector(features)
-    visual_lm = visual.view_as(visual)
-    term, lm = term_loss(visual), lm_loss(visual_lm)
-    probe.term("sea", term, visual)
+    visual_term, visual_lm = visual.view_as(visual), visual.view_as(visual)
+    term, lm = term_loss(visual_term), lm_loss(visual_lm)
+    probe.follow("sea", visual_term, weight)
     probe.follow("lm", visual_lm, scale)
+    probe.follow("das", None, 1.0)
     (weight * term + share * lm).backward()
     before = {name: parameter.grad for name, parameter in projector.named_parameters()}
-    norms = probe.norms()
+    norms = norms_of(probe)
     assert norms.keys() == {"sea", "lm"}
     assert math.isclose(norms["sea"], alone(projector, features, term_loss), rel_tol=1e-12)
     assert math.isclose(norms["lm"], alone(projector, features, lm_loss) * share / scale, rel_tol=1e-12)
@@ -83,10 +90,11 @@ def test_a_measurement_is_of_the_last_forward_and_given_once() -> None:
         features = random(2, 3, 5, seed=seed)
         with probe.watching():
             visual = projector(features)
-        probe.term("sea", term_loss(visual), visual)
+        probe.follow("sea", visual, 1.0)
+        term_loss(visual).backward()
     projector(random(2, 3, 5, seed=3))  # not watched
-    assert math.isclose(probe.norms()["sea"], alone(projector, features, term_loss), rel_tol=1e-12)
-    assert probe.norms() == {}
+    assert math.isclose(norms_of(probe)["sea"], alone(projector, features, term_loss), rel_tol=1e-12)
+    assert norms_of(probe) == {}
 
 
 def test_nothing_measured_costs_nothing() -> None:
@@ -94,7 +102,7 @@ def test_nothing_measured_costs_nothing() -> None:
     probe = Probe(projector)
     with probe.watching():
         projector(random(2, 3, 5))
-    assert probe.norms() == {}
+    assert norms_of(probe) == {}
     assert projector.calls == 1
 
 
@@ -103,9 +111,11 @@ def test_under_autocast_the_projector_is_measured_in_its_own_precision() -> None
     probe = Probe(projector)
     with torch.autocast("cpu", torch.bfloat16), probe.watching():
         visual = projector(features).float()
-    probe.term("sea", term_loss(visual.double()), visual)
+    followed = visual.view_as(visual)
+    probe.follow("sea", followed, 1.0)
+    term_loss(followed.double()).backward(retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        found = probe.norms()["sea"]
+        found = norms_of(probe)["sea"]
     by_visual = torch.autograd.grad(term_loss(visual.double()), visual)[0]
     expected = alone(projector, features, lambda again: (again * by_visual).sum())
     assert math.isclose(found, expected, rel_tol=1e-6)

@@ -1,160 +1,30 @@
-"""Batches against what is planted in the pixels, and against transformers' own loss on the same conversations."""
+"""Batches against what is planted in the pixels."""
 
-import json
-import os
 import pickle
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sea_pipeline import label_cache, label_run, open_labels
 from sea_pipeline.errors import UserError
-from tests.tiny_models import tiny_model
-from tests.tiny_runs import World, label_settings
-from tests.world import COLOURS, draw
-from trainer.conversations import load_conversations
-from trainer.data import Collator, Labels, TrainingData
+from tests.tiny_runs import World
+from tests.trainer.planted import ROWS, M, Planted, aligned, colours, pairs, plant
+from trainer.data import Labels
 from trainer.features import tower_features
-from trainer.load import ModelFolder, open_model_folder, sea_term
 from trainer.model import AlignedLlava
-from trainer.parts import quiet
 from trainer.recipe import Sea
-
-M = 16
-"""Visual tokens of an image: 4 x 4 patches of 8 pixels."""
-ROWS = ("one", "two", "text", "long", "same")
-IMAGES: dict[str, Any] = {"one": "0.png", "two": ["1.png", "2.png"], "long": "sub/3.png", "same": "0.png"}
-TURNS = {
-    "one": [("What is it?", "a red square")],
-    "two": [("<image> and <image>: which?", "the second"), ("Why?", "It is blue.")],
-    "text": [("Which colour?", "red")],
-    "long": [("Say it all.", "a red and a green and a blue and a yellow and a cyan patch")],
-    "same": [("Again?", "yes")],
-}
-
-
-class Planted(NamedTuple):
-    """Pictures of 4 x 6 cells whose centre square is labelled, cell by cell, and conversations about them."""
-
-    folder: ModelFolder
-    rows: Any
-    photos: Path
-    cache: Any
-    words: tuple[str, ...]
-
-    def data(self, sea: Sea | None = None, **settings: Any) -> TrainingData:
-        given = {"labels": Labels(self.cache, sea or Sea(window=1), True, None)} | settings
-        locate = partial(Path.joinpath, self.photos)
-        return TrainingData(self.rows, locate, self.folder.processor, self.folder.grid, **given)
-
-    def batch(self, *names: str, data: TrainingData | None = None, epoch: int = 0) -> Any:
-        data = data or self.data()
-        collator = Collator(data, self.folder.processor.tokenizer.pad_token_id, seed=1)
-        return collator([data[epoch * len(ROWS) + ROWS.index(name)] for name in names])
 
 
 @pytest.fixture
 def planted(tiny: World, tmp_path: Path) -> Planted:
-    random = np.random.default_rng(0)
-    for name in ("0.png", "1.png", "2.png", "sub/3.png"):
-        cells = [[str(random.choice(list(COLOURS))) for _ in range(6)] for _ in range(4)]
-        draw(tmp_path / "photos" / name, cells, size=(72, 48))
-    settings = label_settings(tmp_path / "photos", tiny.words, tmp_path / "labels")
-    label_run.label_images(settings.model_copy(update={"top_n": 1}))
-    store = open_labels(tmp_path / "labels")
-    folder = open_model_folder(tiny.model)
-    rows = conversations(folder, tmp_path)
-    return Planted(folder, rows, tmp_path / "photos", label_cache.label_cache(store), store.words)
-
-
-def conversations(folder: ModelFolder, tmp_path: Path) -> Any:
-    records = []
-    for name in ROWS:
-        spoken = [(("human", question), ("gpt", answer)) for question, answer in TURNS[name]]
-        said = [{"from": who, "value": text} for pair in spoken for who, text in pair]
-        records.append({"id": name, "conversations": said} | ({"image": IMAGES[name]} if name in IMAGES else {}))
-    (tmp_path / "data.json").write_text(json.dumps(records))
-    file, tokenizer = tmp_path / "data.json", folder.processor.tokenizer
-    return load_conversations(file, tokenizer, template="vicuna_v1", image_tokens=M, image_root=tmp_path / "photos")
+    return plant(tiny, tmp_path)
 
 
 @pytest.fixture
 def model(planted: Planted) -> AlignedLlava:
-    with quiet():
-        loaded: AlignedLlava = AlignedLlava.from_pretrained(planted.folder.path, dtype=torch.float32).eval()
-    loaded.sea_term = sea_term(planted.folder, planted.words, Sea())
-    return loaded
-
-
-def colours(planted: Planted, pixels: torch.Tensor) -> Iterator[str | None]:
-    """The colour at the centre of each patch; None where it is a mixture."""
-    processor = planted.folder.processor.image_processor
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
-    for image in (pixels * std + mean) * 255:
-        for row in range(4):
-            for column in range(4):
-                centre = image[:, 8 * row + 3 : 8 * row + 5, 8 * column + 3 : 8 * column + 5].mean((1, 2))
-                distances = {name: (centre - torch.tensor(colour)).norm() for name, colour in COLOURS.items()}
-                nearest = min(distances, key=lambda name: distances[name])
-                yield nearest if distances[nearest] < 25 else None
-
-
-def pairs(planted: Planted, given: Any) -> list[tuple[int, str]]:
-    """Patches and words of a batch."""
-    return [(int(p), planted.words[w]) for p, w in zip(given["sea_patches"], given["sea_words"], strict=True)]
-
-
-def by_projector(model: AlignedLlava, loss: torch.Tensor) -> list[torch.Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return [
-        parameter.grad for parameter in model.model.multi_modal_projector.parameters() if parameter.grad is not None
-    ]
-
-
-def stock_labels(planted: Planted, names: tuple[str, ...]) -> list[list[int]]:
-    """The usual label tensor, token by token: image tokens repeated, what is not trained and padding -100."""
-    lines = []
-    for name in names:
-        row = planted.rows[ROWS.index(name)]
-        line: list[int] = []
-        for token, trained in zip(row["input_ids"], row["trained"], strict=True):
-            image = token == planted.folder.config.image_token_id
-            line += M * [-100] if image else [token if trained else -100]
-        assert len(line) == row["length"]
-        lines.append(line)
-    return [line + [-100] * (max(map(len, lines)) - len(line)) for line in lines]
-
-
-@pytest.mark.parametrize(
-    "names", [("one",), ("long", "one"), ("one", "two", "text", "long"), ("text", "two"), ("text",)], ids="+".join
-)
-def test_l_lm_is_the_stock_models(planted: Planted, model: AlignedLlava, names: tuple[str, ...]) -> None:
-    given = planted.batch(*names)
-    stock = {name: given[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in given}
-    expected = model(**stock, labels=torch.tensor(stock_labels(planted, names))).loss
-    ours = model(**given)["lm"] / len(given["targets"])
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
-    if names != ("text",):
-        for one, other in zip(by_projector(model, ours), by_projector(model, expected), strict=True):
-            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("vision", ["siglip", "dinov2"])
-def test_l_lm_with_other_towers(planted: Planted, tmp_path: Path, vision: str) -> None:
-    folder = open_model_folder(tiny_model(tmp_path / "other", vision))
-    other = planted._replace(folder=folder, rows=conversations(folder, tmp_path))
-    with quiet():
-        model = AlignedLlava.from_pretrained(folder.path, dtype=torch.float32).eval()
-    given = other.batch("two", "text")
-    stock = {name: given[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    expected = model(**stock, labels=torch.tensor(stock_labels(other, ("two", "text")))).loss
-    torch.testing.assert_close(model(**given)["lm"] / len(given["targets"]), expected, atol=1e-5, rtol=1e-5)
+    return aligned(planted)
 
 
 def test_a_batch_is_padded_on_the_right(planted: Planted, model: AlignedLlava) -> None:
@@ -269,63 +139,3 @@ def test_an_image_that_cannot_be_read(planted: Planted, model: AlignedLlava) -> 
             act()
         assert str(caught.value).startswith(f"{planted.photos / '2.png'}: sample 'two': expected an image; ")
         assert "\n" not in str(caught.value)
-
-
-def test_kept_features_give_the_same_losses(
-    planted: Planted, model: AlignedLlava, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.features._BATCH", 3)  # 4 images: an uneven last batch
-    names = ("text", "two", "long", "one")
-    pixels = planted.batch(*names)
-    data, done = planted.data(), []
-    data.kept = tower_features(model, data, done.append)
-    assert list(data.kept) == ["0.png", "1.png", "2.png", "sub/3.png"]
-    assert sum(done) == 4
-    monkeypatch.setattr(data, "image", None)  # no pixel is touched
-    features = planted.batch(*names, data=data)
-    assert "pixel_values" not in features
-    assert features["features"].shape == (4, M, 16)
-    assert pairs(planted, features) == pairs(planted, pixels)
-    expected, found = model(**pixels), model(**features)
-    for name in ("lm", "sea"):
-        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-5)
-
-
-def test_features_that_would_not_fit(planted: Planted, model: AlignedLlava, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = 4 * 4 * M * 16  # bytes of 4 images
-    data = planted.data()
-    for memory, fits in ((2 * wanted, True), (2 * wanted - 2, False)):
-        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 2, "SC_PHYS_PAGES": memory // 2}.__getitem__)
-        if fits:
-            assert len(tower_features(model, data)) == 4
-        else:
-            with pytest.raises(UserError, match=r"data\.keep_features: 4 images need .* set it to false"):
-                tower_features(model, data)
-
-
-@pytest.mark.parametrize("gather", [False, True])
-@pytest.mark.parametrize("with_lm", [True, False])
-def test_a_batch_without_images_gives_every_process_a_gradient(
-    planted: Planted, model: AlignedLlava, gather: bool, with_lm: bool
-) -> None:
-    model.sea_term = sea_term(planted.folder, planted.words, Sea(gather=gather))
-    model.with_lm = with_lm
-    given = model(**planted.batch("text", data=planted.data(Sea(gather=gather))))
-    assert ("sea" in given) is gather  # the other processes' pairs are this one's loss, too
-    assert ("lm" in given) is with_lm
-    loss = given["nothing"] + given.get("lm", 0.0) + given.get("sea", 0.0)
-    gradients = by_projector(model, loss)
-    assert len(gradients) == 4
-    assert not any(gradient.any() for gradient in gradients)
-    assert model.sea_term.log_scale.grad == 0
-
-
-def test_without_l_lm_the_drawn_patches_are_all_that_counts(planted: Planted, model: AlignedLlava) -> None:
-    given, found = planted.batch("one", "two"), []
-    for model.with_lm in (True, False):
-        losses = model(**given)
-        found.append((losses["sea"], losses["sea_pairs"], *by_projector(model, losses["sea"])))
-        assert ("lm" in losses) is model.with_lm
-        assert model.model.language_model.embed_tokens.weight.grad is None  # L_a trains the projector only
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)

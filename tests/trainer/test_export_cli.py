@@ -1,5 +1,6 @@
 """`export` as typed: its table, its refusals, and the hub, which is mocked."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_nothing_is_pushed_unasked(api: type[Api], command: Any, run: TrainRun, 
     assert api.calls == []
 
 
+def test_json(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, _ = command("export", run.out, "--out", out, "--projector-only", "--json")
+    found = json.loads(stdout)
+    assert (code, stdout.count("\n")) == (0, 1)
+    assert set(found) == {"folder", "kind", "what", "tensors", "bytes", "reader", "notes", "pushed"}
+    assert (found["folder"], found["kind"], found["tensors"], found["pushed"]) == (str(out), "projector", 4, None)
+    assert 0 < found["bytes"] < (out / "mm_projector.safetensors").stat().st_size
+
+
 def test_the_table(command: Any, run: TrainRun, tmp_path: Path) -> None:
     code, stdout, stderr = command("export", run.out, "--out", tmp_path / "out", "--compat", 4)
     assert code == 0, stderr
@@ -91,7 +102,7 @@ def test_what_is_refused_in_one_line(
         (run.out, full, [], "full: expected a new or an empty folder"),
         (unfinished, tmp_path / "out", [], "this run is not finished"),
         (run.out.parent, tmp_path / "out", [], "holds the stages align, language; name one"),
-        (tmp_path / "nowhere", tmp_path / "out", [], "there is no config.json in it"),
+        (tmp_path / "nowhere", tmp_path / "out", [], "no config.json in it; expected a folder"),
         (run.out, tmp_path / "out", ["--llm-only", "--projector-only"], "expected one of them"),
         (run.out, tmp_path / "out", ["--format", "bin"], "--format bin: is for --projector-only"),
         (run.out, tmp_path / "out", ["--projector-only", "--compat", 4], "--compat 4: makes no difference"),
@@ -104,3 +115,8 @@ def test_what_is_refused_in_one_line(
         assert stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
     assert (full / "file").read_text() == "mine"
+
+
+def test_a_run_is_pointed_at_its_model(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    code, _, stderr = command("evaluate", run.out, "--data", tmp_path / "none.json")
+    assert (code, f"give {run.model}" in stderr.replace("\n", "")) == (1, True)

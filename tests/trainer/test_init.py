@@ -1,39 +1,25 @@
-"""From parts to a folder: what is in it, that stock transformers loads it, and what is refused."""
+"""From parts to a folder: what is in it, and that stock transformers loads it."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from sea_pipeline.errors import UserError
-from tests.tiny_models import CHATML, LLMS, TOWERS, VOCABULARY, tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
-from trainer.init import check_model_folder, init_model
+from tests.tiny_models import LLMS, TOWERS, VOCABULARY, tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
+from tests.trainer.initialised import LIST, load
+from trainer.init import init_model
 from trainer.parts import quiet
 from trainer.towers import tower_grid
-
-LIST = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image"}]}]
-STRING = [{"role": "user", "content": "<image>\nWhat is it?"}]
-ANSWER = [{"role": "assistant", "content": "a red square"}]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def load(folder: Path) -> tuple[Any, Any]:
-    with quiet():
-        return LlavaForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("llm", LLMS)
@@ -158,169 +144,3 @@ def test_dtype(tmp_path: Path) -> None:
 def test_an_unknown_dtype(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dtype = int8: expected float32"):
         init_model("packaged", "packaged", tmp_path / "model", dtype="int8")
-
-
-@pytest.mark.parametrize("template", [None, CHATML], ids=["vicuna", "chatml"])
-def test_both_forms_of_content_give_one_text(tmp_path: Path, template: str | None) -> None:
-    llm = tiny_llm(tmp_path / "llm", template=template)
-    _, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
-    texts = {
-        template.apply_chat_template(messages + ANSWER, tokenize=False)
-        for messages in (LIST, STRING)
-        for template in (processor, processor.tokenizer)
-    }
-    expected = {
-        None: "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. USER: <image>\nWhat is it? ASSISTANT: a red square</s>",
-        CHATML: "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\na red square<|im_end|>\n",
-    }
-    assert texts == {expected[template]}
-
-
-def test_vicuna_marks_what_is_trained(tmp_path: Path) -> None:
-    _, processor = load(tiny_model(tmp_path / "model"))
-    tokenizer = processor.tokenizer
-    messages = [{"role": "system", "content": "Be brief."}, *STRING, *ANSWER, *STRING, *ANSWER]
-    out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    whole = "Be brief. " + 2 * "USER: <image>\nWhat is it? ASSISTANT: a red square</s>"
-    assert tokenizer.decode(out["input_ids"]) == whole
-    trained = [token for token, mask in zip(out["input_ids"], out["assistant_masks"], strict=True) if mask]
-    assert tokenizer.decode(trained).replace(" a", "a") == 2 * "a red square</s>"
-    prompt = tokenizer.apply_chat_template(STRING, tokenize=False, add_generation_prompt=True)
-    assert prompt.endswith("What is it? ASSISTANT:")
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [(CHATML, "<|im_end|>"), (CHATML + "</s>", "<|im_end|>"), (CHATML.replace("<|im_end|>", "."), "</s>")],
-    ids=["chatml", "phi3-like", "no special token"],
-)
-def test_the_end_of_a_turn_becomes_the_eos(tmp_path: Path, template: str, expected: str) -> None:
-    llm = tiny_llm(tmp_path / "llm", template=template)
-    model, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
-    tokenizer = processor.tokenizer
-    assert tokenizer.eos_token == expected
-    assert tokenizer.pad_token == "<pad>"
-    ends = {tokenizer.convert_tokens_to_ids(token) for token in ("</s>", expected)}
-    assert model.generation_config.eos_token_id == sorted(ends)
-
-
-def test_a_template_that_cannot_answer(tmp_path: Path) -> None:
-    llm = tiny_llm(tmp_path / "llm", template="{{ raise_exception('no roles here') }}")
-    with pytest.raises(UserError, match=r"cannot render a question with its answer \(no roles here\)"):
-        init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model")
-
-
-@pytest.mark.parametrize(("unknown", "expected"), [("<unk>", "<unk>"), (None, "<pad>"), ("</s>", "<pad>")])
-@pytest.mark.parametrize("pad", [None, "</s>"])
-def test_padding_is_no_end(tmp_path: Path, pad: str | None, unknown: str | None, expected: str) -> None:
-    llm = tiny_llm(tmp_path / "llm")
-    edit(llm / "tokenizer_config.json", pad_token=pad, unk_token=unknown)
-    model, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
-    assert processor.tokenizer.pad_token == expected
-    assert processor.tokenizer.eos_token == "</s>"
-    assert model.config.text_config.pad_token_id == processor.tokenizer.pad_token_id
-    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
-
-
-def test_a_wrong_strategy_is_found(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / "model", "siglip")
-    check_model_folder(folder)
-    edit(folder / "config.json", vision_feature_select_strategy="default")
-    with pytest.raises(UserError, match=r"model: the processor gives an image 16 tokens, the tower gives 15 features"):
-        check_model_folder(folder)
-
-
-def test_another_image_token_is_found(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / "model")
-    edit(folder / "config.json", image_token_index=5)
-    with pytest.raises(UserError, match="image_token_index = 5"):
-        check_model_folder(folder)
-
-
-def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json"):
-        check_model_folder(tmp_path)
-    with pytest.raises(UserError, match="'llama', expected 'llava'"):
-        check_model_folder(tiny_llm(tmp_path / "llm"))
-
-
-def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="expected a new or an empty folder"):
-        tiny_model(tmp_path / "model")
-    assert [path.name for path in (tmp_path / "model").iterdir()] == ["notes.txt"]
-
-
-def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Path) -> None:
-        raise UserError("no")
-
-    monkeypatch.setattr("trainer.init.check_model_folder", fail)
-    with pytest.raises(UserError, match="no"):
-        tiny_model(tmp_path / "model")
-    assert [path.name for path in tmp_path.iterdir()] == ["model-parts"]
-
-
-@pytest.mark.parametrize(
-    ("vision", "llm", "message"),
-    [
-        ("no/such/folder", "llm", "no such folder"),
-        ("someone/no-such-model", "llm", "cannot be loaded"),
-        ("empty", "llm", "no config.json"),
-        ("llm", "llm", "'llama' is no vision tower; expected packaged, s2:SPEC, CLIP"),
-        ("registers", "llm", "DINOv2 without registers"),
-        ("s2@2,1:vision", "llm", "ascending scales"),
-        ("vision", "vision", "is no causal LM"),
-        ("vision", "missing.gguf", "no such file"),
-        ("vision", "gemma2", "other logits than alone"),
-        ("damaged", "llm", "damaged: cannot be loaded"),
-        ("incomplete", "llm", "weights are missing"),
-    ],
-)
-def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vision: str, llm: str, message: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
-    tiny_vision(Path("vision"))
-    tiny_llm(Path("llm"))
-    Path("empty").mkdir()
-    _broken_parts()
-    with pytest.raises(UserError, match=message) as caught:
-        init_model(vision, llm, Path("out"))
-    assert "\n" not in str(caught.value)
-    assert not Path("out").exists()
-
-
-def _broken_parts() -> None:
-    from safetensors.torch import save_file
-    from transformers import Dinov2WithRegistersConfig, Gemma2Config, Gemma2ForCausalLM
-
-    Dinov2WithRegistersConfig().save_pretrained("registers")
-    (tiny_vision(Path("damaged")) / "model.safetensors").write_bytes(b"not weights")
-    file = tiny_vision(Path("incomplete")) / "model.safetensors"
-    save_file({name: value for name, value in load_file(file).items() if "layers.1" not in name}, file)
-    tiny_tokenizer(Path("gemma2"))
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Gemma2Config(vocab_size=400, num_hidden_layers=2, head_dim=8, final_logit_softcapping=0.1, **sizes)
-    with quiet():
-        Gemma2ForCausalLM(config).save_pretrained("gemma2")
-
-
-def test_a_slow_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm, tower = tiny_llm(tmp_path / "llm"), tiny_vision(tmp_path / "vision")
-    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.is_fast", False)
-    with pytest.raises(UserError, match=r"tokenizer is not a fast one"):
-        init_model(str(tower), str(llm), tmp_path / "model")
-
-
-@pytest.mark.parametrize("layer", [-5, 4])
-def test_a_layer_that_the_tower_lacks(tmp_path: Path, layer: int) -> None:
-    with pytest.raises(UserError, match=r"expected -4 to 3"):
-        tiny_model(tmp_path / "model", feature_layer=layer)
-
-
-def test_config_survives_reading(tmp_path: Path) -> None:
-    config = LlavaConfig.from_pretrained(tiny_model(tmp_path / "model", feature_layer=-1))
-    assert (config.vision_feature_layer, config.vision_feature_select_strategy) == (-1, "default")
-    assert config.text_config.tie_word_embeddings is False

@@ -62,18 +62,21 @@ def test_a_line_of_several_steps_says_their_means(tiny: World, tmp_path: Path) -
 
 
 def test_the_gradient_norms_are_the_terms_own(tiny: World, tmp_path: Path) -> None:
-    """Unweighted and by the projector's weights, at the first micro-batch, whatever surrounds it."""
+    """Unweighted and by the projector's weights, of the whole step, whatever surrounds it."""
     arguments = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
     for norm in ("batch", "token"):
         loss = {"lm": 0.3, "norm": norm, "sea": {"weight": 5.0}}
         trainer, (line,) = run(tiny, tmp_path / norm, 1, loss=loss, training_arguments=arguments)
         fresh = tiny_trainer(trainer.recipe, tmp_path / "fresh")
         order = list(fresh._get_train_sampler())
-        batch = fresh.data_collator([fresh.data[index] for index in order[:3]])
-        given = fresh.model(**batch)
+        batches = [fresh.data_collator([fresh.data[index] for index in order[at : at + 3]]) for at in (0, 3)]
+        given = [fresh.model(**batch) for batch in batches]
+        tokens = [len(batch["targets"]) for batch in batches]
+        shares = [2 * one for one in tokens] if norm == "batch" else [sum(tokens)] * 2
         weights = list(fresh.model.model.multi_modal_projector.parameters())
-        lm = torch.autograd.grad(given["lm"] / len(batch["targets"]), weights, retain_graph=True)
-        sea = torch.autograd.grad(given["sea"], weights)
+        total = sum(one["lm"] / share for one, share in zip(given, shares, strict=True))
+        lm = torch.autograd.grad(total, weights, retain_graph=True)
+        sea = torch.autograd.grad((given[0]["sea"] + given[1]["sea"]) / 2, weights)
         norms = [float(torch.cat([one.flatten() for one in each]).norm()) for each in (lm, sea)]
         assert line["grad_norm_lm"] == pytest.approx(norms[0], rel=1e-4)
         assert line["grad_norm_sea"] == pytest.approx(norms[1], rel=1e-4)

@@ -13,11 +13,11 @@ from tests.tiny_runs import World
 from tests.trainer.looking import M, Make, Planted, Ready, nearest_twin, record, write
 from trainer.replace import (
     answer_text,
-    content_words,
     generate,
     nearest_in_place,
     prompted,
     replace_and_describe,
+    said_words,
     shares,
 )
 
@@ -120,13 +120,9 @@ def test_shares_by_hand() -> None:
     assert shares("visual", texts[2:3], answers[2:3], [[]]) == {}
 
 
-def test_content_words() -> None:
-    assert content_words("Please describe the image: Two CATS, in détail 3x, on a tree-top.") == {
-        "cats",
-        "détail",
-        "tree",
-        "top",
-    }
+def test_words_that_count_are_not_those_of_the_question() -> None:
+    text = "Please describe the image: Two CATS, in détail 3x, on a tree-top."
+    assert said_words(text) == {"cats", "détail", "tree-top"}
 
 
 def test_answers_of_several_turns(ready: Make, tiny: World) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from trainer.sampler import EpochSampler
+from trainer.sampler import BLANK, EpochSampler
 
 
 def epoch_of(sampler: EpochSampler, epoch: int) -> list[int]:
@@ -127,3 +127,35 @@ def test_groups_differ_between_epochs_and_seeds_and_not_else() -> None:
     assert len({tuple(order) for order in orders.values()}) == 4
     batches = [{frozenset(order[at : at + 2]) for at in range(0, 1000, 2)} for order in orders.values()]
     assert len(batches[0] & batches[1]) < 100  # other batches, not only another order of them
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(12, 5), (23, 3), (24, 3), (1, 2)])
+def test_every_process_reads_as_often_and_no_sample_twice(length: int, batch_size: int) -> None:
+    sampler = EpochSampler(length, 5, multiple=2 * batch_size)
+    sampler.set_epoch(3)
+    order = list(sampler)
+    assert len(order) == len(sampler) == -(-length // (2 * batch_size)) * 2 * batch_size
+    assert order[:length] == epoch_of(EpochSampler(length, 5), 3)
+    assert set(order[length:]) <= {BLANK}
+    seen = []
+    for process in range(2):
+        loader = prepare_data_loader(
+            DataLoader(IndexGiven(), batch_size=batch_size, sampler=EpochSampler(length, 5, multiple=2 * batch_size)),
+            num_processes=2,
+            process_index=process,
+        )
+        loader.set_epoch(3)
+        seen.append([batch.tolist() for batch in loader])
+    assert len(seen[0]) == len(seen[1])
+    given = [index for batches in zip(*seen, strict=True) for batch in batches for index in batch]
+    assert given == order
+
+
+class IndexGiven(Dataset[int]):
+    """The index that was asked for, `BLANK` too."""
+
+    def __len__(self) -> int:
+        return 10_000
+
+    def __getitem__(self, index: int) -> int:
+        return index

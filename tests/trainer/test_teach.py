@@ -140,6 +140,9 @@ def test_the_command(world: World, tmp_path: Path, command: Any) -> None:
     assert code == 0, stderr
     assert f"{ROWS - 1} taught, 0 bad" in stdout
     assert "float16" in stderr
+    code, again, _ = command("teacher", "--model", world.model, *where, "--codec", "float16", "--json")
+    made = json.loads(again)
+    assert (made["folder"], made["finished"], made["run"]["images"]) == (str(tmp_path / "targets"), True, 0)
     code, stdout, _ = command("verify", tmp_path / "targets")
     assert code == 0
     code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "0")

@@ -33,9 +33,15 @@ def test_train_runs_the_stages_and_goes_on(command: Any, tiny: World, recipe: Pa
     align, language = (json.loads((out / name / "summary.json").read_text()) for name in ("align", "language"))
     assert "lm_loss" not in align["end"]
     assert language["start"]["label_hit@10"] == pytest.approx(align["end"]["label_hit@10"])
-    code, _, stderr = command("train", recipe, "--out", out, "--resume")
+    code, stdout, stderr = command("train", recipe, "--out", out, "--resume", "--json")
     assert code == 0
     assert stderr.count("this run is finished") == 2
+    assert json.loads(stdout) == {
+        "runs": [
+            {"stage": name, "folder": str(out / name), "model": str(out / name / "model"), "summary": summary}
+            for name, summary in (("align", align), ("language", language))
+        ]
+    }
 
 
 def test_bad_recipes_are_one_line(command: Any, recipe: Path, tmp_path: Path) -> None:
@@ -56,6 +62,10 @@ def test_init_and_evaluate(command: Any, tiny: World, tmp_path: Path) -> None:
     code, stdout, stderr = command("init", "--vision", vision, "--llm", llm, "--out", tmp_path / "model")
     assert code == 0, stderr
     assert "4 x 4 visual tokens an image" in stdout
+    code, said, _ = command("init", "--vision", vision, "--llm", llm, "--out", tmp_path / "again", "--json")
+    made = json.loads(said)
+    assert (code, made["folder"], made["grid"]) == (0, str(tmp_path / "again"), [4, 4])
+    assert f"{made['vocabulary']:,} tokens of the LLM" in stdout
     arguments = ["--data", tiny.data, "--image-root", tiny.data.parent / "images", "--json"]
     code, stdout, stderr = command("evaluate", tmp_path / "model", *arguments)
     assert code == 0, stderr

@@ -1,0 +1,73 @@
+"""What `init` does to a tokenizer: its template, the end of a turn, padding."""
+
+from pathlib import Path
+
+import pytest
+
+from sea_pipeline.errors import UserError
+from tests.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
+from tests.trainer.initialised import ANSWER, LIST, STRING, edit, load
+from trainer.init import init_model
+
+
+@pytest.mark.parametrize("template", [None, CHATML], ids=["vicuna", "chatml"])
+def test_both_forms_of_content_give_one_text(tmp_path: Path, template: str | None) -> None:
+    llm = tiny_llm(tmp_path / "llm", template=template)
+    _, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    texts = {
+        template.apply_chat_template(messages + ANSWER, tokenize=False)
+        for messages in (LIST, STRING)
+        for template in (processor, processor.tokenizer)
+    }
+    expected = {
+        None: "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <image>\nWhat is it? ASSISTANT: a red square</s>",
+        CHATML: "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\na red square<|im_end|>\n",
+    }
+    assert texts == {expected[template]}
+
+
+def test_vicuna_marks_what_is_trained(tmp_path: Path) -> None:
+    _, processor = load(tiny_model(tmp_path / "model"))
+    tokenizer = processor.tokenizer
+    messages = [{"role": "system", "content": "Be brief."}, *STRING, *ANSWER, *STRING, *ANSWER]
+    out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    whole = "Be brief. " + 2 * "USER: <image>\nWhat is it? ASSISTANT: a red square</s>"
+    assert tokenizer.decode(out["input_ids"]) == whole
+    trained = [token for token, mask in zip(out["input_ids"], out["assistant_masks"], strict=True) if mask]
+    assert tokenizer.decode(trained).replace(" a", "a") == 2 * "a red square</s>"
+    prompt = tokenizer.apply_chat_template(STRING, tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("What is it? ASSISTANT:")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [(CHATML, "<|im_end|>"), (CHATML + "</s>", "<|im_end|>"), (CHATML.replace("<|im_end|>", "."), "</s>")],
+    ids=["chatml", "phi3-like", "no special token"],
+)
+def test_the_end_of_a_turn_becomes_the_eos(tmp_path: Path, template: str, expected: str) -> None:
+    llm = tiny_llm(tmp_path / "llm", template=template)
+    model, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    tokenizer = processor.tokenizer
+    assert tokenizer.eos_token == expected
+    assert tokenizer.pad_token == "<pad>"
+    ends = {tokenizer.convert_tokens_to_ids(token) for token in ("</s>", expected)}
+    assert model.generation_config.eos_token_id == sorted(ends)
+
+
+def test_a_template_that_cannot_answer(tmp_path: Path) -> None:
+    llm = tiny_llm(tmp_path / "llm", template="{{ raise_exception('no roles here') }}")
+    with pytest.raises(UserError, match=r"cannot render a question with its answer \(no roles here\)"):
+        init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model")
+
+
+@pytest.mark.parametrize(("unknown", "expected"), [("<unk>", "<unk>"), (None, "<pad>"), ("</s>", "<pad>")])
+@pytest.mark.parametrize("pad", [None, "</s>"])
+def test_padding_is_no_end(tmp_path: Path, pad: str | None, unknown: str | None, expected: str) -> None:
+    llm = tiny_llm(tmp_path / "llm")
+    edit(llm / "tokenizer_config.json", pad_token=pad, unk_token=unknown)
+    model, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    assert processor.tokenizer.pad_token == expected
+    assert processor.tokenizer.eos_token == "</s>"
+    assert model.config.text_config.pad_token_id == processor.tokenizer.pad_token_id
+    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id

@@ -1,0 +1,87 @@
+"""A teacher's targets, extended by records that follow the others; and when records follow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.llava_json import grew_from
+from sea_pipeline.storage import file_sha256
+from sea_pipeline.teacher import CODEC, open_targets
+from tests.tiny_runs import World
+from tests.trainer.test_teach import settings
+from trainer.teach_run import teach_images
+
+
+@pytest.fixture
+def world(tiny: World, deep: Path, tmp_path: Path) -> World:
+    """The tiny world with data of its own: the first seven records."""
+    data = tmp_path / "data.json"
+    world = tiny._replace(model=deep, data=data)
+    write(world, records(tiny)[:7])
+    return world
+
+
+def records(tiny: World) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(tiny.data.read_text())
+    return found
+
+
+def write(world: World, rows: list[dict[str, Any]]) -> None:
+    world.data.write_text(json.dumps(rows))
+
+
+def test_new_images_are_taught_with_the_codec_that_is_there(tiny: World, world: World, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"image_root": tiny.data.parent / "images", "codec": "int8"}
+    out = tmp_path / "targets"
+    first = teach_images(settings(world, out, **asked))
+    before = {path: path.read_bytes() for path in [*out.glob("targets/*"), *out.glob("commits/*"), out / CODEC]}
+    old = {name: open_targets(out)[name].refined for name in open_targets(out)}
+    write(world, records(tiny))
+    with pytest.raises(UserError, match=r"was begun with less: new images.*data: it has grown; add it with --extend"):
+        teach_images(settings(world, out, **asked))
+    run = teach_images(settings(world, out, **asked, extend=True))
+    assert run.report.images + first.report.images == len(open_targets(out)) > len(old)
+    assert {path: path.read_bytes() for path in before} == before
+    for name in old:
+        np.testing.assert_array_equal(open_targets(out)[name].refined, old[name])
+    assert teach_images(settings(world, out, **asked)).report.images == 0
+    assert run.ledger.check()[1] == []
+
+
+def test_records_that_changed_are_no_extension(tiny: World, world: World, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"image_root": tiny.data.parent / "images"}
+    out = tmp_path / "targets"
+    teach_images(settings(world, out, **asked))
+    before = (out / "dataset.json").read_bytes()
+    rows = records(tiny)
+    rows[0]["conversations"][1]["value"] = "something else"
+    write(world, rows)
+    with pytest.raises(UserError, match=r"cannot be extended; choose another --out\. Differing: data: "):
+        teach_images(settings(world, out, **asked, extend=True))
+    assert (out / "dataset.json").read_bytes() == before
+    with pytest.raises(UserError, match=r"--extend: expected --out, the folder to extend, and no --limit"):
+        teach_images(settings(world, out, **asked, extend=True, limit=3))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_when_records_follow(tmp_path: Path, suffix: str, indent: int | None) -> None:
+    def written(rows: list[dict[str, Any]], name: str) -> Path:
+        path = tmp_path / f"{name}{suffix}"
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(lines if suffix == ".jsonl" else json.dumps(rows, indent=indent))
+        return path
+
+    rows = [{"image": f"{n}.png", "conversations": [{"from": "human", "value": "{}}{"}]} for n in range(9)]
+    earlier = file_sha256(written(rows[:5], "earlier"))
+    assert grew_from(written(rows, "more"), earlier)
+    assert grew_from(written(rows[:5], "same"), earlier)
+    assert not grew_from(written(rows[:4], "less"), earlier)
+    assert not grew_from(written(rows[1:], "other"), earlier)
+    assert not grew_from(written([*rows[:4], rows[8], *rows[4:8]], "between"), earlier)
+    (tmp_path / "none.json").write_text("[]")
+    assert not grew_from(tmp_path / "none.json", earlier)

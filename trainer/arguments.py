@@ -1,0 +1,70 @@
+"""The recipe's `training_arguments` as transformers takes them."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import TrainingArguments
+
+from sea_pipeline.errors import UserError, one_line
+from trainer.recipe import Recipe
+
+DEFAULTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,  # a share of all steps
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "logging_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+    "label_names": [],
+    "ddp_find_unused_parameters": False,  # all that trains gets a gradient; else outputs are cut from the losses' graph
+    "logging_nan_inf_filter": False,  # a loss that is not finite stops the run
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,  # a GPU would wait for pictures to be read
+    "use_cpu": not torch.accelerator.is_available(),
+}
+"""LLaVA's, where the recipe's `training_arguments` say nothing else."""
+
+
+def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
+    """The recipe's arguments over `DEFAULTS`.
+
+    Raises:
+        UserError: transformers does not know one, or refuses its value; FSDP where there is nothing to cut.
+    """
+    given = recipe.training_arguments
+    fixed = {"output_dir": str(out / "checkpoints"), "seed": recipe.seed, "data_seed": recipe.seed}
+    if both := set(fixed) & set(given) | {"learning_rate"} & set(given):
+        raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
+    evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
+    if given.get("fsdp_config"):  # transformers writes into it
+        given = given | {"fsdp_config": dict(given["fsdp_config"])}
+    try:
+        args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
+    except (TypeError, ValueError, ImportError) as error:
+        reason = one_line(error).replace("TrainingArguments.__init__() got an", "found an")
+        raise UserError(f"training_arguments: {reason}") from error
+    if args.fsdp:
+        _check_fsdp(args, recipe)
+    return args
+
+
+def _check_fsdp(args: TrainingArguments, recipe: Recipe) -> None:
+    said = "training_arguments.fsdp"
+    version = cast("dict[str, Any]", args.fsdp_config).get("version", 2)
+    if version != 2:
+        raise UserError(f"{said}_config.version: expected 2; found {version}; leave it out")
+    if args.parallel_mode.value != "distributed":
+        raise UserError(
+            f"{said}: it cuts weights over processes; found one; begin with "
+            "torchrun --nproc-per-node N -m sea_pipeline train, or set it to false"
+        )
+    if not recipe.loss.lm:
+        raise UserError(f"{said}: with loss.lm = 0 there is no LLM to cut; set it to false")
