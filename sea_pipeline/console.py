@@ -1,5 +1,6 @@
 """What a person sees in the terminal: progress on stderr, tables on stdout."""
 
+import datetime
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from rich.text import Text
 
 from sea_pipeline.analysis import BIN_WIDTH, MOST_FREQUENT, Statistics, image_words
 from sea_pipeline.ledger import QUARANTINE, Ledger
+from sea_pipeline.pace import failing, pace
 from sea_pipeline.store import Labels
 
 if TYPE_CHECKING:  # it brings torch
@@ -94,11 +96,13 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
         "on disk": f"{decimal(done.bytes)}, {decimal(done.bytes // max(1, done.images))} per image",
     }
     if report.images or report.bad:
-        shares = {part: spent / report.wall_seconds for part, spent in report.seconds.items() if part != "decode"}
+        time = report.wall_seconds * report.workers
+        shares = {part: spent / time for part, spent in report.seconds.items() if part != "decode"}
         shares["waiting for images, and the rest"] = max(0, 1 - sum(shares.values()))
         rows["this run"] = (
             f"{report.images:,} images in {report.wall_seconds:.1f} s, {report.images / report.wall_seconds:.1f} "
             f"images/s on {run.device} with {run.backend}"
+            + (f", {report.workers} workers" if report.workers > 1 else "")
         )
         rows["time"] = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
     elif not report.failed:
@@ -125,6 +129,7 @@ def status_tables(ledger: Ledger) -> None:
             "images": f"{done.images:,} done, {done.bad:,} bad, of {planned.images:,} planned",
             "on disk": decimal(done.bytes),
         }
+        | _pace_rows(ledger)
     )
     if done.bad:
         output.print()
@@ -134,6 +139,16 @@ def status_tables(ledger: Ledger) -> None:
         output.print(table)
         if done.bad > _MOST_BAD:
             output.print(f"… and {done.bad - _MOST_BAD:,} more in {ledger.root / QUARANTINE}")
+
+
+def _pace_rows(ledger: Ledger) -> dict[str, str]:
+    speed, rows = pace(ledger, datetime.datetime.now(datetime.UTC)), {}
+    if speed.images_per_second and not ledger.complete:
+        left = None if speed.seconds_left is None else datetime.timedelta(seconds=round(speed.seconds_left))
+        quiet = datetime.timedelta(seconds=round(speed.seconds_since or 0))
+        state = f"about {left} left" if left is not None else f"nothing finished for {quiet}: does it still run?"
+        rows["rate"] = f"{speed.images_per_second:.1f} images/s of the latest shards, {state}"
+    return rows | {f"shard {shard} fails": line for shard, line in failing(ledger).items()}
 
 
 def statistics_tables(stats: Statistics, words: tuple[str, ...]) -> None:
@@ -202,7 +217,7 @@ def image_tables(image_id: str, labels: Labels, words: tuple[str, ...]) -> None:
         padding=(0, 1, 0, 0),
         box=None,
     )
-    room = max(4, min(14, output.width // columns - 1))
+    room = max(1, min(14, output.width // columns - 1))
     for row in labels.word_ids[:, 0].reshape(rows, columns):
         table.add_row(*(words[word][:room] if word >= 0 else "·" for word in row))
     output.print(table)

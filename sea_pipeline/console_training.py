@@ -1,6 +1,8 @@
 """What a terminal shows of training: parts, metrics, runs."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
@@ -10,7 +12,10 @@ from sea_pipeline import console
 
 if TYPE_CHECKING:
     from trainer.export import Exported
+    from trainer.harness import Collected
     from trainer.layers import Layer
+    from trainer.paper_rows import PaperRow
+    from trainer.suites import Harness, Pin, Step
     from trainer.train import Told, TrainRun
 
 _TOKEN = 20
@@ -26,6 +31,8 @@ _MEANINGS = {
     "meaningful_chance": "... of another photo's patch",
     "distinct_tokens": "different nearest LLM tokens",
 }
+_ROOM = 80
+"""Columns of a terminal that also shows the meanings."""
 
 
 def told() -> "Told":
@@ -51,14 +58,16 @@ def run_table(run: "TrainRun", stage: str = "") -> None:
 def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -> None:
     """Metrics by name, a column for each of several models or moments."""
     table = Table(title=title or None, box=None, padding=(0, 2, 0, 0))
-    table.add_column()
+    table.add_column(no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
-    table.add_column(style="dim")
+    meanings = _MEANINGS if console.output.width >= _ROOM else {}
+    if meanings:
+        table.add_column(style="dim")
     names = dict.fromkeys(name for values in columns.values() for name in values)
     for name in [known for known in _MEANINGS if known in names] + [name for name in names if name not in _MEANINGS]:
         cells = [_number(name, values[name]) if name in values else "" for values in columns.values()]
-        table.add_row(name, *cells, _MEANINGS.get(name, ""))
+        table.add_row(name, *cells, *([meanings.get(name, "")] if meanings else []))
     console.output.print(table)
 
 
@@ -113,6 +122,68 @@ def export_table(done: "Exported") -> None:
     console.print_table(rows)
     for note in done.notes:
         console.output.print(note)
+
+
+def rows_tables(rows: Sequence["PaperRow"]) -> None:
+    """The rows of the papers, table by table, with the papers' numbers."""
+    for (paper, title), group in groupby(rows, key=lambda row: (row.paper, row.table)):
+        table = Table(title=f"\n{paper}, {title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        members = list(group)
+        for heading in ("name", "row"):
+            table.add_column(heading, no_wrap=True)
+        for heading in members[0].expected:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in members:
+            numbers = ("" if value is None else str(value) for value in row.expected.values())
+            table.add_row(row.name, row.label, *numbers)
+        console.output.print(table)
+    console.output.print("\nNone of them was run by us: it needs the hardware. sea-pipeline recipes NAME says which.")
+
+
+def row_page(row: "PaperRow") -> None:
+    """A row of a paper: its numbers, what it takes, what is set over which recipe, and its commands."""
+    numbers = "  ".join(f"{name} {value}" for name, value in row.expected.items() if value is not None)
+    page = {
+        "row": f"{row.paper}, {row.table}: {row.label}",
+        "expected": numbers or f"drawn in the paper, not written ({', '.join(row.expected)})",
+        "hardware": f"{row.hardware}; not run by us: it needs the hardware",
+        "recipe": f"jobs/{row.recipe}.yaml, whose head says where its data comes from",
+        "over it": "\n".join(row.overrides),
+    }
+    console.print_table(page)
+    console.output.print("\n" + "\n".join(row.commands()))
+
+
+def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> None:
+    """The commands of a suite as a shell script, each below what must be known of it."""
+    for name, pin in pins.items():
+        print(f"# {name.replace('_', '-')} {pin.version}: {pin.install}")
+    print("# Prompts are written by the folder's own chat template; answers are greedy.")
+    for step in steps:
+        print(f"\n# {step.column}{': ' if step.column else ''}{step.note}")
+        print(shlex.join(step.command))
+
+
+def collected_table(found: "Collected") -> None:
+    """The papers' numbers, a row each, with what the harnesses found below them."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("")
+    for name in found.columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, (label, scores) in found.papers.items():
+        table.add_row(name, label, *_cells(scores, "{:.1f}"), style="dim")
+    rows = {"ours": found.ours, "baseline": found.baseline, "difference": found.difference}
+    for name, measured in rows.items():
+        if measured is not None:
+            table.add_row(name, "", *_cells(measured, "{:+.1f}" if name == "difference" else "{:.1f}"))
+    console.output.print(table)
+    for note in found.notes:
+        console.output.print(note)
+
+
+def _cells(scores: Mapping[str, float | None], form: str) -> list[str]:
+    return ["" if value is None else form.format(value) for value in scores.values()]
 
 
 def plain_metrics(found: Mapping[str, Any]) -> dict[str, float]:

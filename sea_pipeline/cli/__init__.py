@@ -1,11 +1,14 @@
 """The command `sea-pipeline`: parses, calls one function, prints what it says. Heavy imports happen inside."""
 
+import json
 import sys
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import typer
 
 from sea_pipeline import __version__
+from sea_pipeline.cli import completion
 from sea_pipeline.errors import UserError
 
 app = typer.Typer(
@@ -22,34 +25,73 @@ Template = Annotated[
     Literal["bare", "photo", "ensemble"],
     typer.Option(help='Embed words bare, as "a photo of a {}.", or as the mean of 80 such sentences.'),
 ]
+WordListName = Annotated[
+    str,
+    typer.Option(
+        help="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.", autocompletion=completion.wordlists
+    ),
+]
 """Options of every command that embeds words."""
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
+
+
+_INTERRUPTED = 130
+"""The exit code after Ctrl-C, which typer gives."""
+_STOPPED = {
+    "label": "finished shards are kept; run the same command again to go on",
+    "teacher": "finished shards are kept; run the same command again to go on",
+    "train": "run the same command again to go on from the newest checkpoint",
+    "demo": "run the same command again to go on",
+}
+"""What to know of it; every other command writes its results whole or not at all."""
 
 
 def main() -> None:
     """Runs the command line: exit 0, 1 with one line for what the user can mend, 2 where shards failed."""
-    from sea_pipeline import console
+    code, problem = _run()
+    if problem:
+        from sea_pipeline import console  # here, as a shell that completes a line waits for what is imported above
 
+        console.error(problem)
+    raise SystemExit(code)
+
+
+def _run() -> tuple[int, str]:
+    """The exit code, and what to say of it."""
     try:
         _refuse_arguments_that_are_not_utf8()
         code = app(prog_name="sea-pipeline", standalone_mode=False) or 0
+        return code, _stopped() if code == _INTERRUPTED else ""
     except UserError as problem:
-        console.error(str(problem))
-        code = 1
+        return 1, str(problem)
     except OSError as problem:
-        console.error(f"{problem.filename or 'the file system'}: {problem.strerror or problem}")
-        code = 1
+        return 1, f"{problem.filename or 'the file system'}: {problem.strerror or problem}"
     except typer.Abort:
-        code = 130
+        return _INTERRUPTED, _stopped()
     except Exception as mistake:
         if not hasattr(mistake, "format_message"):  # typer's own: an unknown option, a missing argument
             raise
-        context = getattr(mistake, "ctx", None)
-        if text := mistake.format_message():
-            console.error(f"{text.rstrip('.')}; see {context.command_path if context else 'sea-pipeline'} --help")
-        code = 1
-    if code == 130:
-        console.error("stopped; run the same command again to go on")
-    raise SystemExit(code)
+        return 1, _misused(mistake.format_message(), getattr(mistake, "ctx", None))
+
+
+def _misused(text: str, context: typer.Context | None) -> str:
+    """What typer says of a command line that it cannot read, and where to look; empty where it has shown the help."""
+    if not text:
+        return ""
+    path, teaches = (context.command_path, context.command.help or "") if context else ("sea-pipeline", "")
+    _, _, example = teaches.partition("Example: ")
+    shown = f"such as {example}; " if example and text.startswith(("Missing", "Got unexpected")) else ""
+    return f"{text.rstrip('.').replace('Value error, ', '')}; {shown}see {path} --help"
+
+
+def _stopped() -> str:
+    name = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+    return f"stopped; {_STOPPED.get(name, 'nothing is left half done')}"
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """What `--json` prints: one object, on one line, alone on stdout."""
+    print(json.dumps(value))
 
 
 def _refuse_arguments_that_are_not_utf8() -> None:
@@ -75,4 +117,5 @@ def _options(
 ) -> None: ...
 
 
-from sea_pipeline.cli import export, labels, probe, report, teacher, training  # noqa: E402, F401 - they register their commands
+# Each registers its commands, in the order in which --help lists them.
+from sea_pipeline.cli import demo, labels, probe, forecast, recipes, training, teacher, report, export, evaluation  # noqa: E402, F401  # isort: skip

@@ -5,13 +5,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli import app, completion, print_json
 from sea_pipeline.errors import UserError
 
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A run's folder, or a LLaVA folder.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A run's folder, or a LLaVA folder.", show_default=False, autocompletion=completion.runs_and_models
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The new folder.")],
     compat: Annotated[int, typer.Option(min=4, max=5, help="Major version of transformers that is to read it.")] = 5,
     llm_only: Annotated[bool, typer.Option("--llm-only", help="The LLM alone, as a causal LM.")] = False,
@@ -24,16 +29,27 @@ def export(
     push: Annotated[
         str | None, typer.Option(help="OWNER/NAME on the Hugging Face hub; a new repository is private.")
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print JSON: `folder`, `kind`, `what`, `tensors`, `bytes`, `reader`, `notes`, `pushed`."
+        ),
+    ] = False,
 ) -> None:
     """Write a trained model for other programs: a LLaVA folder with a model card, which needs nothing of ours.
 
     Example: sea-pipeline export runs/train/x --out exports/x --compat 4
     """
-    from sea_pipeline import console_training
+    from sea_pipeline import console, console_training
     from trainer.export import ExportSettings, export_model
 
     if llm_only and projector_only:
         raise UserError("--llm-only, --projector-only: expected one of them; for both parts export twice")
     kind = "llm" if llm_only else "projector" if projector_only else "model"
     settings = ExportSettings.of(source=source, out=out, kind=kind, compat=compat, format=file_format, push=push)
-    console_training.export_table(export_model(settings))
+    with console.messages.status(f"writing {out}"):
+        done = export_model(settings)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        console_training.export_table(done)

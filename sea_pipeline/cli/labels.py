@@ -1,15 +1,24 @@
 """The commands that make labels and look at them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import Precision, Template, app
+from sea_pipeline.cli import Device, Precision, Template, WordListName, app, completion, print_json
+from sea_pipeline.cli.crew import Cluster, Dashboard, Scheduler, ShardRange, ShardTimeout, Workers
 from sea_pipeline.errors import UserError
 
-LabelsFolder = Annotated[Path, typer.Argument(help="A folder that `sea-pipeline label` wrote.", show_default=False)]
+LabelsFolder = Annotated[
+    str,
+    typer.Argument(
+        help="A folder that `sea-pipeline label` wrote.", show_default=False, autocompletion=completion.labels
+    ),
+]
+OutputFolder = Annotated[
+    str,
+    typer.Argument(help="An output folder, finished or not.", show_default=False, autocompletion=completion.outputs),
+]
 
 
 @app.command()
@@ -35,28 +44,27 @@ def label(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read hf:NAME forward, in its own order; nothing is downloaded first.")
     ] = False,
-    wordlist: Annotated[
-        str, typer.Option(help="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.")
-    ] = "2of12",
+    wordlist: WordListName = "2of12",
     encoder: Annotated[
         str,
         typer.Option(
             help="packaged (Python packages; nothing is downloaded); or open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
-            "open_clip:hf-hub:ORG/NAME, and #final, #value, #vv or #pool behind it. s2: before any: at three scales."
+            "open_clip:hf-hub:ORG/NAME, and #final, #value, #vv or #pool behind it. s2: before any: at three scales.",
+            autocompletion=completion.encoders,
         ),
     ] = "packaged",
     precision: Precision = "float32",
     template: Template = "bare",
     top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Output folder. Default: one below runs/labels, named by the settings."),
+        str | None,
+        typer.Option(help="Output folder, or a URL (s3://…). Default: one below runs/labels, named by the settings."),
     ] = None,
     crops: Annotated[
         int, typer.Option(help="Also label so many random square crops of each image, for training on crops.")
     ] = 0,
     limit: Annotated[int | None, typer.Option(help="Label only the first N images, in the order of their ids.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     search: Annotated[
         Literal["auto", "int8", "faiss", "torch"],
         typer.Option(
@@ -65,6 +73,9 @@ def label(
         ),
     ] = "auto",
     shard_size: Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")] = 2048,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add images that are new to a folder that was begun without them.")
+    ] = False,
     max_bad: Annotated[
         float,
         typer.Option(
@@ -82,6 +93,15 @@ def label(
             "labels are the same; takes as long as labelling some forty images.",
         ),
     ] = True,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    shard_range: ShardRange = None,
+    shard_timeout: ShardTimeout = None,
+    dashboard: Dashboard = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: `folder`, what `status --json` prints, and `run`.")
+    ] = False,
 ) -> None:
     """Label every patch of every image with its n most similar words.
 
@@ -90,21 +110,30 @@ def label(
     Example: sea-pipeline label --images photos.json --image-root photos --wordlist 2of12
     """
     from sea_pipeline import console
+    from sea_pipeline.clusters import Crew
     from sea_pipeline.label_run import LabelSettings, label_images
 
+    crew = Crew.of(
+        workers=workers, scheduler=scheduler, cluster=cluster, shard_range=shard_range, shard_timeout=shard_timeout,
+        dashboard=dashboard,
+    )  # fmt: skip
     settings = LabelSettings.of(
         images=images, image_root=image_root, id_column=id_column, streaming=streaming, wordlist=wordlist,
         encoder=encoder, precision=precision,
         template=template, top_n=top_n, crops=crops, out=out, limit=limit, device=device, search=search,
-        shard_size=shard_size, max_bad=max_bad, retry_bad=retry_bad, probe=probe,
+        shard_size=shard_size, max_bad=max_bad, retry_bad=retry_bad, extend=extend, probe=probe, crew=crew,
     )  # fmt: skip
     done = label_images(
         settings,
         begun=lambda ledger: console.messages.print(f"labels go to {ledger.root}"),
         warn=console.warning,
+        say=console.messages.print,
         progress=console.progress,
     )
-    console.stage_table(done, "labels", "labelled")
+    if as_json:
+        print_json(done.to_json())
+    else:
+        console.stage_table(done, "labels", "labelled")
     if done.report.failed:
         raise typer.Exit(2)
 
@@ -116,7 +145,14 @@ def inspect(
     save: Annotated[
         Path | None, typer.Option(help="Also draw Figure 6, or the image with its words: a .png, .pdf or .svg file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `images`, `patches`, `words_used`, `most_frequent`, …; of an image `grid`, and the "
+            "`words` and `scores` of every patch.",
+        ),
+    ] = False,
 ) -> None:
     """Show what a run's labels are like: SEA's Figure 6, the use of the list, the most frequent words.
 
@@ -139,23 +175,31 @@ def inspect(
         if save is not None:
             figures.save_figure(figures.labels_figure(figures.photo_of(store, image), found, store.words), save)
         if as_json:
-            print(json.dumps(analysis.labels_to_json(image, found, store.words)))
+            print_json(analysis.labels_to_json(image, found, store.words))
         else:
             console.image_tables(image, found, store.words)
         return
-    stats = analysis.statistics(store)
+    with console.progress("counting", len(store), 0) as advance:
+        stats = analysis.statistics(store, advance)
     if save is not None:
         figures.save_figure(figures.statistics_figure(stats), save)
     if as_json:
-        print(json.dumps(stats.to_json(store.words)))
+        print_json(stats.to_json(store.words))
         return
     console.statistics_tables(stats, store.words)
 
 
 @app.command()
 def status(
-    folder: Annotated[Path, typer.Argument(help="An output folder, finished or not.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    folder: OutputFolder,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `kind`, `finished`, `shards`, `shards_done`, `images`, `images_done`, `images_bad`, "
+            "`reasons` with counts, `bytes`, `last_finished`, `failing`, `images_per_second`, `seconds_left`.",
+        ),
+    ] = False,
 ) -> None:
     """Show what is done in an output folder, finished or not, and which images are bad.
 
@@ -163,16 +207,23 @@ def status(
     """
     from sea_pipeline import analysis, console
     from sea_pipeline.ledger import Ledger
+    from sea_pipeline.storage import place
 
-    ledger = Ledger.open(folder)
+    ledger = Ledger.open(place(folder))
     if as_json:
-        print(json.dumps(analysis.status_to_json(ledger)))
+        print_json(analysis.status_to_json(ledger))
     else:
         console.status_tables(ledger)
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="An output folder.", show_default=False)]) -> None:
+def verify(
+    folder: OutputFolder,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON: `folder`, `files`, `bytes`, `shards_missing`, `problems`."),
+    ] = False,
+) -> None:
     """Hash every file again and compare; exit 1 and the file's name where one differs.
 
     Example: sea-pipeline verify runs/labels/x
@@ -181,15 +232,21 @@ def verify(folder: Annotated[Path, typer.Argument(help="An output folder.", show
 
     from sea_pipeline import console
     from sea_pipeline.ledger import Ledger
+    from sea_pipeline.storage import place
 
-    ledger = Ledger.open(folder)
+    ledger = Ledger.open(place(folder))
     with console.progress("verifying", ledger.dataset.shards, 0) as advance:
         checked, problems = ledger.check(advance)
+    size = sum(file.bytes for file in checked)
+    missing = len(ledger.missing())
+    if as_json:
+        found = {"folder": str(folder), "files": len(checked), "bytes": size}
+        print_json(found | {"shards_missing": missing, "problems": problems})
     for problem in problems:
         console.error(problem)
     if problems:
         raise typer.Exit(1)
-    size = sum(file.bytes for file in checked)
-    missing = len(ledger.missing())
+    if as_json:
+        return
     state = f"; {missing} of {ledger.dataset.shards} shards are not done yet" if missing else ""
     console.output.print(f"{folder}: {len(checked)} files, {decimal(size)}, as written{state}")

@@ -1,12 +1,11 @@
 """The command that says which encoder, path and sign to label with."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import Precision, Template, app
+from sea_pipeline.cli import Device, Precision, Template, WordListName, app, completion, print_json
 
 
 @app.command()
@@ -17,17 +16,18 @@ def probe(
     ] = None,
     encoder: Annotated[
         list[str] | None,
-        typer.Option(help="As for label; again for another one. Without #PATH all paths. Default: packaged."),
+        typer.Option(
+            help="As for label; again for another one. Without #PATH all paths. Default: packaged.",
+            autocompletion=completion.encoders,
+        ),
     ] = None,
-    wordlist: Annotated[
-        str, typer.Option(help="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.")
-    ] = "2of12",
+    wordlist: WordListName = "2of12",
     top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
     limit: Annotated[int, typer.Option(help="Captioned images at most.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the choice of images and of the intervals.")] = 0,
     precision: Precision = "float32",
     template: Template = "bare",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure on captioned images which encoder, path and sign gives labels that hold the captions' words.
@@ -47,6 +47,6 @@ def probe(
     )  # fmt: skip
     findings = probe_encoders(settings, console.progress)
     if as_json:
-        print(json.dumps(findings.to_json()))
+        print_json(findings.to_json())
     else:
         probe_tables(findings)

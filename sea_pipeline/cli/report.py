@@ -1,12 +1,12 @@
 """The command that makes the HTML report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli import app, completion, print_json
 from sea_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 @app.command()
 def report(
     folders: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="A folder of labels, runs, or both; several runs are shown side by side.", metavar="LABELS|RUN…"
+            help="A folder of labels, runs, or both; several runs are shown side by side.",
+            metavar="LABELS|RUN…",
+            autocompletion=completion.labels_and_runs,
         ),
     ],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
@@ -28,7 +30,12 @@ def report(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N photos of the labels.")] = None,
     words: Annotated[int, typer.Option(help="Words of a patch that are kept.")] = 5,
     thumbnail: Annotated[int, typer.Option(help="Longer side of a photo in the report, pixels.")] = 320,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; for runs.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N; for runs.", autocompletion=completion.devices)
+    ] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: `out`, `photos`, `gone`, `runs`, `bytes`.")
+    ] = False,
 ) -> None:
     """Make one HTML file that shows labels and runs in any browser, with no network.
 
@@ -36,25 +43,30 @@ def report(
 
     Example: sea-pipeline report runs/labels/x runs/train/baseline runs/train/sea --out report.html
     """
-    make_report(folders, out, images=images, device=device, limit=limit, words=words, thumbnail=thumbnail)
+    made = make_report(folders, out, images=images, device=device, limit=limit, words=words, thumbnail=thumbnail)
+    if as_json:
+        print_json(made)
+    else:
+        tell_report(made)
 
 
 def make_report(
-    folders: Sequence[Path],
+    folders: Sequence[str | Path],
     out: Path,
     *,
     images: int,
     names: Sequence[str] = (),
     device: str = "auto",
     **settings: int | None,
-) -> None:
+) -> dict[str, Any]:
     """The command as a function; `names` is what the runs are called, in their order, where that is not their folders.
+
+    Returns:
+        `out`, the numbers of `photos`, of those that are `gone`, and of `runs`, and the file's `bytes`.
 
     Raises:
         UserError: see `find_inputs` and `write_report`.
     """
-    from rich.filesize import decimal
-
     from sea_pipeline import console
     from sea_pipeline.report import ReportSettings, check_out, find_inputs, write_report
 
@@ -66,10 +78,20 @@ def make_report(
     for run in runs:
         _look(run, images, device)
     made = write_report(store, runs, asked, progress=console.progress)
+    return {"out": str(out), "runs": len(runs), **made}
+
+
+def tell_report(made: Mapping[str, Any]) -> None:
+    """Prints what `make_report` returns."""
+    from rich.filesize import decimal
+
+    from sea_pipeline import console
+
     gone = f", {made['gone']:,} of them gone" if made["gone"] else ""
-    what = [f"{made['photos']:,} photos{gone}"] if store is not None else []
-    what += [f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"] if runs else []
-    console.output.print(f"\nThe report is {out} ({', '.join(what)}, {decimal(made['bytes'])}); open it in a browser.")
+    what = [f"{made['photos']:,} photos{gone}"] if made["photos"] else []
+    what += [f"{made['runs']} {'run' if made['runs'] == 1 else 'runs'}"] if made["runs"] else []
+    what += [decimal(made["bytes"])]
+    console.output.print(f"\nThe report is {made['out']} ({', '.join(what)}); open it in a browser.")
 
 
 def _look(run: "RunInput", images: int, device: str) -> None:

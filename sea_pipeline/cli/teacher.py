@@ -5,15 +5,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli import Device, app, completion, print_json
+from sea_pipeline.cli.crew import Cluster, Dashboard, Scheduler, ShardRange, ShardTimeout, Workers
 
 
 @app.command()
 def teacher(
-    model: Annotated[Path, typer.Option(help="A LLaVA folder: its LLM's layers are the teacher.")],
+    model: Annotated[
+        Path,
+        typer.Option(help="A LLaVA folder: its LLM's layers are the teacher.", autocompletion=completion.models),
+    ],
     data: Annotated[str, typer.Option(help="A LLaVA .json or .jsonl file, or `samples`.")],
     out: Annotated[
-        Path | None, typer.Option(help="Output folder. Default: one below runs/targets, named by the settings.")
+        str | None,
+        typer.Option(help="Output folder, or a URL (s3://…). Default: one below runs/targets, named by the settings."),
     ] = None,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder that the paths in the data are relative to. Default: the data's own.")
@@ -42,9 +47,12 @@ def teacher(
     ] = "none",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the model's weights.")] = "float32",
     limit: Annotated[int | None, typer.Option(help="Only the first N images, in the order of their ids.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 8,
     shard_size: Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")] = 256,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add images that are new to a folder that was begun without them.")
+    ] = False,
     max_bad: Annotated[
         float, typer.Option(help="Stop when more than this share of all images is bad; 0 allows none.")
     ] = 0.01,
@@ -52,6 +60,15 @@ def teacher(
         bool, typer.Option("--retry-bad", help="Read images that were bad again; in a finished folder, too.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Write more than 100 GB without asking.")] = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    shard_range: ShardRange = None,
+    shard_timeout: ShardTimeout = None,
+    dashboard: Dashboard = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: `folder`, what `status --json` prints, and `run`.")
+    ] = False,
 ) -> None:
     """Store what BASIC takes for its teacher, for every image: the LLM's refined visual embeddings and attention.
 
@@ -60,17 +77,25 @@ def teacher(
     Example: sea-pipeline teacher --model runs/train/x/model --data photos.json --image-root photos
     """
     from sea_pipeline import console
+    from sea_pipeline.clusters import Crew
     from trainer.teach_run import TeachSettings, teach_images
 
+    crew = Crew.of(
+        workers=workers, scheduler=scheduler, cluster=cluster, shard_range=shard_range, shard_timeout=shard_timeout,
+        dashboard=dashboard,
+    )  # fmt: skip
     basic = {
         "layers": layers, "layer_weights": layer_weights, "degree": degree, "text": text, "normalise": normalise
     }  # fmt: skip
     settings = TeachSettings.of(
         model=model, data=data, out=out, image_root=image_root, codec=codec, template=template, dtype=dtype,
         basic=basic, max_length=max_length, limit=limit, device=device, batch_size=batch_size, shard_size=shard_size,
-        max_bad=max_bad, retry_bad=retry_bad, yes=yes,
+        max_bad=max_bad, retry_bad=retry_bad, extend=extend, yes=yes, crew=crew,
     )  # fmt: skip
     done = teach_images(settings, say=console.messages.print, progress=console.progress)
-    console.stage_table(done, "targets", "taught")
+    if as_json:
+        print_json(done.to_json())
+    else:
+        console.stage_table(done, "targets", "taught")
     if done.report.failed:
         raise typer.Exit(2)

@@ -1,12 +1,11 @@
 """The commands that make models, train them and measure them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli import Device, app, completion, print_json
 
 
 @app.command()
@@ -24,6 +23,9 @@ def init(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the projector's weights.")] = 0,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of all weights.")] = "float32",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: `folder`, `grid` as rows and columns, `vocabulary`.")
+    ] = False,
 ) -> None:
     """Make a LLaVA model folder of a vision tower and an LLM, with a new projector between them.
 
@@ -33,8 +35,12 @@ def init(
     from trainer.init import init_model
     from trainer.load import open_model_folder
 
-    init_model(vision, llm, out, projector=projector, feature_layer=feature_layer, seed=seed, dtype=dtype)
+    with console.messages.status(f"making {out}"):
+        init_model(vision, llm, out, projector=projector, feature_layer=feature_layer, seed=seed, dtype=dtype)
     made = open_model_folder(out)
+    if as_json:
+        print_json({"folder": str(out), "grid": made.grid, "vocabulary": made.vocabulary})
+        return
     rows, columns = made.grid
     console.output.print(f"{out}: {rows} x {columns} visual tokens an image, {made.vocabulary:,} tokens of the LLM")
 
@@ -42,7 +48,12 @@ def init(
 @app.command()
 def train(
     recipe: Annotated[
-        Path | None, typer.Argument(help="A recipe. Default: the demo's, on the sample photos.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A recipe's file, or a name: a row that `recipes` lists, or demo (the default), on sample photos.",
+            show_default=False,
+            autocompletion=completion.recipes,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe, such as loss.sea.weight=10.")
@@ -53,26 +64,43 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="There must be a run to go on with; without it one is begun if needed.")
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print JSON: `runs`, one a stage, each with `stage`, `folder`, `model`, `summary`."
+        ),
+    ] = False,
 ) -> None:
     """Train a model as a recipe says. A run that was stopped goes on from its newest checkpoint.
 
     Example: sea-pipeline train jobs/demo.yaml --set loss.sea.weight=auto
     """
-    from sea_pipeline import console_training
-    from trainer.recipe_file import builtin_recipe, read_recipes
+    from trainer.paper_rows import named_recipes
+
+    recipes = named_recipes(recipe or "demo", overrides or [])
+    from sea_pipeline import console_training  # not before: a mistake in a recipe is told at once
     from trainer.stages import train_stages
 
-    recipes = read_recipes(recipe or builtin_recipe("demo"), overrides or [])
-    for name, run in train_stages(recipes, out, resume=resume, told=console_training.told()).items():
+    runs = train_stages(recipes, out, resume=resume, told=console_training.told())
+    if as_json:
+        print_json({"runs": [{"stage": stage, **run.to_json()} for stage, run in runs.items()]})
+        return
+    for name, run in runs.items():
         console_training.run_table(run, name)
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A LLaVA folder.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="A LLaVA folder.", show_default=False, autocompletion=completion.models)
+    ],
     data: Annotated[str, typer.Option(help="A LLaVA .json or .jsonl file, or `samples`.")],
     labels: Annotated[
-        Path | None, typer.Option(help="Labels of the images; without them only lm_loss and tacs are measured.")
+        str | None,
+        typer.Option(
+            help="Labels of the images; without them only lm_loss and tacs are measured.",
+            autocompletion=completion.labels,
+        ),
     ] = None,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder that the paths in the data are relative to. Default: the data's own.")
@@ -102,8 +130,13 @@ def evaluate(
         typer.Option(help="Folder for figures, PDF and PNG: words on patches (--labels), tokens by layer (--layers)."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print JSON: the metrics by name, and `layers`, `replace`, `figures` if asked for."
+        ),
+    ] = False,
 ) -> None:
     """Measure a model: the language loss, and where its visual tokens lie among the LLM's words.
 
@@ -121,7 +154,7 @@ def evaluate(
     )  # fmt: skip
     found = evaluate_model(settings, progress=console.progress)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     console_training.metrics_table({str(model): console_training.plain_metrics(found)})
     if layers:
@@ -132,33 +165,3 @@ def evaluate(
         console.output.print(f"\nWhat was found of each image is in {out}")
     if save_figures:
         console.output.print(f"\n{len(found['figures'])} figures are in {save_figures}")
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
-) -> None:
-    """Label the sample photos with the packaged models, train on them without SEA and with it, and show all of it."""
-    from sea_pipeline import analysis, console, console_training, open_labels
-    from sea_pipeline.cli.report import make_report
-    from sea_pipeline.label_run import LabelSettings, label_images
-    from trainer.recipe_file import builtin_recipe, read_recipes
-    from trainer.stages import train_stages
-
-    done = label_images(LabelSettings(out=out / "labels"), progress=console.progress)
-    console.stage_table(done, "labels", "labelled")
-    store = open_labels(out / "labels")
-    console.statistics_tables(analysis.statistics(store), store.words)
-
-    compared: dict[str, dict[str, float]] = {}
-    last: dict[str, Path] = {}
-    for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
-        recipes = read_recipes(builtin_recipe(name), [f"labels.path={out / 'labels'}"])
-        runs = train_stages(recipes, out / name, told=console_training.told())
-        compared |= {} if compared else {"start": next(iter(runs.values())).summary["start"]}
-        compared[title] = list(runs.values())[-1].summary["end"]
-        last[title] = list(runs.values())[-1].out
-    console.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
-    console_training.metrics_table(compared)
-    console.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
-    make_report([out / "labels", *last.values()], out / "report.html", names=list(last), images=4)

@@ -16,7 +16,7 @@ from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data
 from sea_pipeline.settings import Settings
-from sea_pipeline.storage import TEMPORARY, make_folder, publish_bytes
+from sea_pipeline.storage import TEMPORARY, Place, make_folder, place, publish_bytes
 from sea_pipeline.store import LabelStore, open_labels
 
 if TYPE_CHECKING:  # it brings torch
@@ -38,7 +38,7 @@ class ReportSettings(Settings):
     """Longer side of a photo in the report, pixels."""
 
 
-def find_inputs(folders: Sequence[Path]) -> tuple[LabelStore | None, list[RunInput]]:
+def find_inputs(folders: Sequence[str | Place]) -> tuple[LabelStore | None, list[RunInput]]:
     """Labels and runs among folders; a folder whose subfolders are runs stands for these, in the order of their start.
 
     Raises:
@@ -46,14 +46,11 @@ def find_inputs(folders: Sequence[Path]) -> tuple[LabelStore | None, list[RunInp
     """
     stores: list[LabelStore] = []
     runs: list[RunInput] = []
-    for folder in folders:
-        stages = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    for folder in map(place, folders):
         if (folder / "dataset.json").is_file():
             stores.append(open_labels(folder, verify=False))
-        elif (folder / "run.json").is_file():
-            runs.append(RunInput.of(folder, folder.name))
-        elif stages:
-            runs += [RunInput.of(file.parent, f"{folder.name}/{file.parent.name}") for file in stages]
+        elif found := _runs_in(folder):
+            runs += found
         else:
             raise UserError(
                 f"{folder}: expected labels or a run; found neither dataset.json nor run.json in it; give the output "
@@ -62,6 +59,15 @@ def find_inputs(folders: Sequence[Path]) -> tuple[LabelStore | None, list[RunInp
     if len(stores) > 1:
         raise UserError(f"{stores[1].path}: expected labels once, found them twice; make a report of each")
     return (stores[0] if stores else None), runs
+
+
+def _runs_in(folder: Place) -> list[RunInput]:
+    if not isinstance(folder, Path):  # runs are of this machine
+        return []
+    if (folder / "run.json").is_file():
+        return [RunInput.of(folder, folder.name)]
+    stages = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    return [RunInput.of(file.parent, f"{folder.name}/{file.parent.name}") for file in stages]
 
 
 def check_out(out: Path) -> None:

@@ -14,14 +14,21 @@ function ticks(low, high, wanted) {
   return found;
 }
 
+// Texts of ticks that tell them apart.
+function named(values) {
+  const texts = [3, 4, 5, 6].map((digits) => values.map((value) => short(value, digits)));
+  return texts.find((each) => new Set(each).size === values.length) ?? texts.at(-1);
+}
+
 function axes(low, high, bottom, top, log = false) {
   const across = (value) => LEFT + ((value - low) / (high - low || 1)) * (WIDTH - LEFT - RIGHT);
   const scale = log ? Math.log10 : (value) => value;
   const up = (value) => HEIGHT - BOTTOM - ((scale(value) - scale(bottom)) / (scale(top) - scale(bottom) || 1)) * (HEIGHT - BOTTOM - TOP);
   const lines = svg("g", { "aria-hidden": "true" });
-  for (const value of log ? [bottom, Math.sqrt(bottom * top), top] : ticks(bottom, top, 4)) {
+  const upright = log ? [bottom, Math.sqrt(bottom * top), top] : ticks(bottom, top, 4), texts = named(upright);
+  for (const [place, value] of upright.entries()) {
     lines.append(svg("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: up(value), y2: up(value) }),
-      svg("text", { x: LEFT - 6, y: up(value) + 4, "text-anchor": "end" }, short(value)));
+      svg("text", { x: LEFT - 6, y: up(value) + 4, "text-anchor": "end" }, texts[place]));
   }
   for (const value of ticks(low, high, 6)) {
     lines.append(svg("text", { x: across(value), y: HEIGHT - 8, "text-anchor": "middle" }, short(value)));

@@ -30,11 +30,11 @@ const svg = (name, attributes, ...children) => make(SVG, name, attributes, child
 const count = (value) => value.toLocaleString("en");
 const percent = (value, digits = 0) => `${(100 * value).toFixed(digits)} %`;
 const plural = (value, one, more = `${one}s`) => `${count(value)} ${value === 1 ? one : more}`;
-function short(value) {
+function short(value, digits = 3) {
   const size = Math.abs(value);
   if (Number.isInteger(value)) return count(value);
   if (size >= 1000) return count(Math.round(value));
-  if (size >= 0.001) return String(Number(value.toPrecision(3)));
+  if (size >= 0.001) return String(Number(value.toPrecision(digits)));
   return value.toExponential(1);
 }
 
@@ -84,6 +84,7 @@ function table(heads, rows) {
     const given = value !== null && typeof value === "object" && !(value instanceof Node) ? value : { text: value };
     const attributes = { class: given.number ? "number" : given.wide ? "wide" : null };
     if (kind === "th") attributes.scope = place === 0 ? "row" : "col";
+    else attributes["data-head"] = heads[place]?.text ?? heads[place];
     return el(kind, attributes, given.text ?? "", given.note ? el("small", null, given.note) : null);
   };
   const head = el("tr", null, ...heads.map((value) => cell("th", value, 1)));

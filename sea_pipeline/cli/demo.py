@@ -1,0 +1,58 @@
+"""The command that shows everything on sample photos."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sea_pipeline.cli import app, print_json
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON: `labels`, `models` and `metrics` by what they are called, `report`."),
+    ] = False,
+) -> None:
+    """Label the sample photos with the packaged models, train on them without SEA and with it, and show all of it.
+
+    Nothing is downloaded. Some minutes on two cores; the report at the end is for any browser.
+
+    Example: sea-pipeline demo --out runs/demo
+    """
+    from sea_pipeline import analysis, console, console_training, open_labels
+    from sea_pipeline.cli.report import make_report, tell_report
+    from sea_pipeline.label_run import LabelSettings, label_images
+    from trainer.recipe_file import builtin_recipe, read_recipes
+    from trainer.stages import train_stages
+
+    console.messages.print("1 of 3: words for every patch of the sample photos")
+    done = label_images(LabelSettings(out=out / "labels"), progress=console.progress)
+    if not as_json:
+        store = open_labels(out / "labels")
+        console.stage_table(done, "labels", "labelled")
+        console.statistics_tables(analysis.statistics(store), store.words)
+
+    metrics: dict[str, dict[str, float]] = {}
+    last: dict[str, Path] = {}
+    for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
+        console.messages.print(f"2 of 3: a model that is trained {title}")
+        recipes = read_recipes(builtin_recipe(name), [f"labels.path={out / 'labels'}"])
+        runs = train_stages(recipes, out / name, told=console_training.told())
+        metrics |= {} if metrics else {"start": next(iter(runs.values())).summary["start"]}
+        metrics[title] = list(runs.values())[-1].summary["end"]
+        last[title] = list(runs.values())[-1].out
+    if not as_json:
+        console.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
+        console_training.metrics_table(metrics)
+        console.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
+    console.messages.print("3 of 3: what both models make of the photos")
+    made = make_report([out / "labels", *last.values()], out / "report.html", names=list(last), images=4)
+    if as_json:
+        found: dict[str, Any] = {"labels": str(out / "labels"), "metrics": metrics, "report": made["out"]}
+        print_json(found | {"models": {title: str(run / "model") for title, run in last.items()}})
+    else:
+        tell_report(made)
+        console.output.print("Its page Tokens shows what SEA did to the model.")

@@ -1,0 +1,57 @@
+"""The command that says what labelling many images would take."""
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from sea_pipeline.cli import Precision, Template, app
+
+
+@app.command()
+def plan(
+    images: Annotated[int, typer.Option(help="How many images there are to label.")],
+    sample: Annotated[
+        str | None,
+        typer.Option(help="What to measure on, as --images of label: photos like yours. Default: sample photos."),
+    ] = None,
+    image_root: Annotated[
+        str | None, typer.Option(help="Where paths in a list start. Default: the list's own.")
+    ] = None,
+    measure: Annotated[int, typer.Option(help="Label so many images here.")] = 64,
+    workers: Annotated[int, typer.Option(help="The most workers to forecast for.")] = 64,
+    price: Annotated[float | None, typer.Option(help="What a worker costs an hour, in any currency.")] = None,
+    wordlist: Annotated[
+        str, typer.Option(help="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.")
+    ] = "2of12",
+    encoder: Annotated[str, typer.Option(help="As for label.")] = "packaged",
+    precision: Precision = "float32",
+    template: Template = "bare",
+    top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    search: Annotated[
+        Literal["auto", "int8", "faiss", "torch"], typer.Option(help="What proposes words, as for label.")
+    ] = "auto",
+    shard_size: Annotated[int, typer.Option(help="Images per shard.")] = 2048,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Label a few images here, and say what many would take: hours and cost for 1 to N workers, disk, memory.
+
+    A worker is a process like this one: the same device, as many cores to itself. Nothing is kept but embedded words.
+
+    Example: sea-pipeline plan --images 558128 --sample photos --encoder open_clip:ViT-L-14-336-quickgelu/openai
+    """
+    from sea_pipeline import console
+    from sea_pipeline.console_forecast import forecast_tables
+    from sea_pipeline.forecast import ForecastSettings, forecast
+
+    settings = ForecastSettings.of(
+        planned=images, images=sample, image_root=image_root, measure=measure, workers=workers, price=price,
+        wordlist=wordlist, encoder=encoder, precision=precision, template=template, top_n=top_n, device=device,
+        search=search, shard_size=shard_size,
+    )  # fmt: skip
+    found = forecast(settings, console.progress)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        forecast_tables(found)
