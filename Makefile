@@ -8,8 +8,9 @@ export HF_HUB_OFFLINE = 1
 demo: .venv ## Label the sample photos with the packaged models; pictures and tables.
 	$(BIN)/sea-pipeline demo
 
+# Each of the processes computes with one thread.
 test: .venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv
 	$(BIN)/ruff check .
@@ -30,6 +31,12 @@ bench: .venv
 	# What reads `export --compat 4` in the tests; it stands beside the transformers that the project uses.
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/compat4 \
 		transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2
+	# The harnesses of `eval-commands`, for the tests; what else they need is in .venv.
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/harness \
+		lm-eval==0.4.13 lmms-eval==0.7.3 chardet==7.7.0 colorama==0.4.6 DataProperty==1.1.1 decord==0.6.0 \
+		evaluate==0.4.6 loguru==0.7.3 lxml==6.1.3 mbstrdecoder==1.1.5 pathvalidate==3.3.1 portalocker==4.4.2 \
+		pytablewriter==1.2.1 pytz==2026.6 sacrebleu==2.6.0 tabledata==1.3.5 tabulate==0.10.0 tcolorpy==0.1.7 \
+		tenacity==9.2.1 typepy==2.0.0
 	touch $@
 
 clean:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
+from sea_pipeline.analysis import status_to_json
 from sea_pipeline.begin import begin
+from sea_pipeline.clusters import Crew
 from sea_pipeline.crops import MARK, crop_id
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
@@ -22,12 +24,14 @@ from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.probe import hint
 from sea_pipeline.records import fingerprint_of
-from sea_pipeline.run import Report, run
+from sea_pipeline.run import Report
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.search import Backend
 from sea_pipeline.settings import Settings
-from sea_pipeline.shards import KIND, WORDS
+from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.sources import list_samples
+from sea_pipeline.stage_run import do_shards, driver_device
+from sea_pipeline.storage import Place, place
 from sea_pipeline.wordlists import WordList, load_wordlist
 
 ProgressBar = Callable[[str, int, int], AbstractContextManager[Callable[[int], None]]]
@@ -58,8 +62,10 @@ class LabelSettings(Settings):
     template: Template = "bare"
     top_n: Annotated[int, Field(ge=1, le=1000)] = 10
     """n: labels per patch at most."""
-    out: Path | None = None
-    """The output folder; None for one below `runs/labels` whose name tells the settings apart."""
+    out: str | Path | None = None
+    """The output folder, or the URL of one; None for one below `runs/labels` whose name tells the settings apart."""
+    extend: bool = False
+    """Add images that are new to a folder that was begun without them; see `begin`."""
     crops: Annotated[int, Field(ge=0, le=999)] = 0
     """Square crops of each image that are labelled too, as images of their own; see `crops.labelled_crop`."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -74,6 +80,8 @@ class LabelSettings(Settings):
     """Read the shards with bad images again, in a finished folder too."""
     probe: bool = True
     """In a new folder, look at captioned images for whether the encoder's other sign is better; see `probe.hint`."""
+    crew: Crew = Crew()
+    """Who does the shards."""
 
 
 @dataclass
@@ -87,31 +95,38 @@ class StageRun:
     backend: str = ""
     """For labels what proposed candidates, for targets their codec; empty where nothing was left to do."""
 
+    def to_json(self) -> dict[str, Any]:
+        """For machines: `status_to_json` of the folder, its path, and what this run did.
+
+        `run` holds `images` and `bad` of this run alone, `seconds`, `images_per_second` (null where it labelled none),
+        `device`, `backend`, and `failed`: reasons by the number of the shard.
+        """
+        report = self.report
+        run: dict[str, Any] = {"images": report.images, "bad": report.bad, "seconds": round(report.wall_seconds, 3)}
+        run |= {"images_per_second": round(report.images / report.wall_seconds, 3) if report.images else None}
+        run |= {"device": self.device, "backend": self.backend, "failed": report.failed}
+        return {"folder": str(self.ledger.root), **status_to_json(self.ledger), "run": run}
+
 
 def label_images(
     settings: LabelSettings,
     *,
     begun: Callable[[Ledger], None] = lambda _: None,
     warn: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
     progress: ProgressBar = no_bar,
 ) -> StageRun:
     """Labels every image of an input, or what is missing of it.
 
-    `begun` hears of the folder before the work starts, and `warn` that the encoder's other sign is clearly better;
-    without it nobody looks.
+    `begun` hears of the folder before the work starts, `warn` that the encoder's other sign is clearly better (without
+    it nobody looks), and `say` what workers do. Two of these on one folder at once both end with the same folder.
 
     Raises:
-        UserError: see `list_samples`, `load_wordlist`, `load_encoder`, `begin` and `run`.
+        UserError: see `list_samples`, `load_wordlist`, `load_encoder`, `begin`, `run` and `driver.distribute`.
     """
-    words = load_wordlist(settings.wordlist)
-    if settings.top_n > len(words):
-        raise UserError(
-            f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}; "
-            f"give --top-n {len(words)} or less"
-        )
-    device = resolve_device(settings.device)
-    options = EncoderOptions(settings.precision, settings.template)
-    encoder = load_encoder(settings.encoder, device, options)
+    words = words_of(settings)
+    device, embeds = driver_device(settings.crew, settings.device)
+    encoder = encoder_of(settings, device)
     listing = list_samples(
         settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
     )
@@ -121,20 +136,59 @@ def label_images(
     ledger = _begin(settings, listing, words, fields, encoder.spec)
     begun(ledger)
     if settings.retry_bad or not ledger.finished:
-        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad)
+        shards = settings.crew.shards(ledger.dataset.shards)
+        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
     if ledger.complete:
         return StageRun(ledger, listing, Report(), device)
-    with progress("embedding words", len(words), 0) as advance:
-        embeddings = word_embeddings(encoder, words, advance)
+    stage = None
+    if embeds:
+        with progress("embedding words", len(words), 0) as advance:
+            embeddings = word_embeddings(encoder, words, advance)
+        if warn and settings.probe and not ledger.done().shards and (captions := _captions(settings)):
+            line = hint(encoder, embeddings, words, captions, listing, settings.top_n, device)
+            if line:
+                warn(line)
+        if settings.crew.alone:
+            stage = stage_of(settings, encoder, embeddings, device)
     done = ledger.done()
-    if warn and settings.probe and not done.shards and (captions := _captions(settings)):
-        line = hint(encoder, embeddings, words, captions, listing, settings.top_n, device)
-        if line:
-            warn(line)
-    stage = _stage(settings, encoder, embeddings, device)
     with progress("labelling", ledger.dataset.images, done.images + done.bad) as advance:
-        report = run(ledger, stage, max_bad=settings.max_bad, advance=advance)
-    return StageRun(ledger, listing, report, device, stage.search.backend)
+        report, device, backend = do_shards(settings, ledger, stage, LabelRecipe(settings), advance, say)
+    return StageRun(ledger, listing, report, device, backend)
+
+
+@dataclass(frozen=True)
+class LabelRecipe:
+    """How a worker makes its `LabelStage`; see `workers.Recipe`."""
+
+    settings: LabelSettings
+    name: str = "label"
+
+    def stage(self, ledger: Ledger) -> LabelStage:
+        """Loads the encoder and the word list of the folder, whose embeddings one worker makes for all of its host."""
+        from sea_pipeline.workers import refuse_other_fields
+
+        device = resolve_device(self.settings.device)
+        encoder = encoder_of(self.settings, device)
+        words = WordList.of(self.settings.wordlist, read_words(ledger.root))
+        refuse_other_fields(ledger, LabelStage.fields(encoder, words, self.settings.top_n, self.settings.crops))
+        # As many threads as OMP_NUM_THREADS says, which is this worker's part of the cores.
+        return stage_of(self.settings, encoder, word_embeddings(encoder, words), device, torch.get_num_threads())
+
+
+def words_of(settings: LabelSettings) -> WordList:
+    """The word list that is asked for; a `UserError` where it has fewer words than a patch shall get."""
+    words = load_wordlist(settings.wordlist)
+    if settings.top_n > len(words):
+        raise UserError(
+            f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}; "
+            f"give --top-n {len(words)} or less"
+        )
+    return words
+
+
+def encoder_of(settings: LabelSettings, device: str) -> Encoder:
+    """The encoder that is asked for."""
+    return load_encoder(settings.encoder, device, EncoderOptions(settings.precision, settings.template))
 
 
 def _captions(settings: LabelSettings) -> Path | None:
@@ -153,15 +207,21 @@ def _with_crops(listing: Listing, crops: int) -> list[Sample]:
 def _begin(
     settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object], encoder: str
 ) -> Ledger:
-    out = settings.out or _default_out(settings, listing, words, fields)
-    if settings.images is not None and Path(settings.images).is_dir():
-        inside, outside = out.resolve(), Path(settings.images).resolve()
-        if inside == outside or outside in inside.parents:
-            raise UserError(f"--out {out}: lies inside the input folder {settings.images}; choose a folder elsewhere")
+    if settings.extend and settings.limit:
+        raise UserError(f"--limit {settings.limit}: not with --extend, which adds every image that is new")
+    out = place(settings.out or _default_out(settings, listing, words, fields))
+    if settings.images is not None and _lies_inside(out, settings.images):
+        raise UserError(f"--out {out}: lies inside the input folder {settings.images}; choose a folder elsewhere")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: expected a folder; found a file")
     companions = {WORDS: words.text().encode()}
-    return begin(out, KIND, fields, listing, settings.shard_size, companions, encoder=encoder)
+    return begin(out, KIND, fields, listing, settings.shard_size, companions, encoder=encoder, extend=settings.extend)
+
+
+def _lies_inside(out: Place, images: str) -> bool:
+    if not isinstance(out, Path):
+        return f"{out}/".startswith(images.rstrip("/") + "/")
+    return Path(images).is_dir() and out.resolve().is_relative_to(Path(images).resolve())
 
 
 def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Path:
@@ -170,18 +230,22 @@ def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fie
     parts += [settings.template] if settings.template != "bare" else []
     parts += [f"crops{settings.crops}"] if settings.crops else []
     parts += [f"first{settings.limit}"] if settings.limit else []
-    place = {"source": listing.origin, "image_root": listing.root, "shard_size": settings.shard_size}
-    name = "-".join([*parts, fingerprint_of(fields | place)[:8]])
+    origin = {"source": listing.origin, "image_root": listing.root, "shard_size": settings.shard_size}
+    name = "-".join([*parts, fingerprint_of(fields | origin)[:8]])
     return Path("runs") / "labels" / re.sub(r"[^\w.-]+", "_", name)
 
 
-def _stage(settings: LabelSettings, encoder: Encoder, embeddings: torch.Tensor, device: str) -> LabelStage:
+def stage_of(
+    settings: LabelSettings, encoder: Encoder, embeddings: torch.Tensor, device: str, threads: int | None = None
+) -> LabelStage:
+    """The stage that does what is asked for; `threads` of them decode, None for all cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return LabelStage(
         encoder,
         embeddings,
         top_n=settings.top_n,
         backend=settings.search,
         device=device,
-        threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=threads or cores,
         crops=settings.crops,
     )

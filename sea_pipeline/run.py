@@ -6,18 +6,20 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.sources import Source, open_source
-from sea_pipeline.storage import publish, publish_bytes
+from sea_pipeline.storage import Place, alone, publish, publish_bytes
 
 ATTEMPTS = 2
+LOGS = "logs"
 
 
 class ShardResult(NamedTuple):
@@ -31,6 +33,16 @@ class ShardResult(NamedTuple):
 
 class Stage(Protocol):
     """Work on one shard at a time; its result is a function of the samples and the fingerprint alone."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """For people: for labels what proposes candidates, for targets their codec."""
+        ...
 
     def process(
         self,
@@ -46,23 +58,25 @@ class Stage(Protocol):
         """
         ...
 
-    def finish(self, ledger: Ledger) -> list[Path]:
+    def finish(self, ledger: Ledger) -> list[Place]:
         """Writes what follows from all shards together; returns the files that the manifest must name."""
         ...
 
 
 @dataclass
 class Report:
-    """What a run did; what earlier runs had done does not count."""
+    """What a run did; what others had done does not count."""
 
     images: int = 0
     """Images that got a row."""
     bad: int = 0
     wall_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """By part, summed over shards; decoding is summed over its threads, too."""
+    """By part, summed over shards, whoever did them; decoding is summed over its threads, too."""
     failed: dict[int, str] = field(default_factory=dict)
-    """Shards that failed `ATTEMPTS` times, with the last error; the tracebacks are in `logs/`."""
+    """Shards that failed too often, with the last error; the tracebacks are in `logs/`."""
+    workers: int = 1
+    """The most processes that worked at once."""
 
 
 def run(
@@ -70,54 +84,88 @@ def run(
     stage: Stage,
     *,
     max_bad: float,
+    shards: range | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Finishes what is missing, one shard after the other, and writes the manifest when nothing is.
+
+    Several runs of one folder at once do no harm: each passes over shards that another one has committed, of two that
+    finish one shard the first counts, and all end with the same folder.
 
     Args:
         ledger: the output folder.
         stage: the work on one shard.
         max_bad: stop as soon as more than this share of all planned images is bad; 0 allows none, else one is allowed.
+        shards: only these; None for all. Whoever finds nothing missing in the whole folder writes the manifest.
         advance: told how many images have passed; a negative number where a shard starts again.
 
     Raises:
         UserError: too many bad images, or the output cannot be written. What is committed stays.
     """
-    report = Report()
-    begun = time.perf_counter()
-    bad_count = _BadCount(ledger, max_bad)
+    tally = Tally(ledger, max_bad)
     source = open_source(ledger.image_root)
-    for shard in ledger.missing():
-        try:
-            commit = _with_attempts(ledger, stage, source, shard, advance)
-        except _ShardFailedError as failure:
-            report.failed[shard] = str(failure)
+    for shard in missing_of(ledger, shards):
+        if commit := ledger.commit(shard):  # another run's, since this one began
+            advance(commit.rows + commit.bad)
+            tally.check(commit)
             continue
-        report.images += commit.rows
-        report.bad += commit.bad
-        for part, seconds in commit.seconds.items():
-            report.seconds[part] += seconds
-        bad_count.add(commit)
-    if not report.failed:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                tally.add(process_shard(ledger, stage, source, shard, attempt, advance))
+                break
+            except ShardError as failure:
+                reason = str(failure)
+        else:
+            tally.report.failed[shard] = reason
+    if may_finish(ledger, shards, tally.report):
         ledger.finish(stage.finish(ledger))
-    report.wall_seconds = time.perf_counter() - begun
-    return report
+    return tally.closed()
 
 
-class _BadCount:
-    """The bad images of all finished shards; refuses to go on when they are too many."""
+def missing_of(ledger: Ledger, shards: range | None) -> list[int]:
+    """The shards that are not finished, of those that this run is for."""
+    return [shard for shard in ledger.missing() if shards is None or shard in shards]
+
+
+def may_finish(ledger: Ledger, shards: range | None, report: Report) -> bool:
+    """Whether the manifest is due. A run for all shards that none failed must write it, or say why it cannot."""
+    return not ledger.missing() or (shards is None and not report.failed)
+
+
+class Tally:
+    """Adds up what a run does, and ends it when too many images of the folder are bad."""
 
     def __init__(self, ledger: Ledger, max_bad: float) -> None:
+        self.report = Report()
+        self._begun = time.perf_counter()
         self._ledger = ledger
         self._max_bad = max_bad
         self._reasons = ledger.done().reasons
-        self._check()
+        self._refuse_too_many()
 
     def add(self, commit: Commit) -> None:
-        self._reasons.update(commit.reasons)
-        self._check()
+        """Counts a shard that this run has finished.
 
-    def _check(self) -> None:
+        Raises:
+            UserError: too many bad images.
+        """
+        self.report.images += commit.rows
+        self.report.bad += commit.bad
+        for part, seconds in commit.seconds.items():
+            self.report.seconds[part] += seconds
+        self.check(commit)
+
+    def check(self, commit: Commit) -> None:
+        """Counts only the bad images of a shard that another run has finished; raises as `add`."""
+        self._reasons.update(commit.reasons)
+        self._refuse_too_many()
+
+    def closed(self) -> Report:
+        """The report, with the time that has passed."""
+        self.report.wall_seconds = time.perf_counter() - self._begun
+        return self.report
+
+    def _refuse_too_many(self) -> None:
         bad, planned = self._reasons.total(), self._ledger.dataset.images
         if bad <= (max(1, self._max_bad * planned) if self._max_bad else 0):
             return
@@ -131,21 +179,35 @@ class _BadCount:
         )
 
 
-class _ShardFailedError(Exception):
-    """A shard failed `ATTEMPTS` times."""
+class ShardError(Exception):
+    """An attempt at a shard failed; its log is written. The message is one line."""
 
 
-def _with_attempts(ledger: Ledger, stage: Stage, source: Source, shard: int, advance: Callable[[int], None]) -> Commit:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return _process(ledger, stage, source, shard, attempt, advance)
-        except UserError:
-            raise
-        except Exception as error:
-            last = error
-            log = traceback.format_exc().encode()
-            publish_bytes(ledger.root / "logs" / f"{shard:05d}-attempt-{attempt}.log", log, ledger.root)
-    raise _ShardFailedError(f"{type(last).__name__}: {' '.join(str(last).split())[:300]}") from last
+def process_shard(
+    ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Callable[[int], None]
+) -> Commit:
+    """One attempt at a shard, wherever it is made; its commit, or that of another run which was faster.
+
+    Raises:
+        ShardError: it failed; `logs/` has the traceback.
+        UserError: nothing can be written.
+    """
+    try:
+        return _process(ledger, stage, source, shard, attempt, advance)
+    except UserError:
+        raise
+    except Exception as error:
+        log_attempt(ledger, shard, attempt, traceback.format_exc())
+        raise ShardError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def log_attempt(ledger: Ledger, shard: int, attempt: int, text: str) -> None:
+    """Keeps what there is to say of an attempt that failed."""
+    publish_bytes(ledger.root / LOGS / f"{shard:05d}-attempt-{attempt}.log", text.encode(), ledger.root)
+
+
+class _FasterError(Exception):
+    """Another run has committed the shard in the meantime."""
 
 
 def _process(
@@ -160,26 +222,35 @@ def _process(
         passed += images
         advance(images)
 
-    try:
-        with publish(ledger.shard_path(shard), ledger.root) as scratch:
-            result = stage.process(samples, source, scratch, footer, count)
-    except BaseException:
-        advance(-passed)
-        raise
-    assert result.rows + len(result.bad) == len(samples), "every planned image is a row or in quarantine"
-    ledger.write_quarantine(shard, result.bad)
-    return ledger.record(
-        shard,
-        rows=result.rows,
-        bad=len(result.bad),
-        reasons=dict(Counter(f"{bad.stage}: {bad.error}" for bad in result.bad)),
-        seconds={part: round(spent, 3) for part, spent in result.seconds.items()},
-        first_image_sha256=result.first_image_sha256,
-        peak_memory_bytes=_peak_memory_bytes(),
-        attempt=attempt,
-    )
+    with ExitStack() as until_committed:
+        try:
+            with publish(ledger.shard_path(shard), ledger.root) as scratch:
+                result = stage.process(samples, source, scratch, footer, count)
+                # Another run's rows may differ in a score's last bit: file and commit must be of one and the same run.
+                until_committed.enter_context(alone(ledger.root))
+                if faster := ledger.commit(shard):
+                    raise _FasterError
+        except _FasterError:
+            assert faster is not None
+            return faster
+        except BaseException:
+            advance(-passed)
+            raise
+        assert result.rows + len(result.bad) == len(samples), "every planned image is a row or in quarantine"
+        ledger.write_quarantine(shard, result.bad)
+        return ledger.record(
+            shard,
+            rows=result.rows,
+            bad=len(result.bad),
+            reasons=dict(Counter(f"{bad.stage}: {bad.error}" for bad in result.bad)),
+            seconds={part: round(spent, 3) for part, spent in result.seconds.items()},
+            first_image_sha256=result.first_image_sha256,
+            peak_memory_bytes=process_peak_bytes(),
+            attempt=attempt,
+        )
 
 
-def _peak_memory_bytes() -> int:
+def process_peak_bytes() -> int:
+    """The most resident memory that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

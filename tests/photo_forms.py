@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,6 +88,7 @@ def s3_server(patch: pytest.MonkeyPatch) -> Iterator[str]:
     }  # fmt: skip
     for name, value in environment.items():
         patch.setenv(name, value)
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # what an earlier one held
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdir("bucket")
     try:
@@ -97,17 +99,21 @@ def s3_server(patch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 class FailingProxy(ThreadingHTTPServer):
-    """Passes requests on to a server, but answers the first `faults` for each image with a status of its own."""
+    """Passes requests on to a server, but answers the first `faults` for each image with a status of its own; with
+    `all_files` those for each file, to read or to write.
+    """
 
     daemon_threads = True
 
-    def __init__(self, upstream: str, status: int, faults: int) -> None:
+    def __init__(self, upstream: str, status: int, faults: int, all_files: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream, self.status, self.faults = upstream, status, faults
+        self.upstream, self.status, self.faults, self.all_files = upstream, status, faults, all_files
         self.asked: dict[str, int] = {}
         self.lock = threading.Lock()
 
     def faulty(self, path: str) -> bool:
+        if not (self.all_files or path.endswith(".png")):
+            return False
         with self.lock:
             self.asked[path] = self.asked.get(path, 0) + 1
             return self.asked[path] <= self.faults
@@ -119,14 +125,17 @@ class FailingProxy(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: FailingProxy
+    protocol_version = "HTTP/1.1"  # which answers «Expect: 100-continue»
 
     def do_GET(self) -> None:
-        if self.path.endswith(".png") and self.server.faulty(self.path):
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.faulty(f"{self.command} {self.path}"):
             body = b"<Error><Code>InternalError</Code><Message>for a while</Message></Error>"
             status, headers = self.server.status, [("Content-Type", "application/xml")]
         else:
             connection = HTTPConnection(self.server.upstream)
-            connection.request(self.command, self.path, headers=dict(self.headers))
+            passed_on = {name: value for name, value in self.headers.items() if name != "Expect"}
+            connection.request(self.command, self.path, sent, passed_on)
             response = connection.getresponse()
             body, status, headers = response.read(), response.status, response.getheaders()
             connection.close()
@@ -134,23 +143,26 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers:
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        length = dict(headers).get("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 @contextmanager
-def failing_s3(patch: pytest.MonkeyPatch, upstream: str, status: int, faults: int) -> Iterator[FailingProxy]:
+def failing_s3(
+    patch: pytest.MonkeyPatch, upstream: str, status: int, faults: int, *, all_files: bool = False
+) -> Iterator[FailingProxy]:
     """Makes s3:// fail for a while."""
     import s3fs
 
-    proxy = FailingProxy(upstream, status, faults)
+    proxy = FailingProxy(upstream, status, faults, all_files)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     patch.setenv("AWS_ENDPOINT_URL", proxy.url)

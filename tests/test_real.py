@@ -135,6 +135,7 @@ def test_the_wheel_brings_the_word_list(tmp_path: Path) -> None:
         assert "sea_pipeline/data/wordlists/2of12.txt" in archive.namelist()
         assert "trainer/__init__.py" in archive.namelist()
         assert "sea_pipeline/data/jobs/demo.yaml" in archive.namelist()
+        assert "sea_pipeline/data/jobs/eval/lmms_eval/smoke_photos.yaml" in archive.namelist()
         archive.extractall(tmp_path / "site")
     program = "from sea_pipeline.wordlists import *; print(len(load_wordlist('2of12')), data_folder('wordlists'))"
     done = subprocess.run(

@@ -36,6 +36,7 @@ class ColourEncoder:
     width = 3
     sign = 1
     preprocess = Preprocess(size=48)
+    device = "cpu"
 
     def __init__(self, version: str = "1") -> None:
         self.version = version

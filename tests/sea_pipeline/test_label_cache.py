@@ -11,6 +11,7 @@ import pytest
 from sea_pipeline import LabelStore, label_cache, open_labels
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import StageRun
+from sea_pipeline.storage import file_sha256
 from tests.world import draw_folder
 
 
@@ -38,6 +39,7 @@ def test_every_image_is_as_in_the_store(store: LabelStore) -> None:
 
 def test_it_is_unpacked_once(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first = label_cache.label_cache(store)
+    assert first.folder.name == file_sha256(store.path / "manifest.json")[:32]
     monkeypatch.setattr(label_cache, "_unpack", None)
     assert label_cache.label_cache(store).folder == first.folder
 

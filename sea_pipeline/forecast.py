@@ -1,0 +1,148 @@
+"""`sea-pipeline plan` as a function: labels a few images here and says what many would take."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from sea_pipeline.devices import resolve_device
+from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.errors import UserError
+from sea_pipeline.label import BATCH_SIZE, LabelStage
+from sea_pipeline.label_run import LabelSettings, ProgressBar, encoder_of, no_bar, stage_of, words_of
+from sea_pipeline.run import ShardResult, process_peak_bytes
+from sea_pipeline.samples import Listing, Sample
+from sea_pipeline.sources import list_samples, open_source
+
+
+class ForecastSettings(LabelSettings):
+    """What `sea-pipeline plan` is asked for; `images` of `label` is here what is measured, None for sample photos."""
+
+    planned: Annotated[int, Field(ge=1)]
+    """How many images the forecast is for."""
+    measure: Annotated[int, Field(ge=16)] = 64
+    """Images that are labelled here, spread over the input; smaller inputs are used again and again."""
+    workers: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """The most workers that a row is given for."""
+    price: Annotated[float, Field(ge=0)] | None = None
+    """Of one worker for one hour, in any currency."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a number of workers, each like this process, would take."""
+
+    workers: int
+    hours: float
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What labelling `planned` images would take, from `measured` ones labelled here."""
+
+    planned: int
+    measured: int
+    bad: int
+    device: str
+    images_per_second: float
+    seconds_per_image: dict[str, float]
+    """By part; decoding is summed over its threads and runs beside the others."""
+    start_seconds: float
+    """For each worker, once: loading the encoder and the words' embeddings; embedding them, if they were not kept."""
+    bytes_per_image: float
+    memory_bytes: int
+    """The peak of this process."""
+    shards: int
+    shares: tuple[Share, ...]
+
+    @property
+    def bytes(self) -> float:
+        """All shards together."""
+        return self.bytes_per_image * self.planned
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, and `bytes`."""
+        return asdict(self) | {"bytes": self.bytes}
+
+
+def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Forecast:
+    """Labels some images as `label` would, in a folder that is thrown away, and scales the figures.
+
+    A worker is a process like this one, with as many cores to itself and the same device. Work is handed out by whole
+    shards, so that many workers on few shards wait for the last ones.
+
+    Raises:
+        UserError: see `load_wordlist`, `load_encoder` and `list_samples`; or no image could be labelled.
+    """
+    begun = time.perf_counter()
+    device = resolve_device(settings.device)
+    stage = _stage(settings, device, progress)
+    start = time.perf_counter() - begun
+    listing = list_samples(
+        settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
+    )
+    with progress("measuring", settings.measure, 0) as advance:
+        seconds, size, result = _measured(stage, listing, settings.measure, advance)
+    if not result.rows:
+        raise UserError(
+            f"{listing.origin}: none of {settings.measure} images could be labelled: {result.bad[0].message}"
+        )
+    passed = result.rows + len(result.bad)
+    rate = passed / seconds
+    return Forecast(
+        planned=settings.planned,
+        measured=passed,
+        bad=len(result.bad),
+        device=device,
+        images_per_second=rate,
+        seconds_per_image={part: spent / passed for part, spent in result.seconds.items()},
+        start_seconds=start,
+        bytes_per_image=size / passed,
+        memory_bytes=process_peak_bytes(),
+        shards=-(-settings.planned // settings.shard_size),
+        shares=tuple(_shares(settings, rate, start)),
+    )
+
+
+def busiest(images: int, shard_size: int, workers: int) -> int:
+    """The images of the worker that gets the most, when shards are handed out in turn."""
+    shards = -(-images // shard_size)
+    mine = len(range(0, shards, workers))
+    has_last = (shards - 1) % workers == 0
+    return mine * shard_size - (shards * shard_size - images if has_last else 0)
+
+
+def _stage(settings: ForecastSettings, device: str, progress: ProgressBar) -> LabelStage:
+    words, encoder = words_of(settings), encoder_of(settings, device)
+    with progress("embedding words", len(words), 0) as advance:
+        embeddings = word_embeddings(encoder, words, advance)
+    return stage_of(settings, encoder, embeddings, device)
+
+
+def _measured(stage: LabelStage, listing: Listing, count: int, advance: Any) -> tuple[float, int, ShardResult]:  # noqa: ANN401
+    """The seconds, the bytes and the result of labelling `count` images; others come first, to warm up."""
+    source = open_source(listing.root)
+    warm, chosen = _chosen(listing.samples, BATCH_SIZE), _chosen(listing.samples, count)
+    with tempfile.TemporaryDirectory(prefix="sea-pipeline-") as folder:
+        stage.process(warm, source, Path(folder) / "warm.parquet", {}, lambda _: None)
+        target = Path(folder) / "measured.parquet"
+        begun = time.perf_counter()
+        result = stage.process(chosen, source, target, {}, advance)
+        return time.perf_counter() - begun, target.stat().st_size, result
+
+
+def _chosen(samples: list[Sample], count: int) -> list[Sample]:
+    """`count` samples spread over the input in its order, each as often as any other."""
+    return [samples[place * len(samples) // count] for place in range(count)]
+
+
+def _shares(settings: ForecastSettings, rate: float, start: float) -> Iterator[Share]:
+    workers = sorted({2**power for power in range(settings.workers.bit_length())} | {settings.workers})
+    for count in workers:
+        hours = (start + busiest(settings.planned, settings.shard_size, count) / rate) / 3600
+        yield Share(count, hours, None if settings.price is None else hours * count * settings.price)

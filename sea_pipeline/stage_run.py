@@ -1,0 +1,74 @@
+"""The shards of a stage, by this process or by workers: what every command that works shard by shard shares."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from sea_pipeline.clusters import Crew, LocalCluster
+from sea_pipeline.devices import resolve_device
+from sea_pipeline.ledger import Ledger
+from sea_pipeline.optional import require
+from sea_pipeline.run import Report, Stage, run
+
+if TYPE_CHECKING:  # it brings dask
+    from sea_pipeline.workers import Recipe
+
+
+class StageSettings(Protocol):
+    """What the settings of such commands have in common."""
+
+    @property
+    def crew(self) -> Crew:
+        """Who does the shards."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """What was asked for."""
+        ...
+
+    @property
+    def max_bad(self) -> float:
+        """See `run.run`."""
+        ...
+
+
+def driver_device(crew: Crew, device: str) -> tuple[str, bool]:
+    """What this process computes on, and whether it shall embed words and the like: not where workers have GPUs for it.
+
+    With workers it never touches a GPU: the memory that it would hold there is theirs.
+
+    Raises:
+        UserError: see `resolve_device` and `Crew.described`; or dask is not installed.
+    """
+    if crew.alone:
+        return resolve_device(device), True
+    require("distributed", "dask")
+    cluster = crew.described(device)
+    return "cpu", isinstance(cluster, LocalCluster) and not cluster.gpus
+
+
+def do_shards(
+    settings: StageSettings,
+    ledger: Ledger,
+    stage: Stage | None,
+    recipe: "Recipe",
+    advance: Callable[[int], None],
+    say: Callable[[str], None],
+) -> tuple[Report, str, str]:
+    """Does what is missing in a folder: with `stage` in this process, or without one by workers that follow `recipe`.
+
+    Returns the report, the device and the backend.
+
+    Raises:
+        UserError: see `run` and `driver.distribute`.
+    """
+    if stage is not None:
+        shards = settings.crew.shards(ledger.dataset.shards)
+        report = run(ledger, stage, max_bad=settings.max_bad, shards=shards, advance=advance)
+        return report, stage.device, stage.backend
+    from sea_pipeline.driver import distribute
+
+    report, about = distribute(
+        settings.crew, recipe, ledger, settings.device, max_bad=settings.max_bad, advance=advance, say=say
+    )
+    return report, about.get("device", ""), about.get("backend", "")

@@ -1,0 +1,215 @@
+"""Options and files that say who works, and what dask is asked to start for them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import pytest
+import yaml
+from dask_jobqueue import SLURMCluster
+
+from sea_pipeline import clusters, dask_clusters
+from sea_pipeline.clusters import (
+    Crew,
+    CudaCluster,
+    Existing,
+    LocalCluster,
+    SlurmCluster,
+    SshCluster,
+    load_cluster,
+    visible_gpus,
+)
+from sea_pipeline.dask_clusters import connected, slurm_arguments, ssh_arguments
+from sea_pipeline.errors import UserError
+from sea_pipeline.storage import data_folder
+
+FILES = sorted((data_folder("jobs") / "clusters").glob("*.yaml"))
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Four GPUs, as far as the settings can tell."""
+    there = ["0", "1", "2", "3"]
+    monkeypatch.setattr(clusters, "visible_gpus", lambda: tuple(there))
+    return there
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"workers": 2, "scheduler": "tcp://x:1"}, "--workers and --scheduler: each says where workers come from"),
+        ({"cluster": "x", "scheduler": "y"}, "--scheduler and --cluster: each says"),
+        ({"workers": 0}, "--workers: input should be greater than or equal to 1, found 0"),
+        ({"shard_timeout": 3.0}, "--shard-timeout: goes with --workers, --scheduler or --cluster"),
+        ({"shard_timeout": 0, "workers": 1}, "--shard-timeout: input should be greater than 0"),
+        ({"shard_range": "0/4"}, "--shard-range 0/4: expected I/N with I from 1 to N, such as 1/8"),
+        ({"shard_range": "5/4"}, "--shard-range 5/4: expected"),
+        ({"shard_range": "1-4"}, "--shard-range 1-4: expected"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError) as problem:
+        Crew.of(**options)
+    assert str(problem.value).startswith(expected)
+    assert "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 12])
+@pytest.mark.parametrize("parts", [1, 3, 16])
+def test_ranges_are_every_shard_once(count: int, parts: int) -> None:
+    ranges = [Crew.of(shard_range=f"{part}/{parts}").shards(count) for part in range(1, parts + 1)]
+    assert [shard for one in ranges for shard in one or ()] == list(range(count))
+    lengths = [len(one) for one in ranges if one is not None]
+    assert max(lengths) - min(lengths) <= 1
+    assert Crew().shards(count) is None
+
+
+def test_each_worker_has_a_gpu_of_its_own(gpus: list[str]) -> None:
+    found = Crew.of(workers=3).described("auto")
+    assert isinstance(found, LocalCluster)
+    assert (found.workers, found.gpus) == (3, ("0", "1", "2"))
+    whole = Crew.of(cluster="cuda").described("cuda")
+    assert isinstance(whole, LocalCluster)
+    assert whole.gpus == ("0", "1", "2", "3")
+    assert Crew.of(workers=3).described("cpu") == LocalCluster(workers=3)
+    with pytest.raises(UserError, match=r"--workers 5: each worker has a GPU of its own, and 4 are visible; give --w"):
+        Crew.of(workers=5).described("auto")
+    with pytest.raises(UserError, match="--device cuda:1: expected auto, cpu or cuda, for each worker has"):
+        Crew.of(workers=2).described("cuda:1")
+    gpus.clear()
+    assert Crew.of(workers=2).described("auto") == LocalCluster(workers=2)
+    with pytest.raises(UserError, match="--cluster: each worker has a GPU of its own, and 0 are visible"):
+        Crew.of(cluster="cuda").described("auto")
+
+
+def test_gpus_are_counted_by_the_names_that_the_environment_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ("0", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7f")
+    assert visible_gpus() == ("3", "GPU-7f")
+
+
+def test_a_worker_of_a_gpu_sees_that_one_alone_and_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    cluster = LocalCluster(workers=2, gpus=("4", "GPU-7f"))
+    with connected(cluster, dashboard=False, say=print) as client:
+        seen = client.run(lambda: tuple(os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")))
+        limits = {worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
+        threads = client.nthreads()
+        stealing = client.run_on_scheduler(lambda dask_scheduler: "stealing" in dask_scheduler.extensions)
+        scheduler = client.scheduler.address
+        settings = client.run(lambda: dask.config.get("distributed.worker.memory"))
+    assert sorted(seen.values()) == [("4", "6"), ("GPU-7f", "6")]
+    assert set(threads.values()) == {1}
+    assert limits == {distributed.system.MEMORY_LIMIT // 2}
+    assert scheduler.startswith("tcp://127.0.0.1:")
+    assert not stealing
+    for memory in settings.values():
+        assert (memory["target"], memory["spill"], memory["pause"], memory["terminate"]) == (False, False, 0.85, 0.95)
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_packaged_file_is_one_by_its_name(file: Path) -> None:
+    cluster = load_cluster(file.stem)
+    assert cluster.kind == file.stem
+    assert load_cluster(str(file)) == cluster
+    assert file.read_text().startswith("#")
+    page = (file.parent / "README.md").read_text()
+    assert file.name in page
+    if file.stem != "local":
+        assert "ot run by us" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kind: local\nworker: 3\n", "worker: extra inputs are not permitted"),
+        ("kind: k8s\n", "kind: input tag 'k8s'"),
+        ("workers: 3\n", "kind: unable to extract tag"),
+        ("kind: slurm\njobs: 0\n", "jobs: input should be greater than or equal to 1; cores: field required"),
+        ("kind: local\nworkers: [\n", "is not YAML"),
+        ("kind: ssh\nhosts: []\ncores: 2\n", "hosts: tuple should have at least 1 item"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as problem:
+        load_cluster(str(file))
+    assert str(problem.value).startswith(str(file))
+    assert expected in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+def test_a_name_that_is_none_names_those_that_are() -> None:
+    with pytest.raises(
+        UserError, match="--cluster kubernetes: expected a YAML file, or one of cuda, local, slurm, ssh"
+    ):
+        load_cluster("kubernetes")
+
+
+def test_slurm_gets_one_worker_on_all_cores_of_a_job() -> None:
+    cluster = SlurmCluster(
+        jobs=3, cores=8, memory="64GB", walltime=95, partition="gpu", account="mine", directives=("--constraint=a100",),
+        prologue=("module load cuda",), skip_directives=("--mem",),
+    )  # fmt: skip
+    given = slurm_arguments(cluster, dashboard=False)
+    with SLURMCluster(**given) as slurm:
+        script = slurm.job_script()
+    for line in (
+        "#SBATCH -p gpu",
+        "#SBATCH -A mine",
+        "#SBATCH -t 01:35:00",
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --gres=gpu:1",
+        "#SBATCH --constraint=a100",
+        "module load cuda",
+        "export OMP_NUM_THREADS=8",
+    ):
+        assert line in script.splitlines(), script
+    assert "#SBATCH --mem" not in script
+    assert "--nthreads 1" in script
+    assert "--lifetime 5400s --lifetime-stagger 4m" in script
+    assert "--nworkers" not in script
+
+
+def test_a_machine_without_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cluster = SlurmCluster(jobs=2, cores=1, memory="1GB", walltime=10)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(UserError, match="the slurm cluster does not start: expected Slurm's sbatch on this machine"),
+        connected(cluster, dashboard=False, say=print),
+    ):
+        pass
+
+
+def test_ssh_gets_the_first_host_as_the_scheduler() -> None:
+    cluster = SshCluster(hosts=("a", "b"), cores=16, username="me", python="/venv/bin/python")
+    given = ssh_arguments(cluster, dashboard=False)
+    assert given["hosts"] == ["a", "a", "b"]
+    assert given["worker_options"] == {"nthreads": 1, "n_workers": 1, "memory_limit": "auto"}
+    assert given["connect_options"] == {"username": "me"}
+    assert given["remote_python"] == "/venv/bin/python"
+    threads = dask_clusters._configuration(cluster)["distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS"]
+    assert threads == 16
+
+
+def test_a_scheduler_that_is_not_there_is_one_line() -> None:
+    for address in ("tcp://127.0.0.1:1", "what is this", "nowhere.json"):
+        with (
+            pytest.raises(UserError, match=f"--scheduler {address}: expected a dask scheduler"),
+            connected(Existing(address=address), dashboard=False, say=print),
+        ):
+            pass
+
+
+def test_the_job_array_divides_by_what_slurm_says() -> None:
+    script = (data_folder("jobs") / "slurm-array.sh").read_text()
+    assert '--shard-range "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"' in script
+    assert yaml.safe_load((data_folder("jobs") / "clusters" / "cuda.yaml").read_text())["kind"] == "cuda"
+    assert CudaCluster().gpus is None
