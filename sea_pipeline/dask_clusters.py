@@ -129,6 +129,7 @@ def _kept_up(cluster: SpecCluster) -> SpecCluster:
         if cluster.status == Status.running:
             cluster.scale(len(cluster.worker_spec))  # dask starts what is in its list and not there
 
+    assert cluster.loop is not None, "it has begun"
     cluster.loop.add_callback(PeriodicCallback(replace, _REPLACED_SECONDS * 1000).start)
     return cluster
 

@@ -151,7 +151,8 @@ def test_what_the_user_can_mend_ends_the_run_and_keeps_what_is_done(work: Work, 
     ledger = planted_ledger(tmp_path / "out")
     with pytest.raises(UserError, match=r"^shard 6: the disk is full$"):
         work(ledger)
-    assert {0, 1, 2, 3} <= {commit.shard for commit in ledger.commits()}
+    done = {commit.shard for commit in ledger.commits()}
+    assert len(done & set(range(6))) >= 5, "all before it, but for what the other worker was at"
     assert not list((ledger.root / ".tmp").glob("workers.*"))
     assert work(ledger).failed == {}
 
