@@ -15,6 +15,12 @@ from sea_pipeline.label_run import LabelSettings, StageRun
 from tests.world import ColourEncoder, word_file
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: side by side with the others they cost little, behind them all of their time."""
+    slow = {item.path for item in items if item.get_closest_marker("real")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _offline_with_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
