@@ -19,7 +19,7 @@ LINES = re.findall(r"^    sea-pipeline +(?!-)(\w.*)$", TEXT, re.MULTILINE)
 
 @pytest.mark.parametrize("line", LINES)
 def test_commands_parse(line: str) -> None:
-    name, *arguments = shlex.split(line, comments=True)
+    name, *arguments = shlex.split(line.partition(" > ")[0], comments=True)
     COMMANDS[name].make_context(name, arguments)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline import open_labels
+from sea_pipeline import encoders, label_run, open_labels
 from sea_pipeline.analysis import image_words, statistics
 from sea_pipeline.encoders.packaged import PackagedEncoder
 from sea_pipeline.label_run import LabelSettings, label_images
@@ -29,6 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("SEA_PIPELINE_CACHE", str(folder / "cache"))
+        patch.setattr(label_run, "load_encoder", encoders.load_encoder)
         label_images(LabelSettings(out=folder / "labels", device="cpu"))
     return open_labels(folder / "labels")
 
@@ -96,7 +97,6 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
     """All of it, with fewer steps: labels, a model made of parts, training without SEA and with it, the report."""
-    from sea_pipeline import encoders, label_run
     from trainer import recipe_file
 
     jobs = Path(__file__).parent.parent / "jobs"

@@ -182,7 +182,7 @@ def test_label_looks_once_and_only_where_it_can(
     assert len(hinted(-1, tmp_path / "enough", limit=16)) == 1
     assert hinted(-1, tmp_path / "folder", images=str(tmp_path / "photos"), image_root=None) == []
     with monkeypatch.context() as patch:
-        patch.setattr(label_run, "run", lambda ledger, stage, **given: 1 / 0)
+        patch.setattr(label_run, "do_shards", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             hinted(-1, tmp_path / "killed")
     (tmp_path / "enough" / "manifest.json").unlink()
