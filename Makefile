@@ -10,7 +10,7 @@ demo: .venv ## Label the sample photos with the packaged models; pictures and ta
 
 # Each of the processes computes with one thread.
 test: .venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv
 	$(BIN)/ruff check .

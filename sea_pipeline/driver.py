@@ -21,7 +21,7 @@ from sea_pipeline.dask_clusters import connected
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
-from sea_pipeline.run import ATTEMPTS, Report, Tally, log_attempt, may_finish, missing_of
+from sea_pipeline.run import ATTEMPTS, Report, Tally, log_attempt, may_finish
 from sea_pipeline.storage import TEMPORARY, publish_bytes
 from sea_pipeline.worker_pool import Outcome, WorkerPool
 from sea_pipeline.workers import Recipe, StagePlugin
@@ -138,13 +138,14 @@ class Driver:
         Raises:
             UserError: as `run.run` and `WorkerPool.news`. What is committed stays.
         """
-        self._waiting = [(shard, 1) for shard in missing_of(self._ledger, shards)]
-        self._hand_out()
-        while self._waiting or self._tasks:
-            for worker, outcome in self._pool.news():
-                self._take(self._tasks.pop(worker), worker, outcome)
-            self._end_stuck()
+        for todo in self._tally.rounds(shards):
+            self._waiting = [(shard, 1) for shard in todo]
             self._hand_out()
+            while self._waiting or self._tasks:
+                for worker, outcome in self._pool.news():
+                    self._take(self._tasks.pop(worker), worker, outcome)
+                self._end_stuck()
+                self._hand_out()
         if may_finish(self._ledger, shards, self._tally.report):
             self._finish()
         return self._tally.closed()

@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from sea_pipeline.sources import Source, open_source
 from sea_pipeline.storage import Place, alone, publish, publish_bytes
 
 ATTEMPTS = 2
+_ROUNDS = 3
 LOGS = "logs"
 
 
@@ -104,27 +105,23 @@ def run(
     """
     tally = Tally(ledger, max_bad)
     source = open_source(ledger.image_root)
-    for shard in missing_of(ledger, shards):
-        if commit := ledger.commit(shard):  # another run's, since this one began
-            advance(commit.rows + commit.bad)
-            tally.check(commit)
-            continue
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                tally.add(process_shard(ledger, stage, source, shard, attempt, advance))
-                break
-            except ShardError as failure:
-                reason = str(failure)
-        else:
-            tally.report.failed[shard] = reason
+    for todo in tally.rounds(shards):
+        for shard in todo:
+            if commit := ledger.commit(shard):  # another run's, since this one began
+                advance(commit.rows + commit.bad)
+                tally.check(commit)
+                continue
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    tally.add(process_shard(ledger, stage, source, shard, attempt, advance))
+                    break
+                except ShardError as failure:
+                    reason = str(failure)
+            else:
+                tally.report.failed[shard] = reason
     if may_finish(ledger, shards, tally.report):
         ledger.finish(stage.finish(ledger))
     return tally.closed()
-
-
-def missing_of(ledger: Ledger, shards: range | None) -> list[int]:
-    """The shards that are not finished, of those that this run is for."""
-    return [shard for shard in ledger.missing() if shards is None or shard in shards]
 
 
 def may_finish(ledger: Ledger, shards: range | None, report: Report) -> bool:
@@ -142,6 +139,16 @@ class Tally:
         self._max_bad = max_bad
         self._reasons = ledger.done().reasons
         self._refuse_too_many()
+
+    def rounds(self, shards: range | None) -> Iterator[list[int]]:
+        """What is to be done, of `shards` or of all; again while another run that begins takes bad shards back."""
+        for _ in range(_ROUNDS):
+            missing = set(self._ledger.missing()) - self.report.failed.keys()
+            todo = sorted(missing if shards is None else missing & set(shards))
+            if not todo:
+                return
+            self._reasons = self._ledger.done().reasons
+            yield todo
 
     def add(self, commit: Commit) -> None:
         """Counts a shard that this run has finished.
