@@ -78,13 +78,16 @@ def _turns(values: list[str]) -> list[dict[str, str]]:
 
 
 @contextmanager
-def colours() -> Iterator[None]:
-    """The square encoder in place of every other, and one thread: the tiny tensors gain nothing from more."""
+def colours(patch: pytest.MonkeyPatch | None = None) -> Iterator[None]:
+    """The square encoder in place of every other, and one thread: the tiny tensors gain nothing from more.
+
+    A test that patches the same names gives its own `patch`: two that end in another order leave something behind.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as own:
         for module in (label_run, evaluate):
-            patch.setattr(module, "load_encoder", lambda spec, device, options=None: SquareEncoder())
+            (patch or own).setattr(module, "load_encoder", lambda spec, device, options=None: SquareEncoder())
         yield
     torch.set_num_threads(threads)
 

@@ -125,7 +125,7 @@ def test_json_of_labels(command: Any, labelled: list[object], tmp_path: Path) ->
     assert (code, stdout.count("\n"), made["folder"]) == (0, 1, str(tmp_path / "labels"))
     assert (made["finished"], made["images_done"], made["images_bad"]) == (True, 4, 1)
     assert (made["run"]["images"], made["run"]["bad"], made["run"]["failed"]) == (4, 1, {})
-    assert made["run"]["images_per_second"] == pytest.approx(4 / made["run"]["seconds"], rel=0.01, abs=0.01)
+    assert made["run"]["images_per_second"] == pytest.approx(4 / made["run"]["seconds"], rel=0.2)
     again = json.loads(command(*labelled, "--json")[1])
     assert (again["images_done"], again["run"]["images"], again["run"]["images_per_second"]) == (4, 0, None)
     status = json.loads(command("status", tmp_path / "labels", "--json")[1])

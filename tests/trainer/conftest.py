@@ -30,9 +30,9 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def tiny(_made: World) -> Iterator[World]:
+def tiny(_made: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Pictures, captions, labels and a model, to be read only, with the encoder that made the labels in place."""
-    with colours():
+    with colours(monkeypatch):
         yield _made
 
 
