@@ -1,9 +1,25 @@
-"""Options of the commands that work shard by shard: who does the shards."""
+"""Options of the commands that work shard by shard: which shards, and who does them."""
 
 from typing import Annotated
 
 import typer
 
+ShardSize = Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")]
+Extend = Annotated[
+    bool, typer.Option("--extend", help="Add images that are new to a folder that was begun without them.")
+]
+MaxBad = Annotated[
+    float,
+    typer.Option(
+        help="Stop when more than this share of all images is bad; 0 allows none, any other value at least one."
+    ),
+]
+RetryBad = Annotated[
+    bool, typer.Option("--retry-bad", help="Read images that were bad again; in a finished folder, too.")
+]
+StageJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON: `folder`, what `status --json` prints, and `run`.")
+]
 Workers = Annotated[
     int | None,
     typer.Option(help="Processes of this machine, one for each GPU where there are GPUs (extra `dask`)."),

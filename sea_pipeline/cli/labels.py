@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 import typer
 
 from sea_pipeline.cli import Device, Precision, Template, WordListName, app, completion, print_json
-from sea_pipeline.cli.crew import Cluster, Dashboard, Scheduler, ShardRange, ShardTimeout, Workers
+from sea_pipeline.cli.crew import (
+    Cluster,
+    Dashboard,
+    Extend,
+    MaxBad,
+    RetryBad,
+    Scheduler,
+    ShardRange,
+    ShardSize,
+    ShardTimeout,
+    StageJson,
+    Workers,
+)
 from sea_pipeline.errors import UserError
 
 LabelsFolder = Annotated[
@@ -72,19 +84,10 @@ def label(
             "flat index; torch: float32; auto: int8 on CPUs made for it, else faiss if installed, else torch."
         ),
     ] = "auto",
-    shard_size: Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")] = 2048,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add images that are new to a folder that was begun without them.")
-    ] = False,
-    max_bad: Annotated[
-        float,
-        typer.Option(
-            help="Stop when more than this share of all images is bad; 0 allows none, any other value at least one."
-        ),
-    ] = 0.01,
-    retry_bad: Annotated[
-        bool, typer.Option("--retry-bad", help="Read images that were bad again; in a finished folder, too.")
-    ] = False,
+    shard_size: ShardSize = 2048,
+    extend: Extend = False,
+    max_bad: MaxBad = 0.01,
+    retry_bad: RetryBad = False,
     probe: Annotated[
         bool,
         typer.Option(
@@ -99,9 +102,7 @@ def label(
     shard_range: ShardRange = None,
     shard_timeout: ShardTimeout = None,
     dashboard: Dashboard = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: `folder`, what `status --json` prints, and `run`.")
-    ] = False,
+    as_json: StageJson = False,
 ) -> None:
     """Label every patch of every image with its n most similar words.
 

@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 import typer
 
 from sea_pipeline.cli import Device, app, completion, print_json
-from sea_pipeline.cli.crew import Cluster, Dashboard, Scheduler, ShardRange, ShardTimeout, Workers
+from sea_pipeline.cli.crew import (
+    Cluster,
+    Dashboard,
+    Extend,
+    MaxBad,
+    RetryBad,
+    Scheduler,
+    ShardRange,
+    ShardSize,
+    ShardTimeout,
+    StageJson,
+    Workers,
+)
 
 
 @app.command()
@@ -49,16 +61,10 @@ def teacher(
     limit: Annotated[int | None, typer.Option(help="Only the first N images, in the order of their ids.")] = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 8,
-    shard_size: Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")] = 256,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add images that are new to a folder that was begun without them.")
-    ] = False,
-    max_bad: Annotated[
-        float, typer.Option(help="Stop when more than this share of all images is bad; 0 allows none.")
-    ] = 0.01,
-    retry_bad: Annotated[
-        bool, typer.Option("--retry-bad", help="Read images that were bad again; in a finished folder, too.")
-    ] = False,
+    shard_size: ShardSize = 256,
+    extend: Extend = False,
+    max_bad: MaxBad = 0.01,
+    retry_bad: RetryBad = False,
     yes: Annotated[bool, typer.Option("--yes", help="Write more than 100 GB without asking.")] = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -66,9 +72,7 @@ def teacher(
     shard_range: ShardRange = None,
     shard_timeout: ShardTimeout = None,
     dashboard: Dashboard = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: `folder`, what `status --json` prints, and `run`.")
-    ] = False,
+    as_json: StageJson = False,
 ) -> None:
     """Store what BASIC takes for its teacher, for every image: the LLM's refined visual embeddings and attention.
 
