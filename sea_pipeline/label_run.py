@@ -30,7 +30,7 @@ from sea_pipeline.search import Backend
 from sea_pipeline.settings import Settings
 from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.sources import list_samples
-from sea_pipeline.stage_run import do_shards, driver_device
+from sea_pipeline.stage_run import do_shards, driver_device, is_complete
 from sea_pipeline.storage import Place, place
 from sea_pipeline.wordlists import WordList, load_wordlist
 
@@ -135,10 +135,7 @@ def label_images(
     fields = LabelStage.fields(encoder, words, settings.top_n, settings.crops)
     ledger = _begin(settings, listing, words, fields, encoder.spec)
     begun(ledger)
-    if settings.retry_bad or not ledger.finished:
-        shards = settings.crew.shards(ledger.dataset.shards)
-        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
-    if ledger.complete:
+    if is_complete(settings, ledger):
         return StageRun(ledger, listing, Report(), device)
     stage = None
     if embeds:

@@ -142,12 +142,13 @@ class Tally:
 
     def rounds(self, shards: range | None) -> Iterator[list[int]]:
         """What is to be done, of `shards` or of all; again while another run that begins takes bad shards back."""
-        for _ in range(_ROUNDS):
+        for again in range(_ROUNDS):
             missing = set(self._ledger.missing()) - self.report.failed.keys()
             todo = sorted(missing if shards is None else missing & set(shards))
             if not todo:
                 return
-            self._reasons = self._ledger.done().reasons
+            if again:  # what was taken back has been counted
+                self._reasons = self._ledger.done().reasons
             yield todo
 
     def add(self, commit: Commit) -> None:

@@ -31,6 +31,11 @@ class StageSettings(Protocol):
         """See `run.run`."""
         ...
 
+    @property
+    def retry_bad(self) -> bool:
+        """Whether shards with bad images are done again, in a finished folder, too."""
+        ...
+
 
 def driver_device(crew: Crew, device: str) -> tuple[str, bool]:
     """What this process computes on, and whether it shall embed words and the like: not where workers have GPUs for it.
@@ -45,6 +50,14 @@ def driver_device(crew: Crew, device: str) -> tuple[str, bool]:
     require("distributed", "dask")
     cluster = crew.described(device)
     return "cpu", isinstance(cluster, LocalCluster) and not cluster.gpus
+
+
+def is_complete(settings: StageSettings, ledger: Ledger) -> bool:
+    """Whether nothing is left to do; takes shards back before, whose bad images may have been mended."""
+    if settings.retry_bad or not ledger.finished:
+        shards = settings.crew.shards(ledger.dataset.shards)
+        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
+    return ledger.complete
 
 
 def do_shards(
