@@ -30,7 +30,7 @@ from sea_pipeline.pace import failing, pace
 from sea_pipeline.store import Labels
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.label_run import StageRun
+    from sea_pipeline.stage_run import StageRun
 
 _MOST_BAD = 20
 
@@ -82,6 +82,11 @@ def print_table(rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     output.print(table)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it is of: 1 shard, 2,000 shards."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def stage_table(run: "StageRun", kind: str, done_to: str) -> None:

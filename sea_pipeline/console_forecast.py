@@ -21,7 +21,7 @@ def forecast_tables(found: "Forecast") -> None:
             "ms per image": f"{parts} (decoding runs beside the others, summed over its threads)",
             "starting": f"{found.start_seconds:,.0f} s for each worker, less once the words' embeddings are kept",
             "memory": f"{decimal(found.memory_bytes)} for each worker",
-            "planned": f"{found.planned:,} images in {found.shards:,} shards",
+            "planned": f"{console.counted(found.planned, 'image')} in {console.counted(found.shards, 'shard')}",
             "on disk": f"{decimal(round(found.bytes))}, {decimal(round(found.bytes_per_image))} per image",
         }
     )

@@ -3,15 +3,13 @@
 import os
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
 
-from sea_pipeline.analysis import status_to_json
 from sea_pipeline.begin import begin
 from sea_pipeline.clusters import Crew
 from sea_pipeline.crops import MARK, crop_id
@@ -23,6 +21,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.probe import hint
+from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.run import Report
 from sea_pipeline.samples import Listing, Sample
@@ -30,17 +29,9 @@ from sea_pipeline.search import Backend
 from sea_pipeline.settings import Settings
 from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.sources import list_samples
-from sea_pipeline.stage_run import do_shards, driver_device, is_complete
+from sea_pipeline.stage_run import StageRun, do_shards, driver_device, is_complete
 from sea_pipeline.storage import Place, place
 from sea_pipeline.wordlists import WordList, load_wordlist
-
-ProgressBar = Callable[[str, int, int], AbstractContextManager[Callable[[int], None]]]
-"""(what, total, done already) to a context that gives a function to be told of what passes."""
-
-
-def no_bar(what: str, total: int, done: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Shows nothing."""
-    return nullcontext(lambda _: None)
 
 
 class LabelSettings(Settings):
@@ -82,30 +73,6 @@ class LabelSettings(Settings):
     """In a new folder, look at captioned images for whether the encoder's other sign is better; see `probe.hint`."""
     crew: Crew = Crew()
     """Who does the shards."""
-
-
-@dataclass
-class StageRun:
-    """What a command that works shard by shard did, and with what."""
-
-    ledger: Ledger
-    listing: Listing
-    report: Report
-    device: str
-    backend: str = ""
-    """For labels what proposed candidates, for targets their codec; empty where nothing was left to do."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For machines: `status_to_json` of the folder, its path, and what this run did.
-
-        `run` holds `images` and `bad` of this run alone, `seconds`, `images_per_second` (null where it labelled none),
-        `device`, `backend`, and `failed`: reasons by the number of the shard.
-        """
-        report = self.report
-        run: dict[str, Any] = {"images": report.images, "bad": report.bad, "seconds": round(report.wall_seconds, 3)}
-        run |= {"images_per_second": round(report.images / report.wall_seconds, 3) if report.images else None}
-        run |= {"device": self.device, "backend": self.backend, "failed": report.failed}
-        return {"folder": str(self.ledger.root), **status_to_json(self.ledger), "run": run}
 
 
 def label_images(

@@ -10,9 +10,9 @@ from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import ProgressBar, no_bar
 from sea_pipeline.lift import Findings, Probed
 from sea_pipeline.probe import captioned_images, named_entries, prepared, probe, signed
+from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
 from sea_pipeline.wordlists import load_wordlist

@@ -1,13 +1,16 @@
 """The shards of a stage, by this process or by workers: what every command that works shard by shard shares."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
+from sea_pipeline.analysis import status_to_json
 from sea_pipeline.clusters import Crew, LocalCluster
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.optional import require
 from sea_pipeline.run import Report, Stage, run
+from sea_pipeline.samples import Listing
 
 if TYPE_CHECKING:  # it brings dask
     from sea_pipeline.workers import Recipe
@@ -35,6 +38,30 @@ class StageSettings(Protocol):
     def retry_bad(self) -> bool:
         """Whether shards with bad images are done again, in a finished folder, too."""
         ...
+
+
+@dataclass
+class StageRun:
+    """What a command that works shard by shard did, and with what."""
+
+    ledger: Ledger
+    listing: Listing
+    report: Report
+    device: str
+    backend: str = ""
+    """For labels what proposed candidates, for targets their codec; empty where nothing was left to do."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: `status_to_json` of the folder, its path, and what this run did.
+
+        `run` holds `images` and `bad` of this run alone, `seconds`, `images_per_second` (null where it labelled none),
+        `device`, `backend`, and `failed`: reasons by the number of the shard.
+        """
+        report = self.report
+        run: dict[str, Any] = {"images": report.images, "bad": report.bad, "seconds": round(report.wall_seconds, 3)}
+        run |= {"images_per_second": round(report.images / report.wall_seconds, 3) if report.images else None}
+        run |= {"device": self.device, "backend": self.backend, "failed": report.failed}
+        return {"folder": str(self.ledger.root), **status_to_json(self.ledger), "run": run}
 
 
 def driver_device(crew: Crew, device: str) -> tuple[str, bool]:

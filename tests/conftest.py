@@ -2,16 +2,20 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
 from sea_pipeline import cli, label_run
-from sea_pipeline.label_run import LabelSettings, StageRun
+from sea_pipeline.label_run import LabelSettings
+from sea_pipeline.stage_run import StageRun
+from sea_pipeline.storage import patience
+from tests.photo_forms import s3_server
 from tests.world import ColourEncoder, word_file
 
 
@@ -63,3 +67,24 @@ def command(encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         return int(exit_info.value.code or 0), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 server on this machine with the bucket `bucket`, which is what s3:// means as long as it runs."""
+    with pytest.MonkeyPatch.context() as patch, s3_server(patch) as address:
+        yield address
+
+
+@pytest.fixture
+def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remote stores are asked again almost at once."""
+    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01))
+
+
+@pytest.fixture
+def empty_memory() -> None:
+    """memory:// holds nothing of earlier tests."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]

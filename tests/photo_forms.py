@@ -63,6 +63,18 @@ def write_list(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
+def write_dataset(path: Path, **splits: dict[str, list[Any]]) -> Path:
+    """Columns and images by split, as `datasets` saves them."""
+    import datasets
+
+    parts = {}
+    for name, columns in splits.items():
+        features = {column: datasets.Value("string") for column in columns} | {"image": datasets.Image()}
+        parts[name] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    datasets.DatasetDict(parts).save_to_disk(path)
+    return path
+
+
 def copy_to(url: str, folder: Path) -> None:
     """Every file of a folder, below a URL."""
     import fsspec

@@ -26,7 +26,7 @@ class BasicTerm:
         supervision: makes the targets from the running LLM; None where they are read from a cache.
         equal: every token of an image counts the same.
         prompt_only: attention degrees from the text that is not trained alone.
-        matmul_dtype: see `losses.sds`.
+        temperature, matmul_dtype: see `losses.sds`.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class BasicTerm:
         supervision: Supervision | None = None,
         equal: bool = False,
         prompt_only: bool = False,
+        temperature: float = 1.0,
         matmul_dtype: torch.dtype | None = None,
     ) -> None:
         self.terms = tuple(terms)
@@ -44,7 +45,7 @@ class BasicTerm:
         self._vocabulary = vocabulary
         self._equal = equal
         self._prompt_only = prompt_only
-        self._matmul_dtype = matmul_dtype
+        self._sds: dict[str, Any] = {"temperature": temperature, "matmul_dtype": matmul_dtype}
 
     @contextmanager
     def watching(self, batch: dict[str, Any], columns: torch.Tensor, embed: nn.Module) -> Iterator[Any]:
@@ -97,10 +98,7 @@ class BasicTerm:
             if "das" in self.terms:
                 found["das"] = losses.das(found["visual_das"], targets, weights)
             if "sds" in self.terms:
-                vocabulary = self.embeddings(embed)
-                found["sds"] = losses.sds(
-                    found["visual_sds"], targets, weights, vocabulary, matmul_dtype=self._matmul_dtype
-                )
+                found["sds"] = losses.sds(found["visual_sds"], targets, weights, self.embeddings(embed), **self._sds)
         return found
 
     def degrees(self, attention: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sea_pipeline.label_run import ProgressBar
+from sea_pipeline.progress import ProgressBar
 from sea_pipeline.store import LabelStore
 from sea_pipeline.teacher import TargetStore
 from trainer.arguments import training_arguments
@@ -75,6 +75,7 @@ def basic_term(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: 
         supervision=Supervision(model.model.language_model, basic) if recipe.teacher is None else None,
         equal=basic.degree == "equal",
         prompt_only=basic.text == "prompt",
+        temperature=recipe.loss.sds.temperature,
         matmul_dtype=torch.bfloat16 if half else None,
     )
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import ProgressBar, no_bar
+from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.settings import Settings
 from sea_pipeline.storage import TEMPORARY, make_folder, publish_bytes
 from sea_pipeline.store import open_labels

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sea_pipeline.label_run import ProgressBar
+from sea_pipeline.progress import ProgressBar
 
 
 class MetricsLog(TrainerCallback):

@@ -88,6 +88,7 @@ def sds(
     attention: torch.Tensor,
     embeddings: torch.Tensor,
     *,
+    temperature: float = 1.0,
     block: int | None = None,
     matmul_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
@@ -101,6 +102,7 @@ def sds(
         refined: V^, (m, d).
         attention: a, (m,).
         embeddings: E, (V, d), the LLM's input embeddings as it uses them, without rows that are no tokens.
+        temperature: divides the logits of both; the paper has none.
         block: vocabulary entries at a time; None for 1024, or 4096 on CUDA, where the pass over the means of width d
             that each block costs would weigh as much as its products.
         matmul_dtype: for the products with E, such as torch.bfloat16; None computes them like the rest, in the dtype of
@@ -109,6 +111,8 @@ def sds(
     Returns:
         A scalar, the sum over the tokens given.
     """
+    if temperature != 1:
+        visual, refined = visual / temperature, refined / temperature
     dtype = torch.promote_types(visual.dtype, torch.float32)
     block = block or (4096 if visual.is_cuda else 1024)
     value: torch.Tensor = _Sds.apply(

@@ -106,6 +106,8 @@ class Sds(_Group):
     """lambda_2 of BASIC's Eq. 8, 0.01 in the paper; `auto` as for SEA; 0 switches the term off, and its cost."""
     ratio: Annotated[float, Field(gt=0)] = 0.3
     """With `auto`: what |weight * grad L_sds| / |grad L_lm| on the projector is held at."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the logits of both distributions; the paper has none. V^ is often so long that P is nearly one-hot."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the products with the vocabulary; `auto`: bfloat16 with `bf16`, else float32."""
 

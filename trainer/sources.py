@@ -10,9 +10,10 @@ from datasets import Dataset as Rows
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.label_run import LabelSettings, StageRun, label_images
+from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.llava_json import relative_path
 from sea_pipeline.sources import list_samples
+from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import data_folder
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets

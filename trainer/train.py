@@ -20,8 +20,10 @@ from transformers import set_seed
 
 from sea_pipeline import __version__
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import LabelSettings, ProgressBar, StageRun, label_images, no_bar
+from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import differing_fields, fingerprint_of
+from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import alone, file_sha256, make_folder, publish_bytes, sweep
 from sea_pipeline.teacher import CODEC
 from trainer import checkpoints

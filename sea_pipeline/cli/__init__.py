@@ -18,6 +18,14 @@ app = typer.Typer(
     help="Per-patch word labels for images (SEA), and projectors that put visual tokens where the LLM keeps its words.",
 )
 
+Encoder = Annotated[
+    str,
+    typer.Option(
+        help="packaged (Python packages; nothing is downloaded); or open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
+        "open_clip:hf-hub:ORG/NAME, and #final, #value, #vv or #pool behind it. s2: before any: at three scales.",
+        autocompletion=completion.encoders,
+    ),
+]
 Precision = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the image tower; words are float32 always.")
 ]
@@ -31,7 +39,15 @@ WordListName = Annotated[
         help="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.", autocompletion=completion.wordlists
     ),
 ]
-"""Options of every command that embeds words."""
+TopN = Annotated[int, typer.Option(help="At most this many labels per patch.")]
+Search = Annotated[
+    Literal["auto", "int8", "faiss", "torch"],
+    typer.Option(
+        help="What proposes words; the labels are the same. int8: 8 bits with a bound on the error; faiss: FAISS's "
+        "flat index; torch: float32; auto: int8 on CPUs made for it, else faiss if installed, else torch."
+    ),
+]
+"""Options of the commands that embed words."""
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
 
 

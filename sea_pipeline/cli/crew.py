@@ -1,8 +1,13 @@
-"""Options of the commands that work shard by shard: which shards, and who does them."""
+"""What the commands that work shard by shard share: options for which shards and who does them, and how they end."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sea_pipeline.cli import print_json
+
+if TYPE_CHECKING:  # it brings torch
+    from sea_pipeline.stage_run import StageRun
 
 ShardSize = Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")]
 Extend = Annotated[
@@ -46,3 +51,15 @@ ShardTimeout = Annotated[
 Dashboard = Annotated[
     bool, typer.Option("--dashboard/--no-dashboard", help="Serve dask's dashboard of the workers on this machine.")
 ]
+
+
+def tell(done: "StageRun", kind: str, done_to: str, *, as_json: bool) -> None:
+    """Prints what was done, as `console.stage_table` or as JSON; exit 2 where shards failed."""
+    from sea_pipeline import console
+
+    if as_json:
+        print_json(done.to_json())
+    else:
+        console.stage_table(done, kind, done_to)
+    if done.report.failed:
+        raise typer.Exit(2)

@@ -1,16 +1,16 @@
 """The command that says what labelling many images would take."""
 
-import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import Precision, Template, app
+from sea_pipeline.cli import Device, Encoder, Precision, Search, Template, TopN, WordListName, app, print_json
+from sea_pipeline.cli.crew import ShardSize
 
 
 @app.command()
 def plan(
-    images: Annotated[int, typer.Option(help="How many images there are to label.")],
+    images: Annotated[int, typer.Option(min=1, help="How many images there are to label.")],
     sample: Annotated[
         str | None,
         typer.Option(help="What to measure on, as --images of label: photos like yours. Default: sample photos."),
@@ -21,19 +21,22 @@ def plan(
     measure: Annotated[int, typer.Option(help="Label so many images here.")] = 64,
     workers: Annotated[int, typer.Option(help="The most workers to forecast for.")] = 64,
     price: Annotated[float | None, typer.Option(help="What a worker costs an hour, in any currency.")] = None,
-    wordlist: Annotated[
-        str, typer.Option(help="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.")
-    ] = "2of12",
-    encoder: Annotated[str, typer.Option(help="As for label.")] = "packaged",
+    wordlist: WordListName = "2of12",
+    encoder: Encoder = "packaged",
     precision: Precision = "float32",
     template: Template = "bare",
-    top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    search: Annotated[
-        Literal["auto", "int8", "faiss", "torch"], typer.Option(help="What proposes words, as for label.")
-    ] = "auto",
-    shard_size: Annotated[int, typer.Option(help="Images per shard.")] = 2048,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    top_n: TopN = 10,
+    device: Device = "auto",
+    search: Search = "auto",
+    shard_size: ShardSize = 2048,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `images_per_second`, `seconds_per_image` by part, `start_seconds`, `bytes`, "
+            "`memory_bytes`, `shards`, `shares` (`workers`, `hours`, `cost`), …",
+        ),
+    ] = False,
 ) -> None:
     """Label a few images here, and say what many would take: hours and cost for 1 to N workers, disk, memory.
 
@@ -52,6 +55,6 @@ def plan(
     )  # fmt: skip
     found = forecast(settings, console.progress)
     if as_json:
-        print(json.dumps(found.to_json()))
+        print_json(found.to_json())
     else:
         forecast_tables(found)

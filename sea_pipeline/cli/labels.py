@@ -1,11 +1,22 @@
 """The commands that make labels and look at them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import Device, Precision, Template, WordListName, app, completion, print_json
+from sea_pipeline.cli import (
+    Device,
+    Encoder,
+    Precision,
+    Search,
+    Template,
+    TopN,
+    WordListName,
+    app,
+    completion,
+    print_json,
+)
 from sea_pipeline.cli.crew import (
     Cluster,
     Dashboard,
@@ -18,6 +29,7 @@ from sea_pipeline.cli.crew import (
     ShardTimeout,
     StageJson,
     Workers,
+    tell,
 )
 from sea_pipeline.errors import UserError
 
@@ -57,17 +69,10 @@ def label(
         bool, typer.Option("--streaming", help="Read hf:NAME forward, in its own order; nothing is downloaded first.")
     ] = False,
     wordlist: WordListName = "2of12",
-    encoder: Annotated[
-        str,
-        typer.Option(
-            help="packaged (Python packages; nothing is downloaded); or open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
-            "open_clip:hf-hub:ORG/NAME, and #final, #value, #vv or #pool behind it. s2: before any: at three scales.",
-            autocompletion=completion.encoders,
-        ),
-    ] = "packaged",
+    encoder: Encoder = "packaged",
     precision: Precision = "float32",
     template: Template = "bare",
-    top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
+    top_n: TopN = 10,
     out: Annotated[
         str | None,
         typer.Option(help="Output folder, or a URL (s3://…). Default: one below runs/labels, named by the settings."),
@@ -77,13 +82,7 @@ def label(
     ] = 0,
     limit: Annotated[int | None, typer.Option(help="Label only the first N images, in the order of their ids.")] = None,
     device: Device = "auto",
-    search: Annotated[
-        Literal["auto", "int8", "faiss", "torch"],
-        typer.Option(
-            help="What proposes words; the labels are the same. int8: 8 bits with a bound on the error; faiss: FAISS's "
-            "flat index; torch: float32; auto: int8 on CPUs made for it, else faiss if installed, else torch."
-        ),
-    ] = "auto",
+    search: Search = "auto",
     shard_size: ShardSize = 2048,
     extend: Extend = False,
     max_bad: MaxBad = 0.01,
@@ -131,12 +130,7 @@ def label(
         say=console.messages.print,
         progress=console.progress,
     )
-    if as_json:
-        print_json(done.to_json())
-    else:
-        console.stage_table(done, "labels", "labelled")
-    if done.report.failed:
-        raise typer.Exit(2)
+    tell(done, "labels", "labelled", as_json=as_json)
 
 
 @app.command()

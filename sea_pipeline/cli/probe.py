@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import Device, Precision, Template, WordListName, app, completion, print_json
+from sea_pipeline.cli import Device, Precision, Template, TopN, WordListName, app, completion, print_json
 
 
 @app.command()
@@ -22,7 +22,7 @@ def probe(
         ),
     ] = None,
     wordlist: WordListName = "2of12",
-    top_n: Annotated[int, typer.Option(help="At most this many labels per patch.")] = 10,
+    top_n: TopN = 10,
     limit: Annotated[int, typer.Option(help="Captioned images at most.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the choice of images and of the intervals.")] = 0,
     precision: Precision = "float32",

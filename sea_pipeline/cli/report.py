@@ -88,8 +88,8 @@ def tell_report(made: Mapping[str, Any]) -> None:
     from sea_pipeline import console
 
     gone = f", {made['gone']:,} of them gone" if made["gone"] else ""
-    what = [f"{made['photos']:,} photos{gone}"] if made["photos"] else []
-    what += [f"{made['runs']} {'run' if made['runs'] == 1 else 'runs'}"] if made["runs"] else []
+    what = [console.counted(made["photos"], "photo") + gone] if made["photos"] else []
+    what += [console.counted(made["runs"], "run")] if made["runs"] else []
     what += [decimal(made["bytes"])]
     console.output.print(f"\nThe report is {made['out']} ({', '.join(what)}); open it in a browser.")
 

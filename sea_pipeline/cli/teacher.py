@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import Device, app, completion, print_json
+from sea_pipeline.cli import Device, app, completion
 from sea_pipeline.cli.crew import (
     Cluster,
     Dashboard,
@@ -18,6 +18,7 @@ from sea_pipeline.cli.crew import (
     ShardTimeout,
     StageJson,
     Workers,
+    tell,
 )
 
 
@@ -97,9 +98,4 @@ def teacher(
         max_bad=max_bad, retry_bad=retry_bad, extend=extend, yes=yes, crew=crew,
     )  # fmt: skip
     done = teach_images(settings, say=console.messages.print, progress=console.progress)
-    if as_json:
-        print_json(done.to_json())
-    else:
-        console.stage_table(done, "targets", "taught")
-    if done.report.failed:
-        raise typer.Exit(2)
+    tell(done, "targets", "taught", as_json=as_json)

@@ -20,7 +20,7 @@ from sea_pipeline.storage import TEMPORARY, Place, make_folder, place, publish_b
 from sea_pipeline.store import LabelStore, open_labels
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.label_run import ProgressBar
+    from sea_pipeline.progress import ProgressBar
 
 
 __all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views", "write_report"]

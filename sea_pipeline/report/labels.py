@@ -19,7 +19,7 @@ from sea_pipeline.sources import Source, open_source
 from sea_pipeline.store import LabelStore
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.label_run import ProgressBar
+    from sea_pipeline.progress import ProgressBar
 
 NONE = 65_535
 """No label, as a position in the report's words."""

@@ -33,6 +33,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run
 from sea_pipeline.storage import sweep
 from sea_pipeline.worker_pool import WorkerPool
+from tests.kills import descendants
 from tests.worker_world import PlantedRecipe, PlantedStage, hash_of, plant_fault, planted_ledger
 
 IMAGES, SHARD_SIZE = 240, 4
@@ -113,7 +114,7 @@ def workers_killed(folder: Path, kills: int) -> tuple[int, str]:
             if (done := len(list((out / "commits").glob("*.json")))) <= seen:
                 continue  # workers that are killed while they load, one after the other, end a run
             time.sleep(random_.uniform(0.0, 1.0))
-            if begun := [pid for pid in _descendants(child.pid) if _is_worker(pid)]:
+            if begun := [pid for pid in descendants(child.pid) if _is_worker(pid)]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(random_.choice(begun), signal.SIGKILL)
                     killed, seen = killed + 1, done + 2
@@ -150,7 +151,7 @@ def driver_killed(folder: Path, kills: int) -> tuple[int, str]:
         child = _child(out, folder / "none")
         _begun(child, out)
         time.sleep(random_.uniform(0.0, 2.0))
-        begun = _descendants(child.pid)
+        begun = descendants(child.pid)
         child.kill()
         child.communicate()
         time.sleep(5)
@@ -265,15 +266,6 @@ def _scheduler(file: Path) -> "Iterator[tuple[str, subprocess.Popen[bytes]]]":
 def _begun(child: "subprocess.Popen[str]", out: Path) -> None:
     while child.poll() is None and not any((out / "commits").glob("*")):
         time.sleep(0.1)
-
-
-def _descendants(pid: int) -> list[int]:
-    own: list[int] = []
-    with contextlib.suppress(OSError):
-        own = [
-            int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
-        ]
-    return [*own, *(other for child in own for other in _descendants(child))]
 
 
 def _is_worker(pid: int) -> bool:

@@ -1,7 +1,6 @@
 """`--extend`: new images become shards behind those that are there, which stay as they are to the byte."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline import LabelStore, label_cache, open_labels, storage
+from sea_pipeline import label_cache, open_labels
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import StageRun
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Dataset
-from tests.sea_pipeline.test_run import Killed, content
+from sea_pipeline.stage_run import StageRun
+from tests.contents import content, rows
+from tests.kills import killed_around
 from tests.world import ColourEncoder, draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -44,10 +44,6 @@ def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
     """All files with their bytes and times, but for what is temporary."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".tmp" not in path.parts]
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
-def rows(store: LabelStore) -> dict[str, tuple[Any, ...]]:
-    return {name: (store[name].word_ids.tolist(), store[name].scores.tolist(), store.uri(name)) for name in store}
 
 
 def test_only_new_images_are_labelled_and_old_files_stay(
@@ -220,28 +216,15 @@ def test_what_was_accepted_is_not_taken_back(label: Label, photos: Path, tmp_pat
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 @pytest.mark.parametrize("call", range(1, 9))
 def test_a_kill_around_any_rename_of_an_extension_loses_nothing(
-    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, call: int
+    label: Label, photos: Path, tmp_path: Path, moment: str, call: int
 ) -> None:
     """Plan, dataset, 2 x (data, commit), words.parquet, manifest."""
     label(images=str(photos), out=tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "labels")
     grow(photos)
     label(images=str(photos), out=tmp_path / "whole", extend=True)
-    calls = 0
-
-    def replace(source: Path, target: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call and moment == "before the rename":
-            raise Killed
-        os.replace(source, target)  # noqa: PTH105
-        if calls == call:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(storage.Path, "replace", replace)
-        with pytest.raises(Killed):
-            label(images=str(photos), extend=True)
+    with killed_around(Path, "replace", call, before=moment == "before the rename"):
+        label(images=str(photos), extend=True)
     happened = call - (moment == "before the rename")
     if 2 <= happened < 8:
         with pytest.raises(UserError, match="finish it by running the command that extended it"):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.figures import Panel, labels_figure, patches_figure, photo_of, save_figure
-from sea_pipeline.label_run import StageRun
+from sea_pipeline.stage_run import StageRun
 from sea_pipeline.store import Labels, open_labels
 from tests.world import draw, draw_folder
 

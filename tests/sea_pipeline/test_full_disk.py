@@ -13,9 +13,9 @@ import pytest
 
 from sea_pipeline import storage
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import StageRun
 from sea_pipeline.ledger import Ledger
-from tests.sea_pipeline.test_run import content
+from sea_pipeline.stage_run import StageRun
+from tests.contents import content
 from tests.world import draw_folder, word_file
 
 Label = Callable[..., StageRun]

@@ -10,7 +10,7 @@ import pytest
 
 from sea_pipeline import LabelStore, label_cache, open_labels
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import StageRun
+from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import file_sha256
 from tests.world import draw_folder
 

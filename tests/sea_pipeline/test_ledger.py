@@ -8,8 +8,8 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import StageRun
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.stage_run import StageRun
 from tests.world import draw_folder
 
 

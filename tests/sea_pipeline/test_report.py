@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import StageRun, no_bar
 from sea_pipeline.pixels import BadImageError
+from sea_pipeline.progress import no_bar
 from sea_pipeline.report import ReportSettings, find_inputs, kept_views, write_report
 from sea_pipeline.report.labels import NONE, labels_data
 from sea_pipeline.report.packing import narrow, packed
 from sea_pipeline.report.page import json_text, render
 from sea_pipeline.report.runs import MOST_POINTS, runs_data
 from sea_pipeline.report.thumbnails import BUDGET, thumbnail
+from sea_pipeline.stage_run import StageRun
 from sea_pipeline.store import open_labels
 from tests.report_world import run_folder
 from tests.world import draw, draw_folder

@@ -1,26 +1,15 @@
-"""Interrupted, repeated, failing and refused runs."""
+"""Runs that are repeated or resumed, and folders that they are refused."""
 
-import errno
-import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-import torch
 
-from sea_pipeline import open_labels, storage
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import StageRun
-from sea_pipeline.ledger import Ledger
-from tests.world import ColourEncoder, draw_folder, word_file
+from sea_pipeline.stage_run import StageRun
+from tests.contents import content
+from tests.world import ColourEncoder, draw_folder
 
 Label = Callable[..., StageRun]
 
@@ -28,14 +17,6 @@ Label = Callable[..., StageRun]
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return draw_folder(tmp_path / "photos", 18)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Everything a finished folder says, byte by byte, but for the commits, which hold times and host names."""
-    names = ["manifest.json", "dataset.json", "words.txt", "words.parquet", "plan.parquet"]
-    files = [folder / name for name in names]
-    files += sorted((folder / "labels").iterdir()) + sorted((folder / "quarantine").glob("*"))
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def test_a_second_run_finds_nothing_to_do(label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path) -> None:
@@ -60,89 +41,12 @@ def test_only_what_is_missing_is_done_again(label: Label, photos: Path, tmp_path
     assert content(out) == whole
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL inside this process: nothing may catch it."""
-
-
-@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
-@pytest.mark.parametrize("call", range(1, 18))
-def test_a_kill_around_any_rename_loses_nothing(
-    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, call: int
-) -> None:
-    """Plan, words, dataset, cache, 5 x (data, commit), one quarantine, words.parquet, manifest: 17 renames in a run."""
-    (photos / "003.png").write_bytes(b"bad")
-    label(images=str(photos), out=tmp_path / "whole")
-    shutil.rmtree(tmp_path / "cache")
-    calls = 0
-
-    def replace(source: Path, target: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call and moment == "before the rename":
-            raise Killed
-        os.replace(source, target)  # noqa: PTH105
-        if calls == call:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(storage.Path, "replace", replace)
-        with pytest.raises(Killed):
-            label(images=str(photos))
+def test_a_deleted_shard_is_made_again(label: Label, photos: Path, tmp_path: Path) -> None:
     label(images=str(photos))
-    assert content(tmp_path / "labels") == content(tmp_path / "whole")
-
-
-def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path) -> None:
-    photos = draw_folder(tmp_path / "photos", 400)
-    words = word_file(tmp_path / "colours.txt")
-    label(images=str(photos), out=tmp_path / "whole", shard_size=8)
-    command = [sys.executable, "-m", "tests.world", "label", "--images", photos, "--wordlist", words, "--top-n", "3"]
-    command += ["--out", tmp_path / "killed", "--shard-size", "8", "--device", "cpu", "--search", "torch"]
-    moments = random.Random(0)
-    begun = False
-    for _ in range(6):
-        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert process.stderr is not None
-        process.stderr.readline()  # «labels go to …»: the imports are over
-        time.sleep(moments.uniform(0.0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        begun |= any((tmp_path / "killed" / "commits").glob("*"))
-        assert not (tmp_path / "killed" / "manifest.json").exists()
-    assert begun
-    last = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    assert "50 of 50 done" in last.stdout
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert not list((tmp_path / "killed" / ".tmp").iterdir())
-
-
-def test_two_runs_of_one_folder_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos), out=tmp_path / "whole")
-    words = word_file(tmp_path / "colours.txt")
-    command = [sys.executable, "-m", "tests.world", "label", "--images", photos, "--wordlist", words, "--top-n", "3"]
-    command += ["--out", tmp_path / "both", "--shard-size", "4", "--device", "cpu"]
-    both = [subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
-    assert content(tmp_path / "both") == content(tmp_path / "whole")
-
-
-def test_two_runs_with_other_settings_at_once_never_mix(tmp_path: Path, photos: Path) -> None:
-    words = word_file(tmp_path / "colours.txt")
-    short = tmp_path / "short.txt"
-    short.write_text("\n".join(reversed(words.read_text().split())))
-    for number in range(3):
-        out = tmp_path / f"out{number}"
-        command = [sys.executable, "-m", "tests.world", "label", "--images", photos, "--top-n", "3", "--out", out]
-        runs = [
-            subprocess.Popen([*map(str, command), "--wordlist", str(wordlist)], stderr=subprocess.PIPE, text=True)
-            for wordlist in (words, short)
-        ]
-        said = [run.communicate()[1] for run in runs]
-        assert sorted(run.returncode for run in runs) == [0, 1]
-        assert "holds another run" in "".join(said)
-        winner = (words, short)[[run.returncode for run in runs].index(0)]
-        assert open_labels(out).words == tuple(winner.read_text().split())
-        assert Ledger.open(out).check()[1] == []
+    whole = content(tmp_path / "labels")
+    (tmp_path / "labels" / "labels" / "part-00001-of-00005.parquet").unlink()
+    label(images=str(photos))
+    assert content(tmp_path / "labels") == whole
 
 
 def test_a_changed_list_or_plan_is_noticed_before_work_goes_on(label: Label, photos: Path, tmp_path: Path) -> None:
@@ -157,6 +61,16 @@ def test_a_changed_list_or_plan_is_noticed_before_work_goes_on(label: Label, pho
         (out / name).write_bytes(held)
     assert label(images=str(photos)).report.images == 0
     assert (out / "manifest.json").exists()
+
+
+def test_a_folder_without_its_plan_or_list_is_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    for name in ("plan.parquet", "words.txt"):
+        held = (tmp_path / "labels" / name).read_bytes()
+        (tmp_path / "labels" / name).unlink()
+        with pytest.raises(UserError, match=f"{name}: expected a file"):
+            label(images=str(photos))
+        (tmp_path / "labels" / name).write_bytes(held)
 
 
 @pytest.mark.parametrize(
@@ -213,159 +127,3 @@ def test_folders_that_are_not_ours_are_refused(label: Label, photos: Path, tmp_p
         label(images=str(photos), out=photos / "labels")
     with pytest.raises(UserError, match="found a file"):
         label(images=str(photos), out=tmp_path / "colours.txt")
-
-
-def test_a_passing_fault_costs_an_attempt(
-    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    label(images=str(photos), out=tmp_path / "whole")
-    plain, calls = encoder.patches, 0
-
-    def once(pixels: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise RuntimeError("a passing fault")
-        return plain(pixels)
-
-    monkeypatch.setattr(encoder, "patches", once)
-    run = label(images=str(photos))
-    assert not run.report.failed
-    assert content(tmp_path / "labels") == content(tmp_path / "whole")
-    assert json.loads((tmp_path / "labels" / "commits" / "00002.json").read_text())["attempt"] == 2
-    assert "a passing fault" in (tmp_path / "labels" / "logs" / "00002-attempt-1.log").read_text()
-
-
-def test_a_shard_that_fails_is_listed_and_the_others_are_done(
-    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, fail = encoder.patches, True
-
-    def broken(pixels: torch.Tensor) -> torch.Tensor:
-        if fail and len(pixels) == 2:  # only the last shard has two pictures
-            raise RuntimeError("no kernel image")
-        return plain(pixels)
-
-    monkeypatch.setattr(encoder, "patches", broken)
-    run = label(images=str(photos))
-    assert run.report.failed == {4: "RuntimeError: no kernel image"}
-    assert run.report.images == 16
-    with pytest.raises(ValueError, match="4 of 5 shards are done"):
-        open_labels(tmp_path / "labels")
-    fail = False
-    assert label(images=str(photos)).report.images == 2
-    assert len(open_labels(tmp_path / "labels")) == 18
-
-
-def test_mostly_broken_input_stops_the_run_and_nothing_is_lost(label: Label, photos: Path, tmp_path: Path) -> None:
-    for number in (0, 3, 6, 9, 12, 15):
-        (photos / f"{number:03d}.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"4 of 18 images are bad so far, more than --max-bad 0\.01 allows") as error:
-        label(images=str(photos))
-    assert "4 fail in decode: UnidentifiedImageError, such as" in str(error.value)
-    with pytest.raises(ValueError, match="shards are done"):
-        open_labels(tmp_path / "labels")
-    run = label(images=str(photos), max_bad=0.5)
-    store = open_labels(tmp_path / "labels")
-    assert len(store) == 12
-    assert run.report.bad == 6
-    assert [bad["image_id"] for bad in store.quarantine()] == [f"{n:03d}.png" for n in (0, 3, 6, 9, 12, 15)]
-
-
-def test_mended_input_is_read_again(label: Label, photos: Path, tmp_path: Path) -> None:
-    """A run with the wrong image root stops; with the right one the same folder finishes."""
-    data = tmp_path / "data.json"
-    ids = [str(path.relative_to(photos)) for path in photos.rglob("*.png")]
-    data.write_text(json.dumps([{"image": image_id, "conversations": []} for image_id in ids]))
-    with pytest.raises(UserError, match=r"4 fail in read: FileNotFoundError, such as .*nowhere/000\.png"):
-        (tmp_path / "nowhere").mkdir()
-        label(images=str(data), image_root=tmp_path / "nowhere")
-    assert label(images=str(data), image_root=photos).report.images == 18
-    label(images=str(photos), out=tmp_path / "whole")
-    found, expected = content(tmp_path / "labels"), content(tmp_path / "whole")
-    assert {name for name in found if found[name] != expected.get(name)} == {"dataset.json"}  # another source
-    assert Ledger.open(tmp_path / "labels").check()[1] == []
-
-
-def test_retry_bad_reads_bad_images_of_a_finished_folder_again(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos), out=tmp_path / "whole")
-    held = (photos / "003.png").read_bytes()
-    (photos / "003.png").write_bytes(b"")
-    label(images=str(photos))
-    (photos / "003.png").write_bytes(held)
-    assert label(images=str(photos)).report.images == 0
-    assert label(images=str(photos), retry_bad=True).report.images == 4
-    assert content(tmp_path / "labels") == content(tmp_path / "whole")
-
-
-def test_an_image_root_that_vanishes_stops_the_run(
-    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    label(images=str(photos), out=tmp_path / "whole")
-    plain = encoder.patches
-
-    def unmount(pixels: torch.Tensor) -> torch.Tensor:
-        if photos.exists():
-            photos.rename(tmp_path / "unmounted")
-        return plain(pixels)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder, "patches", unmount)
-        with pytest.raises(UserError, match="photos: is gone; bring it back"):
-            label(images=str(photos))
-    (tmp_path / "unmounted").rename(photos)
-    label(images=str(photos))
-    assert content(tmp_path / "labels") == content(tmp_path / "whole")
-
-
-def test_a_fault_of_the_machine_is_no_fault_of_the_image(
-    label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, faults = Path.read_bytes, [errno.EIO]
-
-    def read_bytes(path: Path) -> bytes:
-        if path.name == "006.png" and faults:
-            raise OSError(faults.pop(), "Input/output error", str(path))
-        return plain(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    run = label(images=str(photos))
-    assert (run.report.images, run.report.bad) == (18, 0)
-
-
-def test_max_bad_0_allows_none(label: Label, photos: Path) -> None:
-    (photos / "003.png").write_bytes(b"")
-    with pytest.raises(UserError, match="1 of 18 images are bad"):
-        label(images=str(photos), max_bad=0)
-
-
-def test_a_folder_without_its_plan_or_list_is_refused(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos))
-    for name in ("plan.parquet", "words.txt"):
-        held = (tmp_path / "labels" / name).read_bytes()
-        (tmp_path / "labels" / name).unlink()
-        with pytest.raises(UserError, match=f"{name}: expected a file"):
-            label(images=str(photos))
-        (tmp_path / "labels" / name).write_bytes(held)
-
-
-def test_a_deleted_shard_is_made_again(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos))
-    whole = content(tmp_path / "labels")
-    (tmp_path / "labels" / "labels" / "part-00001-of-00005.parquet").unlink()
-    label(images=str(photos))
-    assert content(tmp_path / "labels") == whole
-
-
-def test_one_bad_image_never_stops_a_small_run(label: Label, photos: Path, tmp_path: Path) -> None:
-    (photos / "003.png").write_bytes(b"")
-    assert label(images=str(photos)).report.bad == 1
-    assert len(open_labels(tmp_path / "labels")) == 17
-
-
-def test_the_quarantine_table_has_its_columns(label: Label, photos: Path, tmp_path: Path) -> None:
-    (photos / "003.png").write_bytes(b"")
-    label(images=str(photos))
-    (table,) = (pq.read_table(path) for path in (tmp_path / "labels" / "quarantine").iterdir())
-    assert table.column_names == ["image_id", "uri", "stage", "error", "message", "image_sha256"]
-    assert Ledger.open(tmp_path / "labels").check()[1] == []

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,23 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
 from sea_pipeline.figures import photo_of
-from sea_pipeline.label_run import StageRun
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.sources import open_source
-from sea_pipeline.storage import patience
+from sea_pipeline.stage_run import StageRun
+from tests.contents import content
 from tests.photo_forms import (
     Photos,
     copy_to,
     failing_s3,
     photos_in,
-    s3_server,
     write_list,
     write_parquet,
     write_tars,
 )
-from tests.sea_pipeline.test_run import content
 from tests.world import draw_folder, word_file
 
 Label = Callable[..., StageRun]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, s3_server(patch) as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01))
+pytestmark = pytest.mark.usefixtures("no_long_waits")
 
 
 @pytest.fixture

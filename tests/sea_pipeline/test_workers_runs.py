@@ -17,9 +17,10 @@ import pytest
 
 from sea_pipeline.clusters import Crew
 from sea_pipeline.errors import UserError
-from sea_pipeline.label_run import StageRun
 from sea_pipeline.ledger import Ledger
-from tests.sea_pipeline.test_run import content
+from sea_pipeline.stage_run import StageRun
+from tests.contents import content
+from tests.kills import descendants
 from tests.worker_world import FAULTS, plant_fault
 from tests.world import draw_folder
 
@@ -52,15 +53,6 @@ def command(words: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def whole(label: Label, photos: Path, tmp_path: Path) -> dict[str, bytes]:
     label(images=str(photos), out=tmp_path / "whole", shard_size=2)
     return content(tmp_path / "whole")
-
-
-def children(pid: int) -> set[int]:
-    """The processes that a process has started, and those that they have."""
-    with contextlib.suppress(OSError):
-        tasks = Path(f"/proc/{pid}/task").glob("*/children")
-        own = {int(child) for task in tasks for child in task.read_text().split()}
-        return own.union(*map(children, own))
-    return set()
 
 
 def alive(pids: set[int]) -> set[int]:
@@ -107,7 +99,7 @@ def test_no_worker_outlives_its_driver_and_another_run_goes_on(
     run = subprocess.Popen(command("--workers", 2), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         wait_for(lambda: commits(tmp_path / "out") >= 3)
-        workers = children(run.pid)
+        workers = descendants(run.pid)
         assert len(workers) >= 2
         run.send_signal(number)
         _, stderr = run.communicate(timeout=60)

@@ -34,8 +34,12 @@ def das_twin(visual: torch.Tensor, refined: torch.Tensor, weights: torch.Tensor)
 
 
 def sds_twin(
-    visual: torch.Tensor, refined: torch.Tensor, weights: torch.Tensor, embeddings: torch.Tensor
+    visual: torch.Tensor,
+    refined: torch.Tensor,
+    weights: torch.Tensor,
+    embeddings: torch.Tensor,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Eq. 7 with both distributions in full."""
-    p, q = (refined @ embeddings.T).softmax(-1), (visual @ embeddings.T).softmax(-1)
+    p, q = ((tokens @ embeddings.T / temperature).softmax(-1) for tokens in (refined, visual))
     return (weights * (p * (p.log() - q.log())).sum(-1)).sum()

@@ -15,7 +15,7 @@ from trainer.loop import AlignTrainer
 from trainer.model import part
 from trainer.train import train
 
-BOTH = {"lm": 1, "sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}
+BOTH: dict[str, Any] = {"lm": 1, "sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}
 
 
 @pytest.fixture
@@ -34,7 +34,13 @@ def batch_of(trainer: AlignTrainer, rows: list[int]) -> dict[str, Any]:
 
 
 def written_out(
-    trainer: AlignTrainer, batch: dict[str, Any], weights: list[float], *, equal: bool = False, prompt: bool = False
+    trainer: AlignTrainer,
+    batch: dict[str, Any],
+    weights: list[float],
+    *,
+    equal: bool = False,
+    prompt: bool = False,
+    temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Eq. 4 to 7 loop by loop in float64, from the stock model's eager attention; with a graph to the projector."""
     ours = trainer.model
@@ -71,7 +77,7 @@ def written_out(
             v = visual[image]
             chord = v / v.norm(dim=-1, keepdim=True) - refined / refined.norm(dim=-1, keepdim=True)
             das = das + (a * (chord**2).sum(-1)).sum() / count
-            log_p, log_q = (refined @ embeddings.T).log_softmax(-1), (v @ embeddings.T).log_softmax(-1)
+            log_p, log_q = ((x @ embeddings.T / temperature).log_softmax(-1) for x in (refined, v))
             sds = sds + (a * (log_p.exp() * (log_p - log_q)).sum(-1)).sum() / count
             image += 1
     return das / samples, sds / samples
@@ -88,13 +94,15 @@ def trainer_vocabulary(trainer: AlignTrainer) -> int:
         ({"layer_weights": "const", "layers": 3}, [1 / 3] * 3, {}),
         ({"layer_weights": "dec"}, [0.8, 0.2], {"equal": True, "degree": "equal"}),
         ({"text": "prompt", "layers": 1}, [1.0], {"prompt": True}),
+        ({}, [0.2, 0.8], {"temperature": 3.0}),
     ],
 )
 def test_the_terms_of_a_step_are_the_paper_s(
     make: Callable[..., AlignTrainer], basic: dict[str, Any], weights: list[float], how: dict[str, Any]
 ) -> None:
     degree = {"degree": how.pop("degree")} if "degree" in how else {}
-    trainer = make(loss={"basic": basic | degree})
+    sds = BOTH["sds"] | {name: how[name] for name in ("temperature",) if name in how}
+    trainer = make(loss={"basic": basic | degree, "sds": sds})
     batch = batch_of(trainer, [0, 1, 2, 3, 5])  # two turns, and a text without an image, among them
     given = trainer.model(**batch)
     assert set(given) >= {"lm", "das", "sds", "visual_norm", "refined_norm"}

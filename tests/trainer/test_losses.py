@@ -135,10 +135,16 @@ def test_sds_is_equation_7_forward_and_backward(
     assert fast >= -1e-12
 
 
-def test_sds_has_the_gradient_of_its_value() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 4.0])
+def test_sds_has_the_gradient_of_its_value_at_every_temperature(temperature: float) -> None:
     refined, embeddings, weights = random(4, 5, seed=2), random(33, 5, seed=3), attention(4)
     visual = random(4, 5, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: sds(v, refined, weights, embeddings, block=8), (visual,))
+
+    def fast(tokens: torch.Tensor) -> torch.Tensor:
+        return sds(tokens, refined, weights, embeddings, temperature=temperature, block=8)
+
+    torch.testing.assert_close(fast(visual), sds_twin(visual, refined, weights, embeddings, temperature))
+    assert torch.autograd.gradcheck(fast, (visual,))
 
 
 def test_sds_of_equal_embeddings_is_zero_and_pulls_nowhere() -> None:

@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 
 from sea_pipeline import label_run, open_labels
 from sea_pipeline.encoders import Preprocess
-from sea_pipeline.label_run import LabelSettings, label_images, no_bar
+from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.progress import no_bar
 from tests.bench.gpu.common import IMAGES, Setup, main
 from tests.bench.gpu.label import photos_for
 from tests.bench.gpu.shapes import shape_of
