@@ -20,7 +20,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Listing, Sample
 from sea_pipeline.sources import Source
-from sea_pipeline.storage import publish_bytes
+from sea_pipeline.storage import Place, publish_bytes
 
 FIELDS = {"planted": 1}
 FAULTS = "SEA_TEST_FAULTS"
@@ -49,7 +49,7 @@ def suffer(folder: Path, shard: int) -> None:
         raise RuntimeError(f"shard {shard} fails")
 
 
-def planted_ledger(root: Path, images: int = 23, shard_size: int = 2) -> Ledger:
+def planted_ledger(root: Place, images: int = 23, shard_size: int = 2) -> Ledger:
     """A folder whose work is planned; the images are names alone."""
     samples = [Sample(f"{number:03d}.png", f"{number:03d}.png") for number in range(images)]
     listing = Listing("planted", "planted", "/", samples)
