@@ -3,6 +3,8 @@
 Shapes: P patches, W words, D embedding width.
 """
 
+import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +18,7 @@ WORDS_PER_BLOCK = 4096
 
 
 class Candidates(Protocol):
-    """What proposes words."""
+    """What proposes words; several threads may ask at once."""
 
     patches_per_call: int
     """P at most."""
@@ -41,6 +43,13 @@ def rounding_bound(width: int) -> float:
     return 1.01 * (width + 2) * unit
 
 
+class Scratch(threading.local):
+    """A tensor for each thread that asks, which it keeps from call to call."""
+
+    def __init__(self, make: Callable[[], torch.Tensor]) -> None:
+        self.tensor = make()
+
+
 class TorchCandidates:
     """Blocked matmul, then top k through the maxima of groups of words: one pass less over W scores than topk."""
 
@@ -48,11 +57,11 @@ class TorchCandidates:
         padded = -(-len(words) // GROUP) * GROUP
         self._words = words
         self.patches_per_call = 4096 if words.device.type == "cuda" else 512
-        self._scores = torch.full((self.patches_per_call, padded), -torch.inf, device=words.device)
+        self._scratch = Scratch(lambda: torch.full((self.patches_per_call, padded), -torch.inf, device=words.device))
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Candidates`."""
-        scores = self._scores[: len(patches)]
+        scores = self._scratch.tensor[: len(patches)]
         maxima = []
         for start in range(0, len(self._words), WORDS_PER_BLOCK):
             block = self._words[start : start + WORDS_PER_BLOCK]
@@ -80,8 +89,8 @@ class FaissCandidates:
     patches_per_call = 4096
 
     def __init__(self, words: torch.Tensor) -> None:
-        faiss: Any = require("faiss", "cpu")
-        self._device = words.device
+        self._faiss: Any = require("faiss", "cpu")
+        faiss, self._device = self._faiss, words.device
         # From 1.15 FAISS multiplies matrices only past 128,000 numbers a call; below that it is ten times slower.
         faiss.cvar.distance_compute_blas_threshold = 20
         self._index = faiss.IndexFlatIP(words.shape[-1])
@@ -98,6 +107,8 @@ class FaissCandidates:
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Candidates`."""
+        if self._device.type == "cpu":
+            self._faiss.omp_set_num_threads(torch.get_num_threads())  # it has an OpenMP of its own
         scores, ids = self._index.search(patches.cpu().numpy(), k)
         return torch.from_numpy(scores).to(self._device), torch.from_numpy(ids).to(self._device)
 

@@ -1,6 +1,8 @@
-"""Which device computes."""
+"""Which device computes, and how exactly."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -23,3 +25,15 @@ def resolve_device(spec: str) -> str:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--device {spec}: expected a device of this machine; torch says: {reason}") from error
     return spec
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Products of float32 that are float32, on CUDA, too: no TF32. The setting is the whole process's."""
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(kept)

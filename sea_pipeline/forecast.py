@@ -12,7 +12,7 @@ from pydantic import Field
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.errors import UserError
-from sea_pipeline.label import BATCH_SIZE, LabelStage
+from sea_pipeline.label import LabelStage
 from sea_pipeline.label_run import LabelSettings, encoder_of, stage_of, words_of
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.run import ShardResult, process_peak_bytes
@@ -128,7 +128,7 @@ def _stage(settings: ForecastSettings, device: str, progress: ProgressBar) -> La
 def _measured(stage: LabelStage, listing: Listing, count: int, advance: Any) -> tuple[float, int, ShardResult]:  # noqa: ANN401
     """The seconds, the bytes and the result of labelling `count` images; others come first, to warm up."""
     source = open_source(listing.root)
-    warm, chosen = _chosen(listing.samples, BATCH_SIZE), _chosen(listing.samples, count)
+    warm, chosen = _chosen(listing.samples, stage.batch_size * stage.lanes), _chosen(listing.samples, count)
     with tempfile.TemporaryDirectory(prefix="sea-pipeline-") as folder:
         stage.process(warm, source, Path(folder) / "warm.parquet", {}, lambda _: None)
         target = Path(folder) / "measured.parquet"

@@ -18,7 +18,15 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.candidates import GROUP, Candidates, FaissCandidates, TorchCandidates, faiss_is_there, rounding_bound
+from sea_pipeline.candidates import (
+    GROUP,
+    Candidates,
+    FaissCandidates,
+    Scratch,
+    TorchCandidates,
+    faiss_is_there,
+    rounding_bound,
+)
 from sea_pipeline.errors import UserError
 
 _SPREAD = 0.99
@@ -79,7 +87,8 @@ class Int8Candidates:
             int8[part, :width], norms[part] = self._rounded_words(words[part])
         self._int8 = int8.view(blocks, -1, int8.shape[-1])
         self._norms = norms.view(-1, GROUP, 4).amax(1).T.contiguous()  # (4, G), as the terms of the bound
-        self._scores = torch.empty(self.patches_per_call * len(int8), dtype=torch.int32, device=words.device)
+        numbers = self.patches_per_call * len(int8)
+        self._scratch = Scratch(lambda: torch.empty(numbers, dtype=torch.int32, device=words.device))
 
     def _rounded_words(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         centred, basis = words.double() - self._mean, self._basis.double()
@@ -144,7 +153,7 @@ class Int8Candidates:
     def _products(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """With all words: int32 (P * G, 32), at `_place` each, and the maxima of groups float32 (P, G)."""
         blocks, length, _ = self._int8.shape
-        products = self._scores[: blocks * len(patches) * length].view(blocks, len(patches), length)
+        products = self._scratch.tensor[: blocks * len(patches) * length].view(blocks, len(patches), length)
         maxima = products.new_empty(blocks, len(patches), self._groups)
         for block, out, best in zip(self._int8, products, maxima, strict=True):
             torch._int_mm(patches, block.T, out=out)

@@ -1,25 +1,27 @@
 """The labelling of one shard: decode, encode, search, write (SEA section 4.1).
 
-Three things go on at once: threads decode the images of later batches, one thread encodes and searches a batch, and
-the caller's thread writes the batch before it, so that a GPU waits for neither decoding nor writing.
+Three things go on at once: threads decode the images of later batches, others encode and search a batch each (one for
+a GPU, one a core on a CPU), and the caller's thread writes what is ready, so that none waits for the others.
 
 B images, P patches, D embedding width, n labels a patch.
 """
 
 import base64
+import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from sea_pipeline.ahead import ahead, batched, lanes
 from sea_pipeline.crops import LEAST_AREA, WHOLE, CropBox, image_and_crop, inside, labelled_crop
+from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders import Encoder
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import DECODE_VERSION, BadImageError, decode_image
@@ -40,13 +42,9 @@ from sea_pipeline.wordlists import WordList
 
 LABEL_VERSION = 1
 """Part of every fingerprint; raise it when the same settings would give other labels."""
-BATCH_SIZE = 16
-"""Images at once on a CPU."""
-_BATCH_SIZES = {"cpu": BATCH_SIZE, "cuda": 64}
-"""By device: a GPU is kept busy by a batch while Python, whose threads take turns, issues the next one's kernels."""
+BATCH_SIZES = {"cpu": 8, "cuda": 64}
+"""Images at once, by device: a GPU is kept busy by a batch while Python issues the next one's kernels."""
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 _Seconds = defaultdict[str, float]
 
 
@@ -70,6 +68,7 @@ class _Labelled(NamedTuple):
     scores: torch.Tensor
     patch_sum: torch.Tensor
     """float64 (D,): the sum of the embeddings."""
+    seconds: _Seconds
 
 
 class LabelStage:
@@ -103,9 +102,12 @@ class LabelStage:
         self._crops = crops
         self.device = device
         kind = torch.device(device).type
-        self.batch_size = _BATCH_SIZES[kind]
+        self.batch_size = BATCH_SIZES[kind]
         """Images that are encoded and searched at once."""
+        self.lanes = torch.get_num_threads() if kind == "cpu" else 1
+        """Batches that are, side by side."""
         self._pinned = kind == "cuda"
+        self._loading, self._loaded = threading.Lock(), False
 
     @property
     def backend(self) -> str:
@@ -142,11 +144,13 @@ class LabelStage:
         patch_sum = torch.zeros(self._encoder.width, dtype=torch.float64)
         rows = 0
         patches = self._encoder.grid[0] * self._encoder.grid[1]
-        with ShardWriter(target, patches, self._top_n) as writer, ThreadPoolExecutor(1, "compute") as pool:
-            batches = _batches(self._decoded(samples, source, bad, seconds, advance), self.batch_size)
+        with exact_float32(), ShardWriter(target, patches, self._top_n) as writer, lanes(self.lanes) as pool:
+            batches = batched(self._decoded(samples, source, bad, seconds, advance), self.batch_size)
             stacked = ((batch, self._stacked(batch)) for batch in batches)
-            for found in _ahead(pool, lambda given: self._labelled(*given, seconds), stacked, 1):
+            for found in ahead(pool, lambda given: self._labelled(*given), stacked, self.lanes):
                 advance(len(found.items) + len(found.rest))
+                for part, spent in found.seconds.items():
+                    seconds[part] += spent / self.lanes  # which go on at once
                 bad += [_not_finite(item) for item in found.rest]
                 with _timed(seconds, "write"):
                     patch_sum += found.patch_sum
@@ -186,7 +190,7 @@ class LabelStage:
             return decoded, time.thread_time() - begun
 
         with ThreadPoolExecutor(max(self._threads, source.readers), thread_name_prefix="decode") as pool:
-            for decoded, spent in _ahead(pool, decode, samples, 2 * self.batch_size):
+            for decoded, spent in ahead(pool, decode, samples, 2 * self.batch_size * self.lanes):
                 seconds["decode"] += spent
                 if isinstance(decoded, BadSample):
                     bad.append(decoded)
@@ -213,9 +217,10 @@ class LabelStage:
         np.stack([item.pixels for item in batch], out=pixels.numpy())
         return pixels
 
-    def _labelled(self, batch: list[_Decoded], pixels: torch.Tensor, seconds: _Seconds) -> _Labelled:
+    def _labelled(self, batch: list[_Decoded], pixels: torch.Tensor) -> _Labelled:
+        seconds = _Seconds(float)
         with _timed(seconds, "encode"):
-            vectors = self._encoder.patches(pixels)
+            vectors = self._encoded(pixels)
             finite = vectors.isfinite().flatten(1).all(-1).tolist()
         items, rest = (
             [item for item, good in zip(batch, finite, strict=True) if good == wanted] for wanted in (True, False)
@@ -224,7 +229,18 @@ class LabelStage:
             vectors = vectors[finite] if rest else vectors
             found = self.search(vectors.flatten(0, 1))
             word_ids, scores = (part.view(*vectors.shape[:2], self._top_n) for part in found)
-            return _Labelled(items, rest, word_ids, scores, vectors.sum((0, 1), dtype=torch.float64).cpu())
+            patch_sum = vectors.sum((0, 1), dtype=torch.float64).cpu()
+        return _Labelled(items, rest, word_ids, scores, patch_sum, seconds)
+
+    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The encoder's patches; the first ones while no other lane asks, as it loads its model with them."""
+        if not self._loaded:
+            with self._loading:
+                if not self._loaded:
+                    vectors = self._encoder.patches(pixels)
+                    self._loaded = True
+                    return vectors
+        return self._encoder.patches(pixels)
 
 
 def _packed(vector: torch.Tensor) -> str:
@@ -252,28 +268,6 @@ def _row(item: _Decoded, word_ids: torch.Tensor, scores: torch.Tensor) -> LabelR
         word_ids=word_ids.numpy(),
         scores=scores.numpy(),
     )
-
-
-def _batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
-) -> Iterator[_Result]:
-    """The results of `work` in the order of `items`, at most `ahead` of them computed before they are asked for."""
-    waiting: deque[Future[_Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 @contextmanager

@@ -11,7 +11,19 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors"},
-    {"storage", "optional", "progress", "crops", "pixels", "devices", "llava_json", "settings", "captions", "lift"},
+    {
+        "storage",
+        "optional",
+        "progress",
+        "ahead",
+        "crops",
+        "pixels",
+        "devices",
+        "llava_json",
+        "settings",
+        "captions",
+        "lift",
+    },
     {"records", "mine", "samples", "codecs", "row_groups", "clusters", "worker_pool"},
     {"plan", "quarantine", "wordlists", "sources", "dask_clusters"},
     {"ledger", "candidates"},

@@ -1,13 +1,13 @@
 """CLIP, SigLIP and their kin as open_clip builds them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders.model_source import ModelSource, find_model
 from sea_pipeline.encoders.spec import SIGNS, EncoderOptions, EncoderSpec
 from sea_pipeline.encoders.texts import TextTower
@@ -71,13 +71,13 @@ class ClipEncoder:
         tower = self._towers[0]
         mean, std = self._mean_and_std
         images = ((pixels.to(self.device, non_blocking=True).float() - mean) / std).permute(0, 3, 1, 2)
-        with _exact():
+        with exact_float32():
             vectors = tower.patches(self.path, images.to(getattr(torch, self._options.precision)))
         return F.normalize(vectors.float(), dim=-1)
 
     def words(self, words: Sequence[str], advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
         """See `Encoder.words`."""
-        with _exact():
+        with exact_float32():
             return self._towers[1].words(words, self._options.template, advance)
 
     @cached_property
@@ -110,15 +110,3 @@ def _layout(source: ModelSource) -> Tower:
     except Exception as error:  # whatever a constructor makes of a config
         raise UserError(f"{source.option}: its vision_cfg cannot be built: {type(error).__name__}: {error}") from error
     return tower_of(visual, source.option)
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """float32 that is float32 on CUDA, too: no TF32."""
-    kept = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(kept)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.optional import package_folder, require
 from sea_pipeline.storage import file_sha256
@@ -68,7 +69,7 @@ class PackagedEncoder:
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().sub(127.0).div_(128.0)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on CUDA the same labels as on a CPU
+        with exact_float32():  # on CUDA the same labels as on a CPU
             features = self._classifier.extract_features(images)
         features = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 1280)
         head = self._classifier._fc

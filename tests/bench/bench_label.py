@@ -14,7 +14,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.begin import begin
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
-from sea_pipeline.label import BATCH_SIZE, LabelStage
+from sea_pipeline.label import BATCH_SIZES, LabelStage
 from sea_pipeline.pixels import read_image
 from sea_pipeline.run import run
 from sea_pipeline.search import WordSearch
@@ -68,7 +68,7 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(lambda path: encoder.preprocess(read_image(path).image).values, paths))
 
-    batches = torch.split(torch.from_numpy(np.stack(decode())), BATCH_SIZE)
+    batches = torch.split(torch.from_numpy(np.stack(decode())), BATCH_SIZES["cpu"])
     vectors = [encoder.patches(batch).flatten(0, 1) for batch in batches]
     search = WordSearch(embeddings, top_n=TOP_N, sign=encoder.sign)
     labels = [search(batch) for batch in vectors]

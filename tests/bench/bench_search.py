@@ -12,7 +12,6 @@ import torch
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.packaged import PackagedEncoder
-from sea_pipeline.label import BATCH_SIZE
 from sea_pipeline.pixels import read_image
 from sea_pipeline.search import WordSearch
 from sea_pipeline.wordlists import load_wordlist
@@ -20,6 +19,7 @@ from tests.bench.bench_label import crops
 from tests.bench.measure import Figure, in_turn
 
 TOP_N = 10
+IMAGES = 16
 
 
 class JoinedEncoder(PackagedEncoder):
@@ -42,7 +42,7 @@ class JoinedEncoder(PackagedEncoder):
 def figures() -> Iterator[Figure]:
     """search.speedup_faiss and search.exact_rate at 768 dimensions, and the same of search.packaged at its 384."""
     with tempfile.TemporaryDirectory() as scratch:
-        paths = sorted(crops(Path(scratch) / "photos", BATCH_SIZE).iterdir())
+        paths = sorted(crops(Path(scratch) / "photos", IMAGES).iterdir())
         images = [PackagedEncoder.preprocess(read_image(path).image).values for path in paths]
     pixels = torch.from_numpy(np.stack(images))
     yield from _figures("search", JoinedEncoder("cpu"), pixels)

@@ -174,7 +174,7 @@ def test_a_batch_is_encoded_while_the_one_before_is_written(
         assert second.wait(20), "the second batch waits for the first to be written"
         add(writer, row)
 
-    monkeypatch.setitem(label_module._BATCH_SIZES, "cpu", 2)
+    monkeypatch.setitem(label_module.BATCH_SIZES, "cpu", 2)
     monkeypatch.setattr(encoder, "patches", patches)
     monkeypatch.setattr(ShardWriter, "add", written)
     run = label(images=str(tmp_path / "photos"), shard_size=4)

@@ -18,7 +18,7 @@ from sea_pipeline.begin import begin
 from sea_pipeline.candidates import TorchCandidates
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
-from sea_pipeline.label import BATCH_SIZE, LabelStage
+from sea_pipeline.label import LabelStage
 from sea_pipeline.run import run
 from sea_pipeline.search import WordSearch
 from sea_pipeline.shards import KIND
@@ -32,7 +32,7 @@ from tests.tiny_clip import CLIP, random_model, save_model
 
 ARCH = "ViT-L-14-336"
 TOP_N = 10
-_BATCHES = (BATCH_SIZE, 64, 128)
+_BATCHES = (16, 64, 128)
 _WORKERS = [1, 2, 4, 8, 16]
 
 
