@@ -94,8 +94,6 @@ def _configuration(cluster: Cluster) -> dict[str, Any]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": 0.85,
         "distributed.worker.memory.terminate": 0.95,
-        # Dask's workers give every freed array back to the system at once, and computing then waits for its pages.
-        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     }
     if threads := _threads(cluster):
         environment = dict.fromkeys(_THREADS, threads) | {"DASK_LOGGING__DISTRIBUTED": "critical"}

@@ -3,12 +3,14 @@
 Between driver and workers go shard numbers and small dicts: no image, no label, no model.
 """
 
+import ctypes
 import os
 import platform
 import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +24,8 @@ from sea_pipeline.sources import Source, open_source
 from sea_pipeline.storage import below, publish_bytes
 from sea_pipeline.worker_pool import NamedPlugin, Outcome
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of options in glibc's malloc.h."""
 _SEEN_SECONDS = 10
 """A network file system may show a new file so much later on another host."""
 
@@ -41,6 +45,18 @@ class Recipe(Protocol):
             UserError: it is not there, or would give something else than the folder holds; see `refuse_other_fields`.
         """
         ...
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed arrays for the next ones, as it does of itself; elsewhere nothing.
+
+    Dask's nannies have it give each one back to the system (`MALLOC_TRIM_THRESHOLD_`), and computing then waits for
+    fresh pages: a third of the speed.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        options = ctypes.CDLL(None).mallopt
+        options(_TRIM_THRESHOLD, 1 << 30)
+        options(_MMAP_THRESHOLD, 1 << 25)  # the most that it takes
 
 
 def refuse_other_fields(ledger: Ledger, fields: dict[str, Any]) -> None:
@@ -72,6 +88,7 @@ class StagePlugin(NamedPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Called by dask on every worker, on those that come later, too."""
+        keep_freed_memory()
         loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._loading = loader.submit(self._load)
         loader.shutdown(wait=False)

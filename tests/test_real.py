@@ -96,7 +96,8 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 
 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
-    """All of it, with fewer steps: labels, a model made of parts, training without SEA and with it, the report."""
+    """All of it, with fewer steps and photos: labels, a model of parts, training without and with SEA, the report."""
+    from sea_pipeline.cli import demo
     from trainer import recipe_file
 
     jobs = Path(__file__).parent.parent / "jobs"
@@ -105,6 +106,7 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
         text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 4", r"max_steps: 2, \1: 2", text)
         (tmp_path / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(recipe_file, "builtin_recipe", lambda name: tmp_path / f"{name}.yaml")
+    monkeypatch.setattr(demo, "_PHOTOS", 1)
     monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
     monkeypatch.chdir(tmp_path)

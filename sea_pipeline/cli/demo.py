@@ -7,6 +7,9 @@ import typer
 
 from sea_pipeline.cli import app, print_json
 
+_PHOTOS = 4
+"""That each model looks at for the report; more would take minutes."""
+
 
 @app.command()
 def demo(
@@ -49,7 +52,7 @@ def demo(
         console_training.metrics_table(metrics)
         console.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
     console.messages.print("3 of 3: what both models make of the photos")
-    made = make_report([out / "labels", *last.values()], out / "report.html", names=list(last), images=4)
+    made = make_report([out / "labels", *last.values()], out / "report.html", names=list(last), images=_PHOTOS)
     if as_json:
         found: dict[str, Any] = {"labels": str(out / "labels"), "metrics": metrics, "report": made["out"]}
         print_json(found | {"models": {title: str(run / "model") for title, run in last.items()}})

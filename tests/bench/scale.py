@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -47,11 +49,25 @@ def links(photos: Path, folder: Path, count: int) -> None:
         path.symlink_to(sources[number % len(sources)])
 
 
+def program(*arguments: object) -> list[str]:
+    """The command line as a process of its own."""
+    return [sys.executable, "-m", "tests.bench.scale", "--as-command", *map(str, arguments)]
+
+
+def killed(out: Path, done: int, *arguments: object) -> int:
+    """Runs it until so many shards are done, then kills it; how many are."""
+    child = subprocess.Popen(program(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list((out / "commits").glob("*"))) < done and child.poll() is None:
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    return len(list((out / "commits").glob("*")))
+
+
 def command(*arguments: object) -> float:
-    """Runs the command line in a process of its own; the seconds that it took."""
+    """Runs it to its end; the seconds that it took."""
     begun = time.perf_counter()
-    program = [sys.executable, "-m", "tests.bench.scale", "--as-command", *map(str, arguments)]
-    done = subprocess.run(program, capture_output=True, text=True)
+    done = subprocess.run(program(*arguments), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return time.perf_counter() - begun
@@ -68,7 +84,7 @@ def rows_per_second(store: Any, ids: list[str]) -> float:
     return len(ids) / seconds
 
 
-def figures(photos: Path, count: int, workers: int) -> Iterator[tuple[str, str]]:
+def figures(photos: Path, count: int, workers: int, kills: int) -> Iterator[tuple[str, str]]:
     """Names and values, in the order in which a run comes to them."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, out = Path(scratch) / "images", Path(scratch) / "labels"
@@ -77,7 +93,11 @@ def figures(photos: Path, count: int, workers: int) -> Iterator[tuple[str, str]]
         words.write_text("".join(f"word{number}\n" for number in range(1000)))
         asked = ("label", "--images", folder, "--wordlist", words, "--out", out, "--shard-size", 1024)
         asked += ("--workers", workers) if workers else ()
-        yield "label", f"{command(*asked):,.0f} s for {count:,} images"
+        if kills:
+            shards = -(-count // 1024)
+            done = [killed(out, shards * number // (kills + 1), *asked) for number in range(1, kills + 1)]
+            yield "killed, with so many shards done", f"{', '.join(map(str, done))} of {shards}"
+        yield "label", f"{command(*asked):,.0f} s for {count:,} images" + (" but for those shards" if kills else "")
         commits = sorted(Ledger.open(out).commits(), key=lambda commit: commit.shard)
         spent = [sum(share for part, share in commit.seconds.items() if part != "decode") for commit in commits]
         tenth = max(1, len(commits) // 10)
@@ -92,6 +112,8 @@ def figures(photos: Path, count: int, workers: int) -> Iterator[tuple[str, str]]
         size = sum(file.stat().st_size for file in out.rglob("*.parquet"))
         seconds = command("verify", out)
         yield "verify", f"{seconds:.1f} s, {size / seconds / 1e6:,.0f} MB/s with starting Python"
+        rows = Counter(pq.read_table(out / "labels", columns=["image_id"])["image_id"].to_pylist())
+        yield "images there; there twice", f"{len(rows):,}; {rows.total() - len(rows)}"
         opening, store = timed(lambda: open_labels(out))
         quick, _ = timed(lambda: open_labels(out, verify=False))
         yield "open_labels, hashing every shard; not hashing", f"{opening:.2f}, {quick:.2f} s"
@@ -114,11 +136,12 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=0, help="SIGKILL of label, evenly over its shards")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     os.environ["SEA_PIPELINE_CACHE"] = tempfile.mkdtemp()
     found = {}
-    for name, value in figures(asked.photos, asked.count, asked.workers):
+    for name, value in figures(asked.photos, asked.count, asked.workers, asked.kills):
         print(f"{name}: {value}", flush=True)
         found[name] = value
     table = Table("figure", "value", box=None)
