@@ -38,19 +38,15 @@ def ahead(
 
 @contextmanager
 def lanes(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for torch's work on a CPU, each on a batch of its own; with several, each computes with one core.
+    """So many threads for torch's work, which share its cores: each is to compute a batch of its own.
 
     Cores that share each operation wait for each other at its end, a thousand times an image, and for whatever else
     runs on one of them.
     """
-    threads = torch.get_num_threads()
+    cores = torch.get_num_threads()
+    each = max(1, cores // count)
     try:
-        with ThreadPoolExecutor(count, "lane", initializer=_one_core if count > 1 else None) as pool:
+        with ThreadPoolExecutor(count, "lane", initializer=lambda: torch.set_num_threads(each)) as pool:
             yield pool
     finally:
-        if count > 1:
-            torch.set_num_threads(threads)  # a part of the setting is the whole process's
-
-
-def _one_core() -> None:
-    torch.set_num_threads(1)
+        torch.set_num_threads(cores)  # torch keeps the number by thread, and for the process

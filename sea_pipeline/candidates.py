@@ -5,6 +5,7 @@ Shapes: P patches, W words, D embedding width.
 
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ WORDS_PER_BLOCK = 4096
 
 
 class Candidates(Protocol):
-    """What proposes words; several threads may ask at once."""
+    """What proposes words; on a CPU several threads may ask at once."""
 
     patches_per_call: int
     """P at most."""
@@ -44,10 +45,15 @@ def rounding_bound(width: int) -> float:
 
 
 class Scratch(threading.local):
-    """A tensor for each thread that asks, which it keeps from call to call."""
+    """A tensor for each thread that asks, made when it first does and kept for as long as it lives."""
 
     def __init__(self, make: Callable[[], torch.Tensor]) -> None:
-        self.tensor = make()
+        self._make = make
+
+    @cached_property
+    def tensor(self) -> torch.Tensor:
+        """This thread's."""
+        return self._make()
 
 
 class TorchCandidates:

@@ -19,6 +19,9 @@ from sea_pipeline.run import ShardResult, process_peak_bytes
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import list_samples, open_source
 
+_ROUNDS = 4
+"""Batches of each thread at least, or the threads that end first would seem slow."""
+
 
 class ForecastSettings(LabelSettings):
     """What `sea-pipeline plan` is asked for; `images` of `label` is here what is measured, None for sample photos."""
@@ -26,7 +29,7 @@ class ForecastSettings(LabelSettings):
     planned: Annotated[int, Field(ge=1)]
     """How many images the forecast is for."""
     measure: Annotated[int, Field(ge=16)] = 64
-    """Images that are labelled here, spread over the input; smaller inputs are used again and again."""
+    """Images that are labelled here at least, spread over the input; smaller inputs are used again and again."""
     workers: Annotated[int, Field(ge=1, le=100_000)] = 64
     """The most workers that a row is given for."""
     price: Annotated[float, Field(ge=0)] | None = None
@@ -87,12 +90,11 @@ def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Fore
     listing = list_samples(
         settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
     )
-    with progress("measuring", settings.measure, 0) as advance:
-        seconds, size, result = _measured(stage, listing, settings.measure, advance)
+    count = max(settings.measure, _ROUNDS * stage.batch_size * stage.lanes)
+    with progress("measuring", count, 0) as advance:
+        seconds, size, result = _measured(stage, listing, count, advance)
     if not result.rows:
-        raise UserError(
-            f"{listing.origin}: none of {settings.measure} images could be labelled: {result.bad[0].message}"
-        )
+        raise UserError(f"{listing.origin}: none of {count} images could be labelled: {result.bad[0].message}")
     passed = result.rows + len(result.bad)
     rate = passed / seconds
     return Forecast(

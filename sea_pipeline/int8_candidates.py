@@ -13,7 +13,7 @@ the candidates of neighbouring patches in one matmul, as neighbours share most o
 Shapes: P patches, W words, D embedding width, K principal directions, G groups of words.
 """
 
-from functools import cached_property
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class Int8Candidates:
         UserError: int8 products are not what they should be on this processor.
     """
 
-    patches_per_call = 1024
+    patches_per_call = 512
 
     def __init__(self, words: torch.Tensor) -> None:
         if not _are_right(words.device):
@@ -69,6 +69,8 @@ class Int8Candidates:
         """Patches so far with too many candidates, which got float32 scores of all words."""
         self._rest = self._rested = 0
         """Calls that shall do without int8, as it told nothing the last times, and those that have since."""
+        self._lock = threading.Lock()
+        self._all_words: Candidates | None = None
 
         self._mean = words.mean(0)
         self._basis = _basis(words - self._mean)
@@ -101,9 +103,11 @@ class Int8Candidates:
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Candidates`."""
-        if self._rested < self._rest:
-            self._rested += 1
-            self.crowded += len(patches)
+        with self._lock:
+            rests = self._rested < self._rest
+            self._rested += rests
+            self.crowded += len(patches) * rests
+        if rests:
             return self._crowd(patches, n, k)
         int8, unit, norms = self._rounded(patches)
         products, maxima = self._products(int8)
@@ -132,9 +136,9 @@ class Int8Candidates:
         if too_many:
             scores[crowded], ids[crowded] = self._crowd(patches[crowded], n, k)
             self.crowded += too_many
-        # Most patches crowded: a rest that doubles with every such try; one good try ends it.
-        self._rest = min(2 * self._rest + 1, _LONGEST_REST) if 2 * too_many > len(patches) else 0
-        self._rested = 0
+        with self._lock:  # most patches crowded: a rest that doubles with every such try; one good try ends it
+            self._rest = min(2 * self._rest + 1, _LONGEST_REST) if 2 * too_many > len(patches) else 0
+            self._rested = 0
         return scores, ids
 
     def _rounded(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -182,11 +186,14 @@ class Int8Candidates:
             found.append((scores, words[place]))
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
-    @cached_property
+    @property
     def _crowd(self) -> Candidates:
-        if faiss_is_there() and self._words.device.type == "cpu":
-            return FaissCandidates(self._words)
-        return TorchCandidates(self._words)
+        """What scores all words in float32, made once."""
+        with self._lock:
+            if self._all_words is None:
+                faiss = faiss_is_there() and self._words.device.type == "cpu"
+                self._all_words = FaissCandidates(self._words) if faiss else TorchCandidates(self._words)
+            return self._all_words
 
 
 def _basis(centred: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The labelling of one shard: decode, encode, search, write (SEA section 4.1).
 
-Three things go on at once: threads decode the images of later batches, others encode and search a batch each (one for
-a GPU, one a core on a CPU), and the caller's thread writes what is ready, so that none waits for the others.
+Three things go on at once, so that none waits for the others: threads decode the images of later batches; others encode
+and search, each a batch of its own (a single one for a GPU, one for each core of a CPU); the caller's thread writes.
 
 B images, P patches, D embedding width, n labels a patch.
 """
@@ -10,9 +10,9 @@ import base64
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ LABEL_VERSION = 1
 """Part of every fingerprint; raise it when the same settings would give other labels."""
 BATCH_SIZES = {"cpu": 8, "cuda": 64}
 """Images at once, by device: a GPU is kept busy by a batch while Python issues the next one's kernels."""
+_MOST_LANES = 16
+"""Each has buffers of its own, and Python lets one at a time issue its operations."""
 
 _Seconds = defaultdict[str, float]
 
@@ -104,8 +106,8 @@ class LabelStage:
         kind = torch.device(device).type
         self.batch_size = BATCH_SIZES[kind]
         """Images that are encoded and searched at once."""
-        self.lanes = torch.get_num_threads() if kind == "cpu" else 1
-        """Batches that are, side by side."""
+        self.lanes = min(torch.get_num_threads(), _MOST_LANES) if kind == "cpu" else 1
+        """Threads that do so."""
         self._pinned = kind == "cuda"
         self._loading, self._loaded = threading.Lock(), False
 
@@ -144,10 +146,14 @@ class LabelStage:
         patch_sum = torch.zeros(self._encoder.width, dtype=torch.float64)
         rows = 0
         patches = self._encoder.grid[0] * self._encoder.grid[1]
-        with exact_float32(), ShardWriter(target, patches, self._top_n) as writer, lanes(self.lanes) as pool:
-            batches = batched(self._decoded(samples, source, bad, seconds, advance), self.batch_size)
-            stacked = ((batch, self._stacked(batch)) for batch in batches)
-            for found in ahead(pool, lambda given: self._labelled(*given), stacked, self.lanes):
+        with (
+            exact_float32(),
+            ShardWriter(target, patches, self._top_n) as writer,
+            closing(self._decoded(samples, source, bad, seconds, advance)) as decoded,
+            lanes(self.lanes) as pool,
+        ):
+            stacked = ((batch, self._stacked(batch)) for batch in batched(decoded, self.batch_size))
+            for found in ahead(pool, lambda given: self._labelled(*given), stacked, 2 * self.lanes - 1):
                 advance(len(found.items) + len(found.rest))
                 for part, spent in found.seconds.items():
                     seconds[part] += spent / self.lanes  # which go on at once
@@ -159,6 +165,8 @@ class LabelStage:
                         first_sha256 = first_sha256 or item.sha256.hex()
                 rows += len(found.items)
             writer.set_footer({**footer, "patches": rows * patches, "patch_sum": _packed(patch_sum)})
+        places = {sample.image_id: place for place, sample in enumerate(samples)}
+        bad.sort(key=lambda image: places[image.sample.image_id])  # not by who was found out first
         return ShardResult(rows, bad, dict(seconds), first_sha256)
 
     def finish(self, ledger: Ledger) -> list[Place]:
@@ -181,7 +189,7 @@ class LabelStage:
         bad: list[BadSample],
         seconds: _Seconds,
         advance: Callable[[int], None],
-    ) -> Iterator[_Decoded]:
+    ) -> Generator[_Decoded]:
         """The good images in plan order, decoded ahead in threads; the bad ones go to `bad`."""
 
         def decode(sample: Sample) -> tuple[_Decoded | BadSample, float]:

@@ -111,9 +111,9 @@ def sds(
     Returns:
         A scalar, the sum over the tokens given.
     """
-    if temperature != 1:
-        visual, refined = visual / temperature, refined / temperature
     dtype = torch.promote_types(visual.dtype, torch.float32)
+    if temperature != 1:
+        visual, refined = visual.to(dtype) / temperature, refined.to(dtype) / temperature
     block = block or (4096 if visual.is_cuda else 1024)
     value: torch.Tensor = _Sds.apply(
         visual, refined.detach(), attention.detach().to(dtype), embeddings.detach(), block, matmul_dtype or dtype

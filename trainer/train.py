@@ -150,6 +150,8 @@ def _fields(inputs: Inputs, processes: int) -> dict[str, Any]:
     aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every"}
     aside |= {"lora"} if recipe.lora is None else set()
     settings = recipe.model_dump(mode="json", exclude=aside)
+    if recipe.loss.sds.temperature == 1:
+        del settings["loss"]["sds"]["temperature"]
     elsewhere = ("train", "image_root", "evaluate")
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
     arguments = settings["training_arguments"]

@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Per-patch word labels for images (SEA), and projectors that put visual tokens where the LLM keeps its words.",
 )
 
+# Options of the commands that embed words.
 Encoder = Annotated[
     str,
     typer.Option(
@@ -47,7 +48,6 @@ Search = Annotated[
         "flat index; torch: float32; auto: int8 on CPUs made for it, else faiss if installed, else torch."
     ),
 ]
-"""Options of the commands that embed words."""
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
 
 

@@ -18,7 +18,7 @@ def plan(
     image_root: Annotated[
         str | None, typer.Option(help="Where paths in a list start. Default: the list's own.")
     ] = None,
-    measure: Annotated[int, typer.Option(help="Label so many images here.")] = 64,
+    measure: Annotated[int, typer.Option(help="Label so many images here, or more where there are many cores.")] = 64,
     workers: Annotated[int, typer.Option(help="The most workers to forecast for.")] = 64,
     price: Annotated[float | None, typer.Option(help="What a worker costs an hour, in any currency.")] = None,
     wordlist: WordListName = "2of12",

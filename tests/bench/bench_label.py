@@ -3,7 +3,7 @@
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sea_pipeline import open_labels
+from sea_pipeline.ahead import lanes
 from sea_pipeline.begin import begin
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
@@ -80,11 +81,15 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
                 writer.add(LabelRow(path.name, path.name, bytes(32), 1, 1, (0, 0, 1, 1), ids.numpy(), scores.numpy()))
             writer.set_footer({})
 
+    def by_lanes(work: Callable[[torch.Tensor], object], parts: Sequence[torch.Tensor]) -> None:
+        with lanes(stage.lanes) as pool:
+            list(pool.map(work, parts))
+
     times = in_turn(
         label,
         decode,
-        lambda: [encoder.patches(batch) for batch in batches],
-        lambda: [search(batch) for batch in vectors],
+        lambda: by_lanes(encoder.patches, batches),
+        lambda: by_lanes(search, vectors),
         write,
     )
     count = len(paths)

@@ -1,6 +1,7 @@
 """Work by threads: in order, bounded, side by side, and the same labels however many there are."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Lock
@@ -9,20 +10,13 @@ import pytest
 import torch
 
 from sea_pipeline import label as label_module
+from sea_pipeline import open_labels
 from sea_pipeline.ahead import ahead, batched, lanes
 from sea_pipeline.search import Backend, WordSearch
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.search_twin import agree, twin, unit
 from tests.world import ColourEncoder, draw_folder
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Sets torch's threads for the length of a test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def test_batches_are_full_but_for_the_last() -> None:
@@ -60,8 +54,10 @@ def test_an_error_of_one_ends_it_and_the_rest_is_left() -> None:
     assert max(done) < 7
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_lanes_have_one_core_each_and_leave_the_setting_as_it_was(threads: Callable[[int], None], count: int) -> None:
+@pytest.mark.parametrize(("count", "each"), [(1, 3), (2, 1), (3, 1), (5, 1)])
+def test_lanes_share_the_cores_and_leave_the_setting_as_it_was(
+    threads: Callable[[int], None], count: int, each: int
+) -> None:
     threads(3)
     together = Barrier(count)
 
@@ -70,7 +66,7 @@ def test_lanes_have_one_core_each_and_leave_the_setting_as_it_was(threads: Calla
         return torch.get_num_threads()
 
     with pytest.raises(ZeroDivisionError), lanes(count) as pool:
-        assert list(pool.map(seen, range(count))) == ([3] if count == 1 else [1] * count)
+        assert list(pool.map(seen, range(count))) == [each] * count
         _ = 1 / 0
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as pool:
@@ -84,30 +80,39 @@ def test_the_labels_are_the_same_by_any_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
     threads: Callable[[int], None],
 ) -> None:
-    """Ten batches; by three threads the first one goes alone, as models are loaded in it, then three at a time."""
+    """Ten batches; by three threads the first one goes alone, as models are loaded in it, then three at a time.
+
+    An image of the first batch is found out to be bad after those of later ones that cannot even be read.
+    """
     monkeypatch.setitem(label_module.BATCH_SIZES, "cpu", 2)
     photos = draw_folder(tmp_path / "photos", 21)
-    (photos / "003.png").write_bytes(b"bad")
-    threads(1)
-    label(images=str(photos), out=tmp_path / "one", shard_size=21)
-    plain, first, lock, together = encoder.patches, True, Lock(), Barrier(3)
+    (photos / "009.png").write_bytes(b"bad")
+    plain, calls, lock, together = encoder.patches, 0, Lock(), Barrier(3)
 
     def patches(pixels: torch.Tensor) -> torch.Tensor:
-        nonlocal first
+        nonlocal calls
         with lock:
-            alone, first = first, False
-        if alone:
-            assert not together.n_waiting
+            calls += 1
+            first = calls == 1
+        vectors = plain(pixels)
+        if first:
+            time.sleep(0.3)
+            assert calls == 1, "another thread asks while the model is loaded"
+            vectors[0] = torch.nan
         else:
             together.wait(20)
-        return plain(pixels)
+        return vectors
 
     monkeypatch.setattr(encoder, "patches", patches)
-    threads(3)
-    run = label(images=str(photos), out=tmp_path / "three", shard_size=21)
-    assert (run.report.images, run.report.bad, run.report.failed) == (20, 1, {})
-    assert content(tmp_path / "three") == content(tmp_path / "one")
-    assert torch.get_num_threads() == 3
+    for count in (1, 3):
+        threads(count)
+        calls, together = 0, Barrier(count)
+        run = label(images=str(photos), out=tmp_path / str(count), shard_size=21, max_bad=0.2)
+        assert (run.report.images, run.report.bad, run.report.failed) == (19, 2, {})
+        assert torch.get_num_threads() == count
+    assert content(tmp_path / "3") == content(tmp_path / "1")
+    stages = [bad["stage"] for bad in open_labels(tmp_path / "3").quarantine()]
+    assert stages == ["encode", "decode"]
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss", "int8"])

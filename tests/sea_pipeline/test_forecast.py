@@ -1,11 +1,14 @@
 """`plan`: a few images are labelled, and many are forecast from them."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sea_pipeline import label as label_module
 from sea_pipeline.forecast import ForecastSettings, busiest, forecast
 from tests.world import ColourEncoder, draw_folder
 
@@ -32,9 +35,12 @@ def asked(tmp_path: Path, words: Path, **settings: Any) -> ForecastSettings:
     return ForecastSettings.of(**(defaults | settings))
 
 
-def test_hours_follow_from_the_rate_and_the_start(encoder: ColourEncoder, words: Path, tmp_path: Path) -> None:
-    found = forecast(asked(tmp_path, words, measure=20, workers=6, price=2.0, shard_size=1000))
-    assert (found.measured, found.bad, found.shards) == (20, 0, 10)
+def test_hours_follow_from_the_rate_and_the_start(
+    encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_module, "_MOST_LANES", 1)
+    found = forecast(asked(tmp_path, words, measure=40, workers=6, price=2.0, shard_size=1000))
+    assert (found.measured, found.bad, found.shards) == (40, 0, 10)
     assert [share.workers for share in found.shares] == [1, 2, 4, 6]
     for share, images in zip(found.shares, (10_000, 5_000, 3_000, 2_000), strict=True):
         assert share.hours == pytest.approx((found.start_seconds + images / found.images_per_second) / 3600)
@@ -51,13 +57,21 @@ def test_bytes_are_those_of_a_real_run(label: Any, encoder: ColourEncoder, words
     assert found.bytes_per_image == pytest.approx(labelled.ledger.done().bytes / 320, rel=0.15)
 
 
-def test_images_are_spread_over_the_input_and_bad_ones_are_told(
-    encoder: ColourEncoder, words: Path, tmp_path: Path
+def test_every_thread_has_its_part_of_what_is_measured(
+    encoder: ColourEncoder, words: Path, tmp_path: Path, threads: Callable[[int], None]
 ) -> None:
+    threads(5)
+    assert forecast(asked(tmp_path, words, measure=16)).measured == 4 * 5 * label_module.BATCH_SIZES["cpu"]
+
+
+def test_images_are_spread_over_the_input_and_bad_ones_are_told(
+    encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_module, "_MOST_LANES", 1)
     photos = draw_folder(tmp_path / "photos", 32)
     for path in sorted(photos.rglob("*.png"))[16:]:
         path.write_bytes(b"")
-    assert forecast(asked(tmp_path, words, measure=16)).bad == 8
+    assert forecast(asked(tmp_path, words, measure=16)).bad == 16  # of 32, a batch's length four times
 
 
 def test_what_cannot_be_measured_is_one_line(command: Any, words: Path, tmp_path: Path) -> None:
@@ -67,7 +81,7 @@ def test_what_cannot_be_measured_is_one_line(command: Any, words: Path, tmp_path
         "plan", "--images", 10, "--sample", tmp_path / "photos", "--wordlist", words, "--top-n", 3
     )
     assert (code, stderr.count("\n")) == (1, 1)
-    assert "none of 64 images could be labelled" in stderr
+    assert re.search(r"none of \d+ images could be labelled", stderr)
     assert command("plan", "--images", 0)[0] == 1
 
 

@@ -178,9 +178,13 @@ def test_adapters_need_a_rate_and_the_language_loss(changes: dict[str, Any]) -> 
         Recipe.model_validate({"lora": {}} | changes)
 
 
-def test_a_recipe_without_lora_is_the_run_that_it_was(tiny: World, tmp_path: Path) -> None:
-    """Runs begun before LoRA was there go on."""
+def test_a_recipe_without_what_is_new_is_the_run_that_it_was(tiny: World, tmp_path: Path) -> None:
+    """Runs begun before LoRA and the temperature of L_sds were there go on."""
     arguments = {"max_steps": 1}
     run = train(tiny_recipe(tiny, training_arguments=arguments), tmp_path / "out")
     fields = json.loads((run.out / "run.json").read_text())
     assert "lora" not in fields["fields"]["recipe"]
+    assert "temperature" not in fields["fields"]["recipe"]["loss"]["sds"]
+    (run.out / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"recipe\.loss\.sds\.temperature"):
+        train(tiny_recipe(tiny, training_arguments=arguments, loss={"sds": {"temperature": 2.0}}), tmp_path / "out")
