@@ -95,8 +95,8 @@ class FaissCandidates:
     patches_per_call = 4096
 
     def __init__(self, words: torch.Tensor) -> None:
-        self._faiss: Any = require("faiss", "cpu")
-        faiss, self._device = self._faiss, words.device
+        faiss: Any = require("faiss", "cpu")
+        self._faiss, self._device = faiss, words.device
         # From 1.15 FAISS multiplies matrices only past 128,000 numbers a call; below that it is ten times slower.
         faiss.cvar.distance_compute_blas_threshold = 20
         self._index = faiss.IndexFlatIP(words.shape[-1])

@@ -135,10 +135,10 @@ class Int8Candidates:
         too_many = int(crowded.sum())
         if too_many:
             scores[crowded], ids[crowded] = self._crowd(patches[crowded], n, k)
-            self.crowded += too_many
         with self._lock:  # most patches crowded: a rest that doubles with every such try; one good try ends it
             self._rest = min(2 * self._rest + 1, _LONGEST_REST) if 2 * too_many > len(patches) else 0
             self._rested = 0
+            self.crowded += too_many
         return scores, ids
 
     def _rounded(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

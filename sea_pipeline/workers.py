@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
     """Has glibc keep freed arrays for the next ones, as a process without dask comes to do; elsewhere nothing.
 
     Dask's nannies have it give each one back to the system (`MALLOC_TRIM_THRESHOLD_`), and computing then waits for
-    fresh pages: a third of the speed. A worker stays so when the run ends.
+    fresh pages: less than half the speed. A worker stays so when the run ends.
     """
     with suppress(AttributeError, OSError, TypeError):
         options = ctypes.CDLL(None).mallopt

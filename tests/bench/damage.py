@@ -112,7 +112,6 @@ def disk_full(folder: Path, kills: int) -> tuple[int, str]:
     random_, times, told = random.Random(3), max(1, kills // 4), 0
     for number in range(times):
         limit = random_.choice([300, 700, 900, 1100, 1600, 2500])
-
         code = f"from tests.bench.fault_runs import alone; alone({str(folder / f'out{number}')!r}, {limit})"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         told += done.returncode == 0 or "cannot be written: File too large" in done.stderr

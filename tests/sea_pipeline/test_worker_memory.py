@@ -32,8 +32,6 @@ held = resident()
 give_freed_memory_back()
 print(given_back, again, held - resident())
 """
-
-
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -56,3 +54,6 @@ def test_every_worker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     plugin.setup(None)  # type: ignore[arg-type]  # dask's worker, which is not looked at
     assert plugin.ready()["backend"] == "planted"
     assert kept == [True]
+    monkeypatch.setattr(workers, "give_freed_memory_back", lambda: kept.append(False))
+    assert plugin.process(0, 1)["rows"] == 2
+    assert kept == [True, False]
