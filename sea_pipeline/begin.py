@@ -145,7 +145,7 @@ def _belonging(root: Place, wanted: Dataset, samples: Sequence[Sample], growing:
         ledger.refuse_damage()
         difference = _compare(ledger, wanted, samples, growing)
         may_grow = not (difference.others or difference.gone)
-        if may_grow and (difference.new or difference.grown) and not extend:
+        if may_grow and difference.new and not extend:
             raise UserError(f"{root}: was begun with less: {difference}; add it with --extend, or choose another --out")
         if not may_grow:
             begun = "cannot be extended" if extend else "holds another run"
@@ -153,6 +153,7 @@ def _belonging(root: Place, wanted: Dataset, samples: Sequence[Sample], growing:
         _refuse_other_places(ledger, samples)
         _refuse_other_images(ledger)
         if not difference.new:
+            ledger.fields |= difference.grown
             return ledger
         _extend(ledger, wanted, difference)
 

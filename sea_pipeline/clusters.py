@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.settings import Settings
@@ -32,6 +33,13 @@ class LocalCluster(_Cluster):
     """As CUDA_VISIBLE_DEVICES names them, one for each worker; empty for workers without."""
     memory_limit: str = "auto"
     """Of a worker, such as 16GB; auto: its part of the machine's. From 95 % of it on the worker is killed."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _one_for_each_worker(cls, gpus: tuple[str, ...], other: ValidationInfo) -> tuple[str, ...]:
+        if gpus and len(gpus) != (workers := other.data.get("workers", len(gpus))):
+            raise PydanticCustomError("gpus", f"expected one for each of {workers} workers, found {len(gpus)}")
+        return gpus
 
 
 class CudaCluster(_Cluster):
@@ -66,8 +74,8 @@ class SlurmCluster(_Cluster):
     cores: _Count
     memory: str
     """Of a job, such as 64GB."""
-    walltime: Annotated[int, Field(ge=10)]
-    """Minutes. A worker gives back its job five minutes before."""
+    walltime: Annotated[int, Field(ge=20)]
+    """Minutes. A worker gives back its job one to nine minutes before, so that not all go at once."""
     partition: str | None = None
     account: str | None = None
     interface: str | None = None
@@ -171,11 +179,12 @@ def visible_gpus() -> tuple[str, ...]:
 def _on_gpus(wanted: tuple[str, ...] | None, workers: int | None, cluster: CudaCluster) -> LocalCluster:
     gpus = visible_gpus() if wanted is None else wanted
     if len(gpus) < (workers or 1):
-        option = "--cluster" if workers is None else f"--workers {workers}"
-        raise UserError(
-            f"{option}: each worker has a GPU of its own, and {len(gpus)} are visible; give --workers {len(gpus) or 1}"
-            f"{'' if gpus else ' and --device cpu'}, or --device cpu for workers without"
-        )
+        option, mend = f"--workers {workers}", f"give --workers {len(gpus)}, or --device cpu"
+        if workers is None:
+            option, mend = "--cluster", "use --cluster local"
+        elif not gpus:
+            mend = "give --device cpu"
+        raise UserError(f"{option}: each worker has a GPU of its own, and {len(gpus)} are visible; {mend}")
     chosen = gpus[: workers or len(gpus)]
     return LocalCluster(
         workers=len(chosen), gpus=chosen, memory_limit=cluster.memory_limit, start_timeout=cluster.start_timeout

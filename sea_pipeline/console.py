@@ -74,9 +74,14 @@ def warning(message: str) -> None:
     messages.print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
 
 
+def plain_table(*headings: str, **options: Any) -> Table:  # noqa: ANN401 - rich's
+    """A table without lines, its title on the left; `options` are rich's."""
+    return Table(*headings, title_justify="left", box=None, padding=(0, 2, 0, 0), **options)
+
+
 def print_table(rows: Mapping[str, str]) -> None:
     """A table of names and values."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = plain_table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
@@ -138,7 +143,7 @@ def status_tables(ledger: Ledger) -> None:
     )
     if done.bad:
         output.print()
-        table = Table("bad image", "stage", "reason", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table = plain_table("bad image", "stage", "reason")
         for bad in islice(ledger.quarantined(), _MOST_BAD):
             table.add_row(bad["image_id"], bad["stage"], bad["message"])
         output.print(table)
@@ -181,7 +186,7 @@ def statistics_tables(stats: Statistics, words: tuple[str, ...]) -> None:
     )
     _histogram("mean similarity of every word of the list (SEA Fig. 6b)", tops, counts, 2 * BIN_WIDTH)
     output.print()
-    table = Table(title="most frequent words", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = plain_table(title="most frequent words")
     for column in ("word", "labels", "best label of"):
         table.add_column(column, justify="left" if column == "word" else "right")
     for word in np.argsort(-stats.word_uses, kind="stable")[:MOST_FREQUENT]:
@@ -191,7 +196,7 @@ def statistics_tables(stats: Statistics, words: tuple[str, ...]) -> None:
 
 
 def _histogram(title: str, starts: npt.NDArray[Any], counts: npt.NDArray[Any], width: float) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = plain_table(title=title, show_header=False)
     output.print()
     filled = np.flatnonzero(counts)
     for place in range(filled[0], filled[-1] + 1) if len(filled) else []:

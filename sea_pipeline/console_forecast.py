@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
-from rich.table import Table
 
 from sea_pipeline import console
 
@@ -27,7 +26,7 @@ def forecast_tables(found: "Forecast") -> None:
     )
     console.output.print()
     costs = any(share.cost is not None for share in found.shares)
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = console.plain_table()
     for column in ("workers", "hours", *(["cost"] if costs else [])):
         table.add_column(column, justify="right")
     for share in found.shares:

@@ -33,7 +33,7 @@ def probe_tables(findings: Findings) -> None:
 
 
 def _figures(findings: Findings) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = console.plain_table()
     table.add_column("encoder", overflow="fold")
     table.add_column("sign")
     for column in ("hit", "chance", "lift", "95 % interval", "ratio", "s < 0", "list used"):

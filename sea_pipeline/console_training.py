@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
-from rich.table import Table
 
 from sea_pipeline import console
 
@@ -57,7 +56,7 @@ def run_table(run: "TrainRun", stage: str = "") -> None:
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -> None:
     """Metrics by name, a column for each of several models or moments."""
-    table = Table(title=title or None, box=None, padding=(0, 2, 0, 0))
+    table = console.plain_table(title=title or None)
     table.add_column(no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
@@ -81,7 +80,7 @@ def layers_table(layers: Sequence["Layer"]) -> None:
     }
     shown = [name for name in names if name in layers[0]]
     title = "\nnearest LLM token of each visual token, by layer (0: as the projector gives them)"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = console.plain_table(title=title)
     table.add_column("layer", justify="right")
     for name in shown:
         table.add_column(names[name], justify="right")
@@ -95,16 +94,16 @@ def layers_table(layers: Sequence["Layer"]) -> None:
 
 def replace_tables(found: Mapping[str, Any]) -> None:
     """What the model says of each image, from V and from replaced tokens, and how often an answer's word is in it."""
-    for told in found["texts"]:
-        control = f"; control: the replaced tokens of {told['control_of']}" if "control" in told else ""
-        console.output.print(f"\n{told['image']}{control}")
+    for text in found["texts"]:
+        control = f"; control: the replaced tokens of {text['control_of']}" if "control" in text else ""
+        console.output.print(f"\n{text['image']}{control}")
         said = {"V": "visual", "replaced": "replaced", "control": "control"}
-        texts = {name: " ".join(told[key].split()) or "(nothing)" for name, key in said.items() if key in told}
+        texts = {name: " ".join(text[key].split()) or "(nothing)" for name, key in said.items() if key in text}
         console.print_table(texts)
     title = (
         f"\nshare of texts with a content word of the answer ({found['scored']} of {found['images']} answers have one)"
     )
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = console.plain_table(title=title)
     for heading in ("", "own image", "other images"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, meaning in (("visual", "V"), ("replaced", "replaced")):
@@ -127,7 +126,7 @@ def export_table(done: "Exported") -> None:
 def rows_tables(rows: Sequence["PaperRow"]) -> None:
     """The rows of the papers, table by table, with the papers' numbers."""
     for (paper, title), group in groupby(rows, key=lambda row: (row.paper, row.table)):
-        table = Table(title=f"\n{paper}, {title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table = console.plain_table(title=f"\n{paper}, {title}")
         members = list(group)
         for heading in ("name", "row"):
             table.add_column(heading, no_wrap=True)
@@ -166,7 +165,7 @@ def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> Non
 
 def collected_table(found: "Collected") -> None:
     """The papers' numbers, a row each, with what the harnesses found below them."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = console.plain_table()
     table.add_column("")
     table.add_column("")
     for name in found.columns:
@@ -197,7 +196,7 @@ def _quoted(token: str) -> str:
 
 
 def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = console.plain_table()
     for heading in ("part", "parameters", "train", "learning rate"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for part, (total, trains, rate) in parts.items():

@@ -1,5 +1,6 @@
 """Starts what `clusters` describes, with dask, and ends what it has started. Import it behind `require_dask`."""
 
+import json
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import dask
 from distributed import Client, Nanny, Scheduler, SSHCluster
+from distributed.comm.addressing import resolve_address
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.system import MEMORY_LIMIT
@@ -19,14 +21,20 @@ from tornado.ioloop import PeriodicCallback
 
 from sea_pipeline import clusters
 from sea_pipeline.clusters import Cluster
+from sea_pipeline.devices import cores
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import require
 
 _LOOPBACK = "127.0.0.1"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _REPLACED_SECONDS = 10
+_CONNECT_SECONDS = 10
 _ENDING_SECONDS = 300
-"""Of a Slurm job: a worker goes so long before its job is ended, in the middle of a shard at worst."""
+"""Of a Slurm job: a worker goes so long before its end, give or take four minutes, in the midst of a shard at worst."""
+_NO_SCHEDULER = (
+    "--scheduler {}: expected the address of a dask scheduler, such as tcp://host:8786, or the file that "
+    "`dask scheduler --scheduler-file` wrote; "
+)
 
 
 @contextmanager
@@ -38,21 +46,33 @@ def connected(cluster: Cluster, *, dashboard: bool, say: Callable[[str], None]) 
     Raises:
         UserError: it cannot be started or reached.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a worker that dies is told in our own words
-    with _environment_kept(), dask.config.set(_configuration(cluster)), warnings.catch_warnings():
+    with _quiet(), _environment_kept(), dask.config.set(_configuration(cluster)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Port .* is already in use")
         if isinstance(cluster, clusters.Existing):
-            with _client(cluster.address, cluster.address) as client:
+            problem = _NO_SCHEDULER.format(cluster.address)
+            with _client(scheduler_address(cluster.address), problem) as client:
                 yield client
             return
         try:
             started = _started(cluster, dashboard=dashboard and find_spec("bokeh") is not None)
         except Exception as error:  # no ssh, no sbatch, a name that is none: whatever the cluster's own parts say
             raise UserError(f"the {cluster.kind} cluster does not start: {one_line(error)}") from error
-        with started, _client(started, cluster.kind) as client:
+        with started, _client(started, f"the {cluster.kind} cluster does not answer: ") as client:
             if dashboard:
                 say(f"dashboard: {client.dashboard_link}" if find_spec("bokeh") else "no dashboard: bokeh is missing")
             yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A worker that dies is told in our own words."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager
@@ -67,19 +87,30 @@ def _environment_kept() -> Iterator[None]:
         os.environ.update(before)
 
 
-@contextmanager
-def _client(where: Any, name: str) -> Iterator[Client]:  # noqa: ANN401 - a cluster or an address
+def scheduler_address(name: str) -> str:
+    """The address of the scheduler that `--scheduler` names, by itself or by the file that the scheduler wrote.
+
+    Nobody is called: a client of what is no address would hang, and say so after the run.
+
+    Raises:
+        UserError: it is neither.
+    """
     try:
-        file = isinstance(where, str) and Path(where).is_file()
-        client = (
-            Client(scheduler_file=where, timeout=10, set_as_default=False)
-            if file
-            else Client(where, timeout=10, set_as_default=False)
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--scheduler {name}: expected a dask scheduler, such as `dask scheduler` starts; {one_line(error)}"
-        ) from error
+        file = Path(name)
+        address: str = json.loads(file.read_text("utf-8"))["address"] if file.is_file() else name
+        resolve_address(address)
+    except Exception as error:  # no such host, a file of something else, a protocol that lacks its package
+        reason = f"no {error} in it" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{_NO_SCHEDULER.format(name)}{reason}") from error
+    return address
+
+
+@contextmanager
+def _client(where: SpecCluster | str, problem: str) -> Iterator[Client]:
+    try:
+        client = Client(where, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except Exception as error:  # nobody answers, or not in this language, such as TLS without a certificate
+        raise UserError(f"{problem}{one_line(error)}") from error
     with client:
         yield client
 
@@ -104,8 +135,7 @@ def _configuration(cluster: Cluster) -> dict[str, Any]:
 def _threads(cluster: Cluster) -> int | None:
     """Cores of one worker."""
     if isinstance(cluster, clusters.LocalCluster):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // cluster.workers)
+        return max(1, cores() // cluster.workers)
     return cluster.cores if isinstance(cluster, clusters.SshCluster | clusters.SlurmCluster) else None
 
 
@@ -138,7 +168,7 @@ def _local(cluster: clusters.LocalCluster, *, dashboard: bool) -> SpecCluster:
     limit: str | int = cluster.memory_limit
     common = {"nthreads": 1, "host": _LOOPBACK, "dashboard": False, "silence_logs": logging.CRITICAL}
     common |= {"memory_limit": MEMORY_LIMIT // cluster.workers if limit == "auto" else limit}
-    devices = cluster.gpus or (None,) * cluster.workers
+    devices = cluster.gpus or ("",) * cluster.workers  # GPUs are hidden: every worker would take the first
     return SpecCluster(
         scheduler={
             "cls": Scheduler,
@@ -146,10 +176,7 @@ def _local(cluster: clusters.LocalCluster, *, dashboard: bool) -> SpecCluster:
             | {"dashboard_address": f"{_LOOPBACK}:{8787 if dashboard else 0}"},
         },
         workers={
-            number: {
-                "cls": Nanny,
-                "options": common | ({"env": {"CUDA_VISIBLE_DEVICES": device}} if device is not None else {}),
-            }
+            number: {"cls": Nanny, "options": common | {"env": {"CUDA_VISIBLE_DEVICES": device}}}
             for number, device in enumerate(devices)
         },
         silence_logs=logging.CRITICAL,

@@ -1,8 +1,6 @@
 """A stage done by the workers of a cluster: every shard ends up committed, or named as failed."""
 
 import heapq
-import os
-import platform
 import signal
 import threading
 import time
@@ -22,7 +20,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
 from sea_pipeline.run import ATTEMPTS, Report, Tally, log_attempt, may_finish
-from sea_pipeline.storage import TEMPORARY, publish_bytes
+from sea_pipeline.storage import publish_bytes, scratch_path
 from sea_pipeline.worker_pool import Outcome, WorkerPool
 from sea_pipeline.workers import Recipe, StagePlugin
 
@@ -78,16 +76,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
 @contextmanager
 def stage_plugin(recipe: Recipe, ledger: Ledger) -> Iterator[StagePlugin]:
     """What workers get for a run, and the file by which they know that they see the run's folder."""
-    run = uuid.uuid4().hex[:8]
-    host = platform.node().replace(".", "-")
+    name = f"{recipe.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
     ledger, probe = copy(ledger), None
     if isinstance(ledger.root, Path):
         ledger.root = ledger.root.absolute()  # workers may have begun elsewhere
-        # A killed driver's is swept: see `storage.sweep`.
-        probe = ledger.root / TEMPORARY / f"workers.{host}.{os.getpid()}.{run}"
+        probe = scratch_path(ledger.root, "workers")
         publish_bytes(probe, b"", ledger.root)
     try:
-        yield StagePlugin(recipe, ledger, probe, f"{recipe.name}-{ledger.dataset.fingerprint[:8]}-{run}")
+        yield StagePlugin(recipe, ledger, probe, name)
     finally:
         if probe:
             probe.unlink(missing_ok=True)
@@ -143,7 +139,7 @@ class Driver:
             self._hand_out()
             while self._waiting or self._tasks:
                 for worker, outcome in self._pool.news():
-                    self._take(self._tasks.pop(worker), worker, outcome)
+                    self._take(self._tasks.pop(worker), outcome)
                 self._end_stuck()
                 self._hand_out()
         if may_finish(self._ledger, shards, self._tally.report):
@@ -162,7 +158,7 @@ class Driver:
             report = self._tally.report
             report.workers = max(report.workers, len(self._tasks))
 
-    def _take(self, task: _Task, worker: str, outcome: Outcome) -> None:
+    def _take(self, task: _Task, outcome: Outcome) -> None:
         if "done" in outcome:
             self._count(workers.commit_of(outcome))
         elif commit := self._ledger.commit(task.shard):  # done, and only the news of it was lost

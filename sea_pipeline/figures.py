@@ -17,7 +17,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.optional import require
 from sea_pipeline.pixels import BadImageError, decode_image
 from sea_pipeline.sources import open_source
-from sea_pipeline.storage import TEMPORARY, make_folder, publish
+from sea_pipeline.storage.results import publish_result
 from sea_pipeline.store import Labels, LabelStore
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -115,14 +115,10 @@ def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib's
         UserError: see `check_figure`; the file cannot be written.
     """
     check_figure(path)
-    make_folder(path.parent)
     kind = path.suffix.lower().removeprefix(".")
     dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with require("matplotlib", "report").rc_context(_OPTIONS), publish(path, path.parent) as scratch:
+    with require("matplotlib", "report").rc_context(_OPTIONS), publish_result(path) as scratch:
         figure.savefig(scratch, format=kind, dpi=200, metadata=dated.get(kind))
-    temporary = path.parent / TEMPORARY
-    if not any(temporary.iterdir()):
-        temporary.rmdir()
 
 
 def photo_of(store: LabelStore, image_id: str) -> Image.Image:

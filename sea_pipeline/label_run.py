@@ -1,6 +1,5 @@
 """`sea-pipeline label` as a function: settings in, a folder of labels out."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pydantic import Field
 from sea_pipeline.begin import begin
 from sea_pipeline.clusters import Crew
 from sea_pipeline.crops import MARK, crop_id
-from sea_pipeline.devices import resolve_device
+from sea_pipeline.devices import cores, resolve_device
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
@@ -29,7 +28,7 @@ from sea_pipeline.search import Backend
 from sea_pipeline.settings import Settings
 from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.sources import list_samples
-from sea_pipeline.stage_run import StageRun, do_shards, driver_device, is_complete
+from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage import Place, place
 from sea_pipeline.wordlists import WordList, load_wordlist
 
@@ -102,7 +101,8 @@ def label_images(
     fields = LabelStage.fields(encoder, words, settings.top_n, settings.crops)
     ledger = _begin(settings, listing, words, fields, encoder.spec)
     begun(ledger)
-    if is_complete(settings, ledger):
+    take_back(settings, ledger)
+    if ledger.complete:
         return StageRun(ledger, listing, Report(), device)
     stage = None
     if embeds:
@@ -203,13 +203,12 @@ def stage_of(
     settings: LabelSettings, encoder: Encoder, embeddings: torch.Tensor, device: str, threads: int | None = None
 ) -> LabelStage:
     """The stage that does what is asked for; `threads` of them decode, None for all cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return LabelStage(
         encoder,
         embeddings,
         top_n=settings.top_n,
         backend=settings.search,
         device=device,
-        threads=threads or cores,
+        threads=threads or cores(),
         crops=settings.crops,
     )

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from sea_pipeline.errors import UserError
@@ -69,6 +68,8 @@ class Ledger:
         self.plan = Plan(root, dataset)
         self.image_root = image_root or dataset.image_root
         """Where the planned `uri`s start, for `open_source`; elsewhere than at the beginning if images have moved."""
+        self.fields = dataset.latest_fields()
+        """As this run has them: an input may have grown since without bringing an image."""
 
     @classmethod
     def open(cls, root: Place) -> "Ledger":
@@ -204,9 +205,10 @@ class Ledger:
         )
         path, data = self._commit_path(shard), commit.to_bytes()
         try:
-            publish_bytes(path, data, self.root, exclusive=not isinstance(self.root, Path))
+            publish_bytes(path, data, self.root, exclusive=True)
         except FileExistsError:  # another run's, without a lock between us, or one that does not stand any more
-            if faster := self.commit(shard):
+            faster = self.commit(shard)
+            if faster and not any(check_file(self.root, file) for file in faster.files):  # not if ours came behind it
                 return faster
             publish_bytes(path, data, self.root)
         return commit

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.storage import Place, below, canonical_json, file_sha256
 
 SCHEMA_VERSION = 1
@@ -141,6 +142,25 @@ def load_record(path: Place, record: type[_Record]) -> _Record:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"{path}: damaged, or written by another version: {where}: {first['msg']}") from error
+
+
+def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The object in a JSON file that other programs may have written; `absent` where there is none, if that may be.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    if absent is not None and not path.exists():
+        return absent
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; restore it") from error
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}; restore it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object; found {found!r:.40}; restore it")
+    return found
 
 
 def file_record(root: Place, path: Place) -> File:

@@ -7,10 +7,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sea_pipeline.errors import UserError
 
 
-class Settings(BaseModel):
-    """The base of a command's settings; the fields are its options."""
+class Strict(BaseModel):
+    """Frozen, and unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(Strict):
+    """The base of a command's settings; the fields are its options."""
 
     @classmethod
     def of(cls, **values: object) -> Self:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sea_pipeline.analysis import status_to_json
-from sea_pipeline.clusters import Crew, LocalCluster
+from sea_pipeline.clusters import Crew, Existing, LocalCluster
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.optional import require
@@ -70,21 +70,24 @@ def driver_device(crew: Crew, device: str) -> tuple[str, bool]:
     With workers it never touches a GPU: the memory that it would hold there is theirs.
 
     Raises:
-        UserError: see `resolve_device` and `Crew.described`; or dask is not installed.
+        UserError: see `resolve_device`, `Crew.described` and `scheduler_address`; or dask is not installed.
     """
     if crew.alone:
         return resolve_device(device), True
     require("distributed", "dask")
     cluster = crew.described(device)
+    if isinstance(cluster, Existing):
+        from sea_pipeline.dask_clusters import scheduler_address
+
+        scheduler_address(cluster.address)
     return "cpu", isinstance(cluster, LocalCluster) and not cluster.gpus
 
 
-def is_complete(settings: StageSettings, ledger: Ledger) -> bool:
-    """Whether nothing is left to do; takes shards back before, whose bad images may have been mended."""
+def take_back(settings: StageSettings, ledger: Ledger) -> None:
+    """Takes back finished shards whose bad images may have been mended: the run does them again."""
     if settings.retry_bad or not ledger.finished:
         shards = settings.crew.shards(ledger.dataset.shards)
         ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
-    return ledger.complete
 
 
 def do_shards(

@@ -67,9 +67,8 @@ def give_freed_memory_back() -> None:
 
 def refuse_other_fields(ledger: Ledger, fields: dict[str, Any]) -> None:
     """Raises a UserError where this worker's weights, words or versions would make other shards than the folder's."""
-    found = ledger.dataset.latest_fields()
-    if fingerprint_of(fields) != fingerprint_of(found):
-        differing = differing_fields(found, fields)
+    if fingerprint_of(fields) != fingerprint_of(ledger.fields):
+        differing = differing_fields(ledger.fields, fields)
         raise UserError(
             f"{ledger.root}: a worker on {platform.node()} would make other {ledger.dataset.kind}; give it the same "
             f"files and packages as here. Differing: {'; '.join(differing).replace('asked for', 'on the worker')}"

@@ -13,8 +13,8 @@ class Killed(BaseException):
 
 
 @contextlib.contextmanager
-def killed_around(owner: type, method: str, call: int, *, before: bool) -> Iterator[None]:
-    """Kills its block just before or just after the `call`-th call of a method, which the block must come to."""
+def killed_around(owner: object, method: str, call: int, *, before: bool) -> Iterator[None]:
+    """Kills its block just before or just after the `call`-th call of a function, which the block must come to."""
     plain, calls = getattr(owner, method), 0
 
     def deadly(*given: Any, **options: Any) -> Any:

@@ -48,6 +48,7 @@ TRAINER_FLOORS = [
         "sharding",
         "log",
         "recipe",
+        "recipe_names",
         "tap",
         "weights",
         "hub",

@@ -122,13 +122,13 @@ def with_marks(own: str) -> str:
     """A template that writes the same text with `{% generation %}` around each answer and the token that ends it.
 
     A template that has such marks is given back as it is, and so is one whose answers are not found so: where a later
-    turn changes what was written before it.
+    turn changes what was written before it. What it refuses, such as a turn of the system, it refuses as before.
     """
     if GENERATION.search(own):
         return own
     marked = _MARKS.replace("OWN", own.removesuffix("\n"))
     try:
-        same = all(_rendered(marked, *chat)[0] == _rendered(own, *chat)[0] for chat in _CHATS)
+        same = all(_text(marked, *chat) == _text(own, *chat) for chat in _CHATS)
         _, answers = _rendered(marked, _CHAT, False, marks=True)
     except TemplateError:
         return own
@@ -143,6 +143,14 @@ def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a
     except (TemplateError, TypeError):  # a list where it adds strings
         return None
     return text if _PROBE in text else None
+
+
+def _text(template: str, messages: list[dict[str, Any]], prompt: bool) -> str | None:
+    """A conversation as the template writes it; None where it refuses it."""
+    try:
+        return _rendered(template, messages, prompt)[0]
+    except TemplateError:
+        return None
 
 
 def _rendered(

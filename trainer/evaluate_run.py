@@ -1,7 +1,6 @@
 """`sea-pipeline evaluate` as a function: a model folder and data in, metrics out."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from sea_pipeline.devices import resolve_device
 from sea_pipeline.errors import UserError
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.settings import Settings
-from sea_pipeline.storage import TEMPORARY, make_folder, publish_bytes
+from sea_pipeline.storage.results import check_result, publish_result
 from sea_pipeline.store import open_labels
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator
@@ -67,7 +66,11 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
         UserError: an input does not fit, or `out` cannot be written.
     """
     if settings.out is not None:
-        _check_out(settings.out, wanted=settings.layers or settings.replace)
+        if not (settings.layers or settings.replace):
+            raise UserError(
+                f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
+            )
+        check_result(settings.out)
     if settings.save_figures is not None:
         check_figures(labelled=settings.labels is not None, layers=settings.layers)
     device = resolve_device(settings.device)
@@ -117,8 +120,8 @@ def _analyses(
         content = {"model": str(settings.model), "data": settings.data, **found}
         content["images"] = _by_image(evaluator, layers, replaced)
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
-        publish_bytes(settings.out, f"{text}\n".encode(), settings.out.parent)
-        _remove_temporary(settings.out)
+        with publish_result(settings.out) as scratch:
+            scratch.write_text(f"{text}\n", "utf-8")
     if replaced is not None:
         found["replace"]["texts"] = [
             {"image": image_id, "sample": evaluator.data.rows[row]["id"], **told}
@@ -140,18 +143,3 @@ def _by_image(evaluator: Evaluator, layers: LayerTokens | None, replaced: Replac
             entry["generated"] = replaced.described[place]
         images.append(entry)
     return images
-
-
-def _check_out(out: Path, *, wanted: bool) -> None:
-    """Before any work is done: whether there will be something to write, and whether it can be."""
-    if not wanted:
-        raise UserError(f"--out {out}: holds what --layers and --replace find; give one of them, or leave --out out")
-    if out.is_dir():
-        raise UserError(f"--out {out}: expected a file to write; found a folder; name a file in it")
-    make_folder(out.parent / TEMPORARY)
-    _remove_temporary(out)
-
-
-def _remove_temporary(out: Path) -> None:
-    with suppress(OSError):  # another process may be writing beside it
-        (out.parent / TEMPORARY).rmdir()

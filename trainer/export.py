@@ -72,15 +72,12 @@ def export_model(settings: ExportSettings) -> Exported:
             the upload failed, and the folder stays.
     """
     _check(settings)
-    out = settings.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: expected a new or an empty folder; choose another with --out, or remove this one")
     folder = open_model_folder(_model_path(settings.source))
     tower = folder.config.vision_config.model_type
     if settings.compat == 4 and settings.kind == "model":
         legacy.check_tower(tower)
     kinds = {"model": _write_model, "llm": _write_llm, "projector": _write_projector}
-    with publish_folder(out) as scratch, quiet():
+    with publish_folder(settings.out) as scratch, quiet():
         done = kinds[settings.kind](folder, settings, scratch)
         if settings.kind == "model" and tower in OURS:
             done.notes.append(f"transformers lacks the tower {tower!r}: `import trainer.towers` before loading.")
@@ -89,7 +86,7 @@ def export_model(settings: ExportSettings) -> Exported:
         for file in scratch.iterdir():  # safetensors come readable by their owner only
             shutil.copymode(scratch / "README.md", file)
     if settings.push is not None:
-        done.pushed = hub.push(out, settings.push)
+        done.pushed = hub.push(settings.out, settings.push)
     return done
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.records import read_json
 from trainer import legacy
 from trainer.chat_template import chat_template, turn_end, with_marks
 from trainer.init import ALIGNMENT, SAMPLE
@@ -33,18 +34,16 @@ def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[
     tokenizer.chat_template = folder.processor.chat_template = with_marks(tokenizer.chat_template)
     if not GENERATION.search(tokenizer.chat_template):
         notes.append("The chat template does not mark its answers: it changes earlier turns as later ones come.")
-    ends = turn_end(tokenizer, str(folder.path))
-    tokenizer.eos_token = ends or tokenizer.eos_token
+    tokenizer.eos_token = turn_end(tokenizer, str(folder.path)) or tokenizer.eos_token
     (folder.processor if processor else tokenizer).save_pretrained(scratch)
     if AutoTokenizer.from_pretrained(scratch).encode(SAMPLE) != tokenizer.encode(SAMPLE):
         raise UserError(
             f"{folder.path}: its tokenizer gives other ids once transformers has saved it; convert it first"
         )
-    stated = folder.path / "generation_config.json"
-    generation = json.loads(stated.read_text("utf-8")) if stated.is_file() else {}
-    eos = generation.get("eos_token_id")
-    every = {tokenizer.eos_token_id} | set(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    generation["eos_token_id"] = sorted(every)
+    generation = read_json(folder.path / "generation_config.json", absent={})
+    eos = generation.pop("eos_token_id", None)
+    if ends := {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}:
+        generation["eos_token_id"] = sorted(ends)
     (scratch / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
     return notes
 
@@ -73,16 +72,9 @@ def _without_private(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
 
 def alignment(folder: ModelFolder) -> dict[str, Any]:
     """What `alignment.json` says, the parts by name: where they lay is nobody's business."""
-    file = folder.path / ALIGNMENT
-    stated: dict[str, Any] = read_json(file) if file.is_file() else {"version": 1, "vocabulary": folder.vocabulary}
+    stated = read_json(folder.path / ALIGNMENT, absent={"version": 1, "vocabulary": folder.vocabulary})
     named = {name: Path(str(stated[name])) for name in ("vision", "llm") if name in stated}
     return stated | {name: path.name for name, path in named.items() if path.is_absolute()}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """An object from a file."""
-    content: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return content
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Whether a model folder's parts agree: the processor's image tokens and the tower's features, before any training."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.records import read_json
 from trainer import towers as towers  # registers the towers that transformers lacks
 from trainer.chat_template import IMAGE_TOKEN, both_forms
 
@@ -35,14 +35,15 @@ def check_model_folder(folder: Path) -> Checked:
         inner = sorted(path.parent for path in (*folder.glob("model/config.json"), *folder.glob("*/model/config.json")))
         wanted = f"give {inner[-1]}" if inner else "expected a folder made by sea-pipeline init"
         raise UserError(f"{folder}: there is no config.json in it; {wanted}")
-    config = LlavaConfig.from_pretrained(folder)
-    if config.model_type != "llava":
-        raise UserError(f"{folder}: model_type is {config.model_type!r}, expected 'llava'; use sea-pipeline init")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind != "llava":
+        raise UserError(f"{folder}: model_type is {kind!r}, expected 'llava'; use sea-pipeline init")
     try:
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config, processor = LlavaConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    except Exception as error:  # damaged files end in nearly any kind
         raise UserError(
-            f"{folder}: its processor cannot be loaded ({error}); make it with sea-pipeline init"
+            f"{folder}: its configuration or processor cannot be loaded ({one_line(error)}); restore it, or "
+            "make it with sea-pipeline init"
         ) from error
     shape = image_shape(processor.image_processor)
     try:
@@ -72,8 +73,7 @@ def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tup
 
     Also gives processor and tokenizer one chat template, which takes content in both forms.
     """
-    file = folder / "processor_config.json"
-    stated = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    stated = read_json(folder / "processor_config.json", absent={})
     patch = config.vision_config.patch_size
     derived = {
         "patch_size": patch,

@@ -1,6 +1,7 @@
 """Uploads to the Hugging Face hub; nothing here runs unless it is asked for."""
 
 import re
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -36,8 +37,8 @@ def push(folder: Path, name: str) -> str:
         api.create_repo(name, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by sea-pipeline export"))
     except Exception as error:  # of the hub, of the connection, of a proxy: all end the same way
-        reason = one_line(error)
+        reason, by_hand = one_line(error), shlex.join(["hf", "upload", "--private", name, str(folder)])
         raise UserError(
             f"--push {name}: {folder} is complete, but was not uploaded ({type(error).__name__}: {reason}); upload it "
-            f"with: hf upload {name} {folder}"
+            f"with: {by_hand}"
         ) from error

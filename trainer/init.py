@@ -63,8 +63,6 @@ def init_model(
     Raises:
         UserError: `out` holds something, or a part is unknown, incomplete or does not fit.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: expected a new or an empty folder; choose another with --out, or remove this one")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype = {dtype}: expected float32, bfloat16 or float16")
     with quiet(), publish_folder(out) as scratch:

@@ -1,6 +1,5 @@
 """A model folder to a model that trains: which parts do, in which precision, and with which terms."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +10,7 @@ from transformers import AutoConfig, LlavaConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.records import read_json
 from trainer.folder_check import check_model_folder
 from trainer.init import ALIGNMENT
 from trainer.lora import add_adapters
@@ -47,7 +47,7 @@ def open_model_folder(path: Path) -> ModelFolder:
         checked = check_model_folder(path)
     config, processor = checked.config, checked.processor
     config.image_seq_length = checked.visual_tokens  # older folders say 576 whatever the tower
-    extra = json.loads((path / ALIGNMENT).read_text("utf-8")) if (path / ALIGNMENT).is_file() else {}
+    extra = read_json(path / ALIGNMENT, absent={})
     if extra.get("inputs_scaled"):
         raise UserError(
             f"{path}: its projector was rescaled for transformers 4 (export --compat 4); use what it was exported from"

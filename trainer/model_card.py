@@ -1,6 +1,5 @@
 """The README.md of an exported model, filled from what its runs wrote down."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ import jinja2
 import yaml
 
 from sea_pipeline import __version__
+from sea_pipeline.errors import UserError
+from sea_pipeline.records import read_json
 from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder
 from trainer.recipe import Recipe
@@ -30,9 +31,18 @@ def model_card(folder: ModelFolder, source: Path, kind: str, what: str, reader: 
         what: a line on the parts.
         reader: the library that reads it.
         notes: what a reader must know.
+
+    Raises:
+        UserError: a file of a run is damaged.
     """
-    alignment = folder.path / ALIGNMENT
-    parts = json.loads(alignment.read_text("utf-8")) if alignment.is_file() else {}
+    parts = read_json(folder.path / ALIGNMENT, absent={})
+    try:
+        runs = [_run(path) for path in _chain(source)]
+    except KeyError as missing:
+        raise UserError(
+            f"{source}: expected {missing} in run.json and summary.json of it, or of a run that it began with; found "
+            "none; restore the file"
+        ) from missing
     names = [str(parts.get(name, "")) for name in ("vision", "llm")]
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -45,7 +55,7 @@ def model_card(folder: ModelFolder, source: Path, kind: str, what: str, reader: 
         needs_towers=kind == "model" and folder.config.vision_config.model_type in OURS,
         notes=notes,
         reader=reader,
-        runs=[_run(path) for path in _chain(source)],
+        runs=runs,
         version=__version__,
         what=what,
         width=folder.config.text_config.hidden_size,
@@ -57,7 +67,7 @@ def _chain(source: Path) -> list[Path]:
     chain: list[Path] = []
     while (source / "run.json").is_file() and source not in chain:
         chain.insert(0, source)
-        model = json.loads((source / "run.json").read_text("utf-8"))["recipe"]["model"]
+        model = read_json(source / "run.json")["recipe"]["model"]
         if not isinstance(model, str) or not (Path(model).parent / "summary.json").is_file():
             break
         source = Path(model).parent
@@ -66,7 +76,7 @@ def _chain(source: Path) -> list[Path]:
 
 def _run(path: Path) -> dict[str, Any]:
     """What the card says of one run."""
-    run, summary = (json.loads((path / name).read_text("utf-8")) for name in ("run.json", "summary.json"))
+    run, summary = (read_json(path / name) for name in ("run.json", "summary.json"))
     start, end = summary["start"], summary["end"]
     fields = run["fields"]
     return {

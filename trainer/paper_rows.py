@@ -3,42 +3,34 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import yaml
-from pydantic import BaseModel, ConfigDict
+from typing import Literal, NamedTuple
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.storage import data_folder
+from sea_pipeline.settings import Strict
 from trainer.recipe import Recipe
 from trainer.recipe_file import builtin_recipe, read_recipes
+from trainer.recipe_names import PAPERS, builtin_recipes, papers_file
 
-PAPERS = ("sea", "basic")
-"""Files of `jobs/papers`."""
 LAUNCH = "torchrun --nproc-per-node 8 -m sea_pipeline"
 """The papers' eight GPUs."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Tower(_Strict):
+class _Tower(Strict):
     vision: str
     encoder: str
 
 
-class _Llm(_Strict):
+class _Llm(Strict):
     llm: str
     set: tuple[str, ...] = ()
 
 
-class _Parts(_Strict):
+class _Parts(Strict):
     towers: dict[str, _Tower]
     llms: dict[str, _Llm]
 
 
-class _Said(_Strict):
+class _Said(Strict):
     """What a row says, or its table for all of them."""
 
     recipe: str | None = None
@@ -59,7 +51,7 @@ class _Table(_Said):
     rows: dict[str, _Row]
 
 
-class _Paper(_Strict):
+class _Paper(Strict):
     paper: str
     tables: dict[str, _Table]
 
@@ -104,10 +96,10 @@ class PaperRow(NamedTuple):
 
 def paper_rows() -> dict[str, PaperRow]:
     """Every row of both papers by its name, in the papers' order."""
-    parts = _Parts.model_validate(_content("parts"))
+    parts = _Parts.model_validate(papers_file("parts"))
     rows = {}
     for file in PAPERS:
-        paper = _Paper.model_validate(_content(file))
+        paper = _Paper.model_validate(papers_file(file))
         for prefix, table in paper.tables.items():
             for suffix, row in table.rows.items():
                 rows[f"{prefix}-{suffix}"] = _paper_row(f"{prefix}-{suffix}", row, table, paper.paper, parts)
@@ -129,13 +121,9 @@ def named_recipes(spec: str, overrides: Sequence[str] = ()) -> dict[str, Recipe]
         return read_recipes(Path(spec), overrides)
     if row := paper_rows().get(spec):
         return row.recipes(overrides)
-    if not (file := builtin_recipe(spec)).is_file():
-        raise UserError(f"{spec}: expected a recipe's .yaml file or a name that sea-pipeline recipes lists; found none")
-    return read_recipes(file, overrides)
-
-
-def _content(name: str) -> Any:  # noqa: ANN401 - YAML
-    return yaml.safe_load((data_folder("jobs") / "papers" / f"{name}.yaml").read_text("utf-8"))
+    if file := builtin_recipes().get(spec):
+        return read_recipes(file, overrides)
+    raise UserError(f"{spec}: expected a recipe's .yaml file or a name that sea-pipeline recipes lists; found none")
 
 
 def _paper_row(name: str, row: _Row, table: _Table, paper: str, parts: _Parts) -> PaperRow:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -241,10 +242,26 @@ def _packaged_gguf() -> Path:
 def _load_gguf(file: Path, dtype: torch.dtype) -> LlmPart:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a GGUF file of a causal LM")
-    require("gguf", "train")
     require("accelerate", "train")
-    with _named(str(file)), redirect_stderr(io.StringIO()):  # its progress bar heeds no setting
+    with _named(str(file)), _parsed_once(), redirect_stderr(io.StringIO()):  # its progress bar heeds no setting
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
     del model.config.quantization_config  # the weights are plain numbers now
     return LlmPart(model, tokenizer)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Within it transformers parses a GGUF file and maps its names once.
+
+    By itself it parses for the tokenizer, the config and the weights, and maps for every module: most of the time.
+    """
+    gguf = require("gguf", "train")
+    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, function in plain.items():
+            setattr(gguf, name, cache(function))
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(gguf, name, function)

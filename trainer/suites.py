@@ -1,17 +1,17 @@
 """Evaluation by the public harnesses: which of their tasks make the papers' columns, and the command of each."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import Field, PositiveInt
 
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.settings import Settings
+from sea_pipeline.errors import UserError
+from sea_pipeline.records import read_json
+from sea_pipeline.settings import Settings, Strict
 from sea_pipeline.storage import data_folder
 
 Suite = Literal["sea", "basic", "smoke"]
@@ -19,18 +19,14 @@ Harness = Literal["lmms_eval", "lm_eval"]
 """As their Python modules are called; a folder of `jobs/eval` with that name holds our own tasks for it."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Pin(_Strict):
+class Pin(Strict):
     """The version of a harness that the tasks were looked up in."""
 
     version: str
     install: str
 
 
-class Column(_Strict):
+class Column(Strict):
     """Where a column of a table comes from."""
 
     harness: Harness
@@ -43,7 +39,7 @@ class Column(_Strict):
     options: tuple[str, ...] = ()
 
 
-class _Content(_Strict):
+class _Content(Strict):
     harnesses: dict[Harness, Pin]
     suites: dict[Suite, tuple[str, ...]]
     columns: dict[str, Column]
@@ -59,7 +55,8 @@ class SuiteSettings(Settings):
     """Its LLM alone, for lm-eval. Default: the folder's name with `-llm`."""
     out: Path | None = None
     """For the harnesses' results. Default: the folder's name with `-results`."""
-    device: str = "cuda"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cuda"
+    """It goes into the harnesses' arguments as it is."""
     gpus: PositiveInt = 1
 
 
@@ -103,15 +100,16 @@ def eval_steps(settings: SuiteSettings) -> list[Step]:
         UserError: the folder holds no LLaVA with a chat template; its name breaks the harnesses' arguments; a tower of
             ours with several GPUs.
     """
-    llm = settings.llm or settings.folder.with_name(f"{settings.folder.name}-llm")
-    for path in (settings.folder, llm):
-        if "," in str(path):
-            raise UserError(f"{path}: expected a path without a comma, where the harnesses cut; rename it")
-    ours = _needs_our_towers(settings.folder)
+    ours = _has_our_tower(_llava_config(settings.folder))
     if ours and settings.gpus > 1:
         raise UserError(f"--gpus {settings.gpus}: expected 1, as transformers lacks the tower of {settings.folder}")
     columns, steps = suite_columns(settings.suite), []
-    if any(column.harness == "lm_eval" for column in columns.values()) and not (llm / "config.json").is_file():
+    llm = settings.llm or _beside(settings.folder, "-llm")
+    needs_llm = any(column.harness == "lm_eval" for column in columns.values())
+    for path in (settings.folder, llm) if needs_llm else (settings.folder,):
+        if "," in str(path):
+            raise UserError(f"{path}: expected a path without a comma, where the harnesses cut; rename it")
+    if needs_llm and not (llm / "config.json").is_file():
         export = ("sea-pipeline", "export", str(settings.folder), "--out", str(llm), "--llm-only")
         steps.append(Step("", "the LLM alone, for lm-eval", export))
     for name, column in columns.items():
@@ -144,26 +142,31 @@ def _model(kind: str, path: Path, settings: SuiteSettings) -> list[str]:
 def _task(column: Column, settings: SuiteSettings) -> list[str]:
     own = data_folder("jobs") / "eval" / column.harness
     include = ["--include_path", str(own)] if (own / f"{column.task}.yaml").is_file() else []
-    out = settings.out or settings.folder.with_name(f"{settings.folder.name}-results")
+    out = settings.out or _beside(settings.folder, "-results")
     return ["--tasks", column.task, *column.options, *include, "--output_path", str(out)]
 
 
-def _needs_our_towers(folder: Path) -> bool:
-    """Whether transformers lacks the tower; refuses what the harnesses cannot read."""
-    from trainer.towers import OURS  # torch
+def _beside(folder: Path, ending: str) -> Path:
+    """A folder's neighbour that is called after it; `.` and `..` have their names from where they are."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(named.name + ending)
 
-    config = _read(folder / "config.json")
+
+def _llava_config(folder: Path) -> Mapping[str, Any]:
+    """The folder's `config.json`; refuses what the harnesses cannot read."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: expected a LLaVA folder, such as sea-pipeline export writes; found no config.json")
+    config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind != "llava":
         raise UserError(f"{folder}: expected a LLaVA folder; found model_type {kind!r}; an LLM goes to --llm")
     if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         raise UserError(f"{folder}: expected a chat template; found none; write the folder with sea-pipeline export")
-    return config.get("vision_config", {}).get("model_type") in OURS
+    return config
 
 
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected a model's configuration; it cannot be read: {one_line(error)}") from error
-    return config if isinstance(config, dict) else {}
+def _has_our_tower(config: Mapping[str, Any]) -> bool:
+    """Whether the tower is one that transformers lacks."""
+    from trainer.towers import OURS  # torch
+
+    return (config.get("vision_config") or {}).get("model_type") in OURS

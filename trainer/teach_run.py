@@ -24,7 +24,7 @@ from sea_pipeline.run import Report
 from sea_pipeline.samples import BadSample, Listing
 from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
-from sea_pipeline.stage_run import StageRun, do_shards, driver_device, is_complete
+from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage import Place, alone, file_sha256, place, publish_bytes
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
@@ -114,7 +114,8 @@ def teach_images(
         raise UserError(
             f"{ledger.root / CODEC}: is gone, and finished shards need it; restore it, or give another --out"
         )
-    if is_complete(settings, ledger):
+    take_back(settings, ledger)
+    if ledger.complete:
         return StageRun(ledger, listing, Report(), device)
     stage = _stage(settings, recipe, folder, conversations, ledger, device) if settings.crew.alone else None
     done = ledger.done()

@@ -120,7 +120,11 @@ def _model_path(recipe: Recipe, told: Told) -> Path:
     with alone(MODELS):  # the processes of a run all come at once; the first one makes it
         if not path.is_dir():
             told.say(f"making {path} of {parts.vision} and {parts.llm}")
-            init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
+            try:
+                init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
+            except UserError:
+                if not path.is_dir():  # else another machine, without a lock between us, was first
+                    raise
     return path
 
 

@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from sea_pipeline import __version__
 from sea_pipeline.cli import completion
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 
 app = typer.Typer(
     name="sea-pipeline",
@@ -51,6 +52,21 @@ Search = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
 
 
+def local_output(teaches: str) -> Any:  # noqa: ANN401 - typer's
+    """The option of an output that is no folder of shards: a `Path` made of a URL would be a folder `s3:`."""
+    return typer.Option(parser=_of_this_machine, metavar="<path>", help=teaches)
+
+
+def _of_this_machine(text: str | Path) -> Path:
+    from sea_pipeline.storage import is_url
+
+    if is_url(str(text)):
+        raise typer.BadParameter(
+            f"expected a path of this machine, found {text}: only label and teacher write to stores"
+        )
+    return Path(text)
+
+
 _INTERRUPTED = 130
 """The exit code after Ctrl-C, which typer gives."""
 _STOPPED = {
@@ -58,6 +74,8 @@ _STOPPED = {
     "teacher": "finished shards are kept; run the same command again to go on",
     "train": "run the same command again to go on from the newest checkpoint",
     "demo": "run the same command again to go on",
+    "export": "the folder is there whole or not at all, but with --push it may be uploaded in part; if it is there, go "
+    "on with: hf upload --private OWNER/NAME FOLDER",
 }
 """What to know of it; every other command writes its results whole or not at all."""
 
@@ -81,7 +99,8 @@ def _run() -> tuple[int, str]:
     except UserError as problem:
         return 1, str(problem)
     except OSError as problem:
-        return 1, f"{problem.filename or 'the file system'}: {problem.strerror or problem}"
+        said = problem.strerror or one_line(problem)
+        return 1, f"{problem.filename}: {said}" if problem.filename else said
     except typer.Abort:
         return _INTERRUPTED, _stopped()
     except Exception as mistake:

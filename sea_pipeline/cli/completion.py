@@ -34,8 +34,15 @@ def runs_and_models() -> list[str]:
 
 
 def recipes() -> list[str]:
-    """The demo's recipe, and those of a checkout."""
-    return ["demo", *sorted(map(str, Path().glob("jobs/*.yaml")))]
+    """Recipes by name, and those of a checkout."""
+    return [*recipe_names(), *sorted(map(str, Path().glob("jobs/*.yaml")))]
+
+
+def recipe_names() -> list[str]:
+    """Recipes of the project, and rows of the papers' tables."""
+    from trainer import recipe_names as names
+
+    return names.recipe_names()
 
 
 def wordlists() -> list[str]:

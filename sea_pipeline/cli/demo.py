@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sea_pipeline.cli import app, print_json
+from sea_pipeline.cli import app, local_output, print_json
 
 _PHOTOS = 4
 """That each model looks at for the report; more would take minutes."""
@@ -13,7 +13,7 @@ _PHOTOS = 4
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
+    out: Annotated[Path, local_output("Output folder.")] = Path("runs/demo"),
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print JSON: `labels`, `models` and `metrics` by what they are called, `report`."),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app, completion, print_json
+from sea_pipeline.cli import app, completion, local_output, print_json
 from sea_pipeline.errors import UserError
 
 
@@ -25,10 +25,10 @@ def eval_commands(
         Path | None, typer.Option(help="Its LLM alone, for lm-eval. Default: the folder's name with -llm.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="For the harnesses' results. Default: the folder's name with -results.")
+        Path | None, local_output("For the harnesses' results. Default: the folder's name with -results.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
-    gpus: Annotated[int, typer.Option(min=1, help="How many share the questions.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu. Default: cuda.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many share the questions. Default: 1.")] = None,
     collect: Annotated[
         Path | None, typer.Option(help="Read the harnesses' results instead: their output folder, or one file of it.")
     ] = None,
@@ -54,7 +54,12 @@ def eval_commands(
     from trainer.harness import collect as collected
     from trainer.suites import SuiteSettings, eval_steps, suite_pins
 
+    options = {"folder": folder, "llm": llm, "out": out, "device": device, "gpus": gpus}
+    asked = {name: value for name, value in options.items() if value is not None}
     if collect is not None:
+        if asked:
+            given = ", ".join("FOLDER" if name == "folder" else f"--{name}" for name in asked)
+            raise UserError(f"{given}: for the commands alone; leave it out with --collect, which reads what they left")
         table = collected(suite, collect, baseline)
         if as_json:
             print_json({"suite": suite, **table.to_json()})
@@ -65,7 +70,7 @@ def eval_commands(
         raise UserError("eval-commands: expected a model's folder, or --collect RESULTS; see --help")
     if baseline is not None:
         raise UserError("--baseline: is for --collect RESULTS, to be set beside it")
-    steps = eval_steps(SuiteSettings.of(folder=folder, suite=suite, llm=llm, out=out, device=device, gpus=gpus))
+    steps = eval_steps(SuiteSettings.of(suite=suite, **asked))
     pins = suite_pins(suite)
     if as_json:
         harnesses = {name: pin.model_dump() for name, pin in pins.items()}

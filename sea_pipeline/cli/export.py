@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app, completion, print_json
+from sea_pipeline.cli import app, completion, local_output, print_json
 from sea_pipeline.errors import UserError
 
 
@@ -17,7 +17,7 @@ def export(
             help="A run's folder, or a LLaVA folder.", show_default=False, autocompletion=completion.runs_and_models
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The new folder.")],
+    out: Annotated[Path, local_output("The new folder.")],
     compat: Annotated[int, typer.Option(min=4, max=5, help="Major version of transformers that is to read it.")] = 5,
     llm_only: Annotated[bool, typer.Option("--llm-only", help="The LLM alone, as a causal LM.")] = False,
     projector_only: Annotated[

@@ -15,6 +15,7 @@ from sea_pipeline.cli import (
     WordListName,
     app,
     completion,
+    local_output,
     print_json,
 )
 from sea_pipeline.cli.crew import (
@@ -138,7 +139,7 @@ def inspect(
     labels: LabelsFolder,
     image: Annotated[str | None, typer.Argument(help="An image id, for its own words.", show_default=False)] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Also draw Figure 6, or the image with its words: a .png, .pdf or .svg file.")
+        Path | None, local_output("Also draw Figure 6, or the image with its words: a .png, .pdf or .svg file.")
     ] = None,
     as_json: Annotated[
         bool,

@@ -1,35 +1,58 @@
-"""The command that lists the papers' rows."""
+"""The command that lists what `train` takes by name."""
 
 from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import app, print_json
+from sea_pipeline.cli import app, completion, print_json
 from sea_pipeline.errors import UserError
 
 
 @app.command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="A row, for its commands and numbers. Default: all rows.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A row, for its commands and numbers, or a recipe of the project. Default: all names.",
+            show_default=False,
+            autocompletion=completion.recipe_names,
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: `rows`, each with `name`, `recipe`, `overrides`, `expected`, ….")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `rows`, each with `name`, `recipe`, `overrides`, `expected`, …; and `recipes` of the "
+            "project, each with `name`, `file`, `about`.",
+        ),
     ] = False,
 ) -> None:
-    """List the rows of the papers' tables that `train` takes by name, or show one: commands, numbers, hardware.
+    """List what `train` takes by name, the rows of the papers' tables first, or show one: commands, numbers, hardware.
 
     Example: sea-pipeline recipes sea-table2-gemma-2b
     """
-    from sea_pipeline import console_training
+    from sea_pipeline import console, console_training
     from trainer.paper_rows import paper_rows
+    from trainer.recipe_names import about, builtin_recipes
 
-    rows = paper_rows()
-    if name is not None and name not in rows:
-        raise UserError(f"{name}: expected a row of the papers; found no such name; sea-pipeline recipes lists them")
+    rows, builtins = paper_rows(), builtin_recipes()
+    if name is not None and name not in {*rows, *builtins}:
+        raise UserError(
+            f"{name}: expected a row of the papers or a recipe of the project; found no such name; "
+            "sea-pipeline recipes lists them"
+        )
     if as_json:
-        print_json({"rows": [row._asdict() for row in rows.values() if name in (None, row.name)]})
+        shown = {own: file for own, file in builtins.items() if name in (None, own)}
+        print_json(
+            {
+                "rows": [row._asdict() for row in rows.values() if name in (None, row.name)],
+                "recipes": [{"name": own, "file": str(file), "about": about(file)} for own, file in shown.items()],
+            }
+        )
     elif name is None:
         console_training.rows_tables(list(rows.values()))
+        console.output.print(f"\nRecipes of the project go by name, too: {', '.join(builtins)}.")
+    elif name in builtins:
+        console.output.print(f"{builtins[name]}\n\n{about(builtins[name])}")
     else:
         console_training.row_page(rows[name])

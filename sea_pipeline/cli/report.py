@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sea_pipeline.cli import app, completion, print_json
+from sea_pipeline.cli import app, completion, local_output, print_json
 from sea_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def report(
             autocompletion=completion.labels_and_runs,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    out: Annotated[Path, local_output("The HTML file.")] = Path("report.html"),
     images: Annotated[
         int, typer.Option(min=0, help="Held-out photos of each run that its model looks at; 0: only what is there.")
     ] = 8,
@@ -71,8 +71,8 @@ def make_report(
     from sea_pipeline.report import ReportSettings, check_out, find_inputs, write_report
 
     asked = ReportSettings.of(out=out, **settings)
-    check_out(asked.out)
     store, runs = find_inputs(folders)
+    check_out(asked.out)
     for run, name in zip(runs, names, strict=False):
         run.name = name
     for run in runs:

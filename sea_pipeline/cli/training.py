@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import Device, app, completion, print_json
+from sea_pipeline.cli import Device, app, completion, local_output, print_json
 
 
 @app.command()
@@ -14,7 +14,7 @@ def init(
         str, typer.Option(help="packaged, s2:SPEC, or a folder or hub name of a CLIP, SigLIP or DINOv2.")
     ],
     llm: Annotated[str, typer.Option(help="packaged, a .gguf file, or a folder or hub name of a causal LM.")],
-    out: Annotated[Path, typer.Option(help="The new model folder.")],
+    out: Annotated[Path, local_output("The new model folder.")],
     projector: Annotated[
         Literal["mlp2x_gelu", "linear"], typer.Option(help="LLaVA-1.5's two layers, or one.")
     ] = "mlp2x_gelu",
@@ -50,7 +50,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe's file, or a name: a row that `recipes` lists, or demo (the default), on sample photos.",
+            help="A recipe's file, or a name that `recipes` lists. Default: demo, on sample photos.",
             show_default=False,
             autocompletion=completion.recipes,
         ),
@@ -59,7 +59,7 @@ def train(
         list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe, such as loss.sea.weight=10.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder. Default: one below runs/train, named by the settings.")
+        Path | None, local_output("The run's folder. Default: one below runs/train, named by the settings.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="There must be a run to go on with; without it one is begun if needed.")
@@ -122,12 +122,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Images for --layers (default: all) and --replace (default: 8).")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a description at most.")] = 48,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON file for what --layers and --replace find of each image.")
-    ] = None,
+    out: Annotated[Path | None, local_output("JSON file for what --layers and --replace find of each image.")] = None,
     save_figures: Annotated[
         Path | None,
-        typer.Option(help="Folder for figures, PDF and PNG: words on patches (--labels), tokens by layer (--layers)."),
+        local_output("Folder for figures, PDF and PNG: words on patches (--labels), tokens by layer (--layers)."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
     device: Device = "auto",

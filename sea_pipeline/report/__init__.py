@@ -16,7 +16,8 @@ from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data
 from sea_pipeline.settings import Settings
-from sea_pipeline.storage import TEMPORARY, Place, make_folder, place, publish_bytes
+from sea_pipeline.storage import Place, place
+from sea_pipeline.storage.results import check_result, publish_result
 from sea_pipeline.store import LabelStore, open_labels
 
 if TYPE_CHECKING:  # it brings torch
@@ -77,9 +78,7 @@ def check_out(out: Path) -> None:
         UserError: it cannot, or jinja2 is not installed.
     """
     require("jinja2", "report")
-    if out.is_dir():
-        raise UserError(f"--out {out}: expected a file to write; found a folder; name a file in it")
-    make_folder(out.parent)
+    check_result(out)
 
 
 def write_report(
@@ -101,9 +100,7 @@ def write_report(
     if runs:
         data["runs"] = runs_data(runs, settings.thumbnail)
     page = render(data, ", ".join([*([store.path.name] if store is not None else []), *(run.name for run in runs)]))
-    publish_bytes(settings.out, page, settings.out.parent)
-    temporary = settings.out.parent / TEMPORARY
-    if not any(temporary.iterdir()):
-        temporary.rmdir()
+    with publish_result(settings.out) as scratch:
+        scratch.write_bytes(page)
     photos = data.get("labels", {}).get("photos", [])
     return {"photos": len(photos), "gone": sum(not photo["src"] for photo in photos), "bytes": len(page)}

@@ -13,7 +13,7 @@ from PIL import Image
 from sea_pipeline.crops import CropBox
 from sea_pipeline.errors import UserError
 from sea_pipeline.pixels import read_image
-from sea_pipeline.records import leaves
+from sea_pipeline.records import leaves, read_json
 from sea_pipeline.report.packing import narrow, packed
 from sea_pipeline.report.thumbnails import thumbnail
 
@@ -47,7 +47,7 @@ class RunInput:
             raise UserError(
                 f"{path}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume"
             )
-        record, summary = (_json(path / name) for name in ("run.json", "summary.json"))
+        record, summary = (read_json(path / name) for name in ("run.json", "summary.json"))
         if missing := {"recipe", "fields", "fingerprint"} - record.keys():
             raise UserError(f"{path / 'run.json'}: expected {min(missing)!r} in it, found none; restore the file")
         return cls(path, name, record, summary)
@@ -56,7 +56,7 @@ class RunInput:
 def kept_views(run: Path) -> dict[str, Any] | None:
     """A run's `views.json` as it lies there; None where there is none."""
     path = run / "views.json"
-    return _json(path) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
@@ -144,16 +144,6 @@ def _curves(path: Path) -> dict[str, dict[str, list[float]]]:
 
 def _read(path: Path) -> Image.Image:
     return read_image(path).image
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; restore it") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object; restore it")
-    return found
 
 
 def _said(value: Any) -> str:  # noqa: ANN401 - whatever YAML holds

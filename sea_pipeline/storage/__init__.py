@@ -43,6 +43,8 @@ _CANNOT_WRITE = {
     errno.EPERM: "choose a folder that can be written with --out",
     errno.ENOTDIR: "choose another folder with --out",
     errno.EEXIST: "choose another folder with --out",
+    errno.ENOTEMPTY: "choose another folder with --out",
+    errno.EBUSY: "choose another folder with --out",
 }
 
 _Item = TypeVar("_Item")
@@ -72,21 +74,22 @@ def place(text: str | Place) -> Place:
 
 
 @contextmanager
-def writing(path: Place, root: Path | None = None) -> Iterator[None]:
+def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> Iterator[None]:
     """Turns a full disk, a read-only disk or missing rights into a `UserError` that names `path`.
 
-    With `root`, errors that name a file outside it pass: they are not the output's.
+    With `root`, errors that name a file outside it pass: they are not the output's. `in_parts`: what was written before
+    stays.
     """
     try:
         yield
     except OSError as error:
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else None
-        outside = root is not None and named is not None and not named.is_relative_to(root)
+        outside = root is not None and named is not None and not named.resolve().is_relative_to(root.resolve())
         if error.errno not in _CANNOT_WRITE or outside:
             raise
         raise UserError(
             f"{path}: cannot be written: {os.strerror(error.errno)}; {_CANNOT_WRITE[error.errno]} and run the "
-            "same command again (what is finished is kept)"
+            f"same command again{' (what is finished is kept)' if in_parts else ''}"
         ) from error
 
 
@@ -123,9 +126,10 @@ def below(root: Place, path: Place) -> str:
 
 @contextmanager
 def alone(folder: Place) -> Iterator[None]:
-    """Waits until no other process is inside this block for the same folder; a kill lets the next one in.
+    """Waits until no other process of this machine is inside this block for the folder; a kill lets the next one in.
 
-    Stores elsewhere have no locks, and nobody waits: there, `publish` with `exclusive` says who came first.
+    Network file systems may let other machines' processes in beside it, and in stores elsewhere nobody waits: there,
+    `publish` with `exclusive` says who came first.
     """
     if not isinstance(folder, Path):
         yield
@@ -145,19 +149,17 @@ def publish(path: Place, root: Place, *, exclusive: bool = False) -> Iterator[Pa
 
     After an exception or a kill nothing has appeared at `path`, and what stood there before still stands. On this
     machine the file is on disk, then renamed; in a store elsewhere it is one request, and whoever is last wins. With
-    `exclusive` it is whoever is first, and `FileExistsError` for the others; on this machine inside `alone` only.
+    `exclusive` it is whoever is first, and `FileExistsError` for the others.
     """
-    scratch = _scratch_folder(root) / _scratch_name(path.name)
+    scratch = scratch_path(root, path.name)
     make_folder(scratch.parent)
     make_folder(path.parent)
     with writing(path, root if isinstance(root, Path) else scratch.parent):
         try:
             yield scratch
             if isinstance(path, Path):
-                if exclusive and path.exists():
-                    raise FileExistsError(path)
                 _sync(scratch)
-                scratch.replace(path)
+                _appear(scratch, path, exclusive=exclusive)
                 _sync(path.parent)
             else:
                 path.upload(scratch, exclusive=exclusive)
@@ -177,7 +179,7 @@ def local_copy(path: Place) -> Iterator[Path]:
     if isinstance(path, Path):
         yield path
         return
-    scratch = _scratch_folder(path) / _scratch_name(path.name)
+    scratch = scratch_path(path, path.name)
     make_folder(scratch.parent)
     try:
         with writing(scratch):
@@ -193,14 +195,19 @@ def publish_folder(path: Path) -> Iterator[Path]:
 
     After an exception or a kill nothing has appeared at `path`. What a killed process left beside it goes when the next
     one of this machine begins.
+
+    Raises:
+        UserError: `path` holds something, or cannot be written.
     """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: expected a new or an empty folder; choose another with --out, or remove this one")
     make_folder(path.parent)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
         if _is_abandoned(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
     scratch = path.parent / _scratch_name(f".{path.name}")
     try:
-        with writing(path):
+        with writing(path, scratch, in_parts=False):
             scratch.mkdir()
             yield scratch
             scratch.replace(path)
@@ -236,6 +243,11 @@ def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - whatever JSON holds
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def scratch_path(root: Place, name: str) -> Path:
+    """A path of this machine for an unfinished file of `root`, this process's own; `sweep` removes it after a kill."""
+    return _scratch_folder(root) / _scratch_name(name)
+
+
 def _scratch_folder(root: Place) -> Path:
     return (root if isinstance(root, Path) else cache_folder()) / TEMPORARY
 
@@ -253,6 +265,20 @@ def _is_abandoned(scratch: Path) -> bool:
 
 def _host() -> str:
     return socket.gethostname().replace(".", "-")
+
+
+def _appear(scratch: Path, path: Path, *, exclusive: bool) -> None:
+    """One step: a rename, or where `exclusive` a link, which of two machines on one file system only one gets."""
+    if exclusive:
+        try:
+            path.hardlink_to(scratch)
+            return
+        except FileExistsError:
+            raise FileExistsError(path) from None
+        except OSError:  # a file system without links
+            if path.exists():
+                raise FileExistsError(path) from None
+    scratch.replace(path)
 
 
 def _sync(path: Path) -> None:

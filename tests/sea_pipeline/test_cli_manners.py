@@ -1,4 +1,4 @@
-"""How every command behaves in a shell: its help, its completion, its JSON, its way of stopping."""
+"""How every command behaves in a shell: its help, its outputs, its JSON, its way of stopping."""
 
 import json
 import os
@@ -25,85 +25,41 @@ COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ign
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_ends_in_an_example_that_parses(name: str) -> None:
-    examples = re.findall(r"^ *Example: (.+(?:\n.+)*)", COMMANDS[name].help, re.MULTILINE)
-    assert len(examples) == 1
-    program, command, *arguments = shlex.split(examples[0])
+    program, command, *arguments = example(name)
     assert (program, command) == ("sea-pipeline", name)
     assert arguments
     COMMANDS[name].make_context(name, arguments)
+
+
+def example(name: str) -> list[str]:
+    """The command line that a command's help ends in."""
+    (found,) = re.findall(r"^ *Example: (.+(?:\n.+)*)", COMMANDS[name].help, re.MULTILINE)
+    return shlex.split(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        (name, option)
+        for name in sorted(COMMANDS.keys() - {"label", "teacher"})
+        for option in ("--out", "--save", "--save-figures")
+        if any(option in each.opts for each in COMMANDS[name].params)
+    ],
+)
+def test_a_store_is_refused_where_only_this_machine_is_written_to(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = command(name, *example(name)[2:], option, "s3://bucket/x.html")
+    assert (code, stderr.count("\n")) == (1, 1)
+    assert f"'{option}': expected a path of this machine, found s3://bucket/x.html: only label and" in stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_speaks_json(name: str) -> None:
     (option,) = [option for option in COMMANDS[name].params if "--json" in option.opts]
     assert option.help.startswith("Print JSON")
-
-
-def complete(folder: Path, line: str, shell: str = "bash", *, modules: bool = False) -> list[str]:
-    """What a shell offers for the last word of a line, which may be empty."""
-    words = line.split(" ")
-    variables = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
-    if shell != "bash":
-        variables = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    variables["_SEA_PIPELINE_COMPLETE"] = f"complete_{shell}"
-    program = "import sys\nfrom sea_pipeline.cli import main\ntry: main()\nfinally:\n"
-    program += f"  if {modules}: print({{'numpy', 'torch', 'pyarrow'}} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=os.environ | variables, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    assert done.stderr == ""
-    return [line for line in done.stdout.splitlines() if line]  # bash is given an empty line for nothing
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root: Path = tmp_path_factory.mktemp("checkout")
-    for name in (
-        "runs/labels/mine/dataset.json", "runs/demo/labels/dataset.json", "runs/targets/his/dataset.json",
-        "runs/train/a/run.json", "runs/train/a/model/config.json", "runs/demo/demo/align/run.json",
-        "runs/models/start/config.json", "jobs/small.yaml", "jobs/README.md", "runs/labels/other/x.txt",
-    ):  # fmt: skip
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("sea-pipeline in", ["inspect", "init"]),
-        ("sea-pipeline label --precision ", ["float32", "bfloat16", "float16"]),
-        ("sea-pipeline label --wordlist m", ["mine:"]),
-        ("sea-pipeline inspect ", ["runs/demo/labels", "runs/labels/mine"]),
-        ("sea-pipeline status runs/t", ["runs/targets/his"]),
-        ("sea-pipeline train ", ["demo", "jobs/small.yaml"]),
-        ("sea-pipeline evaluate ", ["runs/train/a/model", "runs/models/start"]),
-        ("sea-pipeline evaluate x --labels runs/l", ["runs/labels/mine"]),
-        ("sea-pipeline report runs/demo/", ["runs/demo/labels", "runs/demo/demo/align"]),
-        ("sea-pipeline export runs/train/", ["runs/train/a", "runs/train/a/model"]),
-        ("sea-pipeline inspect elsewhere/", []),
-    ],
-)
-def test_bash_is_offered_what_lies_there(checkout: Path, line: str, offered: list[str]) -> None:
-    assert sorted(complete(checkout, line)) == sorted(offered)
-
-
-def test_zsh_and_fish_are_offered_the_same(checkout: Path) -> None:
-    assert "runs/labels/mine" in "\n".join(complete(checkout, "sea-pipeline inspect runs/l", "zsh"))
-    assert complete(checkout, "sea-pipeline inspect runs/l", "fish") == ["runs/labels/mine"]
-
-
-def test_a_shell_does_not_wait_for_libraries(checkout: Path) -> None:
-    assert complete(checkout, "sea-pipeline report ", modules=True)[-1] == "set()"
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_given_its_script(command: Any, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
-    monkeypatch.setenv("_SEA_PIPELINE_COMPLETE", f"source_{shell}")
-    code, stdout, stderr = command()
-    assert (code, stderr) == (0, "")
-    assert f"_SEA_PIPELINE_COMPLETE=complete_{shell}" in stdout
 
 
 @pytest.fixture
@@ -164,6 +120,11 @@ def test_json_of_report(command: Any, labelled: list[object], tmp_path: Path) ->
     [
         (["label"], "finished shards are kept; run the same command again to go on"),
         (["inspect", "runs/labels/x"], "nothing is left half done"),
+        (
+            ["export", "x", "--out", "y", "--push", "me/x"],
+            "the folder is there whole or not at all, but with --push it may be uploaded in part; if it is there, go "
+            "on with: hf upload --private OWNER/NAME FOLDER",
+        ),
     ],
 )
 def test_ctrl_c_says_how_to_go_on(
@@ -174,8 +135,27 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(label_run, "label_images", stopped)
     monkeypatch.setattr("sea_pipeline.open_labels", stopped, raising=False)
+    monkeypatch.setattr("trainer.export.export_model", stopped)
     code, stdout, stderr = command(*arguments)
     assert (code, stdout, stderr.strip()) == (130, "", f"error: stopped; {said}")
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (OSError("it looks like\nno file"), "it looks like no file"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(2, "No such file or directory", "x.json"), "x.json: No such file or directory"),
+    ],
+)
+def test_a_file_is_blamed_only_where_one_is_named(
+    command: Any, monkeypatch: pytest.MonkeyPatch, problem: OSError, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(label_run, "label_images", fail)
+    assert command("label") == (1, "", f"error: {said}\n")
 
 
 BAR = """

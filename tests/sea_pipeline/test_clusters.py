@@ -1,19 +1,20 @@
 """Options and files that say who works, and what dask is asked to start for them."""
 
+import contextlib
+import logging
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import dask
 import distributed
 import pytest
-import yaml
 from dask_jobqueue import SLURMCluster
 
 from sea_pipeline import clusters, dask_clusters
 from sea_pipeline.clusters import (
     Crew,
-    CudaCluster,
     Existing,
     LocalCluster,
     SlurmCluster,
@@ -21,10 +22,12 @@ from sea_pipeline.clusters import (
     load_cluster,
     visible_gpus,
 )
-from sea_pipeline.dask_clusters import connected, slurm_arguments, ssh_arguments
+from sea_pipeline.dask_clusters import connected, scheduler_address, slurm_arguments, ssh_arguments
 from sea_pipeline.errors import UserError
+from sea_pipeline.stage_run import driver_device
 from sea_pipeline.storage import data_folder
 
+WHOLE = '{"type": "Scheduler", "address": "tcp://127.0.0.1:8786"}'
 FILES = sorted((data_folder("jobs") / "clusters").glob("*.yaml"))
 
 
@@ -74,13 +77,17 @@ def test_each_worker_has_a_gpu_of_its_own(gpus: list[str]) -> None:
     assert isinstance(whole, LocalCluster)
     assert whole.gpus == ("0", "1", "2", "3")
     assert Crew.of(workers=3).described("cpu") == LocalCluster(workers=3)
-    with pytest.raises(UserError, match=r"--workers 5: each worker has a GPU of its own, and 4 are visible; give --w"):
+    with pytest.raises(UserError, match=r"and 4 are visible; give --workers 4, or --device cpu$"):
         Crew.of(workers=5).described("auto")
     with pytest.raises(UserError, match="--device cuda:1: expected auto, cpu or cuda, for each worker has"):
         Crew.of(workers=2).described("cuda:1")
     gpus.clear()
     assert Crew.of(workers=2).described("auto") == LocalCluster(workers=2)
-    with pytest.raises(UserError, match="--cluster: each worker has a GPU of its own, and 0 are visible"):
+    with pytest.raises(
+        UserError, match=r"--workers 2: each worker has a GPU of its own, and 0 are visible; give --device cpu$"
+    ):
+        Crew.of(workers=2).described("cuda")
+    with pytest.raises(UserError, match=r"--cluster: each worker has .* and 0 are visible; use --cluster local$"):
         Crew.of(cluster="cuda").described("auto")
 
 
@@ -95,6 +102,7 @@ def test_gpus_are_counted_by_the_names_that_the_environment_gives(monkeypatch: p
 def test_a_worker_of_a_gpu_sees_that_one_alone_and_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    loud = logging.getLogger("distributed").level
     cluster = LocalCluster(workers=2, gpus=("4", "GPU-7f"))
     with connected(cluster, dashboard=False, say=print) as client:
         seen = client.run(lambda: tuple(os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")))
@@ -111,6 +119,7 @@ def test_a_worker_of_a_gpu_sees_that_one_alone_and_its_part_of_the_machine(monke
     for memory in settings.values():
         assert (memory["target"], memory["spill"], memory["pause"], memory["terminate"]) == (False, False, 0.85, 0.95)
     assert "OMP_NUM_THREADS" not in os.environ
+    assert logging.getLogger("distributed").level == loud != logging.CRITICAL
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -134,6 +143,9 @@ def test_every_packaged_file_is_one_by_its_name(file: Path) -> None:
         ("kind: slurm\njobs: 0\n", "jobs: input should be greater than or equal to 1; cores: field required"),
         ("kind: local\nworkers: [\n", "is not YAML"),
         ("kind: ssh\nhosts: []\ncores: 2\n", "hosts: tuple should have at least 1 item"),
+        ("kind: local\nworkers: 4\ngpus: ['0', '1']\n", "gpus: expected one for each of 4 workers, found 2"),
+        ("kind: local\nworkers: 0\ngpus: ['0', '1']\n", "workers: input should be greater than or equal to 1"),
+        ("kind: slurm\njobs: 1\ncores: 1\nmemory: 1GB\nwalltime: 19\n", "walltime: input should be greater than or"),
     ],
 )
 def test_a_file_that_is_none_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -179,7 +191,7 @@ def test_slurm_gets_one_worker_on_all_cores_of_a_job() -> None:
 
 
 def test_a_machine_without_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cluster = SlurmCluster(jobs=2, cores=1, memory="1GB", walltime=10)
+    cluster = SlurmCluster(jobs=2, cores=1, memory="1GB", walltime=20)
     monkeypatch.setenv("PATH", str(tmp_path))
     with (
         pytest.raises(UserError, match="the slurm cluster does not start: expected Slurm's sbatch on this machine"),
@@ -199,17 +211,74 @@ def test_ssh_gets_the_first_host_as_the_scheduler() -> None:
     assert threads == 16
 
 
-def test_a_scheduler_that_is_not_there_is_one_line() -> None:
-    for address in ("tcp://127.0.0.1:1", "what is this", "nowhere.json"):
-        with (
-            pytest.raises(UserError, match=f"--scheduler {address}: expected a dask scheduler"),
-            connected(Existing(address=address), dashboard=False, say=print),
-        ):
-            pass
+def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_clusters, "_CONNECT_SECONDS", 1)
+    address = "tcp://127.0.0.1:1"
+    with (
+        pytest.raises(
+            UserError, match=f"--scheduler {address}: expected the address of a dask scheduler, .* [Tt]imed out"
+        ),
+        connected(Existing(address=address), dashboard=False, say=print),
+    ):
+        pass
 
 
-def test_the_job_array_divides_by_what_slurm_says() -> None:
-    script = (data_folder("jobs") / "slurm-array.sh").read_text()
-    assert '--shard-range "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"' in script
-    assert yaml.safe_load((data_folder("jobs") / "clusters" / "cuda.yaml").read_text())["kind"] == "cuda"
-    assert CudaCluster().gpus is None
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("host", "missing port number"),
+        ("foo://x:1", "unknown address scheme 'foo'"),
+        ("nowhere.json", "missing port number"),
+        ("empty.json", "no 'address' in it"),
+        ("short.json", "Unterminated string"),
+        ("list.json", "list indices must be integers"),
+        ("number.json", "expected str, got 'int'"),
+    ],
+)
+def test_what_is_no_scheduler_is_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, found: str
+) -> None:
+    """By a client of dask's it would be told twice, and after a wait."""
+    monkeypatch.chdir(tmp_path)
+    contents = {"empty": "{}", "short": '{"addr', "list": "[]", "number": '{"address": 5}', "whole": WHOLE}
+    for stem, text in contents.items():
+        Path(f"{stem}.json").write_text(text)
+    monkeypatch.setattr(dask_clusters, "Client", lambda *_, **__: pytest.fail("nobody is called"))
+    with pytest.raises(UserError, match=f"^--scheduler {name}: expected the address .*; {found}") as problem:
+        driver_device(Crew.of(scheduler=name), "cpu")
+    assert "\n" not in str(problem.value)
+    with (
+        pytest.raises(UserError, match=found),
+        connected(Existing(address=name), dashboard=False, say=print),
+    ):
+        pass
+    assert scheduler_address("whole.json") == scheduler_address("tcp://127.0.0.1:8786") == "tcp://127.0.0.1:8786"
+
+
+def test_a_cluster_of_ours_that_does_not_answer_is_called_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(dask_clusters, "_started", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(dask_clusters, "Client", silent)
+    with (
+        pytest.raises(UserError, match=r"^the local cluster does not answer: timed out$"),
+        connected(LocalCluster(workers=1), dashboard=False, say=print),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "part"),
+    [({"SLURM_ARRAY_TASK_COUNT": "16"}, "7/16"), ({"SLURM_ARRAY_TASK_COUNT": "1", "PARTS": "16"}, "7/16")],
+    ids=["at first", "repeated alone"],
+)
+def test_a_task_of_the_job_array_does_its_part(tmp_path: Path, environment: dict[str, str], part: str) -> None:
+    called = tmp_path / "sea-pipeline"
+    called.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    called.chmod(0o755)
+    given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "7", **environment}
+    script = ["bash", data_folder("jobs") / "slurm-array.sh", "--images", "my photos"]
+    done = subprocess.run(script, env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["label", "--shard-range", part, "--images", "my photos"]
+    Crew.of(shard_range=part)

@@ -10,6 +10,8 @@ from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
+from sea_pipeline.storage import publish_bytes
+from tests.worker_world import planted_ledger
 from tests.world import draw_folder
 
 
@@ -112,6 +114,21 @@ def test_verify_looks_at_unfinished_folders_too(folder: Path) -> None:
     assert len(problems) == 2
     assert "00002.json: damaged" in problems[0]
     assert "part-00001-of-00003.parquet: expected" in problems[1]
+
+
+def test_of_two_without_a_lock_between_them_the_commit_is_that_of_the_file(tmp_path: Path) -> None:
+    """Rows may differ in a score's last bit. The second one's file comes behind the first one's commit."""
+    ledger = planted_ledger(tmp_path / "out")
+    facts = {"rows": 2, "bad": 0, "reasons": {}, "seconds": {}, "first_image_sha256": None, "peak_memory_bytes": 0}
+
+    def finished(data: bytes, attempt: int) -> int:
+        publish_bytes(ledger.shard_path(0), data, ledger.root)
+        return ledger.record(0, **facts, attempt=attempt).attempt
+
+    assert finished(b"rows", 1) == 1
+    assert finished(b"rows", 2) == 1, "the first one's stands"
+    assert finished(b"Rows", 3) == 3
+    assert ledger.check()[1] == []
 
 
 def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def test_what_has_failed_and_is_not_done_since_is_told_by_its_last_log(ledger: L
     assert answer["failing"] == {"9": "RuntimeError: number 2"}
     assert answer["images_per_second"] > 0
     assert answer["seconds_left"] > 0
+    log_attempt(ledger, 9, 1, "another day: the disk is gone\n")
+    assert failing(ledger) == {9: "another day: the disk is gone"}
     stdout = command("status", ledger.root)[1]
     assert "shard 9 fails" in stdout
     assert "images/s" in stdout

@@ -161,11 +161,11 @@ def test_what_is_no_labels_and_no_run_is_one_line(command: Any, tmp_path: Path) 
         ("unfinished", "expected a finished run"),
         ("damaged", "run.json: cannot be read"),
     ):
-        code, _, stderr = command("report", tmp_path / folder, "--out", tmp_path / "r.html")
+        code, _, stderr = command("report", tmp_path / folder, "--out", tmp_path / "new" / "r.html")
         assert code == 1
         assert said in stderr.replace("\n", " ")
         assert "Traceback" not in stderr
-    assert not (tmp_path / "r.html").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_labels_twice_and_a_folder_as_out_are_refused(label: Callable[..., StageRun], tmp_path: Path) -> None:

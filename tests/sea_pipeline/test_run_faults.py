@@ -131,6 +131,14 @@ def test_mostly_broken_input_stops_the_run_and_nothing_is_lost(label: Label, pho
     assert [bad["image_id"] for bad in store.quarantine()] == [f"{n:03d}.png" for n in (0, 3, 6, 9, 12, 15)]
 
 
+def test_too_many_bad_images_need_no_example(label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may take their shards back meanwhile."""
+    (photos / "003.png").write_bytes(b"")
+    monkeypatch.setattr(Ledger, "quarantined", lambda _: iter(()))
+    with pytest.raises(UserError, match="1 fail in read: EmptyFile; see all with sea-pipeline status"):
+        label(images=str(photos), max_bad=0)
+
+
 def test_max_bad_0_allows_none(label: Label, photos: Path) -> None:
     (photos / "003.png").write_bytes(b"")
     with pytest.raises(UserError, match="1 of 18 images are bad"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline import open_labels
+from sea_pipeline import open_labels, storage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
@@ -35,7 +35,7 @@ def test_a_kill_around_any_rename_loses_nothing(
     (photos / "003.png").write_bytes(b"bad")
     label(images=str(photos), out=tmp_path / "whole")
     shutil.rmtree(tmp_path / "cache")
-    with killed_around(Path, "replace", call, before=moment == "before the rename"):
+    with killed_around(storage, "_appear", call, before=moment == "before the rename"):
         label(images=str(photos))
     label(images=str(photos))
     assert content(tmp_path / "labels") == content(tmp_path / "whole")

@@ -2,12 +2,14 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.storage import TEMPORARY, publish, publish_bytes, sweep
+from sea_pipeline.storage import TEMPORARY, publish, publish_bytes, publish_folder, sweep
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -34,6 +36,71 @@ def test_a_disk_that_cannot_be_written_is_a_clear_line(tmp_path: Path, code: int
 def test_rights_that_lack_elsewhere_are_not_blamed_on_the_output(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), publish(tmp_path / "file", tmp_path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/weights.safetensors")
+
+
+def test_rights_that_lack_are_seen_however_the_output_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="out/file: cannot be written"), publish(Path("out/file"), Path("out")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "out" / "file"))
+
+
+def test_a_folder_is_not_blamed_for_what_it_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for beside in ("weights", str(tmp_path / "weights")):
+        with pytest.raises(PermissionError), publish_folder(Path("model")):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), beside)
+    with pytest.raises(UserError) as problem, publish_folder(Path("model")) as scratch:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch.absolute() / "weights"))
+    assert str(problem.value).endswith("No space left on device; free some space and run the same command again")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_has_made_or_that_is_in_use_is_a_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        pytest.raises(UserError, match="model: cannot be written: Directory not empty; choose another folder with"),
+        publish_folder(tmp_path / "model"),
+    ):
+        (tmp_path / "model" / "of another").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"^\.: cannot be written: .* busy; choose another"), publish_folder(Path()):
+        pass
+
+
+def test_of_two_without_a_lock_between_them_the_first_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two machines on one network file system are: the other's file comes just before ours."""
+    path = tmp_path / "codec"
+
+    def behind_another(step: Callable[[Path, Path], Any]) -> Callable[[Path, Path], Any]:
+        def both(one: Path, other: Path) -> None:
+            path.write_bytes(b"the other's")
+            step(one, other)
+
+        return both
+
+    for step in ("hardlink_to", "replace"):
+        monkeypatch.setattr(Path, step, behind_another(getattr(Path, step)))
+    with pytest.raises(FileExistsError):
+        publish_bytes(path, b"ours", tmp_path, exclusive=True)
+    assert path.read_bytes() == b"the other's"
+    assert not list((tmp_path / TEMPORARY).iterdir())
+
+
+def test_a_file_system_without_links_has_first_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    publish_bytes(tmp_path / "codec", b"first", tmp_path, exclusive=True)
+    with pytest.raises(FileExistsError):
+        publish_bytes(tmp_path / "codec", b"second", tmp_path, exclusive=True)
+    assert (tmp_path / "codec").read_bytes() == b"first"
 
 
 def test_a_full_disk_for_real(tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ def test_workers_make_what_one_process_makes(work: Work, tmp_path: Path, whole: 
     assert work(ledger).images == 0
 
 
+def test_workers_without_gpus_see_none(client: Client) -> None:
+    """On a machine that has some, every worker would take the first."""
+    assert set(client.run(lambda: os.environ.get("CUDA_VISIBLE_DEVICES")).values()) == {""}
+
+
 def test_commits_name_two_processes_that_are_not_this_one(client: Client, work: Work, tmp_path: Path) -> None:
     """Nothing of the stage stays on the workers when the run is over."""
     work(planted_ledger(tmp_path / "out"))

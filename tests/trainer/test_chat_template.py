@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.tiny_models import CHATML
@@ -15,6 +16,19 @@ LLAMA3 = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n\n' }}{% endif %}"
 )
 """Turns a list into the text of a list, and says nothing of it."""
+NO_SYSTEM = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|over|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""Refuses a turn of the system by its name."""
+IN_TURNS = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('expected user and assistant in turns') }}{% elif message['role'] == 'user' %}"
+    "{{ '<Q>' + message['content'] + '<A>' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+"""Refuses it as what comes first and is no question."""
 FORGETS = (
     "{% for message in messages %}{% if message['role'] == 'user' or loop.last %}"
     "[{{ message['content'] }}]{% endif %}{% endfor %}"
@@ -42,7 +56,9 @@ def answers(template: str) -> list[str]:
     return [text[start:end] for start, end in spans]
 
 
-@pytest.mark.parametrize("own", [CHATML, LLAMA3, LISTS_ALONE, chat_template(None), chat_template(CHATML)])
+@pytest.mark.parametrize(
+    "own", [CHATML, LLAMA3, NO_SYSTEM, IN_TURNS, LISTS_ALONE, chat_template(None), chat_template(CHATML)]
+)
 @pytest.mark.parametrize("prompt", [False, True])
 def test_both_forms_say_the_same(own: str, prompt: bool) -> None:
     template = with_marks(both_forms(own))
@@ -55,10 +71,29 @@ def test_both_forms_say_the_same(own: str, prompt: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "end"), [(CHATML, "<|im_end|>"), (LLAMA3, "<|eot|>"), (LISTS_ALONE, " "), (chat_template(None), "</s>")]
+    ("own", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (LLAMA3, "<|eot|>"),
+        (NO_SYSTEM, "<|over|>"),
+        (IN_TURNS, "</s>"),
+        (LISTS_ALONE, " "),
+        (chat_template(None), "</s>"),
+    ],
 )
 def test_answers_are_marked_up_to_the_end_of_their_turn(own: str, end: str) -> None:
     assert answers(with_marks(both_forms(own))) == [f"a cat{end}", f"on a mat{end}"]
+
+
+@pytest.mark.parametrize("own", [NO_SYSTEM, IN_TURNS])
+def test_what_a_template_refuses_it_refuses_with_marks_too(own: str) -> None:
+    with pytest.raises(TemplateError):
+        rendered(with_marks(own), [{"role": "system", "content": "be brief"}, *STRINGS])
+
+
+def test_a_template_that_renders_nothing_stays_as_it_is() -> None:
+    never = "{{ raise_exception('no') }}"
+    assert with_marks(never) == never
 
 
 def test_a_template_that_forgets_stays_as_it_is() -> None:

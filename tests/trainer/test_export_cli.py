@@ -1,14 +1,20 @@
 """`export` as typed: its table, its refusals, and the hub, which is mocked."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from tests.tiny_models import tiny_model
+from tests.trainer.initialised import edit
 from tests.trainer.test_export import run as run
 from tests.trainer.test_save import tensors
 from trainer import hub
+from trainer.export import ExportSettings, export_model
 from trainer.train import TrainRun
 
 
@@ -57,11 +63,14 @@ def test_a_failed_push_is_one_line_and_leaves_the_folder(
     api: type[Api], command: Any, run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "error", ConnectionError("no\nroute"))
-    code, _, stderr = command("export", run.out, "--out", tmp_path / "out", "--push", "me/mine")
+    out = tmp_path / "my model"
+    code, _, stderr = command("export", run.out, "--out", out, "--push", "me/mine")
     assert code == 1
-    assert "complete, but was not uploaded (ConnectionError: no route); upload it with: hf upload me/mine" in stderr
+    said, _, advised = stderr.partition("upload it with: ")
+    assert "complete, but was not uploaded (ConnectionError: no route); " in said
+    assert shlex.split(advised) == ["hf", "upload", "--private", "me/mine", str(out)]
     assert stderr.count("\n") == 1
-    assert (tmp_path / "out" / "README.md").is_file()
+    assert (out / "README.md").is_file()
 
 
 def test_nothing_is_pushed_unasked(api: type[Api], command: Any, run: TrainRun, tmp_path: Path) -> None:
@@ -115,6 +124,42 @@ def test_what_is_refused_in_one_line(
         assert stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
     assert (full / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json", "model/generation_config.json", "model/alignment.json"])
+def test_a_damaged_file_is_named(command: Any, run: TrainRun, tmp_path: Path, name: str) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run.out, damaged)
+    for text, said in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object; found []")):
+        (damaged / name).write_text(text)
+        code, _, stderr = command("export", damaged, "--out", tmp_path / "out")
+        assert (code, stderr.count("\n")) == (1, 1)
+        assert f"{damaged / name}: {said}" in stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_version_is_no_traceback(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run.out, old)
+    for name, key in (("run.json", "recipe"), ("run.json", "versions"), ("summary.json", "end")):
+        whole = (old / name).read_text()
+        (old / name).write_text(json.dumps({each: value for each, value in json.loads(whole).items() if each != key}))
+        code, _, stderr = command("export", old, "--out", tmp_path / "out")
+        assert (code, stderr.count("\n")) == (1, 1)
+        assert f"{old}: expected '{key}' in run.json and summary.json" in stderr
+        (old / name).write_text(whole)
+
+
+@pytest.mark.parametrize(("stated", "ends"), [({}, None), ({"eos_token_id": None}, None), ({"eos_token_id": 2}, [2])])
+def test_a_tokenizer_without_an_end_gives_none(tmp_path: Path, stated: dict[str, Any], ends: list[int] | None) -> None:
+    model = tiny_model(tmp_path / "model")
+    edit(model / "tokenizer_config.json", eos_token=None)
+    (model / "chat_template.jinja").write_text("{% for message in messages %}[{{ message['content'] }}]{% endfor %}")
+    (model / "generation_config.json").write_text(json.dumps(stated | {"do_sample": False}))
+    out = export_model(ExportSettings(source=model, out=tmp_path / "out")).out
+    assert AutoTokenizer.from_pretrained(out).eos_token is None
+    written = json.loads((out / "generation_config.json").read_text())
+    assert written == {"do_sample": False} | ({} if ends is None else {"eos_token_id": ends})
 
 
 def test_a_run_is_pointed_at_its_model(command: Any, run: TrainRun, tmp_path: Path) -> None:

@@ -35,6 +35,25 @@ def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
         check_model_folder(tiny_llm(tmp_path / "llm"))
 
 
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_file_is_a_line_that_names_the_folder(tmp_path: Path, name: str, text: str) -> None:
+    folder = tiny_model(tmp_path / "model")
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=f"^{folder}") as problem:
+        check_model_folder(folder)
+    assert "\n" not in str(problem.value)
+    if name == "config.json":
+        assert str(problem.value).startswith(str(folder / name))
+
+
+def test_an_unknown_tower_is_a_line(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit(folder / "config.json", vision_config={"model_type": "nonesuch"})
+    with pytest.raises(UserError, match=r"its configuration or processor cannot be loaded .*nonesuch"):
+        check_model_folder(folder)
+
+
 def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")

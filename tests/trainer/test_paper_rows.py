@@ -1,5 +1,6 @@
 """The papers' rows by name: what is listed, shown and refused, and that every command that is printed parses."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from tests.test_architecture import ROOT
 from trainer.paper_rows import named_recipes, paper_rows
 from trainer.recipe import Recipe
 from trainer.recipe_file import read_recipes
+from trainer.recipe_names import builtin_recipes, recipe_names
 
 ROWS = paper_rows()
-RECIPES = sorted((ROOT / "jobs").glob("*.yaml"))
+RECIPES = sorted((ROOT / "jobs").glob("*.yaml"), key=lambda path: path.stem)
 SIZES = {
     "sea-table1": 5,
     "sea-table2": 14,
@@ -175,6 +177,26 @@ def test_a_name_is_a_file_a_row_or_a_recipe_of_the_project(tmp_path: Path, monke
     ]:
         with pytest.raises(UserError, match=expected):
             named_recipes(spec)
+
+
+def test_what_is_offered_can_be_trained_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipe_names() == [*(path.stem for path in RECIPES), *ROWS]
+    assert all(named_recipes(name) for name in recipe_names())
+    with pytest.raises(UserError, match="papers/sea: expected a recipe's"):
+        named_recipes("papers/sea")
+
+
+def test_the_command_lists_all_names_and_shows_a_recipe(command: Any) -> None:
+    listed = re.findall(r"[\w.-]*\w", command("recipes")[1])
+    assert not set(recipe_names()) - set(listed)
+    shown = command("recipes", "small")[1]
+    assert shown.splitlines()[0] == str(builtin_recipes()["small"])
+    assert "captioned photos of your own" in shown
+    found = json.loads(command("recipes", "--json")[1])
+    assert [row["name"] for kind in ("recipes", "rows") for row in found[kind]] == recipe_names()
+    (one,) = json.loads(command("recipes", "small", "--json")[1])["recipes"]
+    assert one["about"] in shown
 
 
 def test_the_command_lists_rows_and_shows_one(command: Any) -> None:

@@ -76,6 +76,29 @@ def test_a_tower_of_ours_starts_the_harness_in_a_process_that_knows_it(exported:
         steps(exported, "sea", gpus=2)
 
 
+@pytest.mark.parametrize("place", [".", "inner/.."])
+def test_a_folder_without_a_name_is_called_what_it_is(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (exported / "inner").mkdir()
+    monkeypatch.chdir(exported)
+    found = steps(Path(place), "smoke")
+    assert shlex.join(found[""].command) == f"sea-pipeline export {place} --out {exported}-llm --llm-only"
+    assert found["photos"].command[-2:] == ("--output_path", f"{exported}-results")
+
+
+def test_a_tower_that_is_not_said_is_none_of_ours(exported: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps(config | {"vision_config": None}))
+    assert steps(exported, "sea")["GQA"].command[:3] == ("python", "-m", "lmms_eval")
+
+
+def test_a_comma_is_refused_only_where_a_harness_reads_it(exported: Path, tmp_path: Path) -> None:
+    assert steps(exported, "basic", llm=tmp_path / "a,b") == steps(exported, "basic")
+    with pytest.raises(UserError, match="a,b: expected a path without a comma"):
+        steps(exported, "sea", llm=tmp_path / "a,b")
+
+
 def test_the_script_as_printed(command: Any, exported: Path) -> None:
     """Comments and commands only, as it is meant for a shell."""
     code, stdout, stderr = command("eval-commands", exported, "--suite", "basic")
@@ -107,12 +130,21 @@ def test_what_is_refused_in_one_line(command: Any, exported: Path, tmp_path: Pat
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
+    (tmp_path / "a,b").symlink_to(exported)
     for arguments, said in (
         ([], "expected a model's folder, or --collect RESULTS"),
         ([exported, "--baseline", exported], "--baseline: is for --collect"),
         ([tmp_path / "a,b"], "a,b: expected a path without a comma"),
-        ([tmp_path / "nowhere"], "config.json: expected a model's configuration; it cannot be read"),
-        ([broken], "config.json: expected a model's configuration; it cannot be read"),
+        (
+            [tmp_path / "nowhere"],
+            "nowhere: expected a LLaVA folder, such as sea-pipeline export writes",
+        ),
+        ([broken], "broken/config.json: cannot be read as JSON"),
+        ([exported, "--device", "auto"], "--device: string should match pattern"),
+        ([exported, "--device", "cuda:0,batch_size=9"], "--device: string should match pattern"),
+        ([exported, "--collect", tmp_path], "FOLDER: for the commands alone; leave it out with --collect"),
+        (["--collect", tmp_path, "--gpus", 1, "--llm", llm], "--llm, --gpus: for the commands alone"),
+        (["--collect", tmp_path, "--device", "cuda", "--out", llm], "--out, --device: for the commands alone"),
         ([llm], "expected a LLaVA folder; found model_type 'llama'; an LLM goes to --llm"),
         ([bare], "expected a chat template; found none; write the folder with sea-pipeline export"),
     ):

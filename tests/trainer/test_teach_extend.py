@@ -1,18 +1,24 @@
 """A teacher's targets, extended by records that follow the others; and when records follow."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sea_pipeline.clusters import Crew
 from sea_pipeline.errors import UserError
+from sea_pipeline.ledger import Ledger
 from sea_pipeline.llava_json import grew_from
+from sea_pipeline.run import Report, run
 from sea_pipeline.storage import file_sha256
 from sea_pipeline.teacher import CODEC, open_targets
+from sea_pipeline.workers import Recipe
 from tests.tiny_runs import World
 from tests.trainer.test_teach import settings
+from trainer import teach_run
 from trainer.teach_run import teach_images
 
 
@@ -50,6 +56,31 @@ def test_new_images_are_taught_with_the_codec_that_is_there(tiny: World, world: 
         np.testing.assert_array_equal(open_targets(out)[name].refined, old[name])
     assert teach_images(settings(world, out, **asked)).report.images == 0
     assert run.ledger.check()[1] == []
+
+
+def test_records_that_bring_no_image_leave_the_folder_as_it_is(
+    tiny: World, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of known images, or text alone; finished or not, and for workers, who read the grown file, too."""
+    asked: dict[str, Any] = {"image_root": tiny.data.parent / "images"}
+    out = tmp_path / "targets"
+    assert teach_images(settings(world, out, **asked)).ledger.dataset.shards == 2
+    before = (out / "dataset.json").read_bytes()
+    text = [row for row in records(tiny) if "image" not in row]
+    write(world, [*records(tiny)[:7], records(tiny)[0], *text, *text])
+    for extend in (False, True):
+        assert teach_images(settings(world, out, **asked, extend=extend)).report.images == 0
+    (out / "commits" / "00001.json").unlink()
+
+    def by_a_worker(_: Any, ledger: Ledger, stage: None, recipe: Recipe, *__: Any) -> tuple[Report, str, str]:
+        done = recipe.stage(pickle.loads(pickle.dumps(ledger)))
+        return run(ledger, done, max_bad=0), done.device, done.backend
+
+    monkeypatch.setattr(teach_run, "do_shards", by_a_worker)
+    again = teach_images(settings(world, out, **asked, crew=Crew(workers=1)))
+    assert again.report.images == len(again.ledger.samples(1)) > 0
+    assert again.ledger.complete
+    assert (out / "dataset.json").read_bytes() == before
 
 
 def test_records_that_changed_are_no_extension(tiny: World, world: World, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 import torch.nn.functional as F
@@ -180,7 +181,13 @@ def test_s2_around_the_packaged_tower(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_the_packaged_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    build = gguf.GGUFReader._build_fields
+    monkeypatch.setattr(gguf.GGUFReader, "_build_fields", lambda *given: (parsed.append("once"), build(*given))[1])
+    plain = (gguf.GGUFReader, gguf.get_tensor_name_map)
     llm = load_llm("packaged", torch.float32)
+    assert parsed == ["once"]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == plain
     ids = llm.tokenizer("The capital of France is", return_tensors="pt").input_ids
     expected = llm.model(ids).logits
     monkeypatch.setattr("trainer.init.load_llm", lambda spec, dtype: llm)  # to read the GGUF once

@@ -13,6 +13,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import label_images
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe
+from trainer import train as train_module
 from trainer.load import open_model_folder
 from trainer.recipe import Recipe
 from trainer.sources import open_conversations, open_label_source
@@ -33,6 +34,27 @@ METRICS = {
 def short(tiny: World, **changes: Any) -> Recipe:
     """Two steps."""
     return tiny_recipe(tiny, **({"training_arguments": {"max_steps": 2}} | changes))
+
+
+def test_a_start_model_that_another_machine_makes_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system without locks between them; the same parts and seed give the same model."""
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.model_validate({"model": {"vision": "a", "llm": "b"}, "data": {"train": "samples"}})
+
+    def refused(*_: object, **__: object) -> None:
+        raise UserError("expected a new or an empty folder")
+
+    def behind_another(vision: str, llm: str, out: Path, **_: object) -> None:
+        out.mkdir()
+        refused()
+
+    monkeypatch.setattr(train_module, "init_model", refused)
+    with pytest.raises(UserError, match="expected a new or"):
+        train_module._model_path(recipe, Told())
+    monkeypatch.setattr(train_module, "init_model", behind_another)
+    assert train_module._model_path(recipe, Told()).is_dir()
 
 
 def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
