@@ -1,13 +1,12 @@
 """Work done ahead of who asks for it, by threads, in order."""
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
-
-import torch
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -36,6 +35,23 @@ def ahead(
             future.cancel()
 
 
+def side_by_side(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], count: int, leaving: threading.Event
+) -> Generator[_Result]:
+    """The results of `work` in the order of `items`, `count` at once: one alone in the caller's thread.
+
+    `leaving` is set when the caller closes this, or is interrupted: for the work of other threads to end early.
+    """
+    if count == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(count, "beside") as pool:
+        try:
+            yield from ahead(pool, work, items, count - 1)
+        finally:
+            leaving.set()
+
+
 @contextmanager
 def lanes(count: int) -> Iterator[ThreadPoolExecutor]:
     """So many threads for torch's work, which share its cores: each is to compute a batch of its own.
@@ -43,6 +59,8 @@ def lanes(count: int) -> Iterator[ThreadPoolExecutor]:
     Cores that share each operation wait for each other at its end, a thousand times an image, and for whatever else
     runs on one of them.
     """
+    import torch
+
     cores = torch.get_num_threads()
     each = max(1, cores // count)
     try:

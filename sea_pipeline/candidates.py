@@ -62,6 +62,7 @@ class TorchCandidates:
     def __init__(self, words: torch.Tensor) -> None:
         padded = -(-len(words) // GROUP) * GROUP
         self._words = words
+        self._members = torch.arange(padded, device=words.device).view(-1, GROUP)  # neighbours
         self.patches_per_call = 4096 if words.device.type == "cuda" else 512
         self._scratch = Scratch(lambda: torch.full((self.patches_per_call, padded), -torch.inf, device=words.device))
 
@@ -72,19 +73,20 @@ class TorchCandidates:
         for start in range(0, len(self._words), WORDS_PER_BLOCK):
             block = self._words[start : start + WORDS_PER_BLOCK]
             torch.mm(patches, block.T, out=scores[:, start : start + len(block)])
-            maxima.append(group_maxima(scores[:, start : start + WORDS_PER_BLOCK]))  # while a cache holds them
-        return best_by_groups(scores, torch.cat(maxima, -1), k)
+            chunk = scores[:, start : start + WORDS_PER_BLOCK].view(len(scores), -1, GROUP)
+            maxima.append(chunk.amax(-1))  # while a cache holds them
+        return best_by_groups(scores, torch.cat(maxima, -1), self._members, k)
 
 
-def group_maxima(scores: torch.Tensor) -> torch.Tensor:
-    """The highest score of each group of words: (P, words) to (P, words / GROUP)."""
-    return scores.view(len(scores), -1, GROUP).amax(-1)
+def best_by_groups(
+    scores: torch.Tensor, maxima: torch.Tensor, members: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k highest of (P, words) scores and their ids int64: they are in the k groups of the highest maxima.
 
-
-def best_by_groups(scores: torch.Tensor, maxima: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k highest of (P, words) scores and their ids int64: they are in the k groups of the highest maxima."""
+    `maxima` (P, G) are those of groups of words, and `members` (G, GROUP) the ids in each.
+    """
     groups = maxima.topk(min(k, maxima.shape[-1]), sorted=False).indices
-    ids = (groups.unsqueeze(-1) * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
+    ids = members[groups].flatten(1)
     top, place = scores.gather(-1, ids).topk(k)
     return top, ids.gather(-1, place)
 

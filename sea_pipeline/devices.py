@@ -1,8 +1,10 @@
-"""Which device computes, and how exactly."""
+"""Which device computes, on how many cores, and how exactly."""
 
+import os
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -27,13 +29,48 @@ def resolve_device(spec: str) -> str:
     return spec
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Products of float32 that are float32, on CUDA, too: no TF32. The setting is the whole process's."""
+    """Products of float32 that are float32, and sums of float16's that are, on CUDA, too: no TF32.
+
+    The settings are the whole process's: of several threads that are within, the last one out puts them back.
+    """
+    global _within
+    with _LOCK:
+        if not _within:
+            _SETTINGS.enter_context(_exact())
+        _within += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _within -= 1
+            if not _within:
+                _SETTINGS.close()
+
+
+_LOCK, _SETTINGS, _within = threading.Lock(), ExitStack(), 0
+_ROUGH = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
+"""What has CUDA add parts of a float16 product in float16; older versions of torch know the first alone."""
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
     kept = torch.get_float32_matmul_precision()
+    rough = {name: getattr(matmul, name) for name in _ROUGH if hasattr(matmul, name)}
     torch.set_float32_matmul_precision("highest")
+    for name in rough:
+        setattr(matmul, name, False)
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
     finally:
         torch.set_float32_matmul_precision(kept)
+        for name, value in rough.items():
+            setattr(matmul, name, value)

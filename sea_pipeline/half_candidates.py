@@ -11,24 +11,24 @@ float16 score plus the bound, no word was missed; other patches get float32 scor
 Shapes: P patches, W words, D embedding width.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 
 from sea_pipeline.candidates import (
     GROUP,
-    WORDS_PER_BLOCK,
     Candidates,
+    Scratch,
     TorchCandidates,
     best_by_groups,
-    group_maxima,
     rounding_bound,
 )
+from sea_pipeline.devices import exact_float32
 
 _SPARE = 8
 """Words proposed beyond k."""
+_NUMBERS = 1 << 27
+"""Of float32 word vectors at a time: 512 MiB."""
 _HALF = 2.0**-11
 """Of a number that is rounded to float16, the error at most; and of numbers near 0 this much times 2^-14."""
 
@@ -36,27 +36,31 @@ _HALF = 2.0**-11
 class HalfCandidates:
     """See the top of this file; vectors are of unit length."""
 
-    patches_per_call = 4096
+    patches_per_call = 8192
 
     def __init__(self, words: torch.Tensor) -> None:
         self._words, self._half = words, words.half()
         rounded = self._half.float()
         self._longest, self._lost = float(rounded.norm(dim=-1).max()), float((words - rounded).norm(dim=-1).max())
         padded = -(-len(words) // GROUP) * GROUP
-        self._scores = torch.full((self.patches_per_call, padded), -torch.inf, dtype=torch.half, device=words.device)
+        shape = (self.patches_per_call, padded)
+        self._scratch = Scratch(lambda: torch.full(shape, -torch.inf, dtype=torch.half, device=words.device))
+        # Every G-th word, so that a GPU's threads that are neighbours read neighbours for the maxima of G groups.
+        self._members = torch.arange(padded, device=words.device).view(GROUP, -1).T.contiguous()
         self.doubtful = 0
         """Patches so far that got float32 scores of all words."""
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Candidates`."""
         half, count = patches.half(), min(k + _SPARE, len(self._words))
-        scores = self._scores[: len(patches)]
-        with _sums_in_float32():
-            for start in range(0, len(self._words), WORDS_PER_BLOCK):
-                block = self._half[start : start + WORDS_PER_BLOCK]
-                torch.mm(half, block.T, out=scores[:, start : start + len(block)])
-        coarse, proposed = best_by_groups(scores, group_maxima(scores), count)
-        exact = (self._words[proposed] @ patches.unsqueeze(-1)).squeeze(-1)
+        scores = self._scratch.tensor[: len(patches)]
+        with exact_float32():
+            torch.mm(half, self._half.T, out=scores[:, : len(self._words)])
+        maxima = scores.view(len(scores), GROUP, -1).amax(1)
+        coarse, proposed = best_by_groups(scores, maxima, self._members, count)
+        chunk = max(1, _NUMBERS // (count * patches.shape[-1]))
+        pairs = zip(torch.split(patches, chunk), torch.split(proposed, chunk), strict=True)
+        exact = torch.cat([(self._words[ids] @ part.unsqueeze(-1)).squeeze(-1) for part, ids in pairs])
         best, order = exact.topk(k)
         ids = proposed.gather(-1, order)
         if count < len(self._words):
@@ -80,15 +84,3 @@ class HalfCandidates:
     @cached_property
     def _in_float32(self) -> Candidates:
         return TorchCandidates(self._words)
-
-
-@contextmanager
-def _sums_in_float32() -> Iterator[None]:
-    """Else CUDA may add parts of a float16 product in float16."""
-    settings = torch.backends.cuda.matmul
-    kept = settings.allow_fp16_reduced_precision_reduction
-    settings.allow_fp16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        settings.allow_fp16_reduced_precision_reduction = kept

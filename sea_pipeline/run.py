@@ -2,21 +2,23 @@
 
 import resource
 import sys
+import threading
 import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from sea_pipeline.ahead import side_by_side
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.sources import Source, open_source
-from sea_pipeline.storage import Place, alone, publish, publish_bytes
+from sea_pipeline.storage import Place, alone, entries, publish, publish_bytes
 
 ATTEMPTS = 2
 _ROUNDS = 3
@@ -43,6 +45,11 @@ class Stage(Protocol):
     @property
     def backend(self) -> str:
         """For people: for labels what proposes candidates, for targets their codec."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """Shards that are done at once: a second one where a GPU would wait for a shard's begin and end."""
         ...
 
     def process(
@@ -88,7 +95,7 @@ def run(
     shards: range | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Finishes what is missing, one shard after the other, and writes the manifest when nothing is.
+    """Finishes what is missing, shard after shard, and writes the manifest when nothing is.
 
     Several runs of one folder at once do no harm: each passes over shards that another one has committed, of two that
     finish one shard the first counts, and all end with the same folder.
@@ -105,20 +112,31 @@ def run(
     """
     tally = Tally(ledger, max_bad)
     source = open_source(ledger.image_root)
+    leaving = threading.Event()
+
+    def heard(images: int) -> None:
+        if leaving.is_set() and images > 0:
+            raise KeyboardInterrupt  # which has reached the main thread, or an error that ends the run
+        advance(images)
+
+    def done(shard: int) -> _Done:
+        if commit := ledger.commit(shard):  # another run's, since this one began
+            heard(commit.rows + commit.bad)
+            return _Done(shard, commit, ours=False)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return _Done(shard, process_shard(ledger, stage, source, shard, attempt, heard))
+            except ShardError as failure:
+                reason = str(failure)
+        return _Done(shard, None, reason=reason)
+
     for todo in tally.rounds(shards):
-        for shard in todo:
-            if commit := ledger.commit(shard):  # another run's, since this one began
-                advance(commit.rows + commit.bad)
-                tally.check(commit)
-                continue
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    tally.add(process_shard(ledger, stage, source, shard, attempt, advance))
-                    break
-                except ShardError as failure:
-                    reason = str(failure)
-            else:
-                tally.report.failed[shard] = reason
+        with closing(side_by_side(done, todo, stage.at_once, leaving)) as each:
+            for shard, commit, ours, reason in each:
+                if commit is None:
+                    tally.report.failed[shard] = reason
+                else:
+                    (tally.add if ours else tally.check)(commit)
     if may_finish(ledger, shards, tally.report):
         ledger.finish(stage.finish(ledger))
     return tally.closed()
@@ -127,6 +145,14 @@ def run(
 def may_finish(ledger: Ledger, shards: range | None, report: Report) -> bool:
     """Whether the manifest is due. A run for all shards that none failed must write it, or say why it cannot."""
     return not ledger.missing() or (shards is None and not report.failed)
+
+
+class _Done(NamedTuple):
+    shard: int
+    commit: Commit | None
+    """None where all attempts have failed."""
+    ours: bool = True
+    reason: str = ""
 
 
 class Tally:
@@ -178,12 +204,14 @@ class Tally:
         if bad <= (max(1, self._max_bad * planned) if self._max_bad else 0):
             return
         reason, count = self._reasons.most_common(1)[0]
-        example = next(item for item in self._ledger.quarantined() if f"{item['stage']}: {item['error']}" == reason)
-        path = f"{self._ledger.image_root}/{example['uri']}"
+        alike = (item for item in self._ledger.quarantined() if f"{item['stage']}: {item['error']}" == reason)
+        such = ""
+        if example := next(alike, None):  # none where another process takes their shards back
+            such = f", such as {self._ledger.image_root}/{example['uri']}: {example['message']}"
         raise UserError(
             f"{self._ledger.root}: {bad:,} of {planned:,} images are bad so far, more than --max-bad {self._max_bad:g} "
-            f"allows; {count:,} fail in {reason}, such as {path}: {example['message']}; "
-            "see all with sea-pipeline status; mend the input, or give a larger --max-bad, and run the command again"
+            f"allows; {count:,} fail in {reason}{such}; see all with sea-pipeline status; mend the input, "
+            "or give a larger --max-bad, and run the command again"
         )
 
 
@@ -210,7 +238,10 @@ def process_shard(
 
 
 def log_attempt(ledger: Ledger, shard: int, attempt: int, text: str) -> None:
-    """Keeps what there is to say of an attempt that failed."""
+    """Keeps what there is to say of an attempt that failed; with the first one, what an earlier run has kept goes."""
+    for log in entries(ledger.root / LOGS) if attempt == 1 else ():
+        if log.name.startswith(f"{shard:05d}-attempt-"):
+            log.unlink(missing_ok=True)
     publish_bytes(ledger.root / LOGS / f"{shard:05d}-attempt-{attempt}.log", text.encode(), ledger.root)
 
 

@@ -112,7 +112,7 @@ class WordSearch:
 
 def _score(queries: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """float64 inner products of (P, D) with (P, k, D): (P, k). Equal vectors give equal bits, unlike in a matmul."""
-    return (words.double() * queries.double().unsqueeze(-2)).sum(-1)
+    return (words * queries.double().unsqueeze(-2)).sum(-1)
 
 
 _PROPOSERS: dict[str, Callable[[torch.Tensor], Candidates]] = {

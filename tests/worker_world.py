@@ -61,6 +61,7 @@ class PlantedStage:
 
     device = "cpu"
     backend = "planted"
+    at_once = 1
 
     def __init__(self, faults: Path, seconds: float = 0.0) -> None:
         self._faults = faults

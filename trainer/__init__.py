@@ -1,6 +1,5 @@
 """From label shards to a trained model: SEA's and BASIC's losses, supervision and training loop.
 
 `stages.train_stages` runs a recipe, `train.train` one stage of it; `evaluate_run.evaluate_model` measures a model,
-`init.init_model` makes one of parts. BASIC's losses are in `losses`, its supervision is not yet; CHANGELOG.md says what
-is in.
+`init.init_model` makes one of parts. The losses are in `losses`, what BASIC's learn from in `supervision`.
 """

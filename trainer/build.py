@@ -54,6 +54,7 @@ def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]
     balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
     data = _data(inputs, labels if sea.weight else None)
     if recipe.data.keep_features:
+        model.model.vision_tower.to(args.device)  # the trainer moves all of the model, but later
         images = len(inputs.conversations.image_ids()) * (1 + recipe.labels.crops)
         with progress("features", images, 0) as advance:
             data.kept = tower_features(model, data, advance)

@@ -6,16 +6,19 @@ a million of 576 x 1024 more than a terabyte.
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from sea_pipeline.ahead import ahead, batched
+from sea_pipeline.devices import cores
 from sea_pipeline.errors import UserError
 from trainer.data import Kept, TrainingData
 from trainer.model import AlignedLlava
 
 _SHARE = 0.5
 """Of the machine's memory, at most."""
-_BATCH = 8
+_BATCHES = {"cpu": 8, "cuda": 64}
 
 
 @torch.no_grad()
@@ -23,6 +26,8 @@ def tower_features(
     model: AlignedLlava, data: TrainingData, advance: Callable[[int], None] = lambda _: None
 ) -> dict[str, Kept]:
     """What enters the projector, by view: float32 (m, width) each, of every image in the data and its labelled crops.
+
+    Computed where the tower is; images are read ahead by as many threads as there are cores.
 
     Raises:
         UserError: they would not fit into the memory.
@@ -39,13 +44,19 @@ def tower_features(
             f"data.keep_features: {len(owners):,} images need {wanted / 1e9:,.0f} GB; expected at most half of this "
             f"machine's {memory / 1e9:,.0f} GB; set it to false"
         )
+    device = next(model.model.vision_tower.parameters()).device
+    size = _BATCHES[device.type]
+
+    def read(view: str) -> Kept:
+        image, box = data.image(view, owners[view])
+        return Kept(data.pixels(image), box)
+
     kept: dict[str, Kept] = {}
-    ids = list(owners)
-    for start in range(0, len(ids), _BATCH):
-        part = ids[start : start + _BATCH]
-        images = [data.image(image_id, owners[image_id]) for image_id in part]
-        pixels = torch.stack([data.pixels(image) for image, _ in images]).to(model.device)
-        for image_id, features, (_, box) in zip(part, model.tower_output(pixels), images, strict=True):
-            kept[image_id] = Kept(features.float().cpu(), box)
-        advance(len(part))
+    with ThreadPoolExecutor(cores()) as pool:
+        given = zip(owners, ahead(pool, read, owners, 2 * size), strict=True)
+        for batch in batched(given, size):
+            pixels = torch.stack([one.values for _, one in batch]).to(device)
+            for (view, (_, box)), features in zip(batch, model.tower_output(pixels).float().cpu(), strict=True):
+                kept[view] = Kept(features, box)
+            advance(len(batch))
     return kept

@@ -155,7 +155,7 @@ def _softmax_mean(
     left = queries.to(matmul_dtype)
     for rows in torch.split(embeddings, block):
         entries = rows.to(matmul_dtype)
-        share = (left @ entries.T).to(queries.dtype)
+        share = _product(left, entries.T, queries.dtype)
         before, highest = highest, torch.maximum(highest, share.amax(-1, keepdim=True))
         shrink = (before - highest).clamp_(min=_LEAST).exp_()
         share.sub_(highest).clamp_(min=_LEAST).exp_()
@@ -164,5 +164,12 @@ def _softmax_mean(
         if matmul_dtype == queries.dtype:
             weighted.addmm_(share, entries)
         else:
-            weighted.add_(share.to(matmul_dtype) @ entries)
+            weighted.add_(_product(share.to(matmul_dtype), entries, queries.dtype))
     return weighted.div_(total), highest.add_(total.log_()).squeeze(-1)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The product left @ right in another dtype; on CUDA its sums, float32 anyway, are not rounded on the way."""
+    if left.is_cuda and left.dtype != dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)

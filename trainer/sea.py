@@ -78,7 +78,7 @@ class SeaTerm(nn.Module):
             chosen, words = chosen[kept], words[kept]
         with torch.autocast(visual.device.type, enabled=False):
             loss = losses.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
-        return loss, torch.tensor(len(words), device=visual.device)
+        return loss, torch.full((), len(words), device=visual.device)  # unlike torch.tensor it does not wait for a GPU
 
     @torch.no_grad()
     def word_embeddings(self, words: torch.Tensor, embed: nn.Module) -> torch.Tensor:

@@ -6,7 +6,7 @@ Shapes: B samples of L tokens, H heads of width w that share G heads of keys, n 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -19,8 +19,8 @@ from sea_pipeline.errors import UserError
 FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3", "olmo2", "smollm3", "granite")
 """Model types whose attention is softmax(scaling * q k), causal, through transformers' `AttentionInterface`."""
 IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
-ROWS = 256
-"""So many rows of one sample's attention are held at once: H * ROWS * L numbers."""
+ROWS = {"cpu": 256, "cuda": 2048}
+"""So many rows of attention are held at once: H * ROWS * L numbers; on a CPU of one sample, which a cache may hold."""
 
 _PREFIX = "sea_tap_"
 _OPEN = "_sea_tap_open"
@@ -34,13 +34,7 @@ class Tapped:
         self._columns, self._waiting = columns, set(layers)
         self._sum: torch.Tensor | None = None
         # by causality, text in front of all images has no attention on them
-        chosen = (rows & valid & (columns.cumsum(1) > 0)).cpu()
-        self._chunks = [
-            (sample, chunk.to(columns.device), int(chunk[-1]) + 1)
-            for sample, chosen_rows in enumerate(chosen)
-            for chunk in chosen_rows.nonzero().squeeze(1).split(ROWS)
-            if len(chunk)
-        ]
+        self._chunks = list(_chunks((rows & valid & (columns.cumsum(1) > 0)).cpu(), columns.device))
 
     @property
     def attention(self) -> torch.Tensor:
@@ -71,9 +65,34 @@ class Tapped:
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
             if self._sum is None:
                 self._sum = query.new_zeros(self._columns.shape, dtype=_wide(query))
-            for sample, rows, end in self._chunks:
-                bias = _bias(mask, sample, rows, end, window)
-                self._sum[sample, :end] += _received(query[sample, :, rows], key[sample, :, :end], bias, scaling)
+            for chunk in self._chunks:
+                self._sum[chunk.samples, : chunk.end] += _received(query, key, mask, chunk, scaling, window)
+
+
+class _Chunk(NamedTuple):
+    """Rows of b samples whose attention is computed at once."""
+
+    samples: slice
+    rows: torch.Tensor
+    """int64 (b, n)."""
+    there: torch.Tensor
+    """bool (b, n): False where a sample has fewer rows, which are then its first."""
+    end: int
+    """Behind the last of the rows."""
+
+
+def _chunks(chosen: torch.Tensor, device: torch.device) -> Iterator[_Chunk]:
+    """The chosen rows of a batch, bool (B, L) on the CPU, to a device."""
+    most = ROWS[device.type]
+    together = len(chosen) if device.type == "cuda" else 1  # a GPU has no use for small kernels
+    for first in range(0, len(chosen), together):
+        samples = slice(first, first + together)
+        each = [one.nonzero().squeeze(1) for one in chosen[samples]]
+        rows = torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
+        there = torch.arange(rows.shape[1]) < torch.tensor([[len(one)] for one in each])
+        for part, known in zip(*(both.split(max(1, most // len(each)), 1) for both in (rows, there)), strict=True):
+            if part.shape[1]:
+                yield _Chunk(samples, part.to(device), known.to(device), int(part.max()) + 1)
 
 
 class AttentionTap:
@@ -136,33 +155,45 @@ def _wide(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _received(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor, scaling: float) -> torch.Tensor:
-    """What each key gets of n rows: queries (H, n, w) and keys (G, keys, w) to (keys,), mean over heads, sum over rows.
+def _received(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    chunk: _Chunk,
+    scaling: float,
+    window: int | None,
+) -> torch.Tensor:
+    """What each key gets of the chunk's rows, (b, end): mean over heads, sum over rows.
 
-    `bias` (n, keys) is bool, True where a row may look, or is added to the scores.
+    Queries are (B, H, L, w), keys (B, G, L, w).
     """
-    (heads, count, _), wide = query.shape, _wide(query)
+    heads, groups, wide = query.shape[1], key.shape[1], _wide(query)
+    keys = key[chunk.samples, :, : chunk.end].to(wide)
+    chosen = query[chunk.samples].gather(2, chunk.rows[:, None, :, None].expand(-1, heads, -1, query.shape[-1]))
     # the heads that share keys are neighbours: as more rows of one head they need no copies of the keys
-    grouped = query.to(wide).reshape(len(key), -1, query.shape[-1])
-    scores: torch.Tensor = (grouped @ key.to(wide).mT).mul_(scaling).unflatten(1, (-1, count))
+    grouped = chosen.to(wide).reshape(len(keys), groups, -1, query.shape[-1])
+    scores = (grouped @ keys.mT).mul_(scaling).view(len(keys), heads, -1, chunk.end)
+    bias = _bias(mask, chunk, window).unsqueeze(1)
     scores = scores.masked_fill_(~bias, -torch.inf) if bias.dtype == torch.bool else scores.add_(bias)
-    return scores.softmax(-1).sum((0, 1, 2)) / heads
+    received: torch.Tensor = scores.softmax(-1).mul_(chunk.there[:, None, :, None]).sum((1, 2))
+    return received / heads
 
 
-def _bias(mask: torch.Tensor | None, sample: int, rows: torch.Tensor, end: int, window: int | None) -> torch.Tensor:
-    """Which of the first `end` keys each row may look at, (n, end), from what the attention function was given.
+def _bias(mask: torch.Tensor | None, chunk: _Chunk, window: int | None) -> torch.Tensor:
+    """Which keys each row may look at, bool (b, n, end), or what is added to its scores: by the attention's own mask.
 
     That is a mask (B, 1, L, L) that holds everything, or (flash attention; no padding) None or a bool (B, L) of
     what is no padding, beside which causality and the sliding window are the function's own matter.
     """
     if mask is not None and mask.dim() == 4:
         assert mask.shape[1] == 1, "a mask for each head"
-        return mask[sample, 0, rows, :end]
-    distance = rows[:, None] - torch.arange(end, device=rows.device)
+        whole = mask[:, 0, :, : chunk.end] if len(mask) == 1 else mask[chunk.samples, 0, :, : chunk.end]
+        return whole.expand(len(chunk.rows), -1, -1).gather(1, chunk.rows.unsqueeze(-1).expand(-1, -1, chunk.end))
+    distance = chunk.rows.unsqueeze(-1) - torch.arange(chunk.end, device=chunk.rows.device)
     allowed = distance >= 0
     if window is not None:
         allowed &= distance < window
-    return allowed if mask is None else allowed & mask[sample, :end].bool()
+    return allowed if mask is None else allowed & mask[chunk.samples, None, : chunk.end].bool()
 
 
 class _As:

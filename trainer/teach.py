@@ -103,12 +103,8 @@ class Teacher:
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         columns = batch["input_ids"] == model.config.image_token_id
         with self._term.watching(batch, columns, model.get_input_embeddings()) as seen:
-            model.model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                pixel_values=batch["pixel_values"],
-                use_cache=False,
-            )
+            # no mask, as in training
+            model.model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False)
         tokens = self.data.grid[0] * self.data.grid[1]
         refined = seen.refined.float().view(-1, tokens, seen.refined.shape[-1]).cpu().numpy()
         attention = self._term.degrees(seen.attention.view(-1, tokens)).float().cpu().numpy()
@@ -126,6 +122,7 @@ class TeachStage:
         self._locate = locate
         self.device = teacher.device
         self.backend = backend
+        self.at_once = 1
 
     def process(
         self,

@@ -39,6 +39,8 @@ def planted(name: str, patches: int = PATCHES, width: int = WIDTH) -> Targets:
 
 
 class PlantedStage:
+    at_once = 1
+
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 

@@ -78,7 +78,7 @@ def test_l_lm_with_other_towers(planted: Planted, tmp_path: Path, vision: str) -
 def test_kept_features_give_the_same_losses(
     planted: Planted, model: AlignedLlava, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.features._BATCH", 3)  # 4 images: an uneven last batch
+    monkeypatch.setattr("trainer.features._BATCHES", {"cpu": 3})  # 4 images: an uneven last batch
     names = ("text", "two", "long", "one")
     pixels = planted.batch(*names)
     data, done = planted.data(), []

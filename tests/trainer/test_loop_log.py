@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.pretend_gpu import pretend_gpu
 from tests.test_architecture import ROOT
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
 from trainer import losses
+from trainer.arguments import DEFAULTS
 from trainer.data import TrainingData
 from trainer.loop import AlignTrainer
+from trainer.model import AlignedLlava
 from trainer.train import train
 
 
@@ -116,6 +119,23 @@ def test_kept_features_change_nothing(tiny: World, tmp_path: Path) -> None:
     _, plain = run(tiny, tmp_path / "plain", 4)
     _, ours = run(tiny, tmp_path / "ours", 4, data={"keep_features": True})
     close(ours, plain, 1e-5)
+
+
+def test_features_are_computed_on_the_gpu(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEFAULTS, "use_cpu", False)
+    given: list[tuple[str, int]] = []
+    output = AlignedLlava.tower_output
+
+    def spy(model: AlignedLlava, pixels: torch.Tensor) -> torch.Tensor:
+        given.append((pixels.device.type, len(pixels)))
+        return output(model, pixels)
+
+    monkeypatch.setattr(AlignedLlava, "tower_output", spy)
+    with pretend_gpu():
+        trainer = tiny_trainer(tiny_recipe(tiny, data={"keep_features": True}), tmp_path / "run")
+    assert given == [("cuda", 11)]
+    assert trainer.data.kept is not None
+    assert {kept.values.device.type for kept in trainer.data.kept.values()} == {"cpu"}
 
 
 def test_under_bfloat16_l_a_stays_float32(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

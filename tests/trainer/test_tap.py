@@ -9,6 +9,7 @@ from transformers import (
     modeling_flash_attention_utils,
 )
 
+from tests.pretend_gpu import pretend_gpu
 from tests.trainer.tapped import LAYERS, LENGTH, batch, close, expected, llm, random, run, tapped_run
 from trainer import tap
 from trainer.tap import FAMILIES, AttentionTap, Tapped
@@ -121,18 +122,39 @@ def test_no_2d_mask_hides_keys_that_are_padding_in_front() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_chunks_of_rows_change_nothing(rows_at_once: int, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tapped_run(llm(attention=attention), 2)
-    sizes: list[int] = []
+    seen = _counting(monkeypatch, {"cpu": rows_at_once})
+    torch.testing.assert_close(tapped_run(llm(attention=attention), 2), whole, atol=1e-6, rtol=0)
+    assert max(there.numel() for there in seen) == rows_at_once
+    assert sum(int(there.sum()) for there in seen) == 2 * (5 + 7 + 16)  # the text behind an image, in each layer
+
+
+@pytest.mark.parametrize("rows_at_once", [4, 8, 12, 2048])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_gpu_takes_the_samples_together(
+    attention: str, padded: bool, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = expected(2, padded=padded)
+    seen = _counting(monkeypatch, {"cuda": rows_at_once})
+    with pretend_gpu():
+        found = tapped_run(llm(attention=attention).to("cuda"), 2, padded=padded).cpu()
+    close(found, wanted)
+    assert {len(there) for there in seen} == {len(wanted)}
+    assert max(there.numel() for there in seen) <= rows_at_once
+
+
+def _counting(monkeypatch: pytest.MonkeyPatch, rows_at_once: dict[str, int]) -> list[torch.Tensor]:
+    """Which rows of each chunk are some."""
+    seen: list[torch.Tensor] = []
     received = tap._received
 
-    def counted(query: torch.Tensor, *given: Any) -> torch.Tensor:
-        sizes.append(query.shape[1])
-        return received(query, *given)
+    def counted(*given: Any) -> torch.Tensor:
+        seen.append(given[3].there.cpu())
+        return received(*given)
 
     monkeypatch.setattr(tap, "ROWS", rows_at_once)
     monkeypatch.setattr(tap, "_received", counted)
-    torch.testing.assert_close(tapped_run(llm(attention=attention), 2), whole, atol=1e-6, rtol=0)
-    assert max(sizes) == rows_at_once
-    assert sum(sizes) == 2 * (5 + 7 + 16)  # the text behind an image, in each layer
+    return seen
 
 
 def test_precision() -> None:
