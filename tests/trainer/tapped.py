@@ -75,10 +75,15 @@ def twin(attentions: Any, columns: torch.Tensor, rows: torch.Tensor, layers: int
     return found
 
 
-def expected(layers: int, family: str = "llama", *, padded: bool = True, **settings: Any) -> torch.Tensor:
+def expected(
+    layers: int, family: str = "llama", *, padded: bool = True, double: bool = False, **settings: Any
+) -> torch.Tensor:
+    """`double`: of a float64 model, whose norms and softmax transformers computes in float32; not with windows, where
+    rows of padding become no numbers."""
     columns, rows, valid, embeds = batch()
     with torch.no_grad():
-        given = run(llm(family, "eager", **settings), embeds, valid if padded else None, output_attentions=True)
+        model = llm(family, "eager", **settings).to(torch.float64 if double else torch.float32)
+        given = run(model, embeds.to(model.dtype), valid if padded else None, output_attentions=True)
     return twin(given.attentions, columns, rows, layers)
 
 

@@ -7,20 +7,23 @@ CLIP-L/336's tower in bfloat16, the projector, Vicuna's embedding matrix; random
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from transformers import TrainerCallback
 
 from sea_pipeline import label_run, open_labels
+from sea_pipeline.devices import cores
 from sea_pipeline.encoders import Preprocess
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.progress import no_bar
 from tests.bench.gpu.common import IMAGES, Setup, main
-from tests.bench.gpu.label import photos_for
+from tests.bench.gpu.label import photos_for, words_for
 from tests.bench.gpu.shapes import shape_of
 from tests.bench.measure import Figure
 from tests.bench.steps import ready, taking
@@ -30,54 +33,82 @@ from trainer.build import Inputs, build
 from trainer.init import init_model
 from trainer.load import ModelFolder, open_model_folder
 from trainer.loop import AlignTrainer
-from trainer.model import Batch
 from trainer.recipe import Recipe
 from trainer.sources import open_conversations
 
-WARM = 3
-"""Steps that do not count: loaders start, kernels are chosen."""
+PHOTOS, KEPT = 2000, 256
+"""Images of the runs from JPEGs and from kept features; each is in several records."""
+COUNTED = 120
+"""Steps of a run that are timed."""
+
+
+class _Pace(NamedTuple):
+    """What a run reads at once."""
+
+    size: int
+    """Samples a step."""
+    processes: int
+    """That read."""
+    warm: int
+    """Steps that do not count: what the processes had read ahead before the first."""
+    steps: int
+
+
+def _pace(setup: Setup, side: int) -> _Pace:
+    """As many processes as there are cores, as far as their batches fit into shared memory."""
+    if setup.tiny:
+        return _Pace(4, 0, 3, 5)
+    size = 32
+    free, batch = shutil.disk_usage("/dev/shm").free, 4 * size * 3 * side**2
+    processes = min(16, cores(), free // (3 * batch))
+    return _Pace(size, processes, max(3, 2 * processes), max(3, 2 * processes) + COUNTED)
 
 
 def figures(setup: Setup) -> Iterator[Figure]:
     """align.*: images a second, and the hours that LLaVA-1.5's images take."""
-    model, data, labels = _prepared(setup)
-    folder, processes = open_model_folder(model), 0 if setup.tiny else min(16, os.cpu_count() or 1)
-    for kept in (False, True):
-        name, trainer, building = "align.kept" if kept else "align", *_trainer(setup, folder, data, labels, kept)
-        size = trainer.args.per_device_train_batch_size
-        rate = size / setup.seconds(taking(trainer, _batch(trainer, size)))[0]
-        said = f"the step alone, batches of {size} on the device{', kept features' if kept else ''}"
-        yield Figure(f"{name}.step", rate, "images/s", said)
-        rate = _whole(trainer, size)
-        said = "kept features" if kept else f"JPEGs, {processes} processes that read them"
-        yield Figure(f"{name}.rate", rate, "images/s", f"a run, from {said}")
-        yield Figure(f"{name}.hours", IMAGES / rate / 3600, "h", f"{IMAGES:,} images once, at that rate")
-        if kept:
-            images = len(open_labels(labels).ids)
-            yield Figure(
-                f"{name}.first_pass", images / building, "images/s", "the tower's output, once; loading included"
-            )
+    pace = _pace(setup, shape_of(setup).vision["image_size"])
+    folder, labels = _prepared(setup, pace)
+    yield from setup.guarded("align", _of_run(setup, "align", folder, labels, pace))
+    kept = pace._replace(processes=0, warm=3, steps=pace.steps - pace.warm + 3)
+    yield from setup.guarded("align.kept", _of_run(setup, "align.kept", folder, labels, kept))
 
 
-def _prepared(setup: Setup) -> tuple[Path, Path, Path]:
-    """A model folder whose LLM has one layer, which is not read; LLaVA's JSON; labels."""
+def _of_run(setup: Setup, name: str, folder: ModelFolder, labels: Path, pace: _Pace) -> Iterator[Figure]:
+    kept = name == "align.kept"
+    trainer, building = _trainer(setup, folder, labels, pace, name)
+    rate = pace.size / setup.seconds(_one_step(trainer, pace.size))[0]
+    said = f"the step alone, batches of {pace.size} on the device{', kept features' if kept else ''}"
+    yield Figure(f"{name}.step", rate, "images/s", said)
+    rate = _whole(trainer, pace)
+    said = "kept features" if kept else f"JPEGs, {pace.processes} processes that read them"
+    yield Figure(f"{name}.rate", rate, "images/s", f"a run, {pace.steps - pace.warm} steps of {pace.size}, from {said}")
+    yield Figure(f"{name}.hours", IMAGES / rate / 3600, "h", f"{IMAGES:,} images once, at that rate")
+    if kept:
+        images = len(trainer.data.kept or ())
+        said = f"the tower's output of {images} images, once; loading included"
+        yield Figure(f"{name}.first_pass", images / building, "images/s", said)
+
+
+def _prepared(setup: Setup, pace: _Pace) -> tuple[ModelFolder, Path]:
+    """A model folder whose LLM has one layer, which is not read, and labels; beside them LLaVA's JSON for both runs."""
     shape, scratch = shape_of(setup), setup.scratch
     os.environ["SEA_PIPELINE_CACHE"] = str(scratch / "cache")
     text = shape.text | {"num_hidden_layers": 1, "num_key_value_heads": shape.text["num_attention_heads"]}
-    text["vocab_size"] = 400 if setup.tiny else 32_000
+    text |= {"vocab_size": 400 if setup.tiny else 32_000, "intermediate_size": 64}
     vision, llm = tiny_vision(scratch / "vision", **shape.vision), tiny_llm(scratch / "llm", **text)
     model = init_model(str(vision), str(llm), scratch / "model", dtype="float32" if setup.tiny else "bfloat16")
-    photos = Path(setup.images) if setup.images else photos_for(setup)
-    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
+    photos = Path(setup.images) if setup.images else photos_for(setup, PHOTOS)
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))[:PHOTOS]
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a photo"}]
-    records = [{"id": name, "image": name, "conversations": turns} for name in names]
-    (scratch / "data.json").write_text(json.dumps(records))
+    read = 0 if setup.tiny else pace.steps * pace.size  # so that no epoch ends within
+    for run, some, least in (("labels", names, 0), ("align", names, read), ("align.kept", names[:KEPT], read)):
+        images = enumerate(islice(cycle(some), max(len(some), least)))
+        records = [{"id": str(number), "image": name, "conversations": turns} for number, name in images]
+        (scratch / f"{run}.json").write_text(json.dumps(records))
     with patch.object(label_run, "load_encoder", lambda spec, device, options: _Colours(shape.vision)):
-        settings = LabelSettings.of(
-            images=str(scratch / "data.json"), image_root=photos, out=scratch / "labels", device="cpu", probe=False
-        )
-        label_images(settings)
-    return model, scratch / "data.json", scratch / "labels"
+        given = {"images": str(scratch / "labels.json"), "image_root": photos, "wordlist": words_for(setup)}
+        label_images(LabelSettings.of(**given, out=scratch / "labels", device="cpu", probe=False))
+    return open_model_folder(model), scratch / "labels"
 
 
 class _Colours(ColourEncoder):
@@ -94,19 +125,20 @@ class _Colours(ColourEncoder):
         return cells / cells.norm(dim=-1, keepdim=True).clamp(min=1e-6)
 
 
-def _trainer(setup: Setup, folder: ModelFolder, data: Path, labels: Path, kept: bool) -> tuple[AlignTrainer, float]:
+def _trainer(setup: Setup, folder: ModelFolder, labels: Path, pace: _Pace, name: str) -> tuple[AlignTrainer, float]:
     """A run's trainer, and the seconds that it took to make."""
+    data = {"train": str(setup.scratch / f"{name}.json"), "image_root": _root(setup), "template": "plain"}
     recipe = Recipe.model_validate(
         {
             "model": folder.path,
-            "data": {"train": str(data), "image_root": _root(setup), "template": "plain", "keep_features": kept},
+            "data": data | {"keep_features": name == "align.kept"},
             "labels": {"path": labels},
             "loss": {"lm": 0, "sea": {"weight": 1}},
             "training_arguments": {
                 "bf16": not setup.tiny,
-                "per_device_train_batch_size": 4 if setup.tiny else 32,
-                "dataloader_num_workers": 0 if setup.tiny or kept else min(16, os.cpu_count() or 1),
-                "max_steps": WARM + (2 if setup.tiny else 40),
+                "per_device_train_batch_size": pace.size,
+                "dataloader_num_workers": pace.processes,
+                "max_steps": pace.steps,
                 "num_train_epochs": 50,
                 "logging_steps": 50,
                 "save_strategy": "no",
@@ -115,7 +147,7 @@ def _trainer(setup: Setup, folder: ModelFolder, data: Path, labels: Path, kept: 
     )
     inputs = Inputs(recipe, folder, open_conversations(recipe.data, folder), open_labels(labels))
     begun = time.perf_counter()
-    trainer = build(inputs, setup.scratch / f"run-{kept}", no_bar, [])
+    trainer = build(inputs, setup.scratch / f"run-{name}", no_bar, [])
     return trainer, time.perf_counter() - begun
 
 
@@ -123,13 +155,19 @@ def _root(setup: Setup) -> str:
     return setup.images or str(setup.scratch / "photos")
 
 
-def _batch(trainer: AlignTrainer, size: int) -> Batch:
+def _one_step(trainer: AlignTrainer, size: int) -> Callable[[], None]:
+    """What takes a step on the first samples, read already, in the precision that `train` computes in."""
     ready(trainer)
     batch = trainer.data_collator([trainer.data[row] for row in range(size)])
     moved: Any = {name: value.to(trainer.args.device) for name, value in batch.items() if name != "seed"}
     moved["seed"] = batch["seed"]
-    found: Batch = moved
-    return found
+    take = taking(trainer, moved)
+
+    def step() -> None:
+        with trainer.accelerator.autocast():  # the Trainer prepares its model for it in `train` alone
+            take()
+
+    return step
 
 
 class _Clock(TrainerCallback):
@@ -142,14 +180,14 @@ class _Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def _whole(trainer: AlignTrainer, size: int) -> float:
+def _whole(trainer: AlignTrainer, pace: _Pace) -> float:
     """Images a second of a run, reading included."""
     clock = _Clock()
     trainer.add_callback(clock)
     trainer.optimizer = None
     trainer.train()
-    ends = clock.ends[WARM - 1 :]
-    return size * (len(ends) - 1) / (ends[-1] - ends[0])
+    ends = clock.ends[pace.warm - 1 :]
+    return pace.size * (len(ends) - 1) / (ends[-1] - ends[0])
 
 
 if __name__ == "__main__":

@@ -4,22 +4,32 @@ import argparse
 import gc
 import json
 import math
+import os
+import platform
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from sea_pipeline.devices import cores
 from tests.bench.measure import Figure, as_json, machine, peak_bytes
 
 IMAGES = 558_128
 """LLaVA-1.5's data for stage 1."""
+FAILED = ".failed"
+"""Ends the name of a figure that stands for what could not be measured."""
+Found = TypeVar("Found")
 
 
 class Setup(NamedTuple):
@@ -34,7 +44,7 @@ class Setup(NamedTuple):
 
     def seconds(self, *actions: Callable[[], object], repeats: int = 5) -> list[float]:
         """The median seconds of each action, one after the other in turn, after one call of each to warm up."""
-        for action in actions:
+        for action in () if self.tiny else actions:
             action()
         rounds = [[self._once(action) for action in actions] for _ in range(1 if self.tiny else repeats)]
         return [statistics.median(times) for times in zip(*rounds, strict=True)]
@@ -56,17 +66,51 @@ class Setup(NamedTuple):
         """The most bytes in use during a call: on a GPU all tensors, on a CPU by how much the process grows."""
         if self.device == "cpu":
             return peak_bytes(action)
-        gc.collect()
-        torch.cuda.empty_cache()
+        self.clear()
         torch.cuda.reset_peak_memory_stats()
         action()
         return torch.cuda.max_memory_allocated()
 
+    def clear(self) -> None:
+        """Gives back what is in use no more, so that the next measurement need not."""
+        gc.collect()
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+
+    def if_fits(self, measure: Callable[[], Found]) -> Found | None:
+        """What `measure` gives, or None where the memory of the GPU does not hold it."""
+        try:
+            return measure()
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; cuBLAS' workspaces raise a plain one
+            if not any(said in str(error) for said in ("out of memory", "ALLOC_FAILED")):
+                raise
+        finally:
+            self.clear()
+        return None
+
+    def guarded(self, name: str, figures: Iterator[Figure]) -> Iterator[Figure]:
+        """The figures; where making one raises, `name.failed` in place of the rest, and what follows goes on."""
+        try:
+            yield from figures
+            return
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        self.clear()
+        yield Figure(name + FAILED, math.nan, "", reason)
+
     def matmul_rate(self, dtype: torch.dtype) -> float:
-        """FLOP/s of a product of two large square matrices of random numbers."""
-        side = 256 if self.tiny else 8192
+        """FLOP/s of products of two large square matrices of random numbers, once the GPU runs at its clock."""
+        side, count, warm = (256, 2, 0.0) if self.tiny else (8192, 20, 0.5)
         left, right = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))
-        return 2 * side**3 / self.seconds(lambda: left @ right)[0]
+
+        def products() -> None:
+            for _ in range(count):
+                left @ right
+
+        while warm > 0:
+            warm -= self._once(products)
+        return 2 * count * side**3 / self.seconds(products)[0]
 
 
 Figures = Callable[[Setup], Iterator[Figure]]
@@ -75,7 +119,7 @@ Figures = Callable[[Setup], Iterator[Figure]]
 def main(figures: Figures, about: str) -> list[Figure]:
     """Runs a script: prints each figure as it comes and all in a table, and keeps the JSON file up to date.
 
-    Exits with 2 and one line where there is no GPU.
+    Exits with 2 and one line where there is no GPU, with 1 where a figure is one of `Setup.guarded`'s.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small sizes, on a CPU where there is no GPU")
@@ -85,7 +129,9 @@ def main(figures: Figures, about: str) -> list[Figure]:
     if not (asked.tiny or torch.cuda.is_available()):
         print("expected a GPU; found none; --tiny runs on a CPU", file=sys.stderr)
         sys.exit(2)
-    console, found = Console(soft_wrap=True, highlight=False), list[Figure]()
+    width = None if sys.stdout.isatty() else 200
+    console, found = Console(soft_wrap=True, highlight=False, markup=False, width=width), list[Figure]()
+    console.print(surroundings())
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="sea-pipeline-gpu-") as scratch:
         for figure in figures(Setup(device, asked.tiny, asked.images, Path(scratch))):
@@ -94,7 +140,25 @@ def main(figures: Figures, about: str) -> list[Figure]:
             if asked.json:
                 asked.json.write_text(as_text({one.name: as_json(one, machine(device)) for one in found}))
     console.print(table(found, machine(device)))
+    if any(figure.name.endswith(FAILED) for figure in found):
+        sys.exit(1)
     return found
+
+
+def surroundings() -> str:
+    """The machine in one line. The driver's tool is asked: torch would begin to use the GPU before `label` forks."""
+    gpu, asked = "no nvidia-smi", "--query-gpu=name,driver_version,memory.free,memory.total"
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", asked, "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        gpu = " | ".join((done.stdout or done.stderr).split("\n")).strip(" |")
+    memory = Path("/proc/meminfo")
+    free = next((line for line in memory.read_text().split("\n") if line.startswith("MemAvailable")), "")
+    shared = f"{shutil.disk_usage('/dev/shm').free / 2**30:.1f} GiB" if Path("/dev/shm").exists() else "none"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}"
+    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "as it comes")
+    free = " ".join(free.split()) or "MemAvailable: not known"
+    return f"{gpu}; {versions}; {cores()} cores; {free}; /dev/shm free: {shared}; CUDA allocator: {allocator}"
 
 
 def as_text(figures: dict[str, Any]) -> str:

@@ -1,14 +1,16 @@
 """Is what the GPU computes right? Every loss, the tap, the supervision, the search and the dense encoder paths against
-the tests' twins: the papers' formulas in float64 on the CPU.
+the tests' twins on the CPU: the papers' formulas in float64, but for what transformers computes in float32 always.
 
     python -m tests.bench.gpu.correct [--tiny] [--json FILE]
 
-A figure is an error over its tolerance; exits with 1 if one is above 1 or no number.
+A figure is an error over its tolerance; exits with 1 if one is above 1 or no number. What raises is NaN, as
+`NAME.failed`; the others go on.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,12 +33,14 @@ from trainer.recipe import Basic
 from trainer.supervision import degrees
 
 HALF = torch.bfloat16
+Twin = tuple[Callable[..., Any], Callable[..., Any], tuple[torch.Tensor, ...]]
+"""A loss, its twin, and what both are given beside V."""
 
 
 def figures(setup: Setup) -> Iterator[Figure]:
     """losses.*, tap.*, supervision.*, search.* and encoder.*."""
     for part in (_losses, _tap, _supervision, _search, _paths):
-        yield from part(setup)
+        yield from setup.guarded(part.__name__.strip("_"), part(setup))
 
 
 def _checked(name: str, error: float, tolerance: float, of: str) -> Figure:
@@ -59,22 +63,26 @@ def _losses(setup: Setup) -> Iterator[Figure]:
     embeddings = random(entries, width, seed=4) / width**0.5
     for dtype in (torch.float32, HALF):
         w, r, e = (tensor.to(dtype) for tensor in (words, refined, embeddings))
-        twins: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[torch.Tensor, ...]]] = {
+        twins: dict[str, Twin] = {
             "sea": (losses.sea, sea_twin, (w, scale.float())),
             "das": (losses.das, das_twin, (r, weights.float())),
             "sds": (losses.sds, sds_twin, (r, weights.float(), e)),
         }
         if dtype == HALF:
             twins["sds_products"] = (partial(losses.sds, matmul_dtype=HALF), sds_twin, (r, weights.float(), e))
-        for name, (fast, slow, given) in twins.items():
-            visual = random(count, width, seed=1).to(dtype)
-            found = _value_and_gradient(fast, visual, given, setup.device, None)
-            wanted = _value_and_gradient(slow, visual, given, "cpu", torch.float64)
+        for name, twin in twins.items():
+            kind, visual = f"losses.{name}.{str(dtype).removeprefix('torch.')}", random(count, width, seed=1).to(dtype)
             coarse = name == "sds_products"  # bfloat16 products; else the gradient alone is rounded to bfloat16
             limits = (0.02, 0.05) if coarse else (1e-5, 1e-5 if dtype == torch.float32 else 5e-3)
-            kind = f"losses.{name}.{str(dtype).removeprefix('torch.')}"
-            yield _checked(f"{kind}.value", _relative(found[0], wanted[0]), limits[0], "the paper's formula")
-            yield _checked(f"{kind}.gradient", _relative(found[1], wanted[1]), limits[1], "its gradient")
+            yield from setup.guarded(kind, _loss(setup, kind, visual, twin, limits))
+
+
+def _loss(setup: Setup, name: str, visual: torch.Tensor, twin: Twin, limits: tuple[float, float]) -> Iterator[Figure]:
+    fast, slow, given = twin
+    found = _value_and_gradient(fast, visual, given, setup.device, None)
+    wanted = _value_and_gradient(slow, visual, given, "cpu", torch.float64)
+    yield _checked(f"{name}.value", _relative(found[0], wanted[0]), limits[0], "the paper's formula")
+    yield _checked(f"{name}.gradient", _relative(found[1], wanted[1]), limits[1], "its gradient")
 
 
 def _value_and_gradient(
@@ -92,16 +100,19 @@ def _value_and_gradient(
 
 def _tap(setup: Setup) -> Iterator[Figure]:
     """Attention on images; where nothing is padded, SDPA is given no mask, and the tap makes its own."""
-    for padded in (True, False):
-        wanted = tapped.expected(2, padded=padded)
-        for kind in ("sdpa", "eager"):
-            found = tapped.tapped_run(tapped.llm(attention=kind).to(setup.device), 2, padded=padded)
-            error = float((found.double().cpu() - wanted).abs().max())
-            yield _checked(f"tap.{kind}.{'padded' if padded else 'whole'}", error, 1e-5, "sums of attentions in loops")
-    wanted = tapped.expected(2, initializer_range=0.2)
-    found = tapped.tapped_run(tapped.llm(initializer_range=0.2).to(setup.device, HALF), 2)
+    kinds = [(kind, padded, torch.float32) for kind in ("sdpa", "eager") for padded in (True, False)]
+    for kind, padded, dtype in [*kinds, ("sdpa", True, HALF)]:
+        name = f"tap.{kind}.{'bfloat16' if dtype == HALF else 'padded' if padded else 'whole'}"
+        yield from setup.guarded(name, _tapped(setup, name, kind, padded, dtype))
+
+
+def _tapped(setup: Setup, name: str, kind: str, padded: bool, dtype: torch.dtype) -> Iterator[Figure]:
+    settings: dict[str, Any] = {"initializer_range": 0.2} if dtype == HALF else {}
+    wanted = tapped.expected(2, padded=padded, double=True, **settings)
+    found = tapped.tapped_run(tapped.llm(attention=kind, **settings).to(setup.device, dtype), 2, padded=padded)
     error = float((found.double().cpu() - wanted).abs().max())
-    yield _checked("tap.sdpa.bfloat16", error, 0.05, "the same, a model in bfloat16")
+    said = "sums of attentions in loops, of a float64 model whose norms and softmax are float32"
+    yield _checked(name, error, 0.05 if dtype == HALF else 1e-5, said)
 
 
 def _supervision(setup: Setup) -> Iterator[Figure]:
@@ -110,7 +121,8 @@ def _supervision(setup: Setup) -> Iterator[Figure]:
     wanted = supervised.eq4(states, layers)
     attentions = supervised.plain(supervised.llm(attention="eager").double(), output_attentions=True).attentions
     shares = supervised.eq5(attentions, layers)
-    for dtype, refined_limit, share_limit in ((torch.float32, 1e-5, 1e-5), (HALF, 0.05, 0.1)):
+    # The weights are drawn so wide that three layers make 0.035 of bfloat16's rounding, on a CPU, too.
+    for dtype, refined_limit, share_limit in ((torch.float32, 1e-5, 1e-5), (HALF, 0.08, 0.1)):
         seen = supervised.watch(supervised.llm().to(setup.device, dtype), Basic(layers=layers))
         name = f"supervision.{str(dtype).removeprefix('torch.')}"
         yield _checked(f"{name}.refined", _relative(seen.refined, wanted), refined_limit, "Eq. 4 in loops")
@@ -133,40 +145,46 @@ def _search(setup: Setup) -> Iterator[Figure]:
         large = (search_twin.unit(41_242, 768, 3), search_twin.unit(4 * 576, 768, 4))
     exact = [part.numpy() for part in WordSearch(large[0], top_n=10, sign=1, backend="torch")(large[1])]
     for backend in backends:
-        try:
-            small = WordSearch(words, top_n=10, sign=-1, backend=backend, device=setup.device)
-            whole = WordSearch(large[0], top_n=10, sign=1, backend=backend, device=setup.device)
-        except UserError as error:
-            yield Figure(f"search.{backend}", 0, "of its tolerance", f"absent, not checked: {str(error)[:90]}")
-            continue
-        for name, search, given, expected in (
-            ("twin", small, patches, wanted),
-            ("list", whole, large[1], exact),
-        ):
-            ids, scores = (part.numpy() for part in search(given))
-            wrong, error = float((ids != expected[0]).mean()), float(np.abs(scores - expected[1]).max())
-            said = f"ids of float64, {len(given):,} patches, {search.fallbacks} of them scored with all words"
-            yield _checked(f"search.{backend}.{name}.ids", wrong, 1e-9, said)
-            yield _checked(f"search.{backend}.{name}.scores", error, 1e-12, "s in float64")
+        cases = {"twin": (words, -1, patches, wanted), "list": (large[0], 1, large[1], exact)}
+        for case, given in cases.items():
+            name = f"search.{backend}.{case}"
+            yield from setup.guarded(name, _searched(setup, name, backend, *given))
+
+
+def _searched(
+    setup: Setup, name: str, backend: Backend, words: torch.Tensor, sign: int, patches: torch.Tensor, wanted: Any
+) -> Iterator[Figure]:
+    try:
+        search = WordSearch(words, top_n=10, sign=sign, backend=backend, device=setup.device)
+    except UserError as error:
+        yield Figure(name, 0, "of its tolerance", f"absent, not checked: {str(error)[:90]}")
+        return
+    ids, scores = (part.numpy() for part in search(patches))
+    wrong, apart = float((ids != wanted[0]).mean()), float(np.abs(scores - wanted[1]).max())
+    said = f"ids of float64, {len(patches):,} patches, {search.fallbacks} of them scored with all words"
+    yield _checked(f"{name}.ids", wrong, 1e-9, said)
+    yield _checked(f"{name}.scores", apart, 1e-12, "s in float64")
 
 
 def _paths(setup: Setup) -> Iterator[Figure]:
     """Unit vectors of patches; the largest difference of a number, in bfloat16 the distance of whole vectors."""
-    for config, name in ((CLIP, "clip"), (SIGLIP, "siglip")):
+    for config, name in ((SIGLIP, "siglip"), (CLIP, "clip")):
         model = random_model(config)
         folder = save_model(setup.scratch / name, model, config)
         for spec in paths_of(f"open_clip:{folder}", setup.device):
             path = spec.rpartition("#")[2]
-            pixels = pixels_of(load_encoder(spec, "cpu"))
-            wanted = _walked(model, path, pixels, pooled=config is SIGLIP)
-            yield from _encoded(setup, f"encoder.{name}.{path}", spec, pixels, wanted)
-    spec = f"s2@1,2:open_clip:{setup.scratch / 'clip'}#vv"
-    encoder = load_encoder(spec, "cpu")
-    pixels = pixels_of(encoder)
-    base = load_encoder(spec.partition(":")[2], "cpu")
-    yield from _encoded(
-        setup, "encoder.s2.vv", spec, pixels, torch.stack([slowly(base, [1, 2], one) for one in pixels])
-    )
+            twin = partial(_walked, model, path, pooled=config is SIGLIP)
+            called = f"encoder.{name}.{path}"
+            yield from setup.guarded(called, _encoded(setup, called, spec, twin))
+    base = load_encoder(f"open_clip:{folder}#vv", "cpu")
+    walked: Any = SimpleNamespace(grid=base.grid, width=base.width, preprocess=base.preprocess)
+    walked.patches = partial(_walked, model, "vv", pooled=False)
+    spec, called = f"s2@1,2:{base.spec}", "encoder.s2.vv"
+    yield from setup.guarded(called, _encoded(setup, called, spec, partial(_at_scales, walked)))
+
+
+def _at_scales(base: Any, pixels: torch.Tensor) -> torch.Tensor:
+    return torch.stack([slowly(base, [1, 2], image) for image in pixels])
 
 
 def _walked(model: Any, path: str, pixels: torch.Tensor, *, pooled: bool) -> torch.Tensor:
@@ -179,7 +197,9 @@ def _walked(model: Any, path: str, pixels: torch.Tensor, *, pooled: bool) -> tor
     return torch.stack([unit(walk.path(path, image))[1:] for image in normalised(pixels)])
 
 
-def _encoded(setup: Setup, name: str, spec: str, pixels: torch.Tensor, wanted: torch.Tensor) -> Iterator[Figure]:
+def _encoded(setup: Setup, name: str, spec: str, twin: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[Figure]:
+    pixels = pixels_of(load_encoder(spec, "cpu"))
+    wanted = twin(pixels)
     found = load_encoder(spec, setup.device).patches(pixels.to(setup.device))
     error = float((found.double().cpu() - wanted).abs().max())
     yield _checked(f"{name}.float32", error, 2e-5, "a walk through the weights")

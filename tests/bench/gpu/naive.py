@@ -1,6 +1,7 @@
 """L_lm + SEA + BASIC as the papers' formulas read, on transformers' own LLaVA: what the fast step is beside."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from trainer.loop import AlignTrainer
 from trainer.model import Batch
 
 
-def naive_step(trainer: AlignTrainer, batch: Batch) -> Callable[[], None]:
-    """A step of the trainer's model: eager attentions and hidden states of all layers, both distributions in full."""
+def naive_step(trainer: AlignTrainer, batch: Batch, *, exact: bool = False) -> Callable[[], None]:
+    """A step of the trainer's model: eager attentions and hidden states of all layers, both distributions in full.
+
+    L_sds's products are in autocast's precision, as ours are; `exact`: in float32, as the formula reads.
+    """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     stock = type(model).__mro__[1]
     llm, k = model.model.language_model, model.basic_term.supervision.k
@@ -24,7 +28,7 @@ def naive_step(trainer: AlignTrainer, batch: Batch) -> Callable[[], None]:
         try:
             model.train()
             with trainer.accelerator.autocast():
-                loss = _loss(model, stock, batch, columns, rows, k)
+                loss = _loss(model, stock, batch, columns, rows, k, exact)
             loss.backward()
             trainer.optimizer.step()
         finally:
@@ -34,7 +38,9 @@ def naive_step(trainer: AlignTrainer, batch: Batch) -> Callable[[], None]:
     return step
 
 
-def _loss(model: Any, stock: Any, batch: Batch, columns: torch.Tensor, rows: torch.Tensor, k: int) -> torch.Tensor:
+def _loss(
+    model: Any, stock: Any, batch: Batch, columns: torch.Tensor, rows: torch.Tensor, k: int, exact: bool
+) -> torch.Tensor:
     given = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}  # type: ignore[literal-required]
     out = stock.forward(model, **given, output_hidden_states=True, output_attentions=True, use_cache=False)
     lm = F.cross_entropy(out.logits.flatten(0, 1)[batch["predict"]].float(), batch["targets"])
@@ -46,8 +52,10 @@ def _loss(model: Any, stock: Any, batch: Batch, columns: torch.Tensor, rows: tor
     attention = (looked / looked.sum(-1, keepdim=True)).flatten() / len(scores)
     das = (attention * (F.normalize(visual, dim=-1) - F.normalize(refined, dim=-1)).square().sum(-1)).sum()
     embeddings = model.basic_term.embeddings(model.get_input_embeddings())
-    p, log_q = (refined @ embeddings.T).softmax(-1), (visual @ embeddings.T).log_softmax(-1)
-    sds = (attention * F.kl_div(log_q.float(), p.float(), reduction="none").sum(-1)).sum()
+    embeddings = embeddings.float() if exact else embeddings
+    with torch.autocast(visual.device.type, enabled=False) if exact else nullcontext():
+        p, log_q = (refined @ embeddings.T).softmax(-1), (visual @ embeddings.T).log_softmax(-1)
+        sds = (attention * F.kl_div(log_q.float(), p.float(), reduction="none").sum(-1)).sum()
     words = model.sea_term.word_embeddings(batch["sea_words"], model.get_input_embeddings())
     cosines = F.normalize(visual[batch["sea_patches"]], dim=-1) @ F.normalize(words, dim=-1).T
     own = torch.arange(len(cosines), device=cosines.device)

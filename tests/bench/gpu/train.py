@@ -5,14 +5,17 @@
 Random weights in bfloat16, 16 samples a step or what fits, without and with gradient checkpointing.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 
 from tests.bench.gpu.common import Setup, main
+from tests.bench.gpu.kernels import Profile
 from tests.bench.gpu.naive import naive_step
 from tests.bench.gpu.shapes import Shape, batch_of, shape_of, trainer_of
 from tests.bench.measure import Figure
@@ -32,13 +35,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 PARTS = (
     (AlignedLlava, "tower_output", "the tower"),
     (AlignedLlava, "_language_loss", "the LLM's forward, what BASIC reads of it included"),
-    (Tapped, "add", "a_i: the tap"),
-    (Seen, "layer", "V^: sums over layers"),
     (losses, "sea", "L_a, forward"),
     (losses, "das", "L_das, forward"),
     (losses, "sds", "L_sds, with its gradient"),
 )
-KERNELS = 8
+WITHIN = ((Tapped, "add", "a_i: the tap"), (Seen, "layer", "V^: sums over layers"))
+"""Parts of the LLM's forward."""
+REST = "the rest: backward, optimizer"
 
 
 class _Ready(NamedTuple):
@@ -59,10 +62,11 @@ def figures(setup: Setup) -> Iterator[Figure]:
             yield Figure(f"train.{mode}.batch", 0, "samples", "not even one fits")
             continue
         yield Figure(f"train.{mode}.batch", found.size, "samples", f"the most of {shape.batch}, halved, that fits")
-        yield from _variants(setup, f"train.{mode}", found)
-        yield from _naive(setup, f"train.{mode}", found, shape)
-        if mode == "plain":
-            yield from _kernels(setup, found)
+        pieces = {"variants": _variants(setup, f"train.{mode}", found)}
+        pieces |= {"kernels": _kernels(found)} if mode == "plain" else {}
+        pieces |= {"naive": _naive(setup, f"train.{mode}", found, shape)}
+        for name, piece in pieces.items():
+            yield from setup.guarded(f"train.{mode}.{name}", piece)
 
 
 def _fitting(setup: Setup, trainer: AlignTrainer, shape: Shape) -> _Ready | None:
@@ -70,20 +74,14 @@ def _fitting(setup: Setup, trainer: AlignTrainer, shape: Shape) -> _Ready | None
     size = shape.batch
     while size:
         ready = _Ready(trainer, batch_of(shape, size, setup.device), size)
-        if _fits(setup, _step(ready, "both")):
+        if setup.if_fits(partial(_took, _step(ready, "both"))):
             return ready
         size //= 2
     return None
 
 
-def _fits(setup: Setup, step: Callable[[], object]) -> bool:
-    try:
-        step()
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        if setup.device != "cpu":
-            torch.cuda.empty_cache()
+def _took(step: Callable[[], object]) -> bool:
+    step()
     return True
 
 
@@ -113,64 +111,66 @@ def _step(ready: _Ready, variant: str) -> Callable[[], None]:
 
 def _variants(setup: Setup, name: str, ready: _Ready) -> Iterator[Figure]:
     steps = {variant: _step(ready, variant) for variant in VARIANTS}
-    times = dict(zip(steps, setup.seconds(*steps.values()), strict=True))
-    peaks = {variant: setup.peak(step) for variant, step in steps.items()}
+    lm, sea = setup.seconds(steps["lm"], steps["sea"], repeats=12)  # a difference of 1 % is to be seen
+    again, basic, both = setup.seconds(steps["lm"], steps["basic"], steps["both"])
+    times = {"sea": (sea, lm), "basic": (basic, again), "both": (both, again)}
+    peaks = {variant: setup.peak(step) / 2**30 for variant, step in steps.items()}
     where = f"{ready.size} samples of {ready.batch['input_ids'].shape[1]} tokens at most"
-    yield Figure(f"{name}.lm.seconds", times["lm"], "s", f"L_lm alone, {where}")
-    yield Figure(f"{name}.lm.peak", peaks["lm"] / 2**30, "GiB", "the same; weights included")
-    for variant in ("sea", "basic", "both"):
-        said = f"a step of L_lm alone, {times['lm']:.3f} s; {times[variant]:.3f} s, {where}"
-        yield Figure(f"{name}.{variant}.time_ratio", times[variant] / times["lm"], "x", said)
-        said = f"a step of L_lm alone, {peaks['lm'] / 2**30:.1f} GiB; {peaks[variant] / 2**30:.1f} GiB"
+    yield Figure(f"{name}.lm.seconds", lm, "s", f"a step of L_lm alone, {where}")
+    yield Figure(f"{name}.lm.peak", peaks["lm"], "GiB", "the same; weights included")
+    for variant, (spent, alone) in times.items():
+        yield Figure(f"{name}.{variant}.seconds", spent, "s", f"a step with {', '.join(VARIANTS[variant])}, {where}")
+        said = f"a step of L_lm alone in turn with it, {alone:.3f} s; {spent:.3f} s, {where}"
+        yield Figure(f"{name}.{variant}.time_ratio", spent / alone, "x", said)
+        said = f"a step of L_lm alone, {peaks['lm']:.1f} GiB; {peaks[variant]:.1f} GiB"
         yield Figure(f"{name}.{variant}.memory_ratio", peaks[variant] / peaks["lm"], "x", said)
 
 
 def _naive(setup: Setup, name: str, ready: _Ready, shape: Shape) -> Iterator[Figure]:
     """Beside ours with the same terms, at the largest batch at which the naive step fits."""
-    size = ready.size
-    while size:
-        smaller = ready if size == ready.size else _Ready(ready.trainer, batch_of(shape, size, setup.device), size)
-        ours, naive = _step(smaller, "both"), naive_step(ready.trainer, smaller.batch)
-        if _fits(setup, naive):
-            break
-        yield Figure(f"{name}.naive.batch_{size}", float("nan"), "x", "naive does not fit at this batch; ours does")
-        size //= 2
-    else:
-        return
-    (fast, slow), small, large = setup.seconds(ours, naive, repeats=3), setup.peak(ours), setup.peak(naive)
-    said = "eager attentions and hidden states of all layers, both distributions in full"
-    yield Figure(f"{name}.naive.time_ratio", slow / fast, "x", f"ours, {fast:.3f} s at {size} samples; naive: {said}")
-    said = f"ours, {small / 2**30:.1f} GiB at {size} samples; naive {large / 2**30:.1f} GiB"
-    yield Figure(f"{name}.naive.memory_ratio", large / small, "x", said)
+    for kind, exact in {"naive": False, "naive_float32": True}.items():
+        said = "eager attentions and hidden states of all layers, both distributions in full"
+        said += ", L_sds's products in float32, as the formula reads" if exact else ", L_sds's products as ours"
+        size = ready.size
+        while size:
+            smaller = ready if size == ready.size else _Ready(ready.trainer, batch_of(shape, size, setup.device), size)
+            naive = naive_step(ready.trainer, smaller.batch, exact=exact)
+            # One after the other: the memory of one must not be in the way of the other's time.
+            slow = setup.if_fits(partial(_time_and_peak, setup, naive))
+            fast = setup.if_fits(partial(_time_and_peak, setup, _step(smaller, "both")))
+            if slow and fast:
+                beside = f"ours, {fast[0]:.3f} s at {size} samples; {slow[0]:.3f} s: {said}"
+                yield Figure(f"{name}.{kind}.time_ratio", slow[0] / fast[0], "x", beside)
+                beside = f"ours, {fast[1]:.1f} GiB at {size} samples; {slow[1]:.1f} GiB"
+                yield Figure(f"{name}.{kind}.memory_ratio", slow[1] / fast[1], "x", beside)
+                break
+            yield Figure(f"{name}.{kind}.batch_{size}", math.nan, "x", "naive does not fit at this batch; ours does")
+            size //= 2
 
 
-def _kernels(setup: Setup, ready: _Ready) -> Iterator[Figure]:
+def _time_and_peak(setup: Setup, step: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, GiB."""
+    return setup.seconds(step, repeats=3)[0], setup.peak(step) / 2**30
+
+
+def _kernels(ready: _Ready) -> Iterator[Figure]:
     """The kernels' time in a step with all terms: by part of the forward, and by kernel, the largest first."""
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    kinds += [torch.profiler.ProfilerActivity.CUDA] if setup.device != "cpu" else []
-    step, field = _step(ready, "both"), "device_time_total" if setup.device != "cpu" else "cpu_time_total"
-    with _marked(), torch.profiler.profile(activities=kinds) as profile:
-        step()
-        if setup.device != "cpu":
-            torch.cuda.synchronize()
-    events = [event for event in profile.events() if str(event.device_type).endswith("CPU")]
-    kernels = sorted(profile.key_averages(), key=lambda each: -getattr(each, f"self_{field}"))
-    kernels = [kernel for kernel in kernels if kernel.key not in {part for *_, part in PARTS}]
-    whole = sum(getattr(kernel, f"self_{field}") for kernel in kernels) or 1
-    parts = {part: sum(getattr(event, field) for event in events if event.name == part) for *_, part in PARTS}
-    beside = f"of {whole / 1e6:.3f} s of kernels in a step with all terms, {ready.size} samples"
-    for part, spent in sorted(parts.items(), key=lambda item: -item[1]):
-        yield Figure(f"train.kernels.{part}", spent / whole, "share", beside)
-    for number, kernel in enumerate(kernels[:KERNELS], 1):
-        said = f"{kernel.key[:110]}, {kernel.count} calls; {beside}"
-        yield Figure(f"train.kernels.{number}", getattr(kernel, f"self_{field}") / whole, "share", said)
+    with _marked():
+        profile = Profile(_step(ready, "both"))
+    beside = f"of {profile.whole:.3f} s of kernels in a step with all terms, {ready.size} samples"
+    parts = {part: profile.share(part) for *_, part in PARTS}
+    parts[REST] = 1 - sum(parts.values())
+    parts |= {part: profile.share(part) for *_, part in WITHIN}
+    for part, share in sorted(parts.items(), key=lambda item: -item[1]):
+        yield Figure(f"train.kernels.{part}", share, "share", beside)
+    yield from profile.largest("train.kernels", beside)
 
 
 @contextmanager
 def _marked() -> Iterator[None]:
     """Names the parts to the profiler; what the backward pass does runs outside of them."""
     with ExitStack() as stack:
-        for owner, name, part in PARTS:
+        for owner, name, part in (*PARTS, *WITHIN):
             stack.enter_context(patch.object(owner, name, _named(getattr(owner, name), part)))
         yield
 
