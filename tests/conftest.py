@@ -1,5 +1,6 @@
 """Fixtures of the tiny world; see world.py."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first: side by side with the others they cost little, behind them all of their time."""
     slow = {item.path for item in items if item.get_closest_marker("real")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_unconfigure() -> None:
+    """So that Python clears away at its end what it always does."""
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_look_through() -> None:
+    """transformers' Trainer collects garbage in every run; what has been imported need not be looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from sea_pipeline import encoders, label_run, open_labels
 from sea_pipeline.analysis import image_words, statistics
+from sea_pipeline.encoders import packaged
 from sea_pipeline.encoders.packaged import PackagedEncoder
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.pixels import read_image
@@ -81,12 +82,17 @@ def test_patches_agree_with_a_slow_twin_in_float64() -> None:
         torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
 
 
-def test_a_word_is_embedded_alike_alone_and_in_company() -> None:
+def test_a_word_is_embedded_alike_alone_and_in_company(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = PackagedEncoder("cpu")
-    alone = encoder.words(["cat"])
-    together = encoder.words(["a", "cat", "anthropomorphically", "ice-cream cone"])
-    torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=0)
-    torch.testing.assert_close(together.norm(dim=-1), torch.ones(4), atol=1e-6, rtol=0)
+    words = ["anthropomorphically", "cat", "ice-cream cone", "dog", "a", "bird"]
+    alone = torch.cat([encoder.words([word]) for word in words])
+    monkeypatch.setattr(packaged, "_TOKENS_PER_BATCH", 7)  # two texts of a short word, with what is in front and behind
+    done: list[int] = []
+    together = encoder.words(words, done.append)
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(6), atol=1e-6, rtol=0)
+    assert sorted(done) == [1, 1, 2, 2]
+    assert encoder.words([]).shape == (0, 384)
 
 
 def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, monkeypatch: Any) -> None:
@@ -96,17 +102,22 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 
 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
-    """All of it, with fewer steps and photos: labels, a model of parts, training without and with SEA, the report."""
+    """All of it, with less of everything: labels, parts, training without and with SEA, the report."""
     from sea_pipeline.cli import demo
-    from trainer import recipe_file
+    from trainer import recipe_file, sources, views
+    from trainer.replace import replace_and_describe
 
     jobs = Path(__file__).parent.parent / "jobs"
     for name in ("demo", "demo-baseline"):
         text = (jobs / f"{name}.yaml").read_text()
         text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 4", r"max_steps: 2, \1: 2", text)
+        text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 11", r"max_steps: 60, \1: 4", text)
         (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "samples.json").write_text(json.dumps(json.loads((jobs / "samples.json").read_text())[:4]))
+    monkeypatch.setattr(sources, "data_folder", lambda name: tmp_path)
     monkeypatch.setattr(recipe_file, "builtin_recipe", lambda name: tmp_path / f"{name}.yaml")
     monkeypatch.setattr(demo, "_PHOTOS", 1)
+    monkeypatch.setattr(views, "replace_and_describe", lambda *given: replace_and_describe(*given[:3], 8))
     monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -119,7 +130,7 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
         name: json.loads((tmp_path / "demo" / name / "language" / "summary.json").read_text())
         for name in ("demo", "demo-baseline")
     }
-    assert summary["demo"]["end"]["label_hit@10"] > 0.3  # of photos it has seen; 150 steps of SEA alone
+    assert summary["demo"]["end"]["label_hit@10"] > 0.3  # of photos it has seen; 60 steps of SEA alone
     assert summary["demo-baseline"]["end"]["label_hit@10"] < 0.05
     assert summary["demo-baseline"]["end"]["lm_loss"] < summary["demo-baseline"]["start"]["lm_loss"]
 

@@ -231,19 +231,22 @@ class Evaluator:
 
     @cached_property
     def _texts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`whole_word`, `token_text` and `word_text` of `metrics.meaningful`."""
+        """`whole_word`, `token_text` and `word_text` of `metrics.meaningful`; the list's words begin `token_text`."""
         assert self._store is not None
+        listed = self._store.words
         by_token = whole_words(self.data.processor.tokenizer, self._vocabulary)
-        distinct = sorted(set(by_token.values()))
-        place = {word: index for index, word in enumerate(distinct)}
+        others = tuple(sorted(set(by_token.values()).difference(listed)))
+        place = {word: index for index, word in enumerate((*listed, *others))}
         rows = torch.full((self._vocabulary,), -1, dtype=torch.long)
         for token, word in by_token.items():
             rows[token] = place[word]
         fields = self._store.manifest["fields"]["encoder"]
         options = EncoderOptions(template=fields.get("template", "bare"))
         encoder = load_encoder(self._store.encoder, self._device, options)
-        token_text = word_embeddings(encoder, WordList.of("tokens", tuple(distinct)))
-        return rows, token_text, word_embeddings(encoder, WordList.of("labels", self._store.words))
+        word_text = word_embeddings(encoder, WordList.of("labels", listed))
+        if not others:
+            return rows, word_text, word_text
+        return rows, torch.cat([word_text, word_embeddings(encoder, WordList.of("tokens", others))]), word_text
 
 
 @contextmanager
