@@ -111,9 +111,9 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
     for name in ("demo", "demo-baseline"):
         text = (jobs / f"{name}.yaml").read_text()
         text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 4", r"max_steps: 2, \1: 2", text)
-        text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 11", r"max_steps: 60, \1: 4", text)
+        text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 11", r"max_steps: 60, \1: 2", text)
         (tmp_path / f"{name}.yaml").write_text(text)
-    (tmp_path / "samples.json").write_text(json.dumps(json.loads((jobs / "samples.json").read_text())[:4]))
+    (tmp_path / "samples.json").write_text(json.dumps(json.loads((jobs / "samples.json").read_text())[:2]))
     monkeypatch.setattr(sources, "data_folder", lambda name: tmp_path)
     monkeypatch.setattr(recipe_file, "builtin_recipe", lambda name: tmp_path / f"{name}.yaml")
     monkeypatch.setattr(demo, "_PHOTOS", 1)

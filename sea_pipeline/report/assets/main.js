@@ -46,8 +46,10 @@ document.addEventListener("keydown", (event) => {
   const typing = /^(INPUT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "") && document.activeElement.type !== "range";
   if (event.key !== "/" || typing || !data.labels || document.querySelector("dialog[open]")) return;
   event.preventDefault();
-  if (byId("page-photos").hidden) location.hash = "#photos";
-  setTimeout(() => byId("word").focus());
+  const focus = () => byId("word").focus();
+  if (!byId("page-photos").hidden) return focus(); // at once, so that no letter that follows is lost
+  addEventListener("hashchange", focus, { once: true });
+  location.hash = "#photos";
 });
 pages({
   ...(data.labels ? labelPages(new Labels(data.labels)) : {}),
