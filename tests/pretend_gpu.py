@@ -208,6 +208,7 @@ _CUDA = {
     "get_device_name": "a GPU that is none",
     "is_available": True,
     "is_bf16_supported": True,
+    "is_current_stream_capturing": False,
     "max_memory_allocated": 1 << 20,
     "reset_peak_memory_stats": None,
     "set_device": None,

@@ -175,7 +175,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         given = {"input_ids": input_ids, "mm_encoder_outputs": {"image": encoded}}
         if nothing is not None and isinstance(self, FSDPModule):  # all processes go back through all layers, or none
             given = {"inputs_embeds": self.get_input_embeddings()(input_ids) + nothing}
-        # No mask: padding is on the right, which causality hides from all that counts; kernels without one are faster.
+        # No mask: padding is on the right, where causality hides it from all that counts; CUDA's flash takes none.
         hidden = self.model(use_cache=False, **given).last_hidden_state
         logits = self.lm_head(hidden.flatten(0, 1)[batch["predict"]])
         return F.cross_entropy(logits.float(), batch["targets"], reduction="sum")
