@@ -53,6 +53,12 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.fixture
+def one_thread(threads: Callable[[int], None]) -> None:
+    """Tensors so small only wait for more."""
+    threads(1)
+
+
+@pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch) -> ColourEncoder:
     """The colour encoder, standing in for every encoder spec."""
     colours = ColourEncoder()

@@ -27,6 +27,8 @@ from tests.pretend_gpu import pretend_gpu
 from trainer import losses
 from trainer.arguments import DEFAULTS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FIGURES = {
     "correct": {
         "losses.sds_products.bfloat16.gradient",
@@ -54,15 +56,6 @@ FIGURES = {
     },
     "align": {"align.rate", "align.kept.hours", "align.kept.first_pass"},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors so small only wait for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")

@@ -4,21 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, colours, make_world
 from tests.trainer.looking import Make, make_ready, record, write
 from trainer.init import init_model
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tensors so small only wait for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

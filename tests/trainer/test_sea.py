@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,9 @@ from trainer.sea import SeaTerm
 
 SPACE = [[3], [4, 5, 4], [49, 0], [7, 8, 9, 10, 11], [12], [13, 14], [15]]
 BARE = [[20, 21], [4], [22, 23, 24], [8, 9], [25, 26, 27, 28], [0], [29]]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH = 6
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors so small only wait for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """BASIC's supervision against Eq. 4 and 5 written symbol by symbol in float64."""
 
 import warnings
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,14 +28,7 @@ from trainer.recipe import Basic
 from trainer.supervision import EPS, Supervision, degrees, image_weights, layer_weights
 from trainer.tap import FAMILIES
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors so small only wait for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", ["inc", "const", "dec"])
