@@ -106,7 +106,7 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
         "on disk": f"{decimal(done.bytes)}, {decimal(done.bytes // max(1, done.images))} per image",
     }
     if report.images or report.bad:
-        time = report.wall_seconds * report.workers
+        time = report.wall_seconds * report.workers * report.at_once
         shares = {part: spent / time for part, spent in report.seconds.items() if part != "decode"}
         shares["waiting for images, and the rest"] = max(0, 1 - sum(shares.values()))
         rows["this run"] = (

@@ -158,7 +158,7 @@ class LabelStage:
             for found in ahead(pool, lambda given: self._labelled(*given), stacked, 2 * self.lanes - 1):
                 advance(len(found.items) + len(found.rest))
                 for part, spent in found.seconds.items():
-                    seconds[part] += spent / (self.lanes * self.at_once)  # which go on at once
+                    seconds[part] += spent / self.lanes  # which go on at once
                 bad += [_not_finite(item) for item in found.rest]
                 with _timed(seconds, "write"):
                     patch_sum += found.patch_sum

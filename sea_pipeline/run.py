@@ -85,6 +85,8 @@ class Report:
     """Shards that failed too often, with the last error; the tracebacks are in `logs/`."""
     workers: int = 1
     """The most processes that worked at once."""
+    at_once: int = 1
+    """Shards that each of them did at once."""
 
 
 def run(
@@ -110,7 +112,7 @@ def run(
     Raises:
         UserError: too many bad images, or the output cannot be written. What is committed stays.
     """
-    tally = Tally(ledger, max_bad)
+    tally = Tally(ledger, max_bad, stage.at_once)
     source = open_source(ledger.image_root)
     leaving = threading.Event()
 
@@ -158,8 +160,8 @@ class _Done(NamedTuple):
 class Tally:
     """Adds up what a run does, and ends it when too many images of the folder are bad."""
 
-    def __init__(self, ledger: Ledger, max_bad: float) -> None:
-        self.report = Report()
+    def __init__(self, ledger: Ledger, max_bad: float, at_once: int = 1) -> None:
+        self.report = Report(at_once=at_once)
         self._begun = time.perf_counter()
         self._ledger = ledger
         self._max_bad = max_bad

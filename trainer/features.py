@@ -18,7 +18,7 @@ from trainer.model import AlignedLlava
 
 _SHARE = 0.5
 """Of the machine's memory, at most."""
-_BATCHES = {"cpu": 8, "cuda": 64}
+_BATCHES = {"cpu": 8, "gpu": 64}
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def tower_features(
             f"machine's {memory / 1e9:,.0f} GB; set it to false"
         )
     device = next(model.model.vision_tower.parameters()).device
-    size = _BATCHES[device.type]
+    size = _BATCHES["cpu" if device.type == "cpu" else "gpu"]
 
     def read(view: str) -> Kept:
         image, box = data.image(view, owners[view])

@@ -19,7 +19,7 @@ from sea_pipeline.errors import UserError
 FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3", "olmo2", "smollm3", "granite")
 """Model types whose attention is softmax(scaling * q k), causal, through transformers' `AttentionInterface`."""
 IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
-ROWS = {"cpu": 256, "cuda": 2048}
+ROWS = {"cpu": 256, "gpu": 2048}
 """So many rows of attention are held at once: H * ROWS * L numbers; on a CPU of one sample, which a cache may hold."""
 
 _PREFIX = "sea_tap_"
@@ -83,8 +83,8 @@ class _Chunk(NamedTuple):
 
 def _chunks(chosen: torch.Tensor, device: torch.device) -> Iterator[_Chunk]:
     """The chosen rows of a batch, bool (B, L) on the CPU, to a device."""
-    most = ROWS[device.type]
-    together = len(chosen) if device.type == "cuda" else 1  # a GPU has no use for small kernels
+    kind = "cpu" if device.type == "cpu" else "gpu"
+    most, together = ROWS[kind], 1 if kind == "cpu" else len(chosen)  # a GPU has no use for small kernels
     for first in range(0, len(chosen), together):
         samples = slice(first, first + together)
         each = [one.nonzero().squeeze(1) for one in chosen[samples]]

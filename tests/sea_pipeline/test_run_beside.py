@@ -44,6 +44,7 @@ def test_two_shards_meet_and_leave_what_one_after_the_other_does(ledger: Ledger,
     assert shards % 2 == 0
     report = run(ledger, Beside(tmp_path / "none", lambda *_: both.wait(10) and None), max_bad=1, advance=passed.append)
     assert stored(str(ledger.root)) == stored(str(alone.root))
+    assert report.at_once == 2
     assert sum(passed) == report.images + report.bad == ledger.dataset.images
 
 

@@ -135,12 +135,19 @@ def test_a_gpu_takes_the_samples_together(
     attention: str, padded: bool, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = expected(2, padded=padded)
-    seen = _counting(monkeypatch, {"cuda": rows_at_once})
+    seen = _counting(monkeypatch, {"gpu": rows_at_once})
     with pretend_gpu():
         found = tapped_run(llm(attention=attention).to("cuda"), 2, padded=padded).cpu()
     close(found, wanted)
     assert {len(there) for there in seen} == {len(wanted)}
     assert max(there.numel() for there in seen) <= rows_at_once
+
+
+def test_so_does_a_gpu_that_is_not_cuda_s() -> None:
+    chosen = torch.zeros(3, 8, dtype=torch.bool)
+    chosen[1, 4:] = True
+    (chunk,) = tap._chunks(chosen, torch.device("meta"))
+    assert (chunk.samples, tuple(chunk.rows.shape), chunk.end) == (slice(0, 3), (3, 4), 8)
 
 
 def _counting(monkeypatch: pytest.MonkeyPatch, rows_at_once: dict[str, int]) -> list[torch.Tensor]:
