@@ -56,6 +56,7 @@ def launch(jobs: list[Job], processes: int = 2) -> Ended:
     file.write_text(json.dumps([[job.recipe.model_dump(mode="json"), str(job.out), job.begun, job.killed]
                                 for job in jobs], default=str))  # fmt: skip
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["--log-dir", str(file.parent / "logs")]  # else a folder in /tmp stays behind
     with subprocess.Popen(
         [sys.executable, *command, "-m", "tests.trainer.together", str(file)],
         cwd=ROOT,
