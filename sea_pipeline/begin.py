@@ -86,8 +86,10 @@ def begin(
 def _create(root: Place, dataset: Dataset, samples: Sequence[Sample], companions: dict[str, bytes]) -> Dataset | None:
     """What the folder was begun as; None where another process, without a lock between us, was first."""
     plan = root / "plan.parquet"
-    strangers = sorted({path.name for path in entries(root)} - {TEMPORARY, plan.name, *companions})
-    if strangers:
+    found = {path.name for path in entries(root)}
+    if "dataset.json" in found:
+        return None
+    if strangers := sorted(found - {TEMPORARY, plan.name, *companions}):
         raise UserError(
             f"{root}: expected an empty folder or one that sea-pipeline began; found {strangers[0]!r} in it; "
             "choose another --out"

@@ -18,7 +18,9 @@ from sea_pipeline.label_run import LabelSettings
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import patience
 from tests.photo_forms import s3_server
+from tests.programs import Begin, Program
 from tests.world import ColourEncoder, word_file
+from tests.world import main as label_colours
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -95,6 +97,21 @@ def command(encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         return int(exit_info.value.code or 0), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begin]:
+    """Begins the command line, or another `main`, as a program of its own; see programs.py."""
+    begun: list[Program] = []
+
+    def begin(*arguments: object, main: Callable[[], None] = label_colours, file_size: int | None = None) -> Program:
+        said = tmp_path_factory.mktemp("program") / "said"
+        begun.append(Program(main, arguments, said, file_size))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.signal()
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import platformdirs
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.storage.scratch import is_abandoned, scratch_name
 
 if TYPE_CHECKING:
     from sea_pipeline.storage.remote import RemotePath
@@ -203,9 +202,9 @@ def publish_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: expected a new or an empty folder; choose another with --out, or remove this one")
     make_folder(path.parent)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
-        if _is_abandoned(leftover):
+        if is_abandoned(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
-    scratch = path.parent / _scratch_name(f".{path.name}")
+    scratch = path.parent / scratch_name(f".{path.name}")
     try:
         with writing(path, scratch, in_parts=False):
             scratch.mkdir()
@@ -218,7 +217,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
 def sweep(root: Place) -> None:
     """Removes what killed processes of this machine left in the temporary folder."""
     for leftover in _scratch_folder(root).glob("*"):
-        if _is_abandoned(leftover):
+        if is_abandoned(leftover):
             with suppress(OSError):
                 leftover.unlink()
 
@@ -245,26 +244,11 @@ def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - whatever JSON holds
 
 def scratch_path(root: Place, name: str) -> Path:
     """A path of this machine for an unfinished file of `root`, this process's own; `sweep` removes it after a kill."""
-    return _scratch_folder(root) / _scratch_name(name)
+    return _scratch_folder(root) / scratch_name(name)
 
 
 def _scratch_folder(root: Place) -> Path:
     return (root if isinstance(root, Path) else cache_folder()) / TEMPORARY
-
-
-def _scratch_name(name: str) -> str:
-    """A name of its own for this process's `name`; `_is_abandoned` reads it."""
-    return f"{name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-
-
-def _is_abandoned(scratch: Path) -> bool:
-    """Whether a process of this machine that is no more left it."""
-    host, process = ["", "", *scratch.name.split(".")][-3:-1]
-    return host == _host() and process.isdigit() and not _alive(int(process))
-
-
-def _host() -> str:
-    return socket.gethostname().replace(".", "-")
 
 
 def _appear(scratch: Path, path: Path, *, exclusive: bool) -> None:
@@ -287,13 +271,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from sea_pipeline.records import Dataset
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content, rows
 from tests.kills import killed_around
+from tests.programs import Begin
 from tests.world import ColourEncoder, draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -248,15 +247,14 @@ def test_a_plan_that_was_not_taken_up_does_not_count(label: Label, photos: Path,
     assert content(tmp_path / "labels") == content(tmp_path / "whole")
 
 
-def test_two_extensions_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path) -> None:
+def test_two_extensions_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, program: Begin) -> None:
     label(images=str(photos), out=tmp_path / "both")
     shutil.copytree(tmp_path / "both", tmp_path / "whole")
     grow(photos)
     label(images=str(photos), out=tmp_path / "whole", extend=True)
     words = word_file(tmp_path / "colours.txt")
-    command = [sys.executable, "-m", "tests.world", "label", "--images", photos, "--wordlist", words, "--top-n", "3"]
-    command += ["--out", tmp_path / "both", "--shard-size", "4", "--device", "cpu", "--extend"]
-    both = [subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL) for _ in range(2)]
+    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "both"]
+    both = [program(*command, "--shard-size", 4, "--device", "cpu", "--extend") for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert content(tmp_path / "both") == content(tmp_path / "whole")
 

@@ -3,9 +3,6 @@
 import errno
 import os
 import random
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
+from tests.programs import Begin
 from tests.world import draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -62,22 +60,16 @@ def test_full_at_random_writes(
     assert not list((tmp_path / "labels" / ".tmp").iterdir())
 
 
-def test_full_for_real_at_the_largest_files(label: Label, photos: Path, tmp_path: Path) -> None:
+def test_full_for_real_at_the_largest_files(label: Label, photos: Path, tmp_path: Path, program: Begin) -> None:
     """A file size limit just below each of the larger files of a run."""
     label(images=str(photos), out=tmp_path / "whole", max_bad=0.5)
     sizes = sorted({len(data) for data in content(tmp_path / "whole").values()})
     words = word_file(tmp_path / "colours.txt")
-    command = [sys.executable, "-m", "tests.world", "label", "--images", str(photos), "--wordlist", str(words)]
-    command += ["--top-n", "3", "--out", str(tmp_path / "labels"), "--shard-size", "4", "--device", "cpu"]
+    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "labels"]
+    command += ["--shard-size", 4, "--device", "cpu", "--max-bad", 0.5]
     for limit in (sizes[-1] - 1, sizes[-3] - 1):
-
-        def limited(limit: int = limit) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-        done = subprocess.run(
-            [*command, "--max-bad", "0.5"], capture_output=True, text=True, preexec_fn=limited, check=False
-        )
-        assert done.returncode == 1
+        done = program(*command, file_size=limit)
+        assert done.wait() == 1
         assert "File too large" in done.stderr.replace("\n", " ")
         assert "Traceback" not in done.stderr
         if (tmp_path / "labels" / "dataset.json").exists():

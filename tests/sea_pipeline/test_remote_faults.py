@@ -2,8 +2,6 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ from sea_pipeline.storage.remote import RemotePath
 from tests.contents import rows, stored
 from tests.kills import killed_around
 from tests.photo_forms import failing_s3
+from tests.programs import Begin
 from tests.world import ColourEncoder, draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -55,22 +54,21 @@ def test_a_kill_around_any_upload_loses_nothing(
     assert stored("memory://x") == stored(str(tmp_path / "labels"))
 
 
-def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, s3: str) -> None:
+def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, s3: str, program: Begin) -> None:
     photos = draw_folder(tmp_path / "photos", 32)
     label(images=str(photos), shard_size=2)
     words = word_file(tmp_path / "colours.txt")
-    command = [sys.executable, "-m", "tests.world", "label", "--images", str(photos), "--wordlist", str(words)]
-    command += ["--top-n", "3", "--out", "s3://bucket/killed", "--shard-size", "2", "--device", "cpu"]
+    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", "s3://bucket/killed"]
     moments = random.Random(0)
     left = []
     for _ in range(2):
         done = len(entries(place("s3://bucket/killed/commits")))
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = program(*command, "--shard-size", 2, "--device", "cpu")
         while len(entries(place("s3://bucket/killed/commits"))) == done:
-            assert process.poll() is None
+            assert process.returncode is None
             time.sleep(0.2)
         time.sleep(moments.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
+        process.signal(signal.SIGKILL)
         process.wait()
         ledger = Ledger.open(place("s3://bucket/killed"))
         assert ledger.check()[1] == []
@@ -152,48 +150,49 @@ def test_missing_rights_are_one_line(label: Label, photos: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("rival", "expected"),
+    ("moment", "rival", "expected"),
     [
-        ({}, None),
-        ({"top_n": 2}, "top_n: 2 there, 3 asked for"),
-        ({"wordlist": "short.txt"}, r"words\.txt: another run with other settings or images has begun this folder"),
-        ({"images": "other"}, r"plan\.parquet: another run with other settings or images"),
+        ("entries", {}, None),
+        ("entries", {"top_n": 2}, "top_n: 2 there, 3 asked for"),
+        ("write_plan", {}, None),
+        ("write_plan", {"top_n": 2}, "top_n: 2 there, 3 asked for"),
+        ("write_plan", {"wordlist": "short.txt"}, r"words\.txt: another run with other settings or images has begun"),
+        ("write_plan", {"images": "other"}, r"plan\.parquet: another run with other settings or images"),
     ],
 )
 def test_of_two_that_begin_at_once_the_first_one_decides(
-    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rival: dict[str, Any],
+    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, rival: dict[str, Any],
     expected: str | None,
 ) -> None:  # fmt: skip
-    """The rival begins and finishes between our looking for a folder and our writing of one."""
+    """The rival begins and finishes between our looking for a run and for strangers, or our writing of a first file."""
     (tmp_path / "short.txt").write_text("red\ngreen\nblue\n")
     draw_folder(tmp_path / "other", 5)
     settings = {"images": str(photos)} | {
         name: str(tmp_path / v) if isinstance(v, str) else v for name, v in rival.items()
     }
-    plain, out = begin.write_plan, "memory://x"
+    plain, out = getattr(begin, moment), "memory://x"
 
-    def write_plan(*given: Any) -> None:
-        monkeypatch.setattr(begin, "write_plan", plain)
+    def beaten(*given: Any) -> Any:
+        monkeypatch.setattr(begin, moment, plain)
         label(out=out, **settings)
-        plain(*given)
+        return plain(*given)
 
-    monkeypatch.setattr(begin, "write_plan", write_plan)
+    monkeypatch.setattr(begin, moment, beaten)
     if expected is None:
         assert label(images=str(photos), out=out).report.images == 0
     else:
         with pytest.raises(UserError, match=expected):
             label(images=str(photos), out=out)
-    monkeypatch.setattr(begin, "write_plan", plain)
+    assert getattr(begin, moment) is plain
     label(out=tmp_path / "alone", **settings)
     assert stored(out) == stored(str(tmp_path / "alone"))
 
 
-def test_two_runs_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, s3: str) -> None:
+def test_two_runs_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, s3: str, program: Begin) -> None:
     label(images=str(photos))
     words = word_file(tmp_path / "colours.txt")
-    command = [sys.executable, "-m", "tests.world", "label", "--images", str(photos), "--wordlist", str(words)]
-    command += ["--top-n", "3", "--out", "s3://bucket/both", "--shard-size", "4", "--device", "cpu"]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", "s3://bucket/both"]
+    both = [program(*command, "--shard-size", 4, "--device", "cpu") for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert stored("s3://bucket/both") == stored(str(tmp_path / "labels"))
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +27,7 @@ from tests.photo_forms import (
     write_parquet,
     write_tars,
 )
+from tests.programs import Begin
 from tests.world import draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -155,22 +154,23 @@ def test_every_form_is_the_same_behind_a_url(
 
 
 @pytest.mark.parametrize("name", ["s3", "hf stream", "parquet"])
-def test_a_killed_run_goes_on_from_where_it_was(label: Label, tmp_path: Path, s3: str, name: str) -> None:
+def test_a_killed_run_goes_on_from_where_it_was(
+    label: Label, tmp_path: Path, s3: str, name: str, program: Begin
+) -> None:
     folder = draw_folder(tmp_path / "photos", 24)
     settings = {"images": "s3://bucket/killed"} if name == "s3" else container(name, photos_in(folder), tmp_path)
     if name == "s3":
         copy_to("s3://bucket/killed", folder)
     label(**settings, out=tmp_path / "whole", shard_size=2)
-    command = [sys.executable, "-m", "tests.world", "label", "--images", settings["images"], "--top-n", "3"]
-    command += ["--wordlist", str(word_file(tmp_path / "colours.txt")), "--out", str(tmp_path / "labels")]
-    command += ["--shard-size", "2", "--device", "cpu", *(["--streaming"] if "streaming" in settings else [])]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = ["label", "--images", settings["images"], "--top-n", 3, "--out", tmp_path / "labels"]
+    command += ["--wordlist", word_file(tmp_path / "colours.txt"), "--shard-size", 2, "--device", "cpu"]
+    process = program(*command, *(["--streaming"] if "streaming" in settings else []))
     commits = tmp_path / "labels" / "commits"
     while not (commits.is_dir() and len(list(commits.iterdir())) > 2):
-        assert process.poll() is None
+        assert process.returncode is None
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.signal(signal.SIGKILL)
+    process.wait()
     assert not (tmp_path / "labels" / "manifest.json").exists()
     left = len(Ledger.open(tmp_path / "labels").missing())
     assert 0 < left < 12

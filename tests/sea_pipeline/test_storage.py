@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.storage import TEMPORARY, publish, publish_bytes, publish_folder, sweep
+from sea_pipeline.storage.scratch import host
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -117,6 +119,20 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
     assert "cannot be written: File too large" in out
     assert not (tmp_path / "file").exists()
     assert not list((tmp_path / TEMPORARY).iterdir())
+
+
+def test_a_dead_process_that_its_parent_never_asked_after_is_dead(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.read()  # its end
+        while Path(f"/proc/{child.pid}/stat").read_text().split()[2] != "Z":
+            time.sleep(0.01)
+        left = [f"{name}.{host()}.{process}.0" for name, process in (("dead", child.pid), ("mine", os.getpid()))]
+        (tmp_path / TEMPORARY).mkdir()
+        for name in left:
+            (tmp_path / TEMPORARY / name).touch()
+        sweep(tmp_path)
+    assert [path.name for path in (tmp_path / TEMPORARY).iterdir()] == left[1:]
 
 
 def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.kills import descendants
+from tests.programs import Begin
 from tests.worker_world import FAULTS, plant_fault
 from tests.world import draw_folder
 
@@ -38,13 +39,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(words: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """The command line that labels the photos, with the colour encoder here and in workers."""
+    """The command's arguments that label the photos, with the colour encoder here and in workers."""
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", json.dumps([PRELOAD]))
 
     def command(*more: object) -> list[str]:
         fixed = ["--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "out", "--shard-size", 2]
         fixed += ["--device", "cpu", "--search", "torch", "--no-dashboard"]
-        return [sys.executable, "-m", "tests.world", "label", *map(str, fixed), *map(str, more)]
+        return ["label", *map(str, fixed), *map(str, more)]
 
     return command
 
@@ -93,35 +94,37 @@ def test_no_worker_outlives_its_driver_and_another_run_goes_on(
     whole: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
+    program: Begin,
 ) -> None:
     plant_fault(tmp_path / "faults", 5, "hang")
     monkeypatch.setenv(FAULTS, str(tmp_path / "faults"))
-    run = subprocess.Popen(command("--workers", 2), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    try:
-        wait_for(lambda: commits(tmp_path / "out") >= 3)
-        workers = descendants(run.pid)
-        assert len(workers) >= 2
-        run.send_signal(number)
-        _, stderr = run.communicate(timeout=60)
-        wait_for(lambda: not alive(workers), 10)
-    finally:
-        run.kill()
-        run.wait()
+    run = program(*command("--workers", 2))
+    wait_for(lambda: commits(tmp_path / "out") >= 3)
+    workers = descendants(run.pid)
+    assert len(workers) >= 2
+    run.signal(number)
+    run.wait()
+    wait_for(lambda: not alive(workers), 10)
     if number == signal.SIGTERM:
         assert run.returncode == 130
-        assert "stopped; finished shards are kept" in stderr
-        assert "Traceback" not in stderr
+        assert "stopped; finished shards are kept" in run.stderr
+        assert "Traceback" not in run.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
-    last = subprocess.run(command(), capture_output=True, text=True, check=True)
+    last = program(*command())
+    assert last.wait() == 0
     assert "9 of 9 done" in last.stdout
     assert content(tmp_path / "out") == whole
     assert not list((tmp_path / "out" / ".tmp").iterdir())
 
 
 def test_two_drivers_of_one_folder_end_with_the_same(
-    command: Callable[..., list[str]], tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    program: Begin,
 ) -> None:
-    both = [subprocess.Popen(command(*more), stdout=subprocess.DEVNULL) for more in (("--workers", 1), ())]
+    both = [program(*command(*more)) for more in (("--workers", 1), ())]
     assert [run.wait() for run in both] == [0, 0]
     assert content(tmp_path / "out") == whole
 
@@ -151,9 +154,11 @@ def test_a_scheduler_of_others_is_used_and_stays(
     tmp_path: Path,
     whole: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
+    program: Begin,
 ) -> None:
     address, processes = scheduler
-    run = subprocess.run(command("--scheduler", address), capture_output=True, text=True, check=True)
+    run = program(*command("--scheduler", address))
+    assert run.wait() == 0
     assert "9 of 9 done" in run.stdout
     assert content(tmp_path / "out") == whole
     assert [process.poll() for process in processes] == [None, None]
@@ -164,24 +169,27 @@ def test_a_scheduler_that_dies_is_one_line(
     scheduler: tuple[str, list[subprocess.Popen[bytes]]],
     tmp_path: Path,
     whole: dict[str, bytes],
+    program: Begin,
 ) -> None:
     address, processes = scheduler
-    run = subprocess.Popen(command("--scheduler", address), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    run = program(*command("--scheduler", address))
     wait_for(lambda: commits(tmp_path / "out"))
     processes[0].kill()
-    _, stderr = run.communicate(timeout=60)
-    assert run.returncode == 1
-    (line,) = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert run.wait() == 1
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error:")]
     assert "the scheduler is gone" in line
-    assert "Traceback" not in stderr
-    assert subprocess.run(command(), capture_output=True).returncode == 0
+    assert "Traceback" not in run.stderr
+    assert program(*command()).wait() == 0
     assert content(tmp_path / "out") == whole
 
 
-def test_a_job_array_divides_the_shards(command: Callable[..., list[str]], tmp_path: Path, whole: Any) -> None:
+def test_a_job_array_divides_the_shards(
+    command: Callable[..., list[str]], tmp_path: Path, whole: Any, program: Begin
+) -> None:
     for part in (3, 1, 2):
         assert not (tmp_path / "out" / "manifest.json").exists()
-        run = subprocess.run(command("--shard-range", f"{part}/3"), capture_output=True, text=True, check=True)
+        run = program(*command("--shard-range", f"{part}/3"))
+        assert run.wait() == 0
     assert "9 of 9 done" in run.stdout
     assert content(tmp_path / "out") == whole
 
@@ -200,11 +208,9 @@ def test_a_job_that_begins_again_takes_back_only_its_own_shards(
 
 
 def test_alone_dask_is_never_imported(command: Callable[..., list[str]]) -> None:
-    program = (
-        "import sys, runpy; sys.argv = sys.argv[1:]; import tests.world as w\ntry: w.main()\nexcept SystemExit as end"
-    )
-    program += ": print({'dask', 'distributed'} & set(sys.modules), end.code)"
-    run = subprocess.run([sys.executable, "-c", program, *command()[2:]], capture_output=True, text=True, check=True)
+    loaded = "import sys; import tests.world as w\ntry: w.main()\nexcept SystemExit as end"
+    loaded += ": print({'dask', 'distributed'} & set(sys.modules), end.code)"
+    run = subprocess.run([sys.executable, "-c", loaded, *command()], capture_output=True, text=True, check=True)
     assert run.stdout.endswith("set() 0\n")
 
 

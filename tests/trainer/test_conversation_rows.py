@@ -1,7 +1,8 @@
 """Tokenised conversations as rows: made once, kept whole, read when needed, split by id."""
 
+import os
 import random
-import subprocess
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import datasets
 import pytest
 
 from sea_pipeline.errors import UserError
+from tests.programs import Begin
 from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from tests.trainer.spoken import Row, load, record, rows_of, written
 from trainer import conversations
@@ -89,18 +91,24 @@ def test_a_failure_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monkey
     assert len(load(data, byte_level(), "own")) == 200
 
 
-def test_a_kill_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+def load_and_die() -> None:
+    """Reads conversations, and kills its process at row 2,000."""
+    records = conversations.records
+
+    def dies(path: Path) -> Iterator[tuple[int, Any]]:
+        for number, row in records(path):
+            if number == 2000:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield number, row
+
+    conversations.records = dies
+    load(Path(sys.argv[1]), byte_level(), "own")
+
+
+def test_a_kill_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, program: Begin) -> None:
     data = written(tmp_path, *(record([("a", str(number))]) for number in range(2500)))
-    program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom trainer import conversations\n"
-        "from tests.tiny_tokenizers import byte_level\nrecords = conversations.records\n"
-        "def dies(path):\n    for number, row in records(path):\n"
-        "        if number == 2000:\n            os.kill(os.getpid(), signal.SIGKILL)\n        yield number, row\n"
-        "conversations.records = dies\nconversations.load_conversations("
-        "Path(sys.argv[1]), byte_level(), template='own', image_tokens=5, max_length=10_000)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(data)], check=False, capture_output=True)
-    assert done.returncode == -9, done.stderr
+    done = program(data, main=load_and_die)
+    assert done.wait() == -signal.SIGKILL, done.stderr
     assert list((tmp_path / "cache").rglob("*.arrow")), "it was to be killed after some rows were written"
     again = load(data, byte_level(), "own")
     assert again["id"][:] == [str(number) for number in range(1, 2501)]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.memory import READY, measured
-from tests.test_architecture import ROOT
+from tests.programs import Begin
 from tests.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.trainer.test_save import tensors
@@ -190,21 +189,22 @@ def test_a_rope_for_each_kind_of_layer_is_refused() -> None:
         legacy.config({"model_type": "gemma3_text", "rope_parameters": rope})
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from trainer import export
-def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
-export.model_card = die
-export.export_model(export.ExportSettings.of(source=Path(sys.argv[1]), out=Path(sys.argv[2])))
-"""
+def export_and_die() -> None:
+    """Exports, and kills its process before the last file."""
+
+    def die(*_: object, **__: object) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+    export.model_card = die
+    export_model(ExportSettings.of(source=Path(sys.argv[1]), out=Path(sys.argv[2])))
 
 
-def test_a_kill_leaves_no_half_folder_and_the_next_call_clears_up(run: TrainRun, tmp_path: Path) -> None:
+def test_a_kill_leaves_no_half_folder_and_the_next_call_clears_up(
+    run: TrainRun, tmp_path: Path, program: Begin
+) -> None:
     out = tmp_path / "out"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(run.out), str(out)], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert program(run.out, out, main=export_and_die).wait() == -signal.SIGKILL
     assert not out.exists()
     (leftover,) = tmp_path.iterdir()
     assert (leftover / "model.safetensors").is_file()

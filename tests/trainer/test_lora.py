@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sea_pipeline.errors import UserError
+from tests.programs import Begin
 from tests.tiny_models import LLMS, tiny_model
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer
 from tests.trainer.test_resume import copied, killed, values, weights
@@ -150,12 +151,12 @@ def test_gradient_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> 
         torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_a_killed_run_goes_on_exactly(tiny: World, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_exactly(tiny: World, tmp_path: Path, program: Begin) -> None:
     """Dropout is drawn as it would have been."""
     recipe = tiny_recipe(tiny, **LORA)
     whole = tmp_path / "whole"
     train(recipe, whole)
-    killed(recipe, tmp_path / "killed", "log", 5)
+    killed(program, recipe, tmp_path / "killed", "log", 5)
     train(recipe, tmp_path / "killed", resume=True)
     assert weights(tmp_path / "killed") == weights(whole) != {}
     assert values(tmp_path / "killed") == values(whole)

@@ -1,18 +1,16 @@
 """A run that was killed, wherever that was, ends with the same bytes as one that was not."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_architecture import ROOT
+from tests import tiny_runs
+from tests.programs import Begin
 from tests.tiny_runs import World, logged, tiny_recipe
 from trainer import checkpoints
 from trainer.recipe import Recipe
@@ -51,22 +49,20 @@ def values(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in logged(out)]
 
 
-def killed(recipe: Recipe, out: Path, event: str, step: int) -> None:
-    """Runs in a process of its own until it kills itself."""
+def killed(program: Begin, recipe: Recipe, out: Path, event: str, step: int) -> None:
+    """Runs until it kills itself."""
     file = out.parent / "recipe.json"
     file.write_text(recipe.model_dump_json())
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.tiny_runs", str(file), str(out), event, str(step)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = program(file, out, event, step, main=tiny_runs.main)
+    assert done.wait() == -signal.SIGKILL, done.stderr
     assert not (out / "model").exists()
 
 
 @pytest.mark.parametrize("name", KILLED)
-def test_a_killed_run_goes_on_exactly(name: str, tiny: World, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_exactly(name: str, tiny: World, tmp_path: Path, program: Begin) -> None:
     recipe = tiny_recipe(tiny, **STAGES[name])
     event, step = KILLED[name]
-    killed(recipe, tmp_path / "killed", event, step)
+    killed(program, recipe, tmp_path / "killed", event, step)
     folders = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert folders == ["checkpoint-2", "checkpoint-4"]
     assert (

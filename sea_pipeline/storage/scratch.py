@@ -1,0 +1,35 @@
+"""Names of unfinished files and folders: they say which process writes them, so that a dead one's are known."""
+
+import os
+import socket
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+
+def scratch_name(name: str) -> str:
+    """A name of its own for this process's `name`."""
+    return f"{name}.{host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def is_abandoned(scratch: Path) -> bool:
+    """Whether a process of this machine that is no more left it."""
+    named, process = ["", "", *scratch.name.split(".")][-3:-1]
+    return named == host() and process.isdigit() and not _alive(int(process))
+
+
+def host() -> str:
+    """This machine's name, as one part of a file's."""
+    return socket.gethostname().replace(".", "-")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with suppress(OSError):  # Linux. In a container whose first process asks after no child, the dead keep their number
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    return True
