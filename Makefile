@@ -8,9 +8,9 @@ export HF_HUB_OFFLINE = 1
 demo: .venv ## Label the sample photos with the packaged models; pictures and tables.
 	$(BIN)/sea-pipeline demo
 
-# Each of the processes computes with one thread.
+# Each of the processes computes with one thread; three keep two cores busy, as some tests wait for others' programs.
 test: .venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv
 	$(BIN)/ruff check .
