@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from sea_pipeline.errors import UserError
 from sea_pipeline.settings import Strict
 from trainer.recipe import Recipe
-from trainer.recipe_file import builtin_recipe, read_recipes
+from trainer.recipe_file import read_recipes
 from trainer.recipe_names import PAPERS, builtin_recipes, papers_file
 
 LAUNCH = "torchrun --nproc-per-node 8 -m sea_pipeline"
@@ -79,7 +79,7 @@ class PaperRow(NamedTuple):
 
     def recipes(self, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
         """The row's stages, see `read_recipes`; `overrides` go over the row's own."""
-        return read_recipes(builtin_recipe(self.recipe), [*self.overrides, *overrides])
+        return read_recipes(builtin_recipes()[self.recipe], [*self.overrides, *overrides])
 
     def commands(self) -> list[str]:
         """From parts and data to a trained model: `init`, `label` where a stage needs labels, `train`."""

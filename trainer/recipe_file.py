@@ -10,7 +10,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.storage import data_folder
 from trainer.recipe import PRESETS, Recipe
 
 
@@ -51,11 +50,6 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
         merged = _merge(_merge(content, stage), _merge(common, own.get(name, {})))
         recipes[name] = _recipe(merged, f"{path}: stages.{name}" if name else str(path))
     return recipes
-
-
-def builtin_recipe(name: str) -> Path:
-    """The file of a recipe that comes with the project, such as `demo`."""
-    return data_folder("jobs") / f"{name}.yaml"
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

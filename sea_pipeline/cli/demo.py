@@ -28,7 +28,8 @@ def demo(
     from sea_pipeline import analysis, console, console_training, open_labels
     from sea_pipeline.cli.report import make_report, tell_report
     from sea_pipeline.label_run import LabelSettings, label_images
-    from trainer.recipe_file import builtin_recipe, read_recipes
+    from trainer.recipe_file import read_recipes
+    from trainer.recipe_names import builtin_recipes
     from trainer.stages import train_stages
 
     console.messages.print("1 of 3: words for every patch of the sample photos")
@@ -42,7 +43,7 @@ def demo(
     last: dict[str, Path] = {}
     for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
         console.messages.print(f"2 of 3: a model that is trained {title}")
-        recipes = read_recipes(builtin_recipe(name), [f"labels.path={out / 'labels'}"])
+        recipes = read_recipes(builtin_recipes()[name], [f"labels.path={out / 'labels'}"])
         runs = train_stages(recipes, out / name, told=console_training.told())
         metrics |= {} if metrics else {"start": next(iter(runs.values())).summary["start"]}
         metrics[title] = list(runs.values())[-1].summary["end"]

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from sea_pipeline.errors import UserError
-from trainer.recipe_file import builtin_recipe, read_recipes
+from trainer.recipe_file import read_recipes
+from trainer.recipe_names import builtin_recipes
 from trainer.stages import train_stages
 from trainer.train import TrainRun
 
@@ -34,7 +35,7 @@ COLUMNS = {
 def trained(row: dict[str, Any], common: list[str], seed: int) -> TrainRun:
     """The last stage of a row with one seed."""
     overrides = [*common, *row.get("set", []), f"seed={seed}"]
-    return list(train_stages(read_recipes(builtin_recipe(row["recipe"]), overrides)).values())[-1]
+    return list(train_stages(read_recipes(builtin_recipes()[row["recipe"]], overrides)).values())[-1]
 
 
 def line(name: str, runs: list[TrainRun]) -> str:

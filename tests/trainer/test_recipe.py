@@ -9,7 +9,8 @@ import yaml
 from sea_pipeline.errors import UserError
 from tests.test_architecture import ROOT
 from trainer.recipe import Parts, Recipe
-from trainer.recipe_file import builtin_recipe, read_recipes
+from trainer.recipe_file import read_recipes
+from trainer.recipe_names import builtin_recipes
 
 TRAINS = "loss: {sea: {weight: 1}}\n"
 
@@ -256,6 +257,6 @@ def test_the_projects_own_recipes(path: Path) -> None:
     recipes = read_recipes(path)
     assert recipes
     assert {recipe.name for recipe in recipes.values()} == {path.stem}
-    assert builtin_recipe(path.stem).read_bytes() == path.read_bytes()
+    assert builtin_recipes()[path.stem].read_bytes() == path.read_bytes()
     for recipe in recipes.values():
         assert Recipe.model_validate(yaml.safe_load(recipe.model_dump_json())) == recipe  # as run.json keeps it
