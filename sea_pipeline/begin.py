@@ -75,15 +75,17 @@ def begin(
         files=[],
     )
     make_folder(root)
-    with alone(root):
-        if not (root / "dataset.json").exists() and (created := _create(root, wanted, samples, companions)):
+    with alone(root) as locked:
+        if not (root / "dataset.json").exists() and (created := _create(root, wanted, samples, companions, locked)):
             return Ledger(root, created)
-        ledger = _belonging(root, wanted, samples, growing or {}, extend)
+        ledger = _belonging(root, wanted, samples, growing or {}, extend, locked)
     sweep(root)
     return ledger
 
 
-def _create(root: Place, dataset: Dataset, samples: Sequence[Sample], companions: dict[str, bytes]) -> Dataset | None:
+def _create(
+    root: Place, dataset: Dataset, samples: Sequence[Sample], companions: dict[str, bytes], locked: bool
+) -> Dataset | None:
     """What the folder was begun as; None where another process, without a lock between us, was first."""
     plan = root / "plan.parquet"
     found = {path.name for path in entries(root)}
@@ -95,9 +97,9 @@ def _create(root: Place, dataset: Dataset, samples: Sequence[Sample], companions
             "choose another --out"
         )
     sweep(root)
-    _write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size))
+    _write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size), locked)
     for name, content in companions.items():
-        _write_first(root / name, root, partial(Path.write_bytes, data=content))
+        _write_first(root / name, root, partial(Path.write_bytes, data=content), locked)
     files = [file_record(root, root / name) for name in (plan.name, *companions)]
     dataset = dataset.model_copy(update={"files": files})
     try:
@@ -107,10 +109,10 @@ def _create(root: Place, dataset: Dataset, samples: Sequence[Sample], companions
     return dataset
 
 
-def _write_first(path: Place, root: Place, write: Callable[[Path], object]) -> None:
+def _write_first(path: Place, root: Place, write: Callable[[Path], object], locked: bool) -> None:
     """Writes a file that the folder is begun with. Where nothing locks, the first process decides what is in it."""
     try:
-        with publish(path, root, exclusive=not isinstance(root, Path)) as scratch:
+        with publish(path, root, exclusive=not locked) as scratch:
             write(scratch)
             ours = file_sha256(scratch)
     except FileExistsError:
@@ -140,7 +142,9 @@ class _Difference(NamedTuple):
         return "; ".join(parts + [f"{name}: it has grown" for name in self.grown])
 
 
-def _belonging(root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Growing, extend: bool) -> Ledger:
+def _belonging(
+    root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Growing, extend: bool, locked: bool
+) -> Ledger:
     """The folder, if it and the run belong together, or do so when it is extended."""
     while True:
         ledger = Ledger(root, Ledger.open(root).dataset, wanted.image_root)
@@ -157,7 +161,7 @@ def _belonging(root: Place, wanted: Dataset, samples: Sequence[Sample], growing:
         if not difference.new:
             ledger.fields |= difference.grown
             return ledger
-        _extend(ledger, wanted, difference)
+        _extend(ledger, wanted, difference, locked)
 
 
 def _compare(ledger: Ledger, wanted: Dataset, samples: Sequence[Sample], growing: Growing) -> _Difference:
@@ -181,13 +185,13 @@ def _compare(ledger: Ledger, wanted: Dataset, samples: Sequence[Sample], growing
     return _Difference(new, gone, grown, others)
 
 
-def _extend(ledger: Ledger, wanted: Dataset, difference: _Difference) -> None:
+def _extend(ledger: Ledger, wanted: Dataset, difference: _Difference, locked: bool) -> None:
     """Plans new images as a further part; until `dataset.json` is replaced nothing has changed."""
     root, found = ledger.root, ledger.dataset
     path = root / plan_name(len(found.all_parts()))
     new = difference.new
     try:
-        with publish(path, root, exclusive=not isinstance(root, Path)) as scratch:
+        with publish(path, root, exclusive=not locked) as scratch:
             write_plan(scratch, new, found.shard_size)
     except FileExistsError:
         if Ledger.open(root).dataset != found:

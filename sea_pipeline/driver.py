@@ -19,7 +19,7 @@ from sea_pipeline.dask_clusters import connected
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
-from sea_pipeline.run import ATTEMPTS, Report, Tally, log_attempt, may_finish
+from sea_pipeline.run import ATTEMPTS, Report, Tally, finish_where_due, log_attempt
 from sea_pipeline.storage import publish_bytes, scratch_path
 from sea_pipeline.worker_pool import Outcome, WorkerPool
 from sea_pipeline.workers import Recipe, StagePlugin
@@ -142,8 +142,7 @@ class Driver:
                     self._take(self._tasks.pop(worker), outcome)
                 self._end_stuck()
                 self._hand_out()
-        if may_finish(self._ledger, shards, self._tally.report):
-            self._finish()
+        finish_where_due(self._ledger, shards, self._tally.report, self._finish)
         return self._tally.closed()
 
     def _hand_out(self) -> None:

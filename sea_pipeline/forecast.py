@@ -14,8 +14,9 @@ from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.errors import UserError
 from sea_pipeline.label import LabelStage
 from sea_pipeline.label_run import LabelSettings, encoder_of, stage_of, words_of
+from sea_pipeline.memory import process_peak_bytes
 from sea_pipeline.progress import ProgressBar, no_bar
-from sea_pipeline.run import ShardResult, process_peak_bytes
+from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import list_samples, open_source
 
@@ -92,7 +93,7 @@ def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Fore
     )
     count = max(settings.measure, _ROUNDS * stage.batch_size * stage.lanes)
     with progress("measuring", count, 0) as advance:
-        seconds, size, result = _measured(stage, listing, count, advance)
+        seconds, bytes_per_image, result = _measured(stage, listing, count, advance)
     if not result.rows:
         raise UserError(f"{listing.origin}: none of {count} images could be labelled: {result.bad[0].message}")
     passed = result.rows + len(result.bad)
@@ -105,7 +106,7 @@ def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Fore
         images_per_second=rate,
         seconds_per_image={part: spent / passed for part, spent in result.seconds.items()},
         start_seconds=start,
-        bytes_per_image=size / passed,
+        bytes_per_image=bytes_per_image,
         memory_bytes=process_peak_bytes(),
         shards=-(-settings.planned // settings.shard_size),
         shares=tuple(_shares(settings, rate, start)),
@@ -127,16 +128,20 @@ def _stage(settings: ForecastSettings, device: str, progress: ProgressBar) -> La
     return stage_of(settings, encoder, embeddings, device)
 
 
-def _measured(stage: LabelStage, listing: Listing, count: int, advance: Any) -> tuple[float, int, ShardResult]:  # noqa: ANN401
-    """The seconds, the bytes and the result of labelling `count` images; others come first, to warm up."""
-    source = open_source(listing.root)
-    warm, chosen = _chosen(listing.samples, stage.batch_size * stage.lanes), _chosen(listing.samples, count)
+def _measured(stage: LabelStage, listing: Listing, count: int, advance: Any) -> tuple[float, float, ShardResult]:  # noqa: ANN401
+    """The seconds, the bytes an image and the result of labelling `count` images; others come first, to warm up."""
+    source, chosen = open_source(listing.root), _chosen(listing.samples, count)
+    few = len(listing.samples) < count
+    warm = listing.samples if few else _chosen(listing.samples, stage.batch_size * stage.lanes)
     with tempfile.TemporaryDirectory(prefix="sea-pipeline-") as folder:
-        stage.process(warm, source, Path(folder) / "warm.parquet", {}, lambda _: None)
-        target = Path(folder) / "measured.parquet"
+        first, target = Path(folder) / "warm.parquet", Path(folder) / "measured.parquet"
+        stage.process(warm, source, first, {}, lambda _: None)
         begun = time.perf_counter()
         result = stage.process(chosen, source, target, {}, advance)
-        return time.perf_counter() - begun, target.stat().st_size, result
+        seconds = time.perf_counter() - begun
+        # Rows that are there again and again are compressed away.
+        size = first.stat().st_size / len(warm) if few else target.stat().st_size / count
+        return seconds, size, result
 
 
 def _chosen(samples: list[Sample], count: int) -> list[Sample]:

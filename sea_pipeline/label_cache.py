@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sea_pipeline.errors import UserError
 from sea_pipeline.records import Manifest
 from sea_pipeline.shards import from_stored
 from sea_pipeline.storage import alone, cache_folder, make_folder, writing
+from sea_pipeline.storage.scratch import scratch_beside
 from sea_pipeline.store import Labels, LabelStore
 
 _ARRAYS = ("words", "scores", "crop_box")
@@ -77,12 +79,14 @@ def label_cache(store: LabelStore, root: Path | None = None) -> LabelCache:
     folder = root / hashlib.sha256(manifest).hexdigest()[:32]
     with alone(root):  # the processes of a training run all come at once; the first one unpacks
         if not folder.is_dir():
-            scratch = root / f".{folder.name}"
-            shutil.rmtree(scratch, ignore_errors=True)  # of a killed process
+            scratch = scratch_beside(folder)
             try:
                 with writing(folder, root):
                     _unpack(store, scratch)
                     scratch.replace(folder)
+            except (OSError, UserError):
+                if not folder.is_dir():  # else another machine's process, without a lock between us, was first
+                    raise
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return LabelCache(folder, store.grid, store.top_n)

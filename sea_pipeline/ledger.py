@@ -37,7 +37,7 @@ from sea_pipeline.records import (
     load_record,
 )
 from sea_pipeline.samples import BadSample, Sample
-from sea_pipeline.storage import Place, entries, publish, publish_bytes, spread
+from sea_pipeline.storage import Place, entries, publish, publish_bytes, spread, sweep
 from sea_pipeline.storage.patience import StoreError
 
 QUARANTINE = "quarantine"
@@ -237,6 +237,7 @@ class Ledger:
             ],
         )
         publish_bytes(self.root / "manifest.json", manifest.to_bytes(), self.root)
+        sweep(self.root)  # of runs beside this one that were killed
         return manifest
 
     def manifest(self) -> Manifest:

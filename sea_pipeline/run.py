@@ -1,7 +1,5 @@
 """Runs any stage over the shards of a ledger: skips what is done, tries again, quarantines, counts."""
 
-import resource
-import sys
 import threading
 import time
 import traceback
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from sea_pipeline.ahead import side_by_side
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.memory import process_peak_bytes
 from sea_pipeline.records import Commit
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.sources import Source, open_source
@@ -139,14 +138,20 @@ def run(
                     tally.report.failed[shard] = reason
                 else:
                     (tally.add if ours else tally.check)(commit)
-    if may_finish(ledger, shards, tally.report):
-        ledger.finish(stage.finish(ledger))
+    finish_where_due(ledger, shards, tally.report, lambda: ledger.finish(stage.finish(ledger)))
     return tally.closed()
 
 
-def may_finish(ledger: Ledger, shards: range | None, report: Report) -> bool:
-    """Whether the manifest is due. A run for all shards that none failed must write it, or say why it cannot."""
-    return not ledger.missing() or (shards is None and not report.failed)
+def finish_where_due(ledger: Ledger, shards: range | None, report: Report, finish: Callable[[], object]) -> None:
+    """Has the manifest written if it is due, while nobody extends the folder.
+
+    A run for all shards that none failed must write it, or say why it cannot; of an extended folder the run that
+    extended it does.
+    """
+    due = not ledger.missing() or (shards is None and not report.failed)
+    with alone(ledger.root):
+        if due and Ledger.open(ledger.root).dataset.shards == ledger.dataset.shards:
+            finish()
 
 
 class _Done(NamedTuple):
@@ -289,9 +294,3 @@ def _process(
             peak_memory_bytes=process_peak_bytes(),
             attempt=attempt,
         )
-
-
-def process_peak_bytes() -> int:
-    """The most resident memory that this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -20,6 +20,7 @@ FLOORS = [
         "pixels",
         "devices",
         "llava_json",
+        "memory",
         "settings",
         "captions",
         "lift",

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sea_pipeline.progress import ProgressBar
+from sea_pipeline.storage import publish_bytes
 
 
 class MetricsLog(TrainerCallback):
@@ -29,7 +30,7 @@ class MetricsLog(TrainerCallback):
     def cut(self, step: int) -> None:
         """Forgets what a stopped run logged after `step`, which will be done again."""
         kept = [line for line in self.lines() if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        publish_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode(), self._path.parent)
         self.before = kept[-1]["seconds"] if kept else 0.0
         self._begun = time.monotonic()
 

@@ -7,6 +7,7 @@ LLaVA folder, there once it is whole) and `summary.json`, written last.
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import differing_fields, fingerprint_of
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import alone, file_sha256, make_folder, publish_bytes, sweep
+from sea_pipeline.storage import TEMPORARY, alone, claimed, entries, file_sha256, make_folder, publish_bytes, sweep
 from sea_pipeline.teacher import CODEC
 from trainer import checkpoints
 from trainer.arguments import training_arguments
@@ -39,6 +40,7 @@ from trainer.save import save_model
 from trainer.sources import LABELS, open_conversations, open_label_source, open_teacher
 from trainer.weights import PROJECTOR
 
+_NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 _ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
 """Beginnings of training arguments that change what a run writes or how fast, and no weight."""
 _ACCUMULATION = "gradient_accumulation_steps"
@@ -93,6 +95,8 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
     args = training_arguments(recipe, Path())  # refuses what does not fit before any work is done
+    if resume and out is not None and not (out / "run.json").is_file():
+        raise UserError(f"{out}: {_NO_RUN}")
     set_seed(recipe.seed)
     folder = open_model_folder(_model_path(recipe, told))
     conversations = open_conversations(recipe.data, folder)
@@ -108,7 +112,8 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
         told.say(f"{out}: this run is finished")
         return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
     told.say(f"the run goes to {out}" + (f"; labels: {store.path}" if store else ""))
-    return _Run(inputs, out, fields, told).finish()
+    with claimed(out) if args.process_index == 0 else nullcontext():
+        return _Run(inputs, out, fields, told).finish()
 
 
 def _model_path(recipe: Recipe, told: Told) -> Path:
@@ -187,18 +192,21 @@ def weights_digest(folder: Path) -> str:
 def _begin(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
     """Begins a run's folder, or finds that it is this run's."""
     described = out / "run.json"
-    if not described.is_file():
+    held = {path.name for path in entries(out)}
+    if described.name not in held:
         if resume:
-            raise UserError(f"{out}: expected a run to go on with; found none; leave out --resume to begin one")
-        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out}: {_NO_RUN}")
+        if held - {TEMPORARY}:
             raise UserError(f"{out}: expected a new folder or one of a run; found other files; choose another --out")
         make_folder(out)
+        sweep(out)
         record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
         record["versions"] = {
             "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
         }  # fmt: skip
-        publish_bytes(described, (json.dumps(record, indent=2) + "\n").encode(), out)
-        return
+        with suppress(FileExistsError):  # of another machine's process, without a lock between us
+            publish_bytes(described, (json.dumps(record, indent=2) + "\n").encode(), out, exclusive=True)
+            return
     try:
         found = json.loads(described.read_text("utf-8"))["fields"]
     except (ValueError, KeyError) as error:

@@ -9,7 +9,7 @@ import torch
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import fingerprint_of
-from sea_pipeline.storage import alone, cache_folder, make_folder, publish
+from sea_pipeline.storage import alone, cache_folder, make_folder, publish, sweep
 from sea_pipeline.wordlists import WordList
 
 
@@ -29,6 +29,7 @@ def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], 
     lock.touch()
     with alone(lock):  # of several processes that want the same words at once, one embeds them
         if (cached := _read(path, (len(words), encoder.width))) is None:
+            sweep(path.parent)
             cached = _embedded(encoder, words, advance)
             with publish(path, path.parent) as scratch, scratch.open("wb") as file:
                 np.savez(file, embeddings=cached.numpy())

@@ -2,12 +2,12 @@
 
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import platformdirs
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.storage.scratch import is_abandoned, scratch_name
+from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
 if TYPE_CHECKING:
     from sea_pipeline.storage.remote import RemotePath
@@ -124,33 +124,59 @@ def below(root: Place, path: Place) -> str:
 
 
 @contextmanager
-def alone(folder: Place) -> Iterator[None]:
-    """Waits until no other process of this machine is inside this block for the folder; a kill lets the next one in.
+def alone(folder: Place) -> Iterator[bool]:
+    """Waits until no other process is inside this block for the folder; a kill lets the next one in.
 
-    Network file systems may let other machines' processes in beside it, and in stores elsewhere nobody waits: there,
-    `publish` with `exclusive` says who came first.
+    Yields whether anybody waits: on file systems without locks and in stores elsewhere nobody does, and `publish` with
+    `exclusive` says who came first.
     """
     if not isinstance(folder, Path):
-        yield
+        yield False
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor, locked = os.open(folder, os.O_RDONLY), False
     try:
-        with suppress(OSError):  # a file system without locks: the hashes still tell who came second
+        with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            locked = True
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def claimed(folder: Path, seconds: float = 20) -> Iterator[None]:
+    """As `alone`, for blocks of hours: who comes second waits some seconds, as a killed one's children may live on.
+
+    Raises:
+        UserError: another process goes on with the folder.
+    """
+    descriptor, give_up = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise UserError(f"{folder}: another process works on it; wait for its end, or end it") from None
+                time.sleep(0.2)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
         yield
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def publish(path: Place, root: Place, *, exclusive: bool = False) -> Iterator[Path]:
+def publish(path: Place, root: Place, *, exclusive: bool = False, scratch: Path | None = None) -> Iterator[Path]:
     """Yields a temporary path of this machine; on success its file appears at `path` below `root`, whole.
 
     After an exception or a kill nothing has appeared at `path`, and what stood there before still stands. On this
     machine the file is on disk, then renamed; in a store elsewhere it is one request, and whoever is last wins. With
-    `exclusive` it is whoever is first, and `FileExistsError` for the others.
+    `exclusive` it is whoever is first, and `FileExistsError` for the others. `scratch` is for who has a temporary path.
     """
-    scratch = scratch_path(root, path.name)
+    scratch = scratch or scratch_path(root, path.name)
     make_folder(scratch.parent)
     make_folder(path.parent)
     with writing(path, root if isinstance(root, Path) else scratch.parent):
@@ -201,10 +227,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: expected a new or an empty folder; choose another with --out, or remove this one")
     make_folder(path.parent)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
-        if is_abandoned(leftover):
-            shutil.rmtree(leftover, ignore_errors=True)
-    scratch = path.parent / scratch_name(f".{path.name}")
+    scratch = scratch_beside(path)
     try:
         with writing(path, scratch, in_parts=False):
             scratch.mkdir()

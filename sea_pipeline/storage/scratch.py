@@ -1,6 +1,8 @@
 """Names of unfinished files and folders: they say which process writes them, so that a dead one's are known."""
 
+import glob
 import os
+import shutil
 import socket
 import uuid
 from contextlib import suppress
@@ -10,6 +12,15 @@ from pathlib import Path
 def scratch_name(name: str) -> str:
     """A name of its own for this process's `name`."""
     return f"{name}.{host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def scratch_beside(path: Path) -> Path:
+    """A name beside `path` for what is to become it; what dead processes left there under such names goes."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
+        if is_abandoned(leftover):
+            with suppress(OSError):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    return path.parent / scratch_name(f".{path.name}")
 
 
 def is_abandoned(scratch: Path) -> bool:

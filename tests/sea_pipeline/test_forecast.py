@@ -50,11 +50,15 @@ def test_hours_follow_from_the_rate_and_the_start(
     assert found.memory_bytes > 10_000_000
 
 
-def test_bytes_are_those_of_a_real_run(label: Any, encoder: ColourEncoder, words: Path, tmp_path: Path) -> None:
-    photos = str(draw_folder(tmp_path / "many", 320))
+@pytest.mark.parametrize("images", [320, 20])
+def test_bytes_are_those_of_a_real_run(
+    label: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, images: int
+) -> None:
+    """Of few images, too, though they are measured again and again."""
+    photos = str(draw_folder(tmp_path / "many", images))
     found = forecast(asked(tmp_path, words, images=photos, measure=160))
     labelled = label(images=photos, shard_size=2048)
-    assert found.bytes_per_image == pytest.approx(labelled.ledger.done().bytes / 320, rel=0.15)
+    assert found.bytes_per_image == pytest.approx(labelled.ledger.done().bytes / images, rel=0.15)
 
 
 def test_every_thread_has_its_part_of_what_is_measured(

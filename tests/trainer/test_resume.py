@@ -4,15 +4,20 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sea_pipeline import storage
+from sea_pipeline.errors import UserError
 from tests import tiny_runs
+from tests.kills import killed_around
 from tests.programs import Begin
 from tests.tiny_runs import World, logged, tiny_recipe
 from trainer import checkpoints
+from trainer import train as train_module
 from trainer.recipe import Recipe
 from trainer.train import train
 
@@ -119,3 +124,58 @@ def test_a_half_written_checkpoint_is_left_out(harm: Callable[[Path], Any], tiny
     train(recipe, out)
     assert weights(out) == weights(whole)
     assert json.loads((out / "summary.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_that_is_killed_as_it_begins_goes_on(tiny: World, tmp_path: Path, before: bool) -> None:
+    recipe = tiny_recipe(tiny, training_arguments={"max_steps": 2})
+    with killed_around(storage, "_appear", 1, before=before):
+        train(recipe, tmp_path / "out")
+    assert train(recipe, tmp_path / "out").summary["steps"] == 2
+
+
+@pytest.mark.parametrize("rival", [0, 1])
+def test_another_machine_may_begin_it_meanwhile(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rival: int
+) -> None:
+    recipe, out, plain = tiny_recipe(tiny), tmp_path / "out", train_module.entries
+
+    def beaten(folder: Path) -> list[Any]:
+        monkeypatch.setattr(train_module, "entries", plain)
+        found = plain(folder)
+        train_module._begin(out, {"seed": rival}, recipe, resume=False)
+        return found
+
+    monkeypatch.setattr(train_module, "entries", beaten)
+    with pytest.raises(UserError, match="holds another run: seed") if rival else nullcontext():
+        train_module._begin(out, {"seed": 0}, recipe, resume=False)
+    assert train_module.entries is plain
+
+
+def test_two_at_once_train_one_after_the_other(tiny: World, tmp_path: Path, program: Begin) -> None:
+    recipe = tiny_recipe(tiny)
+    train(recipe, tmp_path / "whole")
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    both = [program(tmp_path / "recipe.json", tmp_path / "out", main=tiny_runs.main) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0], [one.stderr for one in both]
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert values(tmp_path / "out") == values(tmp_path / "whole")
+
+
+def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
+    with storage.claimed(tmp_path), pytest.raises(UserError, match="another process works on it"):  # noqa: SIM117
+        with storage.claimed(tmp_path, seconds=0.1):
+            pass
+    with storage.claimed(tmp_path, seconds=0.1):
+        pass
+
+
+def test_a_kill_as_the_log_is_cut_loses_none_of_it(tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)})
+    whole = train(recipe, tmp_path / "whole")
+    out = copied(whole.out, tmp_path / "out", 4)
+    with killed_around(storage, "_appear", 1, before=True):
+        train(recipe, out)
+    again = train(recipe, out)
+    assert values(out) == values(whole.out)
+    assert again.summary["start"] == whole.summary["start"]
