@@ -5,7 +5,6 @@ Parquet is what travels and lasts; reading single images from it at random takes
 
 import hashlib
 import json
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import numpy.typing as npt
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import Manifest
 from sea_pipeline.shards import from_stored
-from sea_pipeline.storage import alone, cache_folder, make_folder, writing
-from sea_pipeline.storage.scratch import scratch_beside
+from sea_pipeline.storage import alone, cache_folder, make_folder, publish_folder
 from sea_pipeline.store import Labels, LabelStore
 
 _ARRAYS = ("words", "scores", "crop_box")
@@ -79,21 +77,16 @@ def label_cache(store: LabelStore, root: Path | None = None) -> LabelCache:
     folder = root / hashlib.sha256(manifest).hexdigest()[:32]
     with alone(root):  # the processes of a training run all come at once; the first one unpacks
         if not folder.is_dir():
-            scratch = scratch_beside(folder)
             try:
-                with writing(folder, root):
+                with publish_folder(folder) as scratch:
                     _unpack(store, scratch)
-                    scratch.replace(folder)
             except (OSError, UserError):
                 if not folder.is_dir():  # else another machine's process, without a lock between us, was first
                     raise
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
     return LabelCache(folder, store.grid, store.top_n)
 
 
 def _unpack(store: LabelStore, folder: Path) -> None:
-    folder.mkdir()
     size = store.grid[0] * store.grid[1] * store.top_n
     shapes = {"words": (np.uint16, size), "scores": (np.float16, size), "crop_box": (np.float32, 4)}
     arrays = {

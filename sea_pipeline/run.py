@@ -149,8 +149,10 @@ def finish_where_due(ledger: Ledger, shards: range | None, report: Report, finis
     extended it does.
     """
     due = not ledger.missing() or (shards is None and not report.failed)
+    if not due:
+        return
     with alone(ledger.root):
-        if due and Ledger.open(ledger.root).dataset.shards == ledger.dataset.shards:
+        if Ledger.open(ledger.root).dataset.shards == ledger.dataset.shards:
             finish()
 
 

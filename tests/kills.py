@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+DEAD = 2**22 + 1
+"""No process has this number."""
+
 
 class Killed(BaseException):
     """Stands for SIGKILL inside this process: nothing may catch it."""

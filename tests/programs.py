@@ -73,6 +73,11 @@ Begin = Callable[..., Program]
 """What the fixture `program` is: arguments of the command line -> the program."""
 
 
+def labelling(images: object, wordlist: object, out: object, *more: object) -> tuple[object, ...]:
+    """The arguments of `label` for the tiny world."""
+    return ("label", "--images", images, "--wordlist", wordlist, "--top-n", 3, "--out", out, "--device", "cpu", *more)
+
+
 def _become(
     main: Callable[[], None],
     arguments: list[str],

@@ -152,20 +152,23 @@ def claimed(folder: Path, seconds: float = 20) -> Iterator[None]:
     """
     descriptor, give_up = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise UserError(f"{folder}: another process works on it; wait for its end, or end it") from None
-                time.sleep(0.2)
-                continue
-            except OSError:  # a file system without locks
-                pass
-            break
+        while _is_claimed(descriptor):
+            if time.monotonic() > give_up:
+                raise UserError(f"{folder}: another process works on it; wait for its end, or end it")
+            time.sleep(0.2)
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_claimed(descriptor: int) -> bool:
+    """Whether another process has the lock; else this one has it now, where the file system knows of locks."""
+    with suppress(OSError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from sea_pipeline.run import run
 from sea_pipeline.storage import Place, place, sweep
 from sea_pipeline.storage.scratch import host
 from sea_pipeline.worker_pool import WorkerPool
+from tests.kills import DEAD
 from tests.worker_world import PlantedRecipe, PlantedStage, planted_ledger
 
 IMAGES, SHARD_SIZE = 240, 4
@@ -37,7 +38,7 @@ def alone_elsewhere(out: str, days_behind: int) -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> "Behind":
             return super().now(tz) - datetime.timedelta(days=days_behind)
 
-    storage.scratch_name = lambda name: f"{name}.{host()}.{2**22 + 1}.{uuid.uuid4().hex[:8]}"
+    storage.scratch_name = lambda name: f"{name}.{host()}.{DEAD}.{uuid.uuid4().hex[:8]}"
     ledger.datetime = types.SimpleNamespace(datetime=Behind, UTC=datetime.UTC)  # type: ignore[attr-defined]
     alone(out, seconds=0.01)
 

@@ -17,7 +17,7 @@ from sea_pipeline.records import Dataset
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content, rows
 from tests.kills import killed_around
-from tests.programs import Begin
+from tests.programs import Begin, labelling
 from tests.world import ColourEncoder, draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -253,8 +253,8 @@ def test_two_extensions_at_once_do_no_harm(label: Label, photos: Path, tmp_path:
     grow(photos)
     label(images=str(photos), out=tmp_path / "whole", extend=True)
     words = word_file(tmp_path / "colours.txt")
-    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "both"]
-    both = [program(*command, "--shard-size", 4, "--device", "cpu", "--extend") for _ in range(2)]
+    command = labelling(photos, words, tmp_path / "both", "--shard-size", 4, "--extend")
+    both = [program(*command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert content(tmp_path / "both") == content(tmp_path / "whole")
 

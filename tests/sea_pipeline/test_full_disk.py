@@ -13,7 +13,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
-from tests.programs import Begin
+from tests.programs import Begin, labelling
 from tests.world import draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -65,8 +65,7 @@ def test_full_for_real_at_the_largest_files(label: Label, photos: Path, tmp_path
     label(images=str(photos), out=tmp_path / "whole", max_bad=0.5)
     sizes = sorted({len(data) for data in content(tmp_path / "whole").values()})
     words = word_file(tmp_path / "colours.txt")
-    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "labels"]
-    command += ["--shard-size", 4, "--device", "cpu", "--max-bad", 0.5]
+    command = labelling(photos, words, tmp_path / "labels", "--shard-size", 4, "--max-bad", 0.5)
     for limit in (sizes[-1] - 1, sizes[-3] - 1):
         done = program(*command, file_size=limit)
         assert done.wait() == 1

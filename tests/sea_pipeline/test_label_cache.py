@@ -13,6 +13,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import file_sha256
 from sea_pipeline.storage.scratch import host
+from tests.kills import DEAD
 from tests.world import draw_folder
 
 
@@ -53,7 +54,7 @@ def test_an_interrupted_unpacking_leaves_nothing(
         with pytest.raises(ZeroDivisionError):
             label_cache.label_cache(store, tmp_path / "unpacked")
     assert not list((tmp_path / "unpacked").iterdir())
-    half = tmp_path / "unpacked" / f".{label_cache.label_cache(store).folder.name}.{host()}.{2**22 + 1}.0"
+    half = tmp_path / "unpacked" / f".{label_cache.label_cache(store).folder.name}.{host()}.{DEAD}.0"
     half.mkdir()
     (half / "words.npy").write_bytes(b"of a killed process")
     assert len(label_cache.label_cache(store, tmp_path / "unpacked")) == 69

@@ -22,7 +22,7 @@ from sea_pipeline.storage.remote import RemotePath
 from tests.contents import rows, stored
 from tests.kills import killed_around
 from tests.photo_forms import failing_s3
-from tests.programs import Begin
+from tests.programs import Begin, labelling
 from tests.world import ColourEncoder, draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -58,12 +58,12 @@ def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, s
     photos = draw_folder(tmp_path / "photos", 32)
     label(images=str(photos), shard_size=2)
     words = word_file(tmp_path / "colours.txt")
-    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", "s3://bucket/killed"]
+    command = labelling(photos, words, "s3://bucket/killed", "--shard-size", 2)
     moments = random.Random(0)
     left = []
     for _ in range(2):
         done = len(entries(place("s3://bucket/killed/commits")))
-        process = program(*command, "--shard-size", 2, "--device", "cpu")
+        process = program(*command)
         while len(entries(place("s3://bucket/killed/commits"))) == done:
             assert process.returncode is None
             time.sleep(0.2)
@@ -191,8 +191,8 @@ def test_of_two_that_begin_at_once_the_first_one_decides(
 def test_two_runs_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, s3: str, program: Begin) -> None:
     label(images=str(photos))
     words = word_file(tmp_path / "colours.txt")
-    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", "s3://bucket/both"]
-    both = [program(*command, "--shard-size", 4, "--device", "cpu") for _ in range(2)]
+    command = labelling(photos, words, "s3://bucket/both", "--shard-size", 4)
+    both = [program(*command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert stored("s3://bucket/both") == stored(str(tmp_path / "labels"))
 

@@ -16,13 +16,12 @@ from sea_pipeline.storage import TEMPORARY
 from sea_pipeline.storage.results import check_result, publish_result
 from sea_pipeline.storage.scratch import host
 from tests.contents import content
+from tests.kills import DEAD
 from tests.sea_pipeline.test_extend import grow
 from tests.sea_pipeline.test_extend import photos as photos
 from tests.world import draw_folder
 
 Label = Callable[..., StageRun]
-DEAD = 2**22 + 1
-"""No process has this number."""
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.kills import killed_around
-from tests.programs import Begin
+from tests.programs import Begin, labelling
 from tests.world import draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -44,8 +44,7 @@ def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, p
     photos = draw_folder(tmp_path / "photos", 400)
     words = word_file(tmp_path / "colours.txt")
     label(images=str(photos), out=tmp_path / "whole", shard_size=8)
-    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "killed"]
-    command += ["--shard-size", 8, "--device", "cpu", "--search", "torch"]
+    command = labelling(photos, words, tmp_path / "killed", "--shard-size", 8, "--search", "torch")
     moments = random.Random(0)
     commits = tmp_path / "killed" / "commits"
     for _ in range(6):
@@ -69,8 +68,8 @@ def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, p
 def test_two_runs_of_one_folder_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, program: Begin) -> None:
     label(images=str(photos), out=tmp_path / "whole")
     words = word_file(tmp_path / "colours.txt")
-    command = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "both"]
-    both = [program(*command, "--shard-size", 4, "--device", "cpu") for _ in range(2)]
+    command = labelling(photos, words, tmp_path / "both", "--shard-size", 4)
+    both = [program(*command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert content(tmp_path / "both") == content(tmp_path / "whole")
 
@@ -81,8 +80,7 @@ def test_two_runs_with_other_settings_at_once_never_mix(tmp_path: Path, photos: 
     short.write_text("\n".join(reversed(words.read_text().split())))
     for number in range(3):
         out = tmp_path / f"out{number}"
-        command = ["label", "--images", photos, "--top-n", 3, "--out", out]
-        runs = [program(*command, "--wordlist", wordlist) for wordlist in (words, short)]
+        runs = [program(*labelling(photos, wordlist, out)) for wordlist in (words, short)]
         assert sorted(run.wait() for run in runs) == [0, 1]
         assert "holds another run" in "".join(run.stderr for run in runs)
         winner = (words, short)[[run.returncode for run in runs].index(0)]

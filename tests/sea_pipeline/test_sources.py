@@ -27,7 +27,7 @@ from tests.photo_forms import (
     write_parquet,
     write_tars,
 )
-from tests.programs import Begin
+from tests.programs import Begin, labelling
 from tests.world import draw_folder, word_file
 
 Label = Callable[..., StageRun]
@@ -162,8 +162,7 @@ def test_a_killed_run_goes_on_from_where_it_was(
     if name == "s3":
         copy_to("s3://bucket/killed", folder)
     label(**settings, out=tmp_path / "whole", shard_size=2)
-    command = ["label", "--images", settings["images"], "--top-n", 3, "--out", tmp_path / "labels"]
-    command += ["--wordlist", word_file(tmp_path / "colours.txt"), "--shard-size", 2, "--device", "cpu"]
+    command = labelling(settings["images"], word_file(tmp_path / "colours.txt"), tmp_path / "labels", "--shard-size", 2)
     process = program(*command, *(["--streaming"] if "streaming" in settings else []))
     commits = tmp_path / "labels" / "commits"
     while not (commits.is_dir() and len(list(commits.iterdir())) > 2):

@@ -21,7 +21,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.kills import descendants
-from tests.programs import Begin
+from tests.programs import Begin, labelling
 from tests.worker_world import FAULTS, plant_fault
 from tests.world import draw_folder
 
@@ -43,9 +43,8 @@ def command(words: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", json.dumps([PRELOAD]))
 
     def command(*more: object) -> list[str]:
-        fixed = ["--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "out", "--shard-size", 2]
-        fixed += ["--device", "cpu", "--search", "torch", "--no-dashboard"]
-        return ["label", *map(str, fixed), *map(str, more)]
+        fixed = labelling(photos, words, tmp_path / "out", "--shard-size", 2, "--search", "torch", "--no-dashboard")
+        return [str(argument) for argument in (*fixed, *more)]
 
     return command
 
