@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_
 from pydantic_core import PydanticCustomError
 
 from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.settings import Settings
+from sea_pipeline.settings import Settings, complaint
 from sea_pipeline.storage import data_folder
 
 _Count = Annotated[int, Field(ge=1)]
@@ -210,7 +210,7 @@ def load_cluster(name: str) -> _InFiles:
         raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
     except ValidationError as error:
         problems = (
-            f"{'.'.join(str(part) for part in item['loc'][1:]) or 'kind'}: {item['msg'][0].lower() + item['msg'][1:]}"
+            f"{'.'.join(str(part) for part in item['loc'][1:]) or 'kind'}: {complaint(item)}"
             for item in error.errors(include_url=False)
         )
         raise UserError(f"{path}: {'; '.join(problems)}") from error

@@ -12,13 +12,14 @@ if TYPE_CHECKING:  # it brings torch
 
 def forecast_tables(found: "Forecast") -> None:
     """What was measured, what all images would take, and hours by workers."""
+    embedded = f", {found.words_seconds:,.0f} s of them for words that are kept now" if found.words_seconds > 1 else ""
     parts = ", ".join(f"{part} {1000 * spent:,.1f}" for part, spent in found.seconds_per_image.items())
     console.print_table(
         {
             "measured": f"{found.measured:,} images on {found.device}, {found.images_per_second:,.1f} images/s"
             + (f"; {found.bad:,} of them bad" if found.bad else ""),
             "ms per image": f"{parts} (decoding runs beside the others, summed over its threads)",
-            "starting": f"{found.start_seconds:,.0f} s for each worker, less once the words' embeddings are kept",
+            "starting": f"{found.start_seconds:,.0f} s for each worker{embedded}",
             "memory": f"{decimal(found.memory_bytes)} for each worker",
             "planned": f"{console.counted(found.planned, 'image')} in {console.counted(found.shards, 'shard')}",
             "on disk": f"{decimal(round(found.bytes))}, {decimal(round(found.bytes_per_image))} per image",

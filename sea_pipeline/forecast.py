@@ -59,6 +59,8 @@ class Forecast:
     """By part; decoding is summed over its threads and runs beside the others."""
     start_seconds: float
     """For each worker, once: loading the encoder and the words' embeddings; embedding them, if they were not kept."""
+    words_seconds: float
+    """Of those, for the words' embeddings: next to nothing where they were kept."""
     bytes_per_image: float
     memory_bytes: int
     """The peak of this process."""
@@ -84,10 +86,8 @@ def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Fore
     Raises:
         UserError: see `load_wordlist`, `load_encoder` and `list_samples`; or no image could be labelled.
     """
-    begun = time.perf_counter()
     device = resolve_device(settings.device)
-    stage = _stage(settings, device, progress)
-    start = time.perf_counter() - begun
+    stage, start, of_words = _started(settings, device, progress)
     listing = list_samples(
         settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
     )
@@ -106,6 +106,7 @@ def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Fore
         images_per_second=rate,
         seconds_per_image={part: spent / passed for part, spent in result.seconds.items()},
         start_seconds=start,
+        words_seconds=of_words,
         bytes_per_image=bytes_per_image,
         memory_bytes=process_peak_bytes(),
         shards=-(-settings.planned // settings.shard_size),
@@ -121,11 +122,17 @@ def busiest(images: int, shard_size: int, workers: int) -> int:
     return mine * shard_size - (shards * shard_size - images if has_last else 0)
 
 
-def _stage(settings: ForecastSettings, device: str, progress: ProgressBar) -> LabelStage:
+def _started(settings: ForecastSettings, device: str, progress: ProgressBar) -> tuple[LabelStage, float, float]:
+    """The stage; the seconds until it could work, and those of them for the words' embeddings."""
+    begun = time.perf_counter()
     words, encoder = words_of(settings), encoder_of(settings, device)
+    asked = time.perf_counter()
     with progress("embedding words", len(words), 0) as advance:
         embeddings = word_embeddings(encoder, words, advance)
-    return stage_of(settings, encoder, embeddings, device)
+    answered = time.perf_counter()
+    with progress("loading the encoder", 1, 0):
+        stage = stage_of(settings, encoder, embeddings, device)
+    return stage, time.perf_counter() - begun, answered - asked
 
 
 def _measured(stage: LabelStage, listing: Listing, count: int, advance: Any) -> tuple[float, float, ShardResult]:  # noqa: ANN401

@@ -7,7 +7,6 @@ B images, P patches, D embedding width, n labels a patch.
 """
 
 import base64
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -111,7 +110,7 @@ class LabelStage:
         self.at_once = 2 if kind == "cuda" else 1
         """Shards."""
         self._pinned = kind == "cuda"
-        self._loading, self._loaded = threading.Lock(), False
+        encoder.load()
 
     @property
     def backend(self) -> str:
@@ -230,7 +229,7 @@ class LabelStage:
     def _labelled(self, batch: list[_Decoded], pixels: torch.Tensor) -> _Labelled:
         seconds = _Seconds(float)
         with _timed(seconds, "encode"):
-            vectors = self._encoded(pixels)
+            vectors = self._encoder.patches(pixels)
             finite = vectors.isfinite().flatten(1).all(-1).tolist()
         items, rest = (
             [item for item, good in zip(batch, finite, strict=True) if good == wanted] for wanted in (True, False)
@@ -241,16 +240,6 @@ class LabelStage:
             word_ids, scores = (part.view(*vectors.shape[:2], self._top_n) for part in found)
             patch_sum = vectors.sum((0, 1), dtype=torch.float64).cpu()
         return _Labelled(items, rest, word_ids, scores, patch_sum, seconds)
-
-    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The encoder's patches; the first ones while no other lane asks, as it loads its model with them."""
-        if not self._loaded:
-            with self._loading:
-                if not self._loaded:
-                    vectors = self._encoder.patches(pixels)
-                    self._loaded = True
-                    return vectors
-        return self._encoder.patches(pixels)
 
 
 def _packed(vector: torch.Tensor) -> str:

@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.settings import Strict
 from sea_pipeline.storage import Place, below, canonical_json, file_sha256
 
 SCHEMA_VERSION = 1
@@ -15,10 +16,8 @@ SCHEMA_VERSION = 1
 _Record = TypeVar("_Record", bound="Record")
 
 
-class Record(BaseModel):
-    """A small JSON file of an output folder; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Record(Strict):
+    """A small JSON file of an output folder."""
 
     def to_bytes(self) -> bytes:
         """Indented JSON with a newline at its end."""
@@ -40,7 +39,7 @@ class Part(Record):
     """sha256 of the planned ids in their order; the commits of its shards name it."""
     images: int
     shards: int
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = Field(default_factory=dict)
     """Of the dataset's fields those that have grown with the input, as they were for this part."""
 
 
@@ -67,7 +66,7 @@ class Dataset(Record):
     """Of labels: the spec that loads the encoder again. Where its weights lie decides nothing, so it is no field."""
     files: list[File]
     """`plan.parquet` and what else was written before the first shard."""
-    parts: list[Part] = []
+    parts: list[Part] = Field(default_factory=list)
     """Of a folder that was extended: all that was planned, in its order. Else it is one part, and this is absent."""
 
     def all_parts(self) -> list[Part]:

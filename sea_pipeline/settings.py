@@ -1,10 +1,17 @@
 """What a command is asked for: frozen, unknown names refused, every problem told at once."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sea_pipeline.errors import UserError
+
+_KINDS = {
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "path_type": "a path",
+    "tuple_type": "a list",
+}
 
 
 class Strict(BaseModel):
@@ -27,8 +34,15 @@ class Settings(Strict):
             return cls.model_validate(values)
         except ValidationError as error:
             problems = (
-                f"--{str(item['loc'][-1]).replace('_', '-')}: {item['msg'][0].lower() + item['msg'][1:]}, "
-                f"found {item['input']!r}"
+                f"--{str(item['loc'][-1]).replace('_', '-')}: {complaint(item)}, found {item['input']!r}"
                 for item in error.errors()
             )
             raise UserError("; ".join(problems)) from error
+
+
+def complaint(item: Any) -> str:  # noqa: ANN401 - one of pydantic's `errors()`
+    """What pydantic says of one value, without the names of our classes."""
+    if kind := _KINDS.get(item["type"]):
+        return f"input should be {kind}"
+    message: str = item["msg"].removeprefix("Value error, ").partition(", unable to ")[0]
+    return message[0].lower() + message[1:]

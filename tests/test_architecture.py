@@ -54,11 +54,11 @@ TRAINER_FLOORS = [
         "weights",
         "hub",
     },
-    {"towers", "chat_template", "encode", "words", "sea", "supervision", "recipe_file", "run_record", "lora", "legacy"}
-    | {"arguments", "balance", "checkpoints"},
-    {"folder_check", "basic", "conversations", "paper_rows", "suites"},
-    {"model", "harness"},
-    {"parts", "data"},
+    {"towers", "chat_template", "encode", "words", "sea", "supervision"}
+    | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"},
+    {"folder_check", "basic", "conversations", "recipe_file", "suites"},
+    {"model", "paper_rows"},
+    {"parts", "data", "harness"},
     {"init", "features", "norm", "evaluate", "loop"},
     {"load", "layers", "replace"},
     {"sources", "evaluation_figures", "save", "model_card", "export_files"},

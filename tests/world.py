@@ -48,6 +48,8 @@ class ColourEncoder:
     def word_fields(self) -> Mapping[str, Any]:
         return {"name": "colours", "version": self.version}
 
+    def load(self) -> None: ...
+
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         rows, columns = self.grid
         cells = pixels.float().view(len(pixels), rows, 48 // rows, columns, 48 // columns, 3)

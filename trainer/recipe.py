@@ -7,7 +7,9 @@ field is named after the question, and `preset: paper` sets all of them to the p
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from sea_pipeline.settings import Strict
 
 SAMPLES = "samples"
 """As `data.train`: the sample photos that two packages ship, with captions of ours."""
@@ -15,11 +17,7 @@ SAMPLES = "samples"
 Weight = Annotated[float, Field(ge=0)] | Literal["auto"]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Parts(_Group):
+class Parts(Strict):
     """The parts that a new model is made of, see `init_model`."""
 
     vision: str = "packaged"
@@ -27,7 +25,7 @@ class Parts(_Group):
     projector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
 
 
-class Data(_Group):
+class Data(Strict):
     """Conversations and images."""
 
     train: str = SAMPLES
@@ -51,7 +49,7 @@ class Data(_Group):
     """Keep the frozen tower's output of every image in memory, see `tower_features`; not with `random_crop`."""
 
 
-class LabelSource(_Group):
+class LabelSource(Strict):
     """Per-patch words: a finished folder of `sea-pipeline label`, or what to make."""
 
     path: str | Path | None = None
@@ -65,7 +63,7 @@ class LabelSource(_Group):
     """Carry labels to another grid or crop by their `crop_box`; without it, a difference stops the run."""
 
 
-class Sea(_Group):
+class Sea(Strict):
     """SEA's L_a, Eq. 9, and how its pairs are drawn (section 4.2)."""
 
     weight: Weight = 0.0
@@ -90,7 +88,7 @@ class Sea(_Group):
     """How a word is spelled for Eq. 8: after a space as in running text, without, or the mean of both."""
 
 
-class Das(_Group):
+class Das(Strict):
     """BASIC's L_das, Eq. 6: the direction of visual tokens."""
 
     weight: Weight = 0.0
@@ -99,7 +97,7 @@ class Das(_Group):
     """With `auto`: what |weight * grad L_das| / |grad L_lm| on the projector is held at."""
 
 
-class Sds(_Group):
+class Sds(Strict):
     """BASIC's L_sds, Eq. 7: the distribution of visual tokens over the vocabulary."""
 
     weight: Weight = 0.0
@@ -112,7 +110,7 @@ class Sds(_Group):
     """Of the products with the vocabulary; `auto`: bfloat16 with `bf16`, else float32."""
 
 
-class Basic(_Group):
+class Basic(Strict):
     """How BASIC's supervision is made of the LLM's own layers (section 4.1)."""
 
     layers: Annotated[int, Field(ge=1)] | None = None
@@ -130,7 +128,7 @@ class Basic(_Group):
     """So many dimensions of the supervision, those of the largest mean square in a batch, are set to 0."""
 
 
-class Loss(_Group):
+class Loss(Strict):
     """loss = lm * L_lm + sea * L_a (SEA's Eq. 11) + das * L_das + sds * L_sds (BASIC's Eq. 8).
 
     L_a is a mean over micro-batches, L_das and L_sds are over those that have images.
@@ -153,7 +151,7 @@ class Loss(_Group):
         return {name: term for name, term in every.items() if term.weight}
 
 
-class LearningRates(_Group):
+class LearningRates(Strict):
     """Peak learning rate of each part; null leaves the part frozen."""
 
     projector: Annotated[float, Field(gt=0)] | None = 1e-3
@@ -163,7 +161,7 @@ class LearningRates(_Group):
     """Of the temperature; null: the projector's."""
 
 
-class Lora(_Group):
+class Lora(Strict):
     """Adapters on the LLM, with LLaVA-1.5's values; `learning_rates.llm` is theirs, the LLM's own weights are frozen.
 
     They are merged into the weights of the model folder. BASIC's targets are those of the adapted LLM.
@@ -178,7 +176,7 @@ class Lora(_Group):
     """Every linear layer but the head, or names such as q_proj."""
 
 
-class Recipe(_Group):
+class Recipe(Strict):
     """One run of `sea-pipeline train`."""
 
     name: str = "run"
@@ -199,7 +197,7 @@ class Recipe(_Group):
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between two evaluations on held-out samples; at the start and the end there is one in any case."""
     seed: int = 0
-    training_arguments: dict[str, Any] = {}
+    training_arguments: dict[str, Any] = Field(default_factory=dict)
     """Anything that `transformers.TrainingArguments` takes, over the defaults in `trainer/arguments.py`."""
 
     @model_validator(mode="after")

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from sea_pipeline.errors import UserError, one_line
 from trainer.recipe import PRESETS, Recipe
+from trainer.recipe_problems import problems
 
 
 class _Yaml(yaml.SafeLoader):
@@ -41,14 +41,20 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
     stages = content.pop("stages", None) or {"": {}}
     if not isinstance(stages, dict) or not all(isinstance(stage, dict | None) for stage in stages.values()):
         raise UserError(f"{path}: stages: expected a mapping of names to keys; found {stages!r:.80}")
-    common, own = _split_overrides(overrides, set(stages))
+    common, own = _split_overrides(overrides)
+    if unknown := sorted(own.keys() - stages.keys()):
+        names = ", ".join(name for name in stages if name)
+        wanted = f"expected one of its stages, {names}" if names else "it has no stages; give the key without them"
+        raise UserError(f"{path}: --set stages.{unknown[0]}: {wanted}")
     stages = {name: stage for name, stage in stages.items() if stage is not None and own.get(name, {}) is not None}
     if not stages:
         raise UserError(f"{path}: stages: expected at least one that is not null; found none")
     recipes = {}
     for name, stage in stages.items():
-        merged = _merge(_merge(content, stage), _merge(common, own.get(name, {})))
-        recipes[name] = _recipe(merged, f"{path}: stages.{name}" if name else str(path))
+        mine = own.get(name, {})
+        merged = _merge(_merge(content, stage), _merge(common, mine))
+        where = f"{path}: stages.{name}" if name else str(path)
+        recipes[name] = _recipe(merged, where, {f"stages.{name}.": mine, "": common})
     return recipes
 
 
@@ -71,41 +77,15 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(_read(path.parent / base, (*above, path.resolve())), content)
 
 
-def _recipe(content: dict[str, Any], where: str) -> Recipe:
+def _recipe(content: dict[str, Any], where: str, overrides: Mapping[str, Any]) -> Recipe:
     preset = content.get("preset")
     try:
         return Recipe.model_validate(_merge(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, content))
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_problem(item) for item in error.errors())) from error
+        raise UserError(problems(error, where, overrides)) from error
 
 
-def _problem(item: Any) -> str:  # noqa: ANN401 - pydantic's error
-    place = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    if not place:
-        return str(message)
-    if item["type"] == "extra_forbidden":
-        keys = _keys(item["loc"][:-1])
-        near = get_close_matches(str(item["loc"][-1]), keys, cutoff=0.7)
-        return f"{place}: there is no such key" + (f"; expected {' or '.join(near) or ', '.join(keys)}" if keys else "")
-    return f"{place}: {message[0].lower()}{message[1:]}, found {item['input']!r:.80}"
-
-
-def _keys(place: Sequence[str | int]) -> list[str]:
-    """The keys that a recipe has at a place, as pydantic names it; none where that is no mapping."""
-    model: type[BaseModel] = Recipe
-    for part in place:
-        if part not in model.model_fields:  # pydantic's name for one of several types that would do
-            continue
-        kind = model.model_fields[str(part)].annotation
-        models = [each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
-    return list(model.model_fields)
-
-
-def _split_overrides(overrides: Sequence[str], stages: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     common: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -121,8 +101,6 @@ def _split_overrides(overrides: Sequence[str], stages: set[str]) -> tuple[dict[s
     own = common.pop("stages", {})
     if not isinstance(own, dict):
         raise UserError(f"--set stages: expected stages.NAME.KEY=VALUE; found {own!r:.80}")
-    if unknown := set(own) - stages:
-        raise UserError(f"--set stages.{sorted(unknown)[0]}: expected one of {sorted(stages - {''})}")
     for name, keys in own.items():
         if not isinstance(keys, dict | None):
             raise UserError(f"--set stages.{name}: expected stages.{name}.KEY=VALUE; found {keys!r:.80}")

@@ -33,8 +33,8 @@ def plan(
         bool,
         typer.Option(
             "--json",
-            help="Print JSON: `images_per_second`, `seconds_per_image` by part, `start_seconds`, `bytes`, "
-            "`memory_bytes`, `shards`, `shares` (`workers`, `hours`, `cost`), …",
+            help="Print JSON: `images_per_second`, `seconds_per_image` by part, `start_seconds`, `words_seconds`, "
+            "`bytes`, `memory_bytes`, `shards`, `shares` (`workers`, `hours`, `cost`), …",
         ),
     ] = False,
 ) -> None:

@@ -64,7 +64,7 @@ class Preprocess:
 class Encoder(Protocol):
     """Image patches and words in one space (SEA Eq. 4 and 5).
 
-    Constructing one is cheap; the first call of `patches` or `words` loads the weights.
+    Constructing one is cheap; the first call of `load`, `patches` or `words` loads the weights.
     """
 
     spec: str
@@ -88,6 +88,10 @@ class Encoder(Protocol):
 
     def word_fields(self) -> Mapping[str, Any]:
         """Everything that decides the embeddings of words, and nothing that decides those of patches alone."""
+        ...
+
+    def load(self) -> None:
+        """Loads what `patches` needs; then several threads may call that at once."""
         ...
 
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:

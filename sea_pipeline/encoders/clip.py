@@ -60,6 +60,10 @@ class ClipEncoder:
         """See `Encoder.word_fields`; the same for all paths and precisions of a model."""
         return self._source.word_fields() | {"template": self._options.template}
 
+    def load(self) -> None:
+        """See `Encoder.load`."""
+        _ = self._towers, self._mean_and_std
+
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`."""

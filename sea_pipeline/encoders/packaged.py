@@ -62,6 +62,10 @@ class PackagedEncoder:
         named = ("name", "text_sha256", "tokenizer_sha256", "text_prompt", "precision")
         return {name: value for name, value in self.fields().items() if name in named}
 
+    def load(self) -> None:
+        """See `Encoder.load`."""
+        _ = self._classifier, self._class_embeddings
+
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`."""

@@ -44,6 +44,10 @@ class S2Encoder:
         """The base's."""
         return self._base.words(words, advance)
 
+    def load(self) -> None:
+        """The base's."""
+        self._base.load()
+
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`; one image's tiles of all scales go through the base at once."""

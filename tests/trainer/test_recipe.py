@@ -100,13 +100,19 @@ def test_later_overrides_win(tmp_path: Path) -> None:
         ("=3", "--set =3: expected KEY=VALUE"),
         ("seed={", "--set seed={: the value is no YAML"),
         ("seed=2024-13-45", "--set seed=2024-13-45: the value is no YAML"),
-        ("sead=3", "sead: there is no such key; expected seed"),
+        ("sead=3", "--set sead: there is no such key; expected seed"),
         ("lr=3", "lr: there is no such key; expected name, preset, model, "),
         ("loss.sea.weigth=3", "loss.sea.weigth: there is no such key; expected weight"),
-        ("model.visoin=x", "visoin: there is no such key; expected vision"),
+        ("model.visoin=x", "--set model.visoin: there is no such key; expected vision"),
         ("loss.sae.weight=3", "loss.sae: there is no such key"),
-        ("loss=3", "loss: input should be a valid dictionary"),
-        ("stages.first.seed=3", "--set stages.first: expected one of []"),
+        ("loss=3", "--set loss: input should be keys and values, found 3"),
+        ("loss.sea.weight=abc", "--set loss.sea.weight: input should be a valid number or 'auto', found 'abc'"),
+        ("model=3", "--set model: input should be a path or keys and values, found 3"),
+        ("labels.path=3", "--set labels.path: input should be a valid string or a path, found 3"),
+        ("lora.targets=3", "--set lora.targets: input should be 'all-linear' or a list, found 3"),
+        ("lora.targets=[q_proj, 3]", "--set lora.targets.1: input should be a valid string, found 3"),
+        ("learning_rates.projector=null", "r.yaml, as --set changes it: learning_rates.projector: loss.sea"),
+        ("stages.first.seed=3", "r.yaml: --set stages.first: it has no stages"),
         ("stages=3", "--set stages"),
         ("stages.first=3", "--set stages.first"),
     ],
@@ -146,10 +152,10 @@ def test_overrides_of_stages(tmp_path: Path) -> None:
     assert first.data.template == second.data.template == "plain"  # over what the stage says
     assert second.learning_rates.llm == 2e-5
     for override, message in {
-        "stages.other.seed=1": "--set stages.other: expected one of ['finetune', 'pretrain']",
+        "stages.other.seed=1": "r.yaml: --set stages.other: expected one of its stages, pretrain, finetune",
         "stages.finetune=1": "--set stages.finetune: expected",
         "stages=[1]": "--set stages: expected",
-        "stages.finetune.sead=1": "r.yaml: stages.finetune: sead: there is no such key",
+        "stages.finetune.sead=1": "--set stages.finetune.sead: there is no such key",
     }.items():
         assert message in problem(tmp_path, STAGED, override)
 
@@ -208,7 +214,7 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
         "data.train: input should be a valid string, found 5",
         "data.max_length: input should be greater than or equal to 16, found 3",
         "data.random_crop: input should be less than or equal to 1, found 1.5",
-        "greater than or equal to 0, found -1",
+        "loss.sea.weight: input should be greater than or equal to 0 or 'auto', found -1",
         "loss.sea.window: ",
         "preset: input should be 'paper', found 'p'",
     ):
@@ -260,3 +266,14 @@ def test_the_projects_own_recipes(path: Path) -> None:
     assert builtin_recipes()[path.stem].read_bytes() == path.read_bytes()
     for recipe in recipes.values():
         assert Recipe.model_validate(yaml.safe_load(recipe.model_dump_json())) == recipe  # as run.json keeps it
+
+
+def test_each_problem_has_the_place_where_it_was_written(tmp_path: Path) -> None:
+    text = "seed: x\nstages: {one: {loss: {sea: {weight: y}}}, two: {}}"
+    overrides = ("learning_rates.llm=z", "stages.one.data.max_length=1", "stages.two.data.max_length=2")
+    assert problem(tmp_path, text, *overrides) == (
+        f"{tmp_path / 'r.yaml'}: stages.one: loss.sea.weight: input should be a valid number or 'auto', found 'y'; "
+        "seed: input should be a valid integer, found 'x'; "
+        "--set stages.one.data.max_length: input should be greater than or equal to 16, found 1; "
+        "--set learning_rates.llm: input should be a valid number, found 'z'"
+    )
