@@ -106,13 +106,13 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
         "on disk": f"{decimal(done.bytes)}, {decimal(done.bytes // max(1, done.images))} per image",
     }
     if report.images or report.bad:
-        time = report.wall_seconds * report.workers * report.at_once
+        wall = report.wall_seconds
+        time = wall * report.workers * report.at_once
         shares = {part: spent / time for part, spent in report.seconds.items() if part != "decode"}
         shares["waiting for images, and the rest"] = max(0, 1 - sum(shares.values()))
         rows["this run"] = (
-            f"{report.images:,} images in {report.wall_seconds:.1f} s, {report.images / report.wall_seconds:.1f} "
-            f"images/s on {run.device} with {run.backend}"
-            + (f", {report.workers} workers" if report.workers > 1 else "")
+            f"{counted(report.images, 'image')} in {wall:.1f} s, {report.images / wall:.1f} images/s "
+            f"on {run.device} with {run.backend}" + (f", {report.workers} workers" if report.workers > 1 else "")
         )
         rows["time"] = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
     elif not report.failed:
@@ -132,7 +132,8 @@ def status_tables(ledger: Ledger) -> None:
     print_table(
         {
             "folder": str(ledger.root),
-            "holds": f"{planned.kind}, {'finished' if ledger.complete else 'not finished'}",
+            "holds": f"{planned.kind}, "
+            + ("finished" if ledger.complete else "not finished: the command that began it, run again, goes on"),
             "input": planned.source,
             "shards": f"{done.shards:,} of {planned.shards:,} done"
             + (f", the last at {done.last}" if done.last else ""),

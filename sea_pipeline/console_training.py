@@ -200,7 +200,8 @@ def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None
     for heading in ("part", "parameters", "train", "learning rate"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for part, (total, trains, rate) in parts.items():
-        table.add_row(part, f"{total:,}", f"{trains:,}" if trains else "frozen", f"{rate:g}" if rate else "")
+        shown = "logit_scale" if part == "alignment" else part  # as the recipe calls it
+        table.add_row(shown, f"{total:,}", f"{trains:,}" if trains else "frozen", f"{rate:g}" if rate else "")
     console.messages.print(table)
 
 

@@ -22,7 +22,6 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.probe import hint
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
-from sea_pipeline.run import Report
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.search import Backend
 from sea_pipeline.settings import Settings
@@ -30,6 +29,7 @@ from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage import Place, place
+from sea_pipeline.tally import Report
 from sea_pipeline.wordlists import WordList, load_wordlist
 
 

@@ -17,7 +17,7 @@ without it. A second writer of the same shard writes the same rows, so the last 
 import datetime
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -29,7 +29,6 @@ from sea_pipeline.records import (
     SCHEMA_VERSION,
     Commit,
     Dataset,
-    File,
     Manifest,
     check_file,
     file_record,
@@ -37,7 +36,7 @@ from sea_pipeline.records import (
     load_record,
 )
 from sea_pipeline.samples import BadSample, Sample
-from sea_pipeline.storage import Place, entries, publish, publish_bytes, spread, sweep
+from sea_pipeline.storage import Place, publish, publish_bytes, spread, sweep
 from sea_pipeline.storage.patience import StoreError
 
 QUARANTINE = "quarantine"
@@ -80,7 +79,7 @@ class Ledger:
         """
         if not (root / "dataset.json").is_file():
             raise UserError(
-                f"{root}: expected a folder that sea-pipeline wrote; found no dataset.json in it; "
+                f"{root}: expected a folder that sea-pipeline wrote; found {_other_than_ours(root)}; "
                 "give the output folder of label or teacher, such as one below runs/labels"
             )
         dataset = load_record(root / "dataset.json", Dataset)
@@ -109,13 +108,14 @@ class Ledger:
         """Where the table of a shard's bad images is or will be."""
         return self.root / QUARANTINE / f"{shard:05d}.parquet"
 
-    def _commit_path(self, shard: int) -> Place:
+    def commit_path(self, shard: int) -> Place:
+        """Where a shard's commit is or will be."""
         return self.root / "commits" / f"{shard:05d}.json"
 
     def commit(self, shard: int) -> Commit | None:
         """The shard's commit, if it stands: it parses, belongs to this run, and its files have their sizes."""
         try:
-            commit = load_record(self._commit_path(shard), Commit)
+            commit = load_record(self.commit_path(shard), Commit)
             whole = all((self.root / file.path).stat().st_size == file.bytes for file in commit.files)
         except StoreError:
             raise
@@ -188,7 +188,7 @@ class Ledger:
             wanted = commit.shard >= accepted and (shards is None or commit.shard in shards)
             if wanted and commit.bad > max_bad * (commit.bad + commit.rows):
                 (self.root / "manifest.json").unlink(missing_ok=True)
-                self._commit_path(commit.shard).unlink(missing_ok=True)
+                self.commit_path(commit.shard).unlink(missing_ok=True)
 
     def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
         """Writes a shard's commit; its data and its quarantine must stand. Or another run's, if it stands."""
@@ -203,7 +203,7 @@ class Ledger:
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             **facts,
         )
-        path, data = self._commit_path(shard), commit.to_bytes()
+        path, data = self.commit_path(shard), commit.to_bytes()
         try:
             publish_bytes(path, data, self.root, exclusive=True)
         except FileExistsError:  # another run's, without a lock between us, or one that does not stand any more
@@ -266,27 +266,12 @@ class Ledger:
     def _is_extended_since(self, manifest: Manifest) -> bool:
         return bool(self.dataset.parts) and len(manifest.shards) < self.dataset.shards
 
-    def check(self, advance: Callable[[int], None] = lambda _: None) -> tuple[list[File], list[str]]:
-        """Hashes every file that a record names; the files, and a line for each that differs from its record."""
-        files: dict[str, File] = {}
-        problems: list[str] = []
-        named = list(self.dataset.files)
-        for path in entries(self.root / "commits"):
-            try:
-                named += load_record(path, Commit).files
-            except UserError as error:
-                problems.append(str(error))
-        if self.finished:
-            manifest = self.manifest()
-            named += [*manifest.shards, *manifest.other_files]
-        for file in named:
-            if files.setdefault(file.path, file) != file:
-                problems.append(f"{self.root / file.path}: two records of it differ")
-        for file in files.values():
-            problem = check_file(self.root, file)
-            problems += [problem] if problem else []
-            advance(file.path.startswith(f"{self.dataset.kind}/"))
-        return list(files.values()), problems
+
+def _other_than_ours(root: Place) -> str:
+    if not root.is_dir():
+        return "no such folder"
+    run = (root / "run.json").is_file()
+    return "a training run, which sea-pipeline report shows" if run else "no dataset.json in it"
 
 
 def _version(package: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.errors import UserError
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,7 +105,14 @@ def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
         for number, row in enumerate(ijson.items(file, "item"), start=1):
             yield number, row
     except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {one_line(error)}") from error
+        raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """What the parser says, without its drawing of the place; of text that is no UTF-8 it says bytes."""
+    said = error.args[0]
+    text = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
+    return text.splitlines()[0]
 
 
 def _json_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:

@@ -62,8 +62,8 @@ def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> F
     named = named_entries([image.captions for image in images], words)
     if not len(named.word_ids):
         raise UserError(
-            f"--data {settings.data}: expected captions that name words of {settings.wordlist}; found none; try "
-            f"--wordlist mine:{settings.data}"
+            f"--data {settings.data}: expected captions that name words of {settings.wordlist}; found none in "
+            f"the {len(images):,} looked at; try --wordlist mine:{settings.data}, or a larger --limit"
         )
     probed: list[Probed] = []
     for spec in specs:

@@ -9,8 +9,9 @@ from sea_pipeline.clusters import Crew, Existing, LocalCluster
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.optional import require
-from sea_pipeline.run import Report, Stage, run
+from sea_pipeline.run import Stage, run
 from sea_pipeline.samples import Listing
+from sea_pipeline.tally import Report
 
 if TYPE_CHECKING:  # it brings dask
     from sea_pipeline.workers import Recipe

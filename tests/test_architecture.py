@@ -28,6 +28,7 @@ FLOORS = [
     {"records", "mine", "samples", "codecs", "row_groups", "clusters", "worker_pool"},
     {"plan", "quarantine", "wordlists", "sources", "dask_clusters"},
     {"ledger", "candidates"},
+    {"tally", "verify"},
     {"shards", "run", "begin", "rows", "int8_candidates", "half_candidates"},
     {"store", "search", "encoders", "teacher", "workers", "pace"},
     {"analysis", "label", "label_cache", "probe", "driver"},

@@ -33,8 +33,9 @@ def check_model_folder(folder: Path) -> Checked:
     """
     if not (folder / "config.json").is_file():
         inner = sorted(path.parent for path in (*folder.glob("model/config.json"), *folder.glob("*/model/config.json")))
-        wanted = f"give {inner[-1]}" if inner else "expected a folder made by sea-pipeline init"
-        raise UserError(f"{folder}: there is no config.json in it; {wanted}")
+        found = "there is no config.json in it" if folder.is_dir() else "there is no such folder"
+        wanted = f"give {inner[-1]}" if inner else "expected a model of sea-pipeline init, or that of a run: RUN/model"
+        raise UserError(f"{folder}: {found}; {wanted}")
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "llava":
         raise UserError(f"{folder}: model_type is {kind!r}, expected 'llava'; use sea-pipeline init")

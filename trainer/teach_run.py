@@ -20,12 +20,12 @@ from sea_pipeline.llava_json import grew_from
 from sea_pipeline.pixels import DECODE_VERSION
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
-from sea_pipeline.run import Report
 from sea_pipeline.samples import BadSample, Listing
 from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage import Place, alone, file_sha256, place, publish_bytes
+from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
 from trainer.data import TrainingData

@@ -113,15 +113,20 @@ def _misused(text: str, context: typer.Context | None) -> str:
     """What typer says of a command line that it cannot read, and where to look; empty where it has shown the help."""
     if not text:
         return ""
-    path, teaches = (context.command_path, context.command.help or "") if context else ("sea-pipeline", "")
+    path, teaches = f"sea-pipeline {_given_command()}".rstrip(), ""
+    if context:
+        path, teaches = context.command_path, context.command.help or ""
     _, _, example = teaches.partition("Example: ")
     shown = f"such as {example}; " if example and text.startswith(("Missing", "Got unexpected")) else ""
     return f"{text.rstrip('.').replace('Value error, ', '')}; {shown}see {path} --help"
 
 
 def _stopped() -> str:
-    name = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
-    return f"stopped; {_STOPPED.get(name, 'nothing is left half done')}"
+    return f"stopped; {_STOPPED.get(_given_command(), 'nothing is left half done')}"
+
+
+def _given_command() -> str:
+    return next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -229,10 +229,11 @@ def verify(
     from sea_pipeline import console
     from sea_pipeline.ledger import Ledger
     from sea_pipeline.storage import place
+    from sea_pipeline.verify import verify as verified
 
     ledger = Ledger.open(place(folder))
     with console.progress("verifying", ledger.dataset.shards, 0) as advance:
-        checked, problems = ledger.check(advance)
+        checked, problems = verified(ledger, advance)
     size = sum(file.bytes for file in checked)
     missing = len(ledger.missing())
     if as_json:
@@ -245,4 +246,6 @@ def verify(
     if as_json:
         return
     state = f"; {missing} of {ledger.dataset.shards} shards are not done yet" if missing else ""
+    if not (missing or ledger.finished):
+        state = "; not finished yet: run the command that began it again"
     console.output.print(f"{folder}: {len(checked)} files, {decimal(size)}, as written{state}")

@@ -93,7 +93,8 @@ def _several(files: Files, names: list[str], images: str) -> Input:
     suffixes = {_suffix(name) for name in names}
     suffix = min(suffixes)
     if len(suffixes) > 1 or suffix not in _SUFFIXES or (len(names) > 1 and suffix not in _SEVERAL):
-        raise UserError(f"--images {images}: expected {FORMS}; found {', '.join(names[:3])}")
+        folder = "; give the folder that images lie in, or a list of them" if is_image_name(names[0]) else ""
+        raise UserError(f"--images {images}: expected {FORMS}; found {', '.join(names[:3])}{folder}")
     return Input(files, names, suffix, is_folder=False)
 
 

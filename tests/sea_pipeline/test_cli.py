@@ -82,7 +82,11 @@ def test_status_and_verify(command: Any, labelled: Path) -> None:
     assert "the file holds 0 bytes" in stdout
     code, stdout, _ = command("verify", labelled)
     assert code == 0
-    assert "as written" in stdout
+    assert stdout.rstrip().endswith("as written")
+    (labelled / "manifest.json").rename(labelled.parent / "manifest.json")
+    assert "labels, not finished: the command that began it, run again, goes on" in command("status", labelled)[1]
+    assert "as written; not finished yet" in command("verify", labelled)[1]
+    (labelled.parent / "manifest.json").rename(labelled / "manifest.json")
     shard = labelled / "labels" / "part-00000-of-00001.parquet"
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 2] ^= 4
@@ -110,6 +114,7 @@ def test_status_and_verify(command: Any, labelled: Path) -> None:
         (["label", "--top-n", "three"], "--top-n"),
         (["lable"], "lable"),
         (["inspect"], "see sea-pipeline inspect --help"),
+        (["label", "--out"], "'--out' requires an argument; see sea-pipeline label --help"),
         (["status", "nowhere"], "nowhere: expected a folder that sea-pipeline wrote"),
         (["verify", "nowhere"], "nowhere"),
         (["inspect", "nowhere"], "nowhere"),

@@ -188,7 +188,7 @@ def test_a_run_whose_model_is_gone_is_shown_with_the_views_that_it_has(command: 
     assert command("report", run, "--out", tmp_path / "r.html")[0] == 0
     (found,) = embedded(tmp_path / "r.html")["runs"]["list"]
     assert found["views"] is None
-    assert "config.json" in found["note"]
+    assert "model: there is no such folder" in found["note"]
 
 
 def test_labels_of_bad_images_alone_are_a_report_of_them(

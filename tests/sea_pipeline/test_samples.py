@@ -89,12 +89,18 @@ def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Pat
         ("other.json", '[{"file_name": "a.jpg", "height": 3}]', "entry 1: expected a LLaVA record"),
         ("strings.json", '["a.jpg"]', "entry 1"),
         ("cut.json", '[{"image": "a.jpg", "conversations": []}, {"ima', "after entry 1"),
-        ("latin.json", b'[{"image": "\xe9.jpg", "conversations": []}]', "UTF-8"),
+        ("comma.json", '[{"image": "a.jpg",}]', "invalid object key (must be a string)"),
+        (
+            "latin.json",
+            b'[{"image": "\xe9.jpg", "conversations": []}]',
+            "after entry 0: lexical error: invalid bytes in UTF8 string.",
+        ),
         ("broken.jsonl", '{"image": "a.jpg", "conversations": []}\n\n{"image"\n', "line 3"),
         ("deep.jsonl", "[" * 200_000, "line 1: expected one JSON object"),
         ("list.jsonl", "[1, 2]\n", "line 1: expected a LLaVA record"),
         ("text.json", '[{"conversations": []}]', "text-only entries: 1"),
         ("photo.doc", "x", "expected a folder, a .json, .jsonl"),
+        ("photo.jpg", "x", "found photo.jpg; give the folder that images lie in, or a list of them"),
     ],
 )
 def test_a_file_that_is_not_llavas_is_a_clear_line(tmp_path: Path, name: str, text: str | bytes, expected: str) -> None:
@@ -105,6 +111,7 @@ def test_a_file_that_is_not_llavas_is_a_clear_line(tmp_path: Path, name: str, te
     assert name in str(error.value)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+    assert "(right here)" not in str(error.value)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:

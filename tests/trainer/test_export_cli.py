@@ -111,7 +111,7 @@ def test_what_is_refused_in_one_line(
         (run.out, full, [], "full: expected a new or an empty folder"),
         (unfinished, tmp_path / "out", [], "this run is not finished"),
         (run.out.parent, tmp_path / "out", [], "holds the stages align, language; name one"),
-        (tmp_path / "nowhere", tmp_path / "out", [], "no config.json in it; expected a folder"),
+        (tmp_path / "nowhere", tmp_path / "out", [], "nowhere: there is no such folder; expected a model"),
         (run.out, tmp_path / "out", ["--llm-only", "--projector-only"], "expected one of them"),
         (run.out, tmp_path / "out", ["--format", "bin"], "--format bin: is for --projector-only"),
         (run.out, tmp_path / "out", ["--projector-only", "--compat", 4], "--compat 4: makes no difference"),

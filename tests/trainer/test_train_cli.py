@@ -48,7 +48,7 @@ def test_bad_recipes_are_one_line(command: Any, recipe: Path, tmp_path: Path) ->
     for arguments, said in (
         (["--set", "loss.sea.weigth=3"], "loss.sea.weigth: there is no such key"),
         (["--set", "training_arguments.max_step=3"], "max_step"),
-        (["--set", "model=nowhere"], "there is no config.json in it"),
+        (["--set", "model=nowhere"], "nowhere: there is no such folder; expected a model of sea-pipeline init"),
         (["--resume"], "expected a run to go on with; found none"),
     ):
         code, _, stderr = command("train", recipe, "--out", tmp_path / "other", *arguments)

@@ -1,0 +1,47 @@
+"""Whether an output folder's files are as they were written."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.ledger import Ledger
+from sea_pipeline.records import Commit, File, check_file, load_record
+from sea_pipeline.storage import entries
+
+
+class Verified(NamedTuple):
+    """What `verify` found."""
+
+    files: list[File]
+    """Every file that a record names."""
+    problems: list[str]
+    """A line for each that differs from its record, and for each record that is damaged or gone."""
+
+
+def verify(ledger: Ledger, advance: Callable[[int], None] = lambda _: None) -> Verified:
+    """Hashes every file that a record of the folder names, finished or not; tells `advance` of the shards."""
+    files: dict[str, File] = {}
+    problems: list[str] = []
+    named = list(ledger.dataset.files)
+    commits = entries(ledger.root / "commits")
+    for path in commits:
+        try:
+            named += load_record(path, Commit).files
+        except UserError as error:
+            problems.append(str(error))
+    if ledger.finished:
+        manifest = ledger.manifest()
+        named += [*manifest.shards, *manifest.other_files]
+        wanted = {ledger.commit_path(shard) for shard in range(ledger.dataset.shards)}
+        problems += [
+            f"{path}: expected the record of a finished shard; found none; run the command that began the folder again"
+            for path in sorted(wanted - set(commits))
+        ]
+    for file in named:
+        if files.setdefault(file.path, file) != file:
+            problems.append(f"{ledger.root / file.path}: two records of it differ")
+    for file in files.values():
+        problem = check_file(ledger.root, file)
+        problems += [problem] if problem else []
+        advance(file.path.startswith(f"{ledger.dataset.kind}/"))
+    return Verified(list(files.values()), problems)
