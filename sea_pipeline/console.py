@@ -50,6 +50,9 @@ class _Rate(ProgressColumn):
 @contextmanager
 def progress(what: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
     """A progress bar with rate and time left; silent where stderr is no terminal."""
+    if not messages.is_terminal:
+        yield lambda _: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,7 +62,7 @@ def progress(what: str, total: int, already: int) -> Iterator[Callable[[int], No
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bars:
+    with Progress(*columns, console=messages, transient=True) as bars:
         task = bars.add_task(what, total=total, completed=already, already=already)
         yield lambda passed: bars.advance(task, passed)
 

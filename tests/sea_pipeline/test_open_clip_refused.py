@@ -43,7 +43,7 @@ def test_models_that_cannot_label_are_refused(spec: str, told: str) -> None:
     [
         ({"attentional_pool": True}, "found attentional pooling, as CoCa has it"),
         ({"image_size": [32, 48]}, "expected a model for square images; found image_size [32, 48]"),
-        ({"timm_model_name": "test_vit_relpos"}, "found timm's VisionTransformerRelPos"),
+        ({"timm_model_name": "vit_relpos_small_patch16_224"}, "found timm's VisionTransformerRelPos"),
         ({"timm_model_name": "no_such_vit"}, "its vision_cfg cannot be built"),
         ({"patches": 3}, "its vision_cfg cannot be built: TypeError"),
     ],
