@@ -94,11 +94,10 @@ class BasicTerm:
         weights = (self.degrees(attention.view(visual.shape[:2])) * shares.unsqueeze(-1)).flatten()
         targets = refined.reshape(-1, visual.shape[-1])
         found = {f"visual_{name}": visual.flatten(0, 1) for name in self.terms}
-        with torch.autocast(visual.device.type, enabled=False):
-            if "das" in self.terms:
-                found["das"] = losses.das(found["visual_das"], targets, weights)
-            if "sds" in self.terms:
-                found["sds"] = losses.sds(found["visual_sds"], targets, weights, self.embeddings(embed), **self._sds)
+        if "das" in self.terms:
+            found["das"] = losses.das(found["visual_das"], targets, weights)
+        if "sds" in self.terms:
+            found["sds"] = losses.sds(found["visual_sds"], targets, weights, self.embeddings(embed), **self._sds)
         return found
 
     def degrees(self, attention: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 MAX_SCALE = 100.0
 """1 / tau never grows beyond this, as in CLIP: past it a learnable temperature runs away."""
 
-
 _LEAST = -80.0
 """Of a logit below the highest: e^-80 counts as nothing, and what is smaller is denormal, which CPUs compute slowly."""
 
@@ -29,11 +28,13 @@ def word_table(embeddings: torch.Tensor, tokens: Sequence[Sequence[int]]) -> tor
         (q, d) in the matrix's dtype, averaged in float32; no gradient flows to the embeddings.
 
     Raises:
-        ValueError: a word has no token.
+        ValueError: a word has no token, or one that is none of V.
     """
-    empty = [index for index, ids in enumerate(tokens) if not ids]
-    if empty:
-        raise ValueError(f"word {empty[0]} has no token; expected at least one for each word")
+    for index, ids in enumerate(tokens):
+        if not ids:
+            raise ValueError(f"word {index} has no token; expected at least one for each word")
+        if not 0 <= min(ids) <= max(ids) < len(embeddings):
+            raise ValueError(f"word {index}: expected tokens from 0 to {len(embeddings) - 1}; found {list(ids)}")
     lengths = torch.tensor([len(ids) for ids in tokens])
     flat = torch.tensor([token for ids in tokens for token in ids], device=embeddings.device)
     offsets = (lengths.cumsum(0) - lengths).to(embeddings.device)
@@ -55,12 +56,17 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
 
     Returns:
         A scalar; 0 with a graph where N is 0, so that a batch without labels steps like any other.
+
+    Raises:
+        ValueError: `words` has another shape than `visual`.
     """
+    _check_shapes(visual, words=(words, visual.shape))
     if len(visual) == 0:
-        return visual.float().sum() + 0 * log_scale
+        return visual.float().sum() + 0 * log_scale.sum()
     dtype = torch.promote_types(visual.dtype, torch.float32)
     scale = log_scale.to(dtype).exp().clamp(max=MAX_SCALE)
-    similarity = F.normalize(visual.to(dtype), dim=-1) @ F.normalize(words.to(dtype), dim=-1).T  # phi(x_i, t_j)
+    with torch.autocast(visual.device.type, enabled=False):  # its bfloat16 would cost the gradient all but two digits
+        similarity = F.normalize(visual.to(dtype), dim=-1) @ F.normalize(words.to(dtype), dim=-1).T  # phi(x_i, t_j)
     logits = scale * similarity
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -76,7 +82,11 @@ def das(visual: torch.Tensor, refined: torch.Tensor, attention: torch.Tensor) ->
 
     Returns:
         A scalar, the sum over the tokens given.
+
+    Raises:
+        ValueError: the shapes are not those.
     """
+    _check_shapes(visual, refined=(refined, visual.shape), attention=(attention, visual.shape[:1]))
     dtype = torch.promote_types(visual.dtype, torch.float32)
     difference = F.normalize(visual.to(dtype), dim=-1) - F.normalize(refined.detach().to(dtype), dim=-1)
     return (attention.detach().to(dtype) * difference.square().sum(-1)).sum()
@@ -109,8 +119,17 @@ def sds(
             `visual` and in float32 at least.
 
     Returns:
-        A scalar, the sum over the tokens given.
+        A scalar, the sum over the tokens given; it has no second derivative.
+
+    Raises:
+        ValueError: the shapes are not those.
     """
+    _check_shapes(
+        visual,
+        refined=(refined, visual.shape),
+        attention=(attention, visual.shape[:1]),
+        embeddings=(embeddings, (len(embeddings), *visual.shape[1:])),
+    )
     dtype = torch.promote_types(visual.dtype, torch.float32)
     if temperature != 1:
         visual, refined = visual.to(dtype) / temperature, refined.to(dtype) / temperature
@@ -119,6 +138,17 @@ def sds(
         visual, refined.detach(), attention.detach().to(dtype), embeddings.detach(), block, matmul_dtype or dtype
     )
     return value
+
+
+def _check_shapes(visual: torch.Tensor, **expected: tuple[torch.Tensor, Sequence[int]]) -> None:
+    """Other shapes would be broadcast, to values that look like losses."""
+    if visual.dim() != 2:
+        raise ValueError(f"visual: expected two dimensions, tokens and width; found {tuple(visual.shape)}")
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != torch.Size(shape):
+            raise ValueError(
+                f"{name}: expected {tuple(shape)}, as visual is {tuple(visual.shape)}; found {tuple(tensor.shape)}"
+            )
 
 
 class _Sds(torch.autograd.Function):
@@ -133,7 +163,8 @@ class _Sds(torch.autograd.Function):
         matmul_dtype: torch.dtype,
     ) -> torch.Tensor:
         queries = torch.cat([visual.to(attention.dtype), refined.to(attention.dtype)])
-        mean, lse = _softmax_mean(queries, embeddings, block, matmul_dtype)
+        with torch.autocast(visual.device.type, enabled=False):  # `matmul_dtype` decides
+            mean, lse = _softmax_mean(queries, embeddings, block, matmul_dtype)
         (v, v_hat), (mu_q, mu_p), (lse_q, lse_p) = queries.chunk(2), mean.chunk(2), lse.chunk(2)
         ctx.save_for_backward((attention.unsqueeze(-1) * (mu_q - mu_p)).to(visual.dtype))
         divergence = ((v_hat - v) * mu_p).sum(-1) - lse_p + lse_q

@@ -51,11 +51,14 @@ def draw(
         ragged: whether the smaller windows at the right and lower edge take part, where k does not divide the grid.
 
     Raises:
-        ValueError: the arrays do not fit the grid, or the window is not positive.
+        ValueError: the arrays do not fit the grid or each other, or the window is not positive.
     """
     rows, columns = grid
-    if word_ids.shape != scores.shape or len(word_ids) != rows * columns:
-        raise ValueError(f"expected {rows * columns} patches of a {rows} x {columns} grid, found {word_ids.shape}")
+    if word_ids.ndim != 2 or word_ids.shape != scores.shape or word_ids.shape[0] != rows * columns:
+        raise ValueError(
+            f"expected {rows * columns} patches of a {rows} x {columns} grid, with word ids and scores alike; found "
+            f"{word_ids.shape} and {scores.shape}"
+        )
     if window < 1:
         raise ValueError(f"window = {window}: expected at least 1")
     row = _one_in_each(rows, window, ragged)
@@ -78,7 +81,12 @@ def one_patch_per_word(words: Ids, random: np.random.Generator) -> Ids:
     """Of the patches of a batch that share a word, keeps one at random ("we randomly retain only one patch").
 
     Returns the kept positions among the N given, ascending; each kept word is there once.
+
+    Raises:
+        ValueError: -1 is among them, which stands for no label.
     """
+    if (words < 0).any():
+        raise ValueError(f"expected word ids, none below 0; found {words.min()}")
     shuffled = random.permutation(len(words))
     _, first = np.unique(words[shuffled], return_index=True)
     kept: Ids = np.sort(shuffled[first])

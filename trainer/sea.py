@@ -76,8 +76,7 @@ class SeaTerm(nn.Module):
                 chosen, words, seed = gathered(chosen, words, seed)
             kept = _one_per_key(self.keys[words], seed)
             chosen, words = chosen[kept], words[kept]
-        with torch.autocast(visual.device.type, enabled=False):
-            loss = losses.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
+        loss = losses.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
         return loss, torch.full((), len(words), device=visual.device)  # unlike torch.tensor it does not wait for a GPU
 
     @torch.no_grad()

@@ -182,3 +182,41 @@ def test_sds_in_float32_and_with_bfloat16_products(
     assert abs(value.item() / expected.item() - 1) < tolerance
     found = torch.nn.functional.cosine_similarity(single.grad.double().flatten(), double.grad.flatten(), dim=0)
     assert found > cosine
+
+
+def test_other_shapes_are_refused_and_not_broadcast() -> None:
+    v, r, a, e = random(9, 4, seed=1), random(9, 4, seed=2), attention(9), random(20, 4, seed=4)
+    for wrong in (
+        lambda: das(v, r, a[:, None]),
+        lambda: das(v, r, a[:1]),
+        lambda: das(v, r[:1], a),
+        lambda: das(v.unflatten(0, (3, 3)), r.unflatten(0, (3, 3)), a[:3]),
+        lambda: sds(v, r, a[:, None], e),
+        lambda: sds(v, r[:7], a[:8], e),
+        lambda: sds(v, r, a, e[:, :3]),
+        lambda: sea(v, r[:8], torch.zeros(())),
+        lambda: sea(v[:0], r, torch.zeros(())),
+    ):
+        with pytest.raises(ValueError, match=r"expected .* found"):
+            wrong()
+    assert sea(v[:0], r[:0], torch.zeros(1)).shape == ()
+
+
+@pytest.mark.parametrize("ids", [[-1], [3, 20]])
+def test_a_token_that_is_none_is_refused(ids: list[int]) -> None:
+    with pytest.raises(ValueError, match="word 1: expected tokens from 0 to 19; found"):
+        word_table(random(20, 4), [[0, 1], ids])
+
+
+def test_autocast_changes_nothing() -> None:
+    v, r, a, e = random(30, 64, seed=1).float(), random(30, 64, seed=2).float(), attention(30), random(90, 64)
+    scale = torch.tensor(math.log(1 / 0.07))
+    for loss, given in ((sea, (r, scale)), (das, (r, a.float())), (sds, (8 * r, a.float(), e.float()))):
+        gradients = []
+        for enabled in (False, True):
+            visual = (8 * v).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                value = loss(visual, *given)
+            value.backward()
+            gradients.append(visual.grad)
+        assert torch.equal(*gradients)
