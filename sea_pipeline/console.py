@@ -136,7 +136,7 @@ def status_tables(ledger: Ledger) -> None:
         {
             "folder": str(ledger.root),
             "holds": f"{planned.kind}, "
-            + ("finished" if ledger.complete else "not finished: the command that began it, run again, goes on"),
+            + ("finished" if ledger.complete else f"not finished: {ledger.command}, run again, goes on"),
             "input": planned.source,
             "shards": f"{done.shards:,} of {planned.shards:,} done"
             + (f", the last at {done.last}" if done.last else ""),

@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # it brings torch
 
 def forecast_tables(found: "Forecast") -> None:
     """What was measured, what all images would take, and hours by workers."""
-    embedded = f", {found.words_seconds:,.0f} s of them for words that are kept now" if found.words_seconds > 1 else ""
+    words = found.words_seconds
+    embedded = f", {words:,.0f} s of them to embed words, which are kept now" if words > 1 else ""
     parts = ", ".join(f"{part} {1000 * spent:,.1f}" for part, spent in found.seconds_per_image.items())
     console.print_table(
         {

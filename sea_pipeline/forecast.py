@@ -126,12 +126,12 @@ def _started(settings: ForecastSettings, device: str, progress: ProgressBar) -> 
     """The stage; the seconds until it could work, and those of them for the words' embeddings."""
     begun = time.perf_counter()
     words, encoder = words_of(settings), encoder_of(settings, device)
+    encoder.load()
     asked = time.perf_counter()
     with progress("embedding words", len(words), 0) as advance:
         embeddings = word_embeddings(encoder, words, advance)
     answered = time.perf_counter()
-    with progress("loading the encoder", 1, 0):
-        stage = stage_of(settings, encoder, embeddings, device)
+    stage = stage_of(settings, encoder, embeddings, device)
     return stage, time.perf_counter() - begun, answered - asked
 
 

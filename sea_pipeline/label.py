@@ -7,6 +7,7 @@ B images, P patches, D embedding width, n labels a patch.
 """
 
 import base64
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,7 +22,7 @@ import torch
 from sea_pipeline.ahead import ahead, batched, lanes
 from sea_pipeline.crops import LEAST_AREA, WHOLE, CropBox, image_and_crop, inside, labelled_crop
 from sea_pipeline.devices import exact_float32
-from sea_pipeline.encoders import Encoder
+from sea_pipeline.encoders.base import Encoder, finite_images
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import DECODE_VERSION, BadImageError, decode_image
 from sea_pipeline.row_groups import shard_footer
@@ -73,7 +74,7 @@ class _Labelled(NamedTuple):
 
 
 class LabelStage:
-    """Turns the images of a shard into word labels. Models and word embeddings are loaded once, on construction.
+    """Turns the images of a shard into word labels.
 
     Args:
         encoder: where patches and words get their embeddings.
@@ -110,7 +111,7 @@ class LabelStage:
         self.at_once = 2 if kind == "cuda" else 1
         """Shards."""
         self._pinned = kind == "cuda"
-        encoder.load()
+        self._loading = threading.Lock()
 
     @property
     def backend(self) -> str:
@@ -140,7 +141,9 @@ class LabelStage:
         footer: dict[str, Any],
         advance: Callable[[int], None],
     ) -> ShardResult:
-        """Labels one shard into the file `target`. See `run.Stage`."""
+        """Labels one shard into the file `target`; the first one waits for the encoder to load. See `run.Stage`."""
+        with self._loading:
+            self._encoder.load()
         seconds = _Seconds(float)
         bad: list[BadSample] = []
         first_sha256: str | None = None
@@ -230,7 +233,7 @@ class LabelStage:
         seconds = _Seconds(float)
         with _timed(seconds, "encode"):
             vectors = self._encoder.patches(pixels)
-            finite = vectors.isfinite().flatten(1).all(-1).tolist()
+            finite = finite_images(self._encoder, vectors)
         items, rest = (
             [item for item, good in zip(batch, finite, strict=True) if good == wanted] for wanted in (True, False)
         )

@@ -113,8 +113,7 @@ def label_images(
             if line:
                 warn(line)
         if settings.crew.alone:
-            with progress("loading the encoder", 1, 0):
-                stage = stage_of(settings, encoder, embeddings, device)
+            stage = stage_of(settings, encoder, embeddings, device)
     done = ledger.done()
     with progress("labelling", ledger.dataset.images, done.images + done.bad) as advance:
         report, device, backend = do_shards(settings, ledger, stage, LabelRecipe(settings), advance, say)

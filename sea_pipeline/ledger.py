@@ -156,6 +156,13 @@ class Ledger:
         """Whether nothing is left to do: finished, and every shard still stands."""
         return self.finished and not self.missing()
 
+    @property
+    def command(self) -> str:
+        """What goes on with an unfinished folder, for people."""
+        manifest = self._manifest()
+        extended = manifest is not None and self._is_extended_since(manifest)
+        return f"the command that {'extended' if extended else 'began'} it"
+
     def write_quarantine(self, shard: int, bad: Sequence[BadSample]) -> None:
         """Writes the table of a shard's bad images; without any there is none."""
         path = self.quarantine_path(shard)
@@ -251,7 +258,7 @@ class Ledger:
             done = self.dataset.shards - len(self.missing())
             raise UserError(
                 f"{self.root}: expected a finished folder; {done} of {self.dataset.shards} shards are done; "
-                f"finish it by running the command that {'extended' if manifest else 'began'} it again"
+                f"finish it by running {self.command} again"
             )
         if manifest.fields != self.dataset.fields or manifest.plan != self.dataset.plan:
             raise UserError(f"{self.root}: damaged: manifest.json and dataset.json are of two different runs")
@@ -269,7 +276,7 @@ class Ledger:
 
 def _other_than_ours(root: Place) -> str:
     if not root.is_dir():
-        return "no such folder"
+        return "a file" if root.exists() else "no such folder"
     run = (root / "run.json").is_file()
     return "a training run, which sea-pipeline report shows" if run else "no dataset.json in it"
 

@@ -1,4 +1,4 @@
-"""What a command is asked for: frozen, unknown names refused, every problem told at once."""
+"""What a person writes down, checked as a whole: the settings of a command; recipes and records have the same base."""
 
 from typing import Any, Self
 

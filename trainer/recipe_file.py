@@ -42,6 +42,7 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
     if not isinstance(stages, dict) or not all(isinstance(stage, dict | None) for stage in stages.values()):
         raise UserError(f"{path}: stages: expected a mapping of names to keys; found {stages!r:.80}")
     common, own = _split_overrides(overrides)
+    stages, own = _with_text_as_names(stages), _with_text_as_names(own)
     if unknown := sorted(own.keys() - stages.keys()):
         names = ", ".join(name for name in stages if name)
         wanted = f"expected one of its stages, {names}" if names else "it has no stages; give the key without them"
@@ -105,6 +106,11 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
         if not isinstance(keys, dict | None):
             raise UserError(f"--set stages.{name}: expected stages.{name}.KEY=VALUE; found {keys!r:.80}")
     return common, own
+
+
+def _with_text_as_names(stages: Mapping[Any, Any]) -> dict[str, Any]:
+    """YAML takes 1 for a number."""
+    return {str(name): keys for name, keys in stages.items()}
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

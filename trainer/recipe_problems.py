@@ -35,7 +35,7 @@ def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -
         else:
             on_line.append(f"--set {prefix}{line}")
     if () in found and any(overrides.values()):
-        where += ", as --set changes it"
+        where += ", with --set"
     return "; ".join(([f"{where}: {'; '.join(in_file)}"] if in_file else []) + on_line)
 
 
@@ -82,6 +82,7 @@ def _line(place: _Place, items: Sequence[Any]) -> str:
 
 
 def _keys(place: Sequence[str | int]) -> list[str]:
+    """The keys that a recipe has at a place; none where it takes any."""
     model: type[BaseModel] | None = Recipe
     for part in place:
         model = model and _model_below(model, str(part))

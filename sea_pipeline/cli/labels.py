@@ -217,7 +217,9 @@ def verify(
     folder: OutputFolder,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print JSON: `folder`, `files`, `bytes`, `shards_missing`, `problems`."),
+        typer.Option(
+            "--json", help="Print JSON: `folder`, `files`, `bytes`, `finished`, `shards_missing`, `problems`."
+        ),
     ] = False,
 ) -> None:
     """Hash every file again and compare; exit 1 and the file's name where one differs.
@@ -229,16 +231,16 @@ def verify(
     from sea_pipeline import console
     from sea_pipeline.ledger import Ledger
     from sea_pipeline.storage import place
-    from sea_pipeline.verify import verify as verified
+    from sea_pipeline.verify import check_files
 
     ledger = Ledger.open(place(folder))
     with console.progress("verifying", ledger.dataset.shards, 0) as advance:
-        checked, problems = verified(ledger, advance)
+        checked, problems = check_files(ledger, advance)
     size = sum(file.bytes for file in checked)
     missing = len(ledger.missing())
     if as_json:
         found = {"folder": str(folder), "files": len(checked), "bytes": size}
-        print_json(found | {"shards_missing": missing, "problems": problems})
+        print_json(found | {"finished": ledger.finished, "shards_missing": missing, "problems": problems})
     for problem in problems:
         console.error(problem)
     if problems:
@@ -247,5 +249,5 @@ def verify(
         return
     state = f"; {missing} of {ledger.dataset.shards} shards are not done yet" if missing else ""
     if not (missing or ledger.finished):
-        state = "; not finished yet: run the command that began it again"
+        state = f"; not finished yet: run {ledger.command} again"
     console.output.print(f"{folder}: {len(checked)} files, {decimal(size)}, as written{state}")

@@ -13,6 +13,10 @@ import torch
 from PIL import Image
 
 from sea_pipeline.crops import WHOLE, CropBox
+from sea_pipeline.errors import UserError
+
+_UNIT = 1e-3
+"""How far from 1 the length of a patch's vector may be."""
 
 
 class Pixels(NamedTuple):
@@ -104,3 +108,23 @@ class Encoder(Protocol):
     def words(self, words: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
         """T = h(W) (Eq. 5): float32 (W, D), unit length; `advance` is told how many words are done."""
         ...
+
+
+def finite_images(encoder: Encoder, vectors: torch.Tensor) -> list[bool]:
+    """Of each image of a batch whether its patches' vectors are finite.
+
+    Raises:
+        UserError: they are other than `Encoder.patches` says: the encoder's fault, not an image's.
+    """
+    rows, columns = encoder.grid
+    if vectors.dtype != torch.float32 or vectors.shape[1:] != (rows * columns, encoder.width):
+        raise UserError(
+            f"--encoder {encoder.spec}: expected float32 vectors of {rows * columns} patches, {rows} x {columns}, and "
+            f"width {encoder.width}; found {vectors.dtype} and {tuple(vectors.shape[1:])}"
+        )
+    lengths = vectors.norm(dim=-1)
+    finite = lengths.isfinite()
+    if (far := ((lengths - 1).abs() > _UNIT) & finite & (lengths > 0)).any():  # normalised, 0 stays 0
+        raise UserError(f"--encoder {encoder.spec}: expected vectors of unit length; found {float(lengths[far][0]):g}")
+    images: list[bool] = finite.all(-1).tolist()
+    return images

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from tests.bench.damage import FAULTS
 from tests.bench.fault_runs import IMAGES, SHARD_SIZE
 from tests.worker_world import PlantedStage, hash_of, planted_ledger
@@ -66,7 +66,7 @@ def counted(ledger: Ledger, whole: Ledger) -> Counts:
         rows = pq.read_table(ledger.shard_path(commit.shard)).to_pylist()
         there.update(row["image_id"] for row in rows if row["value"] == hash_of(row["image_id"]))
     planned = {sample.image_id for shard in range(ledger.dataset.shards) for sample in ledger.samples(shard)}
-    files, problems = verify(ledger)
+    files, problems = check_files(ledger)
     named = {file.path for file in files}
     stray = _contents(ledger.root).keys() - named - {"manifest.json", "dataset.json"}
     ours, theirs = _contents(ledger.root), _contents(whole.root)

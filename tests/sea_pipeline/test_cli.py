@@ -154,13 +154,14 @@ def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
     assert "--encoder resnet: expected packaged" in done.stderr
 
 
+@pytest.mark.parametrize("step", ["load", "patches"])
 def test_failed_shards_exit_2(
-    command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def broken(pixels: torch.Tensor) -> torch.Tensor:
+    def broken(*given: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(encoder, "patches", broken)
+    monkeypatch.setattr(encoder, step, broken)
     photos = draw_folder(tmp_path / "photos", 2)
     code, stdout, _ = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "out")
     assert code == 2

@@ -15,7 +15,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Dataset
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from tests.contents import content, rows
 from tests.kills import killed_around
 from tests.programs import Begin, labelling
@@ -71,7 +71,7 @@ def test_only_new_images_are_labelled_and_old_files_stay(
     np.testing.assert_allclose(store.mean_similarity(), whole.mean_similarity(), rtol=0, atol=1e-6)
     assert np.abs(first_means - store.mean_similarity()).max() > 1e-3
     assert store.fingerprint == first.fingerprint
-    assert verify(Ledger.open(tmp_path / "labels")).problems == []
+    assert check_files(Ledger.open(tmp_path / "labels")).problems == []
     assert rows(first).keys() < rows(store).keys()  # a reader that was there before goes on
     caches = [label_cache.label_cache(each) for each in (first, store)]
     assert [len(cache) for cache in caches] == [10, 16]
@@ -177,7 +177,7 @@ def test_an_unfinished_folder_is_extended_and_the_old_half_is_never_read_as_all(
         open_labels(out)
     ledger = Ledger.open(out)
     assert (ledger.finished, ledger.complete, ledger.missing()) == (False, False, [3, 4])
-    assert verify(ledger).problems == []
+    assert check_files(ledger).problems == []
     draw_folder(photos / "z", 2, seed=3)
     assert label(images=str(photos), extend=True).report.images == 8
     assert [commit.shard for commit in Ledger.open(out).commits()] == [0, 1, 2, 3, 4, 5]

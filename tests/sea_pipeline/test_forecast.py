@@ -2,11 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sea_pipeline import label as label_module
 from sea_pipeline.forecast import ForecastSettings, busiest, forecast
@@ -48,6 +50,7 @@ def test_hours_follow_from_the_rate_and_the_start(
     assert found.bytes == pytest.approx(10_000 * found.bytes_per_image)
     assert {"decode", "encode", "search", "write"} <= found.seconds_per_image.keys()
     assert found.memory_bytes > 10_000_000
+    assert found.words_seconds < found.start_seconds
 
 
 @pytest.mark.parametrize("images", [320, 20])
@@ -99,3 +102,24 @@ def test_the_command_prints_a_table_or_json(command: Any, words: Path, tmp_path:
     found = json.loads(command(*arguments, "--price", 1.5, "--json")[1])
     assert [share["workers"] for share in found["shares"]] == [1, 2, 4]
     assert found["shares"][0]["cost"] > 0
+
+
+def test_loading_the_encoder_is_not_embedding_words(
+    command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = encoder.words
+
+    def slowly(words: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
+        time.sleep(1.2)
+        return plain(words, advance)
+
+    monkeypatch.setattr(encoder, "load", lambda: time.sleep(0.5))
+    monkeypatch.setattr(encoder, "words", slowly)
+    arguments = ("plan", "--images", 9, "--sample", draw_folder(tmp_path / "photos", 5), "--wordlist", words)
+    arguments += ("--top-n", 3, "--measure", 16)
+    assert re.search(
+        r"starting +\d+ s for each worker, 1 s of them to embed words, which are kept", command(*arguments)[1]
+    )
+    found = json.loads(command(*arguments, "--json")[1])
+    assert found["words_seconds"] < 0.5 < found["start_seconds"]
+    assert "to embed words" not in command(*arguments)[1]

@@ -12,7 +12,7 @@ from sea_pipeline import storage
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.programs import Begin, labelling
 from tests.world import draw_folder, word_file
@@ -54,7 +54,7 @@ def test_full_at_random_writes(
         except UserError as error:
             said.append(str(error))
         if (tmp_path / "labels" / "dataset.json").exists():
-            assert verify(Ledger.open(tmp_path / "labels")).problems == []
+            assert check_files(Ledger.open(tmp_path / "labels")).problems == []
     assert len(said) > 2
     assert all("No space left on device; free some space and run the same command again" in line for line in said)
     assert content(tmp_path / "labels") == content(whole)
@@ -73,6 +73,6 @@ def test_full_for_real_at_the_largest_files(label: Label, photos: Path, tmp_path
         assert "File too large" in done.stderr.replace("\n", " ")
         assert "Traceback" not in done.stderr
         if (tmp_path / "labels" / "dataset.json").exists():
-            assert verify(Ledger.open(tmp_path / "labels")).problems == []
+            assert check_files(Ledger.open(tmp_path / "labels")).problems == []
     label(images=str(photos), max_bad=0.5)
     assert content(tmp_path / "labels") == content(tmp_path / "whole")

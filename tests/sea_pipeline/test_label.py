@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,27 @@ def test_a_batch_without_a_finite_image(
     monkeypatch.setattr(encoder, "patches", lambda pixels: plain(pixels) / (0 if len(pixels) == 1 else 1))
     run = label(images=str(tmp_path / "photos"))
     assert (run.report.images, run.report.bad, run.report.failed) == (4, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda vectors: 2 * vectors, "expected vectors of unit length; found 2"),
+        (
+            lambda vectors: vectors[:, :-1],
+            r"12 patches, 3 x 4, and width 3; found torch.float32 and \(11, 3\)",
+        ),
+        (lambda vectors: vectors.double(), "expected float32 vectors"),
+    ],
+)
+def test_an_encoder_that_gives_other_than_it_says_stops_the_run(
+    label: Label, encoder: ColourEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, said: str
+) -> None:
+    draw_folder(tmp_path / "photos", 5)
+    plain = encoder.patches
+    monkeypatch.setattr(encoder, "patches", lambda pixels: change(plain(pixels)))
+    with pytest.raises(UserError, match=f"--encoder packaged: .*{said}"):
+        label(images=str(tmp_path / "photos"))
 
 
 def test_a_word_without_a_vector_is_refused_by_name(

@@ -11,7 +11,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish_bytes
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from tests.worker_world import planted_ledger
 from tests.world import draw_folder
 
@@ -37,7 +37,7 @@ def test_one_flipped_bit_anywhere_in_a_shard_is_found(folder: Path) -> None:
         flip(shard, offset, number % 8)
         with pytest.raises(ValueError, match=r"part-00001-of-00003\.parquet: damaged"):
             open_labels(folder)
-        assert [shard.name in problem for problem in verify(Ledger.open(folder)).problems] == [True]
+        assert [shard.name in problem for problem in check_files(Ledger.open(folder)).problems] == [True]
         shard.write_bytes(whole)
     open_labels(folder)
 
@@ -66,7 +66,7 @@ def test_without_verifying_damage_is_found_when_it_is_read(folder: Path) -> None
 def test_damage_to_the_other_files_is_found(folder: Path, name: str) -> None:
     flip(folder / name, (folder / name).stat().st_size // 2, 0)
     try:
-        problems = verify(Ledger.open(folder)).problems
+        problems = check_files(Ledger.open(folder)).problems
     except UserError as error:
         problems = [str(error)]
     assert problems
@@ -111,7 +111,7 @@ def test_verify_looks_at_unfinished_folders_too(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     (folder / "labels" / "part-00001-of-00003.parquet").write_bytes(b"short")
     (folder / "commits" / "00002.json").write_text("{")
-    problems = verify(Ledger.open(folder)).problems
+    problems = check_files(Ledger.open(folder)).problems
     assert len(problems) == 2
     assert "00002.json: damaged" in problems[0]
     assert "part-00001-of-00003.parquet: expected" in problems[1]
@@ -119,10 +119,16 @@ def test_verify_looks_at_unfinished_folders_too(folder: Path) -> None:
 
 def test_verify_misses_the_record_of_a_finished_shard(folder: Path) -> None:
     (folder / "commits" / "00001.json").unlink()
-    (problem,) = verify(Ledger.open(folder)).problems
+    (problem,) = check_files(Ledger.open(folder)).problems
     assert "commits/00001.json: expected the record of a finished shard; found none" in problem
+    other = (folder / "commits" / "00002.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
+    (folder / "commits" / "00002.json").write_text(other)
+    assert ["00001.json" in line or "00002.json" in line for line in check_files(Ledger.open(folder)).problems] == [
+        True,
+        True,
+    ]
     (folder / "manifest.json").unlink()
-    assert verify(Ledger.open(folder)).problems == []
+    assert check_files(Ledger.open(folder)).problems == []
 
 
 def test_of_two_without_a_lock_between_them_the_commit_is_that_of_the_file(tmp_path: Path) -> None:
@@ -137,7 +143,7 @@ def test_of_two_without_a_lock_between_them_the_commit_is_that_of_the_file(tmp_p
     assert finished(b"rows", 1) == 1
     assert finished(b"rows", 2) == 1, "the first one's stands"
     assert finished(b"Rows", 3) == 3
-    assert verify(ledger).problems == []
+    assert check_files(ledger).problems == []
 
 
 def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
@@ -146,5 +152,7 @@ def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="found no such folder"):
         open_labels(tmp_path / "nowhere")
     (tmp_path / "run.json").touch()
+    with pytest.raises(ValueError, match="found a file"):
+        open_labels(tmp_path / "run.json")
     with pytest.raises(ValueError, match="found a training run, which sea-pipeline report shows"):
         open_labels(tmp_path)

@@ -19,7 +19,7 @@ from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import entries, file_sha256, place, publish_bytes
 from sea_pipeline.storage.patience import StoreError
 from sea_pipeline.storage.remote import RemotePath
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from tests.contents import rows, stored
 from tests.kills import killed_around
 from tests.photo_forms import failing_s3
@@ -49,7 +49,7 @@ def test_a_kill_around_any_upload_loses_nothing(
     happened = call - (moment == "before")
     if call > 3:
         ledger = Ledger.open(place("memory://x"))
-        assert verify(ledger).problems == []
+        assert check_files(ledger).problems == []
         assert len(ledger.missing()) == 2 - (happened >= 6) - (happened >= 8)
     label(images=str(photos), out="memory://x")
     assert stored("memory://x") == stored(str(tmp_path / "labels"))
@@ -72,7 +72,7 @@ def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, s
         process.signal(signal.SIGKILL)
         process.wait()
         ledger = Ledger.open(place("s3://bucket/killed"))
-        assert verify(ledger).problems == []
+        assert check_files(ledger).problems == []
         left.append(len(ledger.missing()))
     assert left == sorted(left, reverse=True)
     assert 0 < left[-1] < 16

@@ -15,7 +15,7 @@ from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import TEMPORARY
 from sea_pipeline.storage.results import check_result, publish_result
 from sea_pipeline.storage.scratch import host
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.kills import DEAD
 from tests.sea_pipeline.test_extend import grow
@@ -62,7 +62,7 @@ def test_who_begins_later_leaves_the_first_ones_folder_as_it_is(
     meanwhile(begin, moment, lambda: label(images=str(photos)))
     with pytest.raises(UserError, match=r"another run"):
         label(**{"images": str(photos)} | {name: str(tmp_path / name)})
-    assert verify(Ledger.open(tmp_path / "labels")).problems == []
+    assert check_files(Ledger.open(tmp_path / "labels")).problems == []
     assert label(images=str(photos)).report.images == 0
 
 

@@ -13,7 +13,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.world import ColourEncoder, draw_folder
 
@@ -116,7 +116,7 @@ def test_mended_input_is_read_again(label: Label, photos: Path, tmp_path: Path) 
     label(images=str(photos), out=tmp_path / "whole")
     found, expected = content(tmp_path / "labels"), content(tmp_path / "whole")
     assert {name for name in found if found[name] != expected.get(name)} == {"dataset.json"}  # another source
-    assert verify(Ledger.open(tmp_path / "labels")).problems == []
+    assert check_files(Ledger.open(tmp_path / "labels")).problems == []
 
 
 def test_mostly_broken_input_stops_the_run_and_nothing_is_lost(label: Label, photos: Path, tmp_path: Path) -> None:
@@ -170,4 +170,4 @@ def test_the_quarantine_table_has_its_columns(label: Label, photos: Path, tmp_pa
     label(images=str(photos))
     (table,) = (pq.read_table(path) for path in (tmp_path / "labels" / "quarantine").iterdir())
     assert table.column_names == ["image_id", "uri", "stage", "error", "message", "image_sha256"]
-    assert verify(Ledger.open(tmp_path / "labels")).problems == []
+    assert check_files(Ledger.open(tmp_path / "labels")).problems == []

@@ -12,7 +12,7 @@ import pytest
 from sea_pipeline import open_labels, storage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.kills import killed_around
 from tests.programs import Begin, labelling
@@ -86,4 +86,4 @@ def test_two_runs_with_other_settings_at_once_never_mix(tmp_path: Path, photos: 
         assert "holds another run" in "".join(run.stderr for run in runs)
         winner = (words, short)[[run.returncode for run in runs].index(0)]
         assert open_labels(out).words == tuple(winner.read_text().split())
-        assert verify(Ledger.open(out)).problems == []
+        assert check_files(Ledger.open(out)).problems == []

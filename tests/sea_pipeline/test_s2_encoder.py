@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sea_pipeline.encoders import Encoder, load_encoder, paths_of
+from sea_pipeline.encoders.model_source import ModelSource
 from sea_pipeline.encoders.s2 import S2Encoder
 from tests.s2_twin import slowly
 from tests.tiny_clip import CLIP, planted_clip, random_model, save_model
@@ -33,6 +34,15 @@ def test_scales_tile_by_tile(kind: str, scales: list[int], model: Path) -> None:
     assert found.dtype == torch.float32
     expected = torch.stack([slowly(base, scales, image) for image in pixels])
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_loaded_it_needs_no_more(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that several threads may ask for patches at once."""
+    encoder = load_encoder(f"s2@1,2:open_clip:{model}", "cpu")
+    encoder.load()
+    monkeypatch.setattr(ModelSource, "load", None)
+    size = encoder.preprocess.size
+    assert encoder.patches(torch.zeros(1, size, size, 3, dtype=torch.uint8)).isfinite().all()
 
 
 def test_one_scale_is_the_base(model: Path) -> None:

@@ -20,7 +20,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run
 from sea_pipeline.samples import Sample
 from sea_pipeline.tally import Report
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from sea_pipeline.worker_pool import WorkerPool
 from tests.worker_world import PlantedRecipe, PlantedStage, plant_fault, planted_ledger
 
@@ -259,7 +259,7 @@ def test_of_two_that_finish_a_shard_the_first_one_counts(tmp_path: Path, whole: 
     ledger = planted_ledger(tmp_path / "out")
     run(ledger, LateStage(ledger.root, tmp_path / "none"), max_bad=0.5)
     assert content(ledger.root) == whole
-    assert verify(ledger).problems == []
+    assert check_files(ledger).problems == []
 
 
 def test_sigterm_of_the_driver_is_an_interrupt(tmp_path: Path) -> None:

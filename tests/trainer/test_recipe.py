@@ -111,7 +111,7 @@ def test_later_overrides_win(tmp_path: Path) -> None:
         ("labels.path=3", "--set labels.path: input should be a valid string or a path, found 3"),
         ("lora.targets=3", "--set lora.targets: input should be 'all-linear' or a list, found 3"),
         ("lora.targets=[q_proj, 3]", "--set lora.targets.1: input should be a valid string, found 3"),
-        ("learning_rates.projector=null", "r.yaml, as --set changes it: learning_rates.projector: loss.sea"),
+        ("learning_rates.projector=null", "r.yaml, with --set: learning_rates.projector: loss.sea"),
         ("stages.first.seed=3", "r.yaml: --set stages.first: it has no stages"),
         ("stages=3", "--set stages"),
         ("stages.first=3", "--set stages.first"),
@@ -154,6 +154,7 @@ def test_overrides_of_stages(tmp_path: Path) -> None:
     for override, message in {
         "stages.other.seed=1": "r.yaml: --set stages.other: expected one of its stages, pretrain, finetune",
         "stages.finetune=1": "--set stages.finetune: expected",
+        "stages={1: {}, b: {}}": "r.yaml: --set stages.1: expected one of its stages",
         "stages=[1]": "--set stages: expected",
         "stages.finetune.sead=1": "--set stages.finetune.sead: there is no such key",
     }.items():
@@ -277,3 +278,8 @@ def test_each_problem_has_the_place_where_it_was_written(tmp_path: Path) -> None
         "--set stages.one.data.max_length: input should be greater than or equal to 16, found 1; "
         "--set learning_rates.llm: input should be a valid number, found 'z'"
     )
+
+
+def test_stages_may_be_numbers(tmp_path: Path) -> None:
+    recipes = read_recipes(written(tmp_path, "stages: {1: {}, 2: {}}"), ["stages.2.seed=3"])
+    assert [(name, recipe.seed) for name, recipe in recipes.items()] == [("1", 0), ("2", 3)]

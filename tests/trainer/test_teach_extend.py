@@ -16,7 +16,7 @@ from sea_pipeline.run import run
 from sea_pipeline.storage import file_sha256
 from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, open_targets
-from sea_pipeline.verify import verify
+from sea_pipeline.verify import check_files
 from sea_pipeline.workers import Recipe
 from tests.tiny_runs import World
 from tests.trainer.test_teach import settings
@@ -57,7 +57,7 @@ def test_new_images_are_taught_with_the_codec_that_is_there(tiny: World, world: 
     for name in old:
         np.testing.assert_array_equal(open_targets(out)[name].refined, old[name])
     assert teach_images(settings(world, out, **asked)).report.images == 0
-    assert verify(run.ledger).problems == []
+    assert check_files(run.ledger).problems == []
 
 
 def test_records_that_bring_no_image_leave_the_folder_as_it_is(
