@@ -7,14 +7,16 @@ in `words.txt`, which lies beside the shards. Columns:
     uri           string                  where it was, relative to the image root
     image_sha256  binary[32]              of the file's bytes
     height, width int32                   of the upright image, pixels
-    crop_box      float32[4]              x0, y0, x1, y1: the part that the encoder saw, 0..1 of the upright image
+    crop_box      float32[4]              x0, y0, x1, y1: the part that the encoder saw, 0..1 of the upright image,
+                                          beyond 0 and 1 where it was padded with bars
     words         uint16[rows·columns·n]  word ids, patch by patch (row-major), best first; 65,535: no label
     scores        float16[same]           similarity s >= 0 of each (SEA Eq. 6), 0 where there is no label
 
 Beside the shards lie `words.txt`, the list, one word per line, and `words.parquet` with the columns word and
 mean_similarity (float32): the mean of s over all patches of the run, labels or not (SEA Fig. 6b).
 
-The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields, the number of patches and the
+The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields, among them `grid` (rows and
+columns) and `top_n` (n), the number of patches and the
 sum of their embeddings (base64 of little-endian float64), from which those means follow.
 """
 

@@ -25,7 +25,7 @@ class Labels:
     grid: tuple[int, int]
     """(rows, columns); patches are row-major."""
     crop_box: CropBox
-    """x0, y0, x1, y1: the part of the upright image that the grid covers, 0..1."""
+    """x0, y0, x1, y1: the part of the upright image that the grid covers, 0..1; beyond it where bars were added."""
 
 
 class LabelStore(RowStore):

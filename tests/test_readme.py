@@ -2,14 +2,20 @@
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import typer.main
 from PIL import Image
 
-from sea_pipeline import cli
+from sea_pipeline import cli, open_labels
+from tests.tiny_tokenizers import llama_like
+from tests.world import draw_folder
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -41,3 +47,23 @@ def test_pictures_are_small() -> None:
         assert (ROOT / name).stat().st_size < 300_000
         with Image.open(ROOT / name) as picture:
             assert picture.width > 800
+
+
+def test_the_training_loop_of_ones_own(label: Any, tmp_path: Path) -> None:
+    """The snippet runs; its loss reaches the drawn patches alone, each with a word of its own."""
+    label(images=str(draw_folder(tmp_path / "photos", 6)))
+    store = open_labels(tmp_path / "labels")
+    (block,) = re.findall(r"In a training loop of your own.*\n((?:\n|    .*\n)+)", TEXT)
+    embed = torch.nn.Embedding(600, 16)
+    given = {
+        "np": np, "store": store, "ids": store.ids[:4], "visual": torch.randn(4, 12, 16, requires_grad=True),
+        "llm": SimpleNamespace(get_input_embeddings=lambda: embed), "tokenizer": llama_like(),
+        "seed": 0, "epoch": 0, "log_scale": torch.zeros(()),
+    }  # fmt: skip
+    exec(textwrap.dedent(block), given)
+    given["loss"].backward()
+    kept, rows, named = given["kept"], given["rows"], given["named"]
+    assert len(kept) == len(set(named.tolist())) > 3
+    assert (given["visual"].grad.flatten(0, 1).norm(dim=-1) > 0).nonzero()[:, 0].tolist() == sorted(rows[kept].tolist())
+    for row, word in zip(rows[kept], named[kept], strict=True):
+        assert word in store[store.ids[row // 12]].word_ids[row % 12]
