@@ -27,6 +27,7 @@ from rich.text import Text
 from sea_pipeline.analysis import BIN_WIDTH, MOST_FREQUENT, Statistics, image_words
 from sea_pipeline.ledger import QUARANTINE, Ledger
 from sea_pipeline.pace import failing, pace
+from sea_pipeline.progress import no_bar
 from sea_pipeline.store import Labels
 
 if TYPE_CHECKING:  # it brings torch
@@ -51,7 +52,8 @@ class _Rate(ProgressColumn):
 def progress(what: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
     """A progress bar with rate and time left; silent where stderr is no terminal."""
     if not messages.is_terminal:
-        yield lambda _: None
+        with no_bar(what, total, already) as advance:
+            yield advance
         return
     columns = (
         TextColumn("{task.description}"),

@@ -112,7 +112,7 @@ def _said(error: Exception) -> str:
     """What the parser says, without its drawing of the place; of text that is no UTF-8 it says bytes."""
     said = error.args[0]
     text = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
-    return text.splitlines()[0]
+    return text.partition("\n")[0]
 
 
 def _json_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:

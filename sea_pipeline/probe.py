@@ -19,6 +19,7 @@ import torch
 
 from sea_pipeline.captions import content_words, gpt_turns, in_list, phrases
 from sea_pipeline.encoders import Encoder, EncoderSpec
+from sea_pipeline.encoders.base import finite_images
 from sea_pipeline.lift import Flags, Probed, lift
 from sea_pipeline.llava_json import images_of, records
 from sea_pipeline.pixels import BadImageError, decode_image
@@ -141,8 +142,8 @@ def probe(
     pixels = iter(pixels)
     while batch := list(islice(pixels, _BATCH)):
         vectors = encoder.patches(torch.from_numpy(np.stack([values for _, values in batch])))
-        finite = vectors.isfinite().flatten(1).all(-1)
-        images = [image for (image, _), good in zip(batch, finite.tolist(), strict=True) if good]
+        finite = finite_images(encoder, vectors)
+        images = [image for (image, _), good in zip(batch, finite, strict=True) if good]
         for tally in tallies:
             tally.add(images, vectors[finite])
         seen += images

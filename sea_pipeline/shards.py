@@ -16,8 +16,8 @@ Beside the shards lie `words.txt`, the list, one word per line, and `words.parqu
 mean_similarity (float32): the mean of s over all patches of the run, labels or not (SEA Fig. 6b).
 
 The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields, among them `grid` (rows and
-columns) and `top_n` (n), the number of patches and the
-sum of their embeddings (base64 of little-endian float64), from which those means follow.
+columns) and `top_n` (n), the number of patches and the sum of their embeddings (base64 of little-endian float64), from
+which those means follow.
 """
 
 from pathlib import Path

@@ -16,6 +16,10 @@ class Checked(NamedTuple):
     """Every file that a record names."""
     problems: list[str]
     """A line for each that differs from its record, and for each record that is damaged or gone."""
+    missing: list[int]
+    """The shards that are not finished."""
+    finished: bool
+    """See `Ledger.finished`."""
 
 
 def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None) -> Checked:
@@ -23,12 +27,13 @@ def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None)
     files: dict[str, File] = {}
     problems: list[str] = []
     named = list(ledger.dataset.files)
+    missing, finished = ledger.missing(), ledger.finished
     for path in entries(ledger.root / "commits"):
         try:
             named += load_record(path, Commit).files
         except UserError as error:
             problems.append(str(error))
-    if ledger.finished:
+    if finished:
         manifest = ledger.manifest()
         named += [*manifest.shards, *manifest.other_files]
     for file in named:
@@ -38,11 +43,11 @@ def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None)
         problem = check_file(ledger.root, file)
         problems += [problem] if problem else []
         advance(file.path.startswith(f"{ledger.dataset.kind}/"))
-    for shard in ledger.missing() if ledger.finished else ():
+    for shard in missing if finished else ():
         names = str(ledger.commit_path(shard)), str(ledger.shard_path(shard)), str(ledger.quarantine_path(shard))
         if not any(problem.startswith(names) for problem in problems):
             problems.append(
                 f"{names[0]}: expected the record of a finished shard; found none of this folder; run {ledger.command} "
                 "again"
             )
-    return Checked(list(files.values()), problems)
+    return Checked(list(files.values()), problems, missing, finished)

@@ -22,9 +22,9 @@ def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -
     """
     found: dict[_Place, list[Any]] = {}
     for item in error.errors():
-        found.setdefault(_place(item), []).append(item)
+        found.setdefault(_located(item)[0], []).append(item)
     for place in [place for place in found if place]:  # a mapping that would do but for keys inside it
-        if any(len(other) > len(place) and other[: len(place)] == place for other in found):
+        if any(other != place and other[: len(place)] == place for other in found):
             del found[place]
     in_file, on_line = [], []
     for place, items in found.items():
@@ -39,8 +39,8 @@ def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -
     return "; ".join(([f"{where}: {'; '.join(in_file)}"] if in_file else []) + on_line)
 
 
-def _place(item: Any) -> _Place:  # noqa: ANN401 - pydantic's error
-    """The keys to a value, without the names that pydantic gives to the types of a union."""
+def _located(item: Any) -> tuple[_Place, type[BaseModel] | None]:  # noqa: ANN401 - pydantic's error
+    """The keys to a value, without pydantic's names for the types of a union, and the model that they end in."""
     location = item["loc"]
     place: list[str | int] = []
     model: type[BaseModel] | None = Recipe
@@ -50,14 +50,10 @@ def _place(item: Any) -> _Place:  # noqa: ANN401 - pydantic's error
             place.append(part)
         elif model is not None and part in model.model_fields:
             place.append(part)
-            model = _model_below(model, part)
-    return tuple(place)
-
-
-def _model_below(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    kind = model.model_fields[key].annotation
-    kinds = (kind, *get_args(kind))
-    return next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+            kind = model.model_fields[part].annotation
+            kinds = (kind, *get_args(kind))
+            model = next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return tuple(place), model
 
 
 def _holds(keys: Any, place: _Place) -> bool:  # noqa: ANN401 - any YAML
@@ -73,17 +69,10 @@ def _holds(keys: Any, place: _Place) -> bool:  # noqa: ANN401 - any YAML
 
 def _line(place: _Place, items: Sequence[Any]) -> str:
     if items[0]["type"] == "extra_forbidden":
-        keys = _keys(place[:-1])
+        _, model = _located(items[0])
+        keys = list(model.model_fields) if model else []
         near = get_close_matches(str(place[-1]), keys, cutoff=0.7)
         return f"there is no such key; expected {' or '.join(near) or ', '.join(keys)}"
     first, *others = dict.fromkeys(complaint(item) for item in items)
     wanted = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
     return f"{wanted}, found {items[0]['input']!r:.80}" if place else wanted
-
-
-def _keys(place: Sequence[str | int]) -> list[str]:
-    """The keys that a recipe has at a place; none where it takes any."""
-    model: type[BaseModel] | None = Recipe
-    for part in place:
-        model = model and _model_below(model, str(part))
-    return list(model.model_fields) if model else []

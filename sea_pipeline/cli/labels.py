@@ -235,19 +235,18 @@ def verify(
 
     ledger = Ledger.open(place(folder))
     with console.progress("verifying", ledger.dataset.shards, 0) as advance:
-        checked, problems = check_files(ledger, advance)
-    size = sum(file.bytes for file in checked)
-    missing = len(ledger.missing())
+        checked = check_files(ledger, advance)
+    size, missing = sum(file.bytes for file in checked.files), len(checked.missing)
     if as_json:
-        found = {"folder": str(folder), "files": len(checked), "bytes": size}
-        print_json(found | {"finished": ledger.finished, "shards_missing": missing, "problems": problems})
-    for problem in problems:
+        found = {"folder": str(folder), "files": len(checked.files), "bytes": size, "finished": checked.finished}
+        print_json(found | {"shards_missing": missing, "problems": checked.problems})
+    for problem in checked.problems:
         console.error(problem)
-    if problems:
+    if checked.problems:
         raise typer.Exit(1)
     if as_json:
         return
     state = f"; {missing} of {ledger.dataset.shards} shards are not done yet" if missing else ""
-    if not (missing or ledger.finished):
+    if not (missing or checked.finished):
         state = f"; not finished yet: run {ledger.command} again"
-    console.output.print(f"{folder}: {len(checked)} files, {decimal(size)}, as written{state}")
+    console.output.print(f"{folder}: {len(checked.files)} files, {decimal(size)}, as written{state}")

@@ -122,7 +122,7 @@ def finite_images(encoder: Encoder, vectors: torch.Tensor) -> list[bool]:
             f"--encoder {encoder.spec}: expected float32 vectors of {rows * columns} patches, {rows} x {columns}, and "
             f"width {encoder.width}; found {vectors.dtype} and {tuple(vectors.shape[1:])}"
         )
-    lengths = vectors.norm(dim=-1)
+    lengths = vectors.norm(dim=-1).cpu()  # once: each look at a GPU's numbers waits for them
     finite = lengths.isfinite()
     if (far := ((lengths - 1).abs() > _UNIT) & finite & (lengths > 0)).any():  # normalised, 0 stays 0
         raise UserError(f"--encoder {encoder.spec}: expected vectors of unit length; found {float(lengths[far][0]):g}")

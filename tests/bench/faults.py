@@ -66,12 +66,13 @@ def counted(ledger: Ledger, whole: Ledger) -> Counts:
         rows = pq.read_table(ledger.shard_path(commit.shard)).to_pylist()
         there.update(row["image_id"] for row in rows if row["value"] == hash_of(row["image_id"]))
     planned = {sample.image_id for shard in range(ledger.dataset.shards) for sample in ledger.samples(shard)}
-    files, problems = check_files(ledger)
-    named = {file.path for file in files}
+    checked = check_files(ledger)
+    named = {file.path for file in checked.files}
     stray = _contents(ledger.root).keys() - named - {"manifest.json", "dataset.json"}
     ours, theirs = _contents(ledger.root), _contents(whole.root)
     other = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
-    return Counts(len(planned - there.keys()), sum(there.values()) - len(there), len(stray) + len(problems), other)
+    wrong = len(stray) + len(checked.problems)
+    return Counts(len(planned - there.keys()), sum(there.values()) - len(there), wrong, other)
 
 
 def _contents(root: Path) -> dict[str, bytes]:
