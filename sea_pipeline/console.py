@@ -119,7 +119,7 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
             f"{counted(report.images, 'image')} in {wall:.1f} s, {report.images / wall:.1f} images/s "
             f"on {run.device} with {run.backend}" + (f", {report.workers} workers" if report.workers > 1 else "")
         )
-        rows["time"] = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+        rows["time"] = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
     elif not report.failed:
         rows["this run"] = "nothing was left to do"
     if run.listing.notes:

@@ -5,8 +5,8 @@ and a word rounded to float16,
 
     p·w = p'·w' + error,   |error| <= |p - p'||w| + |p'||w - w'| + what the product rounds
 
-A few more words than asked for are proposed and scored again in float32. Where the n-th best of these is above the last
-float16 score plus the bound, no word was missed; other patches get float32 scores of all words.
+The k best are scored again in float32. Where the n-th best of these is above the last float16 score plus the bound, no
+word was missed; other patches get float32 scores of all words.
 
 Shapes: P patches, W words, D embedding width.
 """
@@ -25,8 +25,6 @@ from sea_pipeline.candidates import (
 )
 from sea_pipeline.devices import exact_float32
 
-_SPARE = 8
-"""Words proposed beyond k."""
 _NUMBERS = 1 << 27
 """Of float32 word vectors at a time: 512 MiB."""
 _HALF = 2.0**-11
@@ -52,18 +50,18 @@ class HalfCandidates:
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Candidates`."""
-        half, count = patches.half(), min(k + _SPARE, len(self._words))
+        half = patches.half()
         scores = self._scratch.tensor[: len(patches)]
         with exact_float32():
             torch.mm(half, self._half.T, out=scores[:, : len(self._words)])
         maxima = scores.view(len(scores), GROUP, -1).amax(1)
-        coarse, proposed = best_by_groups(scores, maxima, self._members, count)
-        chunk = max(1, _NUMBERS // (count * patches.shape[-1]))
+        coarse, proposed = best_by_groups(scores, maxima, self._members, k)
+        chunk = max(1, _NUMBERS // (k * patches.shape[-1]))
         pairs = zip(torch.split(patches, chunk), torch.split(proposed, chunk), strict=True)
         exact = torch.cat([(self._words[ids] @ part.unsqueeze(-1)).squeeze(-1) for part, ids in pairs])
-        best, order = exact.topk(k)
+        best, order = exact.sort(descending=True)
         ids = proposed.gather(-1, order)
-        if count < len(self._words):
+        if k < len(self._words):
             limit = coarse[:, -1].float() + self._error(patches, half, coarse[:, -1].float())
             doubtful = ~(best[:, n - 1] - rounding_bound(patches.shape[-1]) > limit)
             if some := int(doubtful.sum()):

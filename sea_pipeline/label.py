@@ -142,9 +142,9 @@ class LabelStage:
         advance: Callable[[int], None],
     ) -> ShardResult:
         """Labels one shard into the file `target`; the first one waits for the encoder to load. See `run.Stage`."""
-        with self._loading:
-            self._encoder.load()
         seconds = _Seconds(float)
+        with _timed(seconds, "load"), self._loading:
+            self._encoder.load()
         bad: list[BadSample] = []
         first_sha256: str | None = None
         patch_sum = torch.zeros(self._encoder.width, dtype=torch.float64)

@@ -5,6 +5,8 @@ Parquet is what travels and lasts; reading single images from it at random takes
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import Manifest
+from sea_pipeline.rows import no_such_image
 from sea_pipeline.shards import from_stored
 from sea_pipeline.storage import alone, cache_folder, make_folder, publish_folder
 from sea_pipeline.store import Labels, LabelStore
@@ -22,7 +25,7 @@ _ARRAYS = ("words", "scores", "crop_box")
 
 
 class LabelCache:
-    """The labels of a run by image id, as in `LabelStore`, from memory-mapped files; cheap to send to a process."""
+    """The labels of a run, a collection of image ids as `LabelStore` is; cheap to send to a process."""
 
     def __init__(self, folder: Path, grid: tuple[int, int], top_n: int) -> None:
         self.folder = folder
@@ -35,6 +38,9 @@ class LabelCache:
     def __len__(self) -> int:
         return len(self._index)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._index
 
@@ -42,12 +48,19 @@ class LabelCache:
         """The labels of one image.
 
         Raises:
-            KeyError: there is no such image.
+            KeyError: there is no such image; says how many there are and shows the nearest id.
         """
+        if image_id not in self._index:
+            raise no_such_image(image_id, self._index)
         row = self._index[image_id]
         words, scores, crop_box = (self._arrays[name][row] for name in _ARRAYS)
         x0, y0, x1, y1 = crop_box.tolist()
         return Labels(*from_stored(words, scores, (-1, self.top_n)), self.grid, (x0, y0, x1, y1))
+
+    @property
+    def ids(self) -> list[str]:
+        """The image ids in the order of the rows."""
+        return list(self._index)
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -59,8 +72,8 @@ class LabelCache:
         return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
 
 
-def label_cache(store: LabelStore, root: Path | None = None) -> LabelCache:
-    """The unpacked labels of a run: made where they are not there yet, found by the hash of the run's manifest.
+def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache:
+    """The unpacked labels of a run: made where they are not there whole, found by the hash of the run's manifest.
 
     Args:
         store: opened with `open_labels`, which has verified the shards.
@@ -70,28 +83,44 @@ def label_cache(store: LabelStore, root: Path | None = None) -> LabelCache:
     Raises:
         UserError: the folder cannot be written.
     """
-    root = root or cache_folder() / "labels"
+    root = Path(root) if root else cache_folder() / "labels"
     make_folder(root)
     # Of the manifest that the store was opened with: the file may be that of an extension by now.
     manifest = Manifest.model_validate(store.manifest).to_bytes()
     folder = root / hashlib.sha256(manifest).hexdigest()[:32]
     with alone(root):  # the processes of a training run all come at once; the first one unpacks
-        if not folder.is_dir():
+        if not _is_whole(folder, store):
+            shutil.rmtree(folder, ignore_errors=True)  # what cleans up caches may have taken a file of it
             try:
                 with publish_folder(folder) as scratch:
                     _unpack(store, scratch)
             except (OSError, UserError):
-                if not folder.is_dir():  # else another machine's process, without a lock between us, was first
+                if not _is_whole(folder, store):  # else another machine's process, without a lock between us, was first
                     raise
     return LabelCache(folder, store.grid, store.top_n)
 
 
-def _unpack(store: LabelStore, folder: Path) -> None:
+def _columns(store: LabelStore) -> dict[str, tuple[type[np.generic], int]]:
+    """By name, what a row of each array holds."""
     size = store.grid[0] * store.grid[1] * store.top_n
-    shapes = {"words": (np.uint16, size), "scores": (np.float16, size), "crop_box": (np.float32, 4)}
+    return {"words": (np.uint16, size), "scores": (np.float16, size), "crop_box": (np.float32, 4)}
+
+
+def _is_whole(folder: Path, store: LabelStore) -> bool:
+    try:
+        arrays = [
+            (np.load(folder / f"{name}.npy", mmap_mode="r"), width) for name, (_, width) in _columns(store).items()
+        ]
+        ids = (folder / "ids.json").read_bytes()
+    except (OSError, ValueError):  # absent, or shorter than its header says
+        return False
+    return ids.endswith(b"]") and all(array.shape == (len(store), width) for array, width in arrays)
+
+
+def _unpack(store: LabelStore, folder: Path) -> None:
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (len(store), width))
-        for name, (dtype, width) in shapes.items()
+        for name, (dtype, width) in _columns(store).items()
     }
     row = 0
     for table in store.tables():

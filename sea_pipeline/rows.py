@@ -2,7 +2,7 @@
 
 import bisect
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -93,7 +93,7 @@ class RowStore:
             KeyError: there is no such image; says how many there are and shows the nearest id.
         """
         if image_id not in self._index:
-            raise KeyError(f"{image_id!r} is none of the {len(self):,} images{self._nearest(image_id)}")
+            raise no_such_image(image_id, self.ids)
         shard, group, row = self._index[image_id]
         cached = self._cached  # another thread may replace it
         if cached is None or cached[0] != (shard, group):
@@ -107,15 +107,17 @@ class RowStore:
             raise UserError(f"{shard}: damaged: expected a column {min(missing)!r}")
         return rows
 
-    def _nearest(self, image_id: str) -> str:
-        image_id = str(image_id)
-        name = image_id.rsplit("/", 1)[-1]
-        ordered = sorted(self.ids)
-        place = bisect.bisect(ordered, image_id)
-        pool = ordered[max(0, place - 500) : place + 500]
-        pool += [other for other in ordered if other.rsplit("/", 1)[-1] == name][:100]
-        nearest = difflib.get_close_matches(image_id, pool, n=1, cutoff=0.0)
-        return f"; the nearest is {nearest[0]!r}" if nearest else ""
+
+def no_such_image(image_id: object, ids: Iterable[str]) -> KeyError:
+    """What to raise where none of `ids` is the one asked for: it says how many there are and shows the nearest one."""
+    ordered, wanted = sorted(ids), str(image_id)
+    name = wanted.rsplit("/", 1)[-1]
+    place = bisect.bisect(ordered, wanted)
+    pool = ordered[max(0, place - 500) : place + 500]
+    pool += [other for other in ordered if other.rsplit("/", 1)[-1] == name][:100]
+    nearest = difflib.get_close_matches(wanted, pool, n=1, cutoff=0.0)
+    shown = f"; the nearest is {nearest[0]!r}" if nearest else ""
+    return KeyError(f"{image_id!r} is none of the {len(ordered):,} images{shown}")
 
 
 def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:

@@ -51,7 +51,7 @@ def draw(
         ragged: whether the smaller windows at the right and lower edge take part, where k does not divide the grid.
 
     Raises:
-        ValueError: the arrays do not fit the grid or each other, or the window is not positive.
+        ValueError: the arrays do not fit the grid or each other, the window is not positive, or `ragged` is neither.
     """
     rows, columns = grid
     if word_ids.ndim != 2 or word_ids.shape != scores.shape or word_ids.shape[0] != rows * columns:
@@ -61,6 +61,8 @@ def draw(
         )
     if window < 1:
         raise ValueError(f"window = {window}: expected at least 1")
+    if ragged not in {"keep", "drop"}:
+        raise ValueError(f"ragged = {ragged!r}: expected 'keep' or 'drop'")
     row = _one_in_each(rows, window, ragged)
     column = _one_in_each(columns, window, ragged)
     shape = (len(row), len(column))

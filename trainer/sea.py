@@ -25,6 +25,9 @@ class SeaTerm(nn.Module):
         learnable: whether the temperature trains.
         gather: negatives, and one patch per word, over all processes.
         dedupe: with `gather`, what patches must not share: the word, or its LLM tokens.
+
+    Raises:
+        ValueError: the spellings are not of the same words, or a word has no token.
     """
 
     tokens: torch.Tensor
@@ -42,6 +45,8 @@ class SeaTerm(nn.Module):
         dedupe: Literal["word", "tokens"] = "word",
     ) -> None:
         super().__init__()
+        if len({len(form) for form in tokens}) != 1 or not all(ids for form in tokens for ids in form):
+            raise ValueError("expected at least one spelling, each of the same words, and of each word a token or more")
         longest = max(len(word) for form in tokens for word in form)
         padded = torch.full((len(tokens), len(tokens[0]), longest), -1)
         for form, spelled in enumerate(tokens):

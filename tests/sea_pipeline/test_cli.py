@@ -1,8 +1,10 @@
 """Every command: what it prints, how it exits, and one typical mistake."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,17 @@ def test_the_options_are_those_that_are_scripted_against(command: Any) -> None:
     )
     for option in [*options.split(" "), "--max-bad"]:
         assert option in stdout
+
+
+def test_loading_a_model_is_no_waiting_for_images(
+    command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "load", lambda: time.sleep(1))
+    photos, out = draw_folder(tmp_path / "photos", 5), tmp_path / "labels"
+    stdout = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", out)[1]
+    said = re.search(r"^time +load (\d+)%", stdout, re.MULTILINE)
+    assert said is not None, stdout
+    assert 20 < int(said[1]) <= 100
 
 
 def test_inspect_prints_figure_6(command: Any, labelled: Path) -> None:

@@ -35,8 +35,9 @@ def test_every_image_is_as_in_the_store(store: LabelStore) -> None:
         np.testing.assert_array_equal(ours.word_ids, theirs.word_ids)
         np.testing.assert_array_equal(ours.scores, theirs.scores)
         assert (ours.grid, ours.crop_box) == (theirs.grid, theirs.crop_box)
-    with pytest.raises(KeyError):
-        cache["003.png"]
+    assert list(cache) == cache.ids == store.ids
+    with pytest.raises(KeyError, match=r"'3.png' is none of the 69 images; the nearest is '0?[0-9]*3.png'"):
+        cache["3.png"]
 
 
 def test_it_is_unpacked_once(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +45,33 @@ def test_it_is_unpacked_once(store: LabelStore, monkeypatch: pytest.MonkeyPatch)
     assert first.folder.name == file_sha256(store.path / "manifest.json")[:32]
     monkeypatch.setattr(label_cache, "_unpack", None)
     assert label_cache.label_cache(store).folder == first.folder
+
+
+def _without_words(folder: Path) -> None:
+    (folder / "words.npy").unlink()
+
+
+def _with_half_the_scores(folder: Path) -> None:
+    data = (folder / "scores.npy").read_bytes()
+    (folder / "scores.npy").write_bytes(data[: len(data) // 2])
+
+
+def _with_half_the_ids(folder: Path) -> None:
+    (folder / "ids.json").write_text('["000.png", "001')
+
+
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("harm", [_without_words, _with_half_the_scores, _with_half_the_ids, _empty])
+def test_what_lost_a_file_is_unpacked_again(store: LabelStore, tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    harm(label_cache.label_cache(store, str(tmp_path / "unpacked")).folder)
+    again = label_cache.label_cache(store, tmp_path / "unpacked")
+    for image_id in store:
+        np.testing.assert_array_equal(again[image_id].word_ids, store[image_id].word_ids)
+        np.testing.assert_array_equal(again[image_id].scores, store[image_id].scores)
 
 
 def test_an_interrupted_unpacking_leaves_nothing(

@@ -111,6 +111,8 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         draw(np.zeros((8, 2), np.int64), np.zeros((8, 2)), (3, 3), generator(0, 0, 0))
     with pytest.raises(ValueError, match="window = 0"):
         draw(np.zeros((9, 2), np.int64), np.zeros((9, 2)), (3, 3), generator(0, 0, 0), window=0)
+    with pytest.raises(ValueError, match="ragged = 'left': expected 'keep' or 'drop'"):
+        draw(np.zeros((9, 2), np.int64), np.zeros((9, 2)), (3, 3), generator(0, 0, 0), ragged="left")  # type: ignore[arg-type]
 
 
 def test_minus_one_is_no_word() -> None:

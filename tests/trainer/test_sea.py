@@ -103,6 +103,12 @@ def test_a_temperature_that_does_not_learn() -> None:
     assert "tokens" not in fixed.state_dict()  # the word list is no weight
 
 
+@pytest.mark.parametrize("forms", [[], [[[3], []]], [[[3], [4]], [[5]]]], ids=["none", "no token", "fewer words"])
+def test_spellings_that_are_none_are_refused(forms: list[list[list[int]]]) -> None:
+    with pytest.raises(ValueError, match="each of the same words, and of each word a token or more"):
+        SeaTerm(forms, log_scale=0.5, learnable=False, gather=False)
+
+
 def test_autocast_does_not_lower_its_precision() -> None:
     embed = embedding(torch.float32)
     ours = SeaTerm([SPACE], log_scale=2.659, learnable=True, gather=False)
