@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit, File, check_file, load_record
-from sea_pipeline.storage import entries
+from sea_pipeline.storage import below, entries
 
 
 class Checked(NamedTuple):
@@ -26,6 +26,7 @@ def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None)
     """Hashes every file that a record of the folder names, finished or not; tells `advance` of the shards."""
     files: dict[str, File] = {}
     problems: list[str] = []
+    blamed: set[str] = set()
     named = list(ledger.dataset.files)
     missing, finished = ledger.missing(), ledger.finished
     for path in entries(ledger.root / "commits"):
@@ -33,6 +34,7 @@ def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None)
             named += load_record(path, Commit).files
         except UserError as error:
             problems.append(str(error))
+            blamed.add(below(ledger.root, path))
     if finished:
         manifest = ledger.manifest()
         named += [*manifest.shards, *manifest.other_files]
@@ -40,14 +42,15 @@ def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None)
         if files.setdefault(file.path, file) != file:
             problems.append(f"{ledger.root / file.path}: two records of it differ")
     for file in files.values():
-        problem = check_file(ledger.root, file)
-        problems += [problem] if problem else []
+        if problem := check_file(ledger.root, file):
+            problems.append(problem)
+            blamed.add(file.path)
         advance(file.path.startswith(f"{ledger.dataset.kind}/"))
     for shard in missing if finished else ():
-        names = str(ledger.commit_path(shard)), str(ledger.shard_path(shard)), str(ledger.quarantine_path(shard))
-        if not any(problem.startswith(names) for problem in problems):
+        paths = ledger.commit_path(shard), ledger.shard_path(shard), ledger.quarantine_path(shard)
+        if blamed.isdisjoint(below(ledger.root, path) for path in paths):
             problems.append(
-                f"{names[0]}: expected the record of a finished shard; found none of this folder; run {ledger.command} "
+                f"{paths[0]}: expected the record of a finished shard; found none of this folder; run {ledger.command} "
                 "again"
             )
     return Checked(list(files.values()), problems, missing, finished)

@@ -56,9 +56,10 @@ def test_the_training_loop_of_ones_own(label: Any, tmp_path: Path) -> None:
     (block,) = re.findall(r"In a training loop of your own.*\n((?:\n|    .*\n)+)", TEXT)
     embed = torch.nn.Embedding(600, 16)
     given = {
-        "np": np, "store": store, "ids": store.ids[:4], "visual": torch.randn(4, 12, 16, requires_grad=True),
+        "np": np, "store": store, "ids": store.ids[:4], "numbers": [9, 4, 7, 0],
+        "visual": torch.randn(4, 12, 16, requires_grad=True),
         "llm": SimpleNamespace(get_input_embeddings=lambda: embed), "tokenizer": llama_like(),
-        "seed": 0, "epoch": 0, "log_scale": torch.zeros(()),
+        "seed": 0, "epoch": 0, "step": 3, "log_scale": torch.zeros(()),
     }  # fmt: skip
     exec(textwrap.dedent(block), given)
     given["loss"].backward()

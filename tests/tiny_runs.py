@@ -70,8 +70,8 @@ def make_world(root: Path) -> World:
     return world
 
 
-def label_settings(images: Path, words: Path, out: Path) -> LabelSettings:
-    return LabelSettings.of(images=str(images), wordlist=str(words), top_n=3, out=out, device="cpu")
+def label_settings(images: Path, words: Path, out: Path, top_n: int = 3) -> LabelSettings:
+    return LabelSettings.of(images=str(images), wordlist=str(words), top_n=top_n, out=out, device="cpu")
 
 
 def _turns(values: list[str]) -> list[dict[str, str]]:

@@ -11,6 +11,9 @@ from transformers import TrainerCallback
 from sea_pipeline.progress import ProgressBar
 from sea_pipeline.storage import publish_bytes
 
+_FEW = 64
+"""Pairs that L_a contrasts; the papers' micro-batches have thousands."""
+
 
 class MetricsLog(TrainerCallback):
     """Appends one JSON object a logged step to a file: `step`, `epoch`, `seconds` of training so far, and the values.
@@ -63,6 +66,24 @@ class MetricsLog(TrainerCallback):
 def is_evaluation(line: dict[str, Any]) -> bool:
     """Whether a line of `metrics.jsonl` holds metrics of held-out samples."""
     return any(name.startswith("eval_") for name in line)
+
+
+class FewPairs(TrainerCallback):
+    """Says once when L_a contrasts so few pairs that it teaches little."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said = False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
+        """Called by the Trainer."""
+        pairs = logs.get("sea_pairs", _FEW)
+        if pairs < _FEW and not self._said:
+            self._said = True
+            self._say(
+                f"loss.sea: {pairs:.0f} pairs of patch and word in a micro-batch, fewer than {_FEW}; raise "
+                "training_arguments.per_device_train_batch_size, lower loss.sea.window, or set loss.sea.gather"
+            )
 
 
 class Screen(TrainerCallback):

@@ -13,6 +13,7 @@ from sea_pipeline.errors import UserError
 from trainer import checkpoints
 from trainer.balance import Balance, Probe
 from trainer.data import Collator, TrainingData
+from trainer.losses import MAX_SCALE
 from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
 from trainer.sampler import EpochSampler
@@ -117,6 +118,8 @@ class AlignTrainer(ShardingTrainer):
             UserError: a term is not finite; the optimizer has not moved.
         """
         rows = inputs["rows"]
+        if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
+            term.clamp_scale()
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._measure()
         for name, value in self._terms.items():
@@ -158,7 +161,7 @@ class AlignTrainer(ShardingTrainer):
                     logs[name] = total / count
             logs |= {f"{name}_weight": float(balance.weight) for name, balance in self.balances.items()}
             if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
-                logs["sea_scale"] = float(whole(term.log_scale.detach()).exp())
+                logs["sea_scale"] = float(whole(term.log_scale.detach()).exp().clamp(max=MAX_SCALE))
             logs |= self._measured
             self._measured = {}
         super().log(logs, start_time)
@@ -220,6 +223,7 @@ class AlignTrainer(ShardingTrainer):
                 "lengths": rows["length"],
                 "has_image": [bool(images) for images in rows["images"]],
                 "batch_size": together * self.args.gradient_accumulation_steps,
+                "micro_batches": processes * self.args.gradient_accumulation_steps,
             }
         return EpochSampler(len(self.data), self.args.seed, multiple=together if processes > 1 else 1, **grouped)
 

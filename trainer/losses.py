@@ -4,6 +4,7 @@ Shapes: N patches of a batch, each with its word; m visual tokens of one image; 
 vocabulary; q words of the list.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,8 +52,9 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
     Args:
         visual: x, (N, d), the projector's output at the drawn patches; any float dtype, computed in float32 at least.
         words: t, (N, d), row i the word of patch i; words are distinct (`sampling.one_patch_per_word`).
-        log_scale: scalar, log(1 / tau), learnable; 1 / tau is clamped at `MAX_SCALE`. The paper writes "tau = 0", which
-            cannot divide: 0 is read as the start of this logarithm, so that 1 / tau starts at 1.
+        log_scale: scalar, log(1 / tau), learnable; 1 / tau is clamped at `MAX_SCALE`, beyond which it gets no gradient:
+            clamp the parameter itself between steps, too. The paper writes "tau = 0", which cannot divide: 0 is read as
+            the start of this logarithm, so that 1 / tau starts at 1.
 
     Returns:
         A scalar; 0 with a graph where N is 0, so that a batch without labels steps like any other.
@@ -64,7 +66,7 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
     if len(visual) == 0:
         return visual.float().sum() + 0 * log_scale.sum()
     dtype = torch.promote_types(visual.dtype, torch.float32)
-    scale = log_scale.to(dtype).exp().clamp(max=MAX_SCALE)
+    scale = log_scale.to(dtype).clamp(max=math.log(MAX_SCALE)).exp()
     with torch.autocast(visual.device.type, enabled=False):  # its bfloat16 would cost the gradient all but two digits
         similarity = F.normalize(visual.to(dtype), dim=-1) @ F.normalize(words.to(dtype), dim=-1).T  # phi(x_i, t_j)
     logits = scale * similarity
@@ -165,7 +167,8 @@ class _Sds(torch.autograd.Function):
         queries = torch.cat([visual.to(attention.dtype), refined.to(attention.dtype)])
         with torch.autocast(visual.device.type, enabled=False):  # `matmul_dtype` decides
             mean, lse = _softmax_mean(queries, embeddings, block, matmul_dtype)
-        (v, v_hat), (mu_q, mu_p), (lse_q, lse_p) = queries.chunk(2), mean.chunk(2), lse.chunk(2)
+        seen = queries.to(matmul_dtype).to(queries.dtype)  # by the products: of others, near ones have a KL below 0
+        (v, v_hat), (mu_q, mu_p), (lse_q, lse_p) = seen.chunk(2), mean.chunk(2), lse.chunk(2)
         ctx.save_for_backward((attention.unsqueeze(-1) * (mu_q - mu_p)).to(visual.dtype))
         divergence = ((v_hat - v) * mu_p).sum(-1) - lse_p + lse_q
         return (attention * divergence).sum()

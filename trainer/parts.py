@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from sea_pipeline.encoders.spec import S2_SCALES
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import package_folder, require
 from trainer.folder_check import image_shape
@@ -87,8 +88,8 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     """Loads a tower with its weights.
 
     Args:
-        spec: `packaged`, `s2:SPEC` or `s2@1,2,3:SPEC` (scales 1 and 2 where none are given), else a transformers folder
-            or the name of one on the hub.
+        spec: `packaged`, `s2:SPEC` or `s2@1,2:SPEC` (scales 1, 2 and 3 where none are given), else a transformers
+            folder or the name of one on the hub.
         dtype: of the weights.
         feature_layer: which hidden state to use; None: the last but one of a transformer, the only one of `packaged`.
             With `s2` it is the base tower's.
@@ -97,7 +98,7 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
         UserError: the spec names no vision tower that is known here, or its weights are incomplete.
     """
     if match := _S2.fullmatch(spec):
-        scales = [int(scale) for scale in (match["scales"] or "1,2").split(",")]
+        scales = [int(scale) for scale in match["scales"].split(",")] if match["scales"] else list(S2_SCALES)
         return _s2(spec, load_vision(match["base"], dtype, feature_layer), scales)
     if spec == "packaged":
         if feature_layer not in (None, -1):

@@ -1,7 +1,7 @@
 """What a training run is asked for, checked as a whole; `recipe_file.py` reads it.
 
 A recipe has a few groups; each field says what it means and in which unit. Where the papers leave something open, the
-field is named after the question, and `preset: paper` sets all of them to the paper's letter.
+field is named after the question, and `preset: paper` sets all of SEA's to the paper's letter.
 """
 
 from pathlib import Path
@@ -42,7 +42,8 @@ class Data(Strict):
     evaluate: str | None = None
     """Another file with held-out conversations, in place of `held_out`; its images start at `image_root` too."""
     sampling: Literal["random", "modality_length"] = "random"
-    """Order in an epoch: a permutation, or LLaVA's stage 2: batches of similar length, with or without images."""
+    """Order in an epoch: a permutation, or LLaVA's stage 2: a step's samples have images or all have none, and its
+    micro-batches are alike long."""
     random_crop: Annotated[float, Field(gt=0, le=1)] | None = None
     """Train on random square crops of at least this share of the largest one's area; needs `labels.transfer`."""
     keep_features: bool = False
@@ -53,7 +54,8 @@ class LabelSource(Strict):
     """Per-patch words: a finished folder of `sea-pipeline label`, or what to make."""
 
     path: str | Path | None = None
-    """None: the newest folder below runs/labels that fits the tower and holds the images; made if there is none."""
+    """None: the newest folder below runs/labels that fits the tower, holds the images and is of the list, encoder and
+    n that are named here; made if there is none."""
     wordlist: str = "2of12"
     encoder: str = "packaged"
     top_n: Annotated[int, Field(ge=1)] = 10
@@ -181,7 +183,7 @@ class Recipe(Strict):
 
     name: str = "run"
     preset: Literal["paper"] | None = None
-    """`paper`: the paper's letter wherever the field is not set."""
+    """`paper`: the letter of SEA's paper, L_a switched on, wherever the field is not set."""
     model: Path | Parts = Parts()
     """A LLaVA folder, or parts that become one."""
     data: Data = Data()

@@ -4,6 +4,7 @@ An index that the sampler gives carries its epoch, `epoch * length + sample`: wh
 the epoch without being told.
 """
 
+import heapq
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,9 +21,11 @@ class EpochSampler(Sampler[int]):
     Args:
         length: samples in the data.
         seed: of the order.
-        lengths: (length,) tokens of each sample; given, batches hold samples of similar length, and of one modality.
+        lengths: (length,) tokens of each sample; given, the order is LLaVA's for stage 2: a step's samples all have
+            images or none has, and its micro-batches are alike long.
         has_image: (length,), goes with `lengths`.
         batch_size: samples of a step over all processes, goes with `lengths`.
+        micro_batches: of a step over all processes, of equal size, goes with `lengths`.
         multiple: samples that all processes read at a time; `BLANK` fills the last time up, so that each reads as often
             and no sample is read twice.
     """
@@ -35,6 +38,7 @@ class EpochSampler(Sampler[int]):
         lengths: Sequence[int] | None = None,
         has_image: Sequence[bool] | None = None,
         batch_size: int = 1,
+        micro_batches: int = 1,
         multiple: int = 1,
     ) -> None:
         self.length = length
@@ -43,6 +47,7 @@ class EpochSampler(Sampler[int]):
         self._lengths = None if lengths is None else np.asarray(lengths)
         self._has_image = np.ones(length, bool) if has_image is None else np.asarray(has_image, bool)
         self._batch_size = batch_size
+        self._micro_batches = micro_batches
         self._blanks = -length % multiple
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,18 +64,28 @@ class EpochSampler(Sampler[int]):
         yield from [BLANK] * self._blanks
 
     def _grouped(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
-        """LLaVA's order: shuffled, sorted by length inside long stretches, cut in batches, the batches shuffled."""
-        assert self._lengths is not None
-        batches: list[npt.NDArray[np.int64]] = []
+        """LLaVA's order: each modality shuffled and cut into steps, the steps shuffled, what is left over behind them.
+
+        Samples are long and short within a step; only among its micro-batches their tokens are shared out evenly.
+        """
+        steps: list[npt.NDArray[np.int64]] = []
         rest: list[npt.NDArray[np.int64]] = []
         for modality in (True, False):
             members = random.permutation(np.flatnonzero(self._has_image == modality))
-            stretch = 50 * self._batch_size
-            for start in range(0, len(members), stretch):
-                part = members[start : start + stretch]
-                part = part[np.argsort(-self._lengths[part], kind="stable")]
-                cut = [part[at : at + self._batch_size] for at in range(0, len(part), self._batch_size)]
-                batches += [batch for batch in cut if len(batch) == self._batch_size]
-                rest += [batch for batch in cut if len(batch) < self._batch_size]
-        order = [batches[place] for place in random.permutation(len(batches))] + rest
-        return np.concatenate(order) if order else np.zeros(0, np.int64)
+            whole = len(members) - len(members) % self._batch_size
+            steps += [self._shared_out(step) for step in members[:whole].reshape(-1, self._batch_size)]
+            rest.append(members[whole:])
+        return np.concatenate([*(steps[place] for place in random.permutation(len(steps))), *rest])
+
+    def _shared_out(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A step's samples by micro-batch: the longest first, each to the micro-batch with the fewest tokens so far."""
+        assert self._lengths is not None
+        size = self._batch_size // self._micro_batches
+        parts: list[list[int]] = [[] for _ in range(self._micro_batches)]
+        open_parts = [(0, number) for number in range(self._micro_batches)]
+        for sample in step[np.argsort(-self._lengths[step], kind="stable")].tolist():
+            tokens, number = heapq.heappop(open_parts)
+            parts[number].append(sample)
+            if len(parts[number]) < size:
+                heapq.heappush(open_parts, (tokens + int(self._lengths[sample]), number))
+        return np.concatenate(parts).astype(np.int64)

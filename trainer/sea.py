@@ -3,6 +3,7 @@
 Shapes: q words of the list, F spellings of each (`word_prefix`), N drawn patches of a batch, d the LLM's width.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -93,6 +94,11 @@ class SeaTerm(nn.Module):
         vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
         mean: torch.Tensor = ((vectors * there).sum(2) / there.sum(2)).mean(0)
         return mean
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Brings a 1 / tau that a step took beyond `MAX_SCALE` back: there it has no gradient, and could not return."""
+        self.log_scale.clamp_(max=math.log(losses.MAX_SCALE) - 1e-6)  # float32 may round the logarithm itself upwards
 
     def extra_repr(self) -> str:
         """The size of the word list, for printing."""

@@ -1,13 +1,14 @@
 """What a run reads: conversations with their images, and the labels that fit them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset as Rows
 
+from sea_pipeline.encoders.spec import EncoderSpec
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.label_run import LabelSettings, label_images
@@ -17,6 +18,7 @@ from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import data_folder
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets
+from sea_pipeline.wordlists import load_wordlist
 from trainer.conversations import load_conversations, missing_images, split_rows
 from trainer.data import Labels
 from trainer.load import ModelFolder
@@ -149,9 +151,21 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> Label
             continue
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
         fits = labels.transfer or tuple(store.grid) == tuple(folder.grid)
-        if fits and _crops(store) >= labels.crops and wanted <= held:
+        if fits and _crops(store) >= labels.crops and _as_named(store, labels) and wanted <= held:
             return open_labels(manifest.parent)
     return None
+
+
+def _as_named(store: LabelStore, labels: LabelSource) -> bool:
+    """Whether list, encoder and n are those that the recipe names; what it does not name may be any."""
+    named, fields = labels.model_fields_set, store.manifest["fields"]
+    if "top_n" in named and store.top_n != labels.top_n:
+        return False
+    if "encoder" in named:
+        asked, found = EncoderSpec.parse(labels.encoder), EncoderSpec.parse(store.encoder)
+        if replace(asked, path=asked.path or found.path) != found:
+            return False
+    return "wordlist" not in named or bool(fields["wordlist"]["sha256"] == load_wordlist(labels.wordlist).sha256)
 
 
 def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> Labels:

@@ -127,7 +127,7 @@ class S2TowerConfig(PreTrainedConfig):
 
     base: dict[str, Any] | PreTrainedConfig | None = None
     """The base tower's config."""
-    scales: list[int] | tuple[int, ...] = (1, 2)
+    scales: list[int] | tuple[int, ...] = (1, 2, 3)
     """Multiples of the base resolution, ascending; their features are joined in this order."""
     feature_layer: int = -2
     """Index into the base tower's hidden states."""

@@ -32,7 +32,7 @@ from trainer.arguments import training_arguments
 from trainer.build import Inputs, build, trainable
 from trainer.init import init_model
 from trainer.load import open_model_folder
-from trainer.log import MetricsLog, Screen, is_evaluation
+from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.model import AlignedLlava
 from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
@@ -226,7 +226,7 @@ class _Run:
         self.told = told
         self.fields = fields
         self.log = MetricsLog(out / "metrics.jsonl", told.metrics)
-        self.trainer = build(inputs, out, told.progress, [self.log, Screen(told.progress)])
+        self.trainer = build(inputs, out, told.progress, [self.log, Screen(told.progress), FewPairs(told.say)])
 
     def finish(self) -> TrainRun:
         """Trains from the newest checkpoint or from the start, evaluates, saves."""

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.codecs import fit_codec
 from tests.bench.measure import Figure, in_turn, peak_bytes
 from tests.bench.steps import BATCH, SEA, one_step, prepare
 from trainer import losses
@@ -22,18 +21,16 @@ HALF = {"das": {"weight": 1}, "sds": {"weight": 0.01, "precision": "bfloat16"}}
 
 
 class Tokens(NamedTuple):
-    """Visual tokens of three real photos with their targets: V, V^ (m, d), a (m,), E (V, d)."""
+    """Visual tokens of real photos with their targets: V, V^ (m, d), a (m,), E (V, d)."""
 
     visual: torch.Tensor
     refined: torch.Tensor
     attention: torch.Tensor
     embeddings: torch.Tensor
-    others: torch.Tensor
-    """V^ of five other photos, to fit codecs to."""
 
 
 def figures() -> Iterator[Figure]:
-    """tap.*, sds.*, step.* and teacher.int8.*."""
+    """tap.*, sds.* and step.*."""
     with tempfile.TemporaryDirectory() as scratch, redirect_stderr(StringIO()):
         prepare(Path(scratch))
         yield from _figures(Path(scratch))
@@ -42,9 +39,7 @@ def figures() -> Iterator[Figure]:
 def _figures(scratch: Path) -> Iterator[Figure]:
     _, trainer, batch = one_step(scratch, BASIC)
     yield from _tap(trainer, batch)
-    tokens = _tokens(trainer, batch)
-    yield from _sds(tokens)
-    yield from _teacher(tokens)
+    yield from _sds(tokens_of(trainer, trainer.data_collator([trainer.data[row] for row in range(3)])))
     yield from _steps(scratch)
 
 
@@ -84,17 +79,17 @@ def _tap(trainer: AlignTrainer, batch: Batch) -> Iterator[Figure]:
     )
 
 
-def _tokens(trainer: AlignTrainer, batch: Batch) -> Tokens:
+def tokens_of(trainer: AlignTrainer, batch: Batch) -> Tokens:
+    """A batch's, of one image a sample."""
     model, term = trainer.model.eval(), trainer.model.basic_term
     columns = batch["input_ids"] == model.config.image_token_id
     embed = model.get_input_embeddings()
     with torch.no_grad(), term.watching(dict(batch), columns, embed) as seen:
         stock = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
         visual = model(**stock).image_hidden_states.flatten(0, -2)
-    tokens = len(visual) // BATCH
-    weights = term.degrees(seen.attention.view(BATCH, tokens)).flatten() / 3
-    three, five = slice(0, 3 * tokens), slice(3 * tokens, None)
-    return Tokens(visual[three], seen.refined[three], weights[three], term.embeddings(embed), seen.refined[five])
+    images = len(columns)
+    weights = term.degrees(seen.attention.view(images, -1)).flatten() / images
+    return Tokens(visual, seen.refined, weights, term.embeddings(embed))
 
 
 def _naive_sds(visual: torch.Tensor, tokens: Tokens) -> torch.Tensor:
@@ -103,7 +98,8 @@ def _naive_sds(visual: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     return (tokens.attention * F.kl_div(log_q, p, reduction="none").sum(-1)).sum()
 
 
-def _gradient(loss: Callable[[torch.Tensor], torch.Tensor], visual: torch.Tensor) -> torch.Tensor:
+def gradient(loss: Callable[[torch.Tensor], torch.Tensor], visual: torch.Tensor) -> torch.Tensor:
+    """That of a loss by V."""
     leaf = visual.detach().clone().requires_grad_()
     loss(leaf).backward()
     assert leaf.grad is not None
@@ -112,7 +108,7 @@ def _gradient(loss: Callable[[torch.Tensor], torch.Tensor], visual: torch.Tensor
 
 def _sds(tokens: Tokens) -> Iterator[Figure]:
     def ours(visual: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        _, refined, attention, embeddings, _ = tokens
+        _, refined, attention, embeddings = tokens
         return losses.sds(visual, refined, attention, embeddings, matmul_dtype=dtype)
 
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -120,10 +116,10 @@ def _sds(tokens: Tokens) -> Iterator[Figure]:
         "fp32": ours,
         "bf16": lambda visual: ours(visual, torch.bfloat16),
     }
-    actions = {name: (lambda way=way: _gradient(way, tokens.visual)) for name, way in ways.items()}
+    actions = {name: (lambda way=way: gradient(way, tokens.visual)) for name, way in ways.items()}
     naive, *rest = in_turn(*actions.values())
     peaks = {name: peak_bytes(action) for name, action in actions.items()}
-    exact = _gradient(ways["naive"], tokens.visual)
+    exact = gradient(ways["naive"], tokens.visual)
     size = f"{len(tokens.visual)} tokens x {len(tokens.embeddings):,} entries, forward and backward"
     for name, seconds in zip(("fp32", "bf16"), rest, strict=True):
         yield Figure(
@@ -135,33 +131,8 @@ def _sds(tokens: Tokens) -> Iterator[Figure]:
             "x",
             f"ours, {peaks[name] / 2**20:.0f} MiB at most; the same as above",
         )
-        cosine = F.cosine_similarity(_gradient(ways[name], tokens.visual).flatten(), exact.flatten(), dim=0)
+        cosine = F.cosine_similarity(gradient(ways[name], tokens.visual).flatten(), exact.flatten(), dim=0)
         yield Figure(f"sds.{name}.grad_cosine", float(cosine), "", "the gradient of both distributions by autograd")
-
-
-def _teacher(tokens: Tokens) -> Iterator[Figure]:
-    """The gradients by targets that went through a codec, beside those by exact ones."""
-    for name in ("float16", "int8"):
-        codec = fit_codec(name, tokens.others.numpy())
-        decoded = tokens._replace(refined=torch.from_numpy(codec.decode(codec.encode(tokens.refined.numpy()))))
-        for term in ("das", "sds"):
-            both = [
-                _gradient(lambda visual, of=of, term=term: _term(term, visual, of), tokens.visual)
-                for of in (tokens, decoded)
-            ]
-            cosine = float(F.cosine_similarity(both[0].flatten(), both[1].flatten(), dim=0))
-            yield Figure(
-                "teacher.int8.grad_cosine" if (name, term) == ("int8", "sds") else f"teacher.{name}.{term}.grad_cosine",
-                cosine,
-                "",
-                f"L_{term}'s gradient by exact targets; {codec.bytes_per_vector} bytes a token",
-            )
-
-
-def _term(name: str, visual: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-    if name == "das":
-        return losses.das(visual, tokens.refined, tokens.attention)
-    return losses.sds(visual, tokens.refined, tokens.attention, tokens.embeddings)
 
 
 def _steps(scratch: Path) -> Iterator[Figure]:
@@ -206,7 +177,7 @@ def _naive_step(trainer: AlignTrainer, batch: Batch) -> Callable[[], object]:
         attention = (degrees / degrees.sum(-1, keepdim=True)).flatten() / len(scores)
         das = sum(a * (F.normalize(v, dim=0) - F.normalize(r, dim=0)).square().sum()
                   for a, v, r in zip(attention, visual, refined, strict=True))  # fmt: skip
-        sds = _naive_sds(visual, Tokens(visual, refined, attention, embeddings, refined))
+        sds = _naive_sds(visual, Tokens(visual, refined, attention, embeddings))
         words = sea.word_embeddings(batch["sea_words"], model.get_input_embeddings())
         cosines = torch.stack([F.cosine_similarity(visual[patch], words, dim=-1) for patch in batch["sea_patches"]])
         target = torch.arange(len(cosines))

@@ -13,6 +13,7 @@ from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
 from trainer import losses
 from trainer.arguments import DEFAULTS
 from trainer.data import TrainingData
+from trainer.log import FewPairs
 from trainer.loop import AlignTrainer
 from trainer.model import AlignedLlava
 from trainer.train import train
@@ -50,6 +51,23 @@ def test_every_step_has_a_line(tiny: World, tmp_path: Path) -> None:
     assert scale != lines[0]["sea_scale"] == 1.0, "the first step of a warm-up is one of rate 0"
     rates = [line["learning_rate"] for line in lines]
     assert rates[-1] < rates[4] < rates[1] <= 1e-3, "a cosine"
+
+
+def test_a_temperature_beyond_the_clamp_comes_back(tiny: World, tmp_path: Path) -> None:
+    loss, rates = {"lm": 0, "sea": {"weight": 1, "logit_scale_init": 5.5}}, {"projector": 1e-6, "logit_scale": 0.3}
+    trainer, lines = run(tiny, tmp_path, 8, loss=loss, learning_rates=rates)
+    assert lines[0]["sea_scale"] == pytest.approx(100)
+    assert lines[-1]["sea_scale"] < 60
+    assert float(trainer.model.sea_term.log_scale.detach()) < 4.1
+
+
+def test_few_pairs_are_said_once() -> None:
+    said: list[str] = []
+    callback = FewPairs(said.append)
+    for pairs in ({"sea_pairs": 64.0}, {}, {"sea_pairs": 63.0}, {"sea_pairs": 3.0}):
+        callback.on_log(None, None, None, logs=pairs)
+    assert len(said) == 1
+    assert "63 pairs" in said[0]
 
 
 def test_a_line_of_several_steps_says_their_means(tiny: World, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from tests.pretend_gpu import pretend_gpu
 from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
 from trainer.losses import MAX_SCALE, das, sds, sea, word_table
 
@@ -50,6 +52,19 @@ def test_the_scale_is_clamped_and_stops_learning_there() -> None:
     torch.testing.assert_close(value.detach(), sea(x, t, torch.tensor(math.log(MAX_SCALE), dtype=torch.float64)))
     value.backward()
     assert beyond.grad == 0
+
+
+def test_sds_with_bfloat16_products_is_that_of_what_these_see() -> None:
+    """Else, where V and V^ are long and all but equal, rounding outweighs their divergence, down to below zero."""
+    embeddings, weights = 0.05 * random(2000, 64, dtype=torch.float32), torch.full((32,), 1 / 32)
+    refined = 300 * F.normalize(random(32, 64, seed=1, dtype=torch.float32), dim=-1)
+    visual = refined + 3 * F.normalize(random(32, 64, seed=2, dtype=torch.float32), dim=-1)
+    seen = [tensor.bfloat16().double() for tensor in (visual, refined, embeddings)]
+    exact = sds_twin(seen[0], seen[1], weights.double(), seen[2])
+    with pretend_gpu():  # whose products of bfloat16 are not rounded
+        gpu = [tensor.to("cuda") for tensor in (visual, refined, weights, embeddings)]
+        found = sds(*gpu, matmul_dtype=torch.bfloat16).cpu()
+    torch.testing.assert_close(found.double(), exact, rtol=0.2, atol=0)
 
 
 def test_half_precision_inputs_are_computed_in_float32() -> None:

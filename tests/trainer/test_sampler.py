@@ -17,12 +17,19 @@ def epoch_of(sampler: EpochSampler, epoch: int) -> list[int]:
     return list(sampler)
 
 
-def grouped(texts: int, pictures: int, batch_size: int, seed: int = 0) -> tuple[EpochSampler, Any, Any]:
+def grouped(
+    texts: int, pictures: int, batch_size: int, seed: int = 0, micro_batches: int = 1
+) -> tuple[EpochSampler, Any, Any]:
     random = np.random.default_rng(7)
     lengths = random.integers(10, 2000, texts + pictures)
     has_image = random.permutation(texts + pictures) >= texts
     sampler = EpochSampler(
-        texts + pictures, seed, lengths=lengths.tolist(), has_image=has_image.tolist(), batch_size=batch_size
+        texts + pictures,
+        seed,
+        lengths=lengths.tolist(),
+        has_image=has_image.tolist(),
+        batch_size=batch_size,
+        micro_batches=micro_batches,
     )
     return sampler, lengths, has_image
 
@@ -98,23 +105,37 @@ def test_groups_lose_nothing(texts: int, pictures: int, batch_size: int) -> None
         assert sorted(epoch_of(sampler, epoch)) == list(range(epoch * length, (epoch + 1) * length))
 
 
-def test_a_batch_is_of_one_modality_and_of_similar_lengths() -> None:
-    size = 8
-    sampler, lengths, has_image = grouped(101, 803, size)
+def shared_out(lengths: list[int], chunks: int) -> list[list[int]]:
+    """LLaVA's sharing of a step among its GPUs, as plainly as it can be said: places in `lengths`."""
+    parts: list[list[int]] = [[] for _ in range(chunks)]
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        unfilled = [part for part in parts if len(part) < len(lengths) // chunks]
+        min(unfilled, key=lambda part: sum(lengths[other] for other in part)).append(place)
+    return parts
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_a_step_is_of_one_modality_its_micro_batches_alike_long(micro_batches: int) -> None:
+    size = 16
+    sampler, lengths, has_image = grouped(101, 803, size, micro_batches=micro_batches)
     order = np.array(epoch_of(sampler, 1)) - 904
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    mixed = [len(set(has_image[batch])) > 1 for batch in batches]
+    steps = [order[start : start + size] for start in range(0, len(order), size)]
     whole = (101 // size) + (803 // size)
-    assert not any(mixed[:whole])
-    assert sorted(map(len, batches))[0] == len(batches[-1]) == 904 % size or size  # the remainders come last
-    ours = np.mean([np.ptp(lengths[batch]) for batch in batches[:whole]])
-    shuffled = np.random.default_rng(0).permutation(order)
-    random = np.mean([np.ptp(lengths[shuffled[start : start + size]]) for start in range(0, len(order) - size, size)])
-    assert ours < random / 5
-    modality = [bool(has_image[batch[0]]) for batch in batches[:whole]]
-    assert sum(a != b for a, b in pairwise(modality)) > 10  # batches are shuffled,
-    means = [lengths[batch].mean() for batch in batches[:whole]]
-    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # and not in order of length
+    assert not any(len(set(has_image[step])) > 1 for step in steps[:whole])
+    modality = [bool(has_image[step[0]]) for step in steps[:whole]]
+    assert sum(a != b for a, b in pairwise(modality)) > 4  # steps are shuffled,
+    spread = np.mean([np.std(lengths[step]) for step in steps[:whole]])
+    assert spread > 0.9 * np.std(lengths)  # and of every length
+    for step in steps[:whole]:
+        parts = step.reshape(micro_batches, -1)
+        members = sorted(step, key=lambda sample: -lengths[sample])  # lengths hardly ever tie
+        expected = shared_out([int(lengths[sample]) for sample in members], micro_batches)
+        assert [sorted(lengths[part]) for part in parts] == [
+            sorted(lengths[members[i]] for i in part) for part in expected
+        ]
+        if micro_batches > 1:
+            totals = lengths[parts].sum(-1)
+            assert np.ptp(totals) < 0.25 * totals.mean()
 
 
 def test_groups_differ_between_epochs_and_seeds_and_not_else() -> None:

@@ -92,7 +92,7 @@ def test_hidden_states_come_when_asked_for(tmp_path: Path, asked: bool | None) -
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
-@pytest.mark.parametrize(("prefix", "scales"), [("s2", [1, 2]), ("s2@1,3", [1, 3])])
+@pytest.mark.parametrize(("prefix", "scales"), [("s2", [1, 2, 3]), ("s2@1,2", [1, 2]), ("s2@1,3", [1, 3])])
 def test_a_folder_with_s2(tmp_path: Path, family: str, prefix: str, scales: list[int]) -> None:
     vision, llm = tiny_vision(tmp_path / "vision", family), tiny_llm(tmp_path / "llm")
     folder = init_model(f"{prefix}:{vision}", str(llm), tmp_path / "model")
@@ -173,7 +173,7 @@ def test_training_leaves_the_running_statistics_alone(tower: PackagedTower) -> N
 
 @pytest.mark.real
 def test_s2_around_the_packaged_tower(tmp_path: Path) -> None:
-    folder = init_model("s2:packaged", str(tiny_llm(tmp_path / "llm")), tmp_path / "model")
+    folder = init_model("s2@1,2:packaged", str(tiny_llm(tmp_path / "llm")), tmp_path / "model")
     config = LlavaConfig.from_pretrained(folder)
     assert (config.vision_config.image_size, config.vision_config.hidden_size) == (896, 2560)
     assert tower_grid(config) == (14, 14)

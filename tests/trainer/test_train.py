@@ -239,7 +239,18 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
 
     assert found(recipe) == "new"
     assert found(short(tiny, labels={"path": None, "transfer": True})) == "other grid"
-    os.utime(folders["old"] / "manifest.json", (9, 9))
+    monkeypatch.setattr(SquareEncoder, "grid", folder.grid)
+    label_images(label_settings(images, tiny.words, folders["old"].parent / "fewer", top_n=2))
+    assert found(recipe) == "fewer"
+    named = {"path": None, "encoder": "packaged", "wordlist": str(tiny.words)}
+    assert found(short(tiny, labels=named | {"top_n": 2})) == "fewer"
+    assert found(short(tiny, labels=named | {"top_n": 3})) == "new"
+    other = tmp_path / "other.txt"
+    other.write_text(tiny.words.read_text() + "mauve\n")
+    label_images(label_settings(images, other, folders["old"].parent / "of another list"))
+    assert found(short(tiny, labels=named)) == "fewer"
+    assert found(short(tiny, labels={"path": None, "wordlist": str(other)})) == "of another list"
+    os.utime(folders["old"] / "manifest.json", (2e10, 2e10))
     assert found(recipe) == "old"
     with pytest.raises(UserError, match="holds none of the"):
         label_images(label_settings(tmp_path / "pictures", tiny.words, tmp_path / "elsewhere"))

@@ -105,10 +105,15 @@ def _prepared(setup: Setup, pace: _Pace) -> tuple[ModelFolder, Path]:
         images = enumerate(islice(cycle(some), max(len(some), least)))
         records = [{"id": str(number), "image": name, "conversations": turns} for number, name in images]
         (scratch / f"{run}.json").write_text(json.dumps(records))
-    with patch.object(label_run, "load_encoder", lambda spec, device, options: _Colours(shape.vision)):
-        given = {"images": str(scratch / "labels.json"), "image_root": photos, "wordlist": words_for(setup)}
-        label_images(LabelSettings.of(**given, out=scratch / "labels", device="cpu", probe=False))
-    return open_model_folder(model), scratch / "labels"
+    given = {"images": str(scratch / "labels.json"), "image_root": photos, "wordlist": words_for(setup)}
+    return open_model_folder(model), colour_labels(shape.vision, scratch / "labels", **given)
+
+
+def colour_labels(vision: dict[str, int], out: Path, **settings: Any) -> Path:
+    """Labels of mean colours on a tower's grid, in the folder `out`; `settings` are those of `label`."""
+    with patch.object(label_run, "load_encoder", lambda spec, device, options: _Colours(vision)):
+        label_images(LabelSettings.of(**settings, out=out, device="cpu", probe=False))
+    return out
 
 
 class _Colours(ColourEncoder):
