@@ -64,6 +64,7 @@ TRAINER_FLOORS = [
     {"load", "layers", "replace"},
     {"sources", "evaluation_figures", "save", "model_card", "export_files"},
     {"build", "teach", "export"},
+    {"run_fields"},
     {"train", "evaluate_run", "teach_run"},
     {"stages", "views"},
 ]

@@ -151,8 +151,8 @@ class TrainingData(Dataset[Sample]):
             image = read_image(path).image
         except BadImageError as error:
             raise UserError(
-                f"{path}: sample {sample!r}: expected an image; {error.message}; mend it or leave the sample out, and "
-                "go on with --resume"
+                f"{path}: sample {sample!r}: expected an image; {error.message}; mend it and go on with --resume, or "
+                "leave the sample out and begin anew"
             ) from error
         crop = WHOLE
         if number:

@@ -114,9 +114,22 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
     if recipe.lora is not None:
         add_adapters(model.model.language_model, recipe.lora, recipe.seed)
     freeze(model, trains, linear_projector=folder.linear_projector, adapted=recipe.lora is not None)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+    _set_precision(model, frozen)
     return model
+
+
+def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:
+    """What trains is float32, and with it all of its part, so that no layer gives the next one another precision.
+
+    Beside adapters, which bring their own, the LLM is frozen. Batch norms compute in float32 whatever they are given.
+    """
+    every = list(model.named_parameters())
+    trains = {part(name) for name, parameter in every if parameter.requires_grad} | {"projector"}
+    for name, parameter in every:
+        parameter.data = parameter.data.to(torch.float32 if part(name) in trains else frozen)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.float()
 
 
 def keep_layers(config: Any, count: int) -> None:  # noqa: ANN401 - a LlavaConfig

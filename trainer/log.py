@@ -37,6 +37,11 @@ class MetricsLog(TrainerCallback):
         self.before = kept[-1]["seconds"] if kept else 0.0
         self._begun = time.monotonic()
 
+    def forget_evaluation(self, step: int) -> None:
+        """Forgets the metrics of a step, whose model has changed since."""
+        kept = [line for line in self.lines() if not (line["step"] == step and is_evaluation(line))]
+        publish_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode(), self._path.parent)
+
     def lines(self) -> list[dict[str, Any]]:
         """All logged objects; a line that a kill cut in half is left out."""
         lines = []
@@ -53,7 +58,8 @@ class MetricsLog(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
         """Called by the Trainer."""
-        if not state.is_world_process_zero or "train_runtime" in logs:
+        summary = "train_runtime" in logs and "loss" not in logs and not is_evaluation(logs)
+        if not state.is_world_process_zero or summary:
             return
         line = {"step": state.global_step, "seconds": round(self.seconds(), 3), **logs}
         with self._path.open("a", encoding="utf-8") as file:

@@ -225,7 +225,9 @@ class AlignTrainer(ShardingTrainer):
                 "batch_size": together * self.args.gradient_accumulation_steps,
                 "micro_batches": processes * self.args.gradient_accumulation_steps,
             }
-        return EpochSampler(len(self.data), self.args.seed, multiple=together if processes > 1 else 1, **grouped)
+        drop = self.args.train_batch_size if self.args.dataloader_drop_last else 1
+        multiple = together if processes > 1 else 1
+        return EpochSampler(len(self.data), self.args.seed, multiple=multiple, drop=drop, **grouped)
 
     # Evaluation and checkpoints
 

@@ -8,6 +8,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.optional import require
 from trainer.recipe import Lora
 from trainer.sharding import fill, whole
+from trainer.weights import Stored, canonical
 
 _ADAPTER = "default"
 
@@ -37,17 +38,20 @@ def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
 
 
 @torch.no_grad()
-def merge_adapters(model: nn.Module, dtype: torch.dtype) -> None:
+def merge_adapters(model: nn.Module, dtype: torch.dtype, files: Stored) -> set[str]:
     """Adds the adapters to the weights that they stand beside, and takes them out: the model is a stock one again.
 
-    The sums are formed in float32 and rounded once, to `dtype`.
+    The sums are formed in float32, of the weights in `files` where they are there, as those of the model may have been
+    rounded to compute; they are rounded once, to `dtype`. Returns the names of the weights.
     """
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     for name, module in adapted.items():
         linear = module.get_base_layer()
-        merged = whole(linear.weight).float() + whole(module.get_delta_weight(_ADAPTER)).float()
+        delta, read = whole(module.get_delta_weight(_ADAPTER)).float(), files.get(canonical(f"{name}.weight"))
+        merged = delta + (whole(linear.weight) if read is None else read().to(delta.device)).float()
         if type(linear.weight) is nn.Parameter:
             linear.weight.data = merged.to(dtype)
         else:  # FSDP's, whose type is given
             fill(linear.weight, merged)
         model.set_submodule(name, linear)
+    return {f"{name}.weight" for name in adapted}

@@ -1,7 +1,10 @@
 """The length of visual tokens: L_a is blind to it, the LLM is not."""
 
+from itertools import islice
+
 import torch
 
+from sea_pipeline.ahead import batched
 from trainer.data import Collator, TrainingData
 from trainer.model import AlignedLlava
 from trainer.words import llm_embeddings
@@ -19,7 +22,7 @@ def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> floa
 
     Args:
         model: trained without L_lm.
-        data: what it was trained on; the first samples are looked at.
+        data: what it was trained on; the first samples with images are looked at.
         vocabulary: how many of the LLM's token ids are real ones.
 
     Returns:
@@ -27,15 +30,14 @@ def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> floa
     """
     wanted = llm_embeddings(model.get_input_embeddings(), vocabulary).float().norm(dim=-1).mean()
     collate, lengths = Collator(data, pad=0, seed=0), []
-    for start in range(0, min(_SAMPLES, len(data)), _BATCH):
-        batch = collate([data[row] for row in range(start, min(start + _BATCH, len(data)))])
+    with_images = (row for row, images in enumerate(data.rows["images"]) if images)
+    for rows in batched(islice(with_images, _SAMPLES), _BATCH):
+        batch = collate([data[row] for row in rows])
         features = batch.get("features")
-        if features is None and "pixel_values" in batch:
+        if features is None:
             features = model.tower_output(batch["pixel_values"].to(model.device))
-        if features is not None:
-            visual = model.projected(features.to(model.device))
-            lengths.append(visual.float().norm(dim=-1).flatten())
-    factor = float(wanted / torch.cat(lengths).mean()) if lengths else 1.0
+        lengths.append(model.projected(features.to(model.device)).float().norm(dim=-1).flatten())
+    factor = float(wanted / torch.cat(lengths).mean())
     projector = model.model.multi_modal_projector
     last = projector.linear_2 if projector.linear_2.weight.requires_grad else projector.linear_1
     for parameter in last.parameters():

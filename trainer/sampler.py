@@ -28,6 +28,7 @@ class EpochSampler(Sampler[int]):
         micro_batches: of a step over all processes, of equal size, goes with `lengths`.
         multiple: samples that all processes read at a time; `BLANK` fills the last time up, so that each reads as often
             and no sample is read twice.
+        drop: of this many samples the last batch must be whole, or is left out.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class EpochSampler(Sampler[int]):
         batch_size: int = 1,
         micro_batches: int = 1,
         multiple: int = 1,
+        drop: int = 1,
     ) -> None:
         self.length = length
         self.seed = seed
@@ -48,19 +50,20 @@ class EpochSampler(Sampler[int]):
         self._has_image = np.ones(length, bool) if has_image is None else np.asarray(has_image, bool)
         self._batch_size = batch_size
         self._micro_batches = micro_batches
-        self._blanks = -length % multiple
+        self._kept = length - length % drop
+        self._blanks = -self._kept % multiple
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader before each epoch, the resumed one too."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length + self._blanks
+        return self._kept + self._blanks
 
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(self.length) if self._lengths is None else self._grouped(random)
-        yield from (self.epoch * self.length + order).tolist()
+        yield from (self.epoch * self.length + order[: self._kept]).tolist()
         yield from [BLANK] * self._blanks
 
     def _grouped(self, random: np.random.Generator) -> npt.NDArray[np.int64]:

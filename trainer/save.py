@@ -1,6 +1,5 @@
 """The trained model as a stock LLaVA folder, whole or not at all."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from trainer.lora import merge_adapters
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
 from trainer.sharding import whole_state
-from trainer.weights import PROJECTOR
+from trainer.weights import PROJECTOR, Stored, canonical, read_weights, tensors_of
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """As weight files name them."""
@@ -21,13 +20,18 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: bool = True) -> None:
     """Writes the folder `out`: everything of the folder that the run started from, with the weights as they are now.
 
-    Weights keep the precision that the starting folder says, which is what every reader expects of it. Adapters of LoRA
-    are merged, in the model as in the folder. Where the weights are cut over processes each of them calls this, and one
+    Weights keep the precision that the starting folder says, which is what every reader expects of it, and those that
+    did not train its values, in whatever precision they were computed with. Adapters of LoRA are merged, in the model
+    as in the folder. Where the weights are cut over processes each of them calls this, and one
     has `write`.
     """
     dtype = start.config.dtype or torch.float32
-    merge_adapters(model, dtype)
-    weights = whole_state(model, keep=write, dtype=dtype) if model.with_lm else {}
+    weights: dict[str, torch.Tensor] = {}
+    if model.with_lm:
+        files = {entry.name: entry.read for entry in read_weights(start.path)}
+        merged = merge_adapters(model, dtype, files)
+        weights = whole_state(model, keep=write, dtype=dtype)
+        _put_back(weights, model, files, merged)
     if not write:
         return
     shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
@@ -43,6 +47,20 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: boo
                 shutil.copymode(scratch / "config.json", file)
         else:
             _with_projector(model, start.path, scratch)
+
+
+def _put_back(weights: dict[str, torch.Tensor], model: AlignedLlava, files: Stored, merged: set[str]) -> None:
+    """Replaces the weights that did not train by the starting folder's: they may have been rounded to compute."""
+    names: dict[int, str] = {}  # tied weights stay one tensor
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if parameter.requires_grad or name in merged or name not in weights:
+            continue
+        read = files.get(canonical(name))
+        if first != name:
+            weights[name] = weights[first]
+        elif read is not None:
+            weights[name] = read().to(weights[name].dtype)
 
 
 def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
@@ -65,8 +83,8 @@ def _overwrite(file: Path, trained: dict[str, torch.Tensor]) -> set[str]:
     """
     written = set()
     with file.open("r+b") as weights:
-        length = int.from_bytes(weights.read(8), "little")
-        for name, entry in json.loads(weights.read(length)).items():
+        start, tensors = tensors_of(weights)
+        for name, entry in tensors.items():
             if PROJECTOR in name:
                 written.add(own := name.partition(PROJECTOR)[2])
                 value = trained[own].to(_DTYPES[entry["dtype"]])
@@ -74,6 +92,6 @@ def _overwrite(file: Path, trained: dict[str, torch.Tensor]) -> set[str]:
                 begin, end = entry["data_offsets"]
                 assert list(value.shape) == entry["shape"], f"{file}: {name}"
                 assert values.nbytes == end - begin, f"{file}: {name}"
-                weights.seek(8 + length + begin)
+                weights.seek(start + begin)
                 weights.write(values.data)
     return written

@@ -31,20 +31,13 @@ from trainer.build import basic_term
 from trainer.data import TrainingData
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.recipe import SAMPLES, Basic, Data, LearningRates, Loss, Recipe
+from trainer.run_fields import processing_digests
 from trainer.sources import Conversations, open_conversations
 from trainer.tap import FAMILIES
 from trainer.teach import TEACH_VERSION, Teacher, TeachStage
 
 _LARGE = 100e9
 """Bytes; more are asked about."""
-_PROCESSING = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "processor_config.json",
-    "preprocessor_config.json",
-)
-"""Files of a model folder that decide a prompt's tokens and an image's pixels."""
 _CALIBRATION = 64, 16_384
 """Images and vectors that the codec is fitted to, at most."""
 
@@ -183,7 +176,7 @@ def _fields(
         "max_length": settings.max_length,
         "dtype": settings.dtype,
         "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights},
-        "processing": {name: file_sha256(folder.path / name) for name in _PROCESSING if (folder.path / name).is_file()},
+        "processing": processing_digests(folder.path),
         "data": file_sha256(conversations.file),
     }
 

@@ -4,7 +4,6 @@ The folder: `run.json` (what the run is), `metrics.jsonl` (one object a logged s
 LLaVA folder, there once it is whole) and `summary.json`, written last.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -16,7 +15,6 @@ from typing import Any, cast
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
-from safetensors import safe_open
 from transformers import set_seed
 
 from sea_pipeline import __version__
@@ -25,8 +23,7 @@ from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import differing_fields, fingerprint_of
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import TEMPORARY, alone, claimed, entries, file_sha256, make_folder, publish_bytes, sweep
-from sea_pipeline.teacher import CODEC
+from sea_pipeline.storage import TEMPORARY, alone, claimed, entries, make_folder, publish_bytes, sweep
 from trainer import checkpoints
 from trainer.arguments import training_arguments
 from trainer.build import Inputs, build, trainable
@@ -36,17 +33,12 @@ from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.model import AlignedLlava
 from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
+from trainer.run_fields import ACCUMULATION, MODELS, beside, run_fields, start_folder
 from trainer.save import save_model
 from trainer.sources import LABELS, open_conversations, open_label_source, open_teacher
-from trainer.weights import PROJECTOR
 
 _NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
-_ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
-"""Beginnings of training arguments that change what a run writes or how fast, and no weight."""
-_ACCUMULATION = "gradient_accumulation_steps"
-_MICRO_BATCHES = f"processes x training_arguments.{_ACCUMULATION}"
-MODELS = Path("runs") / "models"
-"""Where models made from parts are kept: runs from the same parts and seed start from the same folder."""
+_MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
 
 
 @dataclass(frozen=True)
@@ -95,15 +87,20 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
     args = training_arguments(recipe, Path())  # refuses what does not fit before any work is done
+    rates = recipe.learning_rates
+    if not (rates.projector or rates.llm or rates.vision):
+        raise UserError("learning_rates: projector, llm and vision are all null; give one of them a rate")
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {_NO_RUN}")
     set_seed(recipe.seed)
     folder = open_model_folder(_model_path(recipe, told))
     conversations = open_conversations(recipe.data, folder)
+    if not recipe.loss.lm and not conversations.image_ids():
+        raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
     inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
-    fields = _fields(inputs, args.world_size)
-    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields)[:8]}"
+    fields = run_fields(inputs, args.world_size)
+    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
     make_folder(out.parent)
     with alone(out.parent):  # the processes of a run come at once; the first one begins it
         _begin(out, fields, recipe, resume)
@@ -133,60 +130,11 @@ def _model_path(recipe: Recipe, told: Told) -> Path:
     return path
 
 
-def start_folder(recipe: Recipe) -> Path:
-    """The model folder that a run begins with, which for parts need not be there yet."""
-    if not isinstance(recipe.model, Parts):
-        return recipe.model
-    parts = recipe.model
-    key = fingerprint_of(parts.model_dump() | {"seed": recipe.seed})[:8]
-    return MODELS / f"{_plain(parts.vision)}-{_plain(parts.llm)}-{key}"
-
-
-def _plain(spec: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in spec.rstrip("/").split("/")[-1])
-
-
 def _label(told: Told, settings: LabelSettings) -> StageRun:
     make_folder(LABELS)
     with alone(LABELS):
         told.say("making labels, as none fit")
         return label_images(settings, progress=told.progress)
-
-
-def _fields(inputs: Inputs, processes: int) -> dict[str, Any]:
-    """Everything that decides the trained weights, by name: how many micro-batches a step has, not who reads them."""
-    recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
-    aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every"}
-    aside |= {"lora"} if recipe.lora is None else set()
-    settings = recipe.model_dump(mode="json", exclude=aside)
-    if recipe.loss.sds.temperature == 1:
-        del settings["loss"]["sds"]["temperature"]
-    elsewhere = ("train", "image_root", "evaluate")
-    settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
-    arguments = settings["training_arguments"]
-    settings["training_arguments"] = {key: value for key, value in arguments.items() if not key.startswith(_ASIDE)}
-    if processes > 1:
-        settings["training_arguments"][_ACCUMULATION] = processes * arguments.get(_ACCUMULATION, 1)
-    return {
-        "recipe": settings,
-        "transfer": recipe.labels.transfer,
-        "crops": recipe.labels.crops,
-        "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights_digest(folder.path)},
-        "data": file_sha256(inputs.conversations.file),
-        "labels": store.fingerprint if store is not None and recipe.loss.sea.weight else None,
-        "teacher": None if targets is None else [targets.fingerprint, file_sha256(targets.path / CODEC)],
-    }
-
-
-def weights_digest(folder: Path) -> str:
-    """sha256 of the projector's values and the weight files' sizes: all of many gigabytes would cost minutes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name}:{path.stat().st_size};".encode())
-        with safe_open(path, framework="pt") as weights:
-            for name in sorted(name for name in weights.keys() if PROJECTOR in name):  # noqa: SIM118 - no mapping
-                digest.update(weights.get_tensor(name).float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _begin(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
@@ -212,7 +160,7 @@ def _begin(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> N
     except (ValueError, KeyError) as error:
         raise UserError(f"{described}: damaged; choose another --out") from error
     if differences := differing_fields(found, fields):
-        problem = "; ".join(differences[:6]).replace(f"recipe.training_arguments.{_ACCUMULATION}", _MICRO_BATCHES)
+        problem = "; ".join(differences[:6]).replace(f"recipe.training_arguments.{ACCUMULATION}", _MICRO_BATCHES)
         raise UserError(f"{out}: holds another run: {problem}; choose another --out")
     sweep(out)
 
@@ -244,6 +192,8 @@ class _Run:
         loss = self.inputs.recipe.loss
         if not model.with_lm and loss.sea.match_norm and not loss.sds.weight:
             match_norm(model, self.trainer.data, self.inputs.folder.vocabulary)
+            if self.trainer.is_world_process_zero():
+                self.log.forget_evaluation(self.trainer.state.global_step)
         self._evaluate(self.trainer.state.global_step)
         save_model(model, self.inputs.folder, self.out / "model", write=self.trainer.args.should_save)
         if self.trainer.args.should_save:

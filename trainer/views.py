@@ -29,10 +29,10 @@ from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
 from trainer.recipe import Basic, Loss, Recipe, Sea
 from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe
+from trainer.run_fields import start_folder, weights_digest
 from trainer.run_record import read_run
 from trainer.sources import Conversations, labels_for, open_conversations, open_label_source
 from trainer.supervision import degrees
-from trainer.train import start_folder, weights_digest
 
 VIEWS = "views.json"
 VERSION = 2

@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 
 PROJECTOR = "multi_modal_projector."
 LLM = "language_model."
@@ -35,6 +35,10 @@ class Entry(NamedTuple):
     name: str
     bytes: int
     read: Callable[[], torch.Tensor]
+
+
+Stored = Mapping[str, Callable[[], torch.Tensor]]
+"""By canonical name, what gives a tensor of a folder's files."""
 
 
 def canonical(name: str) -> str:
@@ -66,6 +70,21 @@ def read_weights(folder: Path) -> list[Entry]:
                 read = _reader(opened, stored)
                 entries.append(Entry(canonical(stored), read().nbytes, read))
     return entries
+
+
+def tensors_of(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Where the tensors of a safetensors file begin, and by name what its header says of each: dtype, shape, offsets.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(length))
+        tensors.pop("__metadata__", None)
+    except (ValueError, AttributeError, MemoryError, OverflowError) as error:
+        raise UserError(f"{file.name}: is damaged ({one_line(error)}); copy it again") from error
+    return 8 + length, tensors
 
 
 def _reader(opened: safe_open, name: str) -> Callable[[], torch.Tensor]:

@@ -61,6 +61,11 @@ def test_a_temperature_beyond_the_clamp_comes_back(tiny: World, tmp_path: Path) 
     assert float(trainer.model.sea_term.log_scale.detach()) < 4.1
 
 
+def test_no_line_is_lost_where_the_trainer_counts_tokens(tiny: World, tmp_path: Path) -> None:
+    _, lines = run(tiny, tmp_path, 2, training_arguments={"include_num_input_tokens_seen": "all"})
+    assert [line["step"] for line in lines] == [1, 2]
+
+
 def test_few_pairs_are_said_once() -> None:
     said: list[str] = []
     callback = FewPairs(said.append)

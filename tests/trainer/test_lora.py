@@ -53,7 +53,7 @@ def test_adapters_start_as_nothing_and_merge_into_what_they_were(llm: str, tmp_p
     assert torch.equal(model(input_ids=ids).logits, before)
     adapted = stirred(model)(input_ids=ids).logits
     assert not torch.allclose(adapted, before, atol=1e-2)
-    merge_adapters(model, torch.float32)
+    merge_adapters(model, torch.float32, {})
     torch.testing.assert_close(model(input_ids=ids).logits, adapted, atol=1e-5, rtol=1e-4)
     assert model.state_dict().keys() == plain.state_dict().keys()
 
@@ -65,7 +65,7 @@ def test_the_merged_weight_is_its_equation(tiny: World) -> None:
     layer = model.get_submodule(name)
     a, b = (dict(layer.named_parameters())[f"lora_{one}.default.weight"].double() for one in "AB")
     wanted = layer.base_layer.weight.double() + 12 / 4 * (b @ a)
-    merge_adapters(model, torch.bfloat16)
+    merge_adapters(model, torch.bfloat16, {})
     merged = model.get_submodule(name).weight
     assert merged.dtype == torch.bfloat16
     torch.testing.assert_close(merged.double(), wanted, atol=1e-9, rtol=1.01 * 2**-8)
@@ -118,7 +118,7 @@ def test_basic_and_sea_reach_the_projector_alone_and_see_the_adapted_llm(tiny: W
 
     model.eval()
     adapted = model(**batch)
-    merge_adapters(model, torch.float32)
+    merge_adapters(model, torch.float32, {})
     merged = model(**batch)
     plain = load_model(
         trainer_folder := open_model_folder(tiny.model), trainer.recipe.model_copy(update={"lora": None})
@@ -139,6 +139,16 @@ def test_a_run_leaves_a_stock_folder(checkpointing: bool, tiny: World, tmp_path:
     linear = {name for name in before if name.endswith("_proj.weight") and "language_model" in name}
     assert changed == linear | {name for name in before if "projector" in name}
     assert len(linear) == 14
+
+
+def test_adapters_are_added_to_the_weights_in_the_folder(tiny: World, tmp_path: Path) -> None:
+    """Not to those that the LLM computed with, of which bfloat16 has cut off half of the digits."""
+    rates = {"learning_rates": {"llm": 1e-9}, "frozen_dtype": "bfloat16"}
+    run = train(tiny_recipe(tiny, **LORA | rates, training_arguments={"max_steps": 2}), tmp_path / "out")
+    before, after = tensors(tiny.model), tensors(run.model)
+    for name in before:
+        if "projector" not in name:
+            torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-6)
 
 
 def test_gradient_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> None:

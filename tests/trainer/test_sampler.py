@@ -172,6 +172,15 @@ def test_every_process_reads_as_often_and_no_sample_twice(length: int, batch_siz
     assert given == order
 
 
+@pytest.mark.parametrize(("length", "kept"), [(12, 10), (10, 10), (4, 0), (19, 15)])
+def test_a_last_batch_that_is_not_whole_is_dropped_for_any_number_of_processes(length: int, kept: int) -> None:
+    alone, two = (EpochSampler(length, 5, multiple=multiple, drop=5) for multiple in (1, 10))
+    order = epoch_of(alone, 2)
+    assert len(alone) == len(order) == kept
+    assert order == epoch_of(EpochSampler(length, 5), 2)[:kept]
+    assert epoch_of(two, 2) == order + [BLANK] * (-kept % 10)
+
+
 class IndexGiven(Dataset[int]):
     """The index that was asked for, `BLANK` too."""
 

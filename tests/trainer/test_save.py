@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_llm, tiny_model
 from tests.tiny_runs import World, logged, tiny_recipe
+from trainer.init import init_model
 from trainer.load import open_model_folder
 from trainer.recipe import Recipe
 from trainer.train import train
@@ -74,6 +75,45 @@ def test_without_l_lm_the_llm_stays_as_it_was(tiny: World, tmp_path: Path) -> No
     only_projector_changed(tiny.model, run.model)
     assert (run.model / "config.json").read_bytes() == (tiny.model / "config.json").read_bytes()
     assert all("loss_lm" not in line and line["loss_sea"] == pytest.approx(line["loss"]) for line in logged(run.out))
+
+
+@pytest.mark.parametrize("kind", ["tied", "float16", "linear", "sharded", "tower trains"])
+def test_what_is_frozen_keeps_its_values_in_whatever_precision_it_computes(
+    kind: str, tiny: World, tmp_path: Path
+) -> None:
+    settings = {"tied": {"llm": "gemma"}, "float16": {"dtype": "float16"}, "linear": {"projector": "linear"}}
+    start = tiny.model if kind == "tower trains" else tiny_model(tmp_path / "model", **settings.get(kind, {}))
+    start = sharded(start, tmp_path / "start") if kind == "sharded" else start
+    run = train(
+        tiny_recipe(
+            tiny,
+            model=str(start),
+            frozen_dtype="bfloat16",
+            learning_rates={"vision": 1e-3 if kind == "tower trains" else None},
+            loss={"das": {"weight": 1}, "measure_every": 1},
+            training_arguments={"max_steps": 3, "bf16": True},
+        ),
+        tmp_path / "out",
+    )
+    before, after = tensors(start), tensors(run.model)
+    assert after.keys() == before.keys()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    trained = ("multi_modal_projector", "vision_tower") if kind == "tower trains" else ("multi_modal_projector",)
+    assert changed
+    assert all(any(part in name for part in trained) for name in changed)
+    assert kind != "linear" or not any("linear_2" in name for name in changed)
+
+
+def test_the_packaged_tower_computes_in_bfloat16(tiny: World, tmp_path: Path) -> None:
+    start = init_model("packaged", str(tiny_llm(tmp_path / "llm")), tmp_path / "model")
+    recipe = tiny_recipe(
+        tiny,
+        model=str(start),
+        labels={"transfer": True},
+        frozen_dtype="bfloat16",
+        training_arguments={"max_steps": 2, "bf16": True},
+    )
+    only_projector_changed(start, train(recipe, tmp_path / "out").model)
 
 
 def align_only(tiny: World, model: Path) -> Recipe:

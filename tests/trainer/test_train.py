@@ -12,9 +12,10 @@ from sea_pipeline import label_run
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import label_images
 from tests.tiny_models import tiny_model
-from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe
+from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
 from trainer import train as train_module
 from trainer.load import open_model_folder
+from trainer.norm import match_norm
 from trainer.recipe import Recipe
 from trainer.sources import open_conversations, open_label_source
 from trainer.train import Told, train
@@ -187,6 +188,13 @@ def test_what_out_may_not_be(tiny: World, tmp_path: Path) -> None:
         ({"no_such_argument": 1}, "training_arguments: found an unexpected keyword argument 'no_such_argument'"),
         ({"learning_rate": 1e-3}, "training_arguments.learning_rate: set `seed`, `learning_rates` or --out instead"),
         ({"lr_scheduler_type": "sideways"}, "training_arguments: .*sideways"),
+        ({"save_only_model": True}, "training_arguments.save_only_model: found True; a stopped run could not go on"),
+        ({"label_smoothing_factor": 0.5}, "label_smoothing_factor: found 0.5; L_lm has no smoothing; leave it out"),
+        ({"eval_strategy": "epoch"}, "training_arguments.eval_strategy: found 'epoch'; set `evaluate_every`"),
+        ({"fp16": True}, "training_arguments.fp16: it does nothing without a GPU"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected at least 1; found 0"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),
+        ({"optim": "lomo"}, "training_arguments: .*LOMO"),
     ],
 )
 def test_training_arguments_that_do_not_fit(
@@ -209,9 +217,45 @@ def test_labels_are_made_where_none_fit_and_found_again(
     (made,) = Path("runs/labels").iterdir()
     said.clear()
     train(recipe, tmp_path / "second", told=Told(say=said.append))
-    assert said == [f"the run goes to {tmp_path / 'second'}; labels: {made}"]
+    assert said[:1] == [f"the run goes to {tmp_path / 'second'}; labels: {made}"]
+    assert all("pairs of patch and word" in line for line in said[1:])
     assert run.summary["labels"] is not None
     assert run.summary["labels"] == json.loads((tmp_path / "second" / "summary.json").read_text())["labels"]
+
+
+def test_what_nothing_would_train_is_refused(tiny: World, tmp_path: Path) -> None:
+    nothing = {"learning_rates": {"projector": None}, "loss": {"sea": {"weight": 0}}}
+    with pytest.raises(UserError, match="learning_rates: projector, llm and vision are all null"):
+        train(short(tiny, **nothing), tmp_path / "out")
+    texts = [record for record in json.loads(tiny.data.read_text()) if "image" not in record]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    alone = short(tiny, data={"train": str(tmp_path / "texts.json")}, loss={"lm": 0})
+    with pytest.raises(UserError, match=r"texts\.json: expected images, as loss.lm is 0; found none"):
+        train(alone, tmp_path / "out")
+
+
+def test_the_metrics_are_those_of_the_model_that_is_saved(tiny: World, tmp_path: Path) -> None:
+    """`match_norm` changes it behind the last step, even where that step was evaluated."""
+    recipe = {"loss": {"lm": 0}, "data": {"evaluate": str(tiny.held_out)}}
+    plain = train(short(tiny, **recipe), tmp_path / "plain")
+    often = train(short(tiny, **recipe, evaluate_every=1), tmp_path / "often")
+    assert often.summary["end"] == plain.summary["end"]
+    lines = [json.loads(line) for line in (often.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_gap" in line] == [0, 1, 2]
+
+
+def test_lengths_are_matched_where_the_first_records_have_no_image(tiny: World, tmp_path: Path) -> None:
+    records = sorted(json.loads(tiny.data.read_text()), key=lambda record: "image" in record)
+    texts = [record | {"id": f"text {number}"} for number in range(16) for record in records[:1]]
+    factors = []
+    for name, rows in (("behind", texts + records), ("in front", records[::-1] + texts)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        data = {"train": str(tmp_path / f"{name}.json")}
+        trainer = tiny_trainer(short(tiny, data=data, loss={"lm": 0}), tmp_path / name)
+        factors.append(match_norm(trainer.model, trainer.data, open_model_folder(tiny.model).vocabulary))
+    assert "image" not in texts[0]
+    assert factors[0] == pytest.approx(factors[1])
+    assert factors[0] != 1
 
 
 def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
