@@ -124,18 +124,27 @@ def export_table(done: "Exported") -> None:
 
 
 def rows_tables(rows: Sequence["PaperRow"]) -> None:
-    """The rows of the papers, table by table, with the papers' numbers."""
+    """The rows of the papers, table by table, with the papers' numbers where they have room."""
+    narrow = False
     for (paper, title), group in groupby(rows, key=lambda row: (row.paper, row.table)):
-        table = console.plain_table(title=f"\n{paper}, {title}")
         members = list(group)
-        for heading in ("name", "row"):
-            table.add_column(heading, no_wrap=True)
-        for heading in members[0].expected:
-            table.add_column(heading, justify="right", no_wrap=True)
+        cells = [("name", "row", *members[0].expected)]
         for row in members:
             numbers = ("" if value is None else str(value) for value in row.expected.values())
-            table.add_row(row.name, row.label, *numbers)
+            cells.append((row.name, row.label, *numbers))
+        needed = sum(2 + max(map(len, column)) for column in zip(*cells, strict=True))
+        shown = None if needed <= console.output.width else 2  # names are copied: none of them may be cut
+        narrow |= shown is not None
+        table = console.plain_table(title=f"\n{paper}, {title}")
+        for place, heading in enumerate(cells[0][:shown]):
+            table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=True)
+        for line in cells[1:]:
+            table.add_row(*line[:shown])
         console.output.print(table)
+    if narrow:
+        console.output.print(
+            "\nA wider terminal shows the papers' numbers; sea-pipeline recipes NAME has those of a row."
+        )
     console.output.print("\nNone of them was run by us: it needs the hardware. sea-pipeline recipes NAME says which.")
 
 
@@ -146,7 +155,7 @@ def row_page(row: "PaperRow") -> None:
         "row": f"{row.paper}, {row.table}: {row.label}",
         "expected": numbers or f"drawn in the paper, not written ({', '.join(row.expected)})",
         "hardware": f"{row.hardware}; not run by us: it needs the hardware",
-        "recipe": f"jobs/{row.recipe}.yaml, whose head says where its data comes from",
+        "recipe": f"{row.recipe}; sea-pipeline recipes {row.recipe} says where its data comes from",
         "over it": "\n".join(row.overrides),
     }
     console.print_table(page)

@@ -4,6 +4,9 @@ Drawn with matplotlib's objects, without pyplot: nothing here opens a window or 
 """
 
 import hashlib
+import re
+import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +28,8 @@ SUFFIXES = (".png", ".pdf", ".svg")
 Kind = Literal["hit", "miss", "none"]
 _CELL = 0.42
 """Inches: words of six letters stay legible in a column of a paper."""
+_LETTER = 0.075
+"""Inches of a title's letter, at most on average."""
 _HIT, _FILL, _MISS, _INK = "#0a6b5e", "#d3efe8", "#973d00", "#14171a"
 _MOST_POINTS, _LEAST_POINTS = 7.5, 3.5
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a7bc8", "#7a6200")
@@ -78,7 +83,8 @@ def patches_figure(
         axes.imshow(
             np.asarray(part), extent=(0, grid[1], grid[0], 0), alpha=0.45, interpolation="bilinear", aspect="auto"
         )
-        axes.set_title(_plain(panel.title), fontsize=9, loc="left")
+        title = textwrap.fill(_plain(panel.title), max(20, int(grid[1] * _CELL / _LETTER)))
+        axes.set_title(title, fontsize=9, loc="left")
         axes.set_axis_off()
         _write(axes, grid, panel)
     return figure
@@ -108,8 +114,10 @@ def statistics_figure(stats: Statistics) -> Any:  # noqa: ANN401 - matplotlib's 
     return figure
 
 
-def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib's Figure
+def save_figure(figure: Any, path: Path) -> str:  # noqa: ANN401 - matplotlib's Figure
     """Writes a figure in the format of its name, whole or not at all; the same figure gives the same PDF.
+
+    Returns the characters that the font does not have and the figure shows as boxes.
 
     Raises:
         UserError: see `check_figure`; the file cannot be written.
@@ -117,8 +125,12 @@ def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib's
     check_figure(path)
     kind = path.suffix.lower().removeprefix(".")
     dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with require("matplotlib", "report").rc_context(_OPTIONS), publish_result(path) as scratch:
+    options = require("matplotlib", "report").rc_context(_OPTIONS)
+    with options, publish_result(path) as scratch, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
         figure.savefig(scratch, format=kind, dpi=200, metadata=dated.get(kind))
+    codes = (re.match(r"Glyph (\d+) ", str(warning.message)) for warning in heard)
+    return "".join(sorted({chr(int(code[1])) for code in codes if code}))
 
 
 def photo_of(store: LabelStore, image_id: str) -> Image.Image:

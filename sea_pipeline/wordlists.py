@@ -1,5 +1,6 @@
 """Word lists: read, normalised, checked, hashed. Word ids are positions in the normalised list."""
 
+import codecs
 import hashlib
 import unicodedata
 from collections.abc import Iterator
@@ -79,9 +80,10 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
+        found = "utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
         raise UserError(
             f"{origin}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {line}; "
-            "convert it, for example with: iconv -f latin1 -t utf-8"
+            f"convert it, for example with: iconv -f {found} -t utf-8"
         ) from error
     first_line: dict[str, int] = {}
     for number, word in _numbered_words(text):

@@ -96,7 +96,7 @@ def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: boo
         raise UserError(
             f"labels of {image_id!r}: expected the tower's grid {tuple(grid)} and crop "
             f"{_rounded(box)}, found {tuple(labels.grid)} and {_rounded(labels.crop_box)}; label with the tower's "
-            "own crop, or set labels.transfer: true to carry them over"
+            "own crop, or carry them over: labels.transfer: true in a recipe, --transfer of evaluate"
         )
     return carried(labels, grid, box)
 

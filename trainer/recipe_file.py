@@ -64,7 +64,9 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text("utf-8"), _Yaml)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; give a recipe, such as those in jobs/") from error
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; give a recipe's file, or a name that sea-pipeline recipes lists"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # dates that are none are ValueErrors, bytes that are no text too
         raise UserError(f"{path}: expected YAML; {one_line(error)}") from error
     if not isinstance(content, dict):

@@ -72,7 +72,7 @@ def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
         if part is not None and data.train != SAMPLES and (missing := missing_images(part, image_root)):
             raise UserError(
                 f"{file}: {len(missing):,} images are not below {image_root}, such as {missing[0]!r}; set "
-                "data.image_root, or leave their records out"
+                "data.image_root (--image-root), or leave their records out"
             )
     return Conversations(train, held_out, locate, file, image_root)
 

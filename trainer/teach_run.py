@@ -96,7 +96,8 @@ def teach_images(
     recipe = _recipe(settings, folder)
     conversations = open_conversations(recipe.data, folder)
     samples = settings.data == SAMPLES
-    listing = list_samples(None if samples else settings.data, conversations.image_root, settings.limit)
+    data, root = (None, None) if samples else (settings.data, conversations.image_root)
+    listing = list_samples(data, root, settings.limit)
     fields = _fields(settings, recipe, folder, conversations)
     out = place(settings.out or _default_out(settings, listing, fields))
     _announce(settings, folder, len(listing.samples), out, say)

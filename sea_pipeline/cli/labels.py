@@ -169,7 +169,9 @@ def inspect(
         except KeyError as missing:
             raise UserError(f"{labels}: {missing.args[0]}") from None
         if save is not None:
-            figures.save_figure(figures.labels_figure(figures.photo_of(store, image), found, store.words), save)
+            figure = figures.labels_figure(figures.photo_of(store, image), found, store.words)
+            if lacking := figures.save_figure(figure, save):
+                console.warning(f"{save}: the font has no {' '.join(lacking)}; they are boxes there")
         if as_json:
             print_json(analysis.labels_to_json(image, found, store.words))
         else:

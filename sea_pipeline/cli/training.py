@@ -73,7 +73,7 @@ def train(
 ) -> None:
     """Train a model as a recipe says. A run that was stopped goes on from its newest checkpoint.
 
-    Example: sea-pipeline train jobs/demo.yaml --set loss.sea.weight=auto
+    Example: sea-pipeline train demo --set loss.sea.weight=auto
     """
     from trainer.paper_rows import named_recipes
 

@@ -93,12 +93,15 @@ def _text(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: A
         yield ["path"]
         yield from ([line] for line in (line.rstrip("\r\n") for line in lines) if line.strip())
         return
-    rows = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+    rows = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
         yield next(rows, [])
         yield from (row for row in rows if row)
     except csv.Error as error:
-        raise UserError(f"{shown}: line {rows.line_num}: expected {suffix[1:].upper()}; {error}") from error
+        raise UserError(
+            f"{shown}: line {rows.line_num}: expected {suffix[1:].upper()}; {error}; put a field that holds a quote "
+            'into quotes, with "" for each inside, or give the paths alone as .txt'
+        ) from error
 
 
 def _parquet(file: Any, shown: str, id_column: str | None) -> Iterator[list[Any]]:  # noqa: ANN401

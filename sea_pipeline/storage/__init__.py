@@ -37,13 +37,13 @@ _CANNOT_WRITE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "raise the disk quota or free some space",
     errno.EFBIG: "raise the file size limit",
-    errno.EROFS: "choose a folder that can be written with --out",
-    errno.EACCES: "choose a folder that can be written with --out",
-    errno.EPERM: "choose a folder that can be written with --out",
-    errno.ENOTDIR: "choose another folder with --out",
-    errno.EEXIST: "choose another folder with --out",
-    errno.ENOTEMPTY: "choose another folder with --out",
-    errno.EBUSY: "choose another folder with --out",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that can be written",
+    errno.EPERM: "choose a folder that can be written",
+    errno.ENOTDIR: "choose another folder",
+    errno.EEXIST: "choose another folder",
+    errno.ENOTEMPTY: "choose another folder",
+    errno.EBUSY: "choose another folder",
 }
 
 _Item = TypeVar("_Item")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sea_pipeline.crops import WHOLE
 from sea_pipeline.errors import UserError
 from sea_pipeline.figures import Panel, labels_figure, patches_figure, photo_of, save_figure
 from sea_pipeline.stage_run import StageRun
@@ -82,6 +83,15 @@ def test_inspect_saves_the_photo_and_figure_6(command: Any, label: Callable[...,
     code, _, stderr = command("inspect", labels, "--save", tmp_path / "six.docx")
     assert code == 1
     assert "ends in .png, .pdf, .svg; found '.docx'" in stderr.replace("\n", " ")
+
+
+def test_a_long_title_is_folded_and_what_the_font_lacks_is_told(tmp_path: Path) -> None:
+    title = " · ".join(["mackintosh"] * 9)
+    figure = patches_figure(Image.new("RGB", (80, 60)), WHOLE, (4, 4), [Panel(title, ["a", "犬", "🐶", ""] * 4)], 1)
+    assert save_figure(figure, tmp_path / "a.png") == "犬🐶"
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left").split() == title.split()
+    assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_a_photo_that_is_gone_is_named(label: Callable[..., StageRun], tmp_path: Path) -> None:

@@ -229,6 +229,29 @@ def test_lists_with_odd_rows(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("opened.tsv", ['a.png\t"A hammerhead', "b.png\ta cock"]),
+        ("said.tsv", ['a.png\t"Jaws", he said', "b.png\ta cock"]),
+        ("each.tsv", ['a.png\t"one', 'b.png\t"two', 'c.png\t"three', 'd.png\t"four']),
+        ("path.csv", ['"a.png,1', "b.png,2"]),
+    ],
+)
+def test_a_quote_swallows_no_rows(tmp_path: Path, name: str, rows: list[str]) -> None:
+    between = "," if name.endswith("csv") else "\t"
+    (tmp_path / name).write_text("\n".join([f"path{between}caption", *rows]) + "\n")
+    with pytest.raises(
+        UserError, match=rf"{name}: line \d: expected .SV; .*; put a field that holds a quote into quotes"
+    ):
+        list_samples(str(tmp_path / name))
+
+
+def test_a_field_in_quotes_may_hold_anything(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text('path\tcaption\na.png\t"two\nlines, ""Jaws"""\nb.png\tit\'s "fine"\n')
+    assert [sample.image_id for sample in list_samples(str(tmp_path / "x.tsv")).samples] == ["a.png", "b.png"]
+
+
 def test_the_ids_and_splits_of_datasets(tmp_path: Path) -> None:
     cells = [{"bytes": name.encode(), "path": f"{name}.png"} for name in "cab"]
     saved = write_dataset(tmp_path / "saved", one={"image": cells, "id": list("xyz")}, two={"image": cells})

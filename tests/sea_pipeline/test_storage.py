@@ -63,7 +63,7 @@ def test_a_folder_that_another_has_made_or_that_is_in_use_is_a_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        pytest.raises(UserError, match="model: cannot be written: Directory not empty; choose another folder with"),
+        pytest.raises(UserError, match="model: cannot be written: Directory not empty; choose another folder"),
         publish_folder(tmp_path / "model"),
     ):
         (tmp_path / "model" / "of another").mkdir(parents=True)

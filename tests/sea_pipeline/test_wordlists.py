@@ -32,6 +32,7 @@ def test_a_file_of_ones_own_is_normalised_and_hashed_by_content(tmp_path: Path) 
         (b"cat\ndog\ncat\n", "'cat' in lines 1 and 3"),
         (b"cat\n\xe9t\xe9\n", "0xe9 in line 2"),
         (b"\x89PNG\x00\n", "byte 0x89 in line 1"),
+        ("cat\n".encode("utf-16"), "0xff in line 1; convert it, for example with: iconv -f utf-16 -t utf-8"),
         (b"cat\ta\n", "line 1 holds a control character"),
         (b"\n".join(b"%d" % number for number in range(65_536)), "at most 65,535 words, found 65,536"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from sea_pipeline import console
 from sea_pipeline.cli import app
 from sea_pipeline.errors import UserError
 from tests.test_architecture import ROOT
@@ -108,7 +109,7 @@ def test_the_commands_of_a_header_parse(path: Path) -> None:
     for line in commands(header(path)):
         parsed = parse(line)
         if parsed["command"] == "train":
-            assert parsed["recipe"] == f"jobs/{path.name}"
+            assert parsed["recipe"] == path.stem
             assert read_recipes(path, parsed["overrides"] or [])
 
 
@@ -199,15 +200,20 @@ def test_the_command_lists_all_names_and_shows_a_recipe(command: Any) -> None:
     assert one["about"] in shown
 
 
-def test_the_command_lists_rows_and_shows_one(command: Any) -> None:
+def test_the_command_lists_rows_and_shows_one(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     code, shown, _ = command("recipes")
     assert code == 0
     assert re.findall(r"^(?:sea|basic)-\S+", shown, re.MULTILINE) == list(ROWS)
     assert re.search(r"^sea-table3-tower-sea +\+ SEA +80\.5 +59\.5 +63\.6 +69\.5 +68\.0 +51\.6 *$", shown, re.MULTILINE)
+    monkeypatch.setattr(console.output, "_width", 80)
+    code, shown, _ = command("recipes")
+    assert re.findall(r"^(?:sea|basic)-\S+", shown, re.MULTILINE) == list(ROWS)
+    assert "…" not in shown
+    assert "A wider terminal shows the papers' numbers" in shown
     code, shown, _ = command("recipes", "sea-table2-gemma-2b")
     assert code == 0
     assert list(commands(shown)) == ROWS["sea-table2-gemma-2b"].commands()
-    for part in ("VQAv2 76.6", "6 to 10 hours on 8 x H800", "not run by us", "jobs/sea-llava-1.5-7b.yaml"):
+    for part in ("VQAv2 76.6", "6 to 10 hours on 8 x H800", "not run by us", "recipes sea-llava-1.5-7b says"):
         assert part in shown
     assert "drawn" in command("recipes", "basic-figure6-k4")[1]
     code, _, told = command("recipes", "sea-table2-gemma")

@@ -157,6 +157,11 @@ def test_the_command(world: World, tmp_path: Path, command: Any) -> None:
     assert "damaged" not in stderr
 
 
+def test_the_sample_photos(world: World, tmp_path: Path) -> None:
+    run = teach_images(settings(world, tmp_path / "out", data="samples", image_root=None, limit=2))
+    assert (run.report.images, run.report.bad) == (2, 0)
+
+
 def test_the_cache_is_not_asked_for_held_out_images(world: World, tmp_path: Path) -> None:
     teach_images(settings(world, tmp_path / "targets"))
     data = {"evaluate": str(world.held_out)}
