@@ -5,6 +5,7 @@ Parquet is what travels and lasts; reading single images from it at random takes
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from functools import cached_property
@@ -111,10 +112,12 @@ def _is_whole(folder: Path, store: LabelStore) -> bool:
         arrays = [
             (np.load(folder / f"{name}.npy", mmap_mode="r"), width) for name, (_, width) in _columns(store).items()
         ]
-        ids = (folder / "ids.json").read_bytes()
-    except (OSError, ValueError):  # absent, or shorter than its header says
+        with (folder / "ids.json").open("rb") as ids:
+            ids.seek(-1, os.SEEK_END)
+            ends = ids.read()
+    except (OSError, ValueError):  # absent, empty, or shorter than its header says
         return False
-    return ids.endswith(b"]") and all(array.shape == (len(store), width) for array, width in arrays)
+    return ends == b"]" and all(array.shape == (len(store), width) for array, width in arrays)
 
 
 def _unpack(store: LabelStore, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The recipe's `training_arguments` as transformers takes them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,7 +62,8 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         given = given | {"fsdp_config": dict(given["fsdp_config"])}
     try:
         args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
-        Trainer.get_optimizer_cls_and_kwargs(args)  # whose package may be absent
+        with suppress(ValueError):  # of those that want the model first
+            Trainer.get_optimizer_cls_and_kwargs(args)  # whose package may be absent
     except (TypeError, ValueError, ImportError) as error:
         reason = one_line(error).replace("TrainingArguments.__init__() got an", "found an")
         raise UserError(f"training_arguments: {reason}") from error

@@ -1,7 +1,7 @@
 """What a run reads: conversations with their images, and the labels that fit them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -162,8 +162,9 @@ def _as_named(store: LabelStore, labels: LabelSource) -> bool:
     if "top_n" in named and store.top_n != labels.top_n:
         return False
     if "encoder" in named:
-        asked, found = EncoderSpec.parse(labels.encoder), EncoderSpec.parse(store.encoder)
-        if replace(asked, path=asked.path or found.path) != found:
+        asked = EncoderSpec.parse(labels.encoder)
+        default = () if asked.path else (str(asked.at("final")), str(asked.at("pool")))  # whichever the model has
+        if store.encoder not in (str(asked), *default):
             return False
     return "wordlist" not in named or bool(fields["wordlist"]["sha256"] == load_wordlist(labels.wordlist).sha256)
 

@@ -127,7 +127,7 @@ def test_labels_follow_a_random_crop(planted: Planted, monkeypatch: pytest.Monke
 
 def test_labels_of_another_place_need_leave(planted: Planted) -> None:
     data = planted.data(labels=Labels(planted.cache, Sea(), False, None), random_crop=0.2)
-    with pytest.raises(UserError, match=r"labels of '0\.png'.*set labels\.transfer: true"):
+    with pytest.raises(UserError, match=r"labels of '0\.png'.*carry them over: labels\.transfer: true in a recipe"):
         [data[epoch * len(ROWS)] for epoch in range(5)]
 
 

@@ -289,6 +289,10 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
     named = {"path": None, "encoder": "packaged", "wordlist": str(tiny.words)}
     assert found(short(tiny, labels=named | {"top_n": 2})) == "fewer"
     assert found(short(tiny, labels=named | {"top_n": 3})) == "new"
+    for encoder in ("open_clip:ViT-B-32/openai", "s2:packaged"):
+        with pytest.raises(ZeroDivisionError):  # they must be made
+            asked = short(tiny, labels={"path": None, "encoder": encoder})
+            open_label_source(asked, folder, conversations, make=lambda settings: 1 / 0)  # type: ignore[return-value]
     other = tmp_path / "other.txt"
     other.write_text(tiny.words.read_text() + "mauve\n")
     label_images(label_settings(images, other, folders["old"].parent / "of another list"))
