@@ -65,14 +65,17 @@ def connected(cluster: Cluster, *, dashboard: bool, say: Callable[[str], None]) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A worker that dies is told in our own words."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """A worker or a scheduler that dies is told in our own words."""
+    known = logging.root.manager.loggerDict  # some of dask's loggers have a level of their own
+    loggers = [logging.getLogger(name) for name in list(known) if name.partition(".")[0] == "distributed"]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

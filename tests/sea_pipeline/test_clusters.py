@@ -282,3 +282,13 @@ def test_a_task_of_the_job_array_does_its_part(tmp_path: Path, environment: dict
     done = subprocess.run(script, env=given, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["label", "--shard-range", part, "--images", "my photos"]
     Crew.of(shard_range=part)
+
+
+def test_dask_says_nothing_by_itself_meanwhile() -> None:
+    """Its client has a logger with a level and a handler of its own, and prints the traceback of a lost scheduler."""
+    names = ("distributed", "distributed.client", "distributed.utils")
+    before = [logging.getLogger(name).level for name in names]
+    with dask_clusters._quiet():
+        assert not any(logging.getLogger(name).isEnabledFor(logging.ERROR) for name in names)
+    assert [logging.getLogger(name).level for name in names] == before
+    assert logging.getLogger("distributed.client").isEnabledFor(logging.ERROR)
