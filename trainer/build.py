@@ -55,7 +55,7 @@ def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]
     data = _data(inputs, labels if sea.weight else None)
     if recipe.data.keep_features:
         model.model.vision_tower.to(args.device)  # the trainer moves all of the model, but later
-        images = len(inputs.conversations.image_ids()) * (1 + recipe.labels.crops)
+        images = len(inputs.conversations.image_ids) * (1 + recipe.labels.crops)
         with progress("features", images, 0) as advance:
             data.kept = tower_features(model, data, advance)
     evaluator = _evaluator(inputs, labels, args.per_device_eval_batch_size, str(args.device))

@@ -32,15 +32,18 @@ class MetricsLog(TrainerCallback):
 
     def cut(self, step: int) -> None:
         """Forgets what a stopped run logged after `step`, which will be done again."""
-        kept = [line for line in self.lines() if line["step"] <= step]
-        publish_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode(), self._path.parent)
+        kept = self._keep(lambda line: line["step"] <= step)
         self.before = kept[-1]["seconds"] if kept else 0.0
         self._begun = time.monotonic()
 
     def forget_evaluation(self, step: int) -> None:
         """Forgets the metrics of a step, whose model has changed since."""
-        kept = [line for line in self.lines() if not (line["step"] == step and is_evaluation(line))]
+        self._keep(lambda line: line["step"] != step or not is_evaluation(line))
+
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        kept = [line for line in self.lines() if wanted(line)]
         publish_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode(), self._path.parent)
+        return kept
 
     def lines(self) -> list[dict[str, Any]]:
         """All logged objects; a line that a kill cut in half is left out."""

@@ -31,13 +31,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sea_pipeline.encoders.spec import S2_SCALES
+from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import package_folder, require
 from trainer.folder_check import image_shape
 from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
 
-_S2 = re.compile(r"s2(?:@(?P<scales>\d+(?:,\d+)*))?:(?P<base>.+)")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CLS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
 """Tokens before the patches, of the towers taken from transformers."""
@@ -97,9 +96,9 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     Raises:
         UserError: the spec names no vision tower that is known here, or its weights are incomplete.
     """
-    if match := _S2.fullmatch(spec):
-        scales = [int(scale) for scale in match["scales"].split(",")] if match["scales"] else list(S2_SCALES)
-        return _s2(spec, load_vision(match["base"], dtype, feature_layer), scales)
+    scales, base = split_s2(spec)
+    if scales and base:
+        return _s2(spec, load_vision(base, dtype, feature_layer), list(scales))
     if spec == "packaged":
         if feature_layer not in (None, -1):
             raise UserError(f"feature_layer = {feature_layer}: the packaged tower has layer -1 only")

@@ -52,7 +52,7 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
         "data": file_sha256(inputs.conversations.file),
         "labels": None if labels is None else labels.fingerprint,
         # Of one fingerprint, a folder may since hold labels of more images; those that it had are as they were.
-        "labelled": None if labels is None else sum(image in labels for image in inputs.conversations.image_ids()),
+        "labelled": None if labels is None else sum(image in labels for image in inputs.conversations.image_ids),
         "teacher": None if targets is None else [targets.fingerprint, file_sha256(targets.path / CODEC)],
     }
 

@@ -11,7 +11,7 @@ from trainer.lora import merge_adapters
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
 from trainer.sharding import whole_state
-from trainer.weights import PROJECTOR, Stored, canonical, read_weights, tensors_of
+from trainer.weights import PROJECTOR, canonical, read_weights, tensors_of
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """As weight files name them."""
@@ -30,8 +30,12 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: boo
     if model.with_lm:
         files = {entry.name: entry.read for entry in read_weights(start.path)}
         merged = merge_adapters(model, dtype, files)
-        weights = whole_state(model, keep=write, dtype=dtype)
-        _put_back(weights, model, files, merged)
+        stored = {  # they may have been rounded to compute
+            name: files[canonical(name)]
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if not parameter.requires_grad and name not in merged and canonical(name) in files
+        }
+        weights = whole_state(model, keep=write, dtype=dtype, stored=stored)
     if not write:
         return
     shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
@@ -47,20 +51,6 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: boo
                 shutil.copymode(scratch / "config.json", file)
         else:
             _with_projector(model, start.path, scratch)
-
-
-def _put_back(weights: dict[str, torch.Tensor], model: AlignedLlava, files: Stored, merged: set[str]) -> None:
-    """Replaces the weights that did not train by the starting folder's: they may have been rounded to compute."""
-    names: dict[int, str] = {}  # tied weights stay one tensor
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = names.setdefault(id(parameter), name)
-        if parameter.requires_grad or name in merged or name not in weights:
-            continue
-        read = files.get(canonical(name))
-        if first != name:
-            weights[name] = weights[first]
-        elif read is not None:
-            weights[name] = read().to(weights[name].dtype)
 
 
 def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:

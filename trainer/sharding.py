@@ -2,7 +2,9 @@
 
 import os
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +22,12 @@ def whole(value: torch.Tensor) -> torch.Tensor:
 
 
 def whole_state(
-    model: nn.Module, *, keep: bool = True, trained: bool = False, dtype: torch.dtype | None = None
+    model: nn.Module,
+    *,
+    keep: bool = True,
+    trained: bool = False,
+    dtype: torch.dtype | None = None,
+    stored: Mapping[str, Callable[[], torch.Tensor]] = MappingProxyType({}),
 ) -> dict[str, torch.Tensor]:
     """A model's weights by name, whole and on the CPU, one after the other: all may not fit beside their pieces.
 
@@ -29,6 +36,7 @@ def whole_state(
         keep: whether this process wants them; without, it has its part in it and gets nothing.
         trained: the parameters that train, in place of everything.
         dtype: of what is no integer; None leaves them as they are.
+        stored: by name, what gives a weight in place of the model; the same names in every process.
     """
     found: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
     named = {}
@@ -36,7 +44,8 @@ def whole_state(
         if trained and (id(value) in found or not value.requires_grad):  # by one name, as in `named_parameters`
             continue
         if id(value) not in found:
-            one = whole(value.detach())
+            read = stored.get(name)
+            one = value if read and not keep else read() if read else whole(value.detach())
             found[id(value)] = (one.to(dtype) if dtype and one.is_floating_point() else one).cpu() if keep else value
         named[name] = found[id(value)]
     return named if keep else {}

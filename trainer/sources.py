@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import data_folder
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.wordlists import WordList, load_wordlist
 from trainer.conversations import load_conversations, missing_images, split_rows
 from trainer.data import Labels
 from trainer.load import ModelFolder
@@ -38,6 +38,7 @@ class Conversations:
     file: Path
     image_root: Path
 
+    @cached_property
     def image_ids(self) -> set[str]:
         """Every image of the rows to train on."""
         return {image for images in self.train["images"] for image in images}
@@ -105,7 +106,7 @@ def open_label_source(
         UserError: the folder named is none, or shares no image with the data; see `label_images`.
     """
     labels = recipe.labels
-    wanted = conversations.image_ids()
+    wanted = conversations.image_ids
     if labels.path is not None:
         store = open_labels(labels.path)
         if wanted and not any(image in store for image in wanted):
@@ -144,6 +145,7 @@ def _crops(store: LabelStore) -> int:
 
 def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> LabelStore | None:
     manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    words = load_wordlist(labels.wordlist) if manifests and "wordlist" in labels.model_fields_set else None
     for manifest in manifests:
         try:
             store = open_labels(manifest.parent, verify=False)
@@ -151,14 +153,14 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> Label
             continue
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
         fits = labels.transfer or tuple(store.grid) == tuple(folder.grid)
-        if fits and _crops(store) >= labels.crops and _as_named(store, labels) and wanted <= held:
+        if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and wanted <= held:
             return open_labels(manifest.parent)
     return None
 
 
-def _as_named(store: LabelStore, labels: LabelSource) -> bool:
+def _as_named(store: LabelStore, labels: LabelSource, words: WordList | None) -> bool:
     """Whether list, encoder and n are those that the recipe names; what it does not name may be any."""
-    named, fields = labels.model_fields_set, store.manifest["fields"]
+    named = labels.model_fields_set
     if "top_n" in named and store.top_n != labels.top_n:
         return False
     if "encoder" in named:
@@ -166,7 +168,7 @@ def _as_named(store: LabelStore, labels: LabelSource) -> bool:
         default = () if asked.path else (str(asked.at("final")), str(asked.at("pool")))  # whichever the model has
         if store.encoder not in (str(asked), *default):
             return False
-    return "wordlist" not in named or bool(fields["wordlist"]["sha256"] == load_wordlist(labels.wordlist).sha256)
+    return words is None or bool(store.manifest["fields"]["wordlist"]["sha256"] == words.sha256)
 
 
 def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> Labels:
@@ -204,7 +206,7 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
                 f"loss.basic.{name}: {value!r}, but the targets of {recipe.teacher} were made with {made[name]!r}; "
                 "leave it out, or run sea-pipeline teacher with it"
             )
-    if missing := sorted(image for image in conversations.image_ids() if image not in store):
+    if missing := sorted(image for image in conversations.image_ids if image not in store):
         raise UserError(
             f"{recipe.teacher}: lacks {len(missing):,} images of {conversations.file}, such as {missing[0]!r}; run "
             "sea-pipeline teacher on that file, or leave their records out"

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, LlavaConfig, PreTrainedConfig, P
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from sea_pipeline.encoders.spec import S2_SCALES
 from sea_pipeline.errors import UserError
 from sea_pipeline.optional import require
 
@@ -127,7 +128,7 @@ class S2TowerConfig(PreTrainedConfig):
 
     base: dict[str, Any] | PreTrainedConfig | None = None
     """The base tower's config."""
-    scales: list[int] | tuple[int, ...] = (1, 2, 3)
+    scales: list[int] | tuple[int, ...] = S2_SCALES
     """Multiples of the base resolution, ascending; their features are joined in this order."""
     feature_layer: int = -2
     """Index into the base tower's hidden states."""

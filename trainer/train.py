@@ -95,7 +95,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     set_seed(recipe.seed)
     folder = open_model_folder(_model_path(recipe, told))
     conversations = open_conversations(recipe.data, folder)
-    if not recipe.loss.lm and not conversations.image_ids():
+    if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
     inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))

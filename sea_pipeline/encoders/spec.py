@@ -57,12 +57,9 @@ class EncoderSpec:
         Raises:
             UserError: it is no spec.
         """
-        scales, rest = None, text
-        if found := _S2.fullmatch(text):
-            scales = tuple(map(int, found[1].split(","))) if found[1] else S2_SCALES
-            rest = found[2]
-            if scales[0] < 1 or list(scales) != sorted(set(scales)):
-                raise UserError(f"--encoder {text}: expected ascending scales from 1; found {found[1]}")
+        scales, rest = split_s2(text)
+        if scales and (scales[0] < 1 or list(scales) != sorted(set(scales))):
+            raise UserError(f"--encoder {text}: expected ascending scales from 1; found {','.join(map(str, scales))}")
         if rest == "packaged":
             return cls(None, scales=scales)
         model, path, sign = rest.removeprefix(_OPEN_CLIP), None, None
@@ -99,3 +96,10 @@ class EncoderSpec:
         if self.scales is None:
             return ""
         return "s2:" if self.scales == S2_SCALES else f"s2@{','.join(map(str, self.scales))}:"
+
+
+def split_s2(text: str) -> tuple[tuple[int, ...] | None, str]:
+    """The scales that `s2:` or `s2@1,2:` in front of a spec asks for, None without it, and the spec behind it."""
+    if not (found := _S2.fullmatch(text)):
+        return None, text
+    return tuple(map(int, found[1].split(","))) if found[1] else S2_SCALES, found[2]

@@ -3,7 +3,6 @@
 V^ of the packaged LLM for crops of sample photos; codecs are fitted to crops of other photos than they are judged by.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -19,7 +18,7 @@ from sea_pipeline.sources import list_samples
 from tests.bench.bench_basic import BASIC, Tokens, gradient, tokens_of
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure
-from tests.bench.steps import BATCH, one_step, prepare
+from tests.bench.steps import BATCH, conversations, one_step, prepare
 from trainer import losses
 
 CROPS, JUDGED_BY = 88, 3
@@ -39,16 +38,15 @@ def _tokens(scratch: Path) -> tuple[Tokens, torch.Tensor]:
     folder, photos = crops(scratch / "crops", CROPS), len(list_samples(None).samples)
     names = sorted(path.name for path in folder.iterdir())  # the crop i is of the photo i % photos
     others = [name for place, name in enumerate(names) if place % photos >= JUDGED_BY]
-    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A photo."}]
-    records = [{"id": name, "image": name, "conversations": turns} for name in names[:JUDGED_BY] + others]
-    (scratch / "crops.json").write_text(json.dumps(records))
-    _, trainer, _ = one_step(scratch, BASIC, data={"train": str(scratch / "crops.json"), "image_root": str(folder)})
+    chosen = names[:JUDGED_BY] + others
+    data = {"train": str(conversations(scratch / "crops.json", chosen)), "image_root": str(folder)}
+    _, trainer, _ = one_step(scratch, BASIC, data=data)
 
     def of(rows: range) -> Tokens:
         return tokens_of(trainer, trainer.data_collator([trainer.data[row] for row in rows]))
 
-    starts = range(JUDGED_BY, len(records), BATCH)
-    refined = [of(range(start, min(start + BATCH, len(records)))).refined for start in starts]
+    starts = range(JUDGED_BY, len(chosen), BATCH)
+    refined = [of(range(start, min(start + BATCH, len(chosen)))).refined for start in starts]
     return of(range(JUDGED_BY)), torch.cat(refined)
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, LlavaForConditionalGeneration, TrainerCallback
+from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from sea_pipeline import open_labels
 from tests.bench.bench_label import crops
 from tests.bench.gpu.align import colour_labels
 from tests.bench.gpu.shapes import SEVEN_B, TINY, Shape
+from tests.bench.steps import Clock, conversations
 from tests.memory import READY, measured
 from tests.tiny_models import VOCABULARY, tiny_llm, tiny_vision
 from trainer.build import Inputs, build
@@ -39,9 +40,7 @@ PHOTOS, BATCH, STEPS = 24, 8, 6
 def prepare(scratch: Path, shape: Shape) -> None:
     """A model folder, photos, LLaVA's JSON and labels."""
     folder = crops(scratch / "photos", PHOTOS)
-    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a photo"}]
-    records = [{"id": path.name, "image": path.name, "conversations": turns} for path in sorted(folder.iterdir())]
-    (scratch / "photos.json").write_text(json.dumps(records))
+    conversations(scratch / "photos.json", sorted(path.name for path in folder.iterdir()))
     colour_labels(shape.vision, scratch / "labels", images=str(scratch / "photos.json"), image_root=folder)
     text = shape.text | {"num_key_value_heads": shape.text["num_attention_heads"]}
     text["vocab_size"] = max(VOCABULARY, shape.vocabulary)
@@ -60,16 +59,6 @@ def prepare(scratch: Path, shape: Shape) -> None:
             shutil.copy2(file, scratch / "model")
 
 
-class _Clock(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
-
-
 def run(scratch: Path) -> dict[str, float]:
     """Seconds by part."""
     seconds: dict[str, float] = {}
@@ -85,7 +74,7 @@ def run(scratch: Path) -> dict[str, float]:
              f"labels.path={scratch}/labels", "data.keep_features=true", f"training_arguments.max_steps={STEPS}",
              f"training_arguments.per_device_train_batch_size={BATCH}"]  # fmt: skip
     (recipe,) = read_recipes(builtin_recipes()["align-7b"], given).values()
-    clock, begun = _Clock(), time.perf_counter()
+    clock, begun = Clock(), time.perf_counter()
     folder = open_model_folder(recipe.model)
     inputs = Inputs(recipe, folder, open_conversations(recipe.data, folder), open_labels(scratch / "labels"))
     trainer = build(inputs, scratch / "run", timed, [clock])

@@ -1,10 +1,13 @@
 """One optimizer step of a recipe on the packaged models and eight sample photos, without reading data."""
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import TrainerCallback
 
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.progress import no_bar
@@ -65,3 +68,21 @@ def taking(trainer: AlignTrainer, batch: Batch, *, measured: bool = False) -> Ca
         trainer.optimizer.zero_grad()
 
     return take
+
+
+class Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def conversations(file: Path, images: Iterable[str]) -> Path:
+    """LLaVA's JSON of so many records, of an image each."""
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a photo"}]
+    records = [{"id": str(number), "image": image, "conversations": turns} for number, image in enumerate(images)]
+    file.write_text(json.dumps(records))
+    return file

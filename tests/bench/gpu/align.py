@@ -5,7 +5,6 @@
 CLIP-L/336's tower in bfloat16, the projector, Vicuna's embedding matrix; random weights, labels of mean colours.
 """
 
-import json
 import os
 import shutil
 import time
@@ -14,8 +13,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
-
-from transformers import TrainerCallback
 
 from sea_pipeline import label_run, open_labels
 from sea_pipeline.devices import cores
@@ -26,7 +23,7 @@ from tests.bench.gpu.common import IMAGES, Setup, main
 from tests.bench.gpu.label import photos_for, words_for
 from tests.bench.gpu.shapes import shape_of
 from tests.bench.measure import Figure
-from tests.bench.steps import ready, taking
+from tests.bench.steps import Clock, conversations, ready, taking
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.world import ColourEncoder
 from trainer.build import Inputs, build
@@ -99,12 +96,9 @@ def _prepared(setup: Setup, pace: _Pace) -> tuple[ModelFolder, Path]:
     model = init_model(str(vision), str(llm), scratch / "model", dtype="float32" if setup.tiny else "bfloat16")
     photos = Path(setup.images) if setup.images else photos_for(setup, PHOTOS)
     names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))[:PHOTOS]
-    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a photo"}]
     read = 0 if setup.tiny else pace.steps * pace.size  # so that no epoch ends within
     for run, some, least in (("labels", names, 0), ("align", names, read), ("align.kept", names[:KEPT], read)):
-        images = enumerate(islice(cycle(some), max(len(some), least)))
-        records = [{"id": str(number), "image": name, "conversations": turns} for number, name in images]
-        (scratch / f"{run}.json").write_text(json.dumps(records))
+        conversations(scratch / f"{run}.json", islice(cycle(some), max(len(some), least)))
     given = {"images": str(scratch / "labels.json"), "image_root": photos, "wordlist": words_for(setup)}
     return open_model_folder(model), colour_labels(shape.vision, scratch / "labels", **given)
 
@@ -175,19 +169,9 @@ def _one_step(trainer: AlignTrainer, size: int) -> Callable[[], None]:
     return step
 
 
-class _Clock(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
-
-
 def _whole(trainer: AlignTrainer, pace: _Pace) -> float:
     """Images a second of a run, reading included."""
-    clock = _Clock()
+    clock = Clock()
     trainer.add_callback(clock)
     trainer.optimizer = None
     trainer.train()
