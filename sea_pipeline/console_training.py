@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trainer.harness import Collected
     from trainer.layers import Layer
     from trainer.paper_rows import PaperRow
+    from trainer.row_tokens import RowTokens
     from trainer.suites import Harness, Pin, Step
     from trainer.train import Told, TrainRun
 
@@ -52,6 +53,24 @@ def run_table(run: "TrainRun", stage: str = "") -> None:
     if summary["end"]:
         metrics_table({"start": summary["start"], f"after {summary['steps']:,} steps": summary["end"]}, stage)
     console.print_table({"model": str(run.model), "seconds": f"{summary['seconds']:,.0f}"})
+
+
+def token_row(row: "RowTokens") -> None:
+    """What a row trains, token by token: trained tokens stand between « and »."""
+    console.output.print(f"{row.id}: {_counts(row)}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    shown = []
+    for run, trained in row.runs():
+        names = [one if isinstance(one, str) else f"<{one[0]} x {one[1]:,}>" for one in run]
+        text = "|".join(repr(name)[1:-1] for name in names)
+        shown.append(f"«{text}»" if trained else text)
+    if shown:
+        console.output.print("|".join(shown), highlight=False, markup=False, soft_wrap=True)
+
+
+def _counts(row: "RowTokens") -> str:
+    if row.refused is not None:
+        return f"refused: {row.refused}"
+    return f"{row.length:,} tokens, {sum(end - start for start, end in row.trained):,} of them trained"
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -> None:

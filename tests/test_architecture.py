@@ -57,10 +57,10 @@ TRAINER_FLOORS = [
     },
     {"towers", "chat_template", "encode", "words", "sea", "supervision"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"},
-    {"folder_check", "basic", "conversations", "recipe_file", "suites"},
-    {"model", "paper_rows"},
+    {"folder_check", "basic", "conversations", "recipe_file", "suites", "sentence_piece"},
+    {"model", "paper_rows", "tokenizer"},
     {"parts", "data", "harness"},
-    {"init", "features", "norm", "evaluate", "loop"},
+    {"init", "features", "norm", "evaluate", "loop", "row_tokens"},
     {"load", "layers", "replace"},
     {"sources", "evaluation_figures", "save", "model_card", "export_files"},
     {"build", "teach", "export"},

@@ -20,7 +20,7 @@ from sea_pipeline.storage import cache_folder, canonical_json, file_sha256, make
 from trainer.encode import Conversation, Encoder
 from trainer.templates import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of what a row holds: older caches are then not found any more."""
 
 _CHUNK = 64
@@ -34,8 +34,11 @@ FEATURES = datasets.Features(
         "trained": datasets.List(datasets.Value("bool")),
         "length": datasets.Value("int32"),
         "truncated": datasets.Value("bool"),
+        "number": datasets.Value("int64"),
+        "refused": datasets.Value("string"),
     }
 )
+"""Of the cache; what `load_conversations` gives lacks the last two."""
 
 
 class Summary(NamedTuple):
@@ -88,11 +91,62 @@ def load_conversations(
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
+    def rows() -> Iterator[dict[str, Any]]:
+        return conversation_rows(
+            path,
+            tokenizer,
+            template=template,
+            image_token=image_token,
+            image_tokens=image_tokens,
+            max_length=max_length,
+        )
+
+    cached = _cached(rows, hashlib.sha256(canonical_json(settings)).hexdigest())
+    refused = np.flatnonzero(pc.is_valid(cached.data.column("refused")).to_numpy())
+    if len(refused):
+        row = cached[int(refused[0])]
+        more = f" ({len(refused) - 1:,} more rows are refused, too)" if len(refused) > 1 else ""
+        raise UserError(f"{path}: {place(path, row['number'])}, id {row['id']!r}: {row['refused']}{more}")
+    return cached.remove_columns(["number", "refused"])
+
+
+def conversation_rows(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: TemplateName,
+    image_token: str = PLACEHOLDER,
+    image_tokens: int,
+    max_length: int = 2048,
+    limit: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Tokenises the records of a file one after the other; nothing is kept.
+
+    Args:
+        path: see `load_conversations`, as the others are.
+        tokenizer: see there.
+        template: see there.
+        image_token: see there.
+        image_tokens: see there.
+        max_length: see there.
+        limit: only so many records.
+
+    Yields:
+        The columns of `FEATURES`; `number` is the record's place in the file, from 1, and `refused` why it cannot be
+        trained, or None. A refused row has no tokens.
+
+    Raises:
+        UserError: the file or the template does not fit.
+    """
     render = load_template(template, tokenizer, image_token)
     encode = Encoder(tokenizer, image_token, image_tokens, max_length)
-    return _cached(
-        lambda: _rows(path, render, image_token, encode), hashlib.sha256(canonical_json(settings)).hexdigest()
-    )
+    rows = islice(records(path), limit)
+    found = False
+    while chunk := [_conversation(number, row, render, image_token) for number, row in islice(rows, _CHUNK)]:
+        found = True
+        yield from encode(chunk)
+    if not found:
+        raise UserError(f"{path}: expected conversations; found none")
 
 
 def summary(dataset: datasets.Dataset) -> Summary:
@@ -214,25 +268,15 @@ def _quiet() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def _rows(path: Path, render: Template, image_token: str, encode: Encoder) -> Iterator[dict[str, Any]]:
-    conversations = _conversations(path, render, image_token)
-    found = False
-    while chunk := list(islice(conversations, _CHUNK)):
-        found = True
-        yield from encode(chunk)
-    if not found:
-        raise UserError(f"{path}: expected conversations; found none")
-
-
-def _conversations(path: Path, render: Template, image_token: str) -> Iterator[Conversation]:
-    for number, row in records(path):
-        name = str(number if row.get("id") is None else row["id"]).encode("utf-8", "backslashreplace").decode()
-        where = f"{path}: {place(path, number)}, id {name!r}"
-        try:
-            images = images_of(row)
-            for image in images:
-                relative_path(image)  # refuses what is no path below the image root
-            rendered = render(read_messages(row.get("conversations"), len(images), image_token))
-        except ValueError as error:  # a UserError is one
-            raise UserError(f"{where}: {error}") from error
-        yield Conversation(where, name, images, rendered)
+def _conversation(number: int, row: dict[str, Any], render: Template, image_token: str) -> Conversation:
+    """A record as text, or why it cannot be trained."""
+    name = str(number if row.get("id") is None else row["id"]).encode("utf-8", "backslashreplace").decode()
+    try:
+        images = images_of(row)
+        for image in images:
+            relative_path(image)  # refuses what is no path below the image root
+        return Conversation(
+            number, name, images, render(read_messages(row.get("conversations"), len(images), image_token))
+        )
+    except ValueError as error:  # a UserError is one
+        return Conversation(number, name, [], str(error))

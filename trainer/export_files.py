@@ -4,15 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from sea_pipeline.errors import UserError
 from sea_pipeline.records import read_json
 from trainer import legacy
 from trainer.chat_template import chat_template, turn_end, with_marks
-from trainer.init import ALIGNMENT, SAMPLE
+from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder
 from trainer.templates import GENERATION
+from trainer.tokenizer import check_saved_tokenizer, with_image_token
 
 _PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
 """In configurations: paths of the machine that wrote them."""
@@ -27,7 +25,8 @@ def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[
     Raises:
         UserError: the tokenizer cannot be saved as it is, or its template cannot render a conversation.
     """
-    tokenizer, notes = folder.processor.tokenizer, []
+    tokenizer, notes = with_image_token(folder.processor.tokenizer), []
+    folder.processor.tokenizer = tokenizer
     if not tokenizer.chat_template:
         tokenizer.chat_template = chat_template(None)
         notes.append("The model has no chat template; vicuna_v1, LLaVA-1.5's, was added.")
@@ -36,10 +35,7 @@ def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[
         notes.append("The chat template does not mark its answers: it changes earlier turns as later ones come.")
     tokenizer.eos_token = turn_end(tokenizer, str(folder.path)) or tokenizer.eos_token
     (folder.processor if processor else tokenizer).save_pretrained(scratch)
-    if AutoTokenizer.from_pretrained(scratch).encode(SAMPLE) != tokenizer.encode(SAMPLE):
-        raise UserError(
-            f"{folder.path}: its tokenizer gives other ids once transformers has saved it; convert it first"
-        )
+    check_saved_tokenizer(scratch, tokenizer, str(folder.path))
     generation = read_json(folder.path / "generation_config.json", absent={})
     eos = generation.pop("eos_token_id", None)
     if ends := {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}:

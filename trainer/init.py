@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -18,15 +17,15 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.storage import canonical_json, publish_folder
-from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end
+from trainer.chat_template import IMAGE_TOKEN
 from trainer.folder_check import check_model_folder as check_model_folder
 from trainer.folder_check import image_shape
 from trainer.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
+from trainer.tokenizer import check_saved_tokenizer, prepare_tokenizer
 
 Projector = Literal["mlp2x_gelu", "linear"]
 ALIGNMENT = "alignment.json"
 """What the training needs to know of a folder and transformers' own files do not say."""
-SAMPLE = f"{IMAGE_TOKEN}\nTwo  spaces, 1234 and caf\u00e9: it's HERE."
 _ROWS = 64
 """Embedding matrices grow to a multiple of this."""
 
@@ -79,12 +78,13 @@ def init_model(
 
 def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector: Projector, seed: int) -> int:
     """Writes transformers' files; returns how many token ids the LLM had of its own."""
-    tokenizer = llm.tokenizer
     model: Any = llm.model
     probe = torch.arange(8).unsqueeze(0)
     expected = _logits(model, probe)
-    vocabulary: int = min(max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings)
-    ends = _prepare_tokenizer(tokenizer, source) | _ids(model.generation_config.eos_token_id)
+    ids = max(llm.tokenizer.get_vocab().values()) + 1
+    vocabulary: int = min(ids, model.get_input_embeddings().num_embeddings)
+    tokenizer, ends = prepare_tokenizer(llm.tokenizer, source)
+    ends |= _ids(model.generation_config.eos_token_id)
     _grow(model, vocabulary, len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.name_or_path = ""  # a path of this machine
@@ -101,8 +101,7 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     )
     llava.save_pretrained(folder)
     _processor(vision, tokenizer).save_pretrained(folder)
-    if AutoTokenizer.from_pretrained(folder).encode(SAMPLE) != tokenizer.encode(SAMPLE):
-        raise UserError(f"{source}: its tokenizer gives other ids once transformers has saved it; convert it first")
+    check_saved_tokenizer(folder, tokenizer, source)
     return vocabulary
 
 
@@ -130,21 +129,6 @@ def _processor(vision: VisionPart, tokenizer: PreTrainedTokenizerBase) -> LlavaP
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=vision.cls_tokens,
     )
-
-
-def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
-    """Adds `<image>`, the chat template and a pad token, and makes the end of a turn the eos; returns all ends."""
-    if tokenizer.eos_token is None:
-        raise UserError(f"{source}: its tokenizer has no eos token; add one to its tokenizer_config.json")
-    tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    ends = {tokenizer.eos_token_id}
-    own = tokenizer.chat_template
-    tokenizer.chat_template = chat_template(own.get("default") if isinstance(own, dict) else own)
-    tokenizer.eos_token = turn_end(tokenizer, source) or tokenizer.eos_token
-    if tokenizer.pad_token in (None, tokenizer.eos_token):  # padding that looks like an end would teach nothing to end
-        unknown = tokenizer.unk_token
-        tokenizer.add_special_tokens({"pad_token": "<pad>" if unknown in (None, tokenizer.eos_token) else unknown})
-    return ends | {tokenizer.eos_token_id}
 
 
 def _grow(model: Any, vocabulary: int, tokens: int) -> None:  # noqa: ANN401 - any causal LM

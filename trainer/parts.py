@@ -35,6 +35,7 @@ from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import package_folder, require
 from trainer.folder_check import image_shape
+from trainer.sentence_piece import faithful
 from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -133,13 +134,31 @@ def load_llm(spec: str, dtype: torch.dtype) -> LlmPart:
         config = _config(spec)
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(f"{spec}: its model type {config.model_type!r} is no causal LM; expected one such as llama")
-        with _named(spec):
-            tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
+        tokenizer = load_tokenizer(spec)
         part = LlmPart(_load(AutoModelForCausalLM, spec, dtype), tokenizer)
-    if not part.tokenizer.is_fast:
-        raise UserError(f"{spec}: its tokenizer is not a fast one, which training needs; add a tokenizer.json to it")
     part.model.config.architectures = part.model.config.architectures or [type(part.model).__name__]
     return part
+
+
+def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """Loads an LLM's tokenizer with the ids of the LLM's own files, see `faithful`; no weights are read.
+
+    Args:
+        spec: see `load_llm`.
+
+    Raises:
+        UserError: there is none, it is not a fast one, or its ids are others than its files give.
+    """
+    if spec == "packaged" or spec.endswith(".gguf"):
+        file = _packaged_gguf() if spec == "packaged" else Path(spec)
+        with _named(str(file)), redirect_stderr(io.StringIO()):
+            gguf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        return gguf
+    with _named(spec):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise UserError(f"{spec}: its tokenizer is not a fast one, which training needs; add a tokenizer.json to it")
+    return faithful(tokenizer, spec)
 
 
 def _config(spec: str) -> PreTrainedConfig:

@@ -158,4 +158,5 @@ def _options(
 
 
 # Each registers its commands, in the order in which --help lists them.
-from sea_pipeline.cli import demo, labels, probe, forecast, recipes, training, teacher, report, export, evaluation  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import demo, labels, probe, forecast, recipes, training  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import tokens, teacher, report, export, evaluation  # noqa: E402, F401  # isort: skip

@@ -61,10 +61,20 @@ def test_rows_are_read_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(conversations, "records", watched)
     tokenizer = byte_level()
-    render = conversations.load_template("own", tokenizer)
-    rows = conversations._rows(tmp_path / "x.json", render, "<image>", Encoder(tokenizer, "<image>", 5, 100))
+    rows = conversations.conversation_rows(tmp_path / "x.json", tokenizer, template="own", image_tokens=5)
     next(rows)
     assert len(read) <= 64
+    assert (
+        len(
+            list(
+                conversations.conversation_rows(
+                    tmp_path / "x.json", tokenizer, template="own", image_tokens=5, limit=70
+                )
+            )
+        )
+        == 70
+    )
+    assert len(read) <= 64 + 70
 
 
 def test_a_failure_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

