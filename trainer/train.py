@@ -93,7 +93,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {_NO_RUN}")
     set_seed(recipe.seed)
-    folder = open_model_folder(_model_path(recipe, told))
+    folder = open_model_folder(_model_path(recipe, told), recipe.data.image_aspect_ratio)
     conversations = open_conversations(recipe.data, folder)
     if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
