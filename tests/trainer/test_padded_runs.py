@@ -221,6 +221,15 @@ def test_what_does_not_go_with_bars(changes: dict[str, Any], message: str, photo
     assert padded(photos, **unlabelled).data.image_aspect_ratio == "pad"
 
 
+def test_random_crops_do_not_go_with_a_folder_that_pads(photos: World, tmp_path: Path) -> None:
+    model = str(train(padded(photos), tmp_path / "pads").model)
+    crops = {"random_crop": 0.5, "image_aspect_ratio": None}
+    with pytest.raises(UserError, match=r"data\.random_crop: .* pads images; set data\.image_aspect_ratio: square"):
+        train(padded(photos, model=model, data=crops), tmp_path / "refused")
+    run = train(padded(photos, model=model, data=crops | {"image_aspect_ratio": "square"}), tmp_path / "square")
+    assert not pads(AutoProcessor.from_pretrained(run.model).image_processor)
+
+
 def test_labels_that_nobody_named_are_looked_for_with_leave_alone(
     photos: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
