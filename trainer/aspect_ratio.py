@@ -17,14 +17,7 @@ from sea_pipeline.records import read_json
 from trainer.geometry import pads
 from trainer.recipe import AspectRatio
 
-_SETTINGS = (
-    "size",
-    "resample",
-    "crop_size",
-    "rescale_factor",
-    "image_mean",
-    "image_std",
-)
+_SETTINGS = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
 _SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 """Off in a processor that does not have them, and on by themselves in LLaVA's."""
 _SIZES = ((61, 40), (40, 61))
