@@ -56,7 +56,8 @@ TRAINER_FLOORS = [
         "hub",
     },
     {"towers", "chat_template", "encode", "words", "sea", "supervision"}
-    | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"},
+    | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
+    | {"aspect_ratio"},
     {"folder_check", "basic", "conversations", "recipe_file", "suites", "sentence_piece"},
     {"model", "paper_rows", "tokenizer"},
     {"parts", "data", "harness"},

@@ -118,7 +118,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def tiny_trainer(recipe: Recipe, out: Path) -> AlignTrainer:
     """The trainer of a run, as `train` makes it."""
-    folder = open_model_folder(Path(str(recipe.model)))
+    folder = open_model_folder(Path(str(recipe.model)), recipe.data.image_aspect_ratio)
     conversations = open_conversations(recipe.data, folder)
     store = open_label_source(recipe, folder, conversations)
     out.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,11 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,  # a GPU would wait for pictures to be read
     "use_cpu": not torch.accelerator.is_available(),
 }
-"""LLaVA's, where the recipe's `training_arguments` say nothing else."""
+"""Where the recipe's `training_arguments` say nothing else.
+
+Schedule, warm-up, weight decay, epochs and logging are LLaVA-1.5's. Clipping is not: LLaVA does none, and its recipes
+say `max_grad_norm: 0`. Batch size and checkpoints are of our own choice.
+"""
 
 
 _REFUSED: dict[str, tuple[object, str]] = {
@@ -78,6 +82,9 @@ def _refuse(given: Mapping[str, Any]) -> None:
             raise UserError(f"training_arguments.{name}: found {given[name]!r}; {reason}; leave it out")
     if (size := given.get("per_device_train_batch_size", 1)) == 0:
         raise UserError(f"training_arguments.per_device_train_batch_size: expected at least 1; found {size}")
+    clip = given.get("max_grad_norm", 0)
+    if isinstance(clip, bool) or not isinstance(clip, int | float) or not clip >= 0:
+        raise UserError(f"training_arguments.max_grad_norm: expected a number, 0 for no clipping; found {clip!r}")
     if given.get("fp16") and not torch.cuda.is_available():
         raise UserError("training_arguments.fp16: it does nothing without a GPU; set bf16: true, or leave it out")
     accelerator = given.get("accelerator_config")

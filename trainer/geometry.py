@@ -15,22 +15,38 @@ _TOLERANCE = 0.25
 """Of a grid cell: how far two boxes may differ and still be the same crop, rounded differently."""
 
 
+def pads(image_processor: Any) -> bool:  # noqa: ANN401 - any image processor
+    """Whether an image processor puts an image into the middle of a square before all else, as LLaVA's does.
+
+    Others have a `do_pad`, too: it adds rows and columns behind the crop, of which a square of one size needs none.
+    """
+    return bool(getattr(image_processor, "do_pad", False)) and hasattr(image_processor, "pad_to_square")
+
+
 def processor_box(image_processor: Any, width: int, height: int) -> CropBox:  # noqa: ANN401 - any image processor
     """The part of a `width` x `height` image that an image processor's output shows.
 
     Reads the settings that CLIP's, SigLIP's, DINOv2's and LLaVA's processors share: pad to a square, resize, centre
     crop.
     """
-    padded_width = padded_height = max(width, height)
-    if not getattr(image_processor, "do_pad", False):
-        padded_width, padded_height = width, height
+    sides = (max(width, height),) * 2 if pads(image_processor) else (width, height)
     share_x = share_y = 1.0
     if getattr(image_processor, "do_center_crop", False):
-        resized_width, resized_height = _resized(image_processor, padded_width, padded_height)
+        resized_width, resized_height = _resized(image_processor, *sides)
         share_x = image_processor.crop_size["width"] / resized_width
         share_y = image_processor.crop_size["height"] / resized_height
-    half_x, half_y = share_x * padded_width / width / 2, share_y * padded_height / height / 2
-    return (0.5 - half_x, 0.5 - half_y, 0.5 + half_x, 0.5 + half_y)
+    x0, x1 = _shown(width, sides[0], share_x)
+    y0, y1 = _shown(height, sides[1], share_y)
+    return (x0, y0, x1, y1)
+
+
+def _shown(side: int, padded: int, share: float) -> tuple[float, float]:
+    """Along one side: what the middle `share` of it shows once it is padded to so many pixels, in shares of the image.
+
+    Where the bars are of an odd number of pixels, the second one is wider.
+    """
+    bar = (padded - side) // 2
+    return (padded * (1 - share) / 2 - bar) / side, (padded * (1 + share) / 2 - bar) / side
 
 
 def _resized(image_processor: Any, width: int, height: int) -> tuple[float, float]:  # noqa: ANN401
@@ -91,14 +107,25 @@ def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: boo
         UserError: they differ and `transfer` is False.
     """
     if same_place(labels, grid, box):
-        return labels
+        return without_bars(labels)
     if not transfer:
         raise UserError(
             f"labels of {image_id!r}: expected the tower's grid {tuple(grid)} and crop "
             f"{_rounded(box)}, found {tuple(labels.grid)} and {_rounded(labels.crop_box)}; label with the tower's "
             "own crop, or carry them over: labels.transfer: true in a recipe, --transfer of evaluate"
         )
-    return carried(labels, grid, box)
+    return without_bars(carried(labels, grid, box))
+
+
+def without_bars(labels: Labels) -> Labels:
+    """Labels of which cells have none whose centre lies outside the image, in bars; an encoder may have named those."""
+    (x0, y0, x1, y1), (rows, columns) = labels.crop_box, labels.grid
+    y, x = y0 + (np.arange(rows) + 0.5) / rows * (y1 - y0), x0 + (np.arange(columns) + 0.5) / columns * (x1 - x0)
+    there = (((y >= 0) & (y < 1))[:, None] & ((x >= 0) & (x < 1))[None]).ravel()[:, None]
+    if there.all():
+        return labels
+    word_ids = np.where(there, labels.word_ids, np.int32(-1))
+    return Labels(word_ids, np.where(there, labels.scores, np.float32(0)), labels.grid, labels.crop_box)
 
 
 def _rounded(box: CropBox) -> tuple[float, ...]:

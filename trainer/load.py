@@ -11,12 +11,13 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import read_json
+from trainer.aspect_ratio import with_aspect_ratio
 from trainer.folder_check import check_model_folder
 from trainer.init import ALIGNMENT
 from trainer.lora import add_adapters
 from trainer.model import AlignedLlava, part
 from trainer.parts import quiet
-from trainer.recipe import LearningRates, Recipe, Sea
+from trainer.recipe import AspectRatio, LearningRates, Recipe, Sea
 from trainer.sea import SeaTerm
 from trainer.towers import tower_grid
 from trainer.words import word_tokens
@@ -35,13 +36,19 @@ class ModelFolder:
     """How many of the LLM's token ids are real ones; later rows only pad its matrix."""
     linear_projector: bool
     """The projector's second layer is the identity, and stays it."""
+    other_pixels: bool = False
+    """The processor's images are not what the folder's files say: a stage asked for another aspect ratio."""
 
 
-def open_model_folder(path: Path) -> ModelFolder:
+def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None) -> ModelFolder:
     """Reads everything but the weights, and checks that the token counts agree.
 
+    Args:
+        path: the folder.
+        image_aspect_ratio: what the processor does with images, see `Data`; None: what the folder says.
+
     Raises:
-        UserError: it is no LLaVA folder, or does not fit together.
+        UserError: it is no LLaVA folder, or does not fit together; its image processor cannot do it behind bars.
     """
     with quiet():
         checked = check_model_folder(path)
@@ -53,7 +60,17 @@ def open_model_folder(path: Path) -> ModelFolder:
             f"{path}: its projector was rescaled for transformers 4 (export --compat 4); use what it was exported from"
         )
     vocabulary = extra.get("vocabulary") or _vocabulary(config, processor)
-    return ModelFolder(path, config, processor, tower_grid(config), vocabulary, config.projector_hidden_act == "linear")
+    own = processor.image_processor
+    processor.image_processor = with_aspect_ratio(own, image_aspect_ratio, path)
+    return ModelFolder(
+        path,
+        config,
+        processor,
+        tower_grid(config),
+        vocabulary,
+        linear_projector=config.projector_hidden_act == "linear",
+        other_pixels=processor.image_processor is not own,
+    )
 
 
 def _vocabulary(config: Any, processor: Any) -> int:  # noqa: ANN401 - transformers'

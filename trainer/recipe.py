@@ -15,6 +15,8 @@ SAMPLES = "samples"
 """As `data.train`: the sample photos that two packages ship, with captions of ours."""
 
 Weight = Annotated[float, Field(ge=0)] | Literal["auto"]
+AspectRatio = Literal["square", "pad"]
+"""LLaVA's `image_aspect_ratio`: the tower's own image processor alone, or behind bars that make a square."""
 
 
 class Parts(Strict):
@@ -44,6 +46,9 @@ class Data(Strict):
     sampling: Literal["random", "modality_length"] = "random"
     """Order in an epoch: a permutation, or LLaVA's stage 2: a step's samples have images or all have none, and its
     micro-batches are alike long."""
+    image_aspect_ratio: AspectRatio | None = None
+    """`square`: as the tower's own image processor does (CLIP's crops the centre); `pad`, LLaVA-1.5's stage 2: bars of
+    the mean colour first; None: as the model folder does. The folder that is left does the same."""
     random_crop: Annotated[float, Field(gt=0, le=1)] | None = None
     """Train on random square crops of at least this share of the largest one's area; needs `labels.transfer`."""
     keep_features: bool = False
@@ -224,6 +229,8 @@ class Recipe(Strict):
             problems.append("lora: its adapters train with the LLM; set learning_rates.llm (LLaVA: 2e-4) and loss.lm")
         if self.data.random_crop and self.loss.sea.weight and not self.labels.transfer:
             problems.append("data.random_crop: labels must follow the crop; set labels.transfer: true")
+        if self.data.image_aspect_ratio == "pad":
+            problems += self._problems_of_bars()
         if self.data.keep_features and (self.data.random_crop or self.learning_rates.vision):
             problems.append("data.keep_features: the tower's output changes with random_crop or a tower that trains")
         if self.data.random_crop and self.labels.crops:
@@ -236,6 +243,20 @@ class Recipe(Strict):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _problems_of_bars(self) -> list[str]:
+        found = []
+        if self.data.random_crop:
+            found.append(
+                "data.random_crop: its crops are squares, which get no bars; set data.image_aspect_ratio: square, or "
+                "random_crop: null"
+            )
+        if (self.loss.sea.weight or self.labels.path is not None) and not self.labels.transfer:
+            found.append(
+                "data.image_aspect_ratio: pad puts bars around the image, and labels must follow it; set "
+                "labels.transfer: true"
+            )
+        return found
 
 
 PRESETS: dict[str, dict[str, Any]] = {

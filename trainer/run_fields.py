@@ -38,6 +38,8 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
         del settings["loss"]["sds"]["temperature"]
     elsewhere = ("train", "image_root", "evaluate")
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
+    if recipe.data.image_aspect_ratio is None:  # as before there was such a key
+        del settings["data"]["image_aspect_ratio"]
     arguments = settings["training_arguments"]
     settings["training_arguments"] = {key: value for key, value in arguments.items() if not key.startswith(_ASIDE)}
     if processes > 1:

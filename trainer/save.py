@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sea_pipeline.storage import publish_folder
+from trainer.aspect_ratio import write_image_processor
 from trainer.load import ModelFolder
 from trainer.lora import merge_adapters
 from trainer.model import AlignedLlava
@@ -19,6 +20,8 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: bool = True) -> None:
     """Writes the folder `out`: everything of the folder that the run started from, with the weights as they are now.
+
+    Its image processor is the one that the run saw images through.
 
     Weights keep the precision that the starting folder says, which is what every reader expects of it, and those that
     did not train its values, in whatever precision they were computed with. Adapters of LoRA are merged, in the model
@@ -44,6 +47,8 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: boo
             holds_weights = file.name.startswith(("model", "pytorch_model"))
             if file.is_file() and not holds_weights and file.name != "config.json":
                 shutil.copy2(file, scratch / file.name)
+        if start.other_pixels:
+            write_image_processor(start.processor.image_processor, scratch)
         if model.with_lm:
             model.save_pretrained(scratch, state_dict=weights)
             shutil.copy2(start.path / "config.json", scratch / "config.json")  # training has changed its use_cache

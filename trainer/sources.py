@@ -21,6 +21,7 @@ from sea_pipeline.teacher import TargetStore, open_targets
 from sea_pipeline.wordlists import WordList, load_wordlist
 from trainer.conversations import load_conversations, missing_images, split_rows
 from trainer.data import Labels
+from trainer.geometry import pads
 from trainer.load import ModelFolder
 from trainer.recipe import SAMPLES, Data, LabelSource, Recipe, Sea
 from trainer.words import word_tokens
@@ -124,6 +125,11 @@ def open_label_source(
         return newest
     if not recipe.loss.sea.weight:
         return None
+    if pads(folder.processor.image_processor) and not labels.transfer:
+        raise UserError(
+            f"labels.transfer: {folder.path} pads images to a square, and the labels to be made are of the image "
+            "itself; set it to true"
+        )
     samples = recipe.data.train == SAMPLES
     made = make(
         LabelSettings.of(
@@ -152,7 +158,8 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> Label
         except UserError:
             continue
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
-        fits = labels.transfer or tuple(store.grid) == tuple(folder.grid)
+        padded = pads(folder.processor.image_processor)  # which few labels are of, and those can be named
+        fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
         if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and wanted <= held:
             return open_labels(manifest.parent)
     return None
@@ -197,6 +204,12 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
             f"{recipe.teacher}: expected targets of {wanted[0]} x {wanted[1]} visual tokens of width {wanted[2]}, as "
             f"{folder.path} has; found {found[0]} x {found[1]} of width {found[2]}; run sea-pipeline teacher with a "
             "model of the same parts"
+        )
+    shown = "pad" if pads(folder.processor.image_processor) else "square"
+    if (seen := store.manifest["fields"].get("image_aspect_ratio", "square")) != shown:
+        raise UserError(
+            f"{recipe.teacher}: expected targets of images as the stage sees them, data.image_aspect_ratio: {shown}; "
+            f"found {seen}; run sea-pipeline teacher with --image-aspect-ratio {shown}, or set the key to {seen}"
         )
     asked, made = recipe.loss.basic, store.manifest["fields"]["basic"]
     for name in sorted(asked.model_fields_set):

@@ -29,8 +29,9 @@ from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
 from trainer.data import TrainingData
+from trainer.geometry import pads
 from trainer.load import ModelFolder, load_model, open_model_folder
-from trainer.recipe import SAMPLES, Basic, Data, LearningRates, Loss, Recipe
+from trainer.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRates, Loss, Recipe
 from trainer.run_fields import processing_digests
 from trainer.sources import Conversations, open_conversations
 from trainer.tap import FAMILIES
@@ -54,6 +55,8 @@ class TeachSettings(Settings):
     """A folder, or the URL of one; None: a folder below runs/targets whose name tells the settings apart."""
     template: Literal["plain", "vicuna_v1", "own"] = "own"
     max_length: Annotated[int, Field(ge=16)] = 2048
+    image_aspect_ratio: AspectRatio | None = None
+    """Of the stage that is to read the targets, see `Data`; None: as the model folder does."""
     codec: CodecName = "int8"
     basic: Basic = Basic()
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -92,7 +95,7 @@ def teach_images(
             "--extend: expected --out, the folder to extend, and no --limit: every image that is new is added"
         )
     device, _ = driver_device(settings.crew, settings.device)
-    folder = open_model_folder(settings.model)
+    folder = open_model_folder(settings.model, settings.image_aspect_ratio)
     recipe = _recipe(settings, folder)
     conversations = open_conversations(recipe.data, folder)
     samples = settings.data == SAMPLES
@@ -129,7 +132,7 @@ class TeachRecipe:
         """Loads the model and the data; the first worker fits the folder's codec."""
         from sea_pipeline.workers import refuse_other_fields
 
-        folder = open_model_folder(self.settings.model)
+        folder = open_model_folder(self.settings.model, self.settings.image_aspect_ratio)
         recipe = _recipe(self.settings, folder)
         conversations = open_conversations(recipe.data, folder)
         refuse_other_fields(ledger, _fields(self.settings, recipe, folder, conversations))
@@ -153,7 +156,7 @@ def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
         model=settings.model,
         data=Data(
             train=settings.data, image_root=settings.image_root, template=settings.template,
-            max_length=settings.max_length,
+            max_length=settings.max_length, image_aspect_ratio=settings.image_aspect_ratio,
         ),
         loss=Loss(basic=settings.basic.model_copy(update={"layers": layers})),
         learning_rates=LearningRates(projector=None),
@@ -166,7 +169,8 @@ def _fields(
 ) -> dict[str, Any]:
     """Everything that decides the targets, by name."""
     weights = {path.name: file_sha256(path) for path in sorted(folder.path.glob("*.safetensors"))}
-    return {
+    bars = {"image_aspect_ratio": "pad"} if pads(folder.processor.image_processor) else {}
+    return bars | {
         "teach_version": TEACH_VERSION,
         "decode_version": DECODE_VERSION,
         "codec": settings.codec,

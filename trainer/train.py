@@ -27,6 +27,7 @@ from sea_pipeline.storage import TEMPORARY, alone, claimed, entries, make_folder
 from trainer import checkpoints
 from trainer.arguments import training_arguments
 from trainer.build import Inputs, build, trainable
+from trainer.geometry import pads
 from trainer.init import init_model
 from trainer.load import open_model_folder
 from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
@@ -93,7 +94,12 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {_NO_RUN}")
     set_seed(recipe.seed)
-    folder = open_model_folder(_model_path(recipe, told))
+    folder = open_model_folder(_model_path(recipe, told), recipe.data.image_aspect_ratio)
+    if recipe.data.random_crop and pads(folder.processor.image_processor):
+        raise UserError(
+            f"data.random_crop: its crops are squares, which get no bars, and {folder.path} pads images; set "
+            "data.image_aspect_ratio: square, or random_crop: null"
+        )
     conversations = open_conversations(recipe.data, folder)
     if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")

@@ -44,6 +44,10 @@ def teacher(
         Literal["plain", "vicuna_v1", "own"], typer.Option(help="How conversations are written; own: the LLM's way.")
     ] = "own",
     max_length: Annotated[int, typer.Option(help="Tokens of a sample at most, the image's included.")] = 2048,
+    image_aspect_ratio: Annotated[
+        Literal["square", "pad"] | None,
+        typer.Option(help="As data.image_aspect_ratio of the recipe that reads the targets. Default: the model's own."),
+    ] = None,
     layers: Annotated[int | None, typer.Option(help="k of Eq. 4 and 5. Default: half of the LLM's layers.")] = None,
     layer_weights: Annotated[
         Literal["inc", "const", "dec"], typer.Option(help="w_i of Eq. 4: growing as i^2, equal, or falling.")
@@ -95,7 +99,7 @@ def teacher(
     settings = TeachSettings.of(
         model=model, data=data, out=out, image_root=image_root, codec=codec, template=template, dtype=dtype,
         basic=basic, max_length=max_length, limit=limit, device=device, batch_size=batch_size, shard_size=shard_size,
-        max_bad=max_bad, retry_bad=retry_bad, extend=extend, yes=yes, crew=crew,
+        image_aspect_ratio=image_aspect_ratio, max_bad=max_bad, retry_bad=retry_bad, extend=extend, yes=yes, crew=crew,
     )  # fmt: skip
     done = teach_images(settings, say=console.messages.print, progress=console.progress)
     tell(done, "targets", "taught", as_json=as_json)

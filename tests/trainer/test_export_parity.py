@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from tests.tiny_models import CHATML, LLMS, tiny_llm, tiny_vision
 from tests.trainer import reading
+from trainer.aspect_ratio import write_image_processor
 from trainer.export import ExportSettings, export_model
 from trainer.init import init_model
 from trainer.load import load_model, open_model_folder
@@ -38,6 +39,7 @@ class Case(NamedTuple):
     vision: str
     llm: str
     settings: dict[str, Any]
+    padded: bool = False
 
 
 CASES = {f"{vision}-{llm}": Case(vision, llm, {}) for vision in ("clip", "siglip") for llm in LLMS}
@@ -46,6 +48,7 @@ CASES["dinov2-llama"] = Case("dinov2", "llama", {})
 CASES["tied"] = Case("clip", "llama", {"tie_word_embeddings": True})
 CASES["untied gemma"] = Case("clip", "gemma", {"tie_word_embeddings": False})
 CASES["llama3 rope"] = Case("clip", "llama", {"rope_parameters": LLAMA3})
+CASES |= {f"{vision} padded": Case(vision, "llama", {}, padded=True) for vision in ("clip", "siglip", "dinov2")}
 CASES["longrope"] = Case(
     "siglip",
     "phi3",
@@ -76,6 +79,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
             parts / "llm", case.llm, template=CHATML, initializer_range=0.3, **({**SMALL_THETA, **case.settings})
         )
         model = init_model(str(vision), str(llm), root / name / "model")
+        if case.padded:  # as a stage leaves it
+            write_image_processor(open_model_folder(model, "pad").processor.image_processor, model)
         for compat in (5, 4):
             for kind in ("model", "llm") if name in LLM_ALONE else ("model",):
                 out = root / name / f"{kind}-{compat}"
@@ -119,6 +124,7 @@ def ours(model: Path, photo: Path) -> dict[str, Any]:
     words = tokenizer(reading.WORDS, return_tensors="pt")["input_ids"]
     return {
         "ids": given["input_ids"].tolist(),
+        "pixels": given["pixel_values"].flatten()[::97].tolist(),
         "logits": loaded(**given).logits[0].tolist(),
         "made": made,
         "words": words.tolist(),
@@ -133,9 +139,17 @@ def test_the_same_logits_and_text(name: str, told: dict[str, Told]) -> None:
     for theirs in (told[name].by_5["model"], told[name].by_4["model"]):
         assert theirs["report"] == {}
         assert theirs["ids"] == mine["ids"]
+        np.testing.assert_allclose(theirs["pixels"], mine["pixels"], atol=1e-5)
         np.testing.assert_allclose(theirs["logits"], mine["logits"], atol=1e-4)
         assert theirs["made"] == mine["made"]
         assert theirs["dtype"] == "torch.float32"
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip", "dinov2"])
+def test_bars_are_seen(vision: str, told: dict[str, Told]) -> None:
+    with_bars, without = told[f"{vision} padded"].by_4["model"], told[f"{vision}-llama"].by_4["model"]
+    assert np.abs(np.subtract(with_bars["pixels"], without["pixels"])).max() > 0.1
+    assert np.abs(np.subtract(with_bars["logits"], without["logits"])).max() > 0.01
 
 
 @pytest.mark.parametrize("name", LLM_ALONE)

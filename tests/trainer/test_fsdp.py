@@ -29,6 +29,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "tied": {"learning_rates": BOTH},  # Gemma's embeddings are its head, and scaled
     "lora": {"learning_rates": {"llm": 1e-2}, "lora": {"rank": 4, "alpha": 8, "dropout": 0}},
     "bf16": {"learning_rates": {"llm": 1e-4}, "training_arguments": BF16},
+    "clipped": {"learning_rates": {"llm": 1e-4}},
+    "not clipped": {"learning_rates": {"llm": 1e-4}, "training_arguments": {"max_grad_norm": 0}},
 }
 LAYERS = {"tied": "GemmaDecoderLayer"}
 
@@ -48,11 +50,12 @@ class Runs(NamedTuple):
 def recipe_of(name: str, world: World, model: Path, processes: int) -> Recipe:
     """Batches of 5, 5 and 2 samples of an epoch's 12: in every second step one process of two has nothing."""
     recipe = tiny_recipe(world, model=str(model), loss=ALL, **RUNS[name])
-    arguments = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 5, "max_grad_norm": 0.5}
+    arguments = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 5}
     extra = {"gradient_accumulation_steps": 2} if processes == 1 else fsdp(LAYERS.get(name, "LlamaDecoderLayer"))
     if name == "stage 1":
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"evaluate": str(world.held_out)})})
-    return recipe.model_copy(update={"training_arguments": recipe.training_arguments | arguments | extra})
+    clipped = {"max_grad_norm": 0.5} | recipe.training_arguments
+    return recipe.model_copy(update={"training_arguments": clipped | arguments | extra})
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,15 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_cut_weights_train_as_whole_ones(name: str, runs: Runs) -> None:
     close(runs.two / name, runs.one / name)
     assert said(runs.two / name, rank=1) == [CUT, CUT]
+
+
+def test_what_is_not_clipped_is_logged_as_it_is(runs: Runs) -> None:
+    """The first gradient is the same in both runs; from the second step on Adam tells clipped ones apart."""
+    for out in runs:
+        free, clipped = (logged(out / name) for name in ("not clipped", "clipped"))
+        assert free[0]["grad_norm"] == pytest.approx(clipped[0]["grad_norm"], rel=1e-5)
+        assert min(line["grad_norm"] for line in free) > 0.5
+        assert free[-1]["loss"] != clipped[-1]["loss"]
 
 
 def test_bfloat16_is_near_and_losses_keep_their_precision(runs: Runs) -> None:

@@ -81,6 +81,9 @@ def test_the_box_is_what_the_pixels_show(name: str, size: tuple[int, int]) -> No
         ("dinov2", (256, 256), (0.0625, 0.0625, 0.9375, 0.9375)),
         ("siglip", (31, 77), (0, 0, 1, 1)),
         ("llava, padded", (200, 100), (0, -0.5, 1, 1.5)),
+        ("llava, padded", (201, 100), (0, -0.5, 1, 1.51)),
+        ("llava, padded", (1, 100), (-49, 0, 51, 1)),
+        ("llava, padded and cropped", (128, 64), (0.0625, -0.375, 0.9375, 1.375)),
     ],
 )
 def test_boxes_at_known_points(name: str, size: tuple[int, int], box: CropBox) -> None:
@@ -169,6 +172,21 @@ def test_a_quarter_of_a_cell_is_the_same_place(edge: int, moved: float, same: bo
     given = labels((3, 4), (edges[0], edges[1], edges[2], edges[3]))
     assert same_place(given, (3, 4), box) is same
     assert not same_place(given, (4, 3), box)
+
+
+@pytest.mark.parametrize("transfer", [False, True])
+def test_no_bar_has_a_word(transfer: bool) -> None:
+    """The encoder that made the labels saw the bars, too, and named them."""
+    given = labels((5, 4), (0.0, -0.5, 1.0, 1.5))
+    found = placed(given, (5, 4), given.crop_box, transfer=transfer, image_id="a.jpg")
+    for patch in range(20):
+        shown = patch // 4 in (1, 2, 3)  # centres at -0.3, 0.1, 0.5, 0.9 and 1.3
+        assert found.word_ids[patch].tolist() == (given.word_ids[patch].tolist() if shown else [-1, -1])
+        assert found.scores[patch].tolist() == (given.scores[patch].tolist() if shown else [0, 0])
+    assert (found.grid, found.crop_box) == (given.grid, given.crop_box)
+    if transfer:  # to a finer grid: centres from -0.4 in steps of 0.2, of which 0 to 0.8 are in the image
+        finer = placed(given, (10, 4), given.crop_box, transfer=True, image_id="a.jpg").word_ids.reshape(10, 8)
+        assert (finer >= 0).all(1).tolist() == (finer >= 0).any(1).tolist() == [2 <= row < 7 for row in range(10)]
 
 
 def test_another_place_needs_leave() -> None:

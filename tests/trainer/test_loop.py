@@ -106,6 +106,22 @@ def test_with_norm_token_only_the_batch_counts(tiny: World, tmp_path: Path) -> N
     assert found[0].keys() == {f"model.multi_modal_projector.{one}" for one in projector_weights()}
 
 
+@pytest.mark.parametrize("clip", [0, 0.0, 0.05])
+def test_a_step_is_as_long_as_the_gradient_unless_it_is_clipped(clip: float, tiny: World, tmp_path: Path) -> None:
+    arguments = {"max_grad_norm": clip, "optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0}
+    rates = {"projector": 0.1, "llm": 0.1}
+    recipe = tiny_recipe(
+        tiny, learning_rates=rates, training_arguments=arguments | {"max_steps": 1, "save_strategy": "no"}
+    )
+    trainer = tiny_trainer(recipe, tmp_path)
+    before = weights(trainer.model)
+    trainer.train()
+    steps = [(value - before[name]).double().norm() / 0.1 for name, value in weights(trainer.model).items()]
+    (line,) = logged(tmp_path)
+    assert line["grad_norm"] > 0.5, "of the gradient as it was"
+    assert float(torch.stack(steps).norm()) == pytest.approx(clip or line["grad_norm"], rel=1e-3)
+
+
 def projector_weights() -> list[str]:
     return ["linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"]
 

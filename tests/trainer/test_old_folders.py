@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sea_pipeline.teacher import open_targets
@@ -17,10 +19,21 @@ from tests.tiny_models import tiny_tokenizer
 from tests.tiny_runs import World
 from tests.trainer import old_folder
 from tests.trainer.test_export_parity import COMPAT4
+from trainer.aspect_ratio import write_image_processor
 from trainer.export import ExportSettings, export_model
 from trainer.load import load_model, open_model_folder
 from trainer.recipe import Recipe
 
+BY_4 = """
+import json, sys
+import numpy as np
+from PIL import Image
+from transformers import AutoImageProcessor
+processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+assert type(processor).__name__ == "LlavaImageProcessor", type(processor)
+pixels = np.asarray(processor(Image.open(sys.argv[2]), return_tensors="np")["pixel_values"])
+print(json.dumps(pixels.tolist()))
+"""
 MESSAGES = [{"role": "user", "content": "<image>\nWhat do you see?"}]
 
 
@@ -72,6 +85,27 @@ def test_it_gives_what_it_gave(old: Path, tmp_path: Path) -> None:
     assert config["image_seq_length"] == 16
     assert config["text_config"]["architectures"] == ["LlamaForCausalLM"]
     assert json.loads((out / "alignment.json").read_text())["vocabulary"] == 374
+
+
+def test_it_pads_in_either_version_once_a_stage_has_said_so(old: Path, tmp_path: Path) -> None:
+    """Version 4 reads preprocessor_config.json alone, and resizes by PIL."""
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    asked, folder = open_model_folder(old, "pad"), Path(shutil.copytree(old, tmp_path / "padded"))
+    write_image_processor(asked.processor.image_processor, folder)
+    assert {file.name for file in folder.iterdir()} == {file.name for file in old.iterdir()}
+    ours, stock, cropped = (
+        one.image_processor(Image.fromarray(noise), return_tensors="np")["pixel_values"]
+        for one in (asked.processor, AutoProcessor.from_pretrained(folder), AutoProcessor.from_pretrained(old))
+    )
+    assert np.array_equal(stock, ours)
+    assert not np.allclose(cropped, ours, atol=0.1)
+    environment = os.environ | {"PYTHONPATH": str(COMPAT4)}
+    command = [sys.executable, "-W", "ignore", "-c", BY_4, str(folder), str(tmp_path / "photo.png")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    levels = 255 * np.array(asked.processor.image_processor.image_std)[:, None, None]
+    np.testing.assert_allclose(np.array(json.loads(done.stdout)) * levels, ours * levels, atol=2.001)
 
 
 def test_evaluate(command: Any, old: Path, tiny: World) -> None:

@@ -11,9 +11,10 @@ import torch
 
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, logged, tiny_trainer
+from trainer.arguments import training_arguments
 from trainer.init import init_model
 from trainer.model import part
-from trainer.paper_rows import PaperRow, paper_rows
+from trainer.paper_rows import PaperRow, named_recipes, paper_rows
 from trainer.recipe import Recipe
 
 ROWS = paper_rows()
@@ -30,6 +31,7 @@ LLMS = {
     "microsoft/Phi-3-mini-4k-instruct": "phi3",
     "mistralai/Mistral-7B-v0.1": "mistral",
 }
+NEEDS_GPUS = ("fsdp", "fsdp_config", "tf32")
 DEEP = 8
 """Layers of the tiny LLM where a row names some of Vicuna-7B's 32, which are four times as many; else it has two."""
 
@@ -87,8 +89,7 @@ def cut(recipe: Recipe, model: Path, world: World, captions: Path) -> Recipe:
     said["labels"] |= {"path": said["labels"]["path"] and str(world.labels)}
     if layers := recipe.loss.basic.layers:
         said["loss"]["basic"]["layers"] = layers * DEEP // 32
-    needs_gpus = ("fsdp", "fsdp_config", "tf32")
-    arguments = {key: value for key, value in recipe.training_arguments.items() if key not in needs_gpus}
+    arguments = {key: value for key, value in recipe.training_arguments.items() if key not in NEEDS_GPUS}
     once = {"max_steps": 1, "warmup_steps": 0, "save_strategy": "no"}
     said["training_arguments"] = arguments | once | {"per_device_train_batch_size": 4, "dataloader_num_workers": 0}
     return Recipe.model_validate(said)
@@ -158,6 +159,8 @@ def test_a_row_is_llavas_recipe_but_for_what_the_paper_changes(name: str) -> Non
         assert arguments["num_train_epochs"] == (
             0.1 if stage == "finetune" and name.startswith(("basic-table4", "basic-figure6")) else 1
         )
+        assert arguments["max_grad_norm"] == 0
+        assert recipe.data.image_aspect_ratio == ("square" if stage == "pretrain" else "pad")
         chat = "vicuna_v1" if row.llm.startswith("lmsys") else "own"
         assert recipe.data.template == ("plain" if stage == "pretrain" else chat)
         assert loss.sea.weight in (0, 1.0)
@@ -166,6 +169,27 @@ def test_a_row_is_llavas_recipe_but_for_what_the_paper_changes(name: str) -> Non
         assert (loss.sea.window, loss.sea.logit_scale_init, recipe.labels.top_n) == (2, 0.0, 10)
         needs = bool(loss.sea.weight)
         assert (recipe.labels.path is not None) == needs, "labels are asked for where SEA uses them"
+
+
+@pytest.mark.parametrize(
+    "name", ["llava-1.5-7b", "sea-llava-1.5-7b", "basic-llava-1.5-7b", "both-llava-1.5-7b", "sea-prime"]
+)
+def test_the_optimizer_is_llavas(name: str) -> None:
+    """What LLaVA-1.5's scripts say, and transformers' defaults where they say nothing."""
+    for stage, recipe in named_recipes(name).items():
+        asked = {key: value for key, value in recipe.training_arguments.items() if key not in NEEDS_GPUS}
+        args = training_arguments(recipe.model_copy(update={"training_arguments": asked}), Path())
+        assert args.optim.startswith("adamw_torch")
+        assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay) == (0.9, 0.999, 1e-8, 0)
+        assert (args.lr_scheduler_type, args.get_warmup_steps(5_198), args.num_train_epochs) == ("cosine", 156, 1)
+        assert (args.max_grad_norm, args.gradient_accumulation_steps) == (0, 1)
+        rates = recipe.learning_rates
+        assert (rates.projector, rates.llm) == ((1e-3, None) if stage == "pretrain" else (2e-5, 2e-5))
+        assert recipe.loss.norm == "batch"
+        assert recipe.data.sampling == ("random" if stage == "pretrain" else "modality_length")
+        assert {name: recipe.training_arguments[name] for name in ("bf16", "tf32", "activation_checkpointing")} == {
+            "bf16": True, "tf32": True, "activation_checkpointing": True
+        }  # fmt: skip
 
 
 def test_a_tenth_of_an_epoch_is_a_tenth_of_the_samples(

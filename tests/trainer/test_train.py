@@ -193,6 +193,8 @@ def test_what_out_may_not_be(tiny: World, tmp_path: Path) -> None:
         ({"eval_strategy": "epoch"}, "training_arguments.eval_strategy: found 'epoch'; set `evaluate_every`"),
         ({"fp16": True}, "training_arguments.fp16: it does nothing without a GPU"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected at least 1; found 0"),
+        ({"max_grad_norm": None}, "max_grad_norm: expected a number, 0 for no clipping; found None"),
+        ({"max_grad_norm": -1}, "max_grad_norm: expected a number, 0 for no clipping; found -1"),
         ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),
         ({"optim": "lomo"}, "training_arguments: .*LOMO"),
     ],
