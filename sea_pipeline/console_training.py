@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
+from rich.markup import escape
 
 from sea_pipeline import console
 
@@ -42,6 +43,7 @@ def told() -> "Told":
     return Told(
         say=console.messages.print,
         progress=console.progress,
+        data=_data_table,
         trainable=_trainable_table,
         metrics=lambda title, values: console.messages.print(f"{title}: {_line(values)}", highlight=False),
     )
@@ -221,6 +223,15 @@ def plain_metrics(found: Mapping[str, Any]) -> dict[str, float]:
 def _quoted(token: str) -> str:
     text = token if token.isprintable() else repr(token)[1:-1]
     return f"'{text[:_TOKEN]}…'" if len(text) > _TOKEN else f"'{text}'"
+
+
+def _data_table(rows: Mapping[str, int]) -> None:
+    table = console.plain_table()
+    for heading in ("data", "number"):
+        table.add_column(heading, justify="left" if heading == "data" else "right", overflow="fold")
+    for what, number in rows.items():
+        table.add_row(escape(what), f"{number:,}")
+    console.messages.print(table)
 
 
 def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None:

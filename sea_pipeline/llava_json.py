@@ -4,10 +4,15 @@ import codecs
 import hashlib
 import json
 import mmap
+import os
 import posixpath
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
 
 import ijson
 
@@ -34,12 +39,21 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def records_of(file: BinaryIO, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The same of an open file that is called `path`."""
     for number, row in (_json_lines if _has_lines(path) else _json_array)(file, path):
-        if not isinstance(row, dict) or not ("image" in row or "conversations" in row):
+        if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
             raise UserError(
                 f"{path}: {place(path, number)}: expected a LLaVA record, an object with 'image' and 'conversations'; "
                 "found " + (f"the keys {sorted(row)[:6]}" if isinstance(row, dict) else type(row).__name__)
             )
         yield number, row
+
+
+@contextmanager
+def naming(path: Path | str, number: int) -> Iterator[None]:
+    """Puts a record's place in front of what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {place(path, number)}: {error}") from error
 
 
 def place(path: Path | str, number: int) -> str:
@@ -66,16 +80,75 @@ def grew_from(path: Path, sha256: str) -> bool:
 
 
 def images_of(row: dict[str, Any]) -> list[Any]:
-    """The `image` field as a list, as it stands in the file; empty where a record has text only."""
-    image = row.get("image")
-    return image if isinstance(image, list) else [] if image is None else [image]
+    """The images of a record as they stand in the file; empty if it has text only.
+
+    They are read from `image`, a path or a list of paths, or from `images` in its place.
+
+    Raises:
+        UserError: a key names media that are not read, such as `video` or `image_path`; or `image` and `images` differ.
+    """
+    keys = [key for key in ("image", "images") if row.get(key) not in (None, "", [])]
+    found = [row[key] if isinstance(row[key], list) else [row[key]] for key in keys]
+    if len(found) == 2 and found[0] != found[1]:
+        raise UserError("expected 'image' or 'images'; found both, with other contents; remove one of them")
+    if unread := _media_keys(row):
+        raise UserError(
+            f"expected images under 'image' alone; found {', '.join(map(repr, unread))}, which would not be read; call "
+            "them 'image', a path or a list of paths, or remove the key"
+        )
+    return found[0] if found else []
 
 
-def relative_path(image: Any) -> str:  # noqa: ANN401 - whatever a data file holds
+def _media_keys(row: dict[str, Any]) -> list[str]:
+    """The keys of a record, and of its turns, that name media other than `image` and `images` and hold something."""
+    turns = row.get("conversations")
+    inner = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    keys = [key for key in row if key not in ("image", "images") and row[key] not in (None, "", [], {})]
+    keys += [key for turn in inner for key in turn if turn[key] not in (None, "", [], {})]
+    return list(dict.fromkeys(key for key in keys if _names_media(key)))
+
+
+def _names_media(key: str) -> bool:
+    """`video`, `image_path`, `imageUrls`, `audio-file`; not `image_id` or `image_size`, which say something of one."""
+    words = [word.lower() for word in _KEY_WORDS.findall(key)]
+    words = [word.removesuffix("s") for word in words if not word.isdigit()]
+    return any(word in _MEDIA for word in words) and all(word in _MEDIA or word in _REFERENCE for word in words)
+
+
+_KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_MEDIA = {"image", "img", "picture", "pic", "photo", "video", "audio", "sound", "speech", "media", "frame", "clip"}
+_REFERENCE = {"path", "file", "filename", "name", "url", "uri", "link", "list", "byte", "data", "base", "src"}
+
+
+def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 - whatever a data file holds
     """An entry of `image` as a normalised path below the image root.
+
+    Args:
+        image: a path that starts at the root, or one written in full that lies below it: absolute, or `file://`.
+        root: the folder or URL that paths start at; None if a path written in full is no path below it.
 
     Raises:
         ValueError: it is no path, names no file, or leaves the root; says which.
+    """
+    check_path(image)
+    local = root is not None and "://" not in root
+    text: str = image if local or root is None else image.removeprefix(f"{root.rstrip('/')}/")
+    if text.startswith("file://"):
+        place = urlsplit(text)
+        text = unquote(place.path) if place.netloc in ("", "localhost") else text
+    path = posixpath.normpath(text)
+    if root is not None and local and path.startswith(("/", "../")):
+        path = _below(path, root) or path
+    if path.startswith(("/", "../")) or path == ".." or "://" in text:
+        raise ValueError("the path leaves the image root; paths in data files start there")
+    return path
+
+
+def check_path(image: Any) -> None:  # noqa: ANN401 - whatever a data file holds
+    """Refuses an entry of `image` that is no path, wherever the root is.
+
+    Raises:
+        ValueError: says why.
     """
     if not isinstance(image, str) or not image or "\0" in image:
         raise ValueError(f"expected 'image' to be a path; found {image!r:.80}")
@@ -83,10 +156,28 @@ def relative_path(image: Any) -> str:  # noqa: ANN401 - whatever a data file hol
         image.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError("the path is not UTF-8, or holds half of a UTF-16 pair; it names no file") from None
-    path = posixpath.normpath(image)
-    if path.startswith(("/", "../")) or path == "..":
-        raise ValueError("the path leaves the image root; paths in data files start there")
-    return path
+
+
+def _below(path: str, root: str) -> str | None:
+    """A path that begins with the root or with where its links lead, without that; None if it begins with neither."""
+    plain, real = _roots(root)
+    full = posixpath.normpath(posixpath.join(plain, path))
+    for candidate in (full, None):
+        whole = candidate or posixpath.join(_real_folder(posixpath.dirname(full)), posixpath.basename(full))
+        for start in (plain, real):
+            if whole.startswith(f"{start.rstrip('/')}/"):
+                return whole[len(start.rstrip("/")) + 1 :]
+    return None
+
+
+@lru_cache(maxsize=64)
+def _roots(root: str) -> tuple[str, str]:
+    return os.path.abspath(root), os.path.realpath(root)  # noqa: PTH100 - a Path keeps `..` behind a link
+
+
+@lru_cache(maxsize=65_536)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _has_lines(path: Path | str) -> bool:

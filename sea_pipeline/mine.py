@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sea_pipeline.captions import LONGEST_PHRASE, gpt_turns, is_content, is_entry, singular, windows, word_runs
 from sea_pipeline.errors import UserError
-from sea_pipeline.llava_json import images_of, records
+from sea_pipeline.llava_json import images_of, naming, records
 
 LEAST_SHARE = 1e-5
 """Occurrences per caption that an entry needs: 6 in 558,000, so that misspellings do not fill the list."""
@@ -99,6 +99,8 @@ def _counts(path: Path) -> tuple[list[Counter[str]], int]:
 
 
 def _captions(path: Path) -> Iterator[str]:
-    for _, row in records(path):
-        if images_of(row):
+    for number, row in records(path):
+        with naming(path, number):
+            images = images_of(row)
+        if images:
             yield from gpt_turns(row)

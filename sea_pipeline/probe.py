@@ -21,7 +21,7 @@ from sea_pipeline.captions import content_words, gpt_turns, in_list, phrases
 from sea_pipeline.encoders import Encoder, EncoderSpec
 from sea_pipeline.encoders.base import finite_images
 from sea_pipeline.lift import Flags, Probed, lift
-from sea_pipeline.llava_json import images_of, records
+from sea_pipeline.llava_json import images_of, naming, records
 from sea_pipeline.pixels import BadImageError, decode_image
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.search import WordSearch
@@ -56,8 +56,9 @@ def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: in
     known = {sample.image_id: sample for sample in samples if sample.problem is None}
     chosen: dict[str, list[str]] = {}
     ranks: list[tuple[bytes, str]] = []
-    for _, row in records(path):
-        images, captions = images_of(row), gpt_turns(row)
+    for number, row in records(path):
+        with naming(path, number):
+            images, captions = images_of(row), gpt_turns(row)
         image = images[0] if len(images) == 1 and isinstance(images[0], str) else ""
         if image in chosen:
             chosen[image] += captions

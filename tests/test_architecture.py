@@ -57,7 +57,7 @@ TRAINER_FLOORS = [
     },
     {"towers", "chat_template", "encode", "words", "sea", "supervision"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
-    | {"aspect_ratio"},
+    | {"aspect_ratio", "bad_rows"},
     {"folder_check", "basic", "conversations", "recipe_file", "suites", "sentence_piece"},
     {"model", "paper_rows", "tokenizer"},
     {"parts", "data", "harness"},

@@ -15,8 +15,9 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.llava_json import images_of, place, records, relative_path
+from sea_pipeline.llava_json import check_path, images_of, records
 from sea_pipeline.storage import cache_folder, canonical_json, file_sha256, make_folder, writing
+from trainer.bad_rows import BadRow, refuse
 from trainer.encode import Conversation, Encoder
 from trainer.templates import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 
@@ -38,7 +39,7 @@ FEATURES = datasets.Features(
         "refused": datasets.Value("string"),
     }
 )
-"""Of the cache; what `load_conversations` gives lacks the last two."""
+"""Of the cache."""
 
 
 class Summary(NamedTuple):
@@ -53,7 +54,16 @@ class Summary(NamedTuple):
     """Entries, not distinct images."""
 
 
-def load_conversations(
+class Read(NamedTuple):
+    """What a file of conversations holds."""
+
+    rows: datasets.Dataset
+    """Those that can be trained."""
+    bad: list[BadRow]
+    """The others."""
+
+
+def read_conversations(
     path: Path,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -62,12 +72,13 @@ def load_conversations(
     image_tokens: int,
     max_length: int = 2048,
     image_root: Path | None = None,
-) -> datasets.Dataset:
+) -> Read:
     """Tokenises LLaVA's JSON or JSONL in one streaming pass, or finds what an earlier call made of the same input.
 
     Columns: `id` (the number of the entry or line where a record has none); `images`, image ids, as the file has them;
     `input_ids`, int32, one image token per image; `trained`, bool, as many: a token of which any character is trained;
-    `length`, int32, tokens once each image token has become `image_tokens` of them; `truncated`, bool.
+    `length`, int32, tokens once each image token has become `image_tokens` of them; `truncated`, bool; `number`, int64,
+    the record's place in the file, from 1.
 
     A conversation longer than `max_length` loses its end, and an image that does not fit whole goes with all that
     follows it, from `images` too.
@@ -82,7 +93,7 @@ def load_conversations(
         image_root: where the paths of images start; by default the folder of `path`. Only that it exists is checked.
 
     Raises:
-        UserError: the file, a record, the tokenizer or the template does not fit; a row has no trained token left.
+        UserError: the file, the tokenizer or the template does not fit; it holds something else than LLaVA's records.
     """
     _check_arguments(path, tokenizer, image_token, image_tokens, max_length, image_root)
     settings = [VERSION, template, image_token, image_tokens, max_length, _tokenizer_sha256(tokenizer)]
@@ -102,12 +113,18 @@ def load_conversations(
         )
 
     cached = _cached(rows, hashlib.sha256(canonical_json(settings)).hexdigest())
-    refused = np.flatnonzero(pc.is_valid(cached.data.column("refused")).to_numpy())
-    if len(refused):
-        row = cached[int(refused[0])]
-        more = f" ({len(refused) - 1:,} more rows are refused, too)" if len(refused) > 1 else ""
-        raise UserError(f"{path}: {place(path, row['number'])}, id {row['id']!r}: {row['refused']}{more}")
-    return cached.remove_columns(["number", "refused"])
+    return _good_and_bad(cached)
+
+
+def load_conversations(path: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> datasets.Dataset:  # noqa: ANN401
+    """Gives the rows of a file of which every row can be trained, see `read_conversations`.
+
+    Raises:
+        UserError: see there; a row cannot be trained.
+    """
+    read = read_conversations(path, tokenizer, **settings)
+    refuse(path, read.bad, len(read.rows) + len(read.bad))
+    return read.rows.remove_columns("number")
 
 
 def conversation_rows(
@@ -158,14 +175,6 @@ def summary(dataset: datasets.Dataset) -> Summary:
         images += int(lengths.sum())
         truncated += pc.sum(batch["truncated"]).as_py()
     return Summary(len(dataset), text_only, truncated, images)
-
-
-def missing_images(dataset: datasets.Dataset, image_root: Path) -> list[str]:
-    """The images that are no files below `image_root`, each once, sorted."""
-    names: set[str] = set()
-    for batch in dataset.select_columns(["images"]).with_format("arrow").iter(10_000):
-        names.update(pc.unique(pc.list_flatten(batch["images"])).to_pylist())
-    return sorted(name for name in names if not (image_root / relative_path(name)).is_file())
 
 
 def split_rows(
@@ -232,6 +241,15 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
+def _good_and_bad(cached: datasets.Dataset) -> Read:
+    is_bad = cached.with_format("arrow")["refused"][:].is_valid().to_numpy(zero_copy_only=False)
+    bad = [
+        BadRow(row["number"], row["id"], row["refused"])
+        for row in cached.select_columns(["number", "id", "refused"]).select(np.flatnonzero(is_bad))
+    ]
+    return Read((cached.select(np.flatnonzero(~is_bad)) if bad else cached).remove_columns("refused"), bad)
+
+
 def _cached(rows: Callable[[], Iterator[dict[str, Any]]], fingerprint: str) -> datasets.Dataset:
     """What datasets wrote under this fingerprint; it writes beside and renames, so half a cache is never found."""
     folder = cache_folder() / "conversations"
@@ -274,7 +292,7 @@ def _conversation(number: int, row: dict[str, Any], render: Template, image_toke
     try:
         images = images_of(row)
         for image in images:
-            relative_path(image)  # refuses what is no path below the image root
+            check_path(image)
         return Conversation(
             number, name, images, render(read_messages(row.get("conversations"), len(images), image_token))
         )

@@ -21,7 +21,7 @@ from trainer.load import load_model, open_model_folder
 from trainer.model import AlignedLlava
 from trainer.recipe import Data, LabelSource, Recipe
 from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe
-from trainer.sources import labels_for, open_conversations
+from trainer.sources import labels_for, open_conversations, without_unreadable
 
 
 class EvaluateSettings(Settings):
@@ -37,6 +37,8 @@ class EvaluateSettings(Settings):
     transfer: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 8
     device: str = "auto"
+    bad_rows: Literal["stop", "leave_out"] = "stop"
+    """See `recipe.Data`."""
     layers: bool = False
     """Look at the nearest tokens of visual tokens at every layer, see `look_at_layers`."""
     replace: bool = False
@@ -74,11 +76,13 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     if settings.save_figures is not None:
         check_figures(labelled=settings.labels is not None, layers=settings.layers)
     device = resolve_device(settings.device)
-    data = Data(train=settings.data, image_root=settings.image_root, template=settings.template)
+    data = Data(
+        train=settings.data, image_root=settings.image_root, template=settings.template, bad_rows=settings.bad_rows
+    )
     recipe = Recipe(model=settings.model, data=data, labels=LabelSource(transfer=settings.transfer))
     folder = open_model_folder(settings.model)
-    conversations = open_conversations(data, folder)
     store = open_labels(settings.labels) if settings.labels else None
+    conversations = without_unreadable(open_conversations(data, folder), data, store)
     evaluator = Evaluator(
         TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid),
         labels_for(store, folder, recipe.loss.sea, transfer=settings.transfer) if store else None,

@@ -51,6 +51,10 @@ class Data(Strict):
     the mean colour first; None: as the model folder does. The folder that is left does the same."""
     random_crop: Annotated[float, Field(gt=0, le=1)] | None = None
     """Train on random square crops of at least this share of the largest one's area; needs `labels.transfer`."""
+    bad_rows: Literal["stop", "leave_out"] = "stop"
+    """What becomes of rows that cannot be trained, such as those without an answer within `max_length`, or whose image
+    is missing or unreadable: the run stops before its first step and names them all, or does without them, as LLaVA
+    does, and counts them in its summary."""
     keep_features: bool = False
     """Keep the frozen tower's output of every image in memory, see `tower_features`; not with `random_crop`."""
 

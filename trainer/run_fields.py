@@ -36,7 +36,7 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
     settings = recipe.model_dump(mode="json", exclude=aside)
     if recipe.loss.sds.temperature == 1:
         del settings["loss"]["sds"]["temperature"]
-    elsewhere = ("train", "image_root", "evaluate")
+    elsewhere = ("train", "image_root", "evaluate", "bad_rows")
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
     if recipe.data.image_aspect_ratio is None:  # as before there was such a key
         del settings["data"]["image_aspect_ratio"]
@@ -45,7 +45,8 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
     if processes > 1:
         settings["training_arguments"][ACCUMULATION] = processes * arguments.get(ACCUMULATION, 1)
     labels = store if store is not None and recipe.loss.sea.weight else None
-    return {
+    bad = inputs.conversations.bad
+    return ({"left_out": [len(bad.rows), bad.sha256()]} if bad.rows else {}) | {
         "recipe": settings,
         "transfer": recipe.labels.transfer,
         "crops": recipe.labels.crops,

@@ -1,11 +1,12 @@
 """What a run reads: conversations with their images, and the labels that fit them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.encoders.spec import EncoderSpec
@@ -19,7 +20,17 @@ from sea_pipeline.storage import data_folder
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets
 from sea_pipeline.wordlists import WordList, load_wordlist
-from trainer.conversations import load_conversations, missing_images, split_rows
+from trainer.bad_rows import (
+    NOTHING,
+    BadRow,
+    LeftOut,
+    missing_images,
+    refuse,
+    rows_with,
+    unreadable_images,
+    without,
+)
+from trainer.conversations import read_conversations, split_rows
 from trainer.data import Labels
 from trainer.geometry import pads
 from trainer.load import ModelFolder
@@ -38,11 +49,20 @@ class Conversations:
     locate: Callable[[str], Path]
     file: Path
     image_root: Path
+    bad: LeftOut = NOTHING
+    """Rows that are left out."""
 
     @cached_property
     def image_ids(self) -> set[str]:
         """Every image of the rows to train on."""
-        return {image for images in self.train["images"] for image in images}
+        return _images(self.train)
+
+
+def _images(rows: Rows) -> set[str]:
+    names: set[str] = set()
+    for batch in rows.select_columns(["images"]).with_format("arrow").iter(10_000):
+        names.update(pc.unique(pc.list_flatten(batch["images"])).to_pylist())
+    return names
 
 
 def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
@@ -53,9 +73,9 @@ def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
     """
     file, image_root, locate = place_of(data.train, data.image_root)
 
-    def rows(path: Path) -> Rows:
+    def rows(path: Path) -> tuple[Rows, list[BadRow]]:
         grid = folder.grid
-        return load_conversations(
+        read = read_conversations(
             path,
             folder.processor.tokenizer,
             template=data.template,
@@ -63,20 +83,58 @@ def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
             max_length=data.max_length,
             image_root=image_root,
         )
+        absent = {} if data.train == SAMPLES else missing_images(read.rows, image_root)
+        return _accepted(path, data, read.rows, [*read.bad, *rows_with(read.rows, absent)], len(read.bad))
 
-    train, held_out = rows(file), None
+    train, bad = rows(file)
+    held_out = None
     if data.held_out:
         count = data.held_out if data.held_out < 1 else int(data.held_out)
         train, held_out = split_rows(train, count, seed=0)
     if data.evaluate:
-        held_out = rows(data_folder("jobs") / "samples.json" if data.evaluate == SAMPLES else Path(data.evaluate))
-    for part in (train, held_out):
-        if part is not None and data.train != SAMPLES and (missing := missing_images(part, image_root)):
-            raise UserError(
-                f"{file}: {len(missing):,} images are not below {image_root}, such as {missing[0]!r}; set "
-                "data.image_root (--image-root), or leave their records out"
-            )
-    return Conversations(train, held_out, locate, file, image_root)
+        held_out, _ = rows(data_folder("jobs") / "samples.json" if data.evaluate == SAMPLES else Path(data.evaluate))
+    return Conversations(train, held_out, locate, file, image_root, LeftOut(tuple(bad)))
+
+
+def _accepted(file: Path, data: Data, rows: Rows, bad: list[BadRow], unread: int = 0) -> tuple[Rows, list[BadRow]]:
+    """The rows without the bad ones, if the recipe leaves those out.
+
+    Args:
+        file: of the rows.
+        data: the recipe's.
+        rows: good ones, and some of the bad ones.
+        bad: all that were found bad.
+        unread: how many of them are not among `rows`.
+
+    Raises:
+        UserError: there are bad ones, and they are not to be left out; or nothing else is left.
+    """
+    if data.bad_rows == "stop":
+        refuse(file, bad, len(rows) + unread)
+    kept = without(rows, bad)
+    if not len(kept):
+        refuse(file, bad, len(rows) + unread)
+    return kept, bad
+
+
+def without_unreadable(conversations: Conversations, data: Data, store: LabelStore | None) -> Conversations:
+    """Looks again at the images of the data that labelling could not read.
+
+    Raises:
+        UserError: some cannot be read, and their rows are not to be left out.
+    """
+    if store is None:
+        return conversations
+    held_out = conversations.held_out
+    names = {bad["image_id"] for bad in store.quarantine()}
+    names &= conversations.image_ids | (_images(held_out) if held_out is not None else set())
+    unreadable = unreadable_images(sorted(names), conversations.locate)
+    if not unreadable:
+        return conversations
+    train, bad = _accepted(conversations.file, data, conversations.train, rows_with(conversations.train, unreadable))
+    if held_out is not None:
+        held_out, _ = _accepted(conversations.file, data, held_out, rows_with(held_out, unreadable))
+    return replace(conversations, train=train, held_out=held_out, bad=conversations.bad.and_more(bad))
 
 
 def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[[str], Path]]:
@@ -91,7 +149,7 @@ def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[
 
 
 def _below(root: Path, image_id: str) -> Path:
-    return root / relative_path(image_id)
+    return root / relative_path(image_id, str(root))
 
 
 def open_label_source(

@@ -83,7 +83,7 @@ class Teacher:
             bad.append(BadSample(sample, "list", "BadName", sample.problem))
             return None
         if sample.image_id not in self._first:
-            message = "every sample that shows it is cut off before it; raise --max-length"
+            message = "every sample that shows it is left out, or cut off before it; raise --max-length"
             bad.append(BadSample(sample, "list", "CutOff", message))
             return None
         row, place = self._first[sample.image_id]

@@ -59,6 +59,8 @@ class TeachSettings(Settings):
     """Of the stage that is to read the targets, see `Data`; None: as the model folder does."""
     codec: CodecName = "int8"
     basic: Basic = Basic()
+    bad_rows: Literal["stop", "leave_out"] = "stop"
+    """See `recipe.Data`; an image of such rows alone has no targets, and is bad."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the model's weights."""
     extend: bool = False
@@ -156,7 +158,7 @@ def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
         model=settings.model,
         data=Data(
             train=settings.data, image_root=settings.image_root, template=settings.template,
-            max_length=settings.max_length, image_aspect_ratio=settings.image_aspect_ratio,
+            max_length=settings.max_length, image_aspect_ratio=settings.image_aspect_ratio, bad_rows=settings.bad_rows,
         ),
         loss=Loss(basic=settings.basic.model_copy(update={"layers": layers})),
         learning_rates=LearningRates(projector=None),
@@ -170,20 +172,26 @@ def _fields(
     """Everything that decides the targets, by name."""
     weights = {path.name: file_sha256(path) for path in sorted(folder.path.glob("*.safetensors"))}
     bars = {"image_aspect_ratio": "pad"} if pads(folder.processor.image_processor) else {}
-    return bars | {
-        "teach_version": TEACH_VERSION,
-        "decode_version": DECODE_VERSION,
-        "codec": settings.codec,
-        "grid": list(folder.grid),
-        "width": int(folder.config.text_config.hidden_size),
-        "basic": recipe.loss.basic.model_dump(mode="json"),
-        "template": settings.template,
-        "max_length": settings.max_length,
-        "dtype": settings.dtype,
-        "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights},
-        "processing": processing_digests(folder.path),
-        "data": file_sha256(conversations.file),
-    }
+    bad = conversations.bad
+    without = {"left_out": [len(bad.rows), bad.sha256()]} if bad.rows else {}
+    return (
+        bars
+        | without
+        | {
+            "teach_version": TEACH_VERSION,
+            "decode_version": DECODE_VERSION,
+            "codec": settings.codec,
+            "grid": list(folder.grid),
+            "width": int(folder.config.text_config.hidden_size),
+            "basic": recipe.loss.basic.model_dump(mode="json"),
+            "template": settings.template,
+            "max_length": settings.max_length,
+            "dtype": settings.dtype,
+            "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights},
+            "processing": processing_digests(folder.path),
+            "data": file_sha256(conversations.file),
+        }
+    )
 
 
 def _default_out(settings: TeachSettings, listing: Listing, fields: dict[str, Any]) -> Path:

@@ -46,7 +46,7 @@ def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDE
 
     A message with one `<image>` gets it at its front, with a newline after it, as in LLaVA. Several stay where they
     are, if there are as many images; for one image a message they become one, as in LLaVA. Images without any `<image>`
-    go to the front of the first question.
+    go to the front of the first question. An answer before the first question is left out, as in LLaVA.
 
     Args:
         conversations: the field of that name: a list of {"from": human | gpt | system, "value": text}.
@@ -58,6 +58,9 @@ def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDE
             only; an image token in an answer, or in the text under another name.
     """
     messages = [_message(turn, number) for number, turn in enumerate(_turns(conversations), start=1)]
+    first = int(messages[0]["role"] == "system")
+    if [message["role"] for message in messages[first : first + 1]] == ["assistant"]:
+        del messages[first]  # LLaVA leaves an answer to nothing out, too
     _check_order([message["role"] for message in messages])
     for number, message in enumerate(messages, start=1):
         for token in {PLACEHOLDER, image_token}:
@@ -107,9 +110,9 @@ def _message(turn: Any, number: int) -> Message:  # noqa: ANN401 - whatever a da
 
 
 def _check_order(roles: list[str]) -> None:
-    turns = roles[1:] if roles[0] == "system" else roles
+    turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
-        found = ", ".join(_SPEAKERS[role] for role in roles[:8]) + ", ..." * (len(roles) > 8)
+        found = ", ".join(_SPEAKERS[role] for role in roles[:8]) + ", ..." * (len(roles) > 8) or "gpt alone"
         raise UserError(
             "expected turns by human and gpt in alternation, a human first and gpt last (before them at most one "
             f"system turn); found {found}; mend or remove the sample"

@@ -27,6 +27,7 @@ from sea_pipeline.storage import TEMPORARY, alone, claimed, entries, make_folder
 from trainer import checkpoints
 from trainer.arguments import training_arguments
 from trainer.build import Inputs, build, trainable
+from trainer.conversations import summary
 from trainer.geometry import pads
 from trainer.init import init_model
 from trainer.load import open_model_folder
@@ -36,7 +37,7 @@ from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
 from trainer.run_fields import ACCUMULATION, MODELS, beside, run_fields, start_folder
 from trainer.save import save_model
-from trainer.sources import LABELS, open_conversations, open_label_source, open_teacher
+from trainer.sources import LABELS, open_conversations, open_label_source, open_teacher, without_unreadable
 
 _NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
@@ -49,6 +50,8 @@ class Told:
     say: Callable[[str], None] = lambda _: None
     """One line."""
     progress: ProgressBar = no_bar
+    data: Callable[[dict[str, int]], None] = lambda _: None
+    """A table of the data: rows by what they are, and those left out by kind."""
     trainable: Callable[[dict[str, tuple[int, int, float | None]]], None] = lambda _: None
     """A table by part: parameters, those that train, learning rate."""
     metrics: Callable[[str, dict[str, float]], None] = lambda title, values: None
@@ -104,6 +107,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
+    conversations = without_unreadable(conversations, recipe.data, store)
     inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
     fields = run_fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
@@ -184,6 +188,7 @@ class _Run:
 
     def finish(self) -> TrainRun:
         """Trains from the newest checkpoint or from the start, evaluates, saves."""
+        self.told.data(self._rows())
         self.told.trainable(trainable(cast("AlignedLlava", self.trainer.model), self.inputs.recipe))
         checkpoint = self._checkpoint()
         if self.trainer.is_world_process_zero():
@@ -230,13 +235,22 @@ class _Run:
         if self.trainer.eval_dataset is not None and not logged[0]:
             self.trainer.evaluate()
 
+    def _rows(self) -> dict[str, int]:
+        """The rows that are trained on, by what they are, and those left out by kind."""
+        conversations = self.inputs.conversations
+        counts = summary(conversations.train)
+        rows = {"rows": counts.rows, "text alone": counts.text_only, "images": counts.images}
+        rows |= {"cut at max_length": counts.truncated} if counts.truncated else {}
+        rows |= {"held out": len(conversations.held_out)} if conversations.held_out is not None else {}
+        return rows | {f"left out: {kind}": count for kind, count in conversations.bad.kinds().items()}
+
     def _summarise(self) -> None:
         evaluated = [line for line in self.log.lines() if is_evaluation(line)]
 
         def metrics(line: dict[str, Any]) -> dict[str, float]:
             return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
 
-        summary = {
+        written = {
             "name": self.inputs.recipe.name,
             "start": metrics(evaluated[0]) if evaluated else {},
             "end": metrics(evaluated[-1]) if evaluated else {},
@@ -245,5 +259,6 @@ class _Run:
             "seed": self.inputs.recipe.seed,
             "fingerprint": fingerprint_of(self.fields),
             "labels": self.fields["labels"],
+            "rows": self._rows(),
         }
-        publish_bytes(self.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode(), self.out)
+        publish_bytes(self.out / "summary.json", (json.dumps(written, indent=2) + "\n").encode(), self.out)

@@ -31,7 +31,7 @@ from trainer.recipe import Basic, Loss, Recipe, Sea
 from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe
 from trainer.run_fields import start_folder, weights_digest
 from trainer.run_record import read_run
-from trainer.sources import Conversations, labels_for, open_conversations, open_label_source
+from trainer.sources import Conversations, labels_for, open_conversations, open_label_source, without_unreadable
 from trainer.supervision import degrees
 
 VIEWS = "views.json"
@@ -105,6 +105,7 @@ class _Views:
         self._folder = open_model_folder(run / "model")
         self._conversations = open_conversations(self.recipe.data, self._folder)
         self._store = self._tried("labels", lambda: labels_of(self.recipe, self._folder, self._conversations))
+        self._conversations = without_unreadable(self._conversations, self.recipe.data, self._store)
         self.evaluator = self._evaluator()
         self.images = self.evaluator.first_images(settings.images)
         self._texts = _Texts()

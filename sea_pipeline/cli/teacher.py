@@ -64,6 +64,10 @@ def teacher(
     ] = "none",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the model's weights.")] = "float32",
     limit: Annotated[int | None, typer.Option(help="Only the first N images, in the order of their ids.")] = None,
+    bad_rows: Annotated[
+        Literal["stop", "leave_out"],
+        typer.Option(help="Rows that cannot be trained, or whose image is missing: name them all, or leave them out."),
+    ] = "stop",
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 8,
     shard_size: ShardSize = 256,
@@ -98,8 +102,9 @@ def teacher(
     }  # fmt: skip
     settings = TeachSettings.of(
         model=model, data=data, out=out, image_root=image_root, codec=codec, template=template, dtype=dtype,
-        basic=basic, max_length=max_length, limit=limit, device=device, batch_size=batch_size, shard_size=shard_size,
-        image_aspect_ratio=image_aspect_ratio, max_bad=max_bad, retry_bad=retry_bad, extend=extend, yes=yes, crew=crew,
+        basic=basic, bad_rows=bad_rows, max_length=max_length, limit=limit, device=device, batch_size=batch_size,
+        shard_size=shard_size, image_aspect_ratio=image_aspect_ratio, max_bad=max_bad, retry_bad=retry_bad,
+        extend=extend, yes=yes, crew=crew,
     )  # fmt: skip
     done = teach_images(settings, say=console.messages.print, progress=console.progress)
     tell(done, "targets", "taught", as_json=as_json)

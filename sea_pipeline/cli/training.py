@@ -128,6 +128,10 @@ def evaluate(
         local_output("Folder for figures, PDF and PNG: words on patches (--labels), tokens by layer (--layers)."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
+    bad_rows: Annotated[
+        Literal["stop", "leave_out"],
+        typer.Option(help="Rows that cannot be trained, or whose image is missing: name them all, or leave them out."),
+    ] = "stop",
     device: Device = "auto",
     as_json: Annotated[
         bool,
@@ -148,7 +152,7 @@ def evaluate(
     settings = EvaluateSettings(
         model=model, data=data, labels=labels, image_root=image_root, template=template, transfer=transfer,
         batch_size=batch_size, device=device, layers=layers, replace=replace, limit_images=limit_images,
-        new_tokens=new_tokens, out=out, save_figures=save_figures,
+        new_tokens=new_tokens, bad_rows=bad_rows, out=out, save_figures=save_figures,
     )  # fmt: skip
     found = evaluate_model(settings, progress=console.progress)
     if as_json:

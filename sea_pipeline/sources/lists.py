@@ -15,7 +15,6 @@ from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import ID_COLUMNS, Found, candidates, chosen_ids, escaped, named
 from sea_pipeline.sources.files import Files, reading
-from sea_pipeline.storage import is_url
 
 PATH_COLUMNS = ("path", "image", "file_name", "uri")
 """Columns that hold a path, the best first."""
@@ -41,10 +40,10 @@ def list_paths(files: Files, name: str, image_root: Files, id_column: str | None
         if suffix in (".json", ".jsonl"):
             if id_column is not None:
                 raise UserError(f"--id-column {id_column}: goes with tables; LLaVA's ids are what `image` says")
-            images = list(_llava_images(llava_json.records_of(file, shown), left_out))
-            return Found(image_root.root, [_sample(image, image) for image in images])
-        rows = _parquet(file, shown, id_column) if suffix == ".parquet" else _text(file, shown, suffix)
-        names = next(rows)
+            rows = llava_json.records_of(file, shown)
+            return Found(image_root.root, list(_llava_images(rows, shown, image_root.root, left_out)))
+        lines = _parquet(file, shown, id_column) if suffix == ".parquet" else _text(file, shown, suffix)
+        names = next(lines)
         path_column = next((column for column in PATH_COLUMNS if column in names), None)
         if path_column is None:
             raise UserError(
@@ -53,33 +52,36 @@ def list_paths(files: Files, name: str, image_root: Files, id_column: str | None
             )
         id_columns = candidates(names, id_column, shown)
         wanted = [names.index(column) for column in (path_column, *id_columns)]
-        table = [[row[place] if place < len(row) else None for place in wanted] for row in rows]
+        table = [[row[place] if place < len(row) else None for place in wanted] for row in lines]
     values = {column: [row[place] for row in table] for place, column in enumerate(id_columns, 1)}
     chosen = chosen_ids({column: values[column].copy for column in values}, id_column)
     ids = chosen[1] if chosen else [row[0] for row in table]
-    samples = [_sample(image_id, row[0], f"{image_root.root}/") for image_id, row in zip(ids, table, strict=True)]
+    samples = [_sample(image_id, row[0], image_root.root) for image_id, row in zip(ids, table, strict=True)]
     return Found(image_root.root, samples, f"the column {chosen[0]}" if chosen else "paths")
 
 
-def _llava_images(records: Iterator[tuple[int, dict[str, Any]]], left_out: Counter[str]) -> Iterator[Any]:
-    """The `image` entries of a LLaVA file, one at a time."""
-    for _, row in records:
-        images = llava_json.images_of(row)
+def _llava_images(
+    records: Iterator[tuple[int, dict[str, Any]]], shown: str, root: str, left_out: Counter[str]
+) -> Iterator[Sample]:
+    """The images of a LLaVA file, one at a time; a record with media that are not read is a sample that is bad."""
+    for number, row in records:
+        try:
+            images = llava_json.images_of(row)
+        except UserError as problem:
+            name = llava_json.place(shown, number)
+            yield Sample(name, name, str(problem))
+            continue
         if not images:
             left_out["text-only entries"] += 1
-        yield from images
+        yield from (_sample(image, image, root) for image in images)
 
 
-def _sample(image_id: Any, path: Any, root: str | None = None) -> Sample:  # noqa: ANN401 - whatever a data file holds
-    """One image; with `root`, a path or URL that is written in full may begin with it."""
+def _sample(image_id: Any, path: Any, root: str) -> Sample:  # noqa: ANN401 - whatever a data file holds
+    """One image; a path or URL that is written in full may begin with the root."""
     try:
         if image_id is None:
             raise ValueError("expected an id; found none")
-        if root is not None and isinstance(path, str):
-            path = path.removeprefix(root)
-            if is_url(path):
-                raise ValueError("the path leaves the image root; paths in data files start there")
-        return named(image_id, llava_json.relative_path(path), "image")
+        return named(image_id, llava_json.relative_path(path, root), "image")
     except ValueError as problem:
         is_text = isinstance(image_id, str) and image_id and "\0" not in image_id
         shown = escaped(image_id) if is_text else repr(image_id)
