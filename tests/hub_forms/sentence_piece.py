@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,52 +36,46 @@ PIECES = 600
 """Of the models without symbols of their own, the 256 bytes included."""
 
 
+def train_bytes(sentences: Iterable[str], **options: Any) -> bytes:
+    """A SentencePiece BPE of a few hundred pieces, by Llama's options; `options` go over them.
+
+    Runs of spaces get the score that Llama's authors gave them: what is written after one keeps its own space.
+    """
+    made = io.BytesIO()
+    llamas = {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "split_digits": True,
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=made, **{**llamas, **options}
+    )
+    proto = sentencepiece_model_pb2.ModelProto.FromString(made.getvalue())
+    for piece in proto.pieces:
+        if piece.type == piece.NORMAL and set(piece.piece) == {"\u2581"}:
+            piece.score = -1e9
+    return bytes(proto.SerializeToString())
+
+
 @cache
-def train(
-    pieces: int = PIECES, *, prefix: bool = True, ids: tuple[int, int, int, int] = (0, 1, 2, -1), symbols: str = ""
-) -> bytes:
-    """A SentencePiece BPE as Llama's and Gemma's were trained: byte fallback, no normalisation, digits apart.
+def train(*, prefix: bool = True, ids: tuple[int, int, int, int] = (0, 1, 2, -1), symbols: str = "") -> bytes:
+    """The model of a form: byte fallback, no normalisation, digits apart.
 
     Args:
-        pieces: how many.
         prefix: whether a text gets a space in front.
-        ids: of unk, bos, eos and pad; -1: there is none.
+        ids: of unk, bos, eos and pad; -1: there is none, and the others have Llama's names.
         symbols: further pieces that are always kept whole, with "|" between them.
     """
     unk, bos, eos, pad = ids
-    made = io.BytesIO()
     names = {"pad_piece": "<pad>", "bos_piece": "<bos>", "eos_piece": "<eos>"} if pad >= 0 else {}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter((TEXT + CODE) * 8),
-        model_writer=made,
-        model_type="bpe",
-        vocab_size=pieces,
-        byte_fallback=True,
-        character_coverage=0.99995,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        add_dummy_prefix=prefix,
-        unk_id=unk,
-        bos_id=bos,
-        eos_id=eos,
-        pad_id=pad,
-        user_defined_symbols=symbols.split("|") if symbols else [],
-        num_threads=1,
-        minloglevel=2,
-        **names,
-    )
-    return made.getvalue() if pad >= 0 else _runs_last(made.getvalue())
-
-
-def _runs_last(model: bytes) -> bytes:
-    """With the score that Llama's authors gave to runs of spaces: what is written after one keeps its own space."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    for piece in proto.pieces:
-        if set(piece.piece) == {"\u2581"}:
-            piece.score = -1e9
-    return bytes(proto.SerializeToString())
+    names |= {"user_defined_symbols": symbols.split("|")} if symbols else {}
+    numbers = {"unk_id": unk, "bos_id": bos, "eos_id": eos, "pad_id": pad}
+    return train_bytes((TEXT + CODE) * 8, vocab_size=PIECES, add_dummy_prefix=prefix, **numbers, **names)
 
 
 def processor(model: bytes) -> Any:

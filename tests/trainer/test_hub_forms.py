@@ -33,7 +33,13 @@ from trainer.sources import open_conversations
 from trainer.stages import train_stages
 
 CLIP, VICUNA = "openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5"
-PLAIN_TEXTS = ["A photo of a jay.", "What colour?\nred and 12 345 caf\u00e9s", "\u4e2d"]
+TEXTS = [
+    "A photo of a jay.",
+    "What colour?\nred and 12 345 caf\u00e9s",
+    "\u4e2d",
+    "double  space",
+    *(f"x{' ' * run}return" for run in range(3, 24)),
+]
 
 
 class Known(NamedTuple):
@@ -117,7 +123,7 @@ def _check_text(tokenizer: Any, source: Path, known: Known) -> None:
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     front = [] if known.front is None else [tokenizer.convert_tokens_to_ids(known.front)]
     model = source / "tokenizer.model"
-    for text in PLAIN_TEXTS:
+    for text in TEXTS:
         if model.exists():
             expected = sentence_piece.processor(model.read_bytes()).encode(text)
         else:
@@ -126,6 +132,7 @@ def _check_text(tokenizer: Any, source: Path, known: Known) -> None:
 
 
 @pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.usefixtures("few_texts")
 def test_a_tower_is_the_same_inside(hub: Path, tmp_path: Path, name: str) -> None:
     kind, first = ALONE[name]
     folder = init_model(str(hub / name), str(hub / VICUNA), tmp_path / "model", projector="linear")
@@ -143,6 +150,7 @@ def test_a_tower_is_the_same_inside(hub: Path, tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.usefixtures("few_texts")
 def test_pixels_are_prepared_as_the_folder_says(hub: Path, tmp_path: Path, name: str) -> None:
     """In a picture of one colour, of which resizing and cutting leave every pixel the same."""
     said = json.loads((hub / name / "preprocessor_config.json").read_text())
@@ -160,6 +168,7 @@ def test_pixels_are_prepared_as_the_folder_says(hub: Path, tmp_path: Path, name:
     ("vision", "llm"),
     [*((CLIP, llm) for llm in LLMS if "13b" not in llm), *((tower, VICUNA) for tower in list(ALONE)[1:4])],
 )
+@pytest.mark.usefixtures("few_texts")
 def test_both_stages_an_export_and_a_reader(hub: Path, tiny: World, tmp_path: Path, vision: str, llm: str) -> None:
     model = init_model(str(hub / vision), str(hub / llm), tmp_path / "model", dtype="bfloat16")
     recipes = _stages(tiny, model, tmp_path, "vicuna_v1" if llm == VICUNA else "own")
