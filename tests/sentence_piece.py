@@ -1,6 +1,5 @@
 """Tokenizers that SentencePiece trains, in folders as Vicuna's is: `tokenizer.model` and no tokenizer.json."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from tests.hub_forms.sentence_piece import train_bytes
 from tests.tiny_tokenizers import CORPUS
 
 CODE = [
@@ -19,29 +19,8 @@ TURNS = ["</s>", "USER", "ASSISTANT", "colour", "A photo of a jay.", "double  sp
 
 def sentence_piece(file: Path, **options: Any) -> sentencepiece.SentencePieceProcessor:
     """Trains a byte-pair model of a few hundred pieces with Llama's options; runs of spaces are among its pieces."""
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*CORPUS, *(CODE + TURNS) * 4]),
-        model_writer=written,
-        **{
-            "model_type": "bpe",
-            "vocab_size": 420,
-            "byte_fallback": True,
-            "normalization_rule_name": "identity",
-            "remove_extra_whitespaces": False,
-            "allow_whitespace_only_pieces": True,
-            "split_digits": True,
-            "minloglevel": 2,
-            **options,
-        },
-    )
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(written.getvalue())
-    for piece in proto.pieces:
-        if len(piece.piece) > 1 and set(piece.piece) == {"\u2581"}:
-            piece.score = -1e9  # as in Llama's own file: such runs come last, whatever their ids
-    file.write_bytes(proto.SerializeToString())
-    return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    file.write_bytes(train_bytes([*CORPUS, *(CODE + TURNS) * 4], **{"vocab_size": 420, **options}))
+    return sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
 
 
 def token(content: str) -> dict[str, Any]:

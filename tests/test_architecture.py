@@ -55,11 +55,11 @@ TRAINER_FLOORS = [
         "weights",
         "hub",
     },
-    {"towers", "chat_template", "encode", "words", "sea", "supervision"}
+    {"towers", "chat_template", "encode", "words", "sea", "supervision", "config_check"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
     | {"aspect_ratio", "bad_rows"},
-    {"folder_check", "basic", "conversations", "recipe_file", "suites", "sentence_piece"},
-    {"model", "paper_rows", "tokenizer"},
+    {"folder_check", "basic", "conversations", "recipe_file", "suites", "sentence_piece", "pretrained"},
+    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer"},
     {"parts", "data", "harness"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens"},
     {"load", "layers", "replace"},

@@ -4,6 +4,7 @@ Harnesses differ: some give the tokenizer's template a string with `<image>` in 
 of `{"type": "image"}` and `{"type": "text", "text": ...}`. One template, saved for both, gives both the same text.
 """
 
+import json
 from typing import Any
 
 from jinja2 import TemplateError
@@ -16,6 +17,8 @@ from trainer.templates import GENERATION, VICUNA_SYSTEM
 IMAGE_TOKEN = "<image>"
 """The literal that evaluation harnesses write; another would not be replaced by image tokens."""
 
+_EOS = "</s>"
+_WITHOUT_EOS = "{%- set eos_token = '' -%}"
 _PROBE = "some-question"
 _TURNS = [("user", _PROBE), ("assistant", "an answer\n"), ("user", " another\n"), ("assistant", "x")]
 _CHAT = [{"role": role, "content": text} for role, text in _TURNS]
@@ -133,7 +136,25 @@ def with_marks(own: str) -> str:
     except TemplateError:
         return own
     found = [answer.strip().startswith(text.strip()) for answer, text in zip(answers, _ANSWERS, strict=True)]
-    return marked if same and all(found) else own
+    ends = [answer.strip().removeprefix(text.strip()).strip() for answer, text in zip(answers, _ANSWERS, strict=True)]
+    return marked if same and all(found) and len(set(ends)) == 1 else own
+
+
+def without_final_eos(own: str) -> str:
+    """The template without the EOS that it writes behind a conversation that is over, as Phi-3's does.
+
+    That EOS belongs to no turn: with it, a conversation does not begin as its first turns alone would be written.
+    """
+    bare = _WITHOUT_EOS + own
+    whole, cut = (_text(template, _CHAT, False) for template in (own, bare))
+    final = whole is not None and cut is not None and whole.startswith(cut) and whole[len(cut) :].strip() == _EOS
+    return bare if final and _text(own, _CHAT[:3], True) == _text(bare, _CHAT[:3], True) else own
+
+
+def with_own_eos(own: str, eos: str) -> str:
+    """The template that writes `eos` whatever the tokenizer's is; unchanged if it writes none."""
+    writes = _text(own, _CHAT, False) != _text(_WITHOUT_EOS + own, _CHAT, False)
+    return f"{{%- set eos_token = {json.dumps(eos)} -%}}{own}" if writes else own
 
 
 def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a template takes it
@@ -163,7 +184,7 @@ def _rendered(
         return_assistant_tokens_mask=marks,
         add_generation_prompt=prompt,
         bos_token="<s>",
-        eos_token="</s>",
+        eos_token=_EOS,
     )
     (text,), spans = rendered
     return str(text), [text[start:end] for start, end in spans[0]] if marks else []

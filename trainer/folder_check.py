@@ -12,6 +12,7 @@ from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.records import read_json
 from trainer import towers as towers  # registers the towers that transformers lacks
 from trainer.chat_template import IMAGE_TOKEN, both_forms
+from trainer.config_check import check_plain
 
 
 class Checked(NamedTuple):
@@ -36,11 +37,14 @@ def check_model_folder(folder: Path) -> Checked:
         found = "there is no config.json in it" if folder.exists() else "there is no such folder"
         wanted = f"give {inner[-1]}" if inner else "expected a model of sea-pipeline init, or that of a run: RUN/model"
         raise UserError(f"{folder}: {found}; {wanted}")
-    kind = read_json(folder / "config.json").get("model_type")
+    said = read_json(folder / "config.json")
+    kind = said.get("model_type")
     if kind != "llava":
         raise UserError(f"{folder}: model_type is {kind!r}, expected 'llava'; use sea-pipeline init")
+    check_plain(str(folder), said)
     try:
-        config, processor = LlavaConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        config = LlavaConfig.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # damaged files end in nearly any kind
         raise UserError(
             f"{folder}: its configuration or processor cannot be loaded ({one_line(error)}); restore it, or "

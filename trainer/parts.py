@@ -1,7 +1,6 @@
 """The parts of a model folder, loaded: a vision tower with its image processor, an LLM with its tokenizer."""
 
 import io
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -12,10 +11,8 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
@@ -35,12 +32,14 @@ from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import package_folder, require
 from trainer.folder_check import image_shape
+from trainer.pretrained import has_file, load_config, load_weights, named
+from trainer.pretrained_tokenizer import read_tokenizer
 from trainer.sentence_piece import faithful
 from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CLS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
 """Tokens before the patches, of the towers taken from transformers."""
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _KNOWN_TOWERS = "packaged, s2:SPEC, CLIP, SigLIP (or SigLIP 2 of a fixed resolution), DINOv2 without registers"
 
 
@@ -104,7 +103,7 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
         if feature_layer not in (None, -1):
             raise UserError(f"feature_layer = {feature_layer}: the packaged tower has layer -1 only")
         return VisionPart(_packaged_tower(dtype), _packaged_processor(), -1, 0)
-    config = _config(spec)
+    config = load_config(spec)
     part = getattr(config, "vision_config", None) if config.model_type in ("clip", "siglip") else config
     if part is None or part.model_type not in _CLS:
         raise UserError(f"{spec}: its model type {config.model_type!r} is no vision tower; expected {_KNOWN_TOWERS}")
@@ -112,7 +111,7 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     if not -states <= layer < states:
         raise UserError(f"feature_layer = {layer}: expected {-states} to {states - 1}, the hidden states of {spec}")
     classes = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
-    tower = _load(classes.get(config.model_type, AutoModel), spec, dtype)
+    tower = load_weights(classes.get(config.model_type, AutoModel), spec, part, dtype)
     return VisionPart(tower, _image_processor(spec, part), layer, _CLS[part.model_type])
 
 
@@ -131,11 +130,11 @@ def load_llm(spec: str, dtype: torch.dtype) -> LlmPart:
     elif spec.endswith(".gguf"):
         part = _load_gguf(Path(spec), dtype)
     else:
-        config = _config(spec)
+        config = load_config(spec)
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(f"{spec}: its model type {config.model_type!r} is no causal LM; expected one such as llama")
         tokenizer = load_tokenizer(spec)
-        part = LlmPart(_load(AutoModelForCausalLM, spec, dtype), tokenizer)
+        part = LlmPart(load_weights(AutoModelForCausalLM, spec, config, dtype), tokenizer)
     part.model.config.architectures = part.model.config.architectures or [type(part.model).__name__]
     return part
 
@@ -151,47 +150,12 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """
     if spec == "packaged" or spec.endswith(".gguf"):
         file = _packaged_gguf() if spec == "packaged" else Path(spec)
-        with _named(str(file)), redirect_stderr(io.StringIO()):
-            gguf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        with named(str(file)), redirect_stderr(io.StringIO()):
+            gguf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                file.parent, gguf_file=file.name, trust_remote_code=False
+            )
         return gguf
-    with _named(spec):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
-    if not tokenizer.is_fast:
-        raise UserError(f"{spec}: its tokenizer is not a fast one, which training needs; add a tokenizer.json to it")
-    return faithful(tokenizer, spec)
-
-
-def _config(spec: str) -> PreTrainedConfig:
-    folder = Path(spec)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(f"{spec}: there is no config.json in it; expected a model folder that transformers wrote")
-    if not folder.exists() and not _HUB_NAME.fullmatch(spec):
-        raise UserError(
-            f"{spec}: no such folder; expected `packaged`, a model folder, or a name on the Hugging Face hub"
-        )
-    with _named(spec):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(spec, trust_remote_code=False)
-    return config
-
-
-@contextmanager
-def _named(spec: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # missing, unknown or damaged
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{spec}: cannot be loaded ({one_line(error)}); check the folder or the hub name") from error
-
-
-def _load(kind: Any, spec: str, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401 - an Auto or a model class
-    with _named(spec):
-        model, report = kind.from_pretrained(spec, dtype=dtype, output_loading_info=True, trust_remote_code=False)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(f"{spec}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again")
-    loaded: PreTrainedModel = model
-    return loaded
+    return faithful(read_tokenizer(spec), spec)
 
 
 def _packaged_tower(dtype: torch.dtype) -> PackagedTower:
@@ -217,8 +181,15 @@ def _image_processor(spec: str, config: PreTrainedConfig) -> Any:  # noqa: ANN40
     """The folder's own; without one, the family's usual preprocessing at the config's resolution."""
     try:
         return AutoImageProcessor.from_pretrained(spec, trust_remote_code=False)
-    except (OSError, ValueError):
-        side = config.image_size
+    except Exception as error:
+        if file := next((name for name in _PROCESSORS if has_file(spec, name)), None):
+            code = "trust_remote_code" in str(error)
+            said = "it comes as code (auto_map), which is never run here" if code else one_line(error)
+            raise UserError(
+                f"{spec}: its {file} cannot be used ({said}); correct it, or remove it to take what is usual for a "
+                "tower of this type"
+            ) from error
+    side = config.image_size
     square = {"height": side, "width": side}
     if config.model_type == "siglip_vision_model":
         return SiglipImageProcessor(size=square)
@@ -262,9 +233,11 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> LlmPart:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a GGUF file of a causal LM")
     require("accelerate", "train")
-    with _named(str(file)), _parsed_once(), redirect_stderr(io.StringIO()):  # its progress bar heeds no setting
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    with named(str(file)), _parsed_once(), redirect_stderr(io.StringIO()):  # its progress bar heeds no setting
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
+        )
     del model.config.quantization_config  # the weights are plain numbers now
     return LlmPart(model, tokenizer)
 

@@ -160,17 +160,18 @@ class _Pieces:
     def merges(self, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
         """Every way to put a piece together from two, in the order in which SentencePiece merges: by the whole's score.
 
-        Ways to the same piece do not compete, as at most one of them can be next to come.
+        Of pieces with one score, SentencePiece takes the leftmost first: Llama's runs of spaces all have one, and grow
+        from the left. So the way with the longer left part comes first.
         """
-        order = sorted(self.merged, key=lambda piece: -self.scores[piece])
-        known = set(self.merged)
-        return [
+        known = {piece for piece in self.merged if piece in vocabulary}
+        ways = [
             (piece[:cut], piece[cut:])
-            for piece in order
-            if piece in vocabulary
+            for piece in self.merged
+            if piece in known
             for cut in range(1, len(piece))
             if piece[:cut] in known and piece[cut:] in known
         ]
+        return sorted(ways, key=lambda way: (-self.scores[way[0] + way[1]], -len(way[0]), -len(way[1])))
 
 
 def _candidates(

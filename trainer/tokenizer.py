@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.errors import UserError
-from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end
+from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end, with_own_eos, without_final_eos
 from trainer.encode import SPACES, adds_space
 from trainer.sentence_piece import rebuilt, same_tokenizer
 
@@ -73,13 +73,25 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[
         raise UserError(f"{source}: its tokenizer has no eos token; add one to its tokenizer_config.json")
     tokenizer = with_image_token(tokenizer)
     ends = {tokenizer.eos_token_id}
-    own = tokenizer.chat_template
-    tokenizer.chat_template = chat_template(own.get("default") if isinstance(own, dict) else own)
-    tokenizer.eos_token = turn_end(tokenizer, source) or tokenizer.eos_token
+    _set_template(tokenizer, source)
     if tokenizer.pad_token in (None, tokenizer.eos_token):  # padding that looks like an end would teach nothing to end
         unknown = tokenizer.unk_token
         tokenizer.add_special_tokens({"pad_token": "<pad>" if unknown in (None, tokenizer.eos_token) else unknown})
     return tokenizer, ends | {tokenizer.eos_token_id}
+
+
+def _set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Makes the template take both forms of content, and the end of its turns the EOS."""
+    said, eos = tokenizer.chat_template, str(tokenizer.eos_token)
+    own: str | None = said.get("default") if isinstance(said, dict) else said
+    for template in (own and without_final_eos(own), own):
+        tokenizer.chat_template = chat_template(template)
+        end = turn_end(tokenizer, source)
+        if end is not None:
+            break
+    if template and end not in (None, eos):
+        tokenizer.chat_template = chat_template(with_own_eos(template, eos))
+    tokenizer.eos_token = end or eos
 
 
 def check_saved_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, source: str) -> None:

@@ -9,6 +9,7 @@ from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, colours, make_world
 from tests.trainer.looking import Make, make_ready, record, write
 from trainer.init import init_model
+from trainer.sentence_piece import TEXTS
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,12 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_vision(root / "vision")
     tiny_llm(root / "llm", num_hidden_layers=4, initializer_range=0.3)
     return init_model(str(root / "vision"), str(root / "llm"), root / "model")
+
+
+@pytest.fixture
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizers are compared on a few hard texts and not on the packaged word list, which takes a second each time."""
+    monkeypatch.setattr("trainer.sentence_piece._texts", lambda: list(TEXTS))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from sea_pipeline.errors import UserError
 from tests.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
 from tests.trainer.initialised import ANSWER, LIST, STRING, edit, load
+from trainer.chat_template import with_marks, without_final_eos
 from trainer.init import init_model
 
 
@@ -71,3 +72,34 @@ def test_padding_is_no_end(tmp_path: Path, pad: str | None, unknown: str | None,
     assert processor.tokenizer.eos_token == "</s>"
     assert model.config.text_config.pad_token_id == processor.tokenizer.pad_token_id
     assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
+
+
+FINAL = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% else %}{{ eos_token }}{% endif %}"
+)
+EVERY = "{% for message in messages %}{{ message['content'] + '<|im_end|>' + eos_token }}{% endfor %}"
+LAST = "{% for message in messages %}{{ message['content'] }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "eos"),
+    [
+        (FINAL, "user: Q<|im_end|>assistant: A<|im_end|>", "<|im_end|>"),
+        (EVERY, "Q<|im_end|></s>A<|im_end|></s>", "<|im_end|>"),
+        (LAST, "QA</s>", "</s>"),
+    ],
+)
+def test_an_eos_in_the_template_stays_what_it_is(tmp_path: Path, template: str, text: str, eos: str) -> None:
+    """Though the tokenizer's becomes the end of a turn; behind the last turn it is left out, if that has an end."""
+    llm = tiny_llm(tmp_path / "llm", template=template)
+    _, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    assert processor.tokenizer.apply_chat_template(messages, tokenize=False) == text
+    assert processor.tokenizer.eos_token == eos
+
+
+def test_answers_are_not_marked_into_the_next_question() -> None:
+    """Where a conversation ends otherwise than its first turns."""
+    assert with_marks(FINAL) == FINAL
+    assert "generation" in with_marks(without_final_eos(FINAL))
