@@ -43,6 +43,9 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 ACCUMULATION, BATCH = "gradient_accumulation_steps", "per_device_train_batch_size"
+EVEN = {"adam_epsilon": 1e-3}
+"""Steps grow with the gradient. With Adam's 1e-8 one that is rounding alone, as that of keys' biases (no softmax
+depends on them), moves a weight as far as any other: another processor, another weight."""
 
 
 class Runs(NamedTuple):
@@ -59,7 +62,7 @@ class Runs(NamedTuple):
 def recipe_of(name: str, world: World, model: Path, processes: int) -> Recipe:
     """The same global batch: by accumulation, and where negatives are gathered by a larger batch."""
     recipe = tiny_recipe(world, model=str(model), **RUNS[name])
-    arguments = recipe.training_arguments | {"max_steps": 4, "save_steps": 2}
+    arguments = recipe.training_arguments | {"max_steps": 4, "save_steps": 2} | EVEN
     if processes == 1:
         more = BATCH if name == "gathered" else ACCUMULATION
         arguments[more] = 2 * arguments.get(more, 1)

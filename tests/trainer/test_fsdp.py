@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from sea_pipeline.errors import UserError
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, colours, logged, tiny_recipe
-from tests.trainer.test_ddp import ALL, close
+from tests.trainer.test_ddp import ALL, EVEN, close
 from tests.trainer.test_resume import values, weights
 from tests.trainer.together import CUT, WHOLE, Job, launch, said
 from trainer.arguments import training_arguments
+from trainer.init import init_model
 from trainer.recipe import Recipe
 from trainer.train import train
 
@@ -48,7 +49,7 @@ class Runs(NamedTuple):
 def recipe_of(name: str, world: World, model: Path, processes: int) -> Recipe:
     """Batches of 5, 5 and 2 samples of an epoch's 12: in every second step one process of two has nothing."""
     recipe = tiny_recipe(world, model=str(model), loss=ALL, **RUNS[name])
-    arguments = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 5, "max_grad_norm": 0.5}
+    arguments = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 5, "max_grad_norm": 0.5} | EVEN
     extra = {"gradient_accumulation_steps": 2} if processes == 1 else fsdp(LAYERS.get(name, "LlamaDecoderLayer"))
     if name == "stage 1":
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"evaluate": str(world.held_out)})})
@@ -58,7 +59,10 @@ def recipe_of(name: str, world: World, model: Path, processes: int) -> Recipe:
 @pytest.fixture(scope="module")
 def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     root: Path = tmp_path_factory.mktemp("fsdp")
-    models = dict.fromkeys(RUNS, deep) | {"tied": tiny_model(root / "gemma", llm="gemma")}
+    gemma = tiny_llm(root / "llm", "gemma", initializer_range=0.3)  # of smaller weights L_sds is rounding alone
+    models = dict.fromkeys(RUNS, deep) | {
+        "tied": init_model(str(tiny_vision(root / "vision")), str(gemma), root / "gemma")
+    }
     one, two = root / "one", root / "two"
     two.mkdir()
     with pytest.MonkeyPatch.context() as patch, colours():
