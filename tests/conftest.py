@@ -13,7 +13,7 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
-from sea_pipeline import cli, label_run
+from sea_pipeline import cli, int8_candidates, label_run
 from sea_pipeline.label_run import LabelSettings
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import patience
@@ -58,6 +58,18 @@ def threads() -> Iterator[Callable[[int], None]]:
 def one_thread(threads: Callable[[int], None]) -> None:
     """Tensors so small only wait for more."""
     threads(1)
+
+
+@pytest.fixture
+def int8_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right everywhere: a processor without VNNI overflows in them, so that `--search int8` is refused there."""
+
+    def exact(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        product = (left.double() @ right.double()).int()
+        return product if out is None else out.copy_(product)
+
+    if not int8_candidates._are_right(torch.device("cpu")):
+        monkeypatch.setattr(torch, "_int_mm", exact)
 
 
 @pytest.fixture

@@ -91,7 +91,9 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
 
     config = _config(vision, model, tokenizer, projector)
     llava = _assemble(config, vision, model, _projector(config, seed))
-    if not torch.allclose(_logits(llava, probe)[..., :vocabulary], expected[..., :vocabulary], rtol=1e-3, atol=1e-3):
+    step = torch.finfo(model.dtype).eps  # in which a longer head may round the same sums otherwise
+    found = _logits(llava, probe)
+    if not torch.allclose(found[..., :vocabulary], expected[..., :vocabulary], rtol=max(1e-3, 2 * step), atol=1e-3):
         raise UserError(
             f"{source}: inside transformers' LLaVA this LLM gives other logits than alone, as one with capped or "
             "scaled logits does; choose another such as Llama, Mistral, Gemma, Phi-3 or Qwen2"

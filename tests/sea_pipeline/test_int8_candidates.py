@@ -10,6 +10,8 @@ from sea_pipeline.int8_candidates import Int8Candidates
 from sea_pipeline.search import Backend, WordSearch
 from tests.search_twin import agree, twin, unit
 
+pytestmark = pytest.mark.usefixtures("int8_products")
+
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from sea_pipeline.search import Backend, WordSearch
 from tests.search_twin import agree, twin, unit
 
+pytestmark = pytest.mark.usefixtures("int8_products")
+
 BACKENDS: list[Backend] = ["torch", "faiss", "int8"]
 
 

@@ -87,6 +87,7 @@ def expected(
     return twin(given.attentions, columns, rows, layers)
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 2e-6) -> None:
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """To a share of the largest value, as what float32 rounds grows with the sums."""
     assert wanted.abs().max() > 0.1
-    torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=0)
+    torch.testing.assert_close(found.double(), wanted, atol=tolerance * float(wanted.detach().abs().max()), rtol=0)

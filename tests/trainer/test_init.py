@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
 
 from sea_pipeline.errors import UserError
 from tests.tiny_models import LLMS, TOWERS, VOCABULARY, tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
 from tests.trainer.initialised import LIST, load
+from trainer import init
 from trainer.init import init_model
 from trainer.parts import quiet
 from trainer.towers import tower_grid
@@ -139,6 +143,25 @@ def test_the_linear_projector_is_its_first_layer(tmp_path: Path) -> None:
 def test_dtype(tmp_path: Path) -> None:
     state = weights(tiny_model(tmp_path / "model", dtype="bfloat16"))
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.05])
+def test_logits_are_compared_in_the_steps_of_their_precision(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The LLaVA's head has more rows: another processor may round the same sums to the next number, but scales none."""
+    tower, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm", initializer_range=0.3)
+    plain = init._logits
+
+    def rounded(model: Any, ids: torch.Tensor) -> torch.Tensor:
+        if not isinstance(model, LlavaForConditionalGeneration):
+            return plain(model, ids)
+        found = (factor * plain(model, ids)).bfloat16()
+        return (found.view(torch.int16) + 1).view(torch.bfloat16).float()
+
+    monkeypatch.setattr(init, "_logits", rounded)
+    with pytest.raises(UserError, match="other logits than alone") if factor > 1 else nullcontext():
+        init_model(str(tower), str(llm), tmp_path / "model", dtype="bfloat16")
 
 
 def test_an_unknown_dtype(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_every_step_has_a_line(tiny: World, tmp_path: Path) -> None:
 def test_a_temperature_beyond_the_clamp_comes_back(tiny: World, tmp_path: Path) -> None:
     loss, rates = {"lm": 0, "sea": {"weight": 1, "logit_scale_init": 5.5}}, {"projector": 1e-6, "logit_scale": 0.3}
     trainer, lines = run(tiny, tmp_path, 8, loss=loss, learning_rates=rates)
-    assert lines[0]["sea_scale"] == pytest.approx(100)
+    assert lines[0]["sea_scale"] == pytest.approx(100, rel=1e-5)  # the exponential of a rounded logarithm
     assert lines[-1]["sea_scale"] < 60
     assert float(trainer.model.sea_term.log_scale.detach()) < 4.1
 

@@ -12,6 +12,7 @@ from sea_pipeline.errors import UserError
 from tests.programs import Begin
 from tests.tiny_models import LLMS, tiny_model
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer
+from tests.trainer.test_ddp import EVEN
 from tests.trainer.test_resume import copied, killed, values, weights
 from tests.trainer.test_save import tensors
 from trainer.build import basic_term, trainable
@@ -59,16 +60,16 @@ def test_adapters_start_as_nothing_and_merge_into_what_they_were(llm: str, tmp_p
 
 
 def test_the_merged_weight_is_its_equation(tiny: World) -> None:
-    """W + (alpha / rank) B A, in float64, rounded once."""
+    """W + (alpha / rank) B A in float64, to the rounding of float32, and then to that of bfloat16, once."""
     model = stirred(loaded(tiny.model, lora={"rank": 4, "alpha": 12}))
     name = "model.language_model.layers.1.mlp.down_proj"
     layer = model.get_submodule(name)
     a, b = (dict(layer.named_parameters())[f"lora_{one}.default.weight"].double() for one in "AB")
-    wanted = layer.base_layer.weight.double() + 12 / 4 * (b @ a)
+    wanted = (layer.base_layer.weight.double() + 12 / 4 * (b @ a)).detach()
     merge_adapters(model, torch.bfloat16, {})
     merged = model.get_submodule(name).weight
     assert merged.dtype == torch.bfloat16
-    torch.testing.assert_close(merged.double(), wanted, atol=1e-9, rtol=1.01 * 2**-8)
+    torch.testing.assert_close(merged.double(), wanted, atol=1e-7 * float(wanted.abs().max()), rtol=1.01 * 2**-8)
 
 
 def test_adapters_are_drawn_from_the_seed_alone(tiny: World) -> None:
@@ -154,7 +155,7 @@ def test_adapters_are_added_to_the_weights_in_the_folder(tiny: World, tmp_path: 
 def test_gradient_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> None:
     ends = []
     for checkpointing in (False, True):
-        arguments = {"max_steps": 3, "activation_checkpointing": checkpointing}
+        arguments = {"max_steps": 3, "activation_checkpointing": checkpointing} | EVEN
         recipe = tiny_recipe(tiny, **{**LORA, "lora": {"rank": 4, "dropout": 0}}, training_arguments=arguments)
         ends.append(tensors(train(recipe, tmp_path / str(checkpointing)).model))
     for name, value in ends[0].items():

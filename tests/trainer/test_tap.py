@@ -37,7 +37,7 @@ def test_the_tap_is_what_output_attentions_gives(family: str, attention: str) ->
 @pytest.mark.parametrize("padded", [True, False])
 def test_heads_that_share_keys_and_numbers_of_layers(settings: dict[str, int], layers: int, padded: bool) -> None:
     found = tapped_run(llm(**settings), layers, padded=padded)
-    close(found, expected(layers, padded=padded, **settings), 4e-6)
+    close(found, expected(layers, padded=padded, **settings))
 
 
 WINDOWS: list[tuple[str, dict[str, Any]]] = [
@@ -101,7 +101,7 @@ def test_flash_attention_gives_no_mask_of_rows(
     model.config._attn_implementation = "flash_attention_2"
     close(tapped_run(model, 2, padded=padded), expected(2, family, padded=padded, **settings))
     flash = run(model, embeds, valid if padded else None).last_hidden_state
-    torch.testing.assert_close(flash[valid], stock[valid], atol=2e-5, rtol=1e-5)
+    close(flash[valid], stock[valid].double(), 1e-4)
     assert set(wanted) == {"flash_attention_2"}  # the name by which kernels are fetched
 
 
@@ -123,7 +123,7 @@ def test_no_2d_mask_hides_keys_that_are_padding_in_front() -> None:
 def test_chunks_of_rows_change_nothing(rows_at_once: int, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tapped_run(llm(attention=attention), 2)
     seen = _counting(monkeypatch, {"cpu": rows_at_once})
-    torch.testing.assert_close(tapped_run(llm(attention=attention), 2), whole, atol=1e-6, rtol=0)
+    close(tapped_run(llm(attention=attention), 2), whole.double())
     assert max(there.numel() for there in seen) == rows_at_once
     assert sum(int(there.sum()) for there in seen) == 2 * (5 + 7 + 16)  # the text behind an image, in each layer
 
@@ -182,7 +182,7 @@ def test_precision() -> None:
             seen.add(layer, *given, None, 0.5, None)
         values.append(seen.attention)
     assert torch.equal(values[0], values[1])
-    assert torch.equal(values[0], values[2])
+    close(values[2], values[0].double())  # copied to float32 they lie otherwise in memory
 
 
 def test_bfloat16_autocast_and_weights() -> None:
@@ -193,9 +193,9 @@ def test_bfloat16_autocast_and_weights() -> None:
     with torch.autocast("cpu", torch.bfloat16), reading.open(columns, rows, valid) as found:
         run(model, embeds, valid)
     assert found.attention.dtype == torch.float32
-    close(found.attention, wanted, 0.05)
+    close(found.attention, wanted, 0.01)
     model = model.bfloat16()
     with reading.open(columns, rows, valid) as found:
         run(model, embeds.bfloat16(), valid)
     assert found.attention.dtype == torch.float32
-    close(found.attention, wanted, 0.05)
+    close(found.attention, wanted, 0.01)

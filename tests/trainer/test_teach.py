@@ -49,7 +49,7 @@ def test_the_targets_are_what_the_model_computes(world: World, tmp_path: Path) -
         assert targets.refined.dtype == targets.attention.dtype == np.float32
         np.testing.assert_allclose(targets.refined, expected, rtol=1e-3, atol=1e-3)
         degrees = (seen.attention / seen.attention.sum()).numpy()
-        np.testing.assert_allclose(targets.attention, degrees, rtol=1e-5)
+        np.testing.assert_allclose(targets.attention, degrees, rtol=1e-4)
         assert degrees.std() > 0
 
 
