@@ -54,10 +54,11 @@ TRAINER_FLOORS = [
         "tap",
         "weights",
         "hub",
+        "borders",
     },
     {"towers", "chat_template", "encode", "words", "sea", "supervision"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"},
-    {"folder_check", "basic", "conversations", "recipe_file", "suites"},
+    {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume"},
     {"model", "paper_rows"},
     {"parts", "data", "harness"},
     {"init", "features", "norm", "evaluate", "loop"},

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
 
 _REFUSED: dict[str, tuple[object, str]] = {
     "save_only_model": (False, "a stopped run could not go on as if it had not been stopped"),
+    "save_on_each_node": (False, "all processes read and write one folder"),
     "load_best_model_at_end": (False, "a run keeps its last weights"),
     "label_smoothing_factor": (0, "L_lm has no smoothing"),
     "remove_unused_columns": (False, "the columns are the losses'"),

@@ -16,14 +16,15 @@ from trainer.data import Collator, TrainingData
 from trainer.losses import MAX_SCALE
 from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
+from trainer.resume import ResumingTrainer
 from trainer.sampler import EpochSampler
-from trainer.sharding import ShardingTrainer, whole, whole_state
+from trainer.sharding import whole
 
 _LENGTHS = ("visual_norm", "refined_norm")
 """What is logged beside BASIC's terms."""
 
 
-class AlignTrainer(ShardingTrainer):
+class AlignTrainer(ResumingTrainer):
     """Trains an `AlignedLlava`.
 
     Beyond the Trainer: the sum of the terms and its scaling, learning rates by part, an order of samples that depends
@@ -241,23 +242,11 @@ class AlignTrainer(ShardingTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes what trains, and no more; every process has its part in it."""
-        assert output_dir is not None
-        model = self.accelerator.unwrap_model(self.model)
-        state = whole_state(model, keep=self.args.should_save, trained=True)
-        if self.args.should_save:
-            checkpoints.save_trained(state, nn.ModuleDict(self.balances), Path(output_dir))
-
     def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
         """One epoch, but none behind the last step: the Trainer would take one more from the last checkpoint."""
         self.control.should_training_stop = self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
             super()._run_epoch(*given, **named)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target = cast("AlignedLlava", self.model if model is None else model)
-        checkpoints.load_trained(target, nn.ModuleDict(self.balances), Path(resume_from_checkpoint))
 
 
 def learning_rate(name: str, recipe: Recipe) -> float:
