@@ -55,6 +55,7 @@ TRAINER_FLOORS = [
         "weights",
         "hub",
         "borders",
+        "schedule",
     },
     {"towers", "chat_template", "encode", "words", "sea", "supervision"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"},

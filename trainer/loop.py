@@ -18,6 +18,7 @@ from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
 from trainer.resume import ResumingTrainer
 from trainer.sampler import EpochSampler
+from trainer.schedule import check_schedule, schedule_options
 from trainer.sharding import whole
 
 _LENGTHS = ("visual_norm", "refined_norm")
@@ -209,11 +210,25 @@ class AlignTrainer(ResumingTrainer):
                     decay = self.args.weight_decay if name in decayed else 0.0
                     groups[learning_rate(name, self.recipe), decay].append(parameter)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
+            if not isinstance(kind, type) or options.keys() & {"params", "model", "optimizer_dict"}:
+                raise UserError(
+                    f"training_arguments.optim: {self.args.optim} forms groups of its own, which know nothing of "
+                    "learning_rates; choose another, such as adamw_torch"
+                )
             self.optimizer = kind(
                 [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()],
                 **options,
             )
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:  # noqa: ANN401 - as in Trainer
+        """The Trainer's, seen not to rise above a rate at any step."""
+        if self.lr_scheduler is None:
+            assert self.optimizer is not None
+            peaks = [group["lr"] for group in self.optimizer.param_groups]
+            check_schedule(self.args, peaks, num_training_steps)
+            self.args.lr_scheduler_kwargs = schedule_options(self.args, peaks)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # noqa: ANN401 - as in Trainer
         grouped, processes = {}, self.args.world_size
@@ -238,6 +253,11 @@ class AlignTrainer(ResumingTrainer):
         with self.accelerator.autocast():  # the Trainer's own holds for its forward only
             found = self._evaluator(self.accelerator.unwrap_model(self.model))
         metrics = {f"eval_{name}": value for name, value in found.items()}
+        followed = self.args.metric_for_best_model
+        if followed and followed.removeprefix("eval_") not in found:
+            raise UserError(
+                f"training_arguments.metric_for_best_model: found {followed!r}; expected one of {', '.join(found)}"
+            )
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

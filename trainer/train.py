@@ -101,6 +101,8 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
     fields = run_fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
+    if recipe.evaluate_every and conversations.held_out is None and not (out / "summary.json").is_file():
+        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
     make_folder(out.parent)
     with alone(out.parent):  # the processes of a run come at once; the first one begins it
         _begin(out, fields, recipe, resume)
