@@ -8,8 +8,13 @@ from typing import Any, cast
 
 import torch
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 
 from sea_pipeline.errors import UserError, one_line
+from trainer.borders import border
 from trainer.recipe import Recipe
 from trainer.schedule import BY_EVALUATION, check_schedule
 
@@ -78,15 +83,23 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
                 "samples; set `evaluate_every`"
             )
         evaluation |= {"metric_for_best_model": "lm_loss"}  # transformers' own would be a loss that we do not have
-    if given.get("fsdp_config"):  # transformers writes into it
+    if isinstance(given.get("fsdp_config"), Mapping):  # transformers writes into it
         given = given | {"fsdp_config": dict(given["fsdp_config"])}
-    try:
-        args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
+    with border("training_arguments", "set another value, or leave it out", given=True):
+        try:
+            args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
+        except TypeError as error:  # an argument that there is not, which is a mistake of the recipe's
+            reason = one_line(error).replace("TrainingArguments.__init__() got an", "found an")
+            raise UserError(f"training_arguments: {reason}") from error
         with suppress(ValueError):  # of those that want the model first
-            Trainer.get_optimizer_cls_and_kwargs(args)  # whose package may be absent
-    except (TypeError, ValueError, ImportError) as error:
-        reason = one_line(error).replace("TrainingArguments.__init__() got an", "found an")
-        raise UserError(f"training_arguments: {reason}") from error
+            Trainer.get_optimizer_cls_and_kwargs(args)
+        get_reporting_integration_callbacks(args.report_to)
+    services = set(cast("list[str]", args.report_to)) - {"azure_ml", "flyte"}  # of which the list below says nothing
+    for service in sorted(services - set(get_available_reporting_integrations())):
+        raise UserError(
+            f"training_arguments.report_to: the package of {service} is not installed, or it is switched off; install "
+            "it, or leave it out"
+        )
     if args.fsdp:
         _check_fsdp(args, recipe)
     if peaks:  # of so many steps, before the data says of how many

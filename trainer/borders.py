@@ -10,7 +10,7 @@ import shutil
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,8 @@ _COMPUTING = ("torch/", "transformers/")
 """Libraries whose RuntimeErrors and ValueErrors are about tensors, and so about our code, but for the parts below."""
 _APART = (
     "torch/_utils.py", "torch/distributed/", "torch/multiprocessing/", "torch/serialization.py", "torch/utils/data/",
-    "torch/utils/tensorboard/", "transformers/integrations/integration_utils.py",
+    "torch/utils/tensorboard/", "transformers/integrations/integration_utils.py", "transformers/trainer",
+    "transformers/training_args.py",
 )  # fmt: skip
 _SURROUNDINGS = re.compile(
     r"allocat|out of memory|CUDA (error|driver)|CUDNN|CUBLAS|NCCL|[Cc]onnection|[Tt]imed out|Broken pipe|"
@@ -39,13 +40,16 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 
 
+Advice = str | Callable[[BaseException], str]
+
+
 @contextmanager
-def border(place: str, advice: str, *, given: bool = False) -> Iterator[None]:
+def border(place: str, advice: Advice, *, given: bool = False) -> Iterator[None]:
     """Turns an error of another library, or of the machine, into a `UserError`: the place, what it says, the advice.
 
     Args:
         place: what could not be done, or the file or option.
-        advice: what to do, in the imperative.
+        advice: what to do, in the imperative; a function is asked when there is an error.
         given: a library is given the user's files or settings here, so that all that its own code raises is about
             them: a damaged file makes any exception.
 
@@ -59,37 +63,48 @@ def border(place: str, advice: str, *, given: bool = False) -> Iterator[None]:
             raise
         raise UserError(_said(error)) from error
     except BaseException as error:
-        if not _is_theirs(error, given=given):
+        if not is_theirs(error, given=given):
             raise
-        raise UserError(f"{place}: {_said(error)}; {advice}") from error
+        raise UserError(f"{place}: {_said(error)}; {_advised(advice, error)}") from error
 
 
 @contextmanager
-def saving(path: Path) -> Iterator[None]:
+def saving(path: Path, problem: str = "cannot be written") -> Iterator[None]:
     """The border where a file or a folder is written: of a full disk every library says something else.
 
     Raises:
         UserError: it cannot be written.
     """
-    again = "make room or mend the disk, and run the same command again (what is finished is kept)"
-    with border(f"{path}: cannot be written", again), writing(path):
+    again = "make room, or mend what it says, and run the same command again (what is finished is kept)"
+    with border(f"{path}: {problem}", again), writing(path, path.parent):
         try:
             yield
         except Exception as error:
             if number := _OS_ERROR.search(str(error)):  # safetensors'
                 code = int(number[1])
                 raise OSError(code, os.strerror(code), str(path)) from error
-            if type(error) is RuntimeError and _is_theirs(error):  # torch's, which says nothing of a disk
+            # torch's says nothing of a disk
+            if type(error) is RuntimeError and is_theirs(error) and not lacks_memory(error):
                 there = next(folder for folder in (path, *path.parents) if folder.exists())
                 free = shutil.disk_usage(there).free
                 raise UserError(
-                    f"{path}: cannot be written: {one_line(error)}; its disk has {free:,} bytes left; {again}"
+                    f"{path}: {problem}: {one_line(error)}; its disk has {free:,} bytes left; {again}"
                 ) from error
             raise
 
 
-def _is_theirs(error: BaseException, *, given: bool = False) -> bool:
-    """Whether the user can do something about an error; else it is a mistake in our code."""
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, of this machine's or of a device."""
+    return isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)) is not None
+
+
+def has_lost_others(error: BaseException) -> bool:
+    """Whether another process of the run has ended, of which this one has heard nothing else."""
+    return re.search("onnection (closed|reset|refused)|NCCL|Socket|Broken pipe", str(error)) is not None
+
+
+def is_theirs(error: BaseException, *, given: bool = False) -> bool:
+    """Whether the user can do something about an error; else it is a mistake in our code. `given`: see `border`."""
     defined = _root(type(error).__module__)
     if not isinstance(error, Exception):
         return defined == "torch"  # its CheckpointException; not Ctrl-C
@@ -118,14 +133,23 @@ def _raised_in(error: BaseException) -> str:
     return next((file for file, known in zip(reversed(files), reversed(standard), strict=True) if not known), "")
 
 
+def _advised(advice: Advice, error: BaseException) -> str:
+    if not isinstance(advice, str):
+        return advice(error)
+    if isinstance(error, ImportError):
+        return "install what is missing, and run the same command again"
+    return "free some memory, and run the same command again" if lacks_memory(error) else advice
+
+
 def _root(module: str) -> str:
     return module.partition(".")[0]
 
 
 def _said(error: BaseException) -> str:
     if _WORKER.search(str(error)):  # torch wraps what a process that reads data raised in the text of a traceback
-        last = str(error).strip().splitlines()[-1]
-        return last.partition(": ")[2] or last
+        behind = re.split(r'\n  File "[^\n]*', str(error))[-1]
+        raised = re.split(r"\n(?=\S)", behind, maxsplit=1)[-1]
+        return one_line(ValueError(raised.partition(": ")[2] or raised))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return one_line(error)

@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainingArguments
 from sea_pipeline.errors import UserError
 from trainer import checkpoints
 from trainer.balance import Balance, Probe
+from trainer.borders import border
 from trainer.data import Collator, TrainingData
 from trainer.losses import MAX_SCALE
 from trainer.model import AlignedLlava, part
@@ -209,17 +210,22 @@ class AlignTrainer(ResumingTrainer):
                 if parameter.requires_grad:
                     decay = self.args.weight_decay if name in decayed else 0.0
                     groups[learning_rate(name, self.recipe), decay].append(parameter)
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
-            if not isinstance(kind, type) or options.keys() & {"params", "model", "optimizer_dict"}:
-                raise UserError(
-                    f"training_arguments.optim: {self.args.optim} forms groups of its own, which know nothing of "
-                    "learning_rates; choose another, such as adamw_torch"
-                )
-            self.optimizer = kind(
-                [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()],
-                **options,
-            )
+            with border("training_arguments.optim", "set another, or other options of it", given=True):
+                self.optimizer = self._optimizer_of(chosen, groups)
         return self.optimizer
+
+    def _optimizer_of(
+        self, model: AlignedLlava, groups: Mapping[tuple[float, float], list[nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if not isinstance(kind, type) or options.keys() & {"params", "model", "optimizer_dict"}:
+            raise UserError(
+                f"training_arguments.optim: {self.args.optim} forms groups of its own, which know nothing of "
+                "learning_rates; choose another, such as adamw_torch"
+            )
+        each = [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()]
+        optimizer: torch.optim.Optimizer = kind(each, **options)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:  # noqa: ANN401 - as in Trainer
         """The Trainer's, seen not to rise above a rate at any step."""

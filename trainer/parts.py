@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,8 +31,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sea_pipeline.encoders.spec import split_s2
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.errors import UserError
 from sea_pipeline.optional import package_folder, require
+from trainer.borders import border
 from trainer.folder_check import image_shape
 from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
 
@@ -157,12 +157,9 @@ def _config(spec: str) -> PreTrainedConfig:
 
 @contextmanager
 def _named(spec: str) -> Iterator[None]:
-    try:
+    """The border where a part is read: it may be missing, unknown, damaged, or in need of a package."""
+    with border(f"{spec}: cannot be loaded", "check the folder or the hub name", given=True):
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # missing, unknown or damaged
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{spec}: cannot be loaded ({one_line(error)}); check the folder or the hub name") from error
 
 
 def _load(kind: Any, spec: str, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401 - an Auto or a model class

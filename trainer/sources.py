@@ -16,10 +16,11 @@ from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.llava_json import relative_path
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage import cache_folder, data_folder
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets
 from sea_pipeline.wordlists import WordList, load_wordlist
+from trainer.borders import border
 from trainer.conversations import load_conversations, missing_images, split_rows
 from trainer.data import Labels
 from trainer.load import ModelFolder
@@ -64,6 +65,14 @@ def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
             image_root=image_root,
         )
 
+    advice = f"restore it, or remove {cache_folder() / 'conversations'}, which is made again from it"
+    with border(f"{file}: cannot be read", advice, given=True):
+        return _opened(data, file, image_root, locate, rows)
+
+
+def _opened(
+    data: Data, file: Path, image_root: Path, locate: Callable[[str], Path], rows: Callable[[Path], Rows]
+) -> Conversations:
     train, held_out = rows(file), None
     if data.held_out:
         count = data.held_out if data.held_out < 1 else int(data.held_out)

@@ -26,6 +26,7 @@ from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import TEMPORARY, alone, claimed, entries, make_folder, publish_bytes, sweep
 from trainer import checkpoints
 from trainer.arguments import training_arguments
+from trainer.borders import border, has_lost_others, lacks_memory
 from trainer.build import Inputs, build, trainable
 from trainer.init import init_model
 from trainer.load import open_model_folder
@@ -113,8 +114,24 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
         told.say(f"{out}: this run is finished")
         return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
     told.say(f"the run goes to {out}" + (f"; labels: {store.path}" if store else ""))
-    with claimed(out) if args.process_index == 0 else nullcontext():
+    with (
+        claimed(out) if args.process_index == 0 else nullcontext(),
+        border(f"{out}: training has stopped", partial(_after, out)),
+    ):
         return _Run(inputs, out, fields, told).finish()
+
+
+def _after(out: Path, error: BaseException) -> str:
+    """What to do when another library could not go on, and what is not lost."""
+    kept = checkpoints.kept(out / "checkpoints")
+    if lacks_memory(error):
+        return (
+            f"free some memory and run the same command again ({kept}), or begin anew with another --out and a smaller "
+            "training_arguments.per_device_train_batch_size"
+        )
+    missing = "install what is missing" if isinstance(error, ImportError) else "mend that"
+    cause = "see what another process of this run has said" if has_lost_others(error) else missing
+    return f"{cause}, and run the same command again ({kept})"
 
 
 def _model_path(recipe: Recipe, told: Told) -> Path:

@@ -52,6 +52,8 @@ class Runs(NamedTuple):
     killed: Ended
     left: list[str]
     """Files of the killed run, before the same command was given again."""
+    lost: list[str]
+    """What the process that was not killed said."""
     recipes: dict[str, Recipe]
     """Of one process."""
 
@@ -80,6 +82,7 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         uneven, again = twos["uneven"], root / "two" / "again"
         killed = launch([Job(uneven, again, killed=(1, 3))])
         left = [str(path.relative_to(again)) for path in again.rglob("*") if path.is_file()]
+        lost = said(again, rank=0)
         begun = (root / "one" / "uneven", 2)
         damaged = copied(root / "one" / "uneven", root / "two" / "damaged", 4) / "checkpoints" / "checkpoint-4"
         (damaged / "optimizer.pt").write_bytes(b"")
@@ -93,7 +96,7 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             Job(ones["uneven"], root / "two" / "doubled", begun=begun),
         ])  # fmt: skip
         assert ended.returncode == 0, ended.output[-5000:]
-        yield Runs(root, killed, left, ones)
+        yield Runs(root, killed, left, lost, ones)
 
 
 def close(ours: Path, theirs: Path, *, but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
@@ -145,6 +148,7 @@ def test_a_killed_process_ends_the_other(runs: Runs) -> None:
     assert runs.killed.returncode not in (0, None)
     assert "Signal 9 (SIGKILL)" in runs.killed.output
     assert "checkpoints/checkpoint-2/trainer_state.json" in runs.left
+    assert "see what another process of this run has said, and run the same command again" in runs.lost[-1]
     assert not any(file.startswith(("model", "summary")) for file in runs.left)
 
 
