@@ -13,6 +13,7 @@ from sea_pipeline.teacher import TargetStore
 from trainer.arguments import training_arguments
 from trainer.balance import Balance
 from trainer.basic import BasicTerm
+from trainer.borders import border
 from trainer.data import Labels, TrainingData
 from trainer.evaluate import Evaluator
 from trainer.features import tower_features
@@ -59,7 +60,8 @@ def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]
         with progress("features", images, 0) as advance:
             data.kept = tower_features(model, data, advance)
     evaluator = _evaluator(inputs, labels, args.per_device_eval_batch_size, str(args.device))
-    return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
+    with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
+        return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
 
 
 def basic_term(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: Sequence[str]) -> BasicTerm:

@@ -13,6 +13,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.settings import Settings
 from sea_pipeline.storage import publish_folder
 from trainer import hub, legacy
+from trainer.borders import saving
 from trainer.export_files import alignment, clean, respell, write_json, write_texts
 from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder, open_model_folder
@@ -77,7 +78,7 @@ def export_model(settings: ExportSettings) -> Exported:
     if settings.compat == 4 and settings.kind == "model":
         legacy.check_tower(tower)
     kinds = {"model": _write_model, "llm": _write_llm, "projector": _write_projector}
-    with publish_folder(settings.out) as scratch, quiet():
+    with saving(settings.out, "cannot be made"), publish_folder(settings.out) as scratch, quiet():
         done = kinds[settings.kind](folder, settings, scratch)
         if settings.kind == "model" and tower in OURS:
             done.notes.append(f"transformers lacks the tower {tower!r}: `import trainer.towers` before loading.")

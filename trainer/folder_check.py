@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoProcessor, LlavaConfig
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.records import read_json
 from trainer import towers as towers  # registers the towers that transformers lacks
+from trainer.borders import is_theirs
 from trainer.chat_template import IMAGE_TOKEN, both_forms
 from trainer.config_check import check_plain
 
@@ -46,6 +47,8 @@ def check_model_folder(folder: Path) -> Checked:
         config = LlavaConfig.from_pretrained(folder)
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # damaged files end in nearly any kind
+        if not is_theirs(error, given=True):
+            raise
         raise UserError(
             f"{folder}: its configuration or processor cannot be loaded ({one_line(error)}); restore it, or "
             "make it with sea-pipeline init"

@@ -17,6 +17,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.storage import canonical_json, publish_folder
+from trainer.borders import saving
 from trainer.chat_template import IMAGE_TOKEN
 from trainer.folder_check import check_model_folder as check_model_folder
 from trainer.folder_check import image_shape
@@ -67,7 +68,8 @@ def init_model(
     with quiet(), publish_folder(out) as scratch:
         weights = getattr(torch, dtype)
         vision_part, llm_part = load_vision(vision, weights, feature_layer), load_llm(llm, weights)
-        vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
+        with saving(out):
+            vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
         alignment = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
         (scratch / ALIGNMENT).write_bytes(canonical_json(alignment | {"projector": projector, "seed": seed}))
         check_model_folder(scratch)

@@ -12,6 +12,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import read_json
 from trainer.aspect_ratio import with_aspect_ratio
+from trainer.borders import border
 from trainer.folder_check import check_model_folder
 from trainer.init import ALIGNMENT
 from trainer.lora import add_adapters
@@ -104,7 +105,7 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         layers: load only so many of the LLM's first layers, for whoever looks no further.
 
     Raises:
-        UserError: a weight is missing.
+        UserError: a weight is missing; the files are damaged, or need a package that is not installed.
     """
     frozen = _frozen_dtype(recipe)
     trains = recipe.learning_rates
@@ -120,7 +121,9 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         "text_config": torch.float32 if trains.llm and recipe.lora is None else frozen,
         "vision_config": torch.float32 if trains.vision else frozen,
     }
-    with quiet():  # reads the tensors that the model has, each by itself; the rest of the files is not touched
+    advice = "copy the folder again, or make it with sea-pipeline init"
+    # Of the files only the tensors that the model has are read, each by itself.
+    with quiet(), border(f"{folder.path}: cannot be loaded", advice, given=True):
         loaded: Any = kind.from_pretrained(folder.path, config=config, dtype=dtypes, output_loading_info=True)
     model: AlignedLlava = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):  # transformers would draw them at random

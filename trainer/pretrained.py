@@ -22,6 +22,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sea_pipeline.errors import UserError, one_line
+from trainer.borders import border
 from trainer.config_check import check_plain, drop_leftovers
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -33,14 +34,15 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 @contextmanager
 def named(spec: str) -> Iterator[None]:
     """Turns any error within it into one line that names the folder, or the file in it that is at fault."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # missing, unknown or damaged files end in nearly any kind
-        if Path(spec).is_dir():
-            check_files(Path(spec))
-        raise UserError(f"{spec}: cannot be loaded ({one_line(error)}); check the folder or the hub name") from error
+    with border(f"{spec}: cannot be loaded", "check the folder or the hub name", given=True):
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception:  # missing, unknown or damaged files end in nearly any kind
+            if Path(spec).is_dir():
+                check_files(Path(spec))
+            raise
 
 
 def load_config(spec: str) -> PreTrainedConfig:

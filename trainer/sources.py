@@ -16,7 +16,7 @@ from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.llava_json import relative_path
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage import cache_folder, data_folder
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets
 from sea_pipeline.wordlists import WordList, load_wordlist
@@ -30,11 +30,12 @@ from trainer.bad_rows import (
     unreadable_images,
     without,
 )
+from trainer.borders import border
 from trainer.conversations import read_conversations, split_rows
 from trainer.data import Labels
 from trainer.geometry import pads
 from trainer.load import ModelFolder
-from trainer.recipe import SAMPLES, Data, LabelSource, Recipe, Sea
+from trainer.recipe import SAMPLES, Basic, Data, LabelSource, Recipe, Sea
 from trainer.words import word_tokens
 
 LABELS = Path("runs") / "labels"
@@ -86,6 +87,18 @@ def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
         absent = {} if data.train == SAMPLES else missing_images(read.rows, image_root)
         return _accepted(path, data, read.rows, [*read.bad, *rows_with(read.rows, absent)], len(read.bad))
 
+    advice = f"restore it, or remove {cache_folder() / 'conversations'}, which is made again from it"
+    with border(f"{file}: cannot be read", advice, given=True):
+        return _opened(data, file, image_root, locate, rows)
+
+
+def _opened(
+    data: Data,
+    file: Path,
+    image_root: Path,
+    locate: Callable[[str], Path],
+    rows: Callable[[Path], tuple[Rows, list[BadRow]]],
+) -> Conversations:
     train, bad = rows(file)
     held_out = None
     if data.held_out:
@@ -135,6 +148,43 @@ def without_unreadable(conversations: Conversations, data: Data, store: LabelSto
     if held_out is not None:
         held_out, _ = _accepted(conversations.file, data, held_out, rows_with(held_out, unreadable))
     return replace(conversations, train=train, held_out=held_out, bad=conversations.bad.and_more(bad))
+
+
+def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basic, option: str) -> None:
+    """Looks for images whose patches would count alike, though attention was asked for: none of the text sees them.
+
+    Args:
+        conversations: of the run; rows that are trained on.
+        folder: the model's.
+        basic: how the supervision is made; only `text: prompt` leaves text out.
+        option: what sets `text`, for the message.
+
+    Raises:
+        UserError: behind an image there is text, and all of it is trained, as with the template `plain`.
+    """
+    if (basic.degree, basic.text) != ("auto", "prompt"):
+        return
+    unseen, images, example = 0, 0, ""
+    columns = conversations.train.select_columns(["id", "input_ids", "trained"]).with_format("arrow")
+    for batch in columns.iter(10_000):
+        lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
+        image = pc.list_flatten(batch["input_ids"]).to_numpy() == folder.processor.image_token_id
+        trained = pc.list_flatten(batch["trained"]).to_numpy(zero_copy_only=False)
+        starts, place = np.cumsum(lengths) - lengths, np.arange(len(image))
+        last_trained, last_other = (
+            np.repeat(np.maximum.reduceat(np.where(chosen, place, -1), starts), lengths)
+            for chosen in (trained, ~trained & ~image)
+        )
+        found = image & (place > last_other) & (place < last_trained)
+        if found.any() and not unseen:
+            example = batch["id"][int(np.searchsorted(starts, found.argmax(), side="right")) - 1].as_py()
+        unseen, images = unseen + int(found.sum()), images + int(image.sum())
+    if unseen:
+        raise UserError(
+            f"{option}: `prompt` is the text behind an image that is not trained; {unseen:,} of {images:,} images of "
+            f"{conversations.file} have none, such as that of {example!r}, and every patch of theirs would count the "
+            "same; set it to all, or take another template"
+        )
 
 
 def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[[str], Path]]:

@@ -26,6 +26,7 @@ from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import TEMPORARY, alone, claimed, entries, make_folder, publish_bytes, sweep
 from trainer import checkpoints
 from trainer.arguments import training_arguments
+from trainer.borders import border, has_lost_others, lacks_memory
 from trainer.build import Inputs, build, trainable
 from trainer.conversations import summary
 from trainer.geometry import pads
@@ -37,7 +38,14 @@ from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
 from trainer.run_fields import ACCUMULATION, MODELS, beside, run_fields, start_folder
 from trainer.save import save_model
-from trainer.sources import LABELS, open_conversations, open_label_source, open_teacher, without_unreadable
+from trainer.sources import (
+    LABELS,
+    check_prompts,
+    open_conversations,
+    open_label_source,
+    open_teacher,
+    without_unreadable,
+)
 
 _NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
@@ -106,11 +114,15 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     conversations = open_conversations(recipe.data, folder)
     if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
+    if {"das", "sds"} & recipe.loss.terms().keys() and recipe.teacher is None:
+        check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
     conversations = without_unreadable(conversations, recipe.data, store)
     inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
     fields = run_fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
+    if recipe.evaluate_every and conversations.held_out is None and not (out / "summary.json").is_file():
+        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
     make_folder(out.parent)
     with alone(out.parent):  # the processes of a run come at once; the first one begins it
         _begin(out, fields, recipe, resume)
@@ -119,8 +131,24 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
         told.say(f"{out}: this run is finished")
         return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
     told.say(f"the run goes to {out}" + (f"; labels: {store.path}" if store else ""))
-    with claimed(out) if args.process_index == 0 else nullcontext():
+    with (
+        claimed(out) if args.process_index == 0 else nullcontext(),
+        border(f"{out}: training has stopped", partial(_after, out)),
+    ):
         return _Run(inputs, out, fields, told).finish()
+
+
+def _after(out: Path, error: BaseException) -> str:
+    """What to do when another library could not go on, and what is not lost."""
+    kept = checkpoints.kept(out / "checkpoints")
+    if lacks_memory(error):
+        return (
+            f"free some memory and run the same command again ({kept}), or begin anew with another --out and a smaller "
+            "training_arguments.per_device_train_batch_size"
+        )
+    missing = "install what is missing" if isinstance(error, ImportError) else "mend that"
+    cause = "see what another process of this run has said" if has_lost_others(error) else missing
+    return f"{cause}, and run the same command again ({kept})"
 
 
 def _model_path(recipe: Recipe, told: Told) -> Path:
@@ -213,19 +241,33 @@ class _Run:
         return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
 
     def _checkpoint(self) -> Path | None:
-        """The newest one, as the first process sees it, which also clears half-written ones away."""
-        found = [checkpoints.latest(self.out / "checkpoints") if self.trainer.is_world_process_zero() else None]
+        """The newest whole one, as the first process sees it, which also clears half-written ones away.
+
+        Raises:
+            UserError: none of those that there are is whole; every process says so.
+        """
+        folder = self.out / "checkpoints"
+        found: list[Path | UserError | None] = [None]
+        if self.trainer.is_world_process_zero():
+            checkpoints.clear(folder)
+            try:
+                found = [checkpoints.latest(folder, self.told.say)]
+            except UserError as problem:
+                found = [problem]
         broadcast_object_list(found)
+        if isinstance(found[0], UserError):
+            raise found[0]
         return found[0]
 
     def _exactness(self, checkpoint: Path) -> str:
-        """What another number of processes changes, where it is another."""
+        """What is not as it was, if anything: a version without records, another number of processes."""
         before, now = checkpoints.processes_of(checkpoint), self.trainer.args.world_size
+        aside = "" if checkpoints.has_record(checkpoint) else ", which an older version wrote; all of it can be read"
         if before == now:
-            return ""
+            return aside
         return (
-            f" of {before} processes with {now}: samples, weights and optimizer go on as they were; sums over a step "
-            "are rounded otherwise, and dropout is drawn anew"
+            f" of {before} processes with {now}{aside}: samples, weights and optimizer go on as they were; sums over a "
+            "step are rounded otherwise, and dropout is drawn anew"
         )
 
     def _evaluate(self, step: int) -> None:
