@@ -54,11 +54,13 @@ TRAINER_FLOORS = [
         "tap",
         "weights",
         "hub",
+        "borders",
+        "schedule",
     },
     {"towers", "chat_template", "encode", "words", "sea", "supervision"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
     | {"aspect_ratio"},
-    {"folder_check", "basic", "conversations", "recipe_file", "suites", "sentence_piece"},
+    {"folder_check", "basic", "conversations", "recipe_file", "suites", "sentence_piece", "resume"},
     {"model", "paper_rows", "tokenizer"},
     {"parts", "data", "harness"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens"},

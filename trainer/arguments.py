@@ -1,5 +1,6 @@
 """The recipe's `training_arguments` as transformers takes them."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from sea_pipeline.errors import UserError, one_line
 from trainer.recipe import Recipe
+from trainer.schedule import BY_EVALUATION, check_schedule
 
 DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
@@ -41,6 +43,8 @@ say `max_grad_norm: 0`. Batch size and checkpoints are of our own choice.
 
 _REFUSED: dict[str, tuple[object, str]] = {
     "save_only_model": (False, "a stopped run could not go on as if it had not been stopped"),
+    "save_on_each_node": (False, "all processes read and write one folder"),
+    "optim_target_modules": (None, "its optimizers form groups of their own, which know nothing of learning_rates"),
     "load_best_model_at_end": (False, "a run keeps its last weights"),
     "label_smoothing_factor": (0, "L_lm has no smoothing"),
     "remove_unused_columns": (False, "the columns are the losses'"),
@@ -49,19 +53,35 @@ _REFUSED: dict[str, tuple[object, str]] = {
 }
 """Arguments that would do harm or nothing, with the value that may be given and the reason."""
 
+_YES = ("y", "yes", "t", "true", "on", "1")
+"""As accelerate and transformers read it."""
+_INSTEAD = (
+    "weights are put together of FSDP's pieces alone; begin with torchrun, and set training_arguments.fsdp: true and "
+    "fsdp_config: {version: 2, transformer_layer_cls_to_wrap: [LlamaDecoderLayer]}, or the LLM's own layer"
+)
+
 
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """The recipe's arguments over `DEFAULTS`.
 
     Raises:
-        UserError: transformers does not know one, or refuses its value; FSDP where there is nothing to cut.
+        UserError: transformers does not know one, or refuses its value; FSDP where there is nothing to cut; DeepSpeed;
+            a learning rate that would rise above its peak.
     """
-    given = recipe.training_arguments
+    given, peaks = recipe.training_arguments, _peaks(recipe)
     fixed = {"output_dir": str(out / "checkpoints"), "seed": recipe.seed, "data_seed": recipe.seed}
     if both := set(fixed) & set(given) | {"learning_rate"} & set(given):
         raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
     _refuse(given)
+    fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives from it, too
     evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
+    if given.get("lr_scheduler_type") in BY_EVALUATION:
+        if not evaluation:
+            raise UserError(
+                f"training_arguments.lr_scheduler_type: {given['lr_scheduler_type']} follows a metric of held-out "
+                "samples; set `evaluate_every`"
+            )
+        evaluation |= {"metric_for_best_model": "lm_loss"}  # transformers' own would be a loss that we do not have
     if given.get("fsdp_config"):  # transformers writes into it
         given = given | {"fsdp_config": dict(given["fsdp_config"])}
     try:
@@ -73,10 +93,25 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         raise UserError(f"training_arguments: {reason}") from error
     if args.fsdp:
         _check_fsdp(args, recipe)
+    if peaks:  # of so many steps, before the data says of how many
+        steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
+        check_schedule(args, peaks, steps)
     return args
 
 
+def _peaks(recipe: Recipe) -> list[float]:
+    """The learning rates of what trains."""
+    rates, sea = recipe.learning_rates, recipe.loss.sea
+    scale = rates.logit_scale if sea.weight and sea.logit_scale_learnable else None
+    return [rate for rate in (rates.projector, rates.llm, rates.vision, scale) if rate is not None]
+
+
 def _refuse(given: Mapping[str, Any]) -> None:
+    if given.get("deepspeed"):
+        raise UserError(f"training_arguments.deepspeed: {_INSTEAD}")
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):  # as accelerate launch sets them
+        if (said := os.environ.get(name, "")).lower() in _YES:
+            raise UserError(f"the environment variable {name} is {said!r}: {_INSTEAD}, and unset {name}")
     for name, (allowed, reason) in _REFUSED.items():
         if name in given and given[name] != allowed:
             raise UserError(f"training_arguments.{name}: found {given[name]!r}; {reason}; leave it out")

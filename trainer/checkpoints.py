@@ -1,24 +1,43 @@
-"""Checkpoints that hold what trains and nothing else, and which of them are whole.
+"""Checkpoints that hold what trains and nothing else, each of them whole or not there.
 
 A checkpoint of stage 1 is the projector, not the LLM: the frozen parts are in the folder that the run started from.
+
+One is written in a folder aside. When all of it is on disk, `files.json` is written into it, with the size and the hash
+of every file, and the folder gets its name. Checkpoints of versions that kept no such record count if each of their
+files can be read from one end to the other.
 """
 
 import json
 import re
 import shutil
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.records import File, Record, check_file, file_record, load_record
+from sea_pipeline.storage import TEMPORARY
+from sea_pipeline.storage.disk import sync, sync_folder
 from trainer.sharding import fill
 
 _TRAINED = "trained.safetensors"
 _BALANCE = "balance."
-_STATE = "trainer_state.json"
-"""What the Trainer writes last."""
+_RECORD = "files.json"
+_PARTS = (_TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+"""What a run cannot go on without as if it had not been stopped."""
+
+
+class _Whole(Record):
+    """`files.json`: what a checkpoint holds."""
+
+    files: list[File]
 
 
 def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Path) -> None:
@@ -45,19 +64,132 @@ def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
         fill(parameters[name], value)
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; those that a kill left half-written are removed."""
-    numbered = {
-        int(match[1]): path for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"\D+(\d+)", path.name))
-    }
-    for step in sorted(numbered, reverse=True):
-        try:
-            json.loads((numbered[step] / _STATE).read_text("utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(numbered[step])
-        else:
-            return numbered[step]
+def unfinished(folder: Path) -> Path:
+    """Where the checkpoints of a run are while they are written; what a kill leaves there is nothing."""
+    return folder / TEMPORARY
+
+
+def clear(folder: Path) -> None:
+    """Removes what a stopped run has left half-written."""
+    shutil.rmtree(unfinished(folder), ignore_errors=True)
+
+
+def publish(written: Path, folder: Path, *, limit: int | None = None, best: int | None = None) -> None:
+    """Gives a checkpoint that is written its name in `folder`, and removes the oldest beyond `limit`.
+
+    Args:
+        written: below `unfinished`; its own name is the one that it gets.
+        folder: where the run has its checkpoints.
+        limit: how many to keep, this one included; None or 0 keeps all.
+        best: the step of one to keep in any case.
+    """
+    sync_folder(written)
+    paths = sorted(path for path in written.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:  # two large files are hashed side by side
+        record = _Whole(files=list(pool.map(partial(file_record, written), paths)))
+    (written / _RECORD).write_bytes(record.to_bytes())
+    sync(written / _RECORD)
+    sync(written)
+    path = folder / written.name
+    _remove(path, folder)  # a damaged one, of the run as it was before it went on from an older one
+    written.rename(path)
+    sync(folder)
+    others = [other for other in _numbered(folder) if other != path]
+    others.sort(key=lambda other: (step_of(other) == best, _has_all(other), step_of(other)))
+    spare = max(0, len(others) + 1 - limit) if limit else 0
+    for other in others[:spare]:
+        if step_of(other) != best:
+            _remove(other, folder)
+    clear(folder)
+
+
+def _remove(checkpoint: Path, folder: Path) -> None:
+    """In one step for all who look: a kill leaves no half of it."""
+    if checkpoint.exists():
+        aside = unfinished(folder) / f"removed-{checkpoint.name}"
+        checkpoint.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def latest(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The newest whole checkpoint of a run, or None where there is none at all; `say` hears of newer, damaged ones.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is whole.
+    """
+    problems: list[str] = []
+    for checkpoint in reversed(_numbered(folder)):
+        problem = _problem(checkpoint)
+        if problem is None:
+            for line in problems:
+                say(f"{line}; this checkpoint is left out")
+            return checkpoint
+        problems.append(problem)
+    if problems:
+        raise UserError(
+            f"{'; '.join(problems[:3])}; expected a whole checkpoint in {folder}, found none; put back a copy of one, "
+            f"or remove {folder} to begin the run anew"
+        )
     return None
+
+
+def has_record(checkpoint: Path) -> bool:
+    """Whether it says what it holds; those of older versions do not."""
+    return (checkpoint / _RECORD).exists()
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """By step."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def _problem(checkpoint: Path) -> str | None:
+    """One line that says what of a checkpoint is not as it was written, or None."""
+    if not has_record(checkpoint):
+        return _unrecorded_problem(checkpoint)
+    try:
+        files = load_record(checkpoint / _RECORD, _Whole).files
+    except UserError as error:
+        return str(error)
+    with ThreadPoolExecutor() as pool:
+        return next(filter(None, pool.map(partial(check_file, checkpoint), files)), None)
+
+
+def _unrecorded_problem(checkpoint: Path) -> str | None:
+    for pattern in _PARTS:
+        files = sorted(checkpoint.glob(pattern))
+        if not files:
+            return f"{checkpoint / pattern}: expected a file, as no {_RECORD} says what there was; found none"
+        for path in files:
+            try:
+                _read_through(path)
+            except Exception as error:  # whatever a damaged file makes of a reader
+                return f"{path}: damaged: {one_line(error)}"
+    return None
+
+
+def _read_through(path: Path) -> None:
+    if path.suffix == ".json":
+        json.loads(path.read_text("utf-8"))
+    elif path.suffix == ".safetensors":
+        with safe_open(path, framework="pt"):  # compares what the header names with the file's size
+            pass
+    elif path.is_file():  # else FSDP's folder, of an optimizer in pieces
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} has another checksum")
+
+
+def _has_all(checkpoint: Path) -> bool:
+    """Whether every file is there in its size, without reading gigabytes."""
+    if not has_record(checkpoint):
+        return all(any(checkpoint.glob(pattern)) for pattern in _PARTS)
+    try:
+        files = load_record(checkpoint / _RECORD, _Whole).files
+        return all((checkpoint / file.path).stat().st_size == file.bytes for file in files)
+    except (OSError, UserError):
+        return False
 
 
 def step_of(checkpoint: Path) -> int:
@@ -72,5 +204,5 @@ def processes_of(checkpoint: Path) -> int:
 
 def kept(folder: Path) -> str:
     """For a message: what is not lost."""
-    checkpoint = latest(folder)
-    return "there is no checkpoint yet" if checkpoint is None else f"{checkpoint} is kept"
+    found = [checkpoint for checkpoint in _numbered(folder) if _has_all(checkpoint)]
+    return f"{found[-1]} is kept" if found else "there is no checkpoint yet"

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sea_pipeline.progress import ProgressBar
-from sea_pipeline.storage import publish_bytes
+from sea_pipeline.storage import publish_bytes, writing
 
 _FEW = 64
 """Pairs that L_a contrasts; the papers' micro-batches have thousands."""
@@ -65,7 +65,7 @@ class MetricsLog(TrainerCallback):
         if not state.is_world_process_zero or summary:
             return
         line = {"step": state.global_step, "seconds": round(self.seconds(), 3), **logs}
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         evaluated = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
         if evaluated:

@@ -16,14 +16,16 @@ from trainer.data import Collator, TrainingData
 from trainer.losses import MAX_SCALE
 from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
+from trainer.resume import ResumingTrainer
 from trainer.sampler import EpochSampler
-from trainer.sharding import ShardingTrainer, whole, whole_state
+from trainer.schedule import check_schedule, schedule_options
+from trainer.sharding import whole
 
 _LENGTHS = ("visual_norm", "refined_norm")
 """What is logged beside BASIC's terms."""
 
 
-class AlignTrainer(ShardingTrainer):
+class AlignTrainer(ResumingTrainer):
     """Trains an `AlignedLlava`.
 
     Beyond the Trainer: the sum of the terms and its scaling, learning rates by part, an order of samples that depends
@@ -208,11 +210,25 @@ class AlignTrainer(ShardingTrainer):
                     decay = self.args.weight_decay if name in decayed else 0.0
                     groups[learning_rate(name, self.recipe), decay].append(parameter)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
+            if not isinstance(kind, type) or options.keys() & {"params", "model", "optimizer_dict"}:
+                raise UserError(
+                    f"training_arguments.optim: {self.args.optim} forms groups of its own, which know nothing of "
+                    "learning_rates; choose another, such as adamw_torch"
+                )
             self.optimizer = kind(
                 [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()],
                 **options,
             )
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:  # noqa: ANN401 - as in Trainer
+        """The Trainer's, seen not to rise above a rate at any step."""
+        if self.lr_scheduler is None:
+            assert self.optimizer is not None
+            peaks = [group["lr"] for group in self.optimizer.param_groups]
+            check_schedule(self.args, peaks, num_training_steps)
+            self.args.lr_scheduler_kwargs = schedule_options(self.args, peaks)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # noqa: ANN401 - as in Trainer
         grouped, processes = {}, self.args.world_size
@@ -237,27 +253,20 @@ class AlignTrainer(ShardingTrainer):
         with self.accelerator.autocast():  # the Trainer's own holds for its forward only
             found = self._evaluator(self.accelerator.unwrap_model(self.model))
         metrics = {f"eval_{name}": value for name, value in found.items()}
+        followed = self.args.metric_for_best_model
+        if followed and followed.removeprefix("eval_") not in found:
+            raise UserError(
+                f"training_arguments.metric_for_best_model: found {followed!r}; expected one of {', '.join(found)}"
+            )
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes what trains, and no more; every process has its part in it."""
-        assert output_dir is not None
-        model = self.accelerator.unwrap_model(self.model)
-        state = whole_state(model, keep=self.args.should_save, trained=True)
-        if self.args.should_save:
-            checkpoints.save_trained(state, nn.ModuleDict(self.balances), Path(output_dir))
 
     def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
         """One epoch, but none behind the last step: the Trainer would take one more from the last checkpoint."""
         self.control.should_training_stop = self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
             super()._run_epoch(*given, **named)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target = cast("AlignedLlava", self.model if model is None else model)
-        checkpoints.load_trained(target, nn.ModuleDict(self.balances), Path(resume_from_checkpoint))
 
 
 def learning_rate(name: str, recipe: Recipe) -> float:

@@ -7,10 +7,12 @@ import torch
 
 from sea_pipeline.storage import publish_folder
 from trainer.aspect_ratio import write_image_processor
+from trainer.borders import saving
 from trainer.load import ModelFolder
 from trainer.lora import merge_adapters
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
+from trainer.resume import agreed
 from trainer.sharding import whole_state
 from trainer.weights import PROJECTOR, canonical, read_weights, tensors_of
 
@@ -27,6 +29,9 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: boo
     did not train its values, in whatever precision they were computed with. Adapters of LoRA are merged, in the model
     as in the folder. Where the weights are cut over processes each of them calls this, and one
     has `write`.
+
+    Raises:
+        UserError: the folder cannot be written; every process says so.
     """
     dtype = start.config.dtype or torch.float32
     weights: dict[str, torch.Tensor] = {}
@@ -39,8 +44,12 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: boo
             if not parameter.requires_grad and name not in merged and canonical(name) in files
         }
         weights = whole_state(model, keep=write, dtype=dtype, stored=stored)
-    if not write:
-        return
+    with agreed(), saving(out):
+        if write:
+            _write(model, start, out, weights)
+
+
+def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor]) -> None:
     shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
     with quiet(), publish_folder(out) as scratch:
         for file in start.path.iterdir():

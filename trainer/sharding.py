@@ -106,10 +106,6 @@ class ShardingTrainer(Trainer):
             embed.set_reshard_after_forward(False)
         return prepared
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # what is written next makes the checkpoint count as whole
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)

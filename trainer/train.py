@@ -107,6 +107,8 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
     fields = run_fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
+    if recipe.evaluate_every and conversations.held_out is None and not (out / "summary.json").is_file():
+        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
     make_folder(out.parent)
     with alone(out.parent):  # the processes of a run come at once; the first one begins it
         _begin(out, fields, recipe, resume)
@@ -208,19 +210,33 @@ class _Run:
         return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
 
     def _checkpoint(self) -> Path | None:
-        """The newest one, as the first process sees it, which also clears half-written ones away."""
-        found = [checkpoints.latest(self.out / "checkpoints") if self.trainer.is_world_process_zero() else None]
+        """The newest whole one, as the first process sees it, which also clears half-written ones away.
+
+        Raises:
+            UserError: none of those that there are is whole; every process says so.
+        """
+        folder = self.out / "checkpoints"
+        found: list[Path | UserError | None] = [None]
+        if self.trainer.is_world_process_zero():
+            checkpoints.clear(folder)
+            try:
+                found = [checkpoints.latest(folder, self.told.say)]
+            except UserError as problem:
+                found = [problem]
         broadcast_object_list(found)
+        if isinstance(found[0], UserError):
+            raise found[0]
         return found[0]
 
     def _exactness(self, checkpoint: Path) -> str:
-        """What another number of processes changes, where it is another."""
+        """What is not as it was, if anything: a version without records, another number of processes."""
         before, now = checkpoints.processes_of(checkpoint), self.trainer.args.world_size
+        aside = "" if checkpoints.has_record(checkpoint) else ", which an older version wrote; all of it can be read"
         if before == now:
-            return ""
+            return aside
         return (
-            f" of {before} processes with {now}: samples, weights and optimizer go on as they were; sums over a step "
-            "are rounded otherwise, and dropout is drawn anew"
+            f" of {before} processes with {now}{aside}: samples, weights and optimizer go on as they were; sums over a "
+            "step are rounded otherwise, and dropout is drawn anew"
         )
 
     def _evaluate(self, step: int) -> None:

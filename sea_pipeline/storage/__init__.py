@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import platformdirs
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.storage.disk import sync as _sync
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
 if TYPE_CHECKING:
@@ -289,11 +290,3 @@ def _appear(scratch: Path, path: Path, *, exclusive: bool) -> None:
             if path.exists():
                 raise FileExistsError(path) from None
     scratch.replace(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

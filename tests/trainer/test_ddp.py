@@ -81,9 +81,13 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         killed = launch([Job(uneven, again, killed=(1, 3))])
         left = [str(path.relative_to(again)) for path in again.rglob("*") if path.is_file()]
         begun = (root / "one" / "uneven", 2)
+        damaged = copied(root / "one" / "uneven", root / "two" / "damaged", 4) / "checkpoints" / "checkpoint-4"
+        (damaged / "optimizer.pt").write_bytes(b"")
         ended = launch([
             *(Job(recipe, root / "two" / name) for name, recipe in twos.items()),
             Job(uneven, again),
+            Job(uneven, root / "two" / "damaged"),
+            Job(uneven, root / "two" / "full", full=1),
             Job(twos["lora"], root / "two" / "lora again", begun=(root / "two" / "lora", 2)),
             Job(uneven, root / "two" / "from one", begun=begun),
             Job(ones["uneven"], root / "two" / "doubled", begun=begun),
@@ -161,6 +165,22 @@ def test_two_processes_go_on_with_a_run_of_one(runs: Runs) -> None:
     (going_on,) = (line for line in said(two / "from one", rank=0) if line.startswith("going on"))
     assert f"checkpoint-2 of 1 processes with 2: {CHANGED}" in going_on
     close(two / "from one", runs.folder / "one" / "uneven")
+
+
+def test_all_processes_leave_a_damaged_checkpoint_out(runs: Runs) -> None:
+    two = runs.folder / "two"
+    lines = said(two / "damaged", rank=0)
+    assert any("checkpoint-4/optimizer.pt: expected" in line and line.endswith("is left out") for line in lines)
+    assert any(line.startswith(f"going on from {two / 'damaged' / 'checkpoints' / 'checkpoint-2'}") for line in lines)
+    close(two / "damaged", runs.folder / "one" / "uneven")
+
+
+def test_where_one_process_cannot_write_all_say_so(runs: Runs) -> None:
+    """What the second one writes of a checkpoint is the state of its random numbers."""
+    out = runs.folder / "two" / "full"
+    for rank in (0, 1):
+        assert said(out, rank)[-1].startswith(f"{out / 'checkpoints' / 'checkpoint-2'}: cannot be written: ")
+    assert list((out / "checkpoints").iterdir()) == []
 
 
 def test_one_process_goes_on_with_a_run_of_two(runs: Runs, tiny: World, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             Job(recipes["stage 2"], two / "stage 2 again", begun=(two / "stage 2", 2)),
             Job(recipes["lora"], two / "lora again", begun=(two / "lora", 2)),
             Job(recipes["stage 1"], two / "stage 1 ended", begun=(two / "stage 1", 4)),
+            Job(recipes["stage 2"], two / "full", full=0),
             Job(recipes["stage 1"].model_copy(update={"training_arguments": plain}), two / "without"),
         ])  # fmt: skip
         assert ended.returncode == 0, ended.output[-5000:]
@@ -120,7 +121,7 @@ def test_checkpoints_hold_what_trains(runs: Runs) -> None:
     for name in ("stage 1", "lora"):
         one, two = (out / name / "checkpoints" / "checkpoint-2" for out in runs)
         assert {path.name for path in two.iterdir()} == {
-            "optimizer.bin", "rng_state_0.pth", "rng_state_1.pth", "scheduler.pt", "trained.safetensors",
+            "files.json", "optimizer.bin", "rng_state_0.pth", "rng_state_1.pth", "scheduler.pt", "trained.safetensors",
             "trainer_state.json",
         }  # fmt: skip
         mine, others = (load_file(folder / "trained.safetensors") for folder in (two, one))
@@ -131,6 +132,15 @@ def test_checkpoints_hold_what_trains(runs: Runs) -> None:
 def test_a_killed_run_goes_on_exactly(name: str, runs: Runs) -> None:
     assert weights(runs.two / f"{name} again") == weights(runs.two / name) != {}
     assert values(runs.two / f"{name} again") == values(runs.two / name)
+
+
+def test_where_the_process_that_writes_cannot_all_say_so(runs: Runs) -> None:
+    """The others meet it for the optimizer's state, although the weights before that could not be written."""
+    out = runs.two / "full"
+    for rank in (0, 1):
+        assert said(out, rank)[-1].startswith(f"{out / 'checkpoints'}")
+        assert ": cannot be written: File too large; " in said(out, rank)[-1]
+    assert list((out / "checkpoints").iterdir()) == []
 
 
 def test_evaluated_as_by_one_process(runs: Runs) -> None:

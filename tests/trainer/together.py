@@ -5,6 +5,7 @@ As a program, `torchrun … -m tests.trainer.together JOBS.json`; see `launch`.
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -41,6 +42,8 @@ class Job:
     """A run of which `out` is a copy as a kill right after the checkpoint of a step leaves it."""
     killed: tuple[int, int] | None = None
     """(rank, step): that process ends itself by SIGKILL as it logs that step."""
+    full: int | None = None
+    """The rank of a process that can write no file of more than some bytes into a checkpoint."""
 
 
 class Ended(NamedTuple):
@@ -53,7 +56,7 @@ class Ended(NamedTuple):
 def launch(jobs: list[Job], processes: int = 2) -> Ended:
     """Trains them in turn by so many processes, which leave `said-RANK.json` beside each run: what it told."""
     file = jobs[0].out.parent / "jobs.json"
-    file.write_text(json.dumps([[job.recipe.model_dump(mode="json"), str(job.out), job.begun, job.killed]
+    file.write_text(json.dumps([[job.recipe.model_dump(mode="json"), str(job.out), job.begun, job.killed, job.full]
                                 for job in jobs], default=str))  # fmt: skip
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["--log-dir", str(file.parent / "logs")]  # else a folder in /tmp stays behind
@@ -80,8 +83,9 @@ def said(out: Path, rank: int) -> list[str]:
     return lines
 
 
-def _train(recipe: Recipe, out: Path, begun: Any) -> None:
+def _train(recipe: Recipe, out: Path, begun: Any, full: int | None) -> None:
     rank = int(os.environ["RANK"])
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     lines: list[str] = []
     if begun and rank == 0:
         copied(Path(begun[0]), out, begun[1])
@@ -92,6 +96,8 @@ def _train(recipe: Recipe, out: Path, begun: Any) -> None:
     def saves(trainer: AlignTrainer, *given: Any, **named: Any) -> None:
         cut = all(isinstance(value, DTensor) for value in trainer.model.parameters())  # type: ignore[union-attr]
         lines.append(CUT if cut else WHOLE)
+        if rank == full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
         save_model(trainer, *given, **named)
 
     try:
@@ -100,6 +106,7 @@ def _train(recipe: Recipe, out: Path, begun: Any) -> None:
             train(recipe, out, told=Told(say=lines.append))
     except UserError as error:
         lines.append(str(error))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     (out.parent / f"{out.name}-said-{rank}.json").write_text(json.dumps(lines))
 
 
@@ -116,10 +123,10 @@ def _kill_at(step: int) -> None:
 
 def main() -> None:
     with colours():
-        for recipe, out, begun, killed in json.loads(Path(sys.argv[1]).read_text()):
+        for recipe, out, begun, killed, full in json.loads(Path(sys.argv[1]).read_text()):
             if killed and killed[0] == int(os.environ["RANK"]):
                 _kill_at(killed[1])
-            _train(Recipe.model_validate(recipe), Path(out), begun)
+            _train(Recipe.model_validate(recipe), Path(out), begun, full)
 
 
 if __name__ == "__main__":
