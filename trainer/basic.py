@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer import losses
 from trainer.supervision import Supervision, degrees, image_weights
-from trainer.words import llm_embeddings
+from trainer.words import llm_embeddings, ordinary_length
 
 
 class BasicTerm:
@@ -95,7 +95,8 @@ class BasicTerm:
         targets = refined.reshape(-1, visual.shape[-1])
         found = {f"visual_{name}": visual.flatten(0, 1) for name in self.terms}
         if "das" in self.terms:
-            found["das"] = losses.das(found["visual_das"], targets, weights)
+            ordinary = ordinary_length(embed, self._vocabulary)
+            found["das"] = losses.das(found["visual_das"], targets, weights, ordinary=ordinary)
         if "sds" in self.terms:
             found["sds"] = losses.sds(found["visual_sds"], targets, weights, self.embeddings(embed), **self._sds)
         return found

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 MAX_SCALE = 100.0
 """1 / tau never grows beyond this, as in CLIP: past it a learnable temperature runs away."""
 
+SHORT = 0.1
+"""Of an ordinary token's length: what is shorter does not get the gradient of its own length, see `_directions`."""
+
 _LEAST = -80.0
 """Of a logit below the highest: e^-80 counts as nothing, and what is smaller is denormal, which CPUs compute slowly."""
 
@@ -56,6 +59,8 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
             clamp the parameter itself between steps, too. The paper writes "tau = 0", which cannot divide: 0 is read as
             the start of this logarithm, so that 1 / tau starts at 1.
 
+    Tokens shorter than `SHORT` of the words' mean length get a smaller gradient than Eq. 9 gives, see `_directions`.
+
     Returns:
         A scalar; 0 with a graph where N is 0, so that a batch without labels steps like any other.
 
@@ -68,19 +73,26 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
     dtype = torch.promote_types(visual.dtype, torch.float32)
     scale = log_scale.to(dtype).clamp(max=math.log(MAX_SCALE)).exp()
     with torch.autocast(visual.device.type, enabled=False):  # its bfloat16 would cost the gradient all but two digits
-        similarity = F.normalize(visual.to(dtype), dim=-1) @ F.normalize(words.to(dtype), dim=-1).T  # phi(x_i, t_j)
+        ordinary = words.detach().to(dtype).norm(dim=-1).mean()
+        directions = _directions(visual.to(dtype), ordinary)
+        similarity = directions @ F.normalize(words.to(dtype), dim=-1).T  # phi(x_i, t_j)
     logits = scale * similarity
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def das(visual: torch.Tensor, refined: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+def das(
+    visual: torch.Tensor, refined: torch.Tensor, attention: torch.Tensor, *, ordinary: torch.Tensor | None = None
+) -> torch.Tensor:
     """BASIC's Eq. 6, direction alignment: sum_i a_i || v_i / |v_i| - v^_i / |v^_i| ||^2.
 
     Args:
         visual: V, (m, d), the projector's output; any float dtype, computed in float32 at least.
         refined: V^, (m, d), the supervisory embeddings (Eq. 4); no gradient flows to them.
         attention: a, (m,), the attention degrees (Eq. 5); they sum to 1 over an image, and get no gradient.
+        ordinary: scalar, how long a token is that the LLM knows, the mean length of its embeddings; None for that of
+            V^, which has gone through layers and may be many times longer. Tokens shorter than `SHORT` of it get a
+            smaller gradient than Eq. 6 gives, see `_directions`.
 
     Returns:
         A scalar, the sum over the tokens given.
@@ -90,7 +102,9 @@ def das(visual: torch.Tensor, refined: torch.Tensor, attention: torch.Tensor) ->
     """
     _check_shapes(visual, refined=(refined, visual.shape), attention=(attention, visual.shape[:1]))
     dtype = torch.promote_types(visual.dtype, torch.float32)
-    difference = F.normalize(visual.to(dtype), dim=-1) - F.normalize(refined.detach().to(dtype), dim=-1)
+    refined = refined.detach().to(dtype)
+    ordinary = refined.norm(dim=-1).mean() if ordinary is None else ordinary.detach().to(dtype)
+    difference = _directions(visual.to(dtype), ordinary) - F.normalize(refined, dim=-1)
     return (attention.detach().to(dtype) * difference.square().sum(-1)).sum()
 
 
@@ -140,6 +154,22 @@ def sds(
         visual, refined.detach(), attention.detach().to(dtype), embeddings.detach(), block, matmul_dtype or dtype
     )
     return value
+
+
+def _directions(tokens: torch.Tensor, ordinary: torch.Tensor) -> torch.Tensor:
+    """Gives u = x / |x| of each token, with a gradient that does not grow without end as x becomes short.
+
+    By x it is (1 - uu') / |x|. A projector that starts at zero, as Gemma 3's, would get 1 / 1e-12. With R the
+    ordinary length and r = SHORT * R, |x| below r counts as r^2 / |x|, and as no more than R: the gradient falls again
+    as it rose, and a token of no length gets that of an ordinary one. Values are those of the formula at any length.
+    """
+    ordinary = ordinary.clamp_min(1e-12)
+    length = tokens.detach().norm(dim=-1, keepdim=True)
+    some = length > 0
+    counted = torch.minimum((SHORT * ordinary).square() / length.where(some, ordinary), ordinary)
+    lengthened = tokens + tokens.detach() * (torch.maximum(length, counted) / length.where(some, ordinary) - 1)
+    directions: torch.Tensor = lengthened / lengthened.norm(dim=-1, keepdim=True).where(some, ordinary)
+    return directions
 
 
 def _check_shapes(visual: torch.Tensor, **expected: tuple[torch.Tensor, Sequence[int]]) -> None:

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.encoders.spec import EncoderSpec
@@ -23,7 +24,7 @@ from trainer.conversations import load_conversations, missing_images, split_rows
 from trainer.data import Labels
 from trainer.geometry import pads
 from trainer.load import ModelFolder
-from trainer.recipe import SAMPLES, Data, LabelSource, Recipe, Sea
+from trainer.recipe import SAMPLES, Basic, Data, LabelSource, Recipe, Sea
 from trainer.words import word_tokens
 
 LABELS = Path("runs") / "labels"
@@ -77,6 +78,43 @@ def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
                 "data.image_root (--image-root), or leave their records out"
             )
     return Conversations(train, held_out, locate, file, image_root)
+
+
+def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basic, option: str) -> None:
+    """Looks for images whose patches would count alike, though attention was asked for: none of the text sees them.
+
+    Args:
+        conversations: of the run; rows that are trained on.
+        folder: the model's.
+        basic: how the supervision is made; only `text: prompt` leaves text out.
+        option: what sets `text`, for the message.
+
+    Raises:
+        UserError: behind an image there is text, and all of it is trained, as with the template `plain`.
+    """
+    if (basic.degree, basic.text) != ("auto", "prompt"):
+        return
+    unseen, images, example = 0, 0, ""
+    columns = conversations.train.select_columns(["id", "input_ids", "trained"]).with_format("arrow")
+    for batch in columns.iter(10_000):
+        lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
+        image = pc.list_flatten(batch["input_ids"]).to_numpy() == folder.processor.image_token_id
+        trained = pc.list_flatten(batch["trained"]).to_numpy(zero_copy_only=False)
+        starts, place = np.cumsum(lengths) - lengths, np.arange(len(image))
+        last_trained, last_other = (
+            np.repeat(np.maximum.reduceat(np.where(chosen, place, -1), starts), lengths)
+            for chosen in (trained, ~trained & ~image)
+        )
+        found = image & (place > last_other) & (place < last_trained)
+        if found.any() and not unseen:
+            example = batch["id"][int(np.searchsorted(starts, found.argmax(), side="right")) - 1].as_py()
+        unseen, images = unseen + int(found.sum()), images + int(image.sum())
+    if unseen:
+        raise UserError(
+            f"{option}: `prompt` is the text behind an image that is not trained; {unseen:,} of {images:,} images of "
+            f"{conversations.file} have none, such as that of {example!r}, and every patch of theirs would count the "
+            "same; set it to all, or take another template"
+        )
 
 
 def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[[str], Path]]:

@@ -33,7 +33,7 @@ from trainer.geometry import pads
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRates, Loss, Recipe
 from trainer.run_fields import processing_digests
-from trainer.sources import Conversations, open_conversations
+from trainer.sources import Conversations, check_prompts, open_conversations
 from trainer.tap import FAMILIES
 from trainer.teach import TEACH_VERSION, Teacher, TeachStage
 
@@ -98,6 +98,7 @@ def teach_images(
     folder = open_model_folder(settings.model, settings.image_aspect_ratio)
     recipe = _recipe(settings, folder)
     conversations = open_conversations(recipe.data, folder)
+    check_prompts(conversations, folder, settings.basic, "--text")
     samples = settings.data == SAMPLES
     data, root = (None, None) if samples else (settings.data, conversations.image_root)
     listing = list_samples(data, root, settings.limit)

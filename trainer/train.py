@@ -37,7 +37,7 @@ from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
 from trainer.run_fields import ACCUMULATION, MODELS, beside, run_fields, start_folder
 from trainer.save import save_model
-from trainer.sources import LABELS, open_conversations, open_label_source, open_teacher
+from trainer.sources import LABELS, check_prompts, open_conversations, open_label_source, open_teacher
 
 _NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
@@ -104,6 +104,8 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     conversations = open_conversations(recipe.data, folder)
     if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
+    if {"das", "sds"} & recipe.loss.terms().keys() and recipe.teacher is None:
+        check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
     inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
     fields = run_fields(inputs, args.world_size)

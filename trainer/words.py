@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prefix = Literal["space", "none", "both-mean"]
+_LOOKED_AT = 1024
+"""Embeddings that a mean length is taken over."""
 _BEFORE = "a"
 """The text before a word where it is tokenized as in running text."""
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
@@ -131,6 +133,21 @@ def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
     ids = torch.arange(vocabulary, device=weight.device)
     every: torch.Tensor = embed.forward(ids) if whole else embed(ids)  # the call puts FSDP's pieces together
     return every
+
+
+@torch.no_grad()
+def ordinary_length(embed: nn.Module, vocabulary: int) -> torch.Tensor:
+    """How long a token is that the LLM knows, a scalar in float32: the mean over some 1,000 of its embeddings.
+
+    Args:
+        embed: the LLM's input embedding module; under FSDP its pieces must have been put together before.
+        vocabulary: V, how many of the LLM's token ids are real ones.
+    """
+    ids = torch.arange(
+        0, vocabulary, max(1, vocabulary // _LOOKED_AT), device=cast("torch.Tensor", embed.weight).device
+    )
+    mean: torch.Tensor = embed.forward(ids).float().norm(dim=-1).mean()
+    return mean
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:

@@ -33,6 +33,16 @@ def das_twin(visual: torch.Tensor, refined: torch.Tensor, weights: torch.Tensor)
     return torch.stack(terms).sum()
 
 
+def gradient_twin(gradient: torch.Tensor, length: float, ordinary: float, shortest: float = 0.1) -> torch.Tensor:
+    """What a token of some length gets of the gradient that it has at length 1: 1 / |x|, but not without end.
+
+    Below a tenth of the ordinary length it falls as it rose; near nothing it is that of an ordinary token.
+    """
+    if length < shortest * ordinary:
+        length = min((shortest * ordinary) ** 2 / length, ordinary)
+    return gradient / length
+
+
 def sds_twin(
     visual: torch.Tensor,
     refined: torch.Tensor,
