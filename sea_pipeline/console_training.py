@@ -12,7 +12,7 @@ from sea_pipeline import console
 
 if TYPE_CHECKING:
     from trainer.export import Exported
-    from trainer.harness import Collected
+    from trainer.harness import Collected, Curves
     from trainer.layers import Layer
     from trainer.paper_rows import PaperRow
     from trainer.row_tokens import RowTokens
@@ -187,7 +187,8 @@ def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> Non
     """The commands of a suite as a shell script, each below what must be known of it."""
     for name, pin in pins.items():
         print(f"# {name.replace('_', '-')} {pin.version}: {pin.install}")
-    print("# Prompts are written by the folder's own chat template; answers are greedy.")
+    if "lmms_eval" in pins:
+        print("# Prompts are written by the folder's own chat template; answers are greedy.")
     for step in steps:
         print(f"\n# {step.column}{': ' if step.column else ''}{step.note}")
         print(shlex.join(step.command))
@@ -207,6 +208,24 @@ def collected_table(found: "Collected") -> None:
         if measured is not None:
             table.add_row(name, "", *_cells(measured, "{:+.1f}" if name == "difference" else "{:.1f}"))
     console.output.print(table)
+    for note in found.notes:
+        console.output.print(note)
+
+
+def curve_tables(found: "Curves") -> None:
+    """A table a column: a line a step, a run beside the other."""
+    for name, curve in found.curves.items():
+        table = console.plain_table(title=f"\n{name}")
+        table.add_column("step", justify="right")
+        for run in curve:
+            table.add_column(run, justify="right", overflow="fold")
+        for step in sorted({step for scores in curve.values() for step in scores}):
+            values = (scores.get(step) for scores in curve.values())
+            table.add_row(f"{step:,}", *("" if value is None else f"{value:.1f}" for value in values))
+        papers = {run: found.papers.get(run, {}).get(name) for run in curve}
+        if any(value is not None for value in papers.values()):
+            table.add_row("paper, end", *_cells(papers, "{:.1f}"), style="dim")
+        console.output.print(table)
     for note in found.notes:
         console.output.print(note)
 

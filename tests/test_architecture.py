@@ -61,15 +61,15 @@ TRAINER_FLOORS = [
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
     | {"aspect_ratio", "bad_rows"},
     {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume"} | {"sentence_piece", "pretrained"},
-    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer"},
+    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "kept"},
     {"parts", "data", "harness"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens"},
     {"load", "layers", "replace"},
     {"sources", "evaluation_figures", "save", "model_card", "export_files"},
-    {"build", "teach", "export"},
+    {"build", "teach"},
     {"run_fields"},
-    {"train", "evaluate_run", "teach_run"},
-    {"stages", "views"},
+    {"train", "evaluate_run", "teach_run", "run_model"},
+    {"stages", "views", "export"},
 ]
 """The same for trainer."""
 

@@ -27,10 +27,10 @@ from sea_pipeline.storage import TEMPORARY
 from sea_pipeline.storage.disk import sync, sync_folder
 from trainer.sharding import fill
 
-_TRAINED = "trained.safetensors"
+TRAINED = "trained.safetensors"
 _BALANCE = "balance."
 _RECORD = "files.json"
-_PARTS = (_TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+_PARTS = (TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 """What a run cannot go on without as if it had not been stopped."""
 
 
@@ -45,7 +45,7 @@ def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value.contiguous() for name, value in state.items()}
     kept |= {f"{_BALANCE}{name}": value for name, value in balances.state_dict().items()}
-    save_file(kept, folder / _TRAINED)
+    save_file(kept, folder / TRAINED)
 
 
 def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
@@ -54,7 +54,7 @@ def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
     Raises:
         UserError: it belongs to a run in which other parameters train.
     """
-    found = load_file(folder / _TRAINED)
+    found = load_file(folder / TRAINED)
     own = {name: found.pop(f"{_BALANCE}{name}") for name in balances.state_dict() if f"{_BALANCE}{name}" in found}
     balances.load_state_dict(own)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -133,6 +133,11 @@ def latest(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path | 
     return None
 
 
+def complete(folder: Path) -> dict[int, Path]:
+    """By step, the checkpoints of a run of which every file is there in its size."""
+    return {step_of(checkpoint): checkpoint for checkpoint in _numbered(folder) if _has_all(checkpoint)}
+
+
 def has_record(checkpoint: Path) -> bool:
     """Whether it says what it holds; those of older versions do not."""
     return (checkpoint / _RECORD).exists()
@@ -204,5 +209,5 @@ def processes_of(checkpoint: Path) -> int:
 
 def kept(folder: Path) -> str:
     """For a message: what is not lost."""
-    found = [checkpoint for checkpoint in _numbered(folder) if _has_all(checkpoint)]
+    found = list(complete(folder).values())
     return f"{found[-1]} is kept" if found else "there is no checkpoint yet"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeInt
 from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -16,11 +17,11 @@ from trainer import hub, legacy
 from trainer.borders import saving
 from trainer.export_files import alignment, clean, respell, write_json, write_texts
 from trainer.init import ALIGNMENT
-from trainer.load import ModelFolder, open_model_folder
 from trainer.model_card import model_card
 from trainer.parts import quiet
+from trainer.run_model import RunModel, open_source
 from trainer.towers import OURS
-from trainer.weights import LLM, PROJECTOR, Entry, read_weights, write_weights
+from trainer.weights import LLM, PROJECTOR, Entry, write_weights
 
 Kind = Literal["model", "llm", "projector"]
 
@@ -34,6 +35,8 @@ class ExportSettings(Settings):
     """Absent or empty."""
     kind: Kind = "model"
     """The whole LLaVA; its LLM as a causal LM; or its projector as LLaVA's own code stores it."""
+    checkpoint: NonNegativeInt | None = None
+    """The run as it was at this step, see `open_source`; None for its end."""
     compat: Literal[4, 5] = 5
     """The major version of transformers that is to read it."""
     format: Literal["safetensors", "bin"] = "safetensors"
@@ -69,20 +72,24 @@ def export_model(settings: ExportSettings) -> Exported:
     Weights go from file to file; see `write_weights` for the memory.
 
     Raises:
-        UserError: the source is no LLaVA or no finished run; `out` holds something; transformers 4 cannot read it;
-            the upload failed, and the folder stays.
+        UserError: the source is no LLaVA, no finished run or has no such checkpoint; `out` holds something;
+            transformers 4 cannot read it; the upload failed, and the folder stays.
     """
     _check(settings)
-    folder = open_model_folder(_model_path(settings.source))
+    source = open_source(settings.source, settings.checkpoint)
+    folder = source.folder
     tower = folder.config.vision_config.model_type
     if settings.compat == 4 and settings.kind == "model":
         legacy.check_tower(tower)
     kinds = {"model": _write_model, "llm": _write_llm, "projector": _write_projector}
     with saving(settings.out, "cannot be made"), publish_folder(settings.out) as scratch, quiet():
-        done = kinds[settings.kind](folder, settings, scratch)
+        done = kinds[settings.kind](source, settings, scratch)
+        done.notes[:0] = source.notes
         if settings.kind == "model" and tower in OURS:
             done.notes.append(f"transformers lacks the tower {tower!r}: `import trainer.towers` before loading.")
-        card = model_card(folder, settings.source, done.kind, done.what, done.reader, done.notes)
+        card = model_card(
+            folder, settings.source, done.kind, done.what, done.reader, done.notes, checkpoint=source.step
+        )
         (scratch / "README.md").write_text(card, "utf-8")
         for file in scratch.iterdir():  # safetensors come readable by their owner only
             shutil.copymode(scratch / "README.md", file)
@@ -100,28 +107,17 @@ def _check(settings: ExportSettings) -> None:
         hub.check(settings.push)
 
 
-def _model_path(source: Path) -> Path:
-    """A run's model, or the folder itself."""
-    if not (source / "run.json").is_file():
-        if stages := sorted(path.parent.name for path in source.glob("*/run.json")):
-            raise UserError(f"{source}: holds the stages {', '.join(stages)}; name one, such as {source / stages[-1]}")
-        return source
-    if not (source / "summary.json").is_file():
-        raise UserError(f"{source}: this run is not finished; go on with sea-pipeline train, then export it")
-    return source / "model"
-
-
 # The whole model
 
 
-def _write_model(folder: ModelFolder, settings: ExportSettings, scratch: Path) -> Exported:
-    config = folder.config
+def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
+    folder, config = source.folder, source.folder.config
     llm, width, old = config.text_config.model_type, config.text_config.hidden_size, settings.compat == 4
     notes = write_texts(folder, scratch, processor=True)
     config.architectures = ["LlavaForConditionalGeneration"]
     config.text_config.architectures = [_causal_lm(llm)]
     config.save_pretrained(scratch)
-    weights = [entry for entry in read_weights(folder.path) if not (_tied(config) and _is_head(entry))]
+    weights = [entry for entry in source.weights if not (_tied(config) and _is_head(entry))]
     if old:
         weights = list(legacy.entries(weights, config.vision_config.model_type, llm, width))
     tensors, size = write_weights(weights, scratch)
@@ -143,16 +139,16 @@ def _write_model(folder: ModelFolder, settings: ExportSettings, scratch: Path) -
 # Parts of it
 
 
-def _write_llm(folder: ModelFolder, settings: ExportSettings, scratch: Path) -> Exported:
+def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
     """`language_model` and `lm_head` as the causal LM that they are."""
-    config = folder.config.text_config
+    folder, config = source.folder, source.folder.config.text_config
     notes = write_texts(folder, scratch, processor=False)
     config.architectures = [_causal_lm(config.model_type)]
     config.dtype = config.dtype or folder.config.dtype
     config.save_pretrained(scratch)
     entries = [
         entry._replace(name=entry.name.removeprefix(LLM))
-        for entry in read_weights(folder.path)
+        for entry in source.weights
         if entry.name.startswith(LLM) and not (_tied(folder.config) and _is_head(entry))
     ]
     tensors, size = write_weights(entries, scratch)
@@ -162,11 +158,12 @@ def _write_llm(folder: ModelFolder, settings: ExportSettings, scratch: Path) -> 
     return Exported(settings.out, "llm", config.architectures[0], tensors, size, _reader(settings.compat), notes)
 
 
-def _write_projector(folder: ModelFolder, settings: ExportSettings, scratch: Path) -> Exported:
+def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
     """LLaVA's `mm_projector.bin`: `model.mm_projector.0.weight` and so on; a linear one has no numbers."""
+    folder = source.folder
     layers = {"linear_1": ""} if folder.linear_projector else {"linear_1": "0.", "linear_2": "2."}
     stored = {}
-    for entry in read_weights(folder.path):
+    for entry in source.weights:
         layer, _, name = entry.name.removeprefix(PROJECTOR).partition(".")
         if entry.name.startswith(PROJECTOR) and layer in layers:
             stored[f"model.mm_projector.{layers[layer]}{name}"] = entry.read().clone()

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from sea_pipeline.errors import UserError, one_line
 from trainer.paper_rows import paper_rows
-from trainer.suites import Column, Suite, suite_columns
+from trainer.suites import Column, Suite, llm_columns, suite_columns
 
 _NAME = re.compile(r"results_.+\.json|\d{8}_\d{6}_results\.json")
 """lm-eval's, and lmms-eval's, which leaves files for the benchmarks' servers beside its own."""
@@ -58,6 +58,55 @@ class Collected(NamedTuple):
         return {**self._asdict(), "papers": papers}
 
 
+class Curves(NamedTuple):
+    """What was found along runs: by column, run and step."""
+
+    curves: dict[str, dict[str, dict[int, float | None]]]
+    papers: dict[str, Scores]
+    """The papers' numbers for the end, by run and column, of runs that are called as a row of theirs."""
+    notes: list[str]
+    """What a reader of the tables must know, a line each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; steps are text there."""
+        return self._asdict()
+
+
+def collect_curves(suite: Suite, results: Path) -> Curves | None:
+    """What lies in folders `NAME/step-STEP`, as `curve_steps` has it; None where there are none.
+
+    Args:
+        suite: whose columns.
+        results: a folder; runs are called by the way from there.
+
+    Raises:
+        UserError: see `collect`.
+    """
+    notes: list[str] = []
+    if not (folders := _step_folders(results)):
+        return None
+    rows, columns = paper_rows(), llm_columns(suite)
+    names = {path: path.relative_to(results).as_posix() for path in {folder.parent for _, folder in folders}}
+    names |= {path: path.resolve().name for path, name in names.items() if name == "."}
+    listed = {run: rows.get(run.rpartition("/")[2]) for run in sorted(names.values())}
+    order = list(rows.values())
+    runs = sorted(listed, key=lambda run: order.index(row) if (row := listed[run]) else len(order))
+    curves: dict[str, dict[str, dict[int, float | None]]] = {name: {run: {} for run in runs} for name in columns}
+    for step, folder in folders:
+        files = _files(folder)
+        for name, column in columns.items():
+            curves[name][names[folder.parent]][step] = _score(column, files, notes)
+    papers = {run: {name: row.expected.get(name) for name in columns} for run in runs if (row := listed[run])}
+    return Curves(curves, papers, notes)
+
+
+def _step_folders(results: Path) -> list[tuple[int, Path]]:
+    """Those with results in them, by step."""
+    named = ((re.fullmatch(r"step-(\d+)", folder.name), folder) for folder in sorted(results.rglob("step-*")))
+    found = [(int(match[1]), folder) for match, folder in named if match]
+    return sorted((step, folder) for step, folder in found if _result_paths(folder))
+
+
 def collect(suite: Suite, results: Path, baseline: Path | None = None) -> Collected:
     """The papers' table with what the harnesses found.
 
@@ -98,12 +147,15 @@ def _files(path: Path) -> dict[Path, _File]:
     """The harnesses' files, the newest last: their names begin with the time."""
     if not path.exists():
         raise UserError(f"{path}: expected a harness's results; there is no such folder or file")
-    paths = [path] if path.is_file() else [file for file in path.rglob("*.json") if _NAME.fullmatch(file.name)]
-    if not paths:
+    if not (paths := _result_paths(path)):
         raise UserError(
             f"{path}: expected results of lmms-eval or lm-eval; found none; run what sea-pipeline eval-commands prints"
         )
     return {file: _read(file) for file in sorted(paths, key=lambda file: (file.name, file))}
+
+
+def _result_paths(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*.json") if _NAME.fullmatch(file.name)]
 
 
 def _read(file: Path) -> _File:

@@ -37,6 +37,20 @@ def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
         peft.inject_adapter_in_model(config, llm, adapter_name=_ADAPTER)
 
 
+def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lora: Lora, dtype: torch.dtype) -> torch.Tensor:
+    """W + (alpha / rank) B A in float32, as `merge_adapters` forms it, of tensors that are in files.
+
+    Args:
+        base: W, (out, in).
+        a: (rank, in).
+        b: (out, rank).
+        lora: of the recipe.
+        dtype: of the result.
+    """
+    delta = (b.float() @ a.float()) * (lora.alpha / lora.rank)
+    return (delta + base.float()).to(dtype)
+
+
 @torch.no_grad()
 def merge_adapters(model: nn.Module, dtype: torch.dtype, files: Stored) -> set[str]:
     """Adds the adapters to the weights that they stand beside, and takes them out: the model is a stock one again.

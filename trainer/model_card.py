@@ -21,7 +21,16 @@ _PATHS = ("model", "train", "image_root", "path", "teacher", "evaluate")
 """Keys of a recipe that may hold paths of the machine it ran on: only what they end with is shown."""
 
 
-def model_card(folder: ModelFolder, source: Path, kind: str, what: str, reader: str, notes: Sequence[str]) -> str:
+def model_card(
+    folder: ModelFolder,
+    source: Path,
+    kind: str,
+    what: str,
+    reader: str,
+    notes: Sequence[str],
+    *,
+    checkpoint: int | None = None,
+) -> str:
     """The card as Markdown with the hub's metadata; the licence is left to the person who uploads.
 
     Args:
@@ -31,13 +40,14 @@ def model_card(folder: ModelFolder, source: Path, kind: str, what: str, reader: 
         what: a line on the parts.
         reader: the library that reads it.
         notes: what a reader must know.
+        checkpoint: the step of the run that was exported; None for its end.
 
     Raises:
         UserError: a file of a run is damaged.
     """
     parts = read_json(folder.path / ALIGNMENT, absent={})
     try:
-        runs = [_run(path) for path in _chain(source)]
+        runs = [_run(path, checkpoint if path == source else None) for path in _chain(source)]
     except KeyError as missing:
         raise UserError(
             f"{source}: expected {missing} in run.json and summary.json of it, or of a run that it began with; found "
@@ -74,18 +84,23 @@ def _chain(source: Path) -> list[Path]:
     return chain
 
 
-def _run(path: Path) -> dict[str, Any]:
-    """What the card says of one run."""
-    run, summary = (read_json(path / name) for name in ("run.json", "summary.json"))
-    start, end = summary["start"], summary["end"]
+def _run(path: Path, checkpoint: int | None) -> dict[str, Any]:
+    """What the card says of one run, or of its first steps, whose end has nothing to say of them."""
+    run = read_json(path / "run.json")
+    start: dict[str, float] = {}
+    end: dict[str, float] = {}
+    length = f"step {checkpoint}"
+    if checkpoint is None:
+        summary = read_json(path / "summary.json")
+        start, end = summary["start"], summary["end"]
+        length = f"{summary['steps']} steps, {round(summary['seconds'])} s"
     fields = run["fields"]
     return {
-        "name": summary["name"],
+        "name": run["recipe"]["name"],
         "recipe": yaml.safe_dump(_changed(run["recipe"], Recipe().model_dump(mode="json")), sort_keys=False).strip(),
-        "steps": summary["steps"],
-        "seconds": round(summary["seconds"]),
-        "seed": summary["seed"],
-        "fingerprint": summary["fingerprint"],
+        "length": length,
+        "seed": run["recipe"]["seed"],
+        "fingerprint": run["fingerprint"],
         "data": fields["data"],
         "labels": fields.get("labels"),
         "teacher": (fields.get("teacher") or [None])[0],

@@ -82,7 +82,10 @@ class PaperRow(NamedTuple):
         return read_recipes(builtin_recipes()[self.recipe], [*self.overrides, *overrides])
 
     def commands(self) -> list[str]:
-        """From parts and data to a trained model: `init`, `label` where a stage needs labels, `train`."""
+        """From parts and data to a trained model: `init`, `label` where a stage needs labels, `train`.
+
+        Where a stage keeps checkpoints, `eval-commands` along it follows, and the table of what its commands find.
+        """
         stages = list(self.recipes().values())
         parts: list[object] = ["--vision", self.vision, "--llm", self.llm]
         lines = [["init", *parts, "--out", stages[0].model, "--dtype", "bfloat16"]]
@@ -91,7 +94,13 @@ class PaperRow(NamedTuple):
                 data = ["--images", stage.data.train, "--image-root", stage.data.image_root]
                 lines.append(["label", *data, "--encoder", self.encoder, "--out", stage.labels.path])
         made = [f"sea-pipeline {shlex.join(map(str, line))}" for line in lines]
-        return [*made, f"{LAUNCH} train {self.name} --out runs/{self.name}"]
+        made.append(f"{LAUNCH} train {self.name} --out runs/{self.name}")
+        results = f"runs/{'-'.join(self.name.split('-')[:2])}-results"
+        for name, stage in self.recipes().items():
+            if stage.keep_checkpoints:
+                made.append(f"sea-pipeline eval-commands runs/{self.name}/{name} --gpus 8 --out {results} | sh")
+                made.append(f"sea-pipeline eval-commands --collect {results}")
+        return made
 
 
 def paper_rows() -> dict[str, PaperRow]:

@@ -7,7 +7,7 @@ field is named after the question, and `preset: paper` sets all of SEA's to the 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sea_pipeline.settings import Strict
 
@@ -17,6 +17,16 @@ SAMPLES = "samples"
 Weight = Annotated[float, Field(ge=0)] | Literal["auto"]
 AspectRatio = Literal["square", "pad"]
 """LLaVA's `image_aspect_ratio`: the tower's own image processor alone, or behind bars that make a square."""
+
+
+def _step(value: object) -> object:
+    if (type(value) is int and value >= 1) or (type(value) is float and 0 < value < 1):
+        return value
+    raise ValueError("expected a step, such as 500, or a share of the run below 1, such as 0.5")
+
+
+Step = Annotated[int | float, BeforeValidator(_step)]
+"""Of a run: a number of optimizer steps, or a share of all of them below 1."""
 
 
 class Parts(Strict):
@@ -207,6 +217,9 @@ class Recipe(Strict):
     """Of the parts that do not train; `auto`: bfloat16 with `bf16` on CUDA, else float32. What trains is float32."""
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between two evaluations on held-out samples; at the start and the end there is one in any case."""
+    keep_checkpoints: tuple[Step, ...] = ()
+    """Steps whose weights are kept for good below `kept/`, for `export --checkpoint`: they hold what the model folder
+    would, without the optimizer, so that a run does not go on from them. The last step's are the model folder."""
     seed: int = 0
     training_arguments: dict[str, Any] = Field(default_factory=dict)
     """Anything that `transformers.TrainingArguments` takes, over the defaults in `trainer/arguments.py`."""

@@ -31,7 +31,7 @@ _LOOKED_AT = 4096
 def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
     """Everything that decides the trained weights, by name: how many micro-batches a step has, not who reads them."""
     recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
-    aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every"}
+    aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every", "keep_checkpoints"}
     aside |= {"lora"} if recipe.lora is None else set()
     settings = recipe.model_dump(mode="json", exclude=aside)
     if recipe.loss.sds.temperature == 1:

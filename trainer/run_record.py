@@ -1,10 +1,12 @@
-"""What `run.json` says of a run that is finished."""
+"""What `run.json` says of a run, and where the checkpoints are that it keeps."""
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.records import read_json
 from trainer.recipe import Recipe
 
 
@@ -17,11 +19,41 @@ class RunRecord(NamedTuple):
     fingerprint: str
 
 
-def read_run(run: Path) -> RunRecord:
-    """The record of a finished run.
+def kept_path(run: Path, step: int) -> Path:
+    """The folder of the checkpoint that a run keeps of a step, whether it is there or not."""
+    return run / "kept" / f"checkpoint-{step}"
+
+
+def kept_steps(run: Path) -> list[int]:
+    """The steps of the checkpoints that a run has kept so far."""
+    names = [path.name for path in (run / "kept").glob("checkpoint-*")]
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name)))
+
+
+def last_step(run: Path) -> int | None:
+    """How many steps a finished run has; None for one that is not finished.
 
     Raises:
-        UserError: the folder is none of a run, or of another version, or the run is not finished.
+        UserError: its summary is damaged.
+    """
+    summary = run / "summary.json"
+    if not summary.is_file():
+        return None
+    steps = read_json(summary).get("steps")
+    if not isinstance(steps, int):
+        raise UserError(f"{summary}: expected the number of steps; found {steps!r}; restore the file")
+    return steps
+
+
+def read_run(run: Path, *, finished: bool = True) -> RunRecord:
+    """The record of a run.
+
+    Args:
+        run: its folder.
+        finished: refuse one that is not.
+
+    Raises:
+        UserError: the folder is none of a run, or of another version; see `finished`.
     """
     try:
         found = json.loads((run / "run.json").read_text("utf-8"))
@@ -30,7 +62,7 @@ def read_run(run: Path) -> RunRecord:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = one_line(error)
         raise UserError(f"{run / 'run.json'}: expected a run of this version; it cannot be read: {reason}") from error
-    if not (run / "summary.json").is_file():
+    if finished and not (run / "summary.json").is_file():
         raise UserError(
             f"{run}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume"
         )

@@ -1,7 +1,7 @@
 """Evaluation by the public harnesses: which of their tasks make the papers' columns, and the command of each."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,6 +13,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.records import read_json
 from sea_pipeline.settings import Settings, Strict
 from sea_pipeline.storage import data_folder
+from trainer.run_record import kept_steps, last_step, read_run
 
 Suite = Literal["sea", "basic", "smoke"]
 Harness = Literal["lmms_eval", "lm_eval"]
@@ -49,10 +50,10 @@ class SuiteSettings(Settings):
     """What `sea-pipeline eval-commands` is asked for."""
 
     folder: Path
-    """A LLaVA folder, such as `sea-pipeline export` writes."""
+    """A LLaVA folder, such as `sea-pipeline export` writes, or a run that has kept checkpoints."""
     suite: Suite
     llm: Path | None = None
-    """Its LLM alone, for lm-eval. Default: the folder's name with `-llm`."""
+    """Its LLM alone, for lm-eval. Default: the folder's name with `-llm`. Those of a run go below `out`."""
     out: Path | None = None
     """For the harnesses' results. Default: the folder's name with `-results`."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cuda"
@@ -84,14 +85,20 @@ def suite_columns(suite: Suite) -> dict[str, Column]:
     return {name: content.columns[name] for name in content.suites[suite]}
 
 
-def suite_pins(suite: Suite) -> dict[Harness, Pin]:
-    """The harnesses that a suite needs."""
-    needed = {column.harness for column in suite_columns(suite).values()}
+def llm_columns(suite: Suite) -> dict[str, Column]:
+    """Those of a suite that ask the LLM alone."""
+    return {name: column for name, column in suite_columns(suite).items() if column.harness == "lm_eval"}
+
+
+def suite_pins(suite: Suite, steps: Sequence[Step] | None = None) -> dict[Harness, Pin]:
+    """The harnesses that a suite needs, or some of its commands do."""
+    asked = None if steps is None else {step.column for step in steps}
+    needed = {column.harness for name, column in suite_columns(suite).items() if asked is None or name in asked}
     return {name: pin for name, pin in _content().harnesses.items() if name in needed}
 
 
 def eval_steps(settings: SuiteSettings) -> list[Step]:
-    """The commands of a suite, in the order in which they can be run.
+    """The commands of a suite, in the order in which they can be run; of a run, those of `curve_steps`.
 
     Prompts are written by the chat template of the folder; the model answers greedily, one question at a time, in
     bfloat16 on a GPU and in float32 on a CPU.
@@ -100,6 +107,8 @@ def eval_steps(settings: SuiteSettings) -> list[Step]:
         UserError: the folder holds no LLaVA with a chat template; its name breaks the harnesses' arguments; a tower of
             ours with several GPUs.
     """
+    if (settings.folder / "run.json").is_file():
+        return curve_steps(settings)
     ours = _has_our_tower(_llava_config(settings.folder))
     if ours and settings.gpus > 1:
         raise UserError(f"--gpus {settings.gpus}: expected 1, as transformers lacks the tower of {settings.folder}")
@@ -107,19 +116,67 @@ def eval_steps(settings: SuiteSettings) -> list[Step]:
     llm = settings.llm or _beside(settings.folder, "-llm")
     needs_llm = any(column.harness == "lm_eval" for column in columns.values())
     for path in (settings.folder, llm) if needs_llm else (settings.folder,):
-        if "," in str(path):
-            raise UserError(f"{path}: expected a path without a comma, where the harnesses cut; rename it")
+        _check_path(path)
     if needs_llm and not (llm / "config.json").is_file():
         export = ("sea-pipeline", "export", str(settings.folder), "--out", str(llm), "--llm-only")
         steps.append(Step("", "the LLM alone, for lm-eval", export))
     for name, column in columns.items():
         if column.harness == "lm_eval":
-            command = [*_launch("lm_eval", settings.gpus), *_model("hf", llm, settings), "--batch_size", "8"]
+            command = _ask_llm(llm, settings)
         else:
             launch = _launch("lmms_eval", settings.gpus, ours=ours)
             command = [*launch, *_model("llava_hf", settings.folder, settings), "--batch_size", "1"]
-        steps.append(Step(name, column.note, (*command, *_task(column, settings))))
+        out = settings.out or _beside(settings.folder, "-results")
+        steps.append(Step(name, column.note, (*command, *_task(column, out))))
     return steps
+
+
+def curve_steps(settings: SuiteSettings) -> list[Step]:
+    """The commands that evaluate the LLM along a run: as it began, at each step that is kept so far, at the end.
+
+    Results go to `NAME/step-STEP` below `out`, NAME being the run's, and each step's LLM beside them, to
+    `step-STEP-llm`.
+
+    Raises:
+        UserError: the run has kept nothing; no column of the suite is for the LLM alone; `out` holds another run.
+    """
+    run, columns = settings.folder, llm_columns(settings.suite)
+    if not columns:
+        raise UserError(
+            f"--suite {settings.suite}: its columns show images, and along a run the LLM alone is asked; expected sea "
+            "or smoke, or a folder that sea-pipeline export --checkpoint has written"
+        )
+    if settings.llm is not None:
+        raise UserError("--llm: is for one model; the LLMs of a run's checkpoints go below --out")
+    record, last = read_run(run, finished=False), last_step(run)
+    if not (kept := kept_steps(run)):
+        raise UserError(
+            f"{run}: expected a run that has kept checkpoints; found none; train with keep_checkpoints, such as [0.5], "
+            "or name the folder that sea-pipeline export makes of its end"
+        )
+    root = (settings.out or _beside(run, "-results")) / record.recipe.name
+    _check_path(root)
+    steps = []
+    for step in [0, *kept, *([] if last is None else [last])]:
+        out, llm = root / f"step-{step}", root / f"step-{step}-llm"
+        if not (llm / "config.json").is_file():
+            export = ("sea-pipeline", "export", str(run), "--checkpoint", str(step), "--out", str(llm), "--llm-only")
+            steps.append(Step("", f"the LLM of step {step}", export))
+        elif record.fingerprint not in (llm / "README.md").read_text("utf-8"):
+            raise UserError(f"{llm}: is not of the run {run}; choose another --out")
+        for name, column in columns.items():
+            note = f"step {step}" if step else f"step 0; {column.note}"
+            steps.append(Step(name, note, (*_ask_llm(llm, settings), *_task(column, out))))
+    return steps
+
+
+def _check_path(path: Path) -> None:
+    if "," in str(path):
+        raise UserError(f"{path}: expected a path without a comma, where the harnesses cut; rename it")
+
+
+def _ask_llm(llm: Path, settings: SuiteSettings) -> list[str]:
+    return [*_launch("lm_eval", settings.gpus), *_model("hf", llm, settings), "--batch_size", "8"]
 
 
 def _launch(harness: Harness, gpus: int, *, ours: bool = False) -> list[str]:
@@ -139,10 +196,9 @@ def _model(kind: str, path: Path, settings: SuiteSettings) -> list[str]:
     return ["--model", kind, "--model_args", arguments, "--device", settings.device]
 
 
-def _task(column: Column, settings: SuiteSettings) -> list[str]:
+def _task(column: Column, out: Path) -> list[str]:
     own = data_folder("jobs") / "eval" / column.harness
     include = ["--include_path", str(own)] if (own / f"{column.task}.yaml").is_file() else []
-    out = settings.out or _beside(settings.folder, "-results")
     return ["--tasks", column.task, *column.options, *include, "--output_path", str(out)]
 
 

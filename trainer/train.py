@@ -1,7 +1,7 @@
 """`sea-pipeline train` as a function: a recipe in, a folder with a trained model and its metrics out.
 
-The folder: `run.json` (what the run is), `metrics.jsonl` (one object a logged step), `checkpoints/`, `model/` (a stock
-LLaVA folder, there once it is whole) and `summary.json`, written last.
+The folder: `run.json` (what the run is), `metrics.jsonl` (one object a logged step), `checkpoints/`, `kept/` (weights
+along the run), `model/` (a stock LLaVA folder, there once it is whole) and `summary.json`, written last.
 """
 
 import json
@@ -31,6 +31,7 @@ from trainer.build import Inputs, build, trainable
 from trainer.conversations import summary
 from trainer.geometry import pads
 from trainer.init import init_model
+from trainer.kept import KeptCheckpoints
 from trainer.load import open_model_folder
 from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.model import AlignedLlava
@@ -212,7 +213,9 @@ class _Run:
         self.told = told
         self.fields = fields
         self.log = MetricsLog(out / "metrics.jsonl", told.metrics)
-        self.trainer = build(inputs, out, told.progress, [self.log, Screen(told.progress), FewPairs(told.say)])
+        kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, told.say)
+        callbacks = [self.log, Screen(told.progress), FewPairs(told.say), kept]
+        self.trainer = build(inputs, out, told.progress, callbacks)
 
     def finish(self) -> TrainRun:
         """Trains from the newest checkpoint or from the start, evaluates, saves."""

@@ -59,16 +59,24 @@ def read_weights(folder: Path) -> list[Entry]:
         raise UserError(
             f"{folder}: expected *.safetensors; found none; load and save the model with transformers to convert it"
         )
+    return [entry for file in files for entry in read_file(file)]
+
+
+def read_file(file: Path, advice: str = "copy it again") -> list[Entry]:
+    """A safetensors file's tensors, as `read_weights` gives those of a folder.
+
+    Raises:
+        UserError: it cannot be read; the line ends with `advice`.
+    """
+    try:
+        opened = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: is damaged ({error}); {advice}") from error
     entries: list[Entry] = []
-    for file in files:
-        try:
-            opened = safe_open(file, framework="pt")
-        except SafetensorError as error:
-            raise UserError(f"{file}: is damaged ({error}); copy it again") from error
-        for stored in opened.keys():  # noqa: SIM118 - it is no mapping
-            if not _BUFFERS.search(stored):
-                read = _reader(opened, stored)
-                entries.append(Entry(canonical(stored), read().nbytes, read))
+    for stored in opened.keys():  # noqa: SIM118 - it is no mapping
+        if not _BUFFERS.search(stored):
+            read = _reader(opened, stored)
+            entries.append(Entry(canonical(stored), read().nbytes, read))
     return entries
 
 

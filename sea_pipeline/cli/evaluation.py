@@ -14,7 +14,9 @@ def eval_commands(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            help="A LLaVA folder, such as export writes.", show_default=False, autocompletion=completion.models
+            help="A LLaVA folder, such as export writes, or a run that has kept checkpoints.",
+            show_default=False,
+            autocompletion=completion.runs_and_models,
         ),
     ] = None,
     suite: Annotated[
@@ -40,18 +42,20 @@ def eval_commands(
         typer.Option(
             "--json",
             help="Print JSON: `suite`, `harnesses`, `steps`; with --collect `suite`, `columns`, `papers`, `ours`, "
-            "`baseline`, `difference`, `notes`.",
+            "`baseline`, `difference`, `notes`, or of runs' checkpoints `suite`, `curves`, `papers`, `notes`.",
         ),
     ] = False,
 ) -> None:
     """Print the commands that evaluate a model with lmms-eval and lm-eval, or make the papers' table of their results.
 
-    What is printed is a shell script; what a command needs, such as a judge's key, is said above it.
+    What is printed is a shell script; what a command needs, such as a judge's key, is said above it. Of a run, the LLM
+    alone is evaluated at each step of keep_checkpoints, and the table has a line a step (SEA's Figure 3 a).
 
     Example: sea-pipeline eval-commands exports/x --suite sea
     """
     from sea_pipeline import console_training
     from trainer.harness import collect as collected
+    from trainer.harness import collect_curves
     from trainer.suites import SuiteSettings, eval_steps, suite_pins
 
     options = {"folder": folder, "llm": llm, "out": out, "device": device, "gpus": gpus}
@@ -60,6 +64,14 @@ def eval_commands(
         if asked:
             given = ", ".join("FOLDER" if name == "folder" else f"--{name}" for name in asked)
             raise UserError(f"{given}: for the commands alone; leave it out with --collect, which reads what they left")
+        if curves := collect_curves(suite, collect):
+            if baseline is not None:
+                raise UserError("--baseline: is for one model; the results along runs go below one folder, RESULTS")
+            if as_json:
+                print_json({"suite": suite, **curves.to_json()})
+            else:
+                console_training.curve_tables(curves)
+            return
         table = collected(suite, collect, baseline)
         if as_json:
             print_json({"suite": suite, **table.to_json()})
@@ -71,7 +83,7 @@ def eval_commands(
     if baseline is not None:
         raise UserError("--baseline: is for --collect RESULTS, to be set beside it")
     steps = eval_steps(SuiteSettings.of(suite=suite, **asked))
-    pins = suite_pins(suite)
+    pins = suite_pins(suite, steps)
     if as_json:
         harnesses = {name: pin.model_dump() for name, pin in pins.items()}
         print_json({"suite": suite, "harnesses": harnesses, "steps": [step.to_json() for step in steps]})

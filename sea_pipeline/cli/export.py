@@ -18,6 +18,12 @@ def export(
         ),
     ],
     out: Annotated[Path, local_output("The new folder.")],
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Of a run, the weights of this step: one of keep_checkpoints, or 0. Default: its end."
+        ),
+    ] = None,
     compat: Annotated[int, typer.Option(min=4, max=5, help="Major version of transformers that is to read it.")] = 5,
     llm_only: Annotated[bool, typer.Option("--llm-only", help="The LLM alone, as a causal LM.")] = False,
     projector_only: Annotated[
@@ -46,7 +52,9 @@ def export(
     if llm_only and projector_only:
         raise UserError("--llm-only, --projector-only: expected one of them; for both parts export twice")
     kind = "llm" if llm_only else "projector" if projector_only else "model"
-    settings = ExportSettings.of(source=source, out=out, kind=kind, compat=compat, format=file_format, push=push)
+    settings = ExportSettings.of(
+        source=source, out=out, checkpoint=checkpoint, kind=kind, compat=compat, format=file_format, push=push
+    )
     with console.messages.status(f"writing {out}"):
         done = export_model(settings)
     if as_json:

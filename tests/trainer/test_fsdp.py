@@ -56,7 +56,7 @@ def recipe_of(name: str, world: World, model: Path, processes: int) -> Recipe:
     if name == "stage 1":
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"evaluate": str(world.held_out)})})
     clipped = {"max_grad_norm": 0.5} | recipe.training_arguments
-    return recipe.model_copy(update={"training_arguments": clipped | arguments | extra})
+    return recipe.model_copy(update={"training_arguments": clipped | arguments | extra, "keep_checkpoints": (3,)})
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,14 @@ def test_checkpoints_hold_what_trains(runs: Runs) -> None:
         }  # fmt: skip
         mine, others = (load_file(folder / "trained.safetensors") for folder in (two, one))
         assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in others.items()}
+
+
+@pytest.mark.parametrize("name", ["stage 1", "stage 2", "tied", "lora"])
+def test_kept_checkpoints_are_whole(name: str, runs: Runs) -> None:
+    one, two = (load_file(out / name / "kept" / "checkpoint-3" / "trained.safetensors") for out in runs)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-3, msg=key)
 
 
 @pytest.mark.parametrize("name", ["stage 2", "lora"])

@@ -8,7 +8,7 @@ import pytest
 
 from sea_pipeline.errors import UserError
 from tests.trainer.harness_files import lm_file, lmms_file
-from trainer.harness import Collected, collect
+from trainer.harness import Collected, collect, collect_curves
 from trainer.suites import Suite
 
 FOUND = {
@@ -138,6 +138,48 @@ def test_a_metric_under_two_filters_is_no_number(tmp_path: Path) -> None:
 def test_a_group_within_itself(tmp_path: Path) -> None:
     path = lm_file(tmp_path, 0.5, subtasks={"mmlu": (10, 10), "mmlu_stem": (10, 5)})
     assert collect("sea", path).notes == [f"{path}: mmlu saw 15 of 20 samples; not to be compared"]
+
+
+def curves(root: Path) -> Path:
+    """MMLU along two rows of Figure 3, with the LLMs between, and one run of nobody's."""
+    for run, scores in {
+        "sea-figure3-sea": {0: 0.471, 520: 0.468, 5196: 0.464},
+        "sea-figure3-no-pretraining": {0: 0.471, 520: 0.41, 5196: 0.389},
+        "mine": {520: 0.3},
+    }.items():
+        for step, score in scores.items():
+            lm_file(root / run / f"step-{step}", score, model=f"{run}/step-{step}-llm")
+            (root / run / f"step-{step}-llm").mkdir()
+            (root / run / f"step-{step}-llm" / "config.json").write_text("{}")
+    return root
+
+
+def test_a_curve_of_every_run(command: Any, tmp_path: Path) -> None:
+    root = curves(tmp_path / "results")
+    code, stdout, _ = command("eval-commands", "--collect", root)
+    assert code == 0
+    lines = [line.split() for line in stdout.splitlines() if line.split()]
+    assert lines == [
+        ["MMLU"],
+        ["step", "sea-figure3-no-pretraining", "sea-figure3-sea", "mine"],
+        ["0", "47.1", "47.1"],
+        ["520", "41.0", "46.8", "30.0"],
+        ["5,196", "38.9", "46.4"],
+        ["paper,", "end", "38.9", "46.4"],
+    ]
+    found = json.loads(command("eval-commands", "--collect", root, "--json")[1])
+    assert found["curves"]["MMLU"]["sea-figure3-no-pretraining"] == pytest.approx(
+        {"0": 47.1, "520": 41.0, "5196": 38.9}
+    )
+    assert found["papers"] == {"sea-figure3-no-pretraining": {"MMLU": 38.9}, "sea-figure3-sea": {"MMLU": 46.4}}
+    alone = collect_curves("sea", root / "mine")
+    assert alone is not None
+    assert alone.curves == {"MMLU": {"mine": {520: pytest.approx(30.0)}}}
+    assert collect_curves("sea", root / "mine" / "step-520") is None, "of one step there is no curve"
+    assert collect("sea", root / "mine" / "step-520").ours["MMLU"] == pytest.approx(30.0)
+    code, _, stderr = command("eval-commands", "--collect", root, "--baseline", root)
+    assert (code, stderr.count("\n")) == (1, 1)
+    assert "--baseline: is for one model" in stderr
 
 
 def damaged(results: Path) -> Path:

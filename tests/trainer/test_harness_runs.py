@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sea_pipeline.storage import data_folder
+from tests.test_architecture import ROOT
 from tests.tiny_models import tiny_vision
+from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.harness_files import lm_file, lmms_file
 from trainer.export import ExportSettings, export_model
-from trainer.harness import collect
+from trainer.harness import collect, collect_curves
 from trainer.init import init_model
 from trainer.suites import SuiteSettings, eval_steps
+from trainer.train import train
 
 HARNESSES = Path(sys.prefix) / "harness"
 """Where `make .venv` puts them."""
@@ -53,6 +57,35 @@ def run(command: list[str], root: Path) -> None:
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Traceback" not in done.stderr, done.stderr[-4000:]
+
+
+def test_the_curve_of_a_tiny_stage_2(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The printed script in a shell, and the table of what it leaves; smoke's questions stand in for MMLU."""
+    monkeypatch.chdir(tmp_path)
+    arguments = {"max_steps": 4}
+    recipe = tiny_recipe(
+        tiny, name="mine", learning_rates={"llm": 1e-1}, keep_checkpoints=[0.5], training_arguments=arguments
+    )
+    train(recipe, Path("runs/mine"))
+    for name, start in (("python", ""), ("sea-pipeline", "-m sea_pipeline ")):
+        path = f"{HARNESSES}:" if name == "python" else ""
+        Path("bin").mkdir(exist_ok=True)
+        Path("bin", name).write_text(f'#!/bin/sh\nPYTHONPATH={path}{ROOT} exec {sys.executable} {start}"$@"\n')
+        Path("bin", name).chmod(0o755)
+    asked = ["eval-commands", "--suite", "smoke"]
+    ask = shlex.join(["sea-pipeline", *asked, "runs/mine", "--device", "cpu", "--out", "runs/results"])
+    environment = {"PATH": f"bin:{os.environ['PATH']}", "HF_HOME": "hf", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(f"{ask} | sh", shell=True, env=os.environ | environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = collect_curves("smoke", Path("runs/results"))
+    assert found is not None
+    assert found.notes == []
+    curve = found.curves["questions"]["mine"]
+    assert list(curve) == [0, 2, 4]
+    printed = [float(line.split("|")[7]) for line in done.stdout.splitlines() if line.startswith("|smoke_questions")]
+    assert [100 * value for value in printed] == pytest.approx(list(curve.values()), abs=0.01)
+    assert len(set(printed)) > 1, "the LLM is another at each step"
 
 
 def test_both_print_a_score(ran: Ran) -> None:

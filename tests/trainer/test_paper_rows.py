@@ -51,7 +51,7 @@ def commands(text: str) -> Iterator[str]:
 
 def parse(line: str) -> dict[str, Any]:
     """What the command line makes of a command, without running it; raises where it is none."""
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line.partition(" | ")[0], comments=True)
     words = words[words.index("sea_pipeline") + 1 :] if words[0] == "torchrun" else words[1:]
     command: Any = typer.main.get_command(app)
     sub = command.commands[words[0]]
@@ -60,8 +60,8 @@ def parse(line: str) -> dict[str, Any]:
 
 
 def nameless(recipes: dict[str, Recipe]) -> list[Recipe]:
-    """Stages, whatever the run is called."""
-    return [recipe.model_copy(update={"name": ""}) for recipe in recipes.values()]
+    """Stages, whatever the run is called and keeps."""
+    return [recipe.model_copy(update={"name": "", "keep_checkpoints": ()}) for recipe in recipes.values()]
 
 
 def test_the_rows_are_the_papers() -> None:
@@ -115,7 +115,8 @@ def test_the_commands_of_a_header_parse(path: Path) -> None:
 
 def test_the_commands_of_a_row_parse_and_hang_together() -> None:
     for row in ROWS.values():
-        init, *label, train = (parse(line) for line in row.commands())
+        parsed = [parse(line) for line in row.commands()]
+        init, *label, train = (each for each in parsed if each["command"] != "eval-commands")
         stages = row.recipes()
         assert (init["command"], init["vision"], init["llm"], train["recipe"]) == (
             "init",
@@ -129,6 +130,22 @@ def test_the_commands_of_a_row_parse_and_hang_together() -> None:
         for one, stage in zip(label, asked, strict=True):
             assert (one["images"], str(one["image_root"])) == (stage.data.train, str(stage.data.image_root))
             assert one["encoder"] == row.encoder
+
+
+def test_the_commands_of_a_curve() -> None:
+    """Of Figure 3 alone; each row's run is asked along its second stage, and all of them make one table."""
+    curves = {name: [line for line in row.commands() if " eval-commands " in line] for name, row in ROWS.items()}
+    assert {name for name, lines in curves.items() if lines} == {name for name in ROWS if "figure3" in name}
+    for name in ("sea-figure3-no-pretraining", "sea-figure3-llava", "sea-figure3-sea"):
+        ask, collect = curves[name]
+        assert ask.endswith(" | sh")
+        stages = ROWS[name].recipes()
+        assert (str(parse(ask)["folder"]), parse(ask)["suite"]) == (f"runs/{name}/finetune", "sea")
+        assert parse(ask)["out"] == parse(collect)["collect"] == Path("runs/sea-figure3-results")
+        assert [stage.keep_checkpoints for stage in stages.values() if stage.keep_checkpoints] == [
+            tuple(tenth / 10 for tenth in range(1, 10))
+        ]
+        assert list(stages)[-1] == "finetune"
 
 
 def test_one_folder_holds_one_model_and_one_set_of_labels() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.storage import data_folder
-from tests.tiny_runs import World
+from tests.tiny_runs import World, tiny_recipe
 from trainer.export import ExportSettings, export_model
 from trainer.suites import Column, Step, Suite, SuiteSettings, eval_steps, suite_columns, suite_pins
 from trainer.towers import S2TowerConfig
@@ -152,6 +152,65 @@ def test_what_is_refused_in_one_line(command: Any, exported: Path, tmp_path: Pat
         assert code == 1
         assert said in stderr
         assert stderr.count("\n") == 1
+
+
+# Along a run
+
+
+def as_run(tiny: World, folder: Path, kept: tuple[int, ...], last: int | None = None) -> Path:
+    """What a run has written that the commands are made of."""
+    recipe = tiny_recipe(tiny, name="sea-figure3-sea").model_dump(mode="json")
+    record = {"recipe": recipe, "fields": {"model": {"weights": "0"}}, "fingerprint": "f1"}
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    for step in kept:
+        (folder / "kept" / f"checkpoint-{step}").mkdir(parents=True)
+    if last is not None:
+        (folder / "summary.json").write_text(json.dumps({"steps": last}))
+    return folder
+
+
+def test_the_commands_along_a_run(tiny: World, command: Any, tmp_path: Path) -> None:
+    run = as_run(tiny, tmp_path / "finetune", (100, 20))
+    found = eval_steps(SuiteSettings.of(folder=run, suite="sea"))
+    root = f"{run}-results/sea-figure3-sea"
+    assert [shlex.join(step.command) for step in found[2:4]] == [
+        f"sea-pipeline export {run} --checkpoint 20 --out {root}/step-20-llm --llm-only",
+        f"python -m lm_eval --model hf --model_args pretrained={root}/step-20-llm,dtype=bfloat16 --device cuda "
+        f"--batch_size 8 --tasks mmlu --num_fewshot 5 --output_path {root}/step-20",
+    ]
+    assert [step.note for step in found if step.column] == [
+        f"step 0; {suite_columns('sea')['MMLU'].note}", "step 20", "step 100"
+    ]  # fmt: skip
+    assert {step.column for step in found} == {"", "MMLU"}
+    (run / "summary.json").write_text('{"steps": 200}')
+    assert len(eval_steps(SuiteSettings.of(folder=run, suite="sea"))) == len(found) + 2
+    code, stdout, _ = command("eval-commands", run, "--suite", "smoke", "--device", "cpu")
+    assert code == 0
+    assert "lmms" not in stdout
+    assert stdout.count("--tasks smoke_questions") == 4
+
+
+def test_what_is_refused_along_a_run(tiny: World, tmp_path: Path) -> None:
+    run = as_run(tiny, tmp_path / "run", (100,))
+    llm = tmp_path / "out" / "sea-figure3-sea" / "step-100-llm"
+    llm.mkdir(parents=True)
+    (llm / "config.json").write_text("{}")
+    (llm / "README.md").write_text("| settings and inputs together | `f1` |")
+    there = eval_steps(SuiteSettings.of(folder=run, suite="smoke", out=tmp_path / "out"))
+    assert [step.column for step in there] == ["", "questions", "questions"], "this LLM is exported already"
+    (llm / "README.md").write_text("| settings and inputs together | `f2` |")
+    for settings, said in (
+        ({"suite": "basic"}, "--suite basic: its columns show images"),
+        ({"suite": "smoke", "llm": llm}, "--llm: is for one model"),
+        ({"suite": "smoke", "out": tmp_path / "a,b"}, "a,b/sea-figure3-sea: expected a path without a comma"),
+        ({"suite": "smoke", "out": tmp_path / "out"}, f"{llm}: is not of the run {run}; choose another --out"),
+        ({"suite": "smoke", "folder": as_run(tiny, tmp_path / "b", ())}, "expected a run that has kept checkpoints"),
+    ):
+        with pytest.raises(UserError) as refused:
+            eval_steps(SuiteSettings.of(**{"folder": run} | settings))
+        assert said in str(refused.value)
+        assert "\n" not in str(refused.value)
 
 
 # The harnesses themselves
