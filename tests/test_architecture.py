@@ -65,6 +65,7 @@ TRAINER_FLOORS = [
     {"parts", "data", "harness"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens"},
     {"load", "layers", "replace"},
+    {"run_rows"},
     {"sources", "evaluation_figures", "save", "model_card", "export_files"},
     {"build", "teach"},
     {"run_fields"},

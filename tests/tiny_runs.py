@@ -27,7 +27,8 @@ from trainer.load import open_model_folder
 from trainer.log import MetricsLog
 from trainer.loop import AlignTrainer
 from trainer.recipe import Recipe
-from trainer.sources import open_conversations, open_label_source, open_teacher
+from trainer.run_rows import open_conversations
+from trainer.sources import open_label_source, open_teacher
 
 ROWS = 12
 """Samples to train on: captions, a conversation of two turns, a text without an image. Three more are held out."""

@@ -21,7 +21,8 @@ from trainer.load import ModelFolder, load_model, sea_term
 from trainer.loop import AlignTrainer, learning_rate
 from trainer.model import AlignedLlava, part
 from trainer.recipe import Recipe
-from trainer.sources import Conversations, labels_for
+from trainer.run_rows import Conversations
+from trainer.sources import labels_for
 from trainer.supervision import Supervision
 
 

@@ -21,7 +21,8 @@ from trainer.load import load_model, open_model_folder
 from trainer.model import AlignedLlava
 from trainer.recipe import Data, LabelSource, Recipe
 from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe
-from trainer.sources import labels_for, open_conversations, without_unreadable
+from trainer.run_rows import open_conversations, without_unreadable
+from trainer.sources import labels_for
 
 
 class EvaluateSettings(Settings):

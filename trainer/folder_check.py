@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.errors import UserError
 from sea_pipeline.records import read_json
 from trainer import towers as towers  # registers the towers that transformers lacks
-from trainer.borders import is_theirs
+from trainer.borders import border
 from trainer.chat_template import IMAGE_TOKEN, both_forms
 from trainer.config_check import check_plain
 
@@ -43,16 +43,7 @@ def check_model_folder(folder: Path) -> Checked:
     if kind != "llava":
         raise UserError(f"{folder}: model_type is {kind!r}, expected 'llava'; use sea-pipeline init")
     check_plain(str(folder), said)
-    try:
-        config = LlavaConfig.from_pretrained(folder)
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # damaged files end in nearly any kind
-        if not is_theirs(error, given=True):
-            raise
-        raise UserError(
-            f"{folder}: its configuration or processor cannot be loaded ({one_line(error)}); restore it, or "
-            "make it with sea-pipeline init"
-        ) from error
+    config, processor = _read(folder)
     shape = image_shape(processor.image_processor)
     try:
         states = _states(config, shape)
@@ -74,6 +65,16 @@ def check_model_folder(folder: Path) -> Checked:
             'config.json and processor_config.json ("default" drops a first token, which SigLIP does not have)'
         )
     return Checked(config, processor, features)
+
+
+def _read(folder: Path) -> tuple[LlavaConfig, Any]:
+    """Reads the configuration and the processor; damaged files end in nearly any kind of error."""
+    with border(
+        f"{folder}: its configuration or processor cannot be loaded",
+        "restore it, or make it with sea-pipeline init",
+        given=True,
+    ):
+        return LlavaConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tuple[int, ...]) -> None:  # noqa: ANN401

@@ -1,205 +1,26 @@
-"""What a run reads: conversations with their images, and the labels that fit them."""
+"""What a run reads beside its conversations: the labels that fit them, and a teacher's targets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-from datasets import Dataset as Rows
 
 from sea_pipeline.encoders.spec import EncoderSpec
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.llava_json import relative_path
-from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import cache_folder, data_folder
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets
 from sea_pipeline.wordlists import WordList, load_wordlist
-from trainer.bad_rows import (
-    NOTHING,
-    BadRow,
-    LeftOut,
-    missing_images,
-    refuse,
-    rows_with,
-    unreadable_images,
-    without,
-)
-from trainer.borders import border
-from trainer.conversations import read_conversations, split_rows
 from trainer.data import Labels
 from trainer.geometry import pads
 from trainer.load import ModelFolder
-from trainer.recipe import SAMPLES, Basic, Data, LabelSource, Recipe, Sea
+from trainer.recipe import SAMPLES, LabelSource, Recipe, Sea
+from trainer.run_rows import Conversations
 from trainer.words import word_tokens
 
 LABELS = Path("runs") / "labels"
-
-
-@dataclass(frozen=True)
-class Conversations:
-    """Rows to train on and rows held out, and where their images are."""
-
-    train: Rows
-    held_out: Rows | None
-    locate: Callable[[str], Path]
-    file: Path
-    image_root: Path
-    bad: LeftOut = NOTHING
-    """Rows that are left out."""
-
-    @cached_property
-    def image_ids(self) -> set[str]:
-        """Every image of the rows to train on."""
-        return _images(self.train)
-
-
-def _images(rows: Rows) -> set[str]:
-    names: set[str] = set()
-    for batch in rows.select_columns(["images"]).with_format("arrow").iter(10_000):
-        names.update(pc.unique(pc.list_flatten(batch["images"])).to_pylist())
-    return names
-
-
-def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
-    """Reads the recipe's data for a model: tokenised by its tokenizer, split, every image file seen to be there.
-
-    Raises:
-        UserError: see `load_conversations`; an image is missing.
-    """
-    file, image_root, locate = place_of(data.train, data.image_root)
-
-    def rows(path: Path) -> tuple[Rows, list[BadRow]]:
-        grid = folder.grid
-        read = read_conversations(
-            path,
-            folder.processor.tokenizer,
-            template=data.template,
-            image_tokens=grid[0] * grid[1],
-            max_length=data.max_length,
-            image_root=image_root,
-        )
-        absent = {} if data.train == SAMPLES else missing_images(read.rows, image_root)
-        return _accepted(path, data, read.rows, [*read.bad, *rows_with(read.rows, absent)], len(read.bad))
-
-    advice = f"restore it, or remove {cache_folder() / 'conversations'}, which is made again from it"
-    with border(f"{file}: cannot be read", advice, given=True):
-        return _opened(data, file, image_root, locate, rows)
-
-
-def _opened(
-    data: Data,
-    file: Path,
-    image_root: Path,
-    locate: Callable[[str], Path],
-    rows: Callable[[Path], tuple[Rows, list[BadRow]]],
-) -> Conversations:
-    train, bad = rows(file)
-    held_out = None
-    if data.held_out:
-        count = data.held_out if data.held_out < 1 else int(data.held_out)
-        train, held_out = split_rows(train, count, seed=0)
-    if data.evaluate:
-        held_out, _ = rows(data_folder("jobs") / "samples.json" if data.evaluate == SAMPLES else Path(data.evaluate))
-    return Conversations(train, held_out, locate, file, image_root, LeftOut(tuple(bad)))
-
-
-def _accepted(file: Path, data: Data, rows: Rows, bad: list[BadRow], unread: int = 0) -> tuple[Rows, list[BadRow]]:
-    """The rows without the bad ones, if the recipe leaves those out.
-
-    Args:
-        file: of the rows.
-        data: the recipe's.
-        rows: good ones, and some of the bad ones.
-        bad: all that were found bad.
-        unread: how many of them are not among `rows`.
-
-    Raises:
-        UserError: there are bad ones, and they are not to be left out; or nothing else is left.
-    """
-    if data.bad_rows == "stop":
-        refuse(file, bad, len(rows) + unread)
-    kept = without(rows, bad)
-    if not len(kept):
-        refuse(file, bad, len(rows) + unread)
-    return kept, bad
-
-
-def without_unreadable(conversations: Conversations, data: Data, store: LabelStore | None) -> Conversations:
-    """Looks again at the images of the data that labelling could not read.
-
-    Raises:
-        UserError: some cannot be read, and their rows are not to be left out.
-    """
-    if store is None:
-        return conversations
-    held_out = conversations.held_out
-    names = {bad["image_id"] for bad in store.quarantine()}
-    names &= conversations.image_ids | (_images(held_out) if held_out is not None else set())
-    unreadable = unreadable_images(sorted(names), conversations.locate)
-    if not unreadable:
-        return conversations
-    train, bad = _accepted(conversations.file, data, conversations.train, rows_with(conversations.train, unreadable))
-    if held_out is not None:
-        held_out, _ = _accepted(conversations.file, data, held_out, rows_with(held_out, unreadable))
-    return replace(conversations, train=train, held_out=held_out, bad=conversations.bad.and_more(bad))
-
-
-def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basic, option: str) -> None:
-    """Looks for images whose patches would count alike, though attention was asked for: none of the text sees them.
-
-    Args:
-        conversations: of the run; rows that are trained on.
-        folder: the model's.
-        basic: how the supervision is made; only `text: prompt` leaves text out.
-        option: what sets `text`, for the message.
-
-    Raises:
-        UserError: behind an image there is text, and all of it is trained, as with the template `plain`.
-    """
-    if (basic.degree, basic.text) != ("auto", "prompt"):
-        return
-    unseen, images, example = 0, 0, ""
-    columns = conversations.train.select_columns(["id", "input_ids", "trained"]).with_format("arrow")
-    for batch in columns.iter(10_000):
-        lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
-        image = pc.list_flatten(batch["input_ids"]).to_numpy() == folder.processor.image_token_id
-        trained = pc.list_flatten(batch["trained"]).to_numpy(zero_copy_only=False)
-        starts, place = np.cumsum(lengths) - lengths, np.arange(len(image))
-        last_trained, last_other = (
-            np.repeat(np.maximum.reduceat(np.where(chosen, place, -1), starts), lengths)
-            for chosen in (trained, ~trained & ~image)
-        )
-        found = image & (place > last_other) & (place < last_trained)
-        if found.any() and not unseen:
-            example = batch["id"][int(np.searchsorted(starts, found.argmax(), side="right")) - 1].as_py()
-        unseen, images = unseen + int(found.sum()), images + int(image.sum())
-    if unseen:
-        raise UserError(
-            f"{option}: `prompt` is the text behind an image that is not trained; {unseen:,} of {images:,} images of "
-            f"{conversations.file} have none, such as that of {example!r}, and every patch of theirs would count the "
-            "same; set it to all, or take another template"
-        )
-
-
-def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[[str], Path]]:
-    """The file of conversations, the folder that its images are in, and the file of an image id."""
-    if train == SAMPLES:
-        listing = list_samples(None)
-        root = Path(listing.root)
-        places = {sample.image_id: root / sample.uri for sample in listing.samples}
-        return data_folder("jobs") / "samples.json", root, places.__getitem__
-    root = image_root or Path(train).parent
-    return Path(train), root, partial(_below, root)
-
-
-def _below(root: Path, image_id: str) -> Path:
-    return root / relative_path(image_id, str(root))
 
 
 def open_label_source(

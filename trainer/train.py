@@ -38,15 +38,9 @@ from trainer.model import AlignedLlava
 from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
 from trainer.run_fields import ACCUMULATION, MODELS, beside, run_fields, start_folder
+from trainer.run_rows import check_prompts, open_conversations, without_unreadable
 from trainer.save import save_model
-from trainer.sources import (
-    LABELS,
-    check_prompts,
-    open_conversations,
-    open_label_source,
-    open_teacher,
-    without_unreadable,
-)
+from trainer.sources import LABELS, open_label_source, open_teacher
 
 _NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"

@@ -31,7 +31,8 @@ from trainer.recipe import Basic, Loss, Recipe, Sea
 from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe
 from trainer.run_fields import start_folder, weights_digest
 from trainer.run_record import read_run
-from trainer.sources import Conversations, labels_for, open_conversations, open_label_source, without_unreadable
+from trainer.run_rows import Conversations, open_conversations, without_unreadable
+from trainer.sources import labels_for, open_label_source
 from trainer.supervision import degrees
 
 VIEWS = "views.json"

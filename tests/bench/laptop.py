@@ -31,8 +31,8 @@ from trainer.model import AlignedLlava
 from trainer.parts import quiet
 from trainer.recipe_file import read_recipes
 from trainer.recipe_names import builtin_recipes
+from trainer.run_rows import open_conversations
 from trainer.save import save_model
-from trainer.sources import open_conversations
 
 PHOTOS, BATCH, STEPS = 24, 8, 6
 

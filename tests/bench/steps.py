@@ -18,7 +18,7 @@ from trainer.load import open_model_folder
 from trainer.loop import AlignTrainer
 from trainer.model import Batch
 from trainer.recipe import Recipe
-from trainer.sources import open_conversations
+from trainer.run_rows import open_conversations
 
 BATCH = 8
 SEA: dict[str, Any] = {"sea": {"weight": 1}}

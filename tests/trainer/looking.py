@@ -15,7 +15,8 @@ from trainer.evaluate import Evaluator
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
 from trainer.recipe import Data, Recipe
-from trainer.sources import labels_for, open_conversations
+from trainer.run_rows import open_conversations
+from trainer.sources import labels_for
 
 M = 16
 

@@ -29,7 +29,7 @@ from trainer.load import open_model_folder
 from trainer.log import Screen
 from trainer.loop import AlignTrainer
 from trainer.model import AlignedLlava
-from trainer.sources import open_conversations
+from trainer.run_rows import open_conversations
 from trainer.train import train
 
 Raise = Callable[..., Any]

@@ -29,7 +29,7 @@ from trainer.init import init_model
 from trainer.load import load_model, open_model_folder
 from trainer.parts import quiet
 from trainer.recipe import Recipe
-from trainer.sources import open_conversations
+from trainer.run_rows import open_conversations
 from trainer.stages import train_stages
 
 CLIP, VICUNA = "openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5"

@@ -14,7 +14,7 @@ from tests.trainer.looking import record, write
 from trainer.conversations import FEATURES
 from trainer.load import open_model_folder
 from trainer.recipe import Basic
-from trainer.sources import Conversations, check_prompts
+from trainer.run_rows import Conversations, check_prompts
 from trainer.teach_run import TeachSettings, teach_images
 from trainer.train import train
 

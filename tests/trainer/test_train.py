@@ -17,7 +17,8 @@ from trainer import train as train_module
 from trainer.load import open_model_folder
 from trainer.norm import match_norm
 from trainer.recipe import Recipe
-from trainer.sources import open_conversations, open_label_source
+from trainer.run_rows import open_conversations
+from trainer.sources import open_label_source
 from trainer.train import Told, train
 
 METRICS = {

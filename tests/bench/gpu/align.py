@@ -31,7 +31,7 @@ from trainer.init import init_model
 from trainer.load import ModelFolder, open_model_folder
 from trainer.loop import AlignTrainer
 from trainer.recipe import Recipe
-from trainer.sources import open_conversations
+from trainer.run_rows import open_conversations
 
 PHOTOS, KEPT = 2000, 256
 """Images of the runs from JPEGs and from kept features; each is in several records."""
