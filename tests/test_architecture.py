@@ -69,6 +69,7 @@ TRAINER_FLOORS = [
     {"sources", "evaluation_figures", "save", "model_card", "export_files"},
     {"build", "teach"},
     {"run_fields"},
+    {"run_begin"},
     {"train", "evaluate_run", "teach_run", "run_model"},
     {"stages", "views", "export"},
 ]

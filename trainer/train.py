@@ -6,24 +6,22 @@ along the run), `model/` (a stock LLaVA folder, there once it is whole) and `sum
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
-from sea_pipeline import __version__
 from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.progress import ProgressBar, no_bar
-from sea_pipeline.records import differing_fields, fingerprint_of
+from sea_pipeline.records import fingerprint_of
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import TEMPORARY, alone, claimed, entries, make_folder, publish_bytes, sweep
+from sea_pipeline.storage import alone, claimed, make_folder, publish_bytes
 from trainer import checkpoints
 from trainer.arguments import training_arguments
 from trainer.borders import border, has_lost_others, lacks_memory
@@ -37,13 +35,11 @@ from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.model import AlignedLlava
 from trainer.norm import match_norm
 from trainer.recipe import Parts, Recipe
-from trainer.run_fields import ACCUMULATION, MODELS, beside, run_fields, start_folder
+from trainer.run_begin import NO_RUN, begin_run
+from trainer.run_fields import MODELS, beside, run_fields, start_folder
 from trainer.run_rows import check_prompts, open_conversations, without_unreadable
 from trainer.save import save_model
 from trainer.sources import LABELS, open_label_source, open_teacher
-
-_NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
-_MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,30 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     if not (rates.projector or rates.llm or rates.vision):
         raise UserError("learning_rates: projector, llm and vision are all null; give one of them a rate")
     if resume and out is not None and not (out / "run.json").is_file():
-        raise UserError(f"{out}: {_NO_RUN}")
+        raise UserError(f"{out}: {NO_RUN}")
     set_seed(recipe.seed)
+    inputs = _inputs(recipe, told)
+    fields = run_fields(inputs, args.world_size)
+    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
+    if recipe.evaluate_every and inputs.conversations.held_out is None and not (out / "summary.json").is_file():
+        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
+    make_folder(out.parent)
+    with alone(out.parent):  # the processes of a run come at once; the first one begins it
+        begin_run(out, fields, recipe, resume)
+    told = told if args.process_index == 0 else QUIET
+    if (out / "summary.json").is_file():
+        told.say(f"{out}: this run is finished")
+        return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
+    told.say(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
+    with (
+        claimed(out) if args.process_index == 0 else nullcontext(),
+        border(f"{out}: training has stopped", partial(_after, out)),
+    ):
+        return _Run(inputs, out, fields, told).finish()
+
+
+def _inputs(recipe: Recipe, told: Told) -> Inputs:
+    """Opens what a run reads."""
     folder = open_model_folder(_model_path(recipe, told), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -113,24 +131,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
     store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
     conversations = without_unreadable(conversations, recipe.data, store)
-    inputs = Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
-    fields = run_fields(inputs, args.world_size)
-    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
-    if recipe.evaluate_every and conversations.held_out is None and not (out / "summary.json").is_file():
-        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
-    make_folder(out.parent)
-    with alone(out.parent):  # the processes of a run come at once; the first one begins it
-        _begin(out, fields, recipe, resume)
-    told = told if args.process_index == 0 else QUIET
-    if (out / "summary.json").is_file():
-        told.say(f"{out}: this run is finished")
-        return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
-    told.say(f"the run goes to {out}" + (f"; labels: {store.path}" if store else ""))
-    with (
-        claimed(out) if args.process_index == 0 else nullcontext(),
-        border(f"{out}: training has stopped", partial(_after, out)),
-    ):
-        return _Run(inputs, out, fields, told).finish()
+    return Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
 
 
 def _after(out: Path, error: BaseException) -> str:
@@ -168,34 +169,6 @@ def _label(told: Told, settings: LabelSettings) -> StageRun:
     with alone(LABELS):
         told.say("making labels, as none fit")
         return label_images(settings, progress=told.progress)
-
-
-def _begin(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
-    """Begins a run's folder, or finds that it is this run's."""
-    described = out / "run.json"
-    held = {path.name for path in entries(out)}
-    if described.name not in held:
-        if resume:
-            raise UserError(f"{out}: {_NO_RUN}")
-        if held - {TEMPORARY}:
-            raise UserError(f"{out}: expected a new folder or one of a run; found other files; choose another --out")
-        make_folder(out)
-        sweep(out)
-        record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
-        record["versions"] = {
-            "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
-        }  # fmt: skip
-        with suppress(FileExistsError):  # of another machine's process, without a lock between us
-            publish_bytes(described, (json.dumps(record, indent=2) + "\n").encode(), out, exclusive=True)
-            return
-    try:
-        found = json.loads(described.read_text("utf-8"))["fields"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{described}: damaged; choose another --out") from error
-    if differences := differing_fields(found, fields):
-        problem = "; ".join(differences[:6]).replace(f"recipe.training_arguments.{ACCUMULATION}", _MICRO_BATCHES)
-        raise UserError(f"{out}: holds another run: {problem}; choose another --out")
-    sweep(out)
 
 
 class _Run:

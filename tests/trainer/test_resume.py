@@ -16,9 +16,9 @@ from tests import tiny_runs
 from tests.kills import killed_around
 from tests.programs import Begin
 from tests.tiny_runs import World, logged, tiny_recipe
-from trainer import checkpoints
-from trainer import train as train_module
+from trainer import checkpoints, run_begin
 from trainer.recipe import Recipe
+from trainer.run_begin import begin_run
 from trainer.train import train
 
 STAGES: dict[str, dict[str, Any]] = {
@@ -138,18 +138,18 @@ def test_a_run_that_is_killed_as_it_begins_goes_on(tiny: World, tmp_path: Path, 
 def test_another_machine_may_begin_it_meanwhile(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rival: int
 ) -> None:
-    recipe, out, plain = tiny_recipe(tiny), tmp_path / "out", train_module.entries
+    recipe, out, plain = tiny_recipe(tiny), tmp_path / "out", run_begin.entries
 
     def beaten(folder: Path) -> list[Any]:
-        monkeypatch.setattr(train_module, "entries", plain)
+        monkeypatch.setattr(run_begin, "entries", plain)
         found = plain(folder)
-        train_module._begin(out, {"seed": rival}, recipe, resume=False)
+        begin_run(out, {"seed": rival}, recipe, resume=False)
         return found
 
-    monkeypatch.setattr(train_module, "entries", beaten)
+    monkeypatch.setattr(run_begin, "entries", beaten)
     with pytest.raises(UserError, match="holds another run: seed") if rival else nullcontext():
-        train_module._begin(out, {"seed": 0}, recipe, resume=False)
-    assert train_module.entries is plain
+        begin_run(out, {"seed": 0}, recipe, resume=False)
+    assert run_begin.entries is plain
 
 
 def test_two_at_once_train_one_after_the_other(tiny: World, tmp_path: Path, program: Begin) -> None:
