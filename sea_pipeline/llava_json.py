@@ -7,6 +7,8 @@ import mmap
 import os
 import posixpath
 import re
+import reprlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,8 +21,12 @@ import ijson
 from sea_pipeline.errors import UserError
 
 
-def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
     """Reads the records of a `.json` (an array) or `.jsonl` (one object a line) file in their order.
+
+    Args:
+        path: the file.
+        strict: stop at a record that is none of LLaVA's; else it is given as it stands, see `check_record`.
 
     Yields:
         The number of the entry or, in a `.jsonl`, of the line, from 1; and the record. A record has `image` or
@@ -31,20 +37,39 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     try:
         with path.open("rb") as file:
-            yield from records_of(file, str(path))
+            yield from records_of(file, str(path), strict=strict)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def records_of(file: BinaryIO, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def records_of(file: BinaryIO, path: str, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
     """The same of an open file that is called `path`."""
     for number, row in (_json_lines if _has_lines(path) else _json_array)(file, path):
-        if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
-            raise UserError(
-                f"{path}: {place(path, number)}: expected a LLaVA record, an object with 'image' and 'conversations'; "
-                "found " + (f"the keys {sorted(row)[:6]}" if isinstance(row, dict) else type(row).__name__)
-            )
+        if strict:
+            with naming(path, number):
+                check_record(row)
         yield number, row
+
+
+def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
+    """Refuses what is no record of LLaVA's.
+
+    Raises:
+        UserError: says what it is.
+    """
+    if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
+        found = f"the keys {sorted(map(str, row))[:6]}" if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"expected a LLaVA record, an object with 'image' and 'conversations'; found {found}")
+
+
+def shown(value: Any) -> str:  # noqa: ANN401 - whatever a data file holds
+    """A value for a message: short, however long or deep it is."""
+    return _SHORT.repr(value)[:80]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlevel = 4
 
 
 @contextmanager
@@ -100,24 +125,76 @@ def images_of(row: dict[str, Any]) -> list[Any]:
 
 
 def _media_keys(row: dict[str, Any]) -> list[str]:
-    """The keys of a record, and of its turns, that name media other than `image` and `images` and hold something."""
+    """The keys of a record, and of its turns, that name media other than `image` and `images` and hold something.
+
+    In a record without an image it is also a key of any name that holds the name of a picture, a film or a sound.
+    """
     turns = row.get("conversations")
     inner = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    keys = [key for key in row if key not in ("image", "images") and row[key] not in (None, "", [], {})]
-    keys += [key for turn in inner for key in turn if turn[key] not in (None, "", [], {})]
-    return list(dict.fromkeys(key for key in keys if _names_media(key)))
+    pairs = [(key, value) for key, value in row.items() if key not in ("id", "image", "images", "conversations")]
+    pairs += [(key, value) for turn in inner for key, value in turn.items() if key not in ("from", "value")]
+    alone = not row.get("image") and not row.get("images")
+    found = [
+        key
+        for key, value in pairs
+        if (_names_media(key) and value not in (None, "", [], {}) and not isinstance(value, bool))
+        or ((alone or _speaks_of_media(key)) and _is_media(value))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _words(key: str) -> list[str]:
+    return [word.lower().removesuffix("s") for word in _KEY_WORDS.findall(key)]
+
+
+def _speaks_of_media(key: str) -> bool:
+    return any(word in _MEDIA for word in _words(key))
 
 
 def _names_media(key: str) -> bool:
-    """`video`, `image_path`, `imageUrls`, `audio-file`; not `image_id` or `image_size`, which say something of one."""
-    words = [word.lower() for word in _KEY_WORDS.findall(key)]
-    words = [word.removesuffix("s") for word in words if not word.isdigit()]
-    return any(word in _MEDIA for word in words) and all(word in _MEDIA or word in _REFERENCE for word in words)
+    """`video`, `image_path`, `imageUrls`, `imgfile`; not `image_id` or `image_size`, which say something of one."""
+    words = _words(key)
+    if _COMPOUND.fullmatch(key):
+        return True
+    return _speaks_of_media(key) and all(word in _MEDIA or word in _REFERENCE for word in words)
 
 
-_KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+def _is_media(value: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
+    """Whether a value is the name or the address of a file of media, or a list of such."""
+    if isinstance(value, list):
+        return bool(value) and _is_media(value[0])
+    if isinstance(value, dict):
+        return any(_is_media(inner) for inner in value.values() if isinstance(inner, str))
+    return isinstance(value, str) and (_MEDIA_FILE.search(value) is not None or value.startswith("data:"))
+
+
+_KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _MEDIA = {"image", "img", "picture", "pic", "photo", "video", "audio", "sound", "speech", "media", "frame", "clip"}
-_REFERENCE = {"path", "file", "filename", "name", "url", "uri", "link", "list", "byte", "data", "base", "src"}
+_MEDIA |= {"pixel"}
+_REFERENCE = {
+    "path",
+    "file",
+    "filename",
+    "filepath",
+    "name",
+    "fn",
+    "url",
+    "uri",
+    "link",
+    "list",
+    "byte",
+    "data",
+    "base",
+}
+_REFERENCE |= {"src", "b", "content", "local", "ab", "rel", "absolute", "relative", "input", "query", "encoded", "pil"}
+_REFERENCE |= {"dir", "folder", "value", "tensor", "base"}
+_COMPOUND = re.compile(
+    r"(image|img|picture|photo|video|audio)s?(path|file|filename|url|uri|name|list|data)s?", re.IGNORECASE
+)
+_MEDIA_FILE = re.compile(
+    r"^(\S+|[^\n]*/[^\n]*)\.(jpe?g|png|gif|webp|bmp|tiff?|heic|avif|mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg|m4a)$",
+    re.IGNORECASE,
+)
 
 
 def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 - whatever a data file holds
@@ -133,12 +210,14 @@ def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 -
     check_path(image)
     local = root is not None and "://" not in root
     text: str = image if local or root is None else image.removeprefix(f"{root.rstrip('/')}/")
-    if text.startswith("file://"):
+    if text[:5].lower() == "file:":
         place = urlsplit(text)
-        text = unquote(place.path) if place.netloc in ("", "localhost") else text
+        text = unquote(place.path) if place.netloc in ("", "localhost") else f"//{text}"
     path = posixpath.normpath(text)
     if root is not None and local and path.startswith(("/", "../")):
         path = _below(path, root) or path
+    if path == ".":
+        raise ValueError("expected 'image' to be a path; found the image root itself")
     if path.startswith(("/", "../")) or path == ".." or "://" in text:
         raise ValueError("the path leaves the image root; paths in data files start there")
     return path
@@ -151,7 +230,7 @@ def check_path(image: Any) -> None:  # noqa: ANN401 - whatever a data file holds
         ValueError: says why.
     """
     if not isinstance(image, str) or not image or "\0" in image:
-        raise ValueError(f"expected 'image' to be a path; found {image!r:.80}")
+        raise ValueError(f"expected 'image' to be a path; found {shown(image)}")
     try:
         image.encode("utf-8")
     except UnicodeEncodeError:
@@ -192,16 +271,24 @@ def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
         found = {b"{": "an object", b"": "an empty file"}.get(first, "something else")
         raise UserError(f"{path}: expected LLaVA's JSON, an array of records; found {found}")
     number = 0
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)  # ijson's C code ends the process at a longer number
     try:
         for number, row in enumerate(ijson.items(file, "item"), start=1):
             yield number, row
-    except (ijson.JSONError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (ijson.JSONError, ArithmeticError, ValueError, RecursionError) as error:  # what is no UTF-8, too
         raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {_said(error)}") from error
+    finally:
+        sys.set_int_max_str_digits(digits)
 
 
 def _said(error: Exception) -> str:
     """What the parser says, without its drawing of the place; of text that is no UTF-8 it says bytes."""
-    said = error.args[0]
+    said = error.args[0] if error.args else ""
+    if isinstance(error, ArithmeticError):
+        return "a number that is too large"
     text = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
     return text.partition("\n")[0]
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.llava_json import place, relative_path
+from sea_pipeline.llava_json import place, relative_path, shown
 from sea_pipeline.pixels import BadImageError, read_image
 
 _IDS = 10
@@ -59,34 +59,36 @@ class LeftOut:
 NOTHING = LeftOut()
 
 
-def refuse(path: Path, rows: Iterable[BadRow], total: int) -> None:
+def refuse(path: Path, rows: Iterable[BadRow], total: int, *, nothing_left: bool = False) -> None:
     """Stops if there are bad rows.
 
     Args:
         path: the file.
         rows: the bad ones.
         total: how many rows the file has.
+        nothing_left: they are to be left out, and no others are there.
 
     Raises:
-        UserError: one line that counts them by kind, each with its first ten ids.
+        UserError: one line that counts them by kind, each with what is wrong with its first row, and ten ids.
     """
     every = sorted(rows)
     if not every:
         return
     if len(every) == 1:
         (row,) = every
-        raise UserError(f"{path}: {place(path, row.number)}, id {row.id!r}: {row.reason}")
+        left = "; no other row is left to train on" if nothing_left else ""
+        raise UserError(f"{path}: {place(path, row.number)}, id {row.id!r}: {row.reason}{left}")
     kinds: dict[str, list[BadRow]] = defaultdict(list)
     for row in every:
         kinds[row.kind].append(row)
     named = []
-    for kind, alike in sorted(kinds.items(), key=lambda item: -len(item[1])):
+    for alike in sorted(kinds.values(), key=len, reverse=True):
         ids = ", ".join(repr(row.id) for row in alike[:_IDS]) + (", ..." if len(alike) > _IDS else "")
-        named.append(f"{len(alike):,} x {alike[0].reason if len(alike) == 1 else kind} (ids {ids})")
-    raise UserError(
-        f"{path}: {len(every):,} of {total:,} rows cannot be trained: {'; '.join(named)}; mend or remove them, or "
-        "leave them out with data.bad_rows: leave_out (--bad-rows leave_out)"
-    )
+        named.append(f"{len(alike):,} x {alike[0].reason} (ids {ids})")
+    advice = "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)"
+    if nothing_left:
+        advice = "no others are left to train on; mend some"
+    raise UserError(f"{path}: {len(every):,} of {total:,} rows cannot be trained: {'; '.join(named)}; {advice}")
 
 
 def missing_images(rows: Rows, root: Path) -> dict[str, str]:
@@ -97,12 +99,13 @@ def missing_images(rows: Rows, root: Path) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            path = relative_path(name, str(root))
+            there = (root / relative_path(name, str(root))).is_file()
+            if not there:
+                found[name] = f"expected image files that are there; found no {shown(name)} below {root}"
         except ValueError as error:
-            found[name] = f"expected images below the image root {root}; found {name!r}: {error}"
-            continue
-        if not (root / path).is_file():
-            found[name] = f"expected images below the image root {root}; found no file {name!r}"
+            found[name] = f"expected paths below the image root; found {shown(name)}: {error} ({root})"
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            found[name] = f"expected image files that can be opened; found {shown(name)}: {error.strerror}"
     return found
 
 
@@ -113,7 +116,9 @@ def unreadable_images(names: Iterable[str], locate: Callable[[str], Path]) -> di
         try:
             read_image(locate(name))
         except BadImageError as error:
-            found[name] = f"expected images that can be read; found {name!r} in the labels' quarantine: {error.message}"
+            found[name] = (
+                f"expected images that can be read; found {shown(name)} in the labels' quarantine: {error.message}"
+            )
     return found
 
 

@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.llava_json import check_path, images_of, records
+from sea_pipeline.llava_json import check_path, check_record, images_of, records
 from sea_pipeline.storage import cache_folder, canonical_json, file_sha256, make_folder, writing
 from trainer.bad_rows import BadRow, refuse
 from trainer.encode import Conversation, Encoder
@@ -157,7 +157,7 @@ def conversation_rows(
     """
     render = load_template(template, tokenizer, image_token)
     encode = Encoder(tokenizer, image_token, image_tokens, max_length)
-    rows = islice(records(path), limit)
+    rows = islice(records(path, strict=False), limit)
     found = False
     while chunk := [_conversation(number, row, render, image_token) for number, row in islice(rows, _CHUNK)]:
         found = True
@@ -286,10 +286,12 @@ def _quiet() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def _conversation(number: int, row: dict[str, Any], render: Template, image_token: str) -> Conversation:
+def _conversation(number: int, row: Any, render: Template, image_token: str) -> Conversation:  # noqa: ANN401
     """A record as text, or why it cannot be trained."""
-    name = str(number if row.get("id") is None else row["id"]).encode("utf-8", "backslashreplace").decode()
+    given = row.get("id") if isinstance(row, dict) else None
+    name = str(number if given is None else given).encode("utf-8", "backslashreplace").decode()
     try:
+        check_record(row)
         images = images_of(row)
         for image in images:
             check_path(image)

@@ -150,11 +150,13 @@ class Encoder:
         lengths = np.where(is_image, self._image_tokens, 1).cumsum()
         kept = int(np.searchsorted(lengths, self._max_length, side="right"))
         if not trained[:kept].any():
-            found = f"{lengths[trained.argmax()] - 1} tokens before it" if trained.any() else "none at any length"
-            reason = (
-                f"expected an answer to train on within max_length {self._max_length}; found {found}; raise "
-                "max_length, or shorten or remove the sample"
-            )
+            if trained.any():
+                reason = (
+                    f"expected an answer within max_length {self._max_length}; found {lengths[trained.argmax()] - 1} "
+                    "tokens before it; raise max_length, or shorten or remove the sample"
+                )
+            else:
+                reason = "expected an answer to train on; found none that is not empty; write one, or remove the sample"
             return _refused(conversation, reason)
         return {
             "id": conversation.id,

@@ -40,7 +40,11 @@ class Conversations:
     file: Path
     image_root: Path
     bad: LeftOut = NOTHING
-    """Rows that are left out."""
+    """Rows of `file` that are left out."""
+    evaluate_file: Path | None = None
+    """Of the rows held out, if they are another file's."""
+    evaluate_bad: LeftOut = NOTHING
+    """Rows of that file that are left out."""
 
     @cached_property
     def image_ids(self) -> set[str]:
@@ -94,7 +98,10 @@ def _opened(
         count = data.held_out if data.held_out < 1 else int(data.held_out)
         train, held_out = split_rows(train, count, seed=0)
     if data.evaluate:
-        held_out, _ = rows(data_folder("jobs") / "samples.json" if data.evaluate == SAMPLES else Path(data.evaluate))
+        other = data_folder("jobs") / "samples.json" if data.evaluate == SAMPLES else Path(data.evaluate)
+        held_out, other_bad = rows(other)
+        found = LeftOut(tuple(bad)), other, LeftOut(tuple(other_bad))
+        return Conversations(train, held_out, locate, file, image_root, *found)
     return Conversations(train, held_out, locate, file, image_root, LeftOut(tuple(bad)))
 
 
@@ -115,7 +122,7 @@ def _accepted(file: Path, data: Data, rows: Rows, bad: list[BadRow], unread: int
         refuse(file, bad, len(rows) + unread)
     kept = without(rows, bad)
     if not len(kept):
-        refuse(file, bad, len(rows) + unread)
+        refuse(file, bad, len(rows) + unread, nothing_left=True)
     return kept, bad
 
 
@@ -134,9 +141,14 @@ def without_unreadable(conversations: Conversations, data: Data, store: LabelSto
     if not unreadable:
         return conversations
     train, bad = _accepted(conversations.file, data, conversations.train, rows_with(conversations.train, unreadable))
-    if held_out is not None:
-        held_out, _ = _accepted(conversations.file, data, held_out, rows_with(held_out, unreadable))
-    return replace(conversations, train=train, held_out=held_out, bad=conversations.bad.and_more(bad))
+    changed = replace(conversations, train=train, bad=conversations.bad.and_more(bad))
+    if held_out is None:
+        return changed
+    other = conversations.evaluate_file
+    held_out, bad = _accepted(other or conversations.file, data, held_out, rows_with(held_out, unreadable))
+    if other is None:
+        return replace(changed, held_out=held_out, bad=changed.bad.and_more(bad))
+    return replace(changed, held_out=held_out, evaluate_bad=conversations.evaluate_bad.and_more(bad))
 
 
 def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basic, option: str) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.llava_json import shown
 
 TemplateName = Literal["plain", "vicuna_v1", "own"]
 Message: TypeAlias = dict[str, str]
@@ -90,7 +91,7 @@ def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDE
 
 def _turns(conversations: Any) -> list[Any]:  # noqa: ANN401 - whatever a data file holds
     if not isinstance(conversations, list) or not conversations:
-        raise UserError(f"expected 'conversations' to be a list of turns; found {conversations!r:.80}")
+        raise UserError(f"expected 'conversations' to be a list of turns; found {shown(conversations)}")
     return conversations
 
 
@@ -100,7 +101,7 @@ def _message(turn: Any, number: int) -> Message:  # noqa: ANN401 - whatever a da
     if not isinstance(text, str) or not isinstance(role, str) or role not in _ROLES:
         raise UserError(
             f"expected turn {number} to be an object with 'from' (human, gpt or system) and 'value' (text); "
-            f"found {turn!r:.80}"
+            f"found {shown(turn)}"
         )
     try:
         text.encode("utf-8")

@@ -10,10 +10,15 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.errors import UserError
 from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end, with_own_eos, without_final_eos
-from trainer.encode import SPACES, adds_space
+from trainer.encode import SPACES, adds_space, tokenise
 from trainer.sentence_piece import rebuilt, same_tokenizer
 
-_PROMPTS = (f"{IMAGE_TOKEN}\nWhat? ", f"Two: {IMAGE_TOKEN}{IMAGE_TOKEN} and one {IMAGE_TOKEN}", f" {IMAGE_TOKEN}")
+_PROMPTS = (
+    f"{IMAGE_TOKEN}\nWhat? ",
+    f"Two: {IMAGE_TOKEN}{IMAGE_TOKEN} and one {IMAGE_TOKEN}",
+    f"One: {IMAGE_TOKEN}\nWhat? {IMAGE_TOKEN} one",
+    f" {IMAGE_TOKEN}a",
+)
 """With images, for the comparison of a saved tokenizer."""
 
 
@@ -27,11 +32,30 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
     Returns:
         The same tokenizer; or another with the same ids for any text without an image.
     """
-    if not adds_space(tokenizer):
-        tokenizer.add_tokens([image_token], special_tokens=True)
+    spaced = _spaced(tokenizer, image_token) if adds_space(tokenizer) else None
+    tokenizer.add_tokens([image_token], special_tokens=True)
+    if spaced is None or _as_trained(tokenizer, image_token) or not _as_trained(spaced, image_token):
         return tokenizer
-    tokenizer.add_tokens([AddedToken(image_token, special=True, normalized=True)])
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return spaced
+
+
+def _as_trained(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
+    """Whether prompts, tokenised whole, have the ids that training gives their pieces."""
+    image = (tokenizer.convert_tokens_to_ids(image_token),)
+    for prompt in _PROMPTS:
+        prompt = prompt.replace(IMAGE_TOKEN, image_token)
+        first, *others = [tokens.ids for tokens in tokenise(tokenizer, prompt.split(image_token))]
+        trained = [*first, *(token for ids in others for token in (*image, *ids))]
+        if tokenizer.encode(prompt, add_special_tokens=False) != trained:
+            return False
+    return True
+
+
+def _spaced(tokenizer: PreTrainedTokenizerBase, image_token: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with a normalizer that puts a space behind images."""
+    copied = rebuilt(tokenizer, tokenizer.backend_tokenizer)
+    copied.add_tokens([AddedToken(image_token, special=True, normalized=True)])
+    state = json.loads(copied.backend_tokenizer.to_str())
     for token in state["added_tokens"]:
         if token["content"] == image_token:
             token["normalized"] = True  # only then is it looked for in what the normalizer gives

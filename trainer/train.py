@@ -254,7 +254,8 @@ class _Run:
         rows = {"rows": counts.rows, "text alone": counts.text_only, "images": counts.images}
         rows |= {"cut at max_length": counts.truncated} if counts.truncated else {}
         rows |= {"held out": len(conversations.held_out)} if conversations.held_out is not None else {}
-        return rows | {f"left out: {kind}": count for kind, count in conversations.bad.kinds().items()}
+        rows |= {f"left out: {kind}": count for kind, count in conversations.bad.kinds().items()}
+        return rows | {f"held out, left out: {kind}": n for kind, n in conversations.evaluate_bad.kinds().items()}
 
     def _summarise(self) -> None:
         evaluated = [line for line in self.log.lines() if is_evaluation(line)]
