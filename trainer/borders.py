@@ -146,6 +146,8 @@ def _root(module: str) -> str:
 
 
 def _said(error: BaseException) -> str:
+    if failures := getattr(error, "failures", None):  # torch's CheckpointException: by rank, with tracebacks
+        return _said(next(iter(failures.values()))[0])
     if _WORKER.search(str(error)):  # torch wraps what a process that reads data raised in the text of a traceback
         behind = re.split(r'\n  File "[^\n]*', str(error))[-1]
         raised = re.split(r"\n(?=\S)", behind, maxsplit=1)[-1]

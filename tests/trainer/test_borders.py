@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.tensorboard import SummaryWriter
 
 from sea_pipeline.errors import UserError
@@ -314,6 +316,14 @@ def test_whose_an_error_is() -> None:
             assert raised(error) == "theirs", error
     with pytest.raises(KeyboardInterrupt), border("place", "advice", given=True):
         raise KeyboardInterrupt
+
+
+def test_the_reason_of_a_checkpoint_in_pieces(tmp_path: Path) -> None:
+    """torch's is no Exception, and holds those of the processes that could not write theirs."""
+    why = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match="file: cannot be written: No space left on device; make room, or"):  # noqa: SIM117
+        with saving(tmp_path / "file"):
+            raise CheckpointException("write", {1: (why, traceback.extract_stack())})
 
 
 def test_a_disk_that_says_nothing_is_asked(tmp_path: Path) -> None:
