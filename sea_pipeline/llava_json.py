@@ -64,12 +64,9 @@ def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
 
 def shown(value: Any) -> str:  # noqa: ANN401 - whatever a data file holds
     """A value for a message: short, however long or deep it is."""
-    return _SHORT.repr(value)[:80]
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-_SHORT.maxlevel = 4
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)[:80]
 
 
 @contextmanager
@@ -112,7 +109,7 @@ def images_of(row: dict[str, Any]) -> list[Any]:
     Raises:
         UserError: a key names media that are not read, such as `video` or `image_path`; or `image` and `images` differ.
     """
-    keys = [key for key in ("image", "images") if row.get(key) not in (None, "", [])]
+    keys = [key for key in ("image", "images") if row.get(key) not in (None, [])]
     found = [row[key] if isinstance(row[key], list) else [row[key]] for key in keys]
     if len(found) == 2 and found[0] != found[1]:
         raise UserError("expected 'image' or 'images'; found both, with other contents; remove one of them")

@@ -1,6 +1,7 @@
 """Kills inside this process at a chosen call, and the processes that must go when another one is killed."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ def killed_around(owner: object, method: str, call: int, *, before: bool) -> Ite
     """Kills its block just before or just after the `call`-th call of a function, which the block must come to."""
     plain, calls = getattr(owner, method), 0
 
+    counting = threading.Lock()
+
     def deadly(*given: Any, **options: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls == call and before:
+        with counting:  # threads may call it at once
+            calls += 1
+            mine = calls
+        if mine == call and before:
             raise Killed
         result = plain(*given, **options)
-        if calls == call:
+        if mine == call:
             raise Killed
         return result
 

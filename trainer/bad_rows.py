@@ -59,6 +59,13 @@ class LeftOut:
 NOTHING = LeftOut()
 
 
+def bad_rows(rows: Rows) -> list[BadRow]:
+    """The rows, with columns `number` and `refused`, that were refused as they were tokenised."""
+    is_bad = rows.with_format("arrow")["refused"][:].is_valid().to_numpy(zero_copy_only=False)
+    chosen = rows.select_columns(["number", "id", "refused"]).select(np.flatnonzero(is_bad))
+    return [BadRow(row["number"], row["id"], row["refused"]) for row in chosen]
+
+
 def refuse(path: Path, rows: Iterable[BadRow], total: int, *, nothing_left: bool = False) -> None:
     """Stops if there are bad rows.
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sea_pipeline.errors import UserError
 from sea_pipeline.llava_json import check_path, check_record, images_of, records
 from sea_pipeline.storage import cache_folder, canonical_json, file_sha256, make_folder, writing
-from trainer.bad_rows import BadRow, refuse
+from trainer.bad_rows import BadRow, bad_rows, refuse, without
 from trainer.encode import Conversation, Encoder
 from trainer.templates import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 
@@ -113,7 +113,9 @@ def read_conversations(
         )
 
     cached = _cached(rows, hashlib.sha256(canonical_json(settings)).hexdigest())
-    return _good_and_bad(cached)
+    bad = bad_rows(cached)
+    good = without(cached, bad) if bad else cached
+    return Read(good.remove_columns("refused"), bad)
 
 
 def load_conversations(path: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> datasets.Dataset:  # noqa: ANN401
@@ -140,7 +142,7 @@ def conversation_rows(
     """Tokenises the records of a file one after the other; nothing is kept.
 
     Args:
-        path: see `load_conversations`, as the others are.
+        path: see `read_conversations`, as for those up to `max_length`.
         tokenizer: see there.
         template: see there.
         image_token: see there.
@@ -239,15 +241,6 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
     parts = [backend, chat_template(tokenizer), tokenizer.special_tokens_map]
     return hashlib.sha256(canonical_json(parts)).hexdigest()
-
-
-def _good_and_bad(cached: datasets.Dataset) -> Read:
-    is_bad = cached.with_format("arrow")["refused"][:].is_valid().to_numpy(zero_copy_only=False)
-    bad = [
-        BadRow(row["number"], row["id"], row["refused"])
-        for row in cached.select_columns(["number", "id", "refused"]).select(np.flatnonzero(is_bad))
-    ]
-    return Read((cached.select(np.flatnonzero(~is_bad)) if bad else cached).remove_columns("refused"), bad)
 
 
 def _cached(rows: Callable[[], Iterator[dict[str, Any]]], fingerprint: str) -> datasets.Dataset:

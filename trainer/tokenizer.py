@@ -17,7 +17,7 @@ _PROMPTS = (
     f"{IMAGE_TOKEN}\nWhat? ",
     f"Two: {IMAGE_TOKEN}{IMAGE_TOKEN} and one {IMAGE_TOKEN}",
     f"One: {IMAGE_TOKEN}\nWhat? {IMAGE_TOKEN} one",
-    f" {IMAGE_TOKEN}a",
+    f"A {IMAGE_TOKEN}a",
 )
 """With images, for the comparison of a saved tokenizer."""
 
@@ -32,8 +32,12 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
     Returns:
         The same tokenizer; or another with the same ids for any text without an image.
     """
+    there = image_token in tokenizer.get_added_vocab()
+    if there and _as_trained(tokenizer, image_token):
+        return tokenizer
     spaced = _spaced(tokenizer, image_token) if adds_space(tokenizer) else None
-    tokenizer.add_tokens([image_token], special_tokens=True)
+    if not there:
+        tokenizer.add_tokens([image_token], special_tokens=True)
     if spaced is None or _as_trained(tokenizer, image_token) or not _as_trained(spaced, image_token):
         return tokenizer
     return spaced

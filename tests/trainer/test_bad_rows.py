@@ -107,14 +107,46 @@ def test_alike_rows_are_counted_with_ten_ids() -> None:
     with pytest.raises(UserError) as error:
         refuse(Path("d.json"), [*rows, other], 1000)
     said = str(error.value)
-    assert said.startswith(
-        "d.json: 31 of 1,000 rows cannot be trained: 30 x expected turns by human and gpt (ids 'row 1'"
-    )
+    assert said.startswith(f"d.json: 31 of 1,000 rows cannot be trained: 30 x {reason} (ids 'row 1'")
     assert "'row 10', ...)" in said
     assert "'row 11'" not in said
     assert f"1 x {other.reason} (ids 'other')" in said
     with pytest.raises(UserError, match=r"d\.json: entry 31, id 'other': expected an answer within max_length 20"):
         refuse(Path("d.json"), [other], 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[{"id": ' + "1" * 4400 + ', "conversations": []}]', "expected 'conversations' to be a list"),
+        ('[{"id": 1e999999999999999999999, "conversations": []}]', "after entry 0: a number that is too large"),
+        ('[{"conversations": ' + "[" * 3000 + "]" * 3000 + "}]", "expected turn 1 to be an object"),
+        ('["a.jpg", 7]', "2 of 2 rows cannot be trained: 2 x expected a LLaVA record"),
+    ],
+)
+def test_json_that_ends_other_programs(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError, match=expected) as error:
+        load(tmp_path / "data.json", byte_level(), "own")
+    assert len(str(error.value)) < 5000
+
+
+def test_names_too_long_for_a_file_cost_their_rows(tiny: World, tmp_path: Path) -> None:
+    long = [record([("<image>", "b")], "A" * 6000), record([("<image>", "b")], "x" * 300 + ".jpg")]
+    with colours(), pytest.raises(UserError, match=r"2 of .* rows cannot be trained") as error:
+        run(tiny, written(tmp_path, *long, *rows_of(tiny)), tmp_path / "out")
+    assert len(str(error.value)) < 1000
+
+
+def test_bad_rows_of_the_evaluation_file_are_counted(tiny: World, tmp_path: Path) -> None:
+    other = written(tmp_path, *rows_of(tiny)[:4], *list(odd().values())[:3], name="held.jsonl")
+    with colours():
+        with pytest.raises(UserError, match=r"held\.jsonl: 3 of 7 rows cannot be trained"):
+            run(tiny, tiny.data, tmp_path / "out", data={"evaluate": str(other)})
+        settings = {"evaluate": str(other), "bad_rows": "leave_out"}
+        rows = run(tiny, tiny.data, tmp_path / "out", data=settings).summary["rows"]
+    assert rows["held out"] == 4
+    assert sum(number for what, number in rows.items() if what.startswith("held out, left out: ")) == 3
 
 
 # A run

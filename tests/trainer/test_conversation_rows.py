@@ -54,7 +54,7 @@ def test_the_same_input_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.Mo
 def test_rows_are_read_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
 
-    def watched(path: Path) -> Iterator[tuple[int, Row]]:
+    def watched(path: Path, *, strict: bool) -> Iterator[tuple[int, Row]]:
         for number in range(1, 10_001):
             read.append(number)
             yield number, record([("a", "b")])
@@ -81,7 +81,7 @@ def test_a_failure_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monkey
     data = written(tmp_path, *(record([("a", str(number))]) for number in range(200)))
     records = conversations.records
 
-    def stops(path: Path) -> Iterator[tuple[int, Row]]:
+    def stops(path: Path, *, strict: bool) -> Iterator[tuple[int, Row]]:
         for number, row in records(path):
             if number == 150:
                 raise failure
@@ -105,7 +105,7 @@ def load_and_die() -> None:
     """Reads conversations, and kills its process at row 2,000."""
     records = conversations.records
 
-    def dies(path: Path) -> Iterator[tuple[int, Any]]:
+    def dies(path: Path, *, strict: bool) -> Iterator[tuple[int, Any]]:
         for number, row in records(path):
             if number == 2000:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -196,7 +196,7 @@ def test_truncation_never_cuts_an_image(tmp_path: Path) -> None:
         (record([("<image>", "b")]), "line 2, .*found 1; make them agree"),
         ({"image": "a.jpg", "id": "\ud800"}, r"line 2, id '.*ud800': expected 'conversations' to be a list"),
         (record([("half \ud800", "b")]), "line 2, .*half of a UTF-16 pair"),
-        ({"other": 1}, "line 2: expected a LLaVA record"),
+        ({"other": 1}, "line 2, id '2': expected a LLaVA record"),
     ],
 )
 def test_one_bad_row_stops_with_its_name(tmp_path: Path, row: Row, expected: str) -> None:
@@ -232,7 +232,7 @@ def test_a_template_that_trains_nothing_or_loses_an_image(tmp_path: Path) -> Non
     data = written(tmp_path, record([("<image>", "A cat.")], "a.jpg"))
     nothing = CHATML_MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     nothing += "{% generation %}{% endgeneration %}"
-    with pytest.raises(UserError, match="found none at any length"):
+    with pytest.raises(UserError, match="found none that is not empty"):
         load(data, byte_level(nothing), "own")
     loses = CHATML.replace("message['content']", "message['content'].replace('<image>', '')")
     with pytest.raises(UserError, match=r"expected 1 image tokens .* found 0"):

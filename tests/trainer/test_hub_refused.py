@@ -1,5 +1,6 @@
 """Folders of the hub's forms that cannot be read, one line each; those that lack a file and can; advice that works."""
 
+import importlib
 import json
 import os
 import pickle
@@ -262,7 +263,8 @@ def test_without_sentencepiece(made: Callable[[str], Path], monkeypatch: pytest.
     def extract(*_: object) -> None:
         raise ImportError("sentencepiece")
 
-    monkeypatch.setattr("transformers.convert_slow_tokenizer.SentencePieceExtractor", extract)
+    conversion = importlib.import_module("transformers.convert_slow_tokenizer")  # a function has that name, too
+    monkeypatch.setattr(conversion, "SentencePieceExtractor", extract)
     monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
     write_form(Path.cwd(), VICUNA)
     with pytest.raises(UserError, match=r"sentencepiece.* cannot be imported .*pip install 'sea-pipeline\[train\]'$"):

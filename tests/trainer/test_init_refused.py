@@ -50,7 +50,7 @@ def test_a_damaged_file_is_a_line_that_names_the_folder(tmp_path: Path, name: st
 def test_an_unknown_tower_is_a_line(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "model")
     edit(folder / "config.json", vision_config={"model_type": "nonesuch"})
-    with pytest.raises(UserError, match=r"its configuration or processor cannot be loaded .*nonesuch"):
+    with pytest.raises(UserError, match=r"its configuration or processor cannot be loaded: .*nonesuch"):
         check_model_folder(folder)
 
 

@@ -90,6 +90,8 @@ def rows_of(world: World, texts: list[str]) -> Conversations:
             "trained": [letter == "t" for letter in text],
             "length": len(text),
             "truncated": False,
+            "number": number + 1,
+            "refused": None,
         }
         for number, text in enumerate(texts)
     ]
