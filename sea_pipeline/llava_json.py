@@ -115,8 +115,8 @@ def images_of(row: dict[str, Any]) -> list[Any]:
         raise UserError("expected 'image' or 'images'; found both, with other contents; remove one of them")
     if unread := _media_keys(row):
         raise UserError(
-            f"expected images under 'image' alone; found {', '.join(map(repr, unread))}, which would not be read; call "
-            "them 'image', a path or a list of paths, or remove the key"
+            f"expected images under 'image' alone, not under {', '.join(map(repr, unread))}; found media there, which "
+            "would not be read; name them in the record's 'image', a path or a list of paths, or remove the key"
         )
     return found[0] if found else []
 

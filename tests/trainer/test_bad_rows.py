@@ -263,7 +263,7 @@ def test_urls_below_a_root_that_is_one() -> None:
 
 @pytest.mark.parametrize("key", MEDIA)
 def test_media_that_would_not_be_read_are_named(key: str) -> None:
-    with pytest.raises(UserError, match=f"found '{key}', which would not be read"):
+    with pytest.raises(UserError, match=f"not under '{key}'; found media there, which would not be read"):
         images_of({"conversations": [], key: ["x.jpg"]})
     assert images_of({"conversations": [], key: [], "image": "a.jpg"}) == ["a.jpg"]
 

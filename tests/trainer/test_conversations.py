@@ -192,7 +192,7 @@ def test_truncation_never_cuts_an_image(tmp_path: Path) -> None:
     [
         (record([("a " * 50, "b")], id="x"), "line 2, id 'x': .* within max_length 30; found .* tokens before it"),
         (record([("<image>", "b")], 7), "line 2, .*expected 'image' to be a path; found 7"),
-        (record([("<image>", "b")], video="a.mp4"), "line 2, .*found 'video', which would not be read"),
+        (record([("<image>", "b")], video="a.mp4"), "line 2, .*not under 'video'; found media there"),
         (record([("<image>", "b")]), "line 2, .*found 1; make them agree"),
         ({"image": "a.jpg", "id": "\ud800"}, r"line 2, id '.*ud800': expected 'conversations' to be a list"),
         (record([("half \ud800", "b")]), "line 2, .*half of a UTF-16 pair"),
