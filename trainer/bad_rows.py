@@ -98,13 +98,18 @@ def refuse(path: Path, rows: Iterable[BadRow], total: int, *, nothing_left: bool
     raise UserError(f"{path}: {len(every):,} of {total:,} rows cannot be trained: {'; '.join(named)}; {advice}")
 
 
-def missing_images(rows: Rows, root: Path) -> dict[str, str]:
-    """The images that are no files below the image root, each with the reason."""
+def image_names(rows: Rows) -> set[str]:
+    """Every image of the rows, as the data calls it."""
     names: set[str] = set()
     for batch in rows.select_columns(["images"]).with_format("arrow").iter(_BATCH):
         names.update(pc.unique(pc.list_flatten(batch["images"])).to_pylist())
+    return names
+
+
+def missing_images(rows: Rows, root: Path) -> dict[str, str]:
+    """The images that are no files below the image root, each with the reason."""
     found = {}
-    for name in names:
+    for name in image_names(rows):
         try:
             there = (root / relative_path(name, str(root))).is_file()
             if not there:

@@ -18,6 +18,7 @@ from trainer.bad_rows import (
     NOTHING,
     BadRow,
     LeftOut,
+    image_names,
     missing_images,
     refuse,
     rows_with,
@@ -49,21 +50,14 @@ class Conversations:
     @cached_property
     def image_ids(self) -> set[str]:
         """Every image of the rows to train on."""
-        return _images(self.train)
-
-
-def _images(rows: Rows) -> set[str]:
-    names: set[str] = set()
-    for batch in rows.select_columns(["images"]).with_format("arrow").iter(10_000):
-        names.update(pc.unique(pc.list_flatten(batch["images"])).to_pylist())
-    return names
+        return image_names(self.train)
 
 
 def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
     """Reads the recipe's data for a model: tokenised by its tokenizer, split, every image file seen to be there.
 
     Raises:
-        UserError: see `load_conversations`; an image is missing.
+        UserError: see `read_conversations`; a row cannot be trained or its image is missing, and it is not left out.
     """
     file, image_root, locate = place_of(data.train, data.image_root)
 
@@ -136,7 +130,7 @@ def without_unreadable(conversations: Conversations, data: Data, store: LabelSto
         return conversations
     held_out = conversations.held_out
     names = {bad["image_id"] for bad in store.quarantine()}
-    names &= conversations.image_ids | (_images(held_out) if held_out is not None else set())
+    names &= conversations.image_ids | (image_names(held_out) if held_out is not None else set())
     unreadable = unreadable_images(sorted(names), conversations.locate)
     if not unreadable:
         return conversations

@@ -19,7 +19,7 @@ _PROMPTS = (
     f"One: {IMAGE_TOKEN}\nWhat? {IMAGE_TOKEN} one",
     f"A {IMAGE_TOKEN}a",
 )
-"""With images, for the comparison of a saved tokenizer."""
+"""With images, for comparisons of what is saved with what is in memory, and of prompts with what is trained."""
 
 
 def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> PreTrainedTokenizerBase:
