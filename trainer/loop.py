@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow.compute as pc
 import torch
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments
@@ -240,10 +241,10 @@ class AlignTrainer(ResumingTrainer):
         grouped, processes = {}, self.args.world_size
         together = self.args.train_batch_size * processes
         if self.recipe.data.sampling == "modality_length":
-            rows = self.data.rows
+            rows = self.data.rows.with_format("arrow")
             grouped = {
-                "lengths": rows["length"],
-                "has_image": [bool(images) for images in rows["images"]],
+                "lengths": rows["length"][:].to_numpy(),
+                "has_image": pc.list_value_length(rows["images"][:]).to_numpy() > 0,
                 "batch_size": together * self.args.gradient_accumulation_steps,
                 "micro_batches": processes * self.args.gradient_accumulation_steps,
             }
