@@ -60,7 +60,8 @@ TRAINER_FLOORS = [
     {"towers", "chat_template", "encode", "words", "sea", "supervision", "config_check"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
     | {"aspect_ratio", "bad_rows"},
-    {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume"} | {"sentence_piece", "pretrained"},
+    {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume"}
+    | {"sentence_piece", "pretrained", "lmms_eval"},
     {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "kept"},
     {"parts", "data", "harness"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens"},

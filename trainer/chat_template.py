@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.errors import UserError
-from trainer.templates import GENERATION, VICUNA_SYSTEM
+from trainer.templates import GENERATION, VICUNA_SYSTEM, front
 
 IMAGE_TOKEN = "<image>"
 """The literal that evaluation harnesses write; another would not be replaced by image tokens."""
 
+_BOS = "<s>"
 _EOS = "</s>"
 _WITHOUT_EOS = "{%- set eos_token = '' -%}"
 _PROBE = "some-question"
@@ -157,6 +158,26 @@ def with_own_eos(own: str, eos: str) -> str:
     return f"{{%- set eos_token = {json.dumps(eos)} -%}}{own}" if writes else own
 
 
+def with_bos(own: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A template that begins as training does: with the BOS that the tokenizer puts in front of a text by itself.
+
+    Readers tokenise what a template wrote without adding anything to it. One that writes a BOS is given back as it is.
+    """
+    if not adds_bos(tokenizer) or writes_bos(own):
+        return own
+    return f"{{{{- bos_token -}}}}{own}"
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a BOS in front of a text by itself."""
+    return tokenizer.bos_token_id is not None and front(tokenizer) == [tokenizer.bos_token_id]
+
+
+def writes_bos(own: str) -> bool:
+    """Whether what a template writes begins with a BOS."""
+    return (_text(own, _CHAT, False) or "").startswith(_BOS)
+
+
 def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a template takes it
     """A question as the template writes it; None where it is lost, or cannot be written."""
     try:
@@ -183,7 +204,7 @@ def _rendered(
         chat_template=template,
         return_assistant_tokens_mask=marks,
         add_generation_prompt=prompt,
-        bos_token="<s>",
+        bos_token=_BOS,
         eos_token=_EOS,
     )
     (text,), spans = rendered

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from trainer.templates import Rendered
+from trainer.templates import Rendered, front
 
 SPACES = (" ", "\u2581")
 """A space, and SentencePiece's letter for it."""
@@ -97,9 +97,7 @@ class Encoder:
         self._image_id = tokenizer.get_added_vocab()[image_token]
         self._image_tokens = image_tokens
         self._max_length = max_length
-        whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-        starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
-        self._front: list[int] = whole[: starts[0]] if starts else []
+        self._front = front(tokenizer)
 
     def __call__(self, conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
         """Yields the rows of `conversations.FEATURES`, from one call of the tokenizer.

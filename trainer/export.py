@@ -15,7 +15,7 @@ from sea_pipeline.settings import Settings
 from sea_pipeline.storage import publish_folder
 from trainer import hub, legacy
 from trainer.borders import saving
-from trainer.export_files import alignment, clean, respell, write_json, write_texts
+from trainer.export_files import alignment, clean, spell, write_json, write_texts
 from trainer.init import ALIGNMENT
 from trainer.model_card import model_card
 from trainer.parts import quiet
@@ -37,8 +37,14 @@ class ExportSettings(Settings):
     """The whole LLaVA; its LLM as a causal LM; or its projector as LLaVA's own code stores it."""
     checkpoint: NonNegativeInt | None = None
     """The run as it was at this step, see `open_source`; None for its end."""
-    compat: Literal[4, 5] = 5
-    """The major version of transformers that is to read it."""
+    names: Literal[4, 5] | None = None
+    """The major version of transformers that weights and settings are named for. 4's names are read by 4, 5 and vLLM;
+    None takes them where they can say all that 5's do."""
+    rescale_projector: bool = False
+    """Divides the projector by sqrt(width), for transformers 4 with an LLM whose every input it multiplies by that:
+    Gemma. Others multiply words alone, and do not read the folder then."""
+    compat: Literal[4, 5] | None = None
+    """`names` as it was called before; 4 also sets `rescale_projector` for an LLM that needs it."""
     format: Literal["safetensors", "bin"] = "safetensors"
     """Of the projector's file."""
     push: str | None = None
@@ -72,15 +78,14 @@ def export_model(settings: ExportSettings) -> Exported:
     Weights go from file to file; see `write_weights` for the memory.
 
     Raises:
-        UserError: the source is no LLaVA, no finished run or has no such checkpoint; `out` holds something;
-            transformers 4 cannot read it; the upload failed, and the folder stays.
+        UserError: the source is no LLaVA, no finished run or has no such checkpoint; `out` holds something; 4's names
+            cannot say what it is, or its projector needs no rescaling; the upload failed, and the folder stays.
     """
     _check(settings)
     source = open_source(settings.source, settings.checkpoint)
     folder = source.folder
     tower = folder.config.vision_config.model_type
-    if settings.compat == 4 and settings.kind == "model":
-        legacy.check_tower(tower)
+    settings = _for_reader(settings, tower, folder.config.text_config.model_type)
     kinds = {"model": _write_model, "llm": _write_llm, "projector": _write_projector}
     with saving(settings.out, "cannot be made"), publish_folder(settings.out) as scratch, quiet():
         done = kinds[settings.kind](source, settings, scratch)
@@ -101,10 +106,29 @@ def export_model(settings: ExportSettings) -> Exported:
 def _check(settings: ExportSettings) -> None:
     if settings.format == "bin" and settings.kind != "projector":
         raise UserError("--format bin: is for --projector-only; models are written as safetensors")
-    if settings.compat == 4 and settings.kind == "projector":
-        raise UserError("--compat 4: makes no difference to a projector's file; leave it out")
+    if settings.compat is not None and settings.names is not None:
+        raise UserError("--names, --compat: expected one of them; --compat is what --names was called before")
+    for option, version in (("--names", settings.names), ("--compat", settings.compat)):
+        if settings.kind == "projector" and version is not None:
+            raise UserError(f"{option} {version}: makes no difference to a projector's file; leave it out")
     if settings.push is not None:
         hub.check(settings.push)
+
+
+def _for_reader(settings: ExportSettings, tower: str, llm: str) -> ExportSettings:
+    """The settings without `compat`, seen to fit the model."""
+    names = settings.names or settings.compat
+    rescale = settings.rescale_projector or (
+        settings.compat == 4 and settings.kind == "model" and legacy.scales_inputs(llm)
+    )
+    if names == 4 and settings.kind == "model":
+        legacy.check_tower(tower)
+    if rescale and (settings.kind != "model" or not legacy.scales_inputs(llm)):
+        raise UserError(
+            "--rescale-projector: makes a difference only to a whole model, with an LLM all of whose inputs "
+            f"transformers 4 multiplies by sqrt(width), such as Gemma; found {llm!r}; leave it out"
+        )
+    return settings.model_copy(update={"names": names, "rescale_projector": rescale, "compat": None})
 
 
 # The whole model
@@ -112,28 +136,34 @@ def _check(settings: ExportSettings) -> None:
 
 def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
     folder, config = source.folder, source.folder.config
-    llm, width, old = config.text_config.model_type, config.text_config.hidden_size, settings.compat == 4
+    llm, tower, width = config.text_config.model_type, config.vision_config.model_type, config.text_config.hidden_size
     notes = write_texts(folder, scratch, processor=True)
     config.architectures = ["LlavaForConditionalGeneration"]
     config.text_config.architectures = [_causal_lm(llm)]
     config.save_pretrained(scratch)
     weights = [entry for entry in source.weights if not (_tied(config) and _is_head(entry))]
-    if old:
-        weights = list(legacy.entries(weights, config.vision_config.model_type, llm, width))
+    if settings.names != 5:
+        weights = list(legacy.renamed(weights, tower))
+    if settings.rescale_projector:
+        weights = list(legacy.rescaled(weights, width))
     tensors, size = write_weights(weights, scratch)
+    readers = spell(scratch, settings.names, rescaled=settings.rescale_projector)
     extra = alignment(folder)
-    if old:
-        respell(scratch)
-        if legacy.scales_inputs(llm):
-            extra["inputs_scaled"] = True
-            notes.append(
-                f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too: the projector's "
-                "last layer is divided by it here. transformers 5 does not, so it must not read this folder."
-            )
+    if settings.rescale_projector:
+        extra["inputs_scaled"] = True
+        notes.append(
+            f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too: the projector's "
+            "last layer is divided by it here. transformers 5 and vLLM do not, and refuse this folder."
+        )
+    elif legacy.scales_inputs(llm):
+        notes.append(
+            f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too, and refuses this "
+            "folder; export with --rescale-projector for it."
+        )
     write_json(scratch / ALIGNMENT, extra)
     clean(scratch)
-    what = f"LLaVA: {config.vision_config.model_type}, {_causal_lm(llm)}"
-    return Exported(settings.out, "model", what, tensors, size, _reader(settings.compat), notes)
+    what = f"LLaVA: {tower}, {_causal_lm(llm)}"
+    return Exported(settings.out, "model", what, tensors, size, readers, notes)
 
 
 # Parts of it
@@ -152,10 +182,9 @@ def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exp
         if entry.name.startswith(LLM) and not (_tied(folder.config) and _is_head(entry))
     ]
     tensors, size = write_weights(entries, scratch)
-    if settings.compat == 4:
-        respell(scratch)
+    readers = spell(scratch, settings.names)
     clean(scratch)
-    return Exported(settings.out, "llm", config.architectures[0], tensors, size, _reader(settings.compat), notes)
+    return Exported(settings.out, "llm", config.architectures[0], tensors, size, readers, notes)
 
 
 def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
@@ -187,7 +216,3 @@ def _tied(config: Any) -> bool:  # noqa: ANN401 - a LlavaConfig
 
 def _is_head(entry: Entry) -> bool:
     return entry.name == f"{LLM}lm_head.weight"
-
-
-def _reader(compat: int) -> str:
-    return "transformers 5" if compat == 5 else f"transformers 4 (tested: {legacy.VERSION})"

@@ -6,7 +6,7 @@ from typing import Any
 
 from sea_pipeline.records import read_json
 from trainer import legacy
-from trainer.chat_template import chat_template, turn_end, with_marks
+from trainer.chat_template import chat_template, turn_end, with_bos, with_marks
 from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder
 from trainer.templates import GENERATION
@@ -19,6 +19,8 @@ _PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
 def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[str]:
     """Writes tokenizer, generation configuration and, with `processor`, the processor; all know where a turn ends.
 
+    The template begins as training began, and a batch of prompts is padded on the left.
+
     Returns:
         What a reader must know, a sentence each.
 
@@ -30,7 +32,9 @@ def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[
     if not tokenizer.chat_template:
         tokenizer.chat_template = chat_template(None)
         notes.append("The model has no chat template; vicuna_v1, LLaVA-1.5's, was added.")
-    tokenizer.chat_template = folder.processor.chat_template = with_marks(tokenizer.chat_template)
+    template = with_bos(with_marks(tokenizer.chat_template), tokenizer)
+    tokenizer.chat_template = folder.processor.chat_template = template
+    tokenizer.padding_side = "left"
     if not GENERATION.search(tokenizer.chat_template):
         notes.append("The chat template does not mark its answers: it changes earlier turns as later ones come.")
     tokenizer.eos_token = turn_end(tokenizer, str(folder.path)) or tokenizer.eos_token
@@ -44,14 +48,40 @@ def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[
     return notes
 
 
-def respell(scratch: Path) -> None:
-    """Makes version 4's files of version 5's."""
-    for name, spelled in (("config.json", legacy.config), ("tokenizer_config.json", legacy.tokenizer_config)):
-        write_json(scratch / name, spelled(read_json(scratch / name)))
-    if (file := scratch / "processor_config.json").is_file():
-        processor, image = legacy.processor_configs(read_json(file))
-        write_json(file, processor)
-        write_json(scratch / "preprocessor_config.json", image)
+def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
+    """Makes files of the old spelling beside or in place of the new, and has readers stop that would misread them.
+
+    Args:
+        scratch: a folder as transformers 5 writes it.
+        names: the version whose spelling it is to have; None for 4's where it can say what 5's says.
+        rescaled: the projector was divided for transformers 4.
+
+    Returns:
+        The readers of the folder.
+
+    Raises:
+        UserError: 4's spelling cannot say it.
+    """
+    config = read_json(scratch / "config.json")
+    config.pop("pruned_heads", None)  # of an earlier export, see `legacy.refused_by_4`
+    old = names == 4 or (names is None and legacy.has_one_rope(config))
+    scaled = legacy.scales_inputs(config.get("text_config", {}).get("model_type", ""))
+    if old:
+        config = legacy.config(config)
+        file = scratch / "tokenizer_config.json"
+        write_json(file, legacy.tokenizer_config(read_json(file)))
+        if (file := scratch / "processor_config.json").is_file():
+            processor, image = legacy.processor_configs(read_json(file))
+            write_json(file, processor)
+            write_json(scratch / "preprocessor_config.json", image)
+    if rescaled:
+        line = "this folder is for transformers 4 alone; export it without --rescale-projector for others"
+        config = legacy.refused_by_5(config, line)
+    elif scaled or not old:
+        advice = "with --rescale-projector" if scaled else "with --names 4"
+        config = legacy.refused_by_4(config, f"this folder is not for transformers 4; export it {advice} for that")
+    write_json(scratch / "config.json", config)
+    return legacy.readers(config, by_4=old and (rescaled or not scaled), by_others=not rescaled, names=names)
 
 
 def clean(scratch: Path) -> None:

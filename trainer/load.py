@@ -51,15 +51,16 @@ def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None)
     Raises:
         UserError: it is no LLaVA folder, or does not fit together; its image processor cannot do it behind bars.
     """
+    extra = read_json(path / ALIGNMENT, absent={})
+    if extra.get("inputs_scaled"):
+        raise UserError(
+            f"{path}: its projector was rescaled for transformers 4 (export --rescale-projector); use what it was "
+            "exported from"
+        )
     with quiet():
         checked = check_model_folder(path)
     config, processor = checked.config, checked.processor
     config.image_seq_length = checked.visual_tokens  # older folders say 576 whatever the tower
-    extra = read_json(path / ALIGNMENT, absent={})
-    if extra.get("inputs_scaled"):
-        raise UserError(
-            f"{path}: its projector was rescaled for transformers 4 (export --compat 4); use what it was exported from"
-        )
     vocabulary = extra.get("vocabulary") or _vocabulary(config, processor)
     own = processor.image_processor
     processor.image_processor = with_aspect_ratio(own, image_aspect_ratio, path)

@@ -110,6 +110,7 @@ def eval_steps(settings: SuiteSettings) -> list[Step]:
     if (settings.folder / "run.json").is_file():
         return curve_steps(settings)
     ours = _has_our_tower(_llava_config(settings.folder))
+    doubled = _doubles_bos(settings.folder)
     if ours and settings.gpus > 1:
         raise UserError(f"--gpus {settings.gpus}: expected 1, as transformers lacks the tower of {settings.folder}")
     columns, steps = suite_columns(settings.suite), []
@@ -124,7 +125,7 @@ def eval_steps(settings: SuiteSettings) -> list[Step]:
         if column.harness == "lm_eval":
             command = _ask_llm(llm, settings)
         else:
-            launch = _launch("lmms_eval", settings.gpus, ours=ours)
+            launch = _launch("trainer.lmms_eval" if doubled else "lmms_eval", settings.gpus, ours=ours and not doubled)
             command = [*launch, *_model("llava_hf", settings.folder, settings), "--batch_size", "1"]
         out = settings.out or _beside(settings.folder, "-results")
         steps.append(Step(name, column.note, (*command, *_task(column, out))))
@@ -179,12 +180,12 @@ def _ask_llm(llm: Path, settings: SuiteSettings) -> list[str]:
     return [*_launch("lm_eval", settings.gpus), *_model("hf", llm, settings), "--batch_size", "8"]
 
 
-def _launch(harness: Harness, gpus: int, *, ours: bool = False) -> list[str]:
-    """How the harness starts; with `ours`, in a process that knows our towers."""
+def _launch(module: str, gpus: int, *, ours: bool = False) -> list[str]:
+    """How a harness starts; with `ours`, in a process that knows our towers."""
     if ours:
-        return ["python", "-c", f"import runpy, trainer.towers; runpy.run_module('{harness}', run_name='__main__')"]
+        return ["python", "-c", f"import runpy, trainer.towers; runpy.run_module('{module}', run_name='__main__')"]
     python = ["python"] if gpus == 1 else ["accelerate", "launch", "--num_processes", str(gpus)]
-    return [*python, "-m", harness]
+    return [*python, "-m", module]
 
 
 def _model(kind: str, path: Path, settings: SuiteSettings) -> list[str]:
@@ -226,3 +227,16 @@ def _has_our_tower(config: Mapping[str, Any]) -> bool:
     from trainer.towers import OURS  # torch
 
     return (config.get("vision_config") or {}).get("model_type") in OURS
+
+
+def _doubles_bos(folder: Path) -> bool:
+    """Whether the chat template writes the BOS that the tokenizer adds, too: lmms-eval would have both do it."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return False
+    from transformers import AutoTokenizer
+
+    from trainer.chat_template import adds_bos, writes_bos
+    from trainer.templates import chat_template
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return adds_bos(tokenizer) and writes_bos(chat_template(tokenizer) or "")

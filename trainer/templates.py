@@ -158,6 +158,13 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
 
 
+def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Gives the ids that the tokenizer puts in front of a text by itself: BOS, or none."""
+    whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    return list(whole[: starts[0]]) if starts else []
+
+
 def _plain(messages: list[Message], image_token: str) -> Rendered:
     if [message["role"] for message in messages] != ["user", "assistant"]:
         raise UserError(

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.errors import UserError
-from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end, with_own_eos, without_final_eos
+from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end, with_bos, with_own_eos, without_final_eos
 from trainer.encode import SPACES, adds_space, tokenise
 from trainer.sentence_piece import rebuilt, same_tokenizer
 
@@ -85,7 +85,7 @@ def _joined(first: dict[str, Any], others: dict[str, Any] | None) -> dict[str, A
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[PreTrainedTokenizerBase, set[int]]:
-    """Adds `<image>`, the chat template and a pad token, and makes the end of a turn the eos.
+    """Adds `<image>`, the chat template and a pad token, on the left, and makes the end of a turn the eos.
 
     Args:
         tokenizer: the LLM's own.
@@ -102,6 +102,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[
     tokenizer = with_image_token(tokenizer)
     ends = {tokenizer.eos_token_id}
     _set_template(tokenizer, source)
+    tokenizer.chat_template = with_bos(str(tokenizer.chat_template), tokenizer)
+    tokenizer.padding_side = "left"  # prompts of a batch end together, where their answers begin
     if tokenizer.pad_token in (None, tokenizer.eos_token):  # padding that looks like an end would teach nothing to end
         unknown = tokenizer.unk_token
         tokenizer.add_special_tokens({"pad_token": "<pad>" if unknown in (None, tokenizer.eos_token) else unknown})

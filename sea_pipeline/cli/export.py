@@ -24,7 +24,24 @@ def export(
             min=0, help="Of a run, the weights of this step: one of keep_checkpoints, or 0. Default: its end."
         ),
     ] = None,
-    compat: Annotated[int, typer.Option(min=4, max=5, help="Major version of transformers that is to read it.")] = 5,
+    names: Annotated[
+        int | None,
+        typer.Option(
+            min=4,
+            max=5,
+            help="Version of transformers whose names weights and settings have. transformers 4, 5 and vLLM read 4's, "
+            "the default where they can say all.",
+        ),
+    ] = None,
+    rescale_projector: Annotated[
+        bool,
+        typer.Option(
+            "--rescale-projector",
+            help="For transformers 4 and Gemma: divide the projector by sqrt(width), by which that version multiplies "
+            "visual tokens. Others do not read the folder then.",
+        ),
+    ] = False,
+    compat: Annotated[int | None, typer.Option(min=4, max=5, hidden=True)] = None,
     llm_only: Annotated[bool, typer.Option("--llm-only", help="The LLM alone, as a causal LM.")] = False,
     projector_only: Annotated[
         bool, typer.Option("--projector-only", help="The projector alone, named as LLaVA's own code does.")
@@ -44,7 +61,7 @@ def export(
 ) -> None:
     """Write a trained model for other programs: a LLaVA folder with a model card, which needs nothing of ours.
 
-    Example: sea-pipeline export runs/train/x --out exports/x --compat 4
+    Example: sea-pipeline export runs/train/x --out exports/x
     """
     from sea_pipeline import console, console_training
     from trainer.export import ExportSettings, export_model
@@ -53,7 +70,15 @@ def export(
         raise UserError("--llm-only, --projector-only: expected one of them; for both parts export twice")
     kind = "llm" if llm_only else "projector" if projector_only else "model"
     settings = ExportSettings.of(
-        source=source, out=out, checkpoint=checkpoint, kind=kind, compat=compat, format=file_format, push=push
+        source=source,
+        out=out,
+        checkpoint=checkpoint,
+        kind=kind,
+        names=names,
+        rescale_projector=rescale_projector,
+        compat=compat,
+        format=file_format,
+        push=push,
     )
     with console.messages.status(f"writing {out}"):
         done = export_model(settings)

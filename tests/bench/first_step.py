@@ -1,4 +1,4 @@
-"""How long a run of very many conversations takes to its first step, and what memory: `python -m tests.bench.first_step`
+"""Seconds and memory up to the first step on very many conversations: `python -m tests.bench.first_step --bad 50`
 
 The conversations are drawn words, as many and as long as LLaVA-1.5's stage 2; some lose their answers and are left out.
 The model is tiny; `--tokenizer` names a folder with a real LLM's tokenizer, since the tests' cuts words into letters.
@@ -68,7 +68,7 @@ def main() -> None:
             figures = (memory.now / 1e6, memory.peak / 1e6, memory.resident / 1e6)
             own, peak, resident = (f"{figure:,.0f}" for figure in figures)
             console.print(f"{title:34}{time.perf_counter() - begun:7.0f}{own:>16}{peak:>13}{resident:>27}")
-            memory.peak = memory.resident = 0
+            memory.peak, memory.resident = memory.now, 0
 
         def stop(*_: Any, **__: Any) -> None:
             mark("evaluated, first step begins")

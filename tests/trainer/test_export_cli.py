@@ -90,11 +90,11 @@ def test_json(command: Any, run: TrainRun, tmp_path: Path) -> None:
 
 
 def test_the_table(command: Any, run: TrainRun, tmp_path: Path) -> None:
-    code, stdout, stderr = command("export", run.out, "--out", tmp_path / "out", "--compat", 4)
+    code, stdout, stderr = command("export", run.out, "--out", tmp_path / "out")
     assert code == 0, stderr
     assert "LLaVA: clip_vision_model, LlamaForCausalLM" in stdout
     assert f"tensors  {len(tensors(run.model))}, " in stdout
-    assert "transformers 4 (tested: 4.57.6)" in stdout
+    assert "transformers 5, transformers 4 (tested: 4.57.6), vLLM (tested: 0.33.0)" in stdout
 
 
 def test_what_is_refused_in_one_line(
@@ -115,6 +115,9 @@ def test_what_is_refused_in_one_line(
         (run.out, tmp_path / "out", ["--llm-only", "--projector-only"], "expected one of them"),
         (run.out, tmp_path / "out", ["--format", "bin"], "--format bin: is for --projector-only"),
         (run.out, tmp_path / "out", ["--projector-only", "--compat", 4], "--compat 4: makes no difference"),
+        (run.out, tmp_path / "out", ["--projector-only", "--names", 5], "--names 5: makes no difference"),
+        (run.out, tmp_path / "out", ["--names", 4, "--compat", 4], "expected one of them"),
+        (run.out, tmp_path / "out", ["--rescale-projector"], "--rescale-projector: makes a difference only to"),
         (run.out, tmp_path / "out", ["--push", "mine"], "expected OWNER/NAME"),
         (run.out, tmp_path / "out", ["--push", "me/mine"], "nobody is logged in"),
     ):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import distributions
@@ -10,11 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.storage import data_folder
+from tests.sentence_piece import vicuna_like
+from tests.tiny_models import tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from trainer.export import ExportSettings, export_model
+from trainer.init import init_model
 from trainer.suites import Column, Step, Suite, SuiteSettings, eval_steps, suite_columns, suite_pins
 from trainer.towers import S2TowerConfig
 
@@ -287,3 +292,32 @@ def leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         return
     for key, inner in value.items():
         yield from leaves(inner, (*place, key))
+
+
+def test_a_bos_that_template_and_tokenizer_both_write_is_written_once(tmp_path: Path) -> None:
+    """lmms-eval has the processor tokenise what the template wrote; the printed command starts it as ours."""
+    vicuna_like(tmp_path / "llm")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "llm")).save_pretrained(tmp_path / "llm")
+    model = init_model(str(tiny_vision(tmp_path / "tower")), str(tmp_path / "llm"), tmp_path / "model")
+    out = export_model(ExportSettings.of(source=model, out=tmp_path / "out")).out
+    for gpus in (1, 2):
+        command = steps(out, "sea", gpus=gpus)["GQA"].command
+        assert command[command.index("-m") + 1] == "trainer.lmms_eval"
+    code = """
+import sys
+from PIL import Image
+from transformers import AutoProcessor
+from trainer.lmms_eval import write_bos_once
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+text = processor.apply_chat_template(chat, add_generation_prompt=True)
+def begin(text):
+    ids = processor(images=Image.new("RGB", (9, 9)), text=text)["input_ids"]
+    return (ids[0] if isinstance(ids[0], list) else ids)[:2].count(processor.tokenizer.bos_token_id)
+bare = text.removeprefix("<s>")
+counts = [begin(each) for each in (text, [text], bare)]
+write_bos_once()
+print(counts, [begin(each) for each in (text, [text], bare)])
+"""
+    done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=True)
+    assert done.stdout == "[2, 2, 1] [1, 1, 1]\n"

@@ -1,0 +1,31 @@
+"""Starts lmms-eval with what it lacks for our exports: `python -m trainer.lmms_eval`, with lmms-eval's arguments.
+
+That is our towers, and one BOS where it would have two: it lets the chat template write a prompt, and has the
+processor tokenise what was written, which puts the tokenizer's own BOS before the template's.
+"""
+
+import runpy
+from typing import Any
+
+from transformers import LlavaProcessor
+
+import trainer.towers  # noqa: F401 - transformers knows them from then on
+
+
+def write_bos_once() -> None:
+    """Has LLaVA's processor add no BOS to a text that begins with one."""
+    call: Any = LlavaProcessor.__call__
+
+    def once(self: Any, images: Any = None, text: Any = None, **named: Any) -> Any:  # noqa: ANN401 - transformers'
+        first = text[0] if isinstance(text, list) and text else text
+        bos = self.tokenizer.bos_token
+        if bos is not None and isinstance(first, str) and first.startswith(bos):
+            named.setdefault("add_special_tokens", False)
+        return call(self, images=images, text=text, **named)
+
+    LlavaProcessor.__call__ = once  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    write_bos_once()
+    runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
