@@ -25,7 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sea_pipeline.analysis import BIN_WIDTH, MOST_FREQUENT, Statistics, image_words
-from sea_pipeline.ledger import QUARANTINE, Ledger
+from sea_pipeline.folder import QUARANTINE
+from sea_pipeline.ledger import Ledger
 from sea_pipeline.pace import failing, pace
 from sea_pipeline.progress import no_bar
 from sea_pipeline.store import Labels
