@@ -52,7 +52,7 @@ def advised(problem: str) -> str:
 
 def lost_beginning(problem: str) -> str:
     """The same of `dataset.json`, which only its absence makes anew: it may be a later version's."""
-    if problem.endswith(("found a folder", "found none")):
+    if problem.endswith(("found a folder", "expected a file; found none")):
         return advised(problem)
     return f"{problem}; restore it, or delete it and {_AGAIN}"
 

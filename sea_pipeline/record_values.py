@@ -57,8 +57,8 @@ def json_object(data: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("expected a JSON object; found one that is nested too deeply") from error
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"expected a JSON object; found none: {error.msg.lower()} at {place}") from error
+        said = f"{error.msg[0].lower()}{error.msg[1:]} (line {error.lineno}, column {error.colno})"
+        raise ValueError(f"expected a JSON object; {said}") from error
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object; found {found!r:.40}")
     return found
