@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import ijson
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.record_values import finite
 
 
 def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
@@ -294,6 +295,6 @@ def _json_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line, parse_constant=finite)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number}: expected one JSON object a line; {error}") from error

@@ -51,7 +51,7 @@ def json_object(data: bytes) -> dict[str, Any]:
     if not data.strip():
         raise ValueError("expected a JSON object; found nothing in it")
     try:
-        found = json.loads(data.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+        found = json.loads(data.decode("utf-8"), parse_constant=finite, parse_float=finite)
     except UnicodeDecodeError as error:
         raise ValueError(f"expected JSON in UTF-8; found another byte at position {error.start:,}") from error
     except RecursionError as error:
@@ -64,7 +64,8 @@ def json_object(data: bytes) -> dict[str, Any]:
     return found
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """A number of a JSON text, which json reads as NaN or an infinity, too; a ValueError if it is not finite."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"expected finite numbers; found {text:.20}")
     return number

@@ -162,7 +162,7 @@ def load_record(path: Place, record: type[_Record]) -> _Record:
             )
         return record.model_validate_json(data)
     except ValidationError as error:
-        raise UserError(f"{path}: damaged{_first(error)}") from error
+        raise UserError(f"{path}: damaged{first_problem(error)}") from error
     except UserError:
         raise
     except ValueError as error:
@@ -190,8 +190,8 @@ def _read(path: Place) -> bytes:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _first(error: ValidationError) -> str:
-    """What is wrong with the first value that is."""
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with the first value that is: behind "damaged" in a message."""
     item = error.errors(include_url=False)[0]
     where = "".join(f"{part}: " for part in [".".join(map(str, item["loc"]))] if part)
     if item["type"] == "extra_forbidden":
@@ -214,7 +214,7 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
         found = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; restore it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}; restore it") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object; found {found!r:.40}; restore it")

@@ -27,7 +27,7 @@ FLOORS = [
         "record_values",
     },
     {"records", "mine", "samples", "codecs", "row_groups", "clusters", "worker_pool"},
-    {"plan", "quarantine", "folder", "wordlists", "sources", "dask_clusters"},
+    {"plan", "quarantine", "folder", "run_files", "wordlists", "sources", "dask_clusters"},
     {"ledger", "candidates"},
     {"tally", "verify"},
     {"shards", "run", "mend", "rows", "int8_candidates", "half_candidates"},
