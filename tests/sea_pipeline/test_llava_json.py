@@ -31,6 +31,20 @@ def test_a_record_is_there_before_the_file_has_been_read(tmp_path: Path, name: s
         list(found)
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("nested", ["%s", "[1, %s]", '{"score": %s}'])
+def test_what_is_no_number_in_json_is_refused_in_lines_too(tmp_path: Path, value: str, nested: str) -> None:
+    row = json.dumps(ROW)[:-1] + f', "more": {nested % value}}}'
+    for name, text in (("data.json", f"[{json.dumps(ROW)}, {row}]"), ("data.jsonl", f"{json.dumps(ROW)}\n{row}\n")):
+        (tmp_path / name).write_text(text)
+        found = records(tmp_path / name)
+        assert next(found) == (1, ROW)
+        with pytest.raises(
+            UserError, match=rf"{name}: (expected a JSON array|line 2: expected one JSON object a line; )"
+        ):
+            list(found)
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.json: cannot be read: No such file"):
         next(records(tmp_path / "absent.json"))
