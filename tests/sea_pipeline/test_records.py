@@ -78,16 +78,17 @@ def test_every_command_says_the_same_line(
 def test_one_flipped_bit_in_any_byte_of_a_record_is_one_line_from_all_or_from_none(
     command: Any, folder: Path, name: str
 ) -> None:
-    """Every byte by the functions, some of them by the commands."""
+    """Every byte of a commit by the functions, of longer records every so many-th; some by the commands."""
     random = np.random.default_rng(7)
     path = folder / name
     whole = path.read_bytes()
     found = 0
-    by_commands = set(random.choice(len(whole), 12, replace=False).tolist())
-    for offset in range(len(whole)):
+    offsets = range(int(random.integers(3)), len(whole), 1 if name.startswith("commits") else 1 + len(whole) // 400)
+    by_commands = set(random.choice(offsets, 8, replace=False).tolist())
+    for offset in offsets:
         flip(path, offset, int(random.integers(8)))
         said = {_line(lambda: _verified(folder)), _line(lambda: _status(folder)), _line(lambda: open_labels(folder))}
-        said |= {_line(lambda: find_inputs([folder])), _line(lambda: open_labels(folder, verify=False)["a/001.png"])}
+        said.add(_line(lambda: find_inputs([folder])))
         assert len(said) == 1, (offset, said)
         assert "\n" not in "".join(said)
         if offset in by_commands:
@@ -96,7 +97,7 @@ def test_one_flipped_bit_in_any_byte_of_a_record_is_one_line_from_all_or_from_no
             }
         found += said != {""}
         path.write_bytes(whole)
-    assert found > len(whole) // 2
+    assert found > len(offsets) // 2
     assert set(said_by_commands(command, folder).values()) == {""}
 
 
