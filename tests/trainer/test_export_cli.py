@@ -116,6 +116,7 @@ def test_what_is_refused_in_one_line(
         (run.out, tmp_path / "out", ["--format", "bin"], "--format bin: is for --projector-only"),
         (run.out, tmp_path / "out", ["--projector-only", "--compat", 4], "--compat 4: makes no difference"),
         (run.out, tmp_path / "out", ["--push", "mine"], "expected OWNER/NAME"),
+        (run.out, tmp_path / "out", ["--push", "me/mi--ne"], "expected OWNER/NAME"),
         (run.out, tmp_path / "out", ["--push", "me/mine"], "nobody is logged in"),
     ):
         code, _, stderr = command("export", source, "--out", out, *options)
