@@ -135,7 +135,7 @@ def test_several_files(run: TrainRun, tmp_path: Path, monkeypatch: pytest.Monkey
     LlavaForConditionalGeneration.from_pretrained(out).save_pretrained(tmp_path / "theirs", max_shard_size="30KB")
     theirs = json.loads((tmp_path / "theirs" / "model.safetensors.index.json").read_text())
     assert index["metadata"] == theirs["metadata"]
-    assert {canonical(name) for name in index["weight_map"]} == theirs["weight_map"].keys()
+    assert index["weight_map"].keys() == theirs["weight_map"].keys()
 
 
 def test_no_more_than_one_file_is_in_memory(tmp_path: Path) -> None:
