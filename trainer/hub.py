@@ -1,14 +1,24 @@
-"""Uploads to the Hugging Face hub; nothing here runs unless it is asked for."""
+"""The Hugging Face hub: files of models, uploads; nothing is uploaded unless it is asked for."""
 
 import re
 import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
+from transformers.utils.hub import cached_file
 
 from sea_pipeline.errors import UserError, one_line
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find_file(spec: str, name: str) -> Path | None:
+    """Gives the path of a file of a folder or of a hub name; None if it is not there, or nobody can be asked."""
+    try:
+        found = cached_file(spec, name)
+    except OSError:
+        return None
+    return Path(found) if found else None
 
 
 def check(name: str) -> None:
