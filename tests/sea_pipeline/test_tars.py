@@ -116,6 +116,16 @@ SAID = {
         A | {"b0.png": "x.tar ends after 88 of the image's 600 bytes; it has been cut off"},
         "behind its first 4 images: the member at byte 4,608 ends behind the end of the file",
     ),
+    "cut in data, and a tar behind it": (
+        open_end(A) + header("cut.png", b"0", octal(2000)) + b"cut" * 7 + tar_bytes({**B}),
+        A | B | {"cut.png": b"cut" * 7 + tar_bytes({**B})[:1979]}, "behind its first 4 images: no header at byte 7,168",
+    ),
+    "cut in a header, and a tar behind it": (
+        open_end(A) + open_end(B)[:300] + tar_bytes({**B}), A | B, "behind its first 3 images: no header at byte 4,608",
+    ),
+    "cut in the end marker, and a tar behind it": (
+        open_end(A) + bytes(700) + tar_bytes({**B}), A | B, "behind its first 3 images: no header at byte 5,120",
+    ),
     "a negative size": (
         open_end(A) + header("n.png", b"0", base256(-512)) + tar_bytes({**B}), A | B, "it says a size of -512 bytes",
     ),
