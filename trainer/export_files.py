@@ -6,11 +6,11 @@ from typing import Any
 
 from sea_pipeline.records import read_json
 from trainer import legacy
-from trainer.chat_template import chat_template, turn_end, with_bos, with_marks
+from trainer.chat_template import chat_template, turn_end, with_marks
 from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder
 from trainer.templates import GENERATION
-from trainer.tokenizer import check_saved_tokenizer, with_image_token
+from trainer.tokenizer import begin_with_bos, check_saved_tokenizer, pad_left, with_image_token
 
 _PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
 """In configurations: paths of the machine that wrote them."""
@@ -28,13 +28,13 @@ def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[
         UserError: the tokenizer cannot be saved as it is, or its template cannot render a conversation.
     """
     tokenizer, notes = with_image_token(folder.processor.tokenizer), []
-    folder.processor.tokenizer = tokenizer
     if not tokenizer.chat_template:
         tokenizer.chat_template = chat_template(None)
         notes.append("The model has no chat template; vicuna_v1, LLaVA-1.5's, was added.")
-    template = with_bos(with_marks(tokenizer.chat_template), tokenizer)
-    tokenizer.chat_template = folder.processor.chat_template = template
-    tokenizer.padding_side = "left"
+    tokenizer.chat_template = with_marks(tokenizer.chat_template)
+    folder.processor.tokenizer = tokenizer = begin_with_bos(tokenizer)
+    folder.processor.chat_template = tokenizer.chat_template
+    pad_left(tokenizer)
     if not GENERATION.search(tokenizer.chat_template):
         notes.append("The chat template does not mark its answers: it changes earlier turns as later ones come.")
     tokenizer.eos_token = turn_end(tokenizer, str(folder.path)) or tokenizer.eos_token
