@@ -55,6 +55,7 @@ class Case(NamedTuple):
     padded: bool = False
     speech: Literal["chatml", "vicuna", "mistral", "gemma"] = "chatml"
     """The tokenizer and its template: byte-level without BOS, or SentencePiece with one."""
+    max_shard_size: str = "4GB"
 
     @property
     def template(self) -> str:

@@ -1,6 +1,7 @@
 """One export, several readers: our model, and the same folder in transformers 5, in 4.57, and in both pipelines."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,9 @@ from tests.trainer.exported import (
     make_pictures,
     ours,
 )
+from trainer import export
 from trainer.export import ExportSettings, export_model
+from trainer.weights import write_weights
 
 pytestmark = pytest.mark.timeout(400)  # the first test makes, exports and reads all of them
 LLAMA3 = {
@@ -58,12 +61,13 @@ LONGROPE = {
     "max_position_embeddings": 64,
 }
 CASES = {f"{vision}-{llm}": grid_case(vision, llm) for vision in ("clip", "siglip") for llm in LLMS}
-LLM_ALONE = [*(f"clip-{llm}" for llm in LLMS), "tied", "longrope"]
+LLM_ALONE = [*(f"clip-{llm}" for llm in LLMS), "tied", "longrope", "several files"]
 CASES["dinov2-llama"] = grid_case("dinov2", "llama")
 CASES |= {f"{vision} padded": CASES[f"{vision}-llama"]._replace(padded=True) for vision in ("clip", "siglip", "dinov2")}
 WHOLE = [*CASES]
 """Of these all chats are looked at, and by the pipeline, too."""
 CASES["tied"] = Case("clip", "llama", {"tie_word_embeddings": True})
+CASES["several files"] = Case("clip", "llama", {}, max_shard_size="20KB")
 CASES["untied gemma"] = Case("clip", "gemma", {"tie_word_embeddings": False})
 CASES["llama3 rope"] = Case("clip", "llama", {"rope_parameters": LLAMA3})
 CASES["longrope"] = Case("siglip", "phi3", LONGROPE)
@@ -108,7 +112,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
             kinds |= {"rescaled": {"rescale_projector": True}} if name in GEMMAS else {}
             kinds |= {"names-5": {"names": 5}, "llm-names-5": {"names": 5, "kind": "llm"}} if name in NAMES_5 else {}
             for out, settings in kinds.items():
-                export_model(ExportSettings.of(source=model, out=root / name / out, **settings))
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(export, "write_weights", partial(write_weights, max_shard_size=case.max_shard_size))
+                    export_model(ExportSettings.of(source=model, out=root / name / out, **settings))
+                files = list((root / name / out).glob("*.safetensors"))
+                assert (len(files) > 3) is (name == "several files")
             asked[5] |= {f"{name}/{out}" for out in kinds if out != "rescaled"}
             asked[4] |= {f"{name}/{out}" for out in kinds if "5" not in out and (out != "model" or name not in GEMMAS)}
     chats = {name: CHATS if name in WHOLE else {"one": CHATS["one"]} for name in CASES}
@@ -221,13 +229,13 @@ def test_a_reader(reader: str, check: str, told: Told) -> None:
     by_pipeline = reader in (PIPELINE_FIVE, PIPELINE_FOUR)
     looked_at = PIPED[check] if by_pipeline else READ[check]
     for name in WHOLE if by_pipeline or check in (BATCH_OF_TWO, *CHATS_OF) else CASES:
-        for export, theirs in told.exports(name, reader).items():
+        for folder, theirs in told.exports(name, reader).items():
             found = theirs["pipeline" if by_pipeline else "model"]
-            assert "refused" not in found, (name, export, found)
+            assert "refused" not in found, (name, folder, found)
             try:
                 looked_at(told.ours[name], found)
             except AssertionError as error:
-                raise AssertionError(f"{name}, {export}: {error}") from error
+                raise AssertionError(f"{name}, {folder}: {error}") from error
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip", "dinov2"])
