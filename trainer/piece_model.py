@@ -29,14 +29,14 @@ def piece_model(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
     proto = model_pb2.ModelProto()
     for text, score, kind in _pieces(state):
         proto.pieces.add(piece=text, score=score, type=kind)
-    ids = {text: number for number, text in enumerate(piece.piece for piece in proto.pieces)}
+    names = {
+        "unk_piece": tokenizer.unk_token, "unk_id": tokenizer.unk_token_id,
+        "bos_piece": tokenizer.bos_token, "bos_id": tokenizer.bos_token_id,
+        "eos_piece": tokenizer.eos_token, "eos_id": tokenizer.eos_token_id,
+    }  # fmt: skip
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    trainer.CopyFrom(model_pb2.TrainerSpec(**{name: value for name, value in names.items() if value is not None}))
     trainer.model_type, trainer.byte_fallback, trainer.vocab_size = trainer.BPE, True, len(proto.pieces)
-    for name in ("unk", "bos", "eos", "pad"):
-        token = getattr(tokenizer, f"{name}_token")
-        setattr(trainer, f"{name}_id", ids.get(token, -1))
-        if token is not None:
-            setattr(trainer, f"{name}_piece", token)
     normalizer.name, normalizer.remove_extra_whitespaces = "identity", False
     normalizer.add_dummy_prefix = _begins_with_space(tokenizer)
     written: bytes = proto.SerializeToString()
