@@ -33,6 +33,9 @@ def take_own_trainer() -> None:
     Raises:
         UserError: another `trainer` is loaded already, comes first on the path, or has overwritten ours; says which.
     """
+    first = _HERE / _NAME / "__init__.py"
+    if not first.is_file() or _MARK not in first.read_text("utf-8", "replace"):
+        raise UserError(_overwritten(first.parent))
     if _NAME in sys.modules:
         if (folder := _folder_of(sys.modules[_NAME].__spec__)) != _HERE:
             raise UserError(f"{_named(folder)}: was loaded in place of sea-pipeline's package `trainer`; {_ADVICE}")
@@ -42,9 +45,6 @@ def take_own_trainer() -> None:
         if folder != Path.cwd() or len(others) == len(sys.path):
             raise UserError(f"{_named(folder)}: hides sea-pipeline's package `trainer`, in {_HERE}; {_ADVICE}")
         sys.path[:] = others
-    first = _HERE / _NAME / "__init__.py"
-    if not first.is_file() or _MARK not in first.read_text("utf-8", "replace"):
-        raise UserError(_overwritten(first.parent))
 
 
 _ADVICE = "rename it, take its folder off PYTHONPATH, or install sea-pipeline in an environment of its own"
