@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.sources.base import OTHER_FILES, is_image_name
-from sea_pipeline.sources.files import Files, LocalFiles, open_files
+from sea_pipeline.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.storage import is_url
 
 FORMS = (
@@ -43,7 +43,7 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
         if path.is_dir():
             return _folder(LocalFiles(path), images, left_out)
         if path.exists():
-            return _several(LocalFiles(path.parent), [path.name], images)
+            return _several(LocalFiles(path.parent), [in_utf8(path.name)], images)
     elif not _is_pattern(images) and _suffix(images) not in _SUFFIXES:
         return _folder(open_files(images), images, left_out)
     if _is_pattern(images):
