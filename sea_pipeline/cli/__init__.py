@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,35 +102,47 @@ def _run() -> int:
     except UserError as problem:
         return _told(MENDABLE, str(problem), problem)
     except OSError as problem:
-        if streams.is_closed(problem):
-            return streams.CLOSED
-        said = problem.strerror or one_line(problem)
-        return _told(MENDABLE, f"{problem.filename}: {said}" if problem.filename else said, problem)
-    except SystemExit as end:  # typer's, of a pipe that nobody reads
-        if isinstance(end.__context__, OSError) and streams.is_closed(end.__context__):
-            return streams.CLOSED
-        raise
+        return _unwritten(problem)
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return _unwritten(end.__context__)  # typer and rich end a program so, whichever pipe it was
     except typer.Abort:
         return _told(INTERRUPTED, _stopped())
     except Exception as mistake:
         if not hasattr(mistake, "format_message"):  # typer's own: an unknown option, a missing argument
             raise
-        return _told(MISUSED, _misused(mistake.format_message(), getattr(mistake, "ctx", None)))
+        return _told(MISUSED, _misused(mistake))
+
+
+def _unwritten(problem: OSError) -> int:
+    """The exit code of a file or a pipe that cannot be read or written."""
+    if streams.is_closed(problem):
+        return streams.CLOSED
+    said = problem.strerror or one_line(problem)
+    return _told(MENDABLE, f"{problem.filename}: {said}" if problem.filename else said, problem)
 
 
 def _told(code: int, problem: str, cause: BaseException | None = None) -> int:
     """Says what is wrong, and with --verbose where it came from; the exit code."""
-    if problem:
-        talk.LOG.error("%s", problem)
-    if cause is not None:
-        talk.LOG.debug("it came from here:", exc_info=cause)
+    with suppress(BrokenPipeError):
+        if problem:
+            talk.LOG.error("%s", problem)
+        if cause is not None:
+            talk.LOG.debug("it came from here:", exc_info=cause)
     return code
 
 
-def _misused(text: str, context: typer.Context | None) -> str:
-    """What typer says of a command line that it cannot read, and where to look; empty where it has shown the help."""
+def _misused(mistake: Any) -> str:  # noqa: ANN401 - typer's; it has moved between versions
+    """What typer says of a command line that it cannot read, and where to look; empty if it has shown the help."""
+    text: str = mistake.format_message()
+    context: typer.Context | None = getattr(mistake, "ctx", None)
+    option = getattr(mistake, "param", None)
     if not text:
         return ""
+    if context and option is not None and getattr(option, "envvar", None):
+        source = context.get_parameter_source(option.name)
+        text = text.rstrip(".") + (f", set by {option.envvar}" if source and source.name == "ENVIRONMENT" else "")
     path, teaches = f"sea-pipeline {_given_command()}".rstrip(), ""
     if context:
         path, teaches = context.command_path, context.command.help or ""

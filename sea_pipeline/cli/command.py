@@ -51,7 +51,8 @@ def _with_variable(parameter: inspect.Parameter, command_name: str) -> Any:  # n
     (info,) = metadata
     if not isinstance(info, OptionInfo):
         return parameter.annotation
-    spellings = [spelling for spelling in info.param_decls or () if spelling.startswith("--")]
+    # In an annotation the first spelling stands where a default would.
+    spellings = [str(one) for one in (info.default, *(info.param_decls or ())) if str(one).startswith("--")]
     option = spellings[0].partition("/")[0] if spellings else parameter.name
     info = copy(info)
     info.envvar = "_".join((VARIABLES, command_name, option.strip("-"))).replace("-", "_").upper()

@@ -1,6 +1,5 @@
 """What the program reads and writes: streams that are closed, or that cannot write every name; names of files."""
 
-import errno
 import os
 import select
 import sys
@@ -17,6 +16,7 @@ def prepare() -> None:
     What cannot be written in the terminal's encoding is shown as an escape. A stream that is closed is thrown away.
     """
     _fill_closed()
+    _begun.update({number: _file(number) for number in (1, 2)})
     if sys.getfilesystemencoding() != "utf-8":
         _begin_again_in_utf8()
     for stream in (sys.stdout, sys.stderr):
@@ -47,15 +47,27 @@ def flushed(code: int) -> int:
 
 def is_closed(problem: OSError) -> bool:
     """Whether an error says that nobody reads our output any more, and is not of another pipe or a network."""
-    if problem.errno not in (errno.EPIPE, None) or not isinstance(problem, BrokenPipeError):
+    if not isinstance(problem, BrokenPipeError):
         return False
+    if any(_file(number) != begun for number, begun in _begun.items()):  # rich has thrown it away
+        return True
     if not hasattr(select, "poll"):  # Windows
         return True
     watched = select.poll()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
-            watched.register(stream.fileno(), 0)
+    for number in (1, 2):
+        watched.register(number, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))
+
+
+_begun: dict[int, tuple[int, int] | None] = {}
+"""Which files the streams were when the program began."""
+
+
+def _file(number: int) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = os.fstat(number)
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _throw_away(stream: TextIO) -> None:
