@@ -20,7 +20,7 @@ _MARK = "sea-pipeline"
 
 def leave_working_folder() -> None:
     """Takes off Python's path what `python -m` has put in front: the working folder, if we do not come from it."""
-    if not sys.flags.safe_path and Path(sys.path[0]).resolve() != _HERE:
+    if not sys.flags.safe_path and Path(sys.path[0]).resolve() == Path.cwd() != _HERE:
         del sys.path[0]
 
 

@@ -95,7 +95,9 @@ def _begin_again_in_utf8() -> None:
     Names of images are UTF-8 in data files, and so they are on disks, whatever a terminal writes; that keeps its own
     encoding.
     """
+    given = sys.argv[1:]
+    if not (sys.executable and given and sys.orig_argv[-len(given) :] == given):
+        return  # it is another program that calls this one
     os.environ["PYTHONUTF8"] = "1"
     os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
-    if sys.executable:
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

