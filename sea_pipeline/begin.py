@@ -32,6 +32,7 @@ from sea_pipeline.storage import (
     make_folder,
     publish,
     publish_bytes,
+    refuse_without_locks,
     sweep,
 )
 
@@ -59,6 +60,7 @@ def begin(
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
     """
+    refuse_without_locks(root)
     samples = listing.samples
     wanted = Dataset(
         schema_version=SCHEMA_VERSION,

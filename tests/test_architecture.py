@@ -14,6 +14,7 @@ FLOORS = [
     {
         "storage",
         "optional",
+        "own_trainer",
         "progress",
         "ahead",
         "crops",
