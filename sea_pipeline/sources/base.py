@@ -1,6 +1,6 @@
 """What every source of images is, and what names and ids must be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +37,10 @@ class Source(Protocol):
         """
         ...
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """Where an image's bytes lie, to be sorted by: images are read fastest in that order, equal ones in any."""
+        ...
+
 
 class Found(NamedTuple):
     """What a listing found: where the `uri`s start, the samples, and what their ids are."""
@@ -44,6 +48,8 @@ class Found(NamedTuple):
     root: str
     samples: list[Sample]
     ids: str = "paths"
+    pieces: Mapping[str, Sequence[int]] = {}
+    """See `Listing`."""
 
 
 def is_image_name(name: str) -> bool:

@@ -48,6 +48,10 @@ class HubSource:
             raise BadImageError("read", "NoBytes", f"row {row:,}: expected the image's bytes, or a file; found neither")
         return data
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`."""
+        return "", int(uri)
+
     def _begin(self, row: int) -> tuple[int, Iterator[dict[str, Any]]]:
         first = max(0, row - _BEHIND)
         return first, iter(self._rows.skip(first) if first else self._rows)

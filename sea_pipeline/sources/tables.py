@@ -17,13 +17,13 @@ from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import ROW_NUMBERS, Found, candidates, chosen_ids, image_column, named, row_id, row_place
 from sea_pipeline.sources.files import Files, reading
 from sea_pipeline.sources.forward import Forward
+from sea_pipeline.sources.order import OPEN_FILES
 
 PREFIX = "parquet:"
 _BUFFER = 1 << 20
 """Bytes of a column read ahead: a row group is never held as a whole, however large."""
 _BATCH = 8
 """Rows decoded at a time."""
-_OPEN_FILES = 4
 
 
 class _Damage(NamedTuple):
@@ -59,6 +59,10 @@ class TableSource:
             raise BadImageError("read", "NoBytes", f"{name}, row {row}: expected the image's bytes; found none")
         return cell
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`."""
+        return row_place(uri)
+
     def _rows(self, name: str) -> Forward[_Cell]:
         with self._lock:
             if name not in self._open:
@@ -67,7 +71,7 @@ class TableSource:
                 except (pa.ArrowException, OSError, UserError) as error:
                     _refuse_passing(error)
                     raise BadImageError("read", type(error).__name__, f"{name}: {one_line(error)}") from error
-                if len(self._open) > _OPEN_FILES:
+                if len(self._open) > OPEN_FILES:
                     self._open.popitem(last=False)
             self._open.move_to_end(name)
             return self._open[name]
@@ -78,16 +82,21 @@ def _forward(files: Files, name: str) -> Forward[_Cell]:
     column = _bytes_column(table.schema_arrow, name)
     if column is None:
         raise UserError("expected a column of images; found none any more")
-    sizes = [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]
-    starts = [0, *accumulate(sizes)]
+    starts = _starts(table)
 
     def begin(row: int) -> tuple[int, Iterator[_Cell]]:
         group = bisect.bisect(starts, row) - 1
-        if group >= len(sizes):
+        if group >= len(starts) - 1:
             raise IndexError(row)
-        return starts[group], _cells(table, column, group, sizes[group])
+        return starts[group], _cells(table, column, group, starts[group + 1] - starts[group])
 
     return Forward(begin, _size, lambda row: starts[bisect.bisect(starts, row) - 1])
+
+
+def _starts(table: pq.ParquetFile) -> list[int]:
+    """The first row of each row group, and behind the last one the number of rows."""
+    groups = range(table.metadata.num_row_groups)
+    return [0, *accumulate(table.metadata.row_group(group).num_rows for group in groups)]
 
 
 def _cells(table: pq.ParquetFile, column: str, group: int, rows: int) -> Iterator[_Cell]:
@@ -129,7 +138,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
         UserError: a column that is asked for is not there; the only file is no Parquet.
     """
     names = sorted(names)
-    sizes: dict[str, int] = {}
+    pieces: dict[str, list[int]] = {}
     damaged: dict[str, str] = {}
     columns: list[str] | None = None
     for name in names:
@@ -144,14 +153,14 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
             if image is None:
                 damaged[name] = f"expected a column of images; found {', '.join(table.schema_arrow.names)}"
                 continue
-            sizes[name] = table.metadata.num_rows
+            pieces[name] = _starts(table)
             there = candidates(table.schema_arrow.names, id_column, f"{files.root}/{name}")
             there += [f"{image.removesuffix('.bytes')}.path"] if image.endswith(".bytes") and not id_column else []
             columns = there if columns is None else [name for name in columns if name in there]
     if len(names) == 1 and damaged:
         raise UserError(f"{files.root}/{names[0]}: {damaged[names[0]]}")
-    ids = chosen_ids({column: partial(_values, files, list(sizes), column) for column in columns or []}, id_column)
-    places = [(name, row) for name, rows in sizes.items() for row in range(rows)]
+    ids = chosen_ids({column: partial(_values, files, list(pieces), column) for column in columns or []}, id_column)
+    places = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
     shown = ids[1] if ids else [f"{name}/{row_id(row)}" if len(names) > 1 else row_id(row) for name, row in places]
     samples = [
         named(image_id, f"{name}#{row}", "image")
@@ -160,7 +169,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
         for image_id, (name, row) in zip(shown, places, strict=True)
     ]
     samples += [Sample(name, name, problem) for name, problem in damaged.items()]
-    return Found(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS)
+    return Found(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces)
 
 
 def _values(files: Files, names: Sequence[str], column: str) -> list[Any]:
