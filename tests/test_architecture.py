@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    {"errors"},
+    {"errors", "json_array"},
     {
         "storage",
         "optional",

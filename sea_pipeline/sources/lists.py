@@ -6,7 +6,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,8 +46,7 @@ def list_paths(files: Files, name: str, image_root: Files, id_column: str | None
         if suffix in (".json", ".jsonl"):
             if id_column is not None:
                 raise UserError(f"--id-column {id_column}: goes with tables; LLaVA's ids are what `image` says")
-            rows = llava_json.records_of(file, shown)
-            return Found(image_root.root, list(_llava_images(rows, shown, image_root.root, left_out)))
+            return Found(image_root.root, list(_llava_images(file, shown, image_root.root, left_out)))
         read = partial(_parquet, file, shown) if suffix == ".parquet" else partial(_text, file, shown, suffix)
         paths, columns = read(id_column)
     chosen = chosen_ids({column: values.copy for column, values in columns.items()}, id_column)
@@ -61,20 +60,24 @@ def list_paths(files: Files, name: str, image_root: Files, id_column: str | None
     return Found(image_root.root, samples, f"the column {chosen[0]}" if chosen else "paths")
 
 
-def _llava_images(
-    records: Iterator[tuple[int, dict[str, Any]]], shown: str, root: str, left_out: Counter[str]
-) -> Iterator[Sample]:
-    """The images of a LLaVA file, one at a time; a record with media that are not read is a sample that is bad."""
-    for number, row in records:
+def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str]) -> Iterator[Sample]:
+    """The images of a LLaVA file, one at a time; a record that cannot be read, or has other media, is a bad sample."""
+    bad: list[Sample] = []
+
+    def unread(number: int, problem: object) -> None:
+        name = llava_json.place(shown, number)
+        bad.append(Sample(name, name, str(problem)))
+
+    for number, row in llava_json.records_of(file, shown, unheld=unread):
         try:
             images = llava_json.images_of(row)
         except UserError as problem:
-            name = llava_json.place(shown, number)
-            yield Sample(name, name, str(problem))
+            unread(number, problem)
             continue
         if not images:
             left_out["text-only entries"] += 1
         yield from (_sample(image, image, root) for image in images)
+    yield from bad
 
 
 def _sample(image_id: Any, path: Any, root: str) -> Sample:  # noqa: ANN401 - whatever a data file holds

@@ -266,3 +266,18 @@ def test_a_dataset_reads_the_rows_beside_a_path_that_is_not_utf8(tmp_path: Path)
         for streaming in (False, True):
             listing = list_samples(f"hf:{tmp_path}/loadable", streaming=streaming)
             assert read_all(listing) == {"a": b"A", "b": b"B", "c": b"C"}
+
+
+def test_a_line_of_json_that_python_does_not_hold_costs_its_row(tmp_path: Path) -> None:
+    lines = [b'{"image": "a.png"}', b'{"image": "\xe9.png"}', b'{"image": "b.png", "id": %s}' % (b"1" * 5000)]
+    lines += [b'{"image": NaN}', b'{"image": {"path": "x"}}', b'{"image": 1e400}', b'{"image": "\\u0000"}']
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join([*lines, b'{"image": "c.png"}']))
+    samples = list_samples(str(tmp_path / "x.jsonl")).samples
+    assert [sample.image_id for sample in samples if not sample.problem] == ["a.png", "c.png"]
+    problems = {sample.image_id: sample.problem for sample in samples if sample.problem}
+    assert len(problems) == 6
+    assert "'utf-8' codec can't decode" in str(problems["line 2"])
+    assert "Exceeds the limit" in str(problems["line 3"])
+    (tmp_path / "x.json").write_text('[{"image": "a.png", "score": NaN}, {"image": 7}, {"image": {"path": NaN}}]')
+    samples = list_samples(str(tmp_path / "x.json")).samples
+    assert sorted(bool(sample.problem) for sample in samples) == [False, True, True]
