@@ -140,8 +140,7 @@ class LabelStage:
                     rows.add_batch(found, bad)
             rows.pass_over(bad)
             writer.set_footer({**footer, "patches": rows.count * patches, "patch_sum": packed(rows.patch_sum)})
-        bad.sort(key=lambda image: rows.places[image.sample])  # not by who was found out first
-        return ShardResult(rows.count, bad, dict(seconds), rows.first_sha256)
+        return ShardResult(rows.count, rows.bad(), dict(seconds), rows.first_sha256)
 
     def finish(self, ledger: Ledger) -> list[Place]:
         """Writes `words.parquet`, each word with its mean similarity over all patches, from the shards' footers.

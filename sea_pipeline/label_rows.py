@@ -51,7 +51,7 @@ class ShardRows(InOrder[LabelRow]):
     """Writes the rows of a shard in plan order, whichever order they come in.
 
     Args:
-        samples: the shard, in plan order.
+        samples: the shard, in plan order; one that is there twice is written twice.
         writer: what writes it.
         folder: where rows that come early wait.
         width: D.
@@ -59,26 +59,34 @@ class ShardRows(InOrder[LabelRow]):
 
     def __init__(self, samples: list[Sample], writer: ShardWriter, folder: Path, width: int) -> None:
         super().__init__(self._write, folder)
-        self.places: dict[Sample, int] = {sample: place for place, sample in enumerate(samples)}
+        self._places: defaultdict[Sample, list[int]] = defaultdict(list)
+        """Those that are not settled yet, the first one last."""
+        for place in reversed(range(len(samples))):
+            self._places[samples[place]].append(place)
+        self._bad: dict[int, BadSample] = {}
         self.count = 0
         self.first_sha256: str | None = None
         self.patch_sum = np.zeros(width)
         """(D,): summed in plan order, so that it is the same to the last bit in whichever order they came."""
         self._writer = writer
-        self._passed = 0
 
     def add_batch(self, found: Labelled, bad: list[BadSample]) -> None:
         """Settles the places of a batch, and of what has been found to be bad."""
         stored = to_stored(found.word_ids.numpy(), found.scores.numpy())
         for item, *arrays in zip(found.items, *stored, found.patch_sums.numpy(), strict=True):
-            self.add(self.places[item.sample], _row(item), arrays)
+            self.add(self._places[item.sample].pop(), _row(item), arrays)
         self.pass_over(bad)
 
     def pass_over(self, bad: list[BadSample]) -> None:
         """Settles the places of those that have been found to be bad since the last time."""
-        for image in bad[self._passed :]:
-            self.skip(self.places[image.sample])
-        self._passed = len(bad)
+        for image in bad[len(self._bad) :]:
+            place = self._places[image.sample].pop()
+            self._bad[place] = image
+            self.skip(place)
+
+    def bad(self) -> list[BadSample]:
+        """Those that have been passed over, in plan order: not by who was found out first."""
+        return [self._bad[place] for place in sorted(self._bad)]
 
     def _write(self, row: LabelRow, arrays: Sequence[npt.NDArray[Any]]) -> None:
         word_ids, scores, patch_sum = arrays
