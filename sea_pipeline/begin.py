@@ -23,6 +23,7 @@ from sea_pipeline.records import (
 from sea_pipeline.row_groups import open_parquet
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import kind_of, open_source
+from sea_pipeline.sources.order import planning_order
 from sea_pipeline.storage import (
     TEMPORARY,
     Place,
@@ -61,7 +62,7 @@ def begin(
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
     """
     refuse_without_locks(root)
-    samples = listing.samples
+    samples = planning_order(listing, shard_size)
     wanted = Dataset(
         schema_version=SCHEMA_VERSION,
         kind=kind,
@@ -240,16 +241,18 @@ def _refuse_other_images(ledger: Ledger) -> None:
     """Compares the first image of a few finished shards: names alone do not tell two folders apart."""
     source = open_source(ledger.image_root)
     begun = (commit for commit in ledger.commits() if commit.rows)
+    firsts: dict[str, str | None] = {}
     for commit in islice(begun, 8 if source.random_access else 1):
         if problem := check_file(ledger.root, commit.files[0]):
             raise UserError(f"{problem}; delete it, and the same command makes it again")
         shard = open_parquet(ledger.shard_path(commit.shard))
-        first = shard.read_row_group(0, columns=["uri"])["uri"][0].as_py()
+        firsts[shard.read_row_group(0, columns=["uri"])["uri"][0].as_py()] = commit.first_image_sha256
+    for first in sorted(firsts, key=source.where):
         try:
             data = source.read(first)
         except BadImageError:  # it is gone, which the run says if it needs it
             continue
-        if hashlib.sha256(data).hexdigest() != commit.first_image_sha256:
+        if hashlib.sha256(data).hexdigest() != firsts[first]:
             raise UserError(
                 f"{ledger.root}: the image {first!r} was another one when this folder was begun than the one that "
                 f"{ledger.image_root} has now; choose another --out"

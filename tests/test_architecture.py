@@ -10,13 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    {"errors"},
+    {"errors", "json_array"},
     {
         "storage",
         "optional",
         "own_trainer",
         "progress",
         "ahead",
+        "in_order",
         "crops",
         "pixels",
         "devices",
@@ -31,7 +32,7 @@ FLOORS = [
     {"ledger", "candidates"},
     {"tally", "verify"},
     {"shards", "run", "begin", "rows", "int8_candidates", "half_candidates"},
-    {"store", "search", "encoders", "teacher", "workers", "pace"},
+    {"store", "search", "encoders", "teacher", "workers", "pace", "label_rows"},
     {"analysis", "label", "label_cache", "probe", "driver"},
     {"stage_run"},
     {"figures", "console", "label_run"},

@@ -92,7 +92,7 @@ def list_samples(
         raise UserError(f"{origin}: expected images, found none{_described(left_out)}")
     notes = {what: count for what, count in left_out.items() if count}
     ordered = samples if streaming else sorted(samples, key=lambda sample: (sample.image_id, sample.problem or ""))
-    return Listing(name, origin, found.root, ordered[:limit], notes, found.ids, streaming)
+    return Listing(name, origin, found.root, ordered[:limit], notes, found.ids, streaming, found.pieces)
 
 
 def _found(

@@ -26,6 +26,10 @@ class Files(Protocol):
         """A file's bytes, or a part of them; fewer where the file ends. See `Source.read`."""
         ...
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`: files are equally near."""
+        ...
+
     def open(self, name: str) -> BinaryIO:
         """A file to read and seek in; `OSError` where that is not possible."""
         ...
@@ -108,6 +112,10 @@ class LocalFiles:
             if error.error == "FileNotFoundError" and not self._root.is_dir():
                 raise UserError(f"{self.root}: is gone; bring it back and run the same command again") from error
             raise
+
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Files`."""
+        return "", 0
 
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
