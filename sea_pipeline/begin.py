@@ -26,6 +26,7 @@ from sea_pipeline.records import (
 from sea_pipeline.row_groups import open_parquet
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import kind_of, open_source
+from sea_pipeline.sources.order import planning_order
 from sea_pipeline.storage import (
     TEMPORARY,
     Place,
@@ -35,6 +36,7 @@ from sea_pipeline.storage import (
     make_folder,
     publish,
     publish_bytes,
+    refuse_without_locks,
     sweep,
 )
 from sea_pipeline.verify import dataset_problem, plan_problem
@@ -63,7 +65,8 @@ def begin(
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
     """
-    samples = listing.samples
+    refuse_without_locks(root)
+    samples = planning_order(listing, shard_size)
     wanted = Dataset(
         schema_version=SCHEMA_VERSION,
         kind=kind,
@@ -264,18 +267,20 @@ def _refuse_other_images(ledger: Ledger) -> None:
     """Compares the first image of a few finished shards: names alone do not tell two folders apart."""
     source = open_source(ledger.image_root)
     begun = (commit for commit in ledger.commits() if commit.rows)
+    firsts: dict[str, bytes] = {}
     for commit in islice(begun, 8 if source.random_access else 1):
-        shard = ledger.shard_path(commit.shard)
         try:
-            row = open_parquet(shard).read_row_group(0, columns=["uri", "image_sha256"]).slice(0, 1).to_pylist()[0]
+            shard = open_parquet(ledger.shard_path(commit.shard))
+            row = shard.read_row_group(0, columns=["uri", "image_sha256"]).slice(0, 1).to_pylist()[0]
         except (OSError, LookupError, ValueError, pa.ArrowException):  # damaged: it is found and made again later
             continue
-        first = row["uri"]
+        firsts[row["uri"]] = row["image_sha256"]
+    for first in sorted(firsts, key=source.where):
         try:
             data = source.read(first)
         except BadImageError:  # it is gone, which the run says if it needs it
             continue
-        if hashlib.sha256(data).digest() != row["image_sha256"]:
+        if hashlib.sha256(data).digest() != firsts[first]:
             raise UserError(
                 f"{ledger.root}: the image {first!r} was another one when this folder was begun than the one that "
                 f"{ledger.image_root} has now; choose another --out"

@@ -198,6 +198,11 @@ OTHERS: dict[str, list[str]] = {
         "{}: cannot be {}: {}; the rights to list, read, write and delete are needed",
     ],
     "an input": [
+        "its holes are left out, which is not read; pack it again without --sparse",
+        (
+            "{}: line {} holds {} (U+{}), which nobody sees, in {}; expected one word or phrase per line; remove it, "
+            "or write a space"
+        ),
         "expected 'image' or 'images'; found both, with other contents; remove one of them",
         (
             "expected images under 'image' alone, not under {}; found media there, which would not be read; name "

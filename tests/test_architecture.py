@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    {"errors", "record_values"},
+    {"errors", "json_array", "record_values"},
     {
         "storage",
         "optional",
+        "own_trainer",
         "progress",
         "ahead",
+        "in_order",
         "crops",
         "pixels",
         "devices",
@@ -30,7 +32,7 @@ FLOORS = [
     {"ledger", "candidates"},
     {"tally", "verify"},
     {"shards", "run", "mend", "rows", "int8_candidates", "half_candidates"},
-    {"begin", "store", "search", "encoders", "teacher", "workers", "pace"},
+    {"begin", "store", "search", "encoders", "teacher", "workers", "pace", "label_rows"},
     {"analysis", "label", "label_cache", "probe", "driver"},
     {"stage_run"},
     {"figures", "console", "label_run"},
@@ -62,7 +64,7 @@ TRAINER_FLOORS = [
     | {"aspect_ratio", "bad_rows"},
     {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume"}
     | {"sentence_piece", "pretrained", "lmms_eval"},
-    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "kept"},
+    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "piece_model", "kept"},
     {"parts", "data", "harness"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens"},
     {"load", "layers", "replace"},

@@ -18,10 +18,10 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.storage.leftovers import files_like
 from trainer.borders import border
 from trainer.config_check import check_plain, drop_leftovers
 
@@ -151,19 +151,13 @@ def _without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa:
     return sorted(found)
 
 
-def has_file(spec: str, name: str) -> bool:
-    """Tells whether a folder or a hub name has a file of that name."""
-    asked = ("gated_repo", "missing_entries", "connection_errors")
-    return cached_file(spec, name, **{f"_raise_exceptions_for_{one}": False for one in asked}) is not None
-
-
 def check_files(folder: Path) -> None:
     """Refuses a file that was not fetched, is missing, or is damaged.
 
     Weights are opened and not read; no code of a pickle runs.
     """
     weights = _weight_files(folder)
-    for file in sorted({*folder.glob("*.json"), *folder.glob("*.model"), *weights}):
+    for file in sorted({*files_like(folder, "*.json", "*.model"), *weights}):
         if not file.is_file():
             raise UserError(f"{file}: is missing, and the weights' index names it; copy it again")
         with file.open("rb") as opened:

@@ -33,6 +33,8 @@ class RemoteFiles:
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Files`."""
+        if length is not None and length > MAX_FILE_BYTES:
+            raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found {length:,}")
         try:
             data = self.part(uri, start, MAX_FILE_BYTES + 1 if length is None else length)
         except PassingError:
@@ -44,6 +46,10 @@ class RemoteFiles:
         if len(data) > MAX_FILE_BYTES:
             raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found more")
         return data
+
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Files`."""
+        return "", 0
 
     def part(self, name: str, start: int, length: int) -> bytes:
         """At most `length` bytes of a file from `start` on; fewer where it ends."""

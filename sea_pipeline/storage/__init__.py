@@ -1,13 +1,11 @@
 """Files that are either whole or absent, on this machine or in a store elsewhere, and the hashes that name them."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,6 +16,10 @@ import platformdirs
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.storage.disk import sync as _sync
+from sea_pipeline.storage.leftovers import is_leftover
+from sea_pipeline.storage.locks import alone as alone
+from sea_pipeline.storage.locks import claimed as claimed
+from sea_pipeline.storage.locks import refuse_without_locks as refuse_without_locks
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ _CANNOT_WRITE = {
     errno.EEXIST: "choose another folder",
     errno.ENOTEMPTY: "choose another folder",
     errno.EBUSY: "choose another folder",
+    errno.EXDEV: "choose another folder",
 }
 
 _Item = TypeVar("_Item")
@@ -113,63 +116,15 @@ def make_folder(path: Place) -> None:
 
 
 def entries(folder: Place) -> list[Place]:
-    """What lies in a folder, by name; nothing where it is absent."""
+    """What lies in a folder, by name, but for what systems leave behind; nothing if it is absent."""
     with suppress(FileNotFoundError):
-        return sorted(folder.iterdir(), key=lambda entry: entry.name)
+        return sorted((one for one in folder.iterdir() if not is_leftover(one.name)), key=lambda entry: entry.name)
     return []
 
 
 def below(root: Place, path: Place) -> str:
     """The way from a folder to a path inside it, with slashes."""
     return path.relative_to(root).as_posix()  # type: ignore[arg-type]  # both of this machine, or both of one store
-
-
-@contextmanager
-def alone(folder: Place) -> Iterator[bool]:
-    """Waits until no other process is inside this block for the folder; a kill lets the next one in.
-
-    Yields whether anybody waits: on file systems without locks and in stores elsewhere nobody does, and `publish` with
-    `exclusive` says who came first.
-    """
-    if not isinstance(folder, Path):
-        yield False
-        return
-    descriptor, locked = os.open(folder, os.O_RDONLY), False
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            locked = True
-        yield locked
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def claimed(folder: Path, seconds: float = 20) -> Iterator[None]:
-    """As `alone`, for blocks of hours: who comes second waits some seconds, as a killed one's children may live on.
-
-    Raises:
-        UserError: another process goes on with the folder.
-    """
-    descriptor, give_up = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
-    try:
-        while _is_claimed(descriptor):
-            if time.monotonic() > give_up:
-                raise UserError(f"{folder}: another process works on it; wait for its end, or end it")
-            time.sleep(0.2)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _is_claimed(descriptor: int) -> bool:
-    """Whether another process has the lock; else this one has it now, where the file system knows of locks."""
-    with suppress(OSError):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 @contextmanager
@@ -222,13 +177,13 @@ def local_copy(path: Place) -> Iterator[Path]:
 def publish_folder(path: Path) -> Iterator[Path]:
     """Yields a new folder beside `path`, which becomes `path` on success: until then that is absent or empty.
 
-    After an exception or a kill nothing has appeared at `path`. What a killed process left beside it goes when the next
-    one of this machine begins.
+    What systems leave behind does not count, and goes along. After an exception or a kill nothing has appeared at
+    `path`. What a killed process left beside it goes when the next one of this machine begins.
 
     Raises:
         UserError: `path` holds something, or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or entries(path)):
         raise UserError(f"{path}: expected a new or an empty folder; choose another with --out, or remove this one")
     make_folder(path.parent)
     scratch = scratch_beside(path)
@@ -236,6 +191,9 @@ def publish_folder(path: Path) -> Iterator[Path]:
         with writing(path, scratch, in_parts=False):
             scratch.mkdir()
             yield scratch
+            with writing(path, in_parts=False):
+                for left in [one for one in path.glob("*") if is_leftover(one.name)]:  # only an empty folder gives way
+                    left.replace(scratch / left.name)
             scratch.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
