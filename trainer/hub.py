@@ -1,14 +1,22 @@
 """Uploads to the Hugging Face hub; nothing here runs unless it is asked for."""
 
-import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sea_pipeline.errors import UserError, one_line
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+def is_name(name: str) -> bool:
+    """Tells whether it is OWNER/NAME, as the hub calls a model."""
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        return "/" in name
+    return False
 
 
 def check(name: str) -> None:
@@ -17,7 +25,7 @@ def check(name: str) -> None:
     Raises:
         UserError: `name` is not OWNER/NAME, or nobody is logged in.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise UserError(f"--push {name}: expected OWNER/NAME, as the hub calls a model")
     if get_token() is None:
         raise UserError(f"--push {name}: nobody is logged in on this machine; run `hf auth login`, or set HF_TOKEN")

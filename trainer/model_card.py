@@ -1,24 +1,34 @@
 """The README.md of an exported model, filled from what its runs wrote down."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sea_pipeline import __version__
+from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import read_json
+from trainer import hub
 from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder
 from trainer.recipe import Recipe
 from trainer.towers import OURS
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_TASKS = {"model": "image-text-to-text", "llm": "text-generation"}
+"""As the hub calls them."""
+_RELATIONS = {"model": "finetune", "projector": "adapter"}
+"""To the tower and the LLM; of two base models the hub would infer `merge`, which is of weights."""
+_NUMBER = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?|0o[0-7]+", re.IGNORECASE)
+"""Text that the hub's YAML 1.2 reads as a number and PyYAML's 1.1 does not quote, such as 1e-3, is among these."""
 _PATHS = ("model", "train", "image_root", "path", "teacher", "evaluate")
 """Keys of a recipe that may hold paths of the machine it ran on: only what they end with is shown."""
+_FOLDERS = re.compile(r"(^|[:=,/])~?/(?:.*/)?", re.DOTALL)
+"""An absolute path up to what it ends with, alone or in a spec."""
 
 
 def model_card(
@@ -31,11 +41,11 @@ def model_card(
     *,
     checkpoint: int | None = None,
 ) -> str:
-    """The card as Markdown with the hub's metadata; the licence is left to the person who uploads.
+    """Writes the card as Markdown with the hub's metadata; the licence is left to the person who uploads.
 
     Args:
         folder: the model's.
-        source: what was exported; where it is a run, the card tells of it and of the runs before it.
+        source: what was exported; if it is a run, the card tells of it and of the runs before it.
         kind: "model", "llm" or "projector".
         what: a line on the parts.
         reader: the library that reads it.
@@ -45,7 +55,6 @@ def model_card(
     Raises:
         UserError: a file of a run is damaged.
     """
-    parts = read_json(folder.path / ALIGNMENT, absent={})
     try:
         runs = [_run(path, checkpoint if path == source else None) for path in _chain(source)]
     except KeyError as missing:
@@ -53,13 +62,9 @@ def model_card(
             f"{source}: expected {missing} in run.json and summary.json of it, or of a run that it began with; found "
             "none; restore the file"
         ) from missing
-    names = [str(parts.get(name, "")) for name in ("vision", "llm")]
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string((Path(__file__).parent / "model_card.md.jinja").read_text("utf-8"))
-    return template.render(
-        base_models=[name for name in names if _HUB_NAME.fullmatch(name) and not Path(name).exists()],
+    card = ModelCard.from_template(
+        _metadata(folder, kind, runs),
+        template_path=str(Path(__file__).parent / "model_card.md.jinja"),
         grid=folder.grid,
         kind=kind,
         needs_towers=kind == "model" and folder.config.vision_config.model_type in OURS,
@@ -69,6 +74,31 @@ def model_card(
         version=__version__,
         what=what,
         width=folder.config.text_config.hidden_size,
+    )
+    return str(card)
+
+
+def _metadata(folder: ModelFolder, kind: str, runs: Sequence[Mapping[str, Any]]) -> ModelCardData:
+    """What the hub lists a model by."""
+    made_of = read_json(folder.path / ALIGNMENT, absent={})
+    parts = [split_s2(str(made_of.get(part, "")))[1] for part in (("llm",) if kind == "llm" else ("vision", "llm"))]
+    bases = [name for name in parts if hub.is_name(name) and not Path(name).exists()]
+    measured = runs[-1:] if kind == "model" else []  # its parts alone were not measured
+    results = [
+        EvalResult(_TASKS[kind], "held-out", f"{run['held_out']} (held out)", metric, value, metric_name=metric)
+        for run in measured
+        for metric, value in run["end"].items()
+        if math.isfinite(value)  # the model index knows no NaN
+    ]
+    name = runs[-1]["name"] or "LLaVA" if results else ""
+    return ModelCardData(
+        base_model=bases or None,
+        base_model_relation=_RELATIONS.get(kind) if bases and runs else None,
+        eval_results=results or None,
+        library_name="transformers" if kind in _TASKS else None,
+        model_name=f"run {name}" if _NUMBER.fullmatch(name) else name or None,
+        pipeline_tag=_TASKS.get(kind),
+        tags=["llava", "sea-pipeline"],
     )
 
 
@@ -94,7 +124,7 @@ def _run(path: Path, checkpoint: int | None) -> dict[str, Any]:
         summary = read_json(path / "summary.json")
         start, end = summary["start"], summary["end"]
         length = f"{summary['steps']} steps, {round(summary['seconds'])} s"
-    fields = run["fields"]
+    fields, data = run["fields"], run["recipe"]["data"]
     return {
         "name": run["recipe"]["name"],
         "recipe": yaml.safe_dump(_changed(run["recipe"], Recipe().model_dump(mode="json")), sort_keys=False).strip(),
@@ -105,22 +135,20 @@ def _run(path: Path, checkpoint: int | None) -> dict[str, Any]:
         "labels": fields.get("labels"),
         "teacher": (fields.get("teacher") or [None])[0],
         "versions": run["versions"],
-        "metrics": [(name, _shown(start.get(name)), _shown(end[name])) for name in end],
+        "held_out": Path(data.get("evaluate") or data["train"]).name,
+        "start": start,
+        "end": end,
     }
 
 
-def _changed(recipe: Mapping[str, Any], defaults: Any) -> dict[str, Any]:  # noqa: ANN401 - a recipe's value
-    """What a recipe says beyond the defaults, without paths."""
-    found: dict[str, Any] = {}
-    for key, value in recipe.items():
-        default = defaults.get(key) if isinstance(defaults, Mapping) else None
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            if inner := _changed(value, default):
-                found[key] = inner
-        elif value != default:
-            found[key] = Path(value).name if key in _PATHS and isinstance(value, str) else value
-    return found
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _changed(value: Any, default: Any, key: str = "") -> Any:  # noqa: ANN401 - a recipe's value
+    """What a value of a recipe says beyond its default, without the folders of paths."""
+    if isinstance(value, Mapping):
+        known = default if isinstance(default, Mapping) else {}
+        found = {name: _changed(one, known.get(name), name) for name, one in value.items() if one != known.get(name)}
+        return {name: one for name, one in found.items() if one != {}}
+    if isinstance(value, list):
+        return [_changed(one, None) for one in value]
+    if isinstance(value, str):
+        return Path(value).name if key in _PATHS else _FOLDERS.sub(r"\1", value.rstrip("/"))
+    return value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -15,8 +16,6 @@ from sea_pipeline.errors import UserError, one_line
 PROJECTOR = "multi_modal_projector."
 LLM = "language_model."
 TOWER = "vision_tower."
-FILE_BYTES = 4 * 10**9
-"""A weight file holds no more, unless one tensor does."""
 
 _SPELLINGS = (
     (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
@@ -99,8 +98,11 @@ def _reader(opened: safe_open, name: str) -> Callable[[], torch.Tensor]:
     return lambda: opened.get_tensor(name)
 
 
-def write_weights(entries: Iterable[Entry], folder: Path, *, file_bytes: int = FILE_BYTES) -> tuple[int, int]:
-    """Writes `model.safetensors`, or several files of at most `file_bytes` with their index.
+def write_weights(entries: Iterable[Entry], folder: Path, *, max_shard_size: int | str = "4GB") -> tuple[int, int]:
+    """Writes `model.safetensors`, or several files with their index, as transformers does.
+
+    A file holds at most `max_shard_size`, unless one tensor does not fit. In the index `total_parameters` counts every
+    value that is stored, which for the packaged tower includes batch norm's running means.
 
     Tensors that come from mapped files go through the system's cache to the new file: of the memory that is the
     process's own, no more than the tensors of one file that were computed is in use.
@@ -108,19 +110,21 @@ def write_weights(entries: Iterable[Entry], folder: Path, *, file_bytes: int = F
     Returns:
         How many tensors, and their bytes.
     """
-    shards: list[list[Entry]] = [[]]
-    for entry in entries:
-        if shards[-1] and sum(one.bytes for one in shards[-1]) + entry.bytes > file_bytes:
-            shards.append([])
-        shards[-1].append(entry)
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        save_file({entry.name: entry.read().contiguous() for entry in shard}, folder / name, metadata={"format": "pt"})
-    total = sum(entry.bytes for shard in shards for entry in shard)
-    if len(shards) > 1:
-        where = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    return sum(map(len, shards)), total
+    tensors = {entry.name: entry for entry in entries}
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda entry: entry.bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    parameters = 0
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: tensors[name].read().contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        parameters += sum(value.numel() for value in shard.values())
+        del shard  # before the next one is read
+    if split.is_sharded:
+        metadata = {"total_parameters": parameters, **split.metadata}
+        index = json.dumps({"metadata": metadata, "weight_map": split.tensor_to_filename}, indent=2, sort_keys=True)
+        (folder / "model.safetensors.index.json").write_text(index + "\n", "utf-8")
+    return len(tensors), split.metadata["total_size"]

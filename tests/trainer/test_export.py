@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from tests.memory import READY, measured
 from tests.programs import Begin
@@ -23,7 +25,7 @@ from trainer.export import ExportSettings, export_model
 from trainer.init import init_model
 from trainer.stages import train_stages
 from trainer.train import TrainRun, train
-from trainer.weights import canonical, read_weights, write_weights
+from trainer.weights import Entry, canonical, read_weights, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +70,7 @@ def test_no_path_of_this_machine_gets_out(run: TrainRun, tmp_path: Path) -> None
 
 def test_the_card(run: TrainRun, tmp_path: Path) -> None:
     card = (written(run.out, tmp_path / "out") / "README.md").read_text()
-    head = yaml.safe_load(card.split("---")[1])
-    assert head == {
-        "library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["llava", "sea-pipeline"]
-    }  # fmt: skip
-    assert "# license: yours to choose" in card
+    assert "write it as `license` into the head of this file" in card
     summary = json.loads((run.out / "summary.json").read_text())
     assert [line for line in card.splitlines() if line.startswith("### ")] == ["### align", "### mine"]
     assert f"| labels | `{summary['labels']}` |" in card
@@ -121,7 +119,7 @@ def test_the_llm_alone(run: TrainRun, tmp_path: Path) -> None:
 
 def test_several_files(run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        export, "write_weights", lambda entries, folder: write_weights(entries, folder, file_bytes=30_000)
+        export, "write_weights", lambda entries, folder: write_weights(entries, folder, max_shard_size="30KB")
     )
     out = written(run.out, tmp_path / "out")
     files = sorted(out.glob("*.safetensors"))
@@ -134,6 +132,29 @@ def test_several_files(run: TrainRun, tmp_path: Path, monkeypatch: pytest.Monkey
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == after.keys()
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in before.values())
+    LlavaForConditionalGeneration.from_pretrained(out).save_pretrained(tmp_path / "theirs", max_shard_size="30KB")
+    theirs = json.loads((tmp_path / "theirs" / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == theirs["metadata"]
+    assert index["weight_map"].keys() == theirs["weight_map"].keys()
+
+
+def test_no_more_than_one_file_is_in_memory(tmp_path: Path) -> None:
+    alive: set[int] = set()
+    most: list[int] = []
+
+    def read(number: int) -> torch.Tensor:
+        value = torch.full((4, 25), float(number))  # 400 bytes
+        alive.add(number)
+        weakref.finalize(value, alive.discard, number)
+        most.append(len(alive))
+        return value
+
+    entries = [Entry(str(number), 400, partial(read, number)) for number in range(7)]
+    assert write_weights(entries, tmp_path, max_shard_size=1200) == (7, 2800)
+    assert most == [1, 2, 3, 1, 2, 3, 1]
+    assert {name: float(value[0, 0]) for name, value in tensors(tmp_path).items()} == {
+        str(number): number for number in range(7)
+    }
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def test_what_is_refused_in_one_line(
         (run.out, tmp_path / "out", ["--names", 4, "--compat", 4], "expected one of them"),
         (run.out, tmp_path / "out", ["--rescale-projector"], "--rescale-projector: makes a difference only to"),
         (run.out, tmp_path / "out", ["--push", "mine"], "expected OWNER/NAME"),
+        (run.out, tmp_path / "out", ["--push", "me/mi--ne"], "expected OWNER/NAME"),
         (run.out, tmp_path / "out", ["--push", "me/mine"], "nobody is logged in"),
     ):
         code, _, stderr = command("export", source, "--out", out, *options)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ from transformers import GenerationConfig
 
 from tests.tiny_models import CHATML, LLMS, tiny_llm, tiny_vision
 from tests.trainer import reading
+from trainer import export
 from trainer.aspect_ratio import write_image_processor
 from trainer.export import ExportSettings, export_model
 from trainer.init import init_model
 from trainer.load import load_model, open_model_folder
 from trainer.recipe import Recipe
+from trainer.weights import write_weights
 
 pytestmark = pytest.mark.timeout(400)  # the first test makes, exports and reads all of them
 COMPAT4 = Path(sys.prefix) / "compat4"
@@ -40,12 +43,14 @@ class Case(NamedTuple):
     llm: str
     settings: dict[str, Any]
     padded: bool = False
+    max_shard_size: str = "4GB"
 
 
 CASES = {f"{vision}-{llm}": Case(vision, llm, {}) for vision in ("clip", "siglip") for llm in LLMS}
-LLM_ALONE = [*(f"clip-{llm}" for llm in LLMS), "tied", "longrope"]
+LLM_ALONE = [*(f"clip-{llm}" for llm in LLMS), "tied", "longrope", "several files"]
 CASES["dinov2-llama"] = Case("dinov2", "llama", {})
 CASES["tied"] = Case("clip", "llama", {"tie_word_embeddings": True})
+CASES["several files"] = Case("clip", "llama", {}, max_shard_size="20KB")
 CASES["untied gemma"] = Case("clip", "gemma", {"tie_word_embeddings": False})
 CASES["llama3 rope"] = Case("clip", "llama", {"rope_parameters": LLAMA3})
 CASES |= {f"{vision} padded": Case(vision, "llama", {}, padded=True) for vision in ("clip", "siglip", "dinov2")}
@@ -84,7 +89,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
         for compat in (5, 4):
             for kind in ("model", "llm") if name in LLM_ALONE else ("model",):
                 out = root / name / f"{kind}-{compat}"
-                export_model(ExportSettings.of(source=model, out=out, compat=compat, kind=kind))
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(export, "write_weights", partial(write_weights, max_shard_size=case.max_shard_size))
+                    export_model(ExportSettings.of(source=model, out=out, compat=compat, kind=kind))
+                assert (len(list(out.glob("*.safetensors"))) > 3) is (name == "several files")
     by_5, by_4 = (read(root, compat) for compat in (5, 4))
     return {name: Told(ours(root / name / "model", root / "photo.png"), by_5[name], by_4[name]) for name in CASES}
 
