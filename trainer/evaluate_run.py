@@ -22,7 +22,7 @@ from trainer.evaluation_figures import check_figures, save_figures
 from trainer.layers import LayerTokens, look_at_layers
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
-from trainer.questions import ask, read_questions
+from trainer.questions import Asker, read_questions
 from trainer.recipe import Data, LabelSource, Recipe
 from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe
 from trainer.run_rows import open_conversations, without_unreadable
@@ -127,8 +127,9 @@ def _answers(
                 "photos with --question-root"
             ) from error
 
+    asker = Asker(model, folder, picture, template=settings.template, batch_size=settings.batch_size)
     with evaluating(model), progress("questions", 2 * len(questions.asked), 0) as advance:
-        return ask(model, folder.processor, questions.asked, picture, batch_size=settings.batch_size, advance=advance)
+        return asker(questions.asked, advance)
 
 
 def _analyses(

@@ -5,22 +5,24 @@ writes, greedily. Beside them stands what someone reaches who reads the question
 """
 
 import json
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.llava_json import shown
-from trainer.controls import Mean, others
+from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
+from trainer.controls import others
+from trainer.encode import Conversation, Encoder
+from trainer.load import ModelFolder
 from trainer.model import AlignedLlava
 from trainer.replace import generate, stock
+from trainer.templates import PLACEHOLDER, Message, TemplateName, load_template, read_messages
 
 SHORT = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 writes behind a question that asks for a short answer."""
@@ -31,21 +33,6 @@ _FORMS = (
     "a list of objects with `image`, `question` and `label` (yes or no) or `answers` (a list of texts), or an object "
     "of sections, each an object of images with a list of such questions"
 )
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
-_ARTICLES = frozenset(("a", "an", "the"))
-
-
-class Question(NamedTuple):
-    """A question about a photo."""
-
-    image: str
-    text: str
-    answers: tuple[str, ...]
-    """Of people; `yes` or `no` alone for a yes/no question."""
-    yes_no: bool
-    group: str = ""
-    """What it asks after; accuracies of yes/no questions are means over these."""
 
 
 class Questions(NamedTuple):
@@ -104,179 +91,143 @@ def _question(image: Any, entry: Any) -> Question | None:  # noqa: ANN401 - what
     return None
 
 
-# Scores
+class Prompt(NamedTuple):
+    """A question up to where its answer begins, as training would have it."""
+
+    ids: torch.Tensor
+    """int64 (L,), image tokens expanded."""
+    yes: frozenset[int]
+    """Tokens that `Yes` and `yes` begin with there, and `No` and `no` do not."""
+    no: frozenset[int]
 
 
-def normalised(answer: str) -> str:
-    """An answer as VQA v2 compares it: lower case, no punctuation or articles, small numbers as digits.
-
-    Apostrophes are left out on both sides, in place of VQA's list of contractions that lack one.
-    """
-    text = re.sub(r"(?<=\d),(?=\d)", "", answer.strip().lower())
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)|['\u2019`]", "", text)
-    text = re.sub(r"[^\w\s.]|_", " ", text)
-    return " ".join(_DIGITS.get(word, word) for word in text.split() if word not in _ARTICLES)
-
-
-def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
-    """VQA v2's accuracy of an answer, 0..1: a third for each of the other people who gave it, at most 1.
-
-    It is the mean over people of min(1, matches among the others / 3). With fewer than four people it is 1 if anyone
-    gave the answer.
-    """
-    given, said = normalised(answer), [normalised(one) for one in answers]
-    if len(said) < 4:
-        return float(given in said)
-    matches = sum(one == given for one in said)
-    return float(np.mean([min(1.0, (matches - (one == given)) / 3) for one in said]))
-
-
-def mean_over_groups(values: npt.ArrayLike, groups: Sequence[str], photos: Sequence[str]) -> Mean:
-    """Computes the mean over groups of their means, with its standard error over photos.
-
-    With w_i = 1 / (groups * size of i's group), the error is sqrt(P / (P - 1) * sum over photos p of
-    (sum over p's questions of w_i * (value_i - mean of i's group))^2).
-
-    Args:
-        values: (questions,), 0..1.
-        groups: of each question.
-        photos: of each question.
-    """
-    scores = np.asarray(values, float)
-    _, group = np.unique(np.asarray(groups, str), return_inverse=True)
-    names, photo = np.unique(np.asarray(photos, str), return_inverse=True)
-    sizes = np.bincount(group)
-    means = np.bincount(group, scores) / sizes
-    parts = np.bincount(photo, (scores - means[group]) / (len(sizes) * sizes[group]), len(names))
-    count = len(names)
-    error = float(np.sqrt(count / (count - 1) * np.square(parts).sum())) if count > 1 else None
-    return Mean(float(means.mean()), error)
-
-
-def question_only(questions: Sequence[Question]) -> list[float]:
-    """Scores the best answers that the questions alone allow, chosen on the file itself: an upper bound.
-
-    A yes/no question gets the commoner label of those with its words, another one the best answer by its first three.
-    """
-    asked: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number, question in enumerate(questions):
-        words = question.text.lower().split()
-        asked[tuple(words if question.yes_no else words[:3])].append(number)
-    scores = [0.0] * len(questions)
-    for alike in asked.values():
-        answers = {normalised(answer) for number in alike for answer in questions[number].answers}
-        table = {answer: [vqa_accuracy(answer, questions[number].answers) for number in alike] for answer in answers}
-        for number, score in zip(alike, max(table.values(), key=sum), strict=True):
-            scores[number] = score
-    return scores
-
-
-# Asking
-
-
-def ask(
-    model: AlignedLlava,
-    processor: Any,  # noqa: ANN401 - transformers'
-    questions: Sequence[Question],
-    picture: Callable[[str], Image.Image],
-    *,
-    batch_size: int = 8,
-    advance: Callable[[int], None] = lambda _: None,
-) -> dict[str, float]:
-    """Asks a model, with the questions' own photos and with others', and scores what it says.
+class Asker:
+    """Asks a model questions about photos.
 
     Args:
         model: in evaluation mode, with the LLM's layers.
-        processor: the model folder's; its chat template writes the questions.
-        questions: of a file.
+        folder: its folder, whose tokenizer and image processor write the questions.
         picture: the photo of an image id.
+        template: how conversations are written, see `templates.load_template`.
         batch_size: questions at a time.
-        advance: told how many questions are done.
 
-    Returns:
-        By kind, `yes_no` or `vqa`: `KIND_questions`, `KIND_accuracy` and `KIND_accuracy_other` (another photo's), each
-        with `_se`; `KIND_accuracy_question_only`, see there; `vqa_accuracy_yes` of always saying yes and
-        `vqa_accuracy_people` of people's commonest answer.
+    Raises:
+        UserError: the template cannot write a question with its answer.
     """
-    found: dict[str, float] = {}
-    for kind, yes_no in (("yes_no", True), ("vqa", False)):
-        chosen = [question for question in questions if question.yes_no == yes_no]
-        if not chosen:
-            continue
-        swap = others([question.image for question in chosen])
-        groups, photos = [question.group for question in chosen], [question.image for question in chosen]
-        found[f"{kind}_questions"] = float(len(chosen))
-        for ending, image_of in (("", {}), ("_other", swap)):
-            if ending and not swap:
-                continue
-            scores = []
-            for start in range(0, len(chosen), batch_size):
-                part = chosen[start : start + batch_size]
-                given = [_prompt(processor, one.text, picture(image_of.get(one.image, one.image))) for one in part]
-                said = _yes_or_no(model, processor, given) if yes_no else _written(model, processor, given)
-                scores += [vqa_accuracy(answer, one.answers) for answer, one in zip(said, part, strict=True)]
-                advance(len(part))
+
+    def __init__(
+        self,
+        model: AlignedLlava,
+        folder: ModelFolder,
+        picture: Callable[[str], Image.Image],
+        *,
+        template: TemplateName = "own",
+        batch_size: int = 8,
+    ) -> None:
+        processor = folder.processor
+        self._model, self._processor, self._picture, self._batch_size = model, processor, picture, batch_size
+        self._tokens = folder.grid[0] * folder.grid[1]
+        self._render = load_template(template, processor.tokenizer, processor.image_token)
+        self._encode = Encoder(processor.tokenizer, processor.image_token, self._tokens, max_length=1 << 30)
+
+    def __call__(
+        self, questions: Sequence[Question], advance: Callable[[int], None] = lambda _: None
+    ) -> dict[str, float]:
+        """Asks all with their own photos and with others', and scores what the model says.
+
+        Args:
+            questions: of a file.
+            advance: told how many questions are done; each is asked twice.
+
+        Returns:
+            By kind, `yes_no` or `vqa`: `KIND_questions`, `KIND_accuracy` and `KIND_accuracy_other` (another photo's),
+            each with `_se`; `KIND_accuracy_question_only`, see there; `vqa_accuracy_yes` of always saying yes and
+            `vqa_accuracy_people` of people's commonest answer.
+        """
+        found: dict[str, float] = {}
+        for kind, yes_no in (("yes_no", True), ("vqa", False)):
+            if chosen := [question for question in questions if question.yes_no == yes_no]:
+                found |= dict(self._scores(kind, chosen, advance))
+        return found
+
+    def _scores(
+        self, kind: str, questions: Sequence[Question], advance: Callable[[int], None]
+    ) -> Iterator[tuple[str, float]]:
+        groups, photos = [one.group for one in questions], [one.image for one in questions]
+        prompts, swap = self.prompts(questions), others(photos)
+        yield f"{kind}_questions", float(len(questions))
+        for ending, image_of in (("", None), ("_other", swap)) if swap else (("", None),):
+            said: list[str] = []
+            for start in range(0, len(questions), self._batch_size):
+                part = slice(start, start + self._batch_size)
+                images = [image if image_of is None else image_of[image] for image in photos[part]]
+                said += self._say(prompts[part], images, yes_no=kind == "yes_no")
+                advance(len(images))
+            scores = [vqa_accuracy(answer, one.answers) for answer, one in zip(said, questions, strict=True)]
             value, error = mean_over_groups(scores, groups, photos)
-            found[f"{kind}_accuracy{ending}"] = value
+            yield f"{kind}_accuracy{ending}", value
             if error is not None:
-                found[f"{kind}_accuracy{ending}_se"] = error
-        found[f"{kind}_accuracy_question_only"] = mean_over_groups(question_only(chosen), groups, photos).value
+                yield f"{kind}_accuracy{ending}_se", error
+        yield f"{kind}_accuracy_question_only", mean_over_groups(question_only(questions), groups, photos).value
+        if kind == "vqa":
+            commonest = [Counter(map(normalised, one.answers)).most_common(1)[0][0] for one in questions]
+            for name, answers in (("yes", ["yes"] * len(questions)), ("people", commonest)):
+                pairs = zip(answers, questions, strict=True)
+                yield f"vqa_accuracy_{name}", float(np.mean([vqa_accuracy(each, one.answers) for each, one in pairs]))
+
+    def prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+        """Writes each question with both answers; what the two rows share is the prompt, and then they part.
+
+        In lower case they count, too, if they part from the prompt at the same place.
+        """
+        image, spelled = self._processor.image_token, ("Yes", "yes", "No", "no")
+        conversations = [
+            Conversation(number, one.image, [one.image], self._render(self._messages(one.text, answer, image)))
+            for number, one in enumerate(questions)
+            for answer in spelled
+        ]
+        rows = [row["input_ids"] for row in self._encode(conversations)]
+        found = []
+        for start in range(0, len(rows), len(spelled)):
+            four = rows[start : start + len(spelled)]
+            first, _, other, _ = four
+            shared = next(place for place in range(len(first)) if first[place] != other[place])
+            alike = [len(row) > shared and (row[:shared] == first[:shared]).all() for row in four]
+            yes = {int(row[shared]) for row, same in zip(four[:2], alike[:2], strict=True) if same}
+            no = {int(row[shared]) for row, same in zip(four[2:], alike[2:], strict=True) if same}
+            ids = torch.from_numpy(np.asarray(first[:shared], np.int64))
+            repeats = torch.where(ids == self._processor.image_token_id, self._tokens, 1)
+            found.append(Prompt(ids.repeat_interleave(repeats), frozenset(yes - no), frozenset(no - yes)))
+        return found
+
+    def _messages(self, text: str, answer: str, image_token: str) -> list[Message]:
+        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{text}\n{SHORT}"}, {"from": "gpt", "value": answer}]
+        return read_messages(turns, 1, image_token)
+
+    def _say(self, prompts: Sequence[Prompt], images: Sequence[str], *, yes_no: bool) -> list[str]:
+        """What the model answers to prompts, each with a photo."""
+        shown = [self._picture(image) for image in images]
+        pixels = [self._processor.image_processor(image, return_tensors="pt")["pixel_values"] for image in shown]
+        given = self._batch(prompts, left=not yes_no) | {"pixel_values": torch.cat(pixels).to(self._model.device)}
         if not yes_no:
-            commonest = [Counter(map(normalised, one.answers)).most_common(1)[0][0] for one in chosen]
-            for name, answers in (("yes", ["yes"] * len(chosen)), ("people", commonest)):
-                scores = [vqa_accuracy(answer, one.answers) for answer, one in zip(answers, chosen, strict=True)]
-                found[f"vqa_accuracy_{name}"] = float(np.mean(scores))
-    return found
+            written = generate(self._model, given, NEW_TOKENS)
+            texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+            return [str(text).strip() for text in texts]
+        hidden = stock(self._model).model(**given).last_hidden_state
+        last = given["attention_mask"].sum(1) - 1
+        logits = self._model.lm_head(hidden[torch.arange(len(last)), last]).float()
+        sums = [
+            [row[sorted(tokens)].logsumexp(-1) for tokens in (one.yes, one.no)]
+            for row, one in zip(logits, prompts, strict=True)
+        ]
+        return ["yes" if yes > no else "no" for yes, no in sums]
 
-
-def _prompt(processor: Any, text: str, image: Image.Image) -> Mapping[str, Any]:  # noqa: ANN401 - transformers'
-    """A question about a photo in the chat template, up to where the answer begins: ids (1, L) and pixels."""
-    content = [{"type": "image", "image": image}, {"type": "text", "text": f"{text}\n{SHORT}"}]
-    given: Mapping[str, Any] = processor.apply_chat_template(
-        [[{"role": "user", "content": content}]],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    return given
-
-
-def _padded(given: Sequence[Mapping[str, Any]], pad: int, device: torch.device, *, left: bool) -> dict[str, Any]:
-    """Prompts as one batch with its mask; with `left` they end together, else they begin together."""
-    ids = [one["input_ids"][0] for one in given]
-    longest = max(map(len, ids))
-    batch = torch.full((len(ids), longest), pad)
-    mask = torch.zeros_like(batch)
-    for row, one in enumerate(ids):
-        place = slice(longest - len(one), longest) if left else slice(0, len(one))
-        batch[row, place], mask[row, place] = one, 1
-    pixels = torch.cat([one["pixel_values"] for one in given])
-    return {
-        "input_ids": batch.to(device),
-        "attention_mask": mask.to(device),
-        "pixel_values": pixels.to(device),
-    }
-
-
-def _yes_or_no(model: AlignedLlava, processor: Any, given: Sequence[Mapping[str, Any]]) -> list[str]:  # noqa: ANN401
-    """The likelier of the two words, by the sum over their spellings, at the place where the answer begins."""
-    batch = _padded(given, 0, model.device, left=False)
-    hidden = stock(model).model(**batch).last_hidden_state
-    last = batch["attention_mask"].sum(1) - 1
-    logits = model.lm_head(hidden[torch.arange(len(last)), last]).float()
-    yes, no = (_first_tokens(processor.tokenizer, word) for word in ("yes", "no"))
-    sums = [logits[:, sorted(mine - theirs)].logsumexp(-1) for mine, theirs in ((yes, no), (no, yes))]
-    return ["yes" if more else "no" for more in (sums[0] > sums[1]).tolist()]
-
-
-def _first_tokens(tokenizer: Any, word: str) -> set[int]:  # noqa: ANN401 - transformers'
-    """The tokens that the spellings of a word begin with, behind a space or not."""
-    spelled = [f"{space}{one}" for space in ("", " ") for one in (word, word.capitalize())]
-    return {tokenizer(one, add_special_tokens=False)["input_ids"][0] for one in spelled}
-
-
-def _written(model: AlignedLlava, processor: Any, given: Sequence[Mapping[str, Any]]) -> list[str]:  # noqa: ANN401
-    pad = processor.tokenizer.pad_token_id or 0
-    written = generate(model, _padded(given, pad, model.device, left=True), NEW_TOKENS)
-    return [str(text).strip() for text in processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+    def _batch(self, prompts: Sequence[Prompt], *, left: bool) -> dict[str, torch.Tensor]:
+        """Prompts with their mask; with `left` they end together, else they begin together."""
+        longest = max(len(one.ids) for one in prompts)
+        ids = torch.full((len(prompts), longest), self._processor.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, one in enumerate(prompts):
+            place = slice(longest - len(one.ids), longest) if left else slice(0, len(one.ids))
+            ids[row, place], mask[row, place] = one.ids, 1
+        return {"input_ids": ids.to(self._model.device), "attention_mask": mask.to(self._model.device)}

@@ -12,18 +12,10 @@ from PIL import Image
 from sea_pipeline.errors import UserError
 from tests.trainer.looking import Make, Ready, record, write
 from tests.world import COLOURS
+from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.evaluate import evaluating
 from trainer.load import load_model
-from trainer.questions import (
-    SHORT,
-    Question,
-    ask,
-    mean_over_groups,
-    normalised,
-    question_only,
-    read_questions,
-    vqa_accuracy,
-)
+from trainer.questions import SHORT, Asker, read_questions
 from trainer.recipe import Recipe
 
 NAMES = ("red", "green", "blue", "yellow")
@@ -40,13 +32,14 @@ def photos(tmp_path: Path) -> Path:
 
 
 def questions() -> list[Question]:
-    """Of every photo a colour that it has and one that it has not, and which it has."""
+    """Of every photo whether it is warm, and whether it is light, of which half are each, and its colour."""
     asked = []
     for number in range(PHOTOS):
-        for step, label in ((0, "yes"), (1 + number // 4 % 3, "no")):
-            name = NAMES[(number + step) % 4]
-            asked.append(Question(f"{number}.png", f"Is it {name}?", (label,), True, name))
-        asked.append(Question(f"{number}.png", "Which is it?", (NAMES[number % 4],) * 10, False))
+        name = NAMES[number % 4]
+        for word, names in (("warm", ("red", "yellow")), ("light", ("green", "yellow"))):
+            label = "yes" if name in names else "no"
+            asked.append(Question(f"{number}.png", f"Is it {word}?", (label,), True, word))
+        asked.append(Question(f"{number}.png", "Which is it?", (name,) * 10, False))
     return asked
 
 
@@ -60,7 +53,9 @@ def seeing(ready: Make, photos: Path, tmp_path: Path) -> Ready:
     made = ready(write(tmp_path / "data.json", rows), image_root=photos, batch_size=16, template="own")
     torch.manual_seed(0)
     model = load_model(made.folder, Recipe(model=made.folder.path)).train().requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    spread_out = made.model.model.multi_modal_projector.state_dict()  # else every colour gives nearly the same tokens
+    model.model.multi_modal_projector.load_state_dict(spread_out)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     batches = list(made.evaluator.batches(torch.device("cpu")))
     for _ in range(60):
         for batch in batches:
@@ -73,13 +68,12 @@ def seeing(ready: Make, photos: Path, tmp_path: Path) -> Ready:
 
 def asked(made: Ready, photos: Path, given: list[Question], batch_size: int = 8) -> dict[str, float]:
     with evaluating(made.model):
-        return ask(
+        return Asker(
             made.model,
-            made.folder.processor,
-            given,
+            made.folder,
             lambda image: Image.open(photos / image).convert("RGB"),
             batch_size=batch_size,
-        )
+        )(given)
 
 
 def test_a_model_that_sees_answers_and_the_same_model_blinded_guesses(seeing: Ready, photos: Path) -> None:
@@ -109,7 +103,8 @@ def test_of_shuffled_labels_it_knows_nothing(seeing: Ready, photos: Path) -> Non
     draws = []
     for _ in range(5):
         random.shuffle(labels)
-        draws.append(asked(seeing, photos, [one._replace(answers=label) for one, label in zip(given, labels)]))
+        shuffled = [one._replace(answers=label) for one, label in zip(given, labels, strict=True)]
+        draws.append(asked(seeing, photos, shuffled))
     assert abs(np.mean([draw["yes_no_accuracy"] for draw in draws]) - 0.5) < 0.15
 
 
@@ -117,7 +112,7 @@ def test_of_shuffled_labels_it_knows_nothing(seeing: Ready, photos: Path) -> Non
     ("answer", "same"),
     [
         ("Two.", "2"), ("the dog", "Dog"), ("A red, big car", "red big car"), ("1,000", "1000"), ("don't", "dont"),
-        ("3.5", "3.5"), ("none", "0"), ("yes\n", "Yes"), ("it's", "its"), ("left-hand", "left hand"), ("10 a.m.", "10 am"),
+        ("3.5", "3.5"), ("none", "0"), ("yes\n", "Yes"), ("it's", "its"), ("left-hand", "left hand"), ("a.m.", "am"),
     ],
 )  # fmt: skip
 def test_answers_that_are_the_same(answer: str, same: str) -> None:
@@ -145,9 +140,8 @@ def test_the_mean_is_over_objects_and_its_error_over_photos() -> None:
     draws = []
     for _ in range(4000):
         weight = np.bincount(random.integers(0, 20, 20), minlength=20)[np.arange(40) // 2]
-        parts = [
-            (values[part] * weight[part]).sum() / max(1, weight[part].sum()) for part in (slice(30), slice(30, 40))
-        ]
+        both = (slice(30), slice(30, 40))
+        parts = [(values[part] * weight[part]).sum() / max(1, weight[part].sum()) for part in both]
         draws.append(np.mean(parts))
     assert error == pytest.approx(np.std(draws), rel=0.15)
     assert mean_over_groups([1.0], ["dog"], ["a"]).error is None
