@@ -25,7 +25,7 @@ from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.records import File, Record, check_file, file_record, load_record
 from sea_pipeline.storage import TEMPORARY
 from sea_pipeline.storage.disk import sync, sync_folder
-from trainer.sharding import fill
+from trainer.sharding import load_state, trained
 
 TRAINED = "trained.safetensors"
 _BALANCE = "balance."
@@ -57,11 +57,10 @@ def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
     found = load_file(folder / TRAINED)
     own = {name: found.pop(f"{_BALANCE}{name}") for name in balances.state_dict() if f"{_BALANCE}{name}" in found}
     balances.load_state_dict(own)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = trained(model)
     if differing := sorted(parameters.keys() ^ found.keys()):
         raise UserError(f"{folder}: holds other trained parameters than this recipe's, such as {differing[0]}")
-    for name, value in found.items():
-        fill(parameters[name], value)
+    load_state(model, {name: value.view(parameters[name].shape) for name, value in found.items()})  # old scalars
 
 
 def unfinished(folder: Path) -> Path:

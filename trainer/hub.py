@@ -1,4 +1,4 @@
-"""Uploads to the Hugging Face hub; nothing here runs unless it is asked for."""
+"""The Hugging Face hub: files of models, uploads; nothing is uploaded unless it is asked for."""
 
 import shlex
 from contextlib import suppress
@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from transformers.utils.hub import cached_file
 
 from sea_pipeline.errors import UserError, one_line
 
@@ -17,6 +18,15 @@ def is_name(name: str) -> bool:
         validate_repo_id(name)
         return "/" in name
     return False
+
+
+def find_file(spec: str, name: str) -> Path | None:
+    """Gives the path of a file of a folder or of a hub name; None if it is not there, or nobody can be asked."""
+    try:
+        found = cached_file(spec, name)
+    except OSError:
+        return None
+    return Path(found) if found else None
 
 
 def check(name: str) -> None:

@@ -22,7 +22,7 @@ from trainer.borders import saving
 from trainer.recipe import Recipe
 from trainer.resume import agreed
 from trainer.run_record import kept_path
-from trainer.sharding import whole_state
+from trainer.sharding import round_state, trained, whole_state
 
 
 def steps_to_keep(asked: Sequence[float], last: int) -> list[int]:
@@ -81,7 +81,9 @@ class KeptCheckpoints(TrainerCallback):
 
     def _write(self, step: int, model: nn.Module, *, write: bool) -> None:
         out = kept_path(self._run, step)
-        state = whole_state(model, keep=write, trained=True, dtype=self._dtype)
+        state = whole_state(model, trained(model))
+        if self._dtype is not None:
+            round_state(state, self._dtype)
         with agreed(), saving(out):
             if write:
                 shutil.rmtree(out, ignore_errors=True)  # of the same run, before it went on from an earlier step

@@ -149,7 +149,7 @@ def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:
     for name, parameter in every:
         parameter.data = parameter.data.to(torch.float32 if part(name) in trains else frozen)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
             module.float()
 
 

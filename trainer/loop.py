@@ -1,7 +1,7 @@
 """transformers.Trainer with our losses: what is different, and nothing else."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,14 +136,18 @@ class AlignTrainer(ResumingTrainer):
                 )
         return loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        tokens = sum(len(batch["targets"]) for batch in batch_samples)
-        filled = sum(len(batch["rows"]) > 0 for batch in batch_samples)
-        with_images = sum("pixel_values" in batch or "features" in batch for batch in batch_samples)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """A step's micro-batches, as in the Trainer, and how many tokens train in all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = sum(len(batch["targets"]) for batch in batches)
+        filled = sum(len(batch["rows"]) > 0 for batch in batches)
+        with_images = sum("pixel_values" in batch or "features" in batch for batch in batches)
         gathered = self.accelerator.gather(torch.tensor([[tokens, filled, with_images]], device=device)).sum(0)
         trained: torch.Tensor
         trained, *self._micro_batches = gathered.unbind()
-        return trained.clamp(min=1)
+        return batches, trained.clamp(min=1)
 
     # What a log line says
 

@@ -7,10 +7,10 @@ from transformers import PreTrainedModel
 from sea_pipeline.errors import UserError
 from sea_pipeline.optional import require
 from trainer.recipe import Lora
-from trainer.sharding import fill, whole
 from trainer.weights import Stored, canonical
 
-_ADAPTER = "default"
+_A, _B = ".lora_A.", ".lora_B."
+"""In names, behind a layer: the factors of its adapter."""
 
 
 def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
@@ -34,11 +34,11 @@ def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
         raise UserError(f"lora.targets: the LLM has no linear layer {unknown[0]!r}; expected some of {sorted(names)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, llm, adapter_name=_ADAPTER)
+        peft.inject_adapter_in_model(config, llm)
 
 
 def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lora: Lora, dtype: torch.dtype) -> torch.Tensor:
-    """W + (alpha / rank) B A in float32, as `merge_adapters` forms it, of tensors that are in files.
+    """W + (alpha / rank) B A in float32, rounded once.
 
     Args:
         base: W, (out, in).
@@ -51,21 +51,25 @@ def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lora: Lo
     return (delta + base.float()).to(dtype)
 
 
-@torch.no_grad()
-def merge_adapters(model: nn.Module, dtype: torch.dtype, files: Stored) -> set[str]:
-    """Adds the adapters to the weights that they stand beside, and takes them out: the model is a stock one again.
+def plain(name: str) -> str:
+    """Spells a parameter as it is without adapters beside it."""
+    return name.replace(".base_layer.", ".")
 
-    The sums are formed in float32, of the weights in `files` where they are there, as those of the model may have been
-    rounded to compute; they are rounded once, to `dtype`. Returns the names of the weights.
+
+def merge_adapters(state: dict[str, torch.Tensor], files: Stored, lora: Lora, dtype: torch.dtype) -> None:
+    """Puts merged weights in place of adapters, so that the names are a stock model's again.
+
+    Args:
+        state: adapters, whole, and what is no file's; changed in place.
+        files: what adapters are added to; a model's own weights may have been rounded to compute.
+        lora: of the recipe.
+        dtype: see `merged_weight`.
     """
-    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
-    for name, module in adapted.items():
-        linear = module.get_base_layer()
-        delta, read = whole(module.get_delta_weight(_ADAPTER)).float(), files.get(canonical(f"{name}.weight"))
-        merged = delta + (whole(linear.weight) if read is None else read().to(delta.device)).float()
-        if type(linear.weight) is nn.Parameter:
-            linear.weight.data = merged.to(dtype)
-        else:  # FSDP's, whose type is given
-            fill(linear.weight, merged)
-        model.set_submodule(name, linear)
-    return {f"{name}.weight" for name in adapted}
+    for first in [name for name in state if _A in name]:
+        layer = first.partition(_A)[0]
+        a, b = state.pop(first), state.pop(first.replace(_A, _B))
+        read = files.get(canonical(f"{layer}.weight"))
+        base = state.pop(f"{layer}.base_layer.weight") if read is None else read()
+        state[f"{layer}.weight"] = merged_weight(base, a, b, lora, dtype)
+    for name in [name for name in state if plain(name) != name]:
+        state[plain(name)] = state.pop(name)

@@ -32,7 +32,8 @@ from sea_pipeline.encoders.spec import packaged_side, split_s2
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import package_folder, require
 from trainer.folder_check import image_shape
-from trainer.pretrained import has_file, load_config, load_weights, named
+from trainer.hub import find_file
+from trainer.pretrained import load_config, load_weights, named
 from trainer.pretrained_tokenizer import read_tokenizer
 from trainer.sentence_piece import faithful
 from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
@@ -181,7 +182,7 @@ def _image_processor(spec: str, config: PreTrainedConfig) -> Any:  # noqa: ANN40
     try:
         return AutoImageProcessor.from_pretrained(spec, trust_remote_code=False)
     except Exception as error:
-        if file := next((name for name in _PROCESSORS if has_file(spec, name)), None):
+        if file := next((name for name in _PROCESSORS if find_file(spec, name)), None):
             code = "trust_remote_code" in str(error)
             said = "it comes as code (auto_map), which is never run here" if code else one_line(error)
             raise UserError(

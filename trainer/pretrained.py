@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sea_pipeline.errors import UserError, one_line
@@ -149,12 +148,6 @@ def _without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa:
         if any(owner is not None and next(owner.parameters(recurse=False), None) is not None for owner in owners):
             found.append(key)
     return sorted(found)
-
-
-def has_file(spec: str, name: str) -> bool:
-    """Tells whether a folder or a hub name has a file of that name."""
-    asked = ("gated_repo", "missing_entries", "connection_errors")
-    return cached_file(spec, name, **{f"_raise_exceptions_for_{one}": False for one in asked}) is not None
 
 
 def check_files(folder: Path) -> None:

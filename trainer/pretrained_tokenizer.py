@@ -7,11 +7,11 @@ from tokenizers import decoders
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils.hub import cached_file
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.optional import require
-from trainer.pretrained import check_files, has_file, named
+from trainer.hub import find_file
+from trainer.pretrained import check_files, named
 
 _WORDLESS = "{}: its tokenizer has no words; expected a tokenizer.json or tokenizer.model in it; copy the folder again"
 
@@ -29,9 +29,9 @@ def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """
     with named(spec):
         said = get_tokenizer_config(spec)
-        whole = has_file(spec, "tokenizer.json")
+        whole = find_file(spec, "tokenizer.json")
         kind = PreTrainedTokenizerFast if whole and not said else AutoTokenizer
-        alone = not whole and has_file(spec, "tokenizer.model")
+        alone = None if whole else find_file(spec, "tokenizer.model")
         defaults: dict[str, Any] = {"add_bos_token": True} if alone and "add_bos_token" not in said else {}
         try:
             tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(spec, trust_remote_code=False, **defaults)
@@ -39,7 +39,7 @@ def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
             _explain_tokenizer(spec, said, error)
             raise
         if alone:
-            _begin_with_space(tokenizer, Path(str(cached_file(spec, "tokenizer.model"))))
+            _begin_with_space(tokenizer, alone)
     if not tokenizer.is_fast:
         raise UserError(
             f"{spec}: its tokenizer {type(tokenizer).__name__} is not a fast one, which training needs; add a "
@@ -78,7 +78,7 @@ def _explain_tokenizer(spec: str, said: dict[str, Any], error: Exception) -> Non
         check_files(folder)
     if "tiktoken" in str(error):  # what it tries where SentencePiece fails, and names where there is no file at all
         require("sentencepiece.sentencepiece_model_pb2", "train")  # with protobuf, and one that is new enough for it
-        if not has_file(spec, "tokenizer.model"):
+        if not find_file(spec, "tokenizer.model"):
             raise UserError(_WORDLESS.format(spec)) from error
         raise UserError(
             f"{spec}: its tokenizer.model is damaged, or none of SentencePiece; copy it again, or add the model's "

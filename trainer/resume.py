@@ -13,7 +13,7 @@ from sea_pipeline.errors import UserError
 from trainer import checkpoints
 from trainer.balance import Balance
 from trainer.borders import saving
-from trainer.sharding import ShardingTrainer, whole_state
+from trainer.sharding import ShardingTrainer, trained, whole_state
 
 
 @contextmanager
@@ -68,7 +68,7 @@ class ResumingTrainer(ShardingTrainer):
         """Writes what trains, and no more; every process has its part in it."""
         assert output_dir is not None
         model = self.accelerator.unwrap_model(self.model)
-        state = whole_state(model, keep=self.args.should_save, trained=True)
+        state = whole_state(model, trained(model))
         try:
             with saving(Path(str(self.args.output_dir)) / Path(output_dir).name):
                 if self.args.should_save:

@@ -4,49 +4,52 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sea_pipeline.storage import publish_folder
 from trainer.aspect_ratio import write_image_processor
 from trainer.borders import saving
 from trainer.load import ModelFolder
-from trainer.lora import merge_adapters
+from trainer.lora import merge_adapters, plain
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
+from trainer.recipe import Lora
 from trainer.resume import agreed
-from trainer.sharding import whole_state
+from trainer.sharding import round_state, state_of, whole_state
 from trainer.weights import PROJECTOR, canonical, read_weights, tensors_of
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """As weight files name them."""
 
 
-def save_model(model: AlignedLlava, start: ModelFolder, out: Path, *, write: bool = True) -> None:
+def save_model(
+    model: AlignedLlava, start: ModelFolder, out: Path, *, lora: Lora | None = None, write: bool = True
+) -> None:
     """Writes the folder `out`: everything of the folder that the run started from, with the weights as they are now.
 
     Its image processor is the one that the run saw images through.
 
     Weights keep the precision that the starting folder says, which is what every reader expects of it, and those that
-    did not train its values, in whatever precision they were computed with. Adapters of LoRA are merged, in the model
-    as in the folder. Where the weights are cut over processes each of them calls this, and one
-    has `write`.
+    did not train its values, in whatever precision they were computed with. Adapters of LoRA are merged. Where the
+    run has several processes each of them calls this, and the first one has `write`.
 
     Raises:
         UserError: the folder cannot be written; every process says so.
     """
-    dtype = start.config.dtype or torch.float32
-    weights: dict[str, torch.Tensor] = {}
-    if model.with_lm:
-        files = {entry.name: entry.read for entry in read_weights(start.path)}
-        merged = merge_adapters(model, dtype, files)
-        stored = {  # they may have been rounded to compute
-            name: files[canonical(name)]
-            for name, parameter in model.named_parameters(remove_duplicate=False)
-            if not parameter.requires_grad and name not in merged and canonical(name) in files
-        }
-        weights = whole_state(model, keep=write, dtype=dtype, stored=stored)
+    files = {entry.name: entry.read for entry in read_weights(start.path)} if model.with_lm else {}
+    own = state_of(model)
+    frozen = [name for name, value in own.items() if isinstance(value, nn.Parameter) and not value.requires_grad]
+    stored = {name: plain(name) for name in frozen if canonical(plain(name)) in files}
+    state = whole_state(model, [name for name in own if name not in stored]) if model.with_lm else {}
     with agreed(), saving(out):
         if write:
-            _write(model, start, out, weights)
+            dtype = start.config.dtype or torch.float32
+            if lora is not None:
+                merge_adapters(state, files, lora, dtype)
+            # What did not train is the files', as it may have been rounded to compute.
+            state |= {name: files[canonical(name)]() for name in stored.values() if name not in state}
+            round_state(state, dtype)
+            _write(model, start, out, state)
 
 
 def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.hub import cached_file
 
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import require
 from sea_pipeline.wordlists import load_wordlist
 from trainer.encode import tokenise
+from trainer.hub import find_file
 
 TEXTS = (
     "Two  spaces, 1234 and caf\u00e9: it's HERE.",
@@ -54,7 +54,7 @@ def faithful(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToken
     Raises:
         UserError: no mending gives the ids of the model's own files; names a text and both ids.
     """
-    model, written = _file(source, "tokenizer.model"), _file(source, "tokenizer.json")
+    model, written = find_file(source, "tokenizer.model"), find_file(source, "tokenizer.json")
     pieces = _Pieces.read(model, written is None) if model else None
     if pieces is None and (written is None or _is_file(tokenizer, written)):
         return tokenizer
@@ -103,17 +103,6 @@ def _texts() -> list[str]:
     """What tokenizers are compared on: `TEXTS`, and all words of the packaged list, some in a line."""
     words = load_wordlist("2of12").words
     return [*TEXTS, *(" ".join(words[start : start + 16]) for start in range(0, len(words), 16))]
-
-
-def _file(source: str, name: str) -> Path | None:
-    found = cached_file(
-        source,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return Path(found) if found else None
 
 
 def _is_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:

@@ -200,10 +200,10 @@ class _As:
     """An object with other values of some attributes."""
 
     def __init__(self, what: object, **instead: object) -> None:
-        self.__dict__.update(instead, _what=what)
+        self.__dict__.update(instead, what=what)
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self.__dict__["_what"], name)
+        return getattr(self.__dict__["what"], name)
 
 
 def _attend(base: str, module: nn.Module, *given: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever models pass

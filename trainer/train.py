@@ -204,7 +204,8 @@ class _Run:
             if self.trainer.is_world_process_zero():
                 self.log.forget_evaluation(self.trainer.state.global_step)
         self._evaluate(self.trainer.state.global_step)
-        save_model(model, self.inputs.folder, self.out / "model", write=self.trainer.args.should_save)
+        lora, write = self.inputs.recipe.lora, self.trainer.args.should_save
+        save_model(model, self.inputs.folder, self.out / "model", lora=lora, write=write)
         if self.trainer.args.should_save:
             self._summarise()
         self.trainer.accelerator.wait_for_everyone()

@@ -13,6 +13,7 @@ from sea_pipeline.encoders.spec import SIGNS, EncoderOptions, EncoderSpec
 from sea_pipeline.encoders.texts import TextTower
 from sea_pipeline.encoders.towers import Tower, tower_of
 from sea_pipeline.errors import UserError
+from sea_pipeline.optional import require
 
 _CPU_TOKENS = 1024
 """Patches at once on a CPU: one image's activations stay in the cache, and small images do not go one by one."""
@@ -100,8 +101,7 @@ class ClipEncoder:
 
 def _layout(source: ModelSource) -> Tower:
     """The image tower without its weights."""
-    from open_clip.model import _build_vision_tower
-
+    open_clip = require("open_clip", "clip")
     if "multimodal_cfg" in source.config:
         raise UserError(
             f"{source.option}: expected a model that compares images and texts alone; found CoCa, whose vectors of "
@@ -110,7 +110,7 @@ def _layout(source: ModelSource) -> Tower:
     vision = dict(source.config["vision_cfg"], timm_model_pretrained=False)
     try:
         with torch.device("meta"):
-            visual = _build_vision_tower(source.config["embed_dim"], vision, bool(source.config.get("quick_gelu")))
+            model = open_clip.CLIP(source.config["embed_dim"], vision, {}, bool(source.config.get("quick_gelu")))
     except Exception as error:  # whatever a constructor makes of a config
         raise UserError(f"{source.option}: its vision_cfg cannot be built: {type(error).__name__}: {error}") from error
-    return tower_of(visual, source.option)
+    return tower_of(model.visual, source.option)

@@ -34,6 +34,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "not clipped": {"learning_rates": {"llm": 1e-4}, "training_arguments": {"max_grad_norm": 0}},
 }
 LAYERS = {"tied": "GemmaDecoderLayer"}
+CONFIGS = {
+    "checkpointed": {"activation_checkpointing": True},  # accelerate wraps layers, which shows in parameters' names
+    "in pieces": {"state_dict_type": "SHARDED_STATE_DICT"},
+}
+"""Of `fsdp_config`, beside what `fsdp` gives."""
 
 
 def fsdp(layer: str = "LlamaDecoderLayer") -> dict[str, Any]:
@@ -59,6 +64,13 @@ def recipe_of(name: str, world: World, model: Path, processes: int) -> Recipe:
     return recipe.model_copy(update={"training_arguments": clipped | arguments | extra, "keep_checkpoints": (3,)})
 
 
+def configured(recipe: Recipe, config: dict[str, Any]) -> Recipe:
+    arguments = recipe.training_arguments
+    return recipe.model_copy(
+        update={"training_arguments": arguments | {"fsdp_config": arguments["fsdp_config"] | config}}
+    )
+
+
 @pytest.fixture(scope="module")
 def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     root: Path = tmp_path_factory.mktemp("fsdp")
@@ -73,11 +85,12 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for name, model in models.items():
             train(recipe_of(name, _made, model, 1), one / name)
         recipes = {name: recipe_of(name, _made, model, 2) for name, model in models.items()}
+        recipes |= {name: configured(recipes["stage 2"], config) for name, config in CONFIGS.items()}
         plain = {key: value for key, value in recipes["stage 1"].training_arguments.items() if "fsdp" not in key}
         ended = launch([
             *(Job(recipe, two / name) for name, recipe in recipes.items()),
             Job(recipes["stage 2"], two / "stage 2 again", begun=(two / "stage 2", 2)),
-            Job(recipes["lora"], two / "lora again", begun=(two / "lora", 2)),
+            *(Job(recipes[name], two / f"{name} again", begun=(two / name, 2)) for name in ("lora", *CONFIGS)),
             Job(recipes["stage 1"], two / "stage 1 ended", begun=(two / "stage 1", 4)),
             Job(recipes["stage 2"], two / "full", full=0),
             Job(recipes["stage 1"].model_copy(update={"training_arguments": plain}), two / "without"),
@@ -113,6 +126,13 @@ def test_bfloat16_is_near_and_losses_keep_their_precision(runs: Runs) -> None:
         assert not rounded or torch.equal(value, value.bfloat16().float()), f"{name}: what trains stays float32"
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_how_it_is_kept_and_computed_changes_nothing(name: str, runs: Runs) -> None:
+    close(runs.two / name, runs.one / "stage 2")
+    kept = {path.name for path in (runs.two / name / "checkpoints" / "checkpoint-2").iterdir()}
+    assert ("optimizer_0" in kept) == (name == "in pieces")
+
+
 @pytest.mark.parametrize("name", ["stage 1", "stage 2", "tied", "lora"])
 def test_the_folder_is_a_stock_one(name: str, runs: Runs) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(runs.two / name / "model")
@@ -140,7 +160,7 @@ def test_kept_checkpoints_are_whole(name: str, runs: Runs) -> None:
         torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-3, msg=key)
 
 
-@pytest.mark.parametrize("name", ["stage 2", "lora"])
+@pytest.mark.parametrize("name", ["stage 2", "lora", *CONFIGS])
 def test_a_killed_run_goes_on_exactly(name: str, runs: Runs) -> None:
     assert weights(runs.two / f"{name} again") == weights(runs.two / name) != {}
     assert values(runs.two / f"{name} again") == values(runs.two / name)
