@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sea_pipeline.records import Dataset
-from sea_pipeline.row_groups import open_parquet
+from sea_pipeline.row_groups import open_parquet, parquet_writer
 from sea_pipeline.samples import Sample
 from sea_pipeline.storage import Place, canonical_json, local_copy
 
@@ -71,7 +70,7 @@ def plan_sha256(samples: Iterable[Sample]) -> str:
 
 def write_plan(path: Path, samples: Sequence[Sample], shard_size: int) -> None:
     """One row group per shard."""
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+    with parquet_writer(path, _SCHEMA) as writer:
         for start in range(0, len(samples), shard_size):
             columns = [list(column) for column in zip(*samples[start : start + shard_size], strict=True)]
             writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=shard_size)

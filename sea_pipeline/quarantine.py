@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.row_groups import open_parquet
+from sea_pipeline.row_groups import open_parquet, parquet_writer
 from sea_pipeline.samples import BadSample
 from sea_pipeline.storage import Place
 
@@ -24,7 +23,8 @@ def write_quarantine(path: Path, bad: Sequence[BadSample]) -> None:
     """Writes the bad images of one shard."""
     rows = [(item.sample.image_id, item.sample.uri, *item[1:]) for item in bad]
     columns = [list(column) for column in zip(*rows, strict=True)]
-    pq.write_table(pa.table(columns, schema=_SCHEMA), path, compression="zstd", write_page_checksum=True)
+    with parquet_writer(path, _SCHEMA) as writer:
+        writer.write_table(pa.table(columns, schema=_SCHEMA))
 
 
 def read_quarantine(path: Place) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
 """Parquet files row group by row group, as every shard is: zstd, page checksums, JSON in the footer."""
 
 import json
+import os
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -83,10 +85,23 @@ class RowGroupWriter(ABC, Generic[Row]):
             self._rows.clear()
 
 
+@contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Writes a small table, zstd and with page checksums."""
+    with (
+        path.open("wb") as file,
+        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        yield writer
+
+
 def open_parquet(path: Place) -> pq.ParquetFile:
-    """A Parquet file whose pages are checked as they are read; of a store elsewhere, only what is read is fetched."""
+    """A Parquet file whose pages are checked as they are read; of a store elsewhere, only what is read is fetched.
+
+    Arrow gets files that are open, here and in `parquet_writer`, and never a path: it takes `run:1/x` for a URL.
+    """
     if isinstance(path, Path):
-        return pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
+        return pq.ParquetFile(pa.memory_map(os.fsencode(path)), page_checksum_verification=True)
     return pq.ParquetFile(path.open("rb"), page_checksum_verification=True, pre_buffer=True)
 
 

@@ -26,10 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sea_pipeline.crops import CropBox
-from sea_pipeline.row_groups import RowGroupWriter, open_parquet
+from sea_pipeline.row_groups import RowGroupWriter, open_parquet, parquet_writer
 from sea_pipeline.storage import Place
 
 KIND = "labels"
@@ -118,7 +117,8 @@ def read_words(root: Place) -> tuple[str, ...]:
 def write_mean_similarity(path: Path, words: tuple[str, ...], means: npt.NDArray[np.float32]) -> None:
     """Writes `words.parquet`: every word with the mean of s over all patches."""
     table = pa.table({"word": words, "mean_similarity": means})
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
 
 
 def read_mean_similarity(root: Place) -> npt.NDArray[np.float32]:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.storage.leftovers import files_like
 from trainer.borders import border
 from trainer.config_check import check_plain, drop_leftovers
 
@@ -156,7 +157,7 @@ def check_files(folder: Path) -> None:
     Weights are opened and not read; no code of a pickle runs.
     """
     weights = _weight_files(folder)
-    for file in sorted({*folder.glob("*.json"), *folder.glob("*.model"), *weights}):
+    for file in sorted({*files_like(folder, "*.json", "*.model"), *weights}):
         if not file.is_file():
             raise UserError(f"{file}: is missing, and the weights' index names it; copy it again")
         with file.open("rb") as opened:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.storage import file_sha256
+from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.teacher import CODEC
 from trainer.build import Inputs
 from trainer.recipe import Parts, Recipe
@@ -82,7 +83,7 @@ def start_folder(recipe: Recipe) -> Path:
 def weights_digest(folder: Path) -> str:
     """sha256 of the projector's values and of the begin of every other tensor: all of many gigabytes cost minutes."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in files_like(folder, "*.safetensors"):
         digest.update(f"{path.name}:{path.stat().st_size};".encode())
         with path.open("rb") as file:
             start, tensors = tensors_of(file)

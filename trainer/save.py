@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sea_pipeline.storage import publish_folder
+from sea_pipeline.storage.leftovers import files_like
 from trainer.aspect_ratio import write_image_processor
 from trainer.borders import saving
 from trainer.load import ModelFolder
@@ -55,7 +56,7 @@ def save_model(
 def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor]) -> None:
     shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
     with quiet(), publish_folder(out) as scratch:
-        for file in start.path.iterdir():
+        for file in files_like(start.path, "*"):
             holds_weights = file.name.startswith(("model", "pytorch_model"))
             if file.is_file() and not holds_weights and file.name != "config.json":
                 shutil.copy2(file, scratch / file.name)
@@ -75,7 +76,7 @@ def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
     trained = {name: value.detach().cpu() for name, value in model.model.multi_modal_projector.state_dict().items()}
     written: set[str] = set()
     shutil.copy2(start / "config.json", folder / "config.json")
-    for file in sorted(start.glob("model*")):
+    for file in files_like(start, "model*"):
         shutil.copyfile(file, folder / file.name)  # the original may be read-only
         if file.suffix == ".safetensors":
             written |= _overwrite(folder / file.name, trained)

@@ -25,6 +25,7 @@ from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage import Place, alone, file_sha256, place, publish_bytes
+from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
@@ -171,7 +172,7 @@ def _fields(
     settings: TeachSettings, recipe: Recipe, folder: ModelFolder, conversations: Conversations
 ) -> dict[str, Any]:
     """Everything that decides the targets, by name."""
-    weights = {path.name: file_sha256(path) for path in sorted(folder.path.glob("*.safetensors"))}
+    weights = {path.name: file_sha256(path) for path in files_like(folder.path, "*.safetensors")}
     bars = {"image_aspect_ratio": "pad"} if pads(folder.processor.image_processor) else {}
     bad = conversations.bad
     without = {"left_out": [len(bad.rows), bad.sha256()]} if bad.rows else {}

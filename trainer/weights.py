@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.storage.leftovers import files_like
 
 PROJECTOR = "multi_modal_projector."
 LLM = "language_model."
@@ -53,7 +54,7 @@ def read_weights(folder: Path) -> list[Entry]:
     Raises:
         UserError: there is no safetensors file, or one is damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = files_like(folder, "*.safetensors")
     if not files:
         raise UserError(
             f"{folder}: expected *.safetensors; found none; load and save the model with transformers to convert it"

@@ -99,14 +99,18 @@ def _found(
     asked: Input, images: str, image_root: str | Path | None, id_column: str | None, left_out: Counter[str]
 ) -> Found:
     files, names = asked.files, asked.names
+    listed = [named(name, name, "file") for name in names]
+    written = [sample.uri for sample in listed if not sample.problem]
     if asked.suffix == ".parquet" and (len(names) > 1 or tables.is_table_of_images(files, names[0])):
-        found = tables.list_tables(files, names, id_column, left_out)
+        found = tables.list_tables(files, written, id_column, left_out)
     elif asked.suffix == ".tar":
-        found = tars.list_tars(files, names, left_out)
+        found = tars.list_tars(files, written, left_out)
     elif not asked.suffix:
-        found = Found(files.root, [named(name, name, "file") for name in names])
+        found = Found(files.root, listed)
     else:
         return list_paths(files, names[0], _image_root(image_root, files), id_column, left_out)
+    if asked.suffix:
+        found.samples.extend(sample for sample in listed if sample.problem)
     if image_root is not None:
         kind = "a folder" if asked.is_folder else "no list of images"
         raise UserError(f"--image-root goes with a list of images; --images {images} is {kind}")

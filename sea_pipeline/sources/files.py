@@ -11,6 +11,7 @@ from typing import BinaryIO, Protocol
 from sea_pipeline.errors import UserError
 from sea_pipeline.pixels import BadImageError, read_file
 from sea_pipeline.storage import is_url
+from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 from sea_pipeline.storage.ranged import ranged_file
 
 
@@ -112,7 +113,8 @@ class LocalFiles:
             except OSError as error:
                 if not inner:
                     raise UserError(f"{self.root}: cannot be listed: {error.strerror}") from error
-                left_out["folders that cannot be listed"] += 1
+                is_left = is_leftover(os.fsdecode(inner))  # as `lost+found` is, which is root's
+                left_out[LEFTOVERS if is_left else "folders that cannot be listed"] += 1
                 continue
             identity = (status.st_dev, status.st_ino)
             if identity in trail:

@@ -1,10 +1,11 @@
 """What `--images` says: a folder, a file, or several, here or at a URL."""
 
 import glob
-import itertools
+import os
 import posixpath
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.sources.base import OTHER_FILES, is_image_name
 from sea_pipeline.sources.files import Files, LocalFiles, open_files
 from sea_pipeline.storage import is_url
+from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 
 FORMS = (
     "a folder, a .json, .jsonl, .csv, .tsv, .txt, .parquet or .tar file, several .parquet or .tar files (*, "
@@ -19,6 +21,8 @@ FORMS = (
 )
 _SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".tar"}
 _SEVERAL = {".parquet", ".tar"}
+_BRACES = re.compile(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}")
+_MOST_NAMES = 1_000_000
 
 
 class Input(NamedTuple):
@@ -40,14 +44,14 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
         images = images.removeprefix(local)
     if not is_url(images):
         path = Path(images)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - of a pattern that is longer than names may be, Path raises
             return _folder(LocalFiles(path), images, left_out)
-        if path.exists():
+        if os.path.exists(path):  # noqa: PTH110
             return _several(LocalFiles(path.parent), [path.name], images)
     elif not _is_pattern(images) and _suffix(images) not in _SUFFIXES:
         return _folder(open_files(images), images, left_out)
     if _is_pattern(images):
-        return _matching(images)
+        return _matching(images, left_out)
     if not is_url(images):
         raise UserError(f"--images {images}: expected {FORMS}; found nothing there")
     root = _parent(images)
@@ -60,7 +64,9 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
     several: dict[str, list[str]] = {suffix: [] for suffix in sorted(_SEVERAL)}
     others = 0
     for name in files.names(left_out):
-        if is_image_name(name):
+        if is_leftover(name):
+            left_out[LEFTOVERS] += 1
+        elif is_image_name(name):
             names.append(name)
         else:
             several.get(_suffix(name), []).append(name)
@@ -75,18 +81,20 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
     return Input(files, names, "", is_folder=True)
 
 
-def _matching(images: str) -> Input:
+def _matching(images: str, left_out: Counter[str]) -> Input:
     fixed = re.split(r"[*?\[{]", images, maxsplit=1)[0]
     root = _parent(fixed)
     pattern = images[len(root) :].lstrip("/")
     files = open_files(root or ("/" if images.startswith("/") else "."))
-    names: list[str] = []
-    for name in _expanded(pattern):
+    names: set[str] = set()
+    for name in _expanded(pattern, images):
         found = files.matching(name if glob.has_magic(name) else glob.escape(name))
-        if not found:
+        wanted = [match for match in found if match == name or not is_leftover(match)]
+        if not wanted:
             raise UserError(f"--images {images}: expected files; found none called {name}")
-        names += found
-    return _several(files, sorted(set(names)), images)
+        left_out[LEFTOVERS] += len(found) - len(wanted)
+        names.update(wanted)
+    return _several(files, sorted(names), images)
 
 
 def _several(files: Files, names: list[str], images: str) -> Input:
@@ -98,18 +106,32 @@ def _several(files: Files, names: list[str], images: str) -> Input:
     return Input(files, names, suffix, is_folder=False)
 
 
-def _expanded(pattern: str) -> list[str]:
-    """The patterns that braces mean: `{000..009}`, `{train,val}`; the numbers keep their zeros."""
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [[piece] if place % 2 == 0 else _choices(piece) for place, piece in enumerate(pieces)]
-    return ["".join(parts) for parts in itertools.product(*choices)]
+def _expanded(pattern: str, images: str) -> list[str]:
+    """The patterns that braces mean, as in a shell: `{000..009}`, `{train,val}`, one inside another."""
+    ahead, done = [pattern], []
+    while ahead:
+        piece = ahead.pop()
+        if braces := _BRACES.search(piece):
+            before, after = piece[: braces.start()], piece[braces.end() :]
+            ahead += [f"{before}{choice}{after}" for choice in _choices(braces[1], images)]
+        else:
+            done.append(piece)
+        if len(ahead) + len(done) > _MOST_NAMES:
+            raise UserError(f"--images {images}: means more than {_MOST_NAMES:,} files; give a * or a folder")
+    return sorted(done)
 
 
-def _choices(inner: str) -> list[str]:
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        first, last = numbers.groups()
-        return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    return inner.split(",")
+def _choices(inner: str, images: str) -> Iterable[str]:
+    if "," in inner:
+        return inner.split(",")
+    if not (numbers := re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", inner)):
+        raise UserError(f"--images {images}: expected a range of numbers, such as {{000..009}}; found {{{inner}}}")
+    ends = numbers.groups()
+    first, last = sorted(map(int, ends))
+    if last - first >= _MOST_NAMES:
+        raise UserError(f"--images {images}: means more than {_MOST_NAMES:,} files; give a * or a folder")
+    width = max(map(len, ends)) if any(len(end) > 1 and end.startswith("0") for end in ends) else 0
+    return (f"{number:0{width}d}" for number in range(first, last + 1))
 
 
 def _parent(images: str) -> str:
@@ -118,7 +140,7 @@ def _parent(images: str) -> str:
 
 
 def _is_pattern(images: str) -> bool:
-    return re.search(r"[*?\[]|\{[^{}]*(\.\.|,)[^{}]*\}", images) is not None
+    return re.search(r"[*?\[]", images) is not None or _BRACES.search(images) is not None
 
 
 def _suffix(name: str) -> str:

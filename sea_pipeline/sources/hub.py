@@ -1,5 +1,6 @@
 """Datasets of Hugging Face's `datasets`: from the hub, or from a folder."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -86,7 +87,6 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
             if id_column is None:
                 columns["the images' own path"] = lambda: _paths(_encoded(rows, image), image, name)
             ids, count = chosen_ids(columns, id_column), len(rows)
-    place = str(Path(name).absolute()) if Path(name).exists() else name
     shown_ids = ids[1] if ids else [row_id(row) for row in range(count)]
     samples = [
         named(image_id, str(row), "image")
@@ -94,7 +94,7 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
         else Sample(f"row {row}", str(row), f"expected an id in the column {id_column!r}; found none")
         for row, image_id in enumerate(shown_ids)
     ]
-    root = f"{STREAM if streaming else PREFIX}{place}:{split}"
+    root = f"{STREAM if streaming else PREFIX}{_place(name)}:{split}"
     return Found(root, samples, ids[0] if ids else ROW_NUMBERS)
 
 
@@ -112,8 +112,8 @@ def _load(name: str, split: str, *, streaming: bool) -> Any:  # noqa: ANN401 - d
     datasets = require("datasets", "data")
     with _loading(name):
         if not _is_saved(name):
-            return datasets.load_dataset(name, split=split, streaming=streaming)
-        saved = datasets.load_from_disk(name)
+            return datasets.load_dataset(_place(name), split=split, streaming=streaming)
+        saved = datasets.load_from_disk(_place(name))
         rows = saved[split] if isinstance(saved, dict) else saved
         return rows.to_iterable_dataset() if streaming else rows
 
@@ -122,15 +122,20 @@ def _only_split(name: str) -> str:
     datasets = require("datasets", "data")
     with _loading(name):
         if _is_saved(name):
-            saved = datasets.load_from_disk(name)
+            saved = datasets.load_from_disk(_place(name))
             splits = list(saved) if isinstance(saved, dict) else ["train"]
         else:
-            splits = datasets.get_dataset_split_names(name)
+            splits = datasets.get_dataset_split_names(_place(name))
     if len(splits) == 1 or "train" in splits:
         return "train" if "train" in splits else str(splits[0])
     raise UserError(
         f"--images {PREFIX}{name}: has the splits {', '.join(splits)}; give one: {PREFIX}{name}:{splits[0]}"
     )
+
+
+def _place(name: str) -> str:
+    """A folder from the root on, as `datasets` takes `data:x` for a URL; else what the hub calls it."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _is_saved(name: str) -> bool:
@@ -145,6 +150,8 @@ def _loading(name: str) -> Iterator[None]:
         hint = ""
         if isinstance(error, ConnectionError | TimeoutError):
             hint = "; is this machine offline? A folder will do: --images hf:FOLDER"
+        elif Path(name).exists() and re.search(r"::|[\[\]*?]", _place(name)):
+            hint = "; datasets takes :: and [ ] * ? in a path for more than a name: rename the folder"
         reason = f"no split {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"--images {PREFIX}{name}: cannot be loaded: {reason}{hint}") from error
 

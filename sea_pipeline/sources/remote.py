@@ -33,6 +33,8 @@ class RemoteFiles:
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Files`."""
+        if length is not None and length > MAX_FILE_BYTES:
+            raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found {length:,}")
         try:
             data = self.part(uri, start, MAX_FILE_BYTES + 1 if length is None else length)
         except PassingError:

@@ -18,6 +18,7 @@ import platformdirs
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.storage.disk import sync as _sync
+from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _CANNOT_WRITE = {
     errno.EEXIST: "choose another folder",
     errno.ENOTEMPTY: "choose another folder",
     errno.EBUSY: "choose another folder",
+    errno.EXDEV: "choose another folder",
 }
 
 _Item = TypeVar("_Item")
@@ -113,9 +115,9 @@ def make_folder(path: Place) -> None:
 
 
 def entries(folder: Place) -> list[Place]:
-    """What lies in a folder, by name; nothing where it is absent."""
+    """What lies in a folder, by name, but for what systems leave behind; nothing if it is absent."""
     with suppress(FileNotFoundError):
-        return sorted(folder.iterdir(), key=lambda entry: entry.name)
+        return sorted((one for one in folder.iterdir() if not is_leftover(one.name)), key=lambda entry: entry.name)
     return []
 
 
@@ -222,13 +224,13 @@ def local_copy(path: Place) -> Iterator[Path]:
 def publish_folder(path: Path) -> Iterator[Path]:
     """Yields a new folder beside `path`, which becomes `path` on success: until then that is absent or empty.
 
-    After an exception or a kill nothing has appeared at `path`. What a killed process left beside it goes when the next
-    one of this machine begins.
+    What systems leave behind does not count, and goes along. After an exception or a kill nothing has appeared at
+    `path`. What a killed process left beside it goes when the next one of this machine begins.
 
     Raises:
         UserError: `path` holds something, or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or entries(path)):
         raise UserError(f"{path}: expected a new or an empty folder; choose another with --out, or remove this one")
     make_folder(path.parent)
     scratch = scratch_beside(path)
@@ -236,6 +238,9 @@ def publish_folder(path: Path) -> Iterator[Path]:
         with writing(path, scratch, in_parts=False):
             scratch.mkdir()
             yield scratch
+            with writing(path, in_parts=False):
+                for left in [one for one in path.glob("*") if is_leftover(one.name)]:  # only an empty folder gives way
+                    left.replace(scratch / left.name)
             scratch.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

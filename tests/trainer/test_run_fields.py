@@ -53,6 +53,21 @@ def test_the_same_model_elsewhere_is_the_same(tiny: World, tmp_path: Path) -> No
     assert train(short(tiny, model=str(tmp_path / "moved")), tmp_path / "out") == first
 
 
+@pytest.mark.parametrize("left", ["._model.safetensors", ".DS_Store", "lost+found", "model.safetensors~"])
+def test_what_systems_leave_behind_is_no_part_of_a_model_or_a_run(
+    tiny: World, tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny.model, tmp_path / "a:b" / "model")
+    (tmp_path / "run:1").mkdir()
+    for folder in ("a:b/model", "run:1"):
+        (tmp_path / folder / left).write_bytes(b"left behind")
+    monkeypatch.chdir(tmp_path)
+    train(short(tiny, model="a:b/model"), Path("run:1"))
+    assert weights_digest(tmp_path / "a:b" / "model") == weights_digest(tiny.model)
+    made = {path.name for path in (tmp_path / "run:1" / "model").iterdir()}
+    assert made == {path.name for path in tiny.model.iterdir()}
+
+
 def test_another_preprocessing(tiny: World, tmp_path: Path) -> None:
     train(short(tiny), tmp_path / "out")
     other = tmp_path / "other"
