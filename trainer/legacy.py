@@ -17,7 +17,7 @@ from trainer.weights import PROJECTOR, TOWER, Entry
 VERSION = "4.57.6"
 """Of transformers 4, which the tests read exports with."""
 VLLM = "0.33.0"
-"""Whose loader and configuration were run over exports, see `tests/readers`."""
+"""Which was run over exports on a CPU, see `tests/readers`."""
 _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 """Towers whose tensors have one more level in their names."""
 _READ_BY_4 = (*_WITH_LEVEL, "dinov2")
@@ -67,13 +67,14 @@ def readers(written: dict[str, Any], *, by_4: bool, by_others: bool, names: int 
         written: its configuration.
         by_4: whether transformers 4 does, if it knows the tower.
         by_others: whether transformers 5 and vLLM do.
-        names: that were asked for; vLLM knows no other tower's names than 4's.
+        names: that were asked for; vLLM knows no other tower's names than 4's, and no linear projector.
     """
     tower = written.get("vision_config", {}).get("model_type")
+    mapped = written.get("projector_hidden_act") != "linear"
     found = ["transformers 5"] if by_others else []
     if by_4 and tower in (None, *_READ_BY_4):
         found.append(f"transformers 4 (tested: {VERSION})")
-    if by_others and (tower is None or (tower in _WITH_LEVEL and names != 5)):
+    if by_others and (tower is None or (tower in _WITH_LEVEL and names != 5 and mapped)):
         found.append(f"vLLM (tested: {VLLM})")
     return ", ".join(found)
 
