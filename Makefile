@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 EXTRAS = cpu,clip,data,demo,train,report,lora,dask,slurm,s3,dev
 OLD = build/lowest
+LLAMA_CPP = 0.3.36
 # Nothing here may reach for a model hub, whatever a library tries.
 export HF_HUB_OFFLINE = 1
 
@@ -46,6 +47,13 @@ lowest: ## The tests but the real models', with the oldest versions that pyproje
 		evaluate==0.4.6 loguru==0.7.3 lxml==6.1.3 mbstrdecoder==1.1.5 pathvalidate==3.3.1 portalocker==4.4.2 \
 		pytablewriter==1.2.1 pytz==2026.6 sacrebleu==2.6.0 tabledata==1.3.5 tabulate==0.10.0 tcolorpy==0.1.7 \
 		tenacity==9.2.1 typepy==2.0.0
+	# llama.cpp's converter, which no wheel holds; of this package nothing is built, and only these files are kept.
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest .venv/llama.cpp \
+		llama-cpp-python==$(LLAMA_CPP)
+	tar --extract --gzip --directory .venv/llama.cpp --strip-components 3 --wildcards --no-anchored \
+		--file .venv/llama.cpp/llama_cpp_python-$(LLAMA_CPP).tar.gz \
+		'vendor/llama.cpp/convert_hf_to_gguf.py' 'vendor/llama.cpp/conversion' 'vendor/llama.cpp/gguf-py/gguf'
+	rm .venv/llama.cpp/llama_cpp_python-$(LLAMA_CPP).tar.gz
 	touch $@
 
 clean:

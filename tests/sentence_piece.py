@@ -14,7 +14,16 @@ CODE = [
     "def f(values):\n    for value in values:\n        if value:\n            return  value  # twice\n",
     "class A:\n    def g(self):\n        pass\n\n    def h(self):\n        return   1\n",
 ]
-TURNS = ["</s>", "USER", "ASSISTANT", "colour", "A photo of a jay.", "double  space", "two   and    four spaces"]
+TURNS = [
+    "</s>",
+    "USER",
+    "ASSISTANT",
+    "[INST] [/INST]",
+    "colour",
+    "A photo of a jay.",
+    "double  space",
+    "two   and    four spaces",
+]
 
 
 def sentence_piece(file: Path, **options: Any) -> sentencepiece.SentencePieceProcessor:

@@ -62,7 +62,7 @@ TRAINER_FLOORS = [
     | {"aspect_ratio", "bad_rows"},
     {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume"}
     | {"sentence_piece", "pretrained", "lmms_eval"},
-    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "kept"},
+    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "piece_model", "kept"},
     {"parts", "data", "harness"},
     {"controls"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens", "answers"},

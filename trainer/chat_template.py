@@ -17,6 +17,9 @@ from trainer.templates import GENERATION, VICUNA_SYSTEM, front
 IMAGE_TOKEN = "<image>"
 """The literal that evaluation harnesses write; another would not be replaced by image tokens."""
 
+BOS_FIRST = "{{- bos_token -}}"
+"""Put before a template that does not write a BOS."""
+
 _BOS = "<s>"
 _EOS = "</s>"
 _WITHOUT_EOS = "{%- set eos_token = '' -%}"
@@ -165,7 +168,7 @@ def with_bos(own: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     if not adds_bos(tokenizer) or writes_bos(own):
         return own
-    return f"{{{{- bos_token -}}}}{own}"
+    return f"{BOS_FIRST}{own}"
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -15,7 +15,7 @@ from sea_pipeline.settings import Settings
 from sea_pipeline.storage import publish_folder
 from trainer import hub, legacy
 from trainer.borders import saving
-from trainer.export_files import alignment, clean, spell, write_json, write_texts
+from trainer.export_files import alignment, clean, read_again, spell, write_json, write_texts
 from trainer.init import ALIGNMENT
 from trainer.model_card import model_card
 from trainer.parts import quiet
@@ -184,6 +184,7 @@ def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exp
     tensors, size = write_weights(entries, scratch)
     readers = spell(scratch, settings.names)
     clean(scratch)
+    notes += read_again(scratch, folder.processor.tokenizer)
     return Exported(settings.out, "llm", config.architectures[0], tensors, size, readers, notes)
 
 

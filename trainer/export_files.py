@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
 from sea_pipeline.records import read_json
 from trainer import legacy
-from trainer.chat_template import chat_template, turn_end, with_bos, with_marks
+from trainer.chat_template import chat_template, turn_end, with_marks
 from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder
+from trainer.piece_model import piece_model
+from trainer.sentence_piece import same_tokenizer
 from trainer.templates import GENERATION
-from trainer.tokenizer import check_saved_tokenizer, with_image_token
+from trainer.tokenizer import begin_with_bos, check_saved_tokenizer, pad_left, with_image_token
 
 _PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
 """In configurations: paths of the machine that wrote them."""
@@ -19,7 +23,8 @@ _PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
 def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[str]:
     """Writes tokenizer, generation configuration and, with `processor`, the processor; all know where a turn ends.
 
-    The template begins as training began, and a batch of prompts is padded on the left.
+    The template begins as training began, and a batch of prompts is padded on the left. A tokenizer of SentencePiece's
+    kind is written as `tokenizer.model`, too.
 
     Returns:
         What a reader must know, a sentence each.
@@ -28,17 +33,19 @@ def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[
         UserError: the tokenizer cannot be saved as it is, or its template cannot render a conversation.
     """
     tokenizer, notes = with_image_token(folder.processor.tokenizer), []
-    folder.processor.tokenizer = tokenizer
     if not tokenizer.chat_template:
         tokenizer.chat_template = chat_template(None)
         notes.append("The model has no chat template; vicuna_v1, LLaVA-1.5's, was added.")
-    template = with_bos(with_marks(tokenizer.chat_template), tokenizer)
-    tokenizer.chat_template = folder.processor.chat_template = template
-    tokenizer.padding_side = "left"
+    tokenizer.chat_template = with_marks(tokenizer.chat_template)
+    folder.processor.tokenizer = tokenizer = begin_with_bos(tokenizer)
+    folder.processor.chat_template = tokenizer.chat_template
+    pad_left(tokenizer)
     if not GENERATION.search(tokenizer.chat_template):
         notes.append("The chat template does not mark its answers: it changes earlier turns as later ones come.")
     tokenizer.eos_token = turn_end(tokenizer, str(folder.path)) or tokenizer.eos_token
     (folder.processor if processor else tokenizer).save_pretrained(scratch)
+    if (pieces := piece_model(tokenizer)) is not None:
+        (scratch / "tokenizer.model").write_bytes(pieces)
     check_saved_tokenizer(scratch, tokenizer, str(folder.path))
     generation = read_json(folder.path / "generation_config.json", absent={})
     eos = generation.pop("eos_token_id", None)
@@ -82,6 +89,21 @@ def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
         config = legacy.refused_by_4(config, f"this folder is not for transformers 4; export it {advice} for that")
     write_json(scratch / "config.json", config)
     return legacy.readers(config, by_4=old and (rescaled or not scaled), by_others=not rescaled, names=names)
+
+
+def read_again(scratch: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Reads the tokenizer of a folder that is whole: transformers 5 takes its own class for some types of LLMs.
+
+    Returns:
+        What a reader must know if that gives other ids, a sentence.
+    """
+    read = AutoTokenizer.from_pretrained(scratch)
+    if same_tokenizer(read, tokenizer):
+        return []
+    return [
+        f"AutoTokenizer of transformers 5 makes a {type(read).__name__} of the tokenizer, which gives other ids; load "
+        "it with PreTrainedTokenizerFast.from_pretrained."
+    ]
 
 
 def clean(scratch: Path) -> None:

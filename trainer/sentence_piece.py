@@ -86,6 +86,14 @@ def same_tokenizer(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenize
     return all(tokenizer.encode(prompt) == other.encode(prompt) for prompt in prompts)
 
 
+def same_pieces(tokenizer: PreTrainedTokenizerBase, model: bytes) -> bool:
+    """Whether SentencePiece gives the texts of the comparison a tokenizer's ids, by a model as its file holds it."""
+    processor = require("sentencepiece", "train").SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model)
+    texts = _texts()
+    return _Pieces(processor).ids(texts) == _ids(tokenizer, texts)
+
+
 def rebuilt(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> PreTrainedTokenizerFast:
     """Wraps another backend with the special tokens and options of a tokenizer; its file alone says how it tokenises.
 

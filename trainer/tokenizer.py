@@ -9,7 +9,15 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.errors import UserError
-from trainer.chat_template import IMAGE_TOKEN, chat_template, turn_end, with_bos, with_own_eos, without_final_eos
+from trainer.chat_template import (
+    BOS_FIRST,
+    IMAGE_TOKEN,
+    chat_template,
+    turn_end,
+    with_bos,
+    with_own_eos,
+    without_final_eos,
+)
 from trainer.encode import SPACES, adds_space, tokenise
 from trainer.sentence_piece import rebuilt, same_tokenizer
 
@@ -35,7 +43,8 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
     there = image_token in tokenizer.get_added_vocab()
     if there and _as_trained(tokenizer, image_token):
         return tokenizer
-    spaced = _spaced(tokenizer, image_token) if adds_space(tokenizer) else None
+    behind = rf"{re.escape(image_token)}(?!{re.escape(image_token)}|\z)"
+    spaced = _spaced(tokenizer, image_token, behind) if adds_space(tokenizer) else None
     if not there:
         tokenizer.add_tokens([image_token], special_tokens=True)
     if spaced is None or _as_trained(tokenizer, image_token) or not _as_trained(spaced, image_token):
@@ -55,26 +64,44 @@ def _as_trained(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
     return True
 
 
-def _spaced(tokenizer: PreTrainedTokenizerBase, image_token: str) -> PreTrainedTokenizerBase:
-    """The tokenizer with a normalizer that puts a space behind images."""
+def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Makes a text that the chat template writes begin with the ids that the tokenizer gives it without a template.
+
+    That is BOS, see `with_bos`, and behind it what SentencePiece puts before a text: readers tokenise what a template
+    wrote without adding anything, and no space would follow a BOS that is written out.
+
+    Returns:
+        The same tokenizer; or another with the same ids for any text in which no BOS is written out.
+    """
+    own = str(tokenizer.chat_template)
+    template = with_bos(own, tokenizer)
+    tokenizer.chat_template = template
+    if not template.startswith(BOS_FIRST) or _begins_alike(tokenizer):
+        return tokenizer
+    bos, image = re.escape(str(tokenizer.bos_token)), re.escape(IMAGE_TOKEN)
+    spaced = _spaced(tokenizer, str(tokenizer.bos_token), rf"\A{bos}(?!{bos}|{image}|\z)")
+    return spaced if _begins_alike(spaced) else tokenizer
+
+
+def _begins_alike(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text has the same ids behind a BOS that is written out and behind the tokenizer's own."""
+    return all(
+        tokenizer.encode(f"{tokenizer.bos_token}{text}", add_special_tokens=False) == tokenizer.encode(text)
+        for text in ("A chat", "a", IMAGE_TOKEN, *_PROMPTS)
+    )
+
+
+def _spaced(tokenizer: PreTrainedTokenizerBase, name: str, behind: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with a normalizer that puts a space behind a special token; `behind` matches the token there."""
     copied = rebuilt(tokenizer, tokenizer.backend_tokenizer)
-    copied.add_tokens([AddedToken(image_token, special=True, normalized=True)])
+    copied.add_tokens([AddedToken(name, special=True, normalized=True)])
     state = json.loads(copied.backend_tokenizer.to_str())
     for token in state["added_tokens"]:
-        if token["content"] == image_token:
+        if token["content"] == name:
             token["normalized"] = True  # only then is it looked for in what the normalizer gives
-    state["normalizer"] = _joined(_space_behind(image_token), state["normalizer"])
+    space = {"type": "Replace", "pattern": {"Regex": behind}, "content": f"{name}{SPACES[1]}"}
+    state["normalizer"] = _joined(space, state["normalizer"])
     return rebuilt(tokenizer, Tokenizer.from_str(json.dumps(state)))
-
-
-def _space_behind(image_token: str) -> dict[str, Any]:
-    """Puts a space behind an image token; none where another image or the end of the text follows."""
-    name = re.escape(image_token)
-    return {
-        "type": "Replace",
-        "pattern": {"Regex": rf"{name}(?!{name}|\z)"},
-        "content": f"{image_token}{SPACES[1]}",
-    }
 
 
 def _joined(first: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:
@@ -92,7 +119,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[
         source: what to call the LLM in an error.
 
     Returns:
-        The tokenizer, see `with_image_token`, and the ids that end an answer.
+        The tokenizer, see `with_image_token` and `begin_with_bos`, and the ids that end an answer.
 
     Raises:
         UserError: it has no eos, or its chat template cannot render a question with its answer.
@@ -102,12 +129,18 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[
     tokenizer = with_image_token(tokenizer)
     ends = {tokenizer.eos_token_id}
     _set_template(tokenizer, source)
-    tokenizer.chat_template = with_bos(str(tokenizer.chat_template), tokenizer)
-    tokenizer.padding_side = "left"  # prompts of a batch end together, where their answers begin
+    tokenizer = begin_with_bos(tokenizer)
+    pad_left(tokenizer)
     if tokenizer.pad_token in (None, tokenizer.eos_token):  # padding that looks like an end would teach nothing to end
         unknown = tokenizer.unk_token
         tokenizer.add_special_tokens({"pad_token": "<pad>" if unknown in (None, tokenizer.eos_token) else unknown})
     return tokenizer, ends | {tokenizer.eos_token_id}
+
+
+def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has prompts of a batch end together, where their answers begin, for readers of its files, too."""
+    tokenizer.padding_side = "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # only what is in these is saved; a class may pad so by itself
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:

@@ -13,7 +13,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from tests.memory import READY, measured
 from tests.programs import Begin
@@ -23,6 +29,7 @@ from tests.trainer.test_save import tensors
 from trainer import export, legacy
 from trainer.export import ExportSettings, export_model
 from trainer.init import init_model
+from trainer.sentence_piece import same_tokenizer
 from trainer.stages import train_stages
 from trainer.train import TrainRun, train
 from trainer.weights import Entry, canonical, read_weights, write_weights
@@ -206,6 +213,20 @@ def test_the_packaged_tower_says_what_its_reader_needs(tmp_path: Path, monkeypat
         export_model(ExportSettings.of(source=model, out=tmp_path / "old", names=4))
     assert not (tmp_path / "old").exists()
     export_model(ExportSettings.of(source=model, out=tmp_path / "llm-4", names=4, kind="llm"))
+
+
+@pytest.mark.usefixtures("few_texts")
+def test_a_tokenizer_that_transformers_takes_for_another_is_pointed_out(tmp_path: Path) -> None:
+    """It reads every Qwen2's as Qwen's own, which splits words otherwise than the tiny one."""
+    for llm in ("llama", "qwen2"):
+        model = tiny_model(tmp_path / llm, llm=llm)
+        done = export_model(ExportSettings.of(source=model, out=tmp_path / f"{llm}-alone", kind="llm"))
+        found = [note for note in done.notes if "makes a Qwen2Tokenizer of the tokenizer" in note]
+        assert len(found) == (llm == "qwen2")
+        as_written = PreTrainedTokenizerFast.from_pretrained(done.out)  # as the note advises
+        assert same_tokenizer(as_written, AutoTokenizer.from_pretrained(model))
+        whole = export_model(ExportSettings.of(source=model, out=tmp_path / f"{llm}-whole"))
+        assert same_tokenizer(AutoTokenizer.from_pretrained(whole.out), as_written)
 
 
 def test_compat_is_the_old_name_of_names(tmp_path: Path) -> None:

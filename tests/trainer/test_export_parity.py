@@ -1,32 +1,47 @@
-"""One photo, one prompt: our model, its export in transformers 5, and its other export in transformers 4.57."""
+"""One export, several readers: our model, and the same folder in transformers 5, in 4.57, and in both pipelines."""
 
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import GenerationConfig
 
-from tests.tiny_models import CHATML, LLMS, tiny_llm, tiny_vision
-from tests.trainer import reading
+from tests.readers.by_transformers import BATCH, CHATS
+from tests.readers.table import BATCH as BATCH_OF_TWO
+from tests.readers.table import (
+    FIVE,
+    FOUR,
+    IMAGES,
+    LOGITS,
+    NAMES,
+    PIPELINE_FIVE,
+    PIPELINE_FOUR,
+    PROMPTS,
+    SIZE,
+    TEXT,
+    TURNS,
+    cells,
+)
+from tests.tiny_models import LLMS
+from tests.trainer.exported import (
+    COMPAT4,
+    Case,
+    Ours,
+    Reader,
+    expanded,
+    few_texts,
+    grid_case,
+    make_model,
+    make_pictures,
+    ours,
+)
 from trainer import export
-from trainer.aspect_ratio import write_image_processor
 from trainer.export import ExportSettings, export_model
-from trainer.init import init_model
-from trainer.load import load_model, open_model_folder
-from trainer.recipe import Recipe
 from trainer.weights import write_weights
 
 pytestmark = pytest.mark.timeout(400)  # the first test makes, exports and reads all of them
-COMPAT4 = Path(sys.prefix) / "compat4"
-"""Where `make .venv` puts transformers 4.57.6."""
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -35,145 +50,226 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-LONGROPE = {"rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.5] * 4, "long_factor": [3.0] * 4}
-
-
-class Case(NamedTuple):
-    vision: str
-    llm: str
-    settings: dict[str, Any]
-    padded: bool = False
-    max_shard_size: str = "4GB"
-
-
-CASES = {f"{vision}-{llm}": Case(vision, llm, {}) for vision in ("clip", "siglip") for llm in LLMS}
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "short_factor": [1.5] * 4,
+        "long_factor": [3.0] * 4,
+    },
+    "original_max_position_embeddings": 16,
+    "max_position_embeddings": 64,
+}
+CASES = {f"{vision}-{llm}": grid_case(vision, llm) for vision in ("clip", "siglip") for llm in LLMS}
 LLM_ALONE = [*(f"clip-{llm}" for llm in LLMS), "tied", "longrope", "several files"]
-CASES["dinov2-llama"] = Case("dinov2", "llama", {})
+CASES["dinov2-llama"] = grid_case("dinov2", "llama")
+CASES |= {f"{vision} padded": CASES[f"{vision}-llama"]._replace(padded=True) for vision in ("clip", "siglip", "dinov2")}
+WHOLE = [*CASES]
+"""Of these all chats are looked at, and by the pipeline, too."""
 CASES["tied"] = Case("clip", "llama", {"tie_word_embeddings": True})
 CASES["several files"] = Case("clip", "llama", {}, max_shard_size="20KB")
 CASES["untied gemma"] = Case("clip", "gemma", {"tie_word_embeddings": False})
 CASES["llama3 rope"] = Case("clip", "llama", {"rope_parameters": LLAMA3})
-CASES |= {f"{vision} padded": Case(vision, "llama", {}, padded=True) for vision in ("clip", "siglip", "dinov2")}
-CASES["longrope"] = Case(
-    "siglip",
-    "phi3",
-    {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16, "max_position_embeddings": 64},
-)
-SMALL_THETA = {"rope_parameters": {"rope_theta": 70.0, "rope_type": "default"}}
-"""Far from the 10,000 that a reader takes who does not find it."""
+CASES["longrope"] = Case("siglip", "phi3", LONGROPE)
+GEMMAS = [name for name, case in CASES.items() if case.llm == "gemma"]
+NAMES_5 = ["clip-llama", "siglip-gemma", "dinov2-llama", "longrope"]
+"""Of these transformers 5 reads an export under its own names, too."""
+REFUSED = {
+    ("clip-gemma/model", 4): "not for transformers 4; export it with --rescale-projector for that",
+    ("clip-gemma/rescaled", 5): "for transformers 4 alone; export it without --rescale-projector for others",
+    ("clip-llama/names-5", 4): "not for transformers 4; export it with --names 4 for that",
+    ("clip-llama/llm-names-5", 4): "not for transformers 4; export it with --names 4 for that",
+}
+"""Exports, and readers that would misread them."""
 
 
 class Told(NamedTuple):
-    ours: dict[str, Any]
-    by_5: dict[str, Any]
-    by_4: dict[str, Any]
+    ours: dict[str, Ours]
+    by: dict[int, dict[str, Any]]
+    """By version, and by case and export, what transformers says."""
+
+    def exports(self, name: str, reader: str) -> dict[str, Any]:
+        """What a reader says of those of a case that are for it: the default one, for most."""
+        version = 5 if reader.endswith(FIVE) else 4
+        folders = ["rescaled" if version == 4 and name in GEMMAS else "model"]
+        folders += ["names-5"] if version == 5 and name in NAMES_5 else []
+        return {folder: self.by[version][f"{name}/{folder}"] for folder in folders}
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     """What each reader says of each case."""
     if not COMPAT4.is_dir():
         pytest.skip("transformers 4 is not there: `make .venv` installs it")
     root = tmp_path_factory.mktemp("parity")
-    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    Image.fromarray(noise).save(root / "photo.png")
-    for name, case in CASES.items():
-        parts = root / name / "parts"
-        vision = tiny_vision(parts / "vision", case.vision, initializer_range=0.3)
-        llm = tiny_llm(
-            parts / "llm", case.llm, template=CHATML, initializer_range=0.3, **({**SMALL_THETA, **case.settings})
-        )
-        model = init_model(str(vision), str(llm), root / name / "model")
-        if case.padded:  # as a stage leaves it
-            write_image_processor(open_model_folder(model, "pad").processor.image_processor, model)
-        for compat in (5, 4):
-            for kind in ("model", "llm") if name in LLM_ALONE else ("model",):
-                out = root / name / f"{kind}-{compat}"
+    make_pictures(root)
+    asked: dict[int, set[str]] = {version: {name for name, by in REFUSED if by == version} for version in (5, 4)}
+    with few_texts():
+        for name, case in CASES.items():
+            model = make_model(root / name, case)
+            kinds: dict[str, dict[str, Any]] = {"model": {}}
+            kinds |= {"llm": {"kind": "llm"}} if name in LLM_ALONE else {}
+            kinds |= {"rescaled": {"rescale_projector": True}} if name in GEMMAS else {}
+            kinds |= {"names-5": {"names": 5}, "llm-names-5": {"names": 5, "kind": "llm"}} if name in NAMES_5 else {}
+            for out, settings in kinds.items():
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(export, "write_weights", partial(write_weights, max_shard_size=case.max_shard_size))
-                    export_model(ExportSettings.of(source=model, out=out, compat=compat, kind=kind))
-                assert (len(list(out.glob("*.safetensors"))) > 3) is (name == "several files")
-    by_5, by_4 = (read(root, compat) for compat in (5, 4))
-    return {name: Told(ours(root / name / "model", root / "photo.png"), by_5[name], by_4[name]) for name in CASES}
+                    export_model(ExportSettings.of(source=model, out=root / name / out, **settings))
+                files = list((root / name / out).glob("*.safetensors"))
+                assert (len(files) > 3) is (name == "several files")
+            asked[5] |= {f"{name}/{out}" for out in kinds if out != "rescaled"}
+            asked[4] |= {f"{name}/{out}" for out in kinds if "5" not in out and (out != "model" or name not in GEMMAS)}
+    chats = {name: CHATS if name in WHOLE else {"one": CHATS["one"]} for name in CASES}
+    with begin(root, sorted(asked[5]), 5) as five, begin(root, sorted(asked[4]), 4) as four:
+        mine = {name: ours(root / name / "made", case.template, chats[name]) for name, case in CASES.items()}
+        five.wait()
+        four.wait()
+    by: dict[int, dict[str, Any]] = {}
+    for version in (5, 4):
+        said = torch.load(root / f"{version}.pt")
+        assert said["version"].startswith(f"{version}.")
+        by[version] = {str(Path(folder).relative_to(root)): found for folder, found in said["folders"].items()}
+    return Told(mine, by)
 
 
-def read(root: Path, compat: int) -> dict[str, Any]:
-    """What a transformers says of every export for it: by case, of the whole model and of the LLM alone."""
-    folders = sorted(root.glob(f"*/*-{compat}"))
-    out = root / f"told-{compat}.json"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"PYTHONPATH": str(COMPAT4)} if compat == 4 else {}
-    command = [sys.executable, "-W", "ignore", reading.__file__, root / "photo.png", out, *folders]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(out.read_text())
-    assert told["version"].startswith(f"{compat}.")
-    found: dict[str, Any] = {name: {} for name in CASES}
-    for folder in folders:
-        found[folder.parent.name][folder.name.partition("-")[0]] = told["folders"][str(folder)]
-    return found
+def begin(root: Path, names: list[str], version: int) -> Reader:
+    """Begins a transformers that reads these exports."""
+    whole = [root / name for name in names if name.split("/")[0] in WHOLE]
+    others = [root / name for name in names if name.split("/")[0] not in WHOLE]
+    path = COMPAT4 if version == 4 else None
+    return Reader("by_transformers.py", root, root / f"{version}.pt", *whole, "--", *others, cwd=root, path=path)
 
 
-@torch.no_grad()
-def ours(model: Path, photo: Path) -> dict[str, Any]:
-    """The same with our own loader and our own model."""
-    folder = open_model_folder(model)
-    loaded = load_model(folder, Recipe(model=model)).eval()
-    tokenizer = folder.processor.tokenizer
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": reading.TURNS[0][1]}], tokenize=False, add_generation_prompt=True
-    )
-    given = folder.processor(images=Image.open(photo), text=text, return_tensors="pt")
-    ends = GenerationConfig.from_pretrained(model).eos_token_id
-    ids, made = given["input_ids"], []
-    while len(made) < 12 and (not made or made[-1] not in ends):  # without a cache, as nobody generates
-        made.append(int(loaded(input_ids=ids, pixel_values=given["pixel_values"]).logits[0, -1].argmax()))
-        ids = torch.cat([ids, torch.tensor([made[-1:]])], 1)
-    words = tokenizer(reading.WORDS, return_tensors="pt")["input_ids"]
-    return {
-        "ids": given["input_ids"].tolist(),
-        "pixels": given["pixel_values"].flatten()[::97].tolist(),
-        "logits": loaded(**given).logits[0].tolist(),
-        "made": made,
-        "words": words.tolist(),
-        "word logits": loaded(input_ids=words).logits[0].tolist(),
-    }
+Found = dict[str, Any]
+"""What a reader says of an export."""
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_same_logits_and_text(name: str, told: dict[str, Told]) -> None:
-    mine = told[name].ours
-    assert np.ptp(mine["logits"]) > 1, "random, but not all the same"
-    for theirs in (told[name].by_5["model"], told[name].by_4["model"]):
-        assert theirs["report"] == {}
-        assert theirs["ids"] == mine["ids"]
-        np.testing.assert_allclose(theirs["pixels"], mine["pixels"], atol=1e-5)
-        np.testing.assert_allclose(theirs["logits"], mine["logits"], atol=1e-4)
-        assert theirs["made"] == mine["made"]
-        assert theirs["dtype"] == "torch.float32"
+def names(_: Ours, found: Found) -> None:
+    assert found["report"] == {}
+    assert found["dtype"] == "torch.float32"
+
+
+def logits(mine: Ours, found: Found) -> None:
+    assert mine.chats["one"].logits.std() > 0.3, "random, but not all the same"
+    near(mine, found, "one")
+
+
+def near(mine: Ours, found: Found, chat: str) -> None:
+    """The same pixels and logits of a chat."""
+    torch.testing.assert_close(found["chats"][chat]["pixels"], mine.chats[chat].pixels, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["chats"][chat]["logits"], mine.chats[chat].logits, atol=1e-4, rtol=0)
+
+
+def prompts(mine: Ours, found: Found) -> None:
+    """By the processor and by the tokenizer, as training has them."""
+    for chat, asked in mine.chats.items():
+        told = found["chats"][chat]
+        count = asked.ids.count(mine.image) // told["tokenizer ids"].count(mine.image)
+        assert told["ids"] == asked.ids, chat
+        assert expanded(told["tokenizer ids"], mine.image, count) == asked.ids, chat
+        assert told["texts"] == 1, "of a string and of a list"
+        check_bos(mine, told["ids"])
+
+
+def check_bos(mine: Ours, ids: list[int]) -> None:
+    """One in front if the tokenizer adds one, and no other."""
+    if mine.bos is not None:
+        assert (ids[0], ids.count(mine.bos)) == (mine.bos, 1)
+
+
+def greedy(mine: Ours, found: Found) -> None:
+    assert found["chats"]["one"]["made"] == mine.chats["one"].made
+
+
+def batch(mine: Ours, found: Found) -> None:
+    """Beside each alone, without a cache."""
+    alone = [mine.chats[chat] for chat in BATCH]
+    lengths = [len(one.ids) for one in alone]
+    assert found["batch"]["lengths"] == lengths
+    assert lengths[0] != lengths[1]
+    last = torch.stack([one.logits[-1] for one in alone])
+    torch.testing.assert_close(found["batch"]["logits"], last, atol=1e-4, rtol=0)
+    assert found["batch"]["made"] == [one.made for one in alone]
+
+
+def of_chat(chat: str) -> Callable[[Ours, Found], None]:
+    def check(mine: Ours, found: Found) -> None:
+        near(mine, found, chat)
+        assert found["chats"][chat]["made"] == mine.chats[chat].made
+
+    return check
+
+
+def piped_prompts(mine: Ours, found: Found) -> None:
+    for chat, asked in mine.chats.items():
+        assert found[chat]["ids"][: len(asked.ids)] == asked.ids, chat
+        check_bos(mine, found[chat]["ids"][: len(asked.ids)])
+
+
+def piped(chat: str) -> Callable[[Ours, Found], None]:
+    def check(mine: Ours, found: Found) -> None:
+        asked = mine.chats[chat]
+        assert found[chat]["ids"] == [*asked.ids, *asked.made]
+        assert found[chat]["text"].strip() == asked.text.strip()
+
+    return check
+
+
+CHATS_OF = {SIZE: "another size", IMAGES: "two images", TURNS: "two turns"}
+READ: dict[str, Callable[[Ours, Found], None]] = {
+    NAMES: names, LOGITS: logits, PROMPTS: prompts, TEXT: greedy, BATCH_OF_TWO: batch,
+    **{check: of_chat(chat) for check, chat in CHATS_OF.items()},
+}  # fmt: skip
+PIPED = {PROMPTS: piped_prompts, TEXT: piped("one"), **{check: piped(chat) for check, chat in CHATS_OF.items()}}
+
+
+@pytest.mark.parametrize(("reader", "check"), cells(FIVE, FOUR, PIPELINE_FIVE, PIPELINE_FOUR))
+def test_a_reader(reader: str, check: str, told: Told) -> None:
+    """A cell of docs/readers.md, of every case."""
+    by_pipeline = reader in (PIPELINE_FIVE, PIPELINE_FOUR)
+    looked_at = PIPED[check] if by_pipeline else READ[check]
+    for name in WHOLE if by_pipeline or check in (BATCH_OF_TWO, *CHATS_OF) else CASES:
+        for folder, theirs in told.exports(name, reader).items():
+            found = theirs["pipeline" if by_pipeline else "model"]
+            assert "refused" not in found, (name, folder, found)
+            try:
+                looked_at(told.ours[name], found)
+            except AssertionError as error:
+                raise AssertionError(f"{name}, {folder}: {error}") from error
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip", "dinov2"])
-def test_bars_are_seen(vision: str, told: dict[str, Told]) -> None:
-    with_bars, without = told[f"{vision} padded"].by_4["model"], told[f"{vision}-llama"].by_4["model"]
-    assert np.abs(np.subtract(with_bars["pixels"], without["pixels"])).max() > 0.1
-    assert np.abs(np.subtract(with_bars["logits"], without["logits"])).max() > 0.01
+def test_bars_are_seen(vision: str, told: Told) -> None:
+    with_bars, without = (
+        told.by[4][f"{name}/model"]["model"]["chats"]["one"] for name in (f"{vision} padded", f"{vision}-llama")
+    )
+    assert (with_bars["pixels"] - without["pixels"]).abs().max() > 0.1
+    assert (with_bars["logits"] - without["logits"]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", LLM_ALONE)
-def test_the_same_llm(name: str, told: dict[str, Told]) -> None:
-    mine = told[name].ours
-    for theirs in (told[name].by_5["llm"], told[name].by_4["llm"]):
+def test_the_same_llm(name: str, told: Told) -> None:
+    mine = told.ours[name]
+    exports = [told.by[version][f"{name}/llm"] for version in (5, 4)]
+    exports += [told.by[5][f"{name}/llm-names-5"]] if name in NAMES_5 else []
+    for theirs in (each["model"] for each in exports):
         assert theirs["report"] == {}
-        assert theirs["ids"] == mine["words"]
-        np.testing.assert_allclose(theirs["logits"], mine["word logits"], atol=1e-4)
+        assert theirs["ids"] == mine.words
+        torch.testing.assert_close(theirs["logits"], mine.word_logits, atol=1e-4, rtol=0)
         assert theirs["type"].lower() == f"{CASES[name].llm}forcausallm"
 
 
-def test_templates_and_ends(told: dict[str, Told]) -> None:
-    """ChatML has no marks of its own, and its eos is not the tokenizer's."""
-    for name, each in told.items():
-        for theirs in (each.by_5["model"], each.by_4["model"]):
-            assert theirs["same"], name
-            assert theirs["answers"] == "a red patch<|im_end|>"
-            assert theirs["eos"] == "<|im_end|>"
+def test_templates_and_ends(told: Told) -> None:
+    """The eos is what ends a turn; ChatML has no marks of its own, and its eos is not the tokenizer's."""
+    ends = {"chatml": "<|im_end|>", "vicuna": "</s>", "mistral": "</s>", "gemma": "<end_of_turn>"}
+    for name, case in CASES.items():
+        for reader in (FIVE, FOUR):
+            for theirs in told.exports(name, reader).values():
+                assert theirs["model"]["answers"].strip() == f"a red patch{ends[case.speech]}"
+                assert theirs["model"]["eos"] == ends[case.speech]
+
+
+@pytest.mark.parametrize(("export", "version"), REFUSED)
+def test_a_reader_stops_at_what_it_would_misread(export: str, version: int, told: Told) -> None:
+    for read in told.by[version][export].values():
+        assert REFUSED[export, version] in read["refused"]

@@ -172,6 +172,25 @@ def test_a_prompt_has_the_ids_that_were_trained(tmp_path: Path, legacy: bool) ->
         assert found == row["input_ids"][: len(found)], prompt
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_written_bos_is_followed_as_an_added_one(tmp_path: Path, legacy: bool) -> None:
+    """Readers of a chat template tokenise its text without adding anything, and training adds the BOS."""
+    vicuna_like(tmp_path / "llm", legacy=legacy)
+    own = load_tokenizer(str(tmp_path / "llm"))
+    tokenizer, _ = prepare_tokenizer(load_tokenizer(str(tmp_path / "llm")), "vicuna")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    reader = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in ("A photo", "<image>\nA", "\nline", "", "1", "a</s>b"):
+        assert reader.encode(f"<s>{text}", add_special_tokens=False) == reader.encode(text), text
+    for text in (*ODD, "x<s>y", "</s>a<s>"):
+        assert ids(reader, [text]) == ids(own, [text]), text
+    data = written(tmp_path, *(record(pairs, images) for pairs, images in conversations()))
+    for (pairs, _), row in zip(conversations(), load(data, tokenizer, "vicuna_v1"), strict=True):
+        chat = [{"role": "user", "content": asked(pairs[0][0])}]
+        found = reader.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert found == row["input_ids"][: len(found)], chat
+
+
 def test_the_image_token_is_added_once(prepared: PreTrainedTokenizerBase) -> None:
     again = with_image_token(prepared)
     assert again.backend_tokenizer.to_str() == prepared.backend_tokenizer.to_str()
