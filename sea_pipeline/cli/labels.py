@@ -206,8 +206,10 @@ def status(
     from sea_pipeline import analysis, console
     from sea_pipeline.ledger import Ledger
     from sea_pipeline.storage import place
+    from sea_pipeline.verify import refuse_damage
 
     ledger = Ledger.open(place(folder))
+    refuse_damage(ledger)
     if as_json:
         print_json(analysis.status_to_json(ledger))
     else:
