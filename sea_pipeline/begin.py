@@ -7,15 +7,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from sea_pipeline.errors import UserError
+from sea_pipeline.folder import DATASET
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.mend import is_lost, rebuild_dataset, restored
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan
 from sea_pipeline.records import (
     SCHEMA_VERSION,
     Dataset,
     Part,
-    check_file,
     differing_fields,
     file_record,
     fingerprint_of,
@@ -23,6 +26,7 @@ from sea_pipeline.records import (
 from sea_pipeline.row_groups import open_parquet
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import kind_of, open_source
+from sea_pipeline.sources.order import planning_order
 from sea_pipeline.storage import (
     TEMPORARY,
     Place,
@@ -32,8 +36,10 @@ from sea_pipeline.storage import (
     make_folder,
     publish,
     publish_bytes,
+    refuse_without_locks,
     sweep,
 )
+from sea_pipeline.verify import dataset_problem, plan_problem
 
 Growing = Mapping[str, Callable[[Any], bool]]
 """By name, fields that grow with the input: whether the value asked for has grown out of an earlier one."""
@@ -59,7 +65,8 @@ def begin(
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
     """
-    samples = listing.samples
+    refuse_without_locks(root)
+    samples = planning_order(listing, shard_size)
     wanted = Dataset(
         schema_version=SCHEMA_VERSION,
         kind=kind,
@@ -74,11 +81,13 @@ def begin(
         encoder=encoder,
         files=[],
     )
+    grows: Growing = growing or {}
     make_folder(root)
     with alone(root) as locked:
-        if not (root / "dataset.json").exists() and (created := _create(root, wanted, samples, companions, locked)):
+        lost = is_lost(root / DATASET) and not rebuild_dataset(root, wanted, samples, companions, grows)
+        if lost and (created := _create(root, wanted, samples, companions, locked)):
             return Ledger(root, created)
-        ledger = _belonging(root, wanted, samples, growing or {}, extend, locked)
+        ledger = _belonging(root, wanted, samples, companions, grows, extend, locked)
     sweep(root)
     return ledger
 
@@ -89,7 +98,7 @@ def _create(
     """What the folder was begun as; None where another process, without a lock between us, was first."""
     plan = root / "plan.parquet"
     found = {path.name for path in entries(root)}
-    if "dataset.json" in found:
+    if DATASET in found:
         return None
     if strangers := sorted(found - {TEMPORARY, plan.name, *companions}):
         raise UserError(
@@ -103,7 +112,7 @@ def _create(
     files = [file_record(root, root / name) for name in (plan.name, *companions)]
     dataset = dataset.model_copy(update={"files": files})
     try:
-        publish_bytes(root / "dataset.json", dataset.to_bytes(), root, exclusive=True)
+        publish_bytes(root / DATASET, dataset.to_bytes(), root, exclusive=True)
     except FileExistsError:
         return None
     return dataset
@@ -143,13 +152,26 @@ class _Difference(NamedTuple):
 
 
 def _belonging(
-    root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Growing, extend: bool, locked: bool
+    root: Place,
+    wanted: Dataset,
+    samples: Sequence[Sample],
+    companions: dict[str, bytes],
+    growing: Growing,
+    extend: bool,
+    locked: bool,
 ) -> Ledger:
     """The folder, if it and the run belong together, or do so when it is extended."""
     while True:
         ledger = Ledger(root, Ledger.open(root).dataset, wanted.image_root)
-        ledger.refuse_damage()
-        difference = _compare(ledger, wanted, samples, growing)
+        grown, others = _differing(ledger, wanted, growing)
+        if others:
+            ledger.refuse_damage()
+        else:
+            ledger = restored(ledger, samples, companions)
+        is_other = others or ledger.dataset.plan != wanted.plan
+        if problem := dataset_problem(ledger) or (plan_problem(ledger) if is_other else None):
+            raise UserError(problem)
+        difference = _compare(ledger, wanted, samples, grown, others)
         may_grow = not (difference.others or difference.gone)
         if may_grow and difference.new and not extend:
             raise UserError(f"{root}: was begun with less: {difference}; add it with --extend, or choose another --out")
@@ -164,7 +186,8 @@ def _belonging(
         _extend(ledger, wanted, difference, locked)
 
 
-def _compare(ledger: Ledger, wanted: Dataset, samples: Sequence[Sample], growing: Growing) -> _Difference:
+def _differing(ledger: Ledger, wanted: Dataset, growing: Growing) -> tuple[dict[str, Any], list[str]]:
+    """Fields that have grown, and a phrase for each other one that differs."""
     found = ledger.dataset
     known = found.latest_fields()
     grown = {
@@ -176,7 +199,13 @@ def _compare(ledger: Ledger, wanted: Dataset, samples: Sequence[Sample], growing
         {"kind": found.kind, **known, **grown, "shard_size": found.shard_size},
         {"kind": wanted.kind, **wanted.fields, "shard_size": wanted.shard_size},
     )
-    if found.plan == wanted.plan:
+    return grown, others
+
+
+def _compare(
+    ledger: Ledger, wanted: Dataset, samples: Sequence[Sample], grown: dict[str, Any], others: list[str]
+) -> _Difference:
+    if ledger.dataset.plan == wanted.plan:
         return _Difference([], [], grown, others)
     planned = {_identity(sample): sample for sample in ledger.plan}
     listed = {_identity(sample) for sample in samples}
@@ -209,7 +238,7 @@ def _extend(ledger: Ledger, wanted: Dataset, difference: _Difference, locked: bo
         "files": [*found.files, file_record(root, path)],
         "parts": [*found.all_parts(), part],
     }
-    publish_bytes(root / "dataset.json", found.model_copy(update=extended).to_bytes(), root)
+    publish_bytes(root / DATASET, found.model_copy(update=extended).to_bytes(), root)
 
 
 def _planned_by_another(path: Place, new: list[Sample]) -> list[Sample]:
@@ -238,16 +267,20 @@ def _refuse_other_images(ledger: Ledger) -> None:
     """Compares the first image of a few finished shards: names alone do not tell two folders apart."""
     source = open_source(ledger.image_root)
     begun = (commit for commit in ledger.commits() if commit.rows)
+    firsts: dict[str, bytes] = {}
     for commit in islice(begun, 8 if source.random_access else 1):
-        if problem := check_file(ledger.root, commit.files[0]):
-            raise UserError(f"{problem}; delete it, and the same command makes it again")
-        shard = open_parquet(ledger.shard_path(commit.shard))
-        first = shard.read_row_group(0, columns=["uri"])["uri"][0].as_py()
+        try:
+            row = open_parquet(ledger.shard_path(commit.shard)).read_row_group(0, columns=["uri", "image_sha256"])
+            first = row.slice(0, 1).to_pylist()[0]
+        except (OSError, LookupError, ValueError, pa.ArrowException):  # damaged: it is found and made again later
+            continue
+        firsts[first["uri"]] = first["image_sha256"]
+    for first in sorted(firsts, key=source.where):
         try:
             data = source.read(first)
         except BadImageError:  # it is gone, which the run says if it needs it
             continue
-        if hashlib.sha256(data).hexdigest() != commit.first_image_sha256:
+        if hashlib.sha256(data).digest() != firsts[first]:
             raise UserError(
                 f"{ledger.root}: the image {first!r} was another one when this folder was begun than the one that "
                 f"{ledger.image_root} has now; choose another --out"

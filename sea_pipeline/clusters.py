@@ -10,7 +10,6 @@ from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.settings import Settings, complaint
@@ -38,7 +37,7 @@ class LocalCluster(_Cluster):
     @classmethod
     def _one_for_each_worker(cls, gpus: tuple[str, ...], other: ValidationInfo) -> tuple[str, ...]:
         if gpus and len(gpus) != (workers := other.data.get("workers", len(gpus))):
-            raise PydanticCustomError("gpus", f"expected one for each of {workers} workers, found {len(gpus)}")
+            raise ValueError(f"expected one for each of {workers} workers, found {len(gpus)}")
         return gpus
 
 

@@ -88,7 +88,7 @@ def fit_codec(name: CodecName, sample: npt.NDArray[np.floating[Any]]) -> Codec:
 def save_codec(codec: Codec) -> bytes:
     """The codec as the bytes of a safetensors file; equal codecs give equal bytes."""
     parameters = {name: np.ascontiguousarray(values, "<f4") for name, values in codec.parameters().items()}
-    about = {"codec": codec.name, "version": _VERSION, "width": codec.width, "sha256": _sha256(codec)}
+    about = {"codec": codec.name, "version": _VERSION, "width": codec.width, "sha256": codec_sha256(codec)}
     metadata = {_KEY: json.dumps(about)}  # one key: safetensors writes several in any order
     saved: bytes = require("safetensors.numpy", "train").save(parameters, metadata)
     return saved
@@ -107,6 +107,7 @@ def load_codec(path: Place) -> Codec:
             parameters: dict[str, _Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: expected a codec, found a problem: {one_line(error)}") from error
+    about = about if isinstance(about, dict) else {}
     name, width = about.get("codec"), about.get("width")
     if name not in _BY_NAME or not isinstance(width, int) or about.get("version") != _VERSION:
         expected, found = f"{', '.join(get_args(CodecName))} in version {_VERSION}", about or "something else"
@@ -116,7 +117,7 @@ def load_codec(path: Place) -> Codec:
     if shapes != wanted or {values.dtype for values in parameters.values()} - {np.dtype("<f4")}:
         raise UserError(f"{path}: damaged: expected float32 parameters {wanted}, found {shapes}")
     codec: Codec = _BY_NAME[name](width, **parameters)
-    if _sha256(codec) != about.get("sha256"):
+    if codec_sha256(codec) != about.get("sha256"):
         raise UserError(f"{path}: damaged: expected the parameters that were written, found others")
     return codec
 
@@ -289,7 +290,8 @@ def _codes(codes: _Bytes, codec: Codec) -> _Bytes:
     return np.ascontiguousarray(codes)
 
 
-def _sha256(codec: Codec) -> str:
+def codec_sha256(codec: Codec) -> str:
+    """Of its name, width and parameters: the same codec reads the same codes."""
     digest = hashlib.sha256(f"{codec.name} {codec.width}".encode())
     for _, values in sorted(codec.parameters().items()):
         digest.update(np.ascontiguousarray(values, "<f4").tobytes())

@@ -1,14 +1,17 @@
-"""What a person sees in the terminal: progress on stderr, tables on stdout."""
+"""What a person sees in the terminal: progress on stderr, tables on stdout.
+
+Importing it brings rich alone: an error is told at once.
+"""
 
 import datetime
+import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import (
@@ -25,19 +28,32 @@ from rich.table import Table
 from rich.text import Text
 
 from sea_pipeline.analysis import BIN_WIDTH, MOST_FREQUENT, Statistics, image_words
-from sea_pipeline.ledger import QUARANTINE, Ledger
+from sea_pipeline.ledger import Ledger
 from sea_pipeline.pace import failing, pace
 from sea_pipeline.progress import no_bar
-from sea_pipeline.store import Labels
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from sea_pipeline.analysis import Statistics
+    from sea_pipeline.ledger import Ledger
     from sea_pipeline.stage_run import StageRun
+    from sea_pipeline.store import Labels
 
+LOG = logging.getLogger("sea_pipeline")
 _MOST_BAD = 20
 
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to `cli.main` that nobody reads on: rich would end the process as if something had failed."""
+        raise BrokenPipeError
+
+
 # A pipe has no width: there, long values must not be folded at the 80 columns that rich assumes.
-output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else 240)
-messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+_WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 240
+output = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=_WIDTH)
+messages = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Rate(ProgressColumn):
@@ -50,8 +66,8 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(what: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and time left; silent where stderr is no terminal."""
-    if not messages.is_terminal:
+    """A progress bar with rate and time left; silent with --quiet, and if stderr is no terminal."""
+    if not messages.is_terminal or _is_quiet():
         with no_bar(what, total, already) as advance:
             yield advance
         return
@@ -69,14 +85,46 @@ def progress(what: str, total: int, already: int) -> Iterator[Callable[[int], No
         yield lambda passed: bars.advance(task, passed)
 
 
+def say(message: str | Table) -> None:
+    """Tells on stderr how it goes; nothing with --quiet."""
+    if isinstance(message, str):
+        LOG.info("%s", message)
+    elif not _is_quiet():
+        messages.print(message)
+
+
+def _is_quiet() -> bool:
+    return LOG.level > logging.INFO
+
+
 def error(message: str) -> None:
     """One line on stderr."""
-    messages.print(Text.assemble(("error:", "bold red"), f" {' '.join(message.split())}"))
+    LOG.error("%s", message)
 
 
 def warning(message: str) -> None:
     """One line on stderr, of something that goes on all the same."""
-    messages.print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
+    LOG.warning("%s", message)
+
+
+def show(record: logging.LogRecord) -> None:
+    """Prints a record of the log, by its level: an error is one line, however many it has."""
+    text = record.getMessage()
+    if record.levelno >= logging.ERROR:
+        messages.print(Text.assemble(("error:", "bold red"), f" {' '.join(text.split())}"))
+    elif record.levelno >= logging.WARNING:
+        messages.print(Text.assemble(("warning:", "bold yellow"), f" {text}"))
+    else:
+        messages.print(Text(text))
+    if record.exc_info:
+        messages.print(Text("".join(traceback.format_exception(*record.exc_info)).rstrip(), style="dim"))
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Shows on a terminal that something takes a while; nothing with --quiet."""
+    with nullcontext() if _is_quiet() else messages.status(what):
+        yield
 
 
 def plain_table(*headings: str, **options: Any) -> Table:  # noqa: ANN401 - rich's
@@ -131,8 +179,10 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
     print_table(rows)
 
 
-def status_tables(ledger: Ledger) -> None:
+def status_tables(ledger: "Ledger") -> None:
     """The tables of `status`."""
+    from sea_pipeline.folder import QUARANTINE
+
     done, planned = ledger.done(), ledger.dataset
     print_table(
         {
@@ -157,7 +207,8 @@ def status_tables(ledger: Ledger) -> None:
             output.print(f"… and {done.bad - _MOST_BAD:,} more in {ledger.root / QUARANTINE}")
 
 
-def _pace_rows(ledger: Ledger) -> dict[str, str]:
+def _pace_rows(ledger: "Ledger") -> dict[str, str]:
+
     speed, rows = pace(ledger, datetime.datetime.now(datetime.UTC)), {}
     if speed.images_per_second and not ledger.complete:
         left = None if speed.seconds_left is None else datetime.timedelta(seconds=round(speed.seconds_left))
@@ -167,8 +218,10 @@ def _pace_rows(ledger: Ledger) -> dict[str, str]:
     return rows | {f"shard {shard} fails": line for shard, line in failing(ledger).items()}
 
 
-def statistics_tables(stats: Statistics, words: tuple[str, ...]) -> None:
+def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
     """The tables of `inspect LABELS`: SEA's Figure 6 and the most frequent words."""
+    import numpy as np
+
     if not stats.images:
         output.print("no image was labelled")
         return
@@ -201,10 +254,10 @@ def statistics_tables(stats: Statistics, words: tuple[str, ...]) -> None:
     output.print(table)
 
 
-def _histogram(title: str, starts: npt.NDArray[Any], counts: npt.NDArray[Any], width: float) -> None:
+def _histogram(title: str, starts: "npt.NDArray[Any]", counts: "npt.NDArray[Any]", width: float) -> None:
     table = plain_table(title=title, show_header=False)
     output.print()
-    filled = np.flatnonzero(counts)
+    filled = counts.nonzero()[0]
     for place in range(filled[0], filled[-1] + 1) if len(filled) else []:
         bar = "█" * round(40 * counts[place] / counts.max()) or ("▏" if counts[place] else "")
         table.add_row(
@@ -213,7 +266,7 @@ def _histogram(title: str, starts: npt.NDArray[Any], counts: npt.NDArray[Any], w
     output.print(table)
 
 
-def image_tables(image_id: str, labels: Labels, words: tuple[str, ...]) -> None:
+def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> None:
     """The tables of `inspect LABELS IMAGE`: the image's words, and the best word of every patch in its place."""
     top = "  ".join(f"{words[word]} {total:.1f}" for word, total in image_words(labels))
     x0, y0, x1, y1 = labels.crop_box

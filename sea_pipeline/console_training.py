@@ -57,11 +57,11 @@ def told() -> "Told":
     from trainer.train import Told
 
     return Told(
-        say=console.messages.print,
+        say=console.say,
         progress=console.progress,
         data=_data_table,
         trainable=_trainable_table,
-        metrics=lambda title, values: console.messages.print(f"{title}: {_line(values)}", highlight=False),
+        metrics=lambda title, values: console.say(f"{title}: {_line(values)}"),
     )
 
 
@@ -267,7 +267,7 @@ def _data_table(rows: Mapping[str, int]) -> None:
         table.add_column(heading, justify="left" if heading == "data" else "right", overflow="fold")
     for what, number in rows.items():
         table.add_row(escape(what), f"{number:,}")
-    console.messages.print(table)
+    console.say(table)
 
 
 def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None:
@@ -277,7 +277,7 @@ def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None
     for part, (total, trains, rate) in parts.items():
         shown = "logit_scale" if part == "alignment" else part  # as the recipe calls it
         table.add_row(shown, f"{total:,}", f"{trains:,}" if trains else "frozen", f"{rate:g}" if rate else "")
-    console.messages.print(table)
+    console.say(table)
 
 
 def _line(values: Mapping[str, float]) -> str:

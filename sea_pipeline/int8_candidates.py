@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from sea_pipeline.candidates import (
     GROUP,
     Candidates,
-    FaissCandidates,
     Scratch,
     TorchCandidates,
-    faiss_is_there,
+    float32_candidates,
     rounding_bound,
 )
 from sea_pipeline.errors import UserError
@@ -191,8 +190,8 @@ class Int8Candidates:
         """What scores all words in float32, made once."""
         with self._lock:
             if self._all_words is None:
-                faiss = faiss_is_there() and self._words.device.type == "cpu"
-                self._all_words = FaissCandidates(self._words) if faiss else TorchCandidates(self._words)
+                on_cpu = self._words.device.type == "cpu"
+                self._all_words = float32_candidates(self._words)[1] if on_cpu else TorchCandidates(self._words)
             return self._all_words
 
 

@@ -2,27 +2,27 @@
 
 Three things go on at once, so that none waits for the others: threads decode the images of later batches; others encode
 and search, each a batch of its own (a single one for a GPU, one for each core of a CPU); the caller's thread writes.
+Images are read in the order that their bytes lie in, and written in that of the plan.
 
 B images, P patches, D embedding width, n labels a patch.
 """
 
-import base64
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from sea_pipeline.ahead import ahead, batched, lanes
-from sea_pipeline.crops import LEAST_AREA, WHOLE, CropBox, image_and_crop, inside, labelled_crop
+from sea_pipeline.crops import LEAST_AREA, WHOLE, image_and_crop, inside, labelled_crop
 from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders.base import Encoder, finite_images
+from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import DECODE_VERSION, BadImageError, decode_image
 from sea_pipeline.row_groups import shard_footer
@@ -31,12 +31,12 @@ from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.search import Backend, WordSearch
 from sea_pipeline.shards import (
     MEANS,
-    LabelRow,
     ShardWriter,
     read_words,
     write_mean_similarity,
 )
 from sea_pipeline.sources import Source
+from sea_pipeline.sources.order import reading_order
 from sea_pipeline.storage import Place, publish
 from sea_pipeline.wordlists import WordList
 
@@ -46,31 +46,6 @@ BATCH_SIZES = {"cpu": 8, "cuda": 64}
 """Images at once, by device: a GPU is kept busy by a batch while Python issues the next one's kernels."""
 _MOST_LANES = 16
 """Each has buffers of its own, and Python lets one at a time issue its operations."""
-
-_Seconds = defaultdict[str, float]
-
-
-class _Decoded(NamedTuple):
-    sample: Sample
-    sha256: bytes
-    size: tuple[int, int]
-    """(width, height) of the upright image."""
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    crop_box: CropBox
-
-
-class _Labelled(NamedTuple):
-    """A batch of good images behind encoder and search."""
-
-    items: list[_Decoded]
-    """With embeddings that are finite; `rest` have others."""
-    rest: list[_Decoded]
-    word_ids: torch.Tensor
-    """int32 (items, P, n); scores likewise, float64."""
-    scores: torch.Tensor
-    patch_sum: torch.Tensor
-    """float64 (D,): the sum of the embeddings."""
-    seconds: _Seconds
 
 
 class LabelStage:
@@ -142,18 +117,17 @@ class LabelStage:
         advance: Callable[[int], None],
     ) -> ShardResult:
         """Labels one shard into the file `target`; the first one waits for the encoder to load. See `run.Stage`."""
-        seconds = _Seconds(float)
+        seconds = Seconds(float)
         with _timed(seconds, "load"), self._loading:
             self._encoder.load()
         bad: list[BadSample] = []
-        first_sha256: str | None = None
-        patch_sum = torch.zeros(self._encoder.width, dtype=torch.float64)
-        rows = 0
         patches = self._encoder.grid[0] * self._encoder.grid[1]
+        order = reading_order(samples, source)
         with (
             exact_float32(),
             ShardWriter(target, patches, self._top_n) as writer,
-            closing(self._decoded(samples, source, bad, seconds, advance)) as decoded,
+            ShardRows(samples, writer, target.parent, self._encoder.width) as rows,
+            closing(self._decoded(order, source, bad, seconds, advance)) as decoded,
             lanes(self.lanes) as pool,
         ):
             stacked = ((batch, self._stacked(batch)) for batch in batched(decoded, self.batch_size))
@@ -163,15 +137,10 @@ class LabelStage:
                     seconds[part] += spent / self.lanes  # which go on at once
                 bad += [_not_finite(item) for item in found.rest]
                 with _timed(seconds, "write"):
-                    patch_sum += found.patch_sum
-                    for item, word_ids, similarities in zip(found.items, found.word_ids, found.scores, strict=True):
-                        writer.add(_row(item, word_ids, similarities))
-                        first_sha256 = first_sha256 or item.sha256.hex()
-                rows += len(found.items)
-            writer.set_footer({**footer, "patches": rows * patches, "patch_sum": _packed(patch_sum)})
-        places = {sample.image_id: place for place, sample in enumerate(samples)}
-        bad.sort(key=lambda image: places[image.sample.image_id])  # not by who was found out first
-        return ShardResult(rows, bad, dict(seconds), first_sha256)
+                    rows.add_batch(found, bad)
+            rows.pass_over(bad)
+            writer.set_footer({**footer, "patches": rows.count * patches, "patch_sum": packed(rows.patch_sum)})
+        return ShardResult(rows.count, rows.bad(), dict(seconds), rows.first_sha256)
 
     def finish(self, ledger: Ledger) -> list[Place]:
         """Writes `words.parquet`, each word with its mean similarity over all patches, from the shards' footers.
@@ -179,7 +148,7 @@ class LabelStage:
         The mean of s over patches is sign * t_j · mean(v): one product of the words with the mean patch.
         """
         footers = [shard_footer(ledger.shard_path(shard)) for shard in range(ledger.dataset.shards)]
-        patch_sum = sum(_unpacked(footer["patch_sum"]) for footer in footers)
+        patch_sum = sum(unpacked(footer["patch_sum"]) for footer in footers)
         count = max(1, sum(footer["patches"] for footer in footers))
         mean = self._embeddings.double() @ (patch_sum / count) * self._encoder.sign
         with publish(ledger.root / MEANS, ledger.root) as scratch:
@@ -191,12 +160,12 @@ class LabelStage:
         samples: Iterable[Sample],
         source: Source,
         bad: list[BadSample],
-        seconds: _Seconds,
+        seconds: Seconds,
         advance: Callable[[int], None],
-    ) -> Generator[_Decoded]:
-        """The good images in plan order, decoded ahead in threads; the bad ones go to `bad`."""
+    ) -> Generator[Decoded]:
+        """The good images in their order, decoded ahead in threads; the bad ones go to `bad`."""
 
-        def decode(sample: Sample) -> tuple[_Decoded | BadSample, float]:
+        def decode(sample: Sample) -> tuple[Decoded | BadSample, float]:
             begun = time.thread_time()
             decoded = self._decode(sample, source)
             return decoded, time.thread_time() - begun
@@ -210,7 +179,7 @@ class LabelStage:
                 else:
                     yield decoded
 
-    def _decode(self, sample: Sample, source: Source) -> _Decoded | BadSample:
+    def _decode(self, sample: Sample, source: Source) -> Decoded | BadSample:
         if sample.problem is not None:
             return BadSample(sample, "list", "BadName", sample.problem)
         try:
@@ -220,17 +189,17 @@ class LabelStage:
             pixels = self._encoder.preprocess(shown)
         except BadImageError as error:
             return BadSample(sample, error.stage, error.error, error.message, error.sha256)
-        return _Decoded(sample, sha256, image.size, pixels.values, inside(pixels.crop_box, crop))
+        return Decoded(sample, sha256, image.size, pixels.values, inside(pixels.crop_box, crop))
 
-    def _stacked(self, batch: list[_Decoded]) -> torch.Tensor:
+    def _stacked(self, batch: list[Decoded]) -> torch.Tensor:
         """The encoder's input, uint8 (B, S, S, 3); for a GPU where it can fetch it by itself."""
         first = batch[0].pixels
         pixels = torch.empty(len(batch), *first.shape, dtype=torch.uint8, pin_memory=self._pinned)
         np.stack([item.pixels for item in batch], out=pixels.numpy())
         return pixels
 
-    def _labelled(self, batch: list[_Decoded], pixels: torch.Tensor) -> _Labelled:
-        seconds = _Seconds(float)
+    def _labelled(self, batch: list[Decoded], pixels: torch.Tensor) -> Labelled:
+        seconds = Seconds(float)
         with _timed(seconds, "encode"):
             vectors = self._encoder.patches(pixels)
             finite = finite_images(self._encoder, vectors)
@@ -241,39 +210,16 @@ class LabelStage:
             vectors = vectors[finite] if rest else vectors
             found = self.search(vectors.flatten(0, 1))
             word_ids, scores = (part.view(*vectors.shape[:2], self._top_n) for part in found)
-            patch_sum = vectors.sum((0, 1), dtype=torch.float64).cpu()
-        return _Labelled(items, rest, word_ids, scores, patch_sum, seconds)
+            patch_sums = vectors.sum(1, dtype=torch.float64).cpu()
+        return Labelled(items, rest, word_ids, scores, patch_sums, seconds)
 
 
-def _packed(vector: torch.Tensor) -> str:
-    """float64 numbers as base64 of their little-endian bytes: half the size of JSON's digits."""
-    return base64.b64encode(vector.numpy().astype("<f8").tobytes()).decode()
-
-
-def _unpacked(text: str) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f8").astype(np.float64))
-
-
-def _not_finite(item: _Decoded) -> BadSample:
+def _not_finite(item: Decoded) -> BadSample:
     return BadSample(item.sample, "encode", "NotFinite", "the encoder gives numbers that are not finite", item.sha256)
 
 
-def _row(item: _Decoded, word_ids: torch.Tensor, scores: torch.Tensor) -> LabelRow:
-    width, height = item.size
-    return LabelRow(
-        image_id=item.sample.image_id,
-        uri=item.sample.uri,
-        image_sha256=item.sha256,
-        height=height,
-        width=width,
-        crop_box=item.crop_box,
-        word_ids=word_ids.numpy(),
-        scores=scores.numpy(),
-    )
-
-
 @contextmanager
-def _timed(seconds: _Seconds, part: str) -> Iterator[None]:
+def _timed(seconds: Seconds, part: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
     seconds[part] += time.perf_counter() - begun

@@ -101,7 +101,7 @@ def label_images(
     fields = LabelStage.fields(encoder, words, settings.top_n, settings.crops)
     ledger = _begin(settings, listing, words, fields, encoder.spec)
     begun(ledger)
-    take_back(settings, ledger)
+    take_back(settings, ledger, progress, say)
     if ledger.complete:
         return StageRun(ledger, listing, Report(), device)
     stage = None

@@ -16,46 +16,42 @@ without it. A second writer of the same shard writes the same rows, so the last 
 
 import datetime
 import platform
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sea_pipeline.errors import UserError
+import pyarrow as pa
+
+from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.folder import (
+    COMMITS,
+    DATASET,
+    MANIFEST,
+    QUARANTINE,
+    Done,
+    advised,
+    is_ours,
+    lost_beginning,
+    other_than_ours,
+)
 from sea_pipeline.plan import Plan
 from sea_pipeline.quarantine import read_quarantine, write_quarantine
 from sea_pipeline.records import (
-    SCHEMA_VERSION,
     Commit,
     Dataset,
+    File,
     Manifest,
+    OtherVersionError,
     check_file,
+    check_size,
     file_record,
-    fingerprint_of,
+    find_record,
     load_record,
 )
 from sea_pipeline.samples import BadSample, Sample
-from sea_pipeline.storage import Place, publish, publish_bytes, spread, sweep
+from sea_pipeline.storage import Place, below, publish, publish_bytes, spread, sweep
 from sea_pipeline.storage.patience import StoreError
-
-QUARANTINE = "quarantine"
-
-
-@dataclass(frozen=True)
-class Done:
-    """How far a folder is."""
-
-    shards: int
-    images: int
-    """Images with a row."""
-    bad: int
-    reasons: Counter[str]
-    """Bad images by stage and error."""
-    bytes: int
-    """Of the shards and quarantine tables."""
-    last: str | None
-    """When the latest shard was finished, ISO 8601."""
 
 
 class Ledger:
@@ -77,23 +73,18 @@ class Ledger:
         Raises:
             UserError: it is not such a folder, or was written by a newer version.
         """
-        if not (root / "dataset.json").is_file():
+        path = root / DATASET
+        if not is_ours(root):
             raise UserError(
-                f"{root}: expected a folder that sea-pipeline wrote; found {_other_than_ours(root)}; "
+                f"{root}: expected a folder that sea-pipeline wrote; found {other_than_ours(root)}; "
                 "give the output folder of label or teacher, such as one below runs/labels"
             )
-        dataset = load_record(root / "dataset.json", Dataset)
-        if dataset.schema_version != SCHEMA_VERSION:
-            raise UserError(
-                f"{root}: expected schema version {SCHEMA_VERSION}, found {dataset.schema_version}; "
-                "read it with the sea-pipeline that wrote it"
-            )
-        if fingerprint_of(dataset.fields) != dataset.fingerprint:
-            raise UserError(f"{root / 'dataset.json'}: damaged: its fingerprint is not that of its fields")
-        parts = dataset.all_parts()
-        if (sum(part.shards for part in parts), sum(part.images for part in parts)) != (dataset.shards, dataset.images):
-            raise UserError(f"{root / 'dataset.json'}: damaged: its parts do not add up")
-        return cls(root, dataset)
+        try:
+            return cls(root, load_record(path, Dataset))
+        except (StoreError, OtherVersionError):
+            raise
+        except UserError as problem:
+            raise UserError(lost_beginning(str(problem))) from problem
 
     def samples(self, shard: int) -> list[Sample]:
         """The planned images of one shard."""
@@ -110,19 +101,32 @@ class Ledger:
 
     def commit_path(self, shard: int) -> Place:
         """Where a shard's commit is or will be."""
-        return self.root / "commits" / f"{shard:05d}.json"
+        return self.root / COMMITS / f"{shard:05d}.json"
+
+    def read_commit(self, shard: int) -> Commit | None:
+        """The shard's commit; None if there is none.
+
+        Raises:
+            UserError: it is damaged, is not this run's or this shard's, or its files are not there in their sizes.
+        """
+        if (commit := find_record(self.commit_path(shard), Commit)) is None:
+            return None
+        paths = [self.shard_path(shard), *([self.quarantine_path(shard)] if commit.bad else [])]
+        names = [below(self.root, path) for path in paths]
+        if problem := self.plan.file_of(shard).differs(commit, shard, self.dataset.fingerprint, names):
+            raise UserError(f"{self.commit_path(shard)}: damaged: {problem}")
+        if problem := next(filter(None, (check_size(self.root, file) for file in commit.files)), None):
+            raise UserError(problem)
+        return commit
 
     def commit(self, shard: int) -> Commit | None:
-        """The shard's commit, if it stands: it parses, belongs to this run, and its files have their sizes."""
+        """The shard's commit, if it stands; see `read_commit`."""
         try:
-            commit = load_record(self.commit_path(shard), Commit)
-            whole = all((self.root / file.path).stat().st_size == file.bytes for file in commit.files)
+            return self.read_commit(shard)
         except StoreError:
             raise
-        except (UserError, OSError):
+        except UserError:
             return None
-        same_run = (commit.fingerprint, commit.plan) == (self.dataset.fingerprint, self.plan.file_of(shard).sha256)
-        return commit if whole and same_run else None
 
     def commits(self) -> Iterator[Commit]:
         """The commits that stand, in plan order."""
@@ -130,15 +134,7 @@ class Ledger:
 
     def done(self) -> Done:
         """How far this folder is, from its commits."""
-        commits = list(self.commits())
-        return Done(
-            shards=len(commits),
-            images=sum(commit.rows for commit in commits),
-            bad=sum(commit.bad for commit in commits),
-            reasons=sum((Counter(commit.reasons) for commit in commits), Counter()),
-            bytes=sum(file.bytes for commit in commits for file in commit.files),
-            last=max((commit.finished for commit in commits), default=None),
-        )
+        return Done.of(list(self.commits()))
 
     def missing(self) -> list[int]:
         """The shards that are not finished."""
@@ -148,20 +144,20 @@ class Ledger:
     @property
     def finished(self) -> bool:
         """Whether there is a manifest of all that is planned."""
-        manifest = self._manifest()
-        return manifest is not None and not self._is_extended_since(manifest)
+        return self._finished() is not None
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do: finished, and every shard still stands."""
-        return self.finished and not self.missing()
+        """Whether nothing is left to do: finished, every shard still stands, and the other files are as written."""
+        manifest = self._finished()
+        if manifest is None or self.missing():
+            return False
+        return not any(spread(self.root, lambda file: check_file(self.root, file), manifest.other_files))
 
     @property
     def command(self) -> str:
         """What goes on with an unfinished folder, for people."""
-        manifest = self._manifest()
-        extended = manifest is not None and self._is_extended_since(manifest)
-        return f"the command that {'extended' if extended else 'began'} it"
+        return f"the command that {'extended' if self.dataset.parts else 'began'} it"
 
     def write_quarantine(self, shard: int, bad: Sequence[BadSample]) -> None:
         """Writes the table of a shard's bad images; without any there is none."""
@@ -176,25 +172,38 @@ class Ledger:
         """The bad images of the finished shards: image_id, uri, stage, error, message, image_sha256."""
         for commit in self.commits():
             if commit.bad:
-                yield from read_quarantine(self.quarantine_path(commit.shard))
+                with self.reading(commit.files[1]):
+                    rows = read_quarantine(self.quarantine_path(commit.shard))
+                yield from rows
+
+    @contextmanager
+    def reading(self, file: File) -> Iterator[None]:
+        """Says of a file that cannot be read what `verify` says of it."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+            problem = check_file(self.root, file) or f"{self.root / file.path}: damaged: {one_line(error)}"
+            raise UserError(advised(problem)) from error
 
     def refuse_damage(self) -> None:
         """Raises a UserError where the plan or another file from the beginning is not what was written."""
         for file in self.dataset.files:
             if problem := check_file(self.root, file):
-                raise UserError(f"{problem}; restore the file, or choose another --out")
+                raise UserError(advised(problem))
 
     def take_back_bad_shards(self, max_bad: float, shards: range | None = None) -> None:
         """Takes back finished shards with more than this share of bad images: their input may have been mended.
 
         What a manifest names has been accepted: that goes only where no bad image is allowed.
         """
-        manifest = self._manifest() if max_bad else None
+        manifest = self.read_manifest() if max_bad else None
         accepted = len(manifest.shards) if manifest else 0
         for commit in self.commits():
             wanted = commit.shard >= accepted and (shards is None or commit.shard in shards)
             if wanted and commit.bad > max_bad * (commit.bad + commit.rows):
-                (self.root / "manifest.json").unlink(missing_ok=True)
+                (self.root / MANIFEST).unlink(missing_ok=True)
                 self.commit_path(commit.shard).unlink(missing_ok=True)
 
     def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
@@ -231,21 +240,21 @@ class Ledger:
         commits = list(self.commits())
         if len(commits) != self.dataset.shards:
             raise UserError(f"{self.root}: another run takes shards back at the same time; run the command again")
-        manifest = Manifest(
+        manifest = self.manifest_of(commits, [file_record(self.root, path) for path in other_files])
+        publish_bytes(self.root / MANIFEST, manifest.to_bytes(), self.root)
+        sweep(self.root)  # of runs beside this one that were killed
+        return manifest
+
+    def manifest_of(self, commits: Sequence[Commit], others: Sequence[File]) -> Manifest:
+        """The manifest that follows from all commits and what the stage has written beside the shards."""
+        return Manifest(
             **self.dataset.model_dump(include={"schema_version", "kind", "fields", "fingerprint", "plan"}),
             rows=sum(commit.rows for commit in commits),
             bad=sum(commit.bad for commit in commits),
             shards=[commit.files[0] for commit in commits],
             shard_rows=[commit.rows for commit in commits],
-            other_files=[
-                *self.dataset.files,
-                *(file_record(self.root, path) for path in other_files),
-                *(file for commit in commits for file in commit.files[1:]),
-            ],
+            other_files=[*self.dataset.files, *others, *(file for commit in commits for file in commit.files[1:])],
         )
-        publish_bytes(self.root / "manifest.json", manifest.to_bytes(), self.root)
-        sweep(self.root)  # of runs beside this one that were killed
-        return manifest
 
     def manifest(self) -> Manifest:
         """The manifest of a finished folder.
@@ -253,32 +262,30 @@ class Ledger:
         Raises:
             UserError: the folder is not finished, or its manifest is damaged.
         """
-        manifest = self._manifest()
-        if manifest is None or self._is_extended_since(manifest):
+        manifest = self._finished()
+        if manifest is None:
             done = self.dataset.shards - len(self.missing())
             raise UserError(
                 f"{self.root}: expected a finished folder; {done} of {self.dataset.shards} shards are done; "
                 f"finish it by running {self.command} again"
             )
-        if manifest.fields != self.dataset.fields or manifest.plan != self.dataset.plan:
-            raise UserError(f"{self.root}: damaged: manifest.json and dataset.json are of two different runs")
-        if sum(manifest.shard_rows) != manifest.rows or len(manifest.shard_rows) != len(manifest.shards):
-            raise UserError(f"{self.root / 'manifest.json'}: damaged: its numbers of rows do not add up")
         return manifest
 
-    def _manifest(self) -> Manifest | None:
-        path = self.root / "manifest.json"
-        return load_record(path, Manifest) if path.is_file() else None
+    def read_manifest(self) -> Manifest | None:
+        """The manifest as it lies there, of all that is planned or of what was before an extension; None without one.
 
-    def _is_extended_since(self, manifest: Manifest) -> bool:
+        Raises:
+            UserError: it is damaged.
+        """
+        return find_record(self.root / MANIFEST, Manifest)
+
+    def _finished(self) -> Manifest | None:
+        manifest = self.read_manifest()
+        return None if manifest is None or self.is_extended_since(manifest) else manifest
+
+    def is_extended_since(self, manifest: Manifest) -> bool:
+        """Whether a manifest is of what was before an extension."""
         return bool(self.dataset.parts) and len(manifest.shards) < self.dataset.shards
-
-
-def _other_than_ours(root: Place) -> str:
-    if not root.is_dir():
-        return "a file" if root.exists() else "no such folder"
-    run = (root / "run.json").is_file()
-    return "a training run, which sea-pipeline report shows" if run else "no dataset.json in it"
 
 
 def _version(package: str) -> str:

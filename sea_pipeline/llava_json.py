@@ -9,7 +9,7 @@ import posixpath
 import re
 import reprlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import ijson
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.json_array import array_values
 
 
 def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
@@ -42,9 +43,15 @@ def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def records_of(file: BinaryIO, path: str, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
-    """The same of an open file that is called `path`."""
-    for number, row in (_json_lines if _has_lines(path) else _json_array)(file, path):
+def records_of(
+    file: BinaryIO, path: str, *, strict: bool = True, unheld: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """The same of an open file that is called `path`.
+
+    With `unheld`, a line of a `.jsonl` that is JSON but holds what Python does not (text that is not UTF-8, a number of
+    thousands of digits) is told to it and passed over.
+    """
+    for number, row in _json_lines(file, path, unheld) if _has_lines(path) else _json_array(file, path):
         if strict:
             with naming(path, number):
                 check_record(row)
@@ -168,23 +175,9 @@ def _is_media(value: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
 _KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _MEDIA = {"image", "img", "picture", "pic", "photo", "video", "audio", "sound", "speech", "media", "frame", "clip"}
 _MEDIA |= {"pixel"}
-_REFERENCE = {
-    "path",
-    "file",
-    "filename",
-    "filepath",
-    "name",
-    "fn",
-    "url",
-    "uri",
-    "link",
-    "list",
-    "byte",
-    "data",
-    "base",
-}
-_REFERENCE |= {"src", "b", "content", "local", "ab", "rel", "absolute", "relative", "input", "query", "encoded", "pil"}
-_REFERENCE |= {"dir", "folder", "value", "tensor", "base"}
+_REFERENCE = {"path", "file", "filename", "filepath", "name", "fn", "url", "uri", "link", "list", "byte", "data"}
+_REFERENCE |= {"src", "b", "content", "local", "ab", "rel", "absolute", "relative", "input", "query", "encoded"}
+_REFERENCE |= {"dir", "folder", "value", "tensor", "base", "pil"}
 _COMPOUND = re.compile(
     r"(image|img|picture|photo|video|audio)s?(path|file|filename|url|uri|name|list|data)s?", re.IGNORECASE
 )
@@ -271,7 +264,7 @@ def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
     digits = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)  # ijson's C code ends the process at a longer number
     try:
-        for number, row in enumerate(ijson.items(file, "item"), start=1):
+        for number, row in array_values(file):
             yield number, row
     except UserError:
         raise
@@ -290,10 +283,15 @@ def _said(error: Exception) -> str:
     return text.partition("\n")[0]
 
 
-def _json_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
+def _json_lines(
+    file: BinaryIO, path: str, unheld: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line, parse_constant=lambda _: None)  # NaN is null, in .json, too
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number}: expected one JSON object a line; {error}") from error
+                said = f"expected one JSON object a line; {error}"
+                if unheld is None or isinstance(error, json.JSONDecodeError | RecursionError):
+                    raise UserError(f"{path}: line {number}: {said}") from error
+                unheld(number, said)

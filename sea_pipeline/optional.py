@@ -18,7 +18,8 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:  # a GPU wheel without its CUDA libraries raises RuntimeError and worse, not ImportError
         raise UserError(
-            f"the Python module {module!r} cannot be imported ({type(error).__name__}: {error}); {_install(extra)}"
+            f"the Python module {module!r} cannot be imported ({type(error).__name__}: {error}); install it with: "
+            + install_line(extra)
         ) from error
 
 
@@ -30,9 +31,10 @@ def package_folder(package: str, extra: str) -> Path:
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the Python package {package!r} is not installed; {_install(extra)}")
+        raise UserError(f"the Python package {package!r} is not installed; install it with: {install_line(extra)}")
     return Path(spec.submodule_search_locations[0])
 
 
-def _install(extra: str) -> str:
-    return f"install it with: pip install 'sea-pipeline[{extra}]'"
+def install_line(extras: str) -> str:
+    """The command that installs extras, which are separated by commas."""
+    return f"pip install 'sea-pipeline[{extras}]'"

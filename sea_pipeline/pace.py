@@ -47,9 +47,10 @@ def failing(ledger: Ledger) -> dict[int, str]:
     found: dict[int, str] = {}
     for log in entries(ledger.root / LOGS):  # by name, so that a shard's attempts come in their order
         shard, _, rest = log.name.partition("-attempt-")
-        if rest and shard.isdigit() and ledger.commit(int(shard)) is None:
-            lines = log.read_text("utf-8").strip().splitlines()
-            found[int(shard)] = lines[-1] if lines else ""
+        number = int(shard) if rest and shard.isascii() and shard.isdecimal() else ledger.dataset.shards
+        if number < ledger.dataset.shards and ledger.commit(number) is None:
+            lines = log.read_bytes().decode(errors="replace").strip().splitlines()
+            found[number] = lines[-1] if lines else ""
     return found
 
 

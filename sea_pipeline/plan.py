@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from sea_pipeline.records import Dataset
+from sea_pipeline.records import Commit, Dataset
 from sea_pipeline.row_groups import open_parquet, parquet_writer
 from sea_pipeline.samples import Sample
 from sea_pipeline.storage import Place, canonical_json, local_copy
@@ -28,6 +28,25 @@ class PlanFile(NamedTuple):
     """One behind its last shard: how many shards there were to be when it was written."""
     sha256: str
     """Of its ids; see `plan_sha256`."""
+    images: int
+    shard_size: int
+
+    def images_of(self, shard: int) -> int:
+        """How many images a shard has."""
+        return min(self.shard_size, self.images - (shard - self.first) * self.shard_size)
+
+    def differs(self, commit: Commit, shard: int, fingerprint: str, files: list[str]) -> str | None:
+        """How a commit differs from what that of a shard of this part says, with these files below the folder."""
+        pairs = {
+            "shard": (shard, commit.shard),
+            "fingerprint": (fingerprint, commit.fingerprint),
+            "plan": (self.sha256, commit.plan),
+            "files": (files, [file.path for file in commit.files]),
+            "rows and bad": (self.images_of(shard), commit.rows + commit.bad),
+            "reasons": (commit.bad, sum(commit.reasons.values())),
+        }
+        differing = ((name, *pair) for name, pair in pairs.items() if pair[0] != pair[1])
+        return next((f"{name}: expected {one!s:.160}, found {other!s:.160}" for name, one, other in differing), None)
 
 
 class Plan:
@@ -37,7 +56,7 @@ class Plan:
         parts = dataset.all_parts()
         ends = accumulate(part.shards for part in parts)
         self.files = [
-            PlanFile(root / plan_name(number), end - part.shards, end, part.plan)
+            PlanFile(root / plan_name(number), end - part.shards, end, part.plan, part.images, dataset.shard_size)
             for number, (part, end) in enumerate(zip(parts, ends, strict=True))
         ]
 

@@ -28,9 +28,18 @@ def write_quarantine(path: Path, bad: Sequence[BadSample]) -> None:
 
 
 def read_quarantine(path: Place) -> list[dict[str, Any]]:
-    """The bad images of one shard: image_id, uri, stage, error, message, image_sha256."""
+    """The bad images of one shard: image_id, uri, stage, error, message, image_sha256.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        rows: list[dict[str, Any]] = open_parquet(path).read().to_pylist()
-    except (OSError, pa.ArrowException) as error:
+        table = open_parquet(path).read()
+        if not table.schema.equals(_SCHEMA):
+            raise UserError(f"{path}: damaged: expected the columns {', '.join(_SCHEMA.names)}")
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged: {one_line(error)}") from error
     return rows

@@ -3,19 +3,17 @@
 import bisect
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.ledger import QUARANTINE, Ledger
-from sea_pipeline.records import Manifest, check_file
+from sea_pipeline.errors import UserError
+from sea_pipeline.ledger import Ledger
+from sea_pipeline.records import File, Manifest
 from sea_pipeline.row_groups import open_parquet
 from sea_pipeline.storage import Place, local_copy, place, spread
-from sea_pipeline.storage.patience import StoreError
+from sea_pipeline.verify import check_files
 
 
 class RowStore:
@@ -34,7 +32,7 @@ class RowStore:
         self.image_root = ledger.dataset.image_root
         """Where the `uri`s start: `sources.open_source` reads the images from it."""
         self._ledger = ledger
-        self._shards = [ledger.root / file.path for file in manifest.shards]
+        self._shards = manifest.shards
         self._columns = frozenset(columns)
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
 
@@ -49,7 +47,7 @@ class RowStore:
     @cached_property
     def ids(self) -> list[str]:
         """The image ids in the order of the rows."""
-        return [image_id for ids in spread(self.path, _ids, self._shards) for image_id in ids]
+        return [image_id for ids in spread(self.path, self._ids, self._shards) for image_id in ids]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -65,9 +63,9 @@ class RowStore:
     def tables(self) -> Iterator[pa.Table]:
         """All rows in plan order, one row group at a time."""
         for shard in self._shards:
-            with local_copy(shard) as copy:  # whole: elsewhere, every row group would cost several requests
-                with _damage(shard):
-                    groups = open_parquet(copy).num_row_groups
+            # Whole: elsewhere, every row group would cost several requests.
+            with self._ledger.reading(shard), local_copy(self.path / shard.path) as copy:
+                groups = open_parquet(copy).num_row_groups
                 yield from (self._read(copy, group, shard) for group in range(groups))
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
@@ -77,7 +75,7 @@ class RowStore:
     @cached_property
     def _index(self) -> dict[str, tuple[int, int, int]]:
         """Where every image is: shard, row group, row in it."""
-        sizes = spread(self.path, _group_sizes, zip(self._shards, self.manifest["shard_rows"], strict=True))
+        sizes = spread(self.path, self._group_sizes, zip(self._shards, self.manifest["shard_rows"], strict=True))
         places = (
             (shard, group, row)
             for shard, groups in enumerate(sizes)
@@ -97,15 +95,31 @@ class RowStore:
         shard, group, row = self._index[image_id]
         cached = self._cached  # another thread may replace it
         if cached is None or cached[0] != (shard, group):
-            self._cached = cached = (shard, group), self._read(self._shards[shard], group, self._shards[shard])
+            file = self._shards[shard]
+            self._cached = cached = (shard, group), self._read(self.path / file.path, group, file)
         return cached[1].slice(row, 1)
 
-    def _read(self, file: Place, group: int, shard: Place) -> pa.Table:
-        with _damage(shard):
-            rows = open_parquet(file).read_row_group(group, use_threads=False)
-        if missing := self._columns.difference(rows.column_names):  # checksums cover pages, not the names of columns
-            raise UserError(f"{shard}: damaged: expected a column {min(missing)!r}")
+    def _read(self, path: Place, group: int, shard: File) -> pa.Table:
+        with self._ledger.reading(shard):
+            rows = open_parquet(path).read_row_group(group, use_threads=False)
+            if missing := self._columns.difference(rows.column_names):  # checksums cover pages, not names of columns
+                raise LookupError(f"expected a column {min(missing)!r}")
         return rows
+
+    def _group_sizes(self, shard_and_rows: tuple[File, int]) -> list[int]:
+        shard, rows = shard_and_rows
+        with self._ledger.reading(shard):
+            metadata = open_parquet(self.path / shard.path).metadata
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if sum(sizes) != rows:
+                raise LookupError(f"expected {rows:,} rows, found {sum(sizes):,}")
+        return sizes
+
+    def _ids(self, shard: File) -> list[str]:
+        with self._ledger.reading(shard):
+            table = open_parquet(self.path / shard.path).read(columns=["image_id"], use_threads=False)
+            ids: list[str] = table["image_id"].to_pylist()
+        return ids
 
 
 def no_such_image(image_id: object, ids: Iterable[str]) -> KeyError:
@@ -126,41 +140,10 @@ def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger
     Raises:
         UserError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
     """
-    root = place(path)
-    ledger = Ledger.open(root)
-    if ledger.dataset.kind != kind:
-        raise UserError(f"{root}: expected {kind}, found {ledger.dataset.kind}")
-    manifest = ledger.manifest()
-    files = [file for file in manifest.other_files if not file.path.startswith(f"{QUARANTINE}/")]
-    files += manifest.shards if verify else []
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        for problem in pool.map(lambda file: check_file(root, file), files):
-            if problem:
-                raise UserError(f"{problem}; restore it, or delete it and run the command that made the {kind} again")
-    return ledger, manifest
-
-
-def _group_sizes(shard_and_rows: tuple[Place, int]) -> list[int]:
-    shard, rows = shard_and_rows
-    with _damage(shard):
-        metadata = open_parquet(shard).metadata
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    if sum(sizes) != rows:
-        raise UserError(f"{shard}: damaged: expected {rows:,} rows, found {sum(sizes):,}")
-    return sizes
-
-
-def _ids(shard: Place) -> list[str]:
-    with _damage(shard):
-        ids: list[str] = open_parquet(shard).read(columns=["image_id"], use_threads=False)["image_id"].to_pylist()
-    return ids
-
-
-@contextmanager
-def _damage(shard: Place) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{shard}: damaged: {one_line(error)}") from error
+    ledger = Ledger.open(place(path))
+    found = ledger.dataset.kind
+    if found != kind and (ledger.root / found).is_dir():  # else `check_files` says that the name is damaged
+        raise UserError(f"{ledger.root}: expected {kind}, found {found}")
+    if problems := check_files(ledger, shards=verify).problems:
+        raise UserError(problems[0])
+    return ledger, ledger.manifest()

@@ -1,5 +1,6 @@
 """Runs any stage over the shards of a ledger: skips what is done, tries again, quarantines."""
 
+import logging
 import threading
 import traceback
 from collections import Counter
@@ -18,6 +19,7 @@ from sea_pipeline.sources import Source, open_source
 from sea_pipeline.storage import Place, alone, entries, publish, publish_bytes
 from sea_pipeline.tally import Report, Tally
 
+_LOG = logging.getLogger(__name__)
 ATTEMPTS = 2
 LOGS = "logs"
 
@@ -168,6 +170,7 @@ def process_shard(
 
 def log_attempt(ledger: Ledger, shard: int, attempt: int, text: str) -> None:
     """Keeps what there is to say of an attempt that failed; with the first one, what an earlier run has kept goes."""
+    _LOG.debug("shard %d: attempt %d failed: %s", shard, attempt, text.rstrip().rpartition("\n")[2])
     for log in entries(ledger.root / LOGS) if attempt == 1 else ():
         if log.name.startswith(f"{shard:05d}-attempt-"):
             log.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """One image of an input, before it is read, and the list of them all."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,3 +43,5 @@ class Listing:
     """What the ids are; for people."""
     streamed: bool = False
     """Whether the order is a stream's, which is read forward."""
+    pieces: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of tables, by file: the first row of each piece that can only be read forward; see `sources.order`."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, faiss_is_there, rounding_bound
+from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, float32_candidates, rounding_bound
 from sea_pipeline.half_candidates import HalfCandidates
 from sea_pipeline.int8_candidates import Int8Candidates, is_fast
 
@@ -36,7 +36,8 @@ class WordSearch:
             int8: scores of all words in int8 with a bound on their error, then float32 scores of the few that remain.
             faiss: FAISS's flat index, float32.
             torch: float32 scores of all words; on CUDA first float16 ones with a bound on their error.
-            auto: int8 on a CPU with instructions for it, else faiss where it is installed, else torch; on CUDA torch.
+            auto: int8 on a CPU with instructions for it, else the faster of faiss, if it is installed, and torch; on
+                CUDA torch.
         device: where the torch backend and the float64 scoring run, and FAISS where its GPU wheel is installed.
 
     Raises:
@@ -53,8 +54,7 @@ class WordSearch:
         self._words = words.to(self._device, torch.float32).contiguous()
         self._top_n = top_n
         self._sign = sign
-        self.backend = _resolve(backend, self._device)
-        self._candidates: Candidates = _PROPOSERS[self.backend](self._words)
+        self.backend, self._candidates = _proposer(backend, self._words)
         self.fallbacks = 0
         """Patches so far whose answer needed float64 scores of all words."""
 
@@ -122,9 +122,10 @@ _PROPOSERS: dict[str, Callable[[torch.Tensor], Candidates]] = {
 }
 
 
-def _resolve(backend: Backend, device: torch.device) -> Backend:
-    if backend != "auto":
-        return backend
-    if is_fast(device):
-        return "int8"
-    return "faiss" if device.type == "cpu" and faiss_is_there() else "torch"
+def _proposer(backend: Backend, words: torch.Tensor) -> tuple[str, Candidates]:
+    """What proposes candidates, and its name."""
+    if backend == "auto":
+        if words.device.type == "cpu" and not is_fast(words.device):
+            return float32_candidates(words)
+        backend = "int8" if words.device.type == "cpu" else "torch"
+    return backend, _PROPOSERS[backend](words)

@@ -66,7 +66,7 @@ class LabelRow(NamedTuple):
     width: int
     crop_box: CropBox
     word_ids: npt.NDArray[np.integer[Any]]
-    """(patches, n), -1 where there is no label."""
+    """(patches, n), -1 where there is no label; or as `to_stored` gives them."""
     scores: npt.NDArray[np.floating[Any]]
     """(patches, n), 0 where there is no label."""
 
@@ -80,11 +80,11 @@ class ShardWriter(RowGroupWriter[LabelRow]):
 
     def arrays(self, rows: list[LabelRow]) -> list[pa.Array]:
         """See `label_schema`."""
-        word_ids = np.stack([row.word_ids for row in rows])
+        words, scores = to_stored(np.stack([row.word_ids for row in rows]), np.stack([row.scores for row in rows]))
         lists: dict[str, npt.NDArray[Any]] = {
             "crop_box": np.array([row.crop_box for row in rows], np.float32),
-            "words": np.where(word_ids < 0, NO_WORD, word_ids).astype(np.uint16),
-            "scores": np.stack([row.scores for row in rows]).astype(np.float16),
+            "words": words,
+            "scores": scores,
         }
         return [
             pa.FixedSizeListArray.from_arrays(pa.array(lists[field.name].ravel()), type=field.type)
@@ -98,6 +98,13 @@ def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], np
     """The word ids and scores of a table of rows: int32 and float32 (rows, patches, n); -1 and 0 for no label."""
     words, scores = (table[name].combine_chunks().flatten().to_numpy() for name in ("words", "scores"))
     return from_stored(words, scores, (len(table), -1, top_n))
+
+
+def to_stored(
+    word_ids: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.floating[Any]]
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
+    """Word ids (-1 for no label) and scores as they are stored; what is so already stays as it is."""
+    return np.where(word_ids < 0, NO_WORD, word_ids).astype(np.uint16), scores.astype(np.float16)
 
 
 def from_stored(

@@ -8,7 +8,9 @@ from sea_pipeline.analysis import status_to_json
 from sea_pipeline.clusters import Crew, Existing, LocalCluster
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.mend import take_back_damaged
 from sea_pipeline.optional import require
+from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.run import Stage, run
 from sea_pipeline.samples import Listing
 from sea_pipeline.tally import Report
@@ -84,10 +86,19 @@ def driver_device(crew: Crew, device: str) -> tuple[str, bool]:
     return "cpu", isinstance(cluster, LocalCluster) and not cluster.gpus
 
 
-def take_back(settings: StageSettings, ledger: Ledger) -> None:
-    """Takes back finished shards whose bad images may have been mended: the run does them again."""
+def take_back(
+    settings: StageSettings, ledger: Ledger, progress: ProgressBar = no_bar, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Takes back finished shards that are damaged, or whose bad images may have been mended: the run does them again.
+
+    Raises:
+        UserError: see `take_back_damaged`.
+    """
+    shards = settings.crew.shards(ledger.dataset.shards)
+    looked_at = range(ledger.dataset.shards) if shards is None else shards
+    with progress("checking what is there", len(looked_at), 0) as advance:
+        take_back_damaged(ledger, looked_at, advance=advance, say=say)
     if settings.retry_bad or not ledger.finished:
-        shards = settings.crew.shards(ledger.dataset.shards)
         ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
 
 

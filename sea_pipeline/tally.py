@@ -1,5 +1,6 @@
 """What a run adds up as it goes: images, seconds, shards that failed, and whether too many images are bad."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
 
+_LOG = logging.getLogger(__name__)
 _ROUNDS = 3
 
 
@@ -58,6 +60,8 @@ class Tally:
         Raises:
             UserError: too many bad images.
         """
+        spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in commit.seconds.items())
+        _LOG.debug("shard %d: %d images, %d bad; %s", commit.shard, commit.rows, commit.bad, spent)
         self.report.images += commit.rows
         self.report.bad += commit.bad
         for part, seconds in commit.seconds.items():

@@ -12,8 +12,9 @@ refined embeddings V^ of width d. Columns:
 Beside the shards lies `codec.safetensors`, without which codes are only bytes; see `codecs.py`. The manifest's fields
 hold `grid`, [rows, columns] with rows * columns = m; `width`, d; and `codec`, the codec's name.
 
-The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields. A row group holds about 1 MiB
-of codes, so that one image is read without many others.
+The footer holds, under `sea_pipeline`, a JSON object with the fingerprint, its fields, and the `codec_sha256` of the
+codec that wrote the codes; shards of older versions lack it. A row group holds about 1 MiB of codes, so that one image
+is read without many others.
 """
 
 from dataclasses import dataclass

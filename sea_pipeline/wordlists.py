@@ -16,6 +16,17 @@ MAX_WORDS = 65_535
 MINED = "mine:"
 """In front of a file of captions: a list mined from them, then `GENERAL`; see `mine.mine`."""
 GENERAL = "2of12"
+_UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
+"""Categories of Unicode: control and format characters, those of private use, and what separates."""
+_ALSO_UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
+    *range(0x180B, 0x1810),
+    *range(0xFE00, 0xFE10),
+    *range(0xE0100, 0xE01F0),
+}
+"""Letters and marks that Unicode has programs draw as nothing (Default_Ignorable_Code_Point), and blank Braille."""
+_JOINERS = "\u200c\u200d"
+_VIRAMA = 9
+"""The combining class of the mark that takes a letter's vowel away."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +56,13 @@ class WordList:
 def load_wordlist(spec: str) -> WordList:
     """Reads a word list by its name (`2of12`), from a file (UTF-8, one word or phrase per line), or mines it.
 
-    Words are stripped and brought to Unicode form NFC; blank lines are left out; order and case are kept. With `mine:`
-    in front, the file is LLaVA's JSON or JSONL, and the list is what its captions name and then 2of12: see `mine.mine`.
+    Words are stripped and brought to Unicode form NFC; blank lines and the mark that a file begins with (BOM) are left
+    out; order and case are kept. With `mine:` in front, the file is LLaVA's JSON or JSONL, and the list is what its
+    captions name and then 2of12: see `mine.mine`.
 
     Raises:
-        UserError: no such list, not UTF-8, empty, a word twice, control characters, or over 65,535 words; or a file of
-            captions that is none.
+        UserError: no such list, not UTF-8, empty, a word twice, characters that nobody sees, or over 65,535 words; or a
+            file of captions that is none.
     """
     if spec.startswith(MINED):
         captions = Path(spec.removeprefix(MINED))
@@ -87,8 +99,11 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
         ) from error
     first_line: dict[str, int] = {}
     for number, word in _numbered_words(text):
-        if any(unicodedata.category(character) == "Cc" for character in word):
-            raise UserError(f"{origin}: line {number} holds a control character; expected one word or phrase per line")
+        if (place := _unseen(word)) is not None:
+            raise UserError(
+                f"{origin}: line {number} holds {_called(word[place])} (U+{ord(word[place]):04X}), which nobody sees, "
+                f"in {word!a}; expected one word or phrase per line; remove it, or write a space"
+            )
         if word in first_line:
             raise UserError(
                 f"{origin}: expected every word once; found {word!r} in lines {first_line[word]} and {number}"
@@ -105,6 +120,28 @@ def _numbered_words(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if word := unicodedata.normalize("NFC", line.strip()):
             yield number, word
+
+
+def _unseen(word: str) -> int | None:
+    """Where a word has a character that nobody sees, or that is not a plain space and looks like one."""
+    for place, character in enumerate(word):
+        unseen = unicodedata.category(character) in _UNSEEN or ord(character) in _ALSO_UNSEEN
+        if unseen and character != " " and not (character in _JOINERS and _is_needed(word, place)):
+            return place
+    return None
+
+
+def _is_needed(word: str, place: int) -> bool:
+    """Whether a joiner decides how its neighbours look: behind a virama, and between Arabic letters (RFC 5892)."""
+    before, behind = word[place - 1 : place], word[place + 1 : place + 2]
+    if before and unicodedata.combining(before) == _VIRAMA:
+        return True
+    return all(letter and unicodedata.bidirectional(letter) == "AL" for letter in (before, behind))
+
+
+def _called(character: str) -> str:
+    kinds = {"Cc": "a control character", "Co": "a character of private use"}
+    return kinds.get(unicodedata.category(character)) or unicodedata.name(character)
 
 
 def _text(words: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ Between driver and workers go shard numbers and small dicts: no image, no label,
 
 import ctypes
 import os
+import pickle
 import platform
 import time
 import traceback
@@ -18,6 +19,7 @@ from distributed import Worker, get_worker
 
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.own_trainer import take_own_trainer
 from sea_pipeline.records import Commit, differing_fields, fingerprint_of
 from sea_pipeline.run import LOGS, ShardError, Stage, process_shard
 from sea_pipeline.sources import Source, open_source
@@ -87,7 +89,9 @@ class StagePlugin(NamedPlugin):
 
     def __init__(self, recipe: Recipe, ledger: Ledger, probe: Path | None, name: str) -> None:
         self.name = name
-        self._recipe = recipe
+        # Unpickled by the worker itself, once it has looked that `trainer` is ours there.
+        self._recipe = pickle.dumps(recipe)
+        self._is_of_trainer = type(recipe).__module__.startswith("trainer.")
         self._ledger = ledger
         self._probe = probe
 
@@ -112,7 +116,10 @@ class StagePlugin(NamedPlugin):
                     "to; give --out a place that all workers share"
                 )
             time.sleep(0.5)
-        return self._recipe.stage(self._ledger), open_source(self._ledger.image_root)
+        if self._is_of_trainer:
+            take_own_trainer()
+        recipe: Recipe = pickle.loads(self._recipe)
+        return recipe.stage(self._ledger), open_source(self._ledger.image_root)
 
     def ready(self) -> dict[str, Any]:
         """Waits for the stage; says what it runs on."""

@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    {"errors"},
+    {"errors", "json_array", "record_values"},
     {
         "storage",
         "optional",
+        "own_trainer",
         "progress",
         "ahead",
+        "in_order",
         "crops",
         "pixels",
         "devices",
@@ -26,11 +28,11 @@ FLOORS = [
         "lift",
     },
     {"records", "mine", "samples", "codecs", "row_groups", "clusters", "worker_pool"},
-    {"plan", "quarantine", "wordlists", "sources", "dask_clusters"},
+    {"plan", "quarantine", "folder", "run_files", "wordlists", "sources", "dask_clusters"},
     {"ledger", "candidates"},
     {"tally", "verify"},
-    {"shards", "run", "begin", "rows", "int8_candidates", "half_candidates"},
-    {"store", "search", "encoders", "teacher", "workers", "pace"},
+    {"shards", "run", "mend", "rows", "int8_candidates", "half_candidates"},
+    {"begin", "store", "search", "encoders", "teacher", "workers", "pace", "label_rows"},
     {"analysis", "label", "label_cache", "probe", "driver"},
     {"stage_run"},
     {"figures", "console", "label_run"},

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sea_pipeline.progress import ProgressBar
+from sea_pipeline.run_files import read_log
 from sea_pipeline.storage import publish_bytes, writing
 
 _FEW = 64
@@ -46,14 +47,8 @@ class MetricsLog(TrainerCallback):
         return kept
 
     def lines(self) -> list[dict[str, Any]]:
-        """All logged objects; a line that a kill cut in half is left out."""
-        lines = []
-        for text in self._path.read_text("utf-8").splitlines() if self._path.is_file() else ():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-        return lines
+        """All logged objects; see `read_log`."""
+        return read_log(self._path)
 
     def seconds(self) -> float:
         """Of training, over all processes that had a part in the run."""

@@ -13,6 +13,7 @@ from sea_pipeline import __version__
 from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import read_json
+from sea_pipeline.run_files import RunFile, SummaryFile, read_run_file
 from trainer import hub
 from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder
@@ -107,7 +108,7 @@ def _chain(source: Path) -> list[Path]:
     chain: list[Path] = []
     while (source / "run.json").is_file() and source not in chain:
         chain.insert(0, source)
-        model = read_json(source / "run.json")["recipe"]["model"]
+        model = read_run_file(source / "run.json", RunFile)["recipe"]["model"]
         if not isinstance(model, str) or not (Path(model).parent / "summary.json").is_file():
             break
         source = Path(model).parent
@@ -116,12 +117,12 @@ def _chain(source: Path) -> list[Path]:
 
 def _run(path: Path, checkpoint: int | None) -> dict[str, Any]:
     """What the card says of one run, or of its first steps, whose end has nothing to say of them."""
-    run = read_json(path / "run.json")
+    run = read_run_file(path / "run.json", RunFile)
     start: dict[str, float] = {}
     end: dict[str, float] = {}
     length = f"step {checkpoint}"
     if checkpoint is None:
-        summary = read_json(path / "summary.json")
+        summary = read_run_file(path / "summary.json", SummaryFile)
         start, end = summary["start"], summary["end"]
         length = f"{summary['steps']} steps, {round(summary['seconds'])} s"
     fields, data = run["fields"], run["recipe"]["data"]

@@ -10,7 +10,8 @@ import transformers
 
 from sea_pipeline import __version__
 from sea_pipeline.errors import UserError
-from sea_pipeline.records import differing_fields, fingerprint_of
+from sea_pipeline.records import differing_fields, fingerprint_of, load_record
+from sea_pipeline.run_files import RunFile
 from sea_pipeline.storage import TEMPORARY, entries, make_folder, publish_bytes, sweep
 from trainer.recipe import Recipe
 from trainer.run_fields import ACCUMULATION
@@ -48,9 +49,9 @@ def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -
             publish_bytes(described, (json.dumps(record, indent=2) + "\n").encode(), out, exclusive=True)
             return
     try:
-        found = json.loads(described.read_text("utf-8"))["fields"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{described}: damaged; choose another --out") from error
+        found = load_record(described, RunFile).fields
+    except UserError as damage:
+        raise UserError(f"{damage}; restore it, or choose another --out") from damage
     if differences := differing_fields(found, fields):
         problem = "; ".join(differences[:6]).replace(f"recipe.training_arguments.{ACCUMULATION}", _MICRO_BATCHES)
         raise UserError(f"{out}: holds another run: {problem}; choose another --out")

@@ -1,12 +1,11 @@
 """What `run.json` says of a run, and where the checkpoints are that it keeps."""
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.records import read_json
+from sea_pipeline.run_files import RunFile, SummaryFile, read_run_file
 from trainer.recipe import Recipe
 
 
@@ -39,9 +38,9 @@ def last_step(run: Path) -> int | None:
     summary = run / "summary.json"
     if not summary.is_file():
         return None
-    steps = read_json(summary).get("steps")
+    steps = read_run_file(summary, SummaryFile).get("steps")
     if not isinstance(steps, int):
-        raise UserError(f"{summary}: expected the number of steps; found {steps!r}; restore the file")
+        raise UserError(f"{summary}: expected the number of steps; found none; restore the file")
     return steps
 
 
@@ -56,12 +55,16 @@ def read_run(run: Path, *, finished: bool = True) -> RunRecord:
         UserError: the folder is none of a run, or of another version; see `finished`.
     """
     try:
-        found = json.loads((run / "run.json").read_text("utf-8"))
+        found = read_run_file(run / "run.json", RunFile)
         recipe = Recipe.model_validate(found["recipe"])
         record = RunRecord(recipe, found["fields"]["model"]["weights"], found["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         reason = one_line(error)
-        raise UserError(f"{run / 'run.json'}: expected a run of this version; it cannot be read: {reason}") from error
+        raise UserError(
+            f"{run / 'run.json'}: expected a run of this version; {reason}; restore it, or train anew"
+        ) from error
     if finished and not (run / "summary.json").is_file():
         raise UserError(
             f"{run}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume"

@@ -183,8 +183,15 @@ def _ask_llm(llm: Path, settings: SuiteSettings) -> list[str]:
 def _launch(module: str, gpus: int, *, ours: bool = False) -> list[str]:
     """How a harness starts; with `ours`, in a process that knows our towers."""
     if ours:
-        return ["python", "-c", f"import runpy, trainer.towers; runpy.run_module('{module}', run_name='__main__')"]
+        return [
+            "python",
+            "-P",
+            "-c",
+            f"import runpy, trainer.towers; runpy.run_module('{module}', run_name='__main__')",
+        ]
     python = ["python"] if gpus == 1 else ["accelerate", "launch", "--num_processes", str(gpus)]
+    if module.startswith("trainer."):  # not a user's own trainer.py, in the folder that the script is run in
+        python = ["python", "-P"] if gpus == 1 else ["env", "PYTHONSAFEPATH=1", *python]
     return [*python, "-m", module]
 
 

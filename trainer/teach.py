@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sea_pipeline.codecs import Codec
+from sea_pipeline.codecs import Codec, codec_sha256
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import BadImageError
@@ -147,7 +147,7 @@ class TeachStage:
                 first, rows = first or sha256, rows + 1
                 seconds["write"] += time.perf_counter() - begun
                 begun = time.perf_counter()
-            writer.set_footer(footer)
+            writer.set_footer({**footer, "codec_sha256": codec_sha256(self._codec)})
         return ShardResult(rows, bad, dict(seconds), first)
 
     def finish(self, ledger: Ledger) -> list[Place]:

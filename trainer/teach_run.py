@@ -1,5 +1,6 @@
 """`sea-pipeline teacher` as a function: a model folder and data in, a folder of BASIC's targets out."""
 
+import hashlib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,20 +13,23 @@ from pydantic import Field
 
 from sea_pipeline.begin import begin
 from sea_pipeline.clusters import Crew
-from sea_pipeline.codecs import Codec, CodecName, fit_codec, load_codec, save_codec
+from sea_pipeline.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.errors import UserError
+from sea_pipeline.folder import COMMITS
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.llava_json import grew_from
 from sea_pipeline.pixels import DECODE_VERSION
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
+from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.samples import BadSample, Listing
 from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage import Place, alone, file_sha256, place, publish_bytes
 from sea_pipeline.storage.leftovers import files_like
+from sea_pipeline.storage.patience import StoreError
 from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
@@ -111,11 +115,7 @@ def teach_images(
     # Records behind the others change nothing of an image that is there: its first sample counts.
     growing = {"data": lambda earlier: grew_from(conversations.file, earlier)}
     ledger = begin(out, KIND, fields, listing, settings.shard_size, {}, extend=settings.extend, growing=growing)
-    if ledger.done().shards and not (ledger.root / CODEC).is_file():
-        raise UserError(
-            f"{ledger.root / CODEC}: is gone, and finished shards need it; restore it, or give another --out"
-        )
-    take_back(settings, ledger)
+    take_back(settings, ledger, progress, say)
     if ledger.complete:
         return StageRun(ledger, listing, Report(), device)
     stage = _stage(settings, recipe, folder, conversations, ledger, device) if settings.crew.alone else None
@@ -232,20 +232,52 @@ def _stage(
 
 
 def _codec(ledger: Ledger, name: CodecName, teacher: Teacher) -> Codec:
-    """The folder's codec; fitted to some of its images and written before the first shard."""
+    """The folder's codec; fitted to some of its images and written before the first shard, or again if it is lost."""
     path = ledger.root / CODEC
     with alone(ledger.root):  # of several processes that fit at once, the first one's codes would be another's
-        if not path.is_file():
-            images, vectors = (1, 1) if name == "float16" else _CALIBRATION
-            begun_with = range(ledger.plan.files[0].end)  # images that were added later change no codec
-            samples = [sample for shard in begun_with for sample in ledger.samples(shard)]
-            chosen = samples[:: max(1, len(samples) // images)][:images]
-            ignored: list[BadSample] = []
-            found = [targets.refined for _, targets in teacher(chosen, ignored)]
-            if not found:
-                raise UserError(f"{ledger.root}: none of {len(chosen)} images could be read: {ignored[0].message}")
-            every = np.concatenate(found)
-            sample = every[:: max(1, len(every) // vectors)]
-            with suppress(FileExistsError):  # of a store without locks
-                publish_bytes(path, save_codec(fit_codec(name, sample)), ledger.root, exclusive=True)
+        problem = _codec_problem(ledger, path)
+        if problem is None:
+            return load_codec(path)
+        images, vectors = (1, 1) if name == "float16" else _CALIBRATION
+        begun_with = range(ledger.plan.files[0].end)  # images that were added later change no codec
+        samples = [sample for shard in begun_with for sample in ledger.samples(shard)]
+        chosen = samples[:: max(1, len(samples) // images)][:images]
+        ignored: list[BadSample] = []
+        found = [targets.refined for _, targets in teacher(chosen, ignored)]
+        if not found:
+            raise UserError(f"{ledger.root}: none of {len(chosen)} images could be read: {ignored[0].message}")
+        every = np.concatenate(found)
+        fitted = fit_codec(name, every[:: max(1, len(every) // vectors)])
+        if not _wrote_shards(ledger, fitted, unless_known=False):
+            raise UserError(
+                f"{problem}; the one that is fitted now is another than finished shards were written with; restore it, "
+                f"or remove {ledger.root / COMMITS} and run the same command again, which teaches every image again"
+            )
+        with suppress(FileExistsError):  # of a store without locks
+            publish_bytes(path, save_codec(fitted), ledger.root, exclusive=not path.exists())
     return load_codec(path)
+
+
+def _codec_problem(ledger: Ledger, path: Place) -> str | None:
+    """Why the codec that lies there, if any, cannot be that of the finished shards; None if it can."""
+    try:
+        fits = _wrote_shards(ledger, load_codec(path), unless_known=True)
+    except StoreError:
+        raise
+    except UserError as problem:
+        return str(problem)
+    return None if fits else f"{path}: expected the codec of the finished shards; found another"
+
+
+def _wrote_shards(ledger: Ledger, codec: Codec, *, unless_known: bool) -> bool:
+    """Whether finished shards, if there are any, were written with a codec; `unless_known` where none of them says."""
+    commits = list(ledger.commits())
+    for commit in commits:
+        with ledger.reading(commit.files[0]):
+            said = shard_footer(ledger.shard_path(commit.shard)).get("codec_sha256")
+        if said is not None:
+            return bool(said == codec_sha256(codec))
+    manifest = ledger.read_manifest()  # shards of older versions do not say
+    saved = hashlib.sha256(save_codec(codec)).hexdigest()
+    records = [] if manifest is None else [file.sha256 == saved for file in manifest.other_files if file.path == CODEC]
+    return not commits or (records[0] if records else unless_known)

@@ -5,6 +5,7 @@ along the run), `model/` (a stock LLaVA folder, there once it is whole) and `sum
 """
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
+from sea_pipeline.run_files import SummaryFile, read_run_file
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import alone, claimed, make_folder, publish_bytes
 from trainer import checkpoints
@@ -107,7 +109,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     told = told if args.process_index == 0 else QUIET
     if (out / "summary.json").is_file():
         told.say(f"{out}: this run is finished")
-        return TrainRun(out, json.loads((out / "summary.json").read_text("utf-8")))
+        return TrainRun(out, read_run_file(out / "summary.json", SummaryFile))
     told.say(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     with (
         claimed(out) if args.process_index == 0 else nullcontext(),
@@ -262,7 +264,8 @@ class _Run:
         evaluated = [line for line in self.log.lines() if is_evaluation(line)]
 
         def metrics(line: dict[str, Any]) -> dict[str, float]:
-            return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
+            named = {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
+            return {name: value for name, value in named.items() if math.isfinite(value)}
 
         written = {
             "name": self.inputs.recipe.name,

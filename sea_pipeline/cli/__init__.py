@@ -3,20 +3,25 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from sea_pipeline import __version__
-from sea_pipeline.cli import completion
+from sea_pipeline.cli import completion, streams, talk
 from sea_pipeline.errors import UserError, one_line
 
 app = typer.Typer(
     name="sea-pipeline",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Per-patch word labels for images (SEA), and projectors that put visual tokens where the LLM keeps its words.",
+    epilog="Every option can be set by a variable of the environment, too: SEA_PIPELINE_LABEL_TOP_N=5 is label --top-n "
+    "5. Exit codes: 0 done; 1 what you can mend, in one line; 2 a command line that cannot be read; 3 finished, but "
+    "shards failed; 130 interrupted.",
 )
 
 # Options of the commands that embed words.
@@ -46,7 +51,7 @@ Search = Annotated[
     Literal["auto", "int8", "faiss", "torch"],
     typer.Option(
         help="What proposes words; the labels are the same. int8: 8 bits with a bound on the error; faiss: FAISS's "
-        "flat index; torch: float32; auto: int8 on CPUs made for it, else faiss if installed, else torch."
+        "flat index; torch: float32; auto: int8 on CPUs made for it, else the faster of faiss and torch there."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
@@ -67,8 +72,8 @@ def _of_this_machine(text: str | Path) -> Path:
     return Path(text)
 
 
-_INTERRUPTED = 130
-"""The exit code after Ctrl-C, which typer gives."""
+MENDABLE, MISUSED, FAILED_SHARDS, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes: what the user can mend; a command line that cannot be read; finished, but shards failed; Ctrl-C."""
 _STOPPED = {
     "label": "finished shards are kept; run the same command again to go on",
     "teacher": "finished shards are kept; run the same command again to go on",
@@ -81,38 +86,63 @@ _STOPPED = {
 
 
 def main() -> None:
-    """Runs the command line: exit 0, 1 with one line for what the user can mend, 2 where shards failed."""
-    code, problem = _run()
-    if problem:
-        from sea_pipeline import console  # here, as a shell that completes a line waits for what is imported above
-
-        console.error(problem)
-    raise SystemExit(code)
+    """Runs the command line, and exits with one of the codes above; `streams.CLOSED` if nobody reads its output."""
+    streams.prepare()
+    with talk.heard():
+        code = _run()
+        raise SystemExit(streams.flushed(code))
 
 
-def _run() -> tuple[int, str]:
-    """The exit code, and what to say of it."""
+def _run() -> int:
+    """The exit code; what there is to say of it has been said."""
     try:
         _refuse_arguments_that_are_not_utf8()
         code = app(prog_name="sea-pipeline", standalone_mode=False) or 0
-        return code, _stopped() if code == _INTERRUPTED else ""
+        return _told(code, _stopped()) if code == INTERRUPTED else code
     except UserError as problem:
-        return 1, str(problem)
+        return _told(MENDABLE, str(problem), problem)
     except OSError as problem:
-        said = problem.strerror or one_line(problem)
-        return 1, f"{problem.filename}: {said}" if problem.filename else said
+        return _unwritten(problem)
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return _unwritten(end.__context__)  # typer and rich end a program so, whichever pipe it was
     except typer.Abort:
-        return _INTERRUPTED, _stopped()
+        return _told(INTERRUPTED, _stopped())
     except Exception as mistake:
         if not hasattr(mistake, "format_message"):  # typer's own: an unknown option, a missing argument
             raise
-        return 1, _misused(mistake.format_message(), getattr(mistake, "ctx", None))
+        return _told(MISUSED, _misused(mistake))
 
 
-def _misused(text: str, context: typer.Context | None) -> str:
-    """What typer says of a command line that it cannot read, and where to look; empty where it has shown the help."""
+def _unwritten(problem: OSError) -> int:
+    """The exit code of a file or a pipe that cannot be read or written."""
+    if streams.is_closed(problem):
+        return streams.CLOSED
+    said = problem.strerror or one_line(problem)
+    return _told(MENDABLE, f"{problem.filename}: {said}" if problem.filename else said, problem)
+
+
+def _told(code: int, problem: str, cause: BaseException | None = None) -> int:
+    """Says what is wrong, and with --verbose where it came from; the exit code."""
+    with suppress(BrokenPipeError):
+        if problem:
+            talk.LOG.error("%s", problem)
+        if cause is not None:
+            talk.LOG.debug("it came from here:", exc_info=cause)
+    return code
+
+
+def _misused(mistake: Any) -> str:  # noqa: ANN401 - typer's; it has moved between versions
+    """What typer says of a command line that it cannot read, and where to look; empty if it has shown the help."""
+    text: str = mistake.format_message()
+    context: typer.Context | None = getattr(mistake, "ctx", None)
+    option = getattr(mistake, "param", None)
     if not text:
         return ""
+    if context and option is not None and getattr(option, "envvar", None):
+        source = context.get_parameter_source(option.name)
+        text = text.rstrip(".") + (f", set by {option.envvar}" if source and source.name == "ENVIRONMENT" else "")
     path, teaches = f"sea-pipeline {_given_command()}".rstrip(), ""
     if context:
         path, teaches = context.command_path, context.command.help or ""
@@ -151,10 +181,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    quiet: talk.Quiet = False,
+    verbose: talk.Verbose = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-) -> None: ...
+) -> None:
+    talk.set_level(quiet=quiet, verbose=verbose)
 
 
 # Each registers its commands, in the order in which --help lists them.

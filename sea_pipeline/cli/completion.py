@@ -1,6 +1,10 @@
 """What a shell offers where a folder, a recipe or a spec is asked for: names that lie where the commands put them."""
 
+from contextlib import suppress
 from pathlib import Path
+
+from sea_pipeline.errors import UserError
+from sea_pipeline.own_trainer import take_own_trainer
 
 
 def labels() -> list[str]:
@@ -40,9 +44,12 @@ def recipes() -> list[str]:
 
 def recipe_names() -> list[str]:
     """Recipes of the project, and rows of the papers' tables."""
-    from trainer import recipe_names as names
+    with suppress(UserError):
+        take_own_trainer()
+        from trainer import recipe_names as names
 
-    return names.recipe_names()
+        return names.recipe_names()
+    return []
 
 
 def wordlists() -> list[str]:

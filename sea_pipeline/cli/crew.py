@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sea_pipeline.cli import print_json
+from sea_pipeline.cli import FAILED_SHARDS, print_json
 
 if TYPE_CHECKING:  # it brings torch
     from sea_pipeline.stage_run import StageRun
@@ -54,7 +54,7 @@ Dashboard = Annotated[
 
 
 def tell(done: "StageRun", kind: str, done_to: str, *, as_json: bool) -> None:
-    """Prints what was done, as `console.stage_table` or as JSON; exit 2 where shards failed."""
+    """Prints what was done, as `console.stage_table` or as JSON; exit 3 if shards failed."""
     from sea_pipeline import console
 
     if as_json:
@@ -62,4 +62,4 @@ def tell(done: "StageRun", kind: str, done_to: str, *, as_json: bool) -> None:
     else:
         console.stage_table(done, kind, done_to)
     if done.report.failed:
-        raise typer.Exit(2)
+        raise typer.Exit(FAILED_SHARDS)

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sea_pipeline.cli import app, local_output, print_json
+from sea_pipeline.cli import local_output, print_json
+from sea_pipeline.cli.command import command
 
 _PHOTOS = 4
 """That each model looks at for the report; more would take minutes."""
 
 
-@app.command()
+@command
 def demo(
     out: Annotated[Path, local_output("Output folder.")] = Path("runs/demo"),
     as_json: Annotated[
@@ -32,7 +33,7 @@ def demo(
     from trainer.recipe_names import builtin_recipes
     from trainer.stages import train_stages
 
-    console.messages.print("1 of 3: words for every patch of the sample photos")
+    console.say("1 of 3: words for every patch of the sample photos")
     done = label_images(LabelSettings(out=out / "labels"), progress=console.progress)
     if not as_json:
         store = open_labels(out / "labels")
@@ -42,7 +43,7 @@ def demo(
     metrics: dict[str, dict[str, float]] = {}
     last: dict[str, Path] = {}
     for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
-        console.messages.print(f"2 of 3: a model that is trained {title}")
+        console.say(f"2 of 3: a model that is trained {title}")
         recipes = read_recipes(builtin_recipes()[name], [f"labels.path={out / 'labels'}"])
         runs = train_stages(recipes, out / name, told=console_training.told())
         metrics |= {} if metrics else {"start": next(iter(runs.values())).summary["start"]}
@@ -52,7 +53,7 @@ def demo(
         console.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
         console_training.metrics_table(metrics)
         console.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
-    console.messages.print("3 of 3: what both models make of the photos")
+    console.say("3 of 3: what both models make of the photos")
     made = make_report([out / "labels", *last.values()], out / "report.html", names=list(last), images=_PHOTOS)
     if as_json:
         found: dict[str, Any] = {"labels": str(out / "labels"), "metrics": metrics, "report": made["out"]}

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app, completion, local_output, print_json
+from sea_pipeline.cli import completion, local_output, print_json
+from sea_pipeline.cli.command import command
 from sea_pipeline.errors import UserError
 
 
-@app.command()
+@command
 def eval_commands(
     folder: Annotated[
         Path | None,

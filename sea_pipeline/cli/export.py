@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app, completion, local_output, print_json
+from sea_pipeline.cli import completion, local_output, print_json
+from sea_pipeline.cli.command import command
 from sea_pipeline.errors import UserError
 
 
-@app.command()
+@command
 def export(
     source: Annotated[
         Path,
@@ -80,7 +81,7 @@ def export(
         format=file_format,
         push=push,
     )
-    with console.messages.status(f"writing {out}"):
+    with console.busy(f"writing {out}"):
         done = export_model(settings)
     if as_json:
         print_json(done.to_json())

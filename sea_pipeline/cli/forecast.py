@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import Device, Encoder, Precision, Search, Template, TopN, WordListName, app, print_json
+from sea_pipeline.cli import Device, Encoder, Precision, Search, Template, TopN, WordListName, print_json
+from sea_pipeline.cli.command import command
 from sea_pipeline.cli.crew import ShardSize
 
 
-@app.command()
+@command
 def plan(
     images: Annotated[int, typer.Option(min=1, help="How many images there are to label.")],
     sample: Annotated[

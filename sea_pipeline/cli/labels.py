@@ -13,11 +13,11 @@ from sea_pipeline.cli import (
     Template,
     TopN,
     WordListName,
-    app,
     completion,
     local_output,
     print_json,
 )
+from sea_pipeline.cli.command import command
 from sea_pipeline.cli.crew import (
     Cluster,
     Dashboard,
@@ -46,7 +46,7 @@ OutputFolder = Annotated[
 ]
 
 
-@app.command()
+@command
 def label(
     images: Annotated[
         str | None,
@@ -126,15 +126,15 @@ def label(
     )  # fmt: skip
     done = label_images(
         settings,
-        begun=lambda ledger: console.messages.print(f"labels go to {ledger.root}"),
+        begun=lambda ledger: console.say(f"labels go to {ledger.root}"),
         warn=console.warning,
-        say=console.messages.print,
+        say=console.say,
         progress=console.progress,
     )
     tell(done, "labels", "labelled", as_json=as_json)
 
 
-@app.command()
+@command
 def inspect(
     labels: LabelsFolder,
     image: Annotated[str | None, typer.Argument(help="An image id, for its own words.", show_default=False)] = None,
@@ -187,7 +187,7 @@ def inspect(
     console.statistics_tables(stats, store.words)
 
 
-@app.command()
+@command
 def status(
     folder: OutputFolder,
     as_json: Annotated[
@@ -206,15 +206,17 @@ def status(
     from sea_pipeline import analysis, console
     from sea_pipeline.ledger import Ledger
     from sea_pipeline.storage import place
+    from sea_pipeline.verify import refuse_damage
 
     ledger = Ledger.open(place(folder))
+    refuse_damage(ledger)
     if as_json:
         print_json(analysis.status_to_json(ledger))
     else:
         console.status_tables(ledger)
 
 
-@app.command()
+@command
 def verify(
     folder: OutputFolder,
     as_json: Annotated[

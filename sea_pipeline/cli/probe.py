@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import Device, Precision, Template, TopN, WordListName, app, completion, print_json
+from sea_pipeline.cli import Device, Precision, Template, TopN, WordListName, completion, print_json
+from sea_pipeline.cli.command import command
 
 
-@app.command()
+@command
 def probe(
     data: Annotated[Path, typer.Option(help="A LLaVA .json or .jsonl file with captions.")],
     image_root: Annotated[

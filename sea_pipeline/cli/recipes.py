@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import app, completion, print_json
+from sea_pipeline.cli import completion, print_json
+from sea_pipeline.cli.command import command
 from sea_pipeline.errors import UserError
 
 
-@app.command()
+@command
 def recipes(
     name: Annotated[
         str | None,

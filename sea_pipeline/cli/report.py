@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sea_pipeline.cli import app, completion, local_output, print_json
+from sea_pipeline.cli import completion, local_output, print_json
+from sea_pipeline.cli.command import command
+from sea_pipeline.cli.needs import TRAINING, refuse_missing
 from sea_pipeline.errors import UserError
+from sea_pipeline.own_trainer import take_own_trainer
 
 if TYPE_CHECKING:
     from sea_pipeline.report import RunInput
 
 
-@app.command()
+@command
 def report(
     folders: Annotated[
         list[str],
@@ -101,6 +104,8 @@ def _look(run: "RunInput", images: int, device: str) -> None:
 
     if images:
         try:
+            refuse_missing("views", [TRAINING])
+            take_own_trainer()
             from trainer.views import ViewSettings, run_views
 
             run.views = run_views(run.path, ViewSettings(images=images, device=device), progress=console.progress)
@@ -110,4 +115,4 @@ def _look(run: "RunInput", images: int, device: str) -> None:
     run.views = kept_views(run.path)
     if run.note:
         shown = "shown as they were made" if run.views is not None else "left out"
-        console.messages.print(f"{run.path}: views cannot be made now ({run.note}); they are {shown}")
+        console.say(f"{run.path}: views cannot be made now ({run.note}); they are {shown}")

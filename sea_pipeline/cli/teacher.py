@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import Device, app, completion
+from sea_pipeline.cli import Device, completion
+from sea_pipeline.cli.command import command
 from sea_pipeline.cli.crew import (
     Cluster,
     Dashboard,
@@ -22,7 +23,7 @@ from sea_pipeline.cli.crew import (
 )
 
 
-@app.command()
+@command
 def teacher(
     model: Annotated[
         Path,
@@ -106,5 +107,5 @@ def teacher(
         shard_size=shard_size, image_aspect_ratio=image_aspect_ratio, max_bad=max_bad, retry_bad=retry_bad,
         extend=extend, yes=yes, crew=crew,
     )  # fmt: skip
-    done = teach_images(settings, say=console.messages.print, progress=console.progress)
+    done = teach_images(settings, say=console.say, progress=console.progress)
     tell(done, "targets", "taught", as_json=as_json)

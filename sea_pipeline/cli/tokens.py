@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import app, completion, print_json
+from sea_pipeline.cli import completion, print_json
+from sea_pipeline.cli.command import command
 
 
-@app.command()
+@command
 def tokens(
     model: Annotated[
         str,

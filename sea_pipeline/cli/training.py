@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import Device, app, completion, local_output, print_json
+from sea_pipeline.cli import Device, completion, local_output, print_json
+from sea_pipeline.cli.command import command
 
 
-@app.command()
+@command
 def init(
     vision: Annotated[
         str, typer.Option(help="packaged, s2:SPEC, or a folder or hub name of a CLIP, SigLIP or DINOv2.")
@@ -35,7 +36,7 @@ def init(
     from trainer.init import init_model
     from trainer.load import open_model_folder
 
-    with console.messages.status(f"making {out}"):
+    with console.busy(f"making {out}"):
         init_model(vision, llm, out, projector=projector, feature_layer=feature_layer, seed=seed, dtype=dtype)
     made = open_model_folder(out)
     if as_json:
@@ -45,7 +46,7 @@ def init(
     console.output.print(f"{out}: {rows} x {columns} visual tokens an image, {made.vocabulary:,} tokens of the LLM")
 
 
-@app.command()
+@command
 def train(
     recipe: Annotated[
         str | None,
@@ -89,7 +90,7 @@ def train(
         console_training.run_table(run, name)
 
 
-@app.command()
+@command
 def evaluate(
     model: Annotated[
         Path, typer.Argument(help="A LLaVA folder.", show_default=False, autocompletion=completion.models)

@@ -1,5 +1,6 @@
 """Word embeddings are computed once for an encoder and a list, and kept on disk."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from sea_pipeline.records import fingerprint_of
 from sea_pipeline.storage import alone, cache_folder, make_folder, publish, sweep
 from sea_pipeline.wordlists import WordList
 
+_LOG = logging.getLogger(__name__)
+
 
 def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
     """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same text encoder has embedded the list before."""
@@ -19,6 +22,7 @@ def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], 
     path = cache_folder() / "words" / f"{key}.npz"
     cached = _read(path, (len(words), encoder.width))
     if cached is not None:
+        _LOG.debug("the words' embeddings are those of %s", path)
         advance(len(words))
         return cached
     try:

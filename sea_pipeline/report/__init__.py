@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from sea_pipeline.errors import UserError
+from sea_pipeline.folder import is_ours
 from sea_pipeline.optional import require
 from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
@@ -48,7 +49,7 @@ def find_inputs(folders: Sequence[str | Place]) -> tuple[LabelStore | None, list
     stores: list[LabelStore] = []
     runs: list[RunInput] = []
     for folder in map(place, folders):
-        if (folder / "dataset.json").is_file():
+        if is_ours(folder):
             stores.append(open_labels(folder, verify=False))
         elif found := _runs_in(folder):
             runs += found

@@ -1,7 +1,9 @@
 """Training runs as the data of the report's pages on tokens, texts, metrics and recipes."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,14 +13,18 @@ import yaml
 from PIL import Image
 
 from sea_pipeline.crops import CropBox
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.pixels import read_image
-from sea_pipeline.records import leaves, read_json
+from sea_pipeline.record_values import json_object
+from sea_pipeline.records import leaves
 from sea_pipeline.report.packing import narrow, packed
 from sea_pipeline.report.thumbnails import thumbnail
+from sea_pipeline.run_files import RunFile, SummaryFile, read_log, read_run_file
 
 MOST_POINTS = 600
 """Of a curve; of more, every so many-th is kept."""
+VIEWS = "views.json"
+_AGAIN = "remove it, and run the same command again, which makes it anew or goes without"
 _NOT_CURVES = ("step", "seconds", "epoch")
 
 
@@ -47,16 +53,24 @@ class RunInput:
             raise UserError(
                 f"{path}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume"
             )
-        record, summary = (read_json(path / name) for name in ("run.json", "summary.json"))
+        record = read_run_file(path / "run.json", RunFile)
+        summary = read_run_file(path / "summary.json", SummaryFile)
         if missing := {"recipe", "fields", "fingerprint"} - record.keys():
             raise UserError(f"{path / 'run.json'}: expected {min(missing)!r} in it, found none; restore the file")
         return cls(path, name, record, summary)
 
 
 def kept_views(run: Path) -> dict[str, Any] | None:
-    """A run's `views.json` as it lies there; None where there is none."""
-    path = run / "views.json"
-    return read_json(path) if path.is_file() else None
+    """A run's `views.json` as it lies there; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run / VIEWS
+    try:
+        return json_object(path.read_bytes()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {one_line(error)}; {_AGAIN}") from error
 
 
 def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
@@ -67,11 +81,12 @@ def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
     """
     pictures: dict[str, dict[str, Any]] = {}
     for run in runs:
-        for image in run.views["images"] if run.views is not None else ():
-            box = cast("CropBox", tuple(image["box"]))
-            if image["image"] not in pictures:
-                picture = thumbnail(partial(_read, Path(image["file"])), box, longest)
-                pictures[image["image"]] = {"src": picture, "answer": image["answer"]}
+        with _whole_views(run):
+            for image in run.views["images"] if run.views is not None else ():
+                box = cast("CropBox", tuple(map(float, image["box"])))
+                if image["image"] not in pictures:
+                    picture = thumbnail(partial(_read, Path(image["file"])), box, longest)
+                    pictures[image["image"]] = {"src": picture, "answer": image["answer"]}
     recipes = [leaves(run.record["recipe"]) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     return {
@@ -85,7 +100,20 @@ def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _whole_views(run: RunInput) -> Iterator[None]:
+    """Says which file it is that does not hold what `run_views` writes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path / VIEWS}: damaged: {type(error).__name__}: {one_line(error)}; {_AGAIN}") from error
+
+
 def _run_data(run: RunInput) -> dict[str, Any]:
+    with _whole_views(run):
+        views = None if run.views is None else _views(run.views)
     return {
         "name": run.name,
         "path": str(run.path),
@@ -96,7 +124,7 @@ def _run_data(run: RunInput) -> dict[str, Any]:
         "versions": run.record.get("versions", {}),
         "summary": run.summary,
         "curves": _curves(run.path / "metrics.jsonl"),
-        "views": None if run.views is None else _views(run.views),
+        "views": views,
         "note": run.note,
     }
 
@@ -123,15 +151,11 @@ def _image(image: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _curves(path: Path) -> dict[str, dict[str, list[float]]]:
-    """By metric: the steps and values that were logged; a line that a kill cut in half ends them."""
+    """By metric: the steps and values that were logged, but for those that are not finite."""
     curves: dict[str, dict[str, list[float]]] = {}
-    for text in path.read_text("utf-8").splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
+    for line in read_log(path):
         for name, value in line.items():
-            if name not in _NOT_CURVES and isinstance(value, int | float):
+            if name not in _NOT_CURVES and isinstance(value, int | float) and math.isfinite(value):
                 curve = curves.setdefault(name, {"steps": [], "values": []})
                 curve["steps"].append(line["step"])
                 curve["values"].append(float(f"{value:.6g}"))

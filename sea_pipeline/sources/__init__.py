@@ -14,7 +14,7 @@ from sea_pipeline.optional import package_folder
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import hub, tables, tars
 from sea_pipeline.sources.base import Found, Source, named
-from sea_pipeline.sources.files import Files, LocalFiles, open_files
+from sea_pipeline.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.sources.forms import Input, find_input
 from sea_pipeline.sources.lists import list_paths
 from sea_pipeline.storage import is_url
@@ -86,13 +86,13 @@ def list_samples(
     else:
         asked = find_input(images, left_out)
         found = _found(asked, images, image_root, id_column, left_out)
-        name, origin = PurePosixPath(images).stem, images if is_url(images) else str(Path(images).absolute())
+        name, origin = PurePosixPath(images).stem, images if is_url(images) else in_utf8(str(Path(images).absolute()))
     samples = _once(found.samples, left_out)
     if not samples:
         raise UserError(f"{origin}: expected images, found none{_described(left_out)}")
     notes = {what: count for what, count in left_out.items() if count}
     ordered = samples if streaming else sorted(samples, key=lambda sample: (sample.image_id, sample.problem or ""))
-    return Listing(name, origin, found.root, ordered[:limit], notes, found.ids, streaming)
+    return Listing(name, origin, found.root, ordered[:limit], notes, found.ids, streaming, found.pieces)
 
 
 def _found(
@@ -123,7 +123,7 @@ def _image_root(image_root: str | Path | None, files: Files) -> Files:
     if image_root is None:
         return files
     root = open_files(str(image_root))
-    if isinstance(root, LocalFiles) and not Path(root.root).is_dir():
+    if isinstance(root, LocalFiles) and not root.is_there():
         raise UserError(f"--image-root {root.root}: expected a folder; found none there")
     return root
 

@@ -1,11 +1,12 @@
 """What every source of images is, and what names and ids must be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.samples import Sample
+from sea_pipeline.sources.values import MISSING, NOT_A_NUMBER, NoId
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
@@ -37,6 +38,10 @@ class Source(Protocol):
         """
         ...
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """Where an image's bytes lie, to be sorted by: images are read fastest in that order, equal ones in any."""
+        ...
+
 
 class Found(NamedTuple):
     """What a listing found: where the `uri`s start, the samples, and what their ids are."""
@@ -44,6 +49,8 @@ class Found(NamedTuple):
     root: str
     samples: list[Sample]
     ids: str = "paths"
+    pieces: Mapping[str, Sequence[int]] = {}
+    """See `Listing`."""
 
 
 def is_image_name(name: str) -> bool:
@@ -58,10 +65,12 @@ def named(image_id: str, uri: str, what: str) -> Sample:
     """
     try:
         image_id.encode()
-        return Sample(image_id, uri)
     except UnicodeEncodeError:
         problem = f"the name of the {what} is not UTF-8; rename it"
         return Sample(escaped(image_id), escaped(uri), problem)
+    if "\0" in image_id:
+        return Sample(repr(image_id), uri, f"the name of the {what} holds a NUL character; rename it")
+    return Sample(image_id, uri)
 
 
 def escaped(text: str) -> str:
@@ -83,20 +92,29 @@ def row_place(uri: str) -> tuple[str, int]:
     return name, int(row)
 
 
+def row_sample(image_id: str | NoId, uri: str, row: str, column: str) -> Sample:
+    """The sample of a row, by its id in `column`; one with a problem, called `row`, where it has none."""
+    if isinstance(image_id, NoId):
+        return Sample(row, uri, f"expected an id in the column {column!r}; found {image_id.found}")
+    return named(image_id, uri, "image")
+
+
 def chosen_ids(
-    columns: Mapping[str, Callable[[], list[Any]]], asked: str | None
-) -> tuple[str, list[str | None]] | None:
+    columns: Mapping[str, Callable[[], list[str | NoId]]], asked: str | None
+) -> tuple[str, list[str | NoId]] | None:
     """The name and the values of the column that ids come from; None where no column will do.
 
     Args:
         columns: the columns that may be asked for, and what reads one.
-        asked: the one that must be taken; None for the first of `columns` with a different value in every row.
+        asked: the one that must be taken; None for the first of `columns` with a different value in every row, and none
+            missing.
     """
     if asked is not None:
-        return asked, [_text(value) for value in columns[asked]()]
+        return asked, columns[asked]()
     for name, read in columns.items():
-        values = [_text(value) for value in read()]
-        if None not in values and len(set(values)) == len(values):
+        values = read()
+        texts = [value for value in values if isinstance(value, str)]
+        if len(set(texts)) == len(texts) and not {MISSING, NOT_A_NUMBER}.intersection(values):
             return name, values
     return None
 
@@ -124,11 +142,3 @@ def image_column(eligible: list[str], shown: str) -> str | None:
     if len(best) > 1 and best[0] not in _IMAGE_COLUMNS:
         raise UserError(f"{shown}: expected one column of images, or one called 'image'; found {', '.join(eligible)}")
     return best[0] if best else None
-
-
-def _text(value: Any) -> str | None:  # noqa: ANN401 - whatever a table holds
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "surrogateescape")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value if isinstance(value, str) and value else None

@@ -26,6 +26,10 @@ class Files(Protocol):
         """A file's bytes, or a part of them; fewer where the file ends. See `Source.read`."""
         ...
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`: files are equally near."""
+        ...
+
     def open(self, name: str) -> BinaryIO:
         """A file to read and seek in; `OSError` where that is not possible."""
         ...
@@ -51,7 +55,26 @@ def open_files(root: str) -> Files:
         from sea_pipeline.sources.remote import RemoteFiles
 
         return RemoteFiles(root)
-    return LocalFiles(Path(root))
+    return LocalFiles(_as_it_is(root))
+
+
+def on_disk(name: str) -> str:
+    """What Python calls a file whose name is these characters in UTF-8: the same, unless the locale is another one."""
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
+
+def in_utf8(path: str) -> str:
+    """The name in UTF-8 of what Python calls `path`: the other way round; surrogate escapes for what is no UTF-8."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def _as_it_is(root: str) -> Path:
+    """The folder that a user's text or a record means, of which the latter is in UTF-8 whatever the locale is."""
+    path, other = Path(root), Path(on_disk(root))
+    try:
+        return path if path == other or path.exists() else other
+    except UnicodeEncodeError:  # the locale's encoding has no such character
+        return other
 
 
 @contextmanager
@@ -75,30 +98,38 @@ class LocalFiles:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
-        self.root = str(self._root)
+        self.root = in_utf8(str(self._root))
+
+    def is_there(self) -> bool:
+        """Whether there is such a folder."""
+        return self._root.is_dir()
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Files`."""
         try:
-            return read_file(self._root / uri, start, length)
+            return read_file(self._root / on_disk(uri), start, length)
         except BadImageError as error:
             if error.error == "FileNotFoundError" and not self._root.is_dir():
                 raise UserError(f"{self.root}: is gone; bring it back and run the same command again") from error
             raise
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Files`."""
+        return "", 0
+
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
-        return ranged_file(self._part, name, (self._root / name).stat().st_size)
+        return ranged_file(self._part, name, (self._root / on_disk(name)).stat().st_size)
 
     def _part(self, name: str, start: int, length: int) -> bytes:
-        with (self._root / name).open("rb") as file:
+        with (self._root / on_disk(name)).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
     def matching(self, pattern: str) -> list[str]:
         """See `Files`."""
         found = glob.glob(pattern, root_dir=self._root, recursive=True)  # noqa: PTH207 - relative to the root
-        return [name for name in found if (self._root / name).is_file()]
+        return [in_utf8(name) for name in found if (self._root / name).is_file()]
 
     def names(self, left_out: Counter[str]) -> Iterator[str]:
         """See `Files`. Links to folders are followed unless they lead back to where we came from."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.sources.base import OTHER_FILES, is_image_name
-from sea_pipeline.sources.files import Files, LocalFiles, open_files
+from sea_pipeline.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.storage import is_url
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 
@@ -47,7 +47,7 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
         if os.path.isdir(path):  # noqa: PTH112 - of a pattern that is longer than names may be, Path raises
             return _folder(LocalFiles(path), images, left_out)
         if os.path.exists(path):  # noqa: PTH110
-            return _several(LocalFiles(path.parent), [path.name], images)
+            return _several(LocalFiles(path.parent), [in_utf8(path.name)], images)
     elif not _is_pattern(images) and _suffix(images) not in _SUFFIXES:
         return _folder(open_files(images), images, left_out)
     if _is_pattern(images):

@@ -1,14 +1,27 @@
-"""Rows that can only be read forward, for readers that ask for them nearly in order, from several threads."""
+"""Rows that can only be read forward, for readers that ask for them nearly in order, from several threads.
+
+There may be two such readers, each with an order of its own: on a GPU two shards are read at once.
+"""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+_READERS = 2
 _ROWS = 64
 _BYTES = 64 << 20
 
 _Row = TypeVar("_Row")
+
+
+@dataclass(eq=False)
+class _Reader(Generic[_Row]):
+    rows: Iterator[_Row]
+    next: int
+    piece: int
+    """The first row of the piece that it is in."""
 
 
 class Forward(Generic[_Row]):
@@ -33,8 +46,8 @@ class Forward(Generic[_Row]):
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, _Row] = OrderedDict()
         self._bytes = 0
-        self._rows: Iterator[_Row] | None = None
-        self._next = self._piece = 0
+        self._readers: list[_Reader[_Row]] = []
+        """The one that was asked last is the last one."""
 
     def __getitem__(self, row: int) -> _Row:
         """One row.
@@ -45,25 +58,37 @@ class Forward(Generic[_Row]):
         with self._lock:
             if row in self._kept:
                 return self._kept[row]
-            if self._rows is None or self._next > row or self._piece != self._start(row):
-                self._piece = self._start(row)
-                self._next, self._rows = self._begin(row)
+            reader = self._reader(row)
             try:
-                while self._next <= row:
-                    self._keep(next(self._rows))
+                while reader.next <= row:
+                    self._keep(reader.next, next(reader.rows))
+                    reader.next += 1
             except StopIteration:
-                self._rows = None
-                raise IndexError(f"row {row:,} of {self._next:,}") from None
+                self._readers.remove(reader)
+                raise IndexError(f"row {row:,} of {reader.next:,}") from None
             except BaseException:
-                self._rows = None
+                self._readers.remove(reader)
                 raise
             return self._kept[row]
 
-    def _keep(self, value: _Row) -> None:
-        if self._next in self._kept:
-            self._bytes -= self._size(self._kept.pop(self._next))
-        self._kept[self._next] = value
+    def _reader(self, row: int) -> _Reader[_Row]:
+        """The nearest one before a row in its piece, or a new one."""
+        piece = self._start(row)
+        ahead = [reader for reader in self._readers if reader.piece == piece and reader.next <= row]
+        if ahead:
+            reader = max(ahead, key=lambda reader: reader.next)
+            self._readers.remove(reader)
+        else:
+            first, rows = self._begin(row)
+            reader = _Reader(rows, first, piece)
+            del self._readers[: len(self._readers) - _READERS + 1]
+        self._readers.append(reader)
+        return reader
+
+    def _keep(self, row: int, value: _Row) -> None:
+        if row in self._kept:
+            self._bytes -= self._size(self._kept.pop(row))
+        self._kept[row] = value
         self._bytes += self._size(value)
         while len(self._kept) > _ROWS and self._bytes > _BYTES:
             self._bytes -= self._size(self._kept.popitem(last=False)[1])
-        self._next += 1

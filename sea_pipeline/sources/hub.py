@@ -1,24 +1,32 @@
 """Datasets of Hugging Face's `datasets`: from the hub, or from a folder."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import require
 from sea_pipeline.pixels import BadImageError, read_file
-from sea_pipeline.samples import Sample
-from sea_pipeline.sources.base import ROW_NUMBERS, Found, candidates, chosen_ids, image_column, named, row_id
+from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_sample
+from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.sources.forward import Forward
+from sea_pipeline.sources.values import NoId, bytes_of, id_texts
 from sea_pipeline.storage.patience import PassingError, may_pass, patiently
 
 PREFIX = "hf:"
 STREAM = "hf-stream:"
 _BEHIND = 64
 """Rows before the one asked for that a stream begins with: threads ask nearly in order."""
+
+
+class _Cell(NamedTuple):
+    data: bytes | None
+    path: str | None
 
 
 class HubSource:
@@ -29,9 +37,8 @@ class HubSource:
         self.readers = 1
         self._name, self._split = split_name(location.partition(":")[2])
         rows = _load(self._name, self._split, streaming=not self.random_access)
-        column = _image_column(rows.features, self._name)
-        self._rows = _encoded(rows, column)
-        self._column = column
+        self._leaf = _image_leaf(rows.features, self._name)
+        self._rows = _arrow(rows, [self._leaf.column])
         self._forward = None if self.random_access else Forward(self._begin, _size)
 
     def read(self, uri: str) -> bytes:
@@ -39,24 +46,35 @@ class HubSource:
         row = int(uri)
         with _faults(self._name):
             try:
-                cell = (self._rows if self._forward is None else self._forward)[row][self._column]
+                cell = self._cell(self._rows[row]) if self._forward is None else self._forward[row]
             except IndexError as error:
                 raise BadImageError("read", "NoSuchRow", f"the split {self._split} has no row {row:,}") from error
-            data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-            if data is None and path:
-                return _file(path, self._name)
-        if not isinstance(data, bytes):
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                raise BadImageError("read", "DamagedTable", f"row {row:,}: {one_line(error)}") from error
+            if cell.data is None and cell.path:
+                return _file(cell.path, self._name)
+        if cell.data is None:
             raise BadImageError("read", "NoBytes", f"row {row:,}: expected the image's bytes, or a file; found neither")
-        return data
+        return cell.data
 
-    def _begin(self, row: int) -> tuple[int, Iterator[dict[str, Any]]]:
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`."""
+        return "", int(uri)
+
+    def _begin(self, row: int) -> tuple[int, Iterator[_Cell]]:
         first = max(0, row - _BEHIND)
-        return first, iter(self._rows.skip(first) if first else self._rows)
+        return first, map(self._cell, self._rows.skip(first) if first else self._rows)
+
+    def _cell(self, row: pa.Table) -> _Cell:
+        """A row's cell, copied: a part of an Arrow table keeps all of it in memory."""
+        (data,) = (data for values in self._leaf.of(row) for data in bytes_of(values))
+        path = path_leaf(row.schema, self._leaf) if data is None else None
+        text = id_texts(list(path.of(row)))[0] if path else None
+        return _Cell(data, text if isinstance(text, str) else None)
 
 
-def _size(row: Mapping[str, Any]) -> int:
-    (cell,) = row.values()
-    return len((cell.get("bytes") if isinstance(cell, dict) else cell) or b"")
+def _size(cell: _Cell) -> int:
+    return len(cell.data or b"")
 
 
 def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: bool) -> Found:
@@ -71,28 +89,25 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
     split = split or _only_split(name)
     rows = _load(name, split, streaming=streaming)
     shown = f"{PREFIX}{name}:{split}"
-    image = _image_column(rows.features, shown)
-    others = [column for column in rows.features if column != image]
-    names = candidates(others, id_column, shown)
-    with _faults(shown):
+    image = _image_leaf(rows.features, shown)
+    names = id_columns(rows.features.arrow_schema, id_column, shown)
+    names = [column for column in names if column != image.column or column == id_column]
+    with _as_a_whole(shown), _faults(shown):
         if streaming:
-            read = list(islice(rows.select_columns(names), limit)) if names else []
-            ids = chosen_ids({column: _of(read, column) for column in names}, id_column)
-            count = len(read) if names else _length(rows, image, split, limit)
+            read = _columns(rows, names, limit) if names else {}
+            ids = chosen_ids({column: values.copy for column, values in read.items()}, id_column)
+            count = len(read[names[0]]) if names else _length(rows, image.column, split, limit)
         else:
-            columns: dict[str, Callable[[], list[Any]]] = {
-                column: lambda column=column: list(rows[column])  # type: ignore[misc]
+            columns: dict[str, Callable[[], list[str | NoId]]] = {
+                column: lambda column=column: _columns(rows, [column])[column]  # type: ignore[misc]
                 for column in names
             }
-            if id_column is None:
-                columns["the images' own path"] = lambda: _paths(_encoded(rows, image), image, name)
+            if id_column is None and (path := path_leaf(rows.features.arrow_schema, image)):
+                columns["the images' own path"] = lambda: _paths(rows, path, name)
             ids, count = chosen_ids(columns, id_column), len(rows)
     shown_ids = ids[1] if ids else [row_id(row) for row in range(count)]
     samples = [
-        named(image_id, str(row), "image")
-        if image_id is not None
-        else Sample(f"row {row}", str(row), f"expected an id in the column {id_column!r}; found none")
-        for row, image_id in enumerate(shown_ids)
+        row_sample(image_id, str(row), f"row {row}", ids[0] if ids else "") for row, image_id in enumerate(shown_ids)
     ]
     root = f"{STREAM if streaming else PREFIX}{_place(name)}:{split}"
     return Found(root, samples, ids[0] if ids else ROW_NUMBERS)
@@ -157,6 +172,17 @@ def _loading(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def _as_a_whole(shown: str) -> Iterator[None]:
+    """Turns what reading columns raises into one line."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # whatever a dataset's files lead its packages to
+        raise UserError(f"{shown}: cannot be read: {one_line(error)}") from error
+
+
+@contextmanager
 def _faults(shown: str) -> Iterator[None]:
     """Turns what the network's packages raise into the `OSError` that a shard is tried again for."""
     try:
@@ -169,35 +195,27 @@ def _faults(shown: str) -> Iterator[None]:
         raise
 
 
-def _image_column(features: Any, shown: str) -> str:  # noqa: ANN401
+def _image_leaf(features: Any, shown: str) -> Leaf:  # noqa: ANN401
     if features is None:
         raise UserError(f"{shown}: expected columns that are known before it is read; found none")
+    schema = features.arrow_schema
     pictures = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
-    plain = [name for name, kind in features.items() if _is_bytes(kind) or _is_bytes(_struct(kind).get("bytes"))]
-    column = image_column(pictures or plain, shown)
-    if column is None:
-        raise UserError(f"{shown}: expected a column of images; found {', '.join(features)}")
-    return column
+    leaf = image_leaf(pa.schema([schema.field(name) for name in pictures or features]), shown)
+    if leaf is None:
+        raise UserError(f"{shown}: {no_images(schema)}")
+    return leaf
 
 
-def _is_bytes(kind: Any) -> bool:  # noqa: ANN401
-    return getattr(kind, "dtype", None) in ("binary", "large_binary")
+def _arrow(rows: Any, columns: list[str]) -> Any:  # noqa: ANN401
+    """Some columns as Arrow holds them: images as the bytes or the path that are stored, text that may not be UTF-8."""
+    return rows.select_columns(columns).with_format("arrow")
 
 
-def _struct(kind: Any) -> Mapping[str, Any]:  # noqa: ANN401
-    return kind if isinstance(kind, dict) else {}
-
-
-def _encoded(rows: Any, column: str) -> Any:  # noqa: ANN401
-    """The rows with images as the bytes or the path that are stored."""
-    rows = rows.select_columns([column])
-    if type(rows.features[column]).__name__ != "Image":
-        return rows
-    return rows.cast_column(column, require("datasets", "data").Image(decode=False))
-
-
-def _of(read: list[dict[str, Any]], column: str) -> Callable[[], list[Any]]:
-    return lambda: [row[column] for row in read]
+def _columns(rows: Any, names: list[str], limit: int | None = None) -> dict[str, list[str | NoId]]:  # noqa: ANN401
+    """Columns of ids, of the first `limit` rows."""
+    some = rows if limit is None else rows.take(limit)
+    batches = list(_arrow(some, names).iter(1000))
+    return {name: id_texts([chunk for batch in batches for chunk in Leaf(name).of(batch)]) for name in names}
 
 
 def _length(rows: Any, image: str, split: str, limit: int | None) -> int:  # noqa: ANN401
@@ -205,18 +223,15 @@ def _length(rows: Any, image: str, split: str, limit: int | None) -> int:  # noq
     if known is not None and known.num_examples:
         return int(known.num_examples if limit is None else min(limit, known.num_examples))
     light = [name for name, kind in rows.features.items() if type(kind).__name__ == "Value" and name != image]
-    return sum(1 for _ in islice(rows.select_columns(light[:1]) if light else _encoded(rows, image), limit))
+    return sum(1 for _ in islice(rows.select_columns(light[:1]) if light else _arrow(rows, [image]), limit))
 
 
-def _paths(rows: Any, column: str, name: str) -> list[Any]:  # noqa: ANN401
+def _paths(rows: Any, path: Leaf, name: str) -> list[str | NoId]:  # noqa: ANN401
     """The images' own paths, from the dataset's folder on, or their last part; not their bytes."""
-    kind = rows.features[column]
-    if type(kind).__name__ != "Image" and "path" not in _struct(kind):
-        return [None]
-    arrow = rows.with_format("arrow")
-    paths = [path for batch in arrow.iter(1000) for path in batch[column].combine_chunks().field("path").to_pylist()]
+    batches = _arrow(rows, [path.column]).iter(1000)
     folder = Path(name).absolute()
-    return [_relative(path, folder) if path else None for path in paths]
+    texts = (text for batch in batches for text in id_texts(list(path.of(batch))))
+    return [_relative(text, folder) if isinstance(text, str) else text for text in texts]
 
 
 def _relative(path: str, folder: Path) -> str:

@@ -5,7 +5,8 @@ import io
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +14,16 @@ import pyarrow.parquet as pq
 from sea_pipeline import llava_json
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.samples import Sample
-from sea_pipeline.sources.base import ID_COLUMNS, Found, candidates, chosen_ids, escaped, named
+from sea_pipeline.sources.base import Found, candidates, chosen_ids, escaped, named
+from sea_pipeline.sources.columns import id_columns
 from sea_pipeline.sources.files import Files, reading
+from sea_pipeline.sources.values import FAULTS, IMAGES, NoId, described, id_texts, is_text, text_ids
 
 PATH_COLUMNS = ("path", "image", "file_name", "uri")
 """Columns that hold a path, the best first."""
+
+_Columns = tuple[list[str | None], dict[str, list[str | NoId]]]
+"""The paths, and by column what may be the ids."""
 
 
 def list_paths(files: Files, name: str, image_root: Files, id_column: str | None, left_out: Counter[str]) -> Found:
@@ -40,40 +46,38 @@ def list_paths(files: Files, name: str, image_root: Files, id_column: str | None
         if suffix in (".json", ".jsonl"):
             if id_column is not None:
                 raise UserError(f"--id-column {id_column}: goes with tables; LLaVA's ids are what `image` says")
-            rows = llava_json.records_of(file, shown)
-            return Found(image_root.root, list(_llava_images(rows, shown, image_root.root, left_out)))
-        lines = _parquet(file, shown, id_column) if suffix == ".parquet" else _text(file, shown, suffix)
-        names = next(lines)
-        path_column = next((column for column in PATH_COLUMNS if column in names), None)
-        if path_column is None:
-            raise UserError(
-                f"{shown}: expected a column called {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}; "
-                f"found {escaped(', '.join(map(str, names))[:200]) or 'nothing'}"
-            )
-        id_columns = candidates(names, id_column, shown)
-        wanted = [names.index(column) for column in (path_column, *id_columns)]
-        table = [[row[place] if place < len(row) else None for place in wanted] for row in lines]
-    values = {column: [row[place] for row in table] for place, column in enumerate(id_columns, 1)}
-    chosen = chosen_ids({column: values[column].copy for column in values}, id_column)
-    ids = chosen[1] if chosen else [row[0] for row in table]
-    samples = [_sample(image_id, row[0], image_root.root) for image_id, row in zip(ids, table, strict=True)]
+            return Found(image_root.root, list(_llava_images(file, shown, image_root.root, left_out)))
+        read = partial(_parquet, file, shown) if suffix == ".parquet" else partial(_text, file, shown, suffix)
+        paths, columns = read(id_column)
+    chosen = chosen_ids({column: values.copy for column, values in columns.items()}, id_column)
+    ids = chosen[1] if chosen else paths
+    samples = [
+        Sample(f"row {row}", f"row {row}", f"expected an id; found {image_id.found}")
+        if isinstance(image_id, NoId)
+        else _sample(image_id, path, image_root.root)
+        for row, (image_id, path) in enumerate(zip(ids, paths, strict=True), 1)
+    ]
     return Found(image_root.root, samples, f"the column {chosen[0]}" if chosen else "paths")
 
 
-def _llava_images(
-    records: Iterator[tuple[int, dict[str, Any]]], shown: str, root: str, left_out: Counter[str]
-) -> Iterator[Sample]:
-    """The images of a LLaVA file, one at a time; a record with media that are not read is a sample that is bad."""
-    for number, row in records:
+def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str]) -> Iterator[Sample]:
+    """The images of a LLaVA file, one at a time; a record that cannot be read, or has other media, is a bad sample."""
+    bad: list[Sample] = []
+
+    def unread(number: int, problem: object) -> None:
+        name = llava_json.place(shown, number)
+        bad.append(Sample(name, name, str(problem)))
+
+    for number, row in llava_json.records_of(file, shown, unheld=unread):
         try:
             images = llava_json.images_of(row)
         except UserError as problem:
-            name = llava_json.place(shown, number)
-            yield Sample(name, name, str(problem))
+            unread(number, problem)
             continue
         if not images:
             left_out["text-only entries"] += 1
         yield from (_sample(image, image, root) for image in images)
+    yield from bad
 
 
 def _sample(image_id: Any, path: Any, root: str) -> Sample:  # noqa: ANN401 - whatever a data file holds
@@ -88,7 +92,20 @@ def _sample(image_id: Any, path: Any, root: str) -> Sample:  # noqa: ANN401 - wh
         return Sample(shown, shown, str(problem))
 
 
-def _text(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: ANN401 - any binary file
+def _text(file: Any, shown: str, suffix: str, id_column: str | None) -> _Columns:  # noqa: ANN401 - any binary file
+    rows = _rows(file, shown, suffix)
+    names = next(rows)
+    path = next((column for column in PATH_COLUMNS if column in names), None)
+    if path is None:
+        raise UserError(_no_paths(shown, escaped(", ".join(names)[:200]) or "nothing"))
+    ids = candidates(names, id_column, shown)
+    places = {column: names.index(column) for column in (path, *ids)}
+    table = [[row[place] if place < len(row) else None for place in places.values()] for row in rows]
+    columns = {column: [row[place] for row in table] for place, column in enumerate(places)}
+    return columns[path], {column: text_ids(columns[column]) for column in ids}
+
+
+def _rows(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: ANN401
     """The names of the columns, then the rows. What is not UTF-8 costs its own row: it comes as surrogate escapes."""
     lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     if suffix == ".txt":
@@ -106,14 +123,34 @@ def _text(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: A
         ) from error
 
 
-def _parquet(file: Any, shown: str, id_column: str | None) -> Iterator[list[Any]]:  # noqa: ANN401
+def _parquet(file: Any, shown: str, id_column: str | None) -> _Columns:  # noqa: ANN401
     """The same of a Parquet file, of which only the columns are read that can matter."""
     try:
         table = pq.ParquetFile(file, page_checksum_verification=True)
-        names = table.schema_arrow.names
-        wanted = [name for name in names if name in {*PATH_COLUMNS, *ID_COLUMNS, id_column}]
-        yield wanted if any(name in names for name in PATH_COLUMNS) and id_column in (None, *names) else names
-        for batch in table.iter_batches(columns=wanted):
-            yield from map(list, zip(*(column.to_pylist() for column in batch.columns), strict=True))
-    except (pa.ArrowException, OSError) as error:
+        schema = table.schema_arrow
+        path = _path_column(schema, shown)
+        ids = id_columns(schema, id_column, shown)
+        batches = list(table.iter_batches(columns=list({path, *ids})))
+        columns = {column: id_texts([batch.column(column) for batch in batches]) for column in (path, *ids)}
+    except FAULTS as error:
         raise UserError(f"{shown}: expected a Parquet file; {one_line(error)}") from error
+    paths = [None if isinstance(value, NoId) else value for value in columns[path]]
+    return paths, {column: columns[column] for column in ids}
+
+
+def _path_column(schema: pa.Schema, shown: str) -> str:
+    there = {column: schema.field(column).type for column in PATH_COLUMNS if schema.names.count(column) == 1}
+    path = next((column for column, kind in there.items() if is_text(kind)), None)
+    if path is not None:
+        return path
+    for column, kind in there.items():
+        raise UserError(
+            f"{shown}: expected an image's path in the column {column!r}, or its bytes ({IMAGES}); found "
+            f"{str(kind)[:200]}"
+        )
+    found = described(schema)
+    raise UserError(_no_paths(shown, found) + (f"; or of images: {IMAGES}" if "(" in found else ""))
+
+
+def _no_paths(shown: str, found: str) -> str:
+    return f"{shown}: expected a column called {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}; found {found}"

@@ -47,6 +47,10 @@ class RemoteFiles:
             raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found more")
         return data
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Files`."""
+        return "", 0
+
     def part(self, name: str, start: int, length: int) -> bytes:
         """At most `length` bytes of a file from `start` on; fewer where it ends."""
         if not length:

@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate, repeat
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,16 +14,18 @@ import pyarrow.parquet as pq
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.pixels import PASSING, BadImageError
 from sea_pipeline.samples import Sample
-from sea_pipeline.sources.base import ROW_NUMBERS, Found, candidates, chosen_ids, image_column, named, row_id, row_place
+from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_place, row_sample
+from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.sources.files import Files, reading
 from sea_pipeline.sources.forward import Forward
+from sea_pipeline.sources.order import OPEN_FILES
+from sea_pipeline.sources.values import FAULTS, NoId, bytes_of, id_texts
 
 PREFIX = "parquet:"
 _BUFFER = 1 << 20
 """Bytes of a column read ahead: a row group is never held as a whole, however large."""
 _BATCH = 8
 """Rows decoded at a time."""
-_OPEN_FILES = 4
 
 
 class _Damage(NamedTuple):
@@ -59,15 +61,19 @@ class TableSource:
             raise BadImageError("read", "NoBytes", f"{name}, row {row}: expected the image's bytes; found none")
         return cell
 
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`."""
+        return row_place(uri)
+
     def _rows(self, name: str) -> Forward[_Cell]:
         with self._lock:
             if name not in self._open:
                 try:
                     self._open[name] = _forward(self._files, name)
-                except (pa.ArrowException, OSError, UserError) as error:
+                except (*FAULTS, UserError) as error:
                     _refuse_passing(error)
                     raise BadImageError("read", type(error).__name__, f"{name}: {one_line(error)}") from error
-                if len(self._open) > _OPEN_FILES:
+                if len(self._open) > OPEN_FILES:
                     self._open.popitem(last=False)
             self._open.move_to_end(name)
             return self._open[name]
@@ -75,29 +81,35 @@ class TableSource:
 
 def _forward(files: Files, name: str) -> Forward[_Cell]:
     table = _opened(files.open(name))
-    column = _bytes_column(table.schema_arrow, name)
+    column = image_leaf(table.schema_arrow, name)
     if column is None:
         raise UserError("expected a column of images; found none any more")
-    sizes = [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]
-    starts = [0, *accumulate(sizes)]
+    starts = _starts(table)
 
     def begin(row: int) -> tuple[int, Iterator[_Cell]]:
         group = bisect.bisect(starts, row) - 1
-        if group >= len(sizes):
+        if group >= len(starts) - 1:
             raise IndexError(row)
-        return starts[group], _cells(table, column, group, sizes[group])
+        return starts[group], _cells(table, column, group, starts[group + 1] - starts[group])
 
     return Forward(begin, _size, lambda row: starts[bisect.bisect(starts, row) - 1])
 
 
-def _cells(table: pq.ParquetFile, column: str, group: int, rows: int) -> Iterator[_Cell]:
+def _starts(table: pq.ParquetFile) -> list[int]:
+    """The first row of each row group, and behind the last one the number of rows."""
+    groups = range(table.metadata.num_row_groups)
+    return [0, *accumulate(table.metadata.row_group(group).num_rows for group in groups)]
+
+
+def _cells(table: pq.ParquetFile, column: Leaf, group: int, rows: int) -> Iterator[_Cell]:
     """The rows of a row group; behind a damaged place each of them is the damage."""
     given = 0
     try:
-        for cell in _column(table, column, [group]):
-            yield cell
-            given += 1
-    except (pa.ArrowException, OSError) as error:
+        for values in _column(table, column, [group]):
+            for cell in bytes_of(values):
+                yield cell
+                given += 1
+    except FAULTS as error:
         _refuse_passing(error)
         yield from repeat(_Damage(f"row group {group} is damaged: {one_line(error)}"), rows - given)
 
@@ -116,8 +128,8 @@ def is_table_of_images(files: Files, name: str) -> bool:
     """Whether a Parquet file has a column of bytes; one that cannot be opened is none."""
     with reading(f"{files.root}/{name}"), files.open(name) as file:
         try:
-            return _bytes_column(_opened(file).schema_arrow, f"{files.root}/{name}") is not None
-        except (pa.ArrowException, OSError) as error:
+            return image_leaf(_opened(file).schema_arrow, f"{files.root}/{name}") is not None
+        except FAULTS as error:
             _refuse_passing(error)
             return False
 
@@ -129,79 +141,64 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
         UserError: a column that is asked for is not there; the only file is no Parquet.
     """
     names = sorted(names)
-    sizes: dict[str, int] = {}
+    pieces: dict[str, list[int]] = {}
     damaged: dict[str, str] = {}
-    columns: list[str] | None = None
+    columns: list[Leaf] | None = None
     for name in names:
         with reading(f"{files.root}/{name}"), files.open(name) as file:
             try:
                 table = _opened(file)
-            except (pa.ArrowException, OSError) as error:
+                there = _id_leaves(table.schema_arrow, id_column, f"{files.root}/{name}")
+            except FAULTS as error:
                 _refuse_passing(error)
                 damaged[name] = f"cannot be read: {one_line(error)}"
                 continue
-            image = _bytes_column(table.schema_arrow, f"{files.root}/{name}")
-            if image is None:
-                damaged[name] = f"expected a column of images; found {', '.join(table.schema_arrow.names)}"
-                continue
-            sizes[name] = table.metadata.num_rows
-            there = candidates(table.schema_arrow.names, id_column, f"{files.root}/{name}")
-            there += [f"{image.removesuffix('.bytes')}.path"] if image.endswith(".bytes") and not id_column else []
-            columns = there if columns is None else [name for name in columns if name in there]
+        if there is None:
+            damaged[name] = no_images(table.schema_arrow)
+        else:
+            pieces[name] = _starts(table)
+            columns = there if columns is None else [leaf for leaf in columns if leaf in there]
     if len(names) == 1 and damaged:
         raise UserError(f"{files.root}/{names[0]}: {damaged[names[0]]}")
-    ids = chosen_ids({column: partial(_values, files, list(sizes), column) for column in columns or []}, id_column)
-    places = [(name, row) for name, rows in sizes.items() for row in range(rows)]
+    ids = chosen_ids({str(leaf): partial(_ids, files, list(pieces), leaf) for leaf in columns or []}, id_column)
+    places = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
     shown = ids[1] if ids else [f"{name}/{row_id(row)}" if len(names) > 1 else row_id(row) for name, row in places]
     samples = [
-        named(image_id, f"{name}#{row}", "image")
-        if image_id is not None
-        else Sample(f"{name}#{row}", f"{name}#{row}", f"expected an id in the column {id_column!r}; found none")
+        row_sample(image_id, f"{name}#{row}", f"{name}#{row}", ids[0] if ids else "")
         for image_id, (name, row) in zip(shown, places, strict=True)
     ]
     samples += [Sample(name, name, problem) for name, problem in damaged.items()]
-    return Found(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS)
+    return Found(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces)
 
 
-def _values(files: Files, names: Sequence[str], column: str) -> list[Any]:
-    values: list[Any] = []
+def _id_leaves(schema: pa.Schema, id_column: str | None, shown: str) -> list[Leaf] | None:
+    """What the ids of a table may come from, the best first; None where it has no images."""
+    image = image_leaf(schema, shown)
+    if image is None:
+        return None
+    path = path_leaf(schema, image) if id_column is None else None
+    return [*(Leaf(name) for name in id_columns(schema, id_column, shown)), *([path] if path else [])]
+
+
+def _ids(files: Files, names: Sequence[str], column: Leaf) -> list[str | NoId]:
+    ids: list[str | NoId] = []
     for name in names:
         shown = f"{files.root}/{name}"
         with reading(shown), files.open(name) as file:
             try:
-                values += _column(_opened(file), column)
-            except (pa.ArrowException, OSError) as error:
+                ids += id_texts(list(_column(_opened(file), column)))
+            except FAULTS as error:
                 _refuse_passing(error)
                 raise UserError(f"{shown}: the column {column} is damaged: {one_line(error)}") from error
-    return values
+    return ids
 
 
-def _column(table: pq.ParquetFile, column: str, groups: list[int] | None = None) -> Iterator[Any]:
-    """The values of one leaf, such as `image.bytes`."""
+def _column(table: pq.ParquetFile, column: Leaf, groups: list[int] | None = None) -> Iterator[pa.Array]:
+    """The values of a column, some rows at a time."""
     batch_size = 65_536 if groups is None else _BATCH
-    for batch in table.iter_batches(batch_size, row_groups=groups, columns=[column], use_threads=False):
-        values = batch.column(0)
-        while pa.types.is_struct(values.type):
-            values = values.flatten()[0]
-        yield from values.to_pylist()
+    for batch in table.iter_batches(batch_size, row_groups=groups, columns=[str(column)], use_threads=False):
+        yield from column.of(batch)
 
 
 def _opened(file: BinaryIO) -> pq.ParquetFile:
     return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
-
-
-def _bytes_column(schema: pa.Schema, shown: str) -> str | None:
-    """The leaf that holds the images' bytes: `NAME.bytes` of a struct, or `NAME`."""
-    leaves: dict[str, str] = {}
-    for field in schema:
-        if pa.types.is_struct(field.type) and "bytes" in (names := [child.name for child in field.type.fields]):
-            if _is_bytes(field.type.field(names.index("bytes")).type):
-                leaves[field.name] = f"{field.name}.bytes"
-        elif _is_bytes(field.type):
-            leaves[field.name] = field.name
-    chosen = image_column(list(leaves), shown)
-    return leaves[chosen] if chosen is not None else None
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -32,13 +32,22 @@ class TarSource:
 
     def read(self, uri: str) -> bytes:
         """See `Source`."""
-        name, _, place = uri.rpartition("#")
-        start, length = map(int, place.split("+"))
+        name, start, length = _member(uri)
         data = self._files.read(name, start, length)
         if len(data) < length:
             message = f"{name} ends after {len(data):,} of the image's {length:,} bytes; it has been cut off"
             raise BadImageError("read", "Truncated", message)
         return data
+
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`."""
+        return _member(uri)[:2]
+
+
+def _member(uri: str) -> tuple[str, int, int]:
+    name, _, place = uri.rpartition("#")
+    start, length = map(int, place.split("+"))
+    return name, start, length
 
 
 class _Place(NamedTuple):

@@ -1,13 +1,11 @@
 """Files that are either whole or absent, on this machine or in a store elsewhere, and the hashes that name them."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,6 +17,9 @@ import platformdirs
 from sea_pipeline.errors import UserError
 from sea_pipeline.storage.disk import sync as _sync
 from sea_pipeline.storage.leftovers import is_leftover
+from sea_pipeline.storage.locks import alone as alone
+from sea_pipeline.storage.locks import claimed as claimed
+from sea_pipeline.storage.locks import refuse_without_locks as refuse_without_locks
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
 if TYPE_CHECKING:
@@ -124,54 +125,6 @@ def entries(folder: Place) -> list[Place]:
 def below(root: Place, path: Place) -> str:
     """The way from a folder to a path inside it, with slashes."""
     return path.relative_to(root).as_posix()  # type: ignore[arg-type]  # both of this machine, or both of one store
-
-
-@contextmanager
-def alone(folder: Place) -> Iterator[bool]:
-    """Waits until no other process is inside this block for the folder; a kill lets the next one in.
-
-    Yields whether anybody waits: on file systems without locks and in stores elsewhere nobody does, and `publish` with
-    `exclusive` says who came first.
-    """
-    if not isinstance(folder, Path):
-        yield False
-        return
-    descriptor, locked = os.open(folder, os.O_RDONLY), False
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            locked = True
-        yield locked
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def claimed(folder: Path, seconds: float = 20) -> Iterator[None]:
-    """As `alone`, for blocks of hours: who comes second waits some seconds, as a killed one's children may live on.
-
-    Raises:
-        UserError: another process goes on with the folder.
-    """
-    descriptor, give_up = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
-    try:
-        while _is_claimed(descriptor):
-            if time.monotonic() > give_up:
-                raise UserError(f"{folder}: another process works on it; wait for its end, or end it")
-            time.sleep(0.2)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _is_claimed(descriptor: int) -> bool:
-    """Whether another process has the lock; else this one has it now, where the file system knows of locks."""
-    with suppress(OSError):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from pathlib import Path
 
 def sync(path: Path) -> None:
     """Waits until a file's bytes, or a folder's names, are on disk."""
+    if os.name != "posix":  # Windows opens no folders
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

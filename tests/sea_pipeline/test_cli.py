@@ -123,11 +123,6 @@ def test_status_and_verify(command: Any, labelled: Path) -> None:
         ),
         (["label", "--device", "cuda:99"], "--device cuda:99"),
         (["label", "--device", "banana"], "--device banana: expected auto, cpu, cuda or cuda:N"),
-        (["label", "--imges", "x"], "--imges"),
-        (["label", "--top-n", "three"], "--top-n"),
-        (["lable"], "lable"),
-        (["inspect"], "see sea-pipeline inspect --help"),
-        (["label", "--out"], "'--out' requires an argument; see sea-pipeline label --help"),
         (["status", "nowhere"], "nowhere: expected a folder that sea-pipeline wrote"),
         (["verify", "nowhere"], "nowhere"),
         (["inspect", "nowhere"], "nowhere"),
@@ -139,6 +134,28 @@ def test_a_mistake_is_one_line_and_exit_1(
     monkeypatch.chdir(tmp_path)
     code, stdout, stderr = command(*arguments)
     assert (code, stdout) == (1, "")
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert expected in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["label", "--imges", "x"], "--imges"),
+        (["label", "--top-n", "three"], "--top-n"),
+        (["label", "--precision", "float8"], "--precision"),
+        (["lable"], "lable"),
+        (["inspect"], "see sea-pipeline inspect --help"),
+        (["label", "--out"], "'--out' requires an argument; see sea-pipeline label --help"),
+        (["plan", "--images", "0"], "--images"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line_and_exit_2(
+    command: Any, arguments: list[str], expected: str
+) -> None:
+    code, stdout, stderr = command(*arguments)
+    assert (code, stdout) == (2, "")
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
     assert expected in stderr
@@ -168,7 +185,7 @@ def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["load", "patches"])
-def test_failed_shards_exit_2(
+def test_failed_shards_exit_3(
     command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def broken(*given: torch.Tensor) -> torch.Tensor:
@@ -177,7 +194,7 @@ def test_failed_shards_exit_2(
     monkeypatch.setattr(encoder, step, broken)
     photos = draw_folder(tmp_path / "photos", 2)
     code, stdout, _ = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "out")
-    assert code == 2
+    assert code == 3
     assert "shard 0 failed" in stdout
     assert "no kernel image" in stdout
 

@@ -51,7 +51,7 @@ def test_a_store_is_refused_where_only_this_machine_is_written_to(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, stderr = command(name, *example(name)[2:], option, "s3://bucket/x.html")
-    assert (code, stderr.count("\n")) == (1, 1)
+    assert (code, stderr.count("\n")) == (2, 1)
     assert f"'{option}': expected a path of this machine, found s3://bucket/x.html: only label and" in stderr
     assert not list(tmp_path.iterdir())
 

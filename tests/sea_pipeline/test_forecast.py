@@ -89,7 +89,7 @@ def test_what_cannot_be_measured_is_one_line(command: Any, words: Path, tmp_path
     )
     assert (code, stderr.count("\n")) == (1, 1)
     assert re.search(r"none of \d+ images could be labelled", stderr)
-    assert command("plan", "--images", 0)[0] == 1
+    assert command("plan", "--images", 0)[0] == 2
 
 
 def test_the_command_prints_a_table_or_json(command: Any, words: Path, tmp_path: Path) -> None:

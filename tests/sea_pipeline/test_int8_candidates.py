@@ -1,10 +1,14 @@
 """The int8 search where int8 fails: its bound against float64, words that it cannot hold, and who takes over then."""
 
+import time
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline import int8_candidates, search
+from sea_pipeline import candidates, int8_candidates, search
+from sea_pipeline.candidates import FaissCandidates, TorchCandidates
 from sea_pipeline.errors import UserError
 from sea_pipeline.int8_candidates import Int8Candidates
 from sea_pipeline.search import Backend, WordSearch
@@ -130,7 +134,7 @@ def test_where_int8_tells_nothing_it_rests_and_looks_again_now_and_then(monkeypa
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_who_has_many_candidates_goes_to_float32(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8_candidates, "_CROWDED", share)
-    monkeypatch.setattr(int8_candidates, "faiss_is_there", lambda: False)
+    monkeypatch.setattr(candidates, "faiss_is_there", lambda: False)
     table = clusters(4000, 64)
     queries = torch.cat([near(table, 70), unit(70, 64, 8)])
     found = WordSearch(table, top_n=4, sign=-1, backend="int8")
@@ -176,11 +180,26 @@ def test_a_machine_that_multiplies_int8_wrongly_is_refused_or_passed_over(monkey
 
 
 @pytest.mark.parametrize(
-    ("fast", "faiss", "backend"), [(True, True, "int8"), (False, True, "faiss"), (False, False, "torch")]
+    ("fast", "faiss", "slow", "backend"),
+    [
+        (True, True, "torch", "int8"),
+        (False, True, "torch", "faiss"),
+        (False, True, "faiss", "torch"),
+        (False, False, "torch", "torch"),
+    ],
 )
 def test_auto_takes_what_is_fastest_there(
-    fast: bool, faiss: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+    fast: bool, faiss: bool, slow: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Which of the two is slow depends on the processor, so that a trial decides."""
+    owner = {"torch": TorchCandidates, "faiss": FaissCandidates}[slow]
+    plain = owner.__call__
+
+    def slowly(self: Any, patches: torch.Tensor, n: int, k: int) -> Any:
+        time.sleep(0.05)
+        return plain(self, patches, n, k)
+
+    monkeypatch.setattr(owner, "__call__", slowly)
     monkeypatch.setattr(search, "is_fast", lambda device: fast)
-    monkeypatch.setattr(search, "faiss_is_there", lambda: faiss)
+    monkeypatch.setattr(candidates, "faiss_is_there", lambda: faiss)
     assert WordSearch(unit(9, 8), top_n=1, sign=1).backend == backend

@@ -1,9 +1,12 @@
+import io
 import json
 from pathlib import Path
 
 import pytest
 
+from sea_pipeline import json_array
 from sea_pipeline.errors import UserError
+from sea_pipeline.json_array import JsonNumbers
 from sea_pipeline.llava_json import images_of, place, records, relative_path
 
 ROW = {"id": 1, "image": "a.jpg", "conversations": [{"from": "human", "value": "Hi"}]}
@@ -41,3 +44,30 @@ def test_images_of_a_record() -> None:
     assert images_of({"image": ["a", 7]}) == ["a", 7]
     assert images_of({"image": None}) == images_of({"image": []}) == images_of({}) == []
     assert relative_path("./a//b/../c.jpg") == "a/c.jpg"
+
+
+def test_nan_is_read_in_both_forms_and_is_a_word_in_texts(tmp_path: Path) -> None:
+    rows = [ROW, ROW | {"score": float("nan"), "most": [float("inf"), -float("inf")], "id": 'NaN, "NaN" \\'}, ROW]
+    (tmp_path / "data.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = list(records(tmp_path / "data.json"))
+    assert found == list(enumerate([ROW, rows[1] | {"score": None, "most": [None, None]}, ROW], 1))
+    assert list(records(tmp_path / "data.jsonl")) == found
+    (tmp_path / "data.json").write_text(json.dumps(rows)[:-30] + " Nan]")
+    with pytest.raises(UserError, match=r"data\.json: expected a JSON array in UTF-8; after entry 2: "):
+        list(records(tmp_path / "data.json"))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
+def test_numbers_that_are_none_are_found_wherever_the_bytes_are_cut(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(json_array, "_CHUNK", chunk)
+    text = b'[NaN,-Infinity, {"NaN": Infinity, "a\\"NaN": -1.5e3, "\\\\":NaN}, true,false,"-Infinity NaN", null,NaN]'
+    file, parts = JsonNumbers(io.BytesIO(text)), []
+    while part := file.read(1):
+        parts.append(part)
+    expected = b'[null,null, {"NaN": null, "a\\"NaN": -1.5e3, "\\\\":null}, true,false,"-Infinity NaN", null,null]'
+    assert b"".join(parts) == expected
+    assert JsonNumbers(io.BytesIO(b'["cut')).read(0) == b""
+    assert json.loads(b"".join(parts))[2]["\\"] is None

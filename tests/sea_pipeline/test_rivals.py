@@ -32,7 +32,7 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError
 
-    monkeypatch.setattr(storage.fcntl, "flock", refused)
+    monkeypatch.setattr(storage.locks.fcntl, "flock", refused)
 
 
 @pytest.fixture

@@ -49,28 +49,36 @@ def test_a_deleted_shard_is_made_again(label: Label, photos: Path, tmp_path: Pat
     assert content(tmp_path / "labels") == whole
 
 
-def test_a_changed_list_or_plan_is_noticed_before_work_goes_on(label: Label, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["words.txt", "plan.parquet"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_list_or_plan_that_is_lost_is_written_again(
+    label: Label, photos: Path, tmp_path: Path, name: str, harm: Callable[[Path], object]
+) -> None:
     label(images=str(photos))
     out = tmp_path / "labels"
-    (out / "manifest.json").unlink()
-    for name in ("words.txt", "plan.parquet"):
-        held = (out / name).read_bytes()
-        (out / name).write_bytes(held[:10] + bytes([held[10] ^ 1]) + held[11:])
-        with pytest.raises(UserError, match=f"{name}: damaged"):
-            label(images=str(photos))
-        (out / name).write_bytes(held)
-    assert label(images=str(photos)).report.images == 0
-    assert (out / "manifest.json").exists()
+    whole = content(out)
+    for manifest in (True, False):
+        harm(out / name)
+        if not manifest:
+            (out / "manifest.json").unlink()
+        assert label(images=str(photos)).report.images == 0
+        assert content(out) == whole
 
 
-def test_a_folder_without_its_plan_or_list_is_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+def test_a_plan_of_other_images_is_not_written_again(label: Label, photos: Path, tmp_path: Path) -> None:
     label(images=str(photos))
-    for name in ("plan.parquet", "words.txt"):
-        held = (tmp_path / "labels" / name).read_bytes()
-        (tmp_path / "labels" / name).unlink()
-        with pytest.raises(UserError, match=f"{name}: expected a file"):
-            label(images=str(photos))
-        (tmp_path / "labels" / name).write_bytes(held)
+    plan = tmp_path / "labels" / "plan.parquet"
+    held = plan.read_bytes()
+    plan.unlink()
+    draw_folder(photos / "more", 1)
+    for extend in (False, True):
+        with pytest.raises(UserError, match=r"plan\.parquet: expected a file.*give the very images that it was"):
+            label(images=str(photos), extend=extend)
+    with pytest.raises(UserError, match=r"plan\.parquet: expected a file"):
+        label(images=str(photos), top_n=2)
+    shutil.rmtree(photos / "more")
+    label(images=str(photos))
+    assert plan.read_bytes() == held
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def test_a_tower_of_ours_starts_the_harness_in_a_process_that_knows_it(exported:
     config["vision_config"]["model_type"] = S2TowerConfig.model_type
     (exported / "config.json").write_text(json.dumps(config))
     found = steps(exported, "sea")
-    assert found["GQA"].command[:2] == ("python", "-c")
-    assert "import runpy, trainer.towers; runpy.run_module('lmms_eval'" in found["GQA"].command[2]
+    assert found["GQA"].command[:3] == ("python", "-P", "-c")
+    assert "import runpy, trainer.towers; runpy.run_module('lmms_eval'" in found["GQA"].command[3]
     assert found["MMLU"].command[:3] == ("python", "-m", "lm_eval")
     with pytest.raises(UserError, match="--gpus 2: expected 1, as transformers lacks the tower"):
         steps(exported, "sea", gpus=2)

@@ -227,10 +227,3 @@ def test_an_image_that_every_sample_cuts_off_is_quarantined(world: World, tmp_pa
     changed = {"data": str(tmp_path / "two.json"), "max_length": 230, "max_bad": 0.5}
     done = teach_images(settings(world, tmp_path / "targets", **changed))
     assert next(iter(done.ledger.quarantined()))["error"] == "CutOff"
-
-
-def test_a_codec_that_is_gone_stops_the_run(world: World, tmp_path: Path) -> None:
-    teach_images(settings(world, tmp_path / "targets"))
-    (tmp_path / "targets" / "codec.safetensors").unlink()
-    with pytest.raises(UserError, match="is gone"):
-        teach_images(settings(world, tmp_path / "targets"))

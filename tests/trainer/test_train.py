@@ -183,7 +183,7 @@ def test_what_out_may_not_be(tiny: World, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["notes.txt"]
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text('{"fields": ')
-    with pytest.raises(UserError, match=r"run\.json: damaged; choose another --out"):
+    with pytest.raises(UserError, match=r"run\.json: damaged: .*; restore it, or choose another --out"):
         train(short(tiny), tmp_path / "damaged")
 
 

@@ -1,0 +1,302 @@
+"""Every message that advises something, and the test that follows the advice: a new one needs a line here."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+ADVISES = re.compile(
+    r"\b(delete|remove|restore|put (it )?back|again)\b|another --out|--resume"
+    r"|sea-pipeline (verify|label|teacher|train)\b"
+)
+
+FOLLOWED: dict[str, list[str]] = {
+    "tests/sea_pipeline/test_advice_followed.py::test_a_folder_that_is_full_is_removed_or_another_one_chosen": [
+        "{}: expected a new or an empty folder; choose another with --out, or remove this one",
+    ],
+    "tests/sea_pipeline/test_advice_followed.py::test_an_unfinished_folder_is_finished": [
+        "finished shards are kept; run the same command again to go on",
+        "run the same command again to go on",
+        "; not finished yet: run {} again",
+        "not finished: {}, run again, goes on",
+        "{}: expected a finished folder; {} of {} shards are done; finish it by running {} again",
+    ],
+    "tests/sea_pipeline/test_advice_followed.py::test_another_out_is_chosen": [
+        "{}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out",
+        ("{}: the image {} was at another place of its input when this folder was begun from {}; choose another --out"),
+        "{}: {}; choose another --out. Differing: {}",
+        (
+            "{}: the image {} was another one when this folder was begun than the one that {} has now; choose "
+            "another --out"
+        ),
+    ],
+    "tests/sea_pipeline/test_advice_followed.py::test_extend_is_given": [
+        "{}: was begun with less: {}; add it with --extend, or choose another --out",
+    ],
+    "tests/sea_pipeline/test_advice_followed.py::test_shards_that_another_run_took_back_are_done_again": [
+        "{}: another run takes shards back at the same time; run the command again",
+    ],
+    "tests/sea_pipeline/test_advice_followed.py::test_the_images_that_a_lost_plan_was_made_of_are_given": [
+        (
+            "{}; restore it, or give the very images that it was begun with, from which it is made anew, or "
+            "choose another --out"
+        ),
+    ],
+    "tests/sea_pipeline/test_advice_followed.py::test_too_many_bad_images_are_allowed": [
+        (
+            "{}: {} of {} images are bad so far, more than --max-bad {} allows; {} fail in {}{}; see all with "
+            "sea-pipeline status; {}, or give a larger --max-bad, and run the command again"
+        ),
+    ],
+    "tests/sea_pipeline/test_advice_followed.py::test_what_a_killed_run_without_a_lock_left_is_deleted": [
+        (
+            "{}: another run extends this folder by other images, or was killed as it did; run the same command "
+            "again when it is over, or delete the file if no run is going on"
+        ),
+        (
+            "{}: another run with other settings or images has begun this folder, or was killed as it did; "
+            "choose another --out, or delete the file if no run is going on"
+        ),
+    ],
+    "tests/sea_pipeline/test_advice_followed.py::test_what_a_worker_could_not_finish_is_finished": [
+        "{}: cannot be finished: {}; run the same command again",
+    ],
+    "tests/sea_pipeline/test_full_disk.py::test_full_for_real_at_the_largest_files": [
+        "{}: cannot be written: {}; {} and run the same command again{}",
+    ],
+    "tests/sea_pipeline/test_mend.py::test_the_advice_brings_back_what_is_damaged": [
+        "run the command that made the folder again, which makes it anew",
+        "{}; restore it, or delete it and {}",
+        "remove it, and",
+        "restore it, or",
+    ],
+    "tests/sea_pipeline/test_mend.py::test_what_is_done_again_is_told": [
+        "{}; it is made again",
+        "{}; shard {} is done again",
+    ],
+    "tests/sea_pipeline/test_remote_faults.py::test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays": [
+        (
+            "{}: cannot be {}: tried again and again, and always: {}; run the same command again later (what is "
+            "finished is kept)"
+        ),
+    ],
+    "tests/sea_pipeline/test_run_faults.py::test_a_shard_that_fails_is_listed_and_the_others_are_done": [
+        "{} (see {}; run the same command to try again)",
+    ],
+    "tests/sea_pipeline/test_run_faults.py::test_an_image_root_that_vanishes_stops_the_run": [
+        "{}: is gone; bring it back and run the same command again",
+    ],
+    "tests/sea_pipeline/test_run_files.py::test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report": [
+        "{}: expected a JSON object; found {}; restore it",
+        "{}: cannot be read: {}; restore it",
+        "{}: cannot be read as JSON: {}; restore it",
+        "remove it, and run the same command again, which makes it anew or goes without",
+        "{}: damaged{}; restore it",
+        "{}: damaged: {}; restore it",
+    ],
+    "tests/sea_pipeline/test_workers_runs.py::test_a_scheduler_that_dies_is_one_line": [
+        "the scheduler is gone ({}); what is finished is kept: start it, and run the same command again",
+    ],
+    "tests/trainer/test_borders.py::test_a_cut_weight_file_and_a_cut_cache": [
+        "restore it, or remove {}, which is made again from it",
+    ],
+    "tests/trainer/test_borders.py::test_every_error_is_one_line_and_nothing_is_lost": [
+        "make room, or mend what it says, and run the same command again (what is finished is kept)",
+    ],
+    "tests/trainer/test_checkpoints.py::test_without_a_whole_one_a_run_says_so": [
+        (
+            "{}; expected a whole checkpoint in {}, found none; put back a copy of one, or remove {} to begin "
+            "the run anew"
+        ),
+    ],
+    "tests/trainer/test_run_advice.py::test_a_mended_image_lets_a_run_go_on": [
+        (
+            "{}: sample {}: expected an image; {}; mend it and go on with --resume, or leave the sample out and "
+            "begin anew"
+        ),
+    ],
+    "tests/trainer/test_run_advice.py::test_a_record_is_restored": [
+        "{}: expected {} in it, found none; restore the file",
+        (
+            "{}: expected {} in run.json and summary.json of it, or of a run that it began with; found none; "
+            "restore the file"
+        ),
+        "{}; restore it, or choose another --out",
+        "{}: expected the number of steps; found none; restore the file",
+        "{}: expected a run of this version; {}; restore it, or train anew",
+    ],
+    "tests/trainer/test_run_advice.py::test_an_unfinished_run_is_gone_on_with": [
+        "{}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume",
+        (
+            "{}: this run is not finished; go on with sea-pipeline train, then export it, or name one of the "
+            "steps {} with --checkpoint"
+        ),
+    ],
+    "tests/trainer/test_run_advice.py::test_another_out_is_chosen_or_resume_left_out": [
+        "expected a run to go on with; found none; leave out --resume to begin one",
+        "{}: holds another run: {}; choose another --out",
+        "{}: expected a new folder or one of a run; found other files; choose another --out",
+    ],
+    "tests/trainer/test_run_advice.py::test_another_step_is_named_or_it_is_trained_again": [
+        "name another step, or train it again",
+    ],
+    "tests/trainer/test_run_advice.py::test_the_model_that_a_run_began_with_is_put_back": [
+        "{}: began with the model folder {}, which is not there; put it back, or run this where train was run",
+        "{}: began with the model folder {}, which has changed since; put back what it was",
+        "{}: expected a tensor {}, as the run trained it; found none; put back what it was",
+    ],
+    "tests/trainer/test_run_advice.py::test_the_same_command_goes_on_when_memory_is_free": [
+        "run the same command again to go on from the newest checkpoint",
+        "free some memory, and run the same command again",
+        "{}, and run the same command again ({})",
+        (
+            "free some memory and run the same command again ({}), or begin anew with another --out and a "
+            "smaller training_arguments.per_device_train_batch_size"
+        ),
+    ],
+    "tests/trainer/test_teach_mend.py::test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out": [
+        (
+            "{}; the one that is fitted now is another than finished shards were written with; restore it, or "
+            "remove {} and run the same command again, which teaches every image again"
+        ),
+    ],
+}
+"""By the test that does what they say, messages of an output folder; a value of theirs is {}."""
+
+OTHERS: dict[str, list[str]] = {
+    "a folder that is none of ours, or whole and another run's": [
+        (
+            "{}: expected labels or a run; found neither dataset.json nor run.json in it; give the output folder "
+            "of sea-pipeline label or train"
+        ),
+        (
+            "{}: expected targets of {} x {} visual tokens of width {}, as {} has; found {} x {} of width {}; "
+            "run sea-pipeline teacher with a model of the same parts"
+        ),
+        (
+            "{}: expected targets of images as the stage sees them, data.image_aspect_ratio: {}; found {}; run "
+            "sea-pipeline teacher with --image-aspect-ratio {}, or set the key to {}"
+        ),
+        ("{}: lacks {} images of {}, such as {}; run sea-pipeline teacher on that file, or leave their records out"),
+        (
+            "loss.basic.{}: {}, but the targets of {} were made with {}; leave it out, or run sea-pipeline "
+            "teacher with it"
+        ),
+        "{}: is not of the run {}; choose another --out",
+        "no labels that fit are below runs/labels any more; run sea-pipeline label, or go where they are",
+    ],
+    "a harness's results": [
+        "{}: expected the results of lmms-eval or lm-eval; {}; remove it, and run its command again",
+    ],
+    "a store's credentials and rights": [
+        (
+            "{}: cannot be reached: the credentials are missing or refused ({}); set them as the service's own "
+            "tools do, and run the same command again"
+        ),
+        "{}: cannot be {}: {}; the rights to list, read, write and delete are needed",
+    ],
+    "an input": [
+        "expected 'image' or 'images'; found both, with other contents; remove one of them",
+        (
+            "expected images under 'image' alone, not under {}; found media there, which would not be read; name "
+            "them in the record's 'image', a path or a list of paths, or remove the key"
+        ),
+        "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)",
+        (
+            "{}: its chat template cannot render a question with its answer ({}); correct the template in the "
+            "LLM's folder, or remove it to use vicuna_v1"
+        ),
+        (
+            "{}: its config.json says that its weights are quantised ({}); expected plain ones: give the model "
+            "that it was made from, or dequantise it with the package that quantised it and save it again"
+        ),
+        (
+            "expected an answer within max_length {}; found {} tokens before it; raise max_length, or shorten or "
+            "remove the sample"
+        ),
+        "expected an answer to train on; found none that is not empty; write one, or remove the sample",
+        "restore it, or make it with sea-pipeline init",
+        "copy the folder again, or make it with sea-pipeline init",
+        "{}: {} weights are missing, the first is {}; copy the folder again",
+        ("{}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type"),
+        ", or remove adapter_config.json to use the weights beside it",
+        "{}: is missing, and the weights' index names it; copy it again",
+        "{}: is damaged; copy it again",
+        (
+            "{}: is damaged, or a pickle that holds more than tensors, whose code is never run here; copy it "
+            "again, or give the same weights as safetensors"
+        ),
+        "{}: is damaged ({}); copy it again",
+        ("{}: its tokenizer has no words; expected a tokenizer.json or tokenizer.model in it; copy the folder again"),
+        (
+            "{}: its tokenizer comes as code (auto_map), which is never run here; add a tokenizer.json, remove "
+            "auto_map from its tokenizer_config.json and set tokenizer_class to PreTrainedTokenizerFast there"
+        ),
+        (
+            "{}: its tokenizer.model is damaged, or none of SentencePiece; copy it again, or add the model's "
+            "tokenizer.json"
+        ),
+        (
+            "{}: transformers' tokenizer gives {} the ids {}; {} gives {}; copy tokenizer files that belong "
+            "together, or convert the tokenizer to a tokenizer.json that gives these ids and remove "
+            "tokenizer.model"
+        ),
+        "{}: expected a SentencePiece model; {}; copy the file again, or put a tokenizer.json beside it",
+        (
+            "expected turns by human and gpt in alternation, a human first and gpt last (before them at most one "
+            "system turn); found {}; mend or remove the sample"
+        ),
+        "expected text in turn {}; found half of a UTF-16 pair in it; remove it",
+        "expected {} in questions only, where an image goes; found {} in turn {} ({}); remove it there",
+        "copy it again",
+    ],
+    "help of an option": [
+        "Read images that were bad again; in a finished folder, too.",
+        "Seconds: a worker that takes longer for a shard is started again, and the shard tried once more.",
+        "A folder that `sea-pipeline label` wrote.",
+        "As for label; again for another one. Without #PATH all paths. Default: packaged.",
+    ],
+    "packages of this machine": [
+        "install what is missing, and run the same command again",
+    ],
+    "what has happened, without advice": [
+        "the worker {} hangs and cannot be started again: {}",
+    ],
+}
+"""By what they are of, messages that are of no output folder that is damaged or unfinished."""
+
+
+def test_every_message_with_advice_is_in_the_table() -> None:
+    known = [text for table in (FOLLOWED, OTHERS) for texts in table.values() for text in texts]
+    found = {text for package in ("sea_pipeline", "trainer") for text in _messages(ROOT / package)}
+    assert len(known) == len(set(known))
+    assert sorted(found - set(known)) == [], "follow it in a test, and name that test here"
+    assert sorted(set(known) - found) == [], "it is said no more"
+
+
+def test_the_tests_that_follow_it_are_there() -> None:
+    for where in FOLLOWED:
+        file, _, name = where.partition("::")
+        functions = [node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
+        assert name in {function.name for function in functions}, where
+
+
+def _messages(package: Path) -> Iterator[str]:
+    """Texts of a package that advise something; docstrings and lists of words are none."""
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        inner -= {id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)}
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            text = "" if id(node) in inner | docstrings else _text(node)
+            if " " in text and "\n" not in text and ADVISES.search(text):
+                yield text
+
+
+def _text(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
