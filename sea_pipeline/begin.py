@@ -270,11 +270,11 @@ def _refuse_other_images(ledger: Ledger) -> None:
     firsts: dict[str, bytes] = {}
     for commit in islice(begun, 8 if source.random_access else 1):
         try:
-            shard = open_parquet(ledger.shard_path(commit.shard))
-            row = shard.read_row_group(0, columns=["uri", "image_sha256"]).slice(0, 1).to_pylist()[0]
+            row = open_parquet(ledger.shard_path(commit.shard)).read_row_group(0, columns=["uri", "image_sha256"])
+            first = row.slice(0, 1).to_pylist()[0]
         except (OSError, LookupError, ValueError, pa.ArrowException):  # damaged: it is found and made again later
             continue
-        firsts[row["uri"]] = row["image_sha256"]
+        firsts[first["uri"]] = first["image_sha256"]
     for first in sorted(firsts, key=source.where):
         try:
             data = source.read(first)

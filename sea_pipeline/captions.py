@@ -59,13 +59,24 @@ def gpt_turns(row: Mapping[str, Any]) -> list[str]:
 def word_runs(caption: str) -> list[list[str]]:
     """The words of a caption in their order, a new list wherever something else than space stands between two."""
     runs: list[list[str]] = [[]]
-    for token in _TOKEN.findall(unicodedata.normalize("NFC", caption.lower()).replace("’", "'")):  # noqa: RUF001
-        word = token.removesuffix("'s")
-        if word.replace("-", "").replace("'", "").isalpha():
+    for token in _TOKEN.findall(unicodedata.normalize("NFC", caption.lower())):
+        if (word := _word(token)) is not None:
             runs[-1].append(word)
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
+
+
+def content_spans(caption: str) -> list[tuple[int, int]]:
+    """Gives where the content words of a caption stand: half-open ranges of its characters, ascending."""
+    found = ((match.span(), _word(match[0].lower())) for match in _TOKEN.finditer(caption))
+    return [span for span, word in found if word is not None and is_content(word)]
+
+
+def _word(token: str) -> str | None:
+    """What a run of characters in lower case is as a word, None where it is none."""
+    word = token.replace("’", "'").removesuffix("'s")  # noqa: RUF001
+    return word if word.replace("-", "").replace("'", "").isalpha() else None
 
 
 def is_content(word: str) -> bool:

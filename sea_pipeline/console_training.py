@@ -23,15 +23,31 @@ _TOKEN = 20
 """Characters shown of a token at most: some are runs of spaces."""
 
 _MEANINGS = {
-    "lm_loss": "nats per caption token",
+    "lm_loss": "nats per trained token: lower is better",
+    "lm_loss_other": "... with another photo's visual tokens",
+    "right_photo_gain": "what the right photo is worth; 0: the model does not look",
+    "lm_loss_content": "nats per token of content words",
+    "right_photo_gain_content": "what the right photo is worth to these",
+    "trained_tokens": "tokens that are scored",
+    "yes_no_accuracy": "yes/no questions, mean over what they ask after",
+    "yes_no_accuracy_other": "... with another photo",
+    "yes_no_accuracy_question_only": "... by the questions' words alone, at best",
+    "yes_no_questions": "how many",
+    "vqa_accuracy": "short answers, by VQA v2's accuracy",
+    "vqa_accuracy_other": "... with another photo",
+    "vqa_accuracy_question_only": "... by the questions' first three words, at best",
+    "vqa_accuracy_yes": "... by always saying yes",
+    "vqa_accuracy_people": "... by people's commonest answer",
+    "vqa_questions": "how many",
     "label_hit@1": "visual tokens whose nearest word is their patch's best label",
     "label_hit@10": "... or any of its labels",
-    "tacs": "cosine of the ten best visual tokens to the caption's tokens",
+    "tacs": "cosine of the ten best visual tokens to the caption's content words",
     "gap": "distance to the nearest word",
     "meaningful": "nearest LLM token is a word close to a label of the patch",
     "meaningful_chance": "... of another photo's patch",
     "distinct_tokens": "different nearest LLM tokens",
 }
+_COUNTS = ("distinct_tokens", "trained_tokens", "yes_no_questions", "vqa_questions")
 _ROOM = 80
 """Columns of a terminal that also shows the meanings."""
 
@@ -84,9 +100,10 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -
     meanings = _MEANINGS if console.output.width >= _ROOM else {}
     if meanings:
         table.add_column(style="dim")
-    names = dict.fromkeys(name for values in columns.values() for name in values)
+    every = dict.fromkeys(name for values in columns.values() for name in values)
+    names = [name for name in every if name.removesuffix("_se") == name or name.removesuffix("_se") not in every]
     for name in [known for known in _MEANINGS if known in names] + [name for name in names if name not in _MEANINGS]:
-        cells = [_number(name, values[name]) if name in values else "" for values in columns.values()]
+        cells = [_with_error(name, values) for values in columns.values()]
         table.add_row(name, *cells, *([meanings.get(name, "")] if meanings else []))
     console.output.print(table)
 
@@ -268,4 +285,12 @@ def _line(values: Mapping[str, float]) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:,.0f}" if name == "distinct_tokens" else f"{value:.3f}"
+    return f"{value:,.0f}" if name in _COUNTS else f"{value:.3f}"
+
+
+def _with_error(name: str, values: Mapping[str, float]) -> str:
+    """A metric with its standard error behind it, if it has one."""
+    if name not in values:
+        return ""
+    error = values.get(f"{name}_se")
+    return _number(name, values[name]) + ("" if error is None else f" ± {error:.3f}")

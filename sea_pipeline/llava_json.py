@@ -289,7 +289,7 @@ def _json_lines(
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line, parse_constant=lambda _: None)  # NaN is null, in .json, too
             except (ValueError, RecursionError) as error:
                 said = f"expected one JSON object a line; {error}"
                 if unheld is None or isinstance(error, json.JSONDecodeError | RecursionError):

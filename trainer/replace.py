@@ -160,7 +160,7 @@ def generate(model: AlignedLlava, inputs: Any, new_tokens: int) -> torch.Tensor:
         eos_token_id=ends.eos_token_id,
         pad_token_id=ends.pad_token_id,
     )
-    written = cast("torch.Tensor", _stock(model).generate(**inputs, generation_config=settings))
+    written = cast("torch.Tensor", stock(model).generate(**inputs, generation_config=settings))
     return written[:, inputs["input_ids"].shape[1] :]
 
 
@@ -218,7 +218,7 @@ def _others(images: Sequence[Shown], number: int) -> list[int]:
     ]
 
 
-def _stock(model: AlignedLlava) -> Any:  # noqa: ANN401 - transformers' types do not know its own generate
+def stock(model: AlignedLlava) -> Any:  # noqa: ANN401 - transformers' types do not know its own generate
     """The same weights in transformers' own class: its `generate` goes by the arguments that a forward names."""
     with torch.device("meta"):
         stock = LlavaForConditionalGeneration(model.config)

@@ -59,7 +59,7 @@ def wordlists() -> list[str]:
 
 def encoders() -> list[str]:
     """How specs begin."""
-    return ["packaged", "open_clip:", "s2:packaged", "s2:open_clip:"]
+    return ["packaged", "packaged@224", "open_clip:", "s2:packaged", "s2:open_clip:"]
 
 
 def devices() -> list[str]:

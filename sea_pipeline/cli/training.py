@@ -99,7 +99,7 @@ def evaluate(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Labels of the images; without them only lm_loss and tacs are measured.",
+            help="Labels of the images; without them what needs words of patches is not measured.",
             autocompletion=completion.labels,
         ),
     ] = None,
@@ -123,6 +123,16 @@ def evaluate(
         int | None, typer.Option(min=1, help="Images for --layers (default: all) and --replace (default: 8).")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a description at most.")] = 48,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of yes/no questions and of questions with people's answers: how many are answered rightly, with "
+            "their own photos and with others'."
+        ),
+    ] = None,
+    question_root: Annotated[
+        Path | None, typer.Option(help="Folder of the questions' photos. Default: --image-root, or the file's own.")
+    ] = None,
     out: Annotated[Path | None, local_output("JSON file for what --layers and --replace find of each image.")] = None,
     save_figures: Annotated[
         Path | None,
@@ -153,7 +163,8 @@ def evaluate(
     settings = EvaluateSettings(
         model=model, data=data, labels=labels, image_root=image_root, template=template, transfer=transfer,
         batch_size=batch_size, device=device, layers=layers, replace=replace, limit_images=limit_images,
-        new_tokens=new_tokens, bad_rows=bad_rows, out=out, save_figures=save_figures,
+        new_tokens=new_tokens, bad_rows=bad_rows, questions=questions, question_root=question_root, out=out,
+        save_figures=save_figures,
     )  # fmt: skip
     found = evaluate_model(settings, progress=console.progress)
     if as_json:

@@ -46,7 +46,7 @@ def _single(spec: EncoderSpec, device: str, options: EncoderOptions) -> Encoder:
                 f"--encoder packaged: expected --precision float32 and --template bare, which is all it has; found "
                 f"{options.precision} and {options.template}"
             )
-        return PackagedEncoder(device)
+        return PackagedEncoder(device, spec.side)
     from sea_pipeline.encoders.clip import ClipEncoder
 
     return ClipEncoder(spec, device, options)

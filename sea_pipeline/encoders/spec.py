@@ -1,6 +1,6 @@
 """What `--encoder` says: which model, which of its patch vectors, at which scales.
 
-    packaged
+    packaged                                   at 448 pixels; packaged@224: at another multiple of 32
     open_clip:ARCH/PRETRAINED[#PATH[SIGN]]     PRETRAINED: a tag that open_clip lists for ARCH, or a file of weights
     open_clip:FOLDER[#PATH[SIGN]]              a folder with open_clip_config.json and weights
     open_clip:hf-hub:ORG/NAME[#PATH[SIGN]]
@@ -24,6 +24,10 @@ SIGNS = {"final": -1, "value": 1, "vv": 1, "pool": 1}
 S2_SCALES = (1, 2, 3)
 
 _S2 = re.compile(r"s2(?:@(\d+(?:,\d+)*))?:(.*)", re.DOTALL)
+_PACKAGED = re.compile(r"packaged(?:@(\d+))?")
+PACKAGED_SIDE = 448
+"""Pixels a side of what the packaged encoder sees."""
+PACKAGED_STRIDE = 32
 _PATH = re.compile(rf"(.*)#({'|'.join(SIGNS)})([+-]?)", re.DOTALL)
 _OPEN_CLIP = "open_clip:"
 _LONGEST_NAME = 60
@@ -49,6 +53,8 @@ class EncoderSpec:
     sign: int | None = None
     scales: tuple[int, ...] | None = None
     """None: without S2."""
+    side: int = PACKAGED_SIDE
+    """Of the packaged encoder's images, in pixels."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -60,21 +66,21 @@ class EncoderSpec:
         scales, rest = split_s2(text)
         if scales and (scales[0] < 1 or list(scales) != sorted(set(scales))):
             raise UserError(f"--encoder {text}: expected ascending scales from 1; found {','.join(map(str, scales))}")
-        if rest == "packaged":
-            return cls(None, scales=scales)
+        if (side := packaged_side(rest)) is not None:
+            return cls(None, scales=scales, side=side)
         model, path, sign = rest.removeprefix(_OPEN_CLIP), None, None
         if found := _PATH.fullmatch(model):
             model, path, sign = found[1], found[2], {"+": 1, "-": -1}.get(found[3])
         if not rest.startswith(_OPEN_CLIP) or not model:
             raise UserError(
-                f"--encoder {text}: expected packaged, open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
+                f"--encoder {text}: expected packaged, packaged@224, open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
                 "open_clip:hf-hub:ORG/NAME, each with or without s2: before it"
             )
         return cls(model, path, sign, scales)
 
     def __str__(self) -> str:
         if self.model is None:
-            return f"{self.scales_text()}packaged"
+            return f"{self.scales_text()}{self._packaged()}"
         sign = {1: "+", -1: "-", None: ""}[self.sign]
         return f"{self.scales_text()}{_OPEN_CLIP}{self.model}" + (f"#{self.path}{sign}" if self.path else "")
 
@@ -84,18 +90,38 @@ class EncoderSpec:
 
     def short_name(self) -> str:
         """A short name for folders; not unique."""
-        parts = PurePath((self.model or "packaged").removeprefix("hf-hub:")).parts
+        parts = PurePath((self.model or self._packaged()).removeprefix("hf-hub:")).parts
         last = re.sub(r"\.(pt|pth|bin|safetensors)$", "", parts[-1])
         name = last if len(parts) == 1 or parts[0] in ("/", "~", "..") else f"{parts[0]}-{last}"
         name += f"-{self.path}" if self.path else ""
         name += {1: "+", -1: "-", None: ""}[self.sign]
         return (self.scales_text().replace(":", "-") + name)[-_LONGEST_NAME:]
 
+    def _packaged(self) -> str:
+        return "packaged" if self.side == PACKAGED_SIDE else f"packaged@{self.side}"
+
     def scales_text(self) -> str:
         """The part before the encoder that S2 wraps."""
         if self.scales is None:
             return ""
         return "s2:" if self.scales == S2_SCALES else f"s2@{','.join(map(str, self.scales))}:"
+
+
+def packaged_side(text: str) -> int | None:
+    """Gives the side in pixels of `packaged` or `packaged@SIDE`, None of another spec.
+
+    Raises:
+        UserError: the network cannot see images of this size.
+    """
+    if not (found := _PACKAGED.fullmatch(text)):
+        return None
+    side = int(found[1] or PACKAGED_SIDE)
+    if not 0 < side <= 4096 or side % PACKAGED_STRIDE:
+        raise UserError(
+            f"{text}: expected a side of {PACKAGED_STRIDE} to 4,096 pixels, a multiple of {PACKAGED_STRIDE}, such as "
+            f"packaged@224; found {found[1]}"
+        )
+    return side
 
 
 def split_s2(text: str) -> tuple[tuple[int, ...] | None, str]:

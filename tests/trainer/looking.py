@@ -39,9 +39,9 @@ Make = Callable[..., Ready]
 def make_ready(tiny: World) -> Make:
     """See the fixture `ready`."""
 
-    def make(records: Path = tiny.data, *, labelled: bool = False, batch_size: int = 8) -> Ready:
+    def make(records: Path = tiny.data, *, labelled: bool = False, batch_size: int = 8, **given: Any) -> Ready:
         folder = open_model_folder(tiny.model)
-        data = Data(train=str(records), image_root=tiny.data.parent / "images")
+        data = Data(train=str(records), **{"image_root": tiny.data.parent / "images", **given})
         conversations = open_conversations(data, folder)
         store = open_labels(tiny.labels) if labelled else None
         evaluator = Evaluator(

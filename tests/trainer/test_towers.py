@@ -5,18 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
+from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.packaged import PackagedEncoder
 from sea_pipeline.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
 from trainer import parts
 from trainer.init import check_model_folder, init_model
+from trainer.load import load_model, open_model_folder
 from trainer.parts import load_llm, load_vision, quiet
+from trainer.recipe import Recipe
 from trainer.towers import PackagedTower, S2Tower, S2TowerConfig, tower_grid
 
 
@@ -220,3 +224,29 @@ def test_a_gguf_file_is_an_llm(tmp_path: Path) -> None:
     (tmp_path / "llm.gguf").write_bytes(b"not one")
     with pytest.raises(UserError, match=r"llm\.gguf: cannot be loaded"):
         load_llm(str(tmp_path / "llm.gguf"), torch.float32)
+
+
+@pytest.mark.real
+def test_the_packaged_tower_at_224_pixels_has_49_tokens(tmp_path: Path) -> None:
+    """Encoder and tower see the same crop on the same grid; `packaged` itself stays what it was."""
+    model = init_model("packaged@224", str(tiny_llm(tmp_path / "llm")), tmp_path / "model")
+    folder = open_model_folder(model)
+    encoder = load_encoder("packaged@224", "cpu")
+    assert folder.grid == encoder.grid == (7, 7)
+    assert encoder.spec == "packaged@224"
+    assert load_encoder("packaged@448", "cpu").spec == "packaged"
+    assert encoder.fields() != load_encoder("packaged", "cpu").fields()
+    assert encoder.word_fields() == load_encoder("packaged", "cpu").word_fields()
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (260, 400, 3), np.uint8))
+    pixels = folder.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 224, 224)
+    tower = load_model(folder, Recipe(model=model)).model.vision_tower
+    assert tower(pixels).last_hidden_state.shape == (1, 49, 1280)
+    assert encoder.patches(torch.from_numpy(encoder.preprocess(image).values.copy())[None]).shape == (1, 49, 384)
+
+
+@pytest.mark.parametrize("spec", ["packaged@", "packaged@0", "packaged@230", "packaged@99999999", "packaged@-224"])
+def test_other_sizes_are_refused(spec: str) -> None:
+    with pytest.raises(UserError, match=r"packaged@224"):
+        load_encoder(spec, "cpu")

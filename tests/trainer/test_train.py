@@ -21,8 +21,12 @@ from trainer.run_rows import open_conversations
 from trainer.sources import open_label_source
 from trainer.train import Told, train
 
-METRICS = {
-    "lm_loss",
+SPOKEN = {
+    "trained_tokens",
+    *(f"{name}{error}" for name in ("lm_loss", "lm_loss_content", "lm_loss_other") for error in ("", "_se")),
+    *(f"right_photo_gain{kind}{error}" for kind in ("", "_content") for error in ("", "_se")),
+}
+METRICS = SPOKEN | {
     "tacs",
     "label_hit@1",
     "label_hit@10",
@@ -327,7 +331,7 @@ def test_without_l_a_no_labels_are_made(tiny: World, tmp_path: Path, monkeypatch
     run = train(recipe, tmp_path / "out")
     assert not Path("runs").exists()
     assert run.summary["labels"] is None
-    assert set(run.summary["end"]) == {"lm_loss", "tacs"}
+    assert set(run.summary["end"]) == SPOKEN | {"tacs"}
 
 
 def test_the_held_out_split_is_fixed(tiny: World, tmp_path: Path) -> None:

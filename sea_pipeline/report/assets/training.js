@@ -1,10 +1,15 @@
 // Texts, metrics, curves and recipes of runs.
 
 const METRICS = {
-  "lm_loss": "nats per caption token: lower is better",
+  "lm_loss": "nats per trained token: lower is better",
+  "lm_loss_other": "… with another photo's visual tokens",
+  "right_photo_gain": "nats per token that the right photo is worth, ± its standard error: 0 of a model that does not look",
+  "lm_loss_content": "nats per token of content words: lower is better",
+  "right_photo_gain_content": "what the right photo is worth to these: higher is better",
+  "trained_tokens": "tokens that are scored",
   "label_hit@1": "share of visual tokens whose nearest word is their patch's best label: higher is better",
   "label_hit@10": "… or any of its labels",
-  "tacs": "cosine of the ten best visual tokens to the caption's tokens",
+  "tacs": "cosine of the ten best visual tokens to the caption's content words",
   "gap": "distance to the nearest word: lower is nearer",
   "meaningful": "share whose nearest LLM token is a word close to a label of the patch: higher is better",
   "meaningful_chance": "… of another photo's patch: what chance gives",
@@ -36,14 +41,15 @@ function textsPage(runs) {
 
 function metricsPage(runs) {
   const found = new Set(runs.list.flatMap(({ summary }) => Object.keys({ ...summary.start, ...summary.end })));
-  const keys = [...Object.keys(METRICS).filter((key) => found.has(key)), ...[...found].filter((key) => !(key in METRICS))];
-  const said = (key, value) => (value === undefined ? "–" : key === "distinct_tokens" ? count(value) : value.toFixed(3));
+  const keys = [...Object.keys(METRICS).filter((key) => found.has(key)), ...[...found].filter((key) => !(key in METRICS || key.endsWith("_se")))];
+  const said = (key, values) => (values?.[key] === undefined ? "–" : ["distinct_tokens", "trained_tokens"].includes(key) ? count(values[key])
+    : values[key].toFixed(3) + (`${key}_se` in values ? ` ± ${values[`${key}_se`].toFixed(3)}` : ""));
   byId("final").append(table(["metric", ...runs.list.map(({ name, summary }) => ({ text: name, number: true, note: `start → ${plural(summary.steps, "step")}` }))],
-    keys.map((key) => [{ text: el("code", null, key), note: METRICS[key] }, ...runs.list.map(({ summary }) => ({ text: el("b", null, said(key, summary.end?.[key])), note: `from ${said(key, summary.start?.[key])}`, number: true }))])));
+    keys.map((key) => [{ text: el("code", null, key), note: METRICS[key] }, ...runs.list.map(({ summary }) => ({ text: el("b", null, said(key, summary.end)), note: `from ${said(key, summary.start)}`, number: true }))])));
   const names = [...new Set(runs.list.flatMap(({ curves: logged }) => Object.keys(logged)))];
   const order = [...Object.keys(CURVES), ...Object.keys(METRICS).map((key) => `eval_${key}`)];
   const rank = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
-  for (const name of names.filter((each) => !/runtime|per_second/.test(each)).sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1))) {
+  for (const name of names.filter((each) => !/runtime|per_second|_se$/.test(each)).sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1))) {
     const series = runs.list.map((run, place) => ({ name: run.name, place, ...run.curves[name] })).filter(({ steps }) => steps);
     byId("curves").append(curves(name, CURVES[name] ?? METRICS[name.replace(/^eval_/, "")] ?? "", series));
   }
