@@ -27,9 +27,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sea_pipeline.analysis import BIN_WIDTH, MOST_FREQUENT, Statistics, image_words
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.pace import failing, pace
 from sea_pipeline.progress import no_bar
 
 if TYPE_CHECKING:
@@ -208,6 +205,7 @@ def status_tables(ledger: "Ledger") -> None:
 
 
 def _pace_rows(ledger: "Ledger") -> dict[str, str]:
+    from sea_pipeline.pace import failing, pace
 
     speed, rows = pace(ledger, datetime.datetime.now(datetime.UTC)), {}
     if speed.images_per_second and not ledger.complete:
@@ -221,6 +219,8 @@ def _pace_rows(ledger: "Ledger") -> dict[str, str]:
 def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
     """The tables of `inspect LABELS`: SEA's Figure 6 and the most frequent words."""
     import numpy as np
+
+    from sea_pipeline.analysis import BIN_WIDTH, MOST_FREQUENT
 
     if not stats.images:
         output.print("no image was labelled")
@@ -268,6 +268,8 @@ def _histogram(title: str, starts: "npt.NDArray[Any]", counts: "npt.NDArray[Any]
 
 def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> None:
     """The tables of `inspect LABELS IMAGE`: the image's words, and the best word of every patch in its place."""
+    from sea_pipeline.analysis import image_words
+
     top = "  ".join(f"{words[word]} {total:.1f}" for word, total in image_words(labels))
     x0, y0, x1, y1 = labels.crop_box
     rows, columns = labels.grid
