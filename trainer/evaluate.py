@@ -113,11 +113,14 @@ class Evaluator:
                 if table is not None:
                     self._look(batch, visual, embeddings, table, seen)
             advance(len(batch["rows"]))
-        yield from controls.metrics()
+        spoken = dict(controls.metrics())
+        if "lm_loss" in spoken:
+            yield "lm_loss", spoken.pop("lm_loss")
         if tacs:
             yield "tacs", float(np.mean(tacs))
         if seen.tokens:
             yield from self._word_metrics(seen)
+        yield from spoken.items()
 
     def _control(self, model: AlignedLlava, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
         """Adds a batch's samples, whose trained tokens cost so much, and what they cost with other photos."""

@@ -118,7 +118,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         if has_images and self.basic_term is not None:
             self._basic(given, visual, features, input_ids, batch, encoded)
         elif self.with_lm:
-            given |= self._language_loss(input_ids, batch, encoded, given.get("nothing"))
+            given |= _spoken(self._language_loss(input_ids, batch, encoded, given.get("nothing")))
         if in_term and term is not None:
             embed, words = self.get_input_embeddings(), batch["sea_words"]
             given["visual_sea"] = visual.flatten(0, 1)
@@ -140,7 +140,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         columns = input_ids == self.config.image_token_id
         with term.watching(batch, columns, embed) as seen:
             if self.with_lm:
-                given |= self._language_loss(input_ids, batch, encoded)
+                given |= _spoken(self._language_loss(input_ids, batch, encoded))
         refined, attention = (batch["refined"], batch["attention"]) if seen is None else (seen.refined, seen.attention)
         if features.requires_grad:  # a tower that trains: its gradient must not be BASIC's
             visual = self.projected(features.detach())
@@ -172,18 +172,15 @@ class AlignedLlava(LlavaForConditionalGeneration):
         batch: dict[str, Any],
         encoded: Any,  # noqa: ANN401
         nothing: torch.Tensor | None = None,
-    ) -> Losses:
-        """L_lm; the vocabulary's logits are computed at the trained tokens only."""
+    ) -> torch.Tensor:
+        """L_lm summed over the trained tokens, in evaluation mode of each; the logits are computed at these only."""
         given = {"input_ids": input_ids, "mm_encoder_outputs": {"image": encoded}}
         if nothing is not None and isinstance(self, FSDPModule):  # all processes go back through all layers, or none
             given = {"inputs_embeds": self.get_input_embeddings()(input_ids) + nothing}
         # No mask: padding is on the right, where causality hides it from all that counts; CUDA's flash takes none.
         hidden = self.model(use_cache=False, **given).last_hidden_state
         logits = self.lm_head(hidden.flatten(0, 1)[batch["predict"]])
-        if self.training:
-            return Losses(lm=F.cross_entropy(logits.float(), batch["targets"], reduction="sum"))
-        each = F.cross_entropy(logits.float(), batch["targets"], reduction="none")
-        return Losses(lm=each.sum(), lm_tokens=each)
+        return F.cross_entropy(logits.float(), batch["targets"], reduction="sum" if self.training else "none")
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -198,6 +195,11 @@ class AlignedLlava(LlavaForConditionalGeneration):
         written = json.loads(config.read_text("utf-8"))
         written["architectures"] = [LlavaForConditionalGeneration.__name__]
         config.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _spoken(loss: torch.Tensor) -> Losses:
+    """L_lm of the batch, and of its tokens where they are there."""
+    return Losses(lm=loss.sum(), lm_tokens=loss) if loss.ndim else Losses(lm=loss)
 
 
 # Files spell weights otherwise than the model does; for a class of ours transformers would leave lm_head random.

@@ -24,7 +24,7 @@ SIGNS = {"final": -1, "value": 1, "vv": 1, "pool": 1}
 S2_SCALES = (1, 2, 3)
 
 _S2 = re.compile(r"s2(?:@(\d+(?:,\d+)*))?:(.*)", re.DOTALL)
-_PACKAGED = re.compile(r"packaged(?:@(\d+))?")
+_PACKAGED = re.compile(r"packaged(?:@(.*))?", re.DOTALL)
 PACKAGED_SIDE = 448
 """Pixels a side of what the packaged encoder sees."""
 PACKAGED_STRIDE = 32
@@ -73,7 +73,7 @@ class EncoderSpec:
             model, path, sign = found[1], found[2], {"+": 1, "-": -1}.get(found[3])
         if not rest.startswith(_OPEN_CLIP) or not model:
             raise UserError(
-                f"--encoder {text}: expected packaged, packaged@224, open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
+                f"--encoder {text}: expected packaged, open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
                 "open_clip:hf-hub:ORG/NAME, each with or without s2: before it"
             )
         return cls(model, path, sign, scales)
@@ -115,7 +115,8 @@ def packaged_side(text: str) -> int | None:
     """
     if not (found := _PACKAGED.fullmatch(text)):
         return None
-    side = int(found[1] or PACKAGED_SIDE)
+    given = str(PACKAGED_SIDE) if found[1] is None else found[1]
+    side = int(given) if re.fullmatch("[0-9]{1,4}", given) else 0
     if not 0 < side <= 4096 or side % PACKAGED_STRIDE:
         raise UserError(
             f"{text}: expected a side of {PACKAGED_STRIDE} to 4,096 pixels, a multiple of {PACKAGED_STRIDE}, such as "

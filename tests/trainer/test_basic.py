@@ -223,7 +223,7 @@ def test_micro_batches_without_images_do_not_count(tiny: World, deep: Path, tmp_
         )
         trainer = tiny_trainer(recipe, tmp_path / name)
         batches = [batch_of(trainer, [0, 1]), batch_of(trainer, [2, 3])]
-        count = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+        _, count = trainer.get_batch_samples(iter(batches), 2, torch.device("cpu"))
         trainer.current_gradient_accumulation_steps = 2
         trainer.create_optimizer()
         for batch in batches:

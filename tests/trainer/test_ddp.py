@@ -221,7 +221,7 @@ def test_a_blank_sample_is_none(tiny: World, tmp_path: Path) -> None:
     assert all(torch.equal(torch.as_tensor(alone[name]), torch.as_tensor(beside[name])) for name in alone)
     trainer.current_gradient_accumulation_steps = 1
     step = [alone, collate([data[BLANK]] * 2)]
-    counted = trainer._get_num_items_in_batch(step, torch.device("cpu"))
+    _, counted = trainer.get_batch_samples(iter(step), 2, torch.device("cpu"))
     loss = trainer.training_step(trainer.model, step[1], counted)
     assert float(loss) == 0
     for name, parameter in trainer.model.named_parameters():
