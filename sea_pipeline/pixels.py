@@ -42,6 +42,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture upright, by EXIF's orientation."""
+_SAYS_HOW_TURNED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Left out of a turned picture's `info`, or a library that turns pictures itself would turn it again."""
 
 
 @dataclass
@@ -146,12 +148,17 @@ def _upright(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data says nothing about the pixels
         turn = None
-    return image.copy() if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    for key in _SAYS_HOW_TURNED:
+        upright.info.pop(key, None)
+    return upright
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
-        return image
+        return image.copy() if getattr(image, "is_animated", False) else image  # an animation may load again
     if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip at 255
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:

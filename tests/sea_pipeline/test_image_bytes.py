@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from sea_pipeline.pixels import BadImageError, decode_image
 
@@ -100,6 +100,48 @@ def test_orientation_is_read_beside_tags_that_cannot_be_written_again() -> None:
         + b"\x87\x69\0\4\0\0\0\1\xff\xff\xff\xff"
     )
     assert decode_image(encoded("JPEG", exif=data + bytes(4))).image.size == (48, 64)
+
+
+XMP = b'<x tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(encoded(form, exif=turned()) for form in ("JPEG", "PNG", "WEBP", "TIFF")),
+        encoded("JPEG", xmp=XMP),
+        encoded("WEBP", xmp=XMP),
+        png(before=chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)),
+        encoded("PNG", NOISE.convert("RGBA"), exif=turned()),
+    ],
+)
+def test_what_is_upright_is_not_turned_again(data: bytes) -> None:
+    image = decode_image(data).image
+    assert image.size == ImageOps.exif_transpose(image).size == (48, 64)
+
+
+SIDE_OF_OTHERS = {
+    "AVIF's EXIF": lambda: encoded("AVIF", exif=turned(1)).replace(turned(1)[6:], b"\xff" * len(turned(1)[6:])),
+    "AVIF's XMP": lambda: encoded("AVIF", xmp=b"\xff\xfe"),
+    "AVIF's colour profile": lambda: encoded("AVIF", icc_profile=b"\xff" * 200),
+    "a GIF's comment": lambda: encoded("GIF", comment=b"\xff\xfe\0" * 100),
+    "a GIF's application": lambda: gif_with(b"\x21\xff\x0bNETSCAPE2.0\x01\x01\0"),
+    "a GIF's profile": lambda: gif_with(b"\x21\xff\x0bICCRGBG1012\x02\xff\xff\0"),
+    "a GIF's text": lambda: gif_with(b"\x21\x01\x02\xff\xff\0"),
+    "a JPEG's colour profile": lambda: encoded("JPEG", icc_profile=b"\xff" * 200),
+    "a TIFF's colour profile": lambda: encoded("TIFF", icc_profile=b"\xff" * 200),
+}
+
+
+def gif_with(extension: bytes) -> bytes:
+    data = encoded("GIF")
+    at = 13 + 3 * 2 ** ((data[10] & 7) + 1)
+    return data[:at] + extension + data[at:]
+
+
+@pytest.mark.parametrize("made", SIDE_OF_OTHERS.values(), ids=SIDE_OF_OTHERS)
+def test_other_formats_are_read_whatever_their_metadata(made: Callable[[], bytes]) -> None:
+    assert decode_image(made()).image.size == (64, 48)
 
 
 def places(data: bytes) -> dict[bytes, tuple[int, int]]:
