@@ -125,7 +125,8 @@ def _decode(data: bytes) -> Image.Image:
     except Exception:
         if (rest := without_metadata(data)) is None:
             raise
-        image = _open(rest)
+        data = rest
+        image = _open(data)
     check_scans(data)
     return image
 

@@ -266,6 +266,28 @@ def test_a_tiff_is_read_whatever_its_other_tags(tag: int, kind: int, count: int,
     assert np.array_equal(np.asarray(image), np.asarray(NOISE.transpose(Image.Transpose.ROTATE_270)))
 
 
+def of_many_parts(form: str) -> tuple[bytes, range]:
+    """A picture with every kind of metadata, and the places of its bytes."""
+    exif = Image.Exif()
+    exif[270], exif[282] = "a description", 72.0
+    data = encoded(form, exif=exif.tobytes(), icc_profile=bytes(200), **({} if form == "PNG" else {"xmp": b"<x/>" * 9}))
+    if form == "JPEG":
+        return data, range(2, data.index(b"\xff\xdb"))
+    if form == "PNG":
+        return data, range(33, data.index(b"IDAT") - 4)
+    return data, range(30, data.index(b"VP8 "))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("bits", [0x01, 0x80, 0xFF])
+def test_no_byte_of_the_metadata_is_needed(form: str, bits: int) -> None:
+    data, metadata = of_many_parts(form)
+    expected = np.asarray(decode_image(data).image)
+    assert len(metadata) > 90
+    for place in metadata:
+        assert np.array_equal(np.asarray(decode_image(flipped(data, place, bits)).image), expected), place
+
+
 def restarts(**options: object) -> bytes:
     return encoded("JPEG", restart_marker_blocks=2, **options)
 

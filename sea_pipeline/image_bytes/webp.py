@@ -1,0 +1,49 @@
+"""A WebP's chunks without metadata, and an end that was never written."""
+
+import re
+import struct
+from collections.abc import Iterator
+
+from sea_pipeline.image_bytes.base import DamagedError
+
+_SECTOR = 512
+_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+_CHUNK = re.compile(rb"VP8[ LX]|ALPH|ANIM|ANMF|ICCP|EXIF|XMP ")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of each chunk; past a wrong length, of those that fit into the file."""
+    at = 12
+    while at + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, at)
+        end = at + 8 + length
+        is_followed = end + 1 >= len(data) or _CHUNK.match(data, end + length % 2)
+        if name not in _PIXELS and (end > len(data) or not is_followed) and (found := _CHUNK.search(data, at + 8)):
+            at = found.start()
+            continue
+        yield name, at, end
+        at = end + length % 2
+
+
+def webp_pixels(data: bytes) -> bytes:
+    """The same WebP without its colour profile, EXIF and XMP."""
+    kept = b""
+    for name, start, end in _chunks(data):
+        if name == b"VP8X":
+            flags = data[start + 8] & ~0b101100  # no ICC profile, no EXIF, no XMP
+            kept += data[start : start + 8] + bytes([flags]) + data[start + 9 : end]
+        elif name in _PIXELS:
+            kept += data[start : end + (end - start) % 2]
+    return b"RIFF" + struct.pack("<I", len(kept) + 4) + b"WEBP" + kept
+
+
+def is_webp(data: bytes) -> bool:
+    """Whether a file says that it is a WebP."""
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def check_webp(data: bytes) -> None:
+    """Raises DamagedError if the picture's last bytes are zeros, as no encoder writes them."""
+    for name, start, end in _chunks(data):
+        if name in (b"VP8 ", b"VP8L") and end - start > _SECTOR and not any(data[end - _SECTOR : end]):
+            raise DamagedError(f"the last {_SECTOR} bytes of the WebP's pixels are zeros; copy the file again")
