@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sea_pipeline.errors import one_line
-from sea_pipeline.image_bytes import PNG, DamagedError, check_scans, png_pixels, without_metadata
+from sea_pipeline.image_bytes import JPEG, PNG, DamagedError, check_jpeg, png_pixels, without_metadata
 from sea_pipeline.magics import known_kind
 
 DECODE_VERSION = 2
@@ -127,7 +127,8 @@ def _decode(data: bytes) -> Image.Image:
             raise
         data = rest
         image = _open(data)
-    check_scans(data)
+    if data.startswith(JPEG):
+        check_jpeg(data)
     return image
 
 

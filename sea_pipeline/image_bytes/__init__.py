@@ -6,9 +6,9 @@ from sea_pipeline.image_bytes.base import DamagedError
 from sea_pipeline.image_bytes.jpeg import JPEG, check_jpeg, jpeg_pixels
 from sea_pipeline.image_bytes.png import PNG, png_pixels
 from sea_pipeline.image_bytes.tiff import is_tiff, tiff_pixels
-from sea_pipeline.image_bytes.webp import check_webp, is_webp, webp_pixels
+from sea_pipeline.image_bytes.webp import is_webp, webp_pixels
 
-__all__ = ["PNG", "DamagedError", "check_scans", "png_pixels", "without_metadata"]
+__all__ = ["JPEG", "PNG", "DamagedError", "check_jpeg", "png_pixels", "without_metadata"]
 
 
 def without_metadata(data: bytes) -> bytes | None:
@@ -25,17 +25,3 @@ def without_metadata(data: bytes) -> bytes | None:
     except (struct.error, IndexError):
         return None
     return None if rest == data else rest
-
-
-def check_scans(data: bytes) -> None:
-    """Looks for damage that the decoders of JPEG and WebP pass over in silence.
-
-    Neither format has a checksum: changed bits in the picture's data that still decode are not found.
-
-    Raises:
-        DamagedError: the file's end was never written, or a JPEG's scan holds what no scan can hold.
-    """
-    if data.startswith(JPEG):
-        check_jpeg(data)
-    elif is_webp(data):
-        check_webp(data)

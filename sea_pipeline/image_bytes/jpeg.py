@@ -70,7 +70,14 @@ def _tables(data: bytes, at: int) -> int:
 
 
 def check_jpeg(data: bytes) -> None:
-    """Raises DamagedError if a scan holds what no scan can, or lacks its end or a part."""
+    """Looks for damage that the decoder passes over in silence.
+
+    JPEG has no checksum: changed bits that still decode are not found, nor a scan without restart markers that ends
+    early with an end marker.
+
+    Raises:
+        DamagedError: a scan holds what no scan can, lacks a part between its restart markers, or its end is zeros.
+    """
     scan = start = frame = interval = 0
     for marker, start, end in _segments(data):
         if marker == 0xDD:

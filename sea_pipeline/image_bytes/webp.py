@@ -1,12 +1,9 @@
-"""A WebP's chunks without metadata, and an end that was never written."""
+"""A WebP without its metadata."""
 
 import re
 import struct
 from collections.abc import Iterator
 
-from sea_pipeline.image_bytes.base import DamagedError
-
-_SECTOR = 512
 _PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 _CHUNK = re.compile(rb"VP8[ LX]|ALPH|ANIM|ANMF|ICCP|EXIF|XMP ")
 
@@ -40,10 +37,3 @@ def webp_pixels(data: bytes) -> bytes:
 def is_webp(data: bytes) -> bool:
     """Whether a file says that it is a WebP."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-
-
-def check_webp(data: bytes) -> None:
-    """Raises DamagedError if the picture's last bytes are zeros, as no encoder writes them."""
-    for name, start, end in _chunks(data):
-        if name in (b"VP8 ", b"VP8L") and end - start > _SECTOR and not any(data[end - _SECTOR : end]):
-            raise DamagedError(f"the last {_SECTOR} bytes of the WebP's pixels are zeros; copy the file again")

@@ -310,8 +310,6 @@ DAMAGED = {
         encoded("JPEG", NOISE.convert("L"), restart_marker_blocks=1)[:-900] + b"\xff\xd9"
     ),
     "a WebP cut off": lambda: encoded("WEBP")[:-200],
-    "a WebP ending in zeros": lambda: encoded("WEBP")[:-600] + bytes(600),
-    "a lossless WebP ending in zeros": lambda: encoded("WEBP", lossless=True)[:-600] + bytes(600),
     "a GIF cut off": lambda: encoded("GIF")[:-200],
     "a TIFF cut off": lambda: encoded("TIFF")[:-200],
     "a deflated strip of a TIFF": lambda: flipped(encoded("TIFF", compression="tiff_deflate"), 3000),
@@ -345,6 +343,7 @@ WHOLE = {
     "two pictures in one file": encoded("MPO", save_all=True, append_images=[NOISE]),
     "a flat picture": encoded("JPEG", Image.new("RGB", (900, 900), "white"), optimize=True),
     "a flat WebP": encoded("WEBP", Image.new("RGB", (900, 900), "white")),
+    "a large flat WebP": encoded("WEBP", Image.new("RGB", (4000, 3000), "white"), method=0),
     "a flat lossless WebP": encoded("WEBP", Image.new("RGB", (900, 900)), lossless=True),
     "a WebP with alpha": encoded("WEBP", Image.new("RGBA", (900, 900), (0, 0, 0, 0))),
     "a flat PNG": encoded("PNG", Image.new("RGB", (900, 900))),
