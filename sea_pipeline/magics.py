@@ -16,9 +16,12 @@ _KINDS: list[tuple[bytes, str]] = [
     (rb"OggS|FLV\x01|\0\0\x01[\xba\xb3]", "a video; take pictures out of it, or leave it out"),
     (rb"RIFF....WAVE|ID3|fLaC", "a sound; leave it out"),
     (rb"\s*%PDF-", "a PDF document; export its pictures as JPEG or PNG"),
-    (rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE svg.*?>\s*)*<svg[\s>:]", "an SVG drawing; render it as PNG"),
     (
-        rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+)?html",
+        rb"\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->|<!DOCTYPE svg.*?>)\s*)*+<svg[\s>:]",
+        "an SVG drawing; render it as PNG",
+    ),
+    (
+        rb"\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*+<(?:!doctype\s+)?html",
         "an HTML page, such as an error page; download the image again",
     ),
     (rb"\s*<(?:head|body|title|script|h1|center)\b", "an HTML page, such as an error page; download the image again"),

@@ -36,8 +36,7 @@ def jpeg_pixels(data: bytes) -> bytes:
     marker = at = end = 2
     while marker != 0xDA:
         for marker, start, end in _segments(data, at):
-            is_metadata = marker == 0xFE or 0xE0 <= marker <= 0xEF
-            if not is_metadata or (data[end : end + 1] == b"\xff" and _says_how(marker, data[start + 4 : end])):
+            if _is_needed(marker, data[start + 4 : end], data[end : end + 1] == b"\xff"):
                 kept.append(data[start:end])
             at = start
         if marker != 0xDA:  # the last segment's length is wrong, or the next one's marker
@@ -45,9 +44,13 @@ def jpeg_pixels(data: bytes) -> bytes:
     return b"".join((*kept, data[end:]))
 
 
-def _says_how(marker: int, text: bytes) -> bool:
-    """Whether metadata says how a picture is turned or what its colours mean."""
-    return (
+def _is_needed(marker: int, text: bytes, is_followed: bool) -> bool:
+    """Whether a segment is a table or a frame, or says how the picture is turned or what its colours mean."""
+    if 0xC0 <= marker <= 0xC2:  # one bit away from the markers of metadata
+        return len(text) > 5 and len(text) == 6 + 3 * text[5]
+    if marker != 0xFE and not 0xE0 <= marker <= 0xEF:
+        return True
+    return is_followed and (
         (marker == 0xE0 and text.startswith(b"JFIF\0") and len(text) >= 14)
         or (marker == 0xEE and text.startswith(b"Adobe") and len(text) >= 12)
         or (marker == 0xE1 and text.startswith((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")))

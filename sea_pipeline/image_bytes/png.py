@@ -30,7 +30,7 @@ def png_pixels(data: bytes) -> bytes:
     at = len(PNG)
     while True:
         end, name = _png_chunk(data, at)
-        needed = name[:1].isupper() or name in _PIXEL_CHUNKS
+        needed = name in _PIXEL_CHUNKS
         fits = end <= len(data)
         if fits and zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end]):
             if needed or name == b"eXIf" or _says_how_turned(name, data[at + 8 : end - 4]):
@@ -89,7 +89,7 @@ def _was_needed(data: bytes, at: int, end: int) -> bool:
 def _next_chunk(data: bytes, at: int) -> int:
     """Where the next sound chunk begins, after one at `at` whose length or name cannot be right."""
     name = data[at + 4 : at + 8]
-    if not name[:1].isupper() and name != b"tRNS":
+    if name not in _PIXEL_CHUNKS:
         for found in _NEXT.finditer(data, at + 8):
             if _is_sound(data, start := found.start() - 4):
                 return start

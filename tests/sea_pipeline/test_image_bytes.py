@@ -279,7 +279,7 @@ def of_many_parts(form: str) -> tuple[bytes, range]:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("bits", [0x01, 0x80, 0xFF])
+@pytest.mark.parametrize("bits", [0x01, 0x20, 0x80, 0xFF])
 def test_no_byte_of_the_metadata_is_needed(form: str, bits: int) -> None:
     data, metadata = of_many_parts(form)
     expected = np.asarray(decode_image(data).image)

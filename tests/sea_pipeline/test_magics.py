@@ -48,6 +48,8 @@ def encoded(form: str) -> bytes:
         (b'{"error": "not found"}', "JSON", "download the image again"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG", "PNG"),
         (b'<?xml version="1.0"?>\n<!-- a -->\n<svg xmlns="x"/>', "SVG", "PNG"),
+        (b"<!-- a -->\n" * 300, "XML", "download the image again"),
+        (b"<!-- a -->\n" * 300 + b"<svg>", "SVG", "PNG"),
         (b"%PDF-1.7\n%", "PDF", "export"),
         (gzip.compress(b"x" * 99, mtime=0), "gzip", "gunzip"),
         (zipped(), "zip", "unzip"),
