@@ -5,6 +5,8 @@ import struct
 from collections.abc import Iterator
 
 _PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+_PROFILE, _EXIF, _XMP = 0b100000, 0b001000, 0b000100
+"""Flags of the VP8X chunk."""
 _CHUNK = re.compile(rb"VP8[ LX]|ALPH|ANIM|ANMF|ICCP|EXIF|XMP ")
 
 
@@ -23,14 +25,16 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_pixels(data: bytes) -> bytes:
-    """The same WebP without its colour profile, EXIF and XMP."""
+    """The same WebP without its colour profile and XMP, and without EXIF that is cut off."""
+    chunks = [(name, start, end) for name, start, end in _chunks(data) if name in _PIXELS or end <= len(data)]
+    has_exif = any(name == b"EXIF" for name, _, _ in chunks)
     kept = b""
-    for name, start, end in _chunks(data):
+    for name, start, end in chunks:
         if name == b"VP8X":
-            flags = data[start + 8] & ~0b101100  # no ICC profile, no EXIF, no XMP
+            flags = data[start + 8] & ~(_PROFILE | _EXIF | _XMP) | (_EXIF if has_exif else 0)
             kept += data[start : start + 8] + bytes([flags]) + data[start + 9 : end]
-        elif name in _PIXELS:
-            kept += data[start : end + (end - start) % 2]
+        elif name in _PIXELS or name == b"EXIF":
+            kept += data[start:end] + bytes((end - start) % 2)
     return b"RIFF" + struct.pack("<I", len(kept) + 4) + b"WEBP" + kept
 
 

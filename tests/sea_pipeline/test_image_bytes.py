@@ -246,6 +246,13 @@ def test_a_webp_is_read_whatever_its_metadata(data: bytes) -> None:
     assert same(data, encoded("WEBP", lossless=True))
 
 
+@pytest.mark.parametrize("length", [0x10000000, 0x7F, 0x01])
+def test_a_webp_turns_beside_a_broken_profile(length: int) -> None:
+    data = encoded("WEBP", lossless=True, exif=turned(), icc_profile=bytes(200))
+    at = data.index(b"ICCP") + 4
+    assert decode_image(data[:at] + struct.pack("<I", length) + data[at + 4 :]).image.size == (48, 64)
+
+
 def tiff_with(tag: int, kind: int, count: int, value: int) -> bytes:
     """A turned TIFF with one more tag, whose text is said to be elsewhere, longer, or of another kind."""
     info = TiffImagePlugin.ImageFileDirectory_v2()
