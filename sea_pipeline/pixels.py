@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sea_pipeline.errors import one_line
-from sea_pipeline.image_bytes import JPEG, PNG, DamagedError, check_jpeg, png_pixels, without_metadata
+from sea_pipeline.image_bytes import JPEG, PNG, DamagedError, check_jpeg, padded_jpeg, png_pixels, without_metadata
 from sea_pipeline.magics import known_kind
 
 DECODE_VERSION = 2
@@ -128,8 +128,16 @@ def _decode(data: bytes) -> Image.Image:
         data = rest
         image = _open(data)
     if data.startswith(JPEG):
-        check_jpeg(data)
+        end = check_jpeg(data)
+        if end and _may_be_filled(image) and image.tobytes() != _open(padded_jpeg(data, end)).tobytes():
+            raise DamagedError("the JPEG's end is missing: its decoder filled the rest with grey; copy the file again")
     return image
+
+
+def _may_be_filled(image: Image.Image) -> bool:
+    """Whether a corner has the grey with which JPEG's decoder fills what is missing."""
+    right, low = image.width - 1, image.height - 1
+    return any(image.getpixel(corner) == (128, 128, 128) for corner in ((right, low), (0, 0), (right, 0), (0, low)))
 
 
 def _open(data: bytes) -> Image.Image:

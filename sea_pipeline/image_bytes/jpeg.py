@@ -72,11 +72,14 @@ def _tables(data: bytes, at: int) -> int:
     return where
 
 
-def check_jpeg(data: bytes) -> None:
+def check_jpeg(data: bytes) -> int | None:
     """Looks for damage that the decoder passes over in silence.
 
-    JPEG has no checksum: changed bits that still decode are not found, nor a scan without restart markers that ends
-    early with an end marker.
+    JPEG has no checksum: changed bits that still decode are not found, nor a progressive JPEG that ends early with an
+    end marker.
+
+    Returns:
+        Where the picture's end marker is, if it has one.
 
     Raises:
         DamagedError: a scan holds what no scan can, lacks a part between its restart markers, or its end is zeros.
@@ -90,7 +93,7 @@ def check_jpeg(data: bytes) -> None:
         elif marker == 0xDA:
             scan = end
     if not scan:  # odd segments that the decoder found its way through
-        return
+        return None
     first, at = None, scan
     while (found := _MARKER.search(data, at)) and (marker := data[found.end() - 1]) != 0xD9:
         # Between two scans: tables, comments, the number of lines, the next scan.
@@ -104,6 +107,12 @@ def check_jpeg(data: bytes) -> None:
     if interval and frame:
         end = first or (found.start() if found else len(data))
         _check_restarts(data[scan:end], data[frame:], interval, data[start + 4])
+    return found.start() if found else None
+
+
+def padded_jpeg(data: bytes, end: int) -> bytes:
+    """The same JPEG with more data before its end marker, which its pixels need only if they end early."""
+    return data[:end] + b"\x55" * 256 + data[end:]
 
 
 def _check_restarts(scan: bytes, frame: bytes, interval: int, components: int) -> None:
