@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    {"errors", "json_array", "record_values"},
+    {"errors", "json_array", "record_values", "image_bytes", "magics"},
     {
         "storage",
         "optional",

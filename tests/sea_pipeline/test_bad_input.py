@@ -22,9 +22,22 @@ BAD = {
     "bomb.png": ("decode", "decompression bomb"),
     "\\xe9.png": ("list", "not UTF-8"),
     "dangling.png": ("read", "No such file"),
-    "float.tiff": ("decode", "floating point"),
+    "nan.tiff": ("decode", "NaN"),
+    "rotten.png": ("decode", "checksum"),
+    "pointer.png": ("decode", "git lfs pull"),
 }
-ODD = ["animated.gif", "animated.webp", "cmyk.jpg", "16bit.png", "palette.png", "alpha.png", "rotated.jpg", "pixel.png"]
+ODD = [
+    "animated.gif",
+    "animated.webp",
+    "cmyk.jpg",
+    "16bit.png",
+    "palette.png",
+    "alpha.png",
+    "rotated.jpg",
+    "pixel.png",
+    "float.tiff",
+    "comment.png",
+]
 
 
 def fill(folder: Path) -> None:
@@ -45,6 +58,11 @@ def fill(folder: Path) -> None:
     (folder / "bomb.png").write_bytes(bomb())
     (folder / "dangling.png").symlink_to("nowhere.png")
     Image.new("F", (2, 2)).save(folder / "float.tiff")
+    Image.new("F", (2, 2), float("nan")).save(folder / "nan.tiff")
+    picture = (folder / "pixel.png").read_bytes()
+    (folder / "comment.png").write_bytes(picture[:33] + b"\0\0\0\3tEXta\0bXXXX" + picture[33:])
+    (folder / "rotten.png").write_bytes(picture[:-16] + b"XXXX" + picture[-12:])
+    (folder / "pointer.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xe9.png")).write_bytes(b"")
 
 

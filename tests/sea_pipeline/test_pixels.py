@@ -116,9 +116,47 @@ def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
     assert pixel(save(tmp_path / "x.png", Image.new("RGB", (1, 1), RED))) == RED
 
 
-def test_floating_point_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadImageError, match="floating point"):
-        read_image(save(tmp_path / "x.tiff", Image.new("F", (2, 2), 0.5)))
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 100, 200, 255]], np.int32), [0, 100, 200, 255]),
+        (np.array([[0, 100, 200, 255]], np.uint16), [0, 100, 200, 255]),
+        (np.array([[0, 100, 200, 255]], np.float32), [0, 100, 200, 255]),
+        (np.array([[0, 256, 32_896, 65_535]], np.int32), [0, 0, 128, 255]),
+        (np.array([[0, 257, 32_896, 65_535]], np.float32), [0, 1, 128, 255]),
+        (np.array([[0, 0.2, 0.5, 1]], np.float32), [0, 51, 128, 255]),
+        (np.array([[0, 200_000, 500_000, 1_000_000]], np.int32), [0, 51, 128, 255]),
+        (np.array([[0, 2e8, 5e8, 1e9]], np.float32), [0, 51, 128, 255]),
+    ],
+)
+def test_deep_grey_is_scaled_by_what_it_holds(tmp_path: Path, values: np.ndarray, expected: list[int]) -> None:
+    path = save(tmp_path / "x.tiff", Image.fromarray(values))
+    found = [pixel(path, (x, 0)) for x in range(4)]
+    assert found == [(grey,) * 3 for grey in expected]
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1, [0, 100, 255]), (257, [0, 100, 255])])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_in_either_order(tmp_path: Path, order: str, scale: int, expected: list[int]) -> None:
+    values = np.array([[0, 100 * scale, 255 * scale]], order + "u2")
+    image = Image.frombytes("I;16" if order == "<" else "I;16B", (3, 1), values.tobytes())
+    path = save(tmp_path / "x.tiff", image)
+    assert [pixel(path, (x, 0))[0] for x in range(3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0, np.nan]], "NaN or infinity"),
+        ([[0, np.inf]], "NaN or infinity"),
+        ([[-np.inf, 0]], "NaN or infinity"),
+        ([[-0.5, 1]], "found -0.5"),
+    ],
+)
+def test_grey_without_a_scale_is_refused(tmp_path: Path, values: list[list[float]], message: str) -> None:
+    path = save(tmp_path / "x.tiff", Image.fromarray(np.array(values, np.float32)))
+    with pytest.raises(BadImageError, match=message):
+        read_image(path)
 
 
 def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
