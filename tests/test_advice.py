@@ -166,6 +166,22 @@ FOLLOWED: dict[str, list[str]] = {
 """By the test that does what they say, messages of an output folder; a value of theirs is {}."""
 
 OTHERS: dict[str, list[str]] = {
+    "files that are no images, which only their owner can get anew or convert": [
+        "JSON text, such as a server's error message; download the image again",
+        "a PNG whose line ends were changed; copy it again in binary mode",
+        "an HTML page, such as an error page; download the image again",
+        "an XML document, such as a server's error message; download the image again",
+        "expected an image; all {} bytes are zeros: the file was never written; copy it again",
+        "the JPEG holds {} of {} restart markers in order; copy the file again",
+        "the JPEG's end is missing: its decoder filled the rest with grey; copy the file again",
+        "the JPEG's end is zeros and has no end marker; copy the file again",
+        "the JPEG's scan holds {} at byte {}, which no scan can; copy it again",
+        "the PNG breaks off in its chunk {} at byte {}; copy the file again",
+        "the PNG ends at byte {}, before its IEND chunk; copy the file again",
+        "the PNG's {} chunk at byte {} differs from its checksum; copy the file again",
+        "the file begins as {} does, but is damaged or cut off; copy it again",
+        "the file holds 0 bytes; copy it again",
+    ],
     "a folder that is none of ours, or whole and another run's": [
         (
             "{}: expected labels or a run; found neither dataset.json nor run.json in it; give the output folder "
