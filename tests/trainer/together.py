@@ -126,6 +126,8 @@ def main() -> None:
         for recipe, out, begun, killed, full in json.loads(Path(sys.argv[1]).read_text()):
             if killed and killed[0] == int(os.environ["RANK"]):
                 _kill_at(killed[1])
+            elif killed:  # torchrun ends the others as soon as it sees one dead, perhaps before they have said why
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _train(Recipe.model_validate(recipe), Path(out), begun, full)
 
 
