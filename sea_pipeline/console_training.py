@@ -101,7 +101,7 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -
     if meanings:
         table.add_column(style="dim")
     every = dict.fromkeys(name for values in columns.values() for name in values)
-    names = [name for name in every if name.removesuffix("_se") == name or name.removesuffix("_se") not in every]
+    names = [name for name in every if not (name.endswith("_se") and name.removesuffix("_se") in every)]
     for name in [known for known in _MEANINGS if known in names] + [name for name in names if name not in _MEANINGS]:
         cells = [_with_error(name, values) for values in columns.values()]
         table.add_row(name, *cells, *([meanings.get(name, "")] if meanings else []))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trainer.controls import Mean
+from trainer.controls import Mean, standard_error
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
@@ -64,13 +64,10 @@ def mean_over_groups(values: npt.ArrayLike, groups: Sequence[str], photos: Seque
     """
     scores = np.asarray(values, float)
     _, group = np.unique(np.asarray(groups, str), return_inverse=True)
-    names, photo = np.unique(np.asarray(photos, str), return_inverse=True)
     sizes = np.bincount(group)
     means = np.bincount(group, scores) / sizes
-    parts = np.bincount(photo, (scores - means[group]) / (len(sizes) * sizes[group]), len(names))
-    count = len(names)
-    error = float(np.sqrt(count / (count - 1) * np.square(parts).sum())) if count > 1 else None
-    return Mean(float(means.mean()), error)
+    parts = (scores - means[group]) / (len(sizes) * sizes[group])
+    return Mean(float(means.mean()), standard_error(parts, photos))
 
 
 def question_only(questions: Sequence[Question]) -> list[float]:

@@ -4,8 +4,10 @@ A model that does not look at the photo loses nothing when it is shown another o
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -34,7 +36,7 @@ class Mean(NamedTuple):
     """None of fewer than two photos."""
 
 
-def others(images: Sequence[str]) -> dict[str, str]:
+def others(images: Iterable[str]) -> dict[str, str]:
     """Gives each photo another one, each once: the next in the order of their ids' hashes, whatever the data's order.
 
     Empty where there are fewer than two.
@@ -75,14 +77,26 @@ def mean_over_photos(sums: npt.ArrayLike, tokens: npt.ArrayLike, photos: Sequenc
         tokens: int (samples,), how many there are.
         photos: of each sample; samples that share a photo count as one.
     """
-    names, place = np.unique(np.asarray(photos, str), return_inverse=True)
-    d = np.bincount(place, np.asarray(sums, float), len(names))
-    n = np.bincount(place, np.asarray(tokens, float), len(names))
+    d, n = np.asarray(sums, float), np.asarray(tokens, float)
     value = d.sum() / n.sum()
-    used = int((n > 0).sum())
-    if used < 2:
-        return Mean(float(value), None)
-    return Mean(float(value), float(np.sqrt(used / (used - 1) * np.square(d - value * n).sum()) / n.sum()))
+    counted = n > 0
+    parts = (d - value * n) / n.sum()
+    return Mean(float(value), standard_error(parts[counted], np.asarray(photos, str)[counted]))
+
+
+def standard_error(parts: npt.ArrayLike, photos: npt.ArrayLike) -> float | None:
+    """Computes the standard error of a mean from each observation's part in its deviation, clustered by photo.
+
+    It is sqrt(P / (P - 1) * sum over photos of (sum of a photo's parts)^2); None of fewer than two photos.
+
+    Args:
+        parts: float (observations,), which sum to 0.
+        photos: of each observation.
+    """
+    names, place = np.unique(np.asarray(photos, str), return_inverse=True)
+    by_photo = np.bincount(place, np.asarray(parts, float), len(names))
+    count = len(names)
+    return float(np.sqrt(count / (count - 1) * np.square(by_photo).sum())) if count > 1 else None
 
 
 def content_tokens(
@@ -95,27 +109,28 @@ def content_tokens(
         ids: of a sample.
         trained: as many; each run of trained tokens is a text of its own.
     """
-    special, backend = set(tokenizer.all_special_ids), cast("Any", tokenizer).backend_tokenizer
+    special = set(tokenizer.all_special_ids)
     found: list[bool] = []
-    place = 0
-    while place < len(ids):
-        if not trained[place]:
-            place += 1
-            continue
-        stream, text, ranges, waiting = DecodeStream(skip_special_tokens=False), "", [], 0
-        while place < len(ids) and trained[place] and ids[place] not in special:
-            waiting += 1
-            if (piece := stream.step(backend, ids[place])) is not None:  # half a character waits for its other half
-                ranges += [(len(text), len(text) + len(piece))] * waiting
-                text, waiting = text + piece, 0
-            place += 1
-        ranges += [(len(text), len(text))] * waiting
-        spans = content_spans(text)
-        found += [any(start < end_ and begin < end for begin, end_ in spans) for start, end in ranges]
-        while place < len(ids) and trained[place] and ids[place] in special:
-            found.append(False)
-            place += 1
+    kinds = ((token, is_trained, token in special) for token, is_trained in zip(ids, trained, strict=True))
+    for (is_trained, is_special), run in groupby(kinds, key=itemgetter(1, 2)):
+        tokens = [token for token, *_ in run]
+        if is_trained:
+            found += [False] * len(tokens) if is_special else _of_content(tokenizer, tokens)
     return np.array(found, bool)
+
+
+def _of_content(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
+    """Which tokens of a text are of its content words."""
+    backend = cast("Any", tokenizer).backend_tokenizer
+    stream, text, ranges, waiting = DecodeStream(skip_special_tokens=False), "", [], 0
+    for token in ids:
+        waiting += 1
+        if (piece := stream.step(backend, token)) is not None:  # half a character waits for its other half
+            ranges += [(len(text), len(text) + len(piece))] * waiting
+            text, waiting = text + piece, 0
+    ranges += [(len(text), len(text))] * waiting
+    spans = content_spans(text)
+    return [any(start < stop and begin < end for begin, stop in spans) for start, end in ranges]
 
 
 class _Sample(NamedTuple):

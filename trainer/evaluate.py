@@ -18,6 +18,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.store import LabelStore
 from sea_pipeline.wordlists import WordList
 from trainer import metrics
+from trainer.bad_rows import image_names
 from trainer.controls import Controls, by_sample, content_tokens, others, with_other_photos
 from trainer.data import Collator, Labels, TrainingData
 from trainer.model import AlignedLlava, Batch
@@ -124,17 +125,15 @@ class Evaluator:
 
     def _control(self, model: AlignedLlava, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
         """Adds a batch's samples, whose trained tokens cost so much, and what they cost with other photos."""
-        rows = batch["rows"].tolist()
-        own = by_sample(batch, nats)
-        shown = [row for row in rows if self._other and self.data.rows[row]["images"]]
+        images = {row: self.data.rows[row]["images"] for row in batch["rows"].tolist()}
+        shown = [row for row in images if self._other and images[row]]
         other: dict[int, Any] = {}
         if shown:
             again = self._batch(with_other_photos(self.data, self._other), shown, model.device)
             other = dict(zip(shown, by_sample(again, model(**again)["lm_tokens"]), strict=True))
-        for row, one in zip(rows, own, strict=True):
-            images = self.data.rows[row]["images"]
+        for row, one in zip(images, by_sample(batch, nats), strict=True):
             content = self._content(row)
-            controls.add(row, images, content[len(content) - len(one) :], one, other.get(row))
+            controls.add(row, images[row], content[len(content) - len(one) :], one, other.get(row))
 
     def _content(self, row: int) -> np.ndarray[Any, Any]:
         """Which of a sample's trained tokens are of content words, bool (T,); kept, as the next evaluation asks."""
@@ -147,7 +146,7 @@ class Evaluator:
     @cached_property
     def _other(self) -> dict[str, str]:
         """Another photo for each photo of the data."""
-        return others([image_id for _, image_id in self.images(range(len(self.data)))])
+        return others(image_names(self.data.rows))
 
     def _look(
         self, batch: Batch, visual: torch.Tensor, embeddings: torch.Tensor, table: torch.Tensor, seen: _Seen

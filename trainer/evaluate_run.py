@@ -10,7 +10,6 @@ from pydantic import Field
 
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.llava_json import relative_path
 from sea_pipeline.pixels import BadImageError, read_image
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.settings import Settings
@@ -25,7 +24,7 @@ from trainer.model import AlignedLlava
 from trainer.questions import Asker, read_questions
 from trainer.recipe import Data, LabelSource, Recipe
 from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe
-from trainer.run_rows import open_conversations, without_unreadable
+from trainer.run_rows import below, open_conversations, without_unreadable
 from trainer.sources import labels_for
 
 
@@ -64,7 +63,7 @@ class EvaluateSettings(Settings):
 
 
 def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
-    """The metrics of `Evaluator`, of every sample of the data, and of `questions.ask` where there are questions.
+    """The metrics of `Evaluator`, of every sample of the data, and of `questions.Asker` where there are questions.
 
     With `layers` a list of `layers.Layer` by that name comes on top, with `replace` the numbers of `replace.Replace`
     and under `texts` what was generated, a list of `replace.Described`, each with its `image` and `sample`.
@@ -120,7 +119,7 @@ def _answers(
 
     def picture(image: str) -> Image.Image:
         try:
-            return read_image(root / relative_path(image, str(root))).image
+            return read_image(below(root, image)).image
         except (BadImageError, ValueError) as error:
             raise UserError(
                 f"{settings.questions}: expected {image!r} below {root}; {one_line(error)}; name the folder of the "

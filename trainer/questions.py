@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.llava_json import shown
@@ -156,13 +157,13 @@ class Asker:
         groups, photos = [one.group for one in questions], [one.image for one in questions]
         prompts, swap = self.prompts(questions), others(photos)
         yield f"{kind}_questions", float(len(questions))
-        for ending, image_of in (("", None), ("_other", swap)) if swap else (("", None),):
+        by_ending = {"": photos} | ({"_other": [swap[photo] for photo in photos]} if swap else {})
+        for ending, images in by_ending.items():
             said: list[str] = []
             for start in range(0, len(questions), self._batch_size):
                 part = slice(start, start + self._batch_size)
-                images = [image if image_of is None else image_of[image] for image in photos[part]]
-                said += self._say(prompts[part], images, yes_no=kind == "yes_no")
-                advance(len(images))
+                said += self._say(prompts[part], images[part], yes_no=kind == "yes_no")
+                advance(len(prompts[part]))
             scores = [vqa_accuracy(answer, one.answers) for answer, one in zip(said, questions, strict=True)]
             value, error = mean_over_groups(scores, groups, photos)
             yield f"{kind}_accuracy{ending}", value
@@ -224,10 +225,13 @@ class Asker:
 
     def _batch(self, prompts: Sequence[Prompt], *, left: bool) -> dict[str, torch.Tensor]:
         """Prompts with their mask; with `left` they end together, else they begin together."""
-        longest = max(len(one.ids) for one in prompts)
-        ids = torch.full((len(prompts), longest), self._processor.tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for row, one in enumerate(prompts):
-            place = slice(longest - len(one.ids), longest) if left else slice(0, len(one.ids))
-            ids[row, place], mask[row, place] = one.ids, 1
-        return {"input_ids": ids.to(self._model.device), "attention_mask": mask.to(self._model.device)}
+        ids = [one.ids for one in prompts]
+        padded = {
+            "input_ids": (ids, self._processor.tokenizer.pad_token_id or 0),
+            "attention_mask": ([torch.ones_like(one) for one in ids], 0),
+        }
+        side = "left" if left else "right"
+        return {
+            name: pad_sequence(each, batch_first=True, padding_value=value, padding_side=side).to(self._model.device)
+            for name, (each, value) in padded.items()
+        }

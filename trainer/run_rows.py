@@ -190,8 +190,9 @@ def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[
         places = {sample.image_id: root / sample.uri for sample in listing.samples}
         return data_folder("jobs") / "samples.json", root, places.__getitem__
     root = image_root or Path(train).parent
-    return Path(train), root, partial(_below, root)
+    return Path(train), root, partial(below, root)
 
 
-def _below(root: Path, image_id: str) -> Path:
+def below(root: Path, image_id: str) -> Path:
+    """Gives the file of an image id below an image root."""
     return root / relative_path(image_id, str(root))
