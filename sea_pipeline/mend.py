@@ -29,9 +29,7 @@ from sea_pipeline.records import (
 from sea_pipeline.samples import Sample
 from sea_pipeline.storage import Place, alone, publish, publish_bytes
 from sea_pipeline.storage.patience import StoreError
-from sea_pipeline.verify import contradictions, misplaced
-
-_HASHING = 4
+from sea_pipeline.verify import HASHING, contradictions, misplaced
 
 
 def take_back_damaged(
@@ -56,7 +54,7 @@ def take_back_damaged(
         advance(1)
         return shard, found
 
-    with ThreadPoolExecutor(_HASHING) as pool:
+    with ThreadPoolExecutor(HASHING) as pool:
         for shard, problem in pool.map(damage, shards):
             if problem:
                 with alone(ledger.root):  # another run may have done it again since

@@ -17,7 +17,8 @@ from sea_pipeline.storage.patience import StoreError
 
 _SUFFIXES = {".json", ".parquet", ".safetensors", ".txt"}
 """Of the files beside the folders."""
-_HASHING = 4
+HASHING = 4
+"""Files that are hashed at once."""
 """Threads; more gain little on one disk."""
 
 
@@ -68,7 +69,7 @@ def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None,
         advance(is_shard)
         return found
 
-    with ThreadPoolExecutor(_HASHING) as pool:
+    with ThreadPoolExecutor(HASHING) as pool:
         problems += [*blamed.values(), *filter(None, pool.map(differs, files))]
     missing = sorted(set(range(dataset.shards)) - {commit.shard for commit in commits})
     lines += [advised(problem) for problem in dict.fromkeys(problems)]
