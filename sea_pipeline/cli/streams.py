@@ -37,7 +37,7 @@ def flushed(code: int) -> int:
             if not closed and stream is sys.stdout:
                 with suppress(OSError):
                     sys.stderr.write(
-                        f"error: standard output cannot be written: {problem.strerror or one_line(problem)}\\n"
+                        f"error: standard output cannot be written: {problem.strerror or one_line(problem)}\n"
                     )
             code = code or (CLOSED if closed else 1)
         except ValueError:  # it was closed by somebody
