@@ -14,7 +14,7 @@ in `words.txt`, which lies beside the shards. Columns:
                                           float16, so that half of its bytes compress to little
 
 In folders of schema version 1 scores are float16 in the same values, and stay so when such a folder is gone on with.
-Tables made by other programs read float16 with byte-stream-split seldom, float32 with it mostly: docs/labels.md.
+Other programs read float32 with byte-stream-split, but seldom float16: see docs/labels.md.
 
 Beside the shards lie `words.txt`, the list, one word per line, and `words.parquet` with the columns word and
 mean_similarity (float32): the mean of s over all patches of the run, labels or not (SEA Fig. 6b).

@@ -117,7 +117,9 @@ def difference(path: Path, read: Callable[[Path], Rows]) -> str | None:
 def _plain(value: Any, like: Any) -> Any:
     """A reader's list, bytes or missing value as Python's own."""
     if isinstance(like, list):
-        return [_plain(each, one) for each, one in zip(value, like, strict=True)] if value is not None else None
+        if value is None or len(value) != len(like):
+            return value
+        return [_plain(each, one) for each, one in zip(value, like, strict=True)]
     if isinstance(like, bytes):
         return bytes(value) if value is not None else None
     if like is None:
