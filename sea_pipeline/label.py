@@ -25,6 +25,7 @@ from sea_pipeline.encoders.base import Encoder, finite_images
 from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import DECODE_VERSION, BadImageError, decode_image
+from sea_pipeline.records import SCHEMA_VERSION
 from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
@@ -58,6 +59,7 @@ class LabelStage:
         backend, device: see `WordSearch`.
         threads: decoding threads.
         crops: how many labelled crops of each image are among the samples, by their ids.
+        schema_version: of the folder.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class LabelStage:
         device: str,
         threads: int,
         crops: int = 0,
+        schema_version: int = SCHEMA_VERSION,
     ) -> None:
         self.search = WordSearch(embeddings, top_n=top_n, sign=encoder.sign, backend=backend, device=device)
         self._encoder = encoder
@@ -77,6 +80,7 @@ class LabelStage:
         self._top_n = top_n
         self._threads = threads
         self._crops = crops
+        self._schema_version = schema_version
         self.device = device
         kind = torch.device(device).type
         self.batch_size = BATCH_SIZES[kind]
@@ -125,7 +129,7 @@ class LabelStage:
         order = reading_order(samples, source)
         with (
             exact_float32(),
-            ShardWriter(target, patches, self._top_n) as writer,
+            ShardWriter(target, patches, self._top_n, self._schema_version) as writer,
             ShardRows(samples, writer, target.parent, self._encoder.width) as rows,
             closing(self._decoded(order, source, bad, seconds, advance)) as decoded,
             lanes(self.lanes) as pool,

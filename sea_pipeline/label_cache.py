@@ -126,7 +126,7 @@ def _unpack(store: LabelStore, folder: Path) -> None:
         for name, (dtype, width) in _columns(store).items()
     }
     row = 0
-    for table in store.tables():
+    for table in store.tables(_ARRAYS):
         for name, array in arrays.items():
             values = table[name].combine_chunks().flatten().to_numpy()
             array[row : row + len(table)] = values.reshape(len(table), -1)

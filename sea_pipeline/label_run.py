@@ -21,7 +21,7 @@ from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.probe import hint
 from sea_pipeline.progress import ProgressBar, no_bar
-from sea_pipeline.records import fingerprint_of
+from sea_pipeline.records import SCHEMA_VERSION, fingerprint_of
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.search import Backend
 from sea_pipeline.settings import Settings
@@ -113,7 +113,7 @@ def label_images(
             if line:
                 warn(line)
         if settings.crew.alone:
-            stage = stage_of(settings, encoder, embeddings, device)
+            stage = stage_of(settings, encoder, embeddings, device, schema_version=ledger.dataset.schema_version)
     done = ledger.done()
     with progress("labelling", ledger.dataset.images, done.images + done.bad) as advance:
         report, device, backend = do_shards(settings, ledger, stage, LabelRecipe(settings), advance, say)
@@ -136,7 +136,8 @@ class LabelRecipe:
         words = WordList.of(self.settings.wordlist, read_words(ledger.root))
         refuse_other_fields(ledger, LabelStage.fields(encoder, words, self.settings.top_n, self.settings.crops))
         # As many threads as OMP_NUM_THREADS says, which is this worker's part of the cores.
-        return stage_of(self.settings, encoder, word_embeddings(encoder, words), device, torch.get_num_threads())
+        threads, version = torch.get_num_threads(), ledger.dataset.schema_version
+        return stage_of(self.settings, encoder, word_embeddings(encoder, words), device, threads, version)
 
 
 def words_of(settings: LabelSettings) -> WordList:
@@ -200,7 +201,12 @@ def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fie
 
 
 def stage_of(
-    settings: LabelSettings, encoder: Encoder, embeddings: torch.Tensor, device: str, threads: int | None = None
+    settings: LabelSettings,
+    encoder: Encoder,
+    embeddings: torch.Tensor,
+    device: str,
+    threads: int | None = None,
+    schema_version: int = SCHEMA_VERSION,
 ) -> LabelStage:
     """The stage that does what is asked for; `threads` of them decode, None for all cores."""
     return LabelStage(
@@ -211,4 +217,5 @@ def stage_of(
         device=device,
         threads=threads or cores(),
         crops=settings.crops,
+        schema_version=schema_version,
     )

@@ -210,6 +210,7 @@ class Ledger:
         """Writes a shard's commit; its data and its quarantine must stand. Or another run's, if it stands."""
         files = [self.shard_path(shard)] + ([self.quarantine_path(shard)] if facts["bad"] else [])
         commit = Commit(
+            schema_version=self.dataset.schema_version,
             shard=shard,
             fingerprint=self.dataset.fingerprint,
             plan=self.plan.file_of(shard).sha256,

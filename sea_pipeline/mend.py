@@ -203,8 +203,9 @@ def _lost_dataset(root: Place, wanted: Dataset, samples: Sequence[Sample], growi
         }
         ledger = Ledger(root, wanted.model_copy(update=found))
         last = ledger.plan.files[-1]
-        if any(ledger.commit(shard) for shard in range(last.first, last.end)):
-            return ledger.dataset
+        commits = filter(None, (ledger.commit(shard) for shard in range(last.first, last.end)))
+        if commit := next(commits, None):
+            return ledger.dataset.model_copy(update={"schema_version": commit.schema_version})
         plans.pop()  # of an extension that was not taken up
     return None
 

@@ -12,7 +12,9 @@ from sea_pipeline.record_values import Count, Moment, PathInside, Seconds, Sha25
 from sea_pipeline.settings import Strict, complaint
 from sea_pipeline.storage import Place, below, canonical_json, file_sha256
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of folders that are begun now; one that was begun in another version stays in it. 2: scores of labels are float32."""
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
 
 _Record = TypeVar("_Record", bound="Record")
 
@@ -104,6 +106,8 @@ class Dataset(Record):
 class Commit(Record):
     """`commits/NNNNN.json`: one finished shard."""
 
+    schema_version: Count = 1
+    """The dataset's; absent in version 1."""
     shard: Count
     fingerprint: Sha256
     plan: Sha256
@@ -122,6 +126,11 @@ class Commit(Record):
     host: str
     versions: dict[str, str]
     finished: Moment
+
+    def to_bytes(self) -> bytes:
+        """See `Record`."""
+        shown = self.model_dump_json(indent=2, exclude={"schema_version"} if self.schema_version == 1 else None)
+        return (shown + "\n").encode()
 
 
 class Manifest(Record):
@@ -155,9 +164,10 @@ def load_record(path: Place, record: type[_Record]) -> _Record:
     try:
         found = json_object(data)
         version = found.get("schema_version", SCHEMA_VERSION)
-        if version != SCHEMA_VERSION and isinstance(version, int):
+        if version not in READABLE_VERSIONS and isinstance(version, int):
+            expected = " or ".join(map(str, READABLE_VERSIONS))
             raise OtherVersionError(
-                f"{path}: expected schema version {SCHEMA_VERSION}, found {version!r:.20}; read it with the "
+                f"{path}: expected schema version {expected}, found {version!r:.20}; read it with the "
                 "sea-pipeline that wrote it"
             )
         return record.model_validate_json(data)

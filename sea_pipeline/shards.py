@@ -10,7 +10,11 @@ in `words.txt`, which lies beside the shards. Columns:
     crop_box      float32[4]              x0, y0, x1, y1: the part that the encoder saw, 0..1 of the upright image,
                                           beyond 0 and 1 where it was padded with bars
     words         uint16[rows·columns·n]  word ids, patch by patch (row-major), best first; 65,535: no label
-    scores        float16[same]           similarity s >= 0 of each (SEA Eq. 6), 0 where there is no label
+    scores        float32[same]           similarity s >= 0 of each (SEA Eq. 6), 0 where there is no label; rounded to
+                                          float16, so that half of its bytes compress to little
+
+In folders of schema version 1 scores are float16 in the same values, and stay so when such a folder is gone on with.
+Other programs read float32 with byte-stream-split, but seldom float16: see docs/labels.md.
 
 Beside the shards lie `words.txt`, the list, one word per line, and `words.parquet` with the columns word and
 mean_similarity (float32): the mean of s over all patches of the run, labels or not (SEA Fig. 6b).
@@ -28,6 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sea_pipeline.crops import CropBox
+from sea_pipeline.records import SCHEMA_VERSION
 from sea_pipeline.row_groups import RowGroupWriter, open_parquet, parquet_writer
 from sea_pipeline.storage import Place
 
@@ -39,8 +44,9 @@ ROWS_PER_GROUP = 32
 """Few enough that one image is read in milliseconds, enough that zstd has something to compress."""
 
 
-def label_schema(patches: int, top_n: int) -> pa.Schema:
+def label_schema(patches: int, top_n: int, schema_version: int = SCHEMA_VERSION) -> pa.Schema:
     """The columns of a label shard."""
+    score = pa.float16() if schema_version == 1 else pa.float32()
     size = patches * top_n
     return pa.schema(
         [
@@ -51,7 +57,7 @@ def label_schema(patches: int, top_n: int) -> pa.Schema:
             pa.field("width", pa.int32(), nullable=False),
             pa.field("crop_box", _fixed_list(pa.float32(), 4), nullable=False),
             pa.field("words", _fixed_list(pa.uint16(), size), nullable=False),
-            pa.field("scores", _fixed_list(pa.float16(), size), nullable=False),
+            pa.field("scores", _fixed_list(score, size), nullable=False),
         ]
     )
 
@@ -72,11 +78,11 @@ class LabelRow(NamedTuple):
 
 
 class ShardWriter(RowGroupWriter[LabelRow]):
-    """Writes the rows of one shard of labels."""
+    """Writes the rows of one shard of labels, in the schema version of their folder."""
 
-    def __init__(self, path: Path, patches: int, top_n: int) -> None:
-        scores = {"scores.list.element": "BYTE_STREAM_SPLIT"}  # 3 % smaller than plain, on 200 photos
-        super().__init__(path, label_schema(patches, top_n), ROWS_PER_GROUP, scores)
+    def __init__(self, path: Path, patches: int, top_n: int, schema_version: int = SCHEMA_VERSION) -> None:
+        scores = {"scores.list.element": "BYTE_STREAM_SPLIT"}  # 11 to 14 % smaller than plain, on 200 photos
+        super().__init__(path, label_schema(patches, top_n, schema_version), ROWS_PER_GROUP, scores)
 
     def arrays(self, rows: list[LabelRow]) -> list[pa.Array]:
         """See `label_schema`."""
@@ -87,7 +93,7 @@ class ShardWriter(RowGroupWriter[LabelRow]):
             "scores": scores,
         }
         return [
-            pa.FixedSizeListArray.from_arrays(pa.array(lists[field.name].ravel()), type=field.type)
+            pa.FixedSizeListArray.from_arrays(_values(lists[field.name], field.type.value_type), type=field.type)
             if field.name in lists
             else pa.array([getattr(row, field.name) for row in rows], field.type)
             for field in self.schema
@@ -103,14 +109,14 @@ def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], np
 def to_stored(
     word_ids: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.floating[Any]]
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
-    """Word ids (-1 for no label) and scores as they are stored; what is so already stays as it is."""
+    """Word ids (-1 for no label) and scores in the precision that is stored; what is so already stays as it is."""
     return np.where(word_ids < 0, NO_WORD, word_ids).astype(np.uint16), scores.astype(np.float16)
 
 
 def from_stored(
-    words: npt.NDArray[np.uint16], scores: npt.NDArray[np.float16], shape: tuple[int, ...]
+    words: npt.NDArray[np.uint16], scores: npt.NDArray[np.floating[Any]], shape: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Word ids and scores as stored to int32 and float32 of `shape`; -1 and 0 for no label."""
+    """Word ids and scores, as stored or as `to_stored` gives them, to int32 and float32; -1 and 0 for no label."""
     word_ids = words.astype(np.int32).reshape(shape)
     word_ids[word_ids == NO_WORD] = -1
     return word_ids, scores.astype(np.float32).reshape(shape)
@@ -133,6 +139,10 @@ def read_mean_similarity(root: Place) -> npt.NDArray[np.float32]:
     table = open_parquet(root / MEANS).read()
     means: npt.NDArray[np.float32] = table["mean_similarity"].to_numpy()
     return means
+
+
+def _values(array: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    return pa.array(array.ravel().astype(kind.to_pandas_dtype(), copy=False))
 
 
 def _fixed_list(kind: pa.DataType, size: int) -> pa.DataType:

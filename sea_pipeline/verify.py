@@ -116,17 +116,21 @@ def dataset_problem(ledger: Ledger) -> str | None:
 
 
 def plan_problem(ledger: Ledger) -> str | None:
-    """Whether `dataset.json` names another plan or kind than it was written with; reads the plan. A line, or None."""
-    path, plan = ledger.root / DATASET, ledger.plan
+    """Whether `dataset.json` names another plan, version or kind than it was written with: a line, or None."""
+    path, plan, dataset = ledger.root / DATASET, ledger.plan, ledger.dataset
     hashes = {part.sha256: plan_sha256(read_plan(part.path)) for part in plan.files}
-    hashes[ledger.dataset.plan] = plan_sha256(plan)
+    hashes[dataset.plan] = plan_sha256(plan)
     for said, found in hashes.items():
         if said != found:
             return lost_beginning(f"{path}: damaged: plan: expected {found[:12]}…, as the plan has; found {said[:12]}…")
     with suppress(UserError):
-        first = load_record(ledger.commit_path(0), Commit).files[0].path.partition("/")[0]
-        if first != ledger.dataset.kind and not (ledger.root / ledger.dataset.kind).is_dir():
-            kinds = f"expected {first}, as the commits say; found {ledger.dataset.kind}"
+        commit = load_record(ledger.commit_path(0), Commit)
+        if commit.schema_version != dataset.schema_version:
+            versions = f"expected {commit.schema_version}, as the commits say; found {dataset.schema_version}"
+            return lost_beginning(f"{path}: damaged: schema_version: {versions}")
+        first = commit.files[0].path.partition("/")[0]
+        if first != dataset.kind and not (ledger.root / dataset.kind).is_dir():
+            kinds = f"expected {first}, as the commits say; found {dataset.kind}"
             return lost_beginning(f"{path}: damaged: kind: {kinds}")
     return None
 

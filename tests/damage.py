@@ -94,6 +94,7 @@ MANIFEST: dict[str, Harm] = {
     "a field": lambda path: changed(path, "fields", "top_n", value=5),
     "another run": lambda path: changed(path, "fingerprint", value="0" * 64),
     "another kind": lambda path: changed(path, "kind", value="targets"),
+    "an earlier version": lambda path: changed(path, "schema_version", value=1),
 }
 DATASET: dict[str, Harm] = {
     "gone": Path.unlink,
@@ -109,6 +110,7 @@ DATASET: dict[str, Harm] = {
     "NUL in a root": lambda path: changed(path, "image_root", value="/a\0b"),
     "the hash of the plan": lambda path: changed(path, "files", 0, "sha256", value="0" * 64),
     "another version": lambda path: changed(path, "schema_version", value=7),
+    "an earlier version": lambda path: changed(path, "schema_version", value=1),
 }
 OTHERS: dict[str, tuple[str, Harm]] = {
     "commits a file": ("commits", lambda path: (shutil.rmtree(path), path.write_text(""))),

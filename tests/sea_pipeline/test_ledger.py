@@ -90,7 +90,7 @@ def test_records_are_strict(folder: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.json: damaged.*surprise"):
         open_labels(folder)
     path.write_text(json.dumps(record | {"schema_version": 99}))
-    with pytest.raises(UserError, match="expected schema version 1, found 99"):
+    with pytest.raises(UserError, match="expected schema version 1 or 2, found 99"):
         open_labels(folder)
 
 

@@ -150,12 +150,12 @@ def test_a_folder_of_another_run_is_not_taken_over(label: Label, photos: Path, w
 
 def test_a_folder_of_a_later_version_is_left_alone(label: Label, photos: Path, whole: object, tmp_path: Path) -> None:
     path = tmp_path / "labels" / "dataset.json"
-    for key, value in (("schema_version", 2), ("a later key", 1)):
+    for key, value in (("schema_version", 3), ("a later key", 1)):
         held = path.read_bytes()
         changed(path, key, value=value)
         later = path.read_bytes()
         with pytest.raises(
-            UserError, match=r"dataset\.json: (expected schema version 1, found 2|damaged, or written by)"
+            UserError, match=r"dataset\.json: (expected schema version 1 or 2, found 3|damaged, or written by)"
         ):
             label(images=str(photos))
         assert path.read_bytes() == later

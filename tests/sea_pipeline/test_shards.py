@@ -52,7 +52,7 @@ def test_the_columns_and_types_are_those_of_the_contract(tmp_path: Path) -> None
         ("width", "int32"),
         ("crop_box", "fixed_size_list<element: float not null>[4]"),
         ("words", "fixed_size_list<element: uint16 not null>[18]"),
-        ("scores", "fixed_size_list<element: halffloat not null>[18]"),
+        ("scores", "fixed_size_list<element: float not null>[18]"),
     ]
     assert not any(field.nullable for field in schema)
     assert shard_footer(tmp_path / "x.parquet") == {"fingerprint": "f", "patch_sum": [0.5]}
