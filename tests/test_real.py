@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +65,20 @@ def test_loaded_the_encoder_needs_no_more(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(packaged, "require", None)
     monkeypatch.setattr(encoder, "words", None)
     assert encoder.patches(torch.zeros(1, 448, 448, 3, dtype=torch.uint8)).shape == (1, 196, 384)
+
+
+def test_class_names_are_embedded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path))
+    first = PackagedEncoder("cpu")._class_embeddings
+    code = (
+        "import sys, torch; from sea_pipeline.encoders.packaged import PackagedEncoder"
+        "; encoder = PackagedEncoder('cpu'); encoder.load(); torch.save(encoder._class_embeddings, sys.argv[1])"
+        "; print({'timm', 'transformers'} & {*sys.modules})"
+    )
+    saved = tmp_path / "classes.pt"
+    said = subprocess.run([sys.executable, "-c", code, saved], check=True, capture_output=True, text=True).stdout
+    assert said == "set()\n"
+    assert torch.equal(torch.load(saved), first)
 
 
 def test_patches_agree_with_a_slow_twin_in_float64() -> None:

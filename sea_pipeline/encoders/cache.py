@@ -1,7 +1,7 @@
-"""Word embeddings are computed once for an encoder and a list, and kept on disk."""
+"""Embeddings of words are computed once for an encoder and a list, and kept on disk."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,23 @@ _LOG = logging.getLogger(__name__)
 
 def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
     """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same text encoder has embedded the list before."""
-    key = fingerprint_of({"encoder": dict(encoder.word_fields()), "words": words.sha256})
+    return text_embeddings(encoder, words.words, words.sha256, advance)
+
+
+def text_embeddings(
+    encoder: Encoder, texts: Sequence[str], sha256: str, advance: Callable[[int], None] = lambda _: None
+) -> torch.Tensor:
+    """Embeds texts, float32 (T, D), or reads them from the cache; `sha256` tells them from other texts.
+
+    Raises:
+        UserError: the cache cannot be written, or a text has no embedding of unit length.
+    """
+    key = fingerprint_of({"encoder": dict(encoder.word_fields()), "words": sha256})
     path = cache_folder() / "words" / f"{key}.npz"
-    cached = _read(path, (len(words), encoder.width))
+    cached = _read(path, (len(texts), encoder.width))
     if cached is not None:
         _LOG.debug("the words' embeddings are those of %s", path)
-        advance(len(words))
+        advance(len(texts))
         return cached
     try:
         make_folder(path.parent)
@@ -32,20 +43,20 @@ def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], 
     lock = path.with_suffix(".lock")
     lock.touch()
     with alone(lock):  # of several processes that want the same words at once, one embeds them
-        if (cached := _read(path, (len(words), encoder.width))) is None:
+        if (cached := _read(path, (len(texts), encoder.width))) is None:
             sweep(path.parent)
-            cached = _embedded(encoder, words, advance)
+            cached = _embedded(encoder, texts, advance)
             with publish(path, path.parent) as scratch, scratch.open("wb") as file:
                 np.savez(file, embeddings=cached.numpy())
             return cached
-    advance(len(words))
+    advance(len(texts))
     return cached
 
 
-def _embedded(encoder: Encoder, words: WordList, advance: Callable[[int], None]) -> torch.Tensor:
-    embeddings = encoder.words(words.words, advance).cpu().float()
+def _embedded(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
+    embeddings = encoder.words(texts, advance).cpu().float()
     if (bad := _not_unit(embeddings)) is not None:
-        raise UserError(f"the encoder gives no unit vector for the word {words.words[bad]!r}; leave it out of the list")
+        raise UserError(f"the encoder gives no unit vector for the word {texts[bad]!r}; leave it out of the list")
     return embeddings
 
 

@@ -5,6 +5,7 @@ classes it sees; the embeddings of its ten likeliest class names, weighted by th
 embedding. Classifier: EfficientNet-Lite0. Embeddings: all-MiniLM-L6-v2, which also embeds the word list.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, islice
@@ -17,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders.base import Preprocess
+from sea_pipeline.encoders.cache import text_embeddings
 from sea_pipeline.encoders.spec import PACKAGED_SIDE, PACKAGED_STRIDE, EncoderSpec
 from sea_pipeline.optional import package_folder, require
 from sea_pipeline.storage import file_sha256
@@ -51,6 +53,7 @@ class PackagedEncoder:
         self._classifier_file = classifier / "models" / "efficientnet-lite0-57934424.pth"
         self._text_folder = text / "model"
         self._classes_file = package_folder("timm", "demo") / "data" / "_info" / "imagenet_synset_to_lemma.txt"
+        self._order_file = self._classes_file.with_name("imagenet_synsets.txt")
 
     def fields(self) -> Mapping[str, Any]:
         """See `Encoder.fields`."""
@@ -121,9 +124,14 @@ class PackagedEncoder:
 
     @cached_property
     def _class_embeddings(self) -> torch.Tensor:
-        info = require("timm.data", "demo").ImageNetInfo("imagenet-1k")
-        names = [info.index_to_description(index).split(",")[0] for index in range(1000)]
-        return self.words(names).to(self.device)
+        names = self._class_names()
+        sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        return text_embeddings(self, names, sha256).to(self.device)
+
+    def _class_names(self) -> list[str]:
+        """The first lemma of each class, from timm's files: importing timm takes longer than labelling a few photos."""
+        lemmas = dict(line.split("\t") for line in self._classes_file.read_text("utf-8").splitlines())
+        return [lemmas[synset].split(",")[0] for synset in self._order_file.read_text("utf-8").splitlines()]
 
 
 def _equally_long(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
