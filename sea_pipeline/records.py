@@ -12,6 +12,8 @@ from sea_pipeline.record_values import Count, Moment, PathInside, Seconds, Sha25
 from sea_pipeline.settings import Strict, complaint
 from sea_pipeline.storage import Place, below, canonical_json, file_sha256
 
+FILES = "files.json"
+"""Beside the files that it names."""
 SCHEMA_VERSION = 1
 
 _Record = TypeVar("_Record", bound="Record")
@@ -122,6 +124,12 @@ class Commit(Record):
     host: str
     versions: dict[str, str]
     finished: Moment
+
+
+class FilesRecord(Record):
+    """`files.json`: what a folder holds that is written once and read as a whole, such as a checkpoint."""
+
+    files: list[File]
 
 
 class Manifest(Record):

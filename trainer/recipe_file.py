@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.errors import MOST, UserError, one_line
 from trainer.recipe import PRESETS, Recipe
 from trainer.recipe_problems import problems
 
@@ -68,8 +68,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text("utf-8"), _Yaml)
     except OSError as error:
+        shown = path if len(str(path)) <= MOST else f"{str(path)[:MOST]}…"  # a `base` may say anything
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; give a recipe's file, or a name that sea-pipeline recipes lists"
+            f"{shown}: cannot be read: {error.strerror}; give a recipe's file, or a name that sea-pipeline recipes "
+            "lists"
         ) from error
     except _FAULTS as error:
         raise UserError(f"{path}: expected YAML; {one_line(error)}") from error

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.fuzz.kinds import KINDS, trial
-from tests.fuzz.verdicts import CRASH, FAULTS, HANG, Fault
+from tests.fuzz.verdicts import CRASH, FAULTS, HANG, FaultError
 from tests.fuzz.worlds import World, made
 
 LIMIT = 60.0
@@ -110,9 +110,11 @@ def _serve(pipe: Connection, root: Path, one: Trial) -> None:
             kind, seed = pipe.recv()
             try:
                 pipe.send((one(world, kind, seed), ""))
-            except Fault as fault:
+            except FaultError as fault:
                 pipe.send((fault.kind, str(fault)))
-            except Exception as error:  # the fuzzer's own mistake, or one of a reader that was not asked as a command is
+            except (
+                Exception
+            ) as error:  # the fuzzer's own mistake, or one of a reader that was not asked as a command is
                 pipe.send((FAULTS[0], f"outside of any command: {type(error).__name__}: {error}"))
 
 
@@ -126,7 +128,7 @@ def main() -> None:
     given = parser.parse_args()
     kinds = given.only or list(KINDS)
     found: dict[str, list[Outcome]] = defaultdict(list)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 240)
     end = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch, ExitStack() as stack:
         prober = Prober(Path(scratch))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.pixels import BadImageError, decode_image
 from tests.fuzz.mutations import Mutated, harmed, mutated, mutated_text
-from tests.fuzz.verdicts import Fault, lost, telling
+from tests.fuzz.verdicts import FaultError, lost, telling
 from tests.fuzz.worlds import Case, World, write_folder
 from tests.photo_forms import Photos, write_parquet, write_tar
 
@@ -35,13 +35,13 @@ def image(world: World, folder: Path, random: random.Random) -> str:
             except BadImageError as bad:
                 ends["bad"] += 1
                 if "\n" in bad.message or not bad.message:
-                    raise Fault("unclear", f"{name}: {found.done}: {bad.message!r}") from None
+                    raise FaultError("unclear", f"{name}: {found.done}: {bad.message!r}") from None
                 continue
         ends["decoded"] += 1
         whole = decode_image(data).image
-        if name.endswith(".png") and found.data.startswith(data[:8]):
-            if decoded.size != whole.size or not np.array_equal(np.asarray(decoded), np.asarray(whole)):
-                raise lost(f"{name}: {found.done}: decodes to other pixels")
+        is_png = name.endswith(".png") and found.data.startswith(data[:8])
+        if is_png and not np.array_equal(np.asarray(decoded), np.asarray(whole)):
+            raise lost(f"{name}: {found.done}: decodes to other pixels")
     return max(ends, key=lambda end: ends[end])
 
 
@@ -177,7 +177,7 @@ def _csv(paths: list[str], delimiter: str = ",") -> bytes:
 
 
 def _records(paths: list[str]) -> list[str]:
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A \"red\" pätch."}]
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 'A "red" pätch.'}]
     return [json.dumps({"id": f"s{n}", "image": name, "conversations": turns}) for n, name in enumerate(paths)]
 
 

@@ -80,15 +80,20 @@ def swapped(data: bytes, random: random.Random) -> Mutated:
         return flipped(data, random)
     changed = bytearray(data)
     changed[one : one + size], changed[other : other + size] = data[other : other + size], data[one : one + size]
-    return Mutated(bytes(changed), f"{size} bytes swapped, {one} and {other}", ((one, one + size), (other, other + size)))
+    return Mutated(
+        bytes(changed), f"{size} bytes swapped, {one} and {other}", ((one, one + size), (other, other + size))
+    )
 
 
 def other_magic(data: bytes, random: random.Random) -> Mutated:
-    magic = random.choice(
-        [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\x10\0\0\0WEBPVP8 ", b"II*\0\x08\0\0\0", b"MM\0*", b"GIF89a"]
-        + [b"BM", b"PAR1", b"\x1f\x8b\x08", b"PK\3\4", b"<!DOCTYPE html>", b'{"error":', b"%PDF-1.7", b"ARROW1\0\0"]
-    )
+    magic = random.choice(_MAGICS)
     return Mutated(magic + data[len(magic) :], f"begins as {magic!r}", ((0, len(magic)),))
+
+
+_MAGICS = (
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\x10\0\0\0WEBPVP8 ", b"II*\0\x08\0\0\0", b"MM\0*", b"GIF89a"),
+    *(b"BM", b"PAR1", b"\x1f\x8b\x08", b"PK\3\4", b"<!DOCTYPE html>", b'{"error":', b"%PDF-1.7", b"ARROW1\0\0"),
+)
 
 
 def emptied(data: bytes, random: random.Random) -> Mutated:
@@ -111,7 +116,18 @@ TOKENS = (
     *(b'"', b"'", b"\0", b"\r", b"\n", b"\r\n", b"\t", b",", b"\\", b"\\u0000", b"\\ud800", b"\xff", b"\xc3", b"\xa0"),
     *("\ufeff".encode(), "\u200b".encode(), "\u2028".encode(), "\x85".encode(), b"[", b"]", b"{", b"}", b"[" * 5000),
     *(b'{"a":' * 5000, b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 5000, b"null", b"true", b'""', b"#", b"/"),
-    *(b"../", b"~", b": ", b"- ", b"&a *a", b"!!python/object:os.system x", b"<<: *x", b"%YAML 9", b"---\n", b"\x1b[31m"),
+    *(
+        b"../",
+        b"~",
+        b": ",
+        b"- ",
+        b"&a *a",
+        b"!!python/object:os.system x",
+        b"<<: *x",
+        b"%YAML 9",
+        b"---\n",
+        b"\x1b[31m",
+    ),
     *(b"2001-99-99", b"0x", b"1_0", b"?", b"|", b">", b"a" * 70_000),
 )
 """What texts of some format trip over."""
@@ -159,7 +175,7 @@ def harmed(path: Path, random: random.Random, others: list[Path]) -> str:
         found = mutated(path.read_bytes(), random)
         path.write_bytes(found.data)
         return found.done
-    if kind == 6 and others:
+    if kind == 6 and (others := [other for other in others if other != path]):
         other = random.choice(others)
         shutil.copyfile(other, path)
         return f"replaced by {other.name} of another folder or place"

@@ -70,7 +70,7 @@ def questions(world: World, folder: Path, random: random.Random) -> str:
         read = told(found.done, lambda: read_questions(path))
         if isinstance(read, str):
             return REFUSED
-        is_whole = not found.moves or len(found.touched) == 1 and found.touched[0] != (0, len(text))
+        is_whole = not found.moves or (len(found.touched) == 1 and found.touched[0] != (0, len(text)))
         count = len(read.asked) + sum(read.left.values())
         if is_whole and count < len(listed) - len(found.touched):
             raise lost(f"{found.done}: {count} of {len(listed)} questions are asked or counted as left out")

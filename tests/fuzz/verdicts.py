@@ -24,7 +24,7 @@ REFUSED = "refused"
 _Value = TypeVar("_Value")
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """What must not come out of a trial."""
 
     def __init__(self, kind: str, text: str) -> None:
@@ -56,7 +56,7 @@ def command(*arguments: object) -> Ended:
         except SystemExit as end:
             code = end.code or 0
         except Exception as error:
-            raise Fault(TRACEBACK, f"{argv[1]}: {_last_frames(error)}") from error
+            raise FaultError(TRACEBACK, f"{argv[1]}: {_last_frames(error)}") from error
     return judged(Ended(int(code), out.getvalue(), err.getvalue()), argv[1:])
 
 
@@ -64,29 +64,29 @@ def judged(ended: Ended, arguments: list[str]) -> Ended:
     """The same, if it ended as commands may: done, or with one clear line.
 
     Raises:
-        Fault: it did not.
+        FaultError: it did not.
     """
     shown = f"{arguments[0]}: exit {ended.code}: {ended.err[-1500:]!r}"
     if "Traceback" in ended.err:
-        raise Fault(TRACEBACK, shown)
+        raise FaultError(TRACEBACK, shown)
     if ended.code == 3:
-        raise Fault(TRACEBACK, f"a shard failed; {shown}")
+        raise FaultError(TRACEBACK, f"a shard failed; {shown}")
     lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     if ended.code == 0 and not lines:
         return ended
     if ended.code not in (1, 2) or not lines or (len(lines) > 1 and arguments[0] != "verify"):
-        raise Fault(UNCLEAR, shown)
+        raise FaultError(UNCLEAR, shown)
     for line in lines:
         is_clear(line.removeprefix("error: "))
     if not ended.err.splitlines()[-1].startswith("error: "):
-        raise Fault(UNCLEAR, f"the last line is not the error's; {shown}")
+        raise FaultError(UNCLEAR, f"the last line is not the error's; {shown}")
     return ended
 
 
 def is_clear(line: str) -> None:
     """Whether a line is one, and names a file, an option or a key."""
     if "\n" in line or not line.strip() or not any(mark in line for mark in ("/", "--", ": ")) or len(line) > 2500:
-        raise Fault(UNCLEAR, f"{line[:1500]!r}")
+        raise FaultError(UNCLEAR, f"{line[:1500]!r}")
 
 
 @contextmanager
@@ -98,10 +98,10 @@ def telling(what: str) -> Iterator[list[str]]:
     except UserError as problem:
         is_clear(str(problem))
         lines.append(str(problem))
-    except Fault:
+    except FaultError:
         raise
     except Exception as error:
-        raise Fault(TRACEBACK, f"{what}: {_last_frames(error)}") from error
+        raise FaultError(TRACEBACK, f"{what}: {_last_frames(error)}") from error
 
 
 def told(what: str, call: Callable[[], _Value]) -> _Value | str:
@@ -112,8 +112,8 @@ def told(what: str, call: Callable[[], _Value]) -> _Value | str:
     return lines[0] if lines else found[0]
 
 
-def lost(text: str) -> Fault:
-    return Fault(LOSS, text)
+def lost(text: str) -> FaultError:
+    return FaultError(LOSS, text)
 
 
 def _last_frames(error: BaseException) -> str:
