@@ -27,7 +27,7 @@ def labels(world: World, folder: Path, random: random.Random) -> str:
         (out / "manifest.json").unlink()
         (out / "words.parquet").unlink()
     others = [path for path in (world.root / "other").rglob("*") if path.is_file()]
-    done = _harm(out, random, others)
+    done = damaged(out, random, others)
     for asked in ("status", "verify", "inspect"):
         command(asked, out)
     store = told(done, lambda: open_labels(out))
@@ -39,7 +39,7 @@ def labels(world: World, folder: Path, random: random.Random) -> str:
     def again() -> Ended:
         return world.label(inputs, out)
 
-    end = _brought_back(again, out, done)
+    end = brought_back(again, out, done)
     if content_or_none(out) != whole:
         raise lost(f"{done}: run again ({end}), the folder is another one than it was")
     same_labels(open_labels(out), truth, done)
@@ -72,7 +72,7 @@ def content_or_none(folder: Path) -> dict[str, bytes] | None:
         return None
 
 
-def _harm(out: Path, random: random.Random, others: list[Path]) -> str:
+def damaged(out: Path, random: random.Random, others: list[Path]) -> str:
     """Damages one file of a folder, seldom two, or a folder in it."""
     done = []
     for _ in range(random.choice((1, 1, 1, 2))):
@@ -88,7 +88,7 @@ def _harm(out: Path, random: random.Random, others: list[Path]) -> str:
     return "; ".join(done)
 
 
-def _brought_back(again: Callable[[], Ended], out: Path, done: str) -> str:
+def brought_back(again: Callable[[], Ended], out: Path, done: str) -> str:
     """Runs the command again, and does what its lines say until it ends well; says how it ended."""
     for step in range(8):
         ended = again()
