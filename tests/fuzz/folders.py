@@ -40,8 +40,7 @@ def labels(world: World, folder: Path, random: random.Random) -> str:
         return world.label(inputs, out)
 
     end = brought_back(again, out, done)
-    if content_or_none(out) != whole:
-        raise lost(f"{done}: run again ({end}), the folder is another one than it was")
+    refuse_differing(content_or_none(out) or {}, whole, f"{done}: run again ({end})")
     same_labels(open_labels(out), truth, done)
     return end
 
@@ -70,6 +69,12 @@ def content_or_none(folder: Path) -> dict[str, bytes] | None:
         return content(folder)
     except OSError:
         return None
+
+
+def refuse_differing(found: dict[str, bytes], whole: dict[str, bytes], done: str) -> None:
+    """Says which files of a folder are not as they were."""
+    if differing := sorted(name for name in found.keys() | whole.keys() if found.get(name) != whole.get(name)):
+        raise lost(f"{done}: the folder is another one than it was: {', '.join(differing[:5])}")
 
 
 def damaged(out: Path, random: random.Random, others: list[Path]) -> str:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.folders import brought_back, damaged
+from tests.fuzz.folders import brought_back, damaged, refuse_differing
 from tests.fuzz.mutations import harmed
 from tests.fuzz.verdicts import REFUSED, Ended, FaultError, command, lost, told
 from tests.fuzz.worlds import World
@@ -35,8 +35,7 @@ def targets(world: World, folder: Path, random: random.Random) -> str:
         return _teach(world, model, out)
 
     end = brought_back(again, out, done)
-    if _files(out) != whole:
-        raise lost(f"{done}: run again ({end}), the folder is another one than it was")
+    refuse_differing(_files(out), whole, f"{done}: run again ({end})")
     return end
 
 
