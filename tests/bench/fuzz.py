@@ -24,6 +24,7 @@ from tests.fuzz.kinds import KINDS, trial
 from tests.fuzz.verdicts import CRASH, FAULTS, HANG, FaultError
 from tests.fuzz.worlds import World, made
 
+_FORKS = multiprocessing.get_context("forkserver")
 LIMIT = 60.0
 """Seconds that a trial may take; those that train take two."""
 BEGINNING = 120.0
@@ -89,8 +90,7 @@ class Prober:
         if self._process is None or self._pipe is None:
             self._worlds += 1
             self._pipe, theirs = multiprocessing.Pipe()
-            context = multiprocessing.get_context("spawn")
-            self._process = context.Process(target=_serve, args=(theirs, self._root / str(self._worlds), self._one))
+            self._process = _FORKS.Process(target=_serve, args=(theirs, self._root / str(self._worlds), self._one))
             self._process.start()
             theirs.close()
             if not self._pipe.poll(self._beginning):
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--from", dest="first", type=int, default=0, help="the seed of each kind's first trial")
     given = parser.parse_args()
     kinds = given.only or list(KINDS)
+    _FORKS.set_forkserver_preload(["tests.fuzz.kinds", "tests.tiny_runs"])
     found: dict[str, list[Outcome]] = defaultdict(list)
     console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 240)
     end = time.monotonic() + 60 * given.minutes

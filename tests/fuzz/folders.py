@@ -9,7 +9,7 @@ from typing import Any
 from sea_pipeline import label_cache, open_labels
 from tests.contents import content, rows
 from tests.fuzz.mutations import harmed, mutated
-from tests.fuzz.verdicts import REFUSED, Ended, FaultError, command, lost, telling, told
+from tests.fuzz.verdicts import REFUSED, UNCLEAR, Ended, FaultError, command, lost, telling, told
 from tests.fuzz.worlds import World, same_labels
 
 SAID = ("restore it", "remove it, and", "delete it and")
@@ -102,14 +102,14 @@ def brought_back(again: Callable[[], Ended], out: Path, done: str) -> str:
         line = ended.line.removeprefix("error: ")
         named = Path(line.split(": ")[0])
         if not named.is_relative_to(out) or not any(said in line for said in SAID):
-            raise FaultError("unclear", f"{done}: the line names no file of the folder, or says not what to do: {line}")
+            raise FaultError(UNCLEAR, f"{done}: the line names no file of the folder, or says not what to do: {line}")
         if named.is_dir() and not named.is_symlink():
             shutil.rmtree(named)
         elif named.exists() or named.is_symlink():
             named.unlink()
         else:
-            raise FaultError("unclear", f"{done}: what it says to remove is not there: {line}")
-    raise FaultError("unclear", f"{done}: the advice does not end: {line}")
+            raise FaultError(UNCLEAR, f"{done}: what it says to remove is not there: {line}")
+    raise FaultError(UNCLEAR, f"{done}: the advice does not end: {line}")
 
 
 def cache(world: World, folder: Path, random: random.Random) -> str:

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.pixels import BadImageError, decode_image
 from tests.fuzz.mutations import Mutated, harmed, mutated, mutated_text
-from tests.fuzz.verdicts import FaultError, lost, telling
+from tests.fuzz.verdicts import UNCLEAR, Ended, FaultError, command, judged, lost, telling
 from tests.fuzz.worlds import Case, World, write_folder
 from tests.photo_forms import Photos, write_parquet, write_tar
+from tests.programs import Program
+from tests.world import main as label_colours
 
 ROUNDS = 20
 """Images that one trial of `image` damages: each takes a millisecond."""
@@ -35,7 +37,7 @@ def image(world: World, folder: Path, random: random.Random) -> str:
             except BadImageError as bad:
                 ends["bad"] += 1
                 if "\n" in bad.message or not bad.message:
-                    raise FaultError("unclear", f"{name}: {found.done}: {bad.message!r}") from None
+                    raise FaultError(UNCLEAR, f"{name}: {found.done}: {bad.message!r}") from None
                 continue
         ends["decoded"] += 1
         whole = decode_image(data).image
@@ -200,7 +202,22 @@ def parquet_list(world: World, folder: Path, random: random.Random) -> str:
     return world.judge(Case(path, found.done, {}, options=("--image-root", world.folder)), folder / "out")
 
 
+def program(world: World, folder: Path, random: random.Random) -> str:
+    """Any of the others, by the command line as a program of its own."""
+
+    def run(*arguments: object) -> Ended:
+        begun = Program(label_colours, arguments, folder / "said")
+        return judged(Ended(begun.wait(), begun.stdout, begun.stderr), list(map(str, arguments)))
+
+    world.run = run
+    try:
+        return random.choice((images, tar, tars, table, listed))(world, folder, random)
+    finally:
+        world.run = command
+
+
 KINDS = {
     "image": image, "images": images, "tar": tar, "tars": tars, "table": table, "list": listed,
     "parquet list": parquet_list,
+    "program": program,
 }  # fmt: skip

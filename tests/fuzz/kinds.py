@@ -9,7 +9,7 @@ from tests.fuzz import datasets, folders, inputs, runs, texts
 from tests.fuzz.worlds import World
 
 Kind = Callable[[World, Path, random.Random], str]
-"""Gives the good end that the trial had; raises a `Fault` if it had none."""
+"""Gives the good end that the trial had; raises a `FaultError` if it had none."""
 KINDS: dict[str, Kind] = {**inputs.KINDS, **datasets.KINDS, **texts.KINDS, **folders.KINDS, **runs.KINDS}
 
 

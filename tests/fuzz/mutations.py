@@ -153,7 +153,7 @@ def mutated_text(data: bytes, random: random.Random) -> Mutated:
 
 
 _RECODED: dict[str, Callable[[bytes], bytes]] = {
-    "UTF-16": lambda data: data.decode().encode("utf-16"),
+    "UTF-16": lambda data: data.decode(errors="replace").encode("utf-16"),
     "a BOM": lambda data: b"\xef\xbb\xbf" + data,
     "CR LF": lambda data: data.replace(b"\n", b"\r\n"),
     "CR": lambda data: data.replace(b"\n", b"\r"),

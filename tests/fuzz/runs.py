@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.fuzz.folders import brought_back, damaged, refuse_differing
 from tests.fuzz.mutations import harmed
-from tests.fuzz.verdicts import REFUSED, Ended, FaultError, command, lost, told
+from tests.fuzz.verdicts import REFUSED, UNCLEAR, Ended, FaultError, command, lost, told
 from tests.fuzz.worlds import World
 
 STOPPED_AT = 4
@@ -110,7 +110,7 @@ def finished(world: World, folder: Path, random: random.Random) -> str:
     ]
     again = told(done, lambda: _train(world, out))
     if path.name == "summary.json" and isinstance(again, str) and "summary.json" not in again:
-        raise FaultError("unclear", f"{done}: {again}")
+        raise FaultError(UNCLEAR, f"{done}: {again}")
     return REFUSED if isinstance(again, str) or any(each.code for each in ended) else "went on"
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,8 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.run: Callable[..., Ended] = command
+        """How commands are run: in this process, or as programs."""
         self.words = word_file(root / "colours.txt")
         self.photos: Photos = {f"{('', 'a/', 'b/')[n % 3]}{n:03d}.{suffix}": data for n, (suffix, data) in _drawn()}
         self.folder = write_folder(root / "photos", self.photos)
@@ -69,7 +71,7 @@ class World:
 
     def label(self, images: object, out: Path, *more: object) -> Ended:
         """Labels an input, whatever share of it is bad."""
-        return command("label", "--images", images, "--out", out, *self.options(), *more)
+        return self.run("label", "--images", images, "--out", out, *self.options(), *more)
 
     def options(self, **changes: object) -> tuple[object, ...]:
         """How the labels of this world are made."""
