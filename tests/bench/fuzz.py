@@ -139,7 +139,7 @@ def main() -> None:
             seed = given.first + len(found[kind]) if given.seed is None else given.seed
             found[kind].append(outcome := prober(kind, seed))
             if outcome.end in FAULTS:
-                console.print(f"{outcome.again}\n    {outcome.text}")
+                console.print(f"{outcome.again}\n    {outcome.text[:600]}")
             if given.seed is not None and all(found[kind] for kind in kinds):
                 break
     console.print(table(found))

@@ -97,11 +97,11 @@ def stopped(world: World, folder: Path, random: random.Random) -> str:
 def finished(world: World, folder: Path, random: random.Random) -> str:
     """A finished run: reported, gone on with and exported, whatever of it is damaged.
 
-    Model folders are the stock form, which has no checksums: a bit of a weight is not seen, and is not asked for here.
+    Model folders are the stock form, which has no checksums: a bit of a weight is not seen.
     """
     whole, out = _trained(world), folder / "out"
     shutil.copytree(whole, out)
-    paths = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".safetensors")
+    paths = sorted(path for path in out.rglob("*") if path.is_file())
     path = random.choice(paths)
     done = f"{path.relative_to(out)}: {harmed(path, random, paths)}"
     ended = [

@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from sea_pipeline import LabelStore, label_run, open_labels
+from sea_pipeline.cli import FAILED_SHARDS
 from sea_pipeline.errors import UserError
+from sea_pipeline.storage import patience
 from tests.contents import rows
 from tests.fuzz.verdicts import REFUSED, Ended, command, lost
 from tests.photo_forms import Photos
@@ -82,6 +84,8 @@ class World:
     def judge(self, case: Case, out: Path) -> str:
         """Labels a damaged input and judges what came out; says which of the two good ends it had."""
         ended = self.label(case.images, out, *case.options)
+        if ended.code == FAILED_SHARDS:
+            return "a shard failed, and was named"
         if ended.code:
             return REFUSED
         store = open_labels(out)
@@ -118,6 +122,7 @@ def made(root: Path) -> Iterator[World]:
         patch.setattr(label_run, "load_encoder", lambda spec, device, options: ColourEncoder())
         patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(patience, "WAITS", (0.01, 0.01))
         patch.setenv("HF_DATASETS_CACHE", str(root / "datasets"))
         yield World(root)
     torch.set_num_threads(threads)
