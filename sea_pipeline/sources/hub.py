@@ -28,6 +28,7 @@ _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 class _Cell(NamedTuple):
     data: bytes | None
     path: str | None
+    damage: str | None = None
 
 
 class HubSource:
@@ -52,6 +53,8 @@ class HubSource:
                 raise BadImageError("read", "NoSuchRow", f"the split {self._split} has no row {row:,}") from error
             except (pa.ArrowException, UnicodeDecodeError) as error:
                 raise BadImageError("read", "DamagedTable", f"row {row:,}: {one_line(error)}") from error
+            if cell.damage:
+                raise BadImageError("read", "DamagedTable", f"row {row:,}: {cell.damage}")
             if cell.data is None and cell.path:
                 return _file(cell.path, self._name)
         if cell.data is None:
@@ -67,10 +70,13 @@ class HubSource:
         return first, map(self._cell, self._rows.skip(first) if first else self._rows)
 
     def _cell(self, row: pa.Table) -> _Cell:
-        """A row's cell, copied: a part of an Arrow table keeps all of it in memory."""
-        (data,) = (data for values in _values(row, self._leaf) for data in bytes_of(values))
-        path = path_leaf(row.schema, self._leaf) if data is None else None
-        text = id_texts(list(_values(row, path)))[0] if path else None
+        """A row's cell, copied: a part of an Arrow table keeps all of it in memory. Damage ends no stream of rows."""
+        try:
+            (data,) = (data for values in _values(row, self._leaf) for data in bytes_of(values))
+            path = path_leaf(row.schema, self._leaf) if data is None else None
+            text = id_texts(list(_values(row, path)))[0] if path else None
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            return _Cell(None, None, one_line(error))
         return _Cell(data, text if isinstance(text, str) else None)
 
 

@@ -4,12 +4,13 @@ import json
 import random
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sea_pipeline.wordlists import load_wordlist
-from tests.fuzz.mutations import Mutated, mutated_text
+from tests.fuzz.mutations import Mutated, harmed, mutated_text
 from tests.fuzz.verdicts import REFUSED, lost, told
 from tests.fuzz.worlds import World
 
@@ -123,6 +124,33 @@ def rows(world: World, folder: Path, random: random.Random) -> str:
     return "read"
 
 
+def conversations(world: World, folder: Path, random: random.Random) -> str:
+    """The tokens of conversations that are kept on disk: they are as they were, whatever lies in their folder."""
+    from trainer.conversations import FEATURES, conversation_rows
+    from trainer.load import open_model_folder
+    from trainer.row_cache import kept_rows
+
+    processor = open_model_folder(world.training.model).processor
+
+    def read() -> list[Any]:
+        made = partial(
+            conversation_rows, world.training.data, processor.tokenizer, template="plain", image_tokens=16,
+            image_token=processor.image_token,
+        )  # fmt: skip
+        return kept_rows(made, FEATURES, folder / "cache", "0" * 16).to_list()
+
+    whole = read()
+    for _ in range(3):
+        path = random.choice(sorted(file for file in (folder / "cache").rglob("*.[ja]*") if file.is_file()))
+        done = f"{path.name}: {harmed(path, random, [])}"
+        again = told(done, read)
+        if isinstance(again, str):
+            return REFUSED
+        if again != whole:
+            raise lost(f"{done}: other rows than were written")
+    return "as it was"
+
+
 _COLOURS = ("red", "green", "yellow", "brown")
 _RECIPE = b"""\
 # A comment, with more: than one colon
@@ -167,4 +195,5 @@ def _most(ends: Any) -> str:
 
 KINDS: dict[str, Callable[[World, Path, random.Random], str]] = {
     "words": words, "captions": captions, "questions": questions, "recipe": recipe, "rows": rows,
+    "conversations": conversations,
 }  # fmt: skip
