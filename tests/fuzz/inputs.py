@@ -129,11 +129,19 @@ def table(world: World, folder: Path, random: random.Random) -> str:
     for part, name in zip(parts, ("a.parquet", "b.parquet"), strict=False):
         write_parquet(folder / "t" / name, part, plain=plain, group=group)
         rest |= part if name != path.name else {}
-    found = mutated(path.read_bytes(), random)
+    found = (_flipped_footer if random.random() < 0.3 else mutated)(path.read_bytes(), random)
     rest |= _rows_left(path, parts[0], group, found)
     path.write_bytes(found.data)
     asked = folder / "t" if len(parts) > 1 else path
     return world.judge(Case(asked, found.done, rest, frozenset({path.name})), folder / "out")
+
+
+def _flipped_footer(data: bytes, random: random.Random) -> Mutated:
+    """A bit of what a Parquet file says of itself, behind its pages: nothing has a checksum there."""
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    place = random.randrange(start, len(data))
+    changed = data[:place] + bytes([data[place] ^ 1 << random.randrange(8)]) + data[place + 1 :]
+    return Mutated(changed, f"a bit of the footer flipped at {place}", ((place, place + 1),))
 
 
 def _rows_left(path: Path, photos: Photos, group: int, found: Mutated) -> Photos:

@@ -149,6 +149,30 @@ def test_a_damaged_row_group_costs_the_images_in_it(label: Label, tmp_path: Path
     assert "x.parquet, row 8: row group 2 is damaged: " in bad[0]["message"]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_footer_that_counts_less_rows_loses_none_in_silence(tmp_path: Path, several: bool) -> None:
+    """Thrift writes a number as its double; the last two row groups of four and the file's own number are told."""
+    path = write_parquet(tmp_path / "t" / "a.parquet", PHOTOS, group=4)
+    if several:
+        write_parquet(tmp_path / "t" / "b.parquet", {"b": b"B"})
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    hit = 0
+    for place in range(start, len(data) - 8):
+        if data[place] not in (2 * 9, 2 * 4, 2 * 1):  # as the file and its row groups say
+            continue
+        path.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
+        try:
+            found = read_all(list_samples(str(tmp_path / "t" if several else path)))
+        except UserError as problem:
+            hit += "its footer is damaged: it says" in str(problem)
+            continue
+        hit += "its footer is damaged: it says" in str(found.get("a.parquet"))
+        read = {value for value in found.values() if isinstance(value, bytes)}
+        assert set(PHOTOS.values()) <= read or len(found) >= len(PHOTOS) or "a.parquet" in found, place
+    assert hit == 4
+
+
 def test_a_file_of_several_that_is_no_parquet_costs_itself(tmp_path: Path) -> None:
     write_parquet(tmp_path / "t" / "a.parquet", PHOTOS)
     (tmp_path / "t" / "b.parquet").write_bytes(b"PAR1 but no more")
