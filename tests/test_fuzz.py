@@ -22,7 +22,7 @@ from tests.fuzz.verdicts import CRASH, HANG, LOSS, TRACEBACK, UNCLEAR, Ended, Fa
 from tests.fuzz.worlds import World
 
 SEEDS = dict.fromkeys(KINDS, 4) | {"image": 8, "tar": 6, "table": 6, "list": 8, "cache": 8}
-SEEDS |= {"targets": 2, "stopped": 1, "finished": 2}
+SEEDS |= {"targets": 2, "stopped": 1, "trained on": 2, "finished": 2}
 OUTSIDE = {"program"}
 """Kinds for the command alone: programs of their own are tested elsewhere, too, and take long to begin."""
 

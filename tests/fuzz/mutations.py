@@ -170,7 +170,10 @@ def _range(data: bytes, random: random.Random) -> tuple[int, int]:
 
 def harmed(path: Path, random: random.Random, others: list[Path]) -> str:
     """Damages a file, whatever it is: its bytes, or what lies at its place; says how. `others` may take its place."""
-    kind = random.randrange(12)
+    kind = random.randrange(13)
+    if kind == 12:
+        path.chmod(0)
+        return "unreadable" + (", but not to this user" if os.access(path, os.R_OK) else "")
     if kind < 6:
         found = mutated(path.read_bytes(), random)
         path.write_bytes(found.data)
@@ -189,8 +192,3 @@ def harmed(path: Path, random: random.Random, others: list[Path]) -> str:
         return "replaced by a folder"
     path.symlink_to("/nowhere/at/all" if kind == 10 else path.name)
     return "replaced by a link to " + ("nowhere" if kind == 10 else "itself")
-
-
-def mode_counts() -> bool:
-    """Whether a file's mode keeps this user out; it does not keep root."""
-    return os.geteuid() != 0

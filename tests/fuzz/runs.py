@@ -79,6 +79,24 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {name: b"" if name.startswith(("commits/", "logs/")) else data for name, data in held.items()}
 
 
+def trained_on(world: World, folder: Path, random: random.Random) -> str:
+    """Labels that a run trains on: it has the weights that it would have had, or says what is wrong with them."""
+    from tests.trainer.test_resume import weights
+
+    kept = world.root / "briefly"
+    if not (kept / "summary.json").exists():
+        _train(world, kept, _brief(world, world.training.labels))
+    labels = shutil.copytree(world.training.labels, folder / "labels")
+    others = [path for path in world.labels.rglob("*") if path.is_file()]
+    done = damaged(labels, random, others)
+    ended = told(done, lambda: _train(world, folder / "out", _brief(world, labels)))
+    if isinstance(ended, str):
+        return REFUSED
+    if weights(folder / "out") != weights(kept):
+        raise lost(f"{done}: trained on, they give other weights than they would have given")
+    return "trained"
+
+
 def stopped(world: World, folder: Path, random: random.Random) -> str:
     """A run that a kill has stopped: it goes on to the weights that it would have had, or says why it does not."""
     from tests.trainer.test_resume import copied, weights
@@ -122,12 +140,19 @@ def _trained(world: World) -> Path:
     return out
 
 
-def _train(world: World, out: Path) -> object:
+def _train(world: World, out: Path, recipe: Any = None) -> object:
     from tests.tiny_runs import colours
     from trainer.train import train
 
     with colours():
-        return train(_recipe(world), out)
+        return train(recipe or _recipe(world), out)
+
+
+def _brief(world: World, labels: Path) -> Any:
+    from tests.tiny_runs import tiny_recipe
+
+    arguments = {"max_steps": 1, "save_strategy": "no"}
+    return tiny_recipe(world.training, labels={"path": str(labels)}, training_arguments=arguments)
 
 
 @cache
@@ -140,5 +165,5 @@ def _recipe(world: World) -> Any:
 
 
 KINDS: dict[str, Callable[[World, Path, random.Random], str]] = {
-    "targets": targets, "stopped": stopped, "finished": finished,
+    "targets": targets, "trained on": trained_on, "stopped": stopped, "finished": finished,
 }  # fmt: skip

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -169,8 +168,3 @@ def _drawn() -> Iterator[tuple[int, tuple[str, bytes]]]:
         buffer = io.BytesIO()
         picture.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options)
         yield number, (suffix, buffer.getvalue())
-
-
-def unreadable(path: Path) -> None:
-    """Takes away the right to read a file; root may read it nevertheless."""
-    os.chmod(path, 0)  # noqa: PTH101
