@@ -18,9 +18,9 @@ SAID = ("restore it", "remove it, and", "delete it and")
 
 def labels(world: World, folder: Path, random: random.Random) -> str:
     """A folder of labels, finished or not: damaged, read by all, and brought back by its command."""
-    inputs = _input(world, folder)
+    inputs = _input(world)
     out = folder / "labels"
-    whole, truth = _kept(world, folder, inputs)
+    whole, truth = _kept(world, inputs)
     shutil.copytree(world.root / "kept", out)
     is_finished = random.random() < 0.8
     if not is_finished:
@@ -45,7 +45,7 @@ def labels(world: World, folder: Path, random: random.Random) -> str:
     return end
 
 
-def _input(world: World, folder: Path) -> Path:
+def _input(world: World) -> Path:
     """The photos of the world, and one that is none, for the quarantine."""
     inputs = world.root / "kept-photos"
     if not inputs.exists():
@@ -54,7 +54,7 @@ def _input(world: World, folder: Path) -> Path:
     return inputs
 
 
-def _kept(world: World, folder: Path, inputs: Path) -> tuple[dict[str, bytes], dict[str, tuple[Any, ...]]]:
+def _kept(world: World, inputs: Path) -> tuple[dict[str, bytes], dict[str, tuple[Any, ...]]]:
     """What the whole folder holds and says; and another run's, in the same files."""
     if not (world.root / "kept").exists():
         assert world.label(inputs, world.root / "kept").code == 0

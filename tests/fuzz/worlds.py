@@ -101,7 +101,7 @@ class World:
                 continue
             elif name not in bad and not case.containers & bad.keys():
                 raise lost(f"{case.done}: {name} is neither labelled nor named; {ended.err[-600:]}")
-        return f"{'labelled' if found else 'all named'}"
+        return "labelled" if found else "all named"
 
     @cached_property
     def training(self) -> "tiny_runs.World":
