@@ -7,7 +7,7 @@ import pytest
 
 from sea_pipeline import open_labels
 from tests.fuzz.web import Faults, served
-from tests.photo_forms import photos_in, write_list, write_parquet, write_tars
+from tests.photo_forms import copy_to, failing_s3, photos_in, write_list, write_parquet, write_tars
 from tests.world import draw_folder
 
 pytestmark = pytest.mark.usefixtures("no_long_waits")
@@ -70,3 +70,28 @@ def test_a_server_that_fails_for_a_while_costs_nothing(command: Any, words: Path
     faults: Faults = {f"photos/{name}": (1, 503) for name in photos_in(pages / "photos")} | {"list.csv": (2, 500)}
     assert labelled(command, words, pages, faults, "list.csv", tmp_path / "out")[0] == 0
     assert len(open_labels(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("images", ["photos", "t/photos-{000..002}.tar", "x.parquet", "list.csv"])
+def test_a_bucket_that_refuses_is_one_line(
+    command: Any, words: Path, pages: Path, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch, images: str
+) -> None:  # fmt: skip
+    """Its first answers are good ones, so that it refuses in the middle."""
+    copy_to("s3://bucket/in", pages)
+    for good in (0, 1, 2):
+        with failing_s3(monkeypatch, s3, 403, faults=10_000, all_files=True) as proxy:
+            plain, asked = proxy.faulty, iter(range(10_000))
+            monkeypatch.setattr(
+                proxy, "faulty", lambda path, plain=plain, asked=asked, good=good: next(asked) >= good and plain(path)
+            )
+            more = ("--image-root", "s3://bucket/in/photos") if images == "list.csv" else ()
+            code, _, said = command(
+                "label", "--images", f"s3://bucket/in/{images}", "--wordlist", words, "--top-n", 3, "--max-bad", 1,
+                "--out", tmp_path / f"out{good}", "--device", "cpu", *more,
+            )  # fmt: skip
+        assert "Traceback" not in said
+        if code:
+            assert (code, said.count("\n"), said[:7]) == (1, 1, "error: ")
+        else:
+            store = open_labels(tmp_path / f"out{good}")
+            assert len(store) + len(list(store.quarantine())) == 6
