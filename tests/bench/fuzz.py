@@ -80,8 +80,10 @@ class Prober:
         return Outcome(kind, seed, end, text, time.monotonic() - begun)
 
     def close(self) -> None:
-        """Ends the process."""
-        if self._process:
+        """Ends the process: by itself if it waits for a trial, else at once."""
+        if self._process and self._pipe:
+            self._pipe.close()
+            self._process.join(1)
             self._process.kill()
             self._process.join()
         self._process = self._pipe = None
@@ -107,7 +109,10 @@ def _serve(pipe: Connection, root: Path, one: Trial) -> None:
     with made(root) as world:
         pipe.send("ready")
         while True:
-            kind, seed = pipe.recv()
+            try:
+                kind, seed = pipe.recv()
+            except EOFError:
+                return
             try:
                 pipe.send((one(world, kind, seed), ""))
             except FaultError as fault:
