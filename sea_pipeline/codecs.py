@@ -105,7 +105,7 @@ def load_codec(path: Place) -> Codec:
         with local_copy(path) as copy, safetensors.safe_open(copy, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             parameters: dict[str, _Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: expected a codec, found a problem: {one_line(error)}") from error
     about = about if isinstance(about, dict) else {}
     name, width = about.get("codec"), about.get("width")

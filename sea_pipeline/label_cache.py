@@ -1,13 +1,15 @@
 """Labels for training: the shards unpacked once into memory-mapped arrays, so that any image costs microseconds.
 
 Parquet is what travels and lasts; reading single images from it at random takes milliseconds (a row group at a time).
+Arrays have no checksums of their own: `files.json` beside them says what they were written as, and whoever opens them
+compares.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.records import Manifest
+from sea_pipeline.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
 from sea_pipeline.rows import no_such_image
 from sea_pipeline.shards import from_stored
 from sea_pipeline.storage import alone, cache_folder, make_folder, publish_folder
 from sea_pipeline.store import Labels, LabelStore
 
 _ARRAYS = ("words", "scores", "crop_box")
+_IDS = "ids.json"
+_FILES = {_IDS, *(f"{name}.npy" for name in _ARRAYS)}
 
 
 class LabelCache:
@@ -65,7 +69,7 @@ class LabelCache:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        ids = json.loads((self.folder / "ids.json").read_text("utf-8"))
+        ids = json.loads((self.folder / _IDS).read_text("utf-8"))
         return {image_id: row for row, image_id in enumerate(ids)}
 
     @cached_property
@@ -74,7 +78,7 @@ class LabelCache:
 
 
 def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache:
-    """The unpacked labels of a run: made where they are not there whole, found by the hash of the run's manifest.
+    """The unpacked labels of a run: made if they are not there as they were written, found by the manifest's hash.
 
     Args:
         store: opened with `open_labels`, which has verified the shards.
@@ -89,16 +93,25 @@ def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache
     # Of the manifest that the store was opened with: the file may be that of an extension by now.
     manifest = Manifest.model_validate(store.manifest).to_bytes()
     folder = root / hashlib.sha256(manifest).hexdigest()[:32]
-    with alone(root):  # the processes of a training run all come at once; the first one unpacks
-        if not _is_whole(folder, store):
-            shutil.rmtree(folder, ignore_errors=True)  # what cleans up caches may have taken a file of it
-            try:
-                with publish_folder(folder) as scratch:
-                    _unpack(store, scratch)
-            except (OSError, UserError):
-                if not _is_whole(folder, store):  # else another machine's process, without a lock between us, was first
-                    raise
+    found = _made(folder)
+    if not _is_whole(folder):
+        with alone(root):  # the processes of a training run all come at once; the first one unpacks
+            if _made(folder) == found:
+                _unpack_anew(store, folder)
     return LabelCache(folder, store.grid, store.top_n)
+
+
+def _unpack_anew(store: LabelStore, folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)  # what cleans up caches may have taken a file of it
+    else:
+        folder.unlink(missing_ok=True)
+    try:
+        with publish_folder(folder) as scratch:
+            _unpack(store, scratch)
+    except (OSError, UserError):
+        if not _is_whole(folder):  # else another machine's process, without a lock between us, was first
+            raise
 
 
 def _columns(store: LabelStore) -> dict[str, tuple[type[np.generic], int]]:
@@ -107,17 +120,27 @@ def _columns(store: LabelStore) -> dict[str, tuple[type[np.generic], int]]:
     return {"words": (np.uint16, size), "scores": (np.float16, size), "crop_box": (np.float32, 4)}
 
 
-def _is_whole(folder: Path, store: LabelStore) -> bool:
+def _is_whole(folder: Path) -> bool:
+    """Whether every file is as it was written: each is hashed, in threads, because a bit that flips looks like a label.
+
+    The folder's name is the manifest's hash, so files that are as written are this run's.
+    """
     try:
-        arrays = [
-            (np.load(folder / f"{name}.npy", mmap_mode="r"), width) for name, (_, width) in _columns(store).items()
-        ]
-        with (folder / "ids.json").open("rb") as ids:
-            ids.seek(-1, os.SEEK_END)
-            ends = ids.read()
-    except (OSError, ValueError):  # absent, empty, or shorter than its header says
+        files = load_record(folder / FILES, FilesRecord).files
+    except UserError:  # absent, damaged, or of a version that wrote none
         return False
-    return ends == b"]" and all(array.shape == (len(store), width) for array, width in arrays)
+    with ThreadPoolExecutor(len(_FILES)) as pool:
+        problems = list(pool.map(lambda file: check_file(folder, file), files))
+    return {file.path for file in files} == _FILES and not any(problems)
+
+
+def _made(folder: Path) -> tuple[int, int] | None:
+    """Tells apart what is made anew from what was there."""
+    try:
+        status = (folder / FILES).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _unpack(store: LabelStore, folder: Path) -> None:
@@ -133,4 +156,6 @@ def _unpack(store: LabelStore, folder: Path) -> None:
         row += len(table)
     for array in arrays.values():
         array.flush()
-    (folder / "ids.json").write_text(json.dumps(store.ids), "utf-8")
+    (folder / _IDS).write_text(json.dumps(store.ids), "utf-8")
+    record = FilesRecord(files=[file_record(folder, folder / name) for name in sorted(_FILES)])
+    (folder / FILES).write_bytes(record.to_bytes())

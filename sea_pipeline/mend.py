@@ -8,6 +8,7 @@ beside the shards follow from the commits when the run ends.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import pyarrow as pa
 
@@ -167,13 +168,16 @@ def rebuild_dataset(
         companions: of this run.
         growing: the names of fields that grow with the input.
     """
-    dataset = _lost_dataset(root, wanted, samples, growing)
-    if dataset is None:
+    lost = _lost_dataset(root, wanted, samples, growing)
+    if lost is None:
         return False
-    plans = [root / plan_name(number) for number in range(len(dataset.all_parts()))]
-    if not plans[0].exists():
-        with publish(plans[0], root) as scratch:
-            write_plan(scratch, samples, dataset.shard_size)
+    dataset, held = lost
+    plans = [root / plan_name(number) for number in range(len(held))]
+    for path, planned in zip(plans, held, strict=True):
+        if path.is_dir():
+            raise UserError(advised(f"{path}: expected a file; found a folder"))
+        with publish(path, root) as scratch:  # no record says that its bytes are as they were, although it can be read
+            write_plan(scratch, planned, dataset.shard_size)
     for name, content in companions.items():
         publish_bytes(root / name, content, root)
     files = [file_record(root, path) for path in (plans[0], *(root / name for name in companions), *plans[1:])]
@@ -181,15 +185,24 @@ def rebuild_dataset(
     return True
 
 
-def _lost_dataset(root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Collection[str]) -> Dataset | None:
-    """It without its `files`; None if there is no commit of it."""
+def _lost_dataset(
+    root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Collection[str]
+) -> tuple[Dataset, list[Sequence[Sample]]] | None:
+    """It without its `files`, and what its plans hold; None if there is no commit of it."""
     fields = wanted.fields
     with suppress(UserError):
         manifest = load_record(root / MANIFEST, Manifest)
         grown = {name: fields[name] for name in growing if name in fields}
         if fingerprint_of(manifest.fields) == manifest.fingerprint and manifest.fields | grown == fields:
             fields = manifest.fields  # as they were at first
-    plans = _plans(root, samples)
+    for plans in (_plans(root), [samples]):
+        if dataset := _committed(root, wanted, plans, fields):
+            return dataset, plans
+    return None
+
+
+def _committed(root: Place, wanted: Dataset, plans: list[Sequence[Sample]], fields: dict[str, Any]) -> Dataset | None:
+    """The dataset of these plans if there is a commit of it; takes away those of an extension that was not taken up."""
     while plans:
         whole = [sample for plan in plans for sample in plan]
         parts = [_part(plan, wanted.shard_size) for plan in plans]
@@ -214,10 +227,10 @@ def _part(plan: Sequence[Sample], shard_size: int) -> Part:
     return Part(plan=plan_sha256(plan), images=len(plan), shards=-(-len(plan) // shard_size))
 
 
-def _plans(root: Place, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
-    """What the plan files hold, in their order; the input, if there is none that can be read."""
+def _plans(root: Place) -> list[Sequence[Sample]]:
+    """What the plan files hold, in their order, up to the first that is absent or damaged."""
     plans: list[Sequence[Sample]] = []
-    with suppress(FileNotFoundError, OSError, ValueError, pa.ArrowException):
+    with suppress(OSError, ValueError, pa.ArrowException):
         while True:
             plans.append(list(read_plan(root / plan_name(len(plans)))))
-    return plans or [samples]
+    return plans

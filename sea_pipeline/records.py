@@ -12,6 +12,8 @@ from sea_pipeline.record_values import Count, Moment, PathInside, Seconds, Sha25
 from sea_pipeline.settings import Strict, complaint
 from sea_pipeline.storage import Place, below, canonical_json, file_sha256
 
+FILES = "files.json"
+"""Beside the files that it names."""
 SCHEMA_VERSION = 2
 """Of folders that are begun now; one that was begun in another version stays in it. 2: scores of labels are float32."""
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
@@ -131,6 +133,12 @@ class Commit(Record):
         """See `Record`."""
         shown = self.model_dump_json(indent=2, exclude={"schema_version"} if self.schema_version == 1 else None)
         return (shown + "\n").encode()
+
+
+class FilesRecord(Record):
+    """`files.json`: what a folder holds that is written once and read as a whole, such as a checkpoint."""
+
+    files: list[File]
 
 
 class Manifest(Record):

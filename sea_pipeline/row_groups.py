@@ -95,6 +95,19 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         yield writer
 
 
+def refuse_other_counts(metadata: pq.FileMetaData) -> None:
+    """Refuses a footer whose numbers of rows differ: it has no checksum, and rows that it does not count are not read.
+
+    What it says of columns is not asked for: of some damage there, pyarrow ends the process.
+
+    Raises:
+        pa.ArrowInvalid: says what it says.
+    """
+    rows = sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    if rows != metadata.num_rows:
+        raise pa.ArrowInvalid(f"its footer is damaged: it says {metadata.num_rows:,} rows, its row groups {rows:,}")
+
+
 def open_parquet(path: Place) -> pq.ParquetFile:
     """A Parquet file whose pages are checked as they are read; of a store elsewhere, only what is read is fetched.
 

@@ -102,11 +102,11 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
         if (place := _unseen(word)) is not None:
             raise UserError(
                 f"{origin}: line {number} holds {_called(word[place])} (U+{ord(word[place]):04X}), which nobody sees, "
-                f"in {word!a}; expected one word or phrase per line; remove it, or write a space"
+                f"in {word!a:.80}; expected one word or phrase per line; remove it, or write a space"
             )
         if word in first_line:
             raise UserError(
-                f"{origin}: expected every word once; found {word!r} in lines {first_line[word]} and {number}"
+                f"{origin}: expected every word once; found {word!r:.80} in lines {first_line[word]} and {number}"
             )
         first_line[word] = number
     if not first_line:

@@ -61,7 +61,7 @@ TRAINER_FLOORS = [
     },
     {"towers", "chat_template", "encode", "words", "sea", "supervision", "config_check"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
-    | {"aspect_ratio", "bad_rows"},
+    | {"aspect_ratio", "bad_rows", "row_cache"},
     {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume"}
     | {"sentence_piece", "pretrained", "lmms_eval"},
     {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "piece_model", "kept"},

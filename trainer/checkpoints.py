@@ -22,22 +22,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.records import File, Record, check_file, file_record, load_record
+from sea_pipeline.records import FILES, FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage import TEMPORARY
 from sea_pipeline.storage.disk import sync, sync_folder
 from trainer.sharding import load_state, trained
 
 TRAINED = "trained.safetensors"
 _BALANCE = "balance."
-_RECORD = "files.json"
 _PARTS = (TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 """What a run cannot go on without as if it had not been stopped."""
-
-
-class _Whole(Record):
-    """`files.json`: what a checkpoint holds."""
-
-    files: list[File]
 
 
 def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Path) -> None:
@@ -85,9 +78,9 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
     sync_folder(written)
     paths = sorted(path for path in written.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as pool:  # two large files are hashed side by side
-        record = _Whole(files=list(pool.map(partial(file_record, written), paths)))
-    (written / _RECORD).write_bytes(record.to_bytes())
-    sync(written / _RECORD)
+        record = FilesRecord(files=list(pool.map(partial(file_record, written), paths)))
+    (written / FILES).write_bytes(record.to_bytes())
+    sync(written / FILES)
     sync(written)
     path = folder / written.name
     _remove(path, folder)  # a damaged one, of the run as it was before it went on from an older one
@@ -139,7 +132,7 @@ def complete(folder: Path) -> dict[int, Path]:
 
 def has_record(checkpoint: Path) -> bool:
     """Whether it says what it holds; those of older versions do not."""
-    return (checkpoint / _RECORD).exists()
+    return (checkpoint / FILES).exists()
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -153,7 +146,7 @@ def _problem(checkpoint: Path) -> str | None:
     if not has_record(checkpoint):
         return _unrecorded_problem(checkpoint)
     try:
-        files = load_record(checkpoint / _RECORD, _Whole).files
+        files = load_record(checkpoint / FILES, FilesRecord).files
     except UserError as error:
         return str(error)
     with ThreadPoolExecutor() as pool:
@@ -164,7 +157,7 @@ def _unrecorded_problem(checkpoint: Path) -> str | None:
     for pattern in _PARTS:
         files = sorted(checkpoint.glob(pattern))
         if not files:
-            return f"{checkpoint / pattern}: expected a file, as no {_RECORD} says what there was; found none"
+            return f"{checkpoint / pattern}: expected a file, as no {FILES} says what there was; found none"
         for path in files:
             try:
                 _read_through(path)
@@ -190,7 +183,7 @@ def _has_all(checkpoint: Path) -> bool:
     if not has_record(checkpoint):
         return all(any(checkpoint.glob(pattern)) for pattern in _PARTS)
     try:
-        files = load_record(checkpoint / _RECORD, _Whole).files
+        files = load_record(checkpoint / FILES, FilesRecord).files
         return all((checkpoint / file.path).stat().st_size == file.bytes for file in files)
     except (OSError, UserError):
         return False

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +10,14 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pyarrow.compute as pc
-from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.llava_json import check_path, check_record, images_of, records
-from sea_pipeline.storage import cache_folder, canonical_json, file_sha256, make_folder, writing
+from sea_pipeline.storage import cache_folder, canonical_json, file_sha256
 from trainer.bad_rows import BadRow, bad_rows, refuse, without
 from trainer.encode import Conversation, Encoder
+from trainer.row_cache import kept_rows
 from trainer.templates import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 
 VERSION = 4
@@ -112,7 +111,8 @@ def read_conversations(
             max_length=max_length,
         )
 
-    cached = _cached(rows, hashlib.sha256(canonical_json(settings)).hexdigest())
+    fingerprint = hashlib.sha256(canonical_json(settings)).hexdigest()
+    cached = kept_rows(rows, FEATURES, cache_folder() / "conversations", fingerprint)
     bad = bad_rows(cached)
     good = without(cached, bad) if bad else cached
     return Read(good.remove_columns("refused"), bad)
@@ -241,42 +241,6 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
     parts = [backend, chat_template(tokenizer), tokenizer.special_tokens_map]
     return hashlib.sha256(canonical_json(parts)).hexdigest()
-
-
-def _cached(rows: Callable[[], Iterator[dict[str, Any]]], fingerprint: str) -> datasets.Dataset:
-    """What datasets wrote under this fingerprint; it writes beside and renames, so half a cache is never found."""
-    folder = cache_folder() / "conversations"
-    make_folder(folder)
-    with _quiet(), writing(folder):
-        try:
-            return datasets.Dataset.from_generator(
-                rows, features=FEATURES, cache_dir=str(folder), fingerprint=fingerprint
-            )
-        except DatasetGenerationError as error:
-            cause = _mendable(error)
-            if cause is None:
-                raise
-            raise cause from None
-
-
-def _mendable(error: BaseException) -> BaseException | None:
-    """What stopped the generator, from below datasets' own errors, if it is for the user or for `writing`."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, UserError | OSError):
-        inner = inner.__cause__ or inner.__context__
-    return inner
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
 
 
 def _conversation(number: int, row: Any, render: Template, image_token: str) -> Conversation:  # noqa: ANN401

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.records import read_json
 from sea_pipeline.storage.leftovers import files_like
 from trainer.borders import border
 from trainer.config_check import check_plain, drop_leftovers
@@ -84,7 +85,7 @@ def _check_whole(spec: str) -> None:
     file = find_adapter_config_file(spec)
     if file is None:
         return
-    base = json.loads(Path(file).read_text("utf-8")).get("base_model_name_or_path")
+    base = read_json(Path(file)).get("base_model_name_or_path")
     beside = ", or remove adapter_config.json to use the weights beside it"
     raise UserError(
         f"{spec}: holds an adapter (adapter_config.json) for {base}, not a whole model; merge them with peft's "
@@ -186,6 +187,6 @@ def _weight_files(folder: Path) -> list[Path]:
         return [] if first is None else [first]
     try:
         names = set(json.loads(first.read_text("utf-8"))["weight_map"].values())
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        return [folder / name for name in sorted(names)]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{first}: is damaged; copy it again") from error
-    return [folder / name for name in sorted(names)]

@@ -56,7 +56,7 @@ def read_questions(path: Path) -> Questions:
     """
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: expected questions as JSON; it cannot be read: {reason}") from error
     asked: list[Question] = []

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.errors import MOST, UserError, one_line
 from trainer.recipe import PRESETS, Recipe
 from trainer.recipe_problems import problems
 
@@ -16,6 +16,10 @@ from trainer.recipe_problems import problems
 class _Yaml(yaml.SafeLoader):
     """YAML 1.1 takes 1e-3, without a dot, for text; here it is a number."""
 
+
+_FAULTS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What a text that is no YAML raises: dates that are none are ValueErrors, bytes that are no text too; the other ones
+come of PyYAML's own handling of tags and of depth."""
 
 _Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
@@ -64,10 +68,12 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text("utf-8"), _Yaml)
     except OSError as error:
+        shown = path if len(str(path)) <= MOST else f"{str(path)[:MOST]}…"  # a `base` may say anything
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; give a recipe's file, or a name that sea-pipeline recipes lists"
+            f"{shown}: cannot be read: {error.strerror}; give a recipe's file, or a name that sea-pipeline recipes "
+            "lists"
         ) from error
-    except (yaml.YAMLError, ValueError) as error:  # dates that are none are ValueErrors, bytes that are no text too
+    except _FAULTS as error:
         raise UserError(f"{path}: expected YAML; {one_line(error)}") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"{content!r:.40}"
@@ -96,7 +102,7 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
             raise UserError(f"--set {text}: expected KEY=VALUE, such as loss.sea.weight=10")
         try:
             nested = yaml.load(value, _Yaml)
-        except (yaml.YAMLError, ValueError) as error:
+        except _FAULTS as error:
             raise UserError(f"--set {text}: the value is no YAML: {one_line(error)}") from error
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}

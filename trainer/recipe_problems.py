@@ -29,7 +29,7 @@ def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -
     in_file, on_line = [], []
     for place, items in found.items():
         prefix = next((prefix for prefix, keys in overrides.items() if place and _holds(keys, place)), None)
-        line = ".".join(str(part) for part in place) + (": " if place else "") + _line(place, items)
+        line = ".".join(f"{part!s:.80}" for part in place) + (": " if place else "") + _line(place, items)
         if prefix is None:
             in_file.append(line)
         else:

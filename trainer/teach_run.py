@@ -254,7 +254,8 @@ def _codec(ledger: Ledger, name: CodecName, teacher: Teacher) -> Codec:
                 f"or remove {ledger.root / COMMITS} and run the same command again, which teaches every image again"
             )
         with suppress(FileExistsError):  # of a store without locks
-            publish_bytes(path, save_codec(fitted), ledger.root, exclusive=not path.exists())
+            is_link = isinstance(path, Path) and path.is_symlink()  # which may lead nowhere
+            publish_bytes(path, save_codec(fitted), ledger.root, exclusive=not (path.exists() or is_link))
     return load_codec(path)
 
 

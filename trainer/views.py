@@ -69,7 +69,7 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, progress: Prog
     """
     settings = settings or ViewSettings()
     views = _Views(run, settings)
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         kept: Any = json.loads((run / VIEWS).read_text("utf-8"))
         if isinstance(kept, dict) and kept.get("key") == views.key:
             return kept

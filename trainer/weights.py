@@ -90,7 +90,11 @@ def tensors_of(file: BinaryIO) -> tuple[int, dict[str, Any]]:
         length = int.from_bytes(file.read(8), "little")
         tensors = json.loads(file.read(length))
         tensors.pop("__metadata__", None)
-    except (ValueError, AttributeError, MemoryError, OverflowError) as error:
+        for entry in tensors.values():
+            begin, end = entry["data_offsets"]
+            if not (0 <= begin <= end and isinstance(entry["dtype"], str) and isinstance(entry["shape"], list)):
+                raise ValueError(f"expected offsets, dtype and shape of a tensor; found {entry!r:.80}")
+    except (ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError, RecursionError) as error:
         raise UserError(f"{file.name}: is damaged ({one_line(error)}); copy it again") from error
     return 8 + length, tensors
 

@@ -201,7 +201,7 @@ def _read_config(file: Path, option: str) -> tuple[dict[str, Any], dict[str, Any
         values = json.loads(file.read_bytes())
         config = values["model_cfg"]
         assert {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise UserError(
             f"{option}: expected {file} with model_cfg: embed_dim, vision_cfg and text_cfg; found none of open_clip's"
         ) from error

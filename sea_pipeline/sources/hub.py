@@ -15,18 +15,20 @@ from sea_pipeline.pixels import BadImageError, read_file
 from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_sample
 from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.sources.forward import Forward
-from sea_pipeline.sources.values import NoId, bytes_of, id_texts
+from sea_pipeline.sources.values import NoId, bytes_of, id_texts, is_text, plain
 from sea_pipeline.storage.patience import PassingError, may_pass, patiently
 
 PREFIX = "hf:"
 STREAM = "hf-stream:"
 _BEHIND = 64
 """Rows before the one asked for that a stream begins with: threads ask nearly in order."""
+_BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 
 class _Cell(NamedTuple):
     data: bytes | None
     path: str | None
+    damage: str | None = None
 
 
 class HubSource:
@@ -51,6 +53,8 @@ class HubSource:
                 raise BadImageError("read", "NoSuchRow", f"the split {self._split} has no row {row:,}") from error
             except (pa.ArrowException, UnicodeDecodeError) as error:
                 raise BadImageError("read", "DamagedTable", f"row {row:,}: {one_line(error)}") from error
+            if cell.damage:
+                raise BadImageError("read", "DamagedTable", f"row {row:,}: {cell.damage}")
             if cell.data is None and cell.path:
                 return _file(cell.path, self._name)
         if cell.data is None:
@@ -66,10 +70,13 @@ class HubSource:
         return first, map(self._cell, self._rows.skip(first) if first else self._rows)
 
     def _cell(self, row: pa.Table) -> _Cell:
-        """A row's cell, copied: a part of an Arrow table keeps all of it in memory."""
-        (data,) = (data for values in self._leaf.of(row) for data in bytes_of(values))
-        path = path_leaf(row.schema, self._leaf) if data is None else None
-        text = id_texts(list(path.of(row)))[0] if path else None
+        """A row's cell, copied: a part of an Arrow table keeps all of it in memory. Damage ends no stream of rows."""
+        try:
+            (data,) = (data for values in _values(row, self._leaf) for data in bytes_of(values))
+            path = path_leaf(row.schema, self._leaf) if data is None else None
+            text = id_texts(list(_values(row, path)))[0] if path else None
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            return _Cell(None, None, one_line(error))
         return _Cell(data, text if isinstance(text, str) else None)
 
 
@@ -215,7 +222,25 @@ def _columns(rows: Any, names: list[str], limit: int | None = None) -> dict[str,
     """Columns of ids, of the first `limit` rows."""
     some = rows if limit is None else rows.take(limit)
     batches = list(_arrow(some, names).iter(1000))
-    return {name: id_texts([chunk for batch in batches for chunk in Leaf(name).of(batch)]) for name in names}
+    return {name: id_texts([chunk for batch in batches for chunk in _values(batch, Leaf(name))]) for name in names}
+
+
+def _values(rows: pa.Table, leaf: Leaf) -> Iterator[pa.Array]:
+    """The values of a column, each of which lies inside its buffers.
+
+    Arrow takes the offsets of a file that is mapped into memory as they stand, and a damaged one ends the process.
+
+    Raises:
+        pa.ArrowInvalid: one does not.
+    """
+    for chunk in rows.column(leaf.column).chunks:
+        chunk.validate()
+    for values in leaf.of(rows):
+        stored = plain(values)
+        is_letters = is_text(stored.type) and not pa.types.is_string_view(stored.type)
+        # As bytes: text that is not UTF-8 costs its own row.
+        (stored.view(_BYTES_OF.get(stored.type, stored.type)) if is_letters else stored).validate(full=True)
+        yield values
 
 
 def _length(rows: Any, image: str, split: str, limit: int | None) -> int:  # noqa: ANN401
@@ -230,7 +255,7 @@ def _paths(rows: Any, path: Leaf, name: str) -> list[str | NoId]:  # noqa: ANN40
     """The images' own paths, from the dataset's folder on, or their last part; not their bytes."""
     batches = _arrow(rows, [path.column]).iter(1000)
     folder = Path(name).absolute()
-    texts = (text for batch in batches for text in id_texts(list(path.of(batch))))
+    texts = (text for batch in batches for text in id_texts(list(_values(batch, path))))
     return [_relative(text, folder) if isinstance(text, str) else text for text in texts]
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline import llava_json
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.row_groups import refuse_other_counts
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import Found, candidates, chosen_ids, escaped, named
 from sea_pipeline.sources.columns import id_columns
@@ -130,6 +131,7 @@ def _parquet(file: Any, shown: str, id_column: str | None) -> _Columns:  # noqa:
         schema = table.schema_arrow
         path = _path_column(schema, shown)
         ids = id_columns(schema, id_column, shown)
+        refuse_other_counts(table.metadata)
         batches = list(table.iter_batches(columns=list({path, *ids})))
         columns = {column: id_texts([batch.column(column) for batch in batches]) for column in (path, *ids)}
     except FAULTS as error:

@@ -6,7 +6,7 @@ Credentials are fsspec's business: the environment, and the configuration files 
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
 import fsspec
@@ -16,6 +16,8 @@ from sea_pipeline.pixels import MAX_FILE_BYTES, BadImageError
 from sea_pipeline.storage.patience import PassingError, error_codes, error_statuses, patiently
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.remote import opening
+
+_Answer = TypeVar("_Answer")
 
 
 class RemoteFiles:
@@ -65,11 +67,11 @@ class RemoteFiles:
                 raise
             return data
 
-        return patiently(ranged, f"{self.root}/{name}")
+        return _asked(ranged, f"{self.root}/{name}")
 
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
-        size = patiently(lambda: self._fs.info(self._path(name))["size"], f"{self.root}/{name}")
+        size = _asked(lambda: self._fs.info(self._path(name))["size"], f"{self.root}/{name}")
         if size is None:
             raise OSError(errno.EINVAL, "the server does not say how long it is")
         return ranged_file(self.part, name, int(size))
@@ -99,5 +101,16 @@ class RemoteFiles:
         return f"{self._top}/{quote(name) if self._is_http else name}"
 
     def _there(self) -> bool:
-        there: bool = patiently(lambda: self._fs.exists(self._top), self.root)
+        there: bool = _asked(lambda: self._fs.exists(self._top), self.root)
         return there
+
+
+def _asked(action: Callable[[], _Answer], shown: str) -> _Answer:
+    """The same as `patiently`, with an `OSError` for whatever a service's package says of a refusal."""
+    try:
+        return patiently(action, shown)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # aiohttp's are no OSErrors
+        kind = PermissionError if {401, 403} & error_statuses(error) else OSError
+        raise kind(one_line(error)) from error

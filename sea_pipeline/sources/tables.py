@@ -3,7 +3,7 @@
 import bisect
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, repeat
 from typing import BinaryIO, NamedTuple
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.pixels import PASSING, BadImageError
+from sea_pipeline.row_groups import refuse_other_counts
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_place, row_sample
 from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
@@ -128,7 +129,7 @@ def is_table_of_images(files: Files, name: str) -> bool:
     """Whether a Parquet file has a column of bytes; one that cannot be opened is none."""
     with reading(f"{files.root}/{name}"), files.open(name) as file:
         try:
-            return image_leaf(_opened(file).schema_arrow, f"{files.root}/{name}") is not None
+            return image_leaf(pq.ParquetFile(file).schema_arrow, f"{files.root}/{name}") is not None
         except FAULTS as error:
             _refuse_passing(error)
             return False
@@ -160,7 +161,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
             columns = there if columns is None else [leaf for leaf in columns if leaf in there]
     if len(names) == 1 and damaged:
         raise UserError(f"{files.root}/{names[0]}: {damaged[names[0]]}")
-    ids = chosen_ids({str(leaf): partial(_ids, files, list(pieces), leaf) for leaf in columns or []}, id_column)
+    ids = chosen_ids({str(leaf): partial(_ids, files, pieces, leaf) for leaf in columns or []}, id_column)
     places = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
     shown = ids[1] if ids else [f"{name}/{row_id(row)}" if len(names) > 1 else row_id(row) for name, row in places]
     samples = [
@@ -180,16 +181,21 @@ def _id_leaves(schema: pa.Schema, id_column: str | None, shown: str) -> list[Lea
     return [*(Leaf(name) for name in id_columns(schema, id_column, shown)), *([path] if path else [])]
 
 
-def _ids(files: Files, names: Sequence[str], column: Leaf) -> list[str | NoId]:
+def _ids(files: Files, pieces: Mapping[str, Sequence[int]], column: Leaf) -> list[str | NoId]:
     ids: list[str | NoId] = []
-    for name in names:
+    for name, starts in pieces.items():
         shown = f"{files.root}/{name}"
         with reading(shown), files.open(name) as file:
             try:
-                ids += id_texts(list(_column(_opened(file), column)))
+                found = id_texts(list(_column(_opened(file), column)))
             except FAULTS as error:
                 _refuse_passing(error)
                 raise UserError(f"{shown}: the column {column} is damaged: {one_line(error)}") from error
+        if len(found) != starts[-1]:
+            raise UserError(
+                f"{shown}: the column {column} is damaged: expected {starts[-1]:,} ids, found {len(found):,}"
+            )
+        ids += found
     return ids
 
 
@@ -201,4 +207,6 @@ def _column(table: pq.ParquetFile, column: Leaf, groups: list[int] | None = None
 
 
 def _opened(file: BinaryIO) -> pq.ParquetFile:
-    return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+    table = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+    refuse_other_counts(table.metadata)
+    return table

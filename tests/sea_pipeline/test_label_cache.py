@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sea_pipeline.errors import UserError
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import file_sha256
 from sea_pipeline.storage.scratch import host
+from tests.damage import Harm, changed, flip, made_a_folder
 from tests.kills import DEAD
 from tests.world import draw_folder
 
@@ -47,31 +49,56 @@ def test_it_is_unpacked_once(store: LabelStore, monkeypatch: pytest.MonkeyPatch)
     assert label_cache.label_cache(store).folder == first.folder
 
 
-def _without_words(folder: Path) -> None:
-    (folder / "words.npy").unlink()
+HARMS: dict[str, tuple[str, Harm]] = {
+    "no words": ("words.npy", Path.unlink),
+    "half the scores": ("scores.npy", lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])),
+    "half the ids": ("ids.json", lambda path: path.write_text('["000.png", "001')),
+    "a bit of a word": ("words.npy", lambda path: flip(path, path.stat().st_size - 9)),
+    "a bit of a score": ("scores.npy", lambda path: flip(path, path.stat().st_size // 2)),
+    "a bit of a box": ("crop_box.npy", lambda path: flip(path, 200)),
+    "a bit of a header": ("words.npy", lambda path: flip(path, 20)),
+    "a bit of an id": ("ids.json", lambda path: flip(path, 3)),
+    "an archive": ("scores.npy", lambda path: path.write_bytes(b"PK\3\4" + path.read_bytes()[4:])),
+    "no scores": ("scores.npy", lambda path: path.write_bytes(b"")),
+    "a folder of scores": ("scores.npy", made_a_folder),
+    "words that lead nowhere": ("words.npy", lambda path: (path.unlink(), path.symlink_to("/nowhere/at/all"))),
+    "no record": ("files.json", Path.unlink),
+    "a bit of the record": ("files.json", lambda path: flip(path, 30)),
+    "a record of less": ("files.json", lambda path: changed(path, "files", value=[])),
+    "nothing": ("", lambda path: [file.unlink() for file in path.iterdir()]),
+    "a file": ("", lambda path: (shutil.rmtree(path), path.write_text("x"))),
+}
 
 
-def _with_half_the_scores(folder: Path) -> None:
-    data = (folder / "scores.npy").read_bytes()
-    (folder / "scores.npy").write_bytes(data[: len(data) // 2])
-
-
-def _with_half_the_ids(folder: Path) -> None:
-    (folder / "ids.json").write_text('["000.png", "001')
-
-
-def _empty(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-
-
-@pytest.mark.parametrize("harm", [_without_words, _with_half_the_scores, _with_half_the_ids, _empty])
-def test_what_lost_a_file_is_unpacked_again(store: LabelStore, tmp_path: Path, harm: Callable[[Path], None]) -> None:
-    harm(label_cache.label_cache(store, str(tmp_path / "unpacked")).folder)
+@pytest.mark.parametrize("what", HARMS)
+def test_what_is_not_as_it_was_written_is_unpacked_again(store: LabelStore, tmp_path: Path, what: str) -> None:
+    name, harm = HARMS[what]
+    harm(label_cache.label_cache(store, str(tmp_path / "unpacked")).folder / name)
     again = label_cache.label_cache(store, tmp_path / "unpacked")
+    assert again.ids == store.ids
     for image_id in store:
         np.testing.assert_array_equal(again[image_id].word_ids, store[image_id].word_ids)
         np.testing.assert_array_equal(again[image_id].scores, store[image_id].scores)
+        assert again[image_id].crop_box == store[image_id].crop_box
+
+
+def test_of_two_that_find_it_damaged_one_unpacks(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other has seen the damage, and waits for the lock meanwhile."""
+    folder = label_cache.label_cache(store).folder
+    flip(folder / "words.npy", 300)
+    plain, unpacked = label_cache._is_whole, []
+
+    def beaten(looked_at: Path) -> bool:
+        found = plain(looked_at)
+        monkeypatch.setattr(label_cache, "_is_whole", plain)
+        label_cache.label_cache(store)
+        monkeypatch.setattr(label_cache, "_unpack", lambda *given: unpacked.append(given))
+        return found
+
+    monkeypatch.setattr(label_cache, "_is_whole", beaten)
+    cache = label_cache.label_cache(store)
+    assert unpacked == []
+    np.testing.assert_array_equal(cache["000.png"].word_ids, store["000.png"].word_ids)
 
 
 def test_an_interrupted_unpacking_leaves_nothing(

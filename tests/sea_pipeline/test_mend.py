@@ -11,6 +11,7 @@ import pytest
 from sea_pipeline import mend, open_labels, storage
 from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.plan import read_plan, write_plan
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import place
 from sea_pipeline.verify import check_files
@@ -47,6 +48,11 @@ def follow(advice: str, run: Callable[[], object]) -> None:
     else:
         assert "or run the command that made the folder again" in advice, advice
     run()
+
+
+def another_plan(path: Path) -> None:
+    """Whole, and of fewer images."""
+    write_plan(path, list(read_plan(path))[:4], 4)
 
 
 MENDED = [(name, what, harm) for name, what, harm in DAMAGE if what != LATER]
@@ -113,6 +119,32 @@ def test_several_at_once(label: Label, photos: Path, whole: dict[str, bytes], tm
         (out / name).unlink()
     (out / "commits" / "00002.json").write_bytes(b"")
     assert label(images=str(photos)).report.images == 1 + 3  # without a manifest, a shard with bad images, too
+    assert content(out) == whole
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.write_bytes(b"MM" + path.read_bytes()[2:]),
+        lambda path: flip(path, 60),
+        another_plan,
+        Path.unlink,
+    ],
+    ids=["begin", "bit", "another", "gone"],
+)
+def test_a_plan_that_is_damaged_is_not_taken_up_with_a_lost_dataset(
+    label: Label, photos: Path, whole: dict[str, bytes], tmp_path: Path, harm: Harm
+) -> None:
+    out = tmp_path / "labels"
+    (out / "dataset.json").write_bytes(b"")
+    harm(out / "plan.parquet")
+    label(images=str(photos))
+    assert content(out) == whole
+    (out / "dataset.json").unlink()
+    made_a_folder(out / "plan.parquet")
+    with pytest.raises(UserError, match=r"plan.parquet: expected a file; found a folder; remove it, and run") as found:
+        label(images=str(photos))
+    follow(str(found.value), lambda: label(images=str(photos)))
     assert content(out) == whole
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -148,6 +149,30 @@ def test_a_damaged_row_group_costs_the_images_in_it(label: Label, tmp_path: Path
     assert "x.parquet, row 8: row group 2 is damaged: " in bad[0]["message"]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_footer_that_counts_less_rows_loses_none_in_silence(tmp_path: Path, several: bool) -> None:
+    """Thrift writes a number as its double; the last two row groups of four and the file's own number are told."""
+    path = write_parquet(tmp_path / "t" / "a.parquet", PHOTOS, group=4)
+    if several:
+        write_parquet(tmp_path / "t" / "b.parquet", {"b": b"B"})
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    hit = 0
+    for place in range(start, len(data) - 8):
+        if data[place] not in (2 * 9, 2 * 4, 2 * 1):  # as the file and its row groups say
+            continue
+        path.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
+        try:
+            found = read_all(list_samples(str(tmp_path / "t" if several else path)))
+        except UserError as problem:
+            hit += "its footer is damaged: it says" in str(problem)
+            continue
+        hit += "its footer is damaged: it says" in str(found.get("a.parquet"))
+        read = {value for value in found.values() if isinstance(value, bytes)}
+        assert set(PHOTOS.values()) <= read or len(found) >= len(PHOTOS) or "a.parquet" in found, place
+    assert hit == 4
+
+
 def test_a_file_of_several_that_is_no_parquet_costs_itself(tmp_path: Path) -> None:
     write_parquet(tmp_path / "t" / "a.parquet", PHOTOS)
     (tmp_path / "t" / "b.parquet").write_bytes(b"PAR1 but no more")
@@ -264,6 +289,33 @@ def test_the_ids_and_splits_of_datasets(tmp_path: Path) -> None:
     stream = list_samples(f"hf:{saved}:two", streaming=True, limit=2)
     assert read_all(stream) == {"000000000": b"c", "000000001": b"a"}
     assert (stream.streamed, stream.ids) == (True, "row numbers")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["ids", "images"])
+def test_an_offset_of_an_arrow_file_that_is_damaged_ends_no_process(
+    label: Label, tmp_path: Path, column: str, streaming: bool
+) -> None:
+    """Arrow takes offsets as they stand: one beyond the file's end is read there."""
+    photos = photos_in(draw_folder(tmp_path / "photos", 6))
+    names = [f"{'n' * number}.png" for number in range(1, 7)]
+    cells = [{"bytes": data, "path": None} for data in photos.values()]
+    saved = write_dataset(tmp_path / "d", train={"image": cells, "image_id": names})
+    lengths = [len(name) for name in names] if column == "ids" else [len(data) for data in photos.values()]
+    places = np.cumsum([0, *lengths]).astype("<i4")
+    (arrow,) = saved.rglob("*.arrow")
+    data = bytearray(arrow.read_bytes())
+    data[data.index(places.tobytes()) + 4 * 3 + 3] = 0x7F
+    arrow.write_bytes(data)
+    if column == "ids":
+        with pytest.raises(UserError, match=r"d:train: cannot be read: .*[Oo]ffset"):
+            list_samples(f"hf:{saved}:train", streaming=streaming)
+        return
+    label(images=f"hf:{saved}:train", streaming=streaming, max_bad=1)
+    store = open_labels(tmp_path / "labels")
+    bad = {row["image_id"]: row["error"] for row in store.quarantine()}
+    assert bad == {names[2]: "DamagedTable", names[3]: "DamagedTable"}
+    assert sorted(store) == sorted(set(names) - set(bad))
 
 
 def test_folders_that_look_like_patterns_are_folders(tmp_path: Path) -> None:

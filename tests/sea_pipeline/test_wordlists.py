@@ -51,3 +51,11 @@ def test_the_longest_list_allowed() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="2of12"):
         load_wordlist("3of12")
+
+
+def test_a_word_in_a_message_is_cut(tmp_path: Path) -> None:
+    for words in ("\0" * 700, "a" * 700 + "\n" + "a" * 700):
+        (tmp_path / "w.txt").write_text(words)
+        with pytest.raises(UserError) as error:
+            load_wordlist(str(tmp_path / "w.txt"))
+        assert len(str(error.value)) < 300 + len(str(tmp_path))

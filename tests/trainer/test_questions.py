@@ -179,7 +179,7 @@ def test_both_forms_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", "[1, 2]", '{"a": {"b": [{"statement": "x"}]}}', "null", '"x"', "\\ud800"]
+    "content", ["", "[]", "{", "[1, 2]", '{"a": {"b": [{"statement": "x"}]}}', "null", '"x"', "\\ud800", "[" * 9000]
 )
 def test_what_asks_nothing_is_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "q.json").write_text(content)

@@ -68,6 +68,7 @@ DAMAGE: dict[str, tuple[str, Harm]] = {
     "a bit of the codec": (CODEC, lambda path: flip(path, path.stat().st_size - 30)),
     "a bit of the codec's header": (CODEC, lambda path: flip(path, 12)),
     "another codec": (CODEC, another_codec),
+    "a link to no codec": (CODEC, lambda path: (path.unlink(), path.symlink_to("/nowhere/at/all"))),
     "a folder for the codec": (CODEC, made_a_folder),
     "a shard gone": (SHARD, Path.unlink),
     "a shard cut": (SHARD, lambda path: path.write_bytes(path.read_bytes()[:-1])),

@@ -1,0 +1,156 @@
+"""Inputs that are read over HTTP, from a server on this machine that fails now and then."""
+
+import functools
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+from tests.fuzz.worlds import Case, World
+from tests.photo_forms import write_list, write_parquet, write_tars
+
+LASTING, PASSING = (400, 401, 403, 404, 410, 451), (429, 500, 502, 503)
+ODD = ("cut", "empty", "page", "reset")
+"""What else a server does in place of an answer: one that breaks off, is empty, is a page, is none."""
+Faults = dict[str, tuple[int, int | str]]
+"""By path: from which request on, and which status or oddity it is answered with."""
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder, parts of files too; `faults` is what it does instead."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, faults: Faults) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
+        self.faults, self.asked, self.lock = faults, dict[str, int](), threading.Lock()
+        self.failed: set[str] = set()
+
+    def fault(self, path: str) -> int | str | None:
+        """What becomes of one more request; those that may pass do so after two."""
+        with self.lock:
+            self.asked[path] = number = self.asked.get(path, 0) + 1
+            first, what = self.faults.get(path, (0, ""))
+            if not what or number < first or (what in PASSING and number > first + 1):
+                return None
+            self.failed.add(path)
+            return what
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        what = self.server.fault(unquote(self.path).lstrip("/"))
+        if isinstance(what, int):
+            self.send_error(what)
+        elif what == "reset":
+            self.close_connection = True
+            self.connection.close()
+        elif what == "page":
+            self._answer(200, b"<html><body>Please sign in</body></html>")
+        elif (path := Path(self.translate_path(self.path))).is_file():
+            self._file(path, what)
+        else:
+            super().do_GET()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _file(self, path: Path, what: str | None) -> None:
+        data, status = b"" if what == "empty" else path.read_bytes(), 200
+        total, headers = len(data), {}
+        if what is None and (asked := self.headers.get("Range")):
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            if int(first or 0) >= total:
+                self._answer(416, b"")
+                return
+            end = min(total - 1, int(last) if last else total - 1)
+            data, status = data[int(first) : end + 1], 206
+            headers["Content-Range"] = f"bytes {first}-{end}/{total}"
+        self._answer(status, data, broken=what == "cut", **headers)
+
+    def _answer(self, status: int, data: bytes, broken: bool = False, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Accept-Ranges", "bytes")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if broken else data)
+        self.close_connection = broken
+
+    def log_message(self, format: str, *given: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path, faults: Faults) -> Iterator[Server]:
+    """A server of a folder, on loopback."""
+    from fsspec.implementations.http import HTTPFileSystem
+
+    server = Server(folder, faults)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        HTTPFileSystem.clear_instance_cache()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+_ASKED: list[tuple[str, list[str]]] = [
+    *(("photos", []), ("list.csv", ["photos/"]), ("x.parquet", [])),
+    *(("t/photos-{000..002}.tar", []), ("t/photos-001.tar", []), ("t/*.tar", [])),
+]
+"""What `--images` is, and what else is read for it."""
+
+
+def web(world: World, folder: Path, random: random.Random) -> str:
+    """A folder of images, a list of them, tars or a table, at a server that refuses or fails in the middle."""
+    pages = folder / "pages"
+    pages.mkdir()
+    (pages / "photos").symlink_to(world.folder)
+    write_list(pages / "list.csv", [{"path": name} for name in world.photos])
+    write_tars(pages / "t", world.photos)
+    write_parquet(pages / "x.parquet", world.photos)
+    images, named = random.choice(_ASKED)
+    files = [path.relative_to(pages).as_posix() for part in pages.iterdir() for path in _below(part)]
+    parts = {images.partition("/")[0], *(name.rstrip("/") for name in named)}
+    asked = [name for name in files if name.partition("/")[0] in parts]
+    faults: Faults = {
+        name: (random.choice((1, 1, 2, 3, 4)), random.choice((*LASTING, *PASSING, *ODD)))
+        for name in random.sample([*asked, "photos/", "t/"], random.choice((0, 1, 1, 2)))
+    }
+    with served(pages, faults) as server:
+        options = ("--image-root", f"{server.url}/photos") if named else ()
+        case = Case(f"{server.url}/{images}", f"{images}: {faults}", {}, options=options)
+        rest = world.photos if images in ("photos", "list.csv") else {}
+        rest = {name: data for name, data in rest.items() if f"photos/{name}" not in faults}
+        listed_wrongly = any(name.endswith("/") and what in ODD for name, (_, what) in faults.items())
+        end = world.judge(case._replace(untouched={} if listed_wrongly else rest), folder / "out")
+    if not server.failed and images in ("photos", "list.csv", "t/photos-{000..002}.tar", "x.parquet"):
+        assert end == "labelled", (case, end)  # the fuzzer's own mistake
+    return end
+
+
+def _below(path: Path) -> list[Path]:
+    """The files of a folder by their names in it; a link to a folder is gone through."""
+    return [path] if path.is_file() else [below for below in path.rglob("*") if below.is_file()]
+
+
+KINDS = {"web": web}
