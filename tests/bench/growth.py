@@ -209,9 +209,9 @@ def point(step: str, size: int, folder: Path) -> None:
 
 
 def exponent(sizes: Iterable[float], values: Iterable[float]) -> float:
-    """c of the best fit of a + b·size^c with a, b >= 0, by relative error; 0 if nothing grows by more than 5 %."""
+    """c of the best fit of a + b·size^c with a, b >= 0, by relative error; 0 if nothing grows by more than a fifth."""
     size, value = np.array(list(sizes), float), np.array(list(values), float)
-    if value.max() < 1.05 * value.min():
+    if value.max() < 1.2 * value.min():
         return 0.0
 
     def error(power: float) -> float:
