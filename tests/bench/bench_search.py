@@ -23,10 +23,12 @@ IMAGES = 16
 
 
 class JoinedEncoder(PackagedEncoder):
-    """The packaged encoder with words embedded in two sentences: 768 dimensions, as many as CLIP-L's."""
+    """The packaged encoder with words embedded in two sentences: 768 dimensions, as many as CLIP-L's; or in three."""
 
-    width = 2 * PackagedEncoder.width
-    _sentences = ("{}", "a photo of a {}")
+    def __init__(self, device: str, sentences: int = 2) -> None:
+        super().__init__(device)
+        self.width = sentences * PackagedEncoder.width
+        self._sentences = ("{}", "a photo of a {}", "a picture that shows a {}")[:sentences]
 
     def fields(self) -> Mapping[str, Any]:
         """See `Encoder.fields`."""
