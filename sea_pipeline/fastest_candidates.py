@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, faiss_is_there, ranking
+from sea_pipeline.devices import processor
 from sea_pipeline.errors import UserError
 from sea_pipeline.int8_candidates import Int8Candidates, is_fast
 from sea_pipeline.records import fingerprint_of
@@ -85,7 +85,7 @@ class FastestCandidates:
         some = self._words[:: 1 + len(self._words) // _WORDS_HASHED].contiguous()
         return fingerprint_of(
             {
-                "processor": _processor(),
+                "processor": f"{processor()}, {os.cpu_count()}",
                 "threads": torch.get_num_threads(),
                 "versions": [_version(package) for package in ("torch", "faiss-cpu", "faiss-gpu", "sea-pipeline")],
                 "backends": sorted(self._made_by),
@@ -109,15 +109,6 @@ def _read(path: Path) -> list[str]:
     except (OSError, ValueError):  # absent, or damaged: it is tried again
         return []
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n")
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()}"
 
 
 def _version(package: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import open_clip
 import torch
+import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save_file
 from torchvision.transforms.functional import normalize
@@ -144,11 +145,9 @@ def packaged() -> Rivals:
 
 
 def open_clips(folder: Path, shape: Shape, precision: str) -> Rivals:
-    """A tower of open_clip with random weights; the words of all but ViT-B-32 are packaged ones of that width."""
+    """A tower of open_clip with random weights; its text tower would take minutes to hours for the list's words."""
     config = open_clip.get_model_config(shape.arch)
-    width, own_words = config["embed_dim"], shape.arch == "ViT-B-32"
-    if not own_words:
-        config |= {"text_cfg": TEXT}
+    config |= {"text_cfg": TEXT}
     if not folder.is_dir():
         torch.manual_seed(0)
         folder.mkdir()
@@ -171,6 +170,11 @@ def open_clips(folder: Path, shape: Shape, precision: str) -> Rivals:
         visual.output_tokens = True
         return visual(pixels)[1] @ visual.proj
 
-    encoder = load_encoder(spec, "cpu", options)
-    words = encoder if own_words else JoinedEncoder("cpu", width // PackagedEncoder.width)
-    return Rivals(encoder, preprocess, tower, word_embeddings(words, load_wordlist("2of12")))
+    return Rivals(load_encoder(spec, "cpu", options), preprocess, tower, joined_words(config["embed_dim"]))
+
+
+def joined_words(width: int) -> torch.Tensor:
+    """The list's words in as many sentences as it takes, by the packaged encoder, turned and cut to a width."""
+    joined = JoinedEncoder("cpu", -(-width // PackagedEncoder.width))
+    random = torch.randn(joined.width, width, generator=torch.Generator().manual_seed(0))
+    return F.normalize(word_embeddings(joined, load_wordlist("2of12")) @ torch.linalg.qr(random).Q, dim=-1)
