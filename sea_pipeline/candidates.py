@@ -67,7 +67,7 @@ class TorchCandidates:
     def __init__(self, words: torch.Tensor) -> None:
         padded = -(-len(words) // GROUP) * GROUP
         self._words = words
-        self._multiply = _fastest_product(words)
+        self._multiply = fastest_product(words)
         self._members = torch.arange(padded, device=words.device).view(-1, GROUP)  # neighbours
         self.patches_per_call = 4096 if words.device.type == "cuda" else 512
         self._scratch = Scratch(lambda: torch.full((self.patches_per_call, padded), -torch.inf, device=words.device))
@@ -92,7 +92,7 @@ def _by_onednn(patches: torch.Tensor, words: torch.Tensor, out: torch.Tensor) ->
     out.copy_(torch.ops.mkldnn._linear_pointwise(patches, words, None, "none", [], ""))
 
 
-def _fastest_product(words: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
+def fastest_product(words: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
     """What writes patches @ words.T into a tensor, float32: MKL takes half of what AMD's processors can do."""
     products = {"blas": _by_blas}
     if words.device.type == "cpu" and has_onednn():

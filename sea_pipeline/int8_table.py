@@ -16,7 +16,7 @@ Shapes: P patches, W words, D embedding width, K principal directions, G groups 
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.candidates import GROUP, rounding_bound
+from sea_pipeline.candidates import GROUP, fastest_product, rounding_bound
 
 _CLIP = 4.5
 """The largest int8 number, in standard deviations of a word's coordinates."""
@@ -31,6 +31,8 @@ _LEAST = 1e-4
 _GROUPS_PER_BLOCK = 64
 _ROWS = 32
 _WORDS_PER_STEP = 4096
+_WORDS_SEEN = 8192
+"""At most, for the directions and their scales."""
 _TINY = 1e-15
 
 
@@ -49,12 +51,8 @@ class Int8Table:
         """Of a block; all blocks are as long."""
         self.mean = words.mean(0)
         self._bases(words, patches)
-        basis = self.word_basis.double()
-        some = words[:: 1 + len(words) // _WORDS_PER_STEP]
-        spread = float(((some - self.mean).double() @ basis).square().mean().sqrt())
-        self.step = max(_TINY, spread * _CLIP / 127)
         # A GPU multiplies multiples of 8 columns and no fewer than 17 rows.
-        width = basis.shape[-1]
+        width = self.word_basis.shape[-1]
         int8 = words.new_zeros(blocks * self.groups * GROUP, -(-width // 8) * 8, dtype=torch.int8)
         norms = words.new_zeros(len(int8), 4)
         for start in range(0, len(words), _WORDS_PER_STEP):
@@ -65,9 +63,9 @@ class Int8Table:
         """(4, G), as the terms of the bound."""
 
     def _bases(self, words: torch.Tensor, patches: torch.Tensor) -> None:
-        """The two bases float32 (D, K) of patches and words, and what is lost by them."""
-        centred = words - self.mean
-        variances, directions = torch.linalg.eigh((centred.T @ centred).double() / len(words))
+        """The two bases float32 (D, K), scaled by a part of the words and by patches, and what is lost by them."""
+        centred = words[:: 1 + len(words) // _WORDS_SEEN] - self.mean
+        variances, directions = torch.linalg.eigh((centred.T @ centred).double() / len(centred))
         variances, directions = variances.clamp_min(0).flip(0), directions.flip(1)
         seen = (patches.double() @ directions).square().mean(0)
         seen, spread = (part / part.mean().clamp_min(_TINY**2) + _LEAST for part in (seen, variances))
@@ -81,18 +79,32 @@ class Int8Table:
         whole = torch.eye(len(directions), dtype=torch.float64, device=words.device)
         wanted = whole if self._kept is None else kept @ kept.T
         self.skew = float((wanted - self.patch_basis.double() @ self.word_basis.double().T).norm())
-        self._outside = wanted if self._kept is not None else None
+        self._outside = None if self._kept is None else whole - wanted
         self._loose = rounding_bound(len(directions))
-        self._patch_loose = self._loose * float(self.patch_basis.norm())
+        self._patch_loose, self._word_loose = (
+            self._loose * float(basis.norm()) for basis in (self.patch_basis, self.word_basis)
+        )
+        self._turned_words = self.word_basis.T.contiguous()
+        self._multiply = fastest_product(self._turned_words)
+        self.step = max(_TINY, float(self._turned(centred).square().mean().sqrt()) * _CLIP / 127)
+
+    def _turned(self, centred: torch.Tensor) -> torch.Tensor:
+        out = centred.new_empty(len(centred), len(self._turned_words))
+        self._multiply(centred, self._turned_words, out)
+        return out
 
     def rounded_words(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Words in int8 (W, K), and norms (W, 4), as the terms of the bound."""
-        centred = words.double() - self.mean
-        inside = centred @ self.word_basis.double()
+        centred = words - self.mean
+        inside = self._turned(centred)
         rounded = (inside / self.step).round_().clamp_(-127, 127)
-        length, kept, error = (part.norm(dim=-1) for part in (centred, inside, inside - rounded * self.step))
-        outside = (centred - centred @ self._outside).norm(dim=-1) if self._outside is not None else 0 * length
-        return rounded.to(torch.int8), torch.stack([kept, error, outside, self.skew * length], -1).float()
+        length = centred.norm(dim=-1)
+        lost = self._word_loose * length  # of what the float32 product and the mean rounded
+        kept, error = inside.norm(dim=-1), torch.add(inside, rounded, alpha=-self.step).norm(dim=-1)
+        outside = torch.zeros_like(length)
+        if self._outside is not None:
+            outside = (centred.double() @ self._outside).norm(dim=-1).float()
+        return rounded.to(torch.int8), torch.stack([kept + lost, error + lost, outside, self.skew * length], -1)
 
     def rounded(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Patches in int8 (P, K), the score that one unit of their products stands for, (P,), and norms (P, 4)."""

@@ -84,8 +84,10 @@ def pack(tower: nn.Module, precision: torch.dtype) -> None:
             if type(layer := getattr(parent, last)) is nn.Linear:
                 bias = None if layer.bias is None else layer.bias.detach()
                 setattr(parent, last, PackedLinear(layer.weight.detach(), bias))
-        if kind.__name__ == "ResidualAttentionBlock" and _is_plain(getattr(owner, "attn", None)):
-            owner.attn = PackedAttention(owner.attn)
+        attention: Any = getattr(owner, "attn", None)
+        # In bfloat16 torch's own attention rounds otherwise, and is what others compute with the same weights.
+        if kind.__name__ == "ResidualAttentionBlock" and precision == torch.float32 and _is_plain(attention):
+            owner.attn = PackedAttention(attention)
 
 
 def _is_plain(attention: Any) -> bool:  # noqa: ANN401 - any module
@@ -103,4 +105,5 @@ def _is_faster(precision: torch.dtype) -> bool:
         return False
     if precision == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return precision == torch.float32 and torch.backends.mkl.is_available() and "Intel" not in processor()
+    by_mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+    return precision == torch.float32 and by_mkl and "Intel" not in processor()
