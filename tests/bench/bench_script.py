@@ -117,7 +117,7 @@ def beside_script(folder: Path, photos: Path, name: str, rivals: Rivals, images:
 
 def our_pixels(encoder: Encoder, path: Path, preprocess: Callable[[Any], torch.Tensor]) -> torch.Tensor:
     """What `label` makes of an image, (1, 3, S, S), normalised as the script does: `label` crops before it resizes."""
-    values = torch.from_numpy(encoder.preprocess(read_image(path).image).values).permute(2, 0, 1)
+    values = torch.tensor(encoder.preprocess(read_image(path).image).values).permute(2, 0, 1)
     last = preprocess.transforms[-1]  # type: ignore[attr-defined]
     return normalize(values.float() / 255, list(last.mean), list(last.std)).unsqueeze(0)
 
