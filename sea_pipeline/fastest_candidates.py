@@ -74,7 +74,7 @@ class FastestCandidates:
     def _try(self, patches: torch.Tensor, n: int, k: int) -> None:
         self.names = ranking({name: partial(self._one(name), patches, n, k) for name in self._made_by})
         self._made = {name: one for name, one in self._made.items() if name == self.names[0]}
-        _LOG.info("search: %s is the fastest of %s on this machine for these vectors", self.names[0], self.names)
+        _LOG.debug("the fastest search is %s, then %s", self.names[0], self.names[1:])
         try:
             publish_bytes(self._kept, json.dumps(self.names).encode(), cache_folder())
         except UserError as error:
