@@ -5,8 +5,8 @@ Shapes: P patches, W words, D embedding width.
 
 import threading
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,9 @@ GROUP = 32
 """Words whose highest score stands for all of them."""
 WORDS_PER_BLOCK = 4096
 _TRIED, _TRIALS = 64, 3
-"""Patches of a trial, more than the 20 from which on FAISS multiplies matrices; and how often they are asked for."""
+"""Patches that products are tried with, and how often."""
+_HOPELESS = 3
+"""Times the fastest so far: what takes as long is not tried again."""
 
 
 class Candidates(Protocol):
@@ -65,6 +67,7 @@ class TorchCandidates:
     def __init__(self, words: torch.Tensor) -> None:
         padded = -(-len(words) // GROUP) * GROUP
         self._words = words
+        self._multiply = fastest_product(words)
         self._members = torch.arange(padded, device=words.device).view(-1, GROUP)  # neighbours
         self.patches_per_call = 4096 if words.device.type == "cuda" else 512
         self._scratch = Scratch(lambda: torch.full((self.patches_per_call, padded), -torch.inf, device=words.device))
@@ -75,10 +78,36 @@ class TorchCandidates:
         maxima = []
         for start in range(0, len(self._words), WORDS_PER_BLOCK):
             block = self._words[start : start + WORDS_PER_BLOCK]
-            torch.mm(patches, block.T, out=scores[:, start : start + len(block)])
+            self._multiply(patches, block, scores[:, start : start + len(block)])
             chunk = scores[:, start : start + WORDS_PER_BLOCK].view(len(scores), -1, GROUP)
             maxima.append(chunk.amax(-1))  # while a cache holds them
         return best_by_groups(scores, torch.cat(maxima, -1), self._members, k)
+
+
+def _by_blas(patches: torch.Tensor, words: torch.Tensor, out: torch.Tensor) -> None:
+    torch.mm(patches, words.T, out=out)
+
+
+def _by_onednn(patches: torch.Tensor, words: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(torch.ops.mkldnn._linear_pointwise(patches, words, None, "none", [], ""))
+
+
+def fastest_product(words: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
+    """What writes patches @ words.T into a tensor, float32: MKL takes half of what AMD's processors can do."""
+    products = {"blas": _by_blas}
+    if words.device.type == "cpu" and has_onednn():
+        products["oneDNN"] = _by_onednn
+    block = words[:WORDS_PER_BLOCK]
+    patches = words[:1].expand(_TRIED, -1).contiguous()
+    out = torch.empty(_TRIED, len(block), device=words.device)
+    tried = {name: partial(one, patches, block, out) for name, one in products.items()}
+    return products[ranking(tried)[0]]
+
+
+def has_onednn() -> bool:
+    """Whether oneDNN's float32 products of a matrix with a layer's weights can be asked for by name."""
+    built = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def best_by_groups(
@@ -124,29 +153,22 @@ class FaissCandidates:
         return torch.from_numpy(scores).to(self._device), torch.from_numpy(ids).to(self._device)
 
 
-def float32_candidates(words: torch.Tensor) -> tuple[str, Candidates]:
-    """The faster of FAISS, if it is installed, and torch for words on a CPU, by a trial: `faiss` or `torch`, and it.
-
-    Their products come from libraries of their own, and which is faster depends on the processor: FAISS was measured at
-    0.6 to 2.2 times torch's speed on one machine, by what its library took that for.
-    """
-    found: dict[str, Candidates] = {"torch": TorchCandidates(words)}
-    if faiss_is_there():
-        found["faiss"] = FaissCandidates(words)
-    patches = words[:1].expand(_TRIED, -1).contiguous()
-    seconds = {name: _seconds(one, patches) for name, one in found.items() if len(found) > 1}
-    name = min(found, key=lambda each: seconds.get(each, 0.0))
-    return name, found[name]
-
-
-def _seconds(candidates: Candidates, patches: torch.Tensor) -> float:
-    """The least of a few calls; the first one also starts what computes."""
-    spent = []
-    for _ in range(_TRIALS):
-        began = time.perf_counter()
-        candidates(patches, 1, 1)
-        spent.append(time.perf_counter() - began)
-    return min(spent)
+def ranking(actions: Mapping[str, Callable[[], object]]) -> list[str]:
+    """The names of actions, the fastest first, by a few calls of each; a single one is not called."""
+    if len(actions) == 1:
+        return list(actions)
+    clock = time.perf_counter if torch.get_num_threads() > 1 else time.thread_time  # other threads may be at work
+    least: dict[str, float] = {}
+    for name, action in actions.items():
+        spent = []
+        for _ in range(_TRIALS):  # the first call also starts what computes
+            began = clock()
+            action()
+            spent.append(clock() - began)
+            if least and spent[-1] > _HOPELESS * min(least.values()) and len(spent) > 1:
+                break
+        least[name] = min(spent)
+    return sorted(least, key=lambda name: least[name])
 
 
 def faiss_is_there() -> bool:

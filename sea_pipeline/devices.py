@@ -1,10 +1,12 @@
 """Which device computes, on how many cores, and how exactly."""
 
 import os
+import platform
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 
@@ -27,6 +29,16 @@ def resolve_device(spec: str) -> str:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--device {spec}: expected a device of this machine; torch says: {reason}") from error
     return spec
+
+
+def processor() -> str:
+    """The maker and the model of this machine's processor, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n\n")[0].split("\n")
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("vendor_id", "model name"))]
+    return " ".join(named) or platform.processor() or platform.machine()
 
 
 def cores() -> int:

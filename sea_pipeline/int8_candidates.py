@@ -1,49 +1,35 @@
-"""Words that may be among the best, by int8 scores of all words with a bound on their error.
+"""Words that may be among the best, by int8 scores of all words with a bound on their error; see `int8_table.py`.
 
-A word w less the mean word m is g = Aᵀ(w - m) in the K principal directions A of the words that hold nearly all of
-their spread, turned at random so that all K coordinates are alike, and rounded to int8; a patch p is h = Aᵀp, rounded,
-too. With p' and w' what the int8 numbers stand for, and p_t and w_t what lies outside of A,
-
-    p·w = p·m + p'·w' + error,   |error| <= |h - p'||g| + |p'||g - w'| + |p_t||w_t| + loose |p||w - m|
-
-where `loose` covers what float32 rounds and what A lacks to orthonormal columns. The n-th best of a few float32 scores
-is a threshold: only words whose int8 score plus bound reaches it can be among the n best. These are scored in float32,
-the candidates of neighbouring patches in one matmul, as neighbours share most of them.
+The n-th best of a few float32 scores is a threshold: only words whose int8 score plus bound reaches it can be among the
+n best. These are scored in float32, the candidates of neighbouring patches in one matmul, as neighbours share most of
+them.
 
 Shapes: P patches, W words, D embedding width, K principal directions, G groups of words.
 """
 
 import threading
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 from sea_pipeline.candidates import (
     GROUP,
     Candidates,
     Scratch,
     TorchCandidates,
-    float32_candidates,
     rounding_bound,
 )
 from sea_pipeline.errors import UserError
+from sea_pipeline.int8_table import Int8Table
 
-_SPREAD = 0.99
-"""The share of the words' variance in the principal directions that are kept."""
-_CLIP = 4.5
-"""The largest int8 number, in standard deviations of a word's coordinates."""
-_GROUPS_PER_BLOCK = 64
 _NEIGHBOURS = 64
 """Patches whose candidates are scored together."""
 _CROWDED = 1 / 4
 """The share of all groups from which on float32 scores of all words cost less."""
 _LONGEST_REST = 32
 """Calls in a row at most that do without int8."""
-_COLUMNS = 64
-"""K is a multiple of it, or D."""
-_ROWS = 32
-_WORDS_PER_STEP = 4096
-_TINY = 1e-15
+_ROWS, _COLUMNS = 32, 64
+"""Of a product that says whether they are right."""
 
 
 class Int8Candidates:
@@ -61,44 +47,25 @@ class Int8Candidates:
                 f"--search int8: torch cannot multiply int8 on this {words.device.type}; use --search torch"
             )
         self._words = words
-        groups = -(-len(words) // GROUP)
-        blocks = -(-groups // _GROUPS_PER_BLOCK)
-        self._groups = -(-groups // blocks)  # of a block; all blocks are as long
         self.crowded = 0
         """Patches so far with too many candidates, which got float32 scores of all words."""
         self._rest = self._rested = 0
         """Calls that shall do without int8, as it told nothing the last times, and those that have since."""
         self._lock = threading.Lock()
+        self.otherwise: Callable[[], Candidates] = self._in_float32
+        """Makes what scores all words in float32, for patches with too many candidates."""
         self._all_words: Candidates | None = None
+        self._table: Int8Table | None = None
 
-        self._mean = words.mean(0)
-        self._basis = _basis(words - self._mean)
-        width = self._basis.shape[-1]
-        gram = self._basis.double().T @ self._basis.double()
-        self._skew = float((gram - torch.eye(width, device=words.device)).norm())
-        self._loose = 2 * rounding_bound(words.shape[-1]) * width**0.5 + 3 * self._skew
-        some = words[:: 1 + len(words) // _WORDS_PER_STEP]
-        spread = float(((some - self._mean) @ self._basis).square().mean().sqrt())
-        self._step = max(_TINY, spread * _CLIP / 127)
-        # A GPU multiplies multiples of 8 columns and no fewer than 17 rows.
-        int8 = words.new_zeros(blocks * self._groups * GROUP, -(-width // 8) * 8, dtype=torch.int8)
-        norms = words.new_zeros(len(int8), 4)
-        for start in range(0, len(words), _WORDS_PER_STEP):
-            part = slice(start, min(start + _WORDS_PER_STEP, len(words)))
-            int8[part, :width], norms[part] = self._rounded_words(words[part])
-        self._int8 = int8.view(blocks, -1, int8.shape[-1])
-        self._norms = norms.view(-1, GROUP, 4).amax(1).T.contiguous()  # (4, G), as the terms of the bound
-        numbers = self.patches_per_call * len(int8)
-        self._scratch = Scratch(lambda: torch.empty(numbers, dtype=torch.int32, device=words.device))
-
-    def _rounded_words(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        centred, basis = words.double() - self._mean, self._basis.double()
-        inside = centred @ basis
-        rounded = (inside / self._step).round_().clamp_(-127, 127)
-        length, kept, error = (part.norm(dim=-1) for part in (centred, inside, inside - rounded * self._step))
-        outside = ((length.square() - kept.square()).clamp_min_(0) + self._skew * kept.square()).sqrt()
-        norms = [kept, error, outside, self._loose * length]
-        return rounded.to(torch.int8), torch.stack(norms, -1).float()
+    def _table_for(self, patches: torch.Tensor) -> Int8Table:
+        """The words in int8, made for the first patches that come."""
+        with self._lock:
+            if self._table is None:
+                self._table = Int8Table(self._words, patches)
+                numbers = self.patches_per_call * self._table.int8[..., 0].numel()
+                device = self._words.device
+                self._scratch = Scratch(lambda: torch.empty(numbers, dtype=torch.int32, device=device))
+            return self._table
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Candidates`."""
@@ -107,68 +74,53 @@ class Int8Candidates:
             self._rested += rests
             self.crowded += len(patches) * rests
         if rests:
-            return self._crowd(patches, n, k)
-        int8, unit, norms = self._rounded(patches)
-        products, maxima = self._products(int8)
+            return self.otherwise()(patches, n, k)
+        table = self._table_for(patches)
+        int8, unit, norms = table.rounded(patches)
+        products, maxima = self._products(table, int8)
         maxima = maxima[: len(patches)]
         places = torch.arange(len(patches), device=patches.device).unsqueeze(-1)
         groups = maxima.topk(min(n, maxima.shape[-1]), sorted=False).indices
-        words = groups * GROUP + products[self._place(places, groups, len(int8))].argmax(-1)
-        table = self._table(len(patches), k)
-        self._mark(table, places.expand_as(words), words)
-        least = self._best(patches, table, n)[0][:, -1]
+        words = groups * GROUP + products[_place(table, places, groups, len(int8))].argmax(-1)
+        compared = self._compared(GROUP * table.norms.shape[-1], len(patches), k)
+        self._mark(compared, places.expand_as(words), words)
+        least = self._best(patches, compared, n)[0][:, -1]
 
         # In units of the int8 products; 4 of them for the rounding of these few operations themselves.
         slack = 2 * rounding_bound(patches.shape[-1]) * patches.norm(dim=-1)
-        least = (least - slack - patches @ self._mean) / unit
-        needed = torch.addmm(least.unsqueeze(-1) - 4, norms / unit.unsqueeze(-1), self._norms, alpha=-1.001)
+        least = (least - slack - patches @ table.mean) / unit
+        needed = torch.addmm(least.unsqueeze(-1) - 4, norms / unit.unsqueeze(-1), table.norms, alpha=-1.001)
         possible = ~(maxima < needed)  # where a bound is not a number, too
         crowded = possible.sum(-1) > max(n, _CROWDED * possible.shape[-1])
         possible[crowded] = False
         rows, groups = possible.nonzero(as_tuple=True)
-        each = products.index_select(0, self._place(rows, groups, len(int8)))
+        each = products.index_select(0, _place(table, rows, groups, len(int8)))
         reached = ~(each < needed[rows, groups].unsqueeze(-1))
         pairs, offsets = reached.nonzero(as_tuple=True)
-        self._mark(table, rows[pairs], groups[pairs] * GROUP + offsets)
-        scores, ids = self._best(patches, table, k)
+        self._mark(compared, rows[pairs], groups[pairs] * GROUP + offsets)
+        scores, ids = self._best(patches, compared, k)
         too_many = int(crowded.sum())
         if too_many:
-            scores[crowded], ids[crowded] = self._crowd(patches[crowded], n, k)
+            scores[crowded], ids[crowded] = self.otherwise()(patches[crowded], n, k)
         with self._lock:  # most patches crowded: a rest that doubles with every such try; one good try ends it
             self._rest = min(2 * self._rest + 1, _LONGEST_REST) if 2 * too_many > len(patches) else 0
             self._rested = 0
             self.crowded += too_many
         return scores, ids
 
-    def _rounded(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Patches in int8 (P, K), the score that one unit of their products stands for, (P,), and norms (P, 4)."""
-        inside = patches @ self._basis
-        step = inside.abs().amax(-1, keepdim=True).clamp_min_(_TINY) / 127
-        rounded = (inside / step).round_()
-        length, kept = patches.norm(dim=-1), inside.norm(dim=-1)
-        outside = ((length.square() - kept.square()).clamp_min_(0) + 4 * self._loose * length.square()).sqrt()
-        error = torch.addcmul(inside, rounded, step, value=-1).norm(dim=-1)
-        norms = torch.stack([error, kept + error, outside, length], -1)
-        columns = self._int8.shape[-1] - rounded.shape[-1]
-        int8 = F.pad(rounded, (0, columns, 0, max(0, _ROWS - len(rounded)))).to(torch.int8)
-        return int8, step[:, 0] * self._step, norms
-
-    def _products(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _products(self, table: Int8Table, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """With all words: int32 (P * G, 32), at `_place` each, and the maxima of groups float32 (P, G)."""
-        blocks, length, _ = self._int8.shape
+        blocks, length, _ = table.int8.shape
         products = self._scratch.tensor[: blocks * len(patches) * length].view(blocks, len(patches), length)
-        maxima = products.new_empty(blocks, len(patches), self._groups)
-        for block, out, best in zip(self._int8, products, maxima, strict=True):
+        maxima = products.new_empty(blocks, len(patches), table.groups)
+        for block, out, best in zip(table.int8, products, maxima, strict=True):
             torch._int_mm(patches, block.T, out=out)
             torch.amax(out.view(len(patches), -1, GROUP), -1, out=best)
         return products.view(-1, GROUP), maxima.transpose(0, 1).flatten(1).float()
 
-    def _place(self, patches: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-        return (groups // self._groups * count + patches) * self._groups + groups % self._groups
-
-    def _table(self, count: int, k: int) -> torch.Tensor:
-        """Which words the patches of a neighbourhood are compared with; k at least."""
-        table = torch.zeros(-(-count // _NEIGHBOURS), len(self._norms.T) * GROUP, dtype=torch.bool)
+    def _compared(self, words: int, count: int, k: int) -> torch.Tensor:
+        """Which of so many words the patches of each neighbourhood are compared with; k at least."""
+        table = torch.zeros(-(-count // _NEIGHBOURS), words, dtype=torch.bool)
         table[:, :k] = True
         return table.to(self._words.device)
 
@@ -185,25 +137,15 @@ class Int8Candidates:
             found.append((scores, words[place]))
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
-    @property
-    def _crowd(self) -> Candidates:
-        """What scores all words in float32, made once."""
-        with self._lock:
-            if self._all_words is None:
-                on_cpu = self._words.device.type == "cpu"
-                self._all_words = float32_candidates(self._words)[1] if on_cpu else TorchCandidates(self._words)
-            return self._all_words
+    def _in_float32(self) -> Candidates:
+        if self._all_words is None:
+            self._all_words = TorchCandidates(self._words)
+        return self._all_words
 
 
-def _basis(centred: torch.Tensor) -> torch.Tensor:
-    """Orthonormal columns float32 (D, K) that span the leading principal directions of words, float32 (W, D)."""
-    variances, directions = torch.linalg.eigh((centred.T @ centred).double())  # ascending
-    variances = variances.clamp_min(0).flip(0).cumsum(0)
-    enough = int((variances < _SPREAD * variances[-1]).sum()) + 1
-    width = min(centred.shape[-1], -(-enough // _COLUMNS) * _COLUMNS)
-    random = torch.randn(width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    turned: torch.Tensor = directions[:, -width:] @ torch.linalg.qr(random).Q.to(centred.device)
-    return turned.float()
+def _place(table: Int8Table, patches: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """Where the products of patches, of which there are `count`, with groups are."""
+    return (groups // table.groups * count + patches) * table.groups + groups % table.groups
 
 
 def is_fast(device: torch.device) -> bool:

@@ -44,7 +44,11 @@ from sea_pipeline.wordlists import WordList
 LABEL_VERSION = 1
 """Part of every fingerprint; raise it when the same settings would give other labels."""
 BATCH_SIZES = {"cpu": 8, "cuda": 64}
-"""Images at once, by device: a GPU is kept busy by a batch while Python issues the next one's kernels."""
+"""Images at once at most, by device: a GPU is kept busy by a batch while Python issues the next one's kernels."""
+_CPU_PATCHES = 1568
+"""At once on a CPU, as far as that is no less than an image: larger batches gain nothing, and the last one keeps one
+core busy while the others wait."""
+_WORDS_PER_PART = 4096
 _MOST_LANES = 16
 """Each has buffers of its own, and Python lets one at a time issue its operations."""
 
@@ -83,7 +87,8 @@ class LabelStage:
         self._schema_version = schema_version
         self.device = device
         kind = torch.device(device).type
-        self.batch_size = BATCH_SIZES[kind]
+        fitting = max(1, _CPU_PATCHES // (encoder.grid[0] * encoder.grid[1]))
+        self.batch_size = min(BATCH_SIZES[kind], fitting) if kind == "cpu" else BATCH_SIZES[kind]
         """Images that are encoded and searched at once."""
         self.lanes = min(torch.get_num_threads(), _MOST_LANES) if kind == "cpu" else 1
         """Threads that do so."""
@@ -154,7 +159,8 @@ class LabelStage:
         footers = [shard_footer(ledger.shard_path(shard)) for shard in range(ledger.dataset.shards)]
         patch_sum = sum(unpacked(footer["patch_sum"]) for footer in footers)
         count = max(1, sum(footer["patches"] for footer in footers))
-        mean = self._embeddings.double() @ (patch_sum / count) * self._encoder.sign
+        parts = torch.split(self._embeddings, _WORDS_PER_PART)  # no copy of all words in float64
+        mean = torch.cat([part.double() @ (patch_sum / count) for part in parts]) * self._encoder.sign
         with publish(ledger.root / MEANS, ledger.root) as scratch:
             write_mean_similarity(scratch, read_words(ledger.root), mean.float().numpy())
         return [ledger.root / MEANS]

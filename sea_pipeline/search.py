@@ -13,9 +13,10 @@ from typing import Literal
 
 import torch
 
-from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, float32_candidates, rounding_bound
+from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, rounding_bound
+from sea_pipeline.fastest_candidates import FastestCandidates
 from sea_pipeline.half_candidates import HalfCandidates
-from sea_pipeline.int8_candidates import Int8Candidates, is_fast
+from sea_pipeline.int8_candidates import Int8Candidates
 
 Backend = Literal["auto", "int8", "faiss", "torch"]
 """What proposes candidates: `WordSearch` says what each name means."""
@@ -36,8 +37,8 @@ class WordSearch:
             int8: scores of all words in int8 with a bound on their error, then float32 scores of the few that remain.
             faiss: FAISS's flat index, float32.
             torch: float32 scores of all words; on CUDA first float16 ones with a bound on their error.
-            auto: int8 on a CPU with instructions for it, else the faster of faiss, if it is installed, and torch; on
-                CUDA torch.
+            auto: on a CPU whichever of them is the fastest for these vectors, int8 only if it has instructions for it;
+                see `fastest_candidates.py`. On CUDA torch.
         device: where the torch backend and the float64 scoring run, and FAISS where its GPU wheel is installed.
 
     Raises:
@@ -54,9 +55,18 @@ class WordSearch:
         self._words = words.to(self._device, torch.float32).contiguous()
         self._top_n = top_n
         self._sign = sign
-        self.backend, self._candidates = _proposer(backend, self._words)
+        if backend == "auto" and self._device.type == "cuda":
+            backend = "torch"
+        self._backend = backend
+        self._candidates = _PROPOSERS[backend](self._words)
         self.fallbacks = 0
         """Patches so far whose answer needed float64 scores of all words."""
+
+    @property
+    def backend(self) -> str:
+        """What proposes candidates; `auto` until the fastest is known."""
+        names = self._candidates.names[:1] if isinstance(self._candidates, FastestCandidates) else []
+        return "".join(names) or self._backend
 
     @torch.inference_mode()
     def __call__(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,16 +126,8 @@ def _score(queries: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
 
 
 _PROPOSERS: dict[str, Callable[[torch.Tensor], Candidates]] = {
+    "auto": FastestCandidates,
     "int8": Int8Candidates,
     "faiss": FaissCandidates,
     "torch": lambda words: (HalfCandidates if words.is_cuda else TorchCandidates)(words),
 }
-
-
-def _proposer(backend: Backend, words: torch.Tensor) -> tuple[str, Candidates]:
-    """What proposes candidates, and its name."""
-    if backend == "auto":
-        if words.device.type == "cpu" and not is_fast(words.device):
-            return float32_candidates(words)
-        backend = "int8" if words.device.type == "cpu" else "torch"
-    return backend, _PROPOSERS[backend](words)

@@ -51,7 +51,7 @@ Search = Annotated[
     Literal["auto", "int8", "faiss", "torch"],
     typer.Option(
         help="What proposes words; the labels are the same. int8: 8 bits with a bound on the error; faiss: FAISS's "
-        "flat index; torch: float32; auto: int8 on CPUs made for it, else the faster of faiss and torch there."
+        "flat index; torch: float32; auto: on a CPU the fastest of them there, by a trial."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]

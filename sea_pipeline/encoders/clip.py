@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders.model_source import ModelSource, find_model
+from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.spec import SIGNS, EncoderOptions, EncoderSpec
 from sea_pipeline.encoders.texts import TextTower
 from sea_pipeline.encoders.towers import Tower, tower_of
@@ -94,7 +95,10 @@ class ClipEncoder:
     def _towers(self) -> tuple[Tower, TextTower]:
         model = self._source.load()
         visual, model.visual = model.visual, None  # so that only the image tower gets the precision
-        visual.to(self.device, getattr(torch, self._options.precision))
+        precision = getattr(torch, self._options.precision)
+        visual.to(self.device, precision)
+        if self.device == "cpu":
+            pack(visual, precision)
         text = TextTower(model.to(self.device), self._source.tokenizer(), self.device)
         return tower_of(visual, self._source.option), text
 

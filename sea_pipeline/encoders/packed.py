@@ -1,0 +1,109 @@
+"""Linear layers of an image tower on a CPU, multiplied by oneDNN with weights that are laid out for it once.
+
+torch lays bfloat16 weights out anew in each call, and multiplies float32 by MKL, which takes half of what the cores of
+other makers than Intel can do. Only layers are replaced whose owners do nothing with them but call them.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sea_pipeline.candidates import has_onednn
+from sea_pipeline.devices import processor
+
+_ROWS = 577
+"""Tokens at a time that the layout is chosen for; others give the same numbers."""
+_LAYERS = {
+    "open_clip.transformer.ResidualAttentionBlock": ("mlp.c_fc", "mlp.c_proj"),
+    "timm.layers.attention.Attention": ("qkv", "proj"),
+    "timm.layers.mlp.Mlp": ("fc1", "fc2"),
+}
+"""By the class of their owner."""
+
+
+class PackedLinear(nn.Module):
+    """What an `nn.Linear` computes; it is not to be trained."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features)."""
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(tokens, self._packed, self.bias, "none", [], "")
+        return found
+
+    @cached_property
+    def weight(self) -> torch.Tensor:
+        """(out_features, in_features), for who asks for it: a copy."""
+        dense: torch.Tensor = self._packed.to_dense()
+        return dense
+
+
+class PackedAttention(nn.Module):
+    """What an `nn.MultiheadAttention` of open_clip's image towers computes, by one fused attention."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads = attention.embed_dim, attention.num_heads
+        self.in_proj_bias = attention.in_proj_bias.detach()
+        self.qkv = PackedLinear(attention.in_proj_weight.detach(), self.in_proj_bias)
+        self.out_proj = PackedLinear(attention.out_proj.weight.detach(), attention.out_proj.bias.detach())
+
+    @property
+    def in_proj_weight(self) -> torch.Tensor:
+        """(3 C, C), of queries, keys and values."""
+        return self.qkv.weight
+
+    def forward(
+        self, tokens: torch.Tensor, *_: torch.Tensor, need_weights: bool, attn_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, None]:
+        """(B, N, C) to the same: each token attends to all."""
+        assert attn_mask is None
+        assert not need_weights
+        count, length, width = tokens.shape
+        queries, keys, values = self.qkv(tokens).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return self.out_proj(mixed.transpose(1, 2).reshape(count, length, width)), None
+
+
+def pack(tower: nn.Module, precision: torch.dtype) -> None:
+    """Replaces the linear layers of a tower's blocks, if that is faster here; by a rule, so that runs stay alike."""
+    if not _is_faster(precision):
+        return
+    for owner in list(tower.modules()):
+        kind = type(owner)
+        for name in _LAYERS.get(f"{kind.__module__}.{kind.__qualname__}", ()):
+            holder, _, last = name.rpartition(".")
+            parent = owner.get_submodule(holder)
+            if type(layer := getattr(parent, last)) is nn.Linear:
+                bias = None if layer.bias is None else layer.bias.detach()
+                setattr(parent, last, PackedLinear(layer.weight.detach(), bias))
+        attention: Any = getattr(owner, "attn", None)
+        # In bfloat16 torch's own attention rounds otherwise, and is what others compute with the same weights.
+        if kind.__name__ == "ResidualAttentionBlock" and precision == torch.float32 and _is_plain(attention):
+            owner.attn = PackedAttention(attention)
+
+
+def _is_plain(attention: Any) -> bool:  # noqa: ANN401 - any module
+    return (
+        type(attention) is nn.MultiheadAttention
+        and attention.in_proj_bias is not None
+        and attention.bias_k is None
+        and attention.batch_first
+        and not attention.add_zero_attn
+    )
+
+
+def _is_faster(precision: torch.dtype) -> bool:
+    if not (has_onednn() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
+        return False
+    if precision == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    by_mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+    return precision == torch.float32 and by_mkl and "Intel" not in processor()
