@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.encoders.cache import text_embeddings
+from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.spec import PACKAGED_SIDE, PACKAGED_STRIDE, EncoderSpec
 from sea_pipeline.optional import package_folder, require
 from sea_pipeline.storage import file_sha256
@@ -113,7 +114,10 @@ class PackagedEncoder:
         transformers.utils.logging.disable_progress_bar()
         tokenizer = transformers.AutoTokenizer.from_pretrained(self._text_folder, local_files_only=True)
         model = transformers.AutoModel.from_pretrained(self._text_folder, local_files_only=True, dtype=torch.float32)
-        return tokenizer, model.to(self.device).eval()
+        model = model.to(self.device).eval()
+        if self.device == "cpu":
+            pack(model, torch.float32)
+        return tokenizer, model
 
     @cached_property
     def _classifier(self) -> Any:  # noqa: ANN401 - an untyped package's model

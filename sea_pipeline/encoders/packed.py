@@ -1,4 +1,4 @@
-"""Linear layers of an image tower on a CPU, multiplied by oneDNN with weights that are laid out for it once.
+"""Linear layers of an encoder's towers on a CPU, multiplied by oneDNN with weights that are laid out for it once.
 
 torch lays bfloat16 weights out anew in each call, and multiplies float32 by MKL, which takes half of what the cores of
 other makers than Intel can do. Only layers are replaced whose owners do nothing with them but call them.
@@ -20,6 +20,10 @@ _LAYERS = {
     "open_clip.transformer.ResidualAttentionBlock": ("mlp.c_fc", "mlp.c_proj"),
     "timm.layers.attention.Attention": ("qkv", "proj"),
     "timm.layers.mlp.Mlp": ("fc1", "fc2"),
+    "transformers.models.bert.modeling_bert.BertSelfAttention": ("query", "key", "value"),
+    "transformers.models.bert.modeling_bert.BertSelfOutput": ("dense",),
+    "transformers.models.bert.modeling_bert.BertIntermediate": ("dense",),
+    "transformers.models.bert.modeling_bert.BertOutput": ("dense",),
 }
 """By the class of their owner."""
 
@@ -46,7 +50,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """What an `nn.MultiheadAttention` of open_clip's image towers computes, by one fused attention."""
+    """What an `nn.MultiheadAttention` of open_clip's towers computes, by one fused attention."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -63,17 +67,19 @@ class PackedAttention(nn.Module):
     def forward(
         self, tokens: torch.Tensor, *_: torch.Tensor, need_weights: bool, attn_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, None]:
-        """(B, N, C) to the same: each token attends to all."""
-        assert attn_mask is None
+        """(B, N, C) to the same; `attn_mask` (N, N) is added to the scores."""
         assert not need_weights
         count, length, width = tokens.shape
         queries, keys, values = self.qkv(tokens).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
         return self.out_proj(mixed.transpose(1, 2).reshape(count, length, width)), None
 
 
 def pack(tower: nn.Module, precision: torch.dtype) -> None:
-    """Replaces the linear layers of a tower's blocks, if that is faster here; by a rule, so that runs stay alike."""
+    """Replaces the linear layers of a tower's blocks, if that is faster here; by a rule, so that runs stay alike.
+
+    What is packed already stays.
+    """
     if not _is_faster(precision):
         return
     for owner in list(tower.modules()):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.spec import Template
 
 _TEXTS_PER_CHUNK = 512
@@ -46,6 +47,8 @@ class TextTower:
     @torch.inference_mode()
     def words(self, words: Sequence[str], template: Template, advance: Callable[[int], None]) -> torch.Tensor:
         """T (Eq. 5): float32 (W, D) on the CPU, unit length: the mean of a word's texts, each of unit length."""
+        if self._device == "cpu":
+            pack(self._model, torch.float32)  # only now: words that are in the cache need no tower
         forms = templates(template)
         by_length = sorted(range(len(words)), key=lambda index: (len(words[index]), index))
         embeddings: list[torch.Tensor] = []

@@ -1,16 +1,18 @@
-"""Image towers with packed layers against the same towers in float64, and when layers are packed."""
+"""Towers with packed layers against the same towers in float64, and when layers are packed."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel
 
-from sea_pipeline.encoders import packed
+from sea_pipeline.encoders import load_encoder, packed
 from sea_pipeline.encoders.packed import PackedAttention, PackedLinear, pack
 from sea_pipeline.encoders.towers import tower_of
-from tests.tiny_clip import CLIP, SIGLIP, changed, random_model
+from tests.tiny_clip import CLIP, SIGLIP, changed, random_model, save_model
 
 CASES = [
     pytest.param(config, path, id=f"{name}-{path}")
@@ -60,6 +62,43 @@ def test_all_layers_of_the_blocks_are_packed(config: dict[str, Any]) -> None:
     assert nn.Linear not in kinds
     assert nn.MultiheadAttention not in kinds
     assert kinds.count(PackedAttention) == (len(blocks) if config is CLIP else 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CLIP,
+        changed(CLIP, custom_text=True),
+        changed(CLIP, text_cfg=CLIP["text_cfg"] | {"no_causal_mask": True}),
+        SIGLIP,
+    ],
+    ids=["clip", "custom", "no mask", "siglip"],
+)
+def test_words_are_those_of_the_tower_in_float64(config: dict[str, Any], tmp_path: Path) -> None:
+    model, words = random_model(config), ["red", "a rather long text of a good many words", "ox", "magenta"]
+    encoder = load_encoder(f"open_clip:{save_model(tmp_path / 'model', model, config)}", "cpu")
+    found, again = encoder.words(words, _quiet), encoder.words(words, _quiet)
+    kinds = [type(module) for module in encoder._towers[1]._model.modules()]
+    assert kinds.count(PackedLinear) == 4 * config["text_cfg"]["layers"]
+    assert torch.equal(found, again)
+    with torch.no_grad():
+        tokens = encoder._source.tokenizer()(words)
+        expected = model.double().encode_text(tokens, normalize=True)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+def _quiet(_: int) -> None: ...
+
+
+@torch.inference_mode()
+def test_bert_is_packed_and_gives_the_same() -> None:
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    model = BertModel(config).eval()
+    ids = torch.randint(50, (3, 7), generator=torch.Generator().manual_seed(0))
+    expected = deepcopy(model).double()(ids).last_hidden_state
+    pack(model, torch.float32)
+    assert [type(module) for module in model.encoder.modules()].count(PackedLinear) == 2 * 6
+    torch.testing.assert_close(model(ids).last_hidden_state.double(), expected, atol=1e-5, rtol=0)
 
 
 def test_attention_that_is_not_plain_is_left_alone() -> None:
