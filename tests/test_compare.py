@@ -1,0 +1,120 @@
+"""`tests.bench.compare`: rows on captioned photos with tiny parts, stopped and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sea_pipeline import open_labels
+from tests.bench.compare.tables import CHARTED
+from tests.compare_world import TRAIN, compared, make_captioned, tiny_rows
+
+ROWS = ("lm", "sea", "sea-first", "sea-first-shuffled")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("compare")
+    make_captioned(root / "data")
+    tiny_rows(root / "rows.yaml")
+    return root
+
+
+def options(world: Path, out: str, rows: tuple[str, ...] = ROWS) -> list[str]:
+    return [
+        str(world / "rows.yaml"),
+        "--data",
+        "data",
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--rows",
+        *rows,
+        "--seeds",
+        "1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path) -> Path:
+    assert compared(world, options(world, "whole")) == 0
+    return world / "whole"
+
+
+def results(out: Path) -> dict[str, dict[str, float]]:
+    return {line["row"]: line for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+
+
+def test_every_row_is_measured_and_shown(whole: Path) -> None:
+    found = results(whole)
+    assert list(found) == list(ROWS)
+    for name in ("right_photo_gain", "right_photo_gain_se", "lm_loss_other", "yes_no_accuracy", "label_hit@10"):
+        assert all(name in row for row in found.values()), name
+    assert len({row["lm_loss"] for row in found.values()}) == len(ROWS)  # every row trains in its own way
+    table, chart = (whole / "table.md").read_text(), (whole / "chart.svg").read_text()
+    for title in (
+        "L_lm alone",
+        "L_lm + SEA at λ = 1",
+        "SEA first, then L_lm",
+        "SEA first with shuffled labels, then L_lm",
+    ):
+        assert f"| {title} | 1 |" in table
+        assert title in chart
+    assert CHARTED["right_photo_gain"] in chart
+
+
+def test_shuffled_labels_are_the_same_labels_of_other_photos(whole: Path) -> None:
+    own, other = open_labels(whole / "labels"), open_labels(whole / "shuffled")
+    trained = [f"{number:02d}.png" for number in range(TRAIN)]
+    assert sorted(other.ids) == trained
+    rows = [[store[name].word_ids.tolist() for name in trained] for store in (own, other)]
+    assert sorted(rows[0]) == sorted(rows[1])
+    assert all(one != another for one, another in zip(*rows, strict=True))
+    scores = [np.sort(np.stack([store[name].scores for name in trained]).ravel()) for store in (own, other)]
+    assert (scores[0] == scores[1]).all()
+
+
+@pytest.mark.parametrize(("event", "step"), [("log", 2), ("save", 3)])
+def test_killed_it_goes_on_to_the_same_results(world: Path, whole: Path, event: str, step: int) -> None:
+    out, rows = f"killed-{event}", ("sea-first-shuffled",)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.compare_world"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
+    killed = subprocess.run(
+        [*command, event, str(step), "--", *options(world, out, rows)], cwd=world, env=environment, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (world / out / "results").exists()
+    assert compared(world, options(world, out, rows)) == 0
+    assert results(world / out)[rows[0]] == results(whole)[rows[0]]
+
+
+def test_what_is_finished_is_left_alone_and_other_settings_are_refused(
+    world: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in (whole / "results").rglob("*.json")}
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.bench.compare.__main__.train_stages", None)
+        assert compared(world, options(world, "whole")) == 0
+    assert {file: file.stat().st_mtime_ns for file in (whole / "results").rglob("*.json")} == before
+    assert compared(world, [*options(world, "whole"), "--steps", "2"]) == 1
+    assert "is of other settings" in capsys.readouterr().out
+
+
+def test_rows_that_are_not_there_yet_are_missing(world: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.bench.compare.__main__.train_stages", _refuses)
+        assert compared(world, options(world, "whole", (*ROWS, "basic"))) == 1
+    assert "| L_lm + BASIC, raw | missing |" in (whole / "table.md").read_text()
+    assert "L_lm + BASIC, raw (missing)" in (whole / "chart.svg").read_text()
+
+
+def _refuses(*_: object, **__: object) -> None:
+    from sea_pipeline.errors import UserError
+
+    raise UserError("not today")
