@@ -40,8 +40,20 @@ def make_captioned(root: Path) -> Path:
         questions.append({"image": image, "question": f"Is there {colour}?", "label": label, "object": colour})
     (root / "train.json").write_text(json.dumps(records[:TRAIN]))
     (root / "heldout.json").write_text(json.dumps(records[TRAIN:]))
+    (root / "train-yesno.json").write_text(json.dumps(questions[:TRAIN]))
     (root / "heldout-yesno.json").write_text(json.dumps(questions[TRAIN:]))
+    _write_answered(root, records)
     return root
+
+
+def _write_answered(root: Path, records: list[dict[str, Any]]) -> None:
+    """The folder of questions that people answered, with the same photos."""
+    (root / "vqa").mkdir()
+    (root / "vqa" / "photos").symlink_to(root / "photos")
+    (root / "vqa" / "train.json").write_text(json.dumps(records[:TRAIN]))
+    (root / "vqa" / "heldout.json").write_text(json.dumps(records[TRAIN:]))
+    asked = {one["image"]: [{"question": "What is it?", "answers": ["patch"] * 9 + ["a"]}] for one in records[TRAIN:]}
+    (root / "vqa" / "heldout-questions.json").write_text(json.dumps({"vqa": asked}))
 
 
 def tiny_rows(file: Path) -> Path:
@@ -50,12 +62,19 @@ def tiny_rows(file: Path) -> Path:
     few = {"max_steps": 4, "save_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 4}
     for row in rows.values():
         row["recipe"] = str(compare.CAPTIONS.parent / row["recipe"])
-        stages = ["language"] if "stages.align=null" in row.get("set", []) else ["align", "language"]
         row["set"] = row.get("set", []) + [
-            f"stages.{stage}.training_arguments.{name}={value}" for stage in stages for name, value in few.items()
+            f"stages.{stage}.training_arguments.{name}={value}"
+            for stage in _stages(rows, row)
+            for name, value in few.items()
         ]
     file.write_text(yaml.safe_dump(rows, sort_keys=False))
     return file
+
+
+def _stages(rows: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    above = rows[row["after"]]["set"] if "after" in row and "set" in rows[row["after"]] else []
+    stages = ["align", "language", *(["questions"] if "questions" in row["recipe"] else [])]
+    return [stage for stage in stages if f"stages.{stage}=null" not in [*above, *row.get("set", [])]]
 
 
 @contextmanager

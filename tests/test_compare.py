@@ -1,18 +1,18 @@
 """`tests.bench.compare`: rows on captioned photos with tiny parts, stopped and gone on with."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sea_pipeline import open_labels
+from sea_pipeline.errors import UserError
+from tests import compare_world
 from tests.bench.compare.tables import CHARTED
 from tests.compare_world import TRAIN, compared, make_captioned, tiny_rows
+from tests.programs import Begin
 
 ROWS = ("lm", "sea", "sea-first", "sea-first-shuffled")
 
@@ -80,18 +80,29 @@ def test_shuffled_labels_are_the_same_labels_of_other_photos(whole: Path) -> Non
     assert (scores[0] == scores[1]).all()
 
 
-@pytest.mark.parametrize(("event", "step"), [("log", 2), ("save", 3)])
-def test_killed_it_goes_on_to_the_same_results(world: Path, whole: Path, event: str, step: int) -> None:
-    out, rows = f"killed-{event}", ("sea-first-shuffled",)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.compare_world"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
-    killed = subprocess.run(
-        [*command, event, str(step), "--", *options(world, out, rows)], cwd=world, env=environment, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert not (world / out / "results").exists()
-    assert compared(world, options(world, out, rows)) == 0
-    assert results(world / out)[rows[0]] == results(whole)[rows[0]]
+@pytest.mark.parametrize(("event", "step", "row"), [("log", 2, "sea-first-shuffled"), ("save", 3, "lm")])
+def test_killed_it_goes_on_to_the_same_results(  # in the stage before L_lm, and in that of L_lm
+    world: Path, whole: Path, event: str, step: int, row: str, monkeypatch: pytest.MonkeyPatch, program: Begin
+) -> None:
+    given = options(world, f"killed-{event}", (row,))
+    monkeypatch.chdir(world)
+    done = program(event, step, "--", *given, main=compare_world.main)
+    assert done.wait() == -signal.SIGKILL, done.stderr
+    assert not (world / f"killed-{event}" / "results").exists()
+    assert compared(world, given) == 0
+    assert results(world / f"killed-{event}")[row] == results(whole)[row]
+
+
+def test_stage_2_begins_with_the_row_before(world: Path, whole: Path) -> None:
+    assert compared(world, options(world, "whole", ("questions-lm",))) == 0
+    found = json.loads((whole / "results" / "questions-lm" / "seed-1.json").read_bytes())
+    assert list(found["recipes"]) == ["language", "questions"]
+    before = [path.name.rpartition("-")[0] for path in (whole / "runs" / "train").iterdir()]
+    assert before.count("lm") == 1  # not trained again
+    assert {"vqa_accuracy", "answers_lm_loss", "answers_right_photo_gain", "yes_no_accuracy"} <= found["metrics"].keys()
+    asked = json.loads((whole / "questions.json").read_text())
+    assert len(asked) == 2 * TRAIN
+    assert all((world / "data" / record["image"]).is_file() for record in asked)
 
 
 def test_what_is_finished_is_left_alone_and_other_settings_are_refused(
@@ -115,6 +126,4 @@ def test_rows_that_are_not_there_yet_are_missing(world: Path, whole: Path, monke
 
 
 def _refuses(*_: object, **__: object) -> None:
-    from sea_pipeline.errors import UserError
-
     raise UserError("not today")

@@ -2,7 +2,8 @@
 
     python -m tests.bench.compare tests/bench/captions.yaml --data DIR --out FOLDER [--rows NAME …] [--seeds 0 1 2]
 
-DIR holds photos/, train.json, heldout.json and heldout-yesno.json. With `--data photos.json --images photos` the
+DIR holds photos/, train.json, heldout.json and heldout-yesno.json; for rows of stage 2 also train-yesno.json and vqa/
+with photos/, train.json, heldout.json and heldout-questions.json. With `--data photos.json --images photos` the
 metrics are those of the recipe's own held-out samples. Stopped or killed, the same command goes on: what is finished is
 not done again, a run goes on from its last checkpoint, and rows that begin with the same stage share it. After every
 run FOLDER has the newest results.jsonl, table.md, chart.svg and chart.png.
@@ -23,11 +24,12 @@ from sea_pipeline.devices import resolve_device
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import differing_fields
 from sea_pipeline.storage import publish_bytes
-from tests.bench.compare.prepare import Captioned, prepare
+from tests.bench.compare.prepare import Captioned, conversations, prepare
 from tests.bench.compare.rows import Row, read_rows, recipes_of
 from tests.bench.compare.tables import write
 from trainer.evaluate_run import EvaluateSettings, evaluate_model
 from trainer.recipe import Recipe
+from trainer.recipe_file import read_recipes
 from trainer.stages import train_stages
 from trainer.train import Told
 
@@ -72,9 +74,9 @@ def _compare(asked: argparse.Namespace) -> int:
     done, failed = {row.name: _known(row, asked.seeds) for row in rows}, 0
     for seed in asked.seeds:
         for row in rows:
-            start = [f"model=models/seed-{seed}"] if captioned else []
+            own = [f"seed={seed}", *(_of_captioned(row, seed, captioned) if captioned else ())]
             try:
-                metrics = _run(row, [*common, *start, f"seed={seed}"], seed, captioned, asked)
+                metrics = _run(row, [*common, *own], seed, captioned, asked)
             except UserError as error:  # the other rows are still worth their time
                 print(f"{row.name}, seed {seed}: {error}", flush=True)
                 failed = 1
@@ -83,6 +85,20 @@ def _compare(asked: argparse.Namespace) -> int:
             write(rows, done, Path())
     print(write(rows, done, Path()))
     return failed
+
+
+def _of_captioned(row: Row, seed: int, data: Captioned) -> list[str]:
+    """What a run on captioned photos begins with and, if it has a stage of questions, reads."""
+    start = [f"model=models/seed-{seed}"]
+    if not _asks(row):
+        return start
+    conversations(data, Path("questions.json"))
+    root = json.dumps(str(data.root))
+    return [*start, "stages.questions.data.train=questions.json", f"stages.questions.data.image_root={root}"]
+
+
+def _asks(row: Row) -> bool:
+    return "questions" in read_recipes(row.recipe)
 
 
 def _result(row: Row, seed: int) -> Path:
@@ -114,6 +130,8 @@ def _run(
     metrics = dict(run.summary["end"])
     if captioned:
         metrics |= _evaluated(run.model, captioned, asked.device)
+        if _asks(row):
+            metrics |= _answered(run.model, captioned, asked.device)
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"row": row.name, "seed": seed, "metrics": metrics, "recipes": settings}
     content |= {"seconds": run.summary["seconds"], "steps": run.summary["steps"], "folder": str(run.out)}
@@ -134,16 +152,37 @@ def _trained(row: Row, recipes: dict[str, Recipe], seed: int) -> Any:
 
 
 def _evaluated(model: Path, data: Captioned, device: str) -> dict[str, float]:
-    settings = EvaluateSettings(
-        model=model,
-        data=str(data.heldout),
-        image_root=data.photos,
-        labels=Path("labels"),
-        questions=data.questions,
-        device=device,
-        batch_size=16,
+    """The metrics of captions that are held out, and of yes/no questions about their photos."""
+    return _measured(
+        EvaluateSettings(
+            model=model,
+            data=str(data.heldout),
+            image_root=data.photos,
+            labels=Path("labels"),
+            questions=data.questions,
+            device=device,
+            batch_size=16,
+        )
     )
-    with torch.autocast(torch.device(resolve_device(device)).type, torch.bfloat16):
+
+
+def _answered(model: Path, data: Captioned, device: str) -> dict[str, float]:
+    """The metrics of questions that people answered; those that captions have, too, begin with `answers_`."""
+    found = _measured(
+        EvaluateSettings(
+            model=model,
+            data=str(data.answered / "heldout.json"),
+            image_root=data.answered / "photos",
+            questions=data.answered / "heldout-questions.json",
+            device=device,
+            batch_size=16,
+        )
+    )
+    return {name if name.startswith("vqa_") else f"answers_{name}": value for name, value in found.items()}
+
+
+def _measured(settings: EvaluateSettings) -> dict[str, float]:
+    with torch.autocast(torch.device(resolve_device(settings.device)).type, torch.bfloat16):
         return evaluate_model(settings)
 
 

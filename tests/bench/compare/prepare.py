@@ -1,13 +1,16 @@
 """What rows on real captions read beside the photos: models of packaged parts, labels, and labels of other photos."""
 
 import csv
+import io
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 from sea_pipeline.label_run import LabelSettings, label_images
 from trainer.controls import others
 from trainer.init import init_model
+from trainer.questions import SHORT
 
 VISION, ENCODER, LLM = "packaged@224", "packaged@224", "packaged"
 WORDS = "2of12"
@@ -39,6 +42,11 @@ class Captioned(NamedTuple):
         """Yes/no questions about photos that are held out."""
         return self.root / "heldout-yesno.json"
 
+    @property
+    def answered(self) -> Path:
+        """Photos with questions that people answered, for stage 2: a folder of the same form but for its names."""
+        return self.root / "vqa"
+
 
 def prepare(data: Captioned, out: Path, seeds: list[int], *, device: str = "auto") -> None:
     """Makes what is missing below `out`: `labels`, `shuffled`, and a start `models/seed-N` for each seed.
@@ -56,6 +64,30 @@ def prepare(data: Captioned, out: Path, seeds: list[int], *, device: str = "auto
         if not (out / "models" / f"seed-{seed}").is_dir():
             print(f"making models/seed-{seed}", flush=True)
             init_model(VISION, LLM, out / "models" / f"seed-{seed}", seed=seed, dtype="bfloat16")
+
+
+def conversations(data: Captioned, out: Path) -> None:
+    """Writes stage 2's data: the conversations of `vqa/train.json`, and yes/no questions as conversations.
+
+    Args:
+        data: photos, whose paths start at its root in the file.
+        out: the file.
+    """
+    records = json.loads((data.answered / "train.json").read_text("utf-8"))
+    found = [{**record, "image": f"vqa/photos/{record['image']}"} for record in records]
+    by_photo: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for one in json.loads((data.root / "train-yesno.json").read_text("utf-8")):
+        turns = by_photo[one["image"]]
+        start = "" if turns else "<image>\n"
+        turns.append({"from": "human", "value": f"{start}{one['question']}\n{SHORT}"})
+        turns.append({"from": "gpt", "value": one["label"].capitalize()})
+    found += [
+        {"id": f"yesno-{image}", "image": f"photos/{image}", "conversations": turns}
+        for image, turns in by_photo.items()
+    ]
+    text = json.dumps(found)
+    if not (out.is_file() and out.read_text("utf-8") == text):
+        out.write_text(text, "utf-8")
 
 
 def label(out: Path, images: str, root: Path, device: str) -> None:
@@ -85,14 +117,7 @@ def shuffled_list(train: Path, out: Path) -> None:
     """
     names = {record["image"] for record in json.loads(train.read_text("utf-8")) if "image" in record}
     lines = [("image_id", "path"), *sorted(others(names).items())]
-    text = "".join(f"{line}\r\n" for line in map(_csv, lines))
-    if not (out.is_file() and out.read_bytes() == text.encode()):
-        out.write_bytes(text.encode())
-
-
-def _csv(cells: tuple[str, str]) -> str:
-    from io import StringIO
-
-    line = StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    if not (out.is_file() and out.read_bytes() == text.getvalue().encode()):
+        out.write_bytes(text.getvalue().encode())

@@ -20,14 +20,16 @@ class Row(NamedTuple):
     recipe: Path
     overrides: tuple[str, ...]
     """As for `--set`."""
+    after: str | None = None
+    """The row whose model the last stage begins with; its stages come first here, too."""
 
 
 def read_rows(file: Path, chosen: Sequence[str] = ()) -> list[Row]:
     """Reads the rows of a file, by default all.
 
     Args:
-        file: YAML: by name `recipe`, a built-in recipe or a file beside this one, `set`, a list of overrides, and
-            `title`, what the table calls the row; by default its name.
+        file: YAML: by name `recipe`, a built-in recipe or a file beside this one, `set`, a list of overrides,
+            `title`, what the table calls the row, by default its name, and `after`, a row whose `set` holds here, too.
         chosen: names.
 
     Raises:
@@ -45,7 +47,8 @@ def read_rows(file: Path, chosen: Sequence[str] = ()) -> list[Row]:
             name,
             row.get("title", name),
             builtin.get(row["recipe"], file.parent / row["recipe"]),
-            tuple(row.get("set", ())),
+            (*(content[row["after"]].get("set", ()) if "after" in row else ()), *row.get("set", ())),
+            row.get("after"),
         )
         for name, row in content.items()
         if not chosen or name in chosen
@@ -55,7 +58,8 @@ def read_rows(file: Path, chosen: Sequence[str] = ()) -> list[Row]:
 def recipes_of(row: Row, common: Sequence[str], steps: int | None, folder: Path) -> dict[str, Recipe]:
     """Gives the stages of a row, which are written to `folder/NAME.yaml`.
 
-    Stages through the LLM are called by the row's name; others keep the recipe's, because rows share them.
+    The last stage is called by the row's name, those before it by the recipe's or that of the row before, because
+    rows share them.
 
     Args:
         row: of the comparison.
@@ -63,12 +67,13 @@ def recipes_of(row: Row, common: Sequence[str], steps: int | None, folder: Path)
         steps: of each stage through the LLM; None for what the recipe says.
         folder: for the file, whose seed is this run's: `--set seed=1` gives another's.
     """
-    stages = {}
-    for stage, recipe in read_recipes(row.recipe, [*common, *row.overrides]).items():
+    stages = read_recipes(row.recipe, [*common, *row.overrides])
+    last = list(stages)[-1]
+    for stage, recipe in stages.items():
         if recipe.loss.lm:
             arguments = recipe.training_arguments | ({"max_steps": steps} if steps else {})
-            recipe = recipe.model_copy(update={"name": row.name, "training_arguments": arguments})
-        stages[stage] = recipe
+            name = row.name if stage == last else (row.after or recipe.name)
+            stages[stage] = recipe.model_copy(update={"name": name, "training_arguments": arguments})
     written = {"stages": {stage: recipe.model_dump(mode="json") for stage, recipe in stages.items()}}
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(written, allow_unicode=True, sort_keys=False)
