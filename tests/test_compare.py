@@ -1,7 +1,11 @@
 """`tests.bench.compare`: rows on captioned photos with tiny parts, stopped and gone on with."""
 
+import io
 import json
 import signal
+import subprocess
+import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +14,10 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
 from tests import compare_world
+from tests.bench.compare import pack
+from tests.bench.compare.hits import label_hits
 from tests.bench.compare.tables import CHARTED
-from tests.compare_world import TRAIN, compared, make_captioned, tiny_rows
+from tests.compare_world import TRAIN, compared, make_captioned, tiny_parts, tiny_rows
 from tests.programs import Begin
 
 ROWS = ("lm", "sea", "sea-first", "sea-first-shuffled")
@@ -127,3 +133,39 @@ def test_rows_that_are_not_there_yet_are_missing(world: Path, whole: Path, monke
 
 def _refuses(*_: object, **__: object) -> None:
     raise UserError("not today")
+
+
+def test_label_hit_without_the_labels_encoder_is_that_of_evaluate(world: Path, whole: Path) -> None:
+    found = json.loads((whole / "results" / "sea-first" / "seed-1.json").read_bytes())
+    model, data = whole / found["folder"] / "model", world / "data"
+    hits = label_hits(model, data / "heldout.json", data / "photos", whole / "labels", "cpu")
+    assert hits == {name: found["metrics"][name] for name in hits}
+    assert hits["label_hit@10"] > 0
+
+
+def test_a_pack_is_cut_into_small_folders_that_hold_all(world: Path, tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "x.whl").write_bytes(b"wheel")
+    out, given = tmp_path / "pack", ["--data", str(world / "data"), "--wheels", str(wheels)]
+    with tiny_parts(world), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["pack", *given, "--out", str(out), "--photos", "6", "--held-out", "2"])
+        patch.setattr(pack, "cut", partial(pack.cut, limit=200_000))
+        pack.main()
+    folders = sorted((path for path in out.iterdir()), key=lambda path: int(path.name))
+    assert len(folders) > 2
+    assert all(sum(file.stat().st_size for file in folder.iterdir()) <= 200_000 for folder in folders)
+    whole = b"".join(next(folder.glob("piece.*")).read_bytes() for folder in folders)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        tar.extractall(tmp_path / "there", filter="data")
+    there = tmp_path / "there"
+    assert len(list((there / "data" / "photos").iterdir())) == 8
+    assert (there / "wheels" / "x.whl").is_file()
+    assert len(open_labels(there / "work" / "labels")) == 8
+    assert len(open_labels(there / "work" / "shuffled")) == 6
+    with pytest.MonkeyPatch.context() as patch:  # no encoder there
+        patch.setattr("tests.bench.compare.__main__.find_spec", lambda name: None)
+        rows = ["--rows", "sea-first-shuffled", "--seeds", "0", "--device", "cpu"]
+        assert compared(there, [str(world / "rows.yaml"), "--data", "data", "--out", "work", *rows]) == 0
+    assert "label_hit@10" in results(there / "work")["sea-first-shuffled"]
+    subprocess.run(["bash", "-n", folders[0] / "run.sh"], check=True)

@@ -57,6 +57,7 @@ def prepare(data: Captioned, out: Path, seeds: list[int], *, device: str = "auto
         seeds: of the projectors.
         device: of the labelling.
     """
+    out.mkdir(parents=True, exist_ok=True)
     label(out / "labels", str(data.photos), data.photos, device)
     shuffled_list(data.train, out / "shuffled.csv")
     label(out / "shuffled", str(out / "shuffled.csv"), data.photos, device)
