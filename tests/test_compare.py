@@ -2,10 +2,10 @@
 
 import io
 import json
+import runpy
 import signal
 import subprocess
 import tarfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
 from tests import compare_world
-from tests.bench.compare import pack
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.tables import CHARTED
 from tests.compare_world import TRAIN, compared, make_captioned, tiny_parts, tiny_rows
@@ -31,25 +30,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def options(world: Path, out: str, rows: tuple[str, ...] = ROWS) -> list[str]:
-    return [
-        str(world / "rows.yaml"),
-        "--data",
-        "data",
-        "--out",
-        out,
-        "--device",
-        "cpu",
-        "--rows",
-        *rows,
-        "--seeds",
-        "1",
-    ]
+def options(out: str, rows: tuple[str, ...] = ROWS) -> list[str]:
+    given = ["--data", "data", "--out", out, "--device", "cpu", "--seeds", "1"]
+    return ["rows.yaml", *given, "--rows", *rows]
 
 
 @pytest.fixture(scope="module")
 def whole(world: Path) -> Path:
-    assert compared(world, options(world, "whole")) == 0
+    assert compared(world, options("whole")) == 0
     return world / "whole"
 
 
@@ -90,7 +78,7 @@ def test_shuffled_labels_are_the_same_labels_of_other_photos(whole: Path) -> Non
 def test_killed_it_goes_on_to_the_same_results(  # in the stage before L_lm, and in that of L_lm
     world: Path, whole: Path, event: str, step: int, row: str, monkeypatch: pytest.MonkeyPatch, program: Begin
 ) -> None:
-    given = options(world, f"killed-{event}", (row,))
+    given = options(f"killed-{event}", (row,))
     monkeypatch.chdir(world)
     done = program(event, step, "--", *given, main=compare_world.main)
     assert done.wait() == -signal.SIGKILL, done.stderr
@@ -100,7 +88,7 @@ def test_killed_it_goes_on_to_the_same_results(  # in the stage before L_lm, and
 
 
 def test_stage_2_begins_with_the_row_before(world: Path, whole: Path) -> None:
-    assert compared(world, options(world, "whole", ("questions-lm",))) == 0
+    assert compared(world, options("whole", ("questions-lm",))) == 0
     found = json.loads((whole / "results" / "questions-lm" / "seed-1.json").read_bytes())
     assert list(found["recipes"]) == ["language", "questions"]
     before = [path.name.rpartition("-")[0] for path in (whole / "runs" / "train").iterdir()]
@@ -117,16 +105,16 @@ def test_what_is_finished_is_left_alone_and_other_settings_are_refused(
     before = {file: file.stat().st_mtime_ns for file in (whole / "results").rglob("*.json")}
     with monkeypatch.context() as patch:
         patch.setattr("tests.bench.compare.__main__.train_stages", None)
-        assert compared(world, options(world, "whole")) == 0
+        assert compared(world, options("whole")) == 0
     assert {file: file.stat().st_mtime_ns for file in (whole / "results").rglob("*.json")} == before
-    assert compared(world, [*options(world, "whole"), "--steps", "2"]) == 1
+    assert compared(world, [*options("whole"), "--steps", "2"]) == 1
     assert "is of other settings" in capsys.readouterr().out
 
 
 def test_rows_that_are_not_there_yet_are_missing(world: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("tests.bench.compare.__main__.train_stages", _refuses)
-        assert compared(world, options(world, "whole", (*ROWS, "basic"))) == 1
+        assert compared(world, options("whole", (*ROWS, "basic"))) == 1
     assert "| L_lm + BASIC, raw | missing |" in (whole / "table.md").read_text()
     assert "L_lm + BASIC, raw (missing)" in (whole / "chart.svg").read_text()
 
@@ -147,14 +135,14 @@ def test_a_pack_is_cut_into_small_folders_that_hold_all(world: Path, tmp_path: P
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "x.whl").write_bytes(b"wheel")
-    out, given = tmp_path / "pack", ["--data", str(world / "data"), "--wheels", str(wheels)]
+    out, few = tmp_path / "pack", ["--photos", "6", "--held-out", "2", "--mib", "0.2"]
+    given = ["--data", str(world / "data"), "--wheels", str(wheels), "--out", str(out), *few]
     with tiny_parts(world), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["pack", *given, "--out", str(out), "--photos", "6", "--held-out", "2"])
-        patch.setattr(pack, "cut", partial(pack.cut, limit=200_000))
-        pack.main()
+        patch.setattr("sys.argv", ["pack", *given])
+        runpy.run_module("tests.bench.compare.pack", run_name="__main__")
     folders = sorted((path for path in out.iterdir()), key=lambda path: int(path.name))
     assert len(folders) > 2
-    assert all(sum(file.stat().st_size for file in folder.iterdir()) <= 200_000 for folder in folders)
+    assert all(sum(file.stat().st_size for file in folder.iterdir()) <= 0.2 * 2**20 for folder in folders)
     whole = b"".join(next(folder.glob("piece.*")).read_bytes() for folder in folders)
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         tar.extractall(tmp_path / "there", filter="data")

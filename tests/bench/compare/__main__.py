@@ -65,7 +65,7 @@ def _asked() -> argparse.Namespace:
 
 
 def _compare(asked: argparse.Namespace) -> int:
-    rows, data = read_rows(asked.file, asked.rows), asked.data.resolve()
+    rows, data = read_rows(asked.file.resolve(), asked.rows), asked.data.resolve()
     images = asked.images.resolve() if asked.images else None
     os.chdir(asked.out)  # recipes name labels, models and runs below it
     captioned = Captioned(data) if data.is_dir() else None

@@ -1,4 +1,4 @@
-"""All that a comparison needs on a machine without a network, cut into folders of at most 60 MiB.
+"""All that a comparison needs on a machine without a network, cut into folders of so many MiB at most.
 
     python -m tests.bench.compare.pack --data DIR --wheels WHEELS --out PACK
 
@@ -19,8 +19,6 @@ from typing import Any
 
 from tests.bench.compare.prepare import Captioned, prepare
 
-LIMIT = 60 << 20
-"""Bytes of a folder."""
 PROJECT = ("sea_pipeline", "trainer", "wordlists", "jobs", "tests/bench")
 ROOT = Path(__file__).parents[3]
 ROWS = "lm sea sea-first sea-first-shuffled"
@@ -47,6 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--photos", type=int, default=2000, help="that are trained on")
     parser.add_argument("--held-out", type=int, default=400)
+    parser.add_argument("--mib", type=float, default=60, help="of a folder, at most")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=asked.out) as scratch:
@@ -60,11 +59,11 @@ def main() -> None:
                 tar.add(wheel, f"wheels/{wheel.name}")
             for name in ("data", "work"):
                 tar.add(root / name, name)
-        folders = cut(root / "pack.tar", asked.out)
-    print(f"{asked.out}: {len(chosen):,} photos in {folders} folders of at most {LIMIT >> 20} MiB")
+        folders = cut(root / "pack.tar", asked.out, int(asked.mib * 2**20))
+    print(f"{asked.out}: {len(chosen):,} photos in {folders} folders of at most {asked.mib:g} MiB")
 
 
-def cut(archive: Path, out: Path, limit: int = LIMIT) -> int:
+def cut(archive: Path, out: Path, limit: int) -> int:
     """Cuts an archive into folders, each a piece with `run.sh`, of at most `limit` bytes; gives how many."""
     size = limit - len(RUN.encode())
     with archive.open("rb") as file:
@@ -96,3 +95,7 @@ def some_photos(data: Captioned, out: Path, train: int, held_out: int) -> set[st
     for name in sorted(chosen):
         shutil.copyfile(data.photos / name, out / "photos" / name)
     return chosen
+
+
+if __name__ == "__main__":
+    main()
