@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from sea_pipeline import open_labels
 from sea_pipeline.errors import UserError
@@ -157,3 +158,16 @@ def test_a_pack_is_cut_into_small_folders_that_hold_all(world: Path, tmp_path: P
         assert compared(there, [str(world / "rows.yaml"), "--data", "data", "--out", "work", *rows]) == 0
     assert "label_hit@10" in results(there / "work")["sea-first-shuffled"]
     subprocess.run(["bash", "-n", folders[0] / "run.sh"], check=True)
+
+
+def test_data_without_held_out_files_is_measured_as_the_recipe_says(world: Path, whole: Path) -> None:
+    few = ["max_steps=1", "per_device_train_batch_size=2"]
+    given = ["stages.align=null", "model=../whole/models/seed-1", "labels.path=../whole/labels", "data.held_out=2"]
+    given += [f"stages.language.training_arguments.{one}" for one in few]
+    (world / "plain.yaml").write_text(yaml.safe_dump({"a row": {"recipe": "captions-recipe.yaml", "set": given}}))
+    data = ["--data", "data/train.json", "--images", "data/photos", "--out", "plain", "--device", "cpu"]
+    assert compared(world, ["plain.yaml", *data, "--seeds", "0", "1"]) == 0
+    table = (world / "plain" / "table.md").read_text()
+    assert "| a row | 0 1 |" in table
+    assert "label_hit@10" in table
+    assert "yes_no_accuracy" not in table
