@@ -1,0 +1,1 @@
+"""Compares rows of training on the same data; see `__main__`."""
