@@ -72,7 +72,7 @@ TRAINER_FLOORS = [
     {"controls"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens", "answers"},
     {"load", "layers", "replace"},
-    {"run_rows", "questions"},
+    {"run_rows", "questions", "llm_probe"},
     {"sources", "evaluation_figures", "save", "model_card", "export_files"},
     {"build", "teach"},
     {"run_fields"},
