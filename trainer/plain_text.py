@@ -5,6 +5,7 @@ text (articles, prepositions, common nouns) and, one or two a sentence, words of
 """
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
@@ -32,7 +33,7 @@ _LISTS = {
 }
 _SENTENCES = (
     "{Who} {did} the {how} {what} {where}.",
-    "{Who} with a {how} {what} and a {word} is {doing} {where}.",
+    "We saw {who} with a {how} {what} and a {word}, {doing} {where}.",
     "{Who} and {who} are {doing} {where}, near a {what}.",
     "There is a {how} {what} {where}, and a {word} lies on it.",
     "When we came back {when}, {who} {did} a {what} and the {word}.",
@@ -40,7 +41,7 @@ _SENTENCES = (
     "Is the {word} more {how} than the {what}? Nobody knows.",
     "\"What is a {word}?\" asked {who}. \"It is like a {what}, only more {how}.\"",
     "They said that {who} {did} it {when}; I do not believe them.",
-    "You can see {who} {doing} {where} with two {what}s.",
+    "You can see {who} {doing} {where} with more than one {what}.",
     "Because of the {word}, {who} {did} neither the {what} nor the {how} one.",
     "In the dictionary, {word} comes before {word}.",
     "Some of the words on the {what} are {word}, {word} and {word}.",
@@ -48,6 +49,9 @@ _SENTENCES = (
     "A photo of a {how} {what} and a {how} {what} {where}.",
     "{Who}, {doing} {where}, {did} a {word} {when}.",
 )  # fmt: skip
+
+
+_BEFORE_VOWEL = re.compile(r"(?<=\b[Aa])(?= [aeiou])")
 
 
 def plain_text(sentences: int, skip: int = 0) -> str:
@@ -74,7 +78,7 @@ def _filled(sentence: str, draw: random.Random, words: Iterator[str]) -> str:
         name, _, rest = part.partition("}")
         chosen = next(words) if name == "word" else _one(draw, _LISTS[name.lower()].split("|"))
         filled += [chosen[0].upper() + chosen[1:] if name[0].isupper() else chosen, rest]
-    return "".join(filled)
+    return _BEFORE_VOWEL.sub("n", "".join(filled))
 
 
 @cache

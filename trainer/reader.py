@@ -68,7 +68,8 @@ class Reader:
         ids = self.tokenizer([text], add_special_tokens=False, verbose=False)["input_ids"][0][:tokens]
         length = min(ROW, len(ids)) or 1
         starts = range(0, len(ids) - length + 1, length)
-        return torch.tensor([[*self.front, *ids[start : start + length]] for start in starts], dtype=torch.int64)
+        rows = [[*self.front, *ids[start : start + length]] for start in starts]
+        return torch.tensor(rows, dtype=torch.int64).view(len(rows), len(self.front) + length)
 
     def columns(self, rows: torch.Tensor) -> torch.Tensor:
         """Which tokens of rows are looked at, bool (R, L): not the first of a row, which layers use as a sink."""

@@ -49,7 +49,7 @@ def text_lenses(
     rows = reader.rows(plain_text(SENTENCES), TOKENS)
     ids = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
     key = fingerprint_of(lens_fields() | {"llm": reader.digest(), "ids": ids, "layers": layers})
-    width = int(reader.embeddings.shape[1])
+    width = int(reader.llm.config.hidden_size)
     pairs = cache(partial(_pairs, reader, rows, layers, progress))  # read once for all kinds, if any is not kept
 
     def fitted(kind: LensKind) -> Lens:

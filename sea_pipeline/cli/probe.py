@@ -1,5 +1,6 @@
 """The command that says which encoder, path and sign to label with, and whether BASIC can work on an LLM."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,15 +63,14 @@ def probe(
     from sea_pipeline.probe_run import ProbeSettings, probe_encoders
 
     if llm is not None:
-        _refuse_others(
-            {"--data": data, "--image-root": image_root, "--encoder": encoder},
-            "leave it out with --llm, which reads text",
-        )
+        of_images = {"data": data, "image_root": image_root, "encoder": encoder, "wordlist": wordlist, "top_n": top_n}
+        of_images |= {"limit": limit, "seed": seed, "precision": precision, "template": template}
+        _refuse_others(of_images, "leave it out with --llm, which reads text")
         _probe_llm(
             {"llm": llm, "text": text, "layers": layers, "layer_weights": layer_weights, "device": device}, as_json
         )
         return
-    _refuse_others({"--text": text, "--layers": layers}, "is for --llm alone; leave it out")
+    _refuse_others({"text": text, "layers": layers, "layer_weights": layer_weights}, "is for --llm alone; leave it out")
     if data is None:
         raise UserError("probe: expected --data CAPTIONS.json, or --llm FOLDER; see --help")
     settings = ProbeSettings.of(
@@ -85,9 +85,10 @@ def probe(
 
 
 def _refuse_others(options: Mapping[str, object], reason: str) -> None:
-    """Refuses options that would not be heeded."""
-    if given := [name for name, value in options.items() if value is not None]:
-        raise UserError(f"{', '.join(given)}: {reason}")
+    """Refuses options that would not be heeded: those that are not as the command has them by itself."""
+    default = inspect.signature(probe).parameters
+    if given := [name for name, value in options.items() if value != default[name].default]:
+        raise UserError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: {reason}")
 
 
 def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:

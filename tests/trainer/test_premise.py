@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from sea_pipeline.errors import UserError
 from tests.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
@@ -265,10 +266,21 @@ def test_the_command(kind: str, deep: Path, tmp_path: Path, monkeypatch: pytest.
     assert told["vocabulary"] < VOCABULARY
 
 
+def test_an_llm_without_a_list_of_layers_is_refused(tmp_path: Path) -> None:
+    tiny_tokenizer(tmp_path)
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"expected an LLM with a list of decoder layers named `layers`; GPT2Model has"):
+        probe_llm(LlmProbeSettings.of(llm=str(tmp_path)))
+
+
 def test_what_the_user_can_mend(deep: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Hi.")
     with pytest.raises(UserError, match=r"--text .*: expected 16 tokens or more; found"):
+        probe_llm(LlmProbeSettings.of(llm=str(deep), text=text))
+    text.write_text("")
+    with pytest.raises(UserError, match=r"--text .*: expected 16 tokens or more; found 0; give a longer text"):
         probe_llm(LlmProbeSettings.of(llm=str(deep), text=text))
     text.write_bytes(b"caf\xe9 " * 20)
     with pytest.raises(UserError, match=r"--text .*: expected UTF-8; byte 3"):
@@ -316,6 +328,8 @@ def test_the_command_prints_a_table_a_verdict_and_json(
     [
         ([], "probe: expected --data CAPTIONS.json, or --llm FOLDER; see --help"),
         (["--llm", "x", "--data", "y.json"], "--data: leave it out with --llm, which reads text"),
+        (["--llm", "x", "--top-n", "3", "--seed", "1"], "--top-n, --seed: leave it out with --llm"),
+        (["--data", "y.json", "--layer-weights", "dec"], "--layer-weights: is for --llm alone; leave it out"),
         (["--data", "y.json", "--text", "z"], "--text: is for --llm alone; leave it out"),
         (["--llm", "no where"], "no where: no such folder; expected `packaged`, a model folder, or a name on"),
         (["--llm", "x", "--layers", "0"], "--layers: input should be greater than or equal to 1, found 0"),
