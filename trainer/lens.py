@@ -38,7 +38,7 @@ class Lens:
     """The maps of layers 1 to k."""
 
     maps: tuple[Affine, ...]
-    _moved: dict[tuple[int, torch.device, torch.dtype], Affine] = field(default_factory=dict)
+    _moved: dict[tuple[int, torch.device, torch.dtype], Affine] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, number: int, states: torch.Tensor) -> torch.Tensor:
         """Maps states of the layer `number`, from 0, (T, d), in their dtype; autocast does not reach it."""
