@@ -237,7 +237,8 @@ def verdict(near: Nearness, compared: Control, vocabulary: int, lens: LensKind =
 
 
 def _figures(near: Nearness, vocabulary: int) -> str:
-    return f"cosine {near.cosine:+.2f}, the nearest for {near.own:.0%}, median rank {near.rank:,.0f} of {vocabulary:,}"
+    cosine = round(near.cosine, 2) + 0.0  # no minus before a zero
+    return f"cosine {cosine:+.2f}, the nearest for {near.own:.0%}, median rank {near.rank:,.0f} of {vocabulary:,}"
 
 
 def _read(path: Path) -> Nearness | None:
