@@ -1,6 +1,8 @@
 """What a terminal shows of probing."""
 
+from collections.abc import Mapping
 from itertools import islice
+from typing import Any
 
 from rich.table import Table
 
@@ -30,6 +32,33 @@ def probe_tables(findings: Findings) -> None:
     for spec, sign in findings.verdicts().items():
         verdict = f"sign {_mark(sign)} is better" if sign else "no sign wins: the intervals meet"
         console.output.print(f"{spec}: {verdict}")
+
+
+def llm_tables(found: Mapping[str, Any]) -> None:
+    """What an LLM's layers, and V^, make of text, and what it says of BASIC: the object of `--json`."""
+    console.print_table(
+        {
+            "LLM": f"{found['llm']}, {found['vocabulary']:,} tokens in its vocabulary",
+            "text": f"{found['text']}, {found['tokens']:,} tokens of it",
+            "V^": f"of layers 1 to {found['k']}, weights {found['layer_weights']}",
+        }
+    )
+    table = console.plain_table(title="\nhow near the states of text are to their tokens' own embeddings, by cosine")
+    for heading in ("layer", "own token nearest", "cosine", "median rank", "L_das of words", "of random vectors"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for layer in found["layers"]:
+        table.add_row(str(layer["layer"]), *_near(layer))
+    for kind, refined in found["refined"].items():
+        name = "V^" if kind == "none" else f"V^, lens {kind}" + ("" if kind == "ridge" else " (control)")
+        das = refined["das"]
+        table.add_row(name, *_near(refined), f"{das['words']:.2f}", f"{das['random']:.2f}", style="bold")
+    console.output.print(table)
+    for sentence in found["verdicts"]:
+        console.output.print(f"\n{sentence}")
+
+
+def _near(found: Mapping[str, Any]) -> tuple[str, ...]:
+    return f"{found['own']:.1%}", f"{round(found['cosine'], 3) + 0.0:+.3f}", f"{found['rank']:,.0f}"
 
 
 def _figures(findings: Findings) -> Table:

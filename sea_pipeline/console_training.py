@@ -58,6 +58,7 @@ def told() -> "Told":
 
     return Told(
         say=console.say,
+        warn=console.warning,
         progress=console.progress,
         data=_data_table,
         trainable=_trainable_table,

@@ -52,6 +52,9 @@ TRAINER_FLOORS = [
         "sharding",
         "log",
         "recipe",
+        "lens",
+        "plain_text",
+        "remembered",
         "recipe_names",
         "tap",
         "weights",
@@ -62,14 +65,14 @@ TRAINER_FLOORS = [
     {"towers", "chat_template", "encode", "words", "sea", "supervision", "config_check"}
     | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
     | {"aspect_ratio", "bad_rows", "row_cache"},
-    {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume"}
+    {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume", "reader"}
     | {"sentence_piece", "pretrained", "lmms_eval"},
-    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "piece_model", "kept"},
-    {"parts", "data", "harness"},
+    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "piece_model", "kept", "text_lens"},
+    {"parts", "data", "harness", "premise"},
     {"controls"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens", "answers"},
     {"load", "layers", "replace"},
-    {"run_rows", "questions"},
+    {"run_rows", "questions", "llm_probe"},
     {"sources", "evaluation_figures", "save", "model_card", "export_files"},
     {"build", "teach"},
     {"run_fields"},

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sea_pipeline.progress import ProgressBar
+from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.store import LabelStore
 from sea_pipeline.teacher import TargetStore
 from trainer.arguments import training_arguments
@@ -17,13 +17,16 @@ from trainer.borders import border
 from trainer.data import Labels, TrainingData
 from trainer.evaluate import Evaluator
 from trainer.features import tower_features
-from trainer.load import ModelFolder, load_model, sea_term
+from trainer.lens import Lens
+from trainer.load import ModelFolder, load_model, reader_of, sea_term
 from trainer.loop import AlignTrainer, learning_rate
 from trainer.model import AlignedLlava, part
+from trainer.premise import Premise, premise
 from trainer.recipe import Recipe
 from trainer.run_rows import Conversations
 from trainer.sources import labels_for
-from trainer.supervision import Supervision
+from trainer.supervision import Supervision, layers_of
+from trainer.text_lens import text_lenses
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]
         assert store is not None
         model.sea_term = sea_term(folder, store.words, sea)
     if basic := [name for name in recipe.loss.terms() if name != "sea"]:
-        model.basic_term = basic_term(model, folder, recipe, basic)
+        model.model.language_model.to(args.device)  # the trainer moves all of the model, but later
+        model.basic_term = basic_term(model, folder, recipe, basic, lens_of(model, folder, recipe, progress))
     balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
     data = _data(inputs, labels if sea.weight else None)
     if recipe.data.keep_features:
-        model.model.vision_tower.to(args.device)  # the trainer moves all of the model, but later
+        model.model.vision_tower.to(args.device)
         images = len(inputs.conversations.image_ids) * (1 + recipe.labels.crops)
         with progress("features", images, 0) as advance:
             data.kept = tower_features(model, data, advance)
@@ -65,8 +69,24 @@ def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]
         return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
 
 
-def basic_term(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: Sequence[str]) -> BasicTerm:
+def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, progress: ProgressBar = no_bar) -> Lens | None:
+    """The lens that the recipe asks for, fitted on the model's LLM as it is before the run, or kept since then."""
+    basic = recipe.loss.basic
+    layers = layers_of(basic, len(model.model.language_model.layers)) if basic.lens != "none" else 0
+    return text_lenses(reader_of(model, folder), [basic.lens], layers, progress).get(basic.lens) if layers else None
+
+
+def basic_term(
+    model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: Sequence[str], lens: Lens | None = None
+) -> BasicTerm:
     """BASIC's terms of a model, with supervision by its own LLM unless the recipe names a teacher.
+
+    Args:
+        model: with the LLM's layers, unless there is a teacher.
+        folder: the model's.
+        recipe: of the run.
+        terms: which of "das" and "sds".
+        lens: see `lens_of`.
 
     Raises:
         UserError: the LLM is of a family whose attention cannot be looked at.
@@ -76,12 +96,20 @@ def basic_term(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: 
     return BasicTerm(
         terms,
         folder.vocabulary,
-        supervision=Supervision(model.model.language_model, basic) if recipe.teacher is None else None,
+        supervision=Supervision(model.model.language_model, basic, lens) if recipe.teacher is None else None,
         equal=basic.degree == "equal",
         prompt_only=basic.text == "prompt",
         temperature=recipe.loss.sds.temperature,
         matmul_dtype=torch.bfloat16 if half else None,
     )
+
+
+def premise_of(model: AlignedLlava, inputs: Inputs) -> Premise | None:
+    """What BASIC's premise is worth on the model's LLM; None if no term is made of its layers."""
+    term, basic = model.basic_term, inputs.recipe.loss.basic
+    if term is None or term.supervision is None:
+        return None
+    return premise(reader_of(model, inputs.folder), basic, term.supervision.lens, str(inputs.folder.path))
 
 
 def _data(inputs: Inputs, labels: Labels | None) -> TrainingData:

@@ -18,6 +18,7 @@ from trainer.init import ALIGNMENT
 from trainer.lora import add_adapters
 from trainer.model import AlignedLlava, part
 from trainer.parts import quiet
+from trainer.reader import Reader
 from trainer.recipe import AspectRatio, LearningRates, Recipe, Sea
 from trainer.sea import SeaTerm
 from trainer.towers import tower_grid
@@ -137,6 +138,12 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
     freeze(model, trains, linear_projector=folder.linear_projector, adapted=recipe.lora is not None)
     _set_precision(model, frozen)
     return model
+
+
+def reader_of(model: AlignedLlava, folder: ModelFolder) -> Reader:
+    """The model's LLM, to read plain text."""
+    llm = model.model.language_model
+    return Reader(llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
 
 
 def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:

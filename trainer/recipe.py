@@ -147,6 +147,10 @@ class Basic(Strict):
     longer, and one or two dimensions of them hold most of that length."""
     outliers: Annotated[int, Field(ge=0)] = 0
     """So many dimensions of the supervision, those of the largest mean square in a batch, are set to 0."""
+    lens: Literal["none", "ridge", "centred", "shuffled"] = "none"
+    """Ours, not the paper's. `ridge`: each layer's visual tokens go through a linear map to the LLM's embeddings before
+    the sum, ridge regression from the states of plain text to its tokens' own embeddings, fitted once on the LLM as it
+    is before the run. Controls: `centred` moves the mean alone, `shuffled` is fitted with the tokens shuffled."""
 
 
 class Loss(Strict):
@@ -240,6 +244,11 @@ class Recipe(Strict):
             problems.append(f"loss.{basic[0]}: without L_lm the LLM's layers do not run; set teacher to cached targets")
         if basic and self.teacher is not None and (self.labels.crops or self.data.random_crop):
             problems.append("teacher: its targets are of whole images; set labels.crops: 0 and no data.random_crop")
+        if basic and self.teacher is not None and self.loss.basic.lens != "none":
+            problems.append(
+                "loss.basic.lens: is for supervision that the run computes, and a teacher's targets have none; set it "
+                "to none, or teacher to null"
+            )
         if not self.loss.lm and (self.learning_rates.llm or self.learning_rates.vision):
             problems.append("learning_rates: with loss.lm = 0 only the projector trains; set llm and vision to null")
         if self.lora is not None and not (self.learning_rates.llm and self.loss.lm):

@@ -10,6 +10,7 @@ from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.teacher import CODEC
 from trainer.build import Inputs
 from trainer.recipe import Parts, Recipe
+from trainer.text_lens import lens_fields
 from trainer.weights import PROJECTOR, tensors_of
 
 ACCUMULATION = "gradient_accumulation_steps"
@@ -37,6 +38,9 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
     settings = recipe.model_dump(mode="json", exclude=aside)
     if recipe.loss.sds.temperature == 1:
         del settings["loss"]["sds"]["temperature"]
+    lens = settings["loss"]["basic"].pop("lens")
+    if lens != "none" and {"das", "sds"} & recipe.loss.terms().keys():
+        settings["loss"]["basic"]["lens"] = {"kind": lens, **lens_fields()}
     elsewhere = ("train", "image_root", "evaluate", "bad_rows")
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
     if recipe.data.image_aspect_ratio is None:  # as before there was such a key

@@ -141,7 +141,7 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
             f"found {seen}; run sea-pipeline teacher with --image-aspect-ratio {shown}, or set the key to {seen}"
         )
     asked, made = recipe.loss.basic, store.manifest["fields"]["basic"]
-    for name in sorted(asked.model_fields_set):
+    for name in sorted(asked.model_fields_set - {"lens"}):  # which a recipe with a teacher has none of
         value = getattr(asked, name)
         if value not in (None, made[name]) and (name, value) != ("degree", "equal"):  # that is as easily done later
             raise UserError(

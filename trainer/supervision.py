@@ -14,11 +14,24 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sea_pipeline.errors import UserError
+from trainer.lens import Lens
 from trainer.recipe import Basic
 from trainer.tap import AttentionTap, Tapped
 
 EPS = 1e-12
 """An image with no more attention than this has equal patches."""
+
+
+def layers_of(basic: Basic, layers: int) -> int:
+    """Gives k of Eq. 4 and 5: what is asked for, or half of the LLM's layers, rounded down, at least 1.
+
+    Raises:
+        UserError: the LLM has fewer.
+    """
+    k = basic.layers or max(layers // 2, 1)
+    if k > layers:
+        raise UserError(f"loss.basic.layers: {k}, but the LLM has {layers} layers; set it to {layers} or less")
+    return k
 
 
 def layer_weights(kind: Literal["inc", "const", "dec"], k: int) -> list[float]:
@@ -58,11 +71,16 @@ class Seen:
     """What one run of the LLM shows; to be read when it has run. Nothing here has a graph."""
 
     def __init__(
-        self, columns: torch.Tensor, weights: list[float], basic: Basic, length: float | torch.Tensor | None
+        self,
+        columns: torch.Tensor,
+        weights: list[float],
+        basic: Basic,
+        length: float | torch.Tensor | None,
+        lens: Lens | None = None,
     ) -> None:
         self._at = columns.flatten().nonzero().squeeze(1)
         self._waiting = dict(enumerate(weights))
-        self._basic, self._length = basic, length
+        self._basic, self._length, self._lens = basic, length, lens
         self._sum: torch.Tensor | None = None
         self.tapped: Tapped | None = None
 
@@ -75,6 +93,8 @@ class Seen:
         with torch.no_grad():
             visual = hidden.flatten(0, 1)[self._at]
             visual = visual.to(torch.promote_types(visual.dtype, torch.float32))
+            if self._lens is not None:
+                visual = self._lens(number, visual)
             if self._basic.normalise == "unit":
                 visual = F.normalize(visual, dim=-1)
             self._sum = weight * visual if self._sum is None else self._sum.add_(visual, alpha=weight)
@@ -105,9 +125,11 @@ class Supervision:
         llm: a base decoder such as `LlamaModel`, the `language_model` of a LLaVA. With `degree: auto` its attention
             implementation is switched; see `AttentionTap`.
         basic: k, the weights, and what is done to V^.
+        lens: what each layer's visual tokens go through before the sum; there if `basic.lens` is not "none".
 
     Attributes:
-        k: the number of layers watched: `basic.layers`, or half of the LLM's, rounded down, at least 1.
+        k: the number of layers watched, see `layers_of`.
+        lens: as it is given.
         needs_length: whether `watching` must be given a length.
 
     Raises:
@@ -115,12 +137,12 @@ class Supervision:
             be read.
     """
 
-    def __init__(self, llm: PreTrainedModel, basic: Basic) -> None:
+    def __init__(self, llm: PreTrainedModel, basic: Basic, lens: Lens | None = None) -> None:
+        assert (lens is None) == (basic.lens == "none"), basic.lens
         self._llm, self._basic = cast("Any", llm), basic
+        self.lens = lens
         layers, width = len(self._llm.layers), self._llm.config.hidden_size
-        self.k = basic.layers or max(layers // 2, 1)
-        if self.k > layers:
-            raise UserError(f"loss.basic.layers: {self.k}, but the LLM has {layers} layers; set it to {layers} or less")
+        self.k = layers_of(basic, layers)
         if basic.outliers >= width:
             raise UserError(f"loss.basic.outliers: {basic.outliers}, but the LLM has only {width} dimensions; set less")
         self.needs_length = basic.normalise == "unit"
@@ -145,7 +167,7 @@ class Supervision:
             length: by which V^ is multiplied with `normalise: unit`: the mean length of the LLM's embeddings.
         """
         assert length is not None or not self.needs_length, "normalise: unit needs a length"
-        seen = Seen(columns, self._weights, self._basic, length if self.needs_length else None)
+        seen = Seen(columns, self._weights, self._basic, length if self.needs_length else None, self.lens)
         with ExitStack() as stack:
             if self._tap is not None:
                 seen.tapped = stack.enter_context(self._tap.open(columns, rows, valid))

@@ -154,6 +154,10 @@ def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
             f"--degree auto: the attention of an LLM of the model type {llm.model_type!r} cannot be read; expected one "
             f"of {', '.join(FAMILIES)}; give --degree equal"
         )
+    if settings.basic.lens != "none":
+        raise UserError(
+            "basic.lens: is for supervision that is computed in training; expected none for a teacher's targets"
+        )
     if settings.basic.outliers:
         raise UserError("basic.outliers: depends on the batch that an image is in; expected 0 for a teacher's targets")
     return Recipe(
@@ -185,7 +189,7 @@ def _fields(
             "codec": settings.codec,
             "grid": list(folder.grid),
             "width": int(folder.config.text_config.hidden_size),
-            "basic": recipe.loss.basic.model_dump(mode="json"),
+            "basic": recipe.loss.basic.model_dump(mode="json", exclude={"lens"}),
             "template": settings.template,
             "max_length": settings.max_length,
             "dtype": settings.dtype,

@@ -27,7 +27,7 @@ from sea_pipeline.storage import alone, claimed, make_folder, publish_bytes
 from trainer import checkpoints
 from trainer.arguments import training_arguments
 from trainer.borders import border, has_lost_others, lacks_memory
-from trainer.build import Inputs, build, trainable
+from trainer.build import Inputs, build, premise_of, trainable
 from trainer.conversations import summary
 from trainer.geometry import pads
 from trainer.init import init_model
@@ -53,6 +53,8 @@ class Told:
     progress: ProgressBar = no_bar
     data: Callable[[dict[str, int]], None] = lambda _: None
     """A table of the data: rows by what they are, and those left out by kind."""
+    warn: Callable[[str], None] = lambda _: None
+    """One line, of something that goes on all the same."""
     trainable: Callable[[dict[str, tuple[int, int, float | None]]], None] = lambda _: None
     """A table by part: parameters, those that train, learning rate."""
     metrics: Callable[[str, dict[str, float]], None] = lambda title, values: None
@@ -189,7 +191,10 @@ class _Run:
     def finish(self) -> TrainRun:
         """Trains from the newest checkpoint or from the start, evaluates, saves."""
         self.told.data(self._rows())
-        self.told.trainable(trainable(cast("AlignedLlava", self.trainer.model), self.inputs.recipe))
+        model = cast("AlignedLlava", self.trainer.model)
+        self.told.trainable(trainable(model, self.inputs.recipe))
+        if self.trainer.is_world_process_zero() and (found := premise_of(model, self.inputs)):
+            (self.told.say if found.near else self.told.warn)(found.text)
         checkpoint = self._checkpoint()
         if self.trainer.is_world_process_zero():
             self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)

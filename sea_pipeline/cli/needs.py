@@ -48,7 +48,7 @@ def refuse_lacking(command: str, asked: Asked) -> None:
     Raises:
         UserError: one line with the modules that are missing and what installs them; or another `trainer` hides ours.
     """
-    if command not in _WITHOUT_TRAINER:
+    if command not in _WITHOUT_TRAINER or asked.get("llm") is not None:
         take_own_trainer()
     refuse_missing(f"sea-pipeline {command}", [*_COMMANDS.get(command, _nothing)(asked), *_stores(asked)])
 
@@ -93,6 +93,10 @@ def _plan(asked: Asked) -> Iterator[Need]:
 
 
 def _probe(asked: Asked) -> Iterator[Need]:
+    if asked["llm"] is not None:
+        yield TRAINING
+        yield from (LLM,) if asked["llm"] == "packaged" else ()
+        return
     for encoder in asked["encoder"] or ("packaged",):
         yield from _encoder(encoder)
 

@@ -1,17 +1,20 @@
-"""The command that says which encoder, path and sign to label with."""
+"""The command that says which encoder, path and sign to label with, and whether BASIC can work on an LLM."""
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sea_pipeline.cli import Device, Precision, Template, TopN, WordListName, completion, print_json
 from sea_pipeline.cli.command import command
+from sea_pipeline.errors import UserError
 
 
 @command
 def probe(
-    data: Annotated[Path, typer.Option(help="A LLaVA .json or .jsonl file with captions.")],
+    data: Annotated[Path | None, typer.Option(help="A LLaVA .json or .jsonl file with captions.")] = None,
     image_root: Annotated[
         str | None, typer.Option(help="Folder or URL that the paths in the data start at. Default: the data's own.")
     ] = None,
@@ -28,13 +31,30 @@ def probe(
     seed: Annotated[int, typer.Option(help="Of the choice of images and of the intervals.")] = 0,
     precision: Precision = "float32",
     template: Template = "bare",
+    llm: Annotated[
+        str | None,
+        typer.Option(
+            help="Probe an LLM instead: a LLaVA folder, or an LLM as init takes it, such as packaged.",
+            autocompletion=completion.models,
+        ),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="With --llm: a text file. Default: plain English of ours.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="With --llm: k of BASIC's Eq. 4. Default: half of the LLM's layers.")
+    ] = None,
+    layer_weights: Annotated[
+        Literal["inc", "const", "dec"], typer.Option(help="With --llm: w_i of Eq. 4, as for teacher.")
+    ] = "inc",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure on captioned images which encoder, path and sign gives labels that hold the captions' words.
+    """Measure on captioned images which encoder, path and sign gives labels that hold the captions' words; or an LLM.
 
     hit: the share of a caption's words that are a label of some patch of its image. chance: of images whose captions
     lack the word. lift: their difference, with its 95 % interval over images.
+
+    With --llm FOLDER: whether BASIC can lead to words on that LLM. Text goes through its layers, and what they make of
+    each token is compared with the token's own embedding: BASIC takes for granted that they are near.
 
     Example: sea-pipeline probe --data photos.json --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """
@@ -42,6 +62,17 @@ def probe(
     from sea_pipeline.console_probe import probe_tables
     from sea_pipeline.probe_run import ProbeSettings, probe_encoders
 
+    if llm is not None:
+        of_images = {"data": data, "image_root": image_root, "encoder": encoder, "wordlist": wordlist, "top_n": top_n}
+        of_images |= {"limit": limit, "seed": seed, "precision": precision, "template": template}
+        _refuse_others(of_images, "leave it out with --llm, which reads text")
+        _probe_llm(
+            {"llm": llm, "text": text, "layers": layers, "layer_weights": layer_weights, "device": device}, as_json
+        )
+        return
+    _refuse_others({"text": text, "layers": layers, "layer_weights": layer_weights}, "is for --llm alone; leave it out")
+    if data is None:
+        raise UserError("probe: expected --data CAPTIONS.json, or --llm FOLDER; see --help")
     settings = ProbeSettings.of(
         data=data, image_root=image_root, encoder=tuple(encoder or ("packaged",)), wordlist=wordlist, top_n=top_n,
         limit=limit, seed=seed, precision=precision, template=template, device=device,
@@ -51,3 +82,22 @@ def probe(
         print_json(findings.to_json())
     else:
         probe_tables(findings)
+
+
+def _refuse_others(options: Mapping[str, object], reason: str) -> None:
+    """Refuses options that would not be heeded: those that are not as the command has them by itself."""
+    default = inspect.signature(probe).parameters
+    if given := [name for name, value in options.items() if value != default[name].default]:
+        raise UserError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: {reason}")
+
+
+def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:
+    from sea_pipeline import console
+    from sea_pipeline.console_probe import llm_tables
+    from trainer.llm_probe import LlmProbeSettings, probe_llm
+
+    found = probe_llm(LlmProbeSettings.of(**asked), console.progress).to_json()
+    if as_json:
+        print_json(found)
+    else:
+        llm_tables(found)

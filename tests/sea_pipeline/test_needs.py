@@ -32,6 +32,8 @@ ASKED = [
     ("inspect s3://bucket/labels", "s3", ""),
     ("probe --data x.json", "demo", ""),
     ("probe --data x.json --encoder open_clip:a/b --encoder packaged", "clip,demo", ""),
+    ("probe --llm packaged", "train", LLM),
+    ("probe --llm vicuna", "train", ""),
     ("plan --images 10 --sample photos", "demo", ""),
     ("init --vision packaged --llm packaged --out m", "demo,train", LLM),
     ("init --vision clip --llm vicuna --out m", "train", ""),

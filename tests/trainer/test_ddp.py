@@ -32,7 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "training_arguments": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     },
     "lora": {
-        "loss": ALL,
+        "loss": ALL | {"basic": {"lens": "ridge"}},
         "lora": {"rank": 4, "alpha": 8, "dropout": 0},
         "learning_rates": {"llm": 3e-3},
         "training_arguments": {"per_device_train_batch_size": 2},
