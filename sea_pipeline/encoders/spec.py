@@ -73,7 +73,7 @@ class EncoderSpec:
             model, path, sign = found[1], found[2], {"+": 1, "-": -1}.get(found[3])
         if not rest.startswith(_OPEN_CLIP) or not model:
             raise UserError(
-                f"--encoder {text}: expected packaged, open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
+                f"--encoder {text}: expected packaged, packaged@SIDE, open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
                 "open_clip:hf-hub:ORG/NAME, each with or without s2: before it"
             )
         return cls(model, path, sign, scales)

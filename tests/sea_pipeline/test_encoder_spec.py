@@ -32,12 +32,12 @@ def test_the_default_scales_have_one_spelling() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("clip", "expected packaged, open_clip:ARCH/PRETRAINED"),
-        ("packaged#final", "expected packaged, open_clip:"),
-        ("open_clip:", "expected packaged, open_clip:"),
-        ("open_clip:#vv", "expected packaged, open_clip:"),
-        ("s2:s2:packaged", "expected packaged, open_clip:"),
-        ("s2@:packaged", "expected packaged, open_clip:"),
+        ("clip", "expected packaged, packaged@SIDE, open_clip:ARCH/PRETRAINED"),
+        ("packaged#final", "expected packaged, packaged@SIDE, open_clip:"),
+        ("open_clip:", "expected packaged, packaged@SIDE, open_clip:"),
+        ("open_clip:#vv", "expected packaged, packaged@SIDE, open_clip:"),
+        ("s2:s2:packaged", "expected packaged, packaged@SIDE, open_clip:"),
+        ("s2@:packaged", "expected packaged, packaged@SIDE, open_clip:"),
         ("s2@2,1:packaged", "ascending scales from 1; found 2,1"),
         ("s2@1,1:packaged", "ascending scales from 1; found 1,1"),
         ("s2@0,1:packaged", "ascending scales from 1; found 0,1"),
