@@ -87,15 +87,7 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     Raises:
         UserError: an input does not fit, or `out` cannot be written.
     """
-    if settings.out is not None:
-        if not (settings.layers or settings.replace):
-            raise UserError(
-                f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
-            )
-        check_result(settings.out)
-    captions = _captions(settings)
-    if settings.save_figures is not None:
-        check_figures(labelled=settings.labels is not None, layers=settings.layers)
+    captions = _checked(settings)
     device = resolve_device(settings.device)
     data = Data(
         train=settings.data, image_root=settings.image_root, template=settings.template, bad_rows=settings.bad_rows
@@ -121,6 +113,19 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     return found
 
 
+def _checked(settings: EvaluateSettings) -> Data | None:
+    """Looks at what can be wrong before any work is done; gives `_captions`."""
+    if settings.out is not None:
+        if not (settings.layers or settings.replace):
+            raise UserError(
+                f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
+            )
+        check_result(settings.out)
+    if settings.save_figures is not None:
+        check_figures(labelled=settings.labels is not None, layers=settings.layers)
+    return _captions(settings)
+
+
 def _captions(settings: EvaluateSettings) -> Data | None:
     """The conversations whose answers the lens is made of; None without one."""
     if settings.lens is None:
@@ -128,6 +133,10 @@ def _captions(settings: EvaluateSettings) -> Data | None:
             raise UserError(f"--lens-data {settings.lens_data}: is for --lens contextual; give that, or leave it out")
         return None
     if settings.lens_data is not None:
+        if not place_of(settings.lens_data, None)[0].is_file():
+            raise UserError(
+                f"--lens-data {settings.lens_data}: expected a LLaVA .json or .jsonl file; found none there"
+            )
         return Data(train=settings.lens_data, template=settings.template)
     run = settings.model.resolve().parent
     if not (run / "run.json").is_file():

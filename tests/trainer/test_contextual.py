@@ -172,8 +172,10 @@ def test_shares_are_those_of_a_slow_twin(ready: Make, mixed: Path) -> None:
 
 def test_a_plural_is_its_singular(made: Ready) -> None:
     index = build_index(made.model, made.evaluator.data.processor.tokenizer, ["so the squares and a patch"])
-    own = look_through(made.evaluator, made.model, index, dict.fromkeys(captioned_photos(made.evaluator), {"square"}))
-    assert own.own.all(0).tolist() == [word == "squares" for word in index.words]
+    photos = {shown: {"square"} for shown in captioned_photos(made.evaluator)}
+    assert look_through(made.evaluator, made.model, index, photos).own.all(0).tolist() == [
+        word == "squares" for word in index.words
+    ]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
