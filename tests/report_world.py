@@ -60,8 +60,11 @@ def planted_views(folder: Path, word: str = "cat", name: str = "one.png") -> dic
         "generated": {"visual": "A cat on a mat.", "replaced": "cat cat", "control": "dog", "control_of": "two.png"},
     }
     summary = [{"layer": layer, "special": 0.0, "distinct_tokens": 6} for layer in range(LAYERS + 1)]
+    shares = {"word_share": 0.1, "word_gain": 0.0, "contextual_share": 0.5, "contextual_gain": 0.4}
+    lens = [{"layer": layer, "matched_layer": 1.0, **shares} for layer in range(LAYERS + 1)]
     return {
         "key": "k", "held_out": True, "grid": [ROWS, COLUMNS], "labelled": True, "texts": texts, "summary": summary,
+        "lens": lens,
         "replace": {"prompt": "Describe.", "images": 1, "scored": 1, "visual": 1.0, "replaced": 1.0},
         "notes": {}, "images": [image],
     }  # fmt: skip

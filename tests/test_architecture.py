@@ -36,7 +36,7 @@ FLOORS = [
     {"analysis", "label", "label_cache", "probe", "driver"},
     {"stage_run"},
     {"figures", "console", "label_run"},
-    {"console_training", "console_probe", "probe_run", "report", "forecast", "console_forecast"},
+    {"console_training", "console_contextual", "console_probe", "probe_run", "report", "forecast", "console_forecast"},
     {"cli"},
 ]
 """Top-level modules of sea_pipeline from the ground up; a module imports only from floors below its own."""
@@ -72,8 +72,8 @@ TRAINER_FLOORS = [
     {"controls"},
     {"init", "features", "norm", "evaluate", "loop", "row_tokens", "answers"},
     {"load", "layers", "replace"},
-    {"run_rows", "questions", "llm_probe"},
-    {"sources", "evaluation_figures", "save", "model_card", "export_files"},
+    {"run_rows", "questions", "llm_probe", "contextual"},
+    {"sources", "contextual_shares", "evaluation_figures", "save", "model_card", "export_files"},
     {"build", "teach"},
     {"run_fields"},
     {"run_begin"},

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
+from sea_pipeline.captions import content_words
 from sea_pipeline.devices import resolve_device
 from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.pixels import BadImageError, read_image
@@ -15,6 +16,9 @@ from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.settings import Settings
 from sea_pipeline.storage.results import check_result, publish_result
 from sea_pipeline.store import open_labels
+from trainer.contextual import TOKENS, build_index, size_of
+from trainer.contextual_shares import captioned_photos, look_through
+from trainer.conversations import read_conversations, split_rows
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator, evaluating
 from trainer.evaluation_figures import check_figures, save_figures
@@ -23,8 +27,9 @@ from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
 from trainer.questions import Asker, read_questions
 from trainer.recipe import Data, LabelSource, Recipe
-from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe
-from trainer.run_rows import below, open_conversations, without_unreadable
+from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
+from trainer.run_record import read_run
+from trainer.run_rows import below, open_conversations, place_of, without_unreadable
 from trainer.sources import labels_for
 
 
@@ -47,9 +52,13 @@ class EvaluateSettings(Settings):
     """Look at the nearest tokens of visual tokens at every layer, see `look_at_layers`."""
     replace: bool = False
     """Generate from visual tokens that are replaced by their nearest tokens, see `replace_and_describe`."""
+    lens: Literal["contextual"] | None = None
+    """Look at visual tokens through the states of words in sentences, see `contextual_shares.look_through`."""
+    lens_data: str | None = None
+    """A LLaVA file, or `samples`, whose answers these sentences are; None: what the run of the model was trained on."""
     limit_images: Annotated[int, Field(ge=1)] | None = None
-    """How many images both look at, from the first; None: all for `layers`, `replace.IMAGES` for `replace`. The metrics
-    are of all samples in any case."""
+    """How many images these look at, from the first; None: all, but `replace.IMAGES` for `replace`. The metrics are of
+    all samples in any case."""
     new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
     """Of a generated text, at most."""
     out: Path | None = None
@@ -66,23 +75,19 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     """The metrics of `Evaluator`, of every sample of the data, and of `questions.Asker` where there are questions.
 
     With `layers` a list of `layers.Layer` by that name comes on top, with `replace` the numbers of `replace.Replace`
-    and under `texts` what was generated, a list of `replace.Described`, each with its `image` and `sample`.
+    and under `texts` what was generated, a list of `replace.Described`, each with its `image` and `sample`. With `lens`
+    there is `lens`: `data`, its file; `index`, a `contextual.Size`; `photos`, how many; `layers`, a list of
+    `contextual_shares.LensLayer`.
 
-    The file `out` holds `model`, `data`, `layers` and `replace` without the texts, and `images`: objects with `image`,
-    `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the projector's) and
-    `generated` (a `Described`), the last two where they were asked for and the image was among the first ones.
+    The file `out` holds `model`, `data`, `layers`, `lens` and `replace` without the texts, and `images`: objects with
+    `image`, `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the
+    projector's) and `generated` (a `Described`), the last two where they were asked for and the image was among the
+    first ones.
 
     Raises:
         UserError: an input does not fit, or `out` cannot be written.
     """
-    if settings.out is not None:
-        if not (settings.layers or settings.replace):
-            raise UserError(
-                f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
-            )
-        check_result(settings.out)
-    if settings.save_figures is not None:
-        check_figures(labelled=settings.labels is not None, layers=settings.layers)
+    captions = _checked(settings)
     device = resolve_device(settings.device)
     data = Data(
         train=settings.data, image_root=settings.image_root, template=settings.template, bad_rows=settings.bad_rows
@@ -104,8 +109,77 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     with progress("evaluating", len(conversations.train), 0) as advance:
         found: dict[str, Any] = dict(evaluator(model, advance))
     found |= _answers(settings, folder, model, progress)
-    found |= _analyses(settings, evaluator, model, progress)
+    found |= _analyses(settings, evaluator, model, captions, progress)
     return found
+
+
+def _checked(settings: EvaluateSettings) -> Data | None:
+    """Looks at what can be wrong before any work is done; gives `_captions`."""
+    if settings.out is not None:
+        if not (settings.layers or settings.replace):
+            raise UserError(
+                f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
+            )
+        check_result(settings.out)
+    if settings.save_figures is not None:
+        check_figures(labelled=settings.labels is not None, layers=settings.layers)
+    return _captions(settings)
+
+
+def _captions(settings: EvaluateSettings) -> Data | None:
+    """The conversations whose answers the lens is made of; None without one."""
+    if settings.lens is None:
+        if settings.lens_data is not None:
+            raise UserError(f"--lens-data {settings.lens_data}: is for --lens contextual; give that, or leave it out")
+        return None
+    if settings.lens_data is not None:
+        if not place_of(settings.lens_data, None)[0].is_file():
+            raise UserError(
+                f"--lens-data {settings.lens_data}: expected a LLaVA .json or .jsonl file; found none there"
+            )
+        return Data(train=settings.lens_data, template=settings.template)
+    run = settings.model.resolve().parent
+    if not (run / "run.json").is_file():
+        raise UserError(
+            f"--lens {settings.lens}: expected captions to read words in; {settings.model} is no run's model, whose "
+            "training data would be taken; name a LLaVA file with --lens-data"
+        )
+    data = read_run(run).recipe.data
+    if not place_of(data.train, None)[0].is_file():
+        raise UserError(
+            f"--lens {settings.lens}: expected the run's training data, {data.train}, which is not there; name a LLaVA "
+            "file with --lens-data"
+        )
+    return data
+
+
+def _through_lens(
+    settings: EvaluateSettings,
+    captions: Data,
+    evaluator: Evaluator,
+    model: AlignedLlava,
+    progress: ProgressBar,
+) -> dict[str, Any]:
+    """What the lens shows; its captions need no photos."""
+    file, *_ = place_of(captions.train, None)
+    processor = evaluator.data.processor
+    rows, columns = evaluator.data.grid
+    read = read_conversations(
+        file,
+        processor.tokenizer,
+        template=captions.template,
+        image_tokens=rows * columns,
+        max_length=captions.max_length,
+    ).rows
+    if captions.held_out:
+        read, _ = split_rows(read, captions.held_out if captions.held_out < 1 else int(captions.held_out), seed=0)
+    texts = [trained_text(processor, row) for row in read]
+    with progress("reading captions", min(TOKENS, sum(len(content_words(text)) for text in texts)), 0) as advance:
+        index = build_index(model, processor.tokenizer, texts, advance=advance)
+    photos = captioned_photos(evaluator, settings.limit_images)
+    with progress("lens", len(photos), 0) as advance:
+        found = look_through(evaluator, model, index, photos, advance)
+    return {"data": str(file), "index": size_of(index), "photos": len(photos), "layers": found.summary}
 
 
 def _answers(
@@ -132,9 +206,13 @@ def _answers(
 
 
 def _analyses(
-    settings: EvaluateSettings, evaluator: Evaluator, model: AlignedLlava, progress: ProgressBar
+    settings: EvaluateSettings,
+    evaluator: Evaluator,
+    model: AlignedLlava,
+    captions: Data | None,
+    progress: ProgressBar,
 ) -> dict[str, Any]:
-    """What `layers` and `replace` add to the metrics; also writes the file."""
+    """What `layers`, `lens` and `replace` add to the metrics; also writes the file."""
     layers: LayerTokens | None = None
     replaced: Replaced | None = None
     found: dict[str, Any] = {}
@@ -143,6 +221,8 @@ def _analyses(
         with progress("layers", len(images), 0) as advance:
             layers = look_at_layers(evaluator, model, settings.limit_images, advance)
         found["layers"] = layers.summary
+    if captions is not None:
+        found["lens"] = _through_lens(settings, captions, evaluator, model, progress)
     if settings.save_figures is not None:
         found["figures"] = [
             str(path) for path in save_figures(evaluator, model, layers, settings.save_figures, settings.limit_images)

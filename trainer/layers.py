@@ -5,8 +5,9 @@ as the projector gives them, layer i the output of the LLM's i-th decoder layer:
 norm. A layer's states are looked at as they pass and not kept.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -124,37 +125,69 @@ def nearest_by_layer(model: AlignedLlava, batch: Batch, embeddings: torch.Tensor
     Raises:
         UserError: see `look_at_layers`.
     """
-    at = batch["input_ids"] == model.config.image_token_id
     found: list[torch.Tensor] = []
 
-    def look(visual: torch.Tensor) -> None:
+    def look(layer: int, visual: torch.Tensor) -> None:
         nearest = metrics.nearest(visual.float(), embeddings, measure="cosine")
         if not nearest.values.isfinite().all():
             raise UserError(
-                f"layer {len(found)}: expected numbers as visual tokens; found some that are not finite; the model's "
+                f"layer {layer}: expected numbers as visual tokens; found some that are not finite; the model's "
                 "training has diverged, or its precision is too low for it"
             )
         found.append(nearest.indices.view(len(batch["pixel_values"]), -1))
 
-    def after_layer(_module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401 - a tensor, or a tuple
-        look((output[0] if isinstance(output, tuple) else output)[at])
+    watch_visual(model, batch, look)
+    return torch.stack(found)
 
+
+def watch_visual(
+    model: AlignedLlava, batch: Batch, look: Callable[[int, torch.Tensor], None], option: str = "--layers"
+) -> None:
+    """Runs a model without its head, which would give logits of every token, and shows its visual tokens.
+
+    Args:
+        model: in evaluation mode, with the LLM's layers.
+        batch: with `pixel_values`.
+        look: told of each layer from 0 on, and its visual tokens (I * m, d), images in the batch's order.
+        option: what asks for it, for a message.
+
+    Raises:
+        UserError: see `decoder_layers`.
+    """
+    at = batch["input_ids"] == model.config.image_token_id
     with ExitStack() as hooks:
         projector = model.model.multi_modal_projector
-        hooks.callback(projector.register_forward_hook(lambda _m, _i, given: look(given.flatten(0, 1))).remove)
-        for layer in decoder_layers(model):
-            hooks.callback(layer.register_forward_hook(after_layer).remove)
-        model.model(  # without the head, which would give logits of every token
+        hooks.callback(projector.register_forward_hook(lambda _m, _i, given: look(0, given.flatten(0, 1))).remove)
+        hooks.enter_context(watching_layers(model, lambda layer, hidden: look(layer, hidden[at]), option))
+        model.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values=batch["pixel_values"],
             use_cache=False,
         )
-    return torch.stack(found)
 
 
-def decoder_layers(model: AlignedLlava) -> nn.ModuleList:
-    """The LLM's decoder layers, first to last.
+@contextmanager
+def watching_layers(
+    model: AlignedLlava, look: Callable[[int, torch.Tensor], None], option: str = "--layers"
+) -> Iterator[None]:
+    """Within it `look` is told of each decoder layer that has run, from 1 on, and its output (B, L, d).
+
+    Raises:
+        UserError: see `decoder_layers`.
+    """
+
+    def after(layer: int, _module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401 - maybe a tuple
+        look(layer, output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for number, layer in enumerate(decoder_layers(model, option), 1):
+            hooks.callback(layer.register_forward_hook(partial(after, number)).remove)
+        yield
+
+
+def decoder_layers(model: AlignedLlava, option: str = "--layers") -> nn.ModuleList:
+    """The LLM's decoder layers, first to last; `option` is what asks for them.
 
     Raises:
         UserError: it has none under the name that transformers gives them in nearly every LLM.
@@ -163,8 +196,8 @@ def decoder_layers(model: AlignedLlava) -> nn.ModuleList:
     layers = getattr(llm, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise UserError(
-            f"--layers: expected an LLM with a list of decoder layers named `layers`; {type(llm).__name__} has "
-            "none; leave --layers out"
+            f"{option}: expected an LLM with a list of decoder layers named `layers`; {type(llm).__name__} has "
+            f"none; leave {option} out"
         )
     return layers
 

@@ -5,7 +5,7 @@ another image. Decoding is greedy, so the control is that other image's own text
 word of the sample's answer, beside how often the texts of the other images have one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -193,14 +193,18 @@ def said_words(text: str) -> set[str]:
 
 def answer_text(evaluator: Evaluator, row: int) -> str:
     """All that is trained of a sample, its answers, as text."""
-    sample = evaluator.data.rows[row]
+    return trained_text(evaluator.data.processor, evaluator.data.rows[row])
+
+
+def trained_text(processor: Any, sample: Mapping[str, Any]) -> str:  # noqa: ANN401 - transformers'
+    """All that is trained of a row with `input_ids` and `trained`, as text."""
     spans: list[list[int]] = [[]]
     for token, trained in zip(sample["input_ids"], sample["trained"], strict=True):
         if trained:
             spans[-1].append(token)
         elif spans[-1]:
             spans.append([])
-    return " ".join(_texts(evaluator.data.processor, spans))
+    return " ".join(_texts(processor, spans))
 
 
 def _texts(processor: Any, ids: Any) -> list[str]:  # noqa: ANN401 - transformers'

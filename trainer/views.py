@@ -22,13 +22,15 @@ from sea_pipeline.storage import file_sha256, publish_bytes
 from sea_pipeline.store import LabelStore
 from trainer import metrics
 from trainer.build import basic_term
+from trainer.contextual import build_index
+from trainer.contextual_shares import captioned_photos, look_through
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.layers import look_at_layers, token_texts
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
 from trainer.recipe import Basic, Loss, Recipe, Sea
-from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe
+from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe, trained_text
 from trainer.run_fields import start_folder, weights_digest
 from trainer.run_record import read_run
 from trainer.run_rows import Conversations, open_conversations, without_unreadable
@@ -36,9 +38,11 @@ from trainer.sources import labels_for, open_label_source
 from trainer.supervision import degrees
 
 VIEWS = "views.json"
-VERSION = 2
+VERSION = 3
 """Raised with every change of what the file holds: older files are then computed again."""
 IMAGES = 8
+LENS_TOKENS = 4000
+"""Words of the training captions that the contextual lens is made of: a fifth of what `evaluate` takes."""
 
 Made = TypeVar("Made")
 
@@ -57,7 +61,8 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, progress: Prog
     """The views of a finished run: those of `views.json` where it fits, else computed now and kept there.
 
     The file holds `key` (the hash of all that decides it), `held_out`, `grid` [rows, columns], `labelled`, `texts`,
-    `summary` (a `layers.Layer` each), `replace` (a `replace.Replace`), `notes` (what is missing: why) and `images`:
+    `summary` (a `layers.Layer` each), `lens` (a `contextual_shares.LensLayer` each, of the words that are trained),
+    `replace` (a `replace.Replace`), `notes` (what is missing: why) and `images`:
     objects of `image`, `file`, `answer`, `box` (the part that the tower sees, 0..1), `labels` (m lists), `before` and
     `after` (`nearest` and `cosine`, m each: the word of the list, without labels the LLM's token, nearest to a visual
     token by cosine), `layers` (l + 1 lists of m), `describing` (l + 1 strings of m 0 and 1: what `meaningful` counts),
@@ -138,6 +143,7 @@ class _Views:
         made |= {"grid": list(self._folder.grid), "labelled": self._store is not None}
         made["summary"] = self._tried("layers", lambda: self._layers(model, images))
         advance(len(images))
+        made["lens"] = self._tried("lens", lambda: self._lens(model))
         made["replace"] = self._tried("generated", lambda: self._generated(model, images))
         # last: the tap switches the LLM's attention
         self._add(images, "degree", self._tried("degree", lambda: self._degrees(model)))
@@ -230,6 +236,13 @@ class _Views:
             for image, rows in zip(images, zip(*flags, strict=True), strict=True):
                 image["describing"] = ["".join(map(str, row)) for row in rows]
         return found.summary
+
+    def _lens(self, model: AlignedLlava) -> list[Any]:
+        processor = self.evaluator.data.processor
+        texts = [trained_text(processor, row) for row in self._conversations.train]
+        index = build_index(model, processor.tokenizer, texts, tokens=LENS_TOKENS)
+        photos = captioned_photos(self.evaluator, len(self.images))
+        return list(look_through(self.evaluator, model, index, photos).summary)
 
     def _generated(self, model: AlignedLlava, images: list[dict[str, Any]]) -> dict[str, Any]:
         found = replace_and_describe(self.evaluator, model, len(images), self._settings.new_tokens)

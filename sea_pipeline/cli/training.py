@@ -119,8 +119,22 @@ def evaluate(
         bool,
         typer.Option("--replace", help="Describe images from visual tokens, and from the tokens nearest to them."),
     ] = False,
+    lens: Annotated[
+        Literal["contextual"] | None,
+        typer.Option(
+            help="Compare visual tokens, layer by layer, with words as the LLM reads them in sentences (LatentLens), "
+            "beside its input embeddings: how many are nearest to a word of their own photo's captions."
+        ),
+    ] = None,
+    lens_data: Annotated[
+        str | None,
+        typer.Option(
+            help="For --lens: a LLaVA .json or .jsonl file with the sentences, or `samples`. Default: what the run of "
+            "the model was trained on."
+        ),
+    ] = None,
     limit_images: Annotated[
-        int | None, typer.Option(min=1, help="Images for --layers (default: all) and --replace (default: 8).")
+        int | None, typer.Option(min=1, help="Images for --layers, --lens (default: all) and --replace (default: 8).")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a description at most.")] = 48,
     questions: Annotated[
@@ -147,7 +161,7 @@ def evaluate(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print JSON: the metrics by name, and `layers`, `replace`, `figures` if asked for."
+            "--json", help="Print JSON: the metrics by name, and `layers`, `lens`, `replace`, `figures` if asked for."
         ),
     ] = False,
 ) -> None:
@@ -157,14 +171,14 @@ def evaluate(
 
     Example: sea-pipeline evaluate runs/train/x/model --data photos.json --labels runs/labels/mine
     """
-    from sea_pipeline import console, console_training
+    from sea_pipeline import console, console_contextual, console_training
     from trainer.evaluate_run import EvaluateSettings, evaluate_model
 
     settings = EvaluateSettings(
         model=model, data=data, labels=labels, image_root=image_root, template=template, transfer=transfer,
-        batch_size=batch_size, device=device, layers=layers, replace=replace, limit_images=limit_images,
-        new_tokens=new_tokens, bad_rows=bad_rows, questions=questions, question_root=question_root, out=out,
-        save_figures=save_figures,
+        batch_size=batch_size, device=device, layers=layers, lens=lens, lens_data=lens_data, replace=replace,
+        limit_images=limit_images, new_tokens=new_tokens, bad_rows=bad_rows, questions=questions,
+        question_root=question_root, out=out, save_figures=save_figures,
     )  # fmt: skip
     found = evaluate_model(settings, progress=console.progress)
     if as_json:
@@ -173,6 +187,8 @@ def evaluate(
     console_training.metrics_table({str(model): console_training.plain_metrics(found)})
     if layers:
         console_training.layers_table(found["layers"])
+    if lens:
+        console_contextual.lens_table(found["lens"])
     if replace:
         console_training.replace_tables(found["replace"])
     if out:

@@ -131,7 +131,7 @@ def _run_data(run: RunInput) -> dict[str, Any]:
 
 def _views(views: dict[str, Any]) -> dict[str, Any]:
     kind = narrow(len(views["texts"]) + 1)
-    plain = ("held_out", "grid", "labelled", "texts", "summary", "replace", "notes")
+    plain = ("held_out", "grid", "labelled", "texts", "summary", "lens", "replace", "notes")
     return {name: views[name] for name in plain if name in views} | {
         "images": {image["image"]: _image(image, kind) for image in views["images"]}
     }

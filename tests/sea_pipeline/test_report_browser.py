@@ -223,6 +223,10 @@ def test_the_slider_goes_through_the_layers(opened: Page) -> None:
     assert cells.all_text_contents() == [f"t1{patch}" for patch in range(6)]
     expect(slider).to_have_attribute("aria-valuetext", "layer 1 of 2")
     expect(opened.locator("#panels .panel").nth(1).locator("header span")).to_have_text("layer 1: 33 % meaningful")
+    lenses = opened.locator("#depth figure", has_text="of a word of the photo's captions")
+    expect(lenses).to_have_count(1)
+    expect(opened.locator("#depth figure", has_text="Nearest word in context by layer")).to_have_count(1)
+    expect(opened.locator("#depth figure", has_text="over another photo's captions")).to_have_count(2)
     opened.get_by_role("radio", name="Attention").click()
     shares = cells.evaluate_all("cells => cells.map((cell) => cell.ariaLabel)")
     assert shares[4:] == ["row 2, column 2: 0.00 times its share", "row 2, column 3: 6.00 times its share"]

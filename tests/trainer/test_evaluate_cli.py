@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_runs import World
+from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.looking import M, record, write
+from trainer.train import train
 
 
 @pytest.fixture
@@ -96,6 +97,42 @@ def test_the_command_shows_tables(evaluate: Any, mixed: Path) -> None:
     assert "layer" not in plain
 
 
+def test_the_command_looks_through_the_contextual_lens(evaluate: Any, tiny: World, mixed: Path, tmp_path: Path) -> None:
+    """Of the sentences of a file without photos, and of what a run of the model was trained on."""
+    elsewhere = write(tmp_path / "captions.json", [record("a", ["gone.png"], "What?", "It is a red patch.")])
+    given = ["--lens", "contextual", "--lens-data", elsewhere]
+    code, plain, _ = evaluate("--json", "--labels", tiny.labels, data=mixed)
+    code, stdout, stderr = evaluate("--json", *given, "--labels", tiny.labels, "--limit-images", 3, data=mixed)
+    assert code == 0, stderr
+    found = json.loads(stdout)
+    lens = found.pop("lens")
+    assert found == json.loads(plain)
+    assert (lens["data"], lens["photos"]) == (str(elsewhere), 3)
+    assert (lens["index"]["layers"], lens["index"]["words"]) == ([0, 1], 2)
+    assert [layer["layer"] for layer in lens["layers"]] == [0, 1, 2]
+    for name in ("contextual", "contextual_label", "word", "word_label"):
+        assert {f"{name}_{what}" for what in ("share", "share_se", "share_other", "gain", "gain_se")} < set(
+            lens["layers"][0]
+        )
+    code, stdout, stderr = evaluate(*given, data=mixed)
+    assert code == 0, stderr
+    assert "contextual" in stdout
+    assert "in 1 sentences of" in " ".join(stdout.split())
+    run = tmp_path / "run"
+    train(tiny_recipe(tiny, data={"held_out": 2}, training_arguments={"max_steps": 1}), run)
+    code, stdout, stderr = evaluate("--json", "--lens", "contextual", model=run / "model", data=mixed)
+    assert code == 0, stderr
+    lens = json.loads(stdout)["lens"]
+    assert lens["data"] == str(tiny.data)
+    assert lens["index"]["texts"] == 10, "of twelve samples two are held out"
+    tiny_data = tmp_path / "moved.json"
+    record_file = run / "run.json"
+    record_file.write_text(record_file.read_text().replace(str(tiny.data), str(tiny_data)))
+    code, _, stderr = evaluate("--lens", "contextual", model=run / "model", data=mixed)
+    assert code == 1
+    assert "which is not there; name a LLaVA file with --lens-data" in stderr
+
+
 def test_what_does_not_fit_is_one_line(evaluate: Any, tiny: World, tmp_path: Path) -> None:
     text = write(tmp_path / "text.json", [record("text", [], "Which colour?", "red")])
     early = {"model": tmp_path / "nowhere"}  # what is wrong with --out is told before anything else is looked at
@@ -107,6 +144,14 @@ def test_what_does_not_fit_is_one_line(evaluate: Any, tiny: World, tmp_path: Pat
         (["--replace", "--new-tokens", 0], {}, "--new-tokens"),
         (["--layers"], {"data": text}, "found none in 1 samples"),
         (["--replace"], {"data": text}, "found none in 1 samples"),
+        (["--lens", "contextual"], {}, "is no run's model, whose training data would be taken; name a LLaVA file with"),
+        (["--lens-data", text], {}, "is for --lens contextual; give that, or leave it out"),
+        (
+            ["--lens", "contextual", "--lens-data", tmp_path / "x.json"],
+            {},
+            "a LLaVA .json or .jsonl file; found none there",
+        ),
+        (["--lens", "contextual", "--lens-data", text], {"data": text}, "found no photo with one in 1 samples"),
     ):
         code, stdout, stderr = evaluate(*arguments, **named)
         assert (code, stdout) == (2 if 0 in arguments else 1, "")

@@ -99,6 +99,14 @@ def test_layers_begin_with_the_projector_and_texts_are_generated(run: Path) -> N
     assert found["replace"]["images"] == IMAGES
 
 
+def test_the_contextual_lens_is_made_of_what_was_trained_on(run: Path) -> None:
+    found = run_views(run, SETTINGS)
+    assert [one["layer"] for one in found["lens"]] == [one["layer"] for one in found["summary"]]
+    assert {"contextual_share", "contextual_gain", "word_share", "word_gain", "word_label_share"} < set(
+        found["lens"][0]
+    )
+
+
 @pytest.mark.parametrize("layers", [None, 2])
 def test_degrees_are_the_attention_of_an_eager_model(run: Path, layers: int | None) -> None:
     record = json.loads((run / "run.json").read_text())

@@ -178,4 +178,11 @@ function tokensPage(runs) {
     ["distinct_tokens", "Different tokens by layer", "few of them: the visual tokens have collapsed"], ["special", "Special tokens by layer", "share nearest to an end of text and the like, BASIC's finding for deep layers"]]) {
     if (series(key).length) byId("depth").append(curves(title, note, series(key), "layer"));
   }
+  const lens = (key) => runs.list.map((run, place) => ({ name: run.name, place, steps: (run.views?.lens ?? []).filter((each) => key in each).map(({ layer }) => layer), values: (run.views?.lens ?? []).filter((each) => key in each).map((each) => each[key]) })).filter(({ steps }) => steps.length);
+  for (const [key, title, note] of [["word_share", "Nearest word by layer", "share whose nearest input embedding is of a word of the photo's captions"],
+    ["contextual_share", "Nearest word in context by layer", "the same with words as the LLM reads them in sentences (LatentLens)"],
+    ["word_gain", "Nearest word, over another photo's captions", "0: says nothing of this photo"],
+    ["contextual_gain", "Nearest word in context, over another photo's captions", "0: says nothing of this photo"]]) {
+    if (lens(key).length) byId("depth").append(curves(title, note, lens(key), "layer"));
+  }
 }
