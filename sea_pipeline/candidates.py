@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from sea_pipeline.devices import has_onednn
 from sea_pipeline.errors import UserError
 from sea_pipeline.optional import require
 
@@ -102,12 +103,6 @@ def fastest_product(words: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor
     out = torch.empty(_TRIED, len(block), device=words.device)
     tried = {name: partial(one, patches, block, out) for name, one in products.items()}
     return products[ranking(tried)[0]]
-
-
-def has_onednn() -> bool:
-    """Whether oneDNN's float32 products of a matrix with a layer's weights can be asked for by name."""
-    built = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def best_by_groups(

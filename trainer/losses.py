@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.devices import onednn_is_faster
+
 MAX_SCALE = 100.0
 """1 / tau never grows beyond this, as in CLIP: past it a learnable temperature runs away."""
 
@@ -225,7 +227,7 @@ def _softmax_mean(
         share.sub_(highest).clamp_(min=_LEAST).exp_()
         total.mul_(shrink).add_(share.sum(-1, keepdim=True))
         weighted.mul_(shrink)
-        if matmul_dtype == queries.dtype:
+        if matmul_dtype == queries.dtype and not _by_onednn(share):
             weighted.addmm_(share, entries)
         else:
             weighted.add_(_product(share.to(matmul_dtype), entries, queries.dtype))
@@ -233,7 +235,14 @@ def _softmax_mean(
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The product left @ right in another dtype; on CUDA its sums, float32 anyway, are not rounded on the way."""
+    """Multiplies left @ right into another dtype; on CUDA its sums, float32 anyway, are not rounded on the way."""
+    if left.dtype == dtype and _by_onednn(left):
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
+        return found
     if left.is_cuda and left.dtype != dtype == torch.float32:
         return torch.mm(left, right, out_dtype=dtype)
     return (left @ right).to(dtype)
+
+
+def _by_onednn(left: torch.Tensor) -> bool:
+    return left.device.type == "cpu" and left.dtype == torch.float32 and onednn_is_faster()

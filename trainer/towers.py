@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModel, LlavaConfig, PreTrainedConfig, P
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from sea_pipeline.devices import has_onednn
+from sea_pipeline.encoders.packaged import frozen_features
 from sea_pipeline.encoders.spec import S2_SCALES
 from sea_pipeline.errors import UserError
 from sea_pipeline.optional import require
@@ -107,16 +109,29 @@ class PackagedTower(_Tower):
             `last_hidden_state` (B, m, 1280); `hidden_states` holds the same tensor alone, so that layer -1 is it.
         """
         images = pixel_values.to(self.dtype)
-        if images.device.type == "cpu":  # one image's activations stay in the cache: half the time of a batch
+        if self._is_frozen_here(images):
+            features = _tokens(frozen_features(self.network, images))
+        elif images.device.type == "cpu":  # one image's activations stay in the cache: half the time of a batch
             features = torch.cat([self._features(image) for image in torch.split(images, 1)])
         else:
             features = self._features(images)
         return self._output(features, output_hidden_states)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.network.extract_features(images.contiguous(memory_format=torch.channels_last))
-        tokens: torch.Tensor = maps.flatten(2).transpose(1, 2).contiguous()
-        return tokens
+        return _tokens(self.network.extract_features(images.contiguous(memory_format=torch.channels_last)))
+
+    def _is_frozen_here(self, images: torch.Tensor) -> bool:
+        """Whether nobody wants a gradient, and all weights are here and float32: FSDP's may be cut."""
+        if images.device.type != "cpu" or images.dtype != torch.float32 or not has_onednn():
+            return False
+        if torch.is_autocast_enabled("cpu") or not all(type(one) is nn.Parameter for one in self.parameters()):
+            return False
+        return not torch.is_grad_enabled() or not any(one.requires_grad for one in (images, *self.parameters()))
+
+
+def _tokens(maps: torch.Tensor) -> torch.Tensor:
+    """(B, d, g, g) to (B, m, d)."""
+    return maps.flatten(2).transpose(1, 2).contiguous()
 
 
 class S2TowerConfig(PreTrainedConfig):

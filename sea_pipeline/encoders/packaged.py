@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -155,3 +155,61 @@ def _fuse_batch_norms(network: Any) -> None:  # noqa: ANN401 - an untyped packag
     for owner, conv, norm in pairs:
         setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
         setattr(owner, norm, nn.Identity())
+
+
+class _Layer(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor
+    conv: Any
+    activated: bool
+
+    def __call__(self, maps: torch.Tensor) -> torch.Tensor:
+        """The convolution with its norm and ReLU6; torch's own, on one thread, leaves 1 x 1 to BLAS: twice the time."""
+        left, right, top, bottom = getattr(self.conv.static_padding, "padding", (0, 0, 0, 0))
+        border = [top, left]
+        if (left, top) != (right, bottom):
+            maps, border = F.pad(maps, (left, right, top, bottom)), [0, 0]
+        conv = self.conv
+        found: torch.Tensor = torch.mkldnn_convolution(
+            maps, self.weight, self.bias, border, conv.stride, conv.dilation, conv.groups
+        )
+        return found.clamp_(0, 6) if self.activated else found
+
+
+@torch.no_grad()
+def frozen_features(network: Any, images: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - an untyped package's model
+    """Computes what `extract_features` gives, float32 on a CPU, without gradients: to 1e-5, in half of the time.
+
+    Norms are folded anew in each call, so that weights may change between calls; by oneDNN, see `has_onednn`.
+
+    Args:
+        network: an EfficientNet-Lite in eval mode.
+        images: (B, 3, height, width).
+    """
+    stem = _folded(network._conv_stem, network._bn0)
+    blocks = [
+        (
+            [_folded(block._expand_conv, block._bn0)] if hasattr(block, "_expand_conv") else [],
+            _folded(block._depthwise_conv, block._bn1),
+            _folded(block._project_conv, block._bn2, activated=False),
+        )
+        for block in network._blocks
+    ]
+    head = _folded(network._conv_head, network._bn1)
+    found = []
+    for image in torch.split(images, 1):
+        maps = stem(image.contiguous(memory_format=torch.channels_last))
+        for expand, depthwise, project in blocks:
+            entered = maps
+            for layer in (*expand, depthwise, project):
+                maps = layer(maps)
+            if maps.shape == entered.shape:
+                maps += entered
+        found.append(head(maps))
+    return torch.cat(found)
+
+
+def _folded(conv: Any, norm: Any, *, activated: bool = True) -> _Layer:  # noqa: ANN401
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = (conv.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+    return _Layer(weight, norm.bias - norm.running_mean * scale, conv, activated)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sea_pipeline.candidates import has_onednn
-from sea_pipeline.devices import processor
+from sea_pipeline.devices import has_onednn, onednn_is_faster
 
 _ROWS = 577
 """Tokens at a time that the layout is chosen for; others give the same numbers."""
@@ -111,5 +110,4 @@ def _is_faster(precision: torch.dtype) -> bool:
         return False
     if precision == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    by_mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
-    return precision == torch.float32 and by_mkl and "Intel" not in processor()
+    return precision == torch.float32 and onednn_is_faster()

@@ -19,7 +19,7 @@ KEPT = {"keep_features": True}
 
 
 def figures() -> Iterator[Figure]:
-    """align.step_speedup, align.kept_step_speedup and align.memory_ratio."""
+    """align.step_speedup, align.tower_share, align.kept_step_speedup and align.memory_ratio."""
     with tempfile.TemporaryDirectory() as scratch, redirect_stderr(StringIO()):
         place = Path(scratch)
         prepare(place)
@@ -28,13 +28,17 @@ def figures() -> Iterator[Figure]:
 
 
 def _speed(scratch: Path) -> Iterator[Figure]:
-    lm, align, kept = in_turn(
+    through_tower = one_step(scratch, LOSSES["align"])
+    model, pixels = through_tower.trainer.model, through_tower.batch["pixel_values"]
+    lm, align, kept, tower = in_turn(
         one_step(scratch, LOSSES["lm"]).take,
-        one_step(scratch, LOSSES["align"]).take,
+        through_tower.take,
         one_step(scratch, LOSSES["align"], data=KEPT).take,
+        lambda: model.tower_output(pixels),
     )
     beside = f"a step of L_lm, {lm:.2f} s for {BATCH} samples; of SEA without the LLM's layers"
     yield Figure("align.step_speedup", lm / align, "x", f"{beside} {align:.3f} s")
+    yield Figure("align.tower_share", tower / align, "of the time", f"that step; its tower alone {tower:.3f} s")
     yield Figure("align.kept_step_speedup", lm / kept, "x", f"{beside} and with kept features {1000 * kept:.0f} ms")
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from sea_pipeline import candidates, fastest_candidates, search
 from sea_pipeline.candidates import Candidates, TorchCandidates, ranking
+from sea_pipeline.devices import has_onednn
 from sea_pipeline.fastest_candidates import FastestCandidates
 from sea_pipeline.int8_candidates import Int8Candidates
 from sea_pipeline.search import WordSearch
@@ -156,7 +157,7 @@ def test_hopeless_ones_are_asked_twice_at_most() -> None:
 def test_either_product_of_float32_gives_the_float64_answer(
     product: Any, patches: int, words: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if product is candidates._by_onednn and not candidates.has_onednn():
+    if product is candidates._by_onednn and not has_onednn():
         pytest.skip("torch has no oneDNN here")
     monkeypatch.setattr(candidates, "fastest_product", lambda words: product)
     queries, table = unit(patches, width, 1), unit(words, width, 2)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from sea_pipeline import devices
 from sea_pipeline.encoders import load_encoder, packed
 from sea_pipeline.encoders.packed import PackedAttention, PackedLinear, pack
 from sea_pipeline.encoders.towers import tower_of
@@ -29,7 +30,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not packed.has_onednn():
+    if not devices.has_onednn():
         pytest.skip("torch has no oneDNN here")
     monkeypatch.setattr(packed, "_is_faster", lambda precision: True)
 
@@ -132,6 +133,7 @@ def test_a_layer_in_both_precisions_and_its_weight_again(rows: int, taken: int, 
 )
 def test_the_rule(precision: torch.dtype, processor: str, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(packed, "processor", lambda: processor)
+    monkeypatch.setattr(devices, "processor", lambda: processor)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(packed, "onednn_is_faster", devices.onednn_is_faster.__wrapped__)
     assert packed._is_faster(precision) == faster

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.devices import has_onednn
 from tests.pretend_gpu import pretend_gpu
 from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
+from trainer import losses
 from trainer.losses import MAX_SCALE, das, sds, sea, word_table
 
 
@@ -197,6 +199,24 @@ def test_sds_in_float32_and_with_bfloat16_products(
     assert abs(value.item() / expected.item() - 1) < tolerance
     found = torch.nn.functional.cosine_similarity(single.grad.double().flatten(), double.grad.flatten(), dim=0)
     assert found > cosine
+
+
+@pytest.mark.parametrize("faster", [False, True])
+@pytest.mark.parametrize("block", [7, 64, 5000])
+def test_sds_by_each_library_that_multiplies(faster: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if faster and not has_onednn():
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr(losses, "onednn_is_faster", lambda: faster)
+    refined, embeddings, weights = random(9, 31, seed=2) / 2, random(1001, 31, seed=3), attention(9)
+    single = (random(9, 31, seed=1) / 2).float().requires_grad_()
+    value = sds(single, refined.float(), weights, embeddings.float(), block=block)
+    value.backward()
+    double = single.detach().double().requires_grad_()
+    expected = sds_twin(double, refined, weights, embeddings)
+    expected.backward()
+    assert single.grad is not None
+    torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(single.grad.double(), double.grad, atol=1e-6, rtol=1e-5)
 
 
 def test_other_shapes_are_refused_and_not_broadcast() -> None:

@@ -1,6 +1,7 @@
 """The towers of our own: S2 against a slow twin, and the packaged network in a folder."""
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,25 @@ def test_the_packaged_tower_is_the_encoders_network(tower: PackagedTower) -> Non
     assert out.hidden_states[-1] is out.last_hidden_state
     found = out.last_hidden_state.reshape(2, 14, 14, 1280).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("side", [224, 352, 448])
+def test_a_frozen_tower_is_its_network_in_float64(tower: PackagedTower, side: int) -> None:
+    images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    expected = deepcopy(tower.network).double().extract_features(images.double()).flatten(2).transpose(1, 2)
+    with_graph = tower(images).last_hidden_state
+    tower.requires_grad_(False)
+    try:
+        frozen = tower(images).last_hidden_state
+        changed = images.clone().requires_grad_()
+        tower(changed).last_hidden_state.sum().backward()  # as a hook on embeddings may ask for
+    finally:
+        tower.requires_grad_(True)
+    assert (with_graph.requires_grad, frozen.requires_grad) == (True, False)
+    assert changed.grad is not None
+    for found in (with_graph, frozen):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.real
