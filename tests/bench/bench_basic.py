@@ -140,7 +140,7 @@ def _sds(tokens: Tokens) -> Iterator[Figure]:
         alone / rest[1],
         "of the time",
         f"ours in all, {rest[1]:.3f} s; its products with the vocabulary alone {alone:.3f} s, {rate:.0f} GFLOP/s; "
-        f"autograd's over these is {naive / alone:.1f}, which no way of computing can exceed here",
+        f"autograd's over these is {naive / alone:.1f}: the most that these products allow",
     )
 
 
