@@ -54,7 +54,6 @@ TRAINER_FLOORS = [
         "recipe",
         "lens",
         "plain_text",
-        "remembered",
         "recipe_names",
         "tap",
         "weights",

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from sea_pipeline.records import fingerprint_of
+from sea_pipeline.storage.remembered import remembered
 from trainer import losses
 from trainer.lens import Lens, LensKind
 from trainer.plain_text import plain_text
 from trainer.reader import Reader
 from trainer.recipe import Basic
-from trainer.remembered import remembered
 from trainer.supervision import Seen, Supervision
 from trainer.text_lens import SENTENCES, lens_fields
 from trainer.words import ordinary_length, whole_words

@@ -14,10 +14,10 @@ import torch
 from sea_pipeline.errors import UserError
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
+from sea_pipeline.storage.remembered import remembered
 from trainer.lens import PENALTIES, Lens, LensKind, fit, load_lens, save_lens
 from trainer.plain_text import plain_text
 from trainer.reader import Reader
-from trainer.remembered import remembered
 
 LENS_VERSION = 1
 """Part of what a run is; raise it when the same LLM would get another lens."""

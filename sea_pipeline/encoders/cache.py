@@ -10,7 +10,7 @@ import torch
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.errors import UserError
 from sea_pipeline.records import fingerprint_of
-from sea_pipeline.storage import alone, cache_folder, make_folder, publish, sweep
+from sea_pipeline.storage.remembered import remembered
 from sea_pipeline.wordlists import WordList
 
 _LOG = logging.getLogger(__name__)
@@ -30,27 +30,15 @@ def text_embeddings(
         UserError: the cache cannot be written, or a text has no embedding of unit length.
     """
     key = fingerprint_of({"encoder": dict(encoder.word_fields()), "words": sha256})
-    path = cache_folder() / "words" / f"{key}.npz"
-    cached = _read(path, (len(texts), encoder.width))
-    if cached is not None:
-        _LOG.debug("the words' embeddings are those of %s", path)
-        advance(len(texts))
+
+    def read(path: Path) -> torch.Tensor | None:
+        cached = _read(path, (len(texts), encoder.width))
+        if cached is not None:
+            _LOG.debug("the words' embeddings are those of %s", path)
+            advance(len(texts))
         return cached
-    try:
-        make_folder(path.parent)
-    except UserError as error:
-        raise UserError(f"{path.parent}: cannot be created; set SEA_PIPELINE_CACHE to a folder that can be") from error
-    lock = path.with_suffix(".lock")
-    lock.touch()
-    with alone(lock):  # of several processes that want the same words at once, one embeds them
-        if (cached := _read(path, (len(texts), encoder.width))) is None:
-            sweep(path.parent)
-            cached = _embedded(encoder, texts, advance)
-            with publish(path, path.parent) as scratch, scratch.open("wb") as file:
-                np.savez(file, embeddings=cached.numpy())
-            return cached
-    advance(len(texts))
-    return cached
+
+    return remembered(f"words/{key}.npz", read, lambda: _embedded(encoder, texts, advance), _write)
 
 
 def _embedded(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
@@ -67,6 +55,11 @@ def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
     except Exception:  # absent, or damaged in one of the many ways of zip files: it is made again
         return None
     return values if values.shape == shape and _not_unit(values) is None else None
+
+
+def _write(embeddings: torch.Tensor, path: Path) -> None:
+    with path.open("wb") as file:  # to a path that ends otherwise NumPy would add .npz
+        np.savez(file, embeddings=embeddings.numpy())
 
 
 def _not_unit(embeddings: torch.Tensor) -> int | None:
