@@ -129,17 +129,24 @@ def table(world: World, folder: Path, random: random.Random) -> str:
     for part, name in zip(parts, ("a.parquet", "b.parquet"), strict=False):
         write_parquet(folder / "t" / name, part, plain=plain, group=group)
         rest |= part if name != path.name else {}
-    found = (_flipped_footer if random.random() < 0.3 else mutated)(path.read_bytes(), random)
+    data = path.read_bytes()
+    found = (_flipped_footer if random.random() < 0.3 else mutated)(data, random)
+    names_hold = found.leaves_in_place(_footer(data), len(data))  # those of columns: without its own, ids are numbers
     rest |= _rows_left(path, parts[0], group, found)
     path.write_bytes(found.data)
     asked = folder / "t" if len(parts) > 1 else path
-    return world.judge(Case(asked, found.done, rest, frozenset({path.name})), folder / "out")
+    case = Case(asked, found.done, rest, frozenset({path.name}), named_by_checksum=names_hold)
+    return world.judge(case, folder / "out")
+
+
+def _footer(data: bytes) -> int:
+    """Where what a Parquet file says of itself begins, behind its pages."""
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
 def _flipped_footer(data: bytes, random: random.Random) -> Mutated:
-    """A bit of what a Parquet file says of itself, behind its pages: nothing has a checksum there."""
-    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    place = random.randrange(start, len(data))
+    """A bit of the footer: nothing has a checksum there."""
+    place = random.randrange(_footer(data), len(data))
     changed = data[:place] + bytes([data[place] ^ 1 << random.randrange(8)]) + data[place + 1 :]
     return Mutated(changed, f"a bit of the footer flipped at {place}", ((place, place + 1),))
 

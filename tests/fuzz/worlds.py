@@ -91,17 +91,19 @@ class World:
         found = rows(store)
         held = _hashes(store)
         bad = {str(row["image_id"]): row["message"] for row in store.quarantine()}
-        count = len(self.photos)
+        strangers = len(bad.keys() - self.photos.keys() - case.containers)
         for name, data in case.untouched.items():
             if name in found:
                 if held[name] != _sha256(data):
                     raise lost(f"{case.done}: {name} is labelled by the bytes of another image")
                 if found[name][:2] != self.truth[_sha256(data)]:
                     raise lost(f"{case.done}: {name} has other labels than it should")
-            elif not case.named_by_checksum and (_sha256(data) in held.values() or len(found) + len(bad) >= count):
-                continue  # by another name, as the name is what was damaged
-            elif name not in bad and not case.containers & bad.keys():
+            elif name in bad or case.containers & bad.keys():
+                continue
+            elif case.named_by_checksum or not (_sha256(data) in held.values() or strangers):
                 raise lost(f"{case.done}: {name} is neither labelled nor named; {ended.err[-600:]}")
+            elif _sha256(data) not in held.values():
+                strangers -= 1  # bad by another name, because the name is what was damaged
         return "labelled" if found else "all named"
 
     @cached_property
