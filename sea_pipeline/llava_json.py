@@ -65,7 +65,8 @@ def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
         UserError: says what it is.
     """
     if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
-        found = f"the keys {sorted(map(str, row))[:6]}" if isinstance(row, dict) else type(row).__name__
+        keys = ", ".join(map(shown, sorted(map(str, row))[:6])) if isinstance(row, dict) else ""
+        found = f"the keys [{keys}]" if isinstance(row, dict) else type(row).__name__
         raise UserError(f"expected a LLaVA record, an object with 'image' and 'conversations'; found {found}")
 
 
@@ -122,7 +123,7 @@ def images_of(row: dict[str, Any]) -> list[Any]:
         raise UserError("expected 'image' or 'images'; found both, with other contents; remove one of them")
     if unread := _media_keys(row):
         raise UserError(
-            f"expected images under 'image' alone, not under {', '.join(map(repr, unread))}; found media there, which "
+            f"expected images under 'image' alone, not under {', '.join(map(shown, unread))}; found media there, which "
             "would not be read; name them in the record's 'image', a path or a list of paths, or remove the key"
         )
     return found[0] if found else []

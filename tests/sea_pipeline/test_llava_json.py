@@ -39,6 +39,15 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         next(records(tmp_path / "absent.json"))
 
 
+@pytest.mark.parametrize("row", [{"k" * 50_000: 1}, {"conversations": [], "k" * 50_000: ["x.jpg"]}])
+def test_keys_of_any_length_make_short_messages(tmp_path: Path, row: dict[str, object]) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([row]))
+    with pytest.raises(UserError, match="kkk") as refused:
+        for _, record in records(tmp_path / "data.json"):
+            images_of(record)
+    assert len(str(refused.value)) < 600
+
+
 def test_images_of_a_record() -> None:
     assert images_of({"image": "a"}) == ["a"]
     assert images_of({"image": ["a", 7]}) == ["a", 7]
