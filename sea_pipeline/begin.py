@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.folder import DATASET
+from sea_pipeline.folder import COMMITS, DATASET, MANIFEST
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.mend import is_lost, rebuild_dataset, restored
 from sea_pipeline.pixels import BadImageError
@@ -18,10 +19,12 @@ from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan
 from sea_pipeline.records import (
     SCHEMA_VERSION,
     Dataset,
+    Manifest,
     Part,
     differing_fields,
     file_record,
     fingerprint_of,
+    load_record,
 )
 from sea_pipeline.row_groups import open_parquet
 from sea_pipeline.samples import Listing, Sample
@@ -100,7 +103,8 @@ def _create(
     found = {path.name for path in entries(root)}
     if DATASET in found:
         return None
-    if strangers := sorted(found - {TEMPORARY, plan.name, *companions}):
+    strangers = sorted(found - {TEMPORARY, plan.name, *companions})
+    if strangers and not _has_lost_all(root, dataset):
         raise UserError(
             f"{root}: expected an empty folder or one that sea-pipeline began; found {strangers[0]!r} in it; "
             "choose another --out"
@@ -116,6 +120,20 @@ def _create(
     except FileExistsError:
         return None
     return dataset
+
+
+def _has_lost_all(root: Place, dataset: Dataset) -> bool:
+    """Tells whether a folder is one of this run that has lost its commits, too: by its plan and its manifest."""
+    if any(entries(root / COMMITS)):
+        return False
+    try:
+        if plan_sha256(read_plan(root / "plan.parquet")) != dataset.plan:
+            return False
+    except (OSError, LookupError, ValueError, pa.ArrowException):
+        return False
+    with suppress(UserError):
+        return load_record(root / MANIFEST, Manifest).fingerprint == dataset.fingerprint
+    return True
 
 
 def _write_first(path: Place, root: Place, write: Callable[[Path], object], locked: bool) -> None:

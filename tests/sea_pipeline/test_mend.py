@@ -180,6 +180,24 @@ def test_a_folder_of_another_run_is_not_taken_over(label: Label, photos: Path, w
     assert len(open_labels(out)) == 8
 
 
+def test_a_folder_without_dataset_and_commits_is_begun_anew_by_its_own_run(
+    label: Label, photos: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    (out / "dataset.json").unlink()
+    shutil.rmtree(out / "commits")
+    with pytest.raises(UserError, match="found 'labels'"):
+        label(images=str(photos), top_n=2)
+    label(images=str(photos))
+    assert content(out) == whole
+    for name in ("dataset.json", "manifest.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "commits")
+    draw_folder(photos / "z", 6, seed=3)
+    with pytest.raises(UserError, match="found 'labels'"):
+        label(images=str(photos))
+
+
 def test_a_folder_of_a_later_version_is_left_alone(label: Label, photos: Path, whole: object, tmp_path: Path) -> None:
     path = tmp_path / "labels" / "dataset.json"
     for key, value in (("schema_version", 3), ("a later key", 1)):
