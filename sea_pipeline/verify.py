@@ -1,5 +1,6 @@
 """Whether an output folder's files are as they were written, and its records agree; every reader asks it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -132,7 +133,23 @@ def plan_problem(ledger: Ledger) -> str | None:
         if first != dataset.kind and not (ledger.root / dataset.kind).is_dir():
             kinds = f"expected {first}, as the commits say; found {dataset.kind}"
             return lost_beginning(f"{path}: damaged: kind: {kinds}")
+    if other := _other_fingerprint(ledger):
+        prints = f"expected {other[:12]}…, as the commits say; found {dataset.fingerprint[:12]}…"
+        return lost_beginning(f"{path}: damaged: fingerprint: {prints}")
     return None
+
+
+def _other_fingerprint(ledger: Ledger) -> str | None:
+    """Gives the fingerprint that two or more of the other records have, if none of them has that of `dataset.json`."""
+    found: Counter[str] = Counter()
+    with suppress(UserError):
+        found[load_record(ledger.root / MANIFEST, Manifest).fingerprint] += 1
+    for path in entries(ledger.root / COMMITS):
+        with suppress(UserError):
+            found[load_record(path, Commit).fingerprint] += 1
+        if ledger.dataset.fingerprint in found:
+            return None
+    return next((fingerprint for fingerprint, count in found.most_common(1) if count > 1), None)
 
 
 def _manifest(ledger: Ledger) -> tuple[Manifest | None, str | None]:

@@ -198,6 +198,27 @@ def test_a_folder_without_dataset_and_commits_is_begun_anew_by_its_own_run(
         label(images=str(photos))
 
 
+def test_the_dataset_of_another_run_is_told_from_another_run(
+    label: Label, photos: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = shutil.move(tmp_path / "labels", tmp_path / "kept")
+    label(images=str(photos), top_n=2)
+    other = (tmp_path / "labels" / "dataset.json").read_bytes()
+    with pytest.raises(
+        UserError, match=r"holds another run; choose another --out\. Differing: top_n: 2 there, 3 asked for"
+    ):
+        label(images=str(photos))
+    shutil.rmtree(tmp_path / "labels")
+    shutil.move(out, tmp_path / "labels")
+    (tmp_path / "labels" / "dataset.json").write_bytes(other)
+    with pytest.raises(
+        UserError, match=r"dataset\.json: damaged: fingerprint: expected \w+…, as the commits say"
+    ) as found:
+        label(images=str(photos))
+    follow(str(found.value), lambda: label(images=str(photos)))
+    assert content(tmp_path / "labels") == whole
+
+
 def test_a_folder_of_a_later_version_is_left_alone(label: Label, photos: Path, whole: object, tmp_path: Path) -> None:
     path = tmp_path / "labels" / "dataset.json"
     for key, value in (("schema_version", 3), ("a later key", 1)):
