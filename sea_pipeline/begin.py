@@ -199,6 +199,7 @@ def _belonging(
         _refuse_other_places(ledger, samples)
         _refuse_other_images(ledger)
         if not difference.new:
+            _write_places(ledger, wanted)
             ledger.fields |= difference.grown
             return ledger
         _extend(ledger, wanted, difference, locked)
@@ -268,6 +269,15 @@ def _planned_by_another(path: Place, new: list[Sample]) -> list[Sample]:
             "again when it is over, or delete the file if no run is going on"
         )
     return planned
+
+
+def _write_places(ledger: Ledger, wanted: Dataset) -> None:
+    """Writes where the images are now, of which no hash says that it is as it was written, if that has changed."""
+    places = {name: getattr(wanted, name) for name in ("source", "image_root", "encoder")}
+    dataset = ledger.dataset.model_copy(update=places)
+    if dataset != ledger.dataset:
+        publish_bytes(ledger.root / DATASET, dataset.to_bytes(), ledger.root)
+        ledger.dataset = dataset
 
 
 def _refuse_other_places(ledger: Ledger, samples: Sequence[Sample]) -> None:
