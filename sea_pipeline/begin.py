@@ -286,8 +286,8 @@ def _refuse_other_places(ledger: Ledger, samples: Sequence[Sample]) -> None:
     moved = next((sample for sample in ledger.plan if places[_identity(sample)] != sample.uri), None)
     if moved is not None or kind_of(ledger.dataset.image_root) != kind_of(ledger.image_root):
         raise UserError(
-            f"{ledger.root}: the image {(moved or samples[0]).image_id!r} was at another place of its input when this "
-            f"folder was begun from {ledger.dataset.source}; choose another --out"
+            f"{ledger.root}: the image {(moved or samples[0]).image_id!r} was at another place of its input in "
+            f"{ledger.dataset.source}, with which this folder was last run; choose another --out"
         )
 
 

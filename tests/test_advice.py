@@ -25,7 +25,10 @@ FOLLOWED: dict[str, list[str]] = {
     ],
     "tests/sea_pipeline/test_advice_followed.py::test_another_out_is_chosen": [
         "{}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out",
-        ("{}: the image {} was at another place of its input when this folder was begun from {}; choose another --out"),
+        (
+            "{}: the image {} was at another place of its input in {}, with which this folder was last run; choose "
+            "another --out"
+        ),
         "{}: {}; choose another --out. Differing: {}",
         (
             "{}: the image {} was another one when this folder was begun than the one that {} has now; choose "
