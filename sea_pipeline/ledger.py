@@ -109,14 +109,24 @@ class Ledger:
         Raises:
             UserError: it is damaged, is not this run's or this shard's, or its files are not there in their sizes.
         """
+        commit = self.recorded(shard)
+        files = commit.files if commit else []
+        if problem := next(filter(None, (check_size(self.root, file) for file in files)), None):
+            raise UserError(problem)
+        return commit
+
+    def recorded(self, shard: int) -> Commit | None:
+        """Reads a shard's commit, whether or not its files are there; None if there is none.
+
+        Raises:
+            UserError: it is damaged, or is not this run's or this shard's.
+        """
         if (commit := find_record(self.commit_path(shard), Commit)) is None:
             return None
         paths = [self.shard_path(shard), *([self.quarantine_path(shard)] if commit.bad else [])]
         names = [below(self.root, path) for path in paths]
         if problem := self.plan.file_of(shard).differs(commit, shard, self.dataset.fingerprint, names):
             raise UserError(f"{self.commit_path(shard)}: damaged: {problem}")
-        if problem := next(filter(None, (check_size(self.root, file) for file in commit.files)), None):
-            raise UserError(problem)
         return commit
 
     def commit(self, shard: int) -> Commit | None:

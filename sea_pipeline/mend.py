@@ -5,7 +5,7 @@ with follow from the same input; `dataset.json` follows from them and the commit
 beside the shards follow from the commits when the run ends.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -18,6 +18,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan
 from sea_pipeline.record_values import json_object
 from sea_pipeline.records import (
+    Commit,
     Dataset,
     File,
     Manifest,
@@ -216,11 +217,23 @@ def _committed(root: Place, wanted: Dataset, plans: list[Sequence[Sample]], fiel
         }
         ledger = Ledger(root, wanted.model_copy(update=found))
         last = ledger.plan.files[-1]
-        commits = filter(None, (ledger.commit(shard) for shard in range(last.first, last.end)))
-        if commit := next(commits, None):
+        if commit := next(_recorded(ledger, range(last.first, last.end)), None):
             return ledger.dataset.model_copy(update={"schema_version": commit.schema_version})
         plans.pop()  # of an extension that was not taken up
     return None
+
+
+def _recorded(ledger: Ledger, shards: range) -> Iterator[Commit]:
+    """Gives the commits of this run, also those whose files are gone: such a shard is done again."""
+    for shard in shards:
+        try:
+            commit = ledger.recorded(shard)
+        except StoreError:
+            raise
+        except UserError:
+            continue
+        if commit:
+            yield commit
 
 
 def _part(plan: Sequence[Sample], shard_size: int) -> Part:

@@ -190,6 +190,10 @@ def test_a_folder_without_dataset_and_commits_is_begun_anew_by_its_own_run(
         label(images=str(photos), top_n=2)
     label(images=str(photos))
     assert content(out) == whole
+    (out / "dataset.json").unlink()
+    shutil.rmtree(out / "labels")
+    label(images=str(photos))
+    assert content(out) == whole
     for name in ("dataset.json", "manifest.json"):
         (out / name).unlink()
     shutil.rmtree(out / "commits")
