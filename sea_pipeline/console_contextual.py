@@ -28,7 +28,7 @@ def lens_table(found: Mapping[str, Any]) -> None:
     table.add_column("most frequent", overflow="fold")
     for layer in layers:
         frequent = "  ".join(f"'{one['token']}' {one['share']:.0%}" for one in layer["frequent"])
-        cells = [_with_error(name, layer) for name in shown]
+        cells = [_share_with_error(name, layer) for name in shown]
         table.add_row(str(layer["layer"]), *cells, f"{layer['matched_layer']:g}", frequent)
     console.output.print(table)
     console.print_table(
@@ -42,6 +42,6 @@ def lens_table(found: Mapping[str, Any]) -> None:
     )
 
 
-def _with_error(name: str, values: Mapping[str, float]) -> str:
+def _share_with_error(name: str, values: Mapping[str, float]) -> str:
     error = values.get(f"{name}_se")
     return f"{values[name]:.3f}" + ("" if error is None else f" ± {error:.3f}")

@@ -28,7 +28,7 @@ _CROWDED = 1 / 4
 """The share of all groups from which on float32 scores of all words cost less."""
 _LONGEST_REST = 32
 """Calls in a row at most that do without int8."""
-_ROWS, _COLUMNS = 32, 64
+_CHECKED_ROWS, _CHECKED_COLUMNS = 32, 64
 """Of a product that says whether they are right."""
 
 
@@ -155,8 +155,8 @@ def is_fast(device: torch.device) -> bool:
 
 def _are_right(device: torch.device) -> bool:
     """Without instructions for them, some CPUs add products of int8 in 16 bits, which overflow."""
-    sign = torch.where(torch.arange(_COLUMNS) % 3 == 0, -127, 127).expand(_ROWS, -1)
-    left, right = sign.to(device, torch.int8), torch.full((_COLUMNS, _ROWS), 127, dtype=torch.int8, device=device)
+    sign = torch.where(torch.arange(_CHECKED_COLUMNS) % 3 == 0, -127, 127).expand(_CHECKED_ROWS, -1)
+    left, right = sign.to(device, torch.int8), torch.full((_CHECKED_COLUMNS, _CHECKED_ROWS), 127, dtype=torch.int8, device=device)
     try:
         found = torch._int_mm(left.contiguous(), right)
     except (RuntimeError, AttributeError):

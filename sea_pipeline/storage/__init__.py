@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import platformdirs
 
 from sea_pipeline.errors import UserError
-from sea_pipeline.storage.disk import sync as _sync
+from sea_pipeline.storage.disk import sync
 from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.locks import alone as alone
 from sea_pipeline.storage.locks import claimed as claimed
@@ -142,9 +142,9 @@ def publish(path: Place, root: Place, *, exclusive: bool = False, scratch: Path 
         try:
             yield scratch
             if isinstance(path, Path):
-                _sync(scratch)
+                sync(scratch)
                 _appear(scratch, path, exclusive=exclusive)
-                _sync(path.parent)
+                sync(path.parent)
             else:
                 path.upload(scratch, exclusive=exclusive)
         finally:

@@ -46,7 +46,7 @@ def test_full_at_random_writes(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         plain(path)
 
-    monkeypatch.setattr(storage, "_sync", sync)
+    monkeypatch.setattr(storage, "sync", sync)
     for _ in range(60):
         try:
             label(images=str(photos), max_bad=0.5, extend=extended)
