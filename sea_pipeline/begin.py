@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.folder import COMMITS, DATASET, MANIFEST
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.mend import is_lost, rebuild_dataset, restored

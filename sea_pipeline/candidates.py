@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from sea_pipeline.devices import has_onednn
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import require
+from sea_pipeline.core.devices import has_onednn
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
 
 GROUP = 32
 """Words whose highest score stands for all of them."""

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.settings import Settings, complaint
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.settings import Settings, complaint
 from sea_pipeline.storage import data_folder
 
 _Count = Annotated[int, Field(ge=1)]

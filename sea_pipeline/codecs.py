@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.optional import require
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import require
 from sea_pipeline.storage import Place, local_copy
 
 CodecName = Literal["float16", "int8", "pq64"]

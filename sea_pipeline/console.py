@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sea_pipeline.progress import no_bar
+from sea_pipeline.core.progress import no_bar
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -21,9 +21,9 @@ from tornado.ioloop import PeriodicCallback
 
 from sea_pipeline import clusters
 from sea_pipeline.clusters import Cluster
-from sea_pipeline.devices import cores
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.optional import require
+from sea_pipeline.core.devices import cores
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import require
 
 _LOOPBACK = "127.0.0.1"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, faiss_is_there, ranking
-from sea_pipeline.devices import processor
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.devices import processor
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.int8_candidates import Int8Candidates, is_fast
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.storage import cache_folder, publish_bytes

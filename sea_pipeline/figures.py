@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from sea_pipeline.analysis import BIN_WIDTH, Statistics, image_words
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
 from sea_pipeline.crops import CropBox
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import require
 from sea_pipeline.pixels import BadImageError, decode_image
 from sea_pipeline.sources import open_source
 from sea_pipeline.storage.results import publish_result

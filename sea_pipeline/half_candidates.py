@@ -23,7 +23,7 @@ from sea_pipeline.candidates import (
     best_by_groups,
     rounding_bound,
 )
-from sea_pipeline.devices import exact_float32
+from sea_pipeline.core.devices import exact_float32
 
 _NUMBERS = 1 << 27
 """Of float32 word vectors at a time: 512 MiB."""

@@ -19,7 +19,7 @@ from sea_pipeline.candidates import (
     TorchCandidates,
     rounding_bound,
 )
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.int8_table import Int8Table
 
 _NEIGHBOURS = 64
@@ -156,7 +156,10 @@ def is_fast(device: torch.device) -> bool:
 def _are_right(device: torch.device) -> bool:
     """Without instructions for them, some CPUs add products of int8 in 16 bits, which overflow."""
     sign = torch.where(torch.arange(_CHECKED_COLUMNS) % 3 == 0, -127, 127).expand(_CHECKED_ROWS, -1)
-    left, right = sign.to(device, torch.int8), torch.full((_CHECKED_COLUMNS, _CHECKED_ROWS), 127, dtype=torch.int8, device=device)
+    left, right = (
+        sign.to(device, torch.int8),
+        torch.full((_CHECKED_COLUMNS, _CHECKED_ROWS), 127, dtype=torch.int8, device=device),
+    )
     try:
         found = torch._int_mm(left.contiguous(), right)
     except (RuntimeError, AttributeError):

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sea_pipeline.ahead import ahead, batched, lanes
+from sea_pipeline.core.devices import exact_float32
+from sea_pipeline.core.parallel import ahead, batched, lanes
 from sea_pipeline.crops import LEAST_AREA, WHOLE, image_and_crop, inside, labelled_crop
-from sea_pipeline.devices import exact_float32
 from sea_pipeline.encoders.base import Encoder, finite_images
 from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
 from sea_pipeline.ledger import Ledger

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
 from sea_pipeline.rows import no_such_image
 from sea_pipeline.shards import from_stored

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sea_pipeline.core.parallel import InOrder
 from sea_pipeline.crops import CropBox
-from sea_pipeline.in_order import InOrder
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.shards import LabelRow, ShardWriter, to_stored
 

@@ -11,20 +11,20 @@ from pydantic import Field
 
 from sea_pipeline.begin import begin
 from sea_pipeline.clusters import Crew
+from sea_pipeline.core.devices import cores, resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
 from sea_pipeline.crops import MARK, crop_id
-from sea_pipeline.devices import cores, resolve_device
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
-from sea_pipeline.errors import UserError
 from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.probe import hint
-from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import SCHEMA_VERSION, fingerprint_of
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.search import Backend
-from sea_pipeline.settings import Settings
 from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back

@@ -23,7 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.folder import (
     COMMITS,
     DATASET,

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import ijson
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.json_array import array_values
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.folder import DATASET, MANIFEST, advised
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sea_pipeline.captions import LONGEST_PHRASE, gpt_turns, is_content, is_entry, singular, windows, word_runs
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.llava_json import images_of, naming, records
 
 LEAST_SHARE = 1e-5

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from sea_pipeline.errors import one_line
+from sea_pipeline.core.errors import one_line
 from sea_pipeline.image_bytes import JPEG, PNG, DamagedError, check_jpeg, padded_jpeg, png_pixels, without_metadata
 from sea_pipeline.magics import known_kind
 

@@ -5,15 +5,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sea_pipeline.devices import resolve_device
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
 from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
-from sea_pipeline.errors import UserError
 from sea_pipeline.lift import Findings, Probed
 from sea_pipeline.probe import captioned_images, named_entries, prepared, probe, signed
-from sea_pipeline.progress import ProgressBar, no_bar
-from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
 from sea_pipeline.wordlists import load_wordlist
 

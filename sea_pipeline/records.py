@@ -7,9 +7,9 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.settings import Strict, complaint
 from sea_pipeline.record_values import Count, Moment, PathInside, Seconds, Sha256, Text, json_object
-from sea_pipeline.settings import Strict, complaint
 from sea_pipeline.storage import Place, below, canonical_json, file_sha256
 
 FILES = "files.json"

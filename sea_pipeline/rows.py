@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import File, Manifest
 from sea_pipeline.row_groups import open_parquet

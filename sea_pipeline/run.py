@@ -9,10 +9,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sea_pipeline.ahead import side_by_side
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.parallel import side_by_side
+from sea_pipeline.core.progress import process_peak_bytes
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.memory import process_peak_bytes
 from sea_pipeline.records import Commit
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.sources import Source, open_source

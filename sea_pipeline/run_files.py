@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.record_values import Count, Seconds, Text, json_object
 from sea_pipeline.records import Record, first_problem, read_json
 

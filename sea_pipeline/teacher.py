@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sea_pipeline.codecs import Codec, CodecName, bytes_per_vector, load_codec
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Manifest
 from sea_pipeline.row_groups import RowGroupWriter

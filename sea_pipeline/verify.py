@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.folder import COMMITS, DATASET, MANIFEST, QUARANTINE, advised, lost_beginning
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.plan import plan_sha256, read_plan

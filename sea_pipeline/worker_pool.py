@@ -15,7 +15,7 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker, Nanny, WorkerPlugin
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 
 Outcome = dict[str, Any]
 """What a task comes to: one key, which is `done`, `failed` (worth another attempt) or `refused` (the run must end)."""

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from distributed import Worker, get_worker
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.own_trainer import take_own_trainer
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.own_trainer import take_own_trainer
 from sea_pipeline.records import Commit, differing_fields, fingerprint_of
 from sea_pipeline.run import LOGS, ShardError, Stage, process_shard
 from sea_pipeline.sources import Source, open_source

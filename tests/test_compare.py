@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests import compare_world
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.tables import CHARTED

@@ -78,7 +78,7 @@ def test_other_files_of_the_working_folder_are_no_modules(installed: Path, tmp_p
 
 SPAWNED = """
 import multiprocessing, sys
-from sea_pipeline.own_trainer import take_own_trainer
+from sea_pipeline.core.own_trainer import take_own_trainer
 if __name__ == "__main__":
     take_own_trainer()
     from trainer.recipe import Recipe

@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import (
     get_reporting_integration_callbacks,
 )
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from trainer.borders import border
 from trainer.recipe import Recipe
 from trainer.schedule import BY_EVALUATION, check_schedule

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from transformers import LlavaImageProcessor, LlavaImageProcessorPil
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import read_json
 from trainer.geometry import pads
 from trainer.recipe import AspectRatio

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.llava_json import place, relative_path, shown
 from sea_pipeline.pixels import BadImageError, read_image
 

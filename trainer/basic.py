@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import losses
+from trainer import losses as equations
 from trainer.supervision import Supervision, degrees, image_weights
 from trainer.words import llm_embeddings, ordinary_length
 
@@ -96,9 +96,9 @@ class BasicTerm:
         found = {f"visual_{name}": visual.flatten(0, 1) for name in self.terms}
         if "das" in self.terms:
             ordinary = ordinary_length(embed, self._vocabulary)
-            found["das"] = losses.das(found["visual_das"], targets, weights, ordinary=ordinary)
+            found["das"] = equations.das(found["visual_das"], targets, weights, ordinary=ordinary)
         if "sds" in self.terms:
-            found["sds"] = losses.sds(found["visual_sds"], targets, weights, self.embeddings(embed), **self._sds)
+            found["sds"] = equations.sds(found["visual_sds"], targets, weights, self.embeddings(embed), **self._sds)
         return found
 
     def degrees(self, attention: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sea_pipeline
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.storage import writing
 
 _OURS = ("sea_pipeline", "trainer")

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.templates import GENERATION, VICUNA_SYSTEM, front
 
 IMAGE_TOKEN = "<image>"

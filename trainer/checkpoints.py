@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.records import FILES, FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage import TEMPORARY
 from sea_pipeline.storage.disk import sync, sync_folder

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 _QUANTISED = ("quantization_config", "compression_config")
 _DROPPED = (*_QUANTISED, "auto_map")

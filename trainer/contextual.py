@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.captions import content_spans, content_words
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.encode import tokenise
 from trainer.evaluate import evaluating
 from trainer.layers import decoder_layers, watching_layers

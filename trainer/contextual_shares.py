@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from sea_pipeline.captions import content_words, singular
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.contextual import Index, nearest_states, unit
 from trainer.controls import mean_over_photos, others
 from trainer.evaluate import Evaluator, Shown, evaluating

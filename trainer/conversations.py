@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.llava_json import check_path, check_record, images_of, records
 from sea_pipeline.storage import cache_folder, canonical_json, file_sha256
 from trainer.bad_rows import BadRow, bad_rows, refuse, without

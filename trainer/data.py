@@ -11,8 +11,8 @@ from datasets import Dataset as Rows
 from PIL import Image
 from torch.utils.data import Dataset
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
-from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import LabelCache
 from sea_pipeline.pixels import BadImageError, read_image
 from sea_pipeline.teacher import Targets, TargetStore

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
-from sea_pipeline.errors import UserError
 from sea_pipeline.store import LabelStore
 from sea_pipeline.wordlists import WordList
 from trainer import metrics

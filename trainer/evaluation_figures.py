@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.figures import Kind, Panel, check_figure, patches_figure, save_figure
 from trainer.evaluate import Evaluator, Shown
 from trainer.layers import LayerTokens

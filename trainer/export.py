@@ -10,8 +10,8 @@ from pydantic import NonNegativeInt
 from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.settings import Settings
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage import publish_folder
 from trainer import hub, legacy
 from trainer.borders import saving

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sea_pipeline.ahead import ahead, batched
-from sea_pipeline.devices import cores
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.devices import cores
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import ahead, batched
 from trainer.data import Kept, TrainingData
 from trainer.model import AlignedLlava
 

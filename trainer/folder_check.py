@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import read_json
-from trainer import towers as towers  # registers the towers that transformers lacks
 from trainer.borders import border
 from trainer.chat_template import IMAGE_TOKEN, both_forms
 from trainer.config_check import check_plain

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from trainer.paper_rows import paper_rows
 from trainer.suites import Column, Suite, llm_columns, suite_columns
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage import canonical_json, publish_folder
 from trainer.borders import saving
 from trainer.chat_template import IMAGE_TOKEN

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage import publish_folder
 from sea_pipeline.storage.disk import sync_folder
 from trainer import checkpoints

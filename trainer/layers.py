@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer import metrics
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.model import AlignedLlava, Batch

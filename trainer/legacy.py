@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.weights import PROJECTOR, TOWER, Entry
 
 VERSION = "4.57.6"

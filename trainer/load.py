@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, LlavaConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import read_json
 from trainer.aspect_ratio import with_aspect_ratio
 from trainer.borders import border

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sea_pipeline.progress import ProgressBar
+from sea_pipeline.core.progress import ProgressBar
 from sea_pipeline.run_files import read_log
 from sea_pipeline.storage import publish_bytes, writing
 

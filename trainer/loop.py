@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer import checkpoints
 from trainer.balance import Balance, Probe
 from trainer.borders import border

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import require
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
 from trainer.recipe import Lora
 from trainer.weights import Stored, canonical
 

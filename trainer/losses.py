@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.devices import onednn_is_faster
+from sea_pipeline.core.devices import onednn_is_faster
 
 MAX_SCALE = 100.0
 """1 / tau never grows beyond this, as in CLIP: past it a learnable temperature runs away."""

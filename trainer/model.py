@@ -14,7 +14,6 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from trainer import towers as towers  # registers the towers that transformers lacks
 from trainer.basic import BasicTerm
 from trainer.sea import SeaTerm
 

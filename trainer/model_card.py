@@ -10,8 +10,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sea_pipeline import __version__
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.spec import split_s2
-from sea_pipeline.errors import UserError
 from sea_pipeline.records import read_json
 from sea_pipeline.run_files import RunFile, SummaryFile, read_run_file
 from trainer import hub

@@ -4,7 +4,7 @@ from itertools import islice
 
 import torch
 
-from sea_pipeline.ahead import batched
+from sea_pipeline.core.parallel import batched
 from trainer.data import Collator, TrainingData
 from trainer.model import AlignedLlava
 from trainer.words import llm_embeddings

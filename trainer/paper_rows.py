@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.settings import Strict
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.settings import Strict
 from trainer.recipe import Recipe
 from trainer.recipe_file import read_recipes
 from trainer.recipe_names import PAPERS, builtin_recipes, papers_file

@@ -28,9 +28,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import package_folder, require
 from sea_pipeline.encoders.spec import packaged_side, split_s2
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.optional import package_folder, require
 from trainer.folder_check import image_shape
 from trainer.hub import find_file
 from trainer.pretrained import load_config, load_weights, named

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sea_pipeline.optional import require
+from sea_pipeline.core.extras import require
 from trainer.encode import adds_space
 from trainer.sentence_piece import same_pieces
 

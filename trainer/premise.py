@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.storage.remembered import remembered
-from trainer import losses
+from trainer import losses as equations
 from trainer.lens import Lens, LensKind
 from trainer.plain_text import plain_text
 from trainer.reader import Reader
@@ -157,7 +157,7 @@ def _das(reader: Reader, basic: Basic, lenses: Lenses, visual: torch.Tensor) -> 
     flat = visual.flatten(0, 1)
     weights = torch.full((len(flat),), 1 / len(flat), device=flat.device)
     length = ordinary_length(reader.embed, reader.vocabulary)
-    return {kind: float(losses.das(flat, one.refined, weights, ordinary=length)) for kind, one in seen.items()}
+    return {kind: float(equations.das(flat, one.refined, weights, ordinary=length)) for kind, one in seen.items()}
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from tokenizers.pre_tokenizers import Metaspace
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import require
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
 from trainer.hub import find_file
 from trainer.pretrained import check_files, named
 

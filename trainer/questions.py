@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.llava_json import shown
 from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.controls import others

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from sea_pipeline.settings import Strict
+from sea_pipeline.core.settings import Strict
 
 SAMPLES = "samples"
 """As `data.train`: the sample photos that two packages ship, with captions of ours."""

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from sea_pipeline.errors import MOST, UserError, one_line
+from sea_pipeline.core.errors import MOST, UserError, one_line
 from trainer.recipe import PRESETS, Recipe
 from trainer.recipe_problems import problems
 

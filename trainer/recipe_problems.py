@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from sea_pipeline.settings import complaint
+from sea_pipeline.core.settings import complaint
 from trainer.recipe import Recipe
 
 _Place = tuple[str | int, ...]

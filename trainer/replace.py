@@ -16,7 +16,7 @@ from torch import nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from sea_pipeline.captions import content_words
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from trainer import metrics
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.model import AlignedLlava

@@ -9,7 +9,7 @@ from typing import Any, cast
 from accelerate.utils import gather_object
 from torch import nn
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer import checkpoints
 from trainer.balance import Balance
 from trainer.borders import saving

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage import alone, make_folder, publish_bytes, writing
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from sea_pipeline import __version__
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import differing_fields, fingerprint_of, load_record
 from sea_pipeline.run_files import RunFile
 from sea_pipeline.storage import TEMPORARY, entries, make_folder, publish_bytes, sweep

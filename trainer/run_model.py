@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer import checkpoints
 from trainer.load import ModelFolder, open_model_folder
 from trainer.lora import merged_weight

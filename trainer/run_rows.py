@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.llava_json import relative_path
 from sea_pipeline.sources import list_samples
 from sea_pipeline.storage import cache_folder, data_folder

@@ -7,7 +7,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 
 BY_EVALUATION = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 """Those that follow a metric of held-out samples."""

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer import losses
+from trainer import losses as equations
 
 
 class SeaTerm(nn.Module):
@@ -82,7 +82,7 @@ class SeaTerm(nn.Module):
                 chosen, words, seed = gathered(chosen, words, seed)
             kept = _one_per_key(self.keys[words], seed)
             chosen, words = chosen[kept], words[kept]
-        loss = losses.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
+        loss = equations.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
         return loss, torch.full((), len(words), device=visual.device)  # unlike torch.tensor it does not wait for a GPU
 
     @torch.no_grad()
@@ -98,7 +98,9 @@ class SeaTerm(nn.Module):
     @torch.no_grad()
     def clamp_scale(self) -> None:
         """Brings a 1 / tau that a step took beyond `MAX_SCALE` back: there it has no gradient, and could not return."""
-        self.log_scale.clamp_(max=math.log(losses.MAX_SCALE) - 1e-6)  # float32 may round the logarithm itself upwards
+        self.log_scale.clamp_(
+            max=math.log(equations.MAX_SCALE) - 1e-6
+        )  # float32 may round the logarithm itself upwards
 
     def extra_repr(self) -> str:
         """The size of the word list, for printing."""

@@ -13,8 +13,8 @@ from typing import Any, cast
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.optional import require
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import require
 from sea_pipeline.wordlists import load_wordlist
 from trainer.encode import tokenise
 from trainer.hub import find_file

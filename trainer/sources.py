@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.spec import EncoderSpec
-from sea_pipeline.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.stage_run import StageRun

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import Field, PositiveInt
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.settings import Settings, Strict
 from sea_pipeline.records import read_json
-from sea_pipeline.settings import Settings, Strict
 from sea_pipeline.storage import data_folder
 from trainer.run_record import kept_steps, last_step, read_run
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.lens import Lens
 from trainer.recipe import Basic
 from trainer.tap import AttentionTap, Tapped

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3", "olmo2", "smollm3", "granite")
 """Model types whose attention is softmax(scaling * q k), causal, through transformers' `AttentionInterface`."""

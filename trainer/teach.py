@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sea_pipeline.codecs import Codec, codec_sha256
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.run import ShardResult

@@ -14,17 +14,17 @@ from pydantic import Field
 from sea_pipeline.begin import begin
 from sea_pipeline.clusters import Crew
 from sea_pipeline.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
-from sea_pipeline.devices import resolve_device
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
 from sea_pipeline.folder import COMMITS
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.llava_json import grew_from
 from sea_pipeline.pixels import DECODE_VERSION
-from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.samples import BadSample, Listing
-from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage import Place, alone, file_sha256, place, publish_bytes

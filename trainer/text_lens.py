@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.progress import ProgressBar, no_bar
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.storage.remembered import remembered
 from trainer.lens import PENALTIES, Lens, LensKind, fit, load_lens, save_lens

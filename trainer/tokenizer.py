@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.chat_template import (
     BOS_FIRST,
     IMAGE_TOKEN,

@@ -17,9 +17,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.run_files import SummaryFile, read_run_file
 from sea_pipeline.stage_run import StageRun

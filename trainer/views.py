@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from sea_pipeline.devices import resolve_device
-from sea_pipeline.errors import UserError
-from sea_pipeline.progress import ProgressBar, no_bar
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
 from sea_pipeline.records import fingerprint_of
-from sea_pipeline.settings import Settings
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import file_sha256, publish_bytes
 from sea_pipeline.store import LabelStore

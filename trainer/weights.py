@@ -11,7 +11,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.storage.leftovers import files_like
 
 PROJECTOR = "multi_modal_projector."

@@ -12,7 +12,7 @@ import torch
 from tokenizers.decoders import ByteLevel
 from torch import nn
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.losses import word_table
 
 if TYPE_CHECKING:

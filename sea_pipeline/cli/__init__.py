@@ -11,7 +11,7 @@ import typer
 
 from sea_pipeline import __version__
 from sea_pipeline.cli import completion, streams, talk
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 
 app = typer.Typer(
     name="sea-pipeline",
@@ -191,5 +191,14 @@ def _options(
 
 
 # Each registers its commands, in the order in which --help lists them.
-from sea_pipeline.cli import demo, labels, probe, forecast, recipes, training  # noqa: E402, F401  # isort: skip
-from sea_pipeline.cli import tokens, teacher, report, export, evaluation  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import demo  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import labels  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import probe  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import forecast  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import recipes  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import training  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import tokens  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import teacher  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import report  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import export  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import evaluation  # noqa: E402, F401  # isort: skip

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from pathlib import Path
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.own_trainer import take_own_trainer
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.own_trainer import take_own_trainer
 
 
 def labels() -> list[str]:

@@ -32,7 +32,7 @@ from sea_pipeline.cli.crew import (
     Workers,
     tell,
 )
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 LabelsFolder = Annotated[
     str,

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import install_line
-from sea_pipeline.own_trainer import take_own_trainer
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import install_line
+from sea_pipeline.core.own_trainer import take_own_trainer
 
 
 class Need(NamedTuple):

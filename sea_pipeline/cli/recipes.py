@@ -6,7 +6,7 @@ import typer
 
 from sea_pipeline.cli import completion, print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 
 @command

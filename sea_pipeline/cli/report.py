@@ -9,8 +9,8 @@ import typer
 from sea_pipeline.cli import completion, local_output, print_json
 from sea_pipeline.cli.command import command
 from sea_pipeline.cli.needs import TRAINING, refuse_missing
-from sea_pipeline.errors import UserError
-from sea_pipeline.own_trainer import take_own_trainer
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.own_trainer import take_own_trainer
 
 if TYPE_CHECKING:
     from sea_pipeline.report import RunInput

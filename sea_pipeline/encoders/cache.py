@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Encoder
-from sea_pipeline.errors import UserError
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.storage.remembered import remembered
 from sea_pipeline.wordlists import WordList

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import require
 from sea_pipeline.encoders.base import Preprocess
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.optional import require
 from sea_pipeline.records import fingerprint_of
 from sea_pipeline.storage import file_sha256
 

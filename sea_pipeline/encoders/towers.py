@@ -25,8 +25,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import require
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
 
 _VV_BLOCKS = 6
 

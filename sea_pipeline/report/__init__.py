@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
+from sea_pipeline.core.settings import Settings
 from sea_pipeline.folder import is_ours
-from sea_pipeline.optional import require
 from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data
-from sea_pipeline.settings import Settings
 from sea_pipeline.storage import Place, place
 from sea_pipeline.storage.results import check_result, publish_result
 from sea_pipeline.store import LabelStore, open_labels
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.progress import ProgressBar
+    from sea_pipeline.core.progress import ProgressBar
 
 
 __all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views", "write_report"]

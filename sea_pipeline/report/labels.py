@@ -9,8 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from sea_pipeline.analysis import BIN_WIDTH, statistics
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.crops import CropBox, image_and_crop
-from sea_pipeline.errors import UserError
 from sea_pipeline.pixels import decode_image
 from sea_pipeline.report.packing import packed
 from sea_pipeline.report.thumbnails import thumbnail
@@ -19,7 +19,7 @@ from sea_pipeline.sources import Source, open_source
 from sea_pipeline.store import LabelStore
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.progress import ProgressBar
+    from sea_pipeline.core.progress import ProgressBar
 
 NONE = 65_535
 """No label, as a position in the report's words."""

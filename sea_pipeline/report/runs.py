@@ -12,8 +12,8 @@ from typing import Any, cast
 import yaml
 from PIL import Image
 
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.crops import CropBox
-from sea_pipeline.errors import UserError, one_line
 from sea_pipeline.pixels import read_image
 from sea_pipeline.record_values import json_object
 from sea_pipeline.records import leaves

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import package_folder
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import package_folder
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import hub, tables, tars
 from sea_pipeline.sources.base import Found, Source, named

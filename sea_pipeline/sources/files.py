@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.pixels import BadImageError, read_file
 from sea_pipeline.storage import is_url
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.sources.base import OTHER_FILES, is_image_name
 from sea_pipeline.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.storage import is_url

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.optional import require
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import require
 from sea_pipeline.pixels import BadImageError, read_file
 from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_sample
 from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf

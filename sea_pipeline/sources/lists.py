@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline import llava_json
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.row_groups import refuse_other_counts
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import Found, candidates, chosen_ids, escaped, named

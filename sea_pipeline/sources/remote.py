@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import fsspec
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.pixels import MAX_FILE_BYTES, BadImageError
 from sea_pipeline.storage.patience import PassingError, error_codes, error_statuses, patiently
 from sea_pipeline.storage.ranged import ranged_file

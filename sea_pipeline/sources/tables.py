@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.pixels import PASSING, BadImageError
 from sea_pipeline.row_groups import refuse_other_counts
 from sea_pipeline.samples import Sample

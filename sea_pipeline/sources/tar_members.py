@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from sea_pipeline.errors import one_line
+from sea_pipeline.core.errors import one_line
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20

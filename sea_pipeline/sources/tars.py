@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import OTHER_FILES, Found, escaped, is_image_name, named

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import platformdirs
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.disk import sync
 from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.locks import alone as alone

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from sea_pipeline.storage import Place

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 
 _Result = TypeVar("_Result")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage import alone, cache_folder, make_folder, publish, sweep
 
 _Kept = TypeVar("_Kept")

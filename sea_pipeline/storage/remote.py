@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from fsspec import AbstractFileSystem
 from upath.extensions import ProxyUPath
 
-from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.storage.patience import PassingError, StoreError, error_codes, error_statuses, patiently
 from sea_pipeline.storage.ranged import ranged_file
 

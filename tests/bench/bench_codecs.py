@@ -19,7 +19,7 @@ from tests.bench.bench_basic import BASIC, Tokens, gradient, tokens_of
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure
 from tests.bench.steps import BATCH, conversations, one_step, prepare
-from trainer import losses
+from trainer import losses as equations
 
 CROPS, JUDGED_BY = 88, 3
 """Crops of all sample photos; photos that codecs are judged by, a crop of each."""
@@ -73,5 +73,5 @@ def _figures(judge: Tokens, others: torch.Tensor) -> Iterator[Figure]:
 
 def _loss(term: str, visual: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     if term == "das":
-        return losses.das(visual, tokens.refined, tokens.attention)
-    return losses.sds(visual, tokens.refined, tokens.attention, tokens.embeddings)
+        return equations.das(visual, tokens.refined, tokens.attention)
+    return equations.sds(visual, tokens.refined, tokens.attention, tokens.embeddings)

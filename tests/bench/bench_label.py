@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from sea_pipeline import open_labels
-from sea_pipeline.ahead import lanes
 from sea_pipeline.begin import begin
+from sea_pipeline.core.parallel import lanes
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.label import BATCH_SIZES, LabelStage

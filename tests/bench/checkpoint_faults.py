@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import colours, make_world, tiny_recipe
 from tests.trainer.test_checkpoints import HARMS, PARTS
 from tests.trainer.test_resume import values, weights

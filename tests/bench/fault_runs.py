@@ -14,9 +14,9 @@ from pathlib import Path
 
 from sea_pipeline import driver, ledger, storage, workers
 from sea_pipeline.clusters import Cluster, Existing, LocalCluster
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected
 from sea_pipeline.driver import Driver, stage_plugin
-from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run
 from sea_pipeline.storage import Place, place, sweep

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainerCallback
 
+from sea_pipeline.core.progress import no_bar
 from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.progress import no_bar
 from sea_pipeline.store import open_labels
 from trainer.build import Inputs, build
 from trainer.init import init_model

@@ -14,7 +14,7 @@ from unittest import mock
 
 from sea_pipeline import cli
 from sea_pipeline.cli import FAILED_SHARDS
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 TRACEBACK, LOSS, UNCLEAR, CRASH, HANG = "traceback", "silent loss", "unclear", "crash", "hang"
 FAULTS = (TRACEBACK, LOSS, UNCLEAR, CRASH, HANG)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sea_pipeline import LabelStore, label_run, open_labels
 from sea_pipeline.cli import FAILED_SHARDS
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage import patience
 from tests.contents import rows
 from tests.fuzz.verdicts import REFUSED, Ended, command, lost

@@ -10,8 +10,8 @@ import fsspec
 import pytest
 
 from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.driver import Driver
-from sea_pipeline.errors import UserError
 from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run

@@ -13,7 +13,7 @@ import typer.main
 
 from sea_pipeline import cli, label_run, open_labels
 from sea_pipeline.cli.talk import LOG
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.world import draw_folder
 
 ROOT = Path(__file__).parent.parent.parent

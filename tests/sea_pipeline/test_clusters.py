@@ -22,8 +22,8 @@ from sea_pipeline.clusters import (
     load_cluster,
     visible_gpus,
 )
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected, scheduler_address, slurm_arguments, ssh_arguments
-from sea_pipeline.errors import UserError
 from sea_pipeline.stage_run import driver_device
 from sea_pipeline.storage import data_folder
 

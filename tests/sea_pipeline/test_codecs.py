@@ -19,7 +19,7 @@ from sea_pipeline.codecs import (
     load_codec,
     save_codec,
 )
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.losses import das, sds
 
 NAMES: list[CodecName] = ["float16", "int8", "pq64"]

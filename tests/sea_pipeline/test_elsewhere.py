@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline import begin, open_labels, sources
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import File
 from sea_pipeline.sources.files import LocalFiles
 from sea_pipeline.storage import is_url, locks, place

@@ -2,8 +2,8 @@
 
 import pytest
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, EncoderSpec, load_encoder, paths_of
-from sea_pipeline.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sea_pipeline.errors import MOST, one_line
+from sea_pipeline.core.errors import MOST, one_line
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sea_pipeline import label_cache, open_labels, storage
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Dataset
 from sea_pipeline.stage_run import StageRun

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from sea_pipeline import candidates, fastest_candidates, search
 from sea_pipeline.candidates import Candidates, TorchCandidates, ranking
-from sea_pipeline.devices import has_onednn
+from sea_pipeline.core.devices import has_onednn
 from sea_pipeline.fastest_candidates import FastestCandidates
 from sea_pipeline.int8_candidates import Int8Candidates
 from sea_pipeline.search import WordSearch

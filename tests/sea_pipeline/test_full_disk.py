@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline import storage
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.verify import check_files

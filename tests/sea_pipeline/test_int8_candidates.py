@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sea_pipeline import int8_candidates
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.int8_candidates import Int8Candidates, _place
 from sea_pipeline.int8_table import Int8Table
 from sea_pipeline.search import Backend, WordSearch

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sea_pipeline import LabelStore, label_cache, open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import file_sha256
 from sea_pipeline.storage.scratch import host

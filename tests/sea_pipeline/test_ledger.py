@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish_bytes

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pace import failing
 from sea_pipeline.run import log_attempt

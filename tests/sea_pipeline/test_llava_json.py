@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline import json_array
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.json_array import JsonNumbers
 from sea_pipeline.llava_json import images_of, place, records, relative_path
 

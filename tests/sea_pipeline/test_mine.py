@@ -12,7 +12,7 @@ import pytest
 
 from sea_pipeline import mine as mining
 from sea_pipeline.captions import is_entry, word_runs
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.mine import association, mine
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.wordlists import MAX_WORDS, load_wordlist

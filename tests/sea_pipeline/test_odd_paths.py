@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun

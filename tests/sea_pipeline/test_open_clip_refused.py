@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import Preprocess, load_encoder
-from sea_pipeline.errors import UserError
 from tests.tiny_clip import CLIP, add_architecture, changed, random_model, save_model
 
 

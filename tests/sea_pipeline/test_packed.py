@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from sea_pipeline import devices
+from sea_pipeline.core import devices
 from sea_pipeline.encoders import load_encoder, packed
 from sea_pipeline.encoders.packed import PackedAttention, PackedLinear, pack
 from sea_pipeline.encoders.towers import tower_of

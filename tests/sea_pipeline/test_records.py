@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sea_pipeline import analysis, open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.record_values import json_object
 from sea_pipeline.records import Commit, load_record

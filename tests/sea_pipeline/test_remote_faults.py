@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sea_pipeline import begin, open_labels, storage
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import entries, file_sha256, place, publish_bytes

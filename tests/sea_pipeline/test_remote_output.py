@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from sea_pipeline import label_cache, open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import entries, place

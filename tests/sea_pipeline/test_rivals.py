@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline import begin, label_cache, open_labels, run, storage
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun

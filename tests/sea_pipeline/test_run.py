@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.world import ColourEncoder, draw_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run

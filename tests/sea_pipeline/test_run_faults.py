@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.verify import check_files

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources import list_samples
 

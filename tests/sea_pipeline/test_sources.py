@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.figures import photo_of
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.sources import open_source

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.samples import Listing
 from sea_pipeline.sources import list_samples, open_source
 from sea_pipeline.stage_run import StageRun

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import begin, open_labels
-from sea_pipeline.in_order import InOrder
+from sea_pipeline.core.parallel import InOrder
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.samples import Listing
 from sea_pipeline.sources import forward, list_samples, open_source, order, tables

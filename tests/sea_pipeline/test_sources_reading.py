@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.sources import forward, open_source, remote
 from sea_pipeline.sources.forward import Forward

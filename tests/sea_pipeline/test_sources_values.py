@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.sources import list_samples
 from sea_pipeline.sources.values import MISSING, NoId, bytes_of, id_texts, is_bytes, is_id
 from sea_pipeline.stage_run import StageRun

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.samples import Listing
 from sea_pipeline.sources import list_samples
 from sea_pipeline.sources.tar_members import Members

@@ -16,7 +16,7 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.begin import begin
 from sea_pipeline.codecs import save_codec
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.run import run
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.storage import publish_bytes

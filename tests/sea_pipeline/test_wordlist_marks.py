@@ -2,7 +2,7 @@
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.wordlists import parse_wordlist
 
 UNSEEN = {

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.wordlists import load_wordlist, parse_wordlist
 
 

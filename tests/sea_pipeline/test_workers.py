@@ -13,9 +13,9 @@ from distributed import Client
 
 from sea_pipeline import driver, worker_pool, workers
 from sea_pipeline.clusters import LocalCluster
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected
 from sea_pipeline.driver import Driver, stage_plugin
-from sea_pipeline.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run
 from sea_pipeline.samples import Sample

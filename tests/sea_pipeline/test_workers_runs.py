@@ -16,7 +16,7 @@ import distributed
 import pytest
 
 from sea_pipeline.clusters import Crew
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content

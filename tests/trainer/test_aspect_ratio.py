@@ -22,7 +22,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
 from trainer.aspect_ratio import with_aspect_ratio, write_image_processor
 from trainer.geometry import pads

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.llava_json import images_of, relative_path
 from sea_pipeline.sources import list_samples

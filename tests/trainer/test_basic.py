@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from trainer.loop import AlignTrainer
 from trainer.model import part

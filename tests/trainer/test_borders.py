@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.tensorboard import SummaryWriter
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import values, weights
-from trainer import arguments, checkpoints, export, folder_check, init, losses, parts, sharding
+from trainer import arguments, checkpoints, export, folder_check, init, parts, sharding
+from trainer import losses as equations
 from trainer.borders import border, saving
 from trainer.data import TrainingData
 from trainer.load import open_model_folder
@@ -89,7 +90,7 @@ ERRORS: dict[str, Raise] = {
 
 
 def type_error(*_: Any, **__: Any) -> None:
-    losses.word_table(1)  # type: ignore[call-arg, arg-type]
+    equations.word_table(1)  # type: ignore[call-arg, arg-type]
 
 
 def assertion(*_: Any, **__: Any) -> None:
@@ -312,7 +313,7 @@ def test_whose_an_error_is() -> None:
     assert raised(lambda: shapes(torch.zeros(2, 2)), given=True) == "theirs"
     assert raised(lambda: sharding.load_state(shapes, {"bias": torch.zeros(3)})) == "ours"
     assert raised(lambda: importlib.import_module("trainer.nonesuch")) == "ours"
-    assert raised(lambda: losses.sea(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(()))) == "ours"
+    assert raised(lambda: equations.sea(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(()))) == "ours"
     assert raised(lambda: {}["key"], given=True) == "ours"
     for error in ERRORS.values():
         if error is not wandb:

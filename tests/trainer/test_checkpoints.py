@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests import tiny_runs
 from tests.kills import killed_around
 from tests.programs import Begin
@@ -190,7 +190,7 @@ def test_a_disk_that_fills(tiny: World, stopped: Path, whole: Path, program: Beg
     done = program(recipe, stopped, main=tiny_runs.main, file_size=limit)
     assert done.wait() == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"sea_pipeline.errors.UserError: {of(stopped, 6)}: cannot be written: ")
+    assert last.startswith(f"sea_pipeline.core.errors.UserError: {of(stopped, 6)}: cannot be written: ")
     assert last.endswith("run the same command again (what is finished is kept)")
     assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-4"}
     assert f"going on from {of(stopped, 4)}" in resumed(tiny, stopped)

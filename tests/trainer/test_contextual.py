@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sea_pipeline.captions import content_words
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.sentence_piece import vicuna_like
 from tests.tiny_runs import World
 from tests.tiny_tokenizers import byte_level

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.programs import Begin
 from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from tests.trainer.spoken import Row, load, record, rows_of, written

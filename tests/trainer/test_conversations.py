@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import package_folder
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import package_folder
 from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from tests.trainer.spoken import ANSWERS, Pairs, Row, load, record, rows_of, samples, written
 from trainer.bad_rows import missing_images

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World
 from tests.trainer.planted import ROWS, M, Planted, aligned, colours, pairs, plant
 from trainer.data import Labels

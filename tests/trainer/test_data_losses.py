@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World
 from tests.trainer.planted import ROWS, M, Planted, aligned, conversations, pairs, plant

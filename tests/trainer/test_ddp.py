@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, colours, logged, tiny_recipe, tiny_trainer
 from tests.trainer.test_resume import copied, values, weights
 from tests.trainer.together import WHOLE, Ended, Job, launch, said

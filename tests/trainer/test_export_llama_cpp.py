@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.readers.by_transformers import WORDS
 from tests.readers.table import LLAMA_CPP, LOGITS, NAMES, PROMPTS, TURNS, cells
 from tests.trainer.exported import Case, Reader, few_texts, grid_case, make_model

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, colours, logged, tiny_recipe
 from tests.trainer.test_ddp import ALL, EVEN, ROUNDED, close

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.trainer.harness_files import lm_file, lmms_file
 from trainer.harness import Collected, collect, collect_curves
 from trainer.suites import Suite

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.hub_forms import write_form
 from tests.hub_forms.files import LFS_POINTER
 from tests.trainer.initialised import edit, load

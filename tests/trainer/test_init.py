@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import LLMS, TOWERS, VOCABULARY, tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
 from tests.trainer.initialised import LIST, load
 from trainer import init

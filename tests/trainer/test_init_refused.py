@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import LlavaConfig
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
 from tests.trainer.initialised import edit
 from trainer.init import check_model_folder, init_model

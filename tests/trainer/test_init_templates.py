@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
 from tests.trainer.initialised import ANSWER, LIST, STRING, edit, load
 from trainer.chat_template import with_marks, without_final_eos

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests import tiny_runs
 from tests.kills import killed_around
 from tests.tiny_models import tiny_model

@@ -8,7 +8,7 @@ from tokenizers import decoders
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.store import open_labels
 from tests.tiny_runs import World
 from tests.tiny_tokenizers import byte_level, llama_like

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.memory import READY, measured
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, tiny_recipe

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_tokenizers import llama_like
 from tests.trainer.spoken import Row, load, record, written
 

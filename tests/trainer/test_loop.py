@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, TrainerCallback
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
-from trainer import losses
+from trainer import losses as equations
 from trainer.loop import AlignTrainer
 from trainer.model import AlignedLlava, part
 from trainer.train import trainable
@@ -211,14 +211,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     kept = Spy("on_step_end", weights)
     trainer.add_callback(kept)
     calls: list[int] = []
-    real = losses.sea if term == "sea" else AlignedLlava._language_loss
+    real = equations.sea if term == "sea" else AlignedLlava._language_loss
 
     def bad(*given: Any) -> torch.Tensor:
         calls.append(1)
         return real(*given) * (float("nan") if len(calls) == 6 else 1)
 
     if term == "sea":
-        monkeypatch.setattr(losses, "sea", bad)
+        monkeypatch.setattr(equations, "sea", bad)
     else:
         monkeypatch.setattr(AlignedLlava, "_language_loss", bad)
     with pytest.raises(UserError) as stopped:

@@ -10,7 +10,7 @@ import torch
 from tests.pretend_gpu import pretend_gpu
 from tests.test_architecture import ROOT
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
-from trainer import losses
+from trainer import losses as equations
 from trainer.arguments import DEFAULTS
 from trainer.data import TrainingData
 from trainer.log import FewPairs
@@ -163,7 +163,7 @@ def test_features_are_computed_on_the_gpu(tiny: World, tmp_path: Path, monkeypat
 
 def test_under_bfloat16_l_a_stays_float32(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    real = losses.sea
+    real = equations.sea
 
     def spy(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
         value = real(visual, words, log_scale)
@@ -174,7 +174,7 @@ def test_under_bfloat16_l_a_stays_float32(tiny: World, tmp_path: Path, monkeypat
         return value
 
     _, plain = run(tiny, tmp_path / "plain", 3, learning_rates={"llm": 1e-3})
-    monkeypatch.setattr(losses, "sea", spy)
+    monkeypatch.setattr(equations, "sea", spy)
     loss = {"sea": {"weight": 1.0}, "measure_every": 1}
     trainer, ours = run(
         tiny, tmp_path / "ours", 3, loss=loss, learning_rates={"llm": 1e-3}, training_arguments={"bf16": True}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.programs import Begin
 from tests.tiny_models import LLMS, tiny_model
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.devices import has_onednn
+from sea_pipeline.core.devices import has_onednn
 from tests.pretend_gpu import pretend_gpu
 from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
-from trainer import losses
+from trainer import losses as equations
 from trainer.losses import MAX_SCALE, das, sds, sea, word_table
 
 
@@ -206,7 +206,7 @@ def test_sds_in_float32_and_with_bfloat16_products(
 def test_sds_by_each_library_that_multiplies(faster: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if faster and not has_onednn():
         pytest.skip("torch has no oneDNN here")
-    monkeypatch.setattr(losses, "onednn_is_faster", lambda: faster)
+    monkeypatch.setattr(equations, "onednn_is_faster", lambda: faster)
     refined, embeddings, weights = random(9, 31, seed=2) / 2, random(1001, 31, seed=3), attention(9)
     single = (random(9, 31, seed=1) / 2).float().requires_grad_()
     value = sds(single, refined.float(), weights, embeddings.float(), block=block)

@@ -13,7 +13,7 @@ import typer.main
 
 from sea_pipeline import console
 from sea_pipeline.cli import app
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.test_architecture import ROOT
 from trainer.paper_rows import named_recipes, paper_rows
 from trainer.recipe import Recipe

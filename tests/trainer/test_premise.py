@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
 from tests.tiny_runs import World, tiny_recipe
 from trainer import build, text_lens

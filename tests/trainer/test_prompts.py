@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer
 from tests.trainer.looking import record, write
 from trainer.conversations import FEATURES

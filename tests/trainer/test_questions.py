@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.trainer.looking import Make, Ready, record, write
 from tests.world import COLOURS
 from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy

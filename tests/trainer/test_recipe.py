@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.test_architecture import ROOT
 from trainer.recipe import Parts, Recipe
 from trainer.recipe_file import read_recipes

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World
 from tests.trainer.looking import M, Make, Planted, Ready, nearest_twin, record, write
 from trainer.replace import (

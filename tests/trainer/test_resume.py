@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline import storage
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests import tiny_runs
 from tests.kills import killed_around
 from tests.programs import Begin

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.damage import Harm, changed, flip, made_a_folder
 from trainer.row_cache import kept_rows
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sea_pipeline.cli import app
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.sentence_piece import vicuna_like
 from tests.tiny_models import tiny_model
 from tests.trainer.spoken import load, record, written

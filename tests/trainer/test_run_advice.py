@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe
 from trainer.checkpoints import TRAINED
 from trainer.log import Screen

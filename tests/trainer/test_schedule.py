@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import SchedulerType, TrainerCallback
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer
 from trainer.arguments import training_arguments
 from trainer.recipe import Recipe

@@ -10,7 +10,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.sentence_piece import CODE, Slow, sentence_piece, vicuna_like
 from tests.tiny_tokenizers import byte_level
 from tests.trainer.spoken import Pairs, load, record, written

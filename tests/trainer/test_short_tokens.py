@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from tests.trainer.loss_twins import attention, das_twin, gradient_twin, random, sea_twin
-from trainer import losses
+from trainer import losses as equations
 from trainer.losses import das, sea
 from trainer.words import llm_embeddings, ordinary_length
 
@@ -62,7 +62,7 @@ def test_ordinary_tokens_are_as_they_were(name: str, monkeypatch: pytest.MonkeyP
     loss, _, ordinary = loss_and_twin(name, 40, 16, torch.float32)
     unit = F.normalize(random(40, 16, seed=1, dtype=torch.float32), dim=-1)
     found = [value_and_gradient(loss, share * ordinary * unit) for share in (0.101, 1.0, 30.0)]
-    monkeypatch.setattr(losses, "_directions", lambda tokens, _: F.normalize(tokens, dim=-1))
+    monkeypatch.setattr(equations, "_directions", lambda tokens, _: F.normalize(tokens, dim=-1))
     plain = [value_and_gradient(loss, share * ordinary * unit) for share in (0.101, 1.0, 30.0)]
     for ours, theirs in zip(found, plain, strict=True):
         assert all(map(torch.equal, ours, theirs))

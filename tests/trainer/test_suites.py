@@ -13,7 +13,7 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage import data_folder
 from tests.sentence_piece import vicuna_like
 from tests.tiny_models import tiny_vision

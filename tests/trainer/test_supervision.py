@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.trainer.supervised import (
     IMAGES,
     LAYERS,

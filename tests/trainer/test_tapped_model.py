@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.trainer.tapped import (
     LAYERS,
     batch,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.teacher import open_targets
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
 from trainer import teach_run

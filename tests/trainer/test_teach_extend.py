@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sea_pipeline.clusters import Crew
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.llava_json import grew_from
 from sea_pipeline.run import run

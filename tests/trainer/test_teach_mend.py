@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sea_pipeline.codecs import codec_sha256, fit_codec, load_codec, save_codec
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.teacher import CODEC, open_targets
 from tests.damage import Harm, changed, flip, made_a_folder

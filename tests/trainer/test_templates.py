@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.templates import VICUNA_SYSTEM, Message, Rendered, load_template, read_messages
 

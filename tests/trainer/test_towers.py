@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.packaged import PackagedEncoder
-from sea_pipeline.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
 from trainer import parts
 from trainer.init import check_model_folder, init_model

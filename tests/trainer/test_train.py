@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline import label_run
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_run import label_images
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer

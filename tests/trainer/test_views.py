@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.store import open_labels
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.trainer.looking import nearest_twin

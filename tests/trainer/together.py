@@ -17,7 +17,7 @@ import pytest
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from tests.test_architecture import ROOT
 from tests.tiny_runs import colours
 from tests.trainer.test_resume import copied

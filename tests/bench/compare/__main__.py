@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from sea_pipeline.devices import resolve_device
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import differing_fields
 from sea_pipeline.storage import publish_bytes
 from tests.bench.compare.hits import label_hits

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sea_pipeline.devices import resolve_device
+from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.store import open_labels
 from trainer import metrics
 from trainer.data import TrainingData

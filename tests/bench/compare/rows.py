@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 from trainer.recipe import Recipe
 from trainer.recipe_file import read_recipes
 from trainer.recipe_names import builtin_recipes

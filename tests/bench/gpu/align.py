@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from sea_pipeline import label_run, open_labels
-from sea_pipeline.devices import cores
+from sea_pipeline.core.devices import cores
+from sea_pipeline.core.progress import no_bar
 from sea_pipeline.encoders import Preprocess
 from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.progress import no_bar
 from tests.bench.gpu.common import IMAGES, Setup, main
 from tests.bench.gpu.label import photos_for, words_for
 from tests.bench.gpu.shapes import shape_of

@@ -16,7 +16,7 @@ import torch
 
 from sea_pipeline.begin import begin
 from sea_pipeline.candidates import TorchCandidates
-from sea_pipeline.devices import cores
+from sea_pipeline.core.devices import cores
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.label import LabelStage

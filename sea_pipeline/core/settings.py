@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 _KINDS = {
     "dict_type": "keys and values",

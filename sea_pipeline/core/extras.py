@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 
 def require(module: str, extra: str) -> ModuleType:

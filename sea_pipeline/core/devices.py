@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 
 def resolve_device(spec: str) -> str:

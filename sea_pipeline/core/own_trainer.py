@@ -9,10 +9,10 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 _NAME = "trainer"
-_HERE = Path(__file__).resolve().parent.parent
+_HERE = Path(__file__).resolve().parents[2]
 """The folder that holds both packages."""
 _MARK = "sea-pipeline"
 """What our package's first file says, and no other's."""

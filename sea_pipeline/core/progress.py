@@ -1,5 +1,6 @@
-"""How functions that take long tell of what passes."""
+"""How functions that take long tell of what passes, and how much memory a process has had."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,3 +11,11 @@ ProgressBar = Callable[[str, int, int], AbstractContextManager[Callable[[int], N
 def no_bar(what: str, total: int, done: int) -> AbstractContextManager[Callable[[int], None]]:
     """Shows nothing."""
     return nullcontext(lambda _: None)
+
+
+def process_peak_bytes() -> int:
+    """The most resident memory that this process has had."""
+    import resource  # here: Windows lacks it, and reads labels all the same
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
