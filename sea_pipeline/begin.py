@@ -16,32 +16,15 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.mend import is_lost, rebuild_dataset, restored
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan
-from sea_pipeline.records import (
-    SCHEMA_VERSION,
-    Dataset,
-    Manifest,
-    Part,
-    differing_fields,
-    file_record,
-    fingerprint_of,
-    load_record,
-)
-from sea_pipeline.row_groups import open_parquet
+from sea_pipeline.records import SCHEMA_VERSION, Dataset, Manifest, Part, file_record, load_record
 from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.sources import kind_of, open_source
 from sea_pipeline.sources.order import planning_order
-from sea_pipeline.storage import (
-    TEMPORARY,
-    Place,
-    alone,
-    entries,
-    file_sha256,
-    make_folder,
-    publish,
-    publish_bytes,
-    refuse_without_locks,
-    sweep,
-)
+from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
+from sea_pipeline.storage.locks import alone, refuse_without_locks
+from sea_pipeline.storage.parquet import open_parquet
+from sea_pipeline.storage.paths import Place, entries
+from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
 from sea_pipeline.verify import dataset_problem, plan_problem
 
 Growing = Mapping[str, Callable[[Any], bool]]

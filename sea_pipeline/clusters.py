@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.settings import Settings, complaint
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage.paths import data_folder
 
 _Count = Annotated[int, Field(ge=1)]
 

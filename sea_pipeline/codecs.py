@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
-from sea_pipeline.storage import Place, local_copy
+from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.publish import local_copy
 
 CodecName = Literal["float16", "int8", "pq64"]
 

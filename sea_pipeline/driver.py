@@ -20,7 +20,7 @@ from sea_pipeline.dask_clusters import connected
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
 from sea_pipeline.run import ATTEMPTS, finish_where_due, log_attempt
-from sea_pipeline.storage import publish_bytes, scratch_path
+from sea_pipeline.storage.publish import publish_bytes, scratch_path
 from sea_pipeline.tally import Report, Tally
 from sea_pipeline.worker_pool import Outcome, WorkerPool
 from sea_pipeline.workers import Recipe, StagePlugin

@@ -20,8 +20,9 @@ from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates
 from sea_pipeline.core.devices import processor
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.int8_candidates import Int8Candidates, is_fast
-from sea_pipeline.records import fingerprint_of
-from sea_pipeline.storage import cache_folder, publish_bytes
+from sea_pipeline.storage.hashing import fingerprint_of
+from sea_pipeline.storage.paths import cache_folder
+from sea_pipeline.storage.publish import publish_bytes
 
 _LOG = logging.getLogger(__name__)
 _TRIED = 128

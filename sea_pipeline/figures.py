@@ -20,7 +20,7 @@ from sea_pipeline.core.extras import require
 from sea_pipeline.crops import CropBox
 from sea_pipeline.pixels import BadImageError, decode_image
 from sea_pipeline.sources import open_source
-from sea_pipeline.storage.results import publish_result
+from sea_pipeline.storage.publish import publish_result
 from sea_pipeline.store import Labels, LabelStore
 
 SUFFIXES = (".png", ".pdf", ".svg")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from sea_pipeline.records import Commit
-from sea_pipeline.storage import Place
+from sea_pipeline.storage.paths import Place
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.json"

@@ -26,7 +26,6 @@ from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packe
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pixels import DECODE_VERSION, BadImageError, decode_image
 from sea_pipeline.records import SCHEMA_VERSION
-from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.search import Backend, WordSearch
@@ -38,7 +37,9 @@ from sea_pipeline.shards import (
 )
 from sea_pipeline.sources import Source
 from sea_pipeline.sources.order import reading_order
-from sea_pipeline.storage import Place, publish
+from sea_pipeline.storage.parquet import shard_footer
+from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.publish import publish
 from sea_pipeline.wordlists import WordList
 
 LABEL_VERSION = 1

@@ -50,8 +50,9 @@ from sea_pipeline.records import (
     load_record,
 )
 from sea_pipeline.samples import BadSample, Sample
-from sea_pipeline.storage import Place, below, publish, publish_bytes, spread, sweep
-from sea_pipeline.storage.patience import StoreError
+from sea_pipeline.storage.paths import Place, below, spread
+from sea_pipeline.storage.publish import publish, publish_bytes, sweep
+from sea_pipeline.storage.retry import StoreError
 
 
 class Ledger:

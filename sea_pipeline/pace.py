@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
 from sea_pipeline.run import LOGS
-from sea_pipeline.storage import entries
+from sea_pipeline.storage.paths import entries
 
 _SHARDS = 50
 """The latest ones, over which the rate is taken."""

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from sea_pipeline.records import Commit, Dataset
-from sea_pipeline.row_groups import open_parquet, parquet_writer
 from sea_pipeline.samples import Sample
-from sea_pipeline.storage import Place, canonical_json, local_copy
+from sea_pipeline.storage.hashing import canonical_json
+from sea_pipeline.storage.parquet import open_parquet, parquet_writer
+from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.publish import local_copy
 
 _SCHEMA = pa.schema([(name, pa.string()) for name in Sample._fields])
 

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.row_groups import open_parquet, parquet_writer
 from sea_pipeline.samples import BadSample
-from sea_pipeline.storage import Place
+from sea_pipeline.storage.parquet import open_parquet, parquet_writer
+from sea_pipeline.storage.paths import Place
 
 _SCHEMA = pa.schema(
     [

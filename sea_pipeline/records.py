@@ -1,7 +1,5 @@
 """The small JSON files of an output folder: what it is, what is done, what is in it."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -9,8 +7,9 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.settings import Strict, complaint
-from sea_pipeline.record_values import Count, Moment, PathInside, Seconds, Sha256, Text, json_object
-from sea_pipeline.storage import Place, below, canonical_json, file_sha256
+from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
+from sea_pipeline.storage.json_files import Count, Moment, PathInside, Seconds, Sha256, Text, json_object
+from sea_pipeline.storage.paths import Place, below
 
 FILES = "files.json"
 """Beside the files that it names."""
@@ -157,11 +156,6 @@ class Manifest(Record):
     other_files: list[File]
 
 
-def fingerprint_of(fields: dict[str, Any]) -> str:
-    """sha256 of the canonical JSON of the named fields."""
-    return hashlib.sha256(canonical_json(fields)).hexdigest()
-
-
 def load_record(path: Place, record: type[_Record]) -> _Record:
     """Reads one of the JSON files above.
 
@@ -220,25 +214,6 @@ def first_problem(error: ValidationError) -> str:
     return said if isinstance(item["input"], dict | list | bytes) else f"{said}; found {item['input']!r:.60}"
 
 
-def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The object in a JSON file that other programs may have written; `absent` where there is none, if that may be.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
-    if absent is not None and not path.exists():
-        return absent
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; restore it") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}; restore it") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object; found {found!r:.40}; restore it")
-    return found
-
-
 def file_record(root: Place, path: Place) -> File:
     """Size and hash of a file below `root`, as they are now: from a store elsewhere it is read back."""
     return File(path=below(root, path), bytes=path.stat().st_size, sha256=file_sha256(path))
@@ -269,18 +244,3 @@ def check_size(root: Place, file: File) -> str | None:
         return f"{path}: expected a file of {file.bytes:,} bytes; found none"
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}"
-
-
-def differing_fields(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """One phrase for each leaf of nested fields that differs: its dotted name and both values."""
-    names = sorted(leaves(found).keys() | leaves(wanted).keys())
-    pairs = [(name, leaves(found).get(name), leaves(wanted).get(name)) for name in names]
-    return [f"{name}: {json.dumps(a)} there, {json.dumps(b)} asked for" for name, a, b in pairs if a != b]
-
-
-def leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields as one level, with the keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in fields.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

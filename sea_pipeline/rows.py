@@ -11,8 +11,9 @@ import pyarrow as pa
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import File, Manifest
-from sea_pipeline.row_groups import open_parquet
-from sea_pipeline.storage import Place, local_copy, place, spread
+from sea_pipeline.storage.parquet import open_parquet
+from sea_pipeline.storage.paths import Place, place, spread
+from sea_pipeline.storage.publish import local_copy
 from sea_pipeline.verify import check_files
 
 _OF_NO_ROW = {"image_id", "image_sha256", "height", "width"}

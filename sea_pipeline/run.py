@@ -16,7 +16,9 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.sources import Source, open_source
-from sea_pipeline.storage import Place, alone, entries, publish, publish_bytes
+from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.paths import Place, entries
+from sea_pipeline.storage.publish import publish, publish_bytes
 from sea_pipeline.tally import Report, Tally
 
 _LOG = logging.getLogger(__name__)

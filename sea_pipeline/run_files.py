@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.record_values import Count, Seconds, Text, json_object
-from sea_pipeline.records import Record, first_problem, read_json
+from sea_pipeline.records import Record, first_problem
+from sea_pipeline.storage.json_files import Count, Seconds, Text, json_object, read_json
 
 
 class RunFile(Record):

@@ -33,8 +33,8 @@ import pyarrow as pa
 
 from sea_pipeline.crops import CropBox
 from sea_pipeline.records import SCHEMA_VERSION
-from sea_pipeline.row_groups import RowGroupWriter, open_parquet, parquet_writer
-from sea_pipeline.storage import Place
+from sea_pipeline.storage.parquet import RowGroupWriter, open_parquet, parquet_writer
+from sea_pipeline.storage.paths import Place
 
 KIND = "labels"
 WORDS = "words.txt"

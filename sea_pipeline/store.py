@@ -11,7 +11,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Manifest
 from sea_pipeline.rows import RowStore, open_finished
 from sea_pipeline.shards import KIND, label_arrays, label_schema, read_mean_similarity, read_words
-from sea_pipeline.storage import Place
+from sea_pipeline.storage.paths import Place
 
 
 @dataclass(frozen=True, eq=False)

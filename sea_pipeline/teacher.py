@@ -29,9 +29,9 @@ from sea_pipeline.codecs import Codec, CodecName, bytes_per_vector, load_codec
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Manifest
-from sea_pipeline.row_groups import RowGroupWriter
 from sea_pipeline.rows import RowStore, open_finished
-from sea_pipeline.storage import Place
+from sea_pipeline.storage.parquet import RowGroupWriter
+from sea_pipeline.storage.paths import Place
 
 KIND = "targets"
 CODEC = "codec.safetensors"

@@ -11,9 +11,9 @@ from sea_pipeline.folder import COMMITS, DATASET, MANIFEST, QUARANTINE, advised,
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.plan import plan_sha256, read_plan
 from sea_pipeline.records import Commit, File, Manifest, check_file, check_size, file_record, load_record
-from sea_pipeline.row_groups import open_parquet
-from sea_pipeline.storage import Place, entries, spread
-from sea_pipeline.storage.patience import StoreError
+from sea_pipeline.storage.parquet import open_parquet
+from sea_pipeline.storage.paths import Place, entries, spread
+from sea_pipeline.storage.retry import StoreError
 
 _SUFFIXES = {".json", ".parquet", ".safetensors", ".txt"}
 """Of the files beside the folders."""

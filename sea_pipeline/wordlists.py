@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.mine import mine
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage.paths import data_folder
 
 MAX_WORDS = 65_535
 """Word ids are stored as uint16 and 65,535 means "no label"."""

@@ -20,10 +20,12 @@ from distributed import Worker, get_worker
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.own_trainer import take_own_trainer
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import Commit, differing_fields, fingerprint_of
+from sea_pipeline.records import Commit
 from sea_pipeline.run import LOGS, ShardError, Stage, process_shard
 from sea_pipeline.sources import Source, open_source
-from sea_pipeline.storage import below, publish_bytes
+from sea_pipeline.storage.hashing import differing_fields, fingerprint_of
+from sea_pipeline.storage.paths import below
+from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.worker_pool import NamedPlugin, Outcome
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which 
 from sea_pipeline import cli, int8_candidates, label_run
 from sea_pipeline.label_run import LabelSettings
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import patience
+from sea_pipeline.storage import retry
 from tests.photo_forms import s3_server
 from tests.programs import Begin, Program
 from tests.world import ColourEncoder, word_file
@@ -136,7 +136,7 @@ def s3() -> Iterator[str]:
 @pytest.fixture
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remote stores are asked again almost at once."""
-    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(retry, "WAITS", (0.01, 0.01))
 
 
 @pytest.fixture

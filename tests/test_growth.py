@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.storage import place
+from sea_pipeline.storage.paths import place
 from sea_pipeline.verify import check_files
 from tests.bench import growth
 

@@ -20,7 +20,8 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Listing, Sample
 from sea_pipeline.sources import Source
-from sea_pipeline.storage import Place, publish_bytes
+from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.publish import publish_bytes
 
 FIELDS = {"planted": 1}
 FAULTS = "SEA_TEST_FAULTS"

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import LlavaImageProcessor, LlavaImageProcessorPil
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.records import read_json
+from sea_pipeline.storage.json_files import read_json
 from trainer.geometry import pads
 from trainer.recipe import AspectRatio
 

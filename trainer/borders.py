@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sea_pipeline
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.storage import writing
+from sea_pipeline.storage.publish import writing
 
 _OURS = ("sea_pipeline", "trainer")
 _OUR_FOLDERS = tuple(str(Path(sea_pipeline.__file__).parent.parent / name) + os.sep for name in _OURS)

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.storage import publish_folder
+from sea_pipeline.storage.publish import publish_folder
 from trainer import hub, legacy
 from trainer.borders import saving
 from trainer.export_files import alignment, clean, read_again, spell, write_json, write_texts

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sea_pipeline.records import read_json
+from sea_pipeline.storage.json_files import read_json
 from trainer import legacy
 from trainer.chat_template import chat_template, turn_end, with_marks
 from trainer.init import ALIGNMENT

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.records import read_json
+from sea_pipeline.storage.json_files import read_json
 from trainer.borders import border
 from trainer.chat_template import IMAGE_TOKEN, both_forms
 from trainer.config_check import check_plain

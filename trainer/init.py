@@ -16,7 +16,8 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage import canonical_json, publish_folder
+from sea_pipeline.storage.hashing import canonical_json
+from sea_pipeline.storage.publish import publish_folder
 from trainer.borders import saving
 from trainer.chat_template import IMAGE_TOKEN
 from trainer.folder_check import check_model_folder as check_model_folder

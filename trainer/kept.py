@@ -15,8 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage import publish_folder
-from sea_pipeline.storage.disk import sync_folder
+from sea_pipeline.storage.publish import publish_folder, sync_folder
 from trainer import checkpoints
 from trainer.borders import saving
 from trainer.recipe import Recipe

@@ -15,7 +15,7 @@ from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.records import read_json
+from sea_pipeline.storage.json_files import read_json
 from trainer.lens import LensKind
 from trainer.load import load_model, open_model_folder, reader_of
 from trainer.parts import load_llm, quiet

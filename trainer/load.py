@@ -10,7 +10,7 @@ from transformers import AutoConfig, LlavaConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.records import read_json
+from sea_pipeline.storage.json_files import read_json
 from trainer.aspect_ratio import with_aspect_ratio
 from trainer.borders import border
 from trainer.folder_check import check_model_folder

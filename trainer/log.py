@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from sea_pipeline.core.progress import ProgressBar
 from sea_pipeline.run_files import read_log
-from sea_pipeline.storage import publish_bytes, writing
+from sea_pipeline.storage.publish import publish_bytes, writing
 
 _FEW = 64
 """Pairs that L_a contrasts; the papers' micro-batches have thousands."""

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.records import fingerprint_of
-from sea_pipeline.storage.remembered import remembered
+from sea_pipeline.storage.cache import remembered
+from sea_pipeline.storage.hashing import fingerprint_of
 from trainer import losses as equations
 from trainer.lens import Lens, LensKind
 from trainer.plain_text import plain_text

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.records import read_json
+from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.leftovers import files_like
 from trainer.borders import border
 from trainer.config_check import check_plain, drop_leftovers

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage.paths import data_folder
 
 PAPERS = ("sea", "basic")
 """Files of `jobs/papers`."""

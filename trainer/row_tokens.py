@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.records import read_json
+from sea_pipeline.storage.json_files import read_json
 from trainer.chat_template import IMAGE_TOKEN
 from trainer.conversations import conversation_rows
 from trainer.folder_check import check_model_folder

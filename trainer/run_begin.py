@@ -10,9 +10,11 @@ import transformers
 
 from sea_pipeline import __version__
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.records import differing_fields, fingerprint_of, load_record
+from sea_pipeline.records import load_record
 from sea_pipeline.run_files import RunFile
-from sea_pipeline.storage import TEMPORARY, entries, make_folder, publish_bytes, sweep
+from sea_pipeline.storage.hashing import differing_fields, fingerprint_of
+from sea_pipeline.storage.paths import entries
+from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish_bytes, sweep
 from trainer.recipe import Recipe
 from trainer.run_fields import ACCUMULATION
 

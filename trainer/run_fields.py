@@ -4,8 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from sea_pipeline.records import fingerprint_of
-from sea_pipeline.storage import file_sha256
+from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.teacher import CODEC
 from trainer.build import Inputs

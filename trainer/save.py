@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sea_pipeline.storage import publish_folder
 from sea_pipeline.storage.leftovers import files_like
+from sea_pipeline.storage.publish import publish_folder
 from trainer.aspect_ratio import write_image_processor
 from trainer.borders import saving
 from trainer.load import ModelFolder

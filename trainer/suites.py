@@ -11,8 +11,8 @@ from pydantic import Field, PositiveInt
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Settings, Strict
-from sea_pipeline.records import read_json
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage.json_files import read_json
+from sea_pipeline.storage.paths import data_folder
 from trainer.run_record import kept_steps, last_step, read_run
 
 Suite = Literal["sea", "basic", "smoke"]

@@ -19,7 +19,8 @@ from sea_pipeline.pixels import BadImageError
 from sea_pipeline.run import ShardResult
 from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.sources import Source
-from sea_pipeline.storage import Place, file_sha256
+from sea_pipeline.storage.hashing import file_sha256
+from sea_pipeline.storage.paths import Place
 from sea_pipeline.teacher import CODEC, TargetRow, Targets, TargetWriter
 from trainer.basic import BasicTerm
 from trainer.data import Collator, TrainingData

@@ -22,14 +22,16 @@ from sea_pipeline.folder import COMMITS
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.llava_json import grew_from
 from sea_pipeline.pixels import DECODE_VERSION
-from sea_pipeline.records import fingerprint_of
-from sea_pipeline.row_groups import shard_footer
 from sea_pipeline.samples import BadSample, Listing
 from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
-from sea_pipeline.storage import Place, alone, file_sha256, place, publish_bytes
+from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
-from sea_pipeline.storage.patience import StoreError
+from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.parquet import shard_footer
+from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage.publish import publish_bytes
+from sea_pipeline.storage.retry import StoreError
 from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term

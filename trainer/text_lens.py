@@ -13,8 +13,8 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.records import fingerprint_of
-from sea_pipeline.storage.remembered import remembered
+from sea_pipeline.storage.cache import remembered
+from sea_pipeline.storage.hashing import fingerprint_of
 from trainer.lens import PENALTIES, Lens, LensKind, fit, load_lens, save_lens
 from trainer.plain_text import plain_text
 from trainer.reader import Reader

@@ -63,7 +63,7 @@ def local_output(teaches: str) -> Any:  # noqa: ANN401 - typer's
 
 
 def _of_this_machine(text: str | Path) -> Path:
-    from sea_pipeline.storage import is_url
+    from sea_pipeline.storage.paths import is_url
 
     if is_url(str(text)):
         raise typer.BadParameter(

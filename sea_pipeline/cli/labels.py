@@ -205,7 +205,7 @@ def status(
     """
     from sea_pipeline import analysis, console
     from sea_pipeline.ledger import Ledger
-    from sea_pipeline.storage import place
+    from sea_pipeline.storage.paths import place
     from sea_pipeline.verify import refuse_damage
 
     ledger = Ledger.open(place(folder))
@@ -234,7 +234,7 @@ def verify(
 
     from sea_pipeline import console
     from sea_pipeline.ledger import Ledger
-    from sea_pipeline.storage import place
+    from sea_pipeline.storage.paths import place
     from sea_pipeline.verify import check_files
 
     ledger = Ledger.open(place(folder))

@@ -12,8 +12,7 @@ from typing import Any
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.encoders.base import Preprocess
-from sea_pipeline.records import fingerprint_of
-from sea_pipeline.storage import file_sha256
+from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 
 _HUB = "hf-hub:"
 _CONFIG = "open_clip_config.json"

@@ -22,7 +22,7 @@ from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.encoders.cache import text_embeddings
 from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.spec import PACKAGED_SIDE, PACKAGED_STRIDE, EncoderSpec
-from sea_pipeline.storage import file_sha256
+from sea_pipeline.storage.hashing import file_sha256
 
 _CLASSES_PER_PATCH = 10
 _TOKENS_PER_BATCH = 2048

@@ -17,8 +17,8 @@ from sea_pipeline.folder import is_ours
 from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data
-from sea_pipeline.storage import Place, place
-from sea_pipeline.storage.results import check_result, publish_result
+from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage.publish import check_result, publish_result
 from sea_pipeline.store import LabelStore, open_labels
 
 if TYPE_CHECKING:  # it brings torch

@@ -17,7 +17,7 @@ from sea_pipeline.sources.base import Found, Source, named
 from sea_pipeline.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.sources.forms import Input, find_input
 from sea_pipeline.sources.lists import list_paths
-from sea_pipeline.storage import is_url
+from sea_pipeline.storage.paths import is_url
 
 __all__ = ["PACKAGED", "Source", "kind_of", "list_samples", "open_source"]
 

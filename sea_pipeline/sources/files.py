@@ -10,8 +10,8 @@ from typing import BinaryIO, Protocol
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.pixels import BadImageError, read_file
-from sea_pipeline.storage import is_url
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
+from sea_pipeline.storage.paths import is_url
 from sea_pipeline.storage.ranged import ranged_file
 
 

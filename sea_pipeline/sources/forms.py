@@ -12,8 +12,8 @@ from typing import NamedTuple
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.sources.base import OTHER_FILES, is_image_name
 from sea_pipeline.sources.files import Files, LocalFiles, in_utf8, open_files
-from sea_pipeline.storage import is_url
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
+from sea_pipeline.storage.paths import is_url
 
 FORMS = (
     "a folder, a .json, .jsonl, .csv, .tsv, .txt, .parquet or .tar file, several .parquet or .tar files (*, "

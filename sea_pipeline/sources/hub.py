@@ -16,7 +16,7 @@ from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, ro
 from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.sources.forward import Forward
 from sea_pipeline.sources.values import NoId, bytes_of, id_texts, is_text, plain
-from sea_pipeline.storage.patience import PassingError, may_pass, patiently
+from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 
 PREFIX = "hf:"
 STREAM = "hf-stream:"

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 
 from sea_pipeline import llava_json
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.row_groups import refuse_other_counts
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import Found, candidates, chosen_ids, escaped, named
 from sea_pipeline.sources.columns import id_columns
 from sea_pipeline.sources.files import Files, reading
 from sea_pipeline.sources.values import FAULTS, IMAGES, NoId, described, id_texts, is_text, text_ids
+from sea_pipeline.storage.parquet import refuse_other_counts
 
 PATH_COLUMNS = ("path", "image", "file_name", "uri")
 """Columns that hold a path, the best first."""

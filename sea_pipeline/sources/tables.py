@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.pixels import PASSING, BadImageError
-from sea_pipeline.row_groups import refuse_other_counts
 from sea_pipeline.samples import Sample
 from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_place, row_sample
 from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
@@ -21,6 +20,7 @@ from sea_pipeline.sources.files import Files, reading
 from sea_pipeline.sources.forward import Forward
 from sea_pipeline.sources.order import OPEN_FILES
 from sea_pipeline.sources.values import FAULTS, NoId, bytes_of, id_texts
+from sea_pipeline.storage.parquet import refuse_other_counts
 
 PREFIX = "parquet:"
 _BUFFER = 1 << 20

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sea_pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
-    from sea_pipeline.storage import Place
+    from sea_pipeline.storage.paths import Place
 
 try:
     import fcntl

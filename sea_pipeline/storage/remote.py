@@ -11,8 +11,8 @@ from fsspec import AbstractFileSystem
 from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.storage.patience import PassingError, StoreError, error_codes, error_statuses, patiently
 from sea_pipeline.storage.ranged import ranged_file
+from sea_pipeline.storage.retry import PassingError, StoreError, error_codes, error_statuses, patiently
 
 _Result = TypeVar("_Result")
 

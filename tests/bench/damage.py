@@ -18,7 +18,7 @@ import fsspec
 import pytest
 
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.storage import sweep
+from sea_pipeline.storage.publish import sweep
 from tests.bench.fault_runs import IMAGES, SHARD_SIZE, alone, child_of, other_scheduler, wait_until_begun
 from tests.kills import descendants
 from tests.photo_forms import failing_s3, s3_server

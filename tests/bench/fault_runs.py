@@ -12,14 +12,16 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from sea_pipeline import driver, ledger, storage, workers
+from sea_pipeline import driver, ledger, workers
 from sea_pipeline.clusters import Cluster, Existing, LocalCluster
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected
 from sea_pipeline.driver import Driver, stage_plugin
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run
-from sea_pipeline.storage import Place, place, sweep
+from sea_pipeline.storage import publish
+from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage.publish import sweep
 from sea_pipeline.storage.scratch import host
 from sea_pipeline.worker_pool import WorkerPool
 from tests.kills import DEAD
@@ -38,7 +40,7 @@ def alone_elsewhere(out: str, days_behind: int) -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> "Behind":
             return super().now(tz) - datetime.timedelta(days=days_behind)
 
-    storage.scratch_name = lambda name: f"{name}.{host()}.{DEAD}.{uuid.uuid4().hex[:8]}"
+    publish.scratch_name = lambda name: f"{name}.{host()}.{DEAD}.{uuid.uuid4().hex[:8]}"
     ledger.datetime = types.SimpleNamespace(datetime=Behind, UTC=datetime.UTC)  # type: ignore[attr-defined]
     alone(out, seconds=0.01)
 

@@ -34,7 +34,8 @@ from sea_pipeline.run import ShardResult, run
 from sea_pipeline.search import WordSearch
 from sea_pipeline.shards import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
 from sea_pipeline.sources import list_samples
-from sea_pipeline.storage import place, publish
+from sea_pipeline.storage.paths import place
+from sea_pipeline.storage.publish import publish
 from sea_pipeline.wordlists import WordList
 from tests import world
 

@@ -16,7 +16,7 @@ from PIL import Image
 from sea_pipeline import LabelStore, label_run, open_labels
 from sea_pipeline.cli import FAILED_SHARDS
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage import patience
+from sea_pipeline.storage import retry
 from tests.contents import rows
 from tests.fuzz.verdicts import REFUSED, Ended, command, lost
 from tests.photo_forms import Photos
@@ -124,7 +124,7 @@ def made(root: Path) -> Iterator[World]:
         patch.setattr(label_run, "load_encoder", lambda spec, device, options: ColourEncoder())
         patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr(patience, "WAITS", (0.01, 0.01))
+        patch.setattr(retry, "WAITS", (0.01, 0.01))
         patch.setenv("HF_DATASETS_CACHE", str(root / "datasets"))
         yield World(root)
     torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import ShardResult, run
 from sea_pipeline.samples import BadSample, Listing, Sample
 from sea_pipeline.sources import Source
-from sea_pipeline.storage import publish_bytes
+from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.teacher import (
     CODEC,
     KIND,

@@ -25,7 +25,7 @@ from sea_pipeline.clusters import (
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected, scheduler_address, slurm_arguments, ssh_arguments
 from sea_pipeline.stage_run import driver_device
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage.paths import data_folder
 
 WHOLE = '{"type": "Scheduler", "address": "tcp://127.0.0.1:8786"}'
 FILES = sorted((data_folder("jobs") / "clusters").glob("*.yaml"))

@@ -13,7 +13,8 @@ from sea_pipeline import begin, open_labels, sources
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.records import File
 from sea_pipeline.sources.files import LocalFiles
-from sea_pipeline.storage import is_url, locks, place
+from sea_pipeline.storage import locks
+from sea_pipeline.storage.paths import is_url, place
 from sea_pipeline.storage.scratch import is_abandoned, scratch_name
 from tests.installed import HIDING
 from tests.world import draw_folder

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline import label_cache, open_labels, storage
+from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Dataset
 from sea_pipeline.stage_run import StageRun
+from sea_pipeline.storage import publish
 from sea_pipeline.verify import check_files
 from tests.contents import content, rows
 from tests.kills import killed_around
@@ -223,7 +224,7 @@ def test_a_kill_around_any_rename_of_an_extension_loses_nothing(
     shutil.copytree(tmp_path / "whole", tmp_path / "labels")
     grow(photos)
     label(images=str(photos), out=tmp_path / "whole", extend=True)
-    with killed_around(storage, "_appear", call, before=moment == "before the rename"):
+    with killed_around(publish, "_appear", call, before=moment == "before the rename"):
         label(images=str(photos), extend=True)
     happened = call - (moment == "before the rename")
     if 2 <= happened < 8:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline import storage
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
+from sea_pipeline.storage import publish
 from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.programs import Begin, labelling
@@ -38,7 +38,7 @@ def test_full_at_random_writes(
         label(images=str(photos), max_bad=0.5)
         draw_folder(photos / "more", 10, seed=1)
         label(images=str(photos), out=whole, max_bad=0.5, extend=True)
-    plain, chance, said = storage._sync, random.Random(0), []
+    plain, chance, said = publish._sync, random.Random(0), []
 
     def sync(path: Path) -> None:
         if path.is_file() and chance.random() < 0.4:
@@ -46,7 +46,7 @@ def test_full_at_random_writes(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         plain(path)
 
-    monkeypatch.setattr(storage, "sync", sync)
+    monkeypatch.setattr(publish, "sync", sync)
     for _ in range(60):
         try:
             label(images=str(photos), max_bad=0.5, extend=extended)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline import mend, open_labels, storage
+from sea_pipeline import mend, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.plan import read_plan, write_plan
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import place
+from sea_pipeline.storage import publish
+from sea_pipeline.storage.paths import place
 from sea_pipeline.verify import check_files
 from tests.contents import content, rows, stored
 from tests.damage import DAMAGE, OTHERS, Harm, changed, flip, made_a_folder
@@ -161,7 +162,7 @@ def test_a_kill_at_any_step_of_mending_loses_nothing(
             for name in ("words.parquet", "words.txt", "plan.parquet", "dataset.json"):
                 (out / name).unlink()
             flip(out / "labels" / "part-00000-of-00003.parquet", 70)
-            with killed_around(storage, "_appear", call, before=before):
+            with killed_around(publish, "_appear", call, before=before):
                 label(images=str(photos))
             label(images=str(photos))
             assert content(out) == whole

@@ -12,10 +12,10 @@ import pytest
 from sea_pipeline import analysis, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.record_values import json_object
 from sea_pipeline.records import Commit, load_record
 from sea_pipeline.report import find_inputs
 from sea_pipeline.stage_run import StageRun
+from sea_pipeline.storage.json_files import json_object
 from sea_pipeline.verify import check_files, refuse_damage
 from tests.damage import DAMAGE, RECORDS, changed, flip
 from tests.world import draw_folder

@@ -12,13 +12,16 @@ import fsspec
 import pytest
 import torch
 
-from sea_pipeline import begin, open_labels, storage
+from sea_pipeline import begin, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import entries, file_sha256, place, publish_bytes
-from sea_pipeline.storage.patience import StoreError
+from sea_pipeline.storage import publish
+from sea_pipeline.storage.hashing import file_sha256
+from sea_pipeline.storage.paths import entries, place
+from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.remote import RemotePath
+from sea_pipeline.storage.retry import StoreError
 from sea_pipeline.verify import check_files
 from tests.contents import rows, stored
 from tests.kills import killed_around
@@ -212,4 +215,4 @@ def test_of_many_that_create_a_file_one_succeeds(s3: str) -> None:
         won = list(pool.map(create, range(8)))
     assert won.count(True) == 1
     assert path.read_bytes() == bytes([won.index(True)])
-    assert file_sha256(path) == storage.hashlib.sha256(path.read_bytes()).hexdigest()
+    assert file_sha256(path) == publish.hashlib.sha256(path.read_bytes()).hexdigest()

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline import begin, label_cache, open_labels, run, storage
+from sea_pipeline import begin, label_cache, open_labels, run
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import TEMPORARY
-from sea_pipeline.storage.results import check_result, publish_result
+from sea_pipeline.storage import publish
+from sea_pipeline.storage.publish import TEMPORARY, check_result, publish_result
 from sea_pipeline.storage.scratch import host
 from sea_pipeline.verify import check_files
 from tests.contents import content
@@ -32,7 +32,7 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError
 
-    monkeypatch.setattr(storage.locks.fcntl, "flock", refused)
+    monkeypatch.setattr(publish.locks.fcntl, "flock", refused)
 
 
 @pytest.fixture

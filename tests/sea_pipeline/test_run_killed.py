@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline import open_labels, storage
+from sea_pipeline import open_labels
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
+from sea_pipeline.storage import publish
 from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.kills import killed_around
@@ -35,7 +36,7 @@ def test_a_kill_around_any_rename_loses_nothing(
     (photos / "003.png").write_bytes(b"bad")
     label(images=str(photos), out=tmp_path / "whole")
     shutil.rmtree(tmp_path / "cache")
-    with killed_around(storage, "_appear", call, before=moment == "before the rename"):
+    with killed_around(publish, "_appear", call, before=moment == "before the rename"):
         label(images=str(photos))
     label(images=str(photos))
     assert content(tmp_path / "labels") == content(tmp_path / "whole")

@@ -15,8 +15,9 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.pixels import BadImageError
 from sea_pipeline.sources import forward, open_source, remote
 from sea_pipeline.sources.forward import Forward
-from sea_pipeline.storage import is_url, patience
-from sea_pipeline.storage.patience import PassingError, may_pass, patiently
+from sea_pipeline.storage import retry
+from sea_pipeline.storage.paths import is_url
+from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 
 ROWS = [bytes([number]) * 10 for number in range(200)]
 
@@ -149,7 +150,7 @@ def test_what_may_pass(error: Exception, expected: bool) -> None:
 
 def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", waited.append)
+    monkeypatch.setattr(retry.time, "sleep", waited.append)
     failing = [TimeoutError("1"), ThrottledError(503), ConnectionResetError("3")]
 
     def action() -> str:
@@ -159,7 +160,7 @@ def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert patiently(action, "s3://x") == "there"
     assert len(waited) == 3
-    for wait, mean in zip(waited, patience.WAITS, strict=True):
+    for wait, mean in zip(waited, retry.WAITS, strict=True):
         assert mean / 2 <= wait <= mean * 1.5
     failing += [TimeoutError("again")] * 4
     with pytest.raises(PassingError, match="s3://x: TimeoutError: again") as raised:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage import TEMPORARY, publish, publish_bytes, publish_folder, sweep
+from sea_pipeline.storage.publish import TEMPORARY, publish, publish_bytes, publish_folder, sweep
 from sea_pipeline.storage.scratch import host
 
 
@@ -109,7 +109,7 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
     """A file size limit is the full disk that an unprivileged test can have."""
     program = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from sea_pipeline.core.errors import UserError; from sea_pipeline.storage import publish_bytes\n"
+        "from sea_pipeline.core.errors import UserError; from sea_pipeline.storage.publish import publish_bytes\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "root = Path(sys.argv[1])\n"
         "try: publish_bytes(root / 'file', b'x' * 2000, root)\n"
@@ -140,7 +140,7 @@ def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -
         [
             sys.executable,
             "-c",
-            "import os, sys; from pathlib import Path; from sea_pipeline.storage import publish\n"
+            "import os, sys; from pathlib import Path; from sea_pipeline.storage.publish import publish\n"
             "root = Path(sys.argv[1])\n"
             "with publish(root / 'part.parquet', root) as scratch: scratch.write_bytes(b'half'); os._exit(9)",
             tmp_path,

@@ -8,7 +8,7 @@ import pytest
 
 from sea_pipeline.codecs import Codec, CodecName, fit_codec
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.row_groups import shard_footer
+from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.teacher import (
     TargetRow,
     Targets,

@@ -19,7 +19,7 @@ from sea_pipeline.codecs import save_codec
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.run import run
 from sea_pipeline.samples import Listing, Sample
-from sea_pipeline.storage import publish_bytes
+from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.teacher import (
     CODEC,
     KIND,

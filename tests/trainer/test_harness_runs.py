@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage.paths import data_folder
 from tests.test_architecture import ROOT
 from tests.tiny_models import tiny_vision
 from tests.tiny_runs import World, tiny_recipe

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage import data_folder
+from sea_pipeline.storage.paths import data_folder
 from tests.sentence_piece import vicuna_like
 from tests.tiny_models import tiny_vision
 from tests.tiny_runs import World, tiny_recipe

@@ -13,7 +13,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.llava_json import grew_from
 from sea_pipeline.run import run
-from sea_pipeline.storage import file_sha256
+from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, open_targets
 from sea_pipeline.verify import check_files

@@ -11,7 +11,7 @@ import pytest
 
 from sea_pipeline.codecs import codec_sha256, fit_codec, load_codec, save_codec
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.row_groups import shard_footer
+from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.teacher import CODEC, open_targets
 from tests.damage import Harm, changed, flip, made_a_folder
 from tests.tiny_runs import ROWS, World

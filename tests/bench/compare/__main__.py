@@ -23,8 +23,8 @@ import torch
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.records import differing_fields
-from sea_pipeline.storage import publish_bytes
+from sea_pipeline.storage.hashing import differing_fields
+from sea_pipeline.storage.publish import publish_bytes
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.prepare import Captioned, conversations, prepare
 from tests.bench.compare.rows import Row, read_rows, recipes_of

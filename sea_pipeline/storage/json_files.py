@@ -1,12 +1,15 @@
-"""The values of our JSON files, each held to what it may be, at the one place where they are read."""
+"""Reads JSON files, and holds each value of ours to what it may be."""
 
 import datetime
 import json
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
+
+from sea_pipeline.core.errors import UserError, one_line
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -69,3 +72,22 @@ def finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"expected finite numbers; found {text:.20}")
     return number
+
+
+def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The object in a JSON file that other programs may have written; `absent` where there is none, if that may be.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    if absent is not None and not path.exists():
+        return absent
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; restore it") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}; restore it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object; found {found!r:.40}; restore it")
+    return found

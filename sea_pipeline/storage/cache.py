@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage import alone, cache_folder, make_folder, publish, sweep
+from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.paths import cache_folder
+from sea_pipeline.storage.publish import make_folder, publish, sweep
 
 _Kept = TypeVar("_Kept")
 

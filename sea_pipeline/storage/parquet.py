@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sea_pipeline.storage import Place
+from sea_pipeline.storage.paths import Place
 
 _FOOTER = b"sea_pipeline"
 
