@@ -17,9 +17,9 @@ from PIL import Image
 from sea_pipeline.analysis import BIN_WIDTH, Statistics, image_words
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
-from sea_pipeline.crops import CropBox
-from sea_pipeline.pixels import BadImageError, decode_image
-from sea_pipeline.sources import open_source
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.storage.publish import publish_result
 from sea_pipeline.store import Labels, LabelStore
 

@@ -20,14 +20,17 @@ import torch
 
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.parallel import ahead, batched, lanes
-from sea_pipeline.crops import LEAST_AREA, WHOLE, image_and_crop, inside, labelled_crop
 from sea_pipeline.encoders.base import Encoder, finite_images
+from sea_pipeline.inputs.crops import LEAST_AREA, WHOLE, image_and_crop, inside, labelled_crop
+from sea_pipeline.inputs.pixels import DECODE_VERSION, BadImageError, decode_image
+from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.inputs.sources import Source
+from sea_pipeline.inputs.sources.order import reading_order
+from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.pixels import DECODE_VERSION, BadImageError, decode_image
 from sea_pipeline.records import SCHEMA_VERSION
 from sea_pipeline.run import ShardResult
-from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.search import Backend, WordSearch
 from sea_pipeline.shards import (
     MEANS,
@@ -35,12 +38,9 @@ from sea_pipeline.shards import (
     read_words,
     write_mean_similarity,
 )
-from sea_pipeline.sources import Source
-from sea_pipeline.sources.order import reading_order
 from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish
-from sea_pipeline.wordlists import WordList
 
 LABEL_VERSION = 1
 """Part of every fingerprint; raise it when the same settings would give other labels."""

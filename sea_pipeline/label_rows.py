@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from sea_pipeline.core.parallel import InOrder
-from sea_pipeline.crops import CropBox
-from sea_pipeline.samples import BadSample, Sample
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.shards import LabelRow, ShardWriter, to_stored
 
 Seconds = defaultdict[str, float]

@@ -15,23 +15,23 @@ from sea_pipeline.core.devices import cores, resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.crops import MARK, crop_id
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
+from sea_pipeline.inputs.crops import MARK, crop_id
+from sea_pipeline.inputs.samples import Listing, Sample
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.probe import hint
 from sea_pipeline.records import SCHEMA_VERSION
-from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.search import Backend
 from sea_pipeline.shards import KIND, WORDS, read_words
-from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.tally import Report
-from sea_pipeline.wordlists import WordList, load_wordlist
 
 
 class LabelSettings(Settings):

@@ -35,6 +35,7 @@ from sea_pipeline.folder import (
     lost_beginning,
     other_than_ours,
 )
+from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.plan import Plan
 from sea_pipeline.quarantine import read_quarantine, write_quarantine
 from sea_pipeline.records import (
@@ -49,7 +50,6 @@ from sea_pipeline.records import (
     find_record,
     load_record,
 )
-from sea_pipeline.samples import BadSample, Sample
 from sea_pipeline.storage.paths import Place, below, spread
 from sea_pipeline.storage.publish import publish, publish_bytes, sweep
 from sea_pipeline.storage.retry import StoreError

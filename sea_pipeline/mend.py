@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.folder import DATASET, MANIFEST, advised
+from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan
 from sea_pipeline.records import Dataset, File, Manifest, Part, check_file, file_record, load_record
-from sea_pipeline.samples import Sample
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.json_files import json_object
 from sea_pipeline.storage.locks import alone

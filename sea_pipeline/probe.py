@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sea_pipeline.captions import content_words, gpt_turns, in_list, phrases
 from sea_pipeline.encoders import Encoder, EncoderSpec
 from sea_pipeline.encoders.base import finite_images
+from sea_pipeline.inputs.captions import content_words, gpt_turns, in_list, phrases
+from sea_pipeline.inputs.llava_json import images_of, naming, records
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.samples import Listing, Sample
+from sea_pipeline.inputs.sources import open_source
+from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.lift import Flags, Probed, lift
-from sea_pipeline.llava_json import images_of, naming, records
-from sea_pipeline.pixels import BadImageError, decode_image
-from sea_pipeline.samples import Listing, Sample
 from sea_pipeline.search import WordSearch
-from sea_pipeline.sources import open_source
-from sea_pipeline.wordlists import WordList
 
 MOST_FREQUENT = 10
 HINT_LEAST, HINT_MOST = 16, 32

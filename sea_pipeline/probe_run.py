@@ -12,10 +12,10 @@ from sea_pipeline.core.settings import Settings
 from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.wordlists import load_wordlist
 from sea_pipeline.lift import Findings, Probed
 from sea_pipeline.probe import captioned_images, named_entries, prepared, probe, signed
-from sea_pipeline.sources import list_samples
-from sea_pipeline.wordlists import load_wordlist
 
 
 class ProbeSettings(Settings):

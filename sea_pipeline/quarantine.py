@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.samples import BadSample
+from sea_pipeline.inputs.samples import BadSample
 from sea_pipeline.storage.parquet import open_parquet, parquet_writer
 from sea_pipeline.storage.paths import Place
 

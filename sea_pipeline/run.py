@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.parallel import side_by_side
 from sea_pipeline.core.progress import process_peak_bytes
+from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.inputs.sources import Source, open_source
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Commit
-from sea_pipeline.samples import BadSample, Sample
-from sea_pipeline.sources import Source, open_source
 from sea_pipeline.storage.locks import alone
 from sea_pipeline.storage.paths import Place, entries
 from sea_pipeline.storage.publish import publish, publish_bytes

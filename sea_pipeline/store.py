@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sea_pipeline.crops import CropBox
+from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import Manifest
 from sea_pipeline.rows import RowStore, open_finished

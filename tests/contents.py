@@ -6,9 +6,9 @@ from typing import Any
 import fsspec
 
 from sea_pipeline import LabelStore
-from sea_pipeline.pixels import BadImageError
-from sea_pipeline.samples import Listing
-from sea_pipeline.sources import open_source
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.samples import Listing
+from sea_pipeline.inputs.sources import open_source
 
 
 def content(folder: Path) -> dict[str, bytes]:

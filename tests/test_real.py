@@ -18,9 +18,9 @@ from sea_pipeline import encoders, label_run, open_labels
 from sea_pipeline.analysis import image_words, statistics
 from sea_pipeline.encoders import packaged
 from sea_pipeline.encoders.packaged import PackagedEncoder
+from sea_pipeline.inputs.pixels import read_image
+from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.pixels import read_image
-from sea_pipeline.sources import list_samples
 from sea_pipeline.store import LabelStore
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]  # the first one embeds 41,242 words; machines are shared
@@ -174,7 +174,9 @@ def test_the_wheel_brings_the_word_list(tmp_path: Path) -> None:
         assert "sea_pipeline/data/jobs/demo.yaml" in archive.namelist()
         assert "sea_pipeline/data/jobs/eval/lmms_eval/smoke_photos.yaml" in archive.namelist()
         archive.extractall(tmp_path / "site")
-    program = "from sea_pipeline.wordlists import *; print(len(load_wordlist('2of12')), data_folder('wordlists'))"
+    program = (
+        "from sea_pipeline.inputs.wordlists import *; print(len(load_wordlist('2of12')), data_folder('wordlists'))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "site", capture_output=True, text=True, check=True
     )

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.begin import begin
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.samples import BadSample, Listing, Sample
+from sea_pipeline.inputs.sources import Source
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import ShardResult
-from sea_pipeline.samples import BadSample, Listing, Sample
-from sea_pipeline.sources import Source
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish_bytes
 

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.llava_json import place, relative_path, shown
-from sea_pipeline.pixels import BadImageError, read_image
+from sea_pipeline.inputs.llava_json import place, relative_path, shown
+from sea_pipeline.inputs.pixels import BadImageError, read_image
 
 _IDS = 10
 """Ids that are named of a kind."""

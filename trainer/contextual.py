@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from sea_pipeline.captions import content_spans, content_words
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.captions import content_spans, content_words
 from trainer.encode import tokenise
 from trainer.evaluate import evaluating
 from trainer.layers import decoder_layers, watching_layers

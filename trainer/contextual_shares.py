@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sea_pipeline.captions import content_words, singular
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.captions import content_words, singular
 from trainer.contextual import Index, nearest_states, unit
 from trainer.controls import mean_over_photos, others
 from trainer.evaluate import Evaluator, Shown, evaluating

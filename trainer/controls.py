@@ -16,7 +16,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from sea_pipeline.captions import content_spans
+from sea_pipeline.inputs.captions import content_spans
 from trainer.data import TrainingData
 from trainer.model import Batch
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.llava_json import check_path, check_record, images_of, records
+from sea_pipeline.inputs.llava_json import check_path, check_record, images_of, records
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
 from trainer.bad_rows import BadRow, bad_rows, refuse, without

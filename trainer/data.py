@@ -1,4 +1,4 @@
-"""From a tokenised row and its labels to a batch. Reads pixels through `sea_pipeline.pixels`, as labelling does."""
+"""From a tokenised row and its labels to a batch. Reads pixels through `sea_pipeline.inputs.pixels`, as labelling does."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
+from sea_pipeline.inputs.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
+from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.label_cache import LabelCache
-from sea_pipeline.pixels import BadImageError, read_image
 from sea_pipeline.teacher import Targets, TargetStore
 from trainer import geometry
 from trainer.model import Batch

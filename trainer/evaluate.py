@@ -15,8 +15,8 @@ import torch
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.store import LabelStore
-from sea_pipeline.wordlists import WordList
 from trainer import metrics
 from trainer.bad_rows import image_names
 from trainer.controls import Controls, by_sample, content_tokens, others, with_other_photos

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from sea_pipeline.captions import content_words
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.pixels import BadImageError, read_image
+from sea_pipeline.inputs.captions import content_words
+from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.storage.publish import check_result, publish_result
 from sea_pipeline.store import open_labels
 from trainer.contextual import TOKENS, build_index, size_of

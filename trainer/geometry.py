@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.crops import CropBox
+from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.store import Labels
 
 _TOLERANCE = 0.25

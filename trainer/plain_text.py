@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
 
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.inputs.wordlists import load_wordlist
 
 _LISTS = {
     "who": "a man|a woman|the boy|the girl|my brother|her sister|an old farmer|a young doctor|the teacher|two children|"

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.llava_json import shown
+from sea_pipeline.inputs.llava_json import shown
 from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.controls import others
 from trainer.encode import Conversation, Encoder

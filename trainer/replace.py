@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
-from sea_pipeline.captions import content_words
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs.captions import content_words
 from trainer import metrics
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.model import AlignedLlava

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.inputs.wordlists import load_wordlist
 from trainer.encode import tokenise
 from trainer.hub import find_file
 

@@ -19,11 +19,11 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.folder import COMMITS
+from sea_pipeline.inputs.llava_json import grew_from
+from sea_pipeline.inputs.pixels import DECODE_VERSION
+from sea_pipeline.inputs.samples import BadSample, Listing
+from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.llava_json import grew_from
-from sea_pipeline.pixels import DECODE_VERSION
-from sea_pipeline.samples import BadSample, Listing
-from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like

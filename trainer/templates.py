@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.llava_json import shown
+from sea_pipeline.inputs.llava_json import shown
 
 TemplateName = Literal["plain", "vicuna_v1", "own"]
 Message: TypeAlias = dict[str, str]

@@ -9,9 +9,9 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Encoder
+from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
-from sea_pipeline.wordlists import WordList
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from sea_pipeline.crops import CropBox
-from sea_pipeline.pixels import BadImageError
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.inputs.pixels import BadImageError
 
 BUDGET = 20_000
 """Bytes of a photo as base64, at most."""

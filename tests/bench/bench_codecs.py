@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from sea_pipeline.codecs import CodecName, fit_codec
-from sea_pipeline.sources import list_samples
+from sea_pipeline.inputs.sources import list_samples
 from tests.bench.bench_basic import BASIC, Tokens, gradient, tokens_of
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure

@@ -22,12 +22,12 @@ from sea_pipeline.begin import begin
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.packaged import PackagedEncoder
+from sea_pipeline.inputs.pixels import read_image
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.wordlists import load_wordlist
 from sea_pipeline.label import LabelStage
-from sea_pipeline.pixels import read_image
 from sea_pipeline.run import run
 from sea_pipeline.shards import KIND
-from sea_pipeline.sources import list_samples
-from sea_pipeline.wordlists import load_wordlist
 from tests.bench.bench_label import crops
 from tests.bench.bench_search import JoinedEncoder
 from tests.bench.measure import Figure, in_turn

@@ -26,6 +26,8 @@ from sea_pipeline import analysis, label_run, open_labels
 from sea_pipeline.begin import begin
 from sea_pipeline.clusters import Crew
 from sea_pipeline.encoders.base import Preprocess
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.label import LabelStage
 from sea_pipeline.label_rows import packed
 from sea_pipeline.label_run import LabelSettings, label_images
@@ -33,10 +35,8 @@ from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import ShardResult, run
 from sea_pipeline.search import WordSearch
 from sea_pipeline.shards import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
-from sea_pipeline.sources import list_samples
 from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.publish import publish
-from sea_pipeline.wordlists import WordList
 from tests import world
 
 _TOP_N = 3

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sea_pipeline.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from tests.fuzz.mutations import Mutated, harmed, mutated, mutated_text
 from tests.fuzz.verdicts import UNCLEAR, Ended, FaultError, command, judged, lost, telling
 from tests.fuzz.worlds import Case, World, write_folder

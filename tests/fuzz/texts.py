@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.inputs.wordlists import load_wordlist
 from tests.fuzz.mutations import Mutated, harmed, mutated_text
 from tests.fuzz.verdicts import REFUSED, lost, told
 from tests.fuzz.worlds import World

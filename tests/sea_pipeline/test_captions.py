@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.captions import FUNCTION_WORDS, content_words, gpt_turns, in_list, phrases, singular, word_runs
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.inputs.captions import FUNCTION_WORDS, content_words, gpt_turns, in_list, phrases, singular, word_runs
+from sea_pipeline.inputs.wordlists import load_wordlist
 
 
 @pytest.mark.parametrize(

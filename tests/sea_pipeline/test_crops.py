@@ -10,7 +10,7 @@ from PIL import Image
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
+from sea_pipeline.inputs.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
 from tests.world import COLOURS, ColourEncoder, draw, draw_folder
 
 

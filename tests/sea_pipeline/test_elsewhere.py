@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline import begin, open_labels, sources
+from sea_pipeline import begin, open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs import sources
+from sea_pipeline.inputs.sources.files import LocalFiles
 from sea_pipeline.records import File
-from sea_pipeline.sources.files import LocalFiles
 from sea_pipeline.storage import locks
 from sea_pipeline.storage.paths import is_url, place
 from sea_pipeline.storage.scratch import is_abandoned, scratch_name
@@ -168,7 +169,7 @@ def odd(tmp_path: Path) -> Path:
 
 LISTED = """
 import json, sys
-from sea_pipeline.sources import list_samples, open_source
+from sea_pipeline.inputs.sources import list_samples, open_source
 listing = list_samples(sys.argv[1])
 source = open_source(listing.root)
 read = {sample.image_id: len(source.read(sample.uri)) for sample in listing.samples}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from sea_pipeline.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
 BIG = bytes(3 << 20)

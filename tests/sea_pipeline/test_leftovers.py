@@ -11,10 +11,10 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.pace import failing
 from sea_pipeline.run import log_attempt
-from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.leftovers import LEFTOVERS, files_like, is_leftover
 from sea_pipeline.storage.paths import place

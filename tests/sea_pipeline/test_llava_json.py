@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline import json_array
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.json_array import JsonNumbers
-from sea_pipeline.llava_json import images_of, place, records, relative_path
+from sea_pipeline.inputs import json_array
+from sea_pipeline.inputs.json_array import JsonNumbers
+from sea_pipeline.inputs.llava_json import images_of, place, records, relative_path
 
 ROW = {"id": 1, "image": "a.jpg", "conversations": [{"from": "human", "value": "Hi"}]}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image, WebPImagePlugin, features
 
-from sea_pipeline.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
 
 
 def zipped() -> bytes:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sea_pipeline import mine as mining
-from sea_pipeline.captions import is_entry, word_runs
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.mine import association, mine
+from sea_pipeline.inputs import wordlist_mining
+from sea_pipeline.inputs.captions import is_entry, word_runs
+from sea_pipeline.inputs.wordlist_mining import association, mine
+from sea_pipeline.inputs.wordlists import MAX_WORDS, load_wordlist
 from sea_pipeline.stage_run import StageRun
-from sea_pipeline.wordlists import MAX_WORDS, load_wordlist
 from tests.world import draw_folder
 
 
@@ -99,7 +99,7 @@ def test_association() -> None:
 
 
 def test_misspellings_of_large_files_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining, "LEAST_SHARE", 0.25)
+    monkeypatch.setattr(wordlist_mining, "LEAST_SHARE", 0.25)
     rows = [row("a dog"), row("a dog"), *(row("a cat") for _ in range(6))]
     assert mine(write(tmp_path / "x.json", rows), ["table"], MAX_WORDS) == ("cat", "dog", "table")
     assert mine(write(tmp_path / "x.json", [*rows, row("an elk")]), ["table"], MAX_WORDS) == ("cat", "table")

@@ -10,8 +10,8 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.sources import list_samples
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.verify import check_files
 from tests.contents import content, read_all
@@ -93,7 +93,11 @@ def test_a_folder_whose_name_datasets_cannot_read_is_said_to_be_so(here: Path, n
 
 def test_arrow_is_given_open_files_alone() -> None:
     """Of a path it makes a URL where it can; one file opens for it, and two are given files that are open."""
-    opens = {"sea_pipeline/storage/parquet.py", "sea_pipeline/sources/lists.py", "sea_pipeline/sources/tables.py"}
+    opens = {
+        "sea_pipeline/storage/parquet.py",
+        "sea_pipeline/inputs/sources/path_lists.py",
+        "sea_pipeline/inputs/sources/tables.py",
+    }
     found = set()
     for path in [*(PACKAGE / "sea_pipeline").rglob("*.py"), *(PACKAGE / "trainer").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
+from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.label_run import LabelRecipe, LabelSettings
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.sources import open_source
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.verify import check_files
 from tests.contents import content

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sea_pipeline.pixels import MAX_FILE_BYTES, BadImageError, read_image
+from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError, read_image
 
 RED = (255, 0, 0)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sea_pipeline import label_run, lift, open_labels, probe_run
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.label_run import LabelSettings
 from sea_pipeline.probe import captioned_images, named_entries, signed
-from sea_pipeline.samples import Sample
-from sea_pipeline.wordlists import WordList
 from tests.world import COLOURS, ColourEncoder, draw
 
 OPPOSITES = [("red", "cyan"), ("green", "magenta"), ("blue", "yellow")]

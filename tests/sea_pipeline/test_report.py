@@ -14,7 +14,7 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import no_bar
-from sea_pipeline.pixels import BadImageError
+from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.report import ReportSettings, find_inputs, kept_views, write_report
 from sea_pipeline.report.labels import NONE, labels_data
 from sea_pipeline.report.packing import narrow, packed

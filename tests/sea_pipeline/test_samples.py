@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.samples import Sample
-from sea_pipeline.sources import list_samples
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.sources import list_samples
 
 
 def ids(listing: Any) -> list[str]:

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.pixels import BadImageError
-from sea_pipeline.sources import forward, open_source, remote
-from sea_pipeline.sources.forward import Forward
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.sources import forward, open_source, remote
+from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.storage import retry
 from sea_pipeline.storage.paths import is_url
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.sources import list_samples
+from sea_pipeline.inputs.sources import list_samples
 from tests.contents import read_all
 from tests.photo_forms import write_dataset, write_parquet, write_tar
 from tests.world import draw_folder

@@ -11,9 +11,9 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.samples import Listing
-from sea_pipeline.sources import list_samples
-from sea_pipeline.sources.tar_members import Members
+from sea_pipeline.inputs.samples import Listing
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.sources.tar_members import Members
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.leftovers import LEFTOVERS
 from tests.contents import read_all

@@ -3,7 +3,7 @@
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.wordlists import parse_wordlist
+from sea_pipeline.inputs.wordlists import parse_wordlist
 
 UNSEEN = {
     "\u200b": "ZERO WIDTH SPACE", "\u200d": "ZERO WIDTH JOINER", "\u200c": "ZERO WIDTH NON-JOINER",

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.wordlists import load_wordlist, parse_wordlist
+from sea_pipeline.inputs.wordlists import load_wordlist, parse_wordlist
 
 
 def test_2of12_is_the_list_that_its_readme_says() -> None:

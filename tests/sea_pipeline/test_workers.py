@@ -16,9 +16,9 @@ from sea_pipeline.clusters import LocalCluster
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected
 from sea_pipeline.driver import Driver, stage_plugin
+from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import run
-from sea_pipeline.samples import Sample
 from sea_pipeline.tally import Report
 from sea_pipeline.verify import check_files
 from sea_pipeline.worker_pool import WorkerPool

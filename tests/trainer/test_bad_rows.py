@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.llava_json import images_of, relative_path
+from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.llava_json import images_of, relative_path
-from sea_pipeline.sources import list_samples
 from sea_pipeline.store import open_labels
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.tiny_tokenizers import byte_level

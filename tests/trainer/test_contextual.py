@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sea_pipeline.captions import content_words
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.captions import content_words
 from tests.sentence_piece import vicuna_like
 from tests.tiny_runs import World
 from tests.tiny_tokenizers import byte_level

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from sea_pipeline.captions import content_spans, content_words
+from sea_pipeline.inputs.captions import content_spans, content_words
 from tests.sentence_piece import vicuna_like
 from tests.tiny_tokenizers import byte_level
 from tests.trainer.looking import Make, Ready, record, write

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BitImageProcessor, CLIPImageProcessor, LlavaImageProcessor, SiglipImageProcessor
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.crops import inside
+from sea_pipeline.inputs.crops import inside
 from sea_pipeline.shards import CropBox
 from sea_pipeline.store import Labels
 from trainer.geometry import carried, placed, processor_box, same_place

@@ -8,7 +8,7 @@ import torch
 
 from sea_pipeline import label_run, open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.crops import crop_id
+from sea_pipeline.inputs.crops import crop_id
 from sea_pipeline.label_run import LabelSettings
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from trainer.norm import match_norm

@@ -10,8 +10,8 @@ import pytest
 
 from sea_pipeline.clusters import Crew
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.ledger import Ledger
-from sea_pipeline.llava_json import grew_from
 from sea_pipeline.run import run
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.tally import Report

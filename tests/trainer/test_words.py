@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.inputs.wordlists import load_wordlist
 from trainer.words import llm_word_table, whole_words, word_tokens
 
 CORPUS = ["a cat sat, Cat and a café", "the cat's ain't able-bodied bobcat, a x 42 naïve"] * 40

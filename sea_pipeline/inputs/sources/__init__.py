@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import package_folder
-from sea_pipeline.samples import Listing, Sample
-from sea_pipeline.sources import hub, tables, tars
-from sea_pipeline.sources.base import Found, Source, named
-from sea_pipeline.sources.files import Files, LocalFiles, in_utf8, open_files
-from sea_pipeline.sources.forms import Input, find_input
-from sea_pipeline.sources.lists import list_paths
+from sea_pipeline.inputs.samples import Listing, Sample
+from sea_pipeline.inputs.sources import hub, tables, tars
+from sea_pipeline.inputs.sources.base import Found, Source, named
+from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
+from sea_pipeline.inputs.sources.forms import Input, find_input
+from sea_pipeline.inputs.sources.path_lists import list_paths
 from sea_pipeline.storage.paths import is_url
 
 __all__ = ["PACKAGED", "Source", "kind_of", "list_samples", "open_source"]

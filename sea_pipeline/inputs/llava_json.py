@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import ijson
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.json_array import array_values
+from sea_pipeline.inputs.json_array import array_values
 
 
 def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:

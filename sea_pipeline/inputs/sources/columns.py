@@ -6,8 +6,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.sources.base import candidates, image_column
-from sea_pipeline.sources.values import IDS, IMAGES, described, is_bytes, is_id, is_plain_bytes, is_text
+from sea_pipeline.inputs.sources.base import candidates, image_column
+from sea_pipeline.inputs.sources.values import IDS, IMAGES, described, is_bytes, is_id, is_plain_bytes, is_text
 
 
 class Leaf(NamedTuple):

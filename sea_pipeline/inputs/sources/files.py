@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.pixels import BadImageError, read_file
+from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 from sea_pipeline.storage.paths import is_url
 from sea_pipeline.storage.ranged import ranged_file
@@ -52,7 +52,7 @@ def open_files(root: str) -> Files:
     for local in ("file://", "local://"):
         root = root.removeprefix(local)
     if is_url(root):
-        from sea_pipeline.sources.remote import RemoteFiles
+        from sea_pipeline.inputs.sources.remote import RemoteFiles
 
         return RemoteFiles(root)
     return LocalFiles(_as_it_is(root))

@@ -2,11 +2,11 @@
 
 import struct
 
-from sea_pipeline.image_bytes.base import DamagedError
-from sea_pipeline.image_bytes.jpeg import JPEG, check_jpeg, jpeg_pixels, padded_jpeg
-from sea_pipeline.image_bytes.png import PNG, png_pixels
-from sea_pipeline.image_bytes.tiff import is_tiff, tiff_pixels
-from sea_pipeline.image_bytes.webp import is_webp, webp_pixels
+from sea_pipeline.inputs.image_bytes.base import DamagedError
+from sea_pipeline.inputs.image_bytes.jpeg import JPEG, check_jpeg, jpeg_pixels, padded_jpeg
+from sea_pipeline.inputs.image_bytes.png import PNG, png_pixels
+from sea_pipeline.inputs.image_bytes.tiff import is_tiff, tiff_pixels
+from sea_pipeline.inputs.image_bytes.webp import is_webp, webp_pixels
 
 __all__ = ["JPEG", "PNG", "DamagedError", "check_jpeg", "padded_jpeg", "png_pixels", "without_metadata"]
 

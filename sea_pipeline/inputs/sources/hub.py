@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
-from sea_pipeline.pixels import BadImageError, read_file
-from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_sample
-from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
-from sea_pipeline.sources.forward import Forward
-from sea_pipeline.sources.values import NoId, bytes_of, id_texts, is_text, plain
+from sea_pipeline.inputs.pixels import BadImageError, read_file
+from sea_pipeline.inputs.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_sample
+from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
+from sea_pipeline.inputs.sources.forward import Forward
+from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 
 PREFIX = "hf:"

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import fsspec
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.pixels import MAX_FILE_BYTES, BadImageError
+from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.remote import opening
 from sea_pipeline.storage.retry import PassingError, error_codes, error_statuses, patiently

@@ -5,8 +5,8 @@ from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.samples import Sample
-from sea_pipeline.sources.values import MISSING, NOT_A_NUMBER, NoId
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.sources.values import MISSING, NOT_A_NUMBER, NoId
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}

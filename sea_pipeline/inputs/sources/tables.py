@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.pixels import PASSING, BadImageError
-from sea_pipeline.samples import Sample
-from sea_pipeline.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_place, row_sample
-from sea_pipeline.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
-from sea_pipeline.sources.files import Files, reading
-from sea_pipeline.sources.forward import Forward
-from sea_pipeline.sources.order import OPEN_FILES
-from sea_pipeline.sources.values import FAULTS, NoId, bytes_of, id_texts
+from sea_pipeline.inputs.pixels import PASSING, BadImageError
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_place, row_sample
+from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
+from sea_pipeline.inputs.sources.files import Files, reading
+from sea_pipeline.inputs.sources.forward import Forward
+from sea_pipeline.inputs.sources.order import OPEN_FILES
+from sea_pipeline.inputs.sources.values import FAULTS, NoId, bytes_of, id_texts
 from sea_pipeline.storage.parquet import refuse_other_counts
 
 PREFIX = "parquet:"

@@ -9,8 +9,8 @@ import bisect
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
-from sea_pipeline.samples import Listing, Sample
-from sea_pipeline.sources.base import Source, row_place
+from sea_pipeline.inputs.samples import Listing, Sample
+from sea_pipeline.inputs.sources.base import Source, row_place
 
 OPEN_FILES = 4
 """Files that `tables` keeps open."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.mine import mine
+from sea_pipeline.inputs.wordlist_mining import mine
 from sea_pipeline.storage.paths import data_folder
 
 MAX_WORDS = 65_535

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.sources.base import OTHER_FILES, is_image_name
-from sea_pipeline.sources.files import Files, LocalFiles, in_utf8, open_files
+from sea_pipeline.inputs.sources.base import OTHER_FILES, is_image_name
+from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 from sea_pipeline.storage.paths import is_url
 

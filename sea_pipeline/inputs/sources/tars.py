@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.pixels import BadImageError
-from sea_pipeline.samples import Sample
-from sea_pipeline.sources.base import OTHER_FILES, Found, escaped, is_image_name, named
-from sea_pipeline.sources.files import Files, reading
-from sea_pipeline.sources.tar_links import folders, followed, through_folders
-from sea_pipeline.sources.tar_members import Members
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.sources.base import OTHER_FILES, Found, escaped, is_image_name, named
+from sea_pipeline.inputs.sources.files import Files, reading
+from sea_pipeline.inputs.sources.tar_members import Members, folders, followed, through_folders
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 
 PREFIX = "tar:"

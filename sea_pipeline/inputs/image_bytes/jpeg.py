@@ -4,7 +4,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from sea_pipeline.image_bytes.base import DamagedError
+from sea_pipeline.inputs.image_bytes.base import DamagedError
 
 JPEG = b"\xff\xd8\xff"
 _ZEROS = 64

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sea_pipeline.captions import LONGEST_PHRASE, gpt_turns, is_content, is_entry, singular, windows, word_runs
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.llava_json import images_of, naming, records
+from sea_pipeline.inputs.captions import LONGEST_PHRASE, gpt_turns, is_content, is_entry, singular, windows, word_runs
+from sea_pipeline.inputs.llava_json import images_of, naming, records
 
 LEAST_SHARE = 1e-5
 """Occurrences per caption that an entry needs: 6 in 558,000, so that misspellings do not fill the list."""

@@ -4,7 +4,7 @@ import re
 import struct
 import zlib
 
-from sea_pipeline.image_bytes.base import DamagedError
+from sea_pipeline.inputs.image_bytes.base import DamagedError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_LIMIT = 1 << 20
