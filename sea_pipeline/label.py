@@ -31,7 +31,7 @@ from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packe
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.records import SCHEMA_VERSION
 from sea_pipeline.run import ShardResult
-from sea_pipeline.search import Backend, WordSearch
+from sea_pipeline.search.exact import Backend, WordSearch
 from sea_pipeline.shards import (
     MEANS,
     ShardWriter,

@@ -26,7 +26,7 @@ from sea_pipeline.label import LabelStage
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.probe import hint
 from sea_pipeline.records import SCHEMA_VERSION
-from sea_pipeline.search import Backend
+from sea_pipeline.search.exact import Backend
 from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage.hashing import fingerprint_of

@@ -26,7 +26,7 @@ from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.lift import Flags, Probed, lift
-from sea_pipeline.search import WordSearch
+from sea_pipeline.search.exact import WordSearch
 
 MOST_FREQUENT = 10
 HINT_LEAST, HINT_MOST = 16, 32

@@ -13,8 +13,9 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
-from sea_pipeline import cli, int8_candidates, label_run
+from sea_pipeline import cli, label_run
 from sea_pipeline.label_run import LabelSettings
+from sea_pipeline.search import int8
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import retry
 from tests.photo_forms import s3_server
@@ -68,7 +69,7 @@ def int8_products(monkeypatch: pytest.MonkeyPatch) -> None:
         product = (left.double() @ right.double()).int()
         return product if out is None else out.copy_(product)
 
-    if not int8_candidates._are_right(torch.device("cpu")):
+    if not int8._are_right(torch.device("cpu")):
         monkeypatch.setattr(torch, "_int_mm", exact)
 
 

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.search import WordSearch
+from sea_pipeline.search.exact import WordSearch
 
 Twin = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 

@@ -20,7 +20,7 @@ from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import load_wordlist
 from sea_pipeline.label import BATCH_SIZES, LabelStage
 from sea_pipeline.run import run
-from sea_pipeline.search import WordSearch
+from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.shards import KIND, LabelRow, ShardWriter
 from tests.bench.measure import Figure, in_turn
 

@@ -33,7 +33,7 @@ from sea_pipeline.label_rows import packed
 from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.run import ShardResult, run
-from sea_pipeline.search import WordSearch
+from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.shards import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
 from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.publish import publish

@@ -12,12 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline import candidates, fastest_candidates, search
-from sea_pipeline.candidates import Candidates, TorchCandidates, ranking
 from sea_pipeline.core.devices import has_onednn
-from sea_pipeline.fastest_candidates import FastestCandidates
-from sea_pipeline.int8_candidates import Int8Candidates
-from sea_pipeline.search import WordSearch
+from sea_pipeline.search import candidates, fastest
+from sea_pipeline.search import exact as search
+from sea_pipeline.search.candidates import Candidates, ranking
+from sea_pipeline.search.exact import WordSearch
+from sea_pipeline.search.fastest import FastestCandidates
+from sea_pipeline.search.float32 import TorchCandidates
+from sea_pipeline.search.int8 import Int8Candidates
 from tests.search_twin import agree, twin, unit
 
 pytestmark = pytest.mark.usefixtures("int8_products")
@@ -96,11 +98,11 @@ def test_a_cache_that_cannot_be_written_only_costs_time(monkeypatch: pytest.Monk
 
 def test_what_is_there_is_tried_and_a_lone_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     words = unit(300, 16)
-    monkeypatch.setattr(fastest_candidates, "is_fast", lambda device: True)
-    monkeypatch.setattr(fastest_candidates, "faiss_is_there", lambda: True)
+    monkeypatch.setattr(fastest, "is_fast", lambda device: True)
+    monkeypatch.setattr(fastest, "faiss_is_there", lambda: True)
     assert sorted(FastestCandidates(words)._made_by) == ["faiss", "int8", "torch"]
-    monkeypatch.setattr(fastest_candidates, "is_fast", lambda device: False)
-    monkeypatch.setattr(fastest_candidates, "faiss_is_there", lambda: False)
+    monkeypatch.setattr(fastest, "is_fast", lambda device: False)
+    monkeypatch.setattr(fastest, "faiss_is_there", lambda: False)
     assert WordSearch(words, top_n=3, sign=1).backend == "torch"
 
 
@@ -113,7 +115,7 @@ def test_crowded_patches_get_the_next_fastest(monkeypatch: pytest.MonkeyPatch) -
     made_by: dict[str, Callable[[], Candidates]] = {
         "faiss": lambda: fallback, "int8": lambda: Int8Candidates(words), "torch": lambda: Slowed(words, 0.2),
     }  # fmt: skip
-    monkeypatch.setattr(fastest_candidates, "ranking", lambda actions: ["int8", "faiss", "torch"])
+    monkeypatch.setattr(fastest, "ranking", lambda actions: ["int8", "faiss", "torch"])
     found = auto(words, made_by, monkeypatch)
     agree(found, easy, twin(easy, words, 3, 1))
     assert fallback.patches == 0
@@ -123,14 +125,14 @@ def test_crowded_patches_get_the_next_fastest(monkeypatch: pytest.MonkeyPatch) -
 
 def test_lanes_that_begin_at_once_try_once(monkeypatch: pytest.MonkeyPatch) -> None:
     words, queries = unit(300, 16), unit(150, 16, 1)
-    trials, plain = 0, fastest_candidates.ranking
+    trials, plain = 0, fastest.ranking
 
     def counted(actions: Any) -> list[str]:
         nonlocal trials
         trials += 1
         return plain(actions)
 
-    monkeypatch.setattr(fastest_candidates, "ranking", counted)
+    monkeypatch.setattr(fastest, "ranking", counted)
     found, ready = WordSearch(words, top_n=3, sign=1), threading.Barrier(4)
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: (ready.wait(), found(queries))[1], range(4)))

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.half_candidates import HalfCandidates
-from sea_pipeline.search import WordSearch
+from sea_pipeline.search.exact import WordSearch
+from sea_pipeline.search.float16 import HalfCandidates
 from tests.search_twin import agree, twin, unit
 
 

@@ -4,11 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline import int8_candidates
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.int8_candidates import Int8Candidates, _place
-from sea_pipeline.int8_table import Int8Table
-from sea_pipeline.search import Backend, WordSearch
+from sea_pipeline.search import int8 as int8_candidates
+from sea_pipeline.search.exact import Backend, WordSearch
+from sea_pipeline.search.int8 import Int8Candidates, Int8Table, _place
 from tests.search_twin import agree, twin, unit
 
 pytestmark = pytest.mark.usefixtures("int8_products")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.search import Backend, WordSearch
+from sea_pipeline.search.exact import Backend, WordSearch
 from tests.search_twin import agree, twin, unit
 
 pytestmark = pytest.mark.usefixtures("int8_products")

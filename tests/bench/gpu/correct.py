@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
-from sea_pipeline.search import Backend, WordSearch
+from sea_pipeline.search.exact import Backend, WordSearch
 from tests import search_twin
 from tests.bench.gpu.common import Setup, main
 from tests.bench.measure import Figure

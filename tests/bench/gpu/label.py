@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from sea_pipeline.begin import begin
-from sea_pipeline.candidates import TorchCandidates
 from sea_pipeline.core.devices import cores
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
 from sea_pipeline.encoders.cache import word_embeddings
@@ -23,7 +22,8 @@ from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label import LabelStage
 from sea_pipeline.run import run
-from sea_pipeline.search import WordSearch
+from sea_pipeline.search.exact import WordSearch
+from sea_pipeline.search.float32 import TorchCandidates
 from sea_pipeline.shards import KIND
 from tests.bench.bench_label import crops
 from tests.bench.gpu.common import IMAGES, Setup, main

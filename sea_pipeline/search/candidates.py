@@ -1,4 +1,4 @@
-"""Words that may be among the best, by float32 scores: FAISS or torch, on CPU or CUDA.
+"""What every search for words that may be among the best is made of.
 
 Shapes: P patches, W words, D embedding width.
 """
@@ -7,13 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from sea_pipeline.core.devices import has_onednn
-from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.extras import require
 
 GROUP = 32
 """Words whose highest score stands for all of them."""
@@ -62,29 +60,6 @@ class Scratch(threading.local):
         return self._make()
 
 
-class TorchCandidates:
-    """Blocked matmul, then top k through the maxima of groups of words: one pass less over W scores than topk."""
-
-    def __init__(self, words: torch.Tensor) -> None:
-        padded = -(-len(words) // GROUP) * GROUP
-        self._words = words
-        self._multiply = fastest_product(words)
-        self._members = torch.arange(padded, device=words.device).view(-1, GROUP)  # neighbours
-        self.patches_per_call = 4096 if words.device.type == "cuda" else 512
-        self._scratch = Scratch(lambda: torch.full((self.patches_per_call, padded), -torch.inf, device=words.device))
-
-    def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Candidates`."""
-        scores = self._scratch.tensor[: len(patches)]
-        maxima = []
-        for start in range(0, len(self._words), WORDS_PER_BLOCK):
-            block = self._words[start : start + WORDS_PER_BLOCK]
-            self._multiply(patches, block, scores[:, start : start + len(block)])
-            chunk = scores[:, start : start + WORDS_PER_BLOCK].view(len(scores), -1, GROUP)
-            maxima.append(chunk.amax(-1))  # while a cache holds them
-        return best_by_groups(scores, torch.cat(maxima, -1), self._members, k)
-
-
 def _by_blas(patches: torch.Tensor, words: torch.Tensor, out: torch.Tensor) -> None:
     torch.mm(patches, words.T, out=out)
 
@@ -118,36 +93,6 @@ def best_by_groups(
     return top, ids.gather(-1, place)
 
 
-class FaissCandidates:
-    """FAISS's flat inner-product index; on the GPU where the words are there and FAISS can reach it."""
-
-    patches_per_call = 4096
-
-    def __init__(self, words: torch.Tensor) -> None:
-        faiss: Any = require("faiss", "cpu")
-        self._faiss, self._device = faiss, words.device
-        # From 1.15 FAISS multiplies matrices only past 128,000 numbers a call; below that it is ten times slower.
-        faiss.cvar.distance_compute_blas_threshold = 20
-        self._index = faiss.IndexFlatIP(words.shape[-1])
-        self._index.add(words.cpu().numpy())
-        if words.device.type == "cuda":
-            # Ask first: touching GPU resources without a GPU aborts the process instead of raising.
-            if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
-                raise UserError(
-                    "--search faiss --device cuda: the installed FAISS sees no GPU; "
-                    "pip uninstall faiss-cpu and pip install 'sea-pipeline[gpu]', or use --search torch"
-                )
-            self._resources = faiss.StandardGpuResources()
-            self._index = faiss.index_cpu_to_gpu(self._resources, words.device.index or 0, self._index)
-
-    def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Candidates`."""
-        if self._device.type == "cpu":
-            self._faiss.omp_set_num_threads(torch.get_num_threads())  # it has an OpenMP of its own
-        scores, ids = self._index.search(patches.cpu().numpy(), k)
-        return torch.from_numpy(scores).to(self._device), torch.from_numpy(ids).to(self._device)
-
-
 def ranking(actions: Mapping[str, Callable[[], object]]) -> list[str]:
     """The names of actions, the fastest first, by a few calls of each; a single one is not called."""
     if len(actions) == 1:
@@ -164,12 +109,3 @@ def ranking(actions: Mapping[str, Callable[[], object]]) -> list[str]:
                 break
         least[name] = min(spent)
     return sorted(least, key=lambda name: least[name])
-
-
-def faiss_is_there() -> bool:
-    """Whether FAISS is installed."""
-    try:
-        require("faiss", "cpu")
-    except UserError:
-        return False
-    return True

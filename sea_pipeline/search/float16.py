@@ -15,15 +15,9 @@ from functools import cached_property
 
 import torch
 
-from sea_pipeline.candidates import (
-    GROUP,
-    Candidates,
-    Scratch,
-    TorchCandidates,
-    best_by_groups,
-    rounding_bound,
-)
 from sea_pipeline.core.devices import exact_float32
+from sea_pipeline.search.candidates import GROUP, Candidates, Scratch, best_by_groups, rounding_bound
+from sea_pipeline.search.float32 import TorchCandidates
 
 _NUMBERS = 1 << 27
 """Of float32 word vectors at a time: 512 MiB."""

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, faiss_is_there, ranking
 from sea_pipeline.core.devices import processor
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.int8_candidates import Int8Candidates, is_fast
+from sea_pipeline.search.candidates import Candidates, ranking
+from sea_pipeline.search.float32 import FaissCandidates, TorchCandidates, faiss_is_there
+from sea_pipeline.search.int8 import Int8Candidates, is_fast
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import publish_bytes

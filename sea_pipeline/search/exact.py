@@ -13,10 +13,11 @@ from typing import Literal
 
 import torch
 
-from sea_pipeline.candidates import Candidates, FaissCandidates, TorchCandidates, rounding_bound
-from sea_pipeline.fastest_candidates import FastestCandidates
-from sea_pipeline.half_candidates import HalfCandidates
-from sea_pipeline.int8_candidates import Int8Candidates
+from sea_pipeline.search.candidates import Candidates, rounding_bound
+from sea_pipeline.search.fastest import FastestCandidates
+from sea_pipeline.search.float16 import HalfCandidates
+from sea_pipeline.search.float32 import FaissCandidates, TorchCandidates
+from sea_pipeline.search.int8 import Int8Candidates
 
 Backend = Literal["auto", "int8", "faiss", "torch"]
 """What proposes candidates: `WordSearch` says what each name means."""
