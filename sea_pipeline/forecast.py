@@ -12,7 +12,7 @@ from pydantic import Field
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar, process_peak_bytes
-from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.label import LabelStage

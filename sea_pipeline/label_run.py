@@ -16,8 +16,8 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.crops import MARK, crop_id
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples

@@ -10,8 +10,8 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
-from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import load_wordlist
 from sea_pipeline.lift import Findings, Probed

@@ -14,7 +14,7 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.store import LabelStore
 from trainer import metrics

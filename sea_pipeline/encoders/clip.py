@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
-from sea_pipeline.encoders.model_source import ModelSource, find_model
+from sea_pipeline.encoders.open_clip_models import ModelSource, find_model
 from sea_pipeline.encoders.packed import pack
+from sea_pipeline.encoders.patch_paths import Tower, tower_of
 from sea_pipeline.encoders.spec import SIGNS, EncoderOptions, EncoderSpec
-from sea_pipeline.encoders.texts import TextTower
-from sea_pipeline.encoders.towers import Tower, tower_of
+from sea_pipeline.encoders.text_tower import TextTower
 
 _CPU_TOKENS = 1024
 """Patches at once on a CPU: one image's activations stay in the cache, and small images do not go one by one."""

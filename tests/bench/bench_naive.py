@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from sea_pipeline import open_labels
 from sea_pipeline.begin import begin
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.pixels import read_image
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import load_wordlist

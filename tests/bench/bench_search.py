@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from sea_pipeline.encoders import load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.packaged import PackagedEncoder
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.pixels import read_image
 from sea_pipeline.inputs.wordlists import load_wordlist
 from sea_pipeline.search.exact import WordSearch

@@ -204,7 +204,7 @@ def test_fields_tell_settings_apart_and_words_are_shared(tmp_path: Path) -> None
 def test_words_are_embedded_once_for_all_paths(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sea_pipeline.encoders.texts import TextTower
+    from sea_pipeline.encoders.text_tower import TextTower
 
     calls = []
     real = TextTower.words

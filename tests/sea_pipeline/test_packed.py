@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 from sea_pipeline.core import devices
 from sea_pipeline.encoders import load_encoder, packed
 from sea_pipeline.encoders.packed import PackedAttention, PackedLinear, pack
-from sea_pipeline.encoders.towers import tower_of
+from sea_pipeline.encoders.patch_paths import tower_of
 from tests.tiny_clip import CLIP, SIGLIP, changed, random_model, save_model
 
 CASES = [

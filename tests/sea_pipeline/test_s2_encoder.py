@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sea_pipeline.encoders import Encoder, load_encoder, paths_of
-from sea_pipeline.encoders.model_source import ModelSource
+from sea_pipeline.encoders.open_clip_models import ModelSource
 from sea_pipeline.encoders.s2 import S2Encoder
 from tests.s2_twin import slowly
 from tests.tiny_clip import CLIP, planted_clip, random_model, save_model

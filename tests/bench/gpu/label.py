@@ -17,7 +17,7 @@ import torch
 from sea_pipeline.begin import begin
 from sea_pipeline.core.devices import cores
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label import LabelStage
