@@ -1,6 +1,5 @@
 """Numbers from label shards: no model, no torch; one row group in memory at a time."""
 
-import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.pace import failing, pace
 from sea_pipeline.shards import label_arrays
 from sea_pipeline.store import Labels, LabelStore
 
@@ -116,24 +113,4 @@ def labels_to_json(image_id: str, labels: Labels, words: tuple[str, ...]) -> dic
         "crop_box": labels.crop_box,
         "words": [[words[word] for word in labels.word_ids[patch][there[patch]]] for patch in patches],
         "scores": [labels.scores[patch][there[patch]].round(4).astype(float).tolist() for patch in patches],
-    }
-
-
-def status_to_json(ledger: Ledger) -> dict[str, Any]:
-    """For machines: how far an output folder is, and how fast it grows while another process is at it; see `Pace`."""
-    done, speed = ledger.done(), pace(ledger, datetime.datetime.now(datetime.UTC))
-    return {
-        "kind": ledger.dataset.kind,
-        "finished": ledger.complete,
-        "shards": ledger.dataset.shards,
-        "shards_done": done.shards,
-        "images": ledger.dataset.images,
-        "images_done": done.images,
-        "images_bad": done.bad,
-        "reasons": dict(done.reasons),
-        "bytes": done.bytes,
-        "last_finished": done.last,
-        "images_per_second": speed.images_per_second,
-        "seconds_left": speed.seconds_left,
-        "failing": failing(ledger),
     }

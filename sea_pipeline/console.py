@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sea_pipeline.analysis import Statistics
-    from sea_pipeline.ledger import Ledger
+    from sea_pipeline.output.ledger import Ledger
     from sea_pipeline.stage_run import StageRun
     from sea_pipeline.store import Labels
 
@@ -178,7 +178,7 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
 
 def status_tables(ledger: "Ledger") -> None:
     """The tables of `status`."""
-    from sea_pipeline.folder import QUARANTINE
+    from sea_pipeline.output.folder import QUARANTINE
 
     done, planned = ledger.done(), ledger.dataset
     print_table(
@@ -205,7 +205,7 @@ def status_tables(ledger: "Ledger") -> None:
 
 
 def _pace_rows(ledger: "Ledger") -> dict[str, str]:
-    from sea_pipeline.pace import failing, pace
+    from sea_pipeline.output.status import failing, pace
 
     speed, rows = pace(ledger, datetime.datetime.now(datetime.UTC)), {}
     if speed.images_per_second and not ledger.complete:

@@ -17,8 +17,8 @@ from sea_pipeline import workers
 from sea_pipeline.clusters import Crew
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import Commit
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
 from sea_pipeline.run import ATTEMPTS, finish_where_due, log_attempt
 from sea_pipeline.storage.publish import publish_bytes, scratch_path
 from sea_pipeline.tally import Report, Tally

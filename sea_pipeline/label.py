@@ -28,8 +28,8 @@ from sea_pipeline.inputs.sources import Source
 from sea_pipeline.inputs.sources.order import reading_order
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import SCHEMA_VERSION
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.run import ShardResult
 from sea_pipeline.search.exact import Backend, WordSearch
 from sea_pipeline.shards import (

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
-from sea_pipeline.rows import no_such_image
+from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
+from sea_pipeline.output.row_store import no_such_image
 from sea_pipeline.shards import from_stored
 from sea_pipeline.storage.locks import alone
 from sea_pipeline.storage.paths import cache_folder

@@ -9,7 +9,6 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from sea_pipeline.begin import begin
 from sea_pipeline.clusters import Crew
 from sea_pipeline.core.devices import cores, resolve_device
 from sea_pipeline.core.errors import UserError
@@ -23,9 +22,10 @@ from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label import LabelStage
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.begin import begin
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.probe import hint
-from sea_pipeline.records import SCHEMA_VERSION
 from sea_pipeline.search.exact import Backend
 from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back

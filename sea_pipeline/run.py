@@ -14,8 +14,9 @@ from sea_pipeline.core.parallel import side_by_side
 from sea_pipeline.core.progress import process_peak_bytes
 from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.inputs.sources import Source, open_source
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import Commit
+from sea_pipeline.output.folder import LOGS
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
 from sea_pipeline.storage.locks import alone
 from sea_pipeline.storage.paths import Place, entries
 from sea_pipeline.storage.publish import publish, publish_bytes
@@ -23,7 +24,6 @@ from sea_pipeline.tally import Report, Tally
 
 _LOG = logging.getLogger(__name__)
 ATTEMPTS = 2
-LOGS = "logs"
 
 
 class ShardResult(NamedTuple):

@@ -32,7 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sea_pipeline.inputs.crops import CropBox
-from sea_pipeline.records import SCHEMA_VERSION
+from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.storage.parquet import RowGroupWriter, open_parquet, parquet_writer
 from sea_pipeline.storage.paths import Place
 

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sea_pipeline.analysis import status_to_json
 from sea_pipeline.clusters import Crew, Existing, LocalCluster
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.inputs.samples import Listing
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.mend import take_back_damaged
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.mend import take_back_damaged
+from sea_pipeline.output.status import status_to_json
 from sea_pipeline.run import Stage, run
 from sea_pipeline.tally import Report
 

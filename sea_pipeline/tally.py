@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import Commit
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
 
 _LOG = logging.getLogger(__name__)
 _ROUNDS = 3

@@ -27,9 +27,9 @@ import pyarrow as pa
 
 from sea_pipeline.codecs import Codec, CodecName, bytes_per_vector, load_codec
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import Manifest
-from sea_pipeline.rows import RowStore, open_finished
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Manifest
+from sea_pipeline.output.row_store import RowStore, open_finished
 from sea_pipeline.storage.parquet import RowGroupWriter
 from sea_pipeline.storage.paths import Place
 

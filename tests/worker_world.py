@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sea_pipeline.begin import begin
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.begin import begin
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.run import ShardResult
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish_bytes

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.records import FILES, FilesRecord, check_file, file_record, load_record
+from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder
 from trainer.sharding import load_state, trained
 

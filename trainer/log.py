@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sea_pipeline.core.progress import ProgressBar
-from sea_pipeline.run_files import read_log
+from sea_pipeline.output.run_files import read_log
 from sea_pipeline.storage.publish import publish_bytes, writing
 
 _FEW = 64

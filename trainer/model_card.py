@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sea_pipeline import __version__
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.spec import split_s2
-from sea_pipeline.run_files import RunFile, SummaryFile, read_run_file
+from sea_pipeline.output.run_files import RunFile, SummaryFile, read_run_file
 from sea_pipeline.storage.json_files import read_json
 from trainer import hub
 from trainer.init import ALIGNMENT

@@ -13,7 +13,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.records import FilesRecord, check_file, file_record, load_record
+from sea_pipeline.output.records import FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.locks import alone
 from sea_pipeline.storage.publish import make_folder, publish_bytes, writing
 

@@ -10,8 +10,8 @@ import transformers
 
 from sea_pipeline import __version__
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.records import load_record
-from sea_pipeline.run_files import RunFile
+from sea_pipeline.output.records import load_record
+from sea_pipeline.output.run_files import RunFile
 from sea_pipeline.storage.hashing import differing_fields, fingerprint_of
 from sea_pipeline.storage.paths import entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish_bytes, sweep

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.run_files import RunFile, SummaryFile, read_run_file
+from sea_pipeline.output.run_files import RunFile, SummaryFile, read_run_file
 from trainer.recipe import Recipe
 
 

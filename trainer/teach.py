@@ -17,7 +17,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.inputs.sources import Source
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.run import ShardResult
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.paths import Place

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sea_pipeline.begin import begin
 from sea_pipeline.clusters import Crew
 from sea_pipeline.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.folder import COMMITS
 from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.inputs.pixels import DECODE_VERSION
 from sea_pipeline.inputs.samples import BadSample, Listing
 from sea_pipeline.inputs.sources import list_samples
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.begin import begin
+from sea_pipeline.output.folder import COMMITS
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like

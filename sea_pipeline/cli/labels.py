@@ -203,15 +203,16 @@ def status(
 
     Example: sea-pipeline status runs/labels/x
     """
-    from sea_pipeline import analysis, console
-    from sea_pipeline.ledger import Ledger
+    from sea_pipeline import console
+    from sea_pipeline.output import status as _status
+    from sea_pipeline.output.ledger import Ledger
+    from sea_pipeline.output.verify import refuse_damage
     from sea_pipeline.storage.paths import place
-    from sea_pipeline.verify import refuse_damage
 
     ledger = Ledger.open(place(folder))
     refuse_damage(ledger)
     if as_json:
-        print_json(analysis.status_to_json(ledger))
+        print_json(_status.status_to_json(ledger))
     else:
         console.status_tables(ledger)
 
@@ -233,9 +234,9 @@ def verify(
     from rich.filesize import decimal
 
     from sea_pipeline import console
-    from sea_pipeline.ledger import Ledger
+    from sea_pipeline.output.ledger import Ledger
+    from sea_pipeline.output.verify import check_files
     from sea_pipeline.storage.paths import place
-    from sea_pipeline.verify import check_files
 
     ledger = Ledger.open(place(folder))
     with console.progress("verifying", ledger.dataset.shards, 0) as advance:

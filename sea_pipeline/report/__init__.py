@@ -13,7 +13,7 @@ from pydantic import Field
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.folder import is_ours
+from sea_pipeline.output.folder import is_ours
 from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data

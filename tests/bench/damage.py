@@ -17,7 +17,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.publish import sweep
 from tests.bench.fault_runs import IMAGES, SHARD_SIZE, alone, child_of, other_scheduler, wait_until_begun
 from tests.kills import descendants

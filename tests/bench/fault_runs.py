@@ -12,12 +12,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from sea_pipeline import driver, ledger, workers
+from sea_pipeline import driver, workers
 from sea_pipeline.clusters import Cluster, Existing, LocalCluster
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected
 from sea_pipeline.driver import Driver, stage_plugin
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output import ledger
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.run import run
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.paths import Place, place

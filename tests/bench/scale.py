@@ -25,7 +25,7 @@ from rich.table import Table
 from sea_pipeline import label_run, open_labels
 from sea_pipeline.encoders import Preprocess
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.ledger import Ledger
 from tests import world
 
 

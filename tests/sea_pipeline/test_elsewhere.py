@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline import begin, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs import sources
 from sea_pipeline.inputs.sources.files import LocalFiles
-from sea_pipeline.records import File
+from sea_pipeline.output import begin
+from sea_pipeline.output.records import File
 from sea_pipeline.storage import locks
 from sea_pipeline.storage.paths import is_url, place
 from sea_pipeline.storage.scratch import is_abandoned, scratch_name

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
-from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.programs import Begin, labelling
 from tests.world import draw_folder, word_file

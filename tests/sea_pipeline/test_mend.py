@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline import mend, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.plan import read_plan, write_plan
+from sea_pipeline.output import mend
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.plan import read_plan, write_plan
+from sea_pipeline.output.verify import check_files
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.paths import place
-from sea_pipeline.verify import check_files
 from tests.contents import content, rows, stored
 from tests.damage import DAMAGE, OTHERS, Harm, changed, flip, made_a_folder
 from tests.kills import killed_around

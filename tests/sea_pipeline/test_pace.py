@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.pace import failing, pace
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.status import failing, pace
 from sea_pipeline.run import log_attempt, run
 from tests.worker_world import PlantedStage, planted_ledger
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sea_pipeline import analysis, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import Commit, load_record
+from sea_pipeline.output import status
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit, load_record
+from sea_pipeline.output.verify import check_files, refuse_damage
 from sea_pipeline.report import find_inputs
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.json_files import json_object
-from sea_pipeline.verify import check_files, refuse_damage
 from tests.damage import DAMAGE, RECORDS, changed, flip
 from tests.world import draw_folder
 
@@ -117,7 +118,7 @@ def _verified(folder: Path) -> None:
 def _status(folder: Path) -> None:
     ledger = Ledger.open(folder)
     refuse_damage(ledger)
-    json.dumps(analysis.status_to_json(ledger), allow_nan=False)
+    json.dumps(status.status_to_json(ledger), allow_nan=False)
 
 
 def test_unfinished_folders_are_looked_at_alike(command: Any, folder: Path) -> None:

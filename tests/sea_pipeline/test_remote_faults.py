@@ -12,9 +12,11 @@ import fsspec
 import pytest
 import torch
 
-from sea_pipeline import begin, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output import begin
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.hashing import file_sha256
@@ -22,7 +24,6 @@ from sea_pipeline.storage.paths import entries, place
 from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.remote import RemotePath
 from sea_pipeline.storage.retry import StoreError
-from sea_pipeline.verify import check_files
 from tests.contents import rows, stored
 from tests.kills import killed_around
 from tests.photo_forms import failing_s3

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline import begin, label_cache, open_labels, run
+from sea_pipeline import label_cache, open_labels, run
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.label import LabelStage
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output import begin
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.publish import TEMPORARY, check_result, publish_result
 from sea_pipeline.storage.scratch import host
-from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.kills import DEAD
 from tests.sea_pipeline.test_extend import grow

@@ -10,7 +10,7 @@ import pytest
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.label import LabelStage
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.run import run
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content, stored

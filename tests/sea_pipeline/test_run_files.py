@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.run_files import RunFile, SummaryFile, read_log, read_run_file
+from sea_pipeline.output.run_files import RunFile, SummaryFile, read_log, read_run_file
 from tests.damage import Harm, changed, made_a_folder, replaced
 from tests.report_world import run_folder
 from tests.world import draw

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
 from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
-from sea_pipeline.verify import check_files
 from tests.contents import content
 from tests.kills import killed_around
 from tests.programs import Begin, labelling

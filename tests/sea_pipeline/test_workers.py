@@ -17,10 +17,10 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.dask_clusters import connected
 from sea_pipeline.driver import Driver, stage_plugin
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
 from sea_pipeline.run import run
 from sea_pipeline.tally import Report
-from sea_pipeline.verify import check_files
 from sea_pipeline.worker_pool import WorkerPool
 from tests.worker_world import PlantedRecipe, PlantedStage, plant_fault, planted_ledger
 

@@ -17,7 +17,7 @@ import pytest
 
 from sea_pipeline.clusters import Crew
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.ledger import Ledger
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.kills import descendants

@@ -13,18 +13,18 @@ from typing import Any
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.folder import DATASET, MANIFEST, advised
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan
-from sea_pipeline.records import Dataset, File, Manifest, Part, check_file, file_record, load_record
+from sea_pipeline.output.folder import DATASET, MANIFEST, advised
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
+from sea_pipeline.output.records import Dataset, File, Manifest, Part, check_file, file_record, load_record
+from sea_pipeline.output.verify import HASHING, contradictions, misplaced
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.json_files import json_object
 from sea_pipeline.storage.locks import alone
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish, publish_bytes
 from sea_pipeline.storage.retry import StoreError
-from sea_pipeline.verify import HASHING, contradictions, misplaced
 
 
 def take_back_damaged(

@@ -24,7 +24,8 @@ from typing import Any
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.folder import (
+from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.output.folder import (
     COMMITS,
     DATASET,
     MANIFEST,
@@ -35,10 +36,9 @@ from sea_pipeline.folder import (
     lost_beginning,
     other_than_ours,
 )
-from sea_pipeline.inputs.samples import BadSample, Sample
-from sea_pipeline.plan import Plan
-from sea_pipeline.quarantine import read_quarantine, write_quarantine
-from sea_pipeline.records import (
+from sea_pipeline.output.plan import Plan
+from sea_pipeline.output.quarantine import read_quarantine, write_quarantine
+from sea_pipeline.output.records import (
     Commit,
     Dataset,
     File,

@@ -1,12 +1,12 @@
-"""How fast a folder is being filled, and what fails in it, from its files alone: another process may be at it."""
+"""How far a folder is, how fast it is being filled, and what fails in it, from its files alone: another process may be at it."""
 
 import datetime
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import Commit
-from sea_pipeline.run import LOGS
+from sea_pipeline.output.folder import LOGS
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
 from sea_pipeline.storage.paths import entries
 
 _SHARDS = 50
@@ -69,3 +69,23 @@ def _unbroken(commits: list[Commit], longest: float) -> list[Commit]:
         if (_finished(other) - _finished(one)).total_seconds() > longest:
             begun = place + 1
     return commits[begun:]
+
+
+def status_to_json(ledger: Ledger) -> dict[str, Any]:
+    """For machines: how far an output folder is, and how fast it grows while another process is at it; see `Pace`."""
+    done, speed = ledger.done(), pace(ledger, datetime.datetime.now(datetime.UTC))
+    return {
+        "kind": ledger.dataset.kind,
+        "finished": ledger.complete,
+        "shards": ledger.dataset.shards,
+        "shards_done": done.shards,
+        "images": ledger.dataset.images,
+        "images_done": done.images,
+        "images_bad": done.bad,
+        "reasons": dict(done.reasons),
+        "bytes": done.bytes,
+        "last_finished": done.last,
+        "images_per_second": speed.images_per_second,
+        "seconds_left": speed.seconds_left,
+        "failing": failing(ledger),
+    }

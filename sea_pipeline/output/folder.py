@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from sea_pipeline.records import Commit
+from sea_pipeline.output.records import Commit
 from sea_pipeline.storage.paths import Place
 
 DATASET = "dataset.json"
@@ -68,3 +68,6 @@ def other_than_ours(root: Place) -> str:
         return "a file" if root.exists() else "no such folder"
     run = (root / "run.json").is_file()
     return "a training run, which sea-pipeline report shows" if run else "no dataset.json in it"
+
+
+LOGS = "logs"

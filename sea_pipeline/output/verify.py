@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.folder import COMMITS, DATASET, MANIFEST, QUARANTINE, advised, lost_beginning
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.plan import plan_sha256, read_plan
-from sea_pipeline.records import Commit, File, Manifest, check_file, check_size, file_record, load_record
+from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE, advised, lost_beginning
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.plan import plan_sha256, read_plan
+from sea_pipeline.output.records import Commit, File, Manifest, check_file, check_size, file_record, load_record
 from sea_pipeline.storage.parquet import open_parquet
 from sea_pipeline.storage.paths import Place, entries, spread
 from sea_pipeline.storage.retry import StoreError

@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.folder import COMMITS, DATASET, MANIFEST
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import kind_of, open_source
 from sea_pipeline.inputs.sources.order import planning_order
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.mend import is_lost, rebuild_dataset, restored
-from sea_pipeline.plan import plan_name, plan_sha256, read_plan, write_plan
-from sea_pipeline.records import SCHEMA_VERSION, Dataset, Manifest, Part, file_record, load_record
+from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.mend import is_lost, rebuild_dataset, restored
+from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
+from sea_pipeline.output.records import SCHEMA_VERSION, Dataset, Manifest, Part, file_record, load_record
+from sea_pipeline.output.verify import dataset_problem, plan_problem
 from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
 from sea_pipeline.storage.locks import alone, refuse_without_locks
 from sea_pipeline.storage.parquet import open_parquet
 from sea_pipeline.storage.paths import Place, entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
-from sea_pipeline.verify import dataset_problem, plan_problem
 
 Growing = Mapping[str, Callable[[Any], bool]]
 """By name, fields that grow with the input: whether the value asked for has grown out of an earlier one."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.records import Commit, Dataset
+from sea_pipeline.output.records import Commit, Dataset
 from sea_pipeline.storage.hashing import canonical_json
 from sea_pipeline.storage.parquet import open_parquet, parquet_writer
 from sea_pipeline.storage.paths import Place

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.records import Record, first_problem
+from sea_pipeline.output.records import Record, first_problem
 from sea_pipeline.storage.json_files import Count, Seconds, Text, json_object, read_json
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.records import File, Manifest
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import File, Manifest
+from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.parquet import open_parquet
 from sea_pipeline.storage.paths import Place, place, spread
 from sea_pipeline.storage.publish import local_copy
-from sea_pipeline.verify import check_files
 
 _OF_NO_ROW = {"image_id", "image_sha256", "height", "width"}
 """Columns that nobody asks for of a single image; not to read them saves a tenth of the time."""
