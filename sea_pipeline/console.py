@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sea_pipeline.analysis import Statistics
+    from sea_pipeline.execution.dispatch import StageRun
     from sea_pipeline.output.ledger import Ledger
-    from sea_pipeline.stage_run import StageRun
     from sea_pipeline.store import Labels
 
 LOG = logging.getLogger("sea_pipeline")

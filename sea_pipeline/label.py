@@ -21,6 +21,7 @@ import torch
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.parallel import ahead, batched, lanes
 from sea_pipeline.encoders.base import Encoder, finite_images
+from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.crops import LEAST_AREA, WHOLE, image_and_crop, inside, labelled_crop
 from sea_pipeline.inputs.pixels import DECODE_VERSION, BadImageError, decode_image
 from sea_pipeline.inputs.samples import BadSample, Sample
@@ -30,7 +31,6 @@ from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
-from sea_pipeline.run import ShardResult
 from sea_pipeline.search.exact import Backend, WordSearch
 from sea_pipeline.shards import (
     MEANS,

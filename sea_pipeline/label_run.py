@@ -9,7 +9,6 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from sea_pipeline.clusters import Crew
 from sea_pipeline.core.devices import cores, resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
@@ -17,6 +16,9 @@ from sea_pipeline.core.settings import Settings
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
 from sea_pipeline.encoders.spec import Precision, Template
 from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.dispatch import StageRun, do_shards, driver_device, take_back
+from sea_pipeline.execution.run_report import Report
 from sea_pipeline.inputs.crops import MARK, crop_id
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
@@ -28,10 +30,8 @@ from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.probe import hint
 from sea_pipeline.search.exact import Backend
 from sea_pipeline.shards import KIND, WORDS, read_words
-from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.paths import Place, place
-from sea_pipeline.tally import Report
 
 
 class LabelSettings(Settings):
@@ -130,7 +130,7 @@ class LabelRecipe:
 
     def stage(self, ledger: Ledger) -> LabelStage:
         """Loads the encoder and the word list of the folder, whose embeddings one worker makes for all of its host."""
-        from sea_pipeline.workers import refuse_other_fields
+        from sea_pipeline.execution.worker import refuse_other_fields
 
         device = resolve_device(self.settings.device)
         encoder = encoder_of(self.settings, device)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline.workers import StagePlugin
+from sea_pipeline.execution.worker import StagePlugin
 from tests.worker_world import planted_ledger
 from trainer.teach_run import TeachRecipe, TeachSettings
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.run import ShardResult
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish_bytes
 
@@ -104,7 +104,7 @@ class PlantedRecipe:
     name: str = "plant"
 
     def stage(self, ledger: Ledger) -> PlantedStage:
-        from sea_pipeline.workers import refuse_other_fields
+        from sea_pipeline.execution.worker import refuse_other_fields
 
         refuse_other_fields(ledger, self.fields)
         if self.loading == "raise":

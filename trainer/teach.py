@@ -14,11 +14,11 @@ import torch
 
 from sea_pipeline.codecs import Codec, codec_sha256
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.run import ShardResult
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.teacher import CODEC, TargetRow, Targets, TargetWriter

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sea_pipeline.clusters import Crew
 from sea_pipeline.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.dispatch import StageRun, do_shards, driver_device, take_back
+from sea_pipeline.execution.run_report import Report
 from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.inputs.pixels import DECODE_VERSION
 from sea_pipeline.inputs.samples import BadSample, Listing
@@ -24,7 +26,6 @@ from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.folder import COMMITS
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.stage_run import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.storage.locks import alone
@@ -32,7 +33,6 @@ from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.retry import StoreError
-from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
 from trainer.data import TrainingData
@@ -136,7 +136,7 @@ class TeachRecipe:
 
     def stage(self, ledger: Ledger) -> TeachStage:
         """Loads the model and the data; the first worker fits the folder's codec."""
-        from sea_pipeline.workers import refuse_other_fields
+        from sea_pipeline.execution.worker import refuse_other_fields
 
         folder = open_model_folder(self.settings.model, self.settings.image_aspect_ratio)
         recipe = _recipe(self.settings, folder)

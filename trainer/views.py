@@ -16,7 +16,7 @@ from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.stage_run import StageRun
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.store import LabelStore

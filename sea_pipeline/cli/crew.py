@@ -7,7 +7,7 @@ import typer
 from sea_pipeline.cli import FAILED_SHARDS, print_json
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.stage_run import StageRun
+    from sea_pipeline.execution.dispatch import StageRun
 
 ShardSize = Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")]
 Extend = Annotated[

@@ -111,7 +111,7 @@ def label(
     Example: sea-pipeline label --images photos.json --image-root photos --wordlist 2of12
     """
     from sea_pipeline import console
-    from sea_pipeline.clusters import Crew
+    from sea_pipeline.execution.cluster_settings import Crew
     from sea_pipeline.label_run import LabelSettings, label_images
 
     crew = Crew.of(

@@ -119,7 +119,7 @@ def _crew(asked: Asked) -> Iterator[Need]:
     if asked["workers"] or asked["scheduler"] or asked["cluster"]:
         yield DASK
     if asked["cluster"]:
-        from sea_pipeline.clusters import load_cluster
+        from sea_pipeline.execution.cluster_settings import load_cluster
 
         yield from (SLURM,) if load_cluster(asked["cluster"]).kind == "slurm" else ()
 

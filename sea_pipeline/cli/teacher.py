@@ -91,7 +91,7 @@ def teacher(
     Example: sea-pipeline teacher --model runs/train/x/model --data photos.json --image-root photos
     """
     from sea_pipeline import console
-    from sea_pipeline.clusters import Crew
+    from sea_pipeline.execution.cluster_settings import Crew
     from trainer.teach_run import TeachSettings, teach_images
 
     crew = Crew.of(

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from sea_pipeline.execution.local import run
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.run import run
 from tests.bench.damage import FAULTS
 from tests.bench.fault_runs import IMAGES, SHARD_SIZE
 from tests.worker_world import PlantedStage, hash_of, planted_ledger

@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sea_pipeline import label_run, open_labels
-from sea_pipeline.clusters import Crew
 from sea_pipeline.encoders.base import Preprocess
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.local import run
+from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.label import LabelStage
@@ -33,7 +35,6 @@ from sea_pipeline.label_run import LabelSettings, label_images
 from sea_pipeline.output import status as analysis
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.run import ShardResult, run
 from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.shards import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
 from sea_pipeline.storage.paths import place

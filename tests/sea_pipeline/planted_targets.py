@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from sea_pipeline.codecs import Codec, CodecName, fit_codec, save_codec
+from sea_pipeline.execution.local import run
+from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.run import ShardResult, run
 from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.teacher import (
     CODEC,

@@ -11,12 +11,12 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.driver import Driver
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.execution.driver import Driver
+from sea_pipeline.execution.local import run
 from sea_pipeline.label import LabelStage
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.run import run
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.publish import publish_folder
 from tests.photo_forms import photos_in, write_tars
 from tests.worker_world import PlantedStage, planted_ledger

@@ -12,8 +12,8 @@ from PIL import Image
 from sea_pipeline import label as label_module
 from sea_pipeline import open_labels
 from sea_pipeline.core.parallel import ahead, batched, lanes
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.search.exact import Backend, WordSearch
-from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.search_twin import agree, twin, unit
 from tests.world import ColourEncoder, draw_folder

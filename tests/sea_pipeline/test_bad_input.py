@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sea_pipeline import open_labels
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.pixels import BadImageError, read_image
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.publish import publish_bytes
 from tests.sea_pipeline.test_pixels import bomb, jpeg
 from tests.world import draw_folder

@@ -12,8 +12,9 @@ import distributed
 import pytest
 from dask_jobqueue import SLURMCluster
 
-from sea_pipeline import clusters, dask_clusters
-from sea_pipeline.clusters import (
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution import cluster_settings, dask_clusters
+from sea_pipeline.execution.cluster_settings import (
     Crew,
     Existing,
     LocalCluster,
@@ -22,9 +23,8 @@ from sea_pipeline.clusters import (
     load_cluster,
     visible_gpus,
 )
-from sea_pipeline.core.errors import UserError
-from sea_pipeline.dask_clusters import connected, scheduler_address, slurm_arguments, ssh_arguments
-from sea_pipeline.stage_run import driver_device
+from sea_pipeline.execution.dask_clusters import connected, scheduler_address, slurm_arguments, ssh_arguments
+from sea_pipeline.execution.dispatch import driver_device
 from sea_pipeline.storage.paths import data_folder
 
 WHOLE = '{"type": "Scheduler", "address": "tcp://127.0.0.1:8786"}'
@@ -35,7 +35,7 @@ FILES = sorted((data_folder("jobs") / "clusters").glob("*.yaml"))
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Four GPUs, as far as the settings can tell."""
     there = ["0", "1", "2", "3"]
-    monkeypatch.setattr(clusters, "visible_gpus", lambda: tuple(there))
+    monkeypatch.setattr(cluster_settings, "visible_gpus", lambda: tuple(there))
     return there
 
 

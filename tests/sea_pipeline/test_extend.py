@@ -12,10 +12,10 @@ import torch
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Dataset
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
 from tests.contents import content, rows
 from tests.kills import killed_around

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.figures import Panel, labels_figure, patches_figure, photo_of, save_figure
 from sea_pipeline.inputs.crops import WHOLE
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.store import Labels, open_labels
 from tests.world import draw, draw_folder
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
 from tests.contents import content
 from tests.programs import Begin, labelling

@@ -13,8 +13,8 @@ import torch
 from sea_pipeline import label as label_module
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.shards import LabelRow, ShardWriter
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.store import Labels
 from tests.world import COLOURS, ColourEncoder, draw, draw_folder

@@ -11,7 +11,7 @@ import pytest
 
 from sea_pipeline import LabelStore, label_cache, open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.stage_run import StageRun
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.scratch import host
 from tests.damage import Harm, changed, flip, made_a_folder

@@ -8,9 +8,9 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.publish import publish_bytes
 from tests.worker_world import planted_ledger
 from tests.world import draw_folder

@@ -11,12 +11,12 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.execution.shard import log_attempt
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.status import failing
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.run import log_attempt
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.leftovers import LEFTOVERS, files_like, is_leftover
 from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.publish import publish_folder

@@ -10,11 +10,11 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output import mend
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import read_plan, write_plan
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.paths import place
 from tests.contents import content, rows, stored

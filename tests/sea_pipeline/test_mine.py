@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs import wordlist_mining
 from sea_pipeline.inputs.captions import is_entry, word_runs
 from sea_pipeline.inputs.wordlist_mining import association, mine
 from sea_pipeline.inputs.wordlists import MAX_WORDS, load_wordlist
-from sea_pipeline.stage_run import StageRun
 from tests.world import draw_folder
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from tests.contents import content, read_all
 from tests.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
 from tests.world import draw_folder

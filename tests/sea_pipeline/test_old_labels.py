@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.label_run import LabelRecipe, LabelSettings
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.old_labels import made_old
 from tests.world import draw_folder

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from sea_pipeline.execution.local import run
+from sea_pipeline.execution.shard import log_attempt
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.status import failing, pace
-from sea_pipeline.run import log_attempt, run
 from tests.worker_world import PlantedStage, planted_ledger
 
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)

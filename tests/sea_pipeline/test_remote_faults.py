@@ -14,10 +14,10 @@ import torch
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.paths import entries, place

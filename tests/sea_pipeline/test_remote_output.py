@@ -12,8 +12,8 @@ import pytest
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.paths import entries, place
 from tests.contents import rows, stored
 from tests.world import draw_folder

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline import label_cache, open_labels, run
+from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution import local
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.label import LabelStage
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.publish import TEMPORARY, check_result, publish_result
 from sea_pipeline.storage.scratch import host
@@ -76,7 +77,7 @@ def test_a_run_that_ends_behind_an_extension_leaves_it_finished(
         extended.update(content(tmp_path / "labels"))
 
     extended: dict[str, bytes] = {}
-    meanwhile(run, "finish_where_due", extend)
+    meanwhile(local, "finish_where_due", extend)
     label(images=str(photos))
     assert len(open_labels(tmp_path / "labels")) == 16
     assert content(tmp_path / "labels") == extended

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.stage_run import StageRun
+from sea_pipeline.execution.dispatch import StageRun
 from tests.contents import content
 from tests.world import ColourEncoder, draw_folder
 

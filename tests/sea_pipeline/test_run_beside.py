@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.label import LabelStage
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.run import run
-from sea_pipeline.stage_run import StageRun
 from tests.contents import content, stored
 from tests.worker_world import PlantedStage, planted_ledger
 from tests.world import draw_folder

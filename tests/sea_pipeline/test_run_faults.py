@@ -11,9 +11,9 @@ import torch
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.world import ColourEncoder, draw_folder
 

@@ -12,13 +12,13 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.parallel import InOrder
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import forward, list_samples, open_source, order, tables
 from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.inputs.sources.order import planning_order, reading_order
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.contents import rows as labels_of
 from tests.photo_forms import Photos, copy_to, photos_in, write_dataset, write_parquet, write_tar

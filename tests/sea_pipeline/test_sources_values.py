@@ -14,9 +14,9 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.sources.values import MISSING, NoId, bytes_of, id_texts, is_bytes, is_id
-from sea_pipeline.stage_run import StageRun
 from tests.contents import read_all
 from tests.photo_forms import photos_in, write_parquet
 from tests.world import draw_folder

@@ -11,10 +11,10 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.sources.tar_members import Members
-from sea_pipeline.stage_run import StageRun
 from sea_pipeline.storage.leftovers import LEFTOVERS
 from tests.contents import read_all
 from tests.photo_forms import copy_to, photos_in

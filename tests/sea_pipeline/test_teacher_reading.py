@@ -16,9 +16,9 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.codecs import save_codec
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.output.begin import begin
-from sea_pipeline.run import run
 from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.teacher import (
     CODEC,

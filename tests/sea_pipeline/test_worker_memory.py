@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline import workers
+from sea_pipeline.execution import worker
 from tests.worker_world import PlantedRecipe, planted_ledger
 
 PAGES = """
 import resource, torch
-from sea_pipeline.workers import give_freed_memory_back, keep_freed_memory
+from sea_pipeline.execution.worker import give_freed_memory_back, keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -48,12 +48,12 @@ def test_a_worker_keeps_the_memory_that_dask_has_it_give_back() -> None:
 
 def test_every_worker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = planted_ledger(tmp_path / "out")
-    plugin = workers.StagePlugin(PlantedRecipe(tmp_path / "none"), ledger, None, "kept")
+    plugin = worker.StagePlugin(PlantedRecipe(tmp_path / "none"), ledger, None, "kept")
     kept: list[bool] = []
-    monkeypatch.setattr(workers, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: kept.append(True))
     plugin.setup(None)  # type: ignore[arg-type]  # dask's worker, which is not looked at
     assert plugin.ready()["backend"] == "planted"
     assert kept == [True]
-    monkeypatch.setattr(workers, "give_freed_memory_back", lambda: kept.append(False))
+    monkeypatch.setattr(worker, "give_freed_memory_back", lambda: kept.append(False))
     assert plugin.process(0, 1)["rows"] == 2
     assert kept == [True, False]

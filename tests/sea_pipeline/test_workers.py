@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from sea_pipeline import driver, worker_pool, workers
-from sea_pipeline.clusters import LocalCluster
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.dask_clusters import connected
-from sea_pipeline.driver import Driver, stage_plugin
+from sea_pipeline.execution import driver, worker_pool
+from sea_pipeline.execution import worker as workers
+from sea_pipeline.execution.cluster_settings import LocalCluster
+from sea_pipeline.execution.dask_clusters import connected
+from sea_pipeline.execution.driver import Driver, stage_plugin
+from sea_pipeline.execution.local import run
+from sea_pipeline.execution.run_report import Report
+from sea_pipeline.execution.worker_pool import WorkerPool
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.run import run
-from sea_pipeline.tally import Report
-from sea_pipeline.worker_pool import WorkerPool
 from tests.worker_world import PlantedRecipe, PlantedStage, plant_fault, planted_ledger
 
 IMAGES, SHARDS, BAD = 23, 12, 2

@@ -15,10 +15,10 @@ import dask
 import distributed
 import pytest
 
-from sea_pipeline.clusters import Crew
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.stage_run import StageRun
 from tests.contents import content
 from tests.kills import descendants
 from tests.programs import Begin, labelling

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sea_pipeline.clusters import Crew
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.local import run
+from sea_pipeline.execution.run_report import Report
+from sea_pipeline.execution.worker import Recipe
 from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.run import run
 from sea_pipeline.storage.hashing import file_sha256
-from sea_pipeline.tally import Report
 from sea_pipeline.teacher import CODEC, open_targets
-from sea_pipeline.workers import Recipe
 from tests.tiny_runs import World
 from tests.trainer.test_teach import settings
 from trainer import teach_run

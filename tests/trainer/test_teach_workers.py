@@ -5,7 +5,7 @@ from pathlib import Path
 import distributed
 import numpy as np
 
-from sea_pipeline.clusters import Crew
+from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.teacher import TargetStore, open_targets
 from tests.tiny_runs import make_world
 from trainer.teach_run import TeachSettings, teach_images

@@ -17,11 +17,11 @@ import torch
 from sea_pipeline.core.devices import cores
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label import LabelStage
 from sea_pipeline.output.begin import begin
-from sea_pipeline.run import run
 from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.search.float32 import TorchCandidates
 from sea_pipeline.shards import KIND

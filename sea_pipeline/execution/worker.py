@@ -19,15 +19,16 @@ from distributed import Worker, get_worker
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.own_trainer import take_own_trainer
+from sea_pipeline.execution.shard import ShardError, process_shard
+from sea_pipeline.execution.stage import Stage
+from sea_pipeline.execution.worker_pool import NamedPlugin, Outcome
 from sea_pipeline.inputs.sources import Source, open_source
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
-from sea_pipeline.run import ShardError, Stage, process_shard
 from sea_pipeline.storage.hashing import differing_fields, fingerprint_of
 from sea_pipeline.storage.paths import below
 from sea_pipeline.storage.publish import publish_bytes
-from sea_pipeline.worker_pool import NamedPlugin, Outcome
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of options in glibc's malloc.h."""

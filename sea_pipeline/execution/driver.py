@@ -13,17 +13,18 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from sea_pipeline import workers
-from sea_pipeline.clusters import Crew
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.dask_clusters import connected
+from sea_pipeline.execution import worker as workers
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.dask_clusters import connected
+from sea_pipeline.execution.local import finish_where_due
+from sea_pipeline.execution.run_report import Report, Tally
+from sea_pipeline.execution.shard import ATTEMPTS, log_attempt
+from sea_pipeline.execution.worker import Recipe, StagePlugin
+from sea_pipeline.execution.worker_pool import Outcome, WorkerPool
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
-from sea_pipeline.run import ATTEMPTS, finish_where_due, log_attempt
 from sea_pipeline.storage.publish import publish_bytes, scratch_path
-from sea_pipeline.tally import Report, Tally
-from sea_pipeline.worker_pool import Outcome, WorkerPool
-from sea_pipeline.workers import Recipe, StagePlugin
 
 DEATHS = 3
 """Workers that a shard may kill before it counts as failed."""

@@ -19,11 +19,11 @@ from distributed.deploy.spec import SpecCluster
 from distributed.system import MEMORY_LIMIT
 from tornado.ioloop import PeriodicCallback
 
-from sea_pipeline import clusters
-from sea_pipeline.clusters import Cluster
 from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
+from sea_pipeline.execution import cluster_settings
+from sea_pipeline.execution.cluster_settings import Cluster
 
 _LOOPBACK = "127.0.0.1"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -48,7 +48,7 @@ def connected(cluster: Cluster, *, dashboard: bool, say: Callable[[str], None]) 
     """
     with _quiet(), _environment_kept(), dask.config.set(_configuration(cluster)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Port .* is already in use")
-        if isinstance(cluster, clusters.Existing):
+        if isinstance(cluster, cluster_settings.Existing):
             problem = _NO_SCHEDULER.format(cluster.address)
             with _client(scheduler_address(cluster.address), problem) as client:
                 yield client
@@ -137,17 +137,17 @@ def _configuration(cluster: Cluster) -> dict[str, Any]:
 
 def _threads(cluster: Cluster) -> int | None:
     """Cores of one worker."""
-    if isinstance(cluster, clusters.LocalCluster):
+    if isinstance(cluster, cluster_settings.LocalCluster):
         return max(1, cores() // cluster.workers)
-    return cluster.cores if isinstance(cluster, clusters.SshCluster | clusters.SlurmCluster) else None
+    return cluster.cores if isinstance(cluster, cluster_settings.SshCluster | cluster_settings.SlurmCluster) else None
 
 
 def _started(cluster: Cluster, *, dashboard: bool) -> SpecCluster:
-    if isinstance(cluster, clusters.LocalCluster):
+    if isinstance(cluster, cluster_settings.LocalCluster):
         return _kept_up(_local(cluster, dashboard=dashboard))
-    if isinstance(cluster, clusters.SshCluster):
+    if isinstance(cluster, cluster_settings.SshCluster):
         return _kept_up(SSHCluster(**ssh_arguments(cluster, dashboard=dashboard)))
-    assert isinstance(cluster, clusters.SlurmCluster)
+    assert isinstance(cluster, cluster_settings.SlurmCluster)
     if shutil.which("sbatch") is None:
         raise FileNotFoundError("expected Slurm's sbatch on this machine; found none")
     slurm = require("dask_jobqueue", "slurm").SLURMCluster(**slurm_arguments(cluster, dashboard=dashboard))
@@ -167,7 +167,7 @@ def _kept_up(cluster: SpecCluster) -> SpecCluster:
     return cluster
 
 
-def _local(cluster: clusters.LocalCluster, *, dashboard: bool) -> SpecCluster:
+def _local(cluster: cluster_settings.LocalCluster, *, dashboard: bool) -> SpecCluster:
     limit: str | int = cluster.memory_limit
     common = {"nthreads": 1, "host": _LOOPBACK, "dashboard": False, "silence_logs": logging.CRITICAL}
     common |= {"memory_limit": MEMORY_LIMIT // cluster.workers if limit == "auto" else limit}
@@ -186,7 +186,7 @@ def _local(cluster: clusters.LocalCluster, *, dashboard: bool) -> SpecCluster:
     )
 
 
-def ssh_arguments(cluster: clusters.SshCluster, *, dashboard: bool) -> dict[str, Any]:
+def ssh_arguments(cluster: cluster_settings.SshCluster, *, dashboard: bool) -> dict[str, Any]:
     """What dask's SSHCluster is called with: its first host is the scheduler's."""
     return {
         "hosts": [cluster.hosts[0], *cluster.hosts],
@@ -197,7 +197,7 @@ def ssh_arguments(cluster: clusters.SshCluster, *, dashboard: bool) -> dict[str,
     }
 
 
-def slurm_arguments(cluster: clusters.SlurmCluster, *, dashboard: bool) -> dict[str, Any]:
+def slurm_arguments(cluster: cluster_settings.SlurmCluster, *, dashboard: bool) -> dict[str, Any]:
     """What dask-jobqueue's SLURMCluster is called with: one worker of one dask thread a job, on all the job's cores."""
     return {
         "cores": 1,

@@ -4,19 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sea_pipeline.clusters import Crew, Existing, LocalCluster
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.execution.cluster_settings import Crew, Existing, LocalCluster
+from sea_pipeline.execution.local import run
+from sea_pipeline.execution.run_report import Report
+from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.mend import take_back_damaged
 from sea_pipeline.output.status import status_to_json
-from sea_pipeline.run import Stage, run
-from sea_pipeline.tally import Report
 
 if TYPE_CHECKING:  # it brings dask
-    from sea_pipeline.workers import Recipe
+    from sea_pipeline.execution.worker import Recipe
 
 
 class StageSettings(Protocol):
@@ -80,7 +81,7 @@ def driver_device(crew: Crew, device: str) -> tuple[str, bool]:
     require("distributed", "dask")
     cluster = crew.described(device)
     if isinstance(cluster, Existing):
-        from sea_pipeline.dask_clusters import scheduler_address
+        from sea_pipeline.execution.dask_clusters import scheduler_address
 
         scheduler_address(cluster.address)
     return "cpu", isinstance(cluster, LocalCluster) and not cluster.gpus
@@ -121,7 +122,7 @@ def do_shards(
         shards = settings.crew.shards(ledger.dataset.shards)
         report = run(ledger, stage, max_bad=settings.max_bad, shards=shards, advance=advance)
         return report, stage.device, stage.backend
-    from sea_pipeline.driver import distribute
+    from sea_pipeline.execution.driver import distribute
 
     report, about = distribute(
         settings.crew, recipe, ledger, settings.device, max_bad=settings.max_bad, advance=advance, say=say
