@@ -32,10 +32,10 @@ from sea_pipeline.core.progress import no_bar
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from sea_pipeline.analysis import Statistics
     from sea_pipeline.execution.dispatch import StageRun
+    from sea_pipeline.labels.statistics import Statistics
+    from sea_pipeline.labels.store import Labels
     from sea_pipeline.output.ledger import Ledger
-    from sea_pipeline.store import Labels
 
 LOG = logging.getLogger("sea_pipeline")
 _MOST_BAD = 20
@@ -220,7 +220,7 @@ def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
     """The tables of `inspect LABELS`: SEA's Figure 6 and the most frequent words."""
     import numpy as np
 
-    from sea_pipeline.analysis import BIN_WIDTH, MOST_FREQUENT
+    from sea_pipeline.labels.statistics import BIN_WIDTH, MOST_FREQUENT
 
     if not stats.images:
         output.print("no image was labelled")
@@ -268,7 +268,7 @@ def _histogram(title: str, starts: "npt.NDArray[Any]", counts: "npt.NDArray[Any]
 
 def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> None:
     """The tables of `inspect LABELS IMAGE`: the image's words, and the best word of every patch in its place."""
-    from sea_pipeline.analysis import image_words
+    from sea_pipeline.labels.statistics import image_words
 
     top = "  ".join(f"{words[word]} {total:.1f}" for word, total in image_words(labels))
     x0, y0, x1, y1 = labels.crop_box

@@ -7,7 +7,7 @@ from rich.filesize import decimal
 from sea_pipeline import console
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.forecast import Forecast
+    from sea_pipeline.labels.forecast import Forecast
 
 
 def forecast_tables(found: "Forecast") -> None:

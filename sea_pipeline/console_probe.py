@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from sea_pipeline import console
-from sea_pipeline.lift import Findings, Probed
+from sea_pipeline.labels.caption_lift import Findings, Probed
 
 _MOST_MISSING = 10
 

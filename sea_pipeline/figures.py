@@ -14,14 +14,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from sea_pipeline.analysis import BIN_WIDTH, Statistics, image_words
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
 from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from sea_pipeline.inputs.sources import open_source
+from sea_pipeline.labels.statistics import BIN_WIDTH, Statistics, image_words
+from sea_pipeline.labels.store import Labels, LabelStore
 from sea_pipeline.storage.publish import publish_result
-from sea_pipeline.store import Labels, LabelStore
 
 SUFFIXES = (".png", ".pdf", ".svg")
 

@@ -13,9 +13,10 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
-from sea_pipeline import cli, label_run
+from sea_pipeline import cli
 from sea_pipeline.execution.dispatch import StageRun
-from sea_pipeline.label_run import LabelSettings
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.search import int8
 from sea_pipeline.storage import retry
 from tests.photo_forms import s3_server

@@ -16,9 +16,8 @@ from PIL import Image
 
 from sea_pipeline import LabelStore, open_labels
 from sea_pipeline.console_probe import probe_tables
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.probe import signed
-from sea_pipeline.probe_run import ProbeSettings, probe_encoders
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.sign_probe import ProbeSettings, probe_encoders, signed
 from tests.tiny_clip import HALF, TEXT, save_model
 
 SIDE, PATCH = 64, 8

@@ -14,14 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline import encoders, label_run, open_labels
-from sea_pipeline.analysis import image_words, statistics
+from sea_pipeline import encoders, open_labels
 from sea_pipeline.encoders import packaged
 from sea_pipeline.encoders.packaged import PackagedEncoder
 from sea_pipeline.inputs.pixels import read_image
 from sea_pipeline.inputs.sources import list_samples
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.store import LabelStore
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.statistics import image_words, statistics
+from sea_pipeline.labels.store import LabelStore
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]  # the first one embeds 41,242 words; machines are shared
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline import label_run
 from sea_pipeline.core.progress import no_bar
-from sea_pipeline.label_run import LabelSettings
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings
 from tests.tiny_models import tiny_model
 from tests.world import COLOURS, ColourEncoder, draw, word_file
 from trainer import checkpoints, evaluate, train

@@ -117,8 +117,8 @@ class PlantedRecipe:
 
 def dask_setup(worker: object) -> None:
     """Called by dask in a worker that preloads this file: the colour encoder for every spec, and faults for `label`."""
-    from sea_pipeline import label_run
-    from sea_pipeline.label import LabelStage
+    from sea_pipeline.labels import run as label_run
+    from sea_pipeline.labels.stage import LabelStage
     from tests.world import ColourEncoder
 
     label_run.load_encoder = lambda spec, device, options: ColourEncoder()  # type: ignore[assignment]

@@ -85,7 +85,8 @@ def word_file(path: Path) -> Path:
 
 
 def main() -> None:
-    from sea_pipeline import cli, label_run
+    from sea_pipeline import cli
+    from sea_pipeline.labels import run as label_run
 
     label_run.load_encoder = lambda spec, device, options: ColourEncoder()  # type: ignore[assignment]
     torch.set_num_threads(1)

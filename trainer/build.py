@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.store import LabelStore
+from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.teacher import TargetStore
 from trainer.arguments import training_arguments
 from trainer.balance import Balance

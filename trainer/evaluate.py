@@ -16,7 +16,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.store import LabelStore
+from sea_pipeline.labels.store import LabelStore
 from trainer import metrics
 from trainer.bad_rows import image_names
 from trainer.controls import Controls, by_sample, content_tokens, others, with_other_photos

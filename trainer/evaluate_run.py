@@ -14,8 +14,8 @@ from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.pixels import BadImageError, read_image
+from sea_pipeline.labels.store import open_labels
 from sea_pipeline.storage.publish import check_result, publish_result
-from sea_pipeline.store import open_labels
 from trainer.contextual import TOKENS, build_index, size_of
 from trainer.contextual_shares import captioned_photos, look_through
 from trainer.conversations import read_conversations, split_rows

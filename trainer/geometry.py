@@ -9,7 +9,7 @@ import numpy as np
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox
-from sea_pipeline.store import Labels
+from sea_pipeline.labels.store import Labels
 
 _TOLERANCE = 0.25
 """Of a grid cell: how far two boxes may differ and still be the same crop, rounded differently."""

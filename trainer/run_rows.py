@@ -12,8 +12,8 @@ from datasets import Dataset as Rows
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import relative_path
 from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.paths import cache_folder, data_folder
-from sea_pipeline.store import LabelStore
 from trainer.bad_rows import (
     NOTHING,
     BadRow,

@@ -10,8 +10,8 @@ from sea_pipeline.encoders.spec import EncoderSpec
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.store import LabelStore, open_labels
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.store import LabelStore, open_labels
 from sea_pipeline.teacher import TargetStore, open_targets
 from trainer.data import Labels
 from trainer.geometry import pads

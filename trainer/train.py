@@ -20,7 +20,7 @@ from transformers import set_seed
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.execution.dispatch import StageRun
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.output.run_files import SummaryFile, read_run_file
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import alone, claimed

@@ -17,9 +17,9 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.publish import publish_bytes
-from sea_pipeline.store import LabelStore
 from trainer import metrics
 from trainer.build import basic_term
 from trainer.contextual import build_index

@@ -26,9 +26,10 @@ def demo(
 
     Example: sea-pipeline demo --out runs/demo
     """
-    from sea_pipeline import analysis, console, console_training, open_labels
+    from sea_pipeline import console, console_training, open_labels
     from sea_pipeline.cli.report import make_report, tell_report
-    from sea_pipeline.label_run import LabelSettings, label_images
+    from sea_pipeline.labels import statistics
+    from sea_pipeline.labels.run import LabelSettings, label_images
     from trainer.recipe_file import read_recipes
     from trainer.recipe_names import builtin_recipes
     from trainer.stages import train_stages
@@ -38,7 +39,7 @@ def demo(
     if not as_json:
         store = open_labels(out / "labels")
         console.stage_table(done, "labels", "labelled")
-        console.statistics_tables(analysis.statistics(store), store.words)
+        console.statistics_tables(statistics.statistics(store), store.words)
 
     metrics: dict[str, dict[str, float]] = {}
     last: dict[str, Path] = {}

@@ -47,7 +47,7 @@ def plan(
     """
     from sea_pipeline import console
     from sea_pipeline.console_forecast import forecast_tables
-    from sea_pipeline.forecast import ForecastSettings, forecast
+    from sea_pipeline.labels.forecast import ForecastSettings, forecast
 
     settings = ForecastSettings.of(
         planned=images, images=sample, image_root=image_root, measure=measure, workers=workers, price=price,

@@ -112,7 +112,7 @@ def label(
     """
     from sea_pipeline import console
     from sea_pipeline.execution.cluster_settings import Crew
-    from sea_pipeline.label_run import LabelSettings, label_images
+    from sea_pipeline.labels.run import LabelSettings, label_images
 
     crew = Crew.of(
         workers=workers, scheduler=scheduler, cluster=cluster, shard_range=shard_range, shard_timeout=shard_timeout,
@@ -154,7 +154,8 @@ def inspect(
 
     Example: sea-pipeline inspect runs/labels/x chelsea.png --save chelsea.pdf
     """
-    from sea_pipeline import analysis, console, figures, open_labels
+    from sea_pipeline import console, figures, open_labels
+    from sea_pipeline.labels import statistics
 
     if save is not None:
         figures.check_figure(save)
@@ -173,12 +174,12 @@ def inspect(
             if lacking := figures.save_figure(figure, save):
                 console.warning(f"{save}: the font has no {' '.join(lacking)}; they are boxes there")
         if as_json:
-            print_json(analysis.labels_to_json(image, found, store.words))
+            print_json(statistics.labels_to_json(image, found, store.words))
         else:
             console.image_tables(image, found, store.words)
         return
     with console.progress("counting", len(store), 0) as advance:
-        stats = analysis.statistics(store, advance)
+        stats = statistics.statistics(store, advance)
     if save is not None:
         figures.save_figure(figures.statistics_figure(stats), save)
     if as_json:

@@ -60,7 +60,7 @@ def probe(
     """
     from sea_pipeline import console
     from sea_pipeline.console_probe import probe_tables
-    from sea_pipeline.probe_run import ProbeSettings, probe_encoders
+    from sea_pipeline.labels.sign_probe import ProbeSettings, probe_encoders
 
     if llm is not None:
         of_images = {"data": data, "image_root": image_root, "encoder": encoder, "wordlist": wordlist, "top_n": top_n}

@@ -13,13 +13,13 @@ from pydantic import Field
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.settings import Settings
+from sea_pipeline.labels.store import LabelStore, open_labels
 from sea_pipeline.output.folder import is_ours
 from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import check_result, publish_result
-from sea_pipeline.store import LabelStore, open_labels
 
 if TYPE_CHECKING:  # it brings torch
     from sea_pipeline.core.progress import ProgressBar

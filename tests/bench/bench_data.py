@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import CLIPImageProcessor
 
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.store import open_labels
 from tests.bench.measure import Figure
 from trainer.data import Collator, Labels, TrainingData
 from trainer.recipe import Sea

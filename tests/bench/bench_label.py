@@ -18,10 +18,10 @@ from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.pixels import read_image
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import load_wordlist
-from sea_pipeline.label import BATCH_SIZES, LabelStage
+from sea_pipeline.labels.format import KIND, LabelRow, ShardWriter
+from sea_pipeline.labels.stage import BATCH_SIZES, LabelStage
 from sea_pipeline.output.begin import begin
 from sea_pipeline.search.exact import WordSearch
-from sea_pipeline.shards import KIND, LabelRow, ShardWriter
 from tests.bench.measure import Figure, in_turn
 
 TOP_N = 10

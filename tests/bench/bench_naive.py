@@ -22,9 +22,9 @@ from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.pixels import read_image
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import load_wordlist
-from sea_pipeline.label import LabelStage
+from sea_pipeline.labels.format import KIND
+from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.begin import begin
-from sea_pipeline.shards import KIND
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure, in_turn
 

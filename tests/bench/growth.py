@@ -22,21 +22,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline import label_run, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.label import LabelStage
-from sea_pipeline.label_rows import packed
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.format import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
+from sea_pipeline.labels.rows import packed
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output import status as analysis
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.search.exact import WordSearch
-from sea_pipeline.shards import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
 from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.publish import publish
 from tests import world

@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from sea_pipeline.core.progress import no_bar
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.store import open_labels
 from trainer.build import Inputs, build
 from trainer.init import init_model
 from trainer.load import open_model_folder

@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline import label_run
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.bench.bench_label import crops
 from tests.bench.measure import machine
 from tests.bench.scale import FineColours

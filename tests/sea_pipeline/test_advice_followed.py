@@ -14,7 +14,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.driver import Driver
 from sea_pipeline.execution.local import run
-from sea_pipeline.label import LabelStage
+from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.publish import publish_folder

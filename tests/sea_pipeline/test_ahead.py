@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sea_pipeline import label as label_module
 from sea_pipeline import open_labels
 from sea_pipeline.core.parallel import ahead, batched, lanes
 from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.search.exact import Backend, WordSearch
 from tests.contents import content
 from tests.search_twin import agree, twin, unit
@@ -84,7 +84,7 @@ def test_the_labels_are_the_same_by_any_number_of_threads(
 
     An image of the first batch is found out to be bad after one of a later batch that cannot even be read.
     """
-    monkeypatch.setitem(label_module.BATCH_SIZES, "cpu", 2)
+    monkeypatch.setitem(label_stage.BATCH_SIZES, "cpu", 2)
     photos = draw_folder(tmp_path / "photos", 19)
     (photos / "009.png").write_bytes(b"bad")
     with Image.open(photos / "000.png") as image:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline import LabelStore, open_labels
-from sea_pipeline.analysis import image_words, labels_to_json, statistics
 from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.labels.statistics import image_words, labels_to_json, statistics
 from tests.sea_pipeline.test_label import GRID, similarities
 from tests.world import COLOURS, ColourEncoder, draw
 

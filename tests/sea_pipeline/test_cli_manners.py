@@ -15,8 +15,9 @@ import pytest
 import typer.main
 from rich.console import Console
 
-from sea_pipeline import cli, console, console_training, label_run
-from sea_pipeline.store import Labels
+from sea_pipeline import cli, console, console_training
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.store import Labels
 from tests.report_world import run_folder
 from tests.world import draw_folder
 

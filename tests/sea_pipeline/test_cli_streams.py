@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import typer.main
 
-from sea_pipeline import cli, label_run, open_labels
+from sea_pipeline import cli, open_labels
 from sea_pipeline.cli.talk import LOG
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels import run as label_run
 from tests.world import draw_folder
 
 ROOT = Path(__file__).parent.parent.parent

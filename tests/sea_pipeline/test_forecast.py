@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sea_pipeline import label as label_module
-from sea_pipeline.forecast import ForecastSettings, busiest, forecast
+from sea_pipeline.labels import stage as label_stage
+from sea_pipeline.labels.forecast import ForecastSettings, busiest, forecast
 from tests.world import ColourEncoder, draw_folder
 
 
@@ -40,7 +40,7 @@ def asked(tmp_path: Path, words: Path, **settings: Any) -> ForecastSettings:
 def test_hours_follow_from_the_rate_and_the_start(
     encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_module, "_MOST_LANES", 1)
+    monkeypatch.setattr(label_stage, "_MOST_LANES", 1)
     found = forecast(asked(tmp_path, words, measure=40, workers=6, price=2.0, shard_size=1000))
     assert (found.measured, found.bad, found.shards) == (40, 0, 10)
     assert [share.workers for share in found.shares] == [1, 2, 4, 6]
@@ -68,13 +68,13 @@ def test_every_thread_has_its_part_of_what_is_measured(
     encoder: ColourEncoder, words: Path, tmp_path: Path, threads: Callable[[int], None]
 ) -> None:
     threads(5)
-    assert forecast(asked(tmp_path, words, measure=16)).measured == 4 * 5 * label_module.BATCH_SIZES["cpu"]
+    assert forecast(asked(tmp_path, words, measure=16)).measured == 4 * 5 * label_stage.BATCH_SIZES["cpu"]
 
 
 def test_images_are_spread_over_the_input_and_bad_ones_are_told(
     encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_module, "_MOST_LANES", 1)
+    monkeypatch.setattr(label_stage, "_MOST_LANES", 1)
     photos = draw_folder(tmp_path / "photos", 32)
     for path in sorted(photos.rglob("*.png"))[16:]:
         path.write_bytes(b"")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline import label as label_module
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.dispatch import StageRun
-from sea_pipeline.shards import LabelRow, ShardWriter
+from sea_pipeline.labels import stage as label_stage
+from sea_pipeline.labels.format import LabelRow, ShardWriter
+from sea_pipeline.labels.store import Labels
 from sea_pipeline.storage.parquet import shard_footer
-from sea_pipeline.store import Labels
 from tests.world import COLOURS, ColourEncoder, draw, draw_folder
 
 Label = Callable[..., StageRun]
@@ -196,7 +196,7 @@ def test_a_batch_is_encoded_while_the_one_before_is_written(
         assert second.wait(20), "the second batch waits for the first to be written"
         add(writer, row)
 
-    monkeypatch.setitem(label_module.BATCH_SIZES, "cpu", 2)
+    monkeypatch.setitem(label_stage.BATCH_SIZES, "cpu", 2)
     monkeypatch.setattr(encoder, "patches", patches)
     monkeypatch.setattr(ShardWriter, "add", written)
     run = label(images=str(tmp_path / "photos"), shard_size=4)

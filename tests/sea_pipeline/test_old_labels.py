@@ -14,7 +14,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.label_run import LabelRecipe, LabelSettings
+from sea_pipeline.labels.run import LabelRecipe, LabelSettings
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.contents import content

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sea_pipeline import encoders, label_run, open_labels
+from sea_pipeline import encoders, open_labels
 from sea_pipeline.encoders import EncoderOptions, load_encoder
+from sea_pipeline.labels import run as label_run
 from tests.tiny_clip import (
     CLIP,
     HALF,

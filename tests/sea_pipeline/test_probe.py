@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sea_pipeline import label_run, lift, open_labels, probe_run
+from sea_pipeline import open_labels
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.label_run import LabelSettings
-from sea_pipeline.probe import captioned_images, named_entries, signed
+from sea_pipeline.labels import caption_lift, sign_probe
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.captioned_images import captioned_images, named_entries
+from sea_pipeline.labels.run import LabelSettings
+from sea_pipeline.labels.sign_probe import signed
 from tests.world import COLOURS, ColourEncoder, draw
 
 OPPOSITES = [("red", "cyan"), ("green", "magenta"), ("blue", "yellow")]
@@ -45,18 +48,18 @@ def captioned(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def probing(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Callable[..., lift.Findings]:
-    def run(**settings: Any) -> lift.Findings:
-        monkeypatch.setattr(probe_run, "load_encoder", lambda spec, device, options: Named(-1))
-        monkeypatch.setattr(probe_run, "paths_of", lambda spec, device: [f"{spec}#final", f"{spec}#value-"])
+def probing(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Callable[..., caption_lift.Findings]:
+    def run(**settings: Any) -> caption_lift.Findings:
+        monkeypatch.setattr(sign_probe, "load_encoder", lambda spec, device, options: Named(-1))
+        monkeypatch.setattr(sign_probe, "paths_of", lambda spec, device: [f"{spec}#final", f"{spec}#value-"])
         given = {"data": captioned, "image_root": captioned.parent / "photos", "wordlist": str(words), "top_n": 3}
         given |= {"encoder": ("open_clip:colours/here",), "device": "cpu"}
-        return probe_run.probe_encoders(probe_run.ProbeSettings.of(**(given | settings)))
+        return sign_probe.probe_encoders(sign_probe.ProbeSettings.of(**(given | settings)))
 
     return run
 
 
-def test_the_sign_that_was_planted_wins(probing: Callable[..., lift.Findings]) -> None:
+def test_the_sign_that_was_planted_wins(probing: Callable[..., caption_lift.Findings]) -> None:
     findings = probing(top_n=1)
     assert [(one.spec, one.sign) for one in findings.probed] == [
         (f"open_clip:colours/here#{path}", sign) for path in ("final", "value") for sign in (1, -1)
@@ -74,7 +77,11 @@ def test_the_sign_that_was_planted_wins(probing: Callable[..., lift.Findings]) -
 
 
 def test_figures_are_those_of_the_labels_that_label_writes(
-    probing: Callable[..., lift.Findings], captioned: Path, words: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    probing: Callable[..., caption_lift.Findings],
+    captioned: Path,
+    words: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     findings = probing()
     for probed in findings.probed[:2]:
@@ -206,7 +213,7 @@ def test_the_probe_changes_nothing(hinted: Callable[..., list[str]], tmp_path: P
 
 
 def test_the_command_prints_tables_and_json(
-    probing: Callable[..., lift.Findings], command: Any, captioned: Path, words: Path
+    probing: Callable[..., caption_lift.Findings], command: Any, captioned: Path, words: Path
 ) -> None:
     findings = probing()  # leaves the colour encoder in place
     arguments = ["--data", captioned, "--image-root", captioned.parent / "photos", "--wordlist", words, "--top-n", 3]
@@ -232,7 +239,7 @@ def test_the_command_prints_tables_and_json(
     ],
 )
 def test_a_mistake_is_one_clear_line(
-    probing: Callable[..., lift.Findings],
+    probing: Callable[..., caption_lift.Findings],
     captioned: Path,
     tmp_path: Path,
     settings: dict[str, Any],
@@ -248,7 +255,7 @@ def test_a_mistake_is_one_clear_line(
         settings = {"wordlist": str(tmp_path / "other.txt")}
     if settings.get("image_root"):
         settings = {"image_root": tmp_path}
-    with pytest.raises(probe_run.UserError) as error:
+    with pytest.raises(sign_probe.UserError) as error:
         probing(**settings)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)

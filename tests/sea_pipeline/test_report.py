@@ -16,13 +16,13 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import no_bar
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.labels.store import open_labels
 from sea_pipeline.report import ReportSettings, find_inputs, kept_views, write_report
 from sea_pipeline.report.labels import NONE, labels_data
 from sea_pipeline.report.packing import narrow, packed
 from sea_pipeline.report.page import json_text, render
 from sea_pipeline.report.runs import MOST_POINTS, runs_data
 from sea_pipeline.report.thumbnails import BUDGET, thumbnail
-from sea_pipeline.store import open_labels
 from tests.report_world import run_folder
 from tests.world import draw, draw_folder
 

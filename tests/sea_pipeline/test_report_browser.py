@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from sea_pipeline import label_run
 from sea_pipeline.core.progress import no_bar
-from sea_pipeline.label_run import LabelSettings
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.report import ReportSettings, find_inputs, kept_views, write_report
 from tests.report_world import run_folder
 from tests.world import COLOURS, ColourEncoder, draw

@@ -11,7 +11,7 @@ from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution import local
 from sea_pipeline.execution.dispatch import StageRun
-from sea_pipeline.label import LabelStage
+from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files

@@ -11,7 +11,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.label import LabelStage
+from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.ledger import Ledger
 from tests.contents import content, stored
 from tests.worker_world import PlantedStage, planted_ledger

@@ -10,7 +10,7 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.execution.dispatch import StageRun
-from sea_pipeline.shards import LabelRow, ShardWriter
+from sea_pipeline.labels.format import LabelRow, ShardWriter
 from sea_pipeline.storage.parquet import shard_footer
 from tests.world import draw_folder
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.probe_run import probe_encoders
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.sign_probe import probe_encoders
 from tests.shape_clip import Thing, draw, labels_of, probe_settings, right_words, train
 
 PATHS = ("final", "value", "vv")

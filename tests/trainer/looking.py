@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator

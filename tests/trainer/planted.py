@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sea_pipeline import label_cache, label_run, open_labels
+from sea_pipeline import label_cache, open_labels
+from sea_pipeline.labels import run as label_run
 from tests.tiny_runs import World, label_settings
 from tests.world import COLOURS, draw
 from trainer.conversations import load_conversations

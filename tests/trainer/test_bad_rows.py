@@ -12,8 +12,8 @@ from PIL import Image
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import images_of, relative_path
 from sea_pipeline.inputs.sources import list_samples
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.tiny_tokenizers import byte_level
 from tests.trainer.spoken import Row, load, record, written

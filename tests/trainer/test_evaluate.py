@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import SquareEncoder, World
 from tests.trainer.looking import Make
 from trainer import evaluate

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World
 from tests.trainer.looking import Make
 from trainer.evaluation_figures import _layers, _words

@@ -10,9 +10,8 @@ from PIL import Image
 from transformers import BitImageProcessor, CLIPImageProcessor, LlavaImageProcessor, SiglipImageProcessor
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.crops import inside
-from sea_pipeline.shards import CropBox
-from sea_pipeline.store import Labels
+from sea_pipeline.inputs.crops import CropBox, inside
+from sea_pipeline.labels.store import Labels
 from trainer.geometry import carried, placed, processor_box, same_place
 
 PLAIN: dict[str, Any] = {"do_rescale": False, "do_normalize": False}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline import label_run, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import crop_id
-from sea_pipeline.label_run import LabelSettings
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from trainer.norm import match_norm
 from trainer.train import train

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World
 from tests.tiny_tokenizers import byte_level, llama_like
 from tests.trainer.looking import M, Make, Planted, Ready, nearest_twin

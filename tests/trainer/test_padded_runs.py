@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from sea_pipeline import label_run, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Preprocess
+from sea_pipeline.labels import run as label_run
 from sea_pipeline.teacher import open_targets
 from tests.tiny_runs import SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
 from tests.trainer.looking import record, write

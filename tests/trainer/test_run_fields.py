@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from trainer.init import init_model

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline import label_run
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.label_run import label_images
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import label_images
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
 from trainer import train as train_module

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, LlavaImageProcessor, SiglipImageProcessor
 
-from sea_pipeline import label_run, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.encoders.base import Pixels
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.label_run import LabelSettings
-from sea_pipeline.store import LabelStore
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings
+from sea_pipeline.labels.store import LabelStore
 from tests.world import COLOURS, ColourEncoder, word_file
 from trainer.data import Collator, Labels, TrainingData
 from trainer.geometry import carried, processor_box

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.trainer.looking import nearest_twin
 from trainer import views

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sea_pipeline.core.devices import resolve_device
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.store import open_labels
 from trainer import metrics
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator, evaluating

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.labels.run import LabelSettings, label_images
 from trainer.controls import others
 from trainer.init import init_model
 from trainer.questions import SHORT

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from sea_pipeline import label_run, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.core.devices import cores
 from sea_pipeline.core.progress import no_bar
 from sea_pipeline.encoders import Preprocess
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.bench.gpu.common import IMAGES, Setup, main
 from tests.bench.gpu.label import photos_for, words_for
 from tests.bench.gpu.shapes import shape_of

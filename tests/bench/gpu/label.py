@@ -20,11 +20,11 @@ from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
-from sea_pipeline.label import LabelStage
+from sea_pipeline.labels.format import KIND
+from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.begin import begin
 from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.search.float32 import TorchCandidates
-from sea_pipeline.shards import KIND
 from tests.bench.bench_label import crops
 from tests.bench.gpu.common import IMAGES, Setup, main
 from tests.bench.gpu.decoding import decoded, rates, workers_for

@@ -28,16 +28,11 @@ from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.inputs.sources.order import reading_order
 from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.label_rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
+from sea_pipeline.labels.format import MEANS, ShardWriter, read_words, write_mean_similarity
+from sea_pipeline.labels.rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.search.exact import Backend, WordSearch
-from sea_pipeline.shards import (
-    MEANS,
-    ShardWriter,
-    read_words,
-    write_mean_similarity,
-)
 from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish

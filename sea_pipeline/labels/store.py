@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.labels.format import KIND, label_arrays, label_schema, read_mean_similarity, read_words
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Manifest
 from sea_pipeline.output.row_store import RowStore, open_finished
-from sea_pipeline.shards import KIND, label_arrays, label_schema, read_mean_similarity, read_words
 from sea_pipeline.storage.paths import Place
 
 

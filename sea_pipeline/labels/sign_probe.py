@@ -1,110 +1,42 @@
 """Which encoder, path and sign puts the words of a caption on its image: `sea-pipeline probe`, and `label`'s hint.
 
+It writes nothing but the cache of word embeddings.
+
 N images, V entries of the word list that their captions name, W words, D embedding width; B images of a batch, P
 patches, n labels a patch.
 """
 
-import hashlib
-import heapq
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 
-from sea_pipeline.encoders import Encoder, EncoderSpec
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
+from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder, paths_of
 from sea_pipeline.encoders.base import finite_images
-from sea_pipeline.inputs.captions import content_words, gpt_turns, in_list, phrases
-from sea_pipeline.inputs.llava_json import images_of, naming, records
+from sea_pipeline.encoders.spec import Precision, Template
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.pixels import BadImageError, decode_image
-from sea_pipeline.inputs.samples import Listing, Sample
-from sea_pipeline.inputs.sources import open_source
-from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.lift import Flags, Probed, lift
+from sea_pipeline.inputs.samples import Listing
+from sea_pipeline.inputs.sources import list_samples, open_source
+from sea_pipeline.inputs.wordlists import WordList, load_wordlist
+from sea_pipeline.labels.caption_lift import Findings, Probed, lift
+from sea_pipeline.labels.captioned_images import Captioned, Named, captioned_images, named_entries
 from sea_pipeline.search.exact import WordSearch
 
 MOST_FREQUENT = 10
 HINT_LEAST, HINT_MOST = 16, 32
 """Captioned images that the hint needs, and those that it looks at."""
 _BATCH = 8
-
-
-class Captioned(NamedTuple):
-    """An image and all that the file says of it."""
-
-    sample: Sample
-    captions: list[str]
-
-
-def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: int) -> list[Captioned]:
-    """Some of the images that a LLaVA file has captions of, by a hash of (seed, image id), sorted by id.
-
-    Which ones does not depend on the order of the records, and few of them change when some are added. A caption is a
-    gpt turn of a record with one image; those of several images do not say which one they mean.
-
-    Args:
-        path: the file, read once.
-        samples: the images that can be taken.
-        limit: how many at most.
-        seed: another seed, other images.
-    """
-    known = {sample.image_id: sample for sample in samples if sample.problem is None}
-    chosen: dict[str, list[str]] = {}
-    ranks: list[tuple[bytes, str]] = []
-    for number, row in records(path):
-        with naming(path, number):
-            images, captions = images_of(row), gpt_turns(row)
-        image = images[0] if len(images) == 1 and isinstance(images[0], str) else ""
-        if image in chosen:
-            chosen[image] += captions
-        elif image in known and captions:
-            rank = hashlib.sha256(f"{seed} {image}".encode()).digest(), image
-            if len(ranks) < limit:
-                heapq.heappush(ranks, rank)
-            elif rank > ranks[0]:
-                del chosen[heapq.heapreplace(ranks, rank)[1]]
-            else:
-                continue
-            chosen[image] = captions
-    return [Captioned(known[image], chosen[image]) for image in sorted(chosen)]
-
-
-@dataclass(frozen=True, eq=False)
-class Named:
-    """Which entries of a word list the captions of N images name."""
-
-    word_ids: npt.NDArray[np.int64]
-    """(V,), ascending."""
-    flags: Flags
-    """(N, V)."""
-    words: int
-    """Distinct content words of the captions."""
-    missing: Counter[str]
-    """Those that the list does not have, and in how many images' captions they stand."""
-
-
-def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Named:
-    """The content words and phrases of each image's captions that a word list has, by the rules of `captions.py`."""
-    ids = {word.lower(): number for number, word in reversed(list(enumerate(words.words)))}
-    spoken: set[str] = set()
-    missing: Counter[str] = Counter()
-    found: list[set[int]] = []
-    for texts in captions:
-        single = {word for text in texts for word in content_words(text)}
-        spoken |= single
-        missing.update(word for word in single if in_list(word, ids) is None)
-        entries = single | {phrase for text in texts for phrase in phrases(text)}
-        found.append({ids[name] for entry in entries if (name := in_list(entry, ids)) is not None})
-    word_ids = np.array(sorted(set().union(*found)), np.int64)
-    flags = np.zeros((len(captions), len(word_ids)), np.bool_)
-    for image, own in enumerate(found):
-        flags[image] = np.isin(word_ids, list(own))
-    return Named(word_ids, flags, len(spoken), missing)
 
 
 def probe(
@@ -233,3 +165,71 @@ def hint(
         f"is clearly better; label with --encoder {signed(encoder.spec, other.sign)}, or look closer with "
         "sea-pipeline probe"
     )
+
+
+class ProbeSettings(Settings):
+    """What `sea-pipeline probe` is asked for."""
+
+    data: Path
+    """A LLaVA `.json` or `.jsonl` with captions."""
+    image_root: str | Path | None = None
+    """Where its paths start; None for its own folder."""
+    encoder: Annotated[tuple[str, ...], Field(min_length=1)] = ("packaged",)
+    """Specs; one without a path stands for all of its paths."""
+    wordlist: str = "2of12"
+    top_n: Annotated[int, Field(ge=1, le=1000)] = 10
+    limit: Annotated[int, Field(ge=2)] = 200
+    """Captioned images at most."""
+    seed: int = 0
+    """Of the choice of images and of the intervals."""
+    precision: Precision = "float32"
+    template: Template = "bare"
+    device: str = "auto"
+
+
+def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> Findings:
+    """Both signs of every path of every encoder, on the same captioned images.
+
+    Raises:
+        UserError: see `list_samples`, `load_wordlist` and `load_encoder`; or there are no two images with captions, or
+            no caption names a word of the list.
+    """
+    words = load_wordlist(settings.wordlist)
+    if settings.top_n > len(words):
+        raise UserError(f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}")
+    if settings.data.suffix.lower() not in (".json", ".jsonl") or not settings.data.is_file():
+        raise UserError(f"--data {settings.data}: expected LLaVA's .json or .jsonl with captions; found no such file")
+    device = resolve_device(settings.device)
+    specs = dict.fromkeys(signed(path, None) for spec in settings.encoder for path in paths_of(spec, device))
+    listing = list_samples(str(settings.data), settings.image_root)
+    images = captioned_images(settings.data, listing.samples, settings.limit, settings.seed)
+    if len(images) < 2:
+        raise UserError(
+            f"--data {settings.data}: expected two images with captions at least, gpt turns of records with one image; "
+            f"found {len(images)}"
+        )
+    named = named_entries([image.captions for image in images], words)
+    if not len(named.word_ids):
+        raise UserError(
+            f"--data {settings.data}: expected captions that name words of {settings.wordlist}; found none in "
+            f"the {len(images):,} looked at; try --wordlist mine:{settings.data}, or a larger --limit"
+        )
+    probed: list[Probed] = []
+    for spec in specs:
+        encoder = load_encoder(spec, device, EncoderOptions(settings.precision, settings.template))
+        with progress("embedding words", len(words), 0) as advance:
+            embeddings = word_embeddings(encoder, words, advance)
+        with progress(f"probing {spec}", len(images), 0) as advance:
+            pixels = prepared(encoder, images, listing.root, advance)
+            found = probe(
+                encoder, embeddings, words, named, pixels,
+                spec=spec, top_n=settings.top_n, device=device, seed=settings.seed,
+            )  # fmt: skip
+        if not found:
+            raise UserError(
+                f"--data {settings.data}: expected two captioned images at least that {spec} can use; "
+                f"found less among {len(images)} below {listing.root}; give --image-root"
+            )
+        probed += found
+    missing = sorted(named.missing, key=lambda word: (-named.missing[word], word))
+    return Findings(tuple(probed), len(images), settings.top_n, words.name, len(words), named.words, tuple(missing))

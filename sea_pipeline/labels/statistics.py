@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.shards import label_arrays
-from sea_pipeline.store import Labels, LabelStore
+from sea_pipeline.labels.format import label_arrays
+from sea_pipeline.labels.store import Labels, LabelStore
 
 BIN_WIDTH = 0.05
 MOST_FREQUENT = 15

@@ -16,7 +16,7 @@ import torch
 from sea_pipeline.core.parallel import InOrder
 from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.inputs.samples import BadSample, Sample
-from sea_pipeline.shards import LabelRow, ShardWriter, to_stored
+from sea_pipeline.labels.format import LabelRow, ShardWriter, to_stored
 
 Seconds = defaultdict[str, float]
 _NONE: npt.NDArray[Any] = np.empty(0)

@@ -16,8 +16,8 @@ from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples, open_source
-from sea_pipeline.label import LabelStage
-from sea_pipeline.label_run import LabelSettings, encoder_of, stage_of, words_of
+from sea_pipeline.labels.run import LabelSettings, encoder_of, stage_of, words_of
+from sea_pipeline.labels.stage import LabelStage
 
 _ROUNDS = 4
 """Batches of each thread at least, or the threads that end first would seem slow."""

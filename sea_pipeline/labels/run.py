@@ -23,13 +23,13 @@ from sea_pipeline.inputs.crops import MARK, crop_id
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
-from sea_pipeline.label import LabelStage
+from sea_pipeline.labels.format import KIND, WORDS, read_words
+from sea_pipeline.labels.sign_probe import hint
+from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
-from sea_pipeline.probe import hint
 from sea_pipeline.search.exact import Backend
-from sea_pipeline.shards import KIND, WORDS, read_words
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.paths import Place, place
 
