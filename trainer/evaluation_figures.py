@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.figures import Kind, Panel, check_figure, patches_figure, save_figure
+from sea_pipeline.report.figures import Kind, Panel, check_figure, patches_figure, save_figure
 from trainer.evaluate import Evaluator, Shown
 from trainer.layers import LayerTokens
 from trainer.model import AlignedLlava

@@ -154,8 +154,9 @@ def inspect(
 
     Example: sea-pipeline inspect runs/labels/x chelsea.png --save chelsea.pdf
     """
-    from sea_pipeline import console, figures, open_labels
+    from sea_pipeline import console, open_labels
     from sea_pipeline.labels import statistics
+    from sea_pipeline.report import figures
 
     if save is not None:
         figures.check_figure(save)

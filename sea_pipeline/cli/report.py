@@ -13,7 +13,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.own_trainer import take_own_trainer
 
 if TYPE_CHECKING:
-    from sea_pipeline.report import RunInput
+    from sea_pipeline.report.runs import RunInput
 
 
 @command
@@ -71,7 +71,7 @@ def make_report(
         UserError: see `find_inputs` and `write_report`.
     """
     from sea_pipeline import console
-    from sea_pipeline.report import ReportSettings, check_out, find_inputs, write_report
+    from sea_pipeline.report.run import ReportSettings, check_out, find_inputs, write_report
 
     asked = ReportSettings.of(out=out, **settings)
     store, runs = find_inputs(folders)
@@ -100,7 +100,7 @@ def tell_report(made: Mapping[str, Any]) -> None:
 def _look(run: "RunInput", images: int, device: str) -> None:
     """Gives a run its views: computed where they can be, else those that lie in its folder, else none and why."""
     from sea_pipeline import console
-    from sea_pipeline.report import kept_views
+    from sea_pipeline.report.runs import kept_views
 
     if images:
         try:

@@ -15,8 +15,7 @@ from sea_pipeline.inputs.sources import Source, open_source
 from sea_pipeline.labels.format import label_arrays
 from sea_pipeline.labels.statistics import BIN_WIDTH, statistics
 from sea_pipeline.labels.store import LabelStore
-from sea_pipeline.report.packing import packed
-from sea_pipeline.report.thumbnails import thumbnail
+from sea_pipeline.report.packing import packed, thumbnail
 
 if TYPE_CHECKING:  # it brings torch
     from sea_pipeline.core.progress import ProgressBar

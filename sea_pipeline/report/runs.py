@@ -16,8 +16,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.inputs.pixels import read_image
 from sea_pipeline.output.run_files import RunFile, SummaryFile, read_log, read_run_file
-from sea_pipeline.report.packing import narrow, packed
-from sea_pipeline.report.thumbnails import thumbnail
+from sea_pipeline.report.packing import narrow, packed, thumbnail
 from sea_pipeline.storage.hashing import leaves
 from sea_pipeline.storage.json_files import json_object
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.dispatch import StageRun
-from sea_pipeline.figures import Panel, labels_figure, patches_figure, photo_of, save_figure
 from sea_pipeline.inputs.crops import WHOLE
 from sea_pipeline.labels.store import Labels, open_labels
+from sea_pipeline.report.figures import Panel, labels_figure, patches_figure, photo_of, save_figure
 from tests.world import draw, draw_folder
 
 GRID = [["red", "red", "green", "green"], ["blue"] * 4, ["brown", "brown", "grey", "grey"]]

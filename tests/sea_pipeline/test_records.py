@@ -16,7 +16,7 @@ from sea_pipeline.output import status
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit, load_record
 from sea_pipeline.output.verify import check_files, refuse_damage
-from sea_pipeline.report import find_inputs
+from sea_pipeline.report.run import find_inputs
 from sea_pipeline.storage.json_files import json_object
 from tests.damage import DAMAGE, RECORDS, changed, flip
 from tests.world import draw_folder

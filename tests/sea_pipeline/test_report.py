@@ -17,12 +17,11 @@ from sea_pipeline.core.progress import no_bar
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.labels.store import open_labels
-from sea_pipeline.report import ReportSettings, find_inputs, kept_views, write_report
 from sea_pipeline.report.labels import NONE, labels_data
-from sea_pipeline.report.packing import narrow, packed
+from sea_pipeline.report.packing import BUDGET, narrow, packed, thumbnail
 from sea_pipeline.report.page import json_text, render
-from sea_pipeline.report.runs import MOST_POINTS, runs_data
-from sea_pipeline.report.thumbnails import BUDGET, thumbnail
+from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
+from sea_pipeline.report.runs import MOST_POINTS, kept_views, runs_data
 from tests.report_world import run_folder
 from tests.world import draw, draw_folder
 

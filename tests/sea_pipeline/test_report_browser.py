@@ -14,7 +14,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sea_pipeline.core.progress import no_bar
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
-from sea_pipeline.report import ReportSettings, find_inputs, kept_views, write_report
+from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
+from sea_pipeline.report.runs import kept_views
 from tests.report_world import run_folder
 from tests.world import COLOURS, ColourEncoder, draw
 

@@ -14,9 +14,9 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.dispatch import StageRun
-from sea_pipeline.figures import photo_of
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.report.figures import photo_of
 from tests.contents import content
 from tests.photo_forms import (
     Photos,
