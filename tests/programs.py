@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.tiny_runs", "sea_pipeline.cli.labels", "sea_pipeline.labels.run"])
+_FORKS.set_forkserver_preload(["tests.tiny_runs", "sea_pipeline.cli.label", "sea_pipeline.labels.run"])
 _LIMIT = 100
 """Seconds that a program is waited for, many times what it takes."""
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from sea_pipeline import LabelStore, open_labels
-from sea_pipeline.console_probe import probe_tables
+from sea_pipeline.cli.tables.probe import probe_tables
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.sign_probe import ProbeSettings, probe_encoders, signed
 from tests.tiny_clip import HALF, TEXT, save_model

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import completion, print_json
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 
 
@@ -41,7 +42,7 @@ def tokens(
 
     Example: sea-pipeline tokens runs/models/mine --data photos.json --template plain --limit 3
     """
-    from sea_pipeline import console_training
+    from sea_pipeline.cli.tables import training as training_tables
     from trainer.row_tokens import TokensSettings, row_tokens
 
     settings = TokensSettings.of(
@@ -51,4 +52,4 @@ def tokens(
         if as_json:
             print_json(row.to_json())
         else:
-            console_training.token_row(row)
+            training_tables.token_row(row)

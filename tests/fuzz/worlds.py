@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from sea_pipeline import LabelStore, open_labels
-from sea_pipeline.cli import FAILED_SHARDS
+from sea_pipeline.cli.app import FAILED_SHARDS
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.storage import retry

@@ -15,13 +15,15 @@ import pytest
 import typer.main
 from rich.console import Console
 
-from sea_pipeline import cli, console, console_training
+from sea_pipeline.cli import app
+from sea_pipeline.cli.tables import labels as label_tables
+from sea_pipeline.cli.tables import training as training_tables
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.store import Labels
 from tests.report_world import run_folder
 from tests.world import draw_folder
 
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -224,9 +226,9 @@ def test_a_pipe_gets_results_alone() -> None:
 def test_narrow_tables_keep_names_and_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, explained: bool
 ) -> None:
-    monkeypatch.setattr(console, "output", Console(width=columns, highlight=False, soft_wrap=True))
+    monkeypatch.setattr(label_tables, "output", Console(width=columns, highlight=False, soft_wrap=True))
     metrics = {"meaningful_chance": 0.125, "lm_loss": 4.5}
-    console_training.metrics_table({"start": metrics, "without SEA": metrics, "with SEA": metrics})
+    training_tables.metrics_table({"start": metrics, "without SEA": metrics, "with SEA": metrics})
     loss, chance = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
     assert loss[:4] == ["lm_loss", "4.500", "4.500", "4.500"]
     assert chance[:4] == ["meaningful_chance", "0.125", "0.125", "0.125"]
@@ -237,8 +239,8 @@ def test_narrow_tables_keep_names_and_numbers(
 def test_a_narrow_grid_is_one_line_a_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, word: str
 ) -> None:
-    monkeypatch.setattr(console, "output", Console(width=columns, highlight=False, soft_wrap=True))
+    monkeypatch.setattr(label_tables, "output", Console(width=columns, highlight=False, soft_wrap=True))
     ids, scores = np.zeros((20, 1), np.int32), np.ones((20, 1), np.float32)
-    console.image_tables("x.png", Labels(ids, scores, (2, 10), (0, 0, 1, 1)), ("reddish",))
+    label_tables.image_tables("x.png", Labels(ids, scores, (2, 10), (0, 0, 1, 1)), ("reddish",))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
     assert rows == [[word] * 10] * 2

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import typer.main
 
-from sea_pipeline import cli, open_labels
+from sea_pipeline import open_labels
+from sea_pipeline.cli import app
 from sea_pipeline.cli.talk import LOG
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
 from tests.world import draw_folder
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 MODULE = [sys.executable, "-m", "sea_pipeline"]
 LINES = ["recipes", "recipes --json", "recipes sea-table2-llava", "--help", "train --help", "--version"]
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from sea_pipeline import cli
-from sea_pipeline.cli import needs
+from sea_pipeline.cli import app, needs
 from tests.installed import EXTRAS, HIDING, PROJECT, closure, declared, lacking, modules, providers
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,7 +97,7 @@ def test_what_needs_no_extra_says_nothing_of_one(tmp_path: Path) -> None:
 
 
 def test_every_command_is_looked_at() -> None:
-    names = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    names = set(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
     assert names == {line.split()[0] for line, *_ in ASKED} | {"status", "verify", "recipes", "report"}
     assert names - set(needs._COMMANDS) == {"status", "verify", "recipes"}
 

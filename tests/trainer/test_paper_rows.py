@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from sea_pipeline import console
-from sea_pipeline.cli import app
+from sea_pipeline.cli import terminal
+from sea_pipeline.cli.app import app
 from sea_pipeline.core.errors import UserError
 from tests.test_architecture import ROOT
 from trainer.paper_rows import named_recipes, paper_rows
@@ -222,7 +222,7 @@ def test_the_command_lists_rows_and_shows_one(command: Any, monkeypatch: pytest.
     assert code == 0
     assert re.findall(r"^(?:sea|basic)-\S+", shown, re.MULTILINE) == list(ROWS)
     assert re.search(r"^sea-table3-tower-sea +\+ SEA +80\.5 +59\.5 +63\.6 +69\.5 +68\.0 +51\.6 *$", shown, re.MULTILINE)
-    monkeypatch.setattr(console.output, "_width", 80)
+    monkeypatch.setattr(terminal.output, "_width", 80)
     code, shown, _ = command("recipes")
     assert re.findall(r"^(?:sea|basic)-\S+", shown, re.MULTILINE) == list(ROWS)
     assert "…" not in shown

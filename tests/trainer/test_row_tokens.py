@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli.app import app
 from sea_pipeline.core.errors import UserError
 from tests.sentence_piece import vicuna_like
 from tests.tiny_models import tiny_model

@@ -1,93 +1,14 @@
-"""The commands that make models, train them and measure them."""
+"""The command that measures a model."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import Device, completion, local_output, print_json
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-
-
-@command
-def init(
-    vision: Annotated[
-        str, typer.Option(help="packaged, s2:SPEC, or a folder or hub name of a CLIP, SigLIP or DINOv2.")
-    ],
-    llm: Annotated[str, typer.Option(help="packaged, a .gguf file, or a folder or hub name of a causal LM.")],
-    out: Annotated[Path, local_output("The new model folder.")],
-    projector: Annotated[
-        Literal["mlp2x_gelu", "linear"], typer.Option(help="LLaVA-1.5's two layers, or one.")
-    ] = "mlp2x_gelu",
-    feature_layer: Annotated[
-        int | None, typer.Option(help="Which hidden state of the tower. Default: -2, or -1 for packaged and s2.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the projector's weights.")] = 0,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of all weights.")] = "float32",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: `folder`, `grid` as rows and columns, `vocabulary`.")
-    ] = False,
-) -> None:
-    """Make a LLaVA model folder of a vision tower and an LLM, with a new projector between them.
-
-    Example: sea-pipeline init --vision packaged --llm packaged --out runs/models/mine
-    """
-    from sea_pipeline import console
-    from trainer.init import init_model
-    from trainer.load import open_model_folder
-
-    with console.busy(f"making {out}"):
-        init_model(vision, llm, out, projector=projector, feature_layer=feature_layer, seed=seed, dtype=dtype)
-    made = open_model_folder(out)
-    if as_json:
-        print_json({"folder": str(out), "grid": made.grid, "vocabulary": made.vocabulary})
-        return
-    rows, columns = made.grid
-    console.output.print(f"{out}: {rows} x {columns} visual tokens an image, {made.vocabulary:,} tokens of the LLM")
-
-
-@command
-def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            help="A recipe's file, or a name that `recipes` lists. Default: demo, on sample photos.",
-            show_default=False,
-            autocompletion=completion.recipes,
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe, such as loss.sea.weight=10.")
-    ] = None,
-    out: Annotated[
-        Path | None, local_output("The run's folder. Default: one below runs/train, named by the settings.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="There must be a run to go on with; without it one is begun if needed.")
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print JSON: `runs`, one a stage, each with `stage`, `folder`, `model`, `summary`."
-        ),
-    ] = False,
-) -> None:
-    """Train a model as a recipe says. A run that was stopped goes on from its newest checkpoint.
-
-    Example: sea-pipeline train demo --set loss.sea.weight=auto
-    """
-    from trainer.paper_rows import named_recipes
-
-    recipes = named_recipes(recipe or "demo", overrides or [])
-    from sea_pipeline import console_training  # not before: a mistake in a recipe is told at once
-    from trainer.stages import train_stages
-
-    runs = train_stages(recipes, out, resume=resume, told=console_training.told())
-    if as_json:
-        print_json({"runs": [{"stage": stage, **run.to_json()} for stage, run in runs.items()]})
-        return
-    for name, run in runs.items():
-        console_training.run_table(run, name)
+from sea_pipeline.cli.options import Device, local_output
 
 
 @command
@@ -171,7 +92,8 @@ def evaluate(
 
     Example: sea-pipeline evaluate runs/train/x/model --data photos.json --labels runs/labels/mine
     """
-    from sea_pipeline import console, console_contextual, console_training
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables import training as training_tables
     from trainer.evaluate_run import EvaluateSettings, evaluate_model
 
     settings = EvaluateSettings(
@@ -180,18 +102,18 @@ def evaluate(
         limit_images=limit_images, new_tokens=new_tokens, bad_rows=bad_rows, questions=questions,
         question_root=question_root, out=out, save_figures=save_figures,
     )  # fmt: skip
-    found = evaluate_model(settings, progress=console.progress)
+    found = evaluate_model(settings, progress=terminal.progress)
     if as_json:
         print_json(found)
         return
-    console_training.metrics_table({str(model): console_training.plain_metrics(found)})
+    training_tables.metrics_table({str(model): training_tables.plain_metrics(found)})
     if layers:
-        console_training.layers_table(found["layers"])
+        training_tables.layers_table(found["layers"])
     if lens:
-        console_contextual.lens_table(found["lens"])
+        training_tables.lens_table(found["lens"])
     if replace:
-        console_training.replace_tables(found["replace"])
+        training_tables.replace_tables(found["replace"])
     if out:
-        console.output.print(f"\nWhat was found of each image is in {out}")
+        terminal.output.print(f"\nWhat was found of each image is in {out}")
     if save_figures:
-        console.output.print(f"\n{len(found['figures'])} figures are in {save_figures}")
+        terminal.output.print(f"\n{len(found['figures'])} figures are in {save_figures}")

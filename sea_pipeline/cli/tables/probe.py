@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sea_pipeline import console
+from sea_pipeline.cli import terminal
 from sea_pipeline.labels.caption_lift import Findings, Probed
 
 _MOST_MISSING = 10
@@ -17,7 +17,7 @@ def probe_tables(findings: Findings) -> None:
     missing = ", ".join(islice(findings.missing, _MOST_MISSING))
     more = ", …" if len(findings.missing) > _MOST_MISSING else ""
     unread = findings.images - min(probed.images for probed in findings.probed)
-    console.print_table(
+    terminal.print_table(
         {
             "images": f"{findings.images:,} with captions"
             + (f", {unread:,} of which cannot be used" if unread else ""),
@@ -26,24 +26,24 @@ def probe_tables(findings: Findings) -> None:
             + (f" ({missing}{more})" if missing else ""),
         }
     )
-    console.output.print()
-    console.output.print(_figures(findings))
-    console.output.print()
+    terminal.output.print()
+    terminal.output.print(_figures(findings))
+    terminal.output.print()
     for spec, sign in findings.verdicts().items():
         verdict = f"sign {_mark(sign)} is better" if sign else "no sign wins: the intervals meet"
-        console.output.print(f"{spec}: {verdict}")
+        terminal.output.print(f"{spec}: {verdict}")
 
 
 def llm_tables(found: Mapping[str, Any]) -> None:
     """What an LLM's layers, and V^, make of text, and what it says of BASIC: the object of `--json`."""
-    console.print_table(
+    terminal.print_table(
         {
             "LLM": f"{found['llm']}, {found['vocabulary']:,} tokens in its vocabulary",
             "text": f"{found['text']}, {found['tokens']:,} tokens of it",
             "V^": f"of layers 1 to {found['k']}, weights {found['layer_weights']}",
         }
     )
-    table = console.plain_table(title="\nhow near the states of text are to their tokens' own embeddings, by cosine")
+    table = terminal.plain_table(title="\nhow near the states of text are to their tokens' own embeddings, by cosine")
     for heading in ("layer", "own token nearest", "cosine", "median rank", "L_das of words", "of random vectors"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found["layers"]:
@@ -52,9 +52,9 @@ def llm_tables(found: Mapping[str, Any]) -> None:
         name = "V^" if kind == "none" else f"V^, lens {kind}" + ("" if kind == "ridge" else " (control)")
         das = refined["das"]
         table.add_row(name, *_near(refined), f"{das['words']:.2f}", f"{das['random']:.2f}", style="bold")
-    console.output.print(table)
+    terminal.output.print(table)
     for sentence in found["verdicts"]:
-        console.output.print(f"\n{sentence}")
+        terminal.output.print(f"\n{sentence}")
 
 
 def _near(found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def _near(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _figures(findings: Findings) -> Table:
-    table = console.plain_table()
+    table = terminal.plain_table()
     table.add_column("encoder", overflow="fold")
     table.add_column("sign")
     for column in ("hit", "chance", "lift", "95 % interval", "ratio", "s < 0", "list used"):

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import Device, Encoder, Precision, Search, Template, TopN, WordListName, print_json
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.crew import ShardSize
+from sea_pipeline.cli.options import Device, Encoder, Precision, Search, ShardSize, Template, TopN, WordListName
 
 
 @command
@@ -45,8 +45,8 @@ def plan(
 
     Example: sea-pipeline plan --images 558128 --sample photos --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """
-    from sea_pipeline import console
-    from sea_pipeline.console_forecast import forecast_tables
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables.labels import forecast_tables
     from sea_pipeline.labels.forecast import ForecastSettings, forecast
 
     settings = ForecastSettings.of(
@@ -54,7 +54,7 @@ def plan(
         wordlist=wordlist, encoder=encoder, precision=precision, template=template, top_n=top_n, device=device,
         search=search, shard_size=shard_size,
     )  # fmt: skip
-    found = forecast(settings, console.progress)
+    found = forecast(settings, terminal.progress)
     if as_json:
         print_json(found.to_json())
     else:

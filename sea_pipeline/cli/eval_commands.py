@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import completion, local_output, print_json
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
+from sea_pipeline.cli.options import local_output
 from sea_pipeline.core.errors import UserError
 
 
@@ -54,7 +56,7 @@ def eval_commands(
 
     Example: sea-pipeline eval-commands exports/x --suite sea
     """
-    from sea_pipeline import console_training
+    from sea_pipeline.cli.tables import training as training_tables
     from trainer.harness import collect as collected
     from trainer.harness import collect_curves
     from trainer.suites import SuiteSettings, eval_steps, suite_pins
@@ -71,13 +73,13 @@ def eval_commands(
             if as_json:
                 print_json({"suite": suite, **curves.to_json()})
             else:
-                console_training.curve_tables(curves)
+                training_tables.curve_tables(curves)
             return
         table = collected(suite, collect, baseline)
         if as_json:
             print_json({"suite": suite, **table.to_json()})
         else:
-            console_training.collected_table(table)
+            training_tables.collected_table(table)
         return
     if folder is None:
         raise UserError("eval-commands: expected a model's folder, or --collect RESULTS; see --help")
@@ -89,4 +91,4 @@ def eval_commands(
         harnesses = {name: pin.model_dump() for name, pin in pins.items()}
         print_json({"suite": suite, "harnesses": harnesses, "steps": [step.to_json() for step in steps]})
     else:
-        console_training.eval_script(pins, steps)
+        training_tables.eval_script(pins, steps)

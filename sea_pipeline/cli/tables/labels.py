@@ -1,33 +1,15 @@
-"""What a person sees in the terminal: progress on stderr, tables on stdout.
-
-Importing it brings rich alone: an error is told at once.
-"""
+"""What a terminal shows of labels, of output folders and of a forecast."""
 
 import datetime
-import logging
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from sea_pipeline.core.progress import no_bar
+from sea_pipeline.cli import terminal
+from sea_pipeline.cli.terminal import counted, output, plain_table, print_table
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -37,111 +19,10 @@ if TYPE_CHECKING:
     from sea_pipeline.labels.store import Labels
     from sea_pipeline.output.ledger import Ledger
 
-LOG = logging.getLogger("sea_pipeline")
+if TYPE_CHECKING:  # it brings torch
+    from sea_pipeline.labels.forecast import Forecast
+
 _MOST_BAD = 20
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leaves it to `cli.main` that nobody reads on: rich would end the process as if something had failed."""
-        raise BrokenPipeError
-
-
-# A pipe has no width: there, long values must not be folded at the 80 columns that rich assumes.
-_WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 240
-output = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=_WIDTH)
-messages = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
-class _Rate(ProgressColumn):
-    """Images per second since the start, not of the last seconds: shards and threads make those jump."""
-
-    def render(self, task: Task) -> Text:
-        done = task.completed - task.fields["already"]
-        return Text(f"{done / task.elapsed:.1f}/s" if task.elapsed and done > 0 else "", style="cyan")
-
-
-@contextmanager
-def progress(what: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and time left; silent with --quiet, and if stderr is no terminal."""
-    if not messages.is_terminal or _is_quiet():
-        with no_bar(what, total, already) as advance:
-            yield advance
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=messages, transient=True) as bars:
-        task = bars.add_task(what, total=total, completed=already, already=already)
-        yield lambda passed: bars.advance(task, passed)
-
-
-def say(message: str | Table) -> None:
-    """Tells on stderr how it goes; nothing with --quiet."""
-    if isinstance(message, str):
-        LOG.info("%s", message)
-    elif not _is_quiet():
-        messages.print(message)
-
-
-def _is_quiet() -> bool:
-    return LOG.level > logging.INFO
-
-
-def error(message: str) -> None:
-    """One line on stderr."""
-    LOG.error("%s", message)
-
-
-def warning(message: str) -> None:
-    """One line on stderr, of something that goes on all the same."""
-    LOG.warning("%s", message)
-
-
-def show(record: logging.LogRecord) -> None:
-    """Prints a record of the log, by its level: an error is one line, however many it has."""
-    text = record.getMessage()
-    if record.levelno >= logging.ERROR:
-        messages.print(Text.assemble(("error:", "bold red"), f" {' '.join(text.split())}"))
-    elif record.levelno >= logging.WARNING:
-        messages.print(Text.assemble(("warning:", "bold yellow"), f" {text}"))
-    else:
-        messages.print(Text(text))
-    if record.exc_info:
-        messages.print(Text("".join(traceback.format_exception(*record.exc_info)).rstrip(), style="dim"))
-
-
-@contextmanager
-def busy(what: str) -> Iterator[None]:
-    """Shows on a terminal that something takes a while; nothing with --quiet."""
-    with nullcontext() if _is_quiet() else messages.status(what):
-        yield
-
-
-def plain_table(*headings: str, **options: Any) -> Table:  # noqa: ANN401 - rich's
-    """A table without lines, its title on the left; `options` are rich's."""
-    return Table(*headings, title_justify="left", box=None, padding=(0, 2, 0, 0), **options)
-
-
-def print_table(rows: Mapping[str, str]) -> None:
-    """A table of names and values."""
-    table = plain_table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    output.print(table)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and what it is of: 1 shard, 2,000 shards."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
@@ -292,3 +173,30 @@ def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> Non
     for row in labels.word_ids[:, 0].reshape(rows, columns):
         table.add_row(*(words[word][:room] if word >= 0 else "·" for word in row))
     output.print(table)
+
+
+def forecast_tables(found: "Forecast") -> None:
+    """What was measured, what all images would take, and hours by workers."""
+    words = found.words_seconds
+    embedded = f", {words:,.0f} s of them to embed words, which are kept now" if words > 1 else ""
+    parts = ", ".join(f"{part} {1000 * spent:,.1f}" for part, spent in found.seconds_per_image.items())
+    terminal.print_table(
+        {
+            "measured": f"{found.measured:,} images on {found.device}, {found.images_per_second:,.1f} images/s"
+            + (f"; {found.bad:,} of them bad" if found.bad else ""),
+            "ms per image": f"{parts} (decoding runs beside the others, summed over its threads)",
+            "starting": f"{found.start_seconds:,.0f} s for each worker{embedded}",
+            "memory": f"{decimal(found.memory_bytes)} for each worker",
+            "planned": f"{terminal.counted(found.planned, 'image')} in {terminal.counted(found.shards, 'shard')}",
+            "on disk": f"{decimal(round(found.bytes))}, {decimal(round(found.bytes_per_image))} per image",
+        }
+    )
+    terminal.output.print()
+    costs = any(share.cost is not None for share in found.shares)
+    table = terminal.plain_table()
+    for column in ("workers", "hours", *(["cost"] if costs else [])):
+        table.add_column(column, justify="right")
+    for share in found.shares:
+        cost = [] if share.cost is None else [f"{share.cost:,.2f}"]
+        table.add_row(f"{share.workers:,}", f"{share.hours:,.2f}", *cost)
+    terminal.output.print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 from rich.markup import escape
 
-from sea_pipeline import console
+from sea_pipeline.cli import terminal
 
 if TYPE_CHECKING:
     from trainer.export import Exported
@@ -57,12 +57,12 @@ def told() -> "Told":
     from trainer.train import Told
 
     return Told(
-        say=console.say,
-        warn=console.warning,
-        progress=console.progress,
+        say=terminal.say,
+        warn=terminal.warning,
+        progress=terminal.progress,
         data=_data_table,
         trainable=_trainable_table,
-        metrics=lambda title, values: console.say(f"{title}: {_line(values)}"),
+        metrics=lambda title, values: terminal.say(f"{title}: {_line(values)}"),
     )
 
 
@@ -71,19 +71,19 @@ def run_table(run: "TrainRun", stage: str = "") -> None:
     summary = run.summary
     if summary["end"]:
         metrics_table({"start": summary["start"], f"after {summary['steps']:,} steps": summary["end"]}, stage)
-    console.print_table({"model": str(run.model), "seconds": f"{summary['seconds']:,.0f}"})
+    terminal.print_table({"model": str(run.model), "seconds": f"{summary['seconds']:,.0f}"})
 
 
 def token_row(row: "RowTokens") -> None:
     """What a row trains, token by token: trained tokens stand between « and »."""
-    console.output.print(f"{row.id}: {_counts(row)}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    terminal.output.print(f"{row.id}: {_counts(row)}", style="bold", highlight=False, markup=False, soft_wrap=True)
     shown = []
     for run, trained in row.runs():
         names = [one if isinstance(one, str) else f"<{one[0]} x {one[1]:,}>" for one in run]
         text = "|".join(repr(name)[1:-1] for name in names)
         shown.append(f"«{text}»" if trained else text)
     if shown:
-        console.output.print("|".join(shown), highlight=False, markup=False, soft_wrap=True)
+        terminal.output.print("|".join(shown), highlight=False, markup=False, soft_wrap=True)
 
 
 def _counts(row: "RowTokens") -> str:
@@ -94,11 +94,11 @@ def _counts(row: "RowTokens") -> str:
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -> None:
     """Metrics by name, a column for each of several models or moments."""
-    table = console.plain_table(title=title or None)
+    table = terminal.plain_table(title=title or None)
     table.add_column(no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
-    meanings = _MEANINGS if console.output.width >= _ROOM else {}
+    meanings = _MEANINGS if terminal.output.width >= _ROOM else {}
     if meanings:
         table.add_column(style="dim")
     every = dict.fromkeys(name for values in columns.values() for name in values)
@@ -106,7 +106,7 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -
     for name in [known for known in _MEANINGS if known in names] + [name for name in names if name not in _MEANINGS]:
         cells = [_with_error(name, values) for values in columns.values()]
         table.add_row(name, *cells, *([meanings.get(name, "")] if meanings else []))
-    console.output.print(table)
+    terminal.output.print(table)
 
 
 def layers_table(layers: Sequence["Layer"]) -> None:
@@ -119,7 +119,7 @@ def layers_table(layers: Sequence["Layer"]) -> None:
     }
     shown = [name for name in names if name in layers[0]]
     title = "\nnearest LLM token of each visual token, by layer (0: as the projector gives them)"
-    table = console.plain_table(title=title)
+    table = terminal.plain_table(title=title)
     table.add_column("layer", justify="right")
     for name in shown:
         table.add_column(names[name], justify="right")
@@ -128,27 +128,27 @@ def layers_table(layers: Sequence["Layer"]) -> None:
         values: Mapping[str, Any] = layer
         frequent = "  ".join(f"{_quoted(one['token'])} {one['share']:.0%}" for one in layer["frequent"])
         table.add_row(str(layer["layer"]), *(_number(name, values[name]) for name in shown), frequent)
-    console.output.print(table)
+    terminal.output.print(table)
 
 
 def replace_tables(found: Mapping[str, Any]) -> None:
     """What the model says of each image, from V and from replaced tokens, and how often an answer's word is in it."""
     for text in found["texts"]:
         control = f"; control: the replaced tokens of {text['control_of']}" if "control" in text else ""
-        console.output.print(f"\n{text['image']}{control}")
+        terminal.output.print(f"\n{text['image']}{control}")
         said = {"V": "visual", "replaced": "replaced", "control": "control"}
         texts = {name: " ".join(text[key].split()) or "(nothing)" for name, key in said.items() if key in text}
-        console.print_table(texts)
+        terminal.print_table(texts)
     title = (
         f"\nshare of texts with a content word of the answer ({found['scored']} of {found['images']} answers have one)"
     )
-    table = console.plain_table(title=title)
+    table = terminal.plain_table(title=title)
     for heading in ("", "own image", "other images"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, meaning in (("visual", "V"), ("replaced", "replaced")):
         shares = (found.get(key) for key in (name, f"{name}_control"))
         table.add_row(meaning, *("" if share is None else f"{share:.3f}" for share in shares))
-    console.output.print(table)
+    terminal.output.print(table)
 
 
 def export_table(done: "Exported") -> None:
@@ -157,9 +157,9 @@ def export_table(done: "Exported") -> None:
     rows["read by"] = done.reader
     if done.pushed is not None:
         rows["uploaded to"] = done.pushed
-    console.print_table(rows)
+    terminal.print_table(rows)
     for note in done.notes:
-        console.output.print(note)
+        terminal.output.print(note)
 
 
 def rows_tables(rows: Sequence["PaperRow"]) -> None:
@@ -172,19 +172,19 @@ def rows_tables(rows: Sequence["PaperRow"]) -> None:
             numbers = ("" if value is None else str(value) for value in row.expected.values())
             cells.append((row.name, row.label, *numbers))
         needed = sum(2 + max(map(len, column)) for column in zip(*cells, strict=True))
-        shown = None if needed <= console.output.width else 2  # names are copied: none of them may be cut
+        shown = None if needed <= terminal.output.width else 2  # names are copied: none of them may be cut
         narrow |= shown is not None
-        table = console.plain_table(title=f"\n{paper}, {title}")
+        table = terminal.plain_table(title=f"\n{paper}, {title}")
         for place, heading in enumerate(cells[0][:shown]):
             table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=True)
         for line in cells[1:]:
             table.add_row(*line[:shown])
-        console.output.print(table)
+        terminal.output.print(table)
     if narrow:
-        console.output.print(
+        terminal.output.print(
             "\nA wider terminal shows the papers' numbers; sea-pipeline recipes NAME has those of a row."
         )
-    console.output.print("\nNone of them was run by us: it needs the hardware. sea-pipeline recipes NAME says which.")
+    terminal.output.print("\nNone of them was run by us: it needs the hardware. sea-pipeline recipes NAME says which.")
 
 
 def row_page(row: "PaperRow") -> None:
@@ -197,8 +197,8 @@ def row_page(row: "PaperRow") -> None:
         "recipe": f"{row.recipe}; sea-pipeline recipes {row.recipe} says where its data comes from",
         "over it": "\n".join(row.overrides),
     }
-    console.print_table(page)
-    console.output.print("\n" + "\n".join(row.commands()))
+    terminal.print_table(page)
+    terminal.output.print("\n" + "\n".join(row.commands()))
 
 
 def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> None:
@@ -214,7 +214,7 @@ def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> Non
 
 def collected_table(found: "Collected") -> None:
     """The papers' numbers, a row each, with what the harnesses found below them."""
-    table = console.plain_table()
+    table = terminal.plain_table()
     table.add_column("")
     table.add_column("")
     for name in found.columns:
@@ -225,15 +225,15 @@ def collected_table(found: "Collected") -> None:
     for name, measured in rows.items():
         if measured is not None:
             table.add_row(name, "", *_cells(measured, "{:+.1f}" if name == "difference" else "{:.1f}"))
-    console.output.print(table)
+    terminal.output.print(table)
     for note in found.notes:
-        console.output.print(note)
+        terminal.output.print(note)
 
 
 def curve_tables(found: "Curves") -> None:
     """A table a column: a line a step, a run beside the other."""
     for name, curve in found.curves.items():
-        table = console.plain_table(title=f"\n{name}")
+        table = terminal.plain_table(title=f"\n{name}")
         table.add_column("step", justify="right")
         for run in curve:
             table.add_column(run, justify="right", overflow="fold")
@@ -243,9 +243,9 @@ def curve_tables(found: "Curves") -> None:
         papers = {run: found.papers.get(run, {}).get(name) for run in curve}
         if any(value is not None for value in papers.values()):
             table.add_row("paper, end", *_cells(papers, "{:.1f}"), style="dim")
-        console.output.print(table)
+        terminal.output.print(table)
     for note in found.notes:
-        console.output.print(note)
+        terminal.output.print(note)
 
 
 def _cells(scores: Mapping[str, float | None], form: str) -> list[str]:
@@ -263,22 +263,22 @@ def _quoted(token: str) -> str:
 
 
 def _data_table(rows: Mapping[str, int]) -> None:
-    table = console.plain_table()
+    table = terminal.plain_table()
     for heading in ("data", "number"):
         table.add_column(heading, justify="left" if heading == "data" else "right", overflow="fold")
     for what, number in rows.items():
         table.add_row(escape(what), f"{number:,}")
-    console.say(table)
+    terminal.say(table)
 
 
 def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None:
-    table = console.plain_table()
+    table = terminal.plain_table()
     for heading in ("part", "parameters", "train", "learning rate"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for part, (total, trains, rate) in parts.items():
         shown = "logit_scale" if part == "alignment" else part  # as the recipe calls it
         table.add_row(shown, f"{total:,}", f"{trains:,}" if trains else "frozen", f"{rate:g}" if rate else "")
-    console.say(table)
+    terminal.say(table)
 
 
 def _line(values: Mapping[str, float]) -> str:
@@ -295,3 +295,43 @@ def _with_error(name: str, values: Mapping[str, float]) -> str:
         return ""
     error = values.get(f"{name}_se")
     return _number(name, values[name]) + ("" if error is None else f" ± {error:.3f}")
+
+
+_SHOWN = [
+    (lens, kind, what) for lens in ("contextual", "word") for kind in ("", "_label") for what in ("share", "gain")
+]
+
+
+def lens_table(found: Mapping[str, Any]) -> None:
+    """What the visual tokens of each layer say through the contextual lens, and through the nearest input embedding."""
+    index, layers = found["index"], found["layers"]
+    title = (
+        "\nshare of visual tokens nearest to a word of their photo's captions, and gain over another photo's, by layer"
+    )
+    table = terminal.plain_table(title=title)
+    table.add_column("layer", justify="right")
+    names = [f"{lens}{kind}_{what}" for lens, kind, what in _SHOWN]
+    shown = [name for name in names if name in layers[0]]
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("matches", justify="right")
+    table.add_column("most frequent", overflow="fold")
+    for layer in layers:
+        frequent = "  ".join(f"'{one['token']}' {one['share']:.0%}" for one in layer["frequent"])
+        cells = [_share_with_error(name, layer) for name in shown]
+        table.add_row(str(layer["layer"]), *cells, f"{layer['matched_layer']:g}", frequent)
+    terminal.output.print(table)
+    terminal.print_table(
+        {
+            "photos": f"{found['photos']:,}",
+            "contextual": f"{index['tokens']:,} words in {index['texts']:,} sentences of {found['data']}, at the LLM's "
+            f"layers {', '.join(map(str, index['layers']))}: {index['states']:,} states, {decimal(index['bytes'])}",
+            "word": f"the input embeddings alone, {index['embeddings']:,} tokens",
+            "matches": "median of the layers that the nearest states are of",
+        }
+    )
+
+
+def _share_with_error(name: str, values: Mapping[str, float]) -> str:
+    error = values.get(f"{name}_se")
+    return f"{values[name]:.3f}" + ("" if error is None else f" ± {error:.3f}")
