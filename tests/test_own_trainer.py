@@ -81,7 +81,7 @@ import multiprocessing, sys
 from sea_pipeline.core.own_trainer import take_own_trainer
 if __name__ == "__main__":
     take_own_trainer()
-    from trainer.recipe import Recipe
+    from trainer.recipes.recipe import Recipe
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.apply(repr, (Recipe(seed=5),))[-200:])
 """

@@ -26,7 +26,7 @@ from trainer.build import Inputs, build
 from trainer.load import open_model_folder
 from trainer.log import MetricsLog
 from trainer.loop import AlignTrainer
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 from trainer.sources import open_label_source, open_teacher
 

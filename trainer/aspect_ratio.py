@@ -15,7 +15,7 @@ from transformers import LlavaImageProcessor, LlavaImageProcessorPil
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
 from trainer.geometry import pads
-from trainer.recipe import AspectRatio
+from trainer.recipes.recipe import AspectRatio
 
 _SETTINGS = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
 _SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")

@@ -22,7 +22,7 @@ from trainer.load import ModelFolder, load_model, reader_of, sea_term
 from trainer.loop import AlignTrainer, learning_rate
 from trainer.model import AlignedLlava, part
 from trainer.premise import Premise, premise
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.run_rows import Conversations
 from trainer.sources import labels_for
 from trainer.supervision import Supervision, layers_of

@@ -18,7 +18,7 @@ from sea_pipeline.label_cache import LabelCache
 from sea_pipeline.teacher import Targets, TargetStore
 from trainer import geometry
 from trainer.model import Batch
-from trainer.recipe import Sea
+from trainer.recipes.recipe import Sea
 from trainer.sampler import BLANK
 from trainer.sampling import draw, generator, one_patch_per_word
 

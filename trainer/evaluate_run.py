@@ -26,7 +26,7 @@ from trainer.layers import LayerTokens, look_at_layers
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
 from trainer.questions import Asker, read_questions
-from trainer.recipe import Data, LabelSource, Recipe
+from trainer.recipes.recipe import Data, LabelSource, Recipe
 from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
 from trainer.run_record import read_run
 from trainer.run_rows import below, open_conversations, place_of, without_unreadable

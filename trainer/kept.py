@@ -18,7 +18,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.publish import publish_folder, sync_folder
 from trainer import checkpoints
 from trainer.borders import saving
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.resume import agreed
 from trainer.run_record import kept_path
 from trainer.sharding import round_state, trained, whole_state

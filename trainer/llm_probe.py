@@ -21,7 +21,7 @@ from trainer.load import load_model, open_model_folder, reader_of
 from trainer.parts import load_llm, quiet
 from trainer.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
 from trainer.reader import Reader
-from trainer.recipe import Basic, LearningRates, Recipe
+from trainer.recipes.recipe import Basic, LearningRates, Recipe
 from trainer.supervision import layers_of
 from trainer.text_lens import text_lenses
 

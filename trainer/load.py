@@ -19,7 +19,7 @@ from trainer.lora import add_adapters
 from trainer.model import AlignedLlava, part
 from trainer.parts import quiet
 from trainer.reader import Reader
-from trainer.recipe import AspectRatio, LearningRates, Recipe, Sea
+from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe, Sea
 from trainer.sea import SeaTerm
 from trainer.towers import tower_grid
 from trainer.words import word_tokens

@@ -17,7 +17,7 @@ from trainer.borders import border
 from trainer.data import Collator, TrainingData
 from trainer.losses import MAX_SCALE
 from trainer.model import AlignedLlava, part
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.resume import ResumingTrainer
 from trainer.sampler import EpochSampler
 from trainer.schedule import check_schedule, schedule_options

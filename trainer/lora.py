@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
-from trainer.recipe import Lora
+from trainer.recipes.recipe import Lora
 from trainer.weights import Stored, canonical
 
 _A, _B = ".lora_A.", ".lora_B."

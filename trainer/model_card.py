@@ -17,7 +17,7 @@ from sea_pipeline.storage.json_files import read_json
 from trainer import hub
 from trainer.init import ALIGNMENT
 from trainer.load import ModelFolder
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.towers import OURS
 
 _TASKS = {"model": "image-text-to-text", "llm": "text-generation"}

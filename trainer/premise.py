@@ -21,7 +21,7 @@ from trainer import losses as equations
 from trainer.lens import Lens, LensKind
 from trainer.plain_text import plain_text
 from trainer.reader import Reader
-from trainer.recipe import Basic
+from trainer.recipes.recipe import Basic
 from trainer.supervision import Seen, Supervision
 from trainer.text_lens import SENTENCES, lens_fields
 from trainer.words import ordinary_length, whole_words

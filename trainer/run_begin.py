@@ -15,7 +15,7 @@ from sea_pipeline.output.run_files import RunFile
 from sea_pipeline.storage.hashing import differing_fields, fingerprint_of
 from sea_pipeline.storage.paths import entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish_bytes, sweep
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.run_fields import ACCUMULATION
 
 NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"

@@ -8,7 +8,7 @@ from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.teacher import CODEC
 from trainer.build import Inputs
-from trainer.recipe import Parts, Recipe
+from trainer.recipes.recipe import Parts, Recipe
 from trainer.text_lens import lens_fields
 from trainer.weights import PROJECTOR, tensors_of
 

@@ -10,7 +10,7 @@ from sea_pipeline.core.errors import UserError
 from trainer import checkpoints
 from trainer.load import ModelFolder, open_model_folder
 from trainer.lora import merged_weight
-from trainer.recipe import Lora
+from trainer.recipes.recipe import Lora
 from trainer.run_fields import start_folder, weights_digest
 from trainer.run_record import kept_path, kept_steps, last_step, read_run
 from trainer.weights import Entry, read_file, read_weights

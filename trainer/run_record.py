@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.output.run_files import RunFile, SummaryFile, read_run_file
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 
 
 class RunRecord(NamedTuple):

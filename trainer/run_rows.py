@@ -28,7 +28,7 @@ from trainer.bad_rows import (
 from trainer.borders import border
 from trainer.conversations import read_conversations, split_rows
 from trainer.load import ModelFolder
-from trainer.recipe import SAMPLES, Basic, Data
+from trainer.recipes.recipe import SAMPLES, Basic, Data
 
 
 @dataclass(frozen=True)

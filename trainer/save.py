@@ -14,7 +14,7 @@ from trainer.load import ModelFolder
 from trainer.lora import merge_adapters, plain
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
-from trainer.recipe import Lora
+from trainer.recipes.recipe import Lora
 from trainer.resume import agreed
 from trainer.sharding import round_state, state_of, whole_state
 from trainer.weights import PROJECTOR, canonical, read_weights, tensors_of

@@ -16,7 +16,7 @@ from sea_pipeline.teacher import TargetStore, open_targets
 from trainer.data import Labels
 from trainer.geometry import pads
 from trainer.load import ModelFolder
-from trainer.recipe import SAMPLES, LabelSource, Recipe, Sea
+from trainer.recipes.recipe import SAMPLES, LabelSource, Recipe, Sea
 from trainer.run_rows import Conversations
 from trainer.words import word_tokens
 

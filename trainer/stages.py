@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import QUIET, Told, TrainRun, train
 
 

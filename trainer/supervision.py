@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from sea_pipeline.core.errors import UserError
 from trainer.lens import Lens
-from trainer.recipe import Basic
+from trainer.recipes.recipe import Basic
 from trainer.tap import AttentionTap, Tapped
 
 EPS = 1e-12

@@ -38,7 +38,7 @@ from trainer.build import basic_term
 from trainer.data import TrainingData
 from trainer.geometry import pads
 from trainer.load import ModelFolder, load_model, open_model_folder
-from trainer.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRates, Loss, Recipe
+from trainer.recipes.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRates, Loss, Recipe
 from trainer.run_fields import processing_digests
 from trainer.run_rows import Conversations, check_prompts, open_conversations
 from trainer.tap import FAMILIES

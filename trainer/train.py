@@ -37,7 +37,7 @@ from trainer.load import open_model_folder
 from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.model import AlignedLlava
 from trainer.norm import match_norm
-from trainer.recipe import Parts, Recipe
+from trainer.recipes.recipe import Parts, Recipe
 from trainer.run_begin import NO_RUN, begin_run
 from trainer.run_fields import MODELS, beside, run_fields, start_folder
 from trainer.run_rows import check_prompts, open_conversations, without_unreadable

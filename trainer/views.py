@@ -29,7 +29,7 @@ from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.layers import look_at_layers, token_texts
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
-from trainer.recipe import Basic, Loss, Recipe, Sea
+from trainer.recipes.recipe import Basic, Loss, Recipe, Sea
 from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe, trained_text
 from trainer.run_fields import start_folder, weights_digest
 from trainer.run_record import read_run

@@ -46,7 +46,7 @@ def recipe_names() -> list[str]:
     """Recipes of the project, and rows of the papers' tables."""
     with suppress(UserError):
         take_own_trainer()
-        from trainer import recipe_names as names
+        from trainer.recipes import names
 
         return names.recipe_names()
     return []

@@ -34,8 +34,8 @@ def demo(
     from sea_pipeline.cli.tables import training as training_tables
     from sea_pipeline.labels import statistics
     from sea_pipeline.labels.run import LabelSettings, label_images
-    from trainer.recipe_file import read_recipes
-    from trainer.recipe_names import builtin_recipes
+    from trainer.recipes.files import read_recipes
+    from trainer.recipes.names import builtin_recipes
     from trainer.stages import train_stages
 
     terminal.say("1 of 3: words for every patch of the sample photos")

@@ -150,8 +150,8 @@ def _tokens(asked: Asked) -> Iterator[Need]:
 
 def _train(asked: Asked) -> Iterator[Need]:
     """Of every stage of the recipe; what is wrong with that is said here, too."""
-    from trainer.paper_rows import named_recipes
-    from trainer.recipe import SAMPLES, Parts
+    from trainer.recipes.paper_rows import named_recipes
+    from trainer.recipes.recipe import SAMPLES, Parts
 
     yield TRAINING
     for recipe in named_recipes(asked["recipe"] or "demo", asked["overrides"] or []).values():

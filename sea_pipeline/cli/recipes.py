@@ -35,8 +35,8 @@ def recipes(
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.tables import training as training_tables
-    from trainer.paper_rows import paper_rows
-    from trainer.recipe_names import about, builtin_recipes
+    from trainer.recipes.names import about, builtin_recipes
+    from trainer.recipes.paper_rows import paper_rows
 
     rows, builtins = paper_rows(), builtin_recipes()
     if name is not None and name not in {*rows, *builtins}:

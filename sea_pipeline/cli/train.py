@@ -41,7 +41,7 @@ def train(
 
     Example: sea-pipeline train demo --set loss.sea.weight=auto
     """
-    from trainer.paper_rows import named_recipes
+    from trainer.recipes.paper_rows import named_recipes
 
     recipes = named_recipes(recipe or "demo", overrides or [])
     from sea_pipeline.cli.tables import training as training_tables  # not before: a mistake in a recipe is told at once

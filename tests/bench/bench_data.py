@@ -15,7 +15,7 @@ from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import open_labels
 from tests.bench.measure import Figure
 from trainer.data import Collator, Labels, TrainingData
-from trainer.recipe import Sea
+from trainer.recipes.recipe import Sea
 from trainer.run_rows import place_of
 
 GRID, IMAGE, BATCH, ROUNDS = (24, 24), 1, 8, 6

@@ -21,7 +21,7 @@ from tests.tiny_runs import colours, make_world, tiny_recipe
 from tests.trainer.test_checkpoints import HARMS, PARTS
 from tests.trainer.test_resume import values, weights
 from trainer import checkpoints
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 
 Lines = list[str]

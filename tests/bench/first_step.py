@@ -23,7 +23,7 @@ from tests.bench.measure import machine
 from tests.tiny_models import tiny_llm, tiny_vision
 from trainer import loop
 from trainer.init import init_model
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 
 IMAGES = 350_000

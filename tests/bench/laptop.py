@@ -29,8 +29,8 @@ from trainer.init import init_model
 from trainer.load import open_model_folder
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
-from trainer.recipe_file import read_recipes
-from trainer.recipe_names import builtin_recipes
+from trainer.recipes.files import read_recipes
+from trainer.recipes.names import builtin_recipes
 from trainer.run_rows import open_conversations
 from trainer.save import save_model
 

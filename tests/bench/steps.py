@@ -17,7 +17,7 @@ from trainer.init import init_model
 from trainer.load import open_model_folder
 from trainer.loop import AlignTrainer
 from trainer.model import Batch
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 
 BATCH = 8

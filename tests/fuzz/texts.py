@@ -87,7 +87,7 @@ def questions(world: World, folder: Path, random: random.Random) -> str:
 
 def recipe(world: World, folder: Path, random: random.Random) -> str:
     """A recipe: it is read to settings, or refused in a line."""
-    from trainer.recipe_file import read_recipes
+    from trainer.recipes.files import read_recipes
 
     (folder / "base.yaml").write_bytes(_RECIPE)
     path = folder / "recipe.yaml"

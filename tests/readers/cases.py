@@ -15,7 +15,7 @@ from tests.tiny_models import CHATML, tiny_llm, tiny_vision
 from trainer.export import ExportSettings, export_model
 from trainer.init import init_model
 from trainer.load import load_model, open_model_folder
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.row_tokens import TokensSettings, row_tokens
 
 HEADS, SHARED, HEAD = 2, 1, 32

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.recipe_names import recipe_names
+from trainer.recipes.names import recipe_names
 
 
 def complete(folder: Path, line: str, shell: str = "bash", *, modules: bool = False) -> list[str]:
@@ -19,7 +19,7 @@ def complete(folder: Path, line: str, shell: str = "bash", *, modules: bool = Fa
         variables = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     variables["_SEA_PIPELINE_COMPLETE"] = f"complete_{shell}"
     program = "import sys\nfrom sea_pipeline.cli import main\ntry: main()\nfinally:\n"
-    program += f"  if {modules}: print({{'numpy', 'torch', 'pyarrow', 'trainer.recipe'}} & set(sys.modules))"
+    program += f"  if {modules}: print({{'numpy', 'torch', 'pyarrow', 'trainer.recipes.recipe'}} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=folder, env=os.environ | variables, capture_output=True, text=True,
         check=True,

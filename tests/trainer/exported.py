@@ -28,7 +28,7 @@ from trainer.conversations import conversation_rows
 from trainer.init import init_model
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.parts import load_tokenizer
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.sentence_piece import TEXTS, rebuilt
 
 READERS = ROOT / "tests" / "readers"

@@ -14,7 +14,7 @@ from trainer.data import TrainingData
 from trainer.evaluate import Evaluator
 from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.model import AlignedLlava
-from trainer.recipe import Data, Recipe
+from trainer.recipes.recipe import Data, Recipe
 from trainer.run_rows import open_conversations
 from trainer.sources import labels_for
 

@@ -18,7 +18,7 @@ from trainer.data import Collator, Labels, TrainingData
 from trainer.load import ModelFolder, open_model_folder, sea_term
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
-from trainer.recipe import Sea
+from trainer.recipes.recipe import Sea
 
 M = 16
 """Visual tokens of an image: 4 x 4 patches of 8 pixels."""

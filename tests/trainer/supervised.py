@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
-from trainer.recipe import Basic
+from trainer.recipes.recipe import Basic
 from trainer.supervision import Supervision
 
 LENGTH, LAYERS, WIDTH, PATCHES = 17, 5, 32, 3

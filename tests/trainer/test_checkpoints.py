@@ -14,7 +14,7 @@ from tests.programs import Begin
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import copied, values, weights
 from trainer import checkpoints
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 
 PARTS = {

@@ -16,7 +16,7 @@ from tests.world import COLOURS
 from trainer.controls import content_tokens, mean_over_photos, others, with_other_photos
 from trainer.load import load_model
 from trainer.parts import load_tokenizer
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 
 ANSWERS = {name: f"It is a {name} one, and a {name} one it is." for name in COLOURS}
 PHOTOS = 24

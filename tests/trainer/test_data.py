@@ -14,7 +14,7 @@ from tests.trainer.planted import ROWS, M, Planted, aligned, colours, pairs, pla
 from trainer.data import Labels
 from trainer.features import tower_features
 from trainer.model import AlignedLlava
-from trainer.recipe import Sea
+from trainer.recipes.recipe import Sea
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from trainer.features import tower_features
 from trainer.load import open_model_folder, sea_term
 from trainer.model import AlignedLlava
 from trainer.parts import quiet
-from trainer.recipe import Sea
+from trainer.recipes.recipe import Sea
 
 
 @pytest.fixture

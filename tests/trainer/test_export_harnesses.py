@@ -13,7 +13,7 @@ from tests.test_architecture import ROOT
 from tests.trainer.exported import Ours, Reader, few_texts, grid_case, make_model, make_pictures, ours, trained
 from trainer.export import ExportSettings, export_model
 from trainer.load import load_model, open_model_folder
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 
 HARNESSES = Path(sys.prefix) / "harness"
 """Where `make .venv` puts them."""

@@ -18,7 +18,7 @@ from tests.trainer.test_resume import values, weights
 from tests.trainer.together import CUT, WHOLE, Job, launch, said
 from trainer.arguments import training_arguments
 from trainer.init import init_model
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import train
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for a launch

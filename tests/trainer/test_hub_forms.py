@@ -28,7 +28,7 @@ from trainer.export import ExportSettings, export_model
 from trainer.init import init_model
 from trainer.load import load_model, open_model_folder
 from trainer.parts import quiet
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 from trainer.stages import train_stages
 

@@ -18,7 +18,7 @@ from tests.trainer.test_resume import copied, weights
 from trainer import checkpoints, kept
 from trainer.export import ExportSettings, export_model
 from trainer.kept import steps_to_keep
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 
 RUNS: dict[str, dict[str, Any]] = {

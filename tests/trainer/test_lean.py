@@ -27,7 +27,7 @@ ALIGN = f"""
 import sys
 from pathlib import Path
 from tests.tiny_runs import colours
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import train
 {READY}
 with colours():

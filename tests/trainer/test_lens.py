@@ -10,7 +10,7 @@ from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.supervised import IMAGES, LAYERS, WIDTH, batch, llm, random, states
 from trainer.lens import PENALTIES, Affine, Lens, LensKind, fit, load_lens, save_lens
 from trainer.losses import das, sds
-from trainer.recipe import Basic
+from trainer.recipes.recipe import Basic
 from trainer.supervision import Supervision
 
 T, HELD_OUT = 90, 23

@@ -18,7 +18,7 @@ from tests.trainer.test_save import tensors
 from trainer.build import basic_term, trainable
 from trainer.load import load_model, open_model_folder
 from trainer.lora import merge_adapters
-from trainer.recipe import Lora, Recipe
+from trainer.recipes.recipe import Lora, Recipe
 from trainer.sharding import state_of, whole_state
 from trainer.train import train
 

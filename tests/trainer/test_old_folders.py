@@ -22,7 +22,7 @@ from tests.trainer.test_export_parity import COMPAT4
 from trainer.aspect_ratio import write_image_processor
 from trainer.export import ExportSettings, export_model
 from trainer.load import load_model, open_model_folder
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 
 BY_4 = """
 import json, sys

@@ -24,7 +24,7 @@ from trainer import views
 from trainer.evaluate_run import EvaluateSettings, evaluate_model
 from trainer.export import ExportSettings, export_model
 from trainer.geometry import pads
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.stages import train_stages
 from trainer.teach_run import TeachSettings, teach_images
 from trainer.train import train

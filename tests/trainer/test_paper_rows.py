@@ -15,10 +15,10 @@ from sea_pipeline.cli import terminal
 from sea_pipeline.cli.app import app
 from sea_pipeline.core.errors import UserError
 from tests.test_architecture import ROOT
-from trainer.paper_rows import named_recipes, paper_rows
-from trainer.recipe import Recipe
-from trainer.recipe_file import read_recipes
-from trainer.recipe_names import builtin_recipes, recipe_names
+from trainer.recipes.files import read_recipes
+from trainer.recipes.names import builtin_recipes, recipe_names
+from trainer.recipes.paper_rows import named_recipes, paper_rows
+from trainer.recipes.recipe import Recipe
 
 ROWS = paper_rows()
 RECIPES = sorted((ROOT / "jobs").glob("*.yaml"), key=lambda path: path.stem)

@@ -36,7 +36,7 @@ from trainer.premise import (
     verdict,
 )
 from trainer.reader import Reader
-from trainer.recipe import Basic
+from trainer.recipes.recipe import Basic
 from trainer.teach_run import TeachSettings, teach_images
 from trainer.text_lens import text_lenses
 from trainer.train import Told, train

@@ -16,7 +16,7 @@ from trainer.answers import Question, mean_over_groups, normalised, question_onl
 from trainer.evaluate import evaluating
 from trainer.load import load_model
 from trainer.questions import SHORT, Asker, read_questions
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 
 NAMES = ("red", "green", "blue", "yellow")
 PHOTOS = 16

@@ -8,9 +8,9 @@ import yaml
 
 from sea_pipeline.core.errors import UserError
 from tests.test_architecture import ROOT
-from trainer.recipe import Parts, Recipe
-from trainer.recipe_file import read_recipes
-from trainer.recipe_names import builtin_recipes
+from trainer.recipes.files import read_recipes
+from trainer.recipes.names import builtin_recipes
+from trainer.recipes.recipe import Parts, Recipe
 
 TRAINS = "loss: {sea: {weight: 1}}\n"
 

@@ -14,8 +14,8 @@ from tests.tiny_runs import World, logged, tiny_trainer
 from trainer.arguments import training_arguments
 from trainer.init import init_model
 from trainer.model import part
-from trainer.paper_rows import PaperRow, named_recipes, paper_rows
-from trainer.recipe import Recipe
+from trainer.recipes.paper_rows import PaperRow, named_recipes, paper_rows
+from trainer.recipes.recipe import Recipe
 
 ROWS = paper_rows()
 TOWERS = {

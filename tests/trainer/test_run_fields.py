@@ -16,7 +16,7 @@ from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from trainer.init import init_model
-from trainer.recipe import Parts, Recipe
+from trainer.recipes.recipe import Parts, Recipe
 from trainer.run_fields import start_folder, weights_digest
 from trainer.train import train
 

@@ -16,7 +16,7 @@ from tests.tiny_models import tiny_llm, tiny_model
 from tests.tiny_runs import World, logged, tiny_recipe
 from trainer.init import init_model
 from trainer.load import open_model_folder
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import train
 
 STRANGER = """

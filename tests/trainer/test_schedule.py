@@ -11,7 +11,7 @@ from transformers import SchedulerType, TrainerCallback
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer
 from trainer.arguments import training_arguments
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import train
 
 ONE = {"projector": 1e-3}

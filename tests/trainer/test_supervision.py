@@ -24,7 +24,7 @@ from tests.trainer.supervised import (
     states,
     watch,
 )
-from trainer.recipe import Basic
+from trainer.recipes.recipe import Basic
 from trainer.supervision import EPS, Supervision, degrees, image_weights, layer_weights
 from trainer.tap import FAMILIES
 

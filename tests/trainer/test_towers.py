@@ -21,7 +21,7 @@ from trainer import parts
 from trainer.init import check_model_folder, init_model
 from trainer.load import load_model, open_model_folder
 from trainer.parts import load_llm, load_vision, quiet
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.towers import PackagedTower, S2Tower, S2TowerConfig, tower_grid
 
 

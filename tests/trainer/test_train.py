@@ -16,7 +16,7 @@ from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, 
 from trainer import train as train_module
 from trainer.load import open_model_folder
 from trainer.norm import match_norm
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 from trainer.sources import open_label_source
 from trainer.train import Told, train

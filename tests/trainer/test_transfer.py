@@ -21,7 +21,7 @@ from sea_pipeline.labels.store import LabelStore
 from tests.world import COLOURS, ColourEncoder, word_file
 from trainer.data import Collator, Labels, TrainingData
 from trainer.geometry import carried, processor_box
-from trainer.recipe import Sea
+from trainer.recipes.recipe import Sea
 
 SIZES = {"wide.png": (360, 216), "tall.png": (216, 360)}
 OBJECTS = {

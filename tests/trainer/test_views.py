@@ -16,7 +16,7 @@ from tests.trainer.looking import nearest_twin
 from trainer import views
 from trainer.evaluate import evaluating
 from trainer.load import load_model, open_model_folder
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import train
 from trainer.views import VIEWS, ViewSettings, run_views
 from trainer.words import llm_word_table

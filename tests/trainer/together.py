@@ -23,7 +23,7 @@ from tests.tiny_runs import colours
 from tests.trainer.test_resume import copied
 from trainer.log import MetricsLog
 from trainer.loop import AlignTrainer
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 
 CUT, WHOLE = "the weights are cut", "the weights are whole"

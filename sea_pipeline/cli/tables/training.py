@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trainer.export import Exported
     from trainer.harness import Collected, Curves
     from trainer.layers import Layer
-    from trainer.paper_rows import PaperRow
+    from trainer.recipes.paper_rows import PaperRow
     from trainer.row_tokens import RowTokens
     from trainer.suites import Harness, Pin, Step
     from trainer.train import Told, TrainRun

@@ -11,7 +11,7 @@ from trainer import metrics
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator, evaluating
 from trainer.load import load_model, open_model_folder
-from trainer.recipe import Data, Loss, Recipe, Sea
+from trainer.recipes.recipe import Data, Loss, Recipe, Sea
 from trainer.run_rows import open_conversations
 from trainer.sources import labels_for
 from trainer.views import visual_tokens

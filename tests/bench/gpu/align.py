@@ -31,7 +31,7 @@ from trainer.build import Inputs, build
 from trainer.init import init_model
 from trainer.load import ModelFolder, open_model_folder
 from trainer.loop import AlignTrainer
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 
 PHOTOS, KEPT = 2000, 256

@@ -29,7 +29,7 @@ from tests.tiny_clip import CLIP, SIGLIP, random_model, save_model
 from tests.trainer import supervised, tapped
 from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
 from trainer import losses as equations
-from trainer.recipe import Basic
+from trainer.recipes.recipe import Basic
 from trainer.supervision import degrees
 
 HALF = torch.bfloat16

@@ -16,7 +16,7 @@ from trainer.build import basic_term
 from trainer.load import freeze
 from trainer.loop import AlignTrainer
 from trainer.model import AlignedLlava, Batch
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.sea import SeaTerm
 
 

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Strict
-from trainer.recipe import Recipe
-from trainer.recipe_file import read_recipes
-from trainer.recipe_names import PAPERS, builtin_recipes, papers_file
+from trainer.recipes.files import read_recipes
+from trainer.recipes.names import PAPERS, builtin_recipes, papers_file
+from trainer.recipes.recipe import Recipe
 
 LAUNCH = "torchrun --nproc-per-node 8 -m sea_pipeline"
 """The papers' eight GPUs."""
