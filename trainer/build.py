@@ -9,7 +9,6 @@ import torch
 
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.labels.store import LabelStore
-from sea_pipeline.teacher import TargetStore
 from trainer.arguments import training_arguments
 from trainer.balance import Balance
 from trainer.basic import BasicTerm
@@ -26,6 +25,7 @@ from trainer.recipes.recipe import Recipe
 from trainer.run_rows import Conversations
 from trainer.sources import labels_for
 from trainer.supervision import Supervision, layers_of
+from trainer.targets.store import TargetStore
 from trainer.text_lens import text_lenses
 
 

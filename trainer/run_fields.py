@@ -6,9 +6,9 @@ from typing import Any
 
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
-from sea_pipeline.teacher import CODEC
 from trainer.build import Inputs
 from trainer.recipes.recipe import Parts, Recipe
+from trainer.targets.store import CODEC
 from trainer.text_lens import lens_fields
 from trainer.weights import PROJECTOR, tensors_of
 

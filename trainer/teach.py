@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sea_pipeline.codecs import Codec, codec_sha256
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.pixels import BadImageError
@@ -21,11 +20,12 @@ from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.paths import Place
-from sea_pipeline.teacher import CODEC, TargetRow, Targets, TargetWriter
 from trainer.basic import BasicTerm
 from trainer.data import Collator, TrainingData
 from trainer.data import Sample as Encoded
 from trainer.model import AlignedLlava
+from trainer.targets.codecs import Codec, codec_sha256
+from trainer.targets.store import CODEC, TargetRow, Targets, TargetWriter
 
 TEACH_VERSION = 1
 """Part of every fingerprint; raise it when the same settings would give other targets."""

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sea_pipeline.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
@@ -33,7 +32,6 @@ from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.retry import StoreError
-from sea_pipeline.teacher import CODEC, KIND, bytes_per_image
 from trainer.build import basic_term
 from trainer.data import TrainingData
 from trainer.geometry import pads
@@ -42,6 +40,8 @@ from trainer.recipes.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRa
 from trainer.run_fields import processing_digests
 from trainer.run_rows import Conversations, check_prompts, open_conversations
 from trainer.tap import FAMILIES
+from trainer.targets.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
+from trainer.targets.store import CODEC, KIND, bytes_per_image
 from trainer.teach import TEACH_VERSION, Teacher, TeachStage
 
 _LARGE = 100e9

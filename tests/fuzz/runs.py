@@ -17,7 +17,7 @@ STOPPED_AT = 4
 
 def targets(world: World, folder: Path, random: random.Random) -> str:
     """A folder of a teacher's targets: damaged, read by all, and brought back by its command."""
-    from sea_pipeline.teacher import open_targets
+    from trainer.targets.store import open_targets
 
     kept, other, model = _taught(world)
     whole, truth, out = _files(kept), _vectors(open_targets(kept)), folder / "targets"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from sea_pipeline.codecs import Codec, CodecName, fit_codec, save_codec
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
@@ -14,13 +13,8 @@ from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.publish import publish_bytes
-from sea_pipeline.teacher import (
-    CODEC,
-    KIND,
-    TargetRow,
-    Targets,
-    TargetWriter,
-)
+from trainer.targets.codecs import Codec, CodecName, fit_codec, save_codec
+from trainer.targets.store import CODEC, KIND, TargetRow, Targets, TargetWriter
 
 GRID, WIDTH = (2, 3), 70
 PATCHES = GRID[0] * GRID[1]

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import save
 
-from sea_pipeline.codecs import (
+from sea_pipeline.core.errors import UserError
+from trainer.losses import das, sds
+from trainer.targets.codecs import (
     Codec,
     CodecName,
     Int8Codec,
@@ -19,8 +21,6 @@ from sea_pipeline.codecs import (
     load_codec,
     save_codec,
 )
-from sea_pipeline.core.errors import UserError
-from trainer.losses import das, sds
 
 NAMES: list[CodecName] = ["float16", "int8", "pq64"]
 WIDTHS = [1, 7, 63, 64, 65, 130]

@@ -6,16 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sea_pipeline.codecs import Codec, CodecName, fit_codec
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.parquet import shard_footer
-from sea_pipeline.teacher import (
-    TargetRow,
-    Targets,
-    TargetWriter,
-    bytes_per_image,
-    open_targets,
-)
 from tests.sea_pipeline.planted_targets import (
     BAD,
     COUNT,
@@ -29,6 +21,8 @@ from tests.sea_pipeline.planted_targets import (
     shard,
     teach,
 )
+from trainer.targets.codecs import Codec, CodecName, fit_codec
+from trainer.targets.store import TargetRow, Targets, TargetWriter, bytes_per_image, open_targets
 
 
 @pytest.fixture
@@ -104,7 +98,7 @@ def test_encodings_and_row_groups(tmp_path: Path) -> None:
 
 def test_one_image_is_read_without_the_other_row_groups(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as smaller:
-        smaller.setattr("sea_pipeline.teacher._GROUP_BYTES", 2 * PATCHES * (WIDTH + 2))
+        smaller.setattr("trainer.targets.store._GROUP_BYTES", 2 * PATCHES * (WIDTH + 2))
         folder = teach(tmp_path / "targets")
     metadata = pq.read_metadata(shard(folder, 0))
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2]

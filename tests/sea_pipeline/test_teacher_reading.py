@@ -14,18 +14,11 @@ import numpy as np
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.codecs import save_codec
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.output.begin import begin
 from sea_pipeline.storage.publish import publish_bytes
-from sea_pipeline.teacher import (
-    CODEC,
-    KIND,
-    TargetStore,
-    open_targets,
-)
 from tests.sea_pipeline.planted_targets import (
     BAD,
     COUNT,
@@ -41,6 +34,8 @@ from tests.sea_pipeline.planted_targets import (
     teach,
 )
 from tests.world import draw_folder
+from trainer.targets.codecs import save_codec
+from trainer.targets.store import CODEC, KIND, TargetStore, open_targets
 
 
 @pytest.fixture
@@ -157,6 +152,6 @@ def test_status_and_verify_know_targets(folder: Path, command: Any) -> None:
 
 
 def test_reading_needs_no_torch_and_no_faiss() -> None:
-    program = "import sys, sea_pipeline.teacher; print({'torch', 'faiss', 'transformers'} & set(sys.modules))"
+    program = "import sys, trainer.targets.store; print({'torch', 'faiss', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from sea_pipeline.teacher import open_targets
 from tests.tiny_models import tiny_tokenizer
 from tests.tiny_runs import World
 from tests.trainer import old_folder
@@ -23,6 +22,7 @@ from trainer.aspect_ratio import write_image_processor
 from trainer.export import ExportSettings, export_model
 from trainer.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
+from trainer.targets.store import open_targets
 
 BY_4 = """
 import json, sys

@@ -16,7 +16,6 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.labels import run as label_run
-from sea_pipeline.teacher import open_targets
 from tests.tiny_runs import SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
 from tests.trainer.looking import record, write
 from tests.world import COLOURS, draw
@@ -26,6 +25,7 @@ from trainer.export import ExportSettings, export_model
 from trainer.geometry import pads
 from trainer.recipes.recipe import Recipe
 from trainer.stages import train_stages
+from trainer.targets.store import open_targets
 from trainer.teach_run import TeachSettings, teach_images
 from trainer.train import train
 

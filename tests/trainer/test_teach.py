@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.teacher import open_targets
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
 from trainer import teach_run
+from trainer.targets.store import open_targets
 from trainer.teach_run import TeachSettings, teach_images
 from trainer.train import train
 

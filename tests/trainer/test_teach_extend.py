@@ -17,10 +17,10 @@ from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hashing import file_sha256
-from sea_pipeline.teacher import CODEC, open_targets
 from tests.tiny_runs import World
 from tests.trainer.test_teach import settings
 from trainer import teach_run
+from trainer.targets.store import CODEC, open_targets
 from trainer.teach_run import teach_images
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sea_pipeline.codecs import codec_sha256, fit_codec, load_codec, save_codec
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.parquet import shard_footer
-from sea_pipeline.teacher import CODEC, open_targets
 from tests.damage import Harm, changed, flip, made_a_folder
 from tests.tiny_runs import ROWS, World
+from trainer.targets.codecs import codec_sha256, fit_codec, load_codec, save_codec
+from trainer.targets.store import CODEC, open_targets
 from trainer.teach_run import TeachSettings, teach_images
 
 SHARD = "targets/part-00001-of-00003.parquet"

@@ -6,8 +6,8 @@ import distributed
 import numpy as np
 
 from sea_pipeline.execution.cluster_settings import Crew
-from sea_pipeline.teacher import TargetStore, open_targets
 from tests.tiny_runs import make_world
+from trainer.targets.store import TargetStore, open_targets
 from trainer.teach_run import TeachSettings, teach_images
 
 assert distributed.__version__  # its settings must be there before any is changed

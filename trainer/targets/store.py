@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sea_pipeline.codecs import Codec, CodecName, bytes_per_vector, load_codec
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Manifest
 from sea_pipeline.output.row_store import RowStore, open_finished
 from sea_pipeline.storage.parquet import RowGroupWriter
 from sea_pipeline.storage.paths import Place
+from trainer.targets.codecs import Codec, CodecName, bytes_per_vector, load_codec
 
 KIND = "targets"
 CODEC = "codec.safetensors"
