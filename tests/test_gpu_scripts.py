@@ -24,8 +24,8 @@ from tests.bench.gpu.naive import naive_step
 from tests.bench.measure import Figure
 from tests.bench.steps import taking
 from tests.pretend_gpu import pretend_gpu
-from trainer import losses as equations
 from trainer.arguments import DEFAULTS
+from trainer.losses import equations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

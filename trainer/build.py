@@ -11,20 +11,20 @@ from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.labels.store import LabelStore
 from trainer.arguments import training_arguments
 from trainer.balance import Balance
-from trainer.basic import BasicTerm
 from trainer.borders import border
 from trainer.data import Labels, TrainingData
 from trainer.evaluate import Evaluator
 from trainer.features import tower_features
-from trainer.lens import Lens
 from trainer.load import ModelFolder, load_model, reader_of, sea_term
 from trainer.loop import AlignTrainer, learning_rate
+from trainer.losses.basic_term import BasicTerm
+from trainer.losses.lens import Lens
+from trainer.losses.supervision import Supervision, layers_of
 from trainer.model import AlignedLlava, part
 from trainer.premise import Premise, premise
 from trainer.recipes.recipe import Recipe
 from trainer.run_rows import Conversations
 from trainer.sources import labels_for
-from trainer.supervision import Supervision, layers_of
 from trainer.targets.store import TargetStore
 from trainer.text_lens import text_lenses
 

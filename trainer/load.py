@@ -16,11 +16,11 @@ from trainer.borders import border
 from trainer.folder_check import check_model_folder
 from trainer.init import ALIGNMENT
 from trainer.lora import add_adapters
+from trainer.losses.sea_term import SeaTerm
 from trainer.model import AlignedLlava, part
 from trainer.parts import quiet
 from trainer.reader import Reader
 from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe, Sea
-from trainer.sea import SeaTerm
 from trainer.towers import tower_grid
 from trainer.words import word_tokens
 

@@ -15,7 +15,7 @@ from trainer import checkpoints
 from trainer.balance import Balance, Probe
 from trainer.borders import border
 from trainer.data import Collator, TrainingData
-from trainer.losses import MAX_SCALE
+from trainer.losses.equations import MAX_SCALE
 from trainer.model import AlignedLlava, part
 from trainer.recipes.recipe import Recipe
 from trainer.resume import ResumingTrainer

@@ -14,8 +14,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from trainer.basic import BasicTerm
-from trainer.sea import SeaTerm
+from trainer.losses.basic_term import BasicTerm
+from trainer.losses.sea_term import SeaTerm
 
 
 class Batch(TypedDict, total=False):

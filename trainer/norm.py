@@ -6,8 +6,8 @@ import torch
 
 from sea_pipeline.core.parallel import batched
 from trainer.data import Collator, TrainingData
+from trainer.losses.embeddings import llm_embeddings
 from trainer.model import AlignedLlava
-from trainer.words import llm_embeddings
 
 _SAMPLES = 16
 _BATCH = 8

@@ -17,14 +17,15 @@ import torch.nn.functional as F
 
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
-from trainer import losses as equations
-from trainer.lens import Lens, LensKind
+from trainer.losses import equations
+from trainer.losses.embeddings import ordinary_length
+from trainer.losses.lens import Lens, LensKind
+from trainer.losses.supervision import Seen, Supervision
 from trainer.plain_text import plain_text
 from trainer.reader import Reader
 from trainer.recipes.recipe import Basic
-from trainer.supervision import Seen, Supervision
 from trainer.text_lens import SENTENCES, lens_fields
-from trainer.words import ordinary_length, whole_words
+from trainer.words import whole_words
 
 TOKENS = 384
 """Of text that are looked at: enough for a share to some percent, and seconds on a CPU."""

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from trainer.losses.embeddings import llm_embeddings
 from trainer.templates import front
-from trainer.words import llm_embeddings
 
 ROW = 128
 """Tokens of text that the LLM reads at once; shorter texts make one row."""

@@ -20,9 +20,9 @@ from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.paths import Place
-from trainer.basic import BasicTerm
 from trainer.data import Collator, TrainingData
 from trainer.data import Sample as Encoded
+from trainer.losses.basic_term import BasicTerm
 from trainer.model import AlignedLlava
 from trainer.targets.codecs import Codec, codec_sha256
 from trainer.targets.store import CODEC, TargetRow, Targets, TargetWriter

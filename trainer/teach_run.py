@@ -36,10 +36,10 @@ from trainer.build import basic_term
 from trainer.data import TrainingData
 from trainer.geometry import pads
 from trainer.load import ModelFolder, load_model, open_model_folder
+from trainer.losses.attention_tap import FAMILIES
 from trainer.recipes.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRates, Loss, Recipe
 from trainer.run_fields import processing_digests
 from trainer.run_rows import Conversations, check_prompts, open_conversations
-from trainer.tap import FAMILIES
 from trainer.targets.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from trainer.targets.store import CODEC, KIND, bytes_per_image
 from trainer.teach import TEACH_VERSION, Teacher, TeachStage

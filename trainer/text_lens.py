@@ -15,7 +15,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
-from trainer.lens import PENALTIES, Lens, LensKind, fit, load_lens, save_lens
+from trainer.losses.lens import PENALTIES, Lens, LensKind, fit, load_lens, save_lens
 from trainer.plain_text import plain_text
 from trainer.reader import Reader
 

@@ -28,6 +28,7 @@ from trainer.data import TrainingData
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.layers import look_at_layers, token_texts
 from trainer.load import ModelFolder, load_model, open_model_folder
+from trainer.losses.supervision import degrees
 from trainer.model import AlignedLlava
 from trainer.recipes.recipe import Basic, Loss, Recipe, Sea
 from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe, trained_text
@@ -35,7 +36,6 @@ from trainer.run_fields import start_folder, weights_digest
 from trainer.run_record import read_run
 from trainer.run_rows import Conversations, open_conversations, without_unreadable
 from trainer.sources import labels_for, open_label_source
-from trainer.supervision import degrees
 
 VIEWS = "views.json"
 VERSION = 3

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from tests.bench.measure import Figure, in_turn, peak_bytes
 from tests.bench.steps import BATCH, SEA, one_step, prepare
-from trainer import losses as equations
 from trainer.loop import AlignTrainer
+from trainer.losses import equations
 from trainer.model import Batch
 
 BASIC: dict[str, Any] = {"das": {"weight": 1}, "sds": {"weight": 0.01}}

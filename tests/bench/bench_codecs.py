@@ -18,7 +18,7 @@ from tests.bench.bench_basic import BASIC, Tokens, gradient, tokens_of
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure
 from tests.bench.steps import BATCH, conversations, one_step, prepare
-from trainer import losses as equations
+from trainer.losses import equations
 from trainer.targets.codecs import CodecName, fit_codec
 
 CROPS, JUDGED_BY = 88, 3

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.numpy import save
 
 from sea_pipeline.core.errors import UserError
-from trainer.losses import das, sds
+from trainer.losses.equations import das, sds
 from trainer.targets.codecs import (
     Codec,
     CodecName,

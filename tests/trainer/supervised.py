@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
+from trainer.losses.supervision import Supervision
 from trainer.recipes.recipe import Basic
-from trainer.supervision import Supervision
 
 LENGTH, LAYERS, WIDTH, PATCHES = 17, 5, 32, 3
 IMAGES = [(0, (2, 3, 4)), (0, (8, 9, 10)), (2, (1, 2, 3)), (3, (5, 6, 7))]

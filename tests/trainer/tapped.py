@@ -8,7 +8,7 @@ from transformers import (
     AutoModel,
 )
 
-from trainer.tap import AttentionTap
+from trainer.losses.attention_tap import AttentionTap
 
 LENGTH, LAYERS, VOCABULARY = 23, 3, 50
 

@@ -25,12 +25,12 @@ from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import values, weights
 from trainer import arguments, checkpoints, export, folder_check, init, parts, sharding
-from trainer import losses as equations
 from trainer.borders import border, saving
 from trainer.data import TrainingData
 from trainer.load import open_model_folder
 from trainer.log import Screen
 from trainer.loop import AlignTrainer
+from trainer.losses import equations
 from trainer.model import AlignedLlava
 from trainer.run_rows import open_conversations
 from trainer.train import train

@@ -8,10 +8,10 @@ import torch
 
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.supervised import IMAGES, LAYERS, WIDTH, batch, llm, random, states
-from trainer.lens import PENALTIES, Affine, Lens, LensKind, fit, load_lens, save_lens
-from trainer.losses import das, sds
+from trainer.losses.equations import das, sds
+from trainer.losses.lens import PENALTIES, Affine, Lens, LensKind, fit, load_lens, save_lens
+from trainer.losses.supervision import Supervision
 from trainer.recipes.recipe import Basic
-from trainer.supervision import Supervision
 
 T, HELD_OUT = 90, 23
 

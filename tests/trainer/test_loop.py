@@ -11,8 +11,8 @@ from transformers import LlavaForConditionalGeneration, TrainerCallback
 from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
-from trainer import losses as equations
 from trainer.loop import AlignTrainer
+from trainer.losses import equations
 from trainer.model import AlignedLlava, part
 from trainer.train import trainable
 

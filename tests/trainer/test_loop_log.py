@@ -10,11 +10,11 @@ import torch
 from tests.pretend_gpu import pretend_gpu
 from tests.test_architecture import ROOT
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
-from trainer import losses as equations
 from trainer.arguments import DEFAULTS
 from trainer.data import TrainingData
 from trainer.log import FewPairs
 from trainer.loop import AlignTrainer
+from trainer.losses import equations
 from trainer.model import AlignedLlava
 from trainer.train import train
 

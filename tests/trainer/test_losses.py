@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from sea_pipeline.core.devices import has_onednn
 from tests.pretend_gpu import pretend_gpu
 from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
-from trainer import losses as equations
-from trainer.losses import MAX_SCALE, das, sds, sea, word_table
+from trainer.losses import equations
+from trainer.losses.equations import MAX_SCALE, das, sds, sea, word_table
 
 
 @pytest.mark.parametrize(("count", "width"), [(1, 4), (2, 3), (7, 5), (13, 16)])

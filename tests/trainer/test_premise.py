@@ -19,9 +19,9 @@ from tests.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
 from tests.tiny_runs import World, tiny_recipe
 from trainer import build, text_lens
 from trainer.build import lens_of
-from trainer.lens import LensKind
 from trainer.llm_probe import KINDS, LlmProbed, LlmProbeSettings, probe_llm
 from trainer.load import load_model, open_model_folder, reader_of
+from trainer.losses.lens import LensKind
 from trainer.plain_text import plain_text
 from trainer.premise import (
     Lenses,

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.losses import MAX_SCALE, word_table
-from trainer.sea import SeaTerm
+from trainer.losses.equations import MAX_SCALE, word_table
+from trainer.losses.sea_term import SeaTerm
 
 SPACE = [[3], [4, 5, 4], [49, 0], [7, 8, 9, 10, 11], [12], [13, 14], [15]]
 BARE = [[20, 21], [4], [22, 23, 24], [8, 9], [25, 26, 27, 28], [0], [29]]

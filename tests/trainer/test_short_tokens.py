@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from tests.trainer.loss_twins import attention, das_twin, gradient_twin, random, sea_twin
-from trainer import losses as equations
-from trainer.losses import das, sea
-from trainer.words import llm_embeddings, ordinary_length
+from trainer.losses import equations
+from trainer.losses.embeddings import llm_embeddings, ordinary_length
+from trainer.losses.equations import das, sea
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 LENGTHS = [1e-20, 1e-12, 1e-6, 1e-3, 0.009, 0.011, 0.05, 0.099, 0.101, 0.3, 1.0, 3.0, 10.0]

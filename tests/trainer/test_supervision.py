@@ -24,9 +24,9 @@ from tests.trainer.supervised import (
     states,
     watch,
 )
+from trainer.losses.attention_tap import FAMILIES
+from trainer.losses.supervision import EPS, Supervision, degrees, image_weights, layer_weights
 from trainer.recipes.recipe import Basic
-from trainer.supervision import EPS, Supervision, degrees, image_weights, layer_weights
-from trainer.tap import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

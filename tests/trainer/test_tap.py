@@ -11,8 +11,8 @@ from transformers import (
 
 from tests.pretend_gpu import pretend_gpu
 from tests.trainer.tapped import LAYERS, LENGTH, batch, close, expected, llm, random, run, tapped_run
-from trainer import tap
-from trainer.tap import FAMILIES, AttentionTap, Tapped
+from trainer.losses import attention_tap
+from trainer.losses.attention_tap import FAMILIES, AttentionTap, Tapped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,21 +146,21 @@ def test_a_gpu_takes_the_samples_together(
 def test_so_does_a_gpu_that_is_not_cuda_s() -> None:
     chosen = torch.zeros(3, 8, dtype=torch.bool)
     chosen[1, 4:] = True
-    (chunk,) = tap._chunks(chosen, torch.device("meta"))
+    (chunk,) = attention_tap._chunks(chosen, torch.device("meta"))
     assert (chunk.samples, tuple(chunk.rows.shape), chunk.end) == (slice(0, 3), (3, 4), 8)
 
 
 def _counting(monkeypatch: pytest.MonkeyPatch, rows_at_once: dict[str, int]) -> list[torch.Tensor]:
     """Which rows of each chunk are some."""
     seen: list[torch.Tensor] = []
-    received = tap._received
+    received = attention_tap._received
 
     def counted(*given: Any) -> torch.Tensor:
         seen.append(given[3].there.cpu())
         return received(*given)
 
-    monkeypatch.setattr(tap, "ROWS", rows_at_once)
-    monkeypatch.setattr(tap, "_received", counted)
+    monkeypatch.setattr(attention_tap, "ROWS", rows_at_once)
+    monkeypatch.setattr(attention_tap, "_received", counted)
     return seen
 
 

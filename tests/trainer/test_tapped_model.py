@@ -26,8 +26,8 @@ from tests.trainer.tapped import (
     run,
     tapped_run,
 )
-from trainer import tap
-from trainer.tap import AttentionTap
+from trainer.losses import attention_tap
+from trainer.losses.attention_tap import AttentionTap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,7 +117,7 @@ def test_the_tap_closes() -> None:
     assert torch.equal(found.attention, before)
     with pytest.raises(ZeroDivisionError), reading.open(columns, rows, valid):
         raise ZeroDivisionError
-    assert not any(tap._OPEN in module.__dict__ for module in model.modules())
+    assert not any(attention_tap._OPEN in module.__dict__ for module in model.modules())
     with reading.open(columns, rows, valid) as again:
         with pytest.raises(AssertionError, match="open already"), reading.open(columns, rows, valid):
             pass

@@ -28,9 +28,9 @@ from tests.s2_twin import slowly
 from tests.tiny_clip import CLIP, SIGLIP, random_model, save_model
 from tests.trainer import supervised, tapped
 from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
-from trainer import losses as equations
+from trainer.losses import equations
+from trainer.losses.supervision import degrees
 from trainer.recipes.recipe import Basic
-from trainer.supervision import degrees
 
 HALF = torch.bfloat16
 Twin = tuple[Callable[..., Any], Callable[..., Any], tuple[torch.Tensor, ...]]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from tests.bench.gpu.common import Setup, main
 from tests.bench.measure import Figure
-from trainer import losses as equations
+from trainer.losses import equations
 
 BLOCKS = (1024, 4096, 8192)
 

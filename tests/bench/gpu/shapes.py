@@ -15,9 +15,9 @@ from trainer.balance import Balance
 from trainer.build import basic_term
 from trainer.load import freeze
 from trainer.loop import AlignTrainer
+from trainer.losses.sea_term import SeaTerm
 from trainer.model import AlignedLlava, Batch
 from trainer.recipes.recipe import Recipe
-from trainer.sea import SeaTerm
 
 
 class Shape(NamedTuple):

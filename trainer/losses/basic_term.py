@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import losses as equations
-from trainer.supervision import Supervision, degrees, image_weights
-from trainer.words import llm_embeddings, ordinary_length
+from trainer.losses import equations
+from trainer.losses.embeddings import llm_embeddings, ordinary_length
+from trainer.losses.supervision import Supervision, degrees, image_weights
 
 
 class BasicTerm:

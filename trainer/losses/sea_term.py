@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer import losses as equations
+from trainer.losses import equations
 
 
 class SeaTerm(nn.Module):

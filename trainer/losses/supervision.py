@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sea_pipeline.core.errors import UserError
-from trainer.lens import Lens
+from trainer.losses.attention_tap import AttentionTap, Tapped
+from trainer.losses.lens import Lens
 from trainer.recipes.recipe import Basic
-from trainer.tap import AttentionTap, Tapped
 
 EPS = 1e-12
 """An image with no more attention than this has equal patches."""
