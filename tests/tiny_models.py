@@ -21,8 +21,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from trainer.init import init_model
-from trainer.parts import quiet
+from trainer.model.assemble import init_model
+from trainer.model.parts import quiet
 
 LLMS: dict[str, Any] = {
     "llama": LlamaConfig,

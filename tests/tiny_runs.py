@@ -21,11 +21,12 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from tests.tiny_models import tiny_model
 from tests.world import COLOURS, ColourEncoder, draw, word_file
-from trainer import checkpoints, evaluate, train
+from trainer import evaluate, train
 from trainer.build import Inputs, build
-from trainer.load import open_model_folder
 from trainer.log import MetricsLog
 from trainer.loop import AlignTrainer
+from trainer.model import checkpoints
+from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 from trainer.sources import open_label_source, open_teacher

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from trainer.sharding import whole
+from trainer.model.fsdp import whole
 
 _KEEP = 0.9
 """Of the running means, at each measurement."""

@@ -1,32 +1,26 @@
 """A run's inputs to a trainer that is ready: model, terms, data, metrics."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import ProgressBar
 from sea_pipeline.labels.store import LabelStore
 from trainer.arguments import training_arguments
 from trainer.balance import Balance
-from trainer.borders import border
 from trainer.data import Labels, TrainingData
 from trainer.evaluate import Evaluator
 from trainer.features import tower_features
-from trainer.load import ModelFolder, load_model, reader_of, sea_term
 from trainer.loop import AlignTrainer, learning_rate
-from trainer.losses.basic_term import BasicTerm
-from trainer.losses.lens import Lens
-from trainer.losses.supervision import Supervision, layers_of
-from trainer.model import AlignedLlava, part
+from trainer.model.aligned_llava import AlignedLlava, part
+from trainer.model.borders import border
+from trainer.model.load import ModelFolder, load_model
+from trainer.model.terms import basic_term, lens_of, reader_of, sea_term
 from trainer.premise import Premise, premise
 from trainer.recipes.recipe import Recipe
 from trainer.run_rows import Conversations
 from trainer.sources import labels_for
 from trainer.targets.store import TargetStore
-from trainer.text_lens import text_lenses
 
 
 @dataclass(frozen=True)
@@ -67,41 +61,6 @@ def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]
     evaluator = _evaluator(inputs, labels, args.per_device_eval_batch_size, str(args.device))
     with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
         return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
-
-
-def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, progress: ProgressBar = no_bar) -> Lens | None:
-    """The lens that the recipe asks for, fitted on the model's LLM as it is before the run, or kept since then."""
-    basic = recipe.loss.basic
-    layers = layers_of(basic, len(model.model.language_model.layers)) if basic.lens != "none" else 0
-    return text_lenses(reader_of(model, folder), [basic.lens], layers, progress).get(basic.lens) if layers else None
-
-
-def basic_term(
-    model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: Sequence[str], lens: Lens | None = None
-) -> BasicTerm:
-    """BASIC's terms of a model, with supervision by its own LLM unless the recipe names a teacher.
-
-    Args:
-        model: with the LLM's layers, unless there is a teacher.
-        folder: the model's.
-        recipe: of the run.
-        terms: which of "das" and "sds".
-        lens: see `lens_of`.
-
-    Raises:
-        UserError: the LLM is of a family whose attention cannot be looked at.
-    """
-    basic, precision = recipe.loss.basic, recipe.loss.sds.precision
-    half = precision == "bfloat16" or (precision == "auto" and recipe.training_arguments.get("bf16"))
-    return BasicTerm(
-        terms,
-        folder.vocabulary,
-        supervision=Supervision(model.model.language_model, basic, lens) if recipe.teacher is None else None,
-        equal=basic.degree == "equal",
-        prompt_only=basic.text == "prompt",
-        temperature=recipe.loss.sds.temperature,
-        matmul_dtype=torch.bfloat16 if half else None,
-    )
 
 
 def premise_of(model: AlignedLlava, inputs: Inputs) -> Premise | None:

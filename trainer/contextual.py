@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.captions import content_spans, content_words
-from trainer.encode import tokenise
 from trainer.evaluate import evaluating
 from trainer.layers import decoder_layers, watching_layers
-from trainer.model import AlignedLlava
-from trainer.templates import front
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.prompts import front
+from trainer.model.tokenise import tokenise
 
 TOKENS = 20_000
 """Words of the texts that enter the index, at each of its layers; its size is at most 4 * d bytes for each of them."""

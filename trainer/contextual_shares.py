@@ -20,7 +20,7 @@ from trainer.contextual import Index, nearest_states, unit
 from trainer.controls import mean_over_photos, others
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.layers import FREQUENT, Frequent, watch_visual
-from trainer.model import AlignedLlava, Batch
+from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.replace import answer_text
 
 LENSES = ("contextual", "word")

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.inputs.captions import content_spans
 from trainer.data import TrainingData
-from trainer.model import Batch
+from trainer.model.aligned_llava import Batch
 
 
 def by_sample(batch: Batch, nats: torch.Tensor) -> list[npt.NDArray[np.float64]]:

@@ -16,7 +16,7 @@ from sea_pipeline.inputs.crops import WHOLE, CropBox, crop_id, image_and_crop, i
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.label_cache import LabelCache
 from trainer import geometry
-from trainer.model import Batch
+from trainer.model.aligned_llava import Batch
 from trainer.recipes.recipe import Sea
 from trainer.sampler import BLANK
 from trainer.sampling import draw, generator, one_patch_per_word

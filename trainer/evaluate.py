@@ -22,7 +22,7 @@ from trainer.bad_rows import image_names
 from trainer.controls import Controls, by_sample, content_tokens, others, with_other_photos
 from trainer.data import Collator, Labels, TrainingData
 from trainer.losses.embeddings import llm_embeddings
-from trainer.model import AlignedLlava, Batch
+from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import Prefix, llm_word_table, whole_words
 
 

@@ -23,12 +23,12 @@ from trainer.data import TrainingData
 from trainer.evaluate import Evaluator, evaluating
 from trainer.evaluation_figures import check_figures, save_figures
 from trainer.layers import LayerTokens, look_at_layers
-from trainer.load import ModelFolder, load_model, open_model_folder
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import ModelFolder, load_model, open_model_folder
+from trainer.model.run_record import read_run
 from trainer.questions import Asker, read_questions
 from trainer.recipes.recipe import Data, LabelSource, Recipe
 from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
-from trainer.run_record import read_run
 from trainer.run_rows import below, open_conversations, place_of, without_unreadable
 from trainer.sources import labels_for
 

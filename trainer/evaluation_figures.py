@@ -9,7 +9,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.report.figures import Kind, Panel, check_figure, patches_figure, save_figure
 from trainer.evaluate import Evaluator, Shown
 from trainer.layers import LayerTokens
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
 
 IMAGES = 8
 """How many images by default."""

@@ -13,15 +13,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage.publish import publish_folder
-from trainer import hub, legacy
-from trainer.borders import saving
+from trainer import legacy
 from trainer.export_files import alignment, clean, read_again, spell, write_json, write_texts
-from trainer.init import ALIGNMENT
+from trainer.model import hub
+from trainer.model.assemble import ALIGNMENT
+from trainer.model.borders import saving
+from trainer.model.parts import quiet
+from trainer.model.tensor_files import LLM, PROJECTOR, Entry, write_weights
 from trainer.model_card import model_card
-from trainer.parts import quiet
 from trainer.run_model import RunModel, open_source
 from trainer.towers import OURS
-from trainer.weights import LLM, PROJECTOR, Entry, write_weights
 
 Kind = Literal["model", "llm", "projector"]
 

@@ -8,13 +8,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.storage.json_files import read_json
 from trainer import legacy
-from trainer.chat_template import chat_template, turn_end, with_marks
-from trainer.init import ALIGNMENT
-from trainer.load import ModelFolder
-from trainer.piece_model import piece_model
-from trainer.sentence_piece import same_tokenizer
-from trainer.templates import GENERATION
-from trainer.tokenizer import begin_with_bos, check_saved_tokenizer, pad_left, with_image_token
+from trainer.model.assemble import ALIGNMENT
+from trainer.model.chat_template import chat_template, turn_end, with_marks
+from trainer.model.load import ModelFolder
+from trainer.model.prompts import GENERATION
+from trainer.model.sentence_piece import piece_model, same_tokenizer
+from trainer.model.tokenizer import begin_with_bos, check_saved_tokenizer, pad_left, with_image_token
 
 _PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
 """In configurations: paths of the machine that wrote them."""

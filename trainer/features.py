@@ -14,7 +14,7 @@ from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import ahead, batched
 from trainer.data import Kept, TrainingData
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
 
 _SHARE = 0.5
 """Of the machine's memory, at most."""

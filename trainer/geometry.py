@@ -10,17 +10,10 @@ import numpy as np
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.labels.store import Labels
+from trainer.model.aspect_ratio import pads
 
 _TOLERANCE = 0.25
 """Of a grid cell: how far two boxes may differ and still be the same crop, rounded differently."""
-
-
-def pads(image_processor: Any) -> bool:  # noqa: ANN401 - any image processor
-    """Whether an image processor puts an image into the middle of a square before all else, as LLaVA's does.
-
-    Others have a `do_pad`, too: it adds rows and columns behind the crop, of which a square of one size needs none.
-    """
-    return bool(getattr(image_processor, "do_pad", False)) and hasattr(image_processor, "pad_to_square")
 
 
 def processor_box(image_processor: Any, width: int, height: int) -> CropBox:  # noqa: ANN401 - any image processor

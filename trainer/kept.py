@@ -16,12 +16,11 @@ from transformers import TrainerCallback
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.publish import publish_folder, sync_folder
-from trainer import checkpoints
-from trainer.borders import saving
+from trainer.model import checkpoints
+from trainer.model.borders import saving
+from trainer.model.fsdp import agreed, round_state, trained, whole_state
+from trainer.model.run_record import kept_path
 from trainer.recipes.recipe import Recipe
-from trainer.resume import agreed
-from trainer.run_record import kept_path
-from trainer.sharding import round_state, trained, whole_state
 
 
 def steps_to_keep(asked: Sequence[float], last: int) -> list[int]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sea_pipeline.core.errors import UserError
 from trainer import metrics
 from trainer.evaluate import Evaluator, Shown, evaluating
-from trainer.model import AlignedLlava, Batch
+from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
 
 FREQUENT = 5

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sea_pipeline.core.errors import UserError
-from trainer.weights import PROJECTOR, TOWER, Entry
+from trainer.model.tensor_files import PROJECTOR, TOWER, Entry
 
 VERSION = "4.57.6"
 """Of transformers 4, which the tests read exports with."""

@@ -11,17 +11,17 @@ from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
 from sea_pipeline.core.errors import UserError
-from trainer import checkpoints
 from trainer.balance import Balance, Probe
-from trainer.borders import border
 from trainer.data import Collator, TrainingData
 from trainer.losses.equations import MAX_SCALE
-from trainer.model import AlignedLlava, part
+from trainer.model import checkpoints
+from trainer.model.aligned_llava import AlignedLlava, part
+from trainer.model.borders import border
+from trainer.model.fsdp import whole
 from trainer.recipes.recipe import Recipe
 from trainer.resume import ResumingTrainer
 from trainer.sampler import EpochSampler
 from trainer.schedule import check_schedule, schedule_options
-from trainer.sharding import whole
 
 _LENGTHS = ("visual_norm", "refined_norm")
 """What is logged beside BASIC's terms."""

@@ -7,7 +7,7 @@ import torch
 from sea_pipeline.core.parallel import batched
 from trainer.data import Collator, TrainingData
 from trainer.losses.embeddings import llm_embeddings
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
 
 _SAMPLES = 16
 _BATCH = 8

@@ -21,10 +21,10 @@ from trainer.losses import equations
 from trainer.losses.embeddings import ordinary_length
 from trainer.losses.lens import Lens, LensKind
 from trainer.losses.supervision import Seen, Supervision
-from trainer.plain_text import plain_text
-from trainer.reader import Reader
+from trainer.model.plain_text import plain_text
+from trainer.model.reader import Reader
+from trainer.model.text_lens import SENTENCES, lens_fields
 from trainer.recipes.recipe import Basic
-from trainer.text_lens import SENTENCES, lens_fields
 from trainer.words import whole_words
 
 TOKENS = 384

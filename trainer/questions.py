@@ -19,11 +19,11 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import shown
 from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.controls import others
-from trainer.encode import Conversation, Encoder
-from trainer.load import ModelFolder
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import ModelFolder
+from trainer.model.prompts import PLACEHOLDER, Message, TemplateName, load_template, read_messages
+from trainer.model.tokenise import Conversation, Encoder
 from trainer.replace import generate, stock
-from trainer.templates import PLACEHOLDER, Message, TemplateName, load_template, read_messages
 
 SHORT = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 writes behind a question that asks for a short answer."""

@@ -19,7 +19,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.captions import content_words
 from trainer import metrics
 from trainer.evaluate import Evaluator, Shown, evaluating
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
 
 PROMPT = "Please describe the image in detail."
 """The paper's, supplementary C."""

@@ -1,38 +1,17 @@
 """A Trainer whose checkpoints hold what trains, and are whole or not there, whichever process fails."""
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate.utils import gather_object
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from trainer import checkpoints
 from trainer.balance import Balance
-from trainer.borders import saving
-from trainer.sharding import ShardingTrainer, trained, whole_state
-
-
-@contextmanager
-def agreed() -> Iterator[list[str]]:
-    """Waits until every process has left the block; if one could not finish it, none of them goes on.
-
-    Nobody may leave the block before a meeting of all processes inside it: what fails earlier goes into the list that
-    this gives.
-
-    Raises:
-        UserError: one was raised here or in another process.
-    """
-    problems: list[str] = []
-    try:
-        yield problems
-    except UserError as error:
-        problems.append(str(error))
-    if failed := gather_object(problems):
-        raise UserError(failed[0])
+from trainer.model import checkpoints
+from trainer.model.borders import saving
+from trainer.model.fsdp import ShardingTrainer, agreed, trained, whole_state
 
 
 class ResumingTrainer(ShardingTrainer):

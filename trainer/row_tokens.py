@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage.json_files import read_json
-from trainer.chat_template import IMAGE_TOKEN
 from trainer.conversations import conversation_rows
-from trainer.folder_check import check_model_folder
-from trainer.parts import load_tokenizer, quiet
-from trainer.templates import TemplateName
-from trainer.tokenizer import prepare_tokenizer
+from trainer.model.chat_template import IMAGE_TOKEN
+from trainer.model.folder_check import check_model_folder
+from trainer.model.parts import load_tokenizer, quiet
+from trainer.model.prompts import TemplateName
+from trainer.model.tokenizer import prepare_tokenizer
 
 Run = tuple[list[str | tuple[str, int]], bool]
 """Tokens as text, an image with how many tokens it becomes; and whether they are trained."""

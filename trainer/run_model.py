@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 
 from sea_pipeline.core.errors import UserError
-from trainer import checkpoints
-from trainer.load import ModelFolder, open_model_folder
-from trainer.lora import merged_weight
+from trainer.model import checkpoints
+from trainer.model.digests import start_folder, weights_digest
+from trainer.model.load import ModelFolder, open_model_folder
+from trainer.model.lora import merged_weight
+from trainer.model.run_record import kept_path, kept_steps, last_step, read_run
+from trainer.model.tensor_files import Entry, read_file, read_weights
 from trainer.recipes.recipe import Lora
-from trainer.run_fields import start_folder, weights_digest
-from trainer.run_record import kept_path, kept_steps, last_step, read_run
-from trainer.weights import Entry, read_file, read_weights
 
 _ADAPTER = ".lora_"
 """Between a layer's name and that of a factor of its adapter, `A` or `B`."""

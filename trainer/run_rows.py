@@ -25,9 +25,9 @@ from trainer.bad_rows import (
     unreadable_images,
     without,
 )
-from trainer.borders import border
 from trainer.conversations import read_conversations, split_rows
-from trainer.load import ModelFolder
+from trainer.model.borders import border
+from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, Basic, Data
 
 

@@ -13,8 +13,8 @@ from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import LabelStore, open_labels
 from trainer.data import Labels
-from trainer.geometry import pads
-from trainer.load import ModelFolder
+from trainer.model.aspect_ratio import pads
+from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, LabelSource, Recipe, Sea
 from trainer.run_rows import Conversations
 from trainer.targets.store import TargetStore, open_targets

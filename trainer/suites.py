@@ -13,7 +13,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Settings, Strict
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.paths import data_folder
-from trainer.run_record import kept_steps, last_step, read_run
+from trainer.model.run_record import kept_steps, last_step, read_run
 
 Suite = Literal["sea", "basic", "smoke"]
 Harness = Literal["lmms_eval", "lm_eval"]
@@ -242,8 +242,8 @@ def _doubles_bos(folder: Path) -> bool:
         return False
     from transformers import AutoTokenizer
 
-    from trainer.chat_template import adds_bos, writes_bos
-    from trainer.templates import chat_template
+    from trainer.model.chat_template import adds_bos, writes_bos
+    from trainer.model.prompts import chat_template
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return adds_bos(tokenizer) and writes_bos(chat_template(tokenizer) or "")

@@ -23,7 +23,7 @@ from sea_pipeline.storage.paths import Place
 from trainer.data import Collator, TrainingData
 from trainer.data import Sample as Encoded
 from trainer.losses.basic_term import BasicTerm
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
 from trainer.targets.codecs import Codec, codec_sha256
 from trainer.targets.store import CODEC, TargetRow, Targets, TargetWriter
 

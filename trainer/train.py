@@ -25,23 +25,24 @@ from sea_pipeline.output.run_files import SummaryFile, read_run_file
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import alone, claimed
 from sea_pipeline.storage.publish import make_folder, publish_bytes
-from trainer import checkpoints
 from trainer.arguments import training_arguments
-from trainer.borders import border, has_lost_others, lacks_memory
 from trainer.build import Inputs, build, premise_of, trainable
 from trainer.conversations import summary
-from trainer.geometry import pads
-from trainer.init import init_model
 from trainer.kept import KeptCheckpoints
-from trainer.load import open_model_folder
 from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
-from trainer.model import AlignedLlava
+from trainer.model import checkpoints
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.aspect_ratio import pads
+from trainer.model.assemble import init_model
+from trainer.model.borders import border, has_lost_others, lacks_memory
+from trainer.model.digests import MODELS, start_folder
+from trainer.model.load import open_model_folder
+from trainer.model.save import save_model
 from trainer.norm import match_norm
 from trainer.recipes.recipe import Parts, Recipe
 from trainer.run_begin import NO_RUN, begin_run
-from trainer.run_fields import MODELS, beside, run_fields, start_folder
+from trainer.run_fields import beside, run_fields
 from trainer.run_rows import check_prompts, open_conversations, without_unreadable
-from trainer.save import save_model
 from trainer.sources import LABELS, open_label_source, open_teacher
 
 

@@ -21,19 +21,19 @@ from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.publish import publish_bytes
 from trainer import metrics
-from trainer.build import basic_term
 from trainer.contextual import build_index
 from trainer.contextual_shares import captioned_photos, look_through
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.layers import look_at_layers, token_texts
-from trainer.load import ModelFolder, load_model, open_model_folder
 from trainer.losses.supervision import degrees
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.digests import start_folder, weights_digest
+from trainer.model.load import ModelFolder, load_model, open_model_folder
+from trainer.model.run_record import read_run
+from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Basic, Loss, Recipe, Sea
 from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe, trained_text
-from trainer.run_fields import start_folder, weights_digest
-from trainer.run_record import read_run
 from trainer.run_rows import Conversations, open_conversations, without_unreadable
 from trainer.sources import labels_for, open_label_source
 

@@ -34,8 +34,8 @@ def init(
     Example: sea-pipeline init --vision packaged --llm packaged --out runs/models/mine
     """
     from sea_pipeline.cli import terminal
-    from trainer.init import init_model
-    from trainer.load import open_model_folder
+    from trainer.model.assemble import init_model
+    from trainer.model.load import open_model_folder
 
     with terminal.busy(f"making {out}"):
         init_model(vision, llm, out, projector=projector, feature_layer=feature_layer, seed=seed, dtype=dtype)

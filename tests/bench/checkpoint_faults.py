@@ -20,7 +20,7 @@ from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import colours, make_world, tiny_recipe
 from tests.trainer.test_checkpoints import HARMS, PARTS
 from tests.trainer.test_resume import values, weights
-from trainer import checkpoints
+from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.bench.measure import machine
 from tests.tiny_models import tiny_llm, tiny_vision
 from trainer import loop
-from trainer.init import init_model
+from trainer.model.assemble import init_model
 from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 

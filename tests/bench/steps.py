@@ -13,10 +13,10 @@ from sea_pipeline.core.progress import no_bar
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import open_labels
 from trainer.build import Inputs, build
-from trainer.init import init_model
-from trainer.load import open_model_folder
 from trainer.loop import AlignTrainer
-from trainer.model import Batch
+from trainer.model.aligned_llava import Batch
+from trainer.model.assemble import init_model
+from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 

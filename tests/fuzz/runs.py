@@ -42,7 +42,7 @@ def targets(world: World, folder: Path, random: random.Random) -> str:
 def _taught(world: World) -> tuple[Path, Path, Path]:
     """A finished folder, another one, and the model of both; made once."""
     from tests.tiny_models import tiny_llm, tiny_vision
-    from trainer.init import init_model
+    from trainer.model.assemble import init_model
 
     root = world.root / "teaching"
     if not (root / "model").exists():

@@ -127,7 +127,7 @@ def rows(world: World, folder: Path, random: random.Random) -> str:
 def conversations(world: World, folder: Path, random: random.Random) -> str:
     """The tokens of conversations that are kept on disk: they are as they were, whatever lies in their folder."""
     from trainer.conversations import FEATURES, conversation_rows
-    from trainer.load import open_model_folder
+    from trainer.model.load import open_model_folder
     from trainer.row_cache import kept_rows
 
     processor = open_model_folder(world.training.model).processor

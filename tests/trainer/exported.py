@@ -23,13 +23,13 @@ from tests.sentence_piece import vicuna_like
 from tests.test_architecture import ROOT
 from tests.tiny_models import CHATML, tiny_llm, tiny_vision
 from tests.trainer.initialised import edit
-from trainer.aspect_ratio import write_image_processor
 from trainer.conversations import conversation_rows
-from trainer.init import init_model
-from trainer.load import ModelFolder, load_model, open_model_folder
-from trainer.parts import load_tokenizer
+from trainer.model.aspect_ratio import write_image_processor
+from trainer.model.assemble import init_model
+from trainer.model.load import ModelFolder, load_model, open_model_folder
+from trainer.model.parts import load_tokenizer
+from trainer.model.sentence_piece import TEXTS, rebuilt
 from trainer.recipes.recipe import Recipe
-from trainer.sentence_piece import TEXTS, rebuilt
 
 READERS = ROOT / "tests" / "readers"
 """Programs that read exports."""
@@ -112,7 +112,7 @@ def _llm(path: Path, case: Case) -> Path:
 def few_texts() -> Iterator[None]:
     """Within it tokenizers are compared on a few hard texts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.sentence_piece._texts", lambda: list(TEXTS))
+        patch.setattr("trainer.model.sentence_piece._texts", lambda: list(TEXTS))
         yield
 
 

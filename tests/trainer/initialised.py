@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from trainer.parts import quiet
+from trainer.model.parts import quiet
 
 LIST = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image"}]}]
 STRING = [{"role": "user", "content": "<image>\nWhat is it?"}]

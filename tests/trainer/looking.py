@@ -12,8 +12,8 @@ from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator
-from trainer.load import ModelFolder, load_model, open_model_folder
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.recipes.recipe import Data, Recipe
 from trainer.run_rows import open_conversations
 from trainer.sources import labels_for

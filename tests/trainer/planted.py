@@ -15,9 +15,10 @@ from tests.tiny_runs import World, label_settings
 from tests.world import COLOURS, draw
 from trainer.conversations import load_conversations
 from trainer.data import Collator, Labels, TrainingData
-from trainer.load import ModelFolder, open_model_folder, sea_term
-from trainer.model import AlignedLlava
-from trainer.parts import quiet
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import ModelFolder, open_model_folder
+from trainer.model.parts import quiet
+from trainer.model.terms import sea_term
 from trainer.recipes.recipe import Sea
 
 M = 16

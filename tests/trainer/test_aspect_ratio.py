@@ -24,11 +24,10 @@ from transformers import (
 
 from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
-from trainer.aspect_ratio import with_aspect_ratio, write_image_processor
-from trainer.geometry import pads
-from trainer.init import init_model
-from trainer.load import open_model_folder
-from trainer.parts import load_vision
+from trainer.model.aspect_ratio import pads, with_aspect_ratio, write_image_processor
+from trainer.model.assemble import init_model
+from trainer.model.load import open_model_folder
+from trainer.model.parts import load_vision
 
 HERE = Path("model")
 

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from trainer.loop import AlignTrainer
-from trainer.model import part
+from trainer.model.aligned_llava import part
 from trainer.train import train
 
 BOTH: dict[str, Any] = {"lm": 1, "sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}

@@ -24,14 +24,15 @@ from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import values, weights
-from trainer import arguments, checkpoints, export, folder_check, init, parts, sharding
-from trainer.borders import border, saving
+from trainer import arguments, export
 from trainer.data import TrainingData
-from trainer.load import open_model_folder
 from trainer.log import Screen
 from trainer.loop import AlignTrainer
 from trainer.losses import equations
-from trainer.model import AlignedLlava
+from trainer.model import assemble, checkpoints, folder_check, fsdp, parts
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.borders import border, saving
+from trainer.model.load import open_model_folder
 from trainer.run_rows import open_conversations
 from trainer.train import train
 
@@ -103,12 +104,12 @@ PLACES: dict[str, tuple[Any, str]] = {
     "arguments": (arguments, "get_reporting_integration_callbacks"),
     "data": (datasets.Dataset, "from_generator"),
     "model": (AlignedLlava, "from_pretrained"),
-    "trainer": (sharding.Trainer, "create_accelerator_and_postprocess"),
+    "trainer": (fsdp.Trainer, "create_accelerator_and_postprocess"),
     "optimizer": (AlignTrainer, "get_optimizer_cls_and_kwargs"),
     "step": (Screen, "on_step_end"),
     "worker": (TrainingData, "pixels"),
     "checkpoint": (checkpoints, "save_file"),
-    "state": (sharding.Trainer, "_save_optimizer_and_scheduler"),
+    "state": (fsdp.Trainer, "_save_optimizer_and_scheduler"),
     "trained model": (AlignedLlava, "save_pretrained"),
 }
 """What a library is asked for at each place, in the order of a run."""
@@ -212,7 +213,7 @@ def test_a_bad_image_is_one_line_from_a_worker_too(command: Any, recipe: Path, t
 def test_what_makes_and_exports_models_says_so_too(
     command: Any, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(init.LlavaForConditionalGeneration, "save_pretrained", safetensors_writer)
+    monkeypatch.setattr(assemble.LlavaForConditionalGeneration, "save_pretrained", safetensors_writer)
     monkeypatch.setattr(export, "write_weights", torch_writer)
     for given in (
         asked("parts", tmp_path, tmp_path / "new", tmp_path),
@@ -311,7 +312,7 @@ def test_whose_an_error_is() -> None:
     shapes = torch.nn.Linear(3, 4)
     assert raised(lambda: shapes(torch.zeros(2, 2))) == "ours"
     assert raised(lambda: shapes(torch.zeros(2, 2)), given=True) == "theirs"
-    assert raised(lambda: sharding.load_state(shapes, {"bias": torch.zeros(3)})) == "ours"
+    assert raised(lambda: fsdp.load_state(shapes, {"bias": torch.zeros(3)})) == "ours"
     assert raised(lambda: importlib.import_module("trainer.nonesuch")) == "ours"
     assert raised(lambda: equations.sea(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(()))) == "ours"
     assert raised(lambda: {}["key"], given=True) == "ours"

@@ -8,7 +8,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.tiny_models import CHATML
 from tests.trainer.old_folder import LISTS_ALONE
-from trainer.chat_template import both_forms, chat_template, with_marks
+from trainer.model.chat_template import both_forms, chat_template, with_marks
 
 LLAMA3 = (
     "{% for message in messages %}{% set content = '<|' + message['role'] + '|>\n\n' + message['content'] | trim + "

@@ -13,7 +13,7 @@ from tests.kills import killed_around
 from tests.programs import Begin
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import copied, values, weights
-from trainer import checkpoints
+from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 

@@ -17,10 +17,10 @@ from tests.trainer.looking import M, Make, Ready, nearest_twin, record, write
 from tests.world import COLOURS, draw
 from trainer.contextual import Index, _places, build_index, index_layers, nearest_states, size_of
 from trainer.contextual_shares import Lens, captioned_photos, look_through
-from trainer.encode import tokenise
 from trainer.layers import watching_layers
-from trainer.parts import load_tokenizer
-from trainer.templates import front
+from trainer.model.parts import load_tokenizer
+from trainer.model.prompts import front
+from trainer.model.tokenise import tokenise
 
 TEXTS = [f"The picture shows a {one} square and a {two} ground." for one in COLOURS for two in COLOURS if one != two]
 PHOTOS = 16

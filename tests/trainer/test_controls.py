@@ -14,8 +14,8 @@ from tests.tiny_tokenizers import byte_level
 from tests.trainer.looking import Make, Ready, record, write
 from tests.world import COLOURS
 from trainer.controls import content_tokens, mean_over_photos, others, with_other_photos
-from trainer.load import load_model
-from trainer.parts import load_tokenizer
+from trainer.model.load import load_model
+from trainer.model.parts import load_tokenizer
 from trainer.recipes.recipe import Recipe
 
 ANSWERS = {name: f"It is a {name} one, and a {name} one it is." for name in COLOURS}

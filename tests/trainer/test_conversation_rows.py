@@ -17,7 +17,7 @@ from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from tests.trainer.spoken import Row, load, record, rows_of, written
 from trainer import conversations
 from trainer.conversations import split_rows, summary
-from trainer.encode import Encoder
+from trainer.model.tokenise import Encoder
 
 
 def test_the_same_input_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from tests.trainer.spoken import ANSWERS, Pairs, Row, load, record, rows_of, samples, written
 from trainer.bad_rows import missing_images
 from trainer.conversations import Summary, summary
-from trainer.encode import Conversation, Encoder
-from trainer.templates import VICUNA_SYSTEM, Rendered
+from trainer.model.prompts import VICUNA_SYSTEM, Rendered
+from trainer.model.tokenise import Conversation, Encoder
 
 # The slow twins: LLaVA tokenises what stands between images by itself, and finds masks by counting tokens of pieces.
 

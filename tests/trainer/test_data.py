@@ -13,7 +13,7 @@ from tests.tiny_runs import World
 from tests.trainer.planted import ROWS, M, Planted, aligned, colours, pairs, plant
 from trainer.data import Labels
 from trainer.features import tower_features
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
 from trainer.recipes.recipe import Sea
 
 

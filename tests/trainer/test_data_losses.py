@@ -11,9 +11,10 @@ from tests.tiny_models import tiny_model
 from tests.tiny_runs import World
 from tests.trainer.planted import ROWS, M, Planted, aligned, conversations, pairs, plant
 from trainer.features import tower_features
-from trainer.load import open_model_folder, sea_term
-from trainer.model import AlignedLlava
-from trainer.parts import quiet
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import open_model_folder
+from trainer.model.parts import quiet
+from trainer.model.terms import sea_term
 from trainer.recipes.recipe import Sea
 
 

@@ -28,11 +28,11 @@ from tests.tiny_runs import World, colours, tiny_recipe
 from tests.trainer.test_save import tensors
 from trainer import export, legacy
 from trainer.export import ExportSettings, export_model
-from trainer.init import init_model
-from trainer.sentence_piece import same_tokenizer
+from trainer.model.assemble import init_model
+from trainer.model.sentence_piece import same_tokenizer
+from trainer.model.tensor_files import Entry, canonical, read_weights, write_weights
 from trainer.stages import train_stages
 from trainer.train import TrainRun, train
-from trainer.weights import Entry, canonical, read_weights, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ def test_a_kill_leaves_no_half_folder_and_the_next_call_clears_up(
 MEASURED = f"""
 import sys
 from pathlib import Path
-from trainer.weights import read_weights, write_weights
+from trainer.model.tensor_files import read_weights, write_weights
 from trainer import legacy
 import torch
 torch.set_num_threads(1)

@@ -13,8 +13,8 @@ from tests.tiny_models import tiny_model
 from tests.trainer.initialised import edit
 from tests.trainer.test_export import run as run
 from tests.trainer.test_save import tensors
-from trainer import hub
 from trainer.export import ExportSettings, export_model
+from trainer.model import hub
 from trainer.train import TrainRun
 
 

@@ -12,7 +12,7 @@ from tests.readers.table import BATCH, IMAGES, LM_EVAL, LMMS_EVAL, LOGITS, PROMP
 from tests.test_architecture import ROOT
 from tests.trainer.exported import Ours, Reader, few_texts, grid_case, make_model, make_pictures, ours, trained
 from trainer.export import ExportSettings, export_model
-from trainer.load import load_model, open_model_folder
+from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
 
 HARNESSES = Path(sys.prefix) / "harness"

@@ -17,11 +17,10 @@ from sea_pipeline.core.errors import UserError
 from tests.readers.by_transformers import WORDS
 from tests.readers.table import LLAMA_CPP, LOGITS, NAMES, PROMPTS, TURNS, cells
 from tests.trainer.exported import Case, Reader, few_texts, grid_case, make_model
-from trainer.encode import tokenise
 from trainer.export import ExportSettings, export_model
-from trainer.parts import load_llm
-from trainer.piece_model import piece_model
-from trainer.sentence_piece import TEXTS
+from trainer.model.parts import load_llm
+from trainer.model.sentence_piece import TEXTS, piece_model
+from trainer.model.tokenise import tokenise
 
 CONVERTER = Path(sys.prefix) / "llama.cpp" / "convert_hf_to_gguf.py"
 """Where `make .venv` puts it."""

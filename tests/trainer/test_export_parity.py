@@ -39,7 +39,7 @@ from tests.trainer.exported import (
 )
 from trainer import export
 from trainer.export import ExportSettings, export_model
-from trainer.weights import write_weights
+from trainer.model.tensor_files import write_weights
 
 pytestmark = pytest.mark.timeout(400)  # the first test makes, exports and reads all of them
 LLAMA3 = {

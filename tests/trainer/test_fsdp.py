@@ -17,7 +17,7 @@ from tests.trainer.test_ddp import ALL, EVEN, ROUNDED, close
 from tests.trainer.test_resume import values, weights
 from tests.trainer.together import CUT, WHOLE, Job, launch, said
 from trainer.arguments import training_arguments
-from trainer.init import init_model
+from trainer.model.assemble import init_model
 from trainer.recipes.recipe import Recipe
 from trainer.train import train
 

@@ -20,7 +20,7 @@ from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.harness_files import lm_file, lmms_file
 from trainer.export import ExportSettings, export_model
 from trainer.harness import collect, collect_curves
-from trainer.init import init_model
+from trainer.model.assemble import init_model
 from trainer.suites import SuiteSettings, eval_steps
 from trainer.train import train
 

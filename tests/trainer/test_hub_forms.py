@@ -25,9 +25,9 @@ from tests.test_architecture import ROOT
 from tests.tiny_runs import World, logged, tiny_recipe
 from tests.trainer.initialised import LIST, load
 from trainer.export import ExportSettings, export_model
-from trainer.init import init_model
-from trainer.load import load_model, open_model_folder
-from trainer.parts import quiet
+from trainer.model.assemble import init_model
+from trainer.model.load import load_model, open_model_folder
+from trainer.model.parts import quiet
 from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 from trainer.stages import train_stages

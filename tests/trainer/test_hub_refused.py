@@ -19,7 +19,8 @@ from sea_pipeline.core.errors import UserError
 from tests.hub_forms import write_form
 from tests.hub_forms.files import LFS_POINTER
 from tests.trainer.initialised import edit, load
-from trainer.init import check_model_folder, init_model
+from trainer.model.assemble import init_model
+from trainer.model.folder_check import check_model_folder
 
 CLIP, SIGLIP, DINO = "openai/clip-vit-large-patch14-336", "google/siglip-so400m-patch14-384", "facebook/dinov2-large"
 VICUNA, MISTRAL, LLAMA3 = "lmsys/vicuna-7b-v1.5", "mistralai/Mistral-7B-v0.1", "meta-llama/Meta-Llama-3-8B-Instruct"

@@ -16,9 +16,9 @@ from transformers import LlavaForConditionalGeneration
 from sea_pipeline.core.errors import UserError
 from tests.tiny_models import LLMS, TOWERS, VOCABULARY, tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
 from tests.trainer.initialised import LIST, load
-from trainer import init
-from trainer.init import init_model
-from trainer.parts import quiet
+from trainer.model import assemble
+from trainer.model.assemble import init_model
+from trainer.model.parts import quiet
 from trainer.towers import tower_grid
 
 
@@ -151,7 +151,7 @@ def test_logits_are_compared_in_the_steps_of_their_precision(
 ) -> None:
     """The LLaVA's head has more rows: another processor may round the same sums to the next number, but scales none."""
     tower, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm", initializer_range=0.3)
-    plain = init._logits
+    plain = assemble._logits
 
     def rounded(model: Any, ids: torch.Tensor) -> torch.Tensor:
         if not isinstance(model, LlavaForConditionalGeneration):
@@ -159,7 +159,7 @@ def test_logits_are_compared_in_the_steps_of_their_precision(
         found = (factor * plain(model, ids)).bfloat16()
         return (found.view(torch.int16) + 1).view(torch.bfloat16).float()
 
-    monkeypatch.setattr(init, "_logits", rounded)
+    monkeypatch.setattr(assemble, "_logits", rounded)
     with pytest.raises(UserError, match="other logits than alone") if factor > 1 else nullcontext():
         init_model(str(tower), str(llm), tmp_path / "model", dtype="bfloat16")
 

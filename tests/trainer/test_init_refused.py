@@ -9,8 +9,9 @@ from transformers import LlavaConfig
 from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
 from tests.trainer.initialised import edit
-from trainer.init import check_model_folder, init_model
-from trainer.parts import quiet
+from trainer.model.assemble import init_model
+from trainer.model.folder_check import check_model_folder
+from trainer.model.parts import quiet
 
 
 def test_a_wrong_strategy_is_found(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(_: Path) -> None:
         raise UserError("no")
 
-    monkeypatch.setattr("trainer.init.check_model_folder", fail)
+    monkeypatch.setattr("trainer.model.assemble.check_model_folder", fail)
     with pytest.raises(UserError, match="no"):
         tiny_model(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model-parts"]

@@ -7,8 +7,8 @@ import pytest
 from sea_pipeline.core.errors import UserError
 from tests.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
 from tests.trainer.initialised import ANSWER, LIST, STRING, edit, load
-from trainer.chat_template import with_marks, without_final_eos
-from trainer.init import init_model
+from trainer.model.assemble import init_model
+from trainer.model.chat_template import with_marks, without_final_eos
 
 
 @pytest.mark.parametrize("template", [None, CHATML], ids=["vicuna", "chatml"])

@@ -15,9 +15,10 @@ from tests.kills import killed_around
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import copied, weights
-from trainer import checkpoints, kept
+from trainer import kept
 from trainer.export import ExportSettings, export_model
 from trainer.kept import steps_to_keep
+from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
 from trainer.train import Told, train
 

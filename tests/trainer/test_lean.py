@@ -17,10 +17,10 @@ from tests.memory import READY, measured
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_save import align_only, sharded, tensors
-from trainer import load
-from trainer.load import load_model, open_model_folder
-from trainer.model import AlignedLlava
-from trainer.save import save_model
+from trainer.model import load
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import load_model, open_model_folder
+from trainer.model.save import save_model
 from trainer.train import train
 
 ALIGN = f"""

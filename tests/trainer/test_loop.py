@@ -13,7 +13,7 @@ from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from trainer.loop import AlignTrainer
 from trainer.losses import equations
-from trainer.model import AlignedLlava, part
+from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.train import trainable
 
 Gradients = dict[str, torch.Tensor]

@@ -15,7 +15,7 @@ from trainer.data import TrainingData
 from trainer.log import FewPairs
 from trainer.loop import AlignTrainer
 from trainer.losses import equations
-from trainer.model import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava
 from trainer.train import train
 
 

@@ -15,8 +15,8 @@ from tests.tiny_models import tiny_model
 from tests.trainer.initialised import edit
 from tests.trainer.test_export import run as run
 from tests.trainer.test_export import written
-from trainer import hub
-from trainer.load import open_model_folder
+from trainer.model import hub
+from trainer.model.load import open_model_folder
 from trainer.model_card import model_card
 from trainer.train import TrainRun
 

@@ -22,7 +22,7 @@ from tests.world import COLOURS, draw
 from trainer import views
 from trainer.evaluate_run import EvaluateSettings, evaluate_model
 from trainer.export import ExportSettings, export_model
-from trainer.geometry import pads
+from trainer.model.aspect_ratio import pads
 from trainer.recipes.recipe import Recipe
 from trainer.stages import train_stages
 from trainer.targets.store import open_targets

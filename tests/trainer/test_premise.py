@@ -17,12 +17,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from sea_pipeline.core.errors import UserError
 from tests.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
 from tests.tiny_runs import World, tiny_recipe
-from trainer import build, text_lens
-from trainer.build import lens_of
 from trainer.llm_probe import KINDS, LlmProbed, LlmProbeSettings, probe_llm
-from trainer.load import load_model, open_model_folder, reader_of
 from trainer.losses.lens import LensKind
-from trainer.plain_text import plain_text
+from trainer.model import terms, text_lens
+from trainer.model.load import load_model, open_model_folder
+from trainer.model.plain_text import plain_text
+from trainer.model.reader import Reader
+from trainer.model.terms import lens_of, reader_of
+from trainer.model.text_lens import text_lenses
 from trainer.premise import (
     Lenses,
     Nearness,
@@ -35,10 +37,8 @@ from trainer.premise import (
     text_rows,
     verdict,
 )
-from trainer.reader import Reader
 from trainer.recipes.recipe import Basic
 from trainer.teach_run import TeachSettings, teach_images
-from trainer.text_lens import text_lenses
 from trainer.train import Told, train
 
 WIDTH = 64
@@ -161,7 +161,7 @@ def test_layers_are_those_of_the_model_and_v_is_their_sum(tiny: World, deep: Pat
 
 
 def test_plain_text_is_the_same_each_time_and_two_parts_share_no_rare_word() -> None:
-    program = "from trainer.plain_text import plain_text; print(plain_text(3, skip=5))"
+    program = "from trainer.model.plain_text import plain_text; print(plain_text(3, skip=5))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == plain_text(3, skip=5) + "\n"
     assert plain_text(8).endswith(plain_text(3, skip=5))
@@ -299,8 +299,8 @@ def test_the_terms_of_a_recipe_have_the_lens_that_it_asks_for(
     for kind in ("none", "ridge", "centred", "shuffled"):
         recipe = tiny_recipe(tiny, model=str(deep), loss=DAS | {"basic": {"lens": kind}})
         model = load_model(folder, recipe)
-        lens = build.lens_of(model, folder, recipe)
-        term = build.basic_term(model, folder, recipe, ["das"], lens)
+        lens = terms.lens_of(model, folder, recipe)
+        term = terms.basic_term(model, folder, recipe, ["das"], lens)
         assert term.supervision is not None
         assert (term.supervision.lens is None) == (kind == "none")
 

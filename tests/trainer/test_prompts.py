@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer
 from tests.trainer.looking import record, write
 from trainer.conversations import FEATURES
-from trainer.load import open_model_folder
+from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Basic
 from trainer.run_rows import Conversations, check_prompts
 from trainer.teach_run import TeachSettings, teach_images

@@ -14,7 +14,7 @@ from tests.trainer.looking import Make, Ready, record, write
 from tests.world import COLOURS
 from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.evaluate import evaluating
-from trainer.load import load_model
+from trainer.model.load import load_model
 from trainer.questions import SHORT, Asker, read_questions
 from trainer.recipes.recipe import Recipe
 

@@ -16,7 +16,8 @@ from tests import tiny_runs
 from tests.kills import killed_around
 from tests.programs import Begin
 from tests.tiny_runs import World, logged, tiny_recipe
-from trainer import checkpoints, run_begin
+from trainer import run_begin
+from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
 from trainer.run_begin import begin_run
 from trainer.train import train

@@ -12,8 +12,8 @@ import torch
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, logged, tiny_trainer
 from trainer.arguments import training_arguments
-from trainer.init import init_model
-from trainer.model import part
+from trainer.model.aligned_llava import part
+from trainer.model.assemble import init_model
 from trainer.recipes.paper_rows import PaperRow, named_recipes, paper_rows
 from trainer.recipes.recipe import Recipe
 

@@ -9,9 +9,9 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe
-from trainer.checkpoints import TRAINED
 from trainer.log import Screen
-from trainer.run_record import kept_path, last_step, read_run
+from trainer.model.checkpoints import TRAINED
+from trainer.model.run_record import kept_path, last_step, read_run
 from trainer.train import train
 
 

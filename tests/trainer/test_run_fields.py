@@ -15,9 +15,9 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
-from trainer.init import init_model
+from trainer.model.assemble import init_model
+from trainer.model.digests import start_folder, weights_digest
 from trainer.recipes.recipe import Parts, Recipe
-from trainer.run_fields import start_folder, weights_digest
 from trainer.train import train
 
 

@@ -14,8 +14,8 @@ from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGen
 
 from tests.tiny_models import tiny_llm, tiny_model
 from tests.tiny_runs import World, logged, tiny_recipe
-from trainer.init import init_model
-from trainer.load import open_model_folder
+from trainer.model.assemble import init_model
+from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.train import train
 

@@ -14,11 +14,11 @@ from sea_pipeline.core.errors import UserError
 from tests.sentence_piece import CODE, Slow, sentence_piece, vicuna_like
 from tests.tiny_tokenizers import byte_level
 from tests.trainer.spoken import Pairs, load, record, written
-from trainer.encode import tokenise
-from trainer.parts import load_tokenizer
-from trainer.sentence_piece import TEXTS
-from trainer.templates import VICUNA_SYSTEM
-from trainer.tokenizer import check_saved_tokenizer, prepare_tokenizer, with_image_token
+from trainer.model.parts import load_tokenizer
+from trainer.model.prompts import VICUNA_SYSTEM
+from trainer.model.sentence_piece import TEXTS
+from trainer.model.tokenise import tokenise
+from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer, with_image_token
 
 ODD = [*TEXTS, *CODE, "double  space", " one", "   three", "a </s> b", "</s>USER", " </s>", "\u2581x", "x\u2581\u2581y"]
 SAID = [

@@ -4,7 +4,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
-from trainer.templates import VICUNA_SYSTEM, Message, Rendered, load_template, read_messages
+from trainer.model.prompts import VICUNA_SYSTEM, Message, Rendered, load_template, read_messages
 
 
 def turns(*values: str, system: str | None = None) -> list[dict[str, str]]:

@@ -17,10 +17,11 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.packaged import PackagedEncoder
 from tests.tiny_models import tiny_llm, tiny_vision
-from trainer import parts
-from trainer.init import check_model_folder, init_model
-from trainer.load import load_model, open_model_folder
-from trainer.parts import load_llm, load_vision, quiet
+from trainer.model import parts
+from trainer.model.assemble import init_model
+from trainer.model.folder_check import check_model_folder
+from trainer.model.load import load_model, open_model_folder
+from trainer.model.parts import load_llm, load_vision, quiet
 from trainer.recipes.recipe import Recipe
 from trainer.towers import PackagedTower, S2Tower, S2TowerConfig, tower_grid
 
@@ -214,7 +215,7 @@ def test_the_packaged_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == plain
     ids = llm.tokenizer("The capital of France is", return_tensors="pt").input_ids
     expected = llm.model(ids).logits
-    monkeypatch.setattr("trainer.init.load_llm", lambda spec, dtype: llm)  # to read the GGUF once
+    monkeypatch.setattr("trainer.model.assemble.load_llm", lambda spec, dtype: llm)  # to read the GGUF once
     folder = init_model(str(tiny_vision(tmp_path / "vision")), "packaged", tmp_path / "model")
     with quiet():
         model: Any = LlavaForConditionalGeneration.from_pretrained(folder)

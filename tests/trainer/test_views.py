@@ -15,7 +15,7 @@ from tests.tiny_runs import World, colours, tiny_recipe
 from tests.trainer.looking import nearest_twin
 from trainer import views
 from trainer.evaluate import evaluating
-from trainer.load import load_model, open_model_folder
+from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.train import train
 from trainer.views import VIEWS, ViewSettings, run_views

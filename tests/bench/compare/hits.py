@@ -10,7 +10,7 @@ from sea_pipeline.labels.store import open_labels
 from trainer import metrics
 from trainer.data import TrainingData
 from trainer.evaluate import Evaluator, evaluating
-from trainer.load import load_model, open_model_folder
+from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Data, Loss, Recipe, Sea
 from trainer.run_rows import open_conversations
 from trainer.sources import labels_for

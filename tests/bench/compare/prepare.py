@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sea_pipeline.labels.run import LabelSettings, label_images
 from trainer.controls import others
-from trainer.init import init_model
+from trainer.model.assemble import init_model
 from trainer.questions import SHORT
 
 VISION, ENCODER, LLM = "packaged@224", "packaged@224", "packaged"

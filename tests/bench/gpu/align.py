@@ -28,9 +28,9 @@ from tests.bench.steps import Clock, conversations, ready, taking
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.world import ColourEncoder
 from trainer.build import Inputs, build
-from trainer.init import init_model
-from trainer.load import ModelFolder, open_model_folder
 from trainer.loop import AlignTrainer
+from trainer.model.assemble import init_model
+from trainer.model.load import ModelFolder, open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.run_rows import open_conversations
 

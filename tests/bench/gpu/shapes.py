@@ -12,11 +12,11 @@ from tests.bench.gpu.common import Setup
 from tests.bench.steps import ready
 from trainer.arguments import training_arguments
 from trainer.balance import Balance
-from trainer.build import basic_term
-from trainer.load import freeze
 from trainer.loop import AlignTrainer
 from trainer.losses.sea_term import SeaTerm
-from trainer.model import AlignedLlava, Batch
+from trainer.model.aligned_llava import AlignedLlava, Batch
+from trainer.model.load import freeze
+from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Recipe
 
 

@@ -24,7 +24,7 @@ from trainer.loop import AlignTrainer
 from trainer.losses import equations
 from trainer.losses.attention_tap import Tapped
 from trainer.losses.supervision import Seen
-from trainer.model import AlignedLlava, Batch
+from trainer.model.aligned_llava import AlignedLlava, Batch
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "lm": (),

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from trainer.losses.embeddings import llm_embeddings
-from trainer.templates import front
+from trainer.model.prompts import front
 
 ROW = 128
 """Tokens of text that the LLM reads at once; shorter texts make one row."""

@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
+from trainer.model.tensor_files import Stored, canonical
 from trainer.recipes.recipe import Lora
-from trainer.weights import Stored, canonical
 
 _A, _B = ".lora_A.", ".lora_B."
 """In names, behind a layer: the factors of its adapter."""

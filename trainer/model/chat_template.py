@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import UserError
-from trainer.templates import GENERATION, VICUNA_SYSTEM, front
+from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, front
 
 IMAGE_TOKEN = "<image>"
 """The literal that evaluation harnesses write; another would not be replaced by image tokens."""

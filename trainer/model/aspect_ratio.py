@@ -14,7 +14,6 @@ from transformers import LlavaImageProcessor, LlavaImageProcessorPil
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
-from trainer.geometry import pads
 from trainer.recipes.recipe import AspectRatio
 
 _SETTINGS = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
@@ -101,3 +100,11 @@ def _write(file: Path, content: dict[str, Any]) -> None:
     file.unlink()  # a copy of a read-only file is one, too
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
     file.chmod(mode)
+
+
+def pads(image_processor: Any) -> bool:  # noqa: ANN401 - any image processor
+    """Whether an image processor puts an image into the middle of a square before all else, as LLaVA's does.
+
+    Others have a `do_pad`, too: it adds rows and columns behind the crop, of which a square of one size needs none.
+    """
+    return bool(getattr(image_processor, "do_pad", False)) and hasattr(image_processor, "pad_to_square")

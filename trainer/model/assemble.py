@@ -18,12 +18,12 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.hashing import canonical_json
 from sea_pipeline.storage.publish import publish_folder
-from trainer.borders import saving
-from trainer.chat_template import IMAGE_TOKEN
-from trainer.folder_check import check_model_folder as check_model_folder
-from trainer.folder_check import image_shape
-from trainer.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
-from trainer.tokenizer import check_saved_tokenizer, prepare_tokenizer
+from trainer.model.borders import saving
+from trainer.model.chat_template import IMAGE_TOKEN
+from trainer.model.folder_check import check_model_folder as check_model_folder
+from trainer.model.folder_check import image_shape
+from trainer.model.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
+from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer
 
 Projector = Literal["mlp2x_gelu", "linear"]
 ALIGNMENT = "alignment.json"

@@ -16,8 +16,8 @@ from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
 from trainer.losses.lens import PENALTIES, Lens, LensKind, fit, load_lens, save_lens
-from trainer.plain_text import plain_text
-from trainer.reader import Reader
+from trainer.model.plain_text import plain_text
+from trainer.model.reader import Reader
 
 LENS_VERSION = 1
 """Part of what a run is; raise it when the same LLM would get another lens."""

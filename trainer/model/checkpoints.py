@@ -24,7 +24,7 @@ from torch import nn
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder
-from trainer.sharding import load_state, trained
+from trainer.model.fsdp import load_state, trained
 
 TRAINED = "trained.safetensors"
 _BALANCE = "balance."

@@ -11,18 +11,15 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
-from trainer.aspect_ratio import with_aspect_ratio
-from trainer.borders import border
-from trainer.folder_check import check_model_folder
-from trainer.init import ALIGNMENT
-from trainer.lora import add_adapters
-from trainer.losses.sea_term import SeaTerm
-from trainer.model import AlignedLlava, part
-from trainer.parts import quiet
-from trainer.reader import Reader
-from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe, Sea
+from trainer.model.aligned_llava import AlignedLlava, part
+from trainer.model.aspect_ratio import with_aspect_ratio
+from trainer.model.assemble import ALIGNMENT
+from trainer.model.borders import border
+from trainer.model.folder_check import check_model_folder
+from trainer.model.lora import add_adapters
+from trainer.model.parts import quiet
+from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe
 from trainer.towers import tower_grid
-from trainer.words import word_tokens
 
 
 @dataclass(frozen=True)
@@ -140,12 +137,6 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
     return model
 
 
-def reader_of(model: AlignedLlava, folder: ModelFolder) -> Reader:
-    """The model's LLM, to read plain text."""
-    llm = model.model.language_model
-    return Reader(llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
-
-
 def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:
     """What trains is float32, and with it all of its part, so that no layer gives the next one another precision.
 
@@ -193,25 +184,6 @@ def unreached_vision(model: AlignedLlava) -> set[int]:
         chosen = hidden[layer] if isinstance(layer, int) else torch.cat([hidden[one] for one in layer], -1)
         gradients = torch.autograd.grad(chosen.float().sum(), parameters, allow_unused=True)
     return {id(parameter) for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None}
-
-
-def sea_term(folder: ModelFolder, words: tuple[str, ...], sea: Sea) -> SeaTerm:
-    """SEA's term for a word list and the folder's tokenizer.
-
-    Raises:
-        UserError: a word has no token of the LLM.
-    """
-    tokens = word_tokens(folder.processor.tokenizer, words, sea.word_prefix)
-    for form in tokens:
-        if empty := [word for word, ids in zip(words, form, strict=True) if not ids]:
-            raise UserError(f"the LLM's tokenizer has no token for the word {empty[0]!r}; leave it out of the list")
-    return SeaTerm(
-        tokens,
-        log_scale=sea.logit_scale_init,
-        learnable=sea.logit_scale_learnable,
-        gather=sea.gather,
-        dedupe=sea.dedupe,
-    )
 
 
 def _frozen_dtype(recipe: Recipe) -> torch.dtype:

@@ -31,11 +31,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import package_folder, require
 from sea_pipeline.encoders.spec import packaged_side, split_s2
-from trainer.folder_check import image_shape
-from trainer.hub import find_file
-from trainer.pretrained import load_config, load_weights, named
-from trainer.pretrained_tokenizer import read_tokenizer
-from trainer.sentence_piece import faithful
+from trainer.model.folder_check import image_shape
+from trainer.model.hub import find_file
+from trainer.model.pretrained import load_config, load_weights, named, read_tokenizer
+from trainer.model.sentence_piece import faithful
 from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
 
 _CLS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}

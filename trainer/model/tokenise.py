@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from trainer.templates import Rendered, front
+from trainer.model.prompts import Rendered, front
 
 SPACES = (" ", "\u2581")
 """A space, and SentencePiece's letter for it."""

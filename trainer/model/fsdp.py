@@ -1,19 +1,22 @@
-"""FSDP: weights that are cut over the processes, and what accelerate leaves open about them."""
+"""FSDP: weights that are cut over the processes, what accelerate leaves open of it, and what all agree on."""
 
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import DistributedType, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, save_fsdp_optimizer
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, save_fsdp_optimizer
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
+
+from sea_pipeline.core.errors import UserError
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
@@ -112,3 +115,22 @@ class ShardingTrainer(Trainer):
         if self.args.should_save:
             assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+
+@contextmanager
+def agreed() -> Iterator[list[str]]:
+    """Waits until every process has left the block; if one could not finish it, none of them goes on.
+
+    Nobody may leave the block before a meeting of all processes inside it: what fails earlier goes into the list that
+    this gives.
+
+    Raises:
+        UserError: one was raised here or in another process.
+    """
+    problems: list[str] = []
+    try:
+        yield problems
+    except UserError as error:
+        problems.append(str(error))
+    if failed := gather_object(problems):
+        raise UserError(failed[0])

@@ -10,9 +10,9 @@ from transformers import AutoModel, AutoProcessor, LlavaConfig
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
-from trainer.borders import border
-from trainer.chat_template import IMAGE_TOKEN, both_forms
-from trainer.config_check import check_plain
+from trainer.model.borders import border
+from trainer.model.chat_template import IMAGE_TOKEN, both_forms
+from trainer.model.config_check import check_plain
 
 
 class Checked(NamedTuple):

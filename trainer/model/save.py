@@ -8,16 +8,15 @@ from torch import nn
 
 from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.storage.publish import publish_folder
-from trainer.aspect_ratio import write_image_processor
-from trainer.borders import saving
-from trainer.load import ModelFolder
-from trainer.lora import merge_adapters, plain
-from trainer.model import AlignedLlava
-from trainer.parts import quiet
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.aspect_ratio import write_image_processor
+from trainer.model.borders import saving
+from trainer.model.fsdp import agreed, round_state, state_of, whole_state
+from trainer.model.load import ModelFolder
+from trainer.model.lora import merge_adapters, plain
+from trainer.model.parts import quiet
+from trainer.model.tensor_files import PROJECTOR, canonical, read_weights, tensors_of
 from trainer.recipes.recipe import Lora
-from trainer.resume import agreed
-from trainer.sharding import round_state, state_of, whole_state
-from trainer.weights import PROJECTOR, canonical, read_weights, tensors_of
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """As weight files name them."""

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
-from trainer.chat_template import (
+from trainer.model.chat_template import (
     BOS_FIRST,
     IMAGE_TOKEN,
     chat_template,
@@ -18,8 +18,8 @@ from trainer.chat_template import (
     with_own_eos,
     without_final_eos,
 )
-from trainer.encode import SPACES, adds_space, tokenise
-from trainer.sentence_piece import rebuilt, same_tokenizer
+from trainer.model.sentence_piece import rebuilt, same_tokenizer
+from trainer.model.tokenise import SPACES, adds_space, tokenise
 
 _PROMPTS = (
     f"{IMAGE_TOKEN}\nWhat? ",
