@@ -129,7 +129,8 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
     """All of it, with less of everything: labels, parts, training without and with SEA, the report."""
     from sea_pipeline.cli import demo
-    from trainer import run_rows, views
+    from trainer import views
+    from trainer.data import run_rows
     from trainer.recipes import names as recipe_names
     from trainer.replace import replace_and_describe
 

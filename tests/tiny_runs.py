@@ -22,14 +22,14 @@ from sea_pipeline.labels.run import LabelSettings
 from tests.tiny_models import tiny_model
 from tests.world import COLOURS, ColourEncoder, draw, word_file
 from trainer import evaluate, train
-from trainer.build import Inputs, build
+from trainer.build import build
+from trainer.data.inputs import Inputs, open_label_source, open_teacher
+from trainer.data.run_rows import open_conversations
 from trainer.log import MetricsLog
 from trainer.loop import AlignTrainer
 from trainer.model import checkpoints
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
-from trainer.run_rows import open_conversations
-from trainer.sources import open_label_source, open_teacher
 
 ROWS = 12
 """Samples to train on: captions, a conversation of two turns, a text without an image. Three more are held out."""

@@ -1,37 +1,22 @@
 """A run's inputs to a trainer that is ready: model, terms, data, metrics."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sea_pipeline.core.progress import ProgressBar
-from sea_pipeline.labels.store import LabelStore
 from trainer.arguments import training_arguments
 from trainer.balance import Balance
-from trainer.data import Labels, TrainingData
+from trainer.data.dataset import Labels, TrainingData
+from trainer.data.inputs import Inputs, labels_for
+from trainer.data.kept_features import tower_features
 from trainer.evaluate import Evaluator
-from trainer.features import tower_features
 from trainer.loop import AlignTrainer, learning_rate
 from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.borders import border
-from trainer.model.load import ModelFolder, load_model
+from trainer.model.load import load_model
 from trainer.model.terms import basic_term, lens_of, reader_of, sea_term
 from trainer.premise import Premise, premise
 from trainer.recipes.recipe import Recipe
-from trainer.run_rows import Conversations
-from trainer.sources import labels_for
-from trainer.targets.store import TargetStore
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads."""
-
-    recipe: Recipe
-    folder: ModelFolder
-    conversations: Conversations
-    store: LabelStore | None
-    targets: TargetStore | None = None
 
 
 def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]) -> AlignTrainer:

@@ -17,7 +17,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.inputs.captions import content_spans
-from trainer.data import TrainingData
+from trainer.data.dataset import TrainingData
 from trainer.model.aligned_llava import Batch
 
 

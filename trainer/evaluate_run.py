@@ -18,8 +18,10 @@ from sea_pipeline.labels.store import open_labels
 from sea_pipeline.storage.publish import check_result, publish_result
 from trainer.contextual import TOKENS, build_index, size_of
 from trainer.contextual_shares import captioned_photos, look_through
-from trainer.conversations import read_conversations, split_rows
-from trainer.data import TrainingData
+from trainer.data.conversations import read_conversations, split_rows
+from trainer.data.dataset import TrainingData
+from trainer.data.inputs import labels_for
+from trainer.data.run_rows import below, open_conversations, place_of, without_unreadable
 from trainer.evaluate import Evaluator, evaluating
 from trainer.evaluation_figures import check_figures, save_figures
 from trainer.layers import LayerTokens, look_at_layers
@@ -29,8 +31,6 @@ from trainer.model.run_record import read_run
 from trainer.questions import Asker, read_questions
 from trainer.recipes.recipe import Data, LabelSource, Recipe
 from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
-from trainer.run_rows import below, open_conversations, place_of, without_unreadable
-from trainer.sources import labels_for
 
 
 class EvaluateSettings(Settings):

@@ -12,7 +12,8 @@ from transformers import PrinterCallback, TrainingArguments
 
 from sea_pipeline.core.errors import UserError
 from trainer.balance import Balance, Probe
-from trainer.data import Collator, TrainingData
+from trainer.data.dataset import Collator, TrainingData
+from trainer.data.sampler import EpochSampler
 from trainer.losses.equations import MAX_SCALE
 from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava, part
@@ -20,7 +21,6 @@ from trainer.model.borders import border
 from trainer.model.fsdp import whole
 from trainer.recipes.recipe import Recipe
 from trainer.resume import ResumingTrainer
-from trainer.sampler import EpochSampler
 from trainer.schedule import check_schedule, schedule_options
 
 _LENGTHS = ("visual_norm", "refined_norm")

@@ -5,7 +5,7 @@ from itertools import islice
 import torch
 
 from sea_pipeline.core.parallel import batched
-from trainer.data import Collator, TrainingData
+from trainer.data.dataset import Collator, TrainingData
 from trainer.losses.embeddings import llm_embeddings
 from trainer.model.aligned_llava import AlignedLlava
 

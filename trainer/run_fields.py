@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline.storage.hashing import file_sha256
-from trainer.build import Inputs
+from trainer.data.inputs import Inputs
 from trainer.model.digests import processing_digests, weights_digest
 from trainer.model.text_lens import lens_fields
 from trainer.targets.store import CODEC

@@ -20,8 +20,8 @@ from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.paths import Place
-from trainer.data import Collator, TrainingData
-from trainer.data import Sample as Encoded
+from trainer.data.dataset import Collator, TrainingData
+from trainer.data.dataset import Sample as Encoded
 from trainer.losses.basic_term import BasicTerm
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.targets.codecs import Codec, codec_sha256

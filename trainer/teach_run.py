@@ -32,14 +32,14 @@ from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.retry import StoreError
-from trainer.data import TrainingData
+from trainer.data.dataset import TrainingData
+from trainer.data.run_rows import Conversations, check_prompts, open_conversations
 from trainer.losses.attention_tap import FAMILIES
 from trainer.model.aspect_ratio import pads
 from trainer.model.digests import processing_digests
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRates, Loss, Recipe
-from trainer.run_rows import Conversations, check_prompts, open_conversations
 from trainer.targets.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from trainer.targets.store import CODEC, KIND, bytes_per_image
 from trainer.teach import TEACH_VERSION, Teacher, TeachStage

@@ -26,8 +26,10 @@ from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import alone, claimed
 from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.arguments import training_arguments
-from trainer.build import Inputs, build, premise_of, trainable
-from trainer.conversations import summary
+from trainer.build import build, premise_of, trainable
+from trainer.data.conversations import summary
+from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher
+from trainer.data.run_rows import check_prompts, open_conversations, without_unreadable
 from trainer.kept import KeptCheckpoints
 from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.model import checkpoints
@@ -42,8 +44,6 @@ from trainer.norm import match_norm
 from trainer.recipes.recipe import Parts, Recipe
 from trainer.run_begin import NO_RUN, begin_run
 from trainer.run_fields import beside, run_fields
-from trainer.run_rows import check_prompts, open_conversations, without_unreadable
-from trainer.sources import LABELS, open_label_source, open_teacher
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from sea_pipeline.storage.publish import publish_bytes
 from trainer import metrics
 from trainer.contextual import build_index
 from trainer.contextual_shares import captioned_photos, look_through
-from trainer.data import TrainingData
+from trainer.data.dataset import TrainingData
+from trainer.data.inputs import labels_for, open_label_source
+from trainer.data.run_rows import Conversations, open_conversations, without_unreadable
 from trainer.evaluate import Evaluator, Shown, evaluating
 from trainer.layers import look_at_layers, token_texts
 from trainer.losses.supervision import degrees
@@ -34,8 +36,6 @@ from trainer.model.run_record import read_run
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Basic, Loss, Recipe, Sea
 from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe, trained_text
-from trainer.run_rows import Conversations, open_conversations, without_unreadable
-from trainer.sources import labels_for, open_label_source
 
 VIEWS = "views.json"
 VERSION = 3

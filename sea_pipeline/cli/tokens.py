@@ -43,7 +43,7 @@ def tokens(
     Example: sea-pipeline tokens runs/models/mine --data photos.json --template plain --limit 3
     """
     from sea_pipeline.cli.tables import training as training_tables
-    from trainer.row_tokens import TokensSettings, row_tokens
+    from trainer.data.row_tokens import TokensSettings, row_tokens
 
     settings = TokensSettings.of(
         model=model, data=data, template=template, max_length=max_length, limit=limit, visual_tokens=visual_tokens

@@ -101,7 +101,7 @@ def recipe(world: World, folder: Path, random: random.Random) -> str:
 
 def rows(world: World, folder: Path, random: random.Random) -> str:
     """Conversations to train on: each that is as it was trains what it trained, or the file is refused."""
-    from trainer.row_tokens import TokensSettings, row_tokens
+    from trainer.data.row_tokens import TokensSettings, row_tokens
 
     form = random.choice((".json", ".jsonl"))
     text, lines = _records([f"a {colour} patch" for colour in _COLOURS], form)
@@ -126,9 +126,9 @@ def rows(world: World, folder: Path, random: random.Random) -> str:
 
 def conversations(world: World, folder: Path, random: random.Random) -> str:
     """The tokens of conversations that are kept on disk: they are as they were, whatever lies in their folder."""
-    from trainer.conversations import FEATURES, conversation_rows
+    from trainer.data.conversations import FEATURES, conversation_rows
+    from trainer.data.row_cache import kept_rows
     from trainer.model.load import open_model_folder
-    from trainer.row_cache import kept_rows
 
     processor = open_model_folder(world.training.model).processor
 

@@ -23,7 +23,7 @@ from tests.sentence_piece import vicuna_like
 from tests.test_architecture import ROOT
 from tests.tiny_models import CHATML, tiny_llm, tiny_vision
 from tests.trainer.initialised import edit
-from trainer.conversations import conversation_rows
+from trainer.data.conversations import conversation_rows
 from trainer.model.aspect_ratio import write_image_processor
 from trainer.model.assemble import init_model
 from trainer.model.load import ModelFolder, load_model, open_model_folder

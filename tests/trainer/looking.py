@@ -10,13 +10,13 @@ from torch import nn
 
 from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World
-from trainer.data import TrainingData
+from trainer.data.dataset import TrainingData
+from trainer.data.inputs import labels_for
+from trainer.data.run_rows import open_conversations
 from trainer.evaluate import Evaluator
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.recipes.recipe import Data, Recipe
-from trainer.run_rows import open_conversations
-from trainer.sources import labels_for
 
 M = 16
 

@@ -13,8 +13,8 @@ from sea_pipeline import label_cache, open_labels
 from sea_pipeline.labels import run as label_run
 from tests.tiny_runs import World, label_settings
 from tests.world import COLOURS, draw
-from trainer.conversations import load_conversations
-from trainer.data import Collator, Labels, TrainingData
+from trainer.data.conversations import load_conversations
+from trainer.data.dataset import Collator, Labels, TrainingData
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, open_model_folder
 from trainer.model.parts import quiet

@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from trainer.conversations import load_conversations
+from trainer.data.conversations import load_conversations
 
 Row = dict[str, Any]
 Pairs = list[tuple[str, str]]

@@ -17,8 +17,8 @@ from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.tiny_tokenizers import byte_level
 from tests.trainer.spoken import Row, load, record, written
-from trainer.bad_rows import BadRow, refuse
-from trainer.conversations import read_conversations
+from trainer.data.bad_rows import BadRow, refuse
+from trainer.data.conversations import read_conversations
 from trainer.train import Told, TrainRun, train
 
 GOOD: list[Row] = [

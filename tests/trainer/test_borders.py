@@ -25,7 +25,8 @@ from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import values, weights
 from trainer import arguments, export
-from trainer.data import TrainingData
+from trainer.data.dataset import TrainingData
+from trainer.data.run_rows import open_conversations
 from trainer.log import Screen
 from trainer.loop import AlignTrainer
 from trainer.losses import equations
@@ -33,7 +34,6 @@ from trainer.model import assemble, checkpoints, folder_check, fsdp, parts
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.borders import border, saving
 from trainer.model.load import open_model_folder
-from trainer.run_rows import open_conversations
 from trainer.train import train
 
 Raise = Callable[..., Any]

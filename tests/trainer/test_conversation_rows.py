@@ -15,8 +15,8 @@ from sea_pipeline.core.errors import UserError
 from tests.programs import Begin
 from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from tests.trainer.spoken import Row, load, record, rows_of, written
-from trainer import conversations
-from trainer.conversations import split_rows, summary
+from trainer.data import conversations
+from trainer.data.conversations import split_rows, summary
 from trainer.model.tokenise import Encoder
 
 

@@ -10,8 +10,8 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import package_folder
 from tests.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from tests.trainer.spoken import ANSWERS, Pairs, Row, load, record, rows_of, samples, written
-from trainer.bad_rows import missing_images
-from trainer.conversations import Summary, summary
+from trainer.data.bad_rows import missing_images
+from trainer.data.conversations import Summary, summary
 from trainer.model.prompts import VICUNA_SYSTEM, Rendered
 from trainer.model.tokenise import Conversation, Encoder
 

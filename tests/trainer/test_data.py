@@ -11,8 +11,8 @@ import torch
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World
 from tests.trainer.planted import ROWS, M, Planted, aligned, colours, pairs, plant
-from trainer.data import Labels
-from trainer.features import tower_features
+from trainer.data.dataset import Labels
+from trainer.data.kept_features import tower_features
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.recipes.recipe import Sea
 

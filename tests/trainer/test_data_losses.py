@@ -10,7 +10,7 @@ from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World
 from tests.trainer.planted import ROWS, M, Planted, aligned, conversations, pairs, plant
-from trainer.features import tower_features
+from trainer.data.kept_features import tower_features
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import open_model_folder
 from trainer.model.parts import quiet
@@ -79,7 +79,7 @@ def test_l_lm_with_other_towers(planted: Planted, tmp_path: Path, vision: str) -
 def test_kept_features_give_the_same_losses(
     planted: Planted, model: AlignedLlava, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.features._BATCHES", {"cpu": 3})  # 4 images: an uneven last batch
+    monkeypatch.setattr("trainer.data.kept_features._BATCHES", {"cpu": 3})  # 4 images: an uneven last batch
     names = ("text", "two", "long", "one")
     pixels = planted.batch(*names)
     data, done = planted.data(), []

@@ -13,8 +13,8 @@ from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, colours, logged, tiny_recipe, tiny_trainer
 from tests.trainer.test_resume import copied, values, weights
 from tests.trainer.together import WHOLE, Ended, Job, launch, said
+from trainer.data.sampler import BLANK
 from trainer.recipes.recipe import Recipe
-from trainer.sampler import BLANK
 from trainer.train import Told, train
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for two launches

@@ -12,7 +12,7 @@ from transformers import BitImageProcessor, CLIPImageProcessor, LlavaImageProces
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox, inside
 from sea_pipeline.labels.store import Labels
-from trainer.geometry import carried, placed, processor_box, same_place
+from trainer.data.geometry import carried, placed, processor_box, same_place
 
 PLAIN: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
 """Colours come out as they go in."""

@@ -24,12 +24,12 @@ from tests.hub_forms import LLMS, TOWERS, sentence_piece, write_form
 from tests.test_architecture import ROOT
 from tests.tiny_runs import World, logged, tiny_recipe
 from tests.trainer.initialised import LIST, load
+from trainer.data.run_rows import open_conversations
 from trainer.export import ExportSettings, export_model
 from trainer.model.assemble import init_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import quiet
 from trainer.recipes.recipe import Recipe
-from trainer.run_rows import open_conversations
 from trainer.stages import train_stages
 
 CLIP, VICUNA = "openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5"

@@ -11,7 +11,7 @@ from tests.pretend_gpu import pretend_gpu
 from tests.test_architecture import ROOT
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
 from trainer.arguments import DEFAULTS
-from trainer.data import TrainingData
+from trainer.data.dataset import TrainingData
 from trainer.log import FewPairs
 from trainer.loop import AlignTrainer
 from trainer.losses import equations

@@ -11,10 +11,10 @@ import torch
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer
 from tests.trainer.looking import record, write
-from trainer.conversations import FEATURES
+from trainer.data.conversations import FEATURES
+from trainer.data.run_rows import Conversations, check_prompts
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Basic
-from trainer.run_rows import Conversations, check_prompts
 from trainer.teach_run import TeachSettings, teach_images
 from trainer.train import train
 

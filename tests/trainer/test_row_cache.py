@@ -9,7 +9,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.damage import Harm, changed, flip, made_a_folder
-from trainer.row_cache import kept_rows
+from trainer.data.row_cache import kept_rows
 
 FEATURES = datasets.Features({"id": datasets.Value("string"), "ids": datasets.List(datasets.Value("int32"))})
 ROWS = [{"id": f"row {number}", "ids": [number, 7, number]} for number in range(20)]

@@ -12,10 +12,10 @@ from sea_pipeline.core.errors import UserError
 from tests.sentence_piece import vicuna_like
 from tests.tiny_models import tiny_model
 from tests.trainer.spoken import load, record, written
+from trainer.data.row_tokens import RowTokens, TokensSettings, row_tokens
 from trainer.model.load import open_model_folder
 from trainer.model.parts import load_tokenizer
 from trainer.model.tokenizer import prepare_tokenizer
-from trainer.row_tokens import RowTokens, TokensSettings, row_tokens
 
 ROWS = [
     record([("<image>\nWhat is it?", "A jay."), ("And?", "x  y")], "a.jpg", id="one"),

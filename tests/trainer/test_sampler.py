@@ -9,7 +9,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.sampler import BLANK, EpochSampler
+from trainer.data.sampler import BLANK, EpochSampler
 
 
 def epoch_of(sampler: EpochSampler, epoch: int) -> list[int]:

@@ -14,11 +14,11 @@ from sea_pipeline.labels.run import label_images
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
 from trainer import train as train_module
+from trainer.data.inputs import open_label_source
+from trainer.data.run_rows import open_conversations
 from trainer.model.load import open_model_folder
 from trainer.norm import match_norm
 from trainer.recipes.recipe import Recipe
-from trainer.run_rows import open_conversations
-from trainer.sources import open_label_source
 from trainer.train import Told, train
 
 SPOKEN = {

@@ -19,8 +19,8 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.labels.store import LabelStore
 from tests.world import COLOURS, ColourEncoder, word_file
-from trainer.data import Collator, Labels, TrainingData
-from trainer.geometry import carried, processor_box
+from trainer.data.dataset import Collator, Labels, TrainingData
+from trainer.data.geometry import carried, processor_box
 from trainer.recipes.recipe import Sea
 
 SIZES = {"wide.png": (360, 216), "tall.png": (216, 360)}

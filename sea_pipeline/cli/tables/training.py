@@ -11,11 +11,11 @@ from rich.markup import escape
 from sea_pipeline.cli import terminal
 
 if TYPE_CHECKING:
+    from trainer.data.row_tokens import RowTokens
     from trainer.export import Exported
     from trainer.harness import Collected, Curves
     from trainer.layers import Layer
     from trainer.recipes.paper_rows import PaperRow
-    from trainer.row_tokens import RowTokens
     from trainer.suites import Harness, Pin, Step
     from trainer.train import Told, TrainRun
 

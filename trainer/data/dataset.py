@@ -15,10 +15,10 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.label_cache import LabelCache
-from trainer import geometry
+from trainer.data import geometry
+from trainer.data.sampler import BLANK
 from trainer.model.aligned_llava import Batch
 from trainer.recipes.recipe import Sea
-from trainer.sampler import BLANK
 from trainer.sampling import draw, generator, one_patch_per_word
 from trainer.targets.store import Targets, TargetStore
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage.json_files import read_json
-from trainer.conversations import conversation_rows
+from trainer.data.conversations import conversation_rows
 from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.folder_check import check_model_folder
 from trainer.model.parts import load_tokenizer, quiet

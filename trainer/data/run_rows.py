@@ -14,7 +14,7 @@ from sea_pipeline.inputs.llava_json import relative_path
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.paths import cache_folder, data_folder
-from trainer.bad_rows import (
+from trainer.data.bad_rows import (
     NOTHING,
     BadRow,
     LeftOut,
@@ -25,7 +25,7 @@ from trainer.bad_rows import (
     unreadable_images,
     without,
 )
-from trainer.conversations import read_conversations, split_rows
+from trainer.data.conversations import read_conversations, split_rows
 from trainer.model.borders import border
 from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, Basic, Data

@@ -1,6 +1,7 @@
-"""What a run reads beside its conversations: the labels that fit them, and a teacher's targets."""
+"""What a run reads: the labels that fit its conversations, a teacher's targets, and all of it together."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import LabelStore, open_labels
-from trainer.data import Labels
+from trainer.data.dataset import Labels
+from trainer.data.run_rows import Conversations
 from trainer.model.aspect_ratio import pads
 from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, LabelSource, Recipe, Sea
-from trainer.run_rows import Conversations
 from trainer.targets.store import TargetStore, open_targets
 from trainer.words import word_tokens
 
@@ -154,3 +155,14 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
             "sea-pipeline teacher on that file, or leave their records out"
         )
     return store
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads."""
+
+    recipe: Recipe
+    folder: ModelFolder
+    conversations: Conversations
+    store: LabelStore | None
+    targets: TargetStore | None = None

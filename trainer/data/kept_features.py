@@ -13,7 +13,7 @@ import torch
 from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import ahead, batched
-from trainer.data import Kept, TrainingData
+from trainer.data.dataset import Kept, TrainingData
 from trainer.model.aligned_llava import AlignedLlava
 
 _SHARE = 0.5

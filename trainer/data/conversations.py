@@ -16,10 +16,10 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import check_path, check_record, images_of, records
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
-from trainer.bad_rows import BadRow, bad_rows, refuse, without
+from trainer.data.bad_rows import BadRow, bad_rows, refuse, without
+from trainer.data.row_cache import kept_rows
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, Encoder
-from trainer.row_cache import kept_rows
 
 VERSION = 4
 """Raised with every change of what a row holds: older caches are then not found any more."""
