@@ -68,7 +68,7 @@ def export(
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.tables import training as training_tables
-    from trainer.export import ExportSettings, export_model
+    from trainer.export.run import ExportSettings, export_model
 
     if llm_only and projector_only:
         raise UserError("--llm-only, --projector-only: expected one of them; for both parts export twice")

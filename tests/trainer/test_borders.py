@@ -24,9 +24,10 @@ from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import values, weights
-from trainer import arguments, export
+from trainer import arguments
 from trainer.data.dataset import TrainingData
 from trainer.data.run_rows import open_conversations
+from trainer.export import run as export_run
 from trainer.log import Screen
 from trainer.loop import AlignTrainer
 from trainer.losses import equations
@@ -214,7 +215,7 @@ def test_what_makes_and_exports_models_says_so_too(
     command: Any, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assemble.LlavaForConditionalGeneration, "save_pretrained", safetensors_writer)
-    monkeypatch.setattr(export, "write_weights", torch_writer)
+    monkeypatch.setattr(export_run, "write_weights", torch_writer)
     for given in (
         asked("parts", tmp_path, tmp_path / "new", tmp_path),
         ["export", tiny.model, "--out", tmp_path / "new"],

@@ -26,8 +26,9 @@ from tests.programs import Begin
 from tests.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.trainer.test_save import tensors
-from trainer import export, legacy
-from trainer.export import ExportSettings, export_model
+from trainer.export import run as export_run
+from trainer.export import transformers4
+from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
 from trainer.model.sentence_piece import same_tokenizer
 from trainer.model.tensor_files import Entry, canonical, read_weights, write_weights
@@ -126,7 +127,7 @@ def test_the_llm_alone(run: TrainRun, tmp_path: Path) -> None:
 
 def test_several_files(run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        export, "write_weights", lambda entries, folder: write_weights(entries, folder, max_shard_size="30KB")
+        export_run, "write_weights", lambda entries, folder: write_weights(entries, folder, max_shard_size="30KB")
     )
     out = written(run.out, tmp_path / "out")
     files = sorted(out.glob("*.safetensors"))
@@ -183,9 +184,9 @@ def test_names_of_all_times(old: str, new: str) -> None:
 def test_gemma_of_version_4_is_divided_as_4_multiplies() -> None:
     """In bfloat16 the factor of width 3072 is 55.5, not 55.43."""
     layer = torch.arange(1, 257).view(16, 16).bfloat16()
-    entry = legacy.Entry("multi_modal_projector.linear_2.weight", 8, lambda: layer)
+    entry = transformers4.Entry("multi_modal_projector.linear_2.weight", 8, lambda: layer)
     first = entry._replace(name="multi_modal_projector.linear_1.weight")
-    untouched, made = legacy.rescaled([first, entry], 3072)
+    untouched, made = transformers4.rescaled([first, entry], 3072)
     assert torch.equal(made.read(), (layer.double() / 55.5).bfloat16())
     assert not torch.equal(made.read(), (layer.double() / 3072**0.5).bfloat16())
     assert torch.equal(untouched.read(), layer)
@@ -287,7 +288,7 @@ def test_version_5_reads_the_old_spelling_of_a_rope_as_its_own(kind: str, tmp_pa
 def test_a_rope_for_each_kind_of_layer_is_refused() -> None:
     rope = {"full_attention": {"rope_theta": 1.0}, "sliding_attention": {"rope_theta": 2.0}}
     with pytest.raises(ValueError, match=r"several ropes, full_attention, sliding_attention"):
-        legacy.config({"model_type": "gemma3_text", "rope_parameters": rope})
+        transformers4.config({"model_type": "gemma3_text", "rope_parameters": rope})
 
 
 def export_and_die() -> None:
@@ -297,7 +298,7 @@ def export_and_die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return ""
 
-    export.model_card = die
+    export_run.model_card = die
     export_model(ExportSettings.of(source=Path(sys.argv[1]), out=Path(sys.argv[2])))
 
 
@@ -334,7 +335,8 @@ def test_memory_is_that_of_what_is_computed(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     source = [(name, part) for name in [*names, "multi_modal_projector.linear_2.weight"]]
     write_weights(
-        [legacy.Entry(name, value.nbytes, lambda value=value: value + 1) for name, value in source], tmp_path / "in"
+        [transformers4.Entry(name, value.nbytes, lambda value=value: value + 1) for name, value in source],
+        tmp_path / "in",
     )
     assert len(read_weights(tmp_path / "in")) == 16
     memory = measured("-c", MEASURED, str(tmp_path / "in"), str(tmp_path / "out"))

@@ -13,7 +13,7 @@ from tests.tiny_models import tiny_model
 from tests.trainer.initialised import edit
 from tests.trainer.test_export import run as run
 from tests.trainer.test_save import tensors
-from trainer.export import ExportSettings, export_model
+from trainer.export.run import ExportSettings, export_model
 from trainer.model import hub
 from trainer.train import TrainRun
 

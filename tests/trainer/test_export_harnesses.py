@@ -11,7 +11,7 @@ from tests.readers.by_transformers import NEW_TOKENS, PAIRS, SAID
 from tests.readers.table import BATCH, IMAGES, LM_EVAL, LMMS_EVAL, LOGITS, PROMPTS, SIZE, TEXT, TURNS, cells
 from tests.test_architecture import ROOT
 from tests.trainer.exported import Ours, Reader, few_texts, grid_case, make_model, make_pictures, ours, trained
-from trainer.export import ExportSettings, export_model
+from trainer.export.run import ExportSettings, export_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
 

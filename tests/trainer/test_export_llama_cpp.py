@@ -17,7 +17,7 @@ from sea_pipeline.core.errors import UserError
 from tests.readers.by_transformers import WORDS
 from tests.readers.table import LLAMA_CPP, LOGITS, NAMES, PROMPTS, TURNS, cells
 from tests.trainer.exported import Case, Reader, few_texts, grid_case, make_model
-from trainer.export import ExportSettings, export_model
+from trainer.export.run import ExportSettings, export_model
 from trainer.model.parts import load_llm
 from trainer.model.sentence_piece import TEXTS, piece_model
 from trainer.model.tokenise import tokenise

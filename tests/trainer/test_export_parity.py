@@ -37,8 +37,8 @@ from tests.trainer.exported import (
     make_pictures,
     ours,
 )
-from trainer import export
-from trainer.export import ExportSettings, export_model
+from trainer.export import run as export
+from trainer.export.run import ExportSettings, export_model
 from trainer.model.tensor_files import write_weights
 
 pytestmark = pytest.mark.timeout(400)  # the first test makes, exports and reads all of them

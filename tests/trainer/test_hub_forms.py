@@ -25,7 +25,7 @@ from tests.test_architecture import ROOT
 from tests.tiny_runs import World, logged, tiny_recipe
 from tests.trainer.initialised import LIST, load
 from trainer.data.run_rows import open_conversations
-from trainer.export import ExportSettings, export_model
+from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import quiet

@@ -16,7 +16,7 @@ from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import copied, weights
 from trainer import kept
-from trainer.export import ExportSettings, export_model
+from trainer.export.run import ExportSettings, export_model
 from trainer.kept import steps_to_keep
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe

@@ -15,9 +15,9 @@ from tests.tiny_models import tiny_model
 from tests.trainer.initialised import edit
 from tests.trainer.test_export import run as run
 from tests.trainer.test_export import written
+from trainer.export.model_card import model_card
 from trainer.model import hub
 from trainer.model.load import open_model_folder
-from trainer.model_card import model_card
 from trainer.train import TrainRun
 
 ODD = [

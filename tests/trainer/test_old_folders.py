@@ -18,7 +18,7 @@ from tests.tiny_models import tiny_tokenizer
 from tests.tiny_runs import World
 from tests.trainer import old_folder
 from tests.trainer.test_export_parity import COMPAT4
-from trainer.export import ExportSettings, export_model
+from trainer.export.run import ExportSettings, export_model
 from trainer.model.aspect_ratio import write_image_processor
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe

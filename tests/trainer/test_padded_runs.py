@@ -21,7 +21,7 @@ from tests.trainer.looking import record, write
 from tests.world import COLOURS, draw
 from trainer import views
 from trainer.evaluate_run import EvaluateSettings, evaluate_model
-from trainer.export import ExportSettings, export_model
+from trainer.export.run import ExportSettings, export_model
 from trainer.model.aspect_ratio import pads
 from trainer.recipes.recipe import Recipe
 from trainer.stages import train_stages

@@ -12,7 +12,7 @@ from sea_pipeline.cli import terminal
 
 if TYPE_CHECKING:
     from trainer.data.row_tokens import RowTokens
-    from trainer.export import Exported
+    from trainer.export.run import Exported
     from trainer.harness import Collected, Curves
     from trainer.layers import Layer
     from trainer.recipes.paper_rows import PaperRow

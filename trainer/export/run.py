@@ -13,15 +13,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage.publish import publish_folder
-from trainer import legacy
-from trainer.export_files import alignment, clean, read_again, spell, write_json, write_texts
+from trainer.export import transformers4
+from trainer.export.files import alignment, clean, read_again, spell, write_json, write_texts
+from trainer.export.model_card import model_card
+from trainer.export.run_model import RunModel, open_source
 from trainer.model import hub
 from trainer.model.assemble import ALIGNMENT
 from trainer.model.borders import saving
 from trainer.model.parts import quiet
 from trainer.model.tensor_files import LLM, PROJECTOR, Entry, write_weights
-from trainer.model_card import model_card
-from trainer.run_model import RunModel, open_source
 from trainer.towers import OURS
 
 Kind = Literal["model", "llm", "projector"]
@@ -120,11 +120,11 @@ def _for_reader(settings: ExportSettings, tower: str, llm: str) -> ExportSetting
     """The settings without `compat`, seen to fit the model."""
     names = settings.names or settings.compat
     rescale = settings.rescale_projector or (
-        settings.compat == 4 and settings.kind == "model" and legacy.scales_inputs(llm)
+        settings.compat == 4 and settings.kind == "model" and transformers4.scales_inputs(llm)
     )
     if names == 4 and settings.kind == "model":
-        legacy.check_tower(tower)
-    if rescale and (settings.kind != "model" or not legacy.scales_inputs(llm)):
+        transformers4.check_tower(tower)
+    if rescale and (settings.kind != "model" or not transformers4.scales_inputs(llm)):
         raise UserError(
             "--rescale-projector: makes a difference only to a whole model, with an LLM all of whose inputs "
             f"transformers 4 multiplies by sqrt(width), such as Gemma; found {llm!r}; leave it out"
@@ -144,9 +144,9 @@ def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> E
     config.save_pretrained(scratch)
     weights = [entry for entry in source.weights if not (_tied(config) and _is_head(entry))]
     if settings.names != 5:
-        weights = list(legacy.renamed(weights, tower))
+        weights = list(transformers4.renamed(weights, tower))
     if settings.rescale_projector:
-        weights = list(legacy.rescaled(weights, width))
+        weights = list(transformers4.rescaled(weights, width))
     tensors, size = write_weights(weights, scratch)
     readers = spell(scratch, settings.names, rescaled=settings.rescale_projector)
     extra = alignment(folder)
@@ -156,7 +156,7 @@ def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> E
             f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too: the projector's "
             "last layer is divided by it here. transformers 5 and vLLM do not, and refuse this folder."
         )
-    elif legacy.scales_inputs(llm):
+    elif transformers4.scales_inputs(llm):
         notes.append(
             f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too, and refuses this "
             "folder; export with --rescale-projector for it."

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.storage.json_files import read_json
-from trainer import legacy
+from trainer.export import transformers4
 from trainer.model.assemble import ALIGNMENT
 from trainer.model.chat_template import chat_template, turn_end, with_marks
 from trainer.model.load import ModelFolder
@@ -70,24 +70,26 @@ def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
     """
     config = read_json(scratch / "config.json")
     config.pop("pruned_heads", None)  # of an earlier export, see `legacy.refused_by_4`
-    old = names == 4 or (names is None and legacy.has_one_rope(config))
-    scaled = legacy.scales_inputs(config.get("text_config", {}).get("model_type", ""))
+    old = names == 4 or (names is None and transformers4.has_one_rope(config))
+    scaled = transformers4.scales_inputs(config.get("text_config", {}).get("model_type", ""))
     if old:
-        config = legacy.config(config)
+        config = transformers4.config(config)
         file = scratch / "tokenizer_config.json"
-        write_json(file, legacy.tokenizer_config(read_json(file)))
+        write_json(file, transformers4.tokenizer_config(read_json(file)))
         if (file := scratch / "processor_config.json").is_file():
-            processor, image = legacy.processor_configs(read_json(file))
+            processor, image = transformers4.processor_configs(read_json(file))
             write_json(file, processor)
             write_json(scratch / "preprocessor_config.json", image)
     if rescaled:
         line = "this folder is for transformers 4 alone; export it without --rescale-projector for others"
-        config = legacy.refused_by_5(config, line)
+        config = transformers4.refused_by_5(config, line)
     elif scaled or not old:
         advice = "with --rescale-projector" if scaled else "with --names 4"
-        config = legacy.refused_by_4(config, f"this folder is not for transformers 4; export it {advice} for that")
+        config = transformers4.refused_by_4(
+            config, f"this folder is not for transformers 4; export it {advice} for that"
+        )
     write_json(scratch / "config.json", config)
-    return legacy.readers(config, by_4=old and (rescaled or not scaled), by_others=not rescaled, names=names)
+    return transformers4.readers(config, by_4=old and (rescaled or not scaled), by_others=not rescaled, names=names)
 
 
 def read_again(scratch: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
