@@ -131,8 +131,8 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
     from sea_pipeline.cli import demo
     from trainer import views
     from trainer.data import run_rows
+    from trainer.evaluation.token_replacement import replace_and_describe
     from trainer.recipes import names as recipe_names
-    from trainer.replace import replace_and_describe
 
     jobs = Path(__file__).parent.parent / "jobs"
     for name in ("demo", "demo-baseline"):

@@ -21,10 +21,11 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from tests.tiny_models import tiny_model
 from tests.world import COLOURS, ColourEncoder, draw, word_file
-from trainer import evaluate, train
+from trainer import train
 from trainer.build import build
 from trainer.data.inputs import Inputs, open_label_source, open_teacher
 from trainer.data.run_rows import open_conversations
+from trainer.evaluation import evaluator
 from trainer.log import MetricsLog
 from trainer.loop import AlignTrainer
 from trainer.model import checkpoints
@@ -89,7 +90,7 @@ def colours(patch: pytest.MonkeyPatch | None = None) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as own:
-        for module in (label_run, evaluate):
+        for module in (label_run, evaluator):
             (patch or own).setattr(module, "load_encoder", lambda spec, device, options=None: SquareEncoder())
         yield
     torch.set_num_threads(threads)

@@ -9,13 +9,13 @@ from trainer.balance import Balance
 from trainer.data.dataset import Labels, TrainingData
 from trainer.data.inputs import Inputs, labels_for
 from trainer.data.kept_features import tower_features
-from trainer.evaluate import Evaluator
+from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.premise import Premise, premise
 from trainer.loop import AlignTrainer, learning_rate
 from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.borders import border
 from trainer.model.load import load_model
 from trainer.model.terms import basic_term, lens_of, reader_of, sea_term
-from trainer.premise import Premise, premise
 from trainer.recipes.recipe import Recipe
 
 

@@ -20,14 +20,15 @@ from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.publish import publish_bytes
-from trainer import metrics
-from trainer.contextual import build_index
-from trainer.contextual_shares import captioned_photos, look_through
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for, open_label_source
 from trainer.data.run_rows import Conversations, open_conversations, without_unreadable
-from trainer.evaluate import Evaluator, Shown, evaluating
-from trainer.layers import look_at_layers, token_texts
+from trainer.evaluation import metrics
+from trainer.evaluation.contextual_lens import build_index
+from trainer.evaluation.contextual_shares import captioned_photos, look_through
+from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.nearest_by_layer import look_at_layers, token_texts
+from trainer.evaluation.token_replacement import NEW_TOKENS, answer_text, replace_and_describe, trained_text
 from trainer.losses.supervision import degrees
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.digests import start_folder, weights_digest
@@ -35,7 +36,6 @@ from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.run_record import read_run
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Basic, Loss, Recipe, Sea
-from trainer.replace import NEW_TOKENS, answer_text, replace_and_describe, trained_text
 
 VIEWS = "views.json"
 VERSION = 3

@@ -57,9 +57,9 @@ def eval_commands(
     Example: sea-pipeline eval-commands exports/x --suite sea
     """
     from sea_pipeline.cli.tables import training as training_tables
-    from trainer.harness import collect as collected
-    from trainer.harness import collect_curves
-    from trainer.suites import SuiteSettings, eval_steps, suite_pins
+    from trainer.evaluation.harness_results import collect as collected
+    from trainer.evaluation.harness_results import collect_curves
+    from trainer.evaluation.harness_tasks import SuiteSettings, eval_steps, suite_pins
 
     options = {"folder": folder, "llm": llm, "out": out, "device": device, "gpus": gpus}
     asked = {name: value for name, value in options.items() if value is not None}

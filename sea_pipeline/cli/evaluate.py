@@ -94,7 +94,7 @@ def evaluate(
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.tables import training as training_tables
-    from trainer.evaluate_run import EvaluateSettings, evaluate_model
+    from trainer.evaluation.run import EvaluateSettings, evaluate_model
 
     settings = EvaluateSettings(
         model=model, data=data, labels=labels, image_root=image_root, template=template, transfer=transfer,

@@ -96,7 +96,7 @@ def _refuse_others(options: Mapping[str, object], reason: str) -> None:
 def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.tables.probe import llm_tables
-    from trainer.llm_probe import LlmProbeSettings, probe_llm
+    from trainer.evaluation.llm_probe import LlmProbeSettings, probe_llm
 
     found = probe_llm(LlmProbeSettings.of(**asked), terminal.progress).to_json()
     if as_json:

@@ -56,7 +56,7 @@ def captions(world: World, folder: Path, random: random.Random) -> str:
 
 def questions(world: World, folder: Path, random: random.Random) -> str:
     """Questions of `evaluate`, in both forms: each that is as it was is asked, or counted as left out."""
-    from trainer.questions import read_questions
+    from trainer.evaluation.questions import read_questions
 
     listed: list[dict[str, Any]] = [
         {"image": f"{n}.png", "question": f"Is there a dog in {n}?", "label": "Yes", "object": "dog"} for n in range(4)

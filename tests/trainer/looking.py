@@ -13,7 +13,7 @@ from tests.tiny_runs import World
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for
 from trainer.data.run_rows import open_conversations
-from trainer.evaluate import Evaluator
+from trainer.evaluation.evaluator import Evaluator
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.recipes.recipe import Data, Recipe

@@ -15,9 +15,9 @@ from tests.tiny_runs import World
 from tests.tiny_tokenizers import byte_level
 from tests.trainer.looking import M, Make, Ready, nearest_twin, record, write
 from tests.world import COLOURS, draw
-from trainer.contextual import Index, _places, build_index, index_layers, nearest_states, size_of
-from trainer.contextual_shares import Lens, captioned_photos, look_through
-from trainer.layers import watching_layers
+from trainer.evaluation.contextual_lens import Index, _places, build_index, index_layers, nearest_states, size_of
+from trainer.evaluation.contextual_shares import Lens, captioned_photos, look_through
+from trainer.evaluation.nearest_by_layer import watching_layers
 from trainer.model.parts import load_tokenizer
 from trainer.model.prompts import front
 from trainer.model.tokenise import tokenise

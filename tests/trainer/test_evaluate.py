@@ -6,7 +6,7 @@ import torch
 from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import SquareEncoder, World
 from tests.trainer.looking import Make
-from trainer import evaluate
+from trainer.evaluation import evaluator
 from trainer.words import whole_words
 
 
@@ -18,7 +18,7 @@ def nothing(_: int) -> None:
 def encoder(tiny: World, monkeypatch: pytest.MonkeyPatch) -> SquareEncoder:
     """Counts what it embeds."""
     counting = SquareEncoder()
-    monkeypatch.setattr(evaluate, "load_encoder", lambda *given: counting)
+    monkeypatch.setattr(evaluator, "load_encoder", lambda *given: counting)
     return counting
 
 
@@ -39,7 +39,7 @@ def test_where_the_list_has_every_word_nothing_else_is_embedded(
     ready: Make, tiny: World, encoder: SquareEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = open_labels(tiny.labels).words
-    monkeypatch.setattr(evaluate, "whole_words", lambda *given: {7: listed[2], 9: listed[0]})
+    monkeypatch.setattr(evaluator, "whole_words", lambda *given: {7: listed[2], 9: listed[0]})
     rows, token_text, _ = ready(labelled=True).evaluator._texts
     assert encoder.embedded_words == len(listed)
     assert rows[[7, 9]].tolist() == [2, 0]

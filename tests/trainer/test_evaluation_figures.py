@@ -6,8 +6,8 @@ from typing import Any
 from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World
 from tests.trainer.looking import Make
-from trainer.evaluation_figures import _layers, _words
-from trainer.layers import look_at_layers
+from trainer.evaluation.figures import _layers, _words
+from trainer.evaluation.nearest_by_layer import look_at_layers
 
 
 def test_figures_of_words_and_layers(command: Any, tiny: World, tmp_path: Path) -> None:

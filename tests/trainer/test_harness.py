@@ -8,8 +8,8 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.trainer.harness_files import lm_file, lmms_file
-from trainer.harness import Collected, collect, collect_curves
-from trainer.suites import Suite
+from trainer.evaluation.harness_results import Collected, collect, collect_curves
+from trainer.evaluation.harness_tasks import Suite
 
 FOUND = {
     "vqav2_val": {"exact_match": 0.7881},

@@ -18,10 +18,10 @@ from tests.test_architecture import ROOT
 from tests.tiny_models import tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.harness_files import lm_file, lmms_file
+from trainer.evaluation.harness_results import collect, collect_curves
+from trainer.evaluation.harness_tasks import SuiteSettings, eval_steps
 from trainer.export.run import ExportSettings, export_model
-from trainer.harness import collect, collect_curves
 from trainer.model.assemble import init_model
-from trainer.suites import SuiteSettings, eval_steps
 from trainer.train import train
 
 HARNESSES = Path(sys.prefix) / "harness"

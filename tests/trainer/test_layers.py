@@ -13,11 +13,9 @@ from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World
 from tests.tiny_tokenizers import byte_level, llama_like
 from tests.trainer.looking import M, Make, Planted, Ready, nearest_twin
-from trainer.evaluate import Shown
-from trainer.layers import look_at_layers, nearest_by_layer, token_texts
-from trainer.replace import (
-    replace_and_describe,
-)
+from trainer.evaluation.evaluator import Shown
+from trainer.evaluation.nearest_by_layer import look_at_layers, nearest_by_layer, token_texts
+from trainer.evaluation.token_replacement import replace_and_describe
 
 
 def layers_twin(ready: Ready, row: int) -> list[list[list[int]]]:

@@ -20,7 +20,7 @@ from tests.tiny_runs import SquareEncoder, World, label_settings, logged, tiny_r
 from tests.trainer.looking import record, write
 from tests.world import COLOURS, draw
 from trainer import views
-from trainer.evaluate_run import EvaluateSettings, evaluate_model
+from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.aspect_ratio import pads
 from trainer.recipes.recipe import Recipe

@@ -17,15 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from sea_pipeline.core.errors import UserError
 from tests.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
 from tests.tiny_runs import World, tiny_recipe
-from trainer.llm_probe import KINDS, LlmProbed, LlmProbeSettings, probe_llm
-from trainer.losses.lens import LensKind
-from trainer.model import terms, text_lens
-from trainer.model.load import load_model, open_model_folder
-from trainer.model.plain_text import plain_text
-from trainer.model.reader import Reader
-from trainer.model.terms import lens_of, reader_of
-from trainer.model.text_lens import text_lenses
-from trainer.premise import (
+from trainer.evaluation.llm_probe import KINDS, LlmProbed, LlmProbeSettings, probe_llm
+from trainer.evaluation.premise import (
     Lenses,
     Nearness,
     OnText,
@@ -37,6 +30,13 @@ from trainer.premise import (
     text_rows,
     verdict,
 )
+from trainer.losses.lens import LensKind
+from trainer.model import terms, text_lens
+from trainer.model.load import load_model, open_model_folder
+from trainer.model.plain_text import plain_text
+from trainer.model.reader import Reader
+from trainer.model.terms import lens_of, reader_of
+from trainer.model.text_lens import text_lenses
 from trainer.recipes.recipe import Basic
 from trainer.teach_run import TeachSettings, teach_images
 from trainer.train import Told, train
@@ -234,7 +234,7 @@ def test_what_is_found_once_is_kept(tiny: World, deep: Path, tmp_path: Path, mon
     folder = open_model_folder(deep)
     reader = reader_of(load_model(folder, tiny_recipe(tiny, model=str(deep))), folder)
     found = premise(reader, Basic(), None, "m")
-    monkeypatch.setattr("trainer.premise.look_at_text", lambda *_, **__: pytest.fail("it is kept"))
+    monkeypatch.setattr("trainer.evaluation.premise.look_at_text", lambda *_, **__: pytest.fail("it is kept"))
     assert premise(reader, Basic(), None, "m") == found
     (kept,) = (tmp_path / "cache" / "premises").glob("*.json")
     kept.write_text("[1, ")

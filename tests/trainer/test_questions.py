@@ -12,10 +12,10 @@ from PIL import Image
 from sea_pipeline.core.errors import UserError
 from tests.trainer.looking import Make, Ready, record, write
 from tests.world import COLOURS
-from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
-from trainer.evaluate import evaluating
+from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
+from trainer.evaluation.evaluator import evaluating
+from trainer.evaluation.questions import SHORT, Asker, read_questions
 from trainer.model.load import load_model
-from trainer.questions import SHORT, Asker, read_questions
 from trainer.recipes.recipe import Recipe
 
 NAMES = ("red", "green", "blue", "yellow")

@@ -11,7 +11,7 @@ from torch import nn
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World
 from tests.trainer.looking import M, Make, Planted, Ready, nearest_twin, record, write
-from trainer.replace import (
+from trainer.evaluation.token_replacement import (
     answer_text,
     generate,
     nearest_in_place,

@@ -18,9 +18,9 @@ from sea_pipeline.storage.paths import data_folder
 from tests.sentence_piece import vicuna_like
 from tests.tiny_models import tiny_vision
 from tests.tiny_runs import World, tiny_recipe
+from trainer.evaluation.harness_tasks import Column, Step, Suite, SuiteSettings, eval_steps, suite_columns, suite_pins
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
-from trainer.suites import Column, Step, Suite, SuiteSettings, eval_steps, suite_columns, suite_pins
 from trainer.towers import S2TowerConfig
 
 HARNESSES = Path(sys.prefix) / "harness"

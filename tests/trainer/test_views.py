@@ -14,7 +14,7 @@ from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.trainer.looking import nearest_twin
 from trainer import views
-from trainer.evaluate import evaluating
+from trainer.evaluation.evaluator import evaluating
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.train import train

@@ -12,11 +12,11 @@ from sea_pipeline.cli import terminal
 
 if TYPE_CHECKING:
     from trainer.data.row_tokens import RowTokens
+    from trainer.evaluation.harness_results import Collected, Curves
+    from trainer.evaluation.harness_tasks import Harness, Pin, Step
+    from trainer.evaluation.nearest_by_layer import Layer
     from trainer.export.run import Exported
-    from trainer.harness import Collected, Curves
-    from trainer.layers import Layer
     from trainer.recipes.paper_rows import PaperRow
-    from trainer.suites import Harness, Pin, Step
     from trainer.train import Told, TrainRun
 
 _TOKEN = 20

@@ -29,7 +29,7 @@ from tests.bench.compare.hits import label_hits
 from tests.bench.compare.prepare import Captioned, conversations, prepare
 from tests.bench.compare.rows import Row, read_rows, recipes_of
 from tests.bench.compare.tables import write
-from trainer.evaluate_run import EvaluateSettings, evaluate_model
+from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.recipes.files import read_recipes
 from trainer.recipes.recipe import Recipe
 from trainer.stages import train_stages

@@ -7,11 +7,11 @@ import torch
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.labels.store import open_labels
-from trainer import metrics
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for
 from trainer.data.run_rows import open_conversations
-from trainer.evaluate import Evaluator, evaluating
+from trainer.evaluation import metrics
+from trainer.evaluation.evaluator import Evaluator, evaluating
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Data, Loss, Recipe, Sea
 from trainer.views import visual_tokens

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sea_pipeline.labels.run import LabelSettings, label_images
-from trainer.controls import others
+from trainer.evaluation.blind_control import others
+from trainer.evaluation.questions import SHORT
 from trainer.model.assemble import init_model
-from trainer.questions import SHORT
 
 VISION, ENCODER, LLM = "packaged@224", "packaged@224", "packaged"
 WORDS = "2of12"

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from sea_pipeline.core.errors import UserError, one_line
+from trainer.evaluation.harness_tasks import Column, Suite, llm_columns, suite_columns
 from trainer.recipes.paper_rows import paper_rows
-from trainer.suites import Column, Suite, llm_columns, suite_columns
 
 _NAME = re.compile(r"results_.+\.json|\d{8}_\d{6}_results\.json")
 """lm-eval's, and lmms-eval's, which leaves files for the benchmarks' servers beside its own."""

@@ -17,13 +17,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import shown
-from trainer.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
-from trainer.controls import others
+from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
+from trainer.evaluation.blind_control import others
+from trainer.evaluation.token_replacement import generate, stock
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder
 from trainer.model.prompts import PLACEHOLDER, Message, TemplateName, load_template, read_messages
 from trainer.model.tokenise import Conversation, Encoder
-from trainer.replace import generate, stock
 
 SHORT = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 writes behind a question that asks for a short answer."""

@@ -16,21 +16,21 @@ from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.labels.store import open_labels
 from sea_pipeline.storage.publish import check_result, publish_result
-from trainer.contextual import TOKENS, build_index, size_of
-from trainer.contextual_shares import captioned_photos, look_through
 from trainer.data.conversations import read_conversations, split_rows
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for
 from trainer.data.run_rows import below, open_conversations, place_of, without_unreadable
-from trainer.evaluate import Evaluator, evaluating
-from trainer.evaluation_figures import check_figures, save_figures
-from trainer.layers import LayerTokens, look_at_layers
+from trainer.evaluation.contextual_lens import TOKENS, build_index, size_of
+from trainer.evaluation.contextual_shares import captioned_photos, look_through
+from trainer.evaluation.evaluator import Evaluator, evaluating
+from trainer.evaluation.figures import check_figures, save_figures
+from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
+from trainer.evaluation.questions import Asker, read_questions
+from trainer.evaluation.token_replacement import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.run_record import read_run
-from trainer.questions import Asker, read_questions
 from trainer.recipes.recipe import Data, LabelSource, Recipe
-from trainer.replace import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
 
 
 class EvaluateSettings(Settings):

@@ -17,8 +17,8 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.captions import content_words
-from trainer import metrics
-from trainer.evaluate import Evaluator, Shown, evaluating
+from trainer.evaluation import metrics
+from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
 from trainer.model.aligned_llava import AlignedLlava
 
 PROMPT = "Please describe the image in detail."

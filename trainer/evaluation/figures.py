@@ -7,8 +7,8 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.report.figures import Kind, Panel, check_figure, patches_figure, save_figure
-from trainer.evaluate import Evaluator, Shown
-from trainer.layers import LayerTokens
+from trainer.evaluation.evaluator import Evaluator, Shown
+from trainer.evaluation.nearest_by_layer import LayerTokens
 from trainer.model.aligned_llava import AlignedLlava
 
 IMAGES = 8

@@ -17,10 +17,10 @@ from sea_pipeline.encoders import EncoderOptions, load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.store import LabelStore
-from trainer import metrics
-from trainer.controls import Controls, by_sample, content_tokens, others, with_other_photos
 from trainer.data.bad_rows import image_names
 from trainer.data.dataset import Collator, Labels, TrainingData
+from trainer.evaluation import metrics
+from trainer.evaluation.blind_control import Controls, by_sample, content_tokens, others, with_other_photos
 from trainer.losses.embeddings import llm_embeddings
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import Prefix, llm_word_table, whole_words

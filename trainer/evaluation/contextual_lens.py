@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.captions import content_spans, content_words
-from trainer.evaluate import evaluating
-from trainer.layers import decoder_layers, watching_layers
+from trainer.evaluation.evaluator import evaluating
+from trainer.evaluation.nearest_by_layer import decoder_layers, watching_layers
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.prompts import front
 from trainer.model.tokenise import tokenise

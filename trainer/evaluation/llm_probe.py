@@ -16,6 +16,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage.json_files import read_json
+from trainer.evaluation.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
 from trainer.losses.lens import LensKind
 from trainer.losses.supervision import layers_of
 from trainer.model.load import load_model, open_model_folder
@@ -23,7 +24,6 @@ from trainer.model.parts import load_llm, quiet
 from trainer.model.reader import Reader
 from trainer.model.terms import reader_of
 from trainer.model.text_lens import text_lenses
-from trainer.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
 from trainer.recipes.recipe import Basic, LearningRates, Recipe
 
 KINDS: tuple[LensKind, ...] = ("none", "ridge", "centred", "shuffled")

@@ -16,12 +16,12 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.captions import content_words, singular
-from trainer.contextual import Index, nearest_states, unit
-from trainer.controls import mean_over_photos, others
-from trainer.evaluate import Evaluator, Shown, evaluating
-from trainer.layers import FREQUENT, Frequent, watch_visual
+from trainer.evaluation.blind_control import mean_over_photos, others
+from trainer.evaluation.contextual_lens import Index, nearest_states, unit
+from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.nearest_by_layer import FREQUENT, Frequent, watch_visual
+from trainer.evaluation.token_replacement import answer_text
 from trainer.model.aligned_llava import AlignedLlava, Batch
-from trainer.replace import answer_text
 
 LENSES = ("contextual", "word")
 """All of an index, and its input embeddings alone."""

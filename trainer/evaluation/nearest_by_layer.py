@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
-from trainer import metrics
-from trainer.evaluate import Evaluator, Shown, evaluating
+from trainer.evaluation import metrics
+from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
 
