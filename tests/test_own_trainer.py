@@ -11,7 +11,7 @@ import pytest
 
 from sea_pipeline.execution.worker import StagePlugin
 from tests.worker_world import planted_ledger
-from trainer.teach_run import TeachRecipe, TeachSettings
+from trainer.teacher.run import TeachRecipe, TeachSettings
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = [sys.executable, "-P", "-c", "from sea_pipeline.cli import main; main()"]

@@ -93,7 +93,7 @@ def teacher(
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.execution.cluster_settings import Crew
-    from trainer.teach_run import TeachSettings, teach_images
+    from trainer.teacher.run import TeachSettings, teach_images
 
     crew = Crew.of(
         workers=workers, scheduler=scheduler, cluster=cluster, shard_range=shard_range, shard_timeout=shard_timeout,

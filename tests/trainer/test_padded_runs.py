@@ -26,7 +26,7 @@ from trainer.model.aspect_ratio import pads
 from trainer.recipes.recipe import Recipe
 from trainer.stages import train_stages
 from trainer.targets.store import open_targets
-from trainer.teach_run import TeachSettings, teach_images
+from trainer.teacher.run import TeachSettings, teach_images
 from trainer.train import train
 
 CELLS = (2, 4)

@@ -38,7 +38,7 @@ from trainer.model.reader import Reader
 from trainer.model.terms import lens_of, reader_of
 from trainer.model.text_lens import text_lenses
 from trainer.recipes.recipe import Basic
-from trainer.teach_run import TeachSettings, teach_images
+from trainer.teacher.run import TeachSettings, teach_images
 from trainer.train import Told, train
 
 WIDTH = 64

@@ -15,7 +15,7 @@ from trainer.data.conversations import FEATURES
 from trainer.data.run_rows import Conversations, check_prompts
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Basic
-from trainer.teach_run import TeachSettings, teach_images
+from trainer.teacher.run import TeachSettings, teach_images
 from trainer.train import train
 
 PROMPT = Basic(text="prompt")

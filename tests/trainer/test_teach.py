@@ -11,9 +11,9 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
-from trainer import teach_run
 from trainer.targets.store import open_targets
-from trainer.teach_run import TeachSettings, teach_images
+from trainer.teacher import run as teach_run
+from trainer.teacher.run import TeachSettings, teach_images
 from trainer.train import train
 
 DAS = {"sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}

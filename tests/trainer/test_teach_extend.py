@@ -19,9 +19,9 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hashing import file_sha256
 from tests.tiny_runs import World
 from tests.trainer.test_teach import settings
-from trainer import teach_run
 from trainer.targets.store import CODEC, open_targets
-from trainer.teach_run import teach_images
+from trainer.teacher import run as teach_run
+from trainer.teacher.run import teach_images
 
 
 @pytest.fixture

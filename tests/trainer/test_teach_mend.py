@@ -15,7 +15,7 @@ from tests.damage import Harm, changed, flip, made_a_folder
 from tests.tiny_runs import ROWS, World
 from trainer.targets.codecs import codec_sha256, fit_codec, load_codec, save_codec
 from trainer.targets.store import CODEC, open_targets
-from trainer.teach_run import TeachSettings, teach_images
+from trainer.teacher.run import TeachSettings, teach_images
 
 SHARD = "targets/part-00001-of-00003.parquet"
 
@@ -165,7 +165,7 @@ def test_shards_say_which_codec_wrote_them(teach: Callable[..., int], tmp_path: 
 def test_shards_of_older_versions_are_held_to_the_manifest(
     teach: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.teach_run.shard_footer", lambda path: {})
+    monkeypatch.setattr("trainer.teacher.run.shard_footer", lambda path: {})
     out = tmp_path / "targets"
     whole = content(out)
     (out / CODEC).unlink()

@@ -8,7 +8,7 @@ import numpy as np
 from sea_pipeline.execution.cluster_settings import Crew
 from tests.tiny_runs import make_world
 from trainer.targets.store import TargetStore, open_targets
-from trainer.teach_run import TeachSettings, teach_images
+from trainer.teacher.run import TeachSettings, teach_images
 
 assert distributed.__version__  # its settings must be there before any is changed
 

@@ -42,7 +42,7 @@ from trainer.model.terms import basic_term
 from trainer.recipes.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRates, Loss, Recipe
 from trainer.targets.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from trainer.targets.store import CODEC, KIND, bytes_per_image
-from trainer.teach import TEACH_VERSION, Teacher, TeachStage
+from trainer.teacher.stage import TEACH_VERSION, Teacher, TeachStage
 
 _LARGE = 100e9
 """Bytes; more are asked about."""
