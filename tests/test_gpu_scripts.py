@@ -24,8 +24,8 @@ from tests.bench.gpu.naive import naive_step
 from tests.bench.measure import Figure
 from tests.bench.steps import taking
 from tests.pretend_gpu import pretend_gpu
-from trainer.arguments import DEFAULTS
 from trainer.losses import equations
+from trainer.training.arguments import DEFAULTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -129,10 +129,10 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
     """All of it, with less of everything: labels, parts, training without and with SEA, the report."""
     from sea_pipeline.cli import demo
-    from trainer import views
     from trainer.data import run_rows
     from trainer.evaluation.token_replacement import replace_and_describe
     from trainer.recipes import names as recipe_names
+    from trainer.training import report_views
 
     jobs = Path(__file__).parent.parent / "jobs"
     for name in ("demo", "demo-baseline"):
@@ -144,7 +144,7 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
     monkeypatch.setattr(run_rows, "data_folder", lambda name: tmp_path)
     monkeypatch.setattr(recipe_names, "data_folder", lambda name: tmp_path)
     monkeypatch.setattr(demo, "_PHOTOS", 1)
-    monkeypatch.setattr(views, "replace_and_describe", lambda *given: replace_and_describe(*given[:3], 8))
+    monkeypatch.setattr(report_views, "replace_and_describe", lambda *given: replace_and_describe(*given[:3], 8))
     monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -21,16 +21,16 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from tests.tiny_models import tiny_model
 from tests.world import COLOURS, ColourEncoder, draw, word_file
-from trainer import train
-from trainer.build import build
 from trainer.data.inputs import Inputs, open_label_source, open_teacher
 from trainer.data.run_rows import open_conversations
 from trainer.evaluation import evaluator
-from trainer.log import MetricsLog
-from trainer.loop import AlignTrainer
 from trainer.model import checkpoints
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
+from trainer.training import run as train_run
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.build import build
+from trainer.training.callbacks import MetricsLog
 
 ROWS = 12
 """Samples to train on: captions, a conversation of two turns, a text without an image. Three more are held out."""
@@ -161,7 +161,7 @@ def main() -> None:
     if kill:
         kill_at(kill[0], int(kill[1]))
     with colours():
-        train.train(Recipe.model_validate_json(Path(recipe).read_text()), Path(out))
+        train_run.train(Recipe.model_validate_json(Path(recipe).read_text()), Path(out))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def demo(
     from sea_pipeline.labels.run import LabelSettings, label_images
     from trainer.recipes.files import read_recipes
     from trainer.recipes.names import builtin_recipes
-    from trainer.stages import train_stages
+    from trainer.training.run import train_stages
 
     terminal.say("1 of 3: words for every patch of the sample photos")
     done = label_images(LabelSettings(out=out / "labels"), progress=terminal.progress)

@@ -108,7 +108,7 @@ def _look(run: "RunInput", images: int, device: str) -> None:
         try:
             refuse_missing("views", [TRAINING])
             take_own_trainer()
-            from trainer.views import ViewSettings, run_views
+            from trainer.training.report_views import ViewSettings, run_views
 
             run.views = run_views(run.path, ViewSettings(images=images, device=device), progress=terminal.progress)
             return

@@ -45,7 +45,7 @@ def train(
 
     recipes = named_recipes(recipe or "demo", overrides or [])
     from sea_pipeline.cli.tables import training as training_tables  # not before: a mistake in a recipe is told at once
-    from trainer.stages import train_stages
+    from trainer.training.run import train_stages
 
     runs = train_stages(recipes, out, resume=resume, told=training_tables.told())
     if as_json:

@@ -37,7 +37,7 @@ class RunInput:
     """`run.json`."""
     summary: dict[str, Any]
     views: dict[str, Any] | None = None
-    """`views.json`, see `trainer.views.run_views`."""
+    """`views.json`, see `trainer.training.report_views.run_views`."""
     note: str = ""
     """Why there are no views."""
 

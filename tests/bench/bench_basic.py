@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from tests.bench.measure import Figure, in_turn, peak_bytes
 from tests.bench.steps import BATCH, SEA, one_step, prepare
-from trainer.loop import AlignTrainer
 from trainer.losses import equations
 from trainer.model.aligned_llava import Batch
+from trainer.training.align_trainer import AlignTrainer
 
 BASIC: dict[str, Any] = {"das": {"weight": 1}, "sds": {"weight": 0.01}}
 HALF = {"das": {"weight": 1}, "sds": {"weight": 0.01, "precision": "bfloat16"}}

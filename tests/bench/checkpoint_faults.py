@@ -22,7 +22,7 @@ from tests.trainer.test_checkpoints import HARMS, PARTS
 from tests.trainer.test_resume import values, weights
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
-from trainer.train import Told, train
+from trainer.training.run import Told, train
 
 Lines = list[str]
 """What was said in place of training, each once."""

@@ -24,7 +24,6 @@ from tests.bench.gpu.shapes import SEVEN_B, TINY, Shape
 from tests.bench.steps import Clock, conversations
 from tests.memory import READY, measured
 from tests.tiny_models import VOCABULARY, tiny_llm, tiny_vision
-from trainer.build import build
 from trainer.data.inputs import Inputs
 from trainer.data.run_rows import open_conversations
 from trainer.model.aligned_llava import AlignedLlava
@@ -34,6 +33,7 @@ from trainer.model.parts import quiet
 from trainer.model.save import save_model
 from trainer.recipes.files import read_recipes
 from trainer.recipes.names import builtin_recipes
+from trainer.training.build import build
 
 PHOTOS, BATCH, STEPS = 24, 8, 6
 

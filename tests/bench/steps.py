@@ -12,14 +12,14 @@ from transformers import TrainerCallback
 from sea_pipeline.core.progress import no_bar
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import open_labels
-from trainer.build import build
 from trainer.data.inputs import Inputs
 from trainer.data.run_rows import open_conversations
-from trainer.loop import AlignTrainer
 from trainer.model.aligned_llava import Batch
 from trainer.model.assemble import init_model
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.build import build
 
 BATCH = 8
 SEA: dict[str, Any] = {"sea": {"weight": 1}}

@@ -142,7 +142,7 @@ def _trained(world: World) -> Path:
 
 def _train(world: World, out: Path, recipe: Any = None) -> object:
     from tests.tiny_runs import colours
-    from trainer.train import train
+    from trainer.training.run import train
 
     with colours():
         return train(recipe or _recipe(world), out)

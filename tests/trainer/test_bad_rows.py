@@ -19,7 +19,7 @@ from tests.tiny_tokenizers import byte_level
 from tests.trainer.spoken import Row, load, record, written
 from trainer.data.bad_rows import BadRow, refuse
 from trainer.data.conversations import read_conversations
-from trainer.train import Told, TrainRun, train
+from trainer.training.run import Told, TrainRun, train
 
 GOOD: list[Row] = [
     record([("<image>\nWhat?", "A cat.")], "a.jpg"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.balance import Balance, Probe
+from trainer.training.gradient_balance import Balance, Probe
 
 
 class Projector(nn.Module):

@@ -11,9 +11,9 @@ from transformers import LlavaForConditionalGeneration
 
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
-from trainer.loop import AlignTrainer
 from trainer.model.aligned_llava import part
-from trainer.train import train
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.run import train
 
 BOTH: dict[str, Any] = {"lm": 1, "sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}
 

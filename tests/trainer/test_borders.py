@@ -24,18 +24,18 @@ from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import values, weights
-from trainer import arguments
 from trainer.data.dataset import TrainingData
 from trainer.data.run_rows import open_conversations
 from trainer.export import run as export_run
-from trainer.log import Screen
-from trainer.loop import AlignTrainer
 from trainer.losses import equations
 from trainer.model import assemble, checkpoints, folder_check, fsdp, parts
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.borders import border, saving
 from trainer.model.load import open_model_folder
-from trainer.train import train
+from trainer.training import arguments
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.callbacks import Screen
+from trainer.training.run import train
 
 Raise = Callable[..., Any]
 

@@ -15,7 +15,7 @@ from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import copied, values, weights
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
-from trainer.train import Told, train
+from trainer.training.run import Told, train
 
 PARTS = {
     "optimizer": "optimizer.pt",

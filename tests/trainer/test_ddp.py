@@ -15,7 +15,7 @@ from tests.trainer.test_resume import copied, values, weights
 from tests.trainer.together import WHOLE, Ended, Job, launch, said
 from trainer.data.sampler import BLANK
 from trainer.recipes.recipe import Recipe
-from trainer.train import Told, train
+from trainer.training.run import Told, train
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for two launches
 ALL: dict[str, Any] = {name: {"weight": "auto"} for name in ("sea", "das", "sds")} | {"measure_every": 1}

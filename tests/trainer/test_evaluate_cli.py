@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.looking import M, record, write
-from trainer.train import train
+from trainer.training.run import train
 
 
 @pytest.fixture

@@ -32,8 +32,7 @@ from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
 from trainer.model.sentence_piece import same_tokenizer
 from trainer.model.tensor_files import Entry, canonical, read_weights, write_weights
-from trainer.stages import train_stages
-from trainer.train import TrainRun, train
+from trainer.training.run import TrainRun, train, train_stages
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.trainer.test_export import run as run
 from tests.trainer.test_save import tensors
 from trainer.export.run import ExportSettings, export_model
 from trainer.model import hub
-from trainer.train import TrainRun
+from trainer.training.run import TrainRun
 
 
 class Api:

@@ -16,10 +16,10 @@ from tests.tiny_runs import World, colours, logged, tiny_recipe
 from tests.trainer.test_ddp import ALL, EVEN, ROUNDED, close
 from tests.trainer.test_resume import values, weights
 from tests.trainer.together import CUT, WHOLE, Job, launch, said
-from trainer.arguments import training_arguments
 from trainer.model.assemble import init_model
 from trainer.recipes.recipe import Recipe
-from trainer.train import train
+from trainer.training.arguments import training_arguments
+from trainer.training.run import train
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for a launch
 BOTH = {"llm": 1e-4, "vision": 1e-4}

@@ -22,7 +22,7 @@ from trainer.evaluation.harness_results import collect, collect_curves
 from trainer.evaluation.harness_tasks import SuiteSettings, eval_steps
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
-from trainer.train import train
+from trainer.training.run import train
 
 HARNESSES = Path(sys.prefix) / "harness"
 """Where `make .venv` puts them."""

@@ -30,7 +30,7 @@ from trainer.model.assemble import init_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import quiet
 from trainer.recipes.recipe import Recipe
-from trainer.stages import train_stages
+from trainer.training.run import train_stages
 
 CLIP, VICUNA = "openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5"
 TEXTS = [

@@ -15,12 +15,12 @@ from tests.kills import killed_around
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, tiny_recipe
 from tests.trainer.test_resume import copied, weights
-from trainer import kept
 from trainer.export.run import ExportSettings, export_model
-from trainer.kept import steps_to_keep
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
-from trainer.train import Told, train
+from trainer.training import kept_checkpoints
+from trainer.training.kept_checkpoints import steps_to_keep
+from trainer.training.run import Told, train
 
 RUNS: dict[str, dict[str, Any]] = {
     "all": {"learning_rates": {"llm": 1e-3, "vision": 1e-3}},
@@ -123,7 +123,7 @@ def test_a_run_goes_on_from_the_others_and_writes_these_anew(tiny: World, stoppe
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, whole: Path) -> None:
-    with killed_around(kept, "sync_folder", 1, before=before):
+    with killed_around(kept_checkpoints, "sync_folder", 1, before=before):
         goes_on(stopped, 1, 3)
     assert kept_of(stopped) == ["checkpoint-1"]
     goes_on(stopped, 1, 3)

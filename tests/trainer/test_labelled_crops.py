@@ -12,8 +12,8 @@ from sea_pipeline.inputs.crops import crop_id
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
-from trainer.norm import match_norm
-from trainer.train import train
+from trainer.training.match_norm import match_norm
+from trainer.training.run import train
 
 CROPS = 3
 

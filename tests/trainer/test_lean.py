@@ -21,14 +21,14 @@ from trainer.model import load
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.save import save_model
-from trainer.train import train
+from trainer.training.run import train
 
 ALIGN = f"""
 import sys
 from pathlib import Path
 from tests.tiny_runs import colours
 from trainer.recipes.recipe import Recipe
-from trainer.train import train
+from trainer.training.run import train
 {READY}
 with colours():
     train(Recipe.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

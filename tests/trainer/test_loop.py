@@ -11,10 +11,10 @@ from transformers import LlavaForConditionalGeneration, TrainerCallback
 from sea_pipeline.core.errors import UserError
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import World, logged, tiny_recipe, tiny_trainer
-from trainer.loop import AlignTrainer
 from trainer.losses import equations
 from trainer.model.aligned_llava import AlignedLlava, part
-from trainer.train import trainable
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.build import trainable
 
 Gradients = dict[str, torch.Tensor]
 STILL = {"projector": 1e-30, "logit_scale": 1e-30}

@@ -10,13 +10,13 @@ import torch
 from tests.pretend_gpu import pretend_gpu
 from tests.test_architecture import ROOT
 from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
-from trainer.arguments import DEFAULTS
 from trainer.data.dataset import TrainingData
-from trainer.log import FewPairs
-from trainer.loop import AlignTrainer
 from trainer.losses import equations
 from trainer.model.aligned_llava import AlignedLlava
-from trainer.train import train
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.arguments import DEFAULTS
+from trainer.training.callbacks import FewPairs
+from trainer.training.run import train
 
 
 def run(tiny: World, out: Path, steps: int = 2, **changes: Any) -> tuple[AlignTrainer, list[dict[str, Any]]]:

@@ -15,13 +15,13 @@ from tests.tiny_runs import World, tiny_recipe, tiny_trainer
 from tests.trainer.test_ddp import EVEN
 from tests.trainer.test_resume import copied, killed, values, weights
 from tests.trainer.test_save import tensors
-from trainer.build import trainable
 from trainer.model.fsdp import state_of, whole_state
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.lora import merge_adapters
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Lora, Recipe
-from trainer.train import train
+from trainer.training.build import trainable
+from trainer.training.run import train
 
 LORA: dict[str, Any] = {
     "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},

@@ -18,7 +18,7 @@ from tests.trainer.test_export import written
 from trainer.export.model_card import model_card
 from trainer.model import hub
 from trainer.model.load import open_model_folder
-from trainer.train import TrainRun
+from trainer.training.run import TrainRun
 
 ODD = [
     "mine: a # b", "'quoted' \"twice\"", "two\nlines\n---\n# three", "日本 é 🙂", "- [x] {y}", "1e-3", "1.5e3", "0o17",

@@ -19,15 +19,14 @@ from sea_pipeline.labels import run as label_run
 from tests.tiny_runs import SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
 from tests.trainer.looking import record, write
 from tests.world import COLOURS, draw
-from trainer import views
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.aspect_ratio import pads
 from trainer.recipes.recipe import Recipe
-from trainer.stages import train_stages
 from trainer.targets.store import open_targets
 from trainer.teacher.run import TeachSettings, teach_images
-from trainer.train import train
+from trainer.training import report_views
+from trainer.training.run import train, train_stages
 
 CELLS = (2, 4)
 """Rows and columns of a wide photo's colours, each of 24 x 24 pixels: padded, each is one of 4 x 4 tokens."""
@@ -129,7 +128,7 @@ def test_the_folder_that_a_stage_leaves_pads_by_itself(photos: World, tmp_path: 
     assert evaluate_model(EvaluateSettings.of(model=run.model, **settings)) == pytest.approx(end, rel=1e-5)
     cropped = evaluate_model(EvaluateSettings.of(model=photos.model, **settings))
     assert run.summary["start"]["lm_loss"] != pytest.approx(cropped["lm_loss"], rel=1e-6), "the start folder crops"
-    found = views.run_views(run.out, views.ViewSettings(images=2, new_tokens=1, device="cpu"))
+    found = report_views.run_views(run.out, report_views.ViewSettings(images=2, new_tokens=1, device="cpu"))
     assert found["images"][0]["box"] == [0, -0.5, 1, 1.5]
     assert [[bool(words) for words in image["labels"]] for image in found["images"]] == [
         [token in CENTRE for token in range(16)]

@@ -39,7 +39,7 @@ from trainer.model.terms import lens_of, reader_of
 from trainer.model.text_lens import text_lenses
 from trainer.recipes.recipe import Basic
 from trainer.teacher.run import TeachSettings, teach_images
-from trainer.train import Told, train
+from trainer.training.run import Told, train
 
 WIDTH = 64
 

@@ -16,7 +16,7 @@ from trainer.data.run_rows import Conversations, check_prompts
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Basic
 from trainer.teacher.run import TeachSettings, teach_images
-from trainer.train import train
+from trainer.training.run import train
 
 PROMPT = Basic(text="prompt")
 BASIC: dict[str, Any] = {"sea": {"weight": 0}, "das": {"weight": 1.0}, "basic": {"text": "prompt", "layers": 1}}

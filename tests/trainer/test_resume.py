@@ -16,11 +16,11 @@ from tests import tiny_runs
 from tests.kills import killed_around
 from tests.programs import Begin
 from tests.tiny_runs import World, logged, tiny_recipe
-from trainer import run_begin
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
-from trainer.run_begin import begin_run
-from trainer.train import train
+from trainer.training import run_folder
+from trainer.training.run import train
+from trainer.training.run_folder import begin_run
 
 STAGES: dict[str, dict[str, Any]] = {
     "projector": {
@@ -139,18 +139,18 @@ def test_a_run_that_is_killed_as_it_begins_goes_on(tiny: World, tmp_path: Path, 
 def test_another_machine_may_begin_it_meanwhile(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rival: int
 ) -> None:
-    recipe, out, plain = tiny_recipe(tiny), tmp_path / "out", run_begin.entries
+    recipe, out, plain = tiny_recipe(tiny), tmp_path / "out", run_folder.entries
 
     def beaten(folder: Path) -> list[Any]:
-        monkeypatch.setattr(run_begin, "entries", plain)
+        monkeypatch.setattr(run_folder, "entries", plain)
         found = plain(folder)
         begin_run(out, {"seed": rival}, recipe, resume=False)
         return found
 
-    monkeypatch.setattr(run_begin, "entries", beaten)
+    monkeypatch.setattr(run_folder, "entries", beaten)
     with pytest.raises(UserError, match="holds another run: seed") if rival else nullcontext():
         begin_run(out, {"seed": 0}, recipe, resume=False)
-    assert run_begin.entries is plain
+    assert run_folder.entries is plain
 
 
 def test_two_at_once_train_one_after_the_other(tiny: World, tmp_path: Path, program: Begin) -> None:

@@ -11,11 +11,11 @@ import torch
 
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.tiny_runs import World, logged, tiny_trainer
-from trainer.arguments import training_arguments
 from trainer.model.aligned_llava import part
 from trainer.model.assemble import init_model
 from trainer.recipes.paper_rows import PaperRow, named_recipes, paper_rows
 from trainer.recipes.recipe import Recipe
+from trainer.training.arguments import training_arguments
 
 ROWS = paper_rows()
 TOWERS = {

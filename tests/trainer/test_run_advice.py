@@ -9,10 +9,10 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe
-from trainer.log import Screen
 from trainer.model.checkpoints import TRAINED
 from trainer.model.run_record import kept_path, last_step, read_run
-from trainer.train import train
+from trainer.training.callbacks import Screen
+from trainer.training.run import train
 
 
 def short(tiny: World, **changes: Any) -> Any:

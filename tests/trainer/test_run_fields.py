@@ -18,7 +18,7 @@ from tests.tiny_runs import World, tiny_recipe
 from trainer.model.assemble import init_model
 from trainer.model.digests import start_folder, weights_digest
 from trainer.recipes.recipe import Parts, Recipe
-from trainer.train import train
+from trainer.training.run import train
 
 
 def short(tiny: World, **changes: object) -> Recipe:

@@ -17,7 +17,7 @@ from tests.tiny_runs import World, logged, tiny_recipe
 from trainer.model.assemble import init_model
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
-from trainer.train import train
+from trainer.training.run import train
 
 STRANGER = """
 import sys, warnings

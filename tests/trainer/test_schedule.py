@@ -10,9 +10,9 @@ from transformers import SchedulerType, TrainerCallback
 
 from sea_pipeline.core.errors import UserError
 from tests.tiny_runs import World, tiny_recipe, tiny_trainer
-from trainer.arguments import training_arguments
 from trainer.recipes.recipe import Recipe
-from trainer.train import train
+from trainer.training.arguments import training_arguments
+from trainer.training.run import train
 
 ONE = {"projector": 1e-3}
 TWO = {"projector": 1e-3, "llm": 2e-5}

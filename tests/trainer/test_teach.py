@@ -14,7 +14,7 @@ from tests.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
 from trainer.targets.store import open_targets
 from trainer.teacher import run as teach_run
 from trainer.teacher.run import TeachSettings, teach_images
-from trainer.train import train
+from trainer.training.run import train
 
 DAS = {"sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}
 

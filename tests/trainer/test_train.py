@@ -13,13 +13,13 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import label_images
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
-from trainer import train as train_module
 from trainer.data.inputs import open_label_source
 from trainer.data.run_rows import open_conversations
 from trainer.model.load import open_model_folder
-from trainer.norm import match_norm
 from trainer.recipes.recipe import Recipe
-from trainer.train import Told, train
+from trainer.training import run as train_run
+from trainer.training.match_norm import match_norm
+from trainer.training.run import Told, train
 
 SPOKEN = {
     "trained_tokens",
@@ -56,11 +56,11 @@ def test_a_start_model_that_another_machine_makes_meanwhile_is_taken(
         out.mkdir()
         refused()
 
-    monkeypatch.setattr(train_module, "init_model", refused)
+    monkeypatch.setattr(train_run, "init_model", refused)
     with pytest.raises(UserError, match="expected a new or"):
-        train_module._model_path(recipe, Told())
-    monkeypatch.setattr(train_module, "init_model", behind_another)
-    assert train_module._model_path(recipe, Told()).is_dir()
+        train_run._model_path(recipe, Told())
+    monkeypatch.setattr(train_run, "init_model", behind_another)
+    assert train_run._model_path(recipe, Told()).is_dir()
 
 
 def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
 def test_a_finished_run_returns_at_once(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(short(tiny), tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in first.out.rglob("*")}
-    monkeypatch.setattr("trainer.train._Run", None)
+    monkeypatch.setattr("trainer.training.run._Run", None)
     assert train(short(tiny), tmp_path / "out") == first
     assert train(short(tiny), tmp_path / "out", resume=True) == first
     assert {path: path.stat().st_mtime_ns for path in first.out.rglob("*")} == before

@@ -13,12 +13,12 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.store import open_labels
 from tests.tiny_runs import World, colours, tiny_recipe
 from tests.trainer.looking import nearest_twin
-from trainer import views
 from trainer.evaluation.evaluator import evaluating
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
-from trainer.train import train
-from trainer.views import VIEWS, ViewSettings, run_views
+from trainer.training import report_views
+from trainer.training.report_views import VIEWS, ViewSettings, run_views
+from trainer.training.run import train
 from trainer.words import llm_word_table
 
 M, IMAGES = 16, 2
@@ -113,7 +113,7 @@ def test_degrees_are_the_attention_of_an_eager_model(run: Path, layers: int | No
     record["recipe"]["loss"]["basic"]["layers"] = layers
     (run / "run.json").write_text(json.dumps(record))
     found = run_views(run, SETTINGS)
-    made = views._Views(run, SETTINGS)
+    made = report_views._Views(run, SETTINGS)
     model = load_model(open_model_folder(run / "model"), Recipe(model=run / "model")).double().eval()
     model.model.language_model.set_attn_implementation("eager")
     half = layers or len(model.model.language_model.layers) // 2
@@ -133,7 +133,7 @@ def test_views_are_kept_while_they_fit(run: Path, monkeypatch: pytest.MonkeyPatc
     first = run_views(run, SETTINGS)
     assert json.loads((run / VIEWS).read_text()) == first
     with monkeypatch.context() as patch:
-        patch.setattr(views, "load_model", lambda *_: pytest.fail("computed again"))
+        patch.setattr(report_views, "load_model", lambda *_: pytest.fail("computed again"))
         assert run_views(run, SETTINGS) == first
     assert len(run_views(run, ViewSettings(images=1, new_tokens=3, device="cpu"))["images"]) == 1
     (run / VIEWS).write_text('{"key": "half')

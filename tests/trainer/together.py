@@ -21,10 +21,10 @@ from sea_pipeline.core.errors import UserError
 from tests.test_architecture import ROOT
 from tests.tiny_runs import colours
 from tests.trainer.test_resume import copied
-from trainer.log import MetricsLog
-from trainer.loop import AlignTrainer
 from trainer.recipes.recipe import Recipe
-from trainer.train import Told, train
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.callbacks import MetricsLog
+from trainer.training.run import Told, train
 
 CUT, WHOLE = "the weights are cut", "the weights are whole"
 """What a process says at a checkpoint."""

@@ -226,7 +226,7 @@ class Recipe(Strict):
     would, without the optimizer, so that a run does not go on from them. The last step's are the model folder."""
     seed: int = 0
     training_arguments: dict[str, Any] = Field(default_factory=dict)
-    """Anything that `transformers.TrainingArguments` takes, over the defaults in `trainer/arguments.py`."""
+    """Anything that `transformers.TrainingArguments` takes, over the defaults in `trainer/training/arguments.py`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

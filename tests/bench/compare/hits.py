@@ -14,7 +14,7 @@ from trainer.evaluation import metrics
 from trainer.evaluation.evaluator import Evaluator, evaluating
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Data, Loss, Recipe, Sea
-from trainer.views import visual_tokens
+from trainer.training.report_views import visual_tokens
 
 
 def label_hits(model: Path, data: Path, photos: Path, labels: Path, device: str = "auto") -> dict[str, float]:

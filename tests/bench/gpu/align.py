@@ -27,13 +27,13 @@ from tests.bench.measure import Figure
 from tests.bench.steps import Clock, conversations, ready, taking
 from tests.tiny_models import tiny_llm, tiny_vision
 from tests.world import ColourEncoder
-from trainer.build import build
 from trainer.data.inputs import Inputs
 from trainer.data.run_rows import open_conversations
-from trainer.loop import AlignTrainer
 from trainer.model.assemble import init_model
 from trainer.model.load import ModelFolder, open_model_folder
 from trainer.recipes.recipe import Recipe
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.build import build
 
 PHOTOS, KEPT = 2000, 256
 """Images of the runs from JPEGs and from kept features; each is in several records."""

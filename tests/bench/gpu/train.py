@@ -20,11 +20,11 @@ from tests.bench.gpu.naive import naive_step
 from tests.bench.gpu.shapes import Shape, batch_of, shape_of, trainer_of
 from tests.bench.measure import Figure
 from tests.bench.steps import taking
-from trainer.loop import AlignTrainer
 from trainer.losses import equations
 from trainer.losses.attention_tap import Tapped
 from trainer.losses.supervision import Seen
 from trainer.model.aligned_llava import AlignedLlava, Batch
+from trainer.training.align_trainer import AlignTrainer
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "lm": (),

@@ -8,10 +8,10 @@ from typing import Any, cast
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from trainer.balance import Balance
 from trainer.model import checkpoints
 from trainer.model.borders import saving
 from trainer.model.fsdp import ShardingTrainer, agreed, trained, whole_state
+from trainer.training.gradient_balance import Balance
 
 
 class ResumingTrainer(ShardingTrainer):

@@ -4,19 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline.core.progress import ProgressBar
-from trainer.arguments import training_arguments
-from trainer.balance import Balance
 from trainer.data.dataset import Labels, TrainingData
 from trainer.data.inputs import Inputs, labels_for
 from trainer.data.kept_features import tower_features
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.premise import Premise, premise
-from trainer.loop import AlignTrainer, learning_rate
 from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.borders import border
 from trainer.model.load import load_model
 from trainer.model.terms import basic_term, lens_of, reader_of, sea_term
 from trainer.recipes.recipe import Recipe
+from trainer.training.align_trainer import AlignTrainer, learning_rate
+from trainer.training.arguments import training_arguments
+from trainer.training.gradient_balance import Balance
 
 
 def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]) -> AlignTrainer:

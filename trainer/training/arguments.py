@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import (
 from sea_pipeline.core.errors import UserError, one_line
 from trainer.model.borders import border
 from trainer.recipes.recipe import Recipe
-from trainer.schedule import BY_EVALUATION, check_schedule
+from trainer.training.schedule import BY_EVALUATION, check_schedule
 
 DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",

@@ -25,13 +25,9 @@ from sea_pipeline.output.run_files import SummaryFile, read_run_file
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import alone, claimed
 from sea_pipeline.storage.publish import make_folder, publish_bytes
-from trainer.arguments import training_arguments
-from trainer.build import build, premise_of, trainable
 from trainer.data.conversations import summary
 from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher
 from trainer.data.run_rows import check_prompts, open_conversations, without_unreadable
-from trainer.kept import KeptCheckpoints
-from trainer.log import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.aspect_ratio import pads
@@ -40,10 +36,13 @@ from trainer.model.borders import border, has_lost_others, lacks_memory
 from trainer.model.digests import MODELS, start_folder
 from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
-from trainer.norm import match_norm
 from trainer.recipes.recipe import Parts, Recipe
-from trainer.run_begin import NO_RUN, begin_run
-from trainer.run_fields import beside, run_fields
+from trainer.training.arguments import training_arguments
+from trainer.training.build import build, premise_of, trainable
+from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluation
+from trainer.training.kept_checkpoints import KeptCheckpoints
+from trainer.training.match_norm import match_norm
+from trainer.training.run_folder import NO_RUN, begin_run, beside, run_fields
 
 
 @dataclass(frozen=True)
@@ -286,3 +285,30 @@ class _Run:
             "rows": self._rows(),
         }
         publish_bytes(self.out / "summary.json", (json.dumps(written, indent=2) + "\n").encode(), self.out)
+
+
+def train_stages(
+    recipes: dict[str, Recipe], out: Path | None = None, *, resume: bool = False, told: Told = QUIET
+) -> dict[str, TrainRun]:
+    """Trains each stage, or finds that it is finished; see `train`.
+
+    Args:
+        recipes: of `read_recipes`, in order.
+        out: the folder; with several stages, a folder of theirs is below it for each.
+        resume: as in `train`: the first stage at least must have begun.
+        told: who hears of it.
+
+    Raises:
+        UserError: see `train`.
+    """
+    runs: dict[str, TrainRun] = {}
+    model: Path | None = None
+    for name, recipe in recipes.items():
+        if name:
+            told.say(f"stage {name}")
+        if model is not None:
+            recipe = recipe.model_copy(update={"model": model})
+        folder = out / name if out is not None and name else out
+        runs[name] = train(recipe, folder, resume=resume and not runs, told=told)
+        model = runs[name].model
+    return runs

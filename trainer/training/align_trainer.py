@@ -11,7 +11,6 @@ from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
 from sea_pipeline.core.errors import UserError
-from trainer.balance import Balance, Probe
 from trainer.data.dataset import Collator, TrainingData
 from trainer.data.sampler import EpochSampler
 from trainer.losses.equations import MAX_SCALE
@@ -20,8 +19,9 @@ from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.borders import border
 from trainer.model.fsdp import whole
 from trainer.recipes.recipe import Recipe
-from trainer.resume import ResumingTrainer
-from trainer.schedule import check_schedule, schedule_options
+from trainer.training.gradient_balance import Balance, Probe
+from trainer.training.resume import ResumingTrainer
+from trainer.training.schedule import check_schedule, schedule_options
 
 _LENGTHS = ("visual_norm", "refined_norm")
 """What is logged beside BASIC's terms."""
