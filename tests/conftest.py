@@ -19,10 +19,10 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.search import int8
 from sea_pipeline.storage import retry
-from tests.photo_forms import s3_server
-from tests.programs import Begin, Program
-from tests.world import ColourEncoder, word_file
-from tests.world import main as label_colours
+from tests.support.photo_forms import s3_server
+from tests.support.programs import Begin, Program
+from tests.support.world import ColourEncoder, word_file
+from tests.support.world import main as label_colours
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

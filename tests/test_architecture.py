@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 FLOORS = [
     {"errors", "json_array", "record_values", "image_bytes", "magics"},

@@ -23,7 +23,7 @@ from tests.bench.gpu.kernels import Profile
 from tests.bench.gpu.naive import naive_step
 from tests.bench.measure import Figure
 from tests.bench.steps import taking
-from tests.pretend_gpu import pretend_gpu
+from tests.support.pretend_gpu import pretend_gpu
 from trainer.losses import equations
 from trainer.training.arguments import DEFAULTS
 

@@ -10,8 +10,8 @@ import open_clip.factory
 import pytest
 from transformers import PreTrainedModel, Trainer
 
-from tests.private_names import Module, Row, library, rows, signature, source
-from tests.test_architecture import ROOT
+from tests.support.paths import ROOT
+from tests.support.private_names import Module, Row, library, rows, signature, source
 
 PAGE = "docs/private-names.md"
 TEXT = (ROOT / PAGE).read_text("utf-8")

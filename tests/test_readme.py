@@ -15,8 +15,8 @@ from PIL import Image
 
 from sea_pipeline import open_labels
 from sea_pipeline.cli import app
-from tests.tiny_tokenizers import llama_like
-from tests.world import draw_folder
+from tests.support.tiny_tokenizers import llama_like
+from tests.support.world import draw_folder
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")

@@ -12,10 +12,10 @@ from packaging.version import Version
 
 from sea_pipeline import open_labels
 from sea_pipeline.execution.dispatch import StageRun
-from tests.sea_pipeline.planted_targets import teach
-from tests.table_readers import OTHERS, TESTED, difference, tables
-from tests.test_architecture import ROOT
-from tests.world import draw_folder
+from tests.support.paths import ROOT
+from tests.support.planted_targets import teach
+from tests.support.table_readers import OTHERS, TESTED, difference, tables
+from tests.support.world import draw_folder
 
 Label = Callable[..., StageRun]
 

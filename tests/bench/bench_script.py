@@ -32,7 +32,7 @@ from tests.bench.bench_label import crops
 from tests.bench.bench_search import JoinedEncoder
 from tests.bench.measure import Figure, in_turn
 from tests.bench.script import label_by_script, words_of_patches
-from tests.tiny_clip import TEXT
+from tests.support.tiny_clip import TEXT
 
 TOP_N = 10
 CLIP = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic", "resize_mode": "shortest"}

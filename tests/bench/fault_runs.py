@@ -25,8 +25,8 @@ from sea_pipeline.storage import publish
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import sweep
 from sea_pipeline.storage.scratch import host
-from tests.kills import DEAD
-from tests.worker_world import PlantedRecipe, PlantedStage, planted_ledger
+from tests.support.kills import DEAD
+from tests.support.worker_world import PlantedRecipe, PlantedStage, planted_ledger
 
 IMAGES, SHARD_SIZE = 240, 4
 SECONDS = 0.1

@@ -20,7 +20,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.bench.damage import FAULTS
 from tests.bench.fault_runs import IMAGES, SHARD_SIZE
-from tests.worker_world import PlantedStage, hash_of, planted_ledger
+from tests.support.worker_world import PlantedStage, hash_of, planted_ledger
 
 
 class Counts(NamedTuple):

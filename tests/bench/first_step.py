@@ -20,7 +20,7 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.bench.measure import machine
-from tests.tiny_models import tiny_llm, tiny_vision
+from tests.support.tiny_models import tiny_llm, tiny_vision
 from trainer.model.assemble import init_model
 from trainer.recipes.recipe import Recipe
 from trainer.training import align_trainer

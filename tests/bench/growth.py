@@ -40,7 +40,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.publish import publish
-from tests import world
+from tests.support import world
 
 _TOP_N = 3
 
@@ -132,7 +132,9 @@ def patches(folder: Path, count: int) -> None:
 
 def processes(folder: Path, count: int) -> None:
     """Labels 4,000 images by `count` workers; the CPU seconds of all of them."""
-    os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps(["tests.worker_world"])  # before dask is imported
+    os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps(
+        ["tests.support.worker_world"]
+    )  # before dask is imported
     label_run.load_encoder = lambda spec, device, options: world.ColourEncoder()  # type: ignore[assignment]
     label_images(_settings(folder, crew=Crew.of(workers=count)))
 

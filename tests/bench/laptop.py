@@ -22,8 +22,8 @@ from tests.bench.bench_label import crops
 from tests.bench.gpu.align import colour_labels
 from tests.bench.gpu.shapes import SEVEN_B, TINY, Shape
 from tests.bench.steps import Clock, conversations
-from tests.memory import READY, measured
-from tests.tiny_models import VOCABULARY, tiny_llm, tiny_vision
+from tests.support.memory import READY, measured
+from tests.support.tiny_models import VOCABULARY, tiny_llm, tiny_vision
 from trainer.data.inputs import Inputs
 from trainer.data.run_rows import open_conversations
 from trainer.model.aligned_llava import AlignedLlava

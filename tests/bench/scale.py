@@ -27,7 +27,7 @@ from sea_pipeline.encoders import Preprocess
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.output.ledger import Ledger
-from tests import world
+from tests.support import world
 
 
 class FineColours(world.ColourEncoder):

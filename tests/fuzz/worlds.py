@@ -18,13 +18,13 @@ from sea_pipeline.cli.app import FAILED_SHARDS
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.storage import retry
-from tests.contents import rows
 from tests.fuzz.verdicts import REFUSED, Ended, command, lost
-from tests.photo_forms import Photos
-from tests.world import COLOURS, ColourEncoder, word_file
+from tests.support.contents import rows
+from tests.support.photo_forms import Photos
+from tests.support.world import COLOURS, ColourEncoder, word_file
 
 if TYPE_CHECKING:
-    from tests import tiny_runs
+    from tests.support import tiny_runs
 
 FORMATS: dict[str, list[dict[str, Any]]] = {
     "png": [{}, {"compress_level": 0}],
@@ -110,7 +110,7 @@ class World:
     @cached_property
     def training(self) -> "tiny_runs.World":
         """Conversations, labels and a tiny model; transformers is imported for it."""
-        from tests import tiny_runs
+        from tests.support import tiny_runs
 
         return tiny_runs.make_world(self.root / "training")
 

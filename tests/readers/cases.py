@@ -11,7 +11,7 @@ from PIL import Image
 from tests.hub_forms import LLMS, TOWERS
 from tests.hub_forms.files import random_weights, write_json, write_weights
 from tests.hub_forms.llama import decoder_shapes
-from tests.tiny_models import CHATML, tiny_llm, tiny_vision
+from tests.support.tiny_models import CHATML, tiny_llm, tiny_vision
 from trainer.data.row_tokens import TokensSettings, row_tokens
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model

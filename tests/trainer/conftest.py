@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import tiny_llm, tiny_vision
-from tests.tiny_runs import World, colours, make_world
-from tests.trainer.looking import Make, make_ready, record, write
+from tests.support.looking import Make, make_ready, record, write
+from tests.support.tiny_models import tiny_llm, tiny_vision
+from tests.support.tiny_runs import World, colours, make_world
 from trainer.model.assemble import init_model
 from trainer.model.sentence_piece import TEXTS
 

@@ -25,8 +25,8 @@ from tests.bench.gpu.label import photos_for, words_for
 from tests.bench.gpu.shapes import shape_of
 from tests.bench.measure import Figure
 from tests.bench.steps import Clock, conversations, ready, taking
-from tests.tiny_models import tiny_llm, tiny_vision
-from tests.world import ColourEncoder
+from tests.support.tiny_models import tiny_llm, tiny_vision
+from tests.support.world import ColourEncoder
 from trainer.data.inputs import Inputs
 from trainer.data.run_rows import open_conversations
 from trainer.model.assemble import init_model

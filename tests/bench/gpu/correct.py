@@ -20,14 +20,13 @@ import torch.nn.functional as F
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
 from sea_pipeline.search.exact import Backend, WordSearch
-from tests import search_twin
 from tests.bench.gpu.common import Setup, main
 from tests.bench.measure import Figure
-from tests.clip_walk import Walk, normalised, pixels_of, pooled_alone, unit
-from tests.s2_twin import slowly
-from tests.tiny_clip import CLIP, SIGLIP, random_model, save_model
-from tests.trainer import supervised, tapped
-from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
+from tests.support import search_twin, supervised, tapped
+from tests.support.clip_walk import Walk, normalised, pixels_of, pooled_alone, unit
+from tests.support.loss_twins import attention, das_twin, random, sds_twin, sea_twin
+from tests.support.s2_twin import slowly
+from tests.support.tiny_clip import CLIP, SIGLIP, random_model, save_model
 from trainer.losses import equations
 from trainer.losses.supervision import degrees
 from trainer.recipes.recipe import Basic

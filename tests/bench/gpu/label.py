@@ -30,7 +30,7 @@ from tests.bench.gpu.common import IMAGES, Setup, main
 from tests.bench.gpu.decoding import decoded, rates, workers_for
 from tests.bench.gpu.kernels import Profile
 from tests.bench.measure import Figure
-from tests.tiny_clip import CLIP, random_model, save_model
+from tests.support.tiny_clip import CLIP, random_model, save_model
 
 ARCH = "ViT-L-14-336-quickgelu"
 """As OpenAI's weights want it."""
