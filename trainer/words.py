@@ -12,7 +12,10 @@ import torch
 from tokenizers.decoders import ByteLevel
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.renamed import renamed
 from trainer.losses.equations import word_table
+
+__getattr__ = renamed(__name__, "trainer.losses.embeddings", {"llm_embeddings", "ordinary_length"})
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

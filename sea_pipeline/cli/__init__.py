@@ -1,17 +1,16 @@
-"""The command `sea-pipeline`: parses, calls one function, prints what it says. Heavy imports happen inside."""
+"""The command `sea-pipeline`: parses, calls one function, prints what it says. Heavy imports happen inside.
 
-import json
+It may import all rooms, and `trainer`; `app`, `options` and `terminal` are what the commands share.
+"""
+
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import typer
 
-from sea_pipeline import __version__
-from sea_pipeline.cli import completion, streams, talk
-from sea_pipeline.cli.app import INTERRUPTED, MENDABLE, MISUSED, app
+from sea_pipeline.cli import app, streams, talk
+from sea_pipeline.cli.app import INTERRUPTED, MENDABLE, MISUSED
 from sea_pipeline.core.errors import UserError, one_line
 
 _STOPPED = {
@@ -37,7 +36,7 @@ def _run() -> int:
     """The exit code; what there is to say of it has been said."""
     try:
         _refuse_arguments_that_are_not_utf8()
-        code = app(prog_name="sea-pipeline", standalone_mode=False) or 0
+        code = app.app(prog_name="sea-pipeline", standalone_mode=False) or 0
         return _told(code, _stopped()) if code == INTERRUPTED else code
     except UserError as problem:
         return _told(MENDABLE, str(problem), problem)

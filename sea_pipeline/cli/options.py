@@ -115,7 +115,7 @@ Dashboard = Annotated[
 
 
 def tell(done: "StageRun", kind: str, done_to: str, *, as_json: bool) -> None:
-    """Prints what was done, as `console.stage_table` or as JSON; exit 3 if shards failed."""
+    """Prints what was done, as a table or as JSON; exit 3 if shards failed."""
     from sea_pipeline.cli.tables import labels as label_tables
 
     if as_json:

@@ -1,1 +1,4 @@
-"""The ground: errors, settings, extras, devices, threads and progress. It imports nothing else of ours."""
+"""The ground: errors, settings, extras, devices, threads and progress.
+
+It may import nothing else of ours.
+"""

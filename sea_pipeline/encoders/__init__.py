@@ -1,4 +1,7 @@
-"""Vision-language encoders: image patches and words in one space."""
+"""Vision-language encoders: image patches and words in one space.
+
+It may import `inputs` and what is below, but not `search`.
+"""
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Encoder, Preprocess

@@ -21,7 +21,7 @@ _CPU_TOKENS = 1024
 
 
 class ClipEncoder:
-    """An image tower and a text tower trained together; `towers.py` says which vectors of a patch there are.
+    """An image tower and a text tower trained together; `patch_paths.py` says which vectors of a patch there are.
 
     Args:
         spec: which model, path and sign; its scales are not looked at.

@@ -1,4 +1,4 @@
-"""Starts what `clusters` describes, with dask, and ends what it has started. Import it behind `require_dask`."""
+"""Starts what `cluster_settings` describes, with dask, and ends what it has started."""
 
 import json
 import logging

@@ -35,7 +35,7 @@ class StageSettings(Protocol):
 
     @property
     def max_bad(self) -> float:
-        """See `run.run`."""
+        """See `local.run`."""
         ...
 
     @property

@@ -105,7 +105,7 @@ class Driver:
     Args:
         pool: the workers.
         ledger: the output folder.
-        max_bad: see `run.run`.
+        max_bad: see `local.run`.
         shard_timeout: seconds after which a shard is stuck and its worker is started again; None for never.
         advance: hears how many images have passed, shard by shard.
     """
@@ -131,10 +131,10 @@ class Driver:
         self._failures: Counter[tuple[int, str]] = Counter()
 
     def run(self, shards: range | None = None) -> Report:
-        """As `run.run`.
+        """As `local.run`.
 
         Raises:
-            UserError: as `run.run` and `WorkerPool.news`. What is committed stays.
+            UserError: as `local.run` and `WorkerPool.news`. What is committed stays.
         """
         for todo in self._tally.rounds(shards):
             self._waiting = [(shard, 1) for shard in todo]

@@ -14,7 +14,7 @@ from sea_pipeline.storage.paths import data_folder
 MAX_WORDS = 65_535
 """Word ids are stored as uint16 and 65,535 means "no label"."""
 MINED = "mine:"
-"""In front of a file of captions: a list mined from them, then `GENERAL`; see `mine.mine`."""
+"""In front of a file of captions: a list mined from them, then `GENERAL`; see `wordlist_mining.mine`."""
 GENERAL = "2of12"
 _UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
 """Categories of Unicode: control and format characters, those of private use, and what separates."""
@@ -58,7 +58,7 @@ def load_wordlist(spec: str) -> WordList:
 
     Words are stripped and brought to Unicode form NFC; blank lines and the mark that a file begins with (BOM) are left
     out; order and case are kept. With `mine:` in front, the file is LLaVA's JSON or JSONL, and the list is what its
-    captions name and then 2of12: see `mine.mine`.
+    captions name and then 2of12: see `wordlist_mining.mine`.
 
     Raises:
         UserError: no such list, not UTF-8, empty, a word twice, characters that nobody sees, or over 65,535 words; or a

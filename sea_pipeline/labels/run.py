@@ -70,7 +70,7 @@ class LabelSettings(Settings):
     retry_bad: bool = False
     """Read the shards with bad images again, in a finished folder too."""
     probe: bool = True
-    """In a new folder, look at captioned images for whether the encoder's other sign is better; see `probe.hint`."""
+    """In a new folder, look at captioned images for whether the encoder's other sign is better, see `hint`."""
     crew: Crew = Crew()
     """Who does the shards."""
 
@@ -123,7 +123,7 @@ def label_images(
 
 @dataclass(frozen=True)
 class LabelRecipe:
-    """How a worker makes its `LabelStage`; see `workers.Recipe`."""
+    """How a worker makes its `LabelStage`; see `worker.Recipe`."""
 
     settings: LabelSettings
     name: str = "label"

@@ -121,7 +121,7 @@ class LabelStage:
         footer: dict[str, Any],
         advance: Callable[[int], None],
     ) -> ShardResult:
-        """Labels one shard into the file `target`; the first one waits for the encoder to load. See `run.Stage`."""
+        """Labels one shard into the file `target`; the first one waits for the encoder to load. See `Stage`."""
         seconds = Seconds(float)
         with _timed(seconds, "load"), self._loading:
             self._encoder.load()

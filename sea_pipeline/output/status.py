@@ -1,4 +1,4 @@
-"""How far a folder is, how fast it is being filled, and what fails in it, from its files alone: another process may be at it."""
+"""How far a folder is, how fast it grows and what fails in it, from its files alone: another process may be at it."""
 
 import datetime
 from itertools import pairwise

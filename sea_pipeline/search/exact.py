@@ -39,7 +39,7 @@ class WordSearch:
             faiss: FAISS's flat index, float32.
             torch: float32 scores of all words; on CUDA first float16 ones with a bound on their error.
             auto: on a CPU whichever of them is the fastest for these vectors, int8 only if it has instructions for it;
-                see `fastest_candidates.py`. On CUDA torch.
+                see `fastest.py`. On CUDA torch.
         device: where the torch backend and the float64 scoring run, and FAISS where its GPU wheel is installed.
 
     Raises:

@@ -35,7 +35,7 @@ def _without_nul(text: str) -> str:
 
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""As `storage.file_sha256` spells it."""
+"""As `hashing.file_sha256` spells it."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 """So that every reader of JSON holds it exactly."""
 Seconds = Annotated[float, Field(ge=0)]

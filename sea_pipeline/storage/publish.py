@@ -194,6 +194,6 @@ def check_result(out: Path) -> None:
 
 @contextmanager
 def publish_result(out: Path) -> Iterator[Path]:
-    """Yields a temporary path; on success its file appears at `out`, whole. See `storage.publish`."""
+    """Yields a temporary path; on success its file appears at `out`, whole. See `publish`."""
     with publish(out, out.parent, scratch=scratch_beside(out)) as scratch:
         yield scratch

@@ -20,7 +20,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 
 class RemotePath(ProxyUPath):
-    """A path of a store, with the names of `pathlib.Path`. Make one with `storage.place`.
+    """A path of a store, with the names of `pathlib.Path`. Make one with `paths.place`.
 
     Every request is tried again where a fault may pass, and nothing is remembered between two of them: others write
     there, too. A file that is absent is `FileNotFoundError`, as it is on this machine; what else goes wrong is a

@@ -34,9 +34,9 @@ from sea_pipeline.labels.format import KIND, WORDS, LabelRow, ShardWriter, write
 from sea_pipeline.labels.rows import packed
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.stage import LabelStage
-from sea_pipeline.output import status as analysis
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.status import status_to_json
 from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.publish import publish
@@ -105,7 +105,7 @@ def finish(folder: Path, count: int) -> None:
 
 def status(folder: Path, count: int) -> None:
     """What `status` does."""
-    analysis.status_to_json(Ledger.open(place(folder / "labels")))
+    status_to_json(Ledger.open(place(folder / "labels")))
 
 
 def go_on(folder: Path, count: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 import typer.main
 from rich.console import Console
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli import app, terminal
 from sea_pipeline.cli.tables import labels as label_tables
 from sea_pipeline.cli.tables import training as training_tables
 from sea_pipeline.labels import run as label_run
@@ -163,13 +163,13 @@ def test_a_file_is_blamed_only_where_one_is_named(
 
 BAR = """
 import time
-from sea_pipeline import console
-with console.progress("labelling", 8, 2) as advance:
+from sea_pipeline.cli import terminal
+with terminal.progress("labelling", 8, 2) as advance:
     for _ in range(3):
         advance(1)
         time.sleep(0.25)
-console.output.print("a result")
-console.messages.print("a message")
+terminal.output.print("a result")
+terminal.messages.print("a message")
 """
 
 
@@ -226,7 +226,7 @@ def test_a_pipe_gets_results_alone() -> None:
 def test_narrow_tables_keep_names_and_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, explained: bool
 ) -> None:
-    monkeypatch.setattr(label_tables, "output", Console(width=columns, highlight=False, soft_wrap=True))
+    monkeypatch.setattr(terminal, "output", Console(width=columns, highlight=False, soft_wrap=True))
     metrics = {"meaningful_chance": 0.125, "lm_loss": 4.5}
     training_tables.metrics_table({"start": metrics, "without SEA": metrics, "with SEA": metrics})
     loss, chance = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
@@ -239,7 +239,7 @@ def test_narrow_tables_keep_names_and_numbers(
 def test_a_narrow_grid_is_one_line_a_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, word: str
 ) -> None:
-    monkeypatch.setattr(label_tables, "output", Console(width=columns, highlight=False, soft_wrap=True))
+    monkeypatch.setattr(terminal, "output", Console(width=columns, highlight=False, soft_wrap=True))
     ids, scores = np.zeros((20, 1), np.int32), np.ones((20, 1), np.float32)
     label_tables.image_tables("x.png", Labels(ids, scores, (2, 10), (0, 0, 1, 1)), ("reddish",))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]

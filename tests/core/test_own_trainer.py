@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.execution.worker import StagePlugin
+from tests.support.paths import ROOT
 from tests.support.worker_world import planted_ledger
 from trainer.teacher.run import TeachRecipe, TeachSettings
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = [sys.executable, "-P", "-c", "from sea_pipeline.cli import main; main()"]
 """The command `sea-pipeline`: a script of pip's does not have the working folder on its path, either."""
 MODULE = [sys.executable, "-m", "sea_pipeline"]
@@ -110,12 +110,12 @@ def test_one_elsewhere_on_the_path_is_named_in_a_line(installed: Path, tmp_path:
 
 def coqui(site: Path) -> None:
     """Another project that is installed into our folder, as pip does it: over files of the same name."""
-    (site / "trainer" / "__init__.py").write_text("from trainer.model.aligned_llava import TrainerModel\n")
+    (site / "trainer" / "__init__.py").write_text("from trainer.model import TrainerModel\n")
     (site / "trainer" / "model.py").write_text("TrainerModel = 1\n")
     info = site / "coqui_tts_trainer-0.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: coqui-tts-trainer\nVersion: 0.3\n")
-    (info / "RECORD").write_text("trainer/__init__.py,,\ntrainer/model/aligned_llava.py,,\n")
+    (info / "RECORD").write_text("trainer/__init__.py,,\ntrainer/model.py,,\n")
     (info / "top_level.txt").write_text("trainer\n")
 
 

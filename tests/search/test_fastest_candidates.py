@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sea_pipeline.core.devices import has_onednn
-from sea_pipeline.search import candidates, fastest
+from sea_pipeline.search import candidates, fastest, float32
 from sea_pipeline.search import exact as search
 from sea_pipeline.search.candidates import Candidates, ranking
 from sea_pipeline.search.exact import WordSearch
@@ -161,7 +161,7 @@ def test_either_product_of_float32_gives_the_float64_answer(
 ) -> None:
     if product is candidates._by_onednn and not has_onednn():
         pytest.skip("torch has no oneDNN here")
-    monkeypatch.setattr(candidates, "fastest_product", lambda words: product)
+    monkeypatch.setattr(float32, "fastest_product", lambda words: product)
     queries, table = unit(patches, width, 1), unit(words, width, 2)
     table[words // 2 :] = table[: words - words // 2].clone()  # ties
     n = min(10, words)

@@ -1,6 +1,7 @@
 """A folder of drawn photos with captions and questions for `tests.bench.compare`, and its parts as tiny ones.
 
-Also a program: `python -m tests.support.compare_world [EVENT STEP] -- OPTION …` compares, and kills itself where it is told to.
+Also a program: `python -m tests.support.compare_world [EVENT STEP] -- OPTION …` compares, and kills itself where it is
+told to.
 """
 
 import json

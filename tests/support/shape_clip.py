@@ -1,7 +1,7 @@
 """Drawn shapes with captions, and a tiny CLIP that is trained on them with open_clip's own parts.
 
-Also a program: `python -m tests.support.shape_clip FOLDER [STEPS]` trains, and prints how good the labels of each path and sign
-are.
+Also a program: `python -m tests.support.shape_clip FOLDER [STEPS]` trains, and prints how good the labels of each path
+and sign are.
 """
 
 import json

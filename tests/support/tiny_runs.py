@@ -1,6 +1,7 @@
 """Training runs of a second: drawn pictures with captions that name their colours, their labels, and a tiny LLaVA.
 
-Also a program: `python -m tests.support.tiny_runs RECIPE.json OUT [EVENT STEP]` trains, and kills itself where it is told to.
+Also a program: `python -m tests.support.tiny_runs RECIPE.json OUT [EVENT STEP]` trains, and kills itself where it is
+told to.
 """
 
 import json

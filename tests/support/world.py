@@ -1,6 +1,7 @@
 """The tiny world of the tests: eight colours as words, drawn photos, an encoder with a planted answer.
 
-Also a program: `python -m tests.support.world label …` is the command line with this encoder in place of the packaged one.
+Also a program: `python -m tests.support.world label …` is the command line with this encoder in place of the packaged
+one.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""From a tokenised row and its labels to a batch. Reads pixels through `sea_pipeline.inputs.pixels`, as labelling does."""
+"""From a tokenised row and its labels to a batch. Pixels are read as labelling does."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

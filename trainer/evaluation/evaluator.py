@@ -58,7 +58,8 @@ class Evaluator:
         batch_size: samples at a time.
         device: of the text encoder.
 
-    What it looks through is open to the analyses that look at the same samples, `layers` and `replace`.
+    What it looks through is open to the analyses that look at the same samples, `nearest_by_layer` and
+    `token_replacement`.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Evaluator:
         `lm_loss_other`, the same with another photo's visual tokens, of samples with photos; `right_photo_gain`, how
         much more that is than theirs with their own: 0 of a model that does not look. `lm_loss_content` and
         `right_photo_gain_content` are of tokens of content words alone. Each with its standard error over photos as
-        `NAME_se`, see `controls.mean_over_photos`; what two photos or more are needed for is absent with fewer.
+        `NAME_se`, see `blind_control.mean_over_photos`; what two photos or more are needed for is absent with fewer.
 
         `tacs`, of content words; and with labels `label_hit@1`, `label_hit@10`, `gap`, `meaningful`,
         `meaningful_chance` and `distinct_tokens`; see `metrics`.

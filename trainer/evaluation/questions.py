@@ -109,7 +109,7 @@ class Asker:
         model: in evaluation mode, with the LLM's layers.
         folder: its folder, whose tokenizer and image processor write the questions.
         picture: the photo of an image id.
-        template: how conversations are written, see `templates.load_template`.
+        template: how conversations are written, see `prompts.load_template`.
         batch_size: questions at a time.
 
     Raises:

@@ -57,8 +57,8 @@ class EvaluateSettings(Settings):
     lens_data: str | None = None
     """A LLaVA file, or `samples`, whose answers these sentences are; None: what the run of the model was trained on."""
     limit_images: Annotated[int, Field(ge=1)] | None = None
-    """How many images these look at, from the first; None: all, but `replace.IMAGES` for `replace`. The metrics are of
-    all samples in any case."""
+    """How many images these look at, from the first; None: all, but `token_replacement.IMAGES` for `replace`. The
+    metrics are of all samples in any case."""
     new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
     """Of a generated text, at most."""
     out: Path | None = None
@@ -68,16 +68,16 @@ class EvaluateSettings(Settings):
     question_root: Path | None = None
     """Where their photos are; None: `image_root`, or the file's folder."""
     save_figures: Path | None = None
-    """A folder for figures of the first images; see `evaluation_figures.save_figures`."""
+    """A folder for figures of the first images; see `figures.save_figures`."""
 
 
 def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
     """The metrics of `Evaluator`, of every sample of the data, and of `questions.Asker` where there are questions.
 
-    With `layers` a list of `layers.Layer` by that name comes on top, with `replace` the numbers of `replace.Replace`
-    and under `texts` what was generated, a list of `replace.Described`, each with its `image` and `sample`. With `lens`
-    there is `lens`: `data`, its file; `index`, a `contextual.Size`; `photos`, how many; `layers`, a list of
-    `contextual_shares.LensLayer`.
+    With `layers` a list of `nearest_by_layer.Layer` by that name comes on top, with `replace` the numbers of
+    `token_replacement.Replace` and under `texts` what was generated, a list of `token_replacement.Described`, each with
+    its `image` and `sample`. With `lens` there is `lens`: `data`, its file; `index`, a `contextual_lens.Size`;
+    `photos`, how many; `layers`, a list of `contextual_shares.LensLayer`.
 
     The file `out` holds `model`, `data`, `layers`, `lens` and `replace` without the texts, and `images`: objects with
     `image`, `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the

@@ -33,7 +33,7 @@ _PROMPTS = (
 def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> PreTrainedTokenizerBase:
     """Adds the image token, behind which a text begins anew.
 
-    Training tokenises what stands behind an image as a text of its own, see `encode.Encoder`. A processor of
+    Training tokenises what stands behind an image as a text of its own, see `tokenise.Encoder`. A processor of
     transformers tokenises a prompt whole, and a tokenizer that imitates SentencePiece then puts no space behind the
     image. Here its normalizer does, so that a prompt has the ids that were trained.
 

@@ -1,4 +1,4 @@
-"""What a training run is asked for, checked as a whole; `recipe_file.py` reads it.
+"""What a training run is asked for, checked as a whole; `files.py` reads it.
 
 A recipe has a few groups; each field says what it means and in which unit. Where the papers leave something open, the
 field is named after the question, and `preset: paper` sets all of SEA's to the paper's letter.

@@ -61,12 +61,12 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, progress: Prog
     """The views of a finished run: those of `views.json` where it fits, else computed now and kept there.
 
     The file holds `key` (the hash of all that decides it), `held_out`, `grid` [rows, columns], `labelled`, `texts`,
-    `summary` (a `layers.Layer` each), `lens` (a `contextual_shares.LensLayer` each, of the words that are trained),
-    `replace` (a `replace.Replace`), `notes` (what is missing: why) and `images`:
-    objects of `image`, `file`, `answer`, `box` (the part that the tower sees, 0..1), `labels` (m lists), `before` and
-    `after` (`nearest` and `cosine`, m each: the word of the list, without labels the LLM's token, nearest to a visual
-    token by cosine), `layers` (l + 1 lists of m), `describing` (l + 1 strings of m 0 and 1: what `meaningful` counts),
-    `degree` (m: a_i of Eq. 5 of BASIC) and `generated` (a `replace.Described`). Words and tokens are positions in
+    `summary` (a `nearest_by_layer.Layer` each), `lens` (a `contextual_shares.LensLayer` each, of the words that are
+    trained), `replace` (a `token_replacement.Replace`), `notes` (what is missing: why) and `images`: objects of
+    `image`, `file`, `answer`, `box` (the part that the tower sees, 0..1), `labels` (m lists), `before` and `after`
+    (`nearest` and `cosine`, m each: the word of the list, without labels the LLM's token, nearest to a visual token by
+    cosine), `layers` (l + 1 lists of m), `describing` (l + 1 strings of m 0 and 1: what `meaningful` counts), `degree`
+    (m: a_i of Eq. 5 of BASIC) and `generated` (a `token_replacement.Described`). Words and tokens are positions in
     `texts`. What is missing is absent.
 
     Raises:

@@ -9,18 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sea_pipeline.cli import terminal
-from sea_pipeline.cli.terminal import counted, output, plain_table, print_table
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sea_pipeline.execution.dispatch import StageRun
+    from sea_pipeline.labels.forecast import Forecast
     from sea_pipeline.labels.statistics import Statistics
     from sea_pipeline.labels.store import Labels
     from sea_pipeline.output.ledger import Ledger
-
-if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.labels.forecast import Forecast
 
 _MOST_BAD = 20
 
@@ -42,7 +39,7 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
         shares = {part: spent / time for part, spent in report.seconds.items() if part != "decode"}
         shares["waiting for images, and the rest"] = max(0, 1 - sum(shares.values()))
         rows["this run"] = (
-            f"{counted(report.images, 'image')} in {wall:.1f} s, {report.images / wall:.1f} images/s "
+            f"{terminal.counted(report.images, 'image')} in {wall:.1f} s, {report.images / wall:.1f} images/s "
             f"on {run.device} with {run.backend}" + (f", {report.workers} workers" if report.workers > 1 else "")
         )
         rows["time"] = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
@@ -54,7 +51,7 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
         rows[f"shard {shard} failed"] = f"{reason} (see {ledger.root / 'logs'}; run the same command to try again)"
     if done.bad:
         rows["bad images"] = f"listed by: sea-pipeline status {ledger.root}"
-    print_table(rows)
+    terminal.print_table(rows)
 
 
 def status_tables(ledger: "Ledger") -> None:
@@ -62,7 +59,7 @@ def status_tables(ledger: "Ledger") -> None:
     from sea_pipeline.output.folder import QUARANTINE
 
     done, planned = ledger.done(), ledger.dataset
-    print_table(
+    terminal.print_table(
         {
             "folder": str(ledger.root),
             "holds": f"{planned.kind}, "
@@ -76,13 +73,13 @@ def status_tables(ledger: "Ledger") -> None:
         | _pace_rows(ledger)
     )
     if done.bad:
-        output.print()
-        table = plain_table("bad image", "stage", "reason")
+        terminal.output.print()
+        table = terminal.plain_table("bad image", "stage", "reason")
         for bad in islice(ledger.quarantined(), _MOST_BAD):
             table.add_row(bad["image_id"], bad["stage"], bad["message"])
-        output.print(table)
+        terminal.output.print(table)
         if done.bad > _MOST_BAD:
-            output.print(f"… and {done.bad - _MOST_BAD:,} more in {ledger.root / QUARANTINE}")
+            terminal.output.print(f"… and {done.bad - _MOST_BAD:,} more in {ledger.root / QUARANTINE}")
 
 
 def _pace_rows(ledger: "Ledger") -> dict[str, str]:
@@ -104,10 +101,10 @@ def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
     from sea_pipeline.labels.statistics import BIN_WIDTH, MOST_FREQUENT
 
     if not stats.images:
-        output.print("no image was labelled")
+        terminal.output.print("no image was labelled")
         return
     labelled = stats.labelled_patches / max(1, stats.patches)
-    print_table(
+    terminal.print_table(
         {
             "images": f"{stats.images:,}",
             "patches": f"{stats.patches:,}, {labelled:.1%} of them with a label",
@@ -125,26 +122,26 @@ def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
         BIN_WIDTH,
     )
     _histogram("mean similarity of every word of the list (SEA Fig. 6b)", tops, counts, 2 * BIN_WIDTH)
-    output.print()
-    table = plain_table(title="most frequent words")
+    terminal.output.print()
+    table = terminal.plain_table(title="most frequent words")
     for column in ("word", "labels", "best label of"):
         table.add_column(column, justify="left" if column == "word" else "right")
     for word in np.argsort(-stats.word_uses, kind="stable")[:MOST_FREQUENT]:
         if stats.word_uses[word]:
             table.add_row(words[word], f"{stats.word_uses[word]:,}", f"{stats.best_uses[word]:,} patches")
-    output.print(table)
+    terminal.output.print(table)
 
 
 def _histogram(title: str, starts: "npt.NDArray[Any]", counts: "npt.NDArray[Any]", width: float) -> None:
-    table = plain_table(title=title, show_header=False)
-    output.print()
+    table = terminal.plain_table(title=title, show_header=False)
+    terminal.output.print()
     filled = counts.nonzero()[0]
     for place in range(filled[0], filled[-1] + 1) if len(filled) else []:
         bar = "█" * round(40 * counts[place] / counts.max()) or ("▏" if counts[place] else "")
         table.add_row(
             f"{starts[place] + 0.0:5.2f} to {starts[place] + width:5.2f}", f"{counts[place]:,}", Text(bar, style="cyan")
         )
-    output.print(table)
+    terminal.output.print(table)
 
 
 def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> None:
@@ -154,7 +151,7 @@ def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> Non
     top = "  ".join(f"{words[word]} {total:.1f}" for word, total in image_words(labels))
     x0, y0, x1, y1 = labels.crop_box
     rows, columns = labels.grid
-    print_table(
+    terminal.print_table(
         {
             "image": image_id,
             "grid": f"{rows} rows x {columns} columns",
@@ -169,10 +166,10 @@ def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> Non
         padding=(0, 1, 0, 0),
         box=None,
     )
-    room = max(1, min(14, output.width // columns - 1))
+    room = max(1, min(14, terminal.output.width // columns - 1))
     for row in labels.word_ids[:, 0].reshape(rows, columns):
         table.add_row(*(words[word][:room] if word >= 0 else "·" for word in row))
-    output.print(table)
+    terminal.output.print(table)
 
 
 def forecast_tables(found: "Forecast") -> None:
