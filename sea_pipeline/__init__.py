@@ -11,12 +11,12 @@ __all__ = ["LabelStore", "Labels", "open_labels"]
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sea_pipeline.store import Labels, LabelStore, open_labels
+    from sea_pipeline.labels.store import Labels, LabelStore, open_labels
 else:
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from sea_pipeline import store
+        from sea_pipeline.labels import store
 
         return getattr(store, name)

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
-from sea_pipeline.rows import no_such_image
-from sea_pipeline.shards import from_stored
-from sea_pipeline.storage import alone, cache_folder, make_folder, publish_folder
-from sea_pipeline.store import Labels, LabelStore
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.format import from_stored
+from sea_pipeline.labels.store import Labels, LabelStore
+from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
+from sea_pipeline.output.row_store import no_such_image
+from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.paths import cache_folder
+from sea_pipeline.storage.publish import make_folder, publish_folder
 
 _ARRAYS = ("words", "scores", "crop_box")
 _IDS = "ids.json"

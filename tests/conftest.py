@@ -13,14 +13,16 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
-from sea_pipeline import cli, int8_candidates, label_run
-from sea_pipeline.label_run import LabelSettings
-from sea_pipeline.stage_run import StageRun
-from sea_pipeline.storage import patience
-from tests.photo_forms import s3_server
-from tests.programs import Begin, Program
-from tests.world import ColourEncoder, word_file
-from tests.world import main as label_colours
+from sea_pipeline import cli
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings
+from sea_pipeline.search import int8
+from sea_pipeline.storage import retry
+from tests.support.photo_forms import s3_server
+from tests.support.programs import Begin, Program
+from tests.support.world import ColourEncoder, word_file
+from tests.support.world import main as label_colours
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -68,7 +70,7 @@ def int8_products(monkeypatch: pytest.MonkeyPatch) -> None:
         product = (left.double() @ right.double()).int()
         return product if out is None else out.copy_(product)
 
-    if not int8_candidates._are_right(torch.device("cpu")):
+    if not int8._are_right(torch.device("cpu")):
         monkeypatch.setattr(torch, "_int_mm", exact)
 
 
@@ -136,7 +138,7 @@ def s3() -> Iterator[str]:
 @pytest.fixture
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remote stores are asked again almost at once."""
-    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(retry, "WAITS", (0.01, 0.01))
 
 
 @pytest.fixture

@@ -13,17 +13,17 @@ ADVISES = re.compile(
 )
 
 FOLLOWED: dict[str, list[str]] = {
-    "tests/sea_pipeline/test_advice_followed.py::test_a_folder_that_is_full_is_removed_or_another_one_chosen": [
+    "tests/output/test_advice_followed.py::test_a_folder_that_is_full_is_removed_or_another_one_chosen": [
         "{}: expected a new or an empty folder; choose another with --out, or remove this one",
     ],
-    "tests/sea_pipeline/test_advice_followed.py::test_an_unfinished_folder_is_finished": [
+    "tests/output/test_advice_followed.py::test_an_unfinished_folder_is_finished": [
         "finished shards are kept; run the same command again to go on",
         "run the same command again to go on",
         "; not finished yet: run {} again",
         "not finished: {}, run again, goes on",
         "{}: expected a finished folder; {} of {} shards are done; finish it by running {} again",
     ],
-    "tests/sea_pipeline/test_advice_followed.py::test_another_out_is_chosen": [
+    "tests/output/test_advice_followed.py::test_another_out_is_chosen": [
         "{}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out",
         (
             "{}: the image {} was at another place of its input in {}, with which this folder was last run; choose "
@@ -35,25 +35,25 @@ FOLLOWED: dict[str, list[str]] = {
             "another --out"
         ),
     ],
-    "tests/sea_pipeline/test_advice_followed.py::test_extend_is_given": [
+    "tests/output/test_advice_followed.py::test_extend_is_given": [
         "{}: was begun with less: {}; add it with --extend, or choose another --out",
     ],
-    "tests/sea_pipeline/test_advice_followed.py::test_shards_that_another_run_took_back_are_done_again": [
+    "tests/output/test_advice_followed.py::test_shards_that_another_run_took_back_are_done_again": [
         "{}: another run takes shards back at the same time; run the command again",
     ],
-    "tests/sea_pipeline/test_advice_followed.py::test_the_images_that_a_lost_plan_was_made_of_are_given": [
+    "tests/output/test_advice_followed.py::test_the_images_that_a_lost_plan_was_made_of_are_given": [
         (
             "{}; restore it, or give the very images that it was begun with, from which it is made anew, or "
             "choose another --out"
         ),
     ],
-    "tests/sea_pipeline/test_advice_followed.py::test_too_many_bad_images_are_allowed": [
+    "tests/output/test_advice_followed.py::test_too_many_bad_images_are_allowed": [
         (
             "{}: {} of {} images are bad so far, more than --max-bad {} allows; {} fail in {}{}; see all with "
             "sea-pipeline status; {}, or give a larger --max-bad, and run the command again"
         ),
     ],
-    "tests/sea_pipeline/test_advice_followed.py::test_what_a_killed_run_without_a_lock_left_is_deleted": [
+    "tests/output/test_advice_followed.py::test_what_a_killed_run_without_a_lock_left_is_deleted": [
         (
             "{}: another run extends this folder by other images, or was killed as it did; run the same command "
             "again when it is over, or delete the file if no run is going on"
@@ -63,35 +63,35 @@ FOLLOWED: dict[str, list[str]] = {
             "choose another --out, or delete the file if no run is going on"
         ),
     ],
-    "tests/sea_pipeline/test_advice_followed.py::test_what_a_worker_could_not_finish_is_finished": [
+    "tests/output/test_advice_followed.py::test_what_a_worker_could_not_finish_is_finished": [
         "{}: cannot be finished: {}; run the same command again",
     ],
-    "tests/sea_pipeline/test_full_disk.py::test_full_for_real_at_the_largest_files": [
+    "tests/storage/test_full_disk.py::test_full_for_real_at_the_largest_files": [
         "{}: cannot be written: {}; {} and run the same command again{}",
     ],
-    "tests/sea_pipeline/test_mend.py::test_the_advice_brings_back_what_is_damaged": [
+    "tests/output/test_mend.py::test_the_advice_brings_back_what_is_damaged": [
         "run the command that made the folder again, which makes it anew",
         "{}; restore it, or delete it and {}",
         "remove it, and",
         "restore it, or",
     ],
-    "tests/sea_pipeline/test_mend.py::test_what_is_done_again_is_told": [
+    "tests/output/test_mend.py::test_what_is_done_again_is_told": [
         "{}; it is made again",
         "{}; shard {} is done again",
     ],
-    "tests/sea_pipeline/test_remote_faults.py::test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays": [
+    "tests/storage/test_remote_faults.py::test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays": [
         (
             "{}: cannot be {}: tried again and again, and always: {}; run the same command again later (what is "
             "finished is kept)"
         ),
     ],
-    "tests/sea_pipeline/test_run_faults.py::test_a_shard_that_fails_is_listed_and_the_others_are_done": [
+    "tests/execution/test_run_faults.py::test_a_shard_that_fails_is_listed_and_the_others_are_done": [
         "{} (see {}; run the same command to try again)",
     ],
-    "tests/sea_pipeline/test_run_faults.py::test_an_image_root_that_vanishes_stops_the_run": [
+    "tests/execution/test_run_faults.py::test_an_image_root_that_vanishes_stops_the_run": [
         "{}: is gone; bring it back and run the same command again",
     ],
-    "tests/sea_pipeline/test_run_files.py::test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report": [
+    "tests/output/test_run_files.py::test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report": [
         "{}: expected a JSON object; found {}; restore it",
         "{}: cannot be read: {}; restore it",
         "{}: cannot be read as JSON: {}; restore it",
@@ -99,28 +99,28 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: damaged{}; restore it",
         "{}: damaged: {}; restore it",
     ],
-    "tests/sea_pipeline/test_workers_runs.py::test_a_scheduler_that_dies_is_one_line": [
+    "tests/execution/test_workers_runs.py::test_a_scheduler_that_dies_is_one_line": [
         "the scheduler is gone ({}); what is finished is kept: start it, and run the same command again",
     ],
-    "tests/trainer/test_borders.py::test_a_cut_weight_file_and_a_cut_cache": [
+    "tests/trainer/model/test_borders.py::test_a_cut_weight_file_and_a_cut_cache": [
         "restore it, or remove {}, which is made again from it",
     ],
-    "tests/trainer/test_borders.py::test_every_error_is_one_line_and_nothing_is_lost": [
+    "tests/trainer/model/test_borders.py::test_every_error_is_one_line_and_nothing_is_lost": [
         "make room, or mend what it says, and run the same command again (what is finished is kept)",
     ],
-    "tests/trainer/test_checkpoints.py::test_without_a_whole_one_a_run_says_so": [
+    "tests/trainer/model/test_checkpoints.py::test_without_a_whole_one_a_run_says_so": [
         (
             "{}; expected a whole checkpoint in {}, found none; put back a copy of one, or remove {} to begin "
             "the run anew"
         ),
     ],
-    "tests/trainer/test_run_advice.py::test_a_mended_image_lets_a_run_go_on": [
+    "tests/trainer/training/test_run_advice.py::test_a_mended_image_lets_a_run_go_on": [
         (
             "{}: sample {}: expected an image; {}; mend it and go on with --resume, or leave the sample out and "
             "begin anew"
         ),
     ],
-    "tests/trainer/test_run_advice.py::test_a_record_is_restored": [
+    "tests/trainer/training/test_run_advice.py::test_a_record_is_restored": [
         "{}: expected {} in it, found none; restore the file",
         (
             "{}: expected {} in run.json and summary.json of it, or of a run that it began with; found none; "
@@ -130,27 +130,27 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: expected the number of steps; found none; restore the file",
         "{}: expected a run of this version; {}; restore it, or train anew",
     ],
-    "tests/trainer/test_run_advice.py::test_an_unfinished_run_is_gone_on_with": [
+    "tests/trainer/training/test_run_advice.py::test_an_unfinished_run_is_gone_on_with": [
         "{}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume",
         (
             "{}: this run is not finished; go on with sea-pipeline train, then export it, or name one of the "
             "steps {} with --checkpoint"
         ),
     ],
-    "tests/trainer/test_run_advice.py::test_another_out_is_chosen_or_resume_left_out": [
+    "tests/trainer/training/test_run_advice.py::test_another_out_is_chosen_or_resume_left_out": [
         "expected a run to go on with; found none; leave out --resume to begin one",
         "{}: holds another run: {}; choose another --out",
         "{}: expected a new folder or one of a run; found other files; choose another --out",
     ],
-    "tests/trainer/test_run_advice.py::test_another_step_is_named_or_it_is_trained_again": [
+    "tests/trainer/training/test_run_advice.py::test_another_step_is_named_or_it_is_trained_again": [
         "name another step, or train it again",
     ],
-    "tests/trainer/test_run_advice.py::test_the_model_that_a_run_began_with_is_put_back": [
+    "tests/trainer/training/test_run_advice.py::test_the_model_that_a_run_began_with_is_put_back": [
         "{}: began with the model folder {}, which is not there; put it back, or run this where train was run",
         "{}: began with the model folder {}, which has changed since; put back what it was",
         "{}: expected a tensor {}, as the run trained it; found none; put back what it was",
     ],
-    "tests/trainer/test_run_advice.py::test_the_same_command_goes_on_when_memory_is_free": [
+    "tests/trainer/training/test_run_advice.py::test_the_same_command_goes_on_when_memory_is_free": [
         "run the same command again to go on from the newest checkpoint",
         "free some memory, and run the same command again",
         "{}, and run the same command again ({})",
@@ -159,7 +159,7 @@ FOLLOWED: dict[str, list[str]] = {
             "smaller training_arguments.per_device_train_batch_size"
         ),
     ],
-    "tests/trainer/test_teach_mend.py::test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out": [
+    "tests/trainer/teacher/test_teach_mend.py::test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out": [
         (
             "{}; the one that is fitted now is another than finished shards were written with; restore it, or "
             "remove {} and run the same command again, which teaches every image again"

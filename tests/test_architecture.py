@@ -3,139 +3,152 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
-FLOORS = [
-    {"errors", "json_array", "record_values", "image_bytes", "magics"},
-    {
-        "storage",
-        "optional",
-        "own_trainer",
-        "progress",
-        "ahead",
-        "in_order",
-        "crops",
-        "pixels",
-        "devices",
-        "llava_json",
-        "memory",
-        "settings",
-        "captions",
-        "lift",
-    },
-    {"records", "mine", "samples", "codecs", "row_groups", "clusters", "worker_pool", "candidates"},
-    {"plan", "quarantine", "folder", "run_files", "wordlists", "sources", "dask_clusters", "int8_table"},
-    {"ledger", "int8_candidates"},
-    {"tally", "verify"},
-    {"shards", "run", "mend", "rows", "fastest_candidates", "half_candidates"},
-    {"begin", "store", "search", "encoders", "teacher", "workers", "pace", "label_rows"},
-    {"analysis", "label", "label_cache", "probe", "driver"},
-    {"stage_run"},
-    {"figures", "console", "label_run"},
-    {"console_training", "console_contextual", "console_probe", "probe_run", "report", "forecast", "console_forecast"},
-    {"cli"},
-]
-"""Top-level modules of sea_pipeline from the ground up; a module imports only from floors below its own."""
-
-TRAINER_FLOORS = [
-    {
-        "losses",
-        "sampling",
-        "sampler",
-        "metrics",
-        "templates",
-        "geometry",
-        "sharding",
-        "log",
-        "recipe",
-        "lens",
-        "plain_text",
-        "recipe_names",
-        "tap",
-        "weights",
-        "hub",
-        "borders",
-        "schedule",
-    },
-    {"towers", "chat_template", "encode", "words", "sea", "supervision", "config_check"}
-    | {"recipe_problems", "run_record", "lora", "legacy", "arguments", "balance", "checkpoints"}
-    | {"aspect_ratio", "bad_rows", "row_cache"},
-    {"folder_check", "basic", "conversations", "recipe_file", "suites", "resume", "reader"}
-    | {"sentence_piece", "pretrained", "lmms_eval"},
-    {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "piece_model", "kept", "text_lens"},
-    {"parts", "data", "harness", "premise"},
-    {"controls"},
-    {"init", "features", "norm", "evaluate", "loop", "row_tokens", "answers"},
-    {"load", "layers", "replace"},
-    {"run_rows", "questions", "llm_probe", "contextual"},
-    {"sources", "contextual_shares", "evaluation_figures", "save", "model_card", "export_files"},
-    {"build", "teach"},
-    {"run_fields"},
-    {"run_begin"},
-    {"train", "evaluate_run", "teach_run", "run_model"},
-    {"stages", "views", "export"},
-]
-"""The same for trainer."""
+ORDERS = {
+    "sea_pipeline": "core < storage < {inputs, search} < {encoders, output} < execution < labels"
+    " < {report, label_cache} < cli",
+    "trainer": "{recipes, targets, sampling, towers} < losses < words < model < {data, export}"
+    " < {evaluation, teacher, lmms_eval} < training",
+}
+"""Rooms, ground first: one imports only from rooms below it. Those in braces do not import from each other."""
+MOVED = {"sea_pipeline": {"shards", "teacher"}, "trainer": {"recipe"}}
+"""Old names of public files, which only say where they are now."""
 
 
-def imports(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+def modules() -> dict[str, Path]:
+    """All of ours, by name."""
+    found = {}
+    for path in [*(ROOT / "sea_pipeline").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-def room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[1].removesuffix(".py")
+MODULES = modules()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sea_pipeline").rglob("*.py")), ids=lambda path: path.name)
-def test_imports_go_one_way(path: Path) -> None:
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    here = room(path)
-    if here.startswith("__"):
-        return
-    for name in imports(path):
-        parts = name.split(".")
-        assert parts[0] != "trainer" or here in ("cli", "console_training"), f"{path} imports the trainer"
-        if parts[0] == "sea_pipeline" and len(parts) > 1 and parts[1] in floor and parts[1] != here:
-            type_only = (here, parts[1]) in (("console", "label_run"), ("console_forecast", "forecast"))
-            assert floor[parts[1]] < floor[here] or type_only, f"{here} imports {parts[1]}, which is not below it"
+@cache
+def imports(module: str) -> list[tuple[str, bool, bool]]:
+    """What a module imports of ours, whether as it is imported itself, and whether for types alone."""
+
+    def below(node: ast.AST, at_once: bool, types: bool) -> Iterator[tuple[str, bool, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, at_once, types) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                whole = {f"{child.module}.{alias.name}" for alias in child.names}
+                yield from ((name if name in MODULES else child.module, at_once, types) for name in whole)
+            lazy = isinstance(child, ast.FunctionDef)
+            only_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from below(child, at_once and not lazy and not only_types, types or only_types)
+
+    every = below(ast.parse(MODULES[module].read_text("utf-8")), True, False)
+    return [found for found in every if found[0].partition(".")[0] in ORDERS]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "trainer").glob("*.py")), ids=lambda path: path.name)
-def test_imports_of_the_trainer_go_one_way(path: Path) -> None:
-    floor = {name: number for number, names in enumerate(TRAINER_FLOORS) for name in names}
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "trainer" and len(parts) > 1 and parts[1] in floor:
-            assert floor[parts[1]] < floor[room(path)], f"{room(path)} imports {parts[1]}, which is not below it"
+def floors(package: str) -> dict[str, int]:
+    """The floor of each room, from the ground up."""
+    steps = ORDERS[package].split("<")
+    return {room.strip(" {}"): floor for floor, step in enumerate(steps) for room in step.split(",")}
 
 
-@pytest.mark.parametrize(("package", "floors"), [("sea_pipeline", FLOORS), ("trainer", TRAINER_FLOORS)])
-def test_every_room_has_a_floor(package: str, floors: list[set[str]]) -> None:
-    rooms = {room(path) for path in (ROOT / package).rglob("*.py")} - {"__init__", "__main__"}
-    assert rooms == set().union(*floors)
+def room(module: str) -> str:
+    """The room, or the file beside the rooms, that a module is in; empty for a package itself."""
+    return [*module.split("."), ""][1]
 
 
-@pytest.mark.parametrize("module", ["__init__", "analysis", "figures", "console", "run", "report"])
+@pytest.mark.parametrize("package", ORDERS)
+def test_a_room_imports_only_from_rooms_below_it(package: str) -> None:
+    floor = floors(package)
+    for module in MODULES:
+        here = room(module)
+        if module.partition(".")[0] != package or here in MOVED[package] | {"", "__main__"}:
+            continue
+        for name, _, _ in imports(module):
+            other, there = name.partition(".")[0], room(name)
+            if other != package:
+                assert package == "trainer" or here == "cli", f"{module} imports the trainer"
+            elif there not in ("", here):
+                assert floor[there] < floor[here], f"{module} imports {name}, whose room is not below its own"
+
+
+@pytest.mark.parametrize("package", ORDERS)
+def test_every_room_has_its_place_and_says_its_job(package: str) -> None:
+    rooms = {room(module) for module in MODULES if module.partition(".")[0] == package}
+    assert rooms - MOVED[package] - {"", "__main__"} == floors(package).keys()
+    for name in rooms:
+        init = ROOT / package / name / "__init__.py"
+        if name and init.parent.is_dir():
+            said = ast.get_docstring(ast.parse(init.read_text("utf-8"))) or ""
+            assert "may import" in said, f"{init}: expected its job, and what it may import"
+
+
+def test_no_files_import_in_a_circle() -> None:
+    at_once = {
+        module: {name for name, now, _ in imports(module) if now and name != module and name in MODULES}
+        for module in MODULES
+    }
+    done: set[str] = set()
+
+    def walk(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " imports ".join((*way[way.index(module) :], module))
+        if module not in done:
+            for other in at_once[module]:
+                walk(other, (*way, module))
+            done.add(module)
+
+    for module in MODULES:
+        walk(module, ())
+
+
+def test_a_circle_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    circle = ["sea_pipeline.core.errors", "sea_pipeline.core.settings", "sea_pipeline.core.errors"]
+    steps = dict(pairwise(circle))
+    monkeypatch.setitem(globals(), "imports", lambda module: [(steps[module], True, False)] if module in steps else [])
+    with pytest.raises(AssertionError, match="imports"):
+        test_no_files_import_in_a_circle()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "",
+        ".output.verify",
+        ".execution.local",
+        ".labels.store",
+        ".labels.statistics",
+        ".report.figures",
+        ".report.run",
+        ".cli.tables.labels",
+        ".cli.terminal",
+    ],
+)
 def test_reading_labels_needs_no_torch(module: str) -> None:
-    program = f"import sys, sea_pipeline.{module}; print({{'torch', 'faiss', 'transformers'}} & set(sys.modules))"
+    program = f"import sys, sea_pipeline{module}; print({{'torch', 'faiss', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
 def test_files_and_functions_stay_short() -> None:
-    for path in [*(ROOT / "sea_pipeline").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
-        text = path.read_text()
+    for path in MODULES.values():
+        text = path.read_text("utf-8")
         assert text.count("\n") <= 400, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.body[0].lineno < 45, f"{path}: {node.name}"
+
+
+def test_no_test_imports_from_another() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert not any(name.startswith("test_") for name in names[1:-1]), f"{path}: {node.module}"

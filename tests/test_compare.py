@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from sea_pipeline import open_labels
-from sea_pipeline.errors import UserError
-from tests import compare_world
+from sea_pipeline.core.errors import UserError
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.tables import CHARTED
-from tests.compare_world import TRAIN, compared, make_captioned, tiny_parts, tiny_rows
-from tests.programs import Begin
+from tests.support import compare_world
+from tests.support.compare_world import TRAIN, compared, make_captioned, tiny_parts, tiny_rows
+from tests.support.programs import Begin
 
 ROWS = ("lm", "sea", "sea-first", "sea-first-shuffled")
 

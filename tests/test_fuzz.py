@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.sources import tars
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.sources import tars
 from tests.bench.fuzz import Outcome, Prober
 from tests.fuzz import worlds
 from tests.fuzz.kinds import KINDS, trial

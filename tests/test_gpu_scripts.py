@@ -23,9 +23,9 @@ from tests.bench.gpu.kernels import Profile
 from tests.bench.gpu.naive import naive_step
 from tests.bench.measure import Figure
 from tests.bench.steps import taking
-from tests.pretend_gpu import pretend_gpu
-from trainer import losses
-from trainer.arguments import DEFAULTS
+from tests.support.pretend_gpu import pretend_gpu
+from trainer.losses import equations
+from trainer.training.arguments import DEFAULTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,8 +96,8 @@ def test_without_a_gpu_and_tiny_there_is_one_line(monkeypatch: pytest.MonkeyPatc
 def test_a_wrong_loss_is_out_of_its_tolerance(
     break_it: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = losses.das
-    monkeypatch.setattr(losses, "das", lambda *given: break_it(right(*given)))
+    right = equations.das
+    monkeypatch.setattr(equations, "das", lambda *given: break_it(right(*given)))
     found = {figure.name: figure.value for figure in correct._losses(Setup("cpu", True, None, tmp_path))}
     out = {name for name, value in found.items() if not value <= 1}
     assert out == {"losses.das.float32.value", "losses.das.float32.gradient", "losses.das.bfloat16.value"} | (

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.storage import place
-from sea_pipeline.verify import check_files
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.paths import place
 from tests.bench import growth
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.pretend_gpu import GPU, OnGpu, pretend_gpu
+from tests.support.pretend_gpu import GPU, OnGpu, pretend_gpu
 
 
 @pytest.fixture

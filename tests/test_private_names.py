@@ -10,8 +10,8 @@ import open_clip.factory
 import pytest
 from transformers import PreTrainedModel, Trainer
 
-from tests.private_names import Module, Row, library, rows, signature, source
-from tests.test_architecture import ROOT
+from tests.support.paths import ROOT
+from tests.support.private_names import Module, Row, library, rows, signature, source
 
 PAGE = "docs/private-names.md"
 TEXT = (ROOT / PAGE).read_text("utf-8")
@@ -73,11 +73,11 @@ def test_it_is_as_listed(row: Row) -> None:
 
 PLANTED = {
     "an override": "from transformers import Trainer\nclass T(Trainer):\n    def _save_scaler(self, output_dir): ...",
-    "an override in a grandchild": "from trainer.resume import ResumingTrainer\n"
+    "an override in a grandchild": "from trainer.training.resume import ResumingTrainer\n"
     "class T(ResumingTrainer):\n    def _save_scaler(self, output_dir): ...",
     "an attribute of a class": "import transformers\nclass T(transformers.PreTrainedModel):\n    _save_scaler = 1\n"
     "    _can_compile_fullgraph = True",
-    "a call of a base's method": "from trainer.resume import ResumingTrainer\n"
+    "a call of a base's method": "from trainer.training.resume import ResumingTrainer\n"
     "class T(ResumingTrainer):\n    def f(self): self._save_scaler('')",
     "by super": "from transformers import Trainer as T\nclass U(T):\n    def f(self): super()._save_scaler('')",
     "an import": "from transformers.trainer import _save_scaler",
@@ -91,9 +91,9 @@ PLANTED = {
 }
 NONE = {
     "methods of our own": "from transformers import Trainer\nclass T(Trainer):\n    def _ours(self): self._ours()",
-    "of a base of ours": "from trainer.resume import ResumingTrainer\n"
+    "of a base of ours": "from trainer.training.resume import ResumingTrainer\n"
     "class T(ResumingTrainer):\n    def f(self): return self._problems",
-    "of a module of ours": "from trainer.resume import _ours\nimport trainer.x as x\ndef _ours(): x._ours",
+    "of a module of ours": "from trainer.training.resume import _ours\nimport trainer.x as x\ndef _ours(): x._ours",
     "of named tuples": "def f(row): return row._replace(name='')._asdict()",
 }
 
@@ -120,8 +120,8 @@ def test_what_is_ours_is_no_use(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_row_that_nothing_uses_is_found() -> None:
-    row = Row("transformers.Trainer._save_scaler", "(self, output_dir)", ["trainer/resume.py"])
-    wanted = "docs/private-names.md: lists {} for trainer/resume.py, which does not {} it any more"
+    row = Row("transformers.Trainer._save_scaler", "(self, output_dir)", ["trainer/training/resume.py"])
+    wanted = "docs/private-names.md: lists {} for trainer/training/resume.py, which does not {} it any more"
     assert unlisted(uses(), [*PRIVATE, row]) == [wanted.format("_save_scaler", "use")]
     assert unused([row]) == [wanted.format("transformers.Trainer._save_scaler", "name")]
 
@@ -137,7 +137,7 @@ def test_a_name_that_has_moved_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(lines) == 3
     assert lines[0] == (
         f"{library('transformers.Trainer')}: transformers.Trainer._save_checkpoint: expected (self, model, trial), "
-        "found (self, model, trial, *, folder=None); see docs/private-names.md, then trainer/resume.py"
+        "found (self, model, trial, *, folder=None); see docs/private-names.md, then trainer/training/resume.py"
     )
     assert re.match(
         r"transformers \d\S+: transformers\.PreTrainedModel\._supports_sdpa: expected .*, found noth", lines[1]

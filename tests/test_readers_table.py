@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.readers import table
 from tests.readers.table import CHECKS, TESTED
-from tests.test_architecture import ROOT
+from tests.support.paths import ROOT
 
 TEXT = (ROOT / "docs" / "readers.md").read_text("utf-8")
 

@@ -13,13 +13,14 @@ import torch
 import typer.main
 from PIL import Image
 
-from sea_pipeline import cli, open_labels
-from tests.tiny_tokenizers import llama_like
-from tests.world import draw_folder
+from sea_pipeline import open_labels
+from sea_pipeline.cli import app
+from tests.support.tiny_tokenizers import llama_like
+from tests.support.world import draw_folder
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 LINES = re.findall(r"^    sea-pipeline +(?!-)(\w.*)$", TEXT, re.MULTILINE)
 
 

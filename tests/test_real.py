@@ -14,14 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline import encoders, label_run, open_labels
-from sea_pipeline.analysis import image_words, statistics
+from sea_pipeline import encoders, open_labels
 from sea_pipeline.encoders import packaged
 from sea_pipeline.encoders.packaged import PackagedEncoder
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.pixels import read_image
-from sea_pipeline.sources import list_samples
-from sea_pipeline.store import LabelStore
+from sea_pipeline.inputs.pixels import read_image
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.statistics import image_words, statistics
+from sea_pipeline.labels.store import LabelStore
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]  # the first one embeds 41,242 words; machines are shared
 
@@ -128,8 +129,10 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
     """All of it, with less of everything: labels, parts, training without and with SEA, the report."""
     from sea_pipeline.cli import demo
-    from trainer import recipe_names, run_rows, views
-    from trainer.replace import replace_and_describe
+    from trainer.data import run_rows
+    from trainer.evaluation.token_replacement import replace_and_describe
+    from trainer.recipes import names as recipe_names
+    from trainer.training import report_views
 
     jobs = Path(__file__).parent.parent / "jobs"
     for name in ("demo", "demo-baseline"):
@@ -141,7 +144,7 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
     monkeypatch.setattr(run_rows, "data_folder", lambda name: tmp_path)
     monkeypatch.setattr(recipe_names, "data_folder", lambda name: tmp_path)
     monkeypatch.setattr(demo, "_PHOTOS", 1)
-    monkeypatch.setattr(views, "replace_and_describe", lambda *given: replace_and_describe(*given[:3], 8))
+    monkeypatch.setattr(report_views, "replace_and_describe", lambda *given: replace_and_describe(*given[:3], 8))
     monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -174,7 +177,9 @@ def test_the_wheel_brings_the_word_list(tmp_path: Path) -> None:
         assert "sea_pipeline/data/jobs/demo.yaml" in archive.namelist()
         assert "sea_pipeline/data/jobs/eval/lmms_eval/smoke_photos.yaml" in archive.namelist()
         archive.extractall(tmp_path / "site")
-    program = "from sea_pipeline.wordlists import *; print(len(load_wordlist('2of12')), data_folder('wordlists'))"
+    program = (
+        "from sea_pipeline.inputs.wordlists import *; print(len(load_wordlist('2of12')), data_folder('wordlists'))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "site", capture_output=True, text=True, check=True
     )

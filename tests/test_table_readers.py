@@ -11,11 +11,11 @@ import pytest
 from packaging.version import Version
 
 from sea_pipeline import open_labels
-from sea_pipeline.stage_run import StageRun
-from tests.sea_pipeline.planted_targets import teach
-from tests.table_readers import OTHERS, TESTED, difference, tables
-from tests.test_architecture import ROOT
-from tests.world import draw_folder
+from sea_pipeline.execution.dispatch import StageRun
+from tests.support.paths import ROOT
+from tests.support.planted_targets import teach
+from tests.support.table_readers import OTHERS, TESTED, difference, tables
+from tests.support.world import draw_folder
 
 Label = Callable[..., StageRun]
 

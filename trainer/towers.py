@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModel, LlavaConfig, PreTrainedConfig, P
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from sea_pipeline.devices import has_onednn
+from sea_pipeline.core.devices import has_onednn
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
 from sea_pipeline.encoders.packaged import frozen_features
 from sea_pipeline.encoders.spec import S2_SCALES
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import require
 
 
 class _Tower(PreTrainedModel):

@@ -6,21 +6,21 @@ as "Ġ", SentencePiece (Llama 2, Gemma, T5) as "▁", and some of the latter put
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tokenizers.decoders import ByteLevel
-from torch import nn
 
-from sea_pipeline.errors import UserError
-from trainer.losses import word_table
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.renamed import renamed
+from trainer.losses.equations import word_table
+
+__getattr__ = renamed(__name__, "trainer.losses.embeddings", {"llm_embeddings", "ordinary_length"})
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prefix = Literal["space", "none", "both-mean"]
-_LOOKED_AT = 1024
-"""Embeddings that a mean length is taken over."""
 _BEFORE = "a"
 """The text before a word where it is tokenized as in running text."""
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
@@ -116,38 +116,6 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """The ids of all special tokens: the end of a text or turn, what marks roles, padding."""
     added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
-
-
-@torch.no_grad()
-def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
-    """E, (V, d): the LLM's input embeddings as it uses them (Gemma's are scaled), without rows that only pad.
-
-    Args:
-        embed: the LLM's input embedding module.
-        vocabulary: V, how many of the LLM's token ids are real ones.
-    """
-    weight = cast("torch.Tensor", embed.weight)
-    whole = type(weight) is nn.Parameter
-    if type(embed) is nn.Embedding and whole and len(weight) >= vocabulary:
-        return weight[:vocabulary]
-    ids = torch.arange(vocabulary, device=weight.device)
-    every: torch.Tensor = embed.forward(ids) if whole else embed(ids)  # the call puts FSDP's pieces together
-    return every
-
-
-@torch.no_grad()
-def ordinary_length(embed: nn.Module, vocabulary: int) -> torch.Tensor:
-    """How long a token is that the LLM knows, a scalar in float32: the mean over some 1,000 of its embeddings.
-
-    Args:
-        embed: the LLM's input embedding module; under FSDP its pieces must have been put together before.
-        vocabulary: V, how many of the LLM's token ids are real ones.
-    """
-    ids = torch.arange(
-        0, vocabulary, max(1, vocabulary // _LOOKED_AT), device=cast("torch.Tensor", embed.weight).device
-    )
-    mean: torch.Tensor = embed.forward(ids).float().norm(dim=-1).mean()
-    return mean
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from typer.models import OptionInfo
 
-from sea_pipeline.cli import app
+from sea_pipeline.cli.app import app
 from sea_pipeline.cli.needs import refuse_lacking
 from sea_pipeline.cli.talk import Quiet, Verbose, set_level
 

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from pathlib import Path
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.own_trainer import take_own_trainer
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.own_trainer import take_own_trainer
 
 
 def labels() -> list[str]:
@@ -46,7 +46,7 @@ def recipe_names() -> list[str]:
     """Recipes of the project, and rows of the papers' tables."""
     with suppress(UserError):
         take_own_trainer()
-        from trainer import recipe_names as names
+        from trainer.recipes import names
 
         return names.recipe_names()
     return []

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sea_pipeline.cli import local_output, print_json
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
+from sea_pipeline.cli.options import local_output
 
 _PHOTOS = 4
 """That each model looks at for the report; more would take minutes."""
@@ -26,38 +27,42 @@ def demo(
 
     Example: sea-pipeline demo --out runs/demo
     """
-    from sea_pipeline import analysis, console, console_training, open_labels
+    from sea_pipeline import open_labels
+    from sea_pipeline.cli import terminal
     from sea_pipeline.cli.report import make_report, tell_report
-    from sea_pipeline.label_run import LabelSettings, label_images
-    from trainer.recipe_file import read_recipes
-    from trainer.recipe_names import builtin_recipes
-    from trainer.stages import train_stages
+    from sea_pipeline.cli.tables import labels as label_tables
+    from sea_pipeline.cli.tables import training as training_tables
+    from sea_pipeline.labels import statistics
+    from sea_pipeline.labels.run import LabelSettings, label_images
+    from trainer.recipes.files import read_recipes
+    from trainer.recipes.names import builtin_recipes
+    from trainer.training.run import train_stages
 
-    console.say("1 of 3: words for every patch of the sample photos")
-    done = label_images(LabelSettings(out=out / "labels"), progress=console.progress)
+    terminal.say("1 of 3: words for every patch of the sample photos")
+    done = label_images(LabelSettings(out=out / "labels"), progress=terminal.progress)
     if not as_json:
         store = open_labels(out / "labels")
-        console.stage_table(done, "labels", "labelled")
-        console.statistics_tables(analysis.statistics(store), store.words)
+        label_tables.stage_table(done, "labels", "labelled")
+        label_tables.statistics_tables(statistics.statistics(store), store.words)
 
     metrics: dict[str, dict[str, float]] = {}
     last: dict[str, Path] = {}
     for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
-        console.say(f"2 of 3: a model that is trained {title}")
+        terminal.say(f"2 of 3: a model that is trained {title}")
         recipes = read_recipes(builtin_recipes()[name], [f"labels.path={out / 'labels'}"])
-        runs = train_stages(recipes, out / name, told=console_training.told())
+        runs = train_stages(recipes, out / name, told=training_tables.told())
         metrics |= {} if metrics else {"start": next(iter(runs.values())).summary["start"]}
         metrics[title] = list(runs.values())[-1].summary["end"]
         last[title] = list(runs.values())[-1].out
     if not as_json:
-        console.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
-        console_training.metrics_table(metrics)
-        console.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
-    console.say("3 of 3: what both models make of the photos")
+        terminal.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
+        training_tables.metrics_table(metrics)
+        terminal.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
+    terminal.say("3 of 3: what both models make of the photos")
     made = make_report([out / "labels", *last.values()], out / "report.html", names=list(last), images=_PHOTOS)
     if as_json:
         found: dict[str, Any] = {"labels": str(out / "labels"), "metrics": metrics, "report": made["out"]}
         print_json(found | {"models": {title: str(run / "model") for title, run in last.items()}})
     else:
         tell_report(made)
-        console.output.print("Its page Tokens shows what SEA did to the model.")
+        terminal.output.print("Its page Tokens shows what SEA did to the model.")

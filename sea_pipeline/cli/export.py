@@ -5,9 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import completion, local_output, print_json
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.errors import UserError
+from sea_pipeline.cli.options import local_output
+from sea_pipeline.core.errors import UserError
 
 
 @command
@@ -64,8 +66,9 @@ def export(
 
     Example: sea-pipeline export runs/train/x --out exports/x
     """
-    from sea_pipeline import console, console_training
-    from trainer.export import ExportSettings, export_model
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables import training as training_tables
+    from trainer.export.run import ExportSettings, export_model
 
     if llm_only and projector_only:
         raise UserError("--llm-only, --projector-only: expected one of them; for both parts export twice")
@@ -81,9 +84,9 @@ def export(
         format=file_format,
         push=push,
     )
-    with console.busy(f"writing {out}"):
+    with terminal.busy(f"writing {out}"):
         done = export_model(settings)
     if as_json:
         print_json(done.to_json())
     else:
-        console_training.export_table(done)
+        training_tables.export_table(done)

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import install_line
-from sea_pipeline.own_trainer import take_own_trainer
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import install_line
+from sea_pipeline.core.own_trainer import take_own_trainer
 
 
 class Need(NamedTuple):
@@ -119,7 +119,7 @@ def _crew(asked: Asked) -> Iterator[Need]:
     if asked["workers"] or asked["scheduler"] or asked["cluster"]:
         yield DASK
     if asked["cluster"]:
-        from sea_pipeline.clusters import load_cluster
+        from sea_pipeline.execution.cluster_settings import load_cluster
 
         yield from (SLURM,) if load_cluster(asked["cluster"]).kind == "slurm" else ()
 
@@ -150,8 +150,8 @@ def _tokens(asked: Asked) -> Iterator[Need]:
 
 def _train(asked: Asked) -> Iterator[Need]:
     """Of every stage of the recipe; what is wrong with that is said here, too."""
-    from trainer.paper_rows import named_recipes
-    from trainer.recipe import SAMPLES, Parts
+    from trainer.recipes.paper_rows import named_recipes
+    from trainer.recipes.recipe import SAMPLES, Parts
 
     yield TRAINING
     for recipe in named_recipes(asked["recipe"] or "demo", asked["overrides"] or []).values():

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import Device, Precision, Template, TopN, WordListName, completion, print_json
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.errors import UserError
+from sea_pipeline.cli.options import Device, Precision, Template, TopN, WordListName
+from sea_pipeline.core.errors import UserError
 
 
 @command
@@ -58,9 +60,9 @@ def probe(
 
     Example: sea-pipeline probe --data photos.json --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """
-    from sea_pipeline import console
-    from sea_pipeline.console_probe import probe_tables
-    from sea_pipeline.probe_run import ProbeSettings, probe_encoders
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables.probe import probe_tables
+    from sea_pipeline.labels.sign_probe import ProbeSettings, probe_encoders
 
     if llm is not None:
         of_images = {"data": data, "image_root": image_root, "encoder": encoder, "wordlist": wordlist, "top_n": top_n}
@@ -77,7 +79,7 @@ def probe(
         data=data, image_root=image_root, encoder=tuple(encoder or ("packaged",)), wordlist=wordlist, top_n=top_n,
         limit=limit, seed=seed, precision=precision, template=template, device=device,
     )  # fmt: skip
-    findings = probe_encoders(settings, console.progress)
+    findings = probe_encoders(settings, terminal.progress)
     if as_json:
         print_json(findings.to_json())
     else:
@@ -92,11 +94,11 @@ def _refuse_others(options: Mapping[str, object], reason: str) -> None:
 
 
 def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:
-    from sea_pipeline import console
-    from sea_pipeline.console_probe import llm_tables
-    from trainer.llm_probe import LlmProbeSettings, probe_llm
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables.probe import llm_tables
+    from trainer.evaluation.llm_probe import LlmProbeSettings, probe_llm
 
-    found = probe_llm(LlmProbeSettings.of(**asked), console.progress).to_json()
+    found = probe_llm(LlmProbeSettings.of(**asked), terminal.progress).to_json()
     if as_json:
         print_json(found)
     else:

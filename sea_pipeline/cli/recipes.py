@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from sea_pipeline.cli import completion, print_json
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 
 @command
@@ -32,9 +33,10 @@ def recipes(
 
     Example: sea-pipeline recipes sea-table2-gemma-2b
     """
-    from sea_pipeline import console, console_training
-    from trainer.paper_rows import paper_rows
-    from trainer.recipe_names import about, builtin_recipes
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables import training as training_tables
+    from trainer.recipes.names import about, builtin_recipes
+    from trainer.recipes.paper_rows import paper_rows
 
     rows, builtins = paper_rows(), builtin_recipes()
     if name is not None and name not in {*rows, *builtins}:
@@ -51,9 +53,9 @@ def recipes(
             }
         )
     elif name is None:
-        console_training.rows_tables(list(rows.values()))
-        console.output.print(f"\nRecipes of the project go by name, too: {', '.join(builtins)}.")
+        training_tables.rows_tables(list(rows.values()))
+        terminal.output.print(f"\nRecipes of the project go by name, too: {', '.join(builtins)}.")
     elif name in builtins:
-        console.output.print(f"{builtins[name]}\n\n{about(builtins[name])}")
+        terminal.output.print(f"{builtins[name]}\n\n{about(builtins[name])}")
     else:
-        console_training.row_page(rows[name])
+        training_tables.row_page(rows[name])

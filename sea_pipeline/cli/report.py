@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sea_pipeline.cli import completion, local_output, print_json
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 from sea_pipeline.cli.needs import TRAINING, refuse_missing
-from sea_pipeline.errors import UserError
-from sea_pipeline.own_trainer import take_own_trainer
+from sea_pipeline.cli.options import local_output
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.own_trainer import take_own_trainer
 
 if TYPE_CHECKING:
-    from sea_pipeline.report import RunInput
+    from sea_pipeline.report.runs import RunInput
 
 
 @command
@@ -70,8 +72,8 @@ def make_report(
     Raises:
         UserError: see `find_inputs` and `write_report`.
     """
-    from sea_pipeline import console
-    from sea_pipeline.report import ReportSettings, check_out, find_inputs, write_report
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.report.run import ReportSettings, check_out, find_inputs, write_report
 
     asked = ReportSettings.of(out=out, **settings)
     store, runs = find_inputs(folders)
@@ -80,7 +82,7 @@ def make_report(
         run.name = name
     for run in runs:
         _look(run, images, device)
-    made = write_report(store, runs, asked, progress=console.progress)
+    made = write_report(store, runs, asked, progress=terminal.progress)
     return {"out": str(out), "runs": len(runs), **made}
 
 
@@ -88,31 +90,31 @@ def tell_report(made: Mapping[str, Any]) -> None:
     """Prints what `make_report` returns."""
     from rich.filesize import decimal
 
-    from sea_pipeline import console
+    from sea_pipeline.cli import terminal
 
     gone = f", {made['gone']:,} of them gone" if made["gone"] else ""
-    what = [console.counted(made["photos"], "photo") + gone] if made["photos"] else []
-    what += [console.counted(made["runs"], "run")] if made["runs"] else []
+    what = [terminal.counted(made["photos"], "photo") + gone] if made["photos"] else []
+    what += [terminal.counted(made["runs"], "run")] if made["runs"] else []
     what += [decimal(made["bytes"])]
-    console.output.print(f"\nThe report is {made['out']} ({', '.join(what)}); open it in a browser.")
+    terminal.output.print(f"\nThe report is {made['out']} ({', '.join(what)}); open it in a browser.")
 
 
 def _look(run: "RunInput", images: int, device: str) -> None:
     """Gives a run its views: computed where they can be, else those that lie in its folder, else none and why."""
-    from sea_pipeline import console
-    from sea_pipeline.report import kept_views
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.report.runs import kept_views
 
     if images:
         try:
             refuse_missing("views", [TRAINING])
             take_own_trainer()
-            from trainer.views import ViewSettings, run_views
+            from trainer.training.report_views import ViewSettings, run_views
 
-            run.views = run_views(run.path, ViewSettings(images=images, device=device), progress=console.progress)
+            run.views = run_views(run.path, ViewSettings(images=images, device=device), progress=terminal.progress)
             return
         except (ImportError, UserError) as problem:
             run.note = str(problem)
     run.views = kept_views(run.path)
     if run.note:
         shown = "shown as they were made" if run.views is not None else "left out"
-        console.say(f"{run.path}: views cannot be made now ({run.note}); they are {shown}")
+        terminal.say(f"{run.path}: views cannot be made now ({run.note}); they are {shown}")

@@ -26,7 +26,7 @@ def prepare() -> None:
 
 def flushed(code: int) -> int:
     """The exit code, once what was printed is written: else Python would find out as it ends, and say so in its way."""
-    from sea_pipeline.errors import one_line
+    from sea_pipeline.core.errors import one_line
 
     for stream in (sys.stdout, sys.stderr):
         try:

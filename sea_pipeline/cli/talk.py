@@ -36,6 +36,6 @@ def heard() -> Iterator[None]:
 
 class _Screen(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        from sea_pipeline import console  # here: a shell that completes a line waits for what is imported above
+        from sea_pipeline.cli import terminal  # here: a shell that completes a line waits for what is imported above
 
-        console.show(record)
+        terminal.show(record)

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import Device, completion
+from sea_pipeline.cli import completion
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.crew import (
+from sea_pipeline.cli.options import (
     Cluster,
     Dashboard,
+    Device,
     Extend,
     MaxBad,
     RetryBad,
@@ -90,9 +91,9 @@ def teacher(
 
     Example: sea-pipeline teacher --model runs/train/x/model --data photos.json --image-root photos
     """
-    from sea_pipeline import console
-    from sea_pipeline.clusters import Crew
-    from trainer.teach_run import TeachSettings, teach_images
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.execution.cluster_settings import Crew
+    from trainer.teacher.run import TeachSettings, teach_images
 
     crew = Crew.of(
         workers=workers, scheduler=scheduler, cluster=cluster, shard_range=shard_range, shard_timeout=shard_timeout,
@@ -107,5 +108,5 @@ def teacher(
         shard_size=shard_size, image_aspect_ratio=image_aspect_ratio, max_bad=max_bad, retry_bad=retry_bad,
         extend=extend, yes=yes, crew=crew,
     )  # fmt: skip
-    done = teach_images(settings, say=console.say, progress=console.progress)
+    done = teach_images(settings, say=terminal.say, progress=terminal.progress)
     tell(done, "targets", "taught", as_json=as_json)

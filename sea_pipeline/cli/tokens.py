@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import completion, print_json
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 
 
@@ -41,8 +42,8 @@ def tokens(
 
     Example: sea-pipeline tokens runs/models/mine --data photos.json --template plain --limit 3
     """
-    from sea_pipeline import console_training
-    from trainer.row_tokens import TokensSettings, row_tokens
+    from sea_pipeline.cli.tables import training as training_tables
+    from trainer.data.row_tokens import TokensSettings, row_tokens
 
     settings = TokensSettings.of(
         model=model, data=data, template=template, max_length=max_length, limit=limit, visual_tokens=visual_tokens
@@ -51,4 +52,4 @@ def tokens(
         if as_json:
             print_json(row.to_json())
         else:
-            console_training.token_row(row)
+            training_tables.token_row(row)

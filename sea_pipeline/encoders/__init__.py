@@ -1,8 +1,11 @@
-"""Vision-language encoders: image patches and words in one space."""
+"""Vision-language encoders: image patches and words in one space.
 
+It may import `inputs` and what is below, but not `search`.
+"""
+
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Encoder, Preprocess
 from sea_pipeline.encoders.spec import EncoderOptions, EncoderSpec
-from sea_pipeline.errors import UserError
 
 __all__ = ["Encoder", "EncoderOptions", "EncoderSpec", "Preprocess", "load_encoder", "paths_of"]
 

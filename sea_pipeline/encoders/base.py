@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sea_pipeline.crops import WHOLE, CropBox
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import WHOLE, CropBox
 
 _UNIT = 1e-3
 """How far from 1 the length of a patch's vector may be."""

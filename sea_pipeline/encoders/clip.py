@@ -7,21 +7,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.devices import exact_float32
-from sea_pipeline.encoders.model_source import ModelSource, find_model
+from sea_pipeline.core.devices import exact_float32
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
+from sea_pipeline.encoders.open_clip_models import ModelSource, find_model
 from sea_pipeline.encoders.packed import pack
+from sea_pipeline.encoders.patch_paths import Tower, tower_of
 from sea_pipeline.encoders.spec import SIGNS, EncoderOptions, EncoderSpec
-from sea_pipeline.encoders.texts import TextTower
-from sea_pipeline.encoders.towers import Tower, tower_of
-from sea_pipeline.errors import UserError
-from sea_pipeline.optional import require
+from sea_pipeline.encoders.text_tower import TextTower
 
 _CPU_TOKENS = 1024
 """Patches at once on a CPU: one image's activations stay in the cache, and small images do not go one by one."""
 
 
 class ClipEncoder:
-    """An image tower and a text tower trained together; `towers.py` says which vectors of a patch there are.
+    """An image tower and a text tower trained together; `patch_paths.py` says which vectors of a patch there are.
 
     Args:
         spec: which model, path and sign; its scales are not looked at.

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sea_pipeline.devices import exact_float32
+from sea_pipeline.core.devices import exact_float32
+from sea_pipeline.core.extras import package_folder, require
 from sea_pipeline.encoders.base import Preprocess
-from sea_pipeline.encoders.cache import text_embeddings
 from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.spec import PACKAGED_SIDE, PACKAGED_STRIDE, EncoderSpec
-from sea_pipeline.optional import package_folder, require
-from sea_pipeline.storage import file_sha256
+from sea_pipeline.encoders.word_cache import text_embeddings
+from sea_pipeline.storage.hashing import file_sha256
 
 _CLASSES_PER_PATCH = 10
 _TOKENS_PER_BATCH = 2048

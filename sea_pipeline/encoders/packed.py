@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sea_pipeline.devices import has_onednn, onednn_is_faster
+from sea_pipeline.core.devices import has_onednn, onednn_is_faster
 
 _ROWS = 577
 """Tokens at a time that the layout is chosen for; others give the same numbers."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Literal, Self
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Template = Literal["bare", "photo", "ensemble"]

@@ -8,18 +8,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sea_pipeline.analysis import BIN_WIDTH, statistics
-from sea_pipeline.crops import CropBox, image_and_crop
-from sea_pipeline.errors import UserError
-from sea_pipeline.pixels import decode_image
-from sea_pipeline.report.packing import packed
-from sea_pipeline.report.thumbnails import thumbnail
-from sea_pipeline.shards import label_arrays
-from sea_pipeline.sources import Source, open_source
-from sea_pipeline.store import LabelStore
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import CropBox, image_and_crop
+from sea_pipeline.inputs.pixels import decode_image
+from sea_pipeline.inputs.sources import Source, open_source
+from sea_pipeline.labels.format import label_arrays
+from sea_pipeline.labels.statistics import BIN_WIDTH, statistics
+from sea_pipeline.labels.store import LabelStore
+from sea_pipeline.report.packing import packed, thumbnail
 
 if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.progress import ProgressBar
+    from sea_pipeline.core.progress import ProgressBar
 
 NONE = 65_535
 """No label, as a position in the report's words."""

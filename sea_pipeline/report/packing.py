@@ -1,10 +1,16 @@
-"""Arrays as base64 of little-endian numbers, which a browser reads as typed arrays."""
+"""What becomes part of the file: arrays as base64, which a browser reads as typed arrays, and small photos."""
 
 import base64
+import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.inputs.pixels import BadImageError
 
 
 def packed(values: npt.ArrayLike, kind: str) -> dict[str, str]:
@@ -22,3 +28,38 @@ def packed(values: npt.ArrayLike, kind: str) -> dict[str, str]:
 def narrow(count: int) -> str:
     """The kind for numbers below `count`."""
     return "u16" if count <= 1 << 16 else "u32"
+
+
+BUDGET = 20_000
+"""Bytes of a photo as base64, at most."""
+_QUALITIES = (72, 55, 40, 25)
+
+
+def thumbnail(read: Callable[[], Image.Image], box: CropBox, longest: int) -> str | None:
+    """The part of a photo that a grid covers, as a data URI of WebP; None where the photo is gone or damaged.
+
+    Args:
+        read: gives the upright image, or raises `BadImageError` or `OSError`.
+        box: x0, y0, x1, y1 as shares of the image; what lies beyond its edges is black.
+        longest: pixels of the longer side at most; fewer where the photo is smaller, or too many bytes.
+    """
+    try:
+        image = read().convert("RGB")
+    except (BadImageError, OSError):
+        return None
+    sides = (image.width, image.height) * 2
+    left, top, right, bottom = (round(edge * side) for edge, side in zip(box, sides, strict=True))
+    part = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    part.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    while True:
+        for quality in _QUALITIES:
+            encoded = _encoded(part, quality)
+            if len(encoded) <= BUDGET:
+                return f"data:image/webp;base64,{encoded}"
+        part.thumbnail((max(1, part.width * 3 // 4), max(1, part.height * 3 // 4)), Image.Resampling.LANCZOS)
+
+
+def _encoded(image: Image.Image, quality: int) -> str:
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=quality, method=3)
+    return base64.b64encode(file.getvalue()).decode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline import __version__
-from sea_pipeline.optional import require
+from sea_pipeline.core.extras import require
 
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("core", "charts", "grid", "words", "photos", "tokens", "training", "main")

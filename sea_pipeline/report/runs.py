@@ -12,14 +12,13 @@ from typing import Any, cast
 import yaml
 from PIL import Image
 
-from sea_pipeline.crops import CropBox
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.pixels import read_image
-from sea_pipeline.record_values import json_object
-from sea_pipeline.records import leaves
-from sea_pipeline.report.packing import narrow, packed
-from sea_pipeline.report.thumbnails import thumbnail
-from sea_pipeline.run_files import RunFile, SummaryFile, read_log, read_run_file
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.inputs.pixels import read_image
+from sea_pipeline.output.run_files import RunFile, SummaryFile, read_log, read_run_file
+from sea_pipeline.report.packing import narrow, packed, thumbnail
+from sea_pipeline.storage.hashing import leaves
+from sea_pipeline.storage.json_files import json_object
 
 MOST_POINTS = 600
 """Of a curve; of more, every so many-th is kept."""
@@ -38,7 +37,7 @@ class RunInput:
     """`run.json`."""
     summary: dict[str, Any]
     views: dict[str, Any] | None = None
-    """`views.json`, see `trainer.views.run_views`."""
+    """`views.json`, see `trainer.training.report_views.run_views`."""
     note: str = ""
     """Why there are no views."""
 

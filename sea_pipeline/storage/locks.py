@@ -7,10 +7,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sea_pipeline.errors import UserError
+from sea_pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
-    from sea_pipeline.storage import Place
+    from sea_pipeline.storage.paths import Place
 
 try:
     import fcntl

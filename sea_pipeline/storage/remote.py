@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, Self, TypeVar
 from fsspec import AbstractFileSystem
 from upath.extensions import ProxyUPath
 
-from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.storage.patience import PassingError, StoreError, error_codes, error_statuses, patiently
+from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.storage.ranged import ranged_file
+from sea_pipeline.storage.retry import PassingError, StoreError, error_codes, error_statuses, patiently
 
 _Result = TypeVar("_Result")
 
@@ -20,7 +20,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 
 class RemotePath(ProxyUPath):
-    """A path of a store, with the names of `pathlib.Path`. Make one with `storage.place`.
+    """A path of a store, with the names of `pathlib.Path`. Make one with `paths.place`.
 
     Every request is tried again where a fault may pass, and nothing is remembered between two of them: others write
     there, too. A file that is absent is `FileNotFoundError`, as it is on this machine; what else goes wrong is a

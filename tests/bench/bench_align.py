@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.bench.measure import Figure, in_turn
 from tests.bench.steps import BATCH, SEA, one_step, prepare
-from tests.memory import READY, measured
+from tests.support.memory import READY, measured
 
 LOSSES = {"lm": {}, "align": SEA | {"lm": 0}}
 KEPT = {"keep_features": True}

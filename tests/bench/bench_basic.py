@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from tests.bench.measure import Figure, in_turn, peak_bytes
 from tests.bench.steps import BATCH, SEA, one_step, prepare
-from trainer import losses
-from trainer.loop import AlignTrainer
-from trainer.model import Batch
+from trainer.losses import equations
+from trainer.model.aligned_llava import Batch
+from trainer.training.align_trainer import AlignTrainer
 
 BASIC: dict[str, Any] = {"das": {"weight": 1}, "sds": {"weight": 0.01}}
 HALF = {"das": {"weight": 1}, "sds": {"weight": 0.01, "precision": "bfloat16"}}
@@ -109,7 +109,7 @@ def gradient(loss: Callable[[torch.Tensor], torch.Tensor], visual: torch.Tensor)
 def _sds(tokens: Tokens) -> Iterator[Figure]:
     def ours(visual: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         _, refined, attention, embeddings = tokens
-        return losses.sds(visual, refined, attention, embeddings, matmul_dtype=dtype)
+        return equations.sds(visual, refined, attention, embeddings, matmul_dtype=dtype)
 
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "naive": lambda visual: _naive_sds(visual, tokens),

@@ -13,13 +13,13 @@ from typing import get_args
 import torch
 import torch.nn.functional as F
 
-from sea_pipeline.codecs import CodecName, fit_codec
-from sea_pipeline.sources import list_samples
+from sea_pipeline.inputs.sources import list_samples
 from tests.bench.bench_basic import BASIC, Tokens, gradient, tokens_of
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure
 from tests.bench.steps import BATCH, conversations, one_step, prepare
-from trainer import losses
+from trainer.losses import equations
+from trainer.targets.codecs import CodecName, fit_codec
 
 CROPS, JUDGED_BY = 88, 3
 """Crops of all sample photos; photos that codecs are judged by, a crop of each."""
@@ -73,5 +73,5 @@ def _figures(judge: Tokens, others: torch.Tensor) -> Iterator[Figure]:
 
 def _loss(term: str, visual: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     if term == "das":
-        return losses.das(visual, tokens.refined, tokens.attention)
-    return losses.sds(visual, tokens.refined, tokens.attention, tokens.embeddings)
+        return equations.das(visual, tokens.refined, tokens.attention)
+    return equations.sds(visual, tokens.refined, tokens.attention, tokens.embeddings)

@@ -11,12 +11,12 @@ from datasets import Dataset
 from transformers import CLIPImageProcessor
 
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.store import open_labels
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.store import open_labels
 from tests.bench.measure import Figure
-from trainer.data import Collator, Labels, TrainingData
-from trainer.recipe import Sea
-from trainer.run_rows import place_of
+from trainer.data.dataset import Collator, Labels, TrainingData
+from trainer.data.run_rows import place_of
+from trainer.recipes.recipe import Sea
 
 GRID, IMAGE, BATCH, ROUNDS = (24, 24), 1, 8, 6
 GPU = {"stage 1": 3.5, "stage 2": 1.15}

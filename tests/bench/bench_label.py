@@ -11,17 +11,17 @@ import numpy as np
 import torch
 
 from sea_pipeline import open_labels
-from sea_pipeline.ahead import lanes
-from sea_pipeline.begin import begin
+from sea_pipeline.core.parallel import lanes
 from sea_pipeline.encoders import load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
-from sea_pipeline.label import BATCH_SIZES, LabelStage
-from sea_pipeline.pixels import read_image
-from sea_pipeline.run import run
-from sea_pipeline.search import WordSearch
-from sea_pipeline.shards import KIND, LabelRow, ShardWriter
-from sea_pipeline.sources import list_samples
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.execution.local import run
+from sea_pipeline.inputs.pixels import read_image
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.wordlists import load_wordlist
+from sea_pipeline.labels.format import KIND, LabelRow, ShardWriter
+from sea_pipeline.labels.stage import BATCH_SIZES, LabelStage
+from sea_pipeline.output.begin import begin
+from sea_pipeline.search.exact import WordSearch
 from tests.bench.measure import Figure, in_turn
 
 TOP_N = 10

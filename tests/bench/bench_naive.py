@@ -16,15 +16,15 @@ from torchvision.transforms.functional import normalize
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sea_pipeline import open_labels
-from sea_pipeline.begin import begin
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
-from sea_pipeline.label import LabelStage
-from sea_pipeline.pixels import read_image
-from sea_pipeline.run import run
-from sea_pipeline.shards import KIND
-from sea_pipeline.sources import list_samples
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.execution.local import run
+from sea_pipeline.inputs.pixels import read_image
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.wordlists import load_wordlist
+from sea_pipeline.labels.format import KIND
+from sea_pipeline.labels.stage import LabelStage
+from sea_pipeline.output.begin import begin
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure, in_turn
 

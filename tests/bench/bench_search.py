@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from sea_pipeline.encoders import load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.packaged import PackagedEncoder
-from sea_pipeline.pixels import read_image
-from sea_pipeline.search import WordSearch
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.inputs.pixels import read_image
+from sea_pipeline.inputs.wordlists import load_wordlist
+from sea_pipeline.search.exact import WordSearch
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure, in_turn
 from tests.bench.script import words_of_patches

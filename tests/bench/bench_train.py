@@ -10,7 +10,7 @@ import torch
 
 from tests.bench.measure import Figure, in_turn
 from tests.bench.steps import BATCH, SEA, Step, one_step, prepare
-from trainer.recipe import Recipe
+from trainer.recipes.recipe import Recipe
 
 
 def figures() -> Iterator[Figure]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from sea_pipeline.clusters import Crew
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure
 

@@ -16,13 +16,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline.errors import UserError
-from tests.tiny_runs import colours, make_world, tiny_recipe
-from tests.trainer.test_checkpoints import HARMS, PARTS
-from tests.trainer.test_resume import values, weights
-from trainer import checkpoints
-from trainer.recipe import Recipe
-from trainer.train import Told, train
+from sea_pipeline.core.errors import UserError
+from tests.support.run_values import HARMS, PARTS, values, weights
+from tests.support.tiny_runs import colours, make_world, tiny_recipe
+from trainer.model import checkpoints
+from trainer.recipes.recipe import Recipe
+from trainer.training.run import Told, train
 
 Lines = list[str]
 """What was said in place of training, each once."""
@@ -59,7 +58,15 @@ def main() -> None:
 
 def _killed(root: Path, recipe: Recipe) -> Path:
     (root / "recipe.json").write_text(recipe.model_dump_json())
-    command = [sys.executable, "-m", "tests.tiny_runs", str(root / "recipe.json"), str(root / "killed"), "log", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.tiny_runs",
+        str(root / "recipe.json"),
+        str(root / "killed"),
+        "log",
+        "4",
+    ]
     done = subprocess.run(command, check=False, capture_output=True)
     steps = sorted(path.name for path in (root / "killed" / "checkpoints").iterdir())
     assert (done.returncode, steps) == (-9, ["checkpoint-2", "checkpoint-3"]), (done, steps)

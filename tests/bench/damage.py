@@ -17,12 +17,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.storage import sweep
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.storage.publish import sweep
 from tests.bench.fault_runs import IMAGES, SHARD_SIZE, alone, child_of, other_scheduler, wait_until_begun
-from tests.kills import descendants
-from tests.photo_forms import failing_s3, s3_server
-from tests.worker_world import plant_fault, planted_ledger
+from tests.support.kills import descendants
+from tests.support.photo_forms import failing_s3, s3_server
+from tests.support.worker_world import plant_fault, planted_ledger
 
 
 def workers_killed(folder: Path, kills: int) -> tuple[int, str]:

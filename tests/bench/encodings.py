@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sea_pipeline.row_groups import open_parquet
-from sea_pipeline.shards import ROWS_PER_GROUP
+from sea_pipeline.labels.format import ROWS_PER_GROUP
+from sea_pipeline.storage.parquet import open_parquet
 
 WORDS, SCORES = "words.list.element", "scores.list.element"
 SPLIT = {SCORES: "BYTE_STREAM_SPLIT"}

@@ -12,18 +12,21 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from sea_pipeline import driver, ledger, storage, workers
-from sea_pipeline.clusters import Cluster, Existing, LocalCluster
-from sea_pipeline.dask_clusters import connected
-from sea_pipeline.driver import Driver, stage_plugin
-from sea_pipeline.errors import UserError
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.run import run
-from sea_pipeline.storage import Place, place, sweep
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution import driver, worker
+from sea_pipeline.execution.cluster_settings import Cluster, Existing, LocalCluster
+from sea_pipeline.execution.dask_clusters import connected
+from sea_pipeline.execution.driver import Driver, stage_plugin
+from sea_pipeline.execution.local import run
+from sea_pipeline.execution.worker_pool import WorkerPool
+from sea_pipeline.output import ledger
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.storage import publish
+from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage.publish import sweep
 from sea_pipeline.storage.scratch import host
-from sea_pipeline.worker_pool import WorkerPool
-from tests.kills import DEAD
-from tests.worker_world import PlantedRecipe, PlantedStage, planted_ledger
+from tests.support.kills import DEAD
+from tests.support.worker_world import PlantedRecipe, PlantedStage, planted_ledger
 
 IMAGES, SHARD_SIZE = 240, 4
 SECONDS = 0.1
@@ -38,7 +41,7 @@ def alone_elsewhere(out: str, days_behind: int) -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> "Behind":
             return super().now(tz) - datetime.timedelta(days=days_behind)
 
-    storage.scratch_name = lambda name: f"{name}.{host()}.{DEAD}.{uuid.uuid4().hex[:8]}"
+    publish.scratch_name = lambda name: f"{name}.{host()}.{DEAD}.{uuid.uuid4().hex[:8]}"
     ledger.datetime = types.SimpleNamespace(datetime=Behind, UTC=datetime.UTC)  # type: ignore[attr-defined]
     alone(out, seconds=0.01)
 
@@ -61,7 +64,7 @@ def drive(out: str, faults: str, scheduler: str) -> None:
             stage_plugin(recipe, begun) as plugin,
             connected(cluster, dashboard=False, say=print) as client,
         ):
-            pool = WorkerPool(client, plugin, workers.ready, start_timeout=120, say=print)
+            pool = WorkerPool(client, plugin, worker.ready, start_timeout=120, say=print)
             with pool.open():
                 report = Driver(pool, begun, max_bad=1, shard_timeout=20).run()
     except UserError as problem:

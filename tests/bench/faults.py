@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.run import run
-from sea_pipeline.verify import check_files
+from sea_pipeline.execution.local import run
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
 from tests.bench.damage import FAULTS
 from tests.bench.fault_runs import IMAGES, SHARD_SIZE
-from tests.worker_world import PlantedStage, hash_of, planted_ledger
+from tests.support.worker_world import PlantedStage, hash_of, planted_ledger
 
 
 class Counts(NamedTuple):

@@ -20,11 +20,11 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.bench.measure import machine
-from tests.tiny_models import tiny_llm, tiny_vision
-from trainer import loop
-from trainer.init import init_model
-from trainer.recipe import Recipe
-from trainer.train import Told, train
+from tests.support.tiny_models import tiny_llm, tiny_vision
+from trainer.model.assemble import init_model
+from trainer.recipes.recipe import Recipe
+from trainer.training import align_trainer
+from trainer.training.run import Told, train
 
 IMAGES = 350_000
 """Distinct images; LLaVA-1.5's stage 2 shows 349,000 in its 624,610 rows with one."""
@@ -75,7 +75,7 @@ def main() -> None:
             raise FirstStepError
 
         mark("it starts")
-        loop.AlignTrainer.training_step = stop  # type: ignore[method-assign,assignment]
+        align_trainer.AlignTrainer.training_step = stop  # type: ignore[method-assign,assignment]
         told = Told(data=lambda _: mark("rows read"), trainable=lambda _: mark("model and order of rows made"))
         try:
             train(recipe, root / "run", told=told)

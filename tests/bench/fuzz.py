@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--from", dest="first", type=int, default=0, help="the seed of each kind's first trial")
     given = parser.parse_args()
     kinds = given.only or list(KINDS)
-    _FORKS.set_forkserver_preload(["tests.fuzz.kinds", "tests.tiny_runs"])
+    _FORKS.set_forkserver_preload(["tests.fuzz.kinds", "tests.support.tiny_runs"])
     found: dict[str, list[Outcome]] = defaultdict(list)
     console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 240)
     end = time.monotonic() + 60 * given.minutes

@@ -22,21 +22,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline import analysis, label_run, open_labels
-from sea_pipeline.begin import begin
-from sea_pipeline.clusters import Crew
+from sea_pipeline import open_labels
 from sea_pipeline.encoders.base import Preprocess
-from sea_pipeline.label import LabelStage
-from sea_pipeline.label_rows import packed
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.ledger import Ledger
-from sea_pipeline.run import ShardResult, run
-from sea_pipeline.search import WordSearch
-from sea_pipeline.shards import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
-from sea_pipeline.sources import list_samples
-from sea_pipeline.storage import place, publish
-from sea_pipeline.wordlists import WordList
-from tests import world
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.local import run
+from sea_pipeline.execution.stage import ShardResult
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.wordlists import WordList
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.format import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
+from sea_pipeline.labels.rows import packed
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.stage import LabelStage
+from sea_pipeline.output.begin import begin
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.status import status_to_json
+from sea_pipeline.search.exact import WordSearch
+from sea_pipeline.storage.paths import place
+from sea_pipeline.storage.publish import publish
+from tests.support import world
 
 _TOP_N = 3
 
@@ -101,7 +105,7 @@ def finish(folder: Path, count: int) -> None:
 
 def status(folder: Path, count: int) -> None:
     """What `status` does."""
-    analysis.status_to_json(Ledger.open(place(folder / "labels")))
+    status_to_json(Ledger.open(place(folder / "labels")))
 
 
 def go_on(folder: Path, count: int) -> None:
@@ -128,7 +132,9 @@ def patches(folder: Path, count: int) -> None:
 
 def processes(folder: Path, count: int) -> None:
     """Labels 4,000 images by `count` workers; the CPU seconds of all of them."""
-    os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps(["tests.worker_world"])  # before dask is imported
+    os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps(
+        ["tests.support.worker_world"]
+    )  # before dask is imported
     label_run.load_encoder = lambda spec, device, options: world.ColourEncoder()  # type: ignore[assignment]
     label_images(_settings(folder, crew=Crew.of(workers=count)))
 

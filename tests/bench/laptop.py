@@ -22,17 +22,18 @@ from tests.bench.bench_label import crops
 from tests.bench.gpu.align import colour_labels
 from tests.bench.gpu.shapes import SEVEN_B, TINY, Shape
 from tests.bench.steps import Clock, conversations
-from tests.memory import READY, measured
-from tests.tiny_models import VOCABULARY, tiny_llm, tiny_vision
-from trainer.build import Inputs, build
-from trainer.init import init_model
-from trainer.load import open_model_folder
-from trainer.model import AlignedLlava
-from trainer.parts import quiet
-from trainer.recipe_file import read_recipes
-from trainer.recipe_names import builtin_recipes
-from trainer.run_rows import open_conversations
-from trainer.save import save_model
+from tests.support.memory import READY, measured
+from tests.support.tiny_models import VOCABULARY, tiny_llm, tiny_vision
+from trainer.data.inputs import Inputs
+from trainer.data.run_rows import open_conversations
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.assemble import init_model
+from trainer.model.load import open_model_folder
+from trainer.model.parts import quiet
+from trainer.model.save import save_model
+from trainer.recipes.files import read_recipes
+from trainer.recipes.names import builtin_recipes
+from trainer.training.build import build
 
 PHOTOS, BATCH, STEPS = 24, 8, 6
 

@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline import label_run, open_labels
+from sea_pipeline import open_labels
 from sea_pipeline.encoders import Preprocess
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.ledger import Ledger
-from tests import world
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.output.ledger import Ledger
+from tests.support import world
 
 
 class FineColours(world.ColourEncoder):

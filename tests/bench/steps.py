@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainerCallback
 
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.progress import no_bar
-from sea_pipeline.store import open_labels
-from trainer.build import Inputs, build
-from trainer.init import init_model
-from trainer.load import open_model_folder
-from trainer.loop import AlignTrainer
-from trainer.model import Batch
-from trainer.recipe import Recipe
-from trainer.run_rows import open_conversations
+from sea_pipeline.core.progress import no_bar
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.store import open_labels
+from trainer.data.inputs import Inputs
+from trainer.data.run_rows import open_conversations
+from trainer.model.aligned_llava import Batch
+from trainer.model.assemble import init_model
+from trainer.model.load import open_model_folder
+from trainer.recipes.recipe import Recipe
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.build import build
 
 BATCH = 8
 SEA: dict[str, Any] = {"sea": {"weight": 1}}

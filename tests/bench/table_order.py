@@ -23,13 +23,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline import label_run
-from sea_pipeline.label_run import LabelSettings, label_images
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.bench.bench_label import crops
 from tests.bench.measure import machine
 from tests.bench.scale import FineColours
-from tests.memory import READY, measured
-from tests.world import COLOURS, word_file
+from tests.support.memory import READY, measured
+from tests.support.world import COLOURS, word_file
 
 IDS: dict[str, Callable[[list[int]], list[Any]]] = {
     "padded": lambda rows: [f"{row:09d}" for row in rows],

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fuzz.mutations import harmed, mutated, mutated_text
 from tests.fuzz.worlds import Case, World
-from tests.photo_forms import Photos, write_dataset
+from tests.support.photo_forms import Photos, write_dataset
 
 
 def dataset(world: World, folder: Path, random: random.Random) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline import label_cache, open_labels
-from tests.contents import content, rows
 from tests.fuzz.mutations import harmed, mutated
 from tests.fuzz.verdicts import REFUSED, UNCLEAR, Ended, FaultError, command, lost, telling, told
 from tests.fuzz.worlds import World, same_labels
+from tests.support.contents import content, rows
 
 SAID = ("restore it", "remove it, and", "delete it and")
 """How the lines say what to do."""

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sea_pipeline.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from tests.fuzz.mutations import Mutated, harmed, mutated, mutated_text
 from tests.fuzz.verdicts import UNCLEAR, Ended, FaultError, command, judged, lost, telling
 from tests.fuzz.worlds import Case, World, write_folder
-from tests.photo_forms import Photos, write_parquet, write_tar
-from tests.programs import Program
-from tests.world import main as label_colours
+from tests.support.photo_forms import Photos, write_parquet, write_tar
+from tests.support.programs import Program
+from tests.support.world import main as label_colours
 
 ROUNDS = 20
 """Images that one trial of `image` damages: each takes a millisecond."""

@@ -17,7 +17,7 @@ STOPPED_AT = 4
 
 def targets(world: World, folder: Path, random: random.Random) -> str:
     """A folder of a teacher's targets: damaged, read by all, and brought back by its command."""
-    from sea_pipeline.teacher import open_targets
+    from trainer.targets.store import open_targets
 
     kept, other, model = _taught(world)
     whole, truth, out = _files(kept), _vectors(open_targets(kept)), folder / "targets"
@@ -41,8 +41,8 @@ def targets(world: World, folder: Path, random: random.Random) -> str:
 
 def _taught(world: World) -> tuple[Path, Path, Path]:
     """A finished folder, another one, and the model of both; made once."""
-    from tests.tiny_models import tiny_llm, tiny_vision
-    from trainer.init import init_model
+    from tests.support.tiny_models import tiny_llm, tiny_vision
+    from trainer.model.assemble import init_model
 
     root = world.root / "teaching"
     if not (root / "model").exists():
@@ -81,7 +81,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def trained_on(world: World, folder: Path, random: random.Random) -> str:
     """Labels that a run trains on: it has the weights that it would have had, or says what is wrong with them."""
-    from tests.trainer.test_resume import weights
+    from tests.support.run_values import weights
 
     kept = world.root / "briefly"
     if not (kept / "summary.json").exists():
@@ -99,7 +99,7 @@ def trained_on(world: World, folder: Path, random: random.Random) -> str:
 
 def stopped(world: World, folder: Path, random: random.Random) -> str:
     """A run that a kill has stopped: it goes on to the weights that it would have had, or says why it does not."""
-    from tests.trainer.test_resume import copied, weights
+    from tests.support.run_values import copied, weights
 
     whole = _trained(world)
     out = copied(whole, folder / "out", STOPPED_AT)
@@ -141,15 +141,15 @@ def _trained(world: World) -> Path:
 
 
 def _train(world: World, out: Path, recipe: Any = None) -> object:
-    from tests.tiny_runs import colours
-    from trainer.train import train
+    from tests.support.tiny_runs import colours
+    from trainer.training.run import train
 
     with colours():
         return train(recipe or _recipe(world), out)
 
 
 def _brief(world: World, labels: Path) -> Any:
-    from tests.tiny_runs import tiny_recipe
+    from tests.support.tiny_runs import tiny_recipe
 
     arguments = {"max_steps": 1, "save_strategy": "no"}
     return tiny_recipe(world.training, labels={"path": str(labels)}, training_arguments=arguments)
@@ -157,7 +157,7 @@ def _brief(world: World, labels: Path) -> Any:
 
 @cache
 def _recipe(world: World) -> Any:
-    from tests.tiny_runs import tiny_recipe
+    from tests.support.tiny_runs import tiny_recipe
 
     arguments = {"max_steps": 6, "save_steps": 2}
     loss = {"sea": {"weight": "auto"}, "measure_every": 1}

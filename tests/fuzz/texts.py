@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sea_pipeline.wordlists import load_wordlist
+from sea_pipeline.inputs.wordlists import load_wordlist
 from tests.fuzz.mutations import Mutated, harmed, mutated_text
 from tests.fuzz.verdicts import REFUSED, lost, told
 from tests.fuzz.worlds import World
@@ -56,7 +56,7 @@ def captions(world: World, folder: Path, random: random.Random) -> str:
 
 def questions(world: World, folder: Path, random: random.Random) -> str:
     """Questions of `evaluate`, in both forms: each that is as it was is asked, or counted as left out."""
-    from trainer.questions import read_questions
+    from trainer.evaluation.questions import read_questions
 
     listed: list[dict[str, Any]] = [
         {"image": f"{n}.png", "question": f"Is there a dog in {n}?", "label": "Yes", "object": "dog"} for n in range(4)
@@ -87,7 +87,7 @@ def questions(world: World, folder: Path, random: random.Random) -> str:
 
 def recipe(world: World, folder: Path, random: random.Random) -> str:
     """A recipe: it is read to settings, or refused in a line."""
-    from trainer.recipe_file import read_recipes
+    from trainer.recipes.files import read_recipes
 
     (folder / "base.yaml").write_bytes(_RECIPE)
     path = folder / "recipe.yaml"
@@ -101,7 +101,7 @@ def recipe(world: World, folder: Path, random: random.Random) -> str:
 
 def rows(world: World, folder: Path, random: random.Random) -> str:
     """Conversations to train on: each that is as it was trains what it trained, or the file is refused."""
-    from trainer.row_tokens import TokensSettings, row_tokens
+    from trainer.data.row_tokens import TokensSettings, row_tokens
 
     form = random.choice((".json", ".jsonl"))
     text, lines = _records([f"a {colour} patch" for colour in _COLOURS], form)
@@ -126,9 +126,9 @@ def rows(world: World, folder: Path, random: random.Random) -> str:
 
 def conversations(world: World, folder: Path, random: random.Random) -> str:
     """The tokens of conversations that are kept on disk: they are as they were, whatever lies in their folder."""
-    from trainer.conversations import FEATURES, conversation_rows
-    from trainer.load import open_model_folder
-    from trainer.row_cache import kept_rows
+    from trainer.data.conversations import FEATURES, conversation_rows
+    from trainer.data.row_cache import kept_rows
+    from trainer.model.load import open_model_folder
 
     processor = open_model_folder(world.training.model).processor
 

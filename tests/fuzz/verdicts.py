@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 from sea_pipeline import cli
-from sea_pipeline.cli import FAILED_SHARDS
-from sea_pipeline.errors import UserError
+from sea_pipeline.cli.app import FAILED_SHARDS
+from sea_pipeline.core.errors import UserError
 
 TRACEBACK, LOSS, UNCLEAR, CRASH, HANG = "traceback", "silent loss", "unclear", "crash", "hang"
 FAULTS = (TRACEBACK, LOSS, UNCLEAR, CRASH, HANG)

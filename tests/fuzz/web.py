@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from tests.fuzz.worlds import Case, World
-from tests.photo_forms import write_list, write_parquet, write_tars
+from tests.support.photo_forms import write_list, write_parquet, write_tars
 
 LASTING, PASSING = (400, 401, 403, 404, 410, 451), (429, 500, 502, 503)
 ODD = ("cut", "empty", "page", "reset")

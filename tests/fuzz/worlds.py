@@ -13,17 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from sea_pipeline import LabelStore, label_run, open_labels
-from sea_pipeline.cli import FAILED_SHARDS
-from sea_pipeline.errors import UserError
-from sea_pipeline.storage import patience
-from tests.contents import rows
+from sea_pipeline import LabelStore, open_labels
+from sea_pipeline.cli.app import FAILED_SHARDS
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.storage import retry
 from tests.fuzz.verdicts import REFUSED, Ended, command, lost
-from tests.photo_forms import Photos
-from tests.world import COLOURS, ColourEncoder, word_file
+from tests.support.contents import rows
+from tests.support.photo_forms import Photos
+from tests.support.world import COLOURS, ColourEncoder, word_file
 
 if TYPE_CHECKING:
-    from tests import tiny_runs
+    from tests.support import tiny_runs
 
 FORMATS: dict[str, list[dict[str, Any]]] = {
     "png": [{}, {"compress_level": 0}],
@@ -109,7 +110,7 @@ class World:
     @cached_property
     def training(self) -> "tiny_runs.World":
         """Conversations, labels and a tiny model; transformers is imported for it."""
-        from tests import tiny_runs
+        from tests.support import tiny_runs
 
         return tiny_runs.make_world(self.root / "training")
 
@@ -124,7 +125,7 @@ def made(root: Path) -> Iterator[World]:
         patch.setattr(label_run, "load_encoder", lambda spec, device, options: ColourEncoder())
         patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr(patience, "WAITS", (0.01, 0.01))
+        patch.setattr(retry, "WAITS", (0.01, 0.01))
         patch.setenv("HF_DATASETS_CACHE", str(root / "datasets"))
         yield World(root)
     torch.set_num_threads(threads)

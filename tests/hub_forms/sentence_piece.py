@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from tests.world import COLOURS
+from tests.support.world import COLOURS
 
 TEXT = [
     "A chat between a curious user and an artificial intelligence assistant.",

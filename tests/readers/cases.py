@@ -11,12 +11,12 @@ from PIL import Image
 from tests.hub_forms import LLMS, TOWERS
 from tests.hub_forms.files import random_weights, write_json, write_weights
 from tests.hub_forms.llama import decoder_shapes
-from tests.tiny_models import CHATML, tiny_llm, tiny_vision
-from trainer.export import ExportSettings, export_model
-from trainer.init import init_model
-from trainer.load import load_model, open_model_folder
-from trainer.recipe import Recipe
-from trainer.row_tokens import TokensSettings, row_tokens
+from tests.support.tiny_models import CHATML, tiny_llm, tiny_vision
+from trainer.data.row_tokens import TokensSettings, row_tokens
+from trainer.export.run import ExportSettings, export_model
+from trainer.model.assemble import init_model
+from trainer.model.load import load_model, open_model_folder
+from trainer.recipes.recipe import Recipe
 
 HEADS, SHARED, HEAD = 2, 1, 32
 """Of the LLMs' attention: vLLM's kernels for CPUs take no head below 32."""

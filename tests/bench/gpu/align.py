@@ -14,24 +14,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from sea_pipeline import label_run, open_labels
-from sea_pipeline.devices import cores
+from sea_pipeline import open_labels
+from sea_pipeline.core.devices import cores
+from sea_pipeline.core.progress import no_bar
 from sea_pipeline.encoders import Preprocess
-from sea_pipeline.label_run import LabelSettings, label_images
-from sea_pipeline.progress import no_bar
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.bench.gpu.common import IMAGES, Setup, main
 from tests.bench.gpu.label import photos_for, words_for
 from tests.bench.gpu.shapes import shape_of
 from tests.bench.measure import Figure
 from tests.bench.steps import Clock, conversations, ready, taking
-from tests.tiny_models import tiny_llm, tiny_vision
-from tests.world import ColourEncoder
-from trainer.build import Inputs, build
-from trainer.init import init_model
-from trainer.load import ModelFolder, open_model_folder
-from trainer.loop import AlignTrainer
-from trainer.recipe import Recipe
-from trainer.run_rows import open_conversations
+from tests.support.tiny_models import tiny_llm, tiny_vision
+from tests.support.world import ColourEncoder
+from trainer.data.inputs import Inputs
+from trainer.data.run_rows import open_conversations
+from trainer.model.assemble import init_model
+from trainer.model.load import ModelFolder, open_model_folder
+from trainer.recipes.recipe import Recipe
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.build import build
 
 PHOTOS, KEPT = 2000, 256
 """Images of the runs from JPEGs and from kept features; each is in several records."""

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sea_pipeline.devices import cores
+from sea_pipeline.core.devices import cores
 from tests.bench.measure import Figure, as_json, machine, peak_bytes
 
 IMAGES = 558_128

@@ -17,20 +17,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
-from sea_pipeline.errors import UserError
-from sea_pipeline.search import Backend, WordSearch
-from tests import search_twin
+from sea_pipeline.search.exact import Backend, WordSearch
 from tests.bench.gpu.common import Setup, main
 from tests.bench.measure import Figure
-from tests.clip_walk import Walk, normalised, pixels_of, pooled_alone, unit
-from tests.s2_twin import slowly
-from tests.tiny_clip import CLIP, SIGLIP, random_model, save_model
-from tests.trainer import supervised, tapped
-from tests.trainer.loss_twins import attention, das_twin, random, sds_twin, sea_twin
-from trainer import losses
-from trainer.recipe import Basic
-from trainer.supervision import degrees
+from tests.support import search_twin, supervised, tapped
+from tests.support.clip_walk import Walk, normalised, pixels_of, pooled_alone, unit
+from tests.support.loss_twins import attention, das_twin, random, sds_twin, sea_twin
+from tests.support.s2_twin import slowly
+from tests.support.tiny_clip import CLIP, SIGLIP, random_model, save_model
+from trainer.losses import equations
+from trainer.losses.supervision import degrees
+from trainer.recipes.recipe import Basic
 
 HALF = torch.bfloat16
 Twin = tuple[Callable[..., Any], Callable[..., Any], tuple[torch.Tensor, ...]]
@@ -64,12 +63,12 @@ def _losses(setup: Setup) -> Iterator[Figure]:
     for dtype in (torch.float32, HALF):
         w, r, e = (tensor.to(dtype) for tensor in (words, refined, embeddings))
         twins: dict[str, Twin] = {
-            "sea": (losses.sea, sea_twin, (w, scale.float())),
-            "das": (losses.das, das_twin, (r, weights.float())),
-            "sds": (losses.sds, sds_twin, (r, weights.float(), e)),
+            "sea": (equations.sea, sea_twin, (w, scale.float())),
+            "das": (equations.das, das_twin, (r, weights.float())),
+            "sds": (equations.sds, sds_twin, (r, weights.float(), e)),
         }
         if dtype == HALF:
-            twins["sds_products"] = (partial(losses.sds, matmul_dtype=HALF), sds_twin, (r, weights.float(), e))
+            twins["sds_products"] = (partial(equations.sds, matmul_dtype=HALF), sds_twin, (r, weights.float(), e))
         for name, twin in twins.items():
             kind, visual = f"losses.{name}.{str(dtype).removeprefix('torch.')}", random(count, width, seed=1).to(dtype)
             coarse = name == "sds_products"  # bfloat16 products; else the gradient alone is rounded to bfloat16

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline.encoders import Preprocess
-from sea_pipeline.pixels import read_image
+from sea_pipeline.inputs.pixels import read_image
 
 POOLS: dict[str, Callable[[int], Executor]] = {
     "threads": ThreadPoolExecutor,

@@ -14,23 +14,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sea_pipeline.begin import begin
-from sea_pipeline.candidates import TorchCandidates
-from sea_pipeline.devices import cores
+from sea_pipeline.core.devices import cores
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
-from sea_pipeline.encoders.cache import word_embeddings
-from sea_pipeline.label import LabelStage
-from sea_pipeline.run import run
-from sea_pipeline.search import WordSearch
-from sea_pipeline.shards import KIND
-from sea_pipeline.sources import list_samples
-from sea_pipeline.wordlists import WordList, load_wordlist
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.execution.local import run
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.wordlists import WordList, load_wordlist
+from sea_pipeline.labels.format import KIND
+from sea_pipeline.labels.stage import LabelStage
+from sea_pipeline.output.begin import begin
+from sea_pipeline.search.exact import WordSearch
+from sea_pipeline.search.float32 import TorchCandidates
 from tests.bench.bench_label import crops
 from tests.bench.gpu.common import IMAGES, Setup, main
 from tests.bench.gpu.decoding import decoded, rates, workers_for
 from tests.bench.gpu.kernels import Profile
 from tests.bench.measure import Figure
-from tests.tiny_clip import CLIP, random_model, save_model
+from tests.support.tiny_clip import CLIP, random_model, save_model
 
 ARCH = "ViT-L-14-336-quickgelu"
 """As OpenAI's weights want it."""

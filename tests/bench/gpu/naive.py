@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from trainer.loop import AlignTrainer
-from trainer.model import Batch
+from trainer.model.aligned_llava import Batch
+from trainer.training.align_trainer import AlignTrainer
 
 
 def naive_step(trainer: AlignTrainer, batch: Batch, *, exact: bool = False) -> Callable[[], None]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from tests.bench.gpu.common import Setup, main
 from tests.bench.measure import Figure
-from trainer import losses
+from trainer.losses import equations
 
 BLOCKS = (1024, 4096, 8192)
 
@@ -97,7 +97,7 @@ def _backward(loss: Callable[[torch.Tensor], torch.Tensor], visual: torch.Tensor
 
 
 def _ours(given: Tokens, visual: torch.Tensor, **options: Any) -> torch.Tensor:
-    return losses.sds(visual, *given[1:], matmul_dtype=given.embeddings.dtype, **options)
+    return equations.sds(visual, *given[1:], matmul_dtype=given.embeddings.dtype, **options)
 
 
 def _naive(given: Tokens, visual: torch.Tensor) -> torch.Tensor:

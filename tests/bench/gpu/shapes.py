@@ -10,14 +10,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from tests.bench.gpu.common import Setup
 from tests.bench.steps import ready
-from trainer.arguments import training_arguments
-from trainer.balance import Balance
-from trainer.build import basic_term
-from trainer.load import freeze
-from trainer.loop import AlignTrainer
-from trainer.model import AlignedLlava, Batch
-from trainer.recipe import Recipe
-from trainer.sea import SeaTerm
+from trainer.losses.sea_term import SeaTerm
+from trainer.model.aligned_llava import AlignedLlava, Batch
+from trainer.model.load import freeze
+from trainer.model.terms import basic_term
+from trainer.recipes.recipe import Recipe
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.arguments import training_arguments
+from trainer.training.gradient_balance import Balance
 
 
 class Shape(NamedTuple):

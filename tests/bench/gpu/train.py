@@ -20,11 +20,11 @@ from tests.bench.gpu.naive import naive_step
 from tests.bench.gpu.shapes import Shape, batch_of, shape_of, trainer_of
 from tests.bench.measure import Figure
 from tests.bench.steps import taking
-from trainer import losses
-from trainer.loop import AlignTrainer
-from trainer.model import AlignedLlava, Batch
-from trainer.supervision import Seen
-from trainer.tap import Tapped
+from trainer.losses import equations
+from trainer.losses.attention_tap import Tapped
+from trainer.losses.supervision import Seen
+from trainer.model.aligned_llava import AlignedLlava, Batch
+from trainer.training.align_trainer import AlignTrainer
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "lm": (),
@@ -35,9 +35,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 PARTS = (
     (AlignedLlava, "tower_output", "the tower"),
     (AlignedLlava, "_language_loss", "the LLM's forward, what BASIC reads of it included"),
-    (losses, "sea", "L_a, forward"),
-    (losses, "das", "L_das, forward"),
-    (losses, "sds", "L_sds, with its gradient"),
+    (equations, "sea", "L_a, forward"),
+    (equations, "das", "L_das, forward"),
+    (equations, "sds", "L_sds, with its gradient"),
 )
 WITHIN = ((Tapped, "add", "a_i: the tap"), (Seen, "layer", "V^: sums over layers"))
 """Parts of the LLM's forward."""

@@ -1,0 +1,47 @@
+"""The program that commands register with, its exit codes, and the JSON that they print."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from sea_pipeline import __version__
+from sea_pipeline.cli import talk
+
+app = typer.Typer(
+    name="sea-pipeline",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Per-patch word labels for images (SEA), and projectors that put visual tokens where the LLM keeps its words.",
+    epilog="Every option can be set by a variable of the environment, too: SEA_PIPELINE_LABEL_TOP_N=5 is label --top-n "
+    "5. Exit codes: 0 done; 1 what you can mend, in one line; 2 a command line that cannot be read; 3 finished, but "
+    "shards failed; 130 interrupted.",
+)
+
+
+MENDABLE, MISUSED, FAILED_SHARDS, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes: what the user can mend; a command line that cannot be read; finished, but shards failed; Ctrl-C."""
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """What `--json` prints: one object, on one line, alone on stdout."""
+    print(json.dumps(value))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sea-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    quiet: talk.Quiet = False,
+    verbose: talk.Verbose = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    talk.set_level(quiet=quiet, verbose=verbose)

@@ -1,0 +1,94 @@
+"""The command that hands an exported model to the public harnesses, and reads what they found."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
+from sea_pipeline.cli.command import command
+from sea_pipeline.cli.options import local_output
+from sea_pipeline.core.errors import UserError
+
+
+@command
+def eval_commands(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A LLaVA folder, such as export writes, or a run that has kept checkpoints.",
+            show_default=False,
+            autocompletion=completion.runs_and_models,
+        ),
+    ] = None,
+    suite: Annotated[
+        Literal["sea", "basic", "smoke"],
+        typer.Option(help="The columns of SEA's tables, of BASIC's, or two small tasks of ours that show it runs."),
+    ] = "sea",
+    llm: Annotated[
+        Path | None, typer.Option(help="Its LLM alone, for lm-eval. Default: the folder's name with -llm.")
+    ] = None,
+    out: Annotated[
+        Path | None, local_output("For the harnesses' results. Default: the folder's name with -results.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu. Default: cuda.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many share the questions. Default: 1.")] = None,
+    collect: Annotated[
+        Path | None, typer.Option(help="Read the harnesses' results instead: their output folder, or one file of it.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="With --collect, results of another model, to be set beside it.")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `suite`, `harnesses`, `steps`; with --collect `suite`, `columns`, `papers`, `ours`, "
+            "`baseline`, `difference`, `notes`, or of runs' checkpoints `suite`, `curves`, `papers`, `notes`.",
+        ),
+    ] = False,
+) -> None:
+    """Print the commands that evaluate a model with lmms-eval and lm-eval, or make the papers' table of their results.
+
+    What is printed is a shell script; what a command needs, such as a judge's key, is said above it. Of a run, the LLM
+    alone is evaluated at each step of keep_checkpoints, and the table has a line a step (SEA's Figure 3 a).
+
+    Example: sea-pipeline eval-commands exports/x --suite sea
+    """
+    from sea_pipeline.cli.tables import training as training_tables
+    from trainer.evaluation.harness_results import collect as collected
+    from trainer.evaluation.harness_results import collect_curves
+    from trainer.evaluation.harness_tasks import SuiteSettings, eval_steps, suite_pins
+
+    options = {"folder": folder, "llm": llm, "out": out, "device": device, "gpus": gpus}
+    asked = {name: value for name, value in options.items() if value is not None}
+    if collect is not None:
+        if asked:
+            given = ", ".join("FOLDER" if name == "folder" else f"--{name}" for name in asked)
+            raise UserError(f"{given}: for the commands alone; leave it out with --collect, which reads what they left")
+        if curves := collect_curves(suite, collect):
+            if baseline is not None:
+                raise UserError("--baseline: is for one model; the results along runs go below one folder, RESULTS")
+            if as_json:
+                print_json({"suite": suite, **curves.to_json()})
+            else:
+                training_tables.curve_tables(curves)
+            return
+        table = collected(suite, collect, baseline)
+        if as_json:
+            print_json({"suite": suite, **table.to_json()})
+        else:
+            training_tables.collected_table(table)
+        return
+    if folder is None:
+        raise UserError("eval-commands: expected a model's folder, or --collect RESULTS; see --help")
+    if baseline is not None:
+        raise UserError("--baseline: is for --collect RESULTS, to be set beside it")
+    steps = eval_steps(SuiteSettings.of(suite=suite, **asked))
+    pins = suite_pins(suite, steps)
+    if as_json:
+        harnesses = {name: pin.model_dump() for name, pin in pins.items()}
+        print_json({"suite": suite, "harnesses": harnesses, "steps": [step.to_json() for step in steps]})
+    else:
+        training_tables.eval_script(pins, steps)

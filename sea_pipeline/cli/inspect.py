@@ -1,0 +1,71 @@
+"""The command that looks at labels."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sea_pipeline.cli.app import print_json
+from sea_pipeline.cli.command import command
+from sea_pipeline.cli.options import (
+    LabelsFolder,
+    local_output,
+)
+from sea_pipeline.core.errors import UserError
+
+
+@command
+def inspect(
+    labels: LabelsFolder,
+    image: Annotated[str | None, typer.Argument(help="An image id, for its own words.", show_default=False)] = None,
+    save: Annotated[
+        Path | None, local_output("Also draw Figure 6, or the image with its words: a .png, .pdf or .svg file.")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `images`, `patches`, `words_used`, `most_frequent`, …; of an image `grid`, and the "
+            "`words` and `scores` of every patch.",
+        ),
+    ] = False,
+) -> None:
+    """Show what a run's labels are like: SEA's Figure 6, the use of the list, the most frequent words.
+
+    Example: sea-pipeline inspect runs/labels/x chelsea.png --save chelsea.pdf
+    """
+    from sea_pipeline import open_labels
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables import labels as label_tables
+    from sea_pipeline.labels import statistics
+    from sea_pipeline.report import figures
+
+    if save is not None:
+        figures.check_figure(save)
+
+    store = open_labels(labels, verify=image is None)  # one image's own pages have checksums
+    if image is not None:
+        for bad in store.quarantine() if image not in store else ():
+            if bad["image_id"] == image:
+                raise UserError(f"{labels}: {image!r} was not labelled: {bad['stage']}: {bad['message']}")
+        try:
+            found = store[image]
+        except KeyError as missing:
+            raise UserError(f"{labels}: {missing.args[0]}") from None
+        if save is not None:
+            figure = figures.labels_figure(figures.photo_of(store, image), found, store.words)
+            if lacking := figures.save_figure(figure, save):
+                terminal.warning(f"{save}: the font has no {' '.join(lacking)}; they are boxes there")
+        if as_json:
+            print_json(statistics.labels_to_json(image, found, store.words))
+        else:
+            label_tables.image_tables(image, found, store.words)
+        return
+    with terminal.progress("counting", len(store), 0) as advance:
+        stats = statistics.statistics(store, advance)
+    if save is not None:
+        figures.save_figure(figures.statistics_figure(stats), save)
+    if as_json:
+        print_json(stats.to_json(store.words))
+        return
+    label_tables.statistics_tables(stats, store.words)

@@ -1,0 +1,39 @@
+"""The command that says how far an output folder is."""
+
+from typing import Annotated
+
+import typer
+
+from sea_pipeline.cli.app import print_json
+from sea_pipeline.cli.command import command
+from sea_pipeline.cli.options import OutputFolder
+
+
+@command
+def status(
+    folder: OutputFolder,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `kind`, `finished`, `shards`, `shards_done`, `images`, `images_done`, `images_bad`, "
+            "`reasons` with counts, `bytes`, `last_finished`, `failing`, `images_per_second`, `seconds_left`.",
+        ),
+    ] = False,
+) -> None:
+    """Show what is done in an output folder, finished or not, and which images are bad.
+
+    Example: sea-pipeline status runs/labels/x
+    """
+    from sea_pipeline.cli.tables import labels as label_tables
+    from sea_pipeline.output import status as analysis
+    from sea_pipeline.output.ledger import Ledger
+    from sea_pipeline.output.verify import refuse_damage
+    from sea_pipeline.storage.paths import place
+
+    ledger = Ledger.open(place(folder))
+    refuse_damage(ledger)
+    if as_json:
+        print_json(analysis.status_to_json(ledger))
+    else:
+        label_tables.status_tables(ledger)

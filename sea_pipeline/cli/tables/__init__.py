@@ -1,0 +1,4 @@
+"""What a terminal shows of results.
+
+It may import `cli.terminal`, and for types whatever is shown.
+"""

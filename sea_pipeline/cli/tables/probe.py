@@ -1,0 +1,101 @@
+"""What a terminal shows of probing."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from rich.table import Table
+
+from sea_pipeline.cli import terminal
+from sea_pipeline.labels.caption_lift import Findings, Probed
+
+_MOST_MISSING = 10
+
+
+def probe_tables(findings: Findings) -> None:
+    """What was probed, the figures of every encoder, path and sign, and which sign is better."""
+    missing = ", ".join(islice(findings.missing, _MOST_MISSING))
+    more = ", …" if len(findings.missing) > _MOST_MISSING else ""
+    unread = findings.images - min(probed.images for probed in findings.probed)
+    terminal.print_table(
+        {
+            "images": f"{findings.images:,} with captions"
+            + (f", {unread:,} of which cannot be used" if unread else ""),
+            "word list": f"{findings.wordlist}, {findings.listed:,} words; n = {findings.top_n}",
+            "captions": f"{findings.spoken:,} content words, {len(findings.missing):,} of them not in the list"
+            + (f" ({missing}{more})" if missing else ""),
+        }
+    )
+    terminal.output.print()
+    terminal.output.print(_figures(findings))
+    terminal.output.print()
+    for spec, sign in findings.verdicts().items():
+        verdict = f"sign {_mark(sign)} is better" if sign else "no sign wins: the intervals meet"
+        terminal.output.print(f"{spec}: {verdict}")
+
+
+def llm_tables(found: Mapping[str, Any]) -> None:
+    """What an LLM's layers, and V^, make of text, and what it says of BASIC: the object of `--json`."""
+    terminal.print_table(
+        {
+            "LLM": f"{found['llm']}, {found['vocabulary']:,} tokens in its vocabulary",
+            "text": f"{found['text']}, {found['tokens']:,} tokens of it",
+            "V^": f"of layers 1 to {found['k']}, weights {found['layer_weights']}",
+        }
+    )
+    table = terminal.plain_table(title="\nhow near the states of text are to their tokens' own embeddings, by cosine")
+    for heading in ("layer", "own token nearest", "cosine", "median rank", "L_das of words", "of random vectors"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for layer in found["layers"]:
+        table.add_row(str(layer["layer"]), *_near(layer))
+    for kind, refined in found["refined"].items():
+        name = "V^" if kind == "none" else f"V^, lens {kind}" + ("" if kind == "ridge" else " (control)")
+        das = refined["das"]
+        table.add_row(name, *_near(refined), f"{das['words']:.2f}", f"{das['random']:.2f}", style="bold")
+    terminal.output.print(table)
+    for sentence in found["verdicts"]:
+        terminal.output.print(f"\n{sentence}")
+
+
+def _near(found: Mapping[str, Any]) -> tuple[str, ...]:
+    return f"{found['own']:.1%}", f"{round(found['cosine'], 3) + 0.0:+.3f}", f"{found['rank']:,.0f}"
+
+
+def _figures(findings: Findings) -> Table:
+    table = terminal.plain_table()
+    table.add_column("encoder", overflow="fold")
+    table.add_column("sign")
+    for column in ("hit", "chance", "lift", "95 % interval", "ratio", "s < 0", "list used"):
+        table.add_column(column, justify="right")
+    table.add_column("most frequent labels", overflow="fold")
+    best = findings.best
+    for probed in findings.probed:
+        figures = (*_numbers(probed), " ".join(word for word, _ in probed.frequent))
+        table.add_row(
+            f"{probed.spec}{'  ← best' if probed is best else ''}",
+            _mark(probed.sign),
+            *figures,
+            style="bold" if probed is best else None,
+        )
+    return table
+
+
+def _numbers(probed: Probed) -> tuple[str, ...]:
+    lift = probed.lift
+    return (
+        f"{lift.hit:.1%}",
+        f"{lift.chance:.1%}",
+        _change(lift.lift),
+        f"{_change(lift.low)} to {_change(lift.high)}",
+        f"{lift.ratio:.2f}",
+        f"{probed.dropped:.1%}",
+        f"{probed.used:.1%}",
+    )
+
+
+def _change(share: float) -> str:
+    return f"{round(share, 3) + 0.0:+.1%}"  # + 0.0: no minus before a zero
+
+
+def _mark(sign: int) -> str:
+    return "+" if sign > 0 else "−"  # noqa: RUF001 - a minus as wide as the plus

@@ -1,0 +1,55 @@
+"""The command that trains models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
+from sea_pipeline.cli.command import command
+from sea_pipeline.cli.options import local_output
+
+
+@command
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe's file, or a name that `recipes` lists. Default: demo, on sample photos.",
+            show_default=False,
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe, such as loss.sea.weight=10.")
+    ] = None,
+    out: Annotated[
+        Path | None, local_output("The run's folder. Default: one below runs/train, named by the settings.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="There must be a run to go on with; without it one is begun if needed.")
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print JSON: `runs`, one a stage, each with `stage`, `folder`, `model`, `summary`."
+        ),
+    ] = False,
+) -> None:
+    """Train a model as a recipe says. A run that was stopped goes on from its newest checkpoint.
+
+    Example: sea-pipeline train demo --set loss.sea.weight=auto
+    """
+    from trainer.recipes.paper_rows import named_recipes
+
+    recipes = named_recipes(recipe or "demo", overrides or [])
+    from sea_pipeline.cli.tables import training as training_tables  # not before: a mistake in a recipe is told at once
+    from trainer.training.run import train_stages
+
+    runs = train_stages(recipes, out, resume=resume, told=training_tables.told())
+    if as_json:
+        print_json({"runs": [{"stage": stage, **run.to_json()} for stage, run in runs.items()]})
+        return
+    for name, run in runs.items():
+        training_tables.run_table(run, name)

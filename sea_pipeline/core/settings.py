@@ -1,0 +1,48 @@
+"""What a person writes down, checked as a whole: the settings of a command; recipes and records have the same base."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sea_pipeline.core.errors import UserError
+
+_KINDS = {
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "path_type": "a path",
+    "tuple_type": "a list",
+}
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(Strict):
+    """The base of a command's settings; the fields are its options."""
+
+    @classmethod
+    def of(cls, **values: object) -> Self:
+        """Settings from options.
+
+        Raises:
+            UserError: one line with every value that is out of range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = (
+                f"--{str(item['loc'][-1]).replace('_', '-')}: {complaint(item)}, found {item['input']!r}"
+                for item in error.errors()
+            )
+            raise UserError("; ".join(problems)) from error
+
+
+def complaint(item: Any) -> str:  # noqa: ANN401 - one of pydantic's `errors()`
+    """What pydantic says of one value, without the names of our classes."""
+    if kind := _KINDS.get(item["type"]):
+        return f"input should be {kind}"
+    message: str = item["msg"].removeprefix("Value error, ").partition(", unable to ")[0]
+    return message[0].lower() + message[1:]

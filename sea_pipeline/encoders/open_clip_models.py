@@ -1,0 +1,219 @@
+"""Where an open_clip model comes from: its config at once, its weights when they are needed."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import require
+from sea_pipeline.encoders.base import Preprocess
+from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
+
+_HUB = "hf-hub:"
+_CONFIG = "open_clip_config.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One open_clip model."""
+
+    option: str
+    """The option that asks for it, for messages."""
+    model: str
+    """As a spec has it, with files and folders absolute."""
+    name: str
+    """As `open_clip.create_model` has it."""
+    config: Mapping[str, Any]
+    """open_clip's `model_cfg`: embed_dim, vision_cfg, text_cfg, …"""
+    pixels: Mapping[str, Any]
+    """open_clip's `preprocess_cfg`, complete but for the size."""
+    find_weights: Callable[[], Path]
+    folder: Path | None = None
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """How images become the model's input."""
+        size = self.config["vision_cfg"].get("image_size", 224)
+        if not isinstance(size, int):
+            if len(set(size)) > 1:
+                raise UserError(f"{self.option}: expected a model for square images; found image_size {list(size)}")
+            size = size[0]
+        bilinear = self.pixels["interpolation"] == "bilinear"  # "random" is of training
+        return Preprocess(
+            size, self.pixels["resize_mode"], "bilinear" if bilinear else "bicubic", int(self.pixels["fill_color"])
+        )
+
+    @cached_property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Three numbers each, of pixels in 0..1."""
+        mean, std = (self.pixels[name] for name in ("mean", "std"))
+        return (tuple(mean), tuple(std)) if isinstance(mean, tuple | list) else ((mean,) * 3, (std,) * 3)
+
+    @cached_property
+    def weights(self) -> Path:
+        """The file of weights, downloaded where it is a listed one."""
+        with self._telling("its weights cannot be fetched"):
+            return self.find_weights()
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the file of weights."""
+        return file_sha256(self.weights)
+
+    def load(self) -> Any:  # noqa: ANN401 - an untyped package's model
+        """The model with its weights: float32, on the CPU, for evaluation.
+
+        Raises:
+            UserError: the weights are damaged, hold more than weights, or are of another model.
+        """
+        listed = self.folder is None and not self.name.startswith(_HUB)
+        weights = self.weights
+        with self._telling(f"{weights} cannot be loaded"):
+            model = require("open_clip", "clip").create_model(
+                self.name,
+                str(weights) if listed else None,
+                force_quick_gelu=bool(self.config.get("quick_gelu")),
+                require_pretrained=True,
+                weights_only=True,
+            )
+        return model.eval().requires_grad_(False)
+
+    def tokenizer(self) -> Callable[..., Any]:
+        """open_clip's tokenizer of the model: a list of texts to int64 (texts, context length)."""
+        with self._telling("its tokenizer cannot be loaded"):
+            found: Callable[..., Any] = require("open_clip", "clip").get_tokenizer(self.name)
+        return found
+
+    def word_fields(self) -> dict[str, Any]:
+        """What of the model decides the embeddings of words."""
+        text = {name: self.config.get(name) for name in ("embed_dim", "text_cfg", "quick_gelu")}
+        return {
+            "text_config": fingerprint_of(text),
+            "weights_sha256": self.weights_sha256,
+            "tokenizer": self._tokenizer_fields(),
+        }
+
+    def fields(self) -> dict[str, Any]:
+        """What of the model decides any embedding."""
+        mean, std = self.mean_and_std
+        return {
+            "config": fingerprint_of(dict(self.config)),
+            "quick_gelu": bool(self.config.get("quick_gelu")),
+            "weights_sha256": self.weights_sha256,
+            "tokenizer": self._tokenizer_fields(),
+            "preprocess": self.preprocess.fields() | {"mean": list(mean), "std": list(std)},
+        }
+
+    def _tokenizer_fields(self) -> Any:  # noqa: ANN401 - JSON
+        named = self.config["text_cfg"].get("hf_tokenizer_name")
+        if named and self.folder:
+            files = (self.folder / name for name in _TOKENIZER_FILES)
+            return {file.name: file_sha256(file) for file in files if file.is_file()}
+        return named or ("siglip" if "siglip" in self.name.lower() and not self.folder else "simple")
+
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # whatever open_clip, torch, safetensors and huggingface_hub raise
+            raise UserError(f"{self.option}: {what}: {one_line(error)}") from error
+
+
+def find_model(model: str, option: str) -> ModelSource:
+    """The model that stands behind `open_clip:` in a spec; of a `hf-hub:` one the config is downloaded.
+
+    Raises:
+        UserError: there is none, or its config is not open_clip's.
+    """
+    folder = Path(model).expanduser()
+    if model.startswith(_HUB):
+        return _hub_model(model, option)
+    if folder.is_dir():
+        return _folder_model(folder.absolute(), option)
+    return _listed_model(model, option)
+
+
+def _listed_model(model: str, option: str) -> ModelSource:
+    open_clip = require("open_clip", "clip")
+    arch, _, pretrained = model.partition("/")
+    config = open_clip.get_model_config(arch) if arch else None
+    if config is None:
+        raise UserError(
+            f"{option}: expected an architecture of open_clip, a folder or hf-hub:ORG/NAME; found {arch or model!r}"
+            f"{_near(arch, open_clip.list_models())}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    listed = [open_clip.get_pretrained_cfg(arch, tag) for tag in tags]
+    file = Path(pretrained).expanduser().absolute()
+    if chosen := open_clip.get_pretrained_cfg(arch, pretrained):
+        pixels = _pixels(chosen)
+        config["quick_gelu"] = bool(chosen.get("quick_gelu") or config.get("quick_gelu"))
+
+        def download() -> Path:
+            return Path(open_clip.download_pretrained(chosen))
+
+        return ModelSource(option, model, arch, config, pixels, download)
+    if not pretrained or not file.is_file():
+        raise UserError(
+            f"{option}: expected {arch}/ and then a tag of open_clip or a file of weights; found "
+            f"{pretrained or 'nothing'}{_near(pretrained, tags)}"
+        )
+    # A checkpoint of open_clip's trainer does not say how its pixels were made.
+    shared = listed[0] if listed and all(_pixels(tag) == _pixels(listed[0]) for tag in listed) else {}
+    return ModelSource(option, f"{arch}/{file}", arch, config, _pixels(shared), lambda: file)
+
+
+def _folder_model(folder: Path, option: str) -> ModelSource:
+    find = require("open_clip.factory", "clip")._find_checkpoint_in_dir
+    config, pixels = _read_config(folder / _CONFIG, option)
+    weights = find(folder)
+    if weights is None:
+        raise UserError(f"{option}: expected a .safetensors, .bin or .pth file in {folder}; found none")
+    return ModelSource(option, str(folder), f"local-dir:{folder}", config, pixels, lambda: Path(weights), folder)
+
+
+def _hub_model(model: str, option: str) -> ModelSource:
+    fetch = require("open_clip.pretrained", "clip").download_pretrained_from_hf
+    name = model.removeprefix(_HUB)
+    try:
+        file = fetch(name, filename=_CONFIG)
+    except Exception as error:  # whatever huggingface_hub raises
+        raise UserError(f"{option}: {_CONFIG} of {name} cannot be fetched: {one_line(error)}") from error
+    config, pixels = _read_config(Path(file), option)
+    return ModelSource(option, model, model, config, pixels, lambda: Path(fetch(name)))
+
+
+def _read_config(file: Path, option: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's config and preprocessing from `open_clip_config.json`."""
+    try:
+        values = json.loads(file.read_bytes())
+        config = values["model_cfg"]
+        assert {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise UserError(
+            f"{option}: expected {file} with model_cfg: embed_dim, vision_cfg and text_cfg; found none of open_clip's"
+        ) from error
+    return config, _pixels(values.get("preprocess_cfg") or {})
+
+
+def _pixels(overlay: Mapping[str, Any]) -> dict[str, Any]:
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    merged: dict[str, Any] = merge_preprocess_dict(asdict(PreprocessCfg()), overlay)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in merged.items()}
+
+
+def _near(name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, 4, 0.4) or (names if len(names) < 8 else [])
+    return f"; near it: {', '.join(near)}" if near else ""

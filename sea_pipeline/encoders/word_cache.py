@@ -1,0 +1,68 @@
+"""Embeddings of words are computed once for an encoder and a list, and kept on disk."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.encoders.base import Encoder
+from sea_pipeline.inputs.wordlists import WordList
+from sea_pipeline.storage.cache import remembered
+from sea_pipeline.storage.hashing import fingerprint_of
+
+_LOG = logging.getLogger(__name__)
+
+
+def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+    """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same text encoder has embedded the list before."""
+    return text_embeddings(encoder, words.words, words.sha256, advance)
+
+
+def text_embeddings(
+    encoder: Encoder, texts: Sequence[str], sha256: str, advance: Callable[[int], None] = lambda _: None
+) -> torch.Tensor:
+    """Embeds texts, float32 (T, D), or reads them from the cache; `sha256` tells them from other texts.
+
+    Raises:
+        UserError: the cache cannot be written, or a text has no embedding of unit length.
+    """
+    key = fingerprint_of({"encoder": dict(encoder.word_fields()), "words": sha256})
+
+    def read(path: Path) -> torch.Tensor | None:
+        cached = _read(path, (len(texts), encoder.width))
+        if cached is not None:
+            _LOG.debug("the words' embeddings are those of %s", path)
+            advance(len(texts))
+        return cached
+
+    return remembered(f"words/{key}.npz", read, lambda: _embedded(encoder, texts, advance), _write)
+
+
+def _embedded(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
+    embeddings = encoder.words(texts, advance).cpu().float()
+    if (bad := _not_unit(embeddings)) is not None:
+        raise UserError(f"the encoder gives no unit vector for the word {texts[bad]!r}; leave it out of the list")
+    return embeddings
+
+
+def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # a zip: checksums are checked
+            values = torch.from_numpy(archive["embeddings"])
+    except Exception:  # absent, or damaged in one of the many ways of zip files: it is made again
+        return None
+    return values if values.shape == shape and _not_unit(values) is None else None
+
+
+def _write(embeddings: torch.Tensor, path: Path) -> None:
+    with path.open("wb") as file:  # to a path that ends otherwise NumPy would add .npz
+        np.savez(file, embeddings=embeddings.numpy())
+
+
+def _not_unit(embeddings: torch.Tensor) -> int | None:
+    """The first row that is not finite and of unit length."""
+    bad = (~((embeddings.norm(dim=-1) - 1).abs() < 1e-3)).nonzero()
+    return int(bad[0, 0]) if len(bad) else None

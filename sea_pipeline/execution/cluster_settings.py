@@ -1,0 +1,215 @@
+"""Who does the shards of a stage: this process, others of this machine, other hosts, Slurm, a scheduler's workers.
+
+Here are the settings of all of them; `dask_clusters` starts what they describe.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.settings import Settings, complaint
+from sea_pipeline.storage.paths import data_folder
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _Cluster(Settings):
+    start_timeout: Annotated[float, Field(gt=0)] = 120
+    """Seconds without any worker after which the run ends; for a queue, how long it may take to begin."""
+
+
+class LocalCluster(_Cluster):
+    """Processes of this machine, one shard at a time each; cores and memory are divided by their number."""
+
+    kind: Literal["local"] = "local"
+    workers: _Count = 2
+    gpus: tuple[str, ...] = ()
+    """As CUDA_VISIBLE_DEVICES names them, one for each worker; empty for workers without."""
+    memory_limit: str = "auto"
+    """Of a worker, such as 16GB; auto: its part of the machine's. From 95 % of it on the worker is killed."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _one_for_each_worker(cls, gpus: tuple[str, ...], other: ValidationInfo) -> tuple[str, ...]:
+        if gpus and len(gpus) != (workers := other.data.get("workers", len(gpus))):
+            raise ValueError(f"expected one for each of {workers} workers, found {len(gpus)}")
+        return gpus
+
+
+class CudaCluster(_Cluster):
+    """One process for each GPU of this machine."""
+
+    kind: Literal["cuda"] = "cuda"
+    gpus: tuple[str, ...] | None = None
+    """As CUDA_VISIBLE_DEVICES names them; None for all that are visible."""
+    memory_limit: str = "auto"
+
+
+class SshCluster(_Cluster):
+    """One worker on each host, over ssh; the first host runs the scheduler, too."""
+
+    kind: Literal["ssh"] = "ssh"
+    hosts: Annotated[tuple[str, ...], Field(min_length=1)]
+    cores: _Count
+    """Of a host: threads that compute and decode."""
+    memory_limit: str = "auto"
+    username: str | None = None
+    python: str | None = None
+    """The Python of the hosts; None for the path of this one."""
+
+
+class SlurmCluster(_Cluster):
+    """Jobs of Slurm, one worker each; a job that comes to its end is followed by another while there is work."""
+
+    kind: Literal["slurm"] = "slurm"
+    jobs: _Count
+    gpus: Annotated[int, Field(ge=0, le=1)] = 1
+    """Of a job."""
+    cores: _Count
+    memory: str
+    """Of a job, such as 64GB."""
+    walltime: Annotated[int, Field(ge=20)]
+    """Minutes. A worker gives back its job one to nine minutes before, so that not all go at once."""
+    partition: str | None = None
+    account: str | None = None
+    interface: str | None = None
+    """The network interface that jobs reach this process by, such as ib0."""
+    directives: tuple[str, ...] = ()
+    """More lines of `#SBATCH`, such as --constraint=a100."""
+    skip_directives: tuple[str, ...] = ()
+    """Lines to leave out, such as --mem, where a site refuses them."""
+    prologue: tuple[str, ...] = ()
+    """Shell lines before the worker starts, such as module load cuda."""
+    start_timeout: Annotated[float, Field(gt=0)] = 24 * 3600
+
+
+class Existing(_Cluster):
+    """The workers of a scheduler that is there already, and stays."""
+
+    kind: Literal["existing"] = "existing"
+    address: str
+    start_timeout: Annotated[float, Field(gt=0)] = 60
+
+
+Cluster = LocalCluster | CudaCluster | SshCluster | SlurmCluster | Existing
+_InFiles = LocalCluster | CudaCluster | SshCluster | SlurmCluster
+_FILE: TypeAdapter[_InFiles] = TypeAdapter(Annotated[_InFiles, Field(discriminator="kind")])
+
+
+class Crew(Settings):
+    """The options of a command that works shard by shard which say who works; by default this process alone."""
+
+    workers: _Count | None = None
+    """Processes of this machine, each with a GPU of its own where there are GPUs."""
+    scheduler: str | None = None
+    """The address of a dask scheduler, such as tcp://host:8786, or its file."""
+    cluster: str | None = None
+    """A cluster file, see `load_cluster`."""
+    shard_range: str | None = None
+    """I/N: only the I-th of N parts of all shards; the run that finds nothing missing finishes the folder."""
+    shard_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a worker's shard counts as stuck."""
+    dashboard: bool = True
+    """Serve dask's dashboard on this machine alone, if bokeh is installed."""
+
+    @classmethod
+    def of(cls, **values: object) -> Self:
+        """As `Settings.of`; a UserError, too, where the options contradict each other."""
+        crew = super().of(**values)
+        asked = [f"--{name}" for name in ("workers", "scheduler", "cluster") if getattr(crew, name) is not None]
+        if len(asked) > 1:
+            raise UserError(f"{' and '.join(asked)}: each says where workers come from; give one of them")
+        if crew.shard_timeout is not None and not asked:
+            raise UserError("--shard-timeout: goes with --workers, --scheduler or --cluster")
+        if crew.shard_range is not None:
+            match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", crew.shard_range)
+            if not match or int(match[1]) > int(match[2]):
+                raise UserError(f"--shard-range {crew.shard_range}: expected I/N with I from 1 to N, such as 1/8")
+        return crew
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process does the work itself, without dask."""
+        return self.workers is None and self.scheduler is None and self.cluster is None
+
+    def shards(self, count: int) -> range | None:
+        """The shards of `count` that this run is for; None for all."""
+        if self.shard_range is None:
+            return None
+        part, parts = map(int, self.shard_range.split("/"))
+        return range((part - 1) * count // parts, part * count // parts)
+
+    def described(self, device: str) -> Cluster:
+        """What to start or to connect to, for work on `device`; `auto` is a GPU where there is one.
+
+        Raises:
+            UserError: a damaged cluster file, more workers than GPUs, or a device that is one process's.
+        """
+        if device not in ("auto", "cpu", "cuda"):
+            raise UserError(
+                f"--device {device}: expected auto, cpu or cuda, for each worker has a GPU of its own; choose among "
+                "them with CUDA_VISIBLE_DEVICES"
+            )
+        if self.scheduler is not None:
+            return Existing(address=self.scheduler)
+        if self.cluster is not None:
+            cluster = load_cluster(self.cluster)
+            return _on_gpus(cluster.gpus, None, cluster) if isinstance(cluster, CudaCluster) else cluster
+        assert self.workers is not None
+        if device == "cpu" or (device == "auto" and not visible_gpus()):
+            return LocalCluster(workers=self.workers)
+        return _on_gpus(None, self.workers, CudaCluster())
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs of this machine by the names that CUDA_VISIBLE_DEVICES takes; CUDA itself is not started."""
+    import torch  # here: not every process that reads cluster files needs it
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(named.split(",") if named else map(str, range(count)))[:count]
+
+
+def _on_gpus(wanted: tuple[str, ...] | None, workers: int | None, cluster: CudaCluster) -> LocalCluster:
+    gpus = visible_gpus() if wanted is None else wanted
+    if len(gpus) < (workers or 1):
+        option, mend = f"--workers {workers}", f"give --workers {len(gpus)}, or --device cpu"
+        if workers is None:
+            option, mend = "--cluster", "use --cluster local"
+        elif not gpus:
+            mend = "give --device cpu"
+        raise UserError(f"{option}: each worker has a GPU of its own, and {len(gpus)} are visible; {mend}")
+    chosen = gpus[: workers or len(gpus)]
+    return LocalCluster(
+        workers=len(chosen), gpus=chosen, memory_limit=cluster.memory_limit, start_timeout=cluster.start_timeout
+    )
+
+
+def load_cluster(name: str) -> _InFiles:
+    """A cluster file: a path, or the name of one that comes along (`jobs/clusters/NAME.yaml`).
+
+    Raises:
+        UserError: there is none, or it is not one; every key that is wrong, in one line.
+    """
+    path = Path(name)
+    packaged = data_folder("jobs") / "clusters"
+    if not path.is_file():
+        path = packaged / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in packaged.glob("*.yaml")))
+        raise UserError(f"--cluster {name}: expected a YAML file, or one of {known}")
+    try:
+        return _FILE.validate_python(yaml.safe_load(path.read_text("utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
+    except ValidationError as error:
+        problems = (
+            f"{'.'.join(str(part) for part in item['loc'][1:]) or 'kind'}: {complaint(item)}"
+            for item in error.errors(include_url=False)
+        )
+        raise UserError(f"{path}: {'; '.join(problems)}") from error

@@ -1,0 +1,208 @@
+"""A stage done by the workers of a cluster: every shard ends up committed, or named as failed."""
+
+import heapq
+import signal
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution import worker as workers
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.dask_clusters import connected
+from sea_pipeline.execution.local import finish_where_due
+from sea_pipeline.execution.run_report import Report, Tally
+from sea_pipeline.execution.shard import ATTEMPTS, log_attempt
+from sea_pipeline.execution.worker import Recipe, StagePlugin
+from sea_pipeline.execution.worker_pool import Outcome, WorkerPool
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
+from sea_pipeline.storage.publish import publish_bytes, scratch_path
+
+DEATHS = 3
+"""Workers that a shard may kill before it counts as failed."""
+
+
+def distribute(
+    crew: Crew,
+    recipe: Recipe,
+    ledger: Ledger,
+    device: str,
+    *,
+    max_bad: float,
+    advance: Callable[[int], None],
+    say: Callable[[str], None],
+) -> tuple[Report, dict[str, str]]:
+    """Does a stage by the workers that the options ask for: the report, and what a worker says it runs on.
+
+    SIGTERM ends it as Ctrl-C does: the workers that were started for it end before this process.
+
+    Raises:
+        UserError: see `Crew.described`, `connected` and `Driver.run`.
+    """
+    cluster = crew.described(device)
+    with (
+        _terminated_as_interrupted(),
+        stage_plugin(recipe, ledger) as plugin,
+        connected(cluster, dashboard=crew.dashboard, say=say) as client,
+    ):
+        pool = WorkerPool(client, plugin, workers.ready, start_timeout=cluster.start_timeout, say=say)
+        with pool.open():
+            driver = Driver(pool, ledger, max_bad=max_bad, shard_timeout=crew.shard_timeout, advance=advance)
+            return driver.run(crew.shards(ledger.dataset.shards)), pool.about
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stage_plugin(recipe: Recipe, ledger: Ledger) -> Iterator[StagePlugin]:
+    """What workers get for a run, and the file by which they know that they see the run's folder."""
+    name = f"{recipe.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
+    ledger, probe = copy(ledger), None
+    if isinstance(ledger.root, Path):
+        ledger.root = ledger.root.absolute()  # workers may have begun elsewhere
+        probe = scratch_path(ledger.root, "workers")
+        publish_bytes(probe, b"", ledger.root)
+    try:
+        yield StagePlugin(recipe, ledger, probe, name)
+    finally:
+        if probe:
+            probe.unlink(missing_ok=True)
+
+
+class _Task(NamedTuple):
+    shard: int
+    attempt: int
+    begun: float
+
+
+class Driver:
+    """Hands out shards, the lowest first, and decides what becomes of those that fail.
+
+    A shard fails for good after `ATTEMPTS` exceptions, after it was stuck so often, or after `DEATHS` dead workers.
+
+    Args:
+        pool: the workers.
+        ledger: the output folder.
+        max_bad: see `local.run`.
+        shard_timeout: seconds after which a shard is stuck and its worker is started again; None for never.
+        advance: hears how many images have passed, shard by shard.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        ledger: Ledger,
+        *,
+        max_bad: float,
+        shard_timeout: float | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._pool = pool
+        self._ledger = ledger
+        self._tally = Tally(ledger, max_bad)
+        self._shard_timeout = shard_timeout
+        self._advance = advance
+        self._waiting: list[tuple[int, int]] = []
+        """(shard, attempt)."""
+        self._tasks: dict[str, _Task] = {}
+        """By worker."""
+        self._failures: Counter[tuple[int, str]] = Counter()
+
+    def run(self, shards: range | None = None) -> Report:
+        """As `local.run`.
+
+        Raises:
+            UserError: as `local.run` and `WorkerPool.news`. What is committed stays.
+        """
+        for todo in self._tally.rounds(shards):
+            self._waiting = [(shard, 1) for shard in todo]
+            self._hand_out()
+            while self._waiting or self._tasks:
+                for worker, outcome in self._pool.news():
+                    self._take(self._tasks.pop(worker), outcome)
+                self._end_stuck()
+                self._hand_out()
+        finish_where_due(self._ledger, shards, self._tally.report, self._finish)
+        return self._tally.closed()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._pool.idle:
+            shard, attempt = heapq.heappop(self._waiting)
+            if attempt == 1 and (commit := self._ledger.commit(shard)):  # another run's, since this one began
+                self._advance(commit.rows + commit.bad)
+                self._tally.check(commit)
+                continue
+            worker = self._pool.give(f"{shard:05d}", workers.process, shard, attempt)
+            self._tasks[worker] = _Task(shard, attempt, time.monotonic())
+            report = self._tally.report
+            report.workers = max(report.workers, len(self._tasks))
+
+    def _take(self, task: _Task, outcome: Outcome) -> None:
+        if "done" in outcome:
+            self._count(workers.commit_of(outcome))
+        elif commit := self._ledger.commit(task.shard):  # done, and only the news of it was lost
+            self._count(commit)
+        elif "cancelled" in outcome:
+            heapq.heappush(self._waiting, (task.shard, task.attempt))
+        elif "died" in outcome:
+            self._again(task, "death", DEATHS, outcome["died"], log=True)
+        else:
+            self._again(task, "error", ATTEMPTS, outcome["failed"])
+
+    def _end_stuck(self) -> None:
+        for worker, task in list(self._tasks.items()):
+            if self._shard_timeout is not None and time.monotonic() - task.begun > self._shard_timeout:
+                del self._tasks[worker]
+                problem = f"not done within --shard-timeout {self._shard_timeout:g}, on the worker {worker}"
+                self._again(task, "stuck", ATTEMPTS, problem, log=True)
+                self._pool.restart(worker)
+
+    def _count(self, commit: Commit) -> None:
+        self._advance(commit.rows + commit.bad)
+        self._tally.add(commit)
+
+    def _again(self, task: _Task, kind: str, most: int, problem: str, *, log: bool = False) -> None:
+        shard, attempt, begun = task
+        if log:
+            log_attempt(self._ledger, shard, attempt, f"{problem}; {time.monotonic() - begun:.0f} s into the attempt\n")
+        self._failures[shard, kind] += 1
+        if self._failures[shard, kind] < most:
+            heapq.heappush(self._waiting, (shard, attempt + 1))
+        else:
+            self._tally.report.failed[shard] = f"{problem}; attempt {attempt}, {shard:05d}-attempt-{attempt}.log"
+
+    def _finish(self) -> None:
+        for _ in range(DEATHS):
+            while not self._pool.idle:
+                self._pool.news()
+            self._pool.give("finish", workers.finish)
+            while not (news := self._pool.news()):
+                pass
+            _, outcome = news[0]
+            if "done" in outcome:
+                self._ledger.finish([self._ledger.root / path for path in outcome["done"]])
+                return
+            problem = next(iter(outcome.values()))
+        raise UserError(f"{self._ledger.root}: cannot be finished: {problem}; run the same command again")

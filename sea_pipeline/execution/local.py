@@ -1,0 +1,91 @@
+"""Runs any stage over the shards of a ledger, in this process: skips what is done, tries again."""
+
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from typing import NamedTuple
+
+from sea_pipeline.core.parallel import side_by_side
+from sea_pipeline.execution.run_report import Report, Tally
+from sea_pipeline.execution.shard import ATTEMPTS, ShardError, process_shard
+from sea_pipeline.execution.stage import Stage
+from sea_pipeline.inputs.sources import open_source
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
+from sea_pipeline.storage.locks import alone
+
+
+def run(
+    ledger: Ledger,
+    stage: Stage,
+    *,
+    max_bad: float,
+    shards: range | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Finishes what is missing, shard after shard, and writes the manifest when nothing is.
+
+    Several runs of one folder at once do no harm: each passes over shards that another one has committed, of two that
+    finish one shard the first counts, and all end with the same folder.
+
+    Args:
+        ledger: the output folder.
+        stage: the work on one shard.
+        max_bad: stop as soon as more than this share of all planned images is bad; 0 allows none, else one is allowed.
+        shards: only these; None for all. Whoever finds nothing missing in the whole folder writes the manifest.
+        advance: told how many images have passed; a negative number where a shard starts again.
+
+    Raises:
+        UserError: too many bad images, or the output cannot be written. What is committed stays.
+    """
+    tally = Tally(ledger, max_bad, stage.at_once)
+    source = open_source(ledger.image_root)
+    leaving = threading.Event()
+
+    def heard(images: int) -> None:
+        if leaving.is_set() and images > 0:
+            raise KeyboardInterrupt  # which has reached the main thread, or an error that ends the run
+        advance(images)
+
+    def done(shard: int) -> _Done:
+        if commit := ledger.commit(shard):  # another run's, since this one began
+            heard(commit.rows + commit.bad)
+            return _Done(shard, commit, ours=False)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return _Done(shard, process_shard(ledger, stage, source, shard, attempt, heard))
+            except ShardError as failure:
+                reason = str(failure)
+        return _Done(shard, None, reason=reason)
+
+    for todo in tally.rounds(shards):
+        with closing(side_by_side(done, todo, stage.at_once, leaving)) as each:
+            for shard, commit, ours, reason in each:
+                if commit is None:
+                    tally.report.failed[shard] = reason
+                else:
+                    (tally.add if ours else tally.check)(commit)
+    finish_where_due(ledger, shards, tally.report, lambda: ledger.finish(stage.finish(ledger)))
+    return tally.closed()
+
+
+def finish_where_due(ledger: Ledger, shards: range | None, report: Report, finish: Callable[[], object]) -> None:
+    """Has the manifest written if it is due, while nobody extends the folder.
+
+    A run for all shards that none failed must write it, or say why it cannot; of an extended folder the run that
+    extended it does.
+    """
+    due = not ledger.missing() or (shards is None and not report.failed)
+    if not due:
+        return
+    with alone(ledger.root):
+        if Ledger.open(ledger.root).dataset.shards == ledger.dataset.shards:
+            finish()
+
+
+class _Done(NamedTuple):
+    shard: int
+    commit: Commit | None
+    """None where all attempts have failed."""
+    ours: bool = True
+    reason: str = ""

@@ -1,0 +1,97 @@
+"""What a run adds up as it goes: images, seconds, shards that failed, and whether too many images are bad."""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
+
+_LOG = logging.getLogger(__name__)
+_ROUNDS = 3
+
+
+@dataclass
+class Report:
+    """What a run did; what others had done does not count."""
+
+    images: int = 0
+    """Images that got a row."""
+    bad: int = 0
+    wall_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By part, summed over shards, whoever did them; decoding is summed over its threads, too."""
+    failed: dict[int, str] = field(default_factory=dict)
+    """Shards that failed too often, with the last error; the tracebacks are in `logs/`."""
+    workers: int = 1
+    """The most processes that worked at once."""
+    at_once: int = 1
+    """Shards that each of them did at once."""
+
+
+class Tally:
+    """Adds up what a run does, and ends it when too many images of the folder are bad."""
+
+    def __init__(self, ledger: Ledger, max_bad: float, at_once: int = 1) -> None:
+        self.report = Report(at_once=at_once)
+        self._begun = time.perf_counter()
+        self._ledger = ledger
+        self._max_bad = max_bad
+        self._reasons = ledger.done().reasons
+        self._refuse_too_many()
+
+    def rounds(self, shards: range | None) -> Iterator[list[int]]:
+        """What is to be done, of `shards` or of all; again while another run that begins takes bad shards back."""
+        for again in range(_ROUNDS):
+            missing = set(self._ledger.missing()) - self.report.failed.keys()
+            todo = sorted(missing if shards is None else missing & set(shards))
+            if not todo:
+                return
+            if again:  # what was taken back has been counted
+                self._reasons = self._ledger.done().reasons
+            yield todo
+
+    def add(self, commit: Commit) -> None:
+        """Counts a shard that this run has finished.
+
+        Raises:
+            UserError: too many bad images.
+        """
+        spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in commit.seconds.items())
+        _LOG.debug("shard %d: %d images, %d bad; %s", commit.shard, commit.rows, commit.bad, spent)
+        self.report.images += commit.rows
+        self.report.bad += commit.bad
+        for part, seconds in commit.seconds.items():
+            self.report.seconds[part] += seconds
+        self.check(commit)
+
+    def check(self, commit: Commit) -> None:
+        """Counts only the bad images of a shard that another run has finished; raises as `add`."""
+        self._reasons.update(commit.reasons)
+        self._refuse_too_many()
+
+    def closed(self) -> Report:
+        """The report, with the time that has passed."""
+        self.report.wall_seconds = time.perf_counter() - self._begun
+        return self.report
+
+    def _refuse_too_many(self) -> None:
+        bad, planned = self._reasons.total(), self._ledger.dataset.images
+        if bad <= (max(1, self._max_bad * planned) if self._max_bad else 0):
+            return
+        reason, count = self._reasons.most_common(1)[0]
+        alike = (item for item in self._ledger.quarantined() if f"{item['stage']}: {item['error']}" == reason)
+        such = ""
+        if example := next(alike, None):  # none where another process takes their shards back
+            such = f", such as {self._ledger.image_root}/{example['uri']}: {example['message']}"
+        mend = "mend the input"
+        if reason == "read: FileNotFoundError":
+            mend = f"give --image-root, where paths in a list start, or {mend}"
+        raise UserError(
+            f"{self._ledger.root}: {bad:,} of {planned:,} images are bad so far, more than --max-bad {self._max_bad:g} "
+            f"allows; {count:,} fail in {reason}{such}; see all with sea-pipeline status; {mend}, "
+            "or give a larger --max-bad, and run the command again"
+        )

@@ -1,0 +1,96 @@
+"""One attempt at a shard, wherever it is made: its rows, its quarantine, its commit."""
+
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.progress import process_peak_bytes
+from sea_pipeline.execution.stage import Stage
+from sea_pipeline.inputs.sources import Source
+from sea_pipeline.output.folder import LOGS
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
+from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.paths import entries
+from sea_pipeline.storage.publish import publish, publish_bytes
+
+_LOG = logging.getLogger(__name__)
+ATTEMPTS = 2
+
+
+class ShardError(Exception):
+    """An attempt at a shard failed; its log is written. The message is one line."""
+
+
+def process_shard(
+    ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Callable[[int], None]
+) -> Commit:
+    """One attempt at a shard, wherever it is made; its commit, or that of another run which was faster.
+
+    Raises:
+        ShardError: it failed; `logs/` has the traceback.
+        UserError: nothing can be written.
+    """
+    try:
+        return _process(ledger, stage, source, shard, attempt, advance)
+    except UserError:
+        raise
+    except Exception as error:
+        log_attempt(ledger, shard, attempt, traceback.format_exc())
+        raise ShardError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def log_attempt(ledger: Ledger, shard: int, attempt: int, text: str) -> None:
+    """Keeps what there is to say of an attempt that failed; with the first one, what an earlier run has kept goes."""
+    _LOG.debug("shard %d: attempt %d failed: %s", shard, attempt, text.rstrip().rpartition("\n")[2])
+    for log in entries(ledger.root / LOGS) if attempt == 1 else ():
+        if log.name.startswith(f"{shard:05d}-attempt-"):
+            log.unlink(missing_ok=True)
+    publish_bytes(ledger.root / LOGS / f"{shard:05d}-attempt-{attempt}.log", text.encode(), ledger.root)
+
+
+class _FasterError(Exception):
+    """Another run has committed the shard in the meantime."""
+
+
+def _process(
+    ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Callable[[int], None]
+) -> Commit:
+    samples = ledger.samples(shard)
+    footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
+    passed = 0
+
+    def count(images: int) -> None:
+        nonlocal passed
+        passed += images
+        advance(images)
+
+    with ExitStack() as until_committed:
+        try:
+            with publish(ledger.shard_path(shard), ledger.root) as scratch:
+                result = stage.process(samples, source, scratch, footer, count)
+                # Another run's rows may differ in a score's last bit: file and commit must be of one and the same run.
+                until_committed.enter_context(alone(ledger.root))
+                if faster := ledger.commit(shard):
+                    raise _FasterError
+        except _FasterError:
+            assert faster is not None
+            return faster
+        except BaseException:
+            advance(-passed)
+            raise
+        assert result.rows + len(result.bad) == len(samples), "every planned image is a row or in quarantine"
+        ledger.write_quarantine(shard, result.bad)
+        return ledger.record(
+            shard,
+            rows=result.rows,
+            bad=len(result.bad),
+            reasons=dict(Counter(f"{bad.stage}: {bad.error}" for bad in result.bad)),
+            seconds={part: round(spent, 3) for part, spent in result.seconds.items()},
+            first_image_sha256=result.first_image_sha256,
+            peak_memory_bytes=process_peak_bytes(),
+            attempt=attempt,
+        )

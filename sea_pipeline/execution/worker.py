@@ -1,0 +1,186 @@
+"""What a worker of a cluster holds and does: the stage of a run, built once, and one shard of it at a time.
+
+Between driver and workers go shard numbers and small dicts: no image, no label, no model.
+"""
+
+import ctypes
+import os
+import pickle
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from distributed import Worker, get_worker
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.own_trainer import take_own_trainer
+from sea_pipeline.execution.shard import ShardError, process_shard
+from sea_pipeline.execution.stage import Stage
+from sea_pipeline.execution.worker_pool import NamedPlugin, Outcome
+from sea_pipeline.inputs.sources import Source, open_source
+from sea_pipeline.output.folder import LOGS
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit
+from sea_pipeline.storage.hashing import differing_fields, fingerprint_of
+from sea_pipeline.storage.paths import below
+from sea_pipeline.storage.publish import publish_bytes
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of options in glibc's malloc.h."""
+_SEEN_SECONDS = 10
+"""A network file system may show a new file so much later on another host."""
+
+
+class Recipe(Protocol):
+    """How a worker makes the stage of a run: small and picklable, for it is sent to every worker."""
+
+    @property
+    def name(self) -> str:
+        """Of the work, for the names of tasks: `label`."""
+        ...
+
+    def stage(self, ledger: Ledger) -> Stage:
+        """Loads what the work needs, on the worker.
+
+        Raises:
+            UserError: it is not there, or would give something else than the folder holds; see `refuse_other_fields`.
+        """
+        ...
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed arrays for the next ones, as a process without dask comes to do; elsewhere nothing.
+
+    Dask's nannies have it give each one back to the system (`MALLOC_TRIM_THRESHOLD_`), and computing then waits for
+    fresh pages: less than half the speed. A worker stays so when the run ends.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        options = ctypes.CDLL(None).mallopt
+        options(_TRIM_THRESHOLD, 1 << 26)  # what both grow to by themselves
+        options(_MMAP_THRESHOLD, 1 << 25)
+
+
+def give_freed_memory_back() -> None:
+    """Between shards, as dask pauses a worker that seems to hold more than 85 % of its memory."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def refuse_other_fields(ledger: Ledger, fields: dict[str, Any]) -> None:
+    """Raises a UserError where this worker's weights, words or versions would make other shards than the folder's."""
+    if fingerprint_of(fields) != fingerprint_of(ledger.fields):
+        differing = differing_fields(ledger.fields, fields)
+        raise UserError(
+            f"{ledger.root}: a worker on {platform.node()} would make other {ledger.dataset.kind}; give it the same "
+            f"files and packages as here. Differing: {'; '.join(differing).replace('asked for', 'on the worker')}"
+        )
+
+
+class StagePlugin(NamedPlugin):
+    """Builds the stage when a worker starts, in a thread: the worker answers its scheduler while a model loads.
+
+    Args:
+        recipe: how.
+        ledger: the output folder.
+        probe: a file of the driver below the folder, which a worker elsewhere does not see; None for stores.
+        name: of this run.
+    """
+
+    def __init__(self, recipe: Recipe, ledger: Ledger, probe: Path | None, name: str) -> None:
+        self.name = name
+        # Unpickled by the worker itself, once it has looked that `trainer` is ours there.
+        self._recipe = pickle.dumps(recipe)
+        self._is_of_trainer = type(recipe).__module__.startswith("trainer.")
+        self._ledger = ledger
+        self._probe = probe
+
+    def setup(self, worker: Worker) -> None:
+        """Called by dask on every worker, on those that come later, too."""
+        keep_freed_memory()
+        loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loading = loader.submit(self._load)
+        loader.shutdown(wait=False)
+
+    def teardown(self, worker: Worker) -> None:
+        """Called by dask when the run ends before the worker: lets go of the model."""
+        self._loading.cancel()
+        del self._loading
+
+    def _load(self) -> tuple[Stage, Source]:
+        give_up = time.monotonic() + _SEEN_SECONDS
+        while self._probe is not None and not self._probe.is_file():
+            if time.monotonic() > give_up:
+                raise UserError(
+                    f"{self._ledger.root}: the worker on {platform.node()} does not see the folder that the run writes "
+                    "to; give --out a place that all workers share"
+                )
+            time.sleep(0.5)
+        if self._is_of_trainer:
+            take_own_trainer()
+        recipe: Recipe = pickle.loads(self._recipe)
+        return recipe.stage(self._ledger), open_source(self._ledger.image_root)
+
+    def ready(self) -> dict[str, Any]:
+        """Waits for the stage; says what it runs on."""
+        try:
+            stage, _ = self._loading.result()
+        except UserError:
+            raise
+        except Exception as error:
+            log = self._ledger.root / LOGS / f"worker-{platform.node()}-{os.getpid()}.log"
+            publish_bytes(log, traceback.format_exc().encode(), self._ledger.root)
+            raise ShardError(f"{type(error).__name__}: {one_line(error)} (see {log})") from error
+        return {"host": platform.node(), "pid": os.getpid(), "device": stage.device, "backend": stage.backend}
+
+    def process(self, shard: int, attempt: int) -> dict[str, Any]:
+        """One attempt at a shard; its commit."""
+        stage, source = self._loading.result()
+        try:
+            return process_shard(self._ledger, stage, source, shard, attempt, lambda _: None).model_dump()
+        finally:
+            give_freed_memory_back()
+
+    def finish(self) -> list[str]:
+        """What follows from all shards; the paths of its files inside the folder."""
+        stage, _ = self._loading.result()
+        return [below(self._ledger.root, path) for path in stage.finish(self._ledger)]
+
+
+def ready(name: str) -> Outcome:
+    """The task that waits until a worker can work."""
+    return _outcome(lambda: _plugin(name).ready())
+
+
+def process(name: str, shard: int, attempt: int) -> Outcome:
+    """The task of one shard."""
+    return _outcome(lambda: _plugin(name).process(shard, attempt))
+
+
+def finish(name: str) -> Outcome:
+    """The task behind the last shard."""
+    return _outcome(lambda: _plugin(name).finish())
+
+
+def commit_of(outcome: Outcome) -> Commit:
+    """The commit that `process` has returned."""
+    return Commit.model_validate(outcome["done"])
+
+
+def _plugin(name: str) -> StagePlugin:
+    plugin = get_worker().plugins[name]
+    assert isinstance(plugin, StagePlugin)
+    return plugin
+
+
+def _outcome(work: Callable[[], Any]) -> Outcome:
+    try:
+        return {"done": work()}
+    except UserError as problem:
+        return {"refused": str(problem)}
+    except Exception as error:
+        return {"failed": str(error) if isinstance(error, ShardError) else f"{type(error).__name__}: {one_line(error)}"}

@@ -1,0 +1,298 @@
+"""LLaVA's JSON and JSONL, one record at a time: the file is never held in memory."""
+
+import codecs
+import hashlib
+import json
+import mmap
+import os
+import posixpath
+import re
+import reprlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import ijson
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.json_array import array_values
+
+
+def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
+    """Reads the records of a `.json` (an array) or `.jsonl` (one object a line) file in their order.
+
+    Args:
+        path: the file.
+        strict: stop at a record that is none of LLaVA's; else it is given as it stands, see `check_record`.
+
+    Yields:
+        The number of the entry or, in a `.jsonl`, of the line, from 1; and the record. A record has `image` or
+        `conversations`; nothing else of it has been checked.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON in UTF-8, or holds something else than such records.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from records_of(file, str(path), strict=strict)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def records_of(
+    file: BinaryIO, path: str, *, strict: bool = True, unheld: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """The same of an open file that is called `path`.
+
+    With `unheld`, a line of a `.jsonl` that is JSON but holds what Python does not (text that is not UTF-8, a number of
+    thousands of digits) is told to it and passed over.
+    """
+    for number, row in _json_lines(file, path, unheld) if _has_lines(path) else _json_array(file, path):
+        if strict:
+            with naming(path, number):
+                check_record(row)
+        yield number, row
+
+
+def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
+    """Refuses what is no record of LLaVA's.
+
+    Raises:
+        UserError: says what it is.
+    """
+    if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
+        keys = ", ".join(map(shown, sorted(map(str, row))[:6])) if isinstance(row, dict) else ""
+        found = f"the keys [{keys}]" if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"expected a LLaVA record, an object with 'image' and 'conversations'; found {found}")
+
+
+def shown(value: Any) -> str:  # noqa: ANN401 - whatever a data file holds
+    """A value for a message: short, however long or deep it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)[:80]
+
+
+@contextmanager
+def naming(path: Path | str, number: int) -> Iterator[None]:
+    """Puts a record's place in front of what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {place(path, number)}: {error}") from error
+
+
+def place(path: Path | str, number: int) -> str:
+    """What `records` counts in this file, for a message: `entry 3` or `line 3`."""
+    return f"{'line' if _has_lines(path) else 'entry'} {number}"
+
+
+def grew_from(path: Path, sha256: str) -> bool:
+    """Whether an earlier file of this sha256 has become this one by records behind those that it had.
+
+    The bytes up to the end of some record, and then what ends the file, are the earlier file. What that said of an
+    image is then still the first that is said of it.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = data[data.rfind(b"}") + 1 :]
+        digest, start = hashlib.sha256(), 0
+        while behind := data.find(b"}", start) + 1:
+            digest.update(data[start:behind])
+            earlier, start = digest.copy(), behind
+            earlier.update(end)
+            if earlier.hexdigest() == sha256:
+                return True
+    return False
+
+
+def images_of(row: dict[str, Any]) -> list[Any]:
+    """The images of a record as they stand in the file; empty if it has text only.
+
+    They are read from `image`, a path or a list of paths, or from `images` in its place.
+
+    Raises:
+        UserError: a key names media that are not read, such as `video` or `image_path`; or `image` and `images` differ.
+    """
+    keys = [key for key in ("image", "images") if row.get(key) not in (None, [])]
+    found = [row[key] if isinstance(row[key], list) else [row[key]] for key in keys]
+    if len(found) == 2 and found[0] != found[1]:
+        raise UserError("expected 'image' or 'images'; found both, with other contents; remove one of them")
+    if unread := _media_keys(row):
+        raise UserError(
+            f"expected images under 'image' alone, not under {', '.join(map(shown, unread))}; found media there, which "
+            "would not be read; name them in the record's 'image', a path or a list of paths, or remove the key"
+        )
+    return found[0] if found else []
+
+
+def _media_keys(row: dict[str, Any]) -> list[str]:
+    """The keys of a record, and of its turns, that name media other than `image` and `images` and hold something.
+
+    In a record without an image it is also a key of any name that holds the name of a picture, a film or a sound.
+    """
+    turns = row.get("conversations")
+    inner = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    pairs = [(key, value) for key, value in row.items() if key not in ("id", "image", "images", "conversations")]
+    pairs += [(key, value) for turn in inner for key, value in turn.items() if key not in ("from", "value")]
+    alone = not row.get("image") and not row.get("images")
+    found = [
+        key
+        for key, value in pairs
+        if (_names_media(key) and value not in (None, "", [], {}) and not isinstance(value, bool))
+        or ((alone or _speaks_of_media(key)) and _is_media(value))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _words(key: str) -> list[str]:
+    return [word.lower().removesuffix("s") for word in _KEY_WORDS.findall(key)]
+
+
+def _speaks_of_media(key: str) -> bool:
+    return any(word in _MEDIA for word in _words(key))
+
+
+def _names_media(key: str) -> bool:
+    """`video`, `image_path`, `imageUrls`, `imgfile`; not `image_id` or `image_size`, which say something of one."""
+    words = _words(key)
+    if _COMPOUND.fullmatch(key):
+        return True
+    return _speaks_of_media(key) and all(word in _MEDIA or word in _REFERENCE for word in words)
+
+
+def _is_media(value: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
+    """Whether a value is the name or the address of a file of media, or a list of such."""
+    if isinstance(value, list):
+        return bool(value) and _is_media(value[0])
+    if isinstance(value, dict):
+        return any(_is_media(inner) for inner in value.values() if isinstance(inner, str))
+    return isinstance(value, str) and (_MEDIA_FILE.search(value) is not None or value.startswith("data:"))
+
+
+_KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_MEDIA = {"image", "img", "picture", "pic", "photo", "video", "audio", "sound", "speech", "media", "frame", "clip"}
+_MEDIA |= {"pixel"}
+_REFERENCE = {"path", "file", "filename", "filepath", "name", "fn", "url", "uri", "link", "list", "byte", "data"}
+_REFERENCE |= {"src", "b", "content", "local", "ab", "rel", "absolute", "relative", "input", "query", "encoded"}
+_REFERENCE |= {"dir", "folder", "value", "tensor", "base", "pil"}
+_COMPOUND = re.compile(
+    r"(image|img|picture|photo|video|audio)s?(path|file|filename|url|uri|name|list|data)s?", re.IGNORECASE
+)
+_MEDIA_FILE = re.compile(
+    r"^(\S+|[^\n]*/[^\n]*)\.(jpe?g|png|gif|webp|bmp|tiff?|heic|avif|mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg|m4a)$",
+    re.IGNORECASE,
+)
+
+
+def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 - whatever a data file holds
+    """An entry of `image` as a normalised path below the image root.
+
+    Args:
+        image: a path that starts at the root, or one written in full that lies below it: absolute, or `file://`.
+        root: the folder or URL that paths start at; None if a path written in full is no path below it.
+
+    Raises:
+        ValueError: it is no path, names no file, or leaves the root; says which.
+    """
+    check_path(image)
+    local = root is not None and "://" not in root
+    text: str = image if local or root is None else image.removeprefix(f"{root.rstrip('/')}/")
+    if text[:5].lower() == "file:":
+        place = urlsplit(text)
+        text = unquote(place.path) if place.netloc in ("", "localhost") else f"//{text}"
+    path = posixpath.normpath(text)
+    if root is not None and local and path.startswith(("/", "../")):
+        path = _below(path, root) or path
+    if path == ".":
+        raise ValueError("expected 'image' to be a path; found the image root itself")
+    if path.startswith(("/", "../")) or path == ".." or "://" in text:
+        raise ValueError("the path leaves the image root; paths in data files start there")
+    return path
+
+
+def check_path(image: Any) -> None:  # noqa: ANN401 - whatever a data file holds
+    """Refuses an entry of `image` that is no path, wherever the root is.
+
+    Raises:
+        ValueError: says why.
+    """
+    if not isinstance(image, str) or not image or "\0" in image:
+        raise ValueError(f"expected 'image' to be a path; found {shown(image)}")
+    try:
+        image.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("the path is not UTF-8, or holds half of a UTF-16 pair; it names no file") from None
+
+
+def _below(path: str, root: str) -> str | None:
+    """A path that begins with the root or with where its links lead, without that; None if it begins with neither."""
+    plain, real = _roots(root)
+    full = posixpath.normpath(posixpath.join(plain, path))
+    for candidate in (full, None):
+        whole = candidate or posixpath.join(_real_folder(posixpath.dirname(full)), posixpath.basename(full))
+        for start in (plain, real):
+            if whole.startswith(f"{start.rstrip('/')}/"):
+                return whole[len(start.rstrip("/")) + 1 :]
+    return None
+
+
+@lru_cache(maxsize=64)
+def _roots(root: str) -> tuple[str, str]:
+    return os.path.abspath(root), os.path.realpath(root)  # noqa: PTH100 - a Path keeps `..` behind a link
+
+
+@lru_cache(maxsize=65_536)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _has_lines(path: Path | str) -> bool:
+    return str(path).lower().endswith(".jsonl")
+
+
+def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
+    opening = file.read(4096)
+    file.seek(3 if opening.startswith(codecs.BOM_UTF8) else 0)
+    first = opening.lstrip(codecs.BOM_UTF8 + b" \t\r\n")[:1]
+    if first != b"[":
+        found = {b"{": "an object", b"": "an empty file"}.get(first, "something else")
+        raise UserError(f"{path}: expected LLaVA's JSON, an array of records; found {found}")
+    number = 0
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)  # ijson's C code ends the process at a longer number
+    try:
+        for number, row in array_values(file):
+            yield number, row
+    except UserError:
+        raise
+    except (ijson.JSONError, ArithmeticError, ValueError, RecursionError) as error:  # what is no UTF-8, too
+        raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {_said(error)}") from error
+    finally:
+        sys.set_int_max_str_digits(digits)
+
+
+def _said(error: Exception) -> str:
+    """What the parser says, without its drawing of the place; of text that is no UTF-8 it says bytes."""
+    said = error.args[0] if error.args else ""
+    if isinstance(error, ArithmeticError):
+        return "a number that is too large"
+    text = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
+    return text.partition("\n")[0]
+
+
+def _json_lines(
+    file: BinaryIO, path: str, unheld: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line, parse_constant=lambda _: None)  # NaN is null, in .json, too
+            except (ValueError, RecursionError) as error:
+                said = f"expected one JSON object a line; {error}"
+                if unheld is None or isinstance(error, json.JSONDecodeError | RecursionError):
+                    raise UserError(f"{path}: line {number}: {said}") from error
+                unheld(number, said)

@@ -1,0 +1,282 @@
+"""Reads a file or its bytes as an upright 8-bit RGB image, or says why not and what the file is instead."""
+
+import errno
+import hashlib
+import io
+import re
+import stat
+import threading
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError, features
+
+from sea_pipeline.core.errors import one_line
+from sea_pipeline.inputs.image_bytes import (
+    JPEG,
+    PNG,
+    DamagedError,
+    check_jpeg,
+    padded_jpeg,
+    png_pixels,
+    without_metadata,
+)
+
+DECODE_VERSION = 2
+"""Part of every fingerprint; raise it when the same file would give other pixels."""
+
+
+MAX_FILE_BYTES = 1 << 29
+
+_FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
+"""Not all that Pillow opens: it would hand PostScript to another program."""
+_WEAK_MAGIC = ("DIB", "TGA")
+PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+"""`errno` of faults of the machine or the network."""
+_LARGE = 32_000_000
+_one_large_image = threading.Lock()
+"""Images of more than `_LARGE` pixels are decoded one at a time, or the threads would need gigabytes."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by EXIF's orientation."""
+_SAYS_HOW_TURNED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Left out of a turned picture's `info`, or a library that turns pictures itself would turn it again."""
+
+
+@dataclass
+class BadImageError(Exception):
+    """Why one image cannot be used. `stage` is where it failed: read, decode, encode."""
+
+    stage: str
+    error: str
+    message: str
+    sha256: bytes | None = None
+
+
+class DecodedImage(NamedTuple):
+    """An upright RGB image and the sha256 of the file's bytes."""
+
+    image: Image.Image
+    sha256: bytes
+
+
+def read_image(path: Path) -> DecodedImage:
+    """Reads a file and decodes it; raises what `read_file` and `decode_image` raise."""
+    return decode_image(read_file(path))
+
+
+def read_file(path: Path, start: int = 0, length: int | None = None) -> bytes:
+    """A file's bytes, or `length` of them from `start` on; fewer where it ends.
+
+    Raises:
+        BadImageError: the file cannot be read, or what is asked for is larger than `MAX_FILE_BYTES`.
+        OSError: the machine or the network is at fault, not the file; it may pass.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("read", "NotAFile", "expected a file; found a folder or a device")
+        if (size := status.st_size if length is None else length) > MAX_FILE_BYTES:
+            raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found {size:,}")
+        if length is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
+        raise BadImageError("read", type(error).__name__, error.strerror or str(error)) from error
+
+
+def decode_image(data: bytes) -> DecodedImage:
+    """The first frame of a file's bytes, turned as its EXIF data says, alpha over white, RGB.
+
+    Grey of more than 8 bits is scaled by what it holds: a greatest value of at most 255 is read as 8 bits, of at most
+    65,535 as 16; floating point of at most 1.0 as shares of white; anything greater by that greatest value.
+    Damaged metadata is left out, with the orientation if it cannot be read.
+
+    Raises:
+        BadImageError: there are no bytes, they are no image, are damaged, or are more than Pillow's limit against
+            decompression bombs allows.
+    """
+    sha256 = hashlib.sha256(data).digest()
+    if not data:
+        raise BadImageError("read", "EmptyFile", "the file holds 0 bytes; copy it again", sha256)
+    try:
+        return DecodedImage(_decode(data), sha256)
+    except BadImageError as error:
+        error.sha256 = sha256
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+        raise BadImageError("decode", type(error).__name__, _reason(error, data), sha256) from error
+
+
+def _decode(data: bytes) -> Image.Image:
+    if data.startswith(PNG):
+        return _open(png_pixels(data))
+    try:
+        image = _open(data)
+    except (BadImageError, Image.DecompressionBombError):
+        raise
+    except Exception:
+        if (rest := without_metadata(data)) is None:
+            raise
+        data = rest
+        image = _open(data)
+    if data.startswith(JPEG):
+        end = check_jpeg(data)
+        if end and _may_be_filled(image) and image.tobytes() != _open(padded_jpeg(data, end)).tobytes():
+            raise DamagedError("the JPEG's end is missing: its decoder filled the rest with grey; copy the file again")
+    return image
+
+
+def _may_be_filled(image: Image.Image) -> bool:
+    """Whether a corner has the grey with which JPEG's decoder fills what is missing."""
+    right, low = image.width - 1, image.height - 1
+    return any(image.getpixel(corner) == (128, 128, 128) for corner in ((right, low), (0, 0), (right, 0), (0, low)))
+
+
+def _open(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        # Odd metadata and images between one and two times Pillow's limit; past two times it raises.
+        warnings.simplefilter("ignore")
+        Image.init()  # else Pillow knows its five commonest formats only
+        with Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
+            large = opened.width * opened.height > _LARGE
+            with _one_large_image if large else nullcontext():
+                opened.load()
+                return _rgb(_upright(opened))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not Pillow's exif_transpose: it writes all EXIF data anew and so fails by tags that nobody needs.
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data says nothing about the pixels
+        turn = None
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    for key in _SAYS_HOW_TURNED:
+        upright.info.pop(key, None)
+    return upright
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.copy() if getattr(image, "is_animated", False) else image  # an animation may load again
+    if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip at 255
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey of any depth in 8 bits, by the rule in `decode_image`."""
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise BadImageError(
+            "decode", "PixelRange", "expected finite grey values; found NaN or infinity; save it as 8 bits"
+        )
+    if low < 0:
+        message = f"expected grey values from 0 on; found {low:g}; save it as 8 or 16 bits"
+        raise BadImageError("decode", "PixelRange", message)
+    if values.dtype.kind == "f" and high <= 1:
+        top = 1.0
+    elif high <= 255:
+        top = 255.0
+    elif high <= 65_535:
+        if values.dtype.kind != "f":
+            return (values // 257).astype(np.uint8)
+        top = 65_535.0
+    else:
+        top = float(high)
+    return np.rint(values * (255 / top)).astype(np.uint8)
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    if not isinstance(error, DamagedError) and (kind := known_kind(data)):
+        return kind
+    if isinstance(error, UnidentifiedImageError):
+        for name in _FORMATS:
+            if name not in _WEAK_MAGIC and name in Image.OPEN and (accept := Image.OPEN[name][1]) and accept(data[:16]):
+                return f"the file begins as {name} does, but is damaged or cut off; copy it again"
+        return "expected an image; the bytes are of no format that Pillow knows"
+    return one_line(error)
+
+
+_CONVERT = "convert it to JPEG or PNG"
+_KINDS: list[tuple[bytes, str]] = [
+    (rb"version https://git-lfs\.github\.com/spec", "a git-lfs pointer; fetch the image itself with `git lfs pull`"),
+    (rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", f"a HEIC picture, which Pillow cannot decode here; {_CONVERT}"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", f"a JPEG XL picture, which Pillow cannot decode; {_CONVERT}"),
+    (rb"....ftyp(?:crx|cr3)", f"a camera's raw picture; {_CONVERT}"),
+    (rb"....(?:ftyp|moov|mdat)", "an MP4 or QuickTime video; take pictures out of it, or leave it out"),
+    (rb"\x1a\x45\xdf\xa3", "a Matroska or WebM video; take pictures out of it, or leave it out"),
+    (rb"RIFF....AVI ", "an AVI video; take pictures out of it, or leave it out"),
+    (rb"OggS|FLV\x01|\0\0\x01[\xba\xb3]", "a video; take pictures out of it, or leave it out"),
+    (rb"RIFF....WAVE|ID3|fLaC", "a sound; leave it out"),
+    (rb"\s*%PDF-", "a PDF document; export its pictures as JPEG or PNG"),
+    (
+        rb"\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->|<!DOCTYPE svg.*?>)\s*)*+<svg[\s>:]",
+        "an SVG drawing; render it as PNG",
+    ),
+    (
+        rb"\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*+<(?:!doctype\s+)?html",
+        "an HTML page, such as an error page; download the image again",
+    ),
+    (rb"\s*<(?:head|body|title|script|h1|center)\b", "an HTML page, such as an error page; download the image again"),
+    (rb"\s*<[?A-Za-z!]", "an XML document, such as a server's error message; download the image again"),
+    (rb'\s*(?:\{\s*["}]|\[\s*[{"\]])', "JSON text, such as a server's error message; download the image again"),
+    (rb"\x1f\x8b", "gzip data; decompress it with `gunzip`"),
+    (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "a zip archive; extract it with `unzip`"),
+    (rb"BZh[1-9]1AY&SY", "bzip2 data; decompress it with `bunzip2`"),
+    (rb"\xfd7zXZ\0", "xz data; decompress it with `unxz`"),
+    (rb"\x28\xb5\x2f\xfd", "Zstandard data; decompress it with `unzstd`"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive; extract it with `7z x`"),
+    (rb"Rar!\x1a\x07", "a RAR archive; extract it with `unrar x`"),
+    (rb".{257}ustar", "a tar archive; extract it with `tar -xf`"),
+    (rb"\x93NUMPY", "a NumPy array; save it as PNG"),
+    (rb"8BPS", f"a Photoshop document; {_CONVERT}"),
+    (rb"\x89PNG(?!\r\n\x1a\n)", "a PNG whose line ends were changed; copy it again in binary mode"),
+]
+"""Byte patterns from a file's start, the most particular first, and what such a file is."""
+_CODECS = {
+    "avif": (rb"....ftyp(?:avi[fs]|mi[af]1.{4,60}?avif)", "an AVIF picture"),
+    "webp": (rb"RIFF....WEBP", "a WebP picture"),
+    "jpg_2000": (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+}
+"""Pillow's names of codecs that it may be built without, and the files that need them."""
+_PATTERNS = [
+    (re.compile(rb"(?:\xef\xbb\xbf)?(?:" + pattern + rb")", re.DOTALL | re.IGNORECASE), said)
+    for pattern, said in _KINDS
+]
+_LACKS = f"is built without its codec; install Pillow from PyPI, or {_CONVERT}"
+_HEAD = 4096
+
+
+def known_kind(data: bytes) -> str | None:
+    """What the bytes are and what to do about it, in one line; None if they are of no kind known here."""
+    if data and data.count(0) == len(data):
+        return f"expected an image; all {len(data):,} bytes are zeros: the file was never written; copy it again"
+    head = data[:_HEAD]
+    if head.startswith((b"\xff\xfe<\0", b"\xfe\xff\0<")):
+        head = head.decode("utf-16", "ignore").encode()
+    for codec, (pattern, name) in _CODECS.items():
+        if re.match(pattern, head, re.DOTALL):
+            return None if features.check(codec) else f"expected an image; this is {name}, and this Pillow {_LACKS}"
+    return next((f"expected an image; this is {said}" for pattern, said in _PATTERNS if pattern.match(head)), None)

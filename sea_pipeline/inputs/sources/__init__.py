@@ -1,0 +1,157 @@
+"""Where images come from: how an input is listed, and how its images are read again later.
+
+A listing reads names, never pixels. What is wrong with one image's name is kept beside it (`Sample.problem`) and costs
+that image; what is wrong with the whole input stops the run. Each kind of input has a file here that lists and reads.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import package_folder
+from sea_pipeline.inputs.samples import Listing, Sample
+from sea_pipeline.inputs.sources import hub, tables, tars
+from sea_pipeline.inputs.sources.base import Found, Source, named
+from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
+from sea_pipeline.inputs.sources.forms import Input, find_input
+from sea_pipeline.inputs.sources.path_lists import list_paths
+from sea_pipeline.storage.paths import is_url
+
+__all__ = ["PACKAGED", "Source", "kind_of", "list_samples", "open_source"]
+
+PACKAGED = "packaged sample photos"
+_PACKAGED_PHOTOS = {
+    "skimage": (
+        "data/astronaut.png data/camera.png data/chelsea.png data/clock_motion.png data/coffee.png data/coins.png "
+        "data/hubble_deep_field.jpg data/motorcycle_left.png data/rocket.jpg"
+    ),
+    "sklearn": "datasets/images/china.jpg datasets/images/flower.jpg",
+}
+
+
+def open_source(location: str) -> Source:
+    """What reads the images of a listing, from its `root`, which `dataset.json` calls `image_root`.
+
+    Raises:
+        UserError: a package is not installed, or a dataset cannot be loaded.
+    """
+    kind = kind_of(location)
+    if kind in (hub.PREFIX, hub.STREAM):
+        return hub.HubSource(location)
+    files = open_files(location.removeprefix(kind))
+    if kind == tars.PREFIX:
+        return tars.TarSource(files)
+    return tables.TableSource(files) if kind == tables.PREFIX else files
+
+
+def kind_of(location: str) -> str:
+    """How images are spelled below a location: the prefix of tars, tables, datasets; empty for files."""
+    prefixes = (hub.PREFIX, hub.STREAM, tars.PREFIX, tables.PREFIX)
+    return next((prefix for prefix in prefixes if location.startswith(prefix) and not is_url(location)), "")
+
+
+def list_samples(
+    images: str | None,
+    image_root: str | Path | None = None,
+    limit: int | None = None,
+    *,
+    id_column: str | None = None,
+    streaming: bool = False,
+) -> Listing:
+    """Lists an input in a stable order: sorted by id, so that neither a file system nor a shuffled JSON changes it.
+
+    Args:
+        images: `forms.FORMS` says what it may be; None for the packaged sample photos.
+        image_root: where the paths in a list of images start, a folder or a URL; by default the folder of the list.
+        limit: keep the first so many.
+        id_column: the column of a table that ids come from; None for the first of `base.ID_COLUMNS` that will do.
+        streaming: read an `hf:` dataset forward, in the order that it has.
+
+    Raises:
+        UserError: no such input, not of its format, or nothing in it.
+    """
+    left_out: Counter[str] = Counter()
+    if streaming and not _is_hub(images):
+        raise UserError("--streaming: goes with --images hf:NAME")
+    if image_root is not None and (images is None or _is_hub(images)):
+        raise UserError(f"--image-root {image_root}: goes with a list of images")
+    if images is None:
+        name, origin, found = "samples", PACKAGED, _packaged_photos()
+    elif _is_hub(images):
+        text = images.removeprefix(hub.PREFIX)
+        found = hub.list_hub(text, id_column, limit, streaming=streaming)
+        name, origin = PurePosixPath(hub.split_name(text)[0]).name, images
+    else:
+        asked = find_input(images, left_out)
+        found = _found(asked, images, image_root, id_column, left_out)
+        name, origin = PurePosixPath(images).stem, images if is_url(images) else in_utf8(str(Path(images).absolute()))
+    samples = _once(found.samples, left_out)
+    if not samples:
+        raise UserError(f"{origin}: expected images, found none{_described(left_out)}")
+    notes = {what: count for what, count in left_out.items() if count}
+    ordered = samples if streaming else sorted(samples, key=lambda sample: (sample.image_id, sample.problem or ""))
+    return Listing(name, origin, found.root, ordered[:limit], notes, found.ids, streaming, found.pieces)
+
+
+def _found(
+    asked: Input, images: str, image_root: str | Path | None, id_column: str | None, left_out: Counter[str]
+) -> Found:
+    files, names = asked.files, asked.names
+    listed = [named(name, name, "file") for name in names]
+    written = [sample.uri for sample in listed if not sample.problem]
+    if asked.suffix == ".parquet" and (len(names) > 1 or tables.is_table_of_images(files, names[0])):
+        found = tables.list_tables(files, written, id_column, left_out)
+    elif asked.suffix == ".tar":
+        found = tars.list_tars(files, written, left_out)
+    elif not asked.suffix:
+        found = Found(files.root, listed)
+    else:
+        return list_paths(files, names[0], _image_root(image_root, files), id_column, left_out)
+    if asked.suffix:
+        found.samples.extend(sample for sample in listed if sample.problem)
+    if image_root is not None:
+        kind = "a folder" if asked.is_folder else "no list of images"
+        raise UserError(f"--image-root goes with a list of images; --images {images} is {kind}")
+    if id_column is not None and asked.suffix != ".parquet":
+        raise UserError(f"--id-column {id_column}: goes with tables; --images {images} is none")
+    return found
+
+
+def _image_root(image_root: str | Path | None, files: Files) -> Files:
+    if image_root is None:
+        return files
+    root = open_files(str(image_root))
+    if isinstance(root, LocalFiles) and not root.is_there():
+        raise UserError(f"--image-root {root.root}: expected a folder; found none there")
+    return root
+
+
+def _is_hub(images: str | None) -> bool:
+    return images is not None and images.startswith(hub.PREFIX) and not is_url(images)
+
+
+def _once(found: Iterable[Sample], left_out: Counter[str]) -> list[Sample]:
+    # Escaped names and names as they are may spell the same id: a problem never takes a good image's place.
+    by_id: dict[tuple[str, str], Sample] = {}
+    total = 0
+    for sample in found:
+        total += 1
+        by_id.setdefault((sample.image_id, sample.problem or ""), sample)
+    left_out["repeated entries of an image"] = total - len(by_id)
+    return list(by_id.values())
+
+
+def _described(left_out: Counter[str]) -> str:
+    parts = [f"{what}: {count:,}" for what, count in left_out.items() if count]
+    return f" (left out: {'; '.join(parts)})" if parts else ""
+
+
+def _packaged_photos() -> Found:
+    photos: dict[str, Path] = {}
+    for package, names in _PACKAGED_PHOTOS.items():
+        folder = package_folder(package, "demo")
+        photos.update({Path(name).name: folder / name for name in names.split()})
+    root = Path(os.path.commonpath(photos.values()))
+    return Found(str(root), [Sample(name, path.relative_to(root).as_posix()) for name, path in photos.items()])

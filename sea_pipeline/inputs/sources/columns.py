@@ -1,0 +1,79 @@
+"""Which column of a table, or of a dataset, holds the images, and which ones may hold their ids."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.sources.base import candidates, image_column
+from sea_pipeline.inputs.sources.values import IDS, IMAGES, described, is_bytes, is_id, is_plain_bytes, is_text
+
+
+class Leaf(NamedTuple):
+    """A column, or a field of one that holds structs."""
+
+    column: str
+    child: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.column}.{self.child}" if self.child else self.column
+
+    def of(self, rows: pa.RecordBatch | pa.Table) -> Iterator[pa.Array]:
+        """Its values in some rows."""
+        values = rows.column(self.column)
+        for chunk in values.chunks if isinstance(values, pa.ChunkedArray) else [values]:
+            yield chunk.flatten()[chunk.type.get_field_index(self.child)] if self.child else chunk
+
+
+def image_leaf(schema: pa.Schema, shown: str) -> Leaf | None:
+    """What holds the images' bytes: `bytes` in a column of structs, or a column; None where there is none.
+
+    Bytes of a rarer type (dictionaries, views, lists of numbers from 0 to 255) count if no column has the usual one.
+
+    Raises:
+        UserError: there are several, and none has a name that says so.
+    """
+    for is_wanted in (is_plain_bytes, is_bytes):
+        leaves: dict[str, Leaf] = {}
+        for field in schema:
+            inner = _child(field.type, "bytes")
+            if schema.names.count(field.name) == 1 and is_wanted(field.type if inner is None else inner):
+                leaves[field.name] = Leaf(field.name, None if inner is None else "bytes")
+        if (chosen := image_column(list(leaves), shown)) is not None:
+            return leaves[chosen]
+    return None
+
+
+def path_leaf(schema: pa.Schema, image: Leaf) -> Leaf | None:
+    """The path beside the bytes, if there is one."""
+    path = _child(schema.field(image.column).type, "path") if image.child else None
+    return Leaf(image.column, "path") if path is not None and is_text(path) else None
+
+
+def id_columns(schema: pa.Schema, asked: str | None, shown: str) -> list[str]:
+    """The columns that ids may come from, the best first.
+
+    Raises:
+        UserError: there is no column `asked`, or it holds what cannot be ids.
+    """
+    names = candidates(schema.names, asked, shown)
+    kinds = {name: [field.type for field in schema if field.name == name] for name in names}
+    found = [name for name in names if len(kinds[name]) == 1 and is_id(kinds[name][0])]
+    if asked is not None and not found:
+        kind = kinds[asked][0] if len(kinds[asked]) == 1 else f"{len(kinds[asked])} columns of that name"
+        raise UserError(f"{shown}: expected {IDS} in the column {asked!r}, which --id-column asks for; found {kind}")
+    return found
+
+
+def no_images(schema: pa.Schema) -> str:
+    """What there is in place of a column of images."""
+    found = described(schema)
+    return f"expected a column of images{f' ({IMAGES})' if '(' in found else ''}; found {found}"
+
+
+def _child(kind: pa.DataType, name: str) -> pa.DataType | None:
+    if not pa.types.is_struct(kind):
+        return None
+    place = kind.get_field_index(name)
+    return kind.field(place).type if place >= 0 else None

@@ -1,0 +1,147 @@
+"""What `--images` says: a folder, a file, or several, here or at a URL."""
+
+import glob
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.sources.base import OTHER_FILES, is_image_name
+from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
+from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
+from sea_pipeline.storage.paths import is_url
+
+FORMS = (
+    "a folder, a .json, .jsonl, .csv, .tsv, .txt, .parquet or .tar file, several .parquet or .tar files (*, "
+    "{000..009}), a URL of one of these, or hf:NAME[:SPLIT]"
+)
+_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".tar"}
+_SEVERAL = {".parquet", ".tar"}
+_BRACES = re.compile(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}")
+_MOST_NAMES = 1_000_000
+
+
+class Input(NamedTuple):
+    """Files below a root: images (an empty suffix), or files that hold or name images, all of one suffix."""
+
+    files: Files
+    names: list[str]
+    suffix: str
+    is_folder: bool
+
+
+def find_input(images: str, left_out: Counter[str]) -> Input:
+    """The files that `--images` means.
+
+    Raises:
+        UserError: nothing is there, or nothing that is an input.
+    """
+    for local in ("file://", "local://"):
+        images = images.removeprefix(local)
+    if not is_url(images):
+        path = Path(images)
+        if os.path.isdir(path):  # noqa: PTH112 - of a pattern that is longer than names may be, Path raises
+            return _folder(LocalFiles(path), images, left_out)
+        if os.path.exists(path):  # noqa: PTH110
+            return _several(LocalFiles(path.parent), [in_utf8(path.name)], images)
+    elif not _is_pattern(images) and _suffix(images) not in _SUFFIXES:
+        return _folder(open_files(images), images, left_out)
+    if _is_pattern(images):
+        return _matching(images, left_out)
+    if not is_url(images):
+        raise UserError(f"--images {images}: expected {FORMS}; found nothing there")
+    root = _parent(images)
+    return _several(open_files(root), [images[len(root) :].lstrip("/")], images)
+
+
+def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
+    """A folder of images or, without any, of tars or Parquet files."""
+    names: list[str] = []
+    several: dict[str, list[str]] = {suffix: [] for suffix in sorted(_SEVERAL)}
+    others = 0
+    for name in files.names(left_out):
+        if is_leftover(name):
+            left_out[LEFTOVERS] += 1
+        elif is_image_name(name):
+            names.append(name)
+        else:
+            several.get(_suffix(name), []).append(name)
+            others += 1
+    held = {suffix: found for suffix, found in several.items() if found and not names}
+    if len(held) > 1:
+        raise UserError(f"--images {images}: holds .parquet and .tar files; give one kind, such as {images}/*.tar")
+    for suffix, found in held.items():
+        left_out[OTHER_FILES] += others - len(found)
+        return Input(files, sorted(found), suffix, is_folder=True)
+    left_out[OTHER_FILES] += others
+    return Input(files, names, "", is_folder=True)
+
+
+def _matching(images: str, left_out: Counter[str]) -> Input:
+    fixed = re.split(r"[*?\[{]", images, maxsplit=1)[0]
+    root = _parent(fixed)
+    pattern = images[len(root) :].lstrip("/")
+    files = open_files(root or ("/" if images.startswith("/") else "."))
+    names: set[str] = set()
+    for name in _expanded(pattern, images):
+        found = files.matching(name if glob.has_magic(name) else glob.escape(name))
+        wanted = [match for match in found if match == name or not is_leftover(match)]
+        if not wanted:
+            raise UserError(f"--images {images}: expected files; found none called {name}")
+        left_out[LEFTOVERS] += len(found) - len(wanted)
+        names.update(wanted)
+    return _several(files, sorted(names), images)
+
+
+def _several(files: Files, names: list[str], images: str) -> Input:
+    suffixes = {_suffix(name) for name in names}
+    suffix = min(suffixes)
+    if len(suffixes) > 1 or suffix not in _SUFFIXES or (len(names) > 1 and suffix not in _SEVERAL):
+        folder = "; give the folder that images lie in, or a list of them" if is_image_name(names[0]) else ""
+        raise UserError(f"--images {images}: expected {FORMS}; found {', '.join(names[:3])}{folder}")
+    return Input(files, names, suffix, is_folder=False)
+
+
+def _expanded(pattern: str, images: str) -> list[str]:
+    """The patterns that braces mean, as in a shell: `{000..009}`, `{train,val}`, one inside another."""
+    ahead, done = [pattern], []
+    while ahead:
+        piece = ahead.pop()
+        if braces := _BRACES.search(piece):
+            before, after = piece[: braces.start()], piece[braces.end() :]
+            ahead += [f"{before}{choice}{after}" for choice in _choices(braces[1], images)]
+        else:
+            done.append(piece)
+        if len(ahead) + len(done) > _MOST_NAMES:
+            raise UserError(f"--images {images}: means more than {_MOST_NAMES:,} files; give a * or a folder")
+    return sorted(done)
+
+
+def _choices(inner: str, images: str) -> Iterable[str]:
+    if "," in inner:
+        return inner.split(",")
+    if not (numbers := re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", inner)):
+        raise UserError(f"--images {images}: expected a range of numbers, such as {{000..009}}; found {{{inner}}}")
+    ends = numbers.groups()
+    first, last = sorted(map(int, ends))
+    if last - first >= _MOST_NAMES:
+        raise UserError(f"--images {images}: means more than {_MOST_NAMES:,} files; give a * or a folder")
+    width = max(map(len, ends)) if any(len(end) > 1 and end.startswith("0") for end in ends) else 0
+    return (f"{number:0{width}d}" for number in range(first, last + 1))
+
+
+def _parent(images: str) -> str:
+    parent = images.rpartition("/")[0]
+    return f"{parent}/" if parent.endswith(":/") else parent
+
+
+def _is_pattern(images: str) -> bool:
+    return re.search(r"[*?\[]", images) is not None or _BRACES.search(images) is not None
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()

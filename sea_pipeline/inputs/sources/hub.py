@@ -1,0 +1,285 @@
+"""Datasets of Hugging Face's `datasets`: from the hub, or from a folder."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import require
+from sea_pipeline.inputs.pixels import BadImageError, read_file
+from sea_pipeline.inputs.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_sample
+from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
+from sea_pipeline.inputs.sources.forward import Forward
+from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
+from sea_pipeline.storage.retry import PassingError, may_pass, patiently
+
+PREFIX = "hf:"
+STREAM = "hf-stream:"
+_BEHIND = 64
+"""Rows before the one asked for that a stream begins with: threads ask nearly in order."""
+_BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+
+
+class _Cell(NamedTuple):
+    data: bytes | None
+    path: str | None
+    damage: str | None = None
+
+
+class HubSource:
+    """Reads rows; a `uri` is the row's number, from 0."""
+
+    def __init__(self, location: str) -> None:
+        self.random_access = not location.startswith(STREAM)
+        self.readers = 1
+        self._name, self._split = split_name(location.partition(":")[2])
+        rows = _load(self._name, self._split, streaming=not self.random_access)
+        self._leaf = _image_leaf(rows.features, self._name)
+        self._rows = _arrow(rows, [self._leaf.column])
+        self._forward = None if self.random_access else Forward(self._begin, _size)
+
+    def read(self, uri: str) -> bytes:
+        """See `Source`."""
+        row = int(uri)
+        with _faults(self._name):
+            try:
+                cell = self._cell(self._rows[row]) if self._forward is None else self._forward[row]
+            except IndexError as error:
+                raise BadImageError("read", "NoSuchRow", f"the split {self._split} has no row {row:,}") from error
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                raise BadImageError("read", "DamagedTable", f"row {row:,}: {one_line(error)}") from error
+            if cell.damage:
+                raise BadImageError("read", "DamagedTable", f"row {row:,}: {cell.damage}")
+            if cell.data is None and cell.path:
+                return _file(cell.path, self._name)
+        if cell.data is None:
+            raise BadImageError("read", "NoBytes", f"row {row:,}: expected the image's bytes, or a file; found neither")
+        return cell.data
+
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`."""
+        return "", int(uri)
+
+    def _begin(self, row: int) -> tuple[int, Iterator[_Cell]]:
+        first = max(0, row - _BEHIND)
+        return first, map(self._cell, self._rows.skip(first) if first else self._rows)
+
+    def _cell(self, row: pa.Table) -> _Cell:
+        """A row's cell, copied: a part of an Arrow table keeps all of it in memory. Damage ends no stream of rows."""
+        try:
+            (data,) = (data for values in _values(row, self._leaf) for data in bytes_of(values))
+            path = path_leaf(row.schema, self._leaf) if data is None else None
+            text = id_texts(list(_values(row, path)))[0] if path else None
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            return _Cell(None, None, one_line(error))
+        return _Cell(data, text if isinstance(text, str) else None)
+
+
+def _size(cell: _Cell) -> int:
+    return len(cell.data or b"")
+
+
+def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: bool) -> Found:
+    """The rows of a split, `NAME[:SPLIT]`, by the first id column whose values all differ, else their row numbers.
+
+    A stream's columns of ids are read in a pass of their own, its images not yet; with `limit`, only so far.
+
+    Raises:
+        UserError: no such dataset, split or column, or the hub cannot be reached.
+    """
+    name, split = split_name(text)
+    split = split or _only_split(name)
+    rows = _load(name, split, streaming=streaming)
+    shown = f"{PREFIX}{name}:{split}"
+    image = _image_leaf(rows.features, shown)
+    names = id_columns(rows.features.arrow_schema, id_column, shown)
+    names = [column for column in names if column != image.column or column == id_column]
+    with _as_a_whole(shown), _faults(shown):
+        if streaming:
+            read = _columns(rows, names, limit) if names else {}
+            ids = chosen_ids({column: values.copy for column, values in read.items()}, id_column)
+            count = len(read[names[0]]) if names else _length(rows, image.column, split, limit)
+        else:
+            columns: dict[str, Callable[[], list[str | NoId]]] = {
+                column: lambda column=column: _columns(rows, [column])[column]  # type: ignore[misc]
+                for column in names
+            }
+            if id_column is None and (path := path_leaf(rows.features.arrow_schema, image)):
+                columns["the images' own path"] = lambda: _paths(rows, path, name)
+            ids, count = chosen_ids(columns, id_column), len(rows)
+    shown_ids = ids[1] if ids else [row_id(row) for row in range(count)]
+    samples = [
+        row_sample(image_id, str(row), f"row {row}", ids[0] if ids else "") for row, image_id in enumerate(shown_ids)
+    ]
+    root = f"{STREAM if streaming else PREFIX}{_place(name)}:{split}"
+    return Found(root, samples, ids[0] if ids else ROW_NUMBERS)
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """`NAME[:SPLIT]` as its parts; a folder's name may have colons, a split's slice may, too."""
+    places = [place for place, character in enumerate(text) if character == ":"]
+    for place in (len(text), *reversed(places)):
+        if Path(text[:place]).exists():
+            return text[:place], text[place + 1 :]
+    name, _, split = text.partition(":")
+    return name, split
+
+
+def _load(name: str, split: str, *, streaming: bool) -> Any:  # noqa: ANN401 - datasets has no types
+    datasets = require("datasets", "data")
+    with _loading(name):
+        if not _is_saved(name):
+            return datasets.load_dataset(_place(name), split=split, streaming=streaming)
+        saved = datasets.load_from_disk(_place(name))
+        rows = saved[split] if isinstance(saved, dict) else saved
+        return rows.to_iterable_dataset() if streaming else rows
+
+
+def _only_split(name: str) -> str:
+    datasets = require("datasets", "data")
+    with _loading(name):
+        if _is_saved(name):
+            saved = datasets.load_from_disk(_place(name))
+            splits = list(saved) if isinstance(saved, dict) else ["train"]
+        else:
+            splits = datasets.get_dataset_split_names(_place(name))
+    if len(splits) == 1 or "train" in splits:
+        return "train" if "train" in splits else str(splits[0])
+    raise UserError(
+        f"--images {PREFIX}{name}: has the splits {', '.join(splits)}; give one: {PREFIX}{name}:{splits[0]}"
+    )
+
+
+def _place(name: str) -> str:
+    """A folder from the root on, as `datasets` takes `data:x` for a URL; else what the hub calls it."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def _is_saved(name: str) -> bool:
+    return any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # what a dataset's files, the hub and the network raise
+        hint = ""
+        if isinstance(error, ConnectionError | TimeoutError):
+            hint = "; is this machine offline? A folder will do: --images hf:FOLDER"
+        elif Path(name).exists() and re.search(r"::|[\[\]*?]", _place(name)):
+            hint = "; datasets takes :: and [ ] * ? in a path for more than a name: rename the folder"
+        reason = f"no split {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"--images {PREFIX}{name}: cannot be loaded: {reason}{hint}") from error
+
+
+@contextmanager
+def _as_a_whole(shown: str) -> Iterator[None]:
+    """Turns what reading columns raises into one line."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # whatever a dataset's files lead its packages to
+        raise UserError(f"{shown}: cannot be read: {one_line(error)}") from error
+
+
+@contextmanager
+def _faults(shown: str) -> Iterator[None]:
+    """Turns what the network's packages raise into the `OSError` that a shard is tried again for."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if may_pass(error):
+            raise PassingError(f"{shown}: {type(error).__name__}: {error}") from error
+        raise
+
+
+def _image_leaf(features: Any, shown: str) -> Leaf:  # noqa: ANN401
+    if features is None:
+        raise UserError(f"{shown}: expected columns that are known before it is read; found none")
+    schema = features.arrow_schema
+    pictures = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
+    leaf = image_leaf(pa.schema([schema.field(name) for name in pictures or features]), shown)
+    if leaf is None:
+        raise UserError(f"{shown}: {no_images(schema)}")
+    return leaf
+
+
+def _arrow(rows: Any, columns: list[str]) -> Any:  # noqa: ANN401
+    """Some columns as Arrow holds them: images as the bytes or the path that are stored, text that may not be UTF-8."""
+    return rows.select_columns(columns).with_format("arrow")
+
+
+def _columns(rows: Any, names: list[str], limit: int | None = None) -> dict[str, list[str | NoId]]:  # noqa: ANN401
+    """Columns of ids, of the first `limit` rows."""
+    some = rows if limit is None else rows.take(limit)
+    batches = list(_arrow(some, names).iter(1000))
+    return {name: id_texts([chunk for batch in batches for chunk in _values(batch, Leaf(name))]) for name in names}
+
+
+def _values(rows: pa.Table, leaf: Leaf) -> Iterator[pa.Array]:
+    """The values of a column, each of which lies inside its buffers.
+
+    Arrow takes the offsets of a file that is mapped into memory as they stand, and a damaged one ends the process.
+
+    Raises:
+        pa.ArrowInvalid: one does not.
+    """
+    for chunk in rows.column(leaf.column).chunks:
+        chunk.validate()
+    for values in leaf.of(rows):
+        stored = plain(values)
+        is_letters = is_text(stored.type) and not pa.types.is_string_view(stored.type)
+        # As bytes: text that is not UTF-8 costs its own row.
+        (stored.view(_BYTES_OF.get(stored.type, stored.type)) if is_letters else stored).validate(full=True)
+        yield values
+
+
+def _length(rows: Any, image: str, split: str, limit: int | None) -> int:  # noqa: ANN401
+    known = (rows.info.splits or {}).get(split)
+    if known is not None and known.num_examples:
+        return int(known.num_examples if limit is None else min(limit, known.num_examples))
+    light = [name for name, kind in rows.features.items() if type(kind).__name__ == "Value" and name != image]
+    return sum(1 for _ in islice(rows.select_columns(light[:1]) if light else _arrow(rows, [image]), limit))
+
+
+def _paths(rows: Any, path: Leaf, name: str) -> list[str | NoId]:  # noqa: ANN401
+    """The images' own paths, from the dataset's folder on, or their last part; not their bytes."""
+    batches = _arrow(rows, [path.column]).iter(1000)
+    folder = Path(name).absolute()
+    texts = (text for batch in batches for text in id_texts(list(_values(batch, path))))
+    return [_relative(text, folder) if isinstance(text, str) else text for text in texts]
+
+
+def _relative(path: str, folder: Path) -> str:
+    if Path(path).is_relative_to(folder):
+        return Path(path).relative_to(folder).as_posix()
+    return path.rsplit("/", 1)[-1] if path.startswith("/") or "://" in path else path
+
+
+def _file(path: str, name: str) -> bytes:
+    """A file beside the data: below the dataset's folder, in the caches of `datasets`, or on the hub."""
+    if path.startswith("hf://") or "::hf://" in path:
+        fsspec = require("fsspec", "data")
+
+        def whole() -> bytes:
+            with fsspec.open(path, "rb") as file:
+                return bytes(file.read())
+
+        return patiently(whole, path)
+    import datasets.config
+    import huggingface_hub.constants
+
+    caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE
+    full = Path(path).resolve()
+    if not any(full.is_relative_to(Path(root).resolve()) for root in (name, *caches)):
+        raise BadImageError("read", "OutsideRoot", "the row names a file outside the dataset's folder")
+    return read_file(full)

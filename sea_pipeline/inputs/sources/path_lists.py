@@ -1,0 +1,158 @@
+"""Lists of images' paths: LLaVA's JSON and JSONL, CSV, TSV, plain text, Parquet."""
+
+import csv
+import io
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs import llava_json
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.sources.base import Found, candidates, chosen_ids, escaped, named
+from sea_pipeline.inputs.sources.columns import id_columns
+from sea_pipeline.inputs.sources.files import Files, reading
+from sea_pipeline.inputs.sources.values import FAULTS, IMAGES, NoId, described, id_texts, is_text, text_ids
+from sea_pipeline.storage.parquet import refuse_other_counts
+
+PATH_COLUMNS = ("path", "image", "file_name", "uri")
+"""Columns that hold a path, the best first."""
+
+_Columns = tuple[list[str | None], dict[str, list[str | NoId]]]
+"""The paths, and by column what may be the ids."""
+
+
+def list_paths(files: Files, name: str, image_root: Files, id_column: str | None, left_out: Counter[str]) -> Found:
+    """The images that a file names, by what it calls them.
+
+    Args:
+        files: where the list is.
+        name: of the list.
+        image_root: where its paths start. A path that leaves it costs that image.
+        id_column: the column that holds the ids; None for the first that `ID_COLUMNS` names whose values all differ, or
+            else the paths as they are written.
+        left_out: told of records without an image.
+
+    Raises:
+        UserError: it cannot be read, or is no such list.
+    """
+    shown = f"{files.root}/{name}"
+    suffix = posixpath.splitext(name)[1].lower()
+    with reading(shown), files.open(name) as file:
+        if suffix in (".json", ".jsonl"):
+            if id_column is not None:
+                raise UserError(f"--id-column {id_column}: goes with tables; LLaVA's ids are what `image` says")
+            return Found(image_root.root, list(_llava_images(file, shown, image_root.root, left_out)))
+        read = partial(_parquet, file, shown) if suffix == ".parquet" else partial(_text, file, shown, suffix)
+        paths, columns = read(id_column)
+    chosen = chosen_ids({column: values.copy for column, values in columns.items()}, id_column)
+    ids = chosen[1] if chosen else paths
+    samples = [
+        Sample(f"row {row}", f"row {row}", f"expected an id; found {image_id.found}")
+        if isinstance(image_id, NoId)
+        else _sample(image_id, path, image_root.root)
+        for row, (image_id, path) in enumerate(zip(ids, paths, strict=True), 1)
+    ]
+    return Found(image_root.root, samples, f"the column {chosen[0]}" if chosen else "paths")
+
+
+def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str]) -> Iterator[Sample]:
+    """The images of a LLaVA file, one at a time; a record that cannot be read, or has other media, is a bad sample."""
+    bad: list[Sample] = []
+
+    def unread(number: int, problem: object) -> None:
+        name = llava_json.place(shown, number)
+        bad.append(Sample(name, name, str(problem)))
+
+    for number, row in llava_json.records_of(file, shown, unheld=unread):
+        try:
+            images = llava_json.images_of(row)
+        except UserError as problem:
+            unread(number, problem)
+            continue
+        if not images:
+            left_out["text-only entries"] += 1
+        yield from (_sample(image, image, root) for image in images)
+    yield from bad
+
+
+def _sample(image_id: Any, path: Any, root: str) -> Sample:  # noqa: ANN401 - whatever a data file holds
+    """One image; a path or URL that is written in full may begin with the root."""
+    try:
+        if image_id is None:
+            raise ValueError("expected an id; found none")
+        return named(image_id, llava_json.relative_path(path, root), "image")
+    except ValueError as problem:
+        is_text = isinstance(image_id, str) and image_id and "\0" not in image_id
+        shown = escaped(image_id) if is_text else repr(image_id)
+        return Sample(shown, shown, str(problem))
+
+
+def _text(file: Any, shown: str, suffix: str, id_column: str | None) -> _Columns:  # noqa: ANN401 - any binary file
+    rows = _rows(file, shown, suffix)
+    names = next(rows)
+    path = next((column for column in PATH_COLUMNS if column in names), None)
+    if path is None:
+        raise UserError(_no_paths(shown, escaped(", ".join(names)[:200]) or "nothing"))
+    ids = candidates(names, id_column, shown)
+    places = {column: names.index(column) for column in (path, *ids)}
+    table = [[row[place] if place < len(row) else None for place in places.values()] for row in rows]
+    columns = {column: [row[place] for row in table] for place, column in enumerate(places)}
+    return columns[path], {column: text_ids(columns[column]) for column in ids}
+
+
+def _rows(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: ANN401
+    """The names of the columns, then the rows. What is not UTF-8 costs its own row: it comes as surrogate escapes."""
+    lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+    if suffix == ".txt":
+        yield ["path"]
+        yield from ([line] for line in (line.rstrip("\r\n") for line in lines) if line.strip())
+        return
+    rows = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    try:
+        yield next(rows, [])
+        yield from (row for row in rows if row)
+    except csv.Error as error:
+        raise UserError(
+            f"{shown}: line {rows.line_num}: expected {suffix[1:].upper()}; {error}; put a field that holds a quote "
+            'into quotes, with "" for each inside, or give the paths alone as .txt'
+        ) from error
+
+
+def _parquet(file: Any, shown: str, id_column: str | None) -> _Columns:  # noqa: ANN401
+    """The same of a Parquet file, of which only the columns are read that can matter."""
+    try:
+        table = pq.ParquetFile(file, page_checksum_verification=True)
+        schema = table.schema_arrow
+        path = _path_column(schema, shown)
+        ids = id_columns(schema, id_column, shown)
+        refuse_other_counts(table.metadata)
+        batches = list(table.iter_batches(columns=list({path, *ids})))
+        columns = {column: id_texts([batch.column(column) for batch in batches]) for column in (path, *ids)}
+    except FAULTS as error:
+        raise UserError(f"{shown}: expected a Parquet file; {one_line(error)}") from error
+    paths = [None if isinstance(value, NoId) else value for value in columns[path]]
+    return paths, {column: columns[column] for column in ids}
+
+
+def _path_column(schema: pa.Schema, shown: str) -> str:
+    there = {column: schema.field(column).type for column in PATH_COLUMNS if schema.names.count(column) == 1}
+    path = next((column for column, kind in there.items() if is_text(kind)), None)
+    if path is not None:
+        return path
+    for column, kind in there.items():
+        raise UserError(
+            f"{shown}: expected an image's path in the column {column!r}, or its bytes ({IMAGES}); found "
+            f"{str(kind)[:200]}"
+        )
+    found = described(schema)
+    raise UserError(_no_paths(shown, found) + (f"; or of images: {IMAGES}" if "(" in found else ""))
+
+
+def _no_paths(shown: str, found: str) -> str:
+    return f"{shown}: expected a column called {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}; found {found}"

@@ -1,0 +1,116 @@
+"""Files through fsspec.
+
+Credentials are fsspec's business: the environment, and the configuration files of the service's own package.
+"""
+
+import errno
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TypeVar
+from urllib.parse import quote
+
+import fsspec
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError
+from sea_pipeline.storage.ranged import ranged_file
+from sea_pipeline.storage.remote import opening
+from sea_pipeline.storage.retry import PassingError, error_codes, error_statuses, patiently
+
+_Answer = TypeVar("_Answer")
+
+
+class RemoteFiles:
+    """The files below a URL. Names are literal: what is special in an fsspec URL is not so in them."""
+
+    readers = 16
+    random_access = True
+
+    def __init__(self, url: str) -> None:
+        with opening(url):
+            self._fs, top = fsspec.core.url_to_fs(url)
+        self.root = url if url.endswith("://") else url.rstrip("/")
+        self._top = top.rstrip("/")
+        self._is_http = url.lower().startswith(("http://", "https://"))
+
+    def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
+        """See `Files`."""
+        if length is not None and length > MAX_FILE_BYTES:
+            raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found {length:,}")
+        try:
+            data = self.part(uri, start, MAX_FILE_BYTES + 1 if length is None else length)
+        except PassingError:
+            raise
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not self._is_http and not self._there():
+                raise UserError(f"{self.root}: is gone; bring it back and run the same command again") from error
+            raise BadImageError("read", type(error).__name__, one_line(error)) from error
+        if len(data) > MAX_FILE_BYTES:
+            raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found more")
+        return data
+
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Files`."""
+        return "", 0
+
+    def part(self, name: str, start: int, length: int) -> bytes:
+        """At most `length` bytes of a file from `start` on; fewer where it ends."""
+        if not length:
+            return b""
+
+        def ranged() -> bytes:
+            try:
+                data: bytes = self._fs.cat_file(self._path(name), start=start, end=start + length)
+            except Exception as error:
+                if 416 in error_statuses(error) or "InvalidRange" in error_codes(error):
+                    return b""  # the file ends before `start`
+                raise
+            return data
+
+        return _asked(ranged, f"{self.root}/{name}")
+
+    def open(self, name: str) -> BinaryIO:
+        """See `Files`."""
+        size = _asked(lambda: self._fs.info(self._path(name))["size"], f"{self.root}/{name}")
+        if size is None:
+            raise OSError(errno.EINVAL, "the server does not say how long it is")
+        return ranged_file(self.part, name, int(size))
+
+    def names(self, left_out: Counter[str]) -> Iterator[str]:
+        """See `Files`."""
+        yield from self._found(lambda: self._fs.find(self._top))
+
+    def matching(self, pattern: str) -> list[str]:
+        """See `Files`."""
+        return self._found(lambda: self._fs.glob(self._path(pattern)))
+
+    def _found(self, listing: Callable[[], list[str]]) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            paths = patiently(listing, self.root)
+        except FileNotFoundError:
+            return []
+        except UserError:
+            raise
+        except Exception as error:  # a name that the service forbids is no OSError
+            raise UserError(f"{self.root}: cannot be listed: {one_line(error)}") from error
+        top = f"{self._top}/"
+        return [path[len(top) :] for path in paths if path.startswith(top) and not path.endswith("/")]
+
+    def _path(self, name: str) -> str:
+        return f"{self._top}/{quote(name) if self._is_http else name}"
+
+    def _there(self) -> bool:
+        there: bool = _asked(lambda: self._fs.exists(self._top), self.root)
+        return there
+
+
+def _asked(action: Callable[[], _Answer], shown: str) -> _Answer:
+    """The same as `patiently`, with an `OSError` for whatever a service's package says of a refusal."""
+    try:
+        return patiently(action, shown)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # aiohttp's are no OSErrors
+        kind = PermissionError if {401, 403} & error_statuses(error) else OSError
+        raise kind(one_line(error)) from error

@@ -1,0 +1,212 @@
+"""Images as bytes in Parquet files: Hugging Face's struct of bytes and path, or a plain binary column."""
+
+import bisect
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import accumulate, repeat
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs.pixels import PASSING, BadImageError
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_place, row_sample
+from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
+from sea_pipeline.inputs.sources.files import Files, reading
+from sea_pipeline.inputs.sources.forward import Forward
+from sea_pipeline.inputs.sources.order import OPEN_FILES
+from sea_pipeline.inputs.sources.values import FAULTS, NoId, bytes_of, id_texts
+from sea_pipeline.storage.parquet import refuse_other_counts
+
+PREFIX = "parquet:"
+_BUFFER = 1 << 20
+"""Bytes of a column read ahead: a row group is never held as a whole, however large."""
+_BATCH = 8
+"""Rows decoded at a time."""
+
+
+class _Damage(NamedTuple):
+    """What a row has in place of bytes."""
+
+    reason: str
+
+
+_Cell = bytes | _Damage | None
+
+
+class TableSource:
+    """Reads rows; a `uri` is `FILE#ROW`, from 0. Rows are near in the order of the files."""
+
+    readers = 1
+    random_access = True
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, Forward[_Cell]] = OrderedDict()
+
+    def read(self, uri: str) -> bytes:
+        """See `Source`."""
+        name, row = row_place(uri)
+        try:
+            cell = self._rows(name)[row]
+        except IndexError:
+            cell = _Damage("there are not so many rows any more")
+        if isinstance(cell, _Damage):
+            raise BadImageError("read", "DamagedTable", f"{name}, row {row}: {cell.reason}")
+        if cell is None:
+            raise BadImageError("read", "NoBytes", f"{name}, row {row}: expected the image's bytes; found none")
+        return cell
+
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`."""
+        return row_place(uri)
+
+    def _rows(self, name: str) -> Forward[_Cell]:
+        with self._lock:
+            if name not in self._open:
+                try:
+                    self._open[name] = _forward(self._files, name)
+                except (*FAULTS, UserError) as error:
+                    _refuse_passing(error)
+                    raise BadImageError("read", type(error).__name__, f"{name}: {one_line(error)}") from error
+                if len(self._open) > OPEN_FILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(name)
+            return self._open[name]
+
+
+def _forward(files: Files, name: str) -> Forward[_Cell]:
+    table = _opened(files.open(name))
+    column = image_leaf(table.schema_arrow, name)
+    if column is None:
+        raise UserError("expected a column of images; found none any more")
+    starts = _starts(table)
+
+    def begin(row: int) -> tuple[int, Iterator[_Cell]]:
+        group = bisect.bisect(starts, row) - 1
+        if group >= len(starts) - 1:
+            raise IndexError(row)
+        return starts[group], _cells(table, column, group, starts[group + 1] - starts[group])
+
+    return Forward(begin, _size, lambda row: starts[bisect.bisect(starts, row) - 1])
+
+
+def _starts(table: pq.ParquetFile) -> list[int]:
+    """The first row of each row group, and behind the last one the number of rows."""
+    groups = range(table.metadata.num_row_groups)
+    return [0, *accumulate(table.metadata.row_group(group).num_rows for group in groups)]
+
+
+def _cells(table: pq.ParquetFile, column: Leaf, group: int, rows: int) -> Iterator[_Cell]:
+    """The rows of a row group; behind a damaged place each of them is the damage."""
+    given = 0
+    try:
+        for values in _column(table, column, [group]):
+            for cell in bytes_of(values):
+                yield cell
+                given += 1
+    except FAULTS as error:
+        _refuse_passing(error)
+        yield from repeat(_Damage(f"row group {group} is damaged: {one_line(error)}"), rows - given)
+
+
+def _size(cell: _Cell) -> int:
+    return len(cell) if isinstance(cell, bytes) else 0
+
+
+def _refuse_passing(error: Exception) -> None:
+    """Raises what is the machine's or the network's fault; what Arrow itself finds wrong has no `errno`."""
+    if isinstance(error, OSError) and error.errno in PASSING:
+        raise error
+
+
+def is_table_of_images(files: Files, name: str) -> bool:
+    """Whether a Parquet file has a column of bytes; one that cannot be opened is none."""
+    with reading(f"{files.root}/{name}"), files.open(name) as file:
+        try:
+            return image_leaf(pq.ParquetFile(file).schema_arrow, f"{files.root}/{name}") is not None
+        except FAULTS as error:
+            _refuse_passing(error)
+            return False
+
+
+def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_out: Counter[str]) -> Found:
+    """The images of Parquet files, by the first id column whose values all differ, else by their row numbers.
+
+    Raises:
+        UserError: a column that is asked for is not there; the only file is no Parquet.
+    """
+    names = sorted(names)
+    pieces: dict[str, list[int]] = {}
+    damaged: dict[str, str] = {}
+    columns: list[Leaf] | None = None
+    for name in names:
+        with reading(f"{files.root}/{name}"), files.open(name) as file:
+            try:
+                table = _opened(file)
+                there = _id_leaves(table.schema_arrow, id_column, f"{files.root}/{name}")
+            except FAULTS as error:
+                _refuse_passing(error)
+                damaged[name] = f"cannot be read: {one_line(error)}"
+                continue
+        if there is None:
+            damaged[name] = no_images(table.schema_arrow)
+        else:
+            pieces[name] = _starts(table)
+            columns = there if columns is None else [leaf for leaf in columns if leaf in there]
+    if len(names) == 1 and damaged:
+        raise UserError(f"{files.root}/{names[0]}: {damaged[names[0]]}")
+    ids = chosen_ids({str(leaf): partial(_ids, files, pieces, leaf) for leaf in columns or []}, id_column)
+    places = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
+    shown = ids[1] if ids else [f"{name}/{row_id(row)}" if len(names) > 1 else row_id(row) for name, row in places]
+    samples = [
+        row_sample(image_id, f"{name}#{row}", f"{name}#{row}", ids[0] if ids else "")
+        for image_id, (name, row) in zip(shown, places, strict=True)
+    ]
+    samples += [Sample(name, name, problem) for name, problem in damaged.items()]
+    return Found(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces)
+
+
+def _id_leaves(schema: pa.Schema, id_column: str | None, shown: str) -> list[Leaf] | None:
+    """What the ids of a table may come from, the best first; None where it has no images."""
+    image = image_leaf(schema, shown)
+    if image is None:
+        return None
+    path = path_leaf(schema, image) if id_column is None else None
+    return [*(Leaf(name) for name in id_columns(schema, id_column, shown)), *([path] if path else [])]
+
+
+def _ids(files: Files, pieces: Mapping[str, Sequence[int]], column: Leaf) -> list[str | NoId]:
+    ids: list[str | NoId] = []
+    for name, starts in pieces.items():
+        shown = f"{files.root}/{name}"
+        with reading(shown), files.open(name) as file:
+            try:
+                found = id_texts(list(_column(_opened(file), column)))
+            except FAULTS as error:
+                _refuse_passing(error)
+                raise UserError(f"{shown}: the column {column} is damaged: {one_line(error)}") from error
+        if len(found) != starts[-1]:
+            raise UserError(
+                f"{shown}: the column {column} is damaged: expected {starts[-1]:,} ids, found {len(found):,}"
+            )
+        ids += found
+    return ids
+
+
+def _column(table: pq.ParquetFile, column: Leaf, groups: list[int] | None = None) -> Iterator[pa.Array]:
+    """The values of a column, some rows at a time."""
+    batch_size = 65_536 if groups is None else _BATCH
+    for batch in table.iter_batches(batch_size, row_groups=groups, columns=[str(column)], use_threads=False):
+        yield from column.of(batch)
+
+
+def _opened(file: BinaryIO) -> pq.ParquetFile:
+    table = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+    refuse_other_counts(table.metadata)
+    return table

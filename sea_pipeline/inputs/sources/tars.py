@@ -1,0 +1,188 @@
+"""Images in tars (webdataset): listed once by the members' headers, read by their place and length."""
+
+import posixpath
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.sources.base import OTHER_FILES, Found, escaped, is_image_name, named
+from sea_pipeline.inputs.sources.files import Files, reading
+from sea_pipeline.inputs.sources.tar_members import Members, folders, followed, through_folders
+from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
+
+PREFIX = "tar:"
+_REPLACED = "members that a later one of the same tar replaces"
+_MARKERS = "blocks of zeros inside a tar, which was read on behind them"
+
+
+class TarSource:
+    """Reads members; a `uri` is `TAR#OFFSET+LENGTH`, in bytes."""
+
+    random_access = True
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.readers = files.readers
+
+    def read(self, uri: str) -> bytes:
+        """See `Source`."""
+        name, start, length = _member(uri)
+        data = self._files.read(name, start, length)
+        if len(data) < length:
+            message = f"{name} ends after {len(data):,} of the image's {length:,} bytes; it has been cut off"
+            raise BadImageError("read", "Truncated", message)
+        return data
+
+    def where(self, uri: str) -> tuple[str, int]:
+        """See `Source`."""
+        return _member(uri)[:2]
+
+
+def _member(uri: str) -> tuple[str, int, int]:
+    name, _, place = uri.rpartition("#")
+    start, length = map(int, place.split("+"))
+    return name, start, length
+
+
+class _Place(NamedTuple):
+    """Where a member's bytes are, or why it has none."""
+
+    uri: str
+    problem: str | None = None
+
+
+class _Tar(NamedTuple):
+    name: str
+    images: dict[str, _Place]
+    """By the member's name, as the tar has it."""
+    left_out: Counter[str]
+    damage: str | None
+
+
+def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Found:
+    """The images of tars. Their ids are the members' names, with the tar's name in front where two tars share one.
+
+    A tar is read to the end of its file, whatever lies between its members. Damage is itself among the samples, with
+    its problem. Of two members of one name the later counts, as in a folder that the tar is unpacked into.
+
+    Raises:
+        UserError: the only tar is none.
+    """
+    with ThreadPoolExecutor(files.readers) as pool:
+        tars = list(pool.map(lambda name: _listed(files, name), names))
+    if len(tars) == 1 and tars[0].damage and not tars[0].images:
+        raise UserError(f"{files.root}/{names[0]}: expected a .tar with images, not compressed; {tars[0].damage}")
+    for tar in tars:
+        left_out.update(tar.left_out)
+    shared = sum(len(tar.images) for tar in tars) > len({member for tar in tars for member in tar.images})
+    samples = [
+        _sample(f"{tar.name.removesuffix('.tar')}/{member}" if shared else member, place)
+        for tar in tars
+        for member, place in tar.images.items()
+    ]
+    samples += [Sample(tar.name, tar.name, tar.damage) for tar in tars if tar.damage]
+    return Found(PREFIX + files.root, samples, "members' names, their tar in front" if shared else "members' names")
+
+
+def _sample(image_id: str, place: _Place) -> Sample:
+    if place.problem is None:
+        return named(image_id, place.uri, "member")
+    return Sample(escaped(image_id), escaped(place.uri), escaped(place.problem))
+
+
+def _listed(files: Files, name: str) -> _Tar:
+    contents = _Contents(name)
+    before = 0
+    with reading(f"{files.root}/{name}"), files.open(name) as file:
+        members = Members(file)
+        for member in members:
+            is_whole = not members.damage
+            contents.add(member)
+            before = contents.named if is_whole else before
+    images = dict(contents.images())
+    left_out = contents.left_out
+    left_out[_REPLACED] += contents.named - len(contents.shown)
+    left_out[_MARKERS] += members.markers
+    damage = None
+    if members.damage:
+        more = f", and at {len(members.damage) - 1:,} more places" if len(members.damage) > 1 else ""
+        whole = f"damaged behind its first {before:,} images: " if contents.named or any(left_out.values()) else ""
+        damage = f"{whole}{members.damage[0]}{more}"
+    return _Tar(name, images, left_out, damage)
+
+
+class _Contents:
+    """The members of a tar by name, as they would lie in a folder that it is unpacked into."""
+
+    def __init__(self, tar: str) -> None:
+        self.left_out: Counter[str] = Counter()
+        self.named = 0
+        """Members that are called as images are."""
+        self.shown: dict[str, str] = {}
+        """Their names, by path."""
+        self._tar = tar
+        self._places: dict[str, _Place] = {}
+        self._links: dict[str, str] = {}
+
+    def add(self, member: tarfile.TarInfo) -> None:
+        """Takes one more member, in the tar's order."""
+        path, target = _path(member.name), _path(member.linkname)
+        if is_leftover(path):
+            self.left_out[LEFTOVERS] += not member.isdir()
+            return
+        if member.isdir():
+            return
+        self._places.pop(path, None)
+        self._links.pop(path, None)
+        if member.issym() and member.linkname:
+            self._links[path] = member.linkname
+        elif member.islnk() and target in self._links:
+            self._links[path] = self._links[target]
+        elif member.islnk():
+            self._places[path] = self._places.get(target) or _astray(path, member.linkname)
+        else:
+            self._places[path] = self._place(path, member)
+        if is_image_name(path):
+            self.shown[path] = member.name.removeprefix("./")
+            self.named += 1
+        elif path not in self._links:
+            self.left_out[OTHER_FILES] += 1
+
+    def images(self) -> Iterator[tuple[str, _Place]]:
+        """The images by name, when all members are there."""
+        tree = folders((*self._places, *self._links)) if self._links else {}
+        real = {path: followed(path, self._links) for path in self._links}
+        self.left_out[OTHER_FILES] += sum(not is_image_name(path) and real[path] not in tree for path in self._links)
+        for path, name in self.shown.items():
+            if real.get(path) not in tree:
+                yield name, self._found(path)
+        for name, path in through_folders(tree, self._links, self.left_out):
+            if is_image_name(name):
+                yield name, self._found(path)
+            else:
+                self.left_out[OTHER_FILES] += 1
+
+    def _found(self, path: str) -> _Place:
+        if path not in self._links:
+            return self._places[path]
+        return self._places.get(followed(path, self._links) or "") or _astray(path, self._links[path])
+
+    def _place(self, path: str, member: tarfile.TarInfo) -> _Place:
+        if member.issparse():
+            return _Place(path, "its holes are left out, which is not read; pack it again without --sparse")
+        if not member.isreg():
+            return _Place(path, f"expected a file or a link; found a member of the type {member.type!r}")
+        return _Place(f"{self._tar}#{member.offset_data}+{member.size}")
+
+
+def _path(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/")
+
+
+def _astray(path: str, target: str) -> _Place:
+    return _Place(path, f"is a link to {escaped(target)!r}, which is not in the tar")

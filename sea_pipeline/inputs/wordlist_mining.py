@@ -1,0 +1,106 @@
+"""A word list mined from captions (SEA v2): their content words and frequent phrases, then a general list.
+
+What a word and a phrase are is in `captions.py`. Counts are of occurrences in all gpt turns of records with an image,
+and no count is an estimate, so the order of the records does not change the list.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.captions import LONGEST_PHRASE, gpt_turns, is_content, is_entry, singular, windows, word_runs
+from sea_pipeline.inputs.llava_json import images_of, naming, records
+
+LEAST_SHARE = 1e-5
+"""Occurrences per caption that an entry needs: 6 in 558,000, so that misspellings do not fill the list."""
+LEAST_PHRASE = 3
+"""Occurrences that a phrase needs, in small files too."""
+LEAST_NPMI = 0.3
+"""The association that a phrase needs; see `association`."""
+
+
+def mine(path: Path, general: Sequence[str], most: int) -> tuple[str, ...]:
+    """What the captions of a LLaVA `.json` or `.jsonl` name, most frequent first, then the words of a general list.
+
+    A plural that the general list lacks counts as its singular, where that list or the captions have one. Entries of
+    one count are in alphabetical order. The file is read three times; memory grows with its distinct words.
+
+    Args:
+        path: the captions.
+        general: the words that follow, in their order, but for those that are there already.
+        most: entries at most; what is over is cut from the end.
+
+    Raises:
+        UserError: see `llava_json.records`; or no caption holds a content word.
+    """
+    counts, least = _counts(path)
+    total = sum(counts[0].values())
+    words = {word: count for word, count in counts[0].items() if count >= least and is_content(word)}
+    phrases = {
+        phrase: count
+        for longer in counts[1:]
+        for phrase, count in longer.items()
+        if is_entry(parts := phrase.split())
+        and association(count, [counts[0][part] for part in parts], total) >= LEAST_NPMI
+    }
+    if not words:
+        raise UserError(
+            f"--wordlist mine:{path}: expected captions, gpt turns of records with an image; found no content word in "
+            "any; give a file with captions"
+        )
+    spelled = {word.lower(): word for word in reversed(general)}
+    known = spelled.keys() | words.keys() | phrases.keys()
+    found: Counter[str] = Counter()
+    for entry, count in (words | phrases).items():
+        name = entry if entry in spelled else singular(entry, known) or entry
+        found[spelled.get(name, name)] += count
+    mined = sorted(found, key=lambda entry: (-found[entry], entry))
+    return tuple(dict.fromkeys([*mined, *general]))[:most]
+
+
+def association(together: int, alone: Sequence[int], total: int) -> float:
+    """Normalised pointwise mutual information of words that stand side by side (Bouma 2009; for n words, over n - 1).
+
+    ln(p / prod p_i) / (-(n - 1) ln p): 0 where they meet as often as chance has it, 1 where none is ever without the
+    others.
+
+    Args:
+        together: how often they stand side by side.
+        alone: how often each of them occurs, n numbers.
+        total: occurrences of all words.
+    """
+    p = together / total
+    surprise = math.log(p) - sum(math.log(count / total) for count in alone)
+    return surprise / (-(len(alone) - 1) * math.log(p))
+
+
+def _counts(path: Path) -> tuple[list[Counter[str]], int]:
+    """How often each run of one, two and three words occurs, rare long ones left out; and what an entry needs.
+
+    A phrase is no more frequent than its parts, so only those of frequent parts are counted.
+    """
+    counts: list[Counter[str]] = []
+    frequent: set[str] = set()
+    for length in range(1, LONGEST_PHRASE + 1):
+        counter: Counter[str] = Counter()
+        captions = 0
+        for caption in _captions(path):
+            captions += 1
+            for run in word_runs(caption):
+                for words in windows(run, length):
+                    if length == 1 or {" ".join(words[1:]), " ".join(words[:-1])} <= frequent:
+                        counter[" ".join(words)] += 1
+        least = max(1, math.ceil(LEAST_SHARE * captions))
+        frequent = {words for words, count in counter.items() if count >= max(least, LEAST_PHRASE)}
+        counts.append(counter if length == 1 else Counter({words: counter[words] for words in frequent}))
+    return counts, least
+
+
+def _captions(path: Path) -> Iterator[str]:
+    for number, row in records(path):
+        with naming(path, number):
+            images = images_of(row)
+        if images:
+            yield from gpt_turns(row)

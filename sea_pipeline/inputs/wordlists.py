@@ -1,0 +1,148 @@
+"""Word lists: read, normalised, checked, hashed. Word ids are positions in the normalised list."""
+
+import codecs
+import hashlib
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.wordlist_mining import mine
+from sea_pipeline.storage.paths import data_folder
+
+MAX_WORDS = 65_535
+"""Word ids are stored as uint16 and 65,535 means "no label"."""
+MINED = "mine:"
+"""In front of a file of captions: a list mined from them, then `GENERAL`; see `wordlist_mining.mine`."""
+GENERAL = "2of12"
+_UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
+"""Categories of Unicode: control and format characters, those of private use, and what separates."""
+_ALSO_UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
+    *range(0x180B, 0x1810),
+    *range(0xFE00, 0xFE10),
+    *range(0xE0100, 0xE01F0),
+}
+"""Letters and marks that Unicode has programs draw as nothing (Default_Ignorable_Code_Point), and blank Braille."""
+_JOINERS = "\u200c\u200d"
+_VIRAMA = 9
+"""The combining class of the mark that takes a letter's vowel away."""
+
+
+@dataclass(frozen=True)
+class WordList:
+    """A normalised list of distinct words.
+
+    `sha256` is that of `text()`: two lists are the same if and only if their hashes are, whatever their names.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, words: tuple[str, ...]) -> "WordList":
+        """A list of words that are normalised and distinct already."""
+        return cls(name, words, hashlib.sha256(_text(words).encode()).hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def text(self) -> str:
+        """The normalised list as a file holds it: UTF-8, one word per line."""
+        return _text(self.words)
+
+
+def load_wordlist(spec: str) -> WordList:
+    """Reads a word list by its name (`2of12`), from a file (UTF-8, one word or phrase per line), or mines it.
+
+    Words are stripped and brought to Unicode form NFC; blank lines and the mark that a file begins with (BOM) are left
+    out; order and case are kept. With `mine:` in front, the file is LLaVA's JSON or JSONL, and the list is what its
+    captions name and then 2of12: see `wordlist_mining.mine`.
+
+    Raises:
+        UserError: no such list, not UTF-8, empty, a word twice, characters that nobody sees, or over 65,535 words; or a
+            file of captions that is none.
+    """
+    if spec.startswith(MINED):
+        captions = Path(spec.removeprefix(MINED))
+        if not captions.is_file():
+            raise UserError(f"--wordlist {spec}: expected LLaVA's JSON or JSONL with captions; found no such file")
+        return WordList.of(f"mine-{captions.stem}", mine(captions, load_wordlist(GENERAL).words, MAX_WORDS))
+    path = Path(spec)
+    builtin = data_folder("wordlists") / f"{spec}.txt"
+    if not path.is_file() and "/" not in spec and builtin.is_file():
+        path = builtin
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in data_folder("wordlists").glob("*.txt")))
+        raise UserError(
+            f"--wordlist {spec}: expected a file, {MINED}CAPTIONS.json, or one of the lists {known}; found none of them"
+        )
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: the word list cannot be read: {error.strerror}") from error
+    words = parse_wordlist(raw, str(path))
+    return WordList.of(path.stem, words)
+
+
+def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
+    """The normalised words of a file's bytes; `origin` names the file in errors. See `load_wordlist`."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        found = "utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+        raise UserError(
+            f"{origin}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {line}; "
+            f"convert it, for example with: iconv -f {found} -t utf-8"
+        ) from error
+    first_line: dict[str, int] = {}
+    for number, word in _numbered_words(text):
+        if (place := _unseen(word)) is not None:
+            raise UserError(
+                f"{origin}: line {number} holds {_called(word[place])} (U+{ord(word[place]):04X}), which nobody sees, "
+                f"in {word!a:.80}; expected one word or phrase per line; remove it, or write a space"
+            )
+        if word in first_line:
+            raise UserError(
+                f"{origin}: expected every word once; found {word!r:.80} in lines {first_line[word]} and {number}"
+            )
+        first_line[word] = number
+    if not first_line:
+        raise UserError(f"{origin}: expected one word or phrase per line; found none")
+    if len(first_line) > MAX_WORDS:
+        raise UserError(f"{origin}: expected at most {MAX_WORDS:,} words, found {len(first_line):,}; shorten the list")
+    return tuple(first_line)
+
+
+def _numbered_words(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if word := unicodedata.normalize("NFC", line.strip()):
+            yield number, word
+
+
+def _unseen(word: str) -> int | None:
+    """Where a word has a character that nobody sees, or that is not a plain space and looks like one."""
+    for place, character in enumerate(word):
+        unseen = unicodedata.category(character) in _UNSEEN or ord(character) in _ALSO_UNSEEN
+        if unseen and character != " " and not (character in _JOINERS and _is_needed(word, place)):
+            return place
+    return None
+
+
+def _is_needed(word: str, place: int) -> bool:
+    """Whether a joiner decides how its neighbours look: behind a virama, and between Arabic letters (RFC 5892)."""
+    before, behind = word[place - 1 : place], word[place + 1 : place + 2]
+    if before and unicodedata.combining(before) == _VIRAMA:
+        return True
+    return all(letter and unicodedata.bidirectional(letter) == "AL" for letter in (before, behind))
+
+
+def _called(character: str) -> str:
+    kinds = {"Cc": "a control character", "Co": "a character of private use"}
+    return kinds.get(unicodedata.category(character)) or unicodedata.name(character)
+
+
+def _text(words: tuple[str, ...]) -> str:
+    return "".join(f"{word}\n" for word in words)

@@ -1,0 +1,91 @@
+"""Images that a LLaVA file has captions of, and which entries of a word list those name."""
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sea_pipeline.inputs.captions import content_words, gpt_turns, in_list, phrases
+from sea_pipeline.inputs.llava_json import images_of, naming, records
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.wordlists import WordList
+from sea_pipeline.labels.caption_lift import Flags
+
+
+class Captioned(NamedTuple):
+    """An image and all that the file says of it."""
+
+    sample: Sample
+    captions: list[str]
+
+
+def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: int) -> list[Captioned]:
+    """Some of the images that a LLaVA file has captions of, by a hash of (seed, image id), sorted by id.
+
+    Which ones does not depend on the order of the records, and few of them change when some are added. A caption is a
+    gpt turn of a record with one image; those of several images do not say which one they mean.
+
+    Args:
+        path: the file, read once.
+        samples: the images that can be taken.
+        limit: how many at most.
+        seed: another seed, other images.
+    """
+    known = {sample.image_id: sample for sample in samples if sample.problem is None}
+    chosen: dict[str, list[str]] = {}
+    ranks: list[tuple[bytes, str]] = []
+    for number, row in records(path):
+        with naming(path, number):
+            images, captions = images_of(row), gpt_turns(row)
+        image = images[0] if len(images) == 1 and isinstance(images[0], str) else ""
+        if image in chosen:
+            chosen[image] += captions
+        elif image in known and captions:
+            rank = hashlib.sha256(f"{seed} {image}".encode()).digest(), image
+            if len(ranks) < limit:
+                heapq.heappush(ranks, rank)
+            elif rank > ranks[0]:
+                del chosen[heapq.heapreplace(ranks, rank)[1]]
+            else:
+                continue
+            chosen[image] = captions
+    return [Captioned(known[image], chosen[image]) for image in sorted(chosen)]
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """Which entries of a word list the captions of N images name."""
+
+    word_ids: npt.NDArray[np.int64]
+    """(V,), ascending."""
+    flags: Flags
+    """(N, V)."""
+    words: int
+    """Distinct content words of the captions."""
+    missing: Counter[str]
+    """Those that the list does not have, and in how many images' captions they stand."""
+
+
+def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Named:
+    """The content words and phrases of each image's captions that a word list has, by the rules of `captions.py`."""
+    ids = {word.lower(): number for number, word in reversed(list(enumerate(words.words)))}
+    spoken: set[str] = set()
+    missing: Counter[str] = Counter()
+    found: list[set[int]] = []
+    for texts in captions:
+        single = {word for text in texts for word in content_words(text)}
+        spoken |= single
+        missing.update(word for word in single if in_list(word, ids) is None)
+        entries = single | {phrase for text in texts for phrase in phrases(text)}
+        found.append({ids[name] for entry in entries if (name := in_list(entry, ids)) is not None})
+    word_ids = np.array(sorted(set().union(*found)), np.int64)
+    flags = np.zeros((len(captions), len(word_ids)), np.bool_)
+    for image, own in enumerate(found):
+        flags[image] = np.isin(word_ids, list(own))
+    return Named(word_ids, flags, len(spoken), missing)

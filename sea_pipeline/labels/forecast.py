@@ -1,0 +1,162 @@
+"""`sea-pipeline plan` as a function: labels a few images here and says what many would take."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar, process_peak_bytes
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.execution.stage import ShardResult
+from sea_pipeline.inputs.samples import Listing, Sample
+from sea_pipeline.inputs.sources import list_samples, open_source
+from sea_pipeline.labels.run import LabelSettings, encoder_of, stage_of, words_of
+from sea_pipeline.labels.stage import LabelStage
+
+_ROUNDS = 4
+"""Batches of each thread at least, or the threads that end first would seem slow."""
+
+
+class ForecastSettings(LabelSettings):
+    """What `sea-pipeline plan` is asked for; `images` of `label` is here what is measured, None for sample photos."""
+
+    planned: Annotated[int, Field(ge=1)]
+    """How many images the forecast is for."""
+    measure: Annotated[int, Field(ge=16)] = 64
+    """Images that are labelled here at least, spread over the input; smaller inputs are used again and again."""
+    workers: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """The most workers that a row is given for."""
+    price: Annotated[float, Field(ge=0)] | None = None
+    """Of one worker for one hour, in any currency."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a number of workers, each like this process, would take."""
+
+    workers: int
+    hours: float
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What labelling `planned` images would take, from `measured` ones labelled here."""
+
+    planned: int
+    measured: int
+    bad: int
+    device: str
+    images_per_second: float
+    seconds_per_image: dict[str, float]
+    """By part; decoding is summed over its threads and runs beside the others."""
+    start_seconds: float
+    """For each worker, once: loading the encoder and the words' embeddings; embedding them, if they were not kept."""
+    words_seconds: float
+    """Of those, for the words' embeddings: next to nothing where they were kept."""
+    bytes_per_image: float
+    memory_bytes: int
+    """The peak of this process."""
+    shards: int
+    shares: tuple[Share, ...]
+
+    @property
+    def bytes(self) -> float:
+        """All shards together."""
+        return self.bytes_per_image * self.planned
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, and `bytes`."""
+        return asdict(self) | {"bytes": self.bytes}
+
+
+def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Forecast:
+    """Labels some images as `label` would, in a folder that is thrown away, and scales the figures.
+
+    A worker is a process like this one, with as many cores to itself and the same device. Work is handed out by whole
+    shards, so that many workers on few shards wait for the last ones.
+
+    Raises:
+        UserError: see `load_wordlist`, `load_encoder` and `list_samples`; or no image could be labelled.
+    """
+    device = resolve_device(settings.device)
+    stage, start, of_words = _started(settings, device, progress)
+    listing = list_samples(
+        settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
+    )
+    count = max(settings.measure, _ROUNDS * stage.batch_size * stage.lanes)
+    with progress("measuring", count, 0) as advance:
+        seconds, bytes_per_image, result = _measured(stage, listing, count, advance)
+    if not result.rows:
+        raise UserError(f"{listing.origin}: none of {count} images could be labelled: {result.bad[0].message}")
+    passed = result.rows + len(result.bad)
+    rate = passed / seconds
+    return Forecast(
+        planned=settings.planned,
+        measured=passed,
+        bad=len(result.bad),
+        device=device,
+        images_per_second=rate,
+        seconds_per_image={part: spent / passed for part, spent in result.seconds.items()},
+        start_seconds=start,
+        words_seconds=of_words,
+        bytes_per_image=bytes_per_image,
+        memory_bytes=process_peak_bytes(),
+        shards=-(-settings.planned // settings.shard_size),
+        shares=tuple(_shares(settings, rate, start)),
+    )
+
+
+def busiest(images: int, shard_size: int, workers: int) -> int:
+    """The images of the worker that gets the most, when shards are handed out in turn."""
+    shards = -(-images // shard_size)
+    mine = len(range(0, shards, workers))
+    has_last = (shards - 1) % workers == 0
+    return mine * shard_size - (shards * shard_size - images if has_last else 0)
+
+
+def _started(settings: ForecastSettings, device: str, progress: ProgressBar) -> tuple[LabelStage, float, float]:
+    """The stage; the seconds until it could work, and those of them for the words' embeddings."""
+    begun = time.perf_counter()
+    words, encoder = words_of(settings), encoder_of(settings, device)
+    encoder.load()
+    asked = time.perf_counter()
+    with progress("embedding words", len(words), 0) as advance:
+        embeddings = word_embeddings(encoder, words, advance)
+    answered = time.perf_counter()
+    stage = stage_of(settings, encoder, embeddings, device)
+    return stage, time.perf_counter() - begun, answered - asked
+
+
+def _measured(stage: LabelStage, listing: Listing, count: int, advance: Any) -> tuple[float, float, ShardResult]:  # noqa: ANN401
+    """The seconds, the bytes an image and the result of labelling `count` images; others come first, to warm up."""
+    source, chosen = open_source(listing.root), _chosen(listing.samples, count)
+    few = len(listing.samples) < count
+    warm = listing.samples if few else _chosen(listing.samples, stage.batch_size * stage.lanes)
+    with tempfile.TemporaryDirectory(prefix="sea-pipeline-") as folder:
+        first, target = Path(folder) / "warm.parquet", Path(folder) / "measured.parquet"
+        stage.process(warm, source, first, {}, lambda _: None)
+        begun = time.perf_counter()
+        result = stage.process(chosen, source, target, {}, advance)
+        seconds = time.perf_counter() - begun
+        # Rows that are there again and again are compressed away.
+        size = first.stat().st_size / len(warm) if few else target.stat().st_size / count
+        return seconds, size, result
+
+
+def _chosen(samples: list[Sample], count: int) -> list[Sample]:
+    """`count` samples spread over the input in its order, each as often as any other."""
+    return [samples[place * len(samples) // count] for place in range(count)]
+
+
+def _shares(settings: ForecastSettings, rate: float, start: float) -> Iterator[Share]:
+    workers = sorted({2**power for power in range(settings.workers.bit_length())} | {settings.workers})
+    for count in workers:
+        hours = (start + busiest(settings.planned, settings.shard_size, count) / rate) / 3600
+        yield Share(count, hours, None if settings.price is None else hours * count * settings.price)

@@ -1,0 +1,121 @@
+"""The rows of one shard of labels, from images as they come to a file in plan order.
+
+B images of a batch, P patches, D embedding width, n labels a patch.
+"""
+
+import base64
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sea_pipeline.core.parallel import InOrder
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.labels.format import LabelRow, ShardWriter, to_stored
+
+Seconds = defaultdict[str, float]
+_NONE: npt.NDArray[Any] = np.empty(0)
+
+
+class Decoded(NamedTuple):
+    """A good image, ready for the encoder."""
+
+    sample: Sample
+    sha256: bytes
+    size: tuple[int, int]
+    """(width, height) of the upright image."""
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    crop_box: CropBox
+
+
+class Labelled(NamedTuple):
+    """A batch of good images behind encoder and search."""
+
+    items: list[Decoded]
+    """With embeddings that are finite; `rest` have others."""
+    rest: list[Decoded]
+    word_ids: torch.Tensor
+    """int32 (items, P, n); scores likewise, float64."""
+    scores: torch.Tensor
+    patch_sums: torch.Tensor
+    """float64 (items, D): the sum of each one's embeddings."""
+    seconds: Seconds
+
+
+class ShardRows(InOrder[LabelRow]):
+    """Writes the rows of a shard in plan order, whichever order they come in.
+
+    Args:
+        samples: the shard, in plan order; one that is there twice is written twice.
+        writer: what writes it.
+        folder: where rows that come early wait.
+        width: D.
+    """
+
+    def __init__(self, samples: list[Sample], writer: ShardWriter, folder: Path, width: int) -> None:
+        super().__init__(self._write, folder)
+        self._places: defaultdict[Sample, list[int]] = defaultdict(list)
+        """Those that are not settled yet, the first one last."""
+        for place in reversed(range(len(samples))):
+            self._places[samples[place]].append(place)
+        self._bad: dict[int, BadSample] = {}
+        self.count = 0
+        self.first_sha256: str | None = None
+        self.patch_sum = np.zeros(width)
+        """(D,): summed in plan order, so that it is the same to the last bit in whichever order they came."""
+        self._writer = writer
+
+    def add_batch(self, found: Labelled, bad: list[BadSample]) -> None:
+        """Settles the places of a batch, and of what has been found to be bad."""
+        stored = to_stored(found.word_ids.numpy(), found.scores.numpy())
+        for item, *arrays in zip(found.items, *stored, found.patch_sums.numpy(), strict=True):
+            self.add(self._places[item.sample].pop(), _row(item), arrays)
+        self.pass_over(bad)
+
+    def pass_over(self, bad: list[BadSample]) -> None:
+        """Settles the places of those that have been found to be bad since the last time."""
+        for image in bad[len(self._bad) :]:
+            place = self._places[image.sample].pop()
+            self._bad[place] = image
+            self.skip(place)
+
+    def bad(self) -> list[BadSample]:
+        """Those that have been passed over, in plan order: not by who was found out first."""
+        return [self._bad[place] for place in sorted(self._bad)]
+
+    def _write(self, row: LabelRow, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        word_ids, scores, patch_sum = arrays
+        self._writer.add(row._replace(word_ids=word_ids, scores=scores))
+        self.patch_sum += patch_sum
+        self.first_sha256 = self.first_sha256 or row.image_sha256.hex()
+        self.count += 1
+
+
+def packed(vector: npt.NDArray[np.float64]) -> str:
+    """float64 numbers as base64 of their little-endian bytes: half the size of JSON's digits."""
+    return base64.b64encode(vector.astype("<f8").tobytes()).decode()
+
+
+def unpacked(text: str) -> torch.Tensor:
+    """What `packed` has made text of."""
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f8").astype(np.float64))
+
+
+def _row(item: Decoded) -> LabelRow:
+    """But for its labels."""
+    width, height = item.size
+    return LabelRow(
+        image_id=item.sample.image_id,
+        uri=item.sample.uri,
+        image_sha256=item.sha256,
+        height=height,
+        width=width,
+        crop_box=item.crop_box,
+        word_ids=_NONE,
+        scores=_NONE,
+    )

@@ -1,0 +1,235 @@
+"""Which encoder, path and sign puts the words of a caption on its image: `sea-pipeline probe`, and `label`'s hint.
+
+It writes nothing but the cache of word embeddings.
+
+N images, V entries of the word list that their captions name, W words, D embedding width; B images of a batch, P
+patches, n labels a patch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
+from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder, paths_of
+from sea_pipeline.encoders.base import finite_images
+from sea_pipeline.encoders.spec import Precision, Template
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.samples import Listing
+from sea_pipeline.inputs.sources import list_samples, open_source
+from sea_pipeline.inputs.wordlists import WordList, load_wordlist
+from sea_pipeline.labels.caption_lift import Findings, Probed, lift
+from sea_pipeline.labels.captioned_images import Captioned, Named, captioned_images, named_entries
+from sea_pipeline.search.exact import WordSearch
+
+MOST_FREQUENT = 10
+HINT_LEAST, HINT_MOST = 16, 32
+"""Captioned images that the hint needs, and those that it looks at."""
+_BATCH = 8
+
+
+def probe(
+    encoder: Encoder,
+    embeddings: torch.Tensor,
+    words: WordList,
+    named: Named,
+    pixels: Iterable[tuple[int, npt.NDArray[Any]]],
+    *,
+    spec: str,
+    top_n: int,
+    device: str,
+    seed: int = 0,
+) -> list[Probed]:
+    """Both signs of one encoder and path, + first, from one pass over the images; nothing of less than two images.
+
+    The labels are those that `label` gives: the n best words of each patch by s = sign * cos, without those of s < 0.
+    Memory is that of one batch and (N, V) flags for each sign.
+
+    Args:
+        encoder: its own sign does not matter.
+        embeddings: of the word list, float32 (W, D).
+        words: the list.
+        named: what captions name.
+        pixels: images as the encoder takes them, with their places in `named`; those that are not there do not count.
+        spec: the encoder's, with its path.
+        top_n: n.
+        device: where words are searched.
+        seed: of the interval.
+    """
+    tallies = [
+        _Tally(sign, WordSearch(embeddings, top_n=top_n, sign=sign, device=device), named, len(words))
+        for sign in (1, -1)
+    ]
+    seen: list[int] = []
+    pixels = iter(pixels)
+    while batch := list(islice(pixels, _BATCH)):
+        vectors = encoder.patches(torch.from_numpy(np.stack([values for _, values in batch])))
+        finite = finite_images(encoder, vectors)
+        images = [image for (image, _), good in zip(batch, finite, strict=True) if good]
+        for tally in tallies:
+            tally.add(images, vectors[finite])
+        seen += images
+    return [tally.result(words, seen, spec, seed) for tally in tallies] if len(seen) > 1 else []
+
+
+class _Tally:
+    """What the labels of one sign hold, image by image."""
+
+    def __init__(self, sign: int, search: WordSearch, named: Named, words: int) -> None:
+        self._sign = sign
+        self._search = search
+        self._named = named
+        self._labelled = np.zeros_like(named.flags)
+        self._uses = np.zeros(words, np.int64)
+        self._slots = 0
+
+    def add(self, images: Sequence[int], vectors: torch.Tensor) -> None:
+        """Counts the labels of a batch: places in `Named`, and float32 (B, P, D)."""
+        found = self._search(vectors.flatten(0, 1))[0].numpy()
+        self._slots += found.size
+        for image, labels in zip(images, np.split(found, len(images)) if images else [], strict=True):
+            uses = np.bincount(labels[labels >= 0], minlength=len(self._uses))
+            self._labelled[image] = uses[self._named.word_ids] > 0
+            self._uses += uses
+
+    def result(self, words: WordList, images: list[int], spec: str, seed: int) -> Probed:
+        """The figures over some of the images."""
+        images = sorted(images)
+        frequent = [int(word) for word in np.argsort(-self._uses, kind="stable")[:MOST_FREQUENT] if self._uses[word]]
+        return Probed(
+            spec=spec,
+            sign=self._sign,
+            images=len(images),
+            lift=lift(self._labelled[images], self._named.flags[images], seed),
+            dropped=1 - int(self._uses.sum()) / self._slots,
+            used=float((self._uses > 0).mean()),
+            frequent=tuple((words.words[word], int(self._uses[word])) for word in frequent),
+        )
+
+
+def signed(spec: str, sign: int | None) -> str:
+    """A spec with a path and that sign, None for the path's own; the spec of an encoder without paths as it is."""
+    parsed = EncoderSpec.parse(spec)
+    return str(replace(parsed, sign=sign)) if parsed.path else spec
+
+
+def prepared(
+    encoder: Encoder, images: Sequence[Captioned], root: str, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """The images that can be read, as the encoder takes them, with their places; the others are passed over."""
+    source = open_source(root)
+    for place, image in enumerate(images):
+        advance(1)
+        try:
+            values = encoder.preprocess(decode_image(source.read(image.sample.uri)).image).values
+        except (BadImageError, OSError):
+            continue
+        yield place, values
+
+
+def hint(
+    encoder: Encoder, embeddings: torch.Tensor, words: WordList, path: Path, listing: Listing, top_n: int, device: str
+) -> str | None:
+    """One line where captioned images say clearly that the encoder's other sign is the better one; else None.
+
+    Costs reading the file once more, decoding and encoding `HINT_MOST` images at most, and searching with both signs;
+    nothing where the captions are of less than `HINT_LEAST` images. See `probe`.
+    """
+    images = captioned_images(path, listing.samples, HINT_MOST, seed=0)
+    named = named_entries([image.captions for image in images], words)
+    pixels = list(prepared(encoder, images, listing.root)) if len(images) >= HINT_LEAST else []
+    if len(pixels) < HINT_LEAST or not len(named.word_ids):
+        return None
+    found = probe(encoder, embeddings, words, named, pixels, spec=encoder.spec, top_n=top_n, device=device)
+    if not found:
+        return None
+    ours, other = found if encoder.sign > 0 else found[::-1]
+    if not other.lift.clearly_above(ours.lift):
+        return None
+    wrong, right = (
+        f"{'+-'[one.sign < 0]} hold {one.lift.hit:.0%} ({one.lift.chance:.0%} by chance)" for one in (ours, other)
+    )
+    return (
+        f"of the words in the captions of {ours.images} images, labels of sign {wrong}, labels of sign {right}, which "
+        f"is clearly better; label with --encoder {signed(encoder.spec, other.sign)}, or look closer with "
+        "sea-pipeline probe"
+    )
+
+
+class ProbeSettings(Settings):
+    """What `sea-pipeline probe` is asked for."""
+
+    data: Path
+    """A LLaVA `.json` or `.jsonl` with captions."""
+    image_root: str | Path | None = None
+    """Where its paths start; None for its own folder."""
+    encoder: Annotated[tuple[str, ...], Field(min_length=1)] = ("packaged",)
+    """Specs; one without a path stands for all of its paths."""
+    wordlist: str = "2of12"
+    top_n: Annotated[int, Field(ge=1, le=1000)] = 10
+    limit: Annotated[int, Field(ge=2)] = 200
+    """Captioned images at most."""
+    seed: int = 0
+    """Of the choice of images and of the intervals."""
+    precision: Precision = "float32"
+    template: Template = "bare"
+    device: str = "auto"
+
+
+def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> Findings:
+    """Both signs of every path of every encoder, on the same captioned images.
+
+    Raises:
+        UserError: see `list_samples`, `load_wordlist` and `load_encoder`; or there are no two images with captions, or
+            no caption names a word of the list.
+    """
+    words = load_wordlist(settings.wordlist)
+    if settings.top_n > len(words):
+        raise UserError(f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}")
+    if settings.data.suffix.lower() not in (".json", ".jsonl") or not settings.data.is_file():
+        raise UserError(f"--data {settings.data}: expected LLaVA's .json or .jsonl with captions; found no such file")
+    device = resolve_device(settings.device)
+    specs = dict.fromkeys(signed(path, None) for spec in settings.encoder for path in paths_of(spec, device))
+    listing = list_samples(str(settings.data), settings.image_root)
+    images = captioned_images(settings.data, listing.samples, settings.limit, settings.seed)
+    if len(images) < 2:
+        raise UserError(
+            f"--data {settings.data}: expected two images with captions at least, gpt turns of records with one image; "
+            f"found {len(images)}"
+        )
+    named = named_entries([image.captions for image in images], words)
+    if not len(named.word_ids):
+        raise UserError(
+            f"--data {settings.data}: expected captions that name words of {settings.wordlist}; found none in "
+            f"the {len(images):,} looked at; try --wordlist mine:{settings.data}, or a larger --limit"
+        )
+    probed: list[Probed] = []
+    for spec in specs:
+        encoder = load_encoder(spec, device, EncoderOptions(settings.precision, settings.template))
+        with progress("embedding words", len(words), 0) as advance:
+            embeddings = word_embeddings(encoder, words, advance)
+        with progress(f"probing {spec}", len(images), 0) as advance:
+            pixels = prepared(encoder, images, listing.root, advance)
+            found = probe(
+                encoder, embeddings, words, named, pixels,
+                spec=spec, top_n=settings.top_n, device=device, seed=settings.seed,
+            )  # fmt: skip
+        if not found:
+            raise UserError(
+                f"--data {settings.data}: expected two captioned images at least that {spec} can use; "
+                f"found less among {len(images)} below {listing.root}; give --image-root"
+            )
+        probed += found
+    missing = sorted(named.missing, key=lambda word: (-named.missing[word], word))
+    return Findings(tuple(probed), len(images), settings.top_n, words.name, len(words), named.words, tuple(missing))

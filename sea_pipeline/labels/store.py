@@ -1,0 +1,71 @@
+"""Reading labels: what training, reports and other people's scripts use."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.labels.format import KIND, label_arrays, label_schema, read_mean_similarity, read_words
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Manifest
+from sea_pipeline.output.row_store import RowStore, open_finished
+from sea_pipeline.storage.paths import Place
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of one image."""
+
+    word_ids: npt.NDArray[np.int32]
+    """(patches, n): positions in the word list, best first; -1 where there is no label."""
+    scores: npt.NDArray[np.float32]
+    """(patches, n): similarity s (SEA Eq. 6), not negative; 0 where there is no label."""
+    grid: tuple[int, int]
+    """(rows, columns); patches are row-major."""
+    crop_box: CropBox
+    """x0, y0, x1, y1: the part of the upright image that the grid covers, 0..1; beyond it where bars were added."""
+
+
+class LabelStore(RowStore):
+    """The labels of a finished run, by image id. Open it with `open_labels`."""
+
+    def __init__(self, ledger: Ledger, manifest: Manifest, words: tuple[str, ...]) -> None:
+        super().__init__(ledger, manifest, label_schema(1, 1).names)
+        self.words = words
+        """The word list; word ids are positions in it."""
+        self.encoder: str = ledger.dataset.encoder or manifest.fields["encoder"]["name"]
+        """The spec of the encoder that made the labels."""
+        self.top_n: int = manifest.fields["top_n"]
+
+    def __getitem__(self, image_id: str) -> Labels:
+        """The labels of one image.
+
+        Raises:
+            KeyError: there is no such image; says how many there are and shows the nearest id.
+        """
+        return self._labels(self._row(image_id))
+
+    def mean_similarity(self) -> npt.NDArray[np.float32]:
+        """(words,): the mean of s over all patches of the run, for each word of the list (SEA Fig. 6b)."""
+        return read_mean_similarity(self.path)
+
+    def _labels(self, row: pa.Table) -> Labels:
+        word_ids, scores = label_arrays(row, self.top_n)
+        crop = row["crop_box"].combine_chunks().flatten().to_numpy()
+        return Labels(word_ids[0], scores[0], self.grid, tuple(float(edge) for edge in crop))  # type: ignore[arg-type]
+
+
+def open_labels(path: str | Place, *, verify: bool = True) -> LabelStore:
+    """Opens the labels that `sea-pipeline label` wrote.
+
+    Args:
+        path: the output folder, of this machine or as the URL of a store elsewhere (`s3://…`).
+        verify: hash every shard first. Without it damage is still found, but only when the damaged page is read.
+
+    Raises:
+        ValueError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
+    """
+    ledger, manifest = open_finished(path, KIND, verify=verify)
+    return LabelStore(ledger, manifest, read_words(ledger.root))

@@ -1,0 +1,302 @@
+"""Beginning an output folder, or going on with it: when a folder and a run belong together."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.samples import Listing, Sample
+from sea_pipeline.inputs.sources import kind_of, open_source
+from sea_pipeline.inputs.sources.order import planning_order
+from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.mend import is_lost, rebuild_dataset, restored
+from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
+from sea_pipeline.output.records import SCHEMA_VERSION, Dataset, Manifest, Part, file_record, load_record
+from sea_pipeline.output.verify import dataset_problem, plan_problem
+from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
+from sea_pipeline.storage.locks import alone, refuse_without_locks
+from sea_pipeline.storage.parquet import open_parquet
+from sea_pipeline.storage.paths import Place, entries
+from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
+
+Growing = Mapping[str, Callable[[Any], bool]]
+"""By name, fields that grow with the input: whether the value asked for has grown out of an earlier one."""
+
+
+def begin(
+    root: Place,
+    kind: str,
+    fields: dict[str, Any],
+    listing: Listing,
+    shard_size: int,
+    companions: dict[str, bytes],
+    *,
+    encoder: str | None = None,
+    extend: bool = False,
+    growing: Growing | None = None,
+) -> Ledger:
+    """Begins a folder, or goes on with one that was begun with the same fields and the same images.
+
+    `companions` are small files that belong beside the shards, by name; `encoder` is a spec, see `Dataset`. With
+    `extend`, images that are new become shards of their own behind those that are planned.
+
+    Raises:
+        UserError: the folder belongs to another run (naming the fields that differ), or to something else.
+    """
+    refuse_without_locks(root)
+    samples = planning_order(listing, shard_size)
+    wanted = Dataset(
+        schema_version=SCHEMA_VERSION,
+        kind=kind,
+        fields=fields,
+        fingerprint=fingerprint_of(fields),
+        plan=plan_sha256(samples),
+        images=len(samples),
+        shards=-(-len(samples) // shard_size),
+        shard_size=shard_size,
+        source=listing.origin,
+        image_root=listing.root,
+        encoder=encoder,
+        files=[],
+    )
+    grows: Growing = growing or {}
+    make_folder(root)
+    with alone(root) as locked:
+        lost = is_lost(root / DATASET) and not rebuild_dataset(root, wanted, samples, companions, grows)
+        if lost and (created := _create(root, wanted, samples, companions, locked)):
+            return Ledger(root, created)
+        ledger = _belonging(root, wanted, samples, companions, grows, extend, locked)
+    sweep(root)
+    return ledger
+
+
+def _create(
+    root: Place, dataset: Dataset, samples: Sequence[Sample], companions: dict[str, bytes], locked: bool
+) -> Dataset | None:
+    """What the folder was begun as; None where another process, without a lock between us, was first."""
+    plan = root / "plan.parquet"
+    found = {path.name for path in entries(root)}
+    if DATASET in found:
+        return None
+    strangers = sorted(found - {TEMPORARY, plan.name, *companions})
+    if strangers and not _has_lost_all(root, dataset):
+        raise UserError(
+            f"{root}: expected an empty folder or one that sea-pipeline began; found {strangers[0]!r} in it; "
+            "choose another --out"
+        )
+    sweep(root)
+    _write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size), locked)
+    for name, content in companions.items():
+        _write_first(root / name, root, partial(Path.write_bytes, data=content), locked)
+    files = [file_record(root, root / name) for name in (plan.name, *companions)]
+    dataset = dataset.model_copy(update={"files": files})
+    try:
+        publish_bytes(root / DATASET, dataset.to_bytes(), root, exclusive=True)
+    except FileExistsError:
+        return None
+    return dataset
+
+
+def _has_lost_all(root: Place, dataset: Dataset) -> bool:
+    """Tells whether a folder is one of this run that has lost its commits, too: by its plan and its manifest."""
+    if any(entries(root / COMMITS)):
+        return False
+    try:
+        if plan_sha256(read_plan(root / "plan.parquet")) != dataset.plan:
+            return False
+    except (OSError, LookupError, ValueError, pa.ArrowException):
+        return False
+    with suppress(UserError):
+        return load_record(root / MANIFEST, Manifest).fingerprint == dataset.fingerprint
+    return True
+
+
+def _write_first(path: Place, root: Place, write: Callable[[Path], object], locked: bool) -> None:
+    """Writes a file that the folder is begun with. Where nothing locks, the first process decides what is in it."""
+    try:
+        with publish(path, root, exclusive=not locked) as scratch:
+            write(scratch)
+            ours = file_sha256(scratch)
+    except FileExistsError:
+        if file_sha256(path) != ours:
+            raise UserError(
+                f"{path}: another run with other settings or images has begun this folder, or was killed as it did; "
+                "choose another --out, or delete the file if no run is going on"
+            ) from None
+
+
+class _Difference(NamedTuple):
+    """How the samples of a run differ from those that are planned; without order, as parts are sorted by themselves."""
+
+    new: list[Sample]
+    gone: list[Sample]
+    grown: dict[str, Any]
+    """Fields that have grown with the input."""
+    others: list[str]
+    """Other fields, each as a phrase."""
+
+    def __str__(self) -> str:
+        changed = {sample.image_id for sample in self.new} & {sample.image_id for sample in self.gone}
+        parts = [*self.others, *(["the problems found in the names of the images"] if changed else [])]
+        for samples, what in ((self.new, "new images"), (self.gone, "images that are gone")):
+            if ids := {sample.image_id for sample in samples} - changed:
+                parts.append(f"{what}: {len(ids):,} (such as {min(ids)!r})")
+        return "; ".join(parts + [f"{name}: it has grown" for name in self.grown])
+
+
+def _belonging(
+    root: Place,
+    wanted: Dataset,
+    samples: Sequence[Sample],
+    companions: dict[str, bytes],
+    growing: Growing,
+    extend: bool,
+    locked: bool,
+) -> Ledger:
+    """The folder, if it and the run belong together, or do so when it is extended."""
+    while True:
+        ledger = Ledger(root, Ledger.open(root).dataset, wanted.image_root)
+        grown, others = _differing(ledger, wanted, growing)
+        if others:
+            ledger.refuse_damage()
+        else:
+            ledger = restored(ledger, samples, companions)
+        is_other = others or ledger.dataset.plan != wanted.plan
+        if problem := dataset_problem(ledger) or (plan_problem(ledger) if is_other else None):
+            raise UserError(problem)
+        difference = _compare(ledger, wanted, samples, grown, others)
+        may_grow = not (difference.others or difference.gone)
+        if may_grow and difference.new and not extend:
+            raise UserError(f"{root}: was begun with less: {difference}; add it with --extend, or choose another --out")
+        if not may_grow:
+            begun = "cannot be extended" if extend else "holds another run"
+            raise UserError(f"{root}: {begun}; choose another --out. Differing: {difference}")
+        _refuse_other_places(ledger, samples)
+        _refuse_other_images(ledger)
+        if not difference.new:
+            _write_places(ledger, wanted)
+            ledger.fields |= difference.grown
+            return ledger
+        _extend(ledger, wanted, difference, locked)
+
+
+def _differing(ledger: Ledger, wanted: Dataset, growing: Growing) -> tuple[dict[str, Any], list[str]]:
+    """Fields that have grown, and a phrase for each other one that differs."""
+    found = ledger.dataset
+    known = found.latest_fields()
+    grown = {
+        name: wanted.fields[name]
+        for name, is_grown in growing.items()
+        if name in known and known[name] != wanted.fields[name] and is_grown(known[name])
+    }
+    others = differing_fields(
+        {"kind": found.kind, **known, **grown, "shard_size": found.shard_size},
+        {"kind": wanted.kind, **wanted.fields, "shard_size": wanted.shard_size},
+    )
+    return grown, others
+
+
+def _compare(
+    ledger: Ledger, wanted: Dataset, samples: Sequence[Sample], grown: dict[str, Any], others: list[str]
+) -> _Difference:
+    if ledger.dataset.plan == wanted.plan:
+        return _Difference([], [], grown, others)
+    planned = {_identity(sample): sample for sample in ledger.plan}
+    listed = {_identity(sample) for sample in samples}
+    new = [sample for sample in samples if _identity(sample) not in planned]
+    gone = [sample for identity, sample in planned.items() if identity not in listed]
+    return _Difference(new, gone, grown, others)
+
+
+def _extend(ledger: Ledger, wanted: Dataset, difference: _Difference, locked: bool) -> None:
+    """Plans new images as a further part; until `dataset.json` is replaced nothing has changed."""
+    root, found = ledger.root, ledger.dataset
+    path = root / plan_name(len(found.all_parts()))
+    new = difference.new
+    try:
+        with publish(path, root, exclusive=not locked) as scratch:
+            write_plan(scratch, new, found.shard_size)
+    except FileExistsError:
+        if Ledger.open(root).dataset != found:
+            return
+        new = _planned_by_another(path, new)
+    part = Part(
+        plan=plan_sha256(new), images=len(new), shards=-(-len(new) // found.shard_size), fields=difference.grown
+    )
+    extended = {
+        "plan": plan_sha256([*ledger.plan, *new]),
+        "images": found.images + part.images,
+        "shards": found.shards + part.shards,
+        "source": wanted.source,
+        "image_root": wanted.image_root,
+        "files": [*found.files, file_record(root, path)],
+        "parts": [*found.all_parts(), part],
+    }
+    publish_bytes(root / DATASET, found.model_copy(update=extended).to_bytes(), root)
+
+
+def _planned_by_another(path: Place, new: list[Sample]) -> list[Sample]:
+    """What another process that extends at the same time, or was killed as it did, has planned: that counts."""
+    planned = list(read_plan(path))
+    if not {_identity(sample) for sample in planned} <= {_identity(sample) for sample in new}:
+        raise UserError(
+            f"{path}: another run extends this folder by other images, or was killed as it did; run the same command "
+            "again when it is over, or delete the file if no run is going on"
+        )
+    return planned
+
+
+def _write_places(ledger: Ledger, wanted: Dataset) -> None:
+    """Writes where the images are now, of which no hash says that it is as it was written, if that has changed."""
+    places = {name: getattr(wanted, name) for name in ("source", "image_root", "encoder")}
+    dataset = ledger.dataset.model_copy(update=places)
+    if dataset != ledger.dataset:
+        publish_bytes(ledger.root / DATASET, dataset.to_bytes(), ledger.root)
+        ledger.dataset = dataset
+
+
+def _refuse_other_places(ledger: Ledger, samples: Sequence[Sample]) -> None:
+    """The plan says where in a tar or a table an image is: another tar of the same names would give others' bytes."""
+    places = {_identity(sample): sample.uri for sample in samples}
+    moved = next((sample for sample in ledger.plan if places[_identity(sample)] != sample.uri), None)
+    if moved is not None or kind_of(ledger.dataset.image_root) != kind_of(ledger.image_root):
+        raise UserError(
+            f"{ledger.root}: the image {(moved or samples[0]).image_id!r} was at another place of its input in "
+            f"{ledger.dataset.source}, with which this folder was last run; choose another --out"
+        )
+
+
+def _refuse_other_images(ledger: Ledger) -> None:
+    """Compares the first image of a few finished shards: names alone do not tell two folders apart."""
+    source = open_source(ledger.image_root)
+    begun = (commit for commit in ledger.commits() if commit.rows)
+    firsts: dict[str, bytes] = {}
+    for commit in islice(begun, 8 if source.random_access else 1):
+        try:
+            row = open_parquet(ledger.shard_path(commit.shard)).read_row_group(0, columns=["uri", "image_sha256"])
+            first = row.slice(0, 1).to_pylist()[0]
+        except (OSError, LookupError, ValueError, pa.ArrowException):  # damaged: it is found and made again later
+            continue
+        firsts[first["uri"]] = first["image_sha256"]
+    for first in sorted(firsts, key=source.where):
+        try:
+            data = source.read(first)
+        except BadImageError:  # it is gone, which the run says if it needs it
+            continue
+        if hashlib.sha256(data).digest() != firsts[first]:
+            raise UserError(
+                f"{ledger.root}: the image {first!r} was another one when this folder was begun than the one that "
+                f"{ledger.image_root} has now; choose another --out"
+            )
+
+
+def _identity(sample: Sample) -> tuple[str, str | None]:
+    return sample.image_id, sample.problem

@@ -1,0 +1,73 @@
+"""What lies in an output folder, by name; how far one is; and what brings back a file of it that is damaged or gone."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from sea_pipeline.output.records import Commit
+from sea_pipeline.storage.paths import Place
+
+DATASET = "dataset.json"
+MANIFEST = "manifest.json"
+COMMITS = "commits"
+QUARANTINE = "quarantine"
+
+_AGAIN = "run the command that made the folder again, which makes it anew"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far a folder is."""
+
+    shards: int
+    images: int
+    """Images with a row."""
+    bad: int
+    reasons: Counter[str]
+    """Bad images by stage and error."""
+    bytes: int
+    """Of the shards and quarantine tables."""
+    last: str | None
+    """When the latest shard was finished, ISO 8601."""
+
+    @classmethod
+    def of(cls, commits: Sequence[Commit]) -> Self:
+        """How far a folder with these commits is."""
+        return cls(
+            shards=len(commits),
+            images=sum(commit.rows for commit in commits),
+            bad=sum(commit.bad for commit in commits),
+            reasons=sum((Counter(commit.reasons) for commit in commits), Counter()),
+            bytes=sum(file.bytes for commit in commits for file in commit.files),
+            last=max((commit.finished for commit in commits), default=None),
+        )
+
+
+def advised(problem: str) -> str:
+    """What is wrong with a file of a folder, and what brings it back."""
+    first = "remove it, and" if problem.endswith(("found a folder", "found a file")) else "restore it, or"
+    return f"{problem}; {first} {_AGAIN}"
+
+
+def lost_beginning(problem: str) -> str:
+    """The same of `dataset.json`, which only its absence makes anew: it may be a later version's."""
+    if problem.endswith(("found a folder", "expected a file; found none")):
+        return advised(problem)
+    return f"{problem}; restore it, or delete it and {_AGAIN}"
+
+
+def is_ours(root: Place) -> bool:
+    """Whether a folder was begun by a command that works shard by shard."""
+    return any((root / name).exists() for name in (DATASET, MANIFEST)) or (root / COMMITS).is_dir()
+
+
+def other_than_ours(root: Place) -> str:
+    """What lies at a path that is no such folder, for people."""
+    if not root.is_dir():
+        return "a file" if root.exists() else "no such folder"
+    run = (root / "run.json").is_file()
+    return "a training run, which sea-pipeline report shows" if run else "no dataset.json in it"
+
+
+LOGS = "logs"

@@ -1,0 +1,307 @@
+"""What is planned and what is done, as files: the same for every stage that works shard by shard.
+
+    OUT/
+      dataset.json              what this folder is: named fields and their fingerprint; written last of what begins it
+      plan.parquet              every image, cut into shards; one row group a shard
+      plan-NNNNN.parquet        the images of the NNNNNth --extend; then dataset.json is replaced, again last
+      <kind>/part-NNNNN-of-MMMMM.parquet    MMMMM: how many shards there were to be when this one was planned
+      quarantine/NNNNN.parquet  the shard's bad images with stage and reason, where there are any
+      commits/NNNNN.json        written last: the shard exists from then on
+      manifest.json             written when all commits are there
+      .tmp/                     unfinished files; of stores elsewhere, in the cache folder of this machine
+
+A shard's commit holds the hashes of its files and the fingerprint of the settings that made them; nothing counts
+without it. A second writer of the same shard writes the same rows, so the last rename wins without harm.
+"""
+
+import datetime
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pyarrow as pa
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.output.folder import (
+    COMMITS,
+    DATASET,
+    MANIFEST,
+    QUARANTINE,
+    Done,
+    advised,
+    is_ours,
+    lost_beginning,
+    other_than_ours,
+)
+from sea_pipeline.output.plan import Plan
+from sea_pipeline.output.quarantine import read_quarantine, write_quarantine
+from sea_pipeline.output.records import (
+    Commit,
+    Dataset,
+    File,
+    Manifest,
+    OtherVersionError,
+    check_file,
+    check_size,
+    file_record,
+    find_record,
+    load_record,
+)
+from sea_pipeline.storage.paths import Place, below, spread
+from sea_pipeline.storage.publish import publish, publish_bytes, sweep
+from sea_pipeline.storage.retry import StoreError
+
+
+class Ledger:
+    """An output folder: its plan, its finished shards, what is missing."""
+
+    def __init__(self, root: Place, dataset: Dataset, image_root: str | None = None) -> None:
+        self.root = root
+        self.dataset = dataset
+        self.plan = Plan(root, dataset)
+        self.image_root = image_root or dataset.image_root
+        """Where the planned `uri`s start, for `open_source`; elsewhere than at the beginning if images have moved."""
+        self.fields = dataset.latest_fields()
+        """As this run has them: an input may have grown since without bringing an image."""
+
+    @classmethod
+    def open(cls, root: Place) -> "Ledger":
+        """Opens a folder that a run has begun.
+
+        Raises:
+            UserError: it is not such a folder, or was written by a newer version.
+        """
+        path = root / DATASET
+        if not is_ours(root):
+            raise UserError(
+                f"{root}: expected a folder that sea-pipeline wrote; found {other_than_ours(root)}; "
+                "give the output folder of label or teacher, such as one below runs/labels"
+            )
+        try:
+            return cls(root, load_record(path, Dataset))
+        except (StoreError, OtherVersionError):
+            raise
+        except UserError as problem:
+            raise UserError(lost_beginning(str(problem))) from problem
+
+    def samples(self, shard: int) -> list[Sample]:
+        """The planned images of one shard."""
+        return self.plan.samples(shard)
+
+    def shard_path(self, shard: int) -> Place:
+        """Where a shard's file is or will be."""
+        name = f"part-{shard:05d}-of-{self.plan.file_of(shard).end:05d}.parquet"
+        return self.root / self.dataset.kind / name
+
+    def quarantine_path(self, shard: int) -> Place:
+        """Where the table of a shard's bad images is or will be."""
+        return self.root / QUARANTINE / f"{shard:05d}.parquet"
+
+    def commit_path(self, shard: int) -> Place:
+        """Where a shard's commit is or will be."""
+        return self.root / COMMITS / f"{shard:05d}.json"
+
+    def read_commit(self, shard: int) -> Commit | None:
+        """The shard's commit; None if there is none.
+
+        Raises:
+            UserError: it is damaged, is not this run's or this shard's, or its files are not there in their sizes.
+        """
+        commit = self.recorded(shard)
+        files = commit.files if commit else []
+        if problem := next(filter(None, (check_size(self.root, file) for file in files)), None):
+            raise UserError(problem)
+        return commit
+
+    def recorded(self, shard: int) -> Commit | None:
+        """Reads a shard's commit, whether or not its files are there; None if there is none.
+
+        Raises:
+            UserError: it is damaged, or is not this run's or this shard's.
+        """
+        if (commit := find_record(self.commit_path(shard), Commit)) is None:
+            return None
+        paths = [self.shard_path(shard), *([self.quarantine_path(shard)] if commit.bad else [])]
+        names = [below(self.root, path) for path in paths]
+        if problem := self.plan.file_of(shard).differs(commit, shard, self.dataset.fingerprint, names):
+            raise UserError(f"{self.commit_path(shard)}: damaged: {problem}")
+        return commit
+
+    def commit(self, shard: int) -> Commit | None:
+        """The shard's commit, if it stands; see `read_commit`."""
+        try:
+            return self.read_commit(shard)
+        except StoreError:
+            raise
+        except UserError:
+            return None
+
+    def commits(self) -> Iterator[Commit]:
+        """The commits that stand, in plan order."""
+        return filter(None, spread(self.root, self.commit, range(self.dataset.shards)))
+
+    def done(self) -> Done:
+        """How far this folder is, from its commits."""
+        return Done.of(list(self.commits()))
+
+    def missing(self) -> list[int]:
+        """The shards that are not finished."""
+        done = {commit.shard for commit in self.commits()}
+        return [shard for shard in range(self.dataset.shards) if shard not in done]
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a manifest of all that is planned."""
+        return self._finished() is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do: finished, every shard still stands, and the other files are as written."""
+        manifest = self._finished()
+        if manifest is None or self.missing():
+            return False
+        return not any(spread(self.root, lambda file: check_file(self.root, file), manifest.other_files))
+
+    @property
+    def command(self) -> str:
+        """What goes on with an unfinished folder, for people."""
+        return f"the command that {'extended' if self.dataset.parts else 'began'} it"
+
+    def write_quarantine(self, shard: int, bad: Sequence[BadSample]) -> None:
+        """Writes the table of a shard's bad images; without any there is none."""
+        path = self.quarantine_path(shard)
+        if not bad:
+            path.unlink(missing_ok=True)  # of an earlier attempt that was taken back
+            return
+        with publish(path, self.root) as scratch:
+            write_quarantine(scratch, bad)
+
+    def quarantined(self) -> Iterator[dict[str, Any]]:
+        """The bad images of the finished shards: image_id, uri, stage, error, message, image_sha256."""
+        for commit in self.commits():
+            if commit.bad:
+                with self.reading(commit.files[1]):
+                    rows = read_quarantine(self.quarantine_path(commit.shard))
+                yield from rows
+
+    @contextmanager
+    def reading(self, file: File) -> Iterator[None]:
+        """Says of a file that cannot be read what `verify` says of it."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+            problem = check_file(self.root, file) or f"{self.root / file.path}: damaged: {one_line(error)}"
+            raise UserError(advised(problem)) from error
+
+    def refuse_damage(self) -> None:
+        """Raises a UserError where the plan or another file from the beginning is not what was written."""
+        for file in self.dataset.files:
+            if problem := check_file(self.root, file):
+                raise UserError(advised(problem))
+
+    def take_back_bad_shards(self, max_bad: float, shards: range | None = None) -> None:
+        """Takes back finished shards with more than this share of bad images: their input may have been mended.
+
+        What a manifest names has been accepted: that goes only where no bad image is allowed.
+        """
+        manifest = self.read_manifest() if max_bad else None
+        accepted = len(manifest.shards) if manifest else 0
+        for commit in self.commits():
+            wanted = commit.shard >= accepted and (shards is None or commit.shard in shards)
+            if wanted and commit.bad > max_bad * (commit.bad + commit.rows):
+                (self.root / MANIFEST).unlink(missing_ok=True)
+                self.commit_path(commit.shard).unlink(missing_ok=True)
+
+    def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
+        """Writes a shard's commit; its data and its quarantine must stand. Or another run's, if it stands."""
+        files = [self.shard_path(shard)] + ([self.quarantine_path(shard)] if facts["bad"] else [])
+        commit = Commit(
+            schema_version=self.dataset.schema_version,
+            shard=shard,
+            fingerprint=self.dataset.fingerprint,
+            plan=self.plan.file_of(shard).sha256,
+            files=[file_record(self.root, path) for path in files],
+            host=platform.node(),
+            versions={name: _version(name) for name in ("sea-pipeline", "torch", "pyarrow", "pillow", "numpy")},
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+            **facts,
+        )
+        path, data = self.commit_path(shard), commit.to_bytes()
+        try:
+            publish_bytes(path, data, self.root, exclusive=True)
+        except FileExistsError:  # another run's, without a lock between us, or one that does not stand any more
+            faster = self.commit(shard)
+            if faster and not any(check_file(self.root, file) for file in faster.files):  # not if ours came behind it
+                return faster
+            publish_bytes(path, data, self.root)
+        return commit
+
+    def finish(self, other_files: Sequence[Place]) -> Manifest:
+        """Writes the manifest from all commits; every shard must be finished.
+
+        Raises:
+            UserError: the plan or the word list is not what the shards were made with, or another process, running
+                beside this one, has taken shards back.
+        """
+        self.refuse_damage()
+        commits = list(self.commits())
+        if len(commits) != self.dataset.shards:
+            raise UserError(f"{self.root}: another run takes shards back at the same time; run the command again")
+        manifest = self.manifest_of(commits, [file_record(self.root, path) for path in other_files])
+        publish_bytes(self.root / MANIFEST, manifest.to_bytes(), self.root)
+        sweep(self.root)  # of runs beside this one that were killed
+        return manifest
+
+    def manifest_of(self, commits: Sequence[Commit], others: Sequence[File]) -> Manifest:
+        """The manifest that follows from all commits and what the stage has written beside the shards."""
+        return Manifest(
+            **self.dataset.model_dump(include={"schema_version", "kind", "fields", "fingerprint", "plan"}),
+            rows=sum(commit.rows for commit in commits),
+            bad=sum(commit.bad for commit in commits),
+            shards=[commit.files[0] for commit in commits],
+            shard_rows=[commit.rows for commit in commits],
+            other_files=[*self.dataset.files, *others, *(file for commit in commits for file in commit.files[1:])],
+        )
+
+    def manifest(self) -> Manifest:
+        """The manifest of a finished folder.
+
+        Raises:
+            UserError: the folder is not finished, or its manifest is damaged.
+        """
+        manifest = self._finished()
+        if manifest is None:
+            done = self.dataset.shards - len(self.missing())
+            raise UserError(
+                f"{self.root}: expected a finished folder; {done} of {self.dataset.shards} shards are done; "
+                f"finish it by running {self.command} again"
+            )
+        return manifest
+
+    def read_manifest(self) -> Manifest | None:
+        """The manifest as it lies there, of all that is planned or of what was before an extension; None without one.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return find_record(self.root / MANIFEST, Manifest)
+
+    def _finished(self) -> Manifest | None:
+        manifest = self.read_manifest()
+        return None if manifest is None or self.is_extended_since(manifest) else manifest
+
+    def is_extended_since(self, manifest: Manifest) -> bool:
+        """Whether a manifest is of what was before an extension."""
+        return bool(self.dataset.parts) and len(manifest.shards) < self.dataset.shards
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a folder that is not installed
+        return "unknown"

@@ -1,0 +1,242 @@
+"""What of an output folder is not as it was written, taken back or made again, so that the same command mends it.
+
+Shards that are damaged are taken back, and the run does them again. The plan and the small files that a folder is begun
+with follow from the same input; `dataset.json` follows from them and the commits; the manifest and what a stage writes
+beside the shards follow from the commits when the run ends.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.output.folder import DATASET, MANIFEST, advised
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
+from sea_pipeline.output.records import Commit, Dataset, File, Manifest, Part, check_file, file_record, load_record
+from sea_pipeline.output.verify import HASHING, contradictions, misplaced
+from sea_pipeline.storage.hashing import fingerprint_of
+from sea_pipeline.storage.json_files import json_object
+from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.publish import publish, publish_bytes
+from sea_pipeline.storage.retry import StoreError
+
+
+def take_back_damaged(
+    ledger: Ledger,
+    shards: range,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Takes back finished shards whose files are not as written, and a manifest that does not follow from the commits.
+
+    Hashes every finished shard of `shards`; tells `advance` of each and `say` of what is done again.
+
+    Raises:
+        UserError: a folder stands where a file belongs.
+    """
+    if problem := misplaced(ledger):
+        raise UserError(problem)
+
+    def damage(shard: int) -> tuple[int, str | None]:
+        found = _damage(ledger, shard)
+        advance(1)
+        return shard, found
+
+    with ThreadPoolExecutor(HASHING) as pool:
+        for shard, problem in pool.map(damage, shards):
+            if problem:
+                with alone(ledger.root):  # another run may have done it again since
+                    if problem := _damage(ledger, shard):
+                        say(f"{problem}; shard {shard} is done again")
+                        ledger.commit_path(shard).unlink(missing_ok=True)
+    with alone(ledger.root):
+        if problem := _manifest_problem(ledger):
+            say(f"{problem}; it is made again")
+            (ledger.root / MANIFEST).unlink(missing_ok=True)
+
+
+def _damage(ledger: Ledger, shard: int) -> str | None:
+    """What is wrong with the files of a finished shard; None if it is not finished, and so is done again anyway."""
+    commit = ledger.commit(shard)
+    if commit is None:
+        return None
+    return next(filter(None, (check_file(ledger.root, file) for file in commit.files)), None)
+
+
+def _manifest_problem(ledger: Ledger) -> str | None:
+    try:
+        manifest = ledger.read_manifest()
+    except StoreError:
+        raise
+    except UserError as problem:
+        return str(problem)
+    if manifest is None or ledger.is_extended_since(manifest):
+        return None
+    commits = list(ledger.commits())
+    if len(commits) < ledger.dataset.shards:
+        return None
+    return next(iter(contradictions(ledger, manifest, commits).values()), None)
+
+
+def restored(ledger: Ledger, samples: Sequence[Sample], companions: Mapping[str, bytes]) -> Ledger:
+    """Writes the plan and the small files that a folder is begun with again, if they are not as they were.
+
+    Args:
+        ledger: of the same fields as this run.
+        samples: of this run, in their order.
+        companions: of this run.
+
+    Raises:
+        UserError: they do not follow from this run's input.
+    """
+    root, records = ledger.root, {file.path: file for file in ledger.dataset.files}
+    plans = [part.path for part in ledger.plan.files]
+    files: list[File] = []
+    for path in (plans[0], *(root / name for name in companions), *plans[1:]):
+        file = records.get(path.name)
+        problem = f"{path}: expected a record of it; found none" if file is None else check_file(root, file)
+        if file is None or problem:
+            if path.is_dir():
+                raise UserError(advised(f"{path}: expected a file; found a folder"))
+            if path.name in companions:
+                publish_bytes(path, companions[path.name], root)
+            else:
+                chosen = _planned(ledger, path, samples, problem or "")
+                with publish(path, root) as scratch:
+                    write_plan(scratch, chosen, ledger.dataset.shard_size)
+            file = file_record(root, path)  # another version of a library may spell the same otherwise
+        files.append(file)
+    if files == ledger.dataset.files:
+        return ledger
+    dataset = ledger.dataset.model_copy(update={"files": files})
+    publish_bytes(ledger.root / DATASET, dataset.to_bytes(), ledger.root)
+    return Ledger(ledger.root, dataset, ledger.image_root)
+
+
+def _planned(ledger: Ledger, path: Place, samples: Sequence[Sample], problem: str) -> list[Sample]:
+    """The samples of the part whose plan file is lost: those that the other parts do not hold."""
+    part = next(part for part in ledger.plan.files if part.path == path)
+    records = {file.path: file for file in ledger.dataset.files}
+    held: set[tuple[str, str | None]] = set()
+    for other in ledger.plan.files:
+        if other != part and other.path.name in records and not check_file(ledger.root, records[other.path.name]):
+            held |= {(sample.image_id, sample.problem) for sample in read_plan(other.path)}
+    rest = [sample for sample in samples if (sample.image_id, sample.problem) not in held]
+    if plan_sha256(rest) != part.sha256:
+        raise UserError(
+            f"{problem}; restore it, or give the very images that it was begun with, from which it is made anew, or "
+            "choose another --out"
+        )
+    return rest
+
+
+def is_lost(path: Place) -> bool:
+    """Whether `dataset.json` is gone or no JSON any more: what is JSON may be a later version's."""
+    try:
+        json_object(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except OSError:  # such as a folder in its place, which `Ledger.open` refuses
+        return False
+    except ValueError:
+        return True
+    return False
+
+
+def rebuild_dataset(
+    root: Place, wanted: Dataset, samples: Sequence[Sample], companions: Mapping[str, bytes], growing: Collection[str]
+) -> bool:
+    """Writes `dataset.json` of a folder that has lost it again, if its commits are of this run; says whether it did.
+
+    Args:
+        root: the folder.
+        wanted: as this run would begin one.
+        samples: of this run, in their order.
+        companions: of this run.
+        growing: the names of fields that grow with the input.
+    """
+    lost = _lost_dataset(root, wanted, samples, growing)
+    if lost is None:
+        return False
+    dataset, held = lost
+    plans = [root / plan_name(number) for number in range(len(held))]
+    for path, planned in zip(plans, held, strict=True):
+        if path.is_dir():
+            raise UserError(advised(f"{path}: expected a file; found a folder"))
+        with publish(path, root) as scratch:  # no record says that its bytes are as they were, although it can be read
+            write_plan(scratch, planned, dataset.shard_size)
+    for name, content in companions.items():
+        publish_bytes(root / name, content, root)
+    files = [file_record(root, path) for path in (plans[0], *(root / name for name in companions), *plans[1:])]
+    publish_bytes(root / DATASET, dataset.model_copy(update={"files": files}).to_bytes(), root)
+    return True
+
+
+def _lost_dataset(
+    root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Collection[str]
+) -> tuple[Dataset, list[Sequence[Sample]]] | None:
+    """It without its `files`, and what its plans hold; None if there is no commit of it."""
+    fields = wanted.fields
+    with suppress(UserError):
+        manifest = load_record(root / MANIFEST, Manifest)
+        grown = {name: fields[name] for name in growing if name in fields}
+        if fingerprint_of(manifest.fields) == manifest.fingerprint and manifest.fields | grown == fields:
+            fields = manifest.fields  # as they were at first
+    for plans in (_plans(root), [samples]):
+        if dataset := _committed(root, wanted, plans, fields):
+            return dataset, plans
+    return None
+
+
+def _committed(root: Place, wanted: Dataset, plans: list[Sequence[Sample]], fields: dict[str, Any]) -> Dataset | None:
+    """The dataset of these plans if there is a commit of it; takes away those of an extension that was not taken up."""
+    while plans:
+        whole = [sample for plan in plans for sample in plan]
+        parts = [_part(plan, wanted.shard_size) for plan in plans]
+        found = {
+            "fields": fields,
+            "fingerprint": fingerprint_of(fields),
+            "plan": plan_sha256(whole),
+            "images": len(whole),
+            "shards": sum(part.shards for part in parts),
+            "parts": parts if len(parts) > 1 else [],
+        }
+        ledger = Ledger(root, wanted.model_copy(update=found))
+        last = ledger.plan.files[-1]
+        if commit := next(_recorded(ledger, range(last.first, last.end)), None):
+            return ledger.dataset.model_copy(update={"schema_version": commit.schema_version})
+        plans.pop()  # of an extension that was not taken up
+    return None
+
+
+def _recorded(ledger: Ledger, shards: range) -> Iterator[Commit]:
+    """Gives the commits of this run, also those whose files are gone: such a shard is done again."""
+    for shard in shards:
+        try:
+            commit = ledger.recorded(shard)
+        except StoreError:
+            raise
+        except UserError:
+            continue
+        if commit:
+            yield commit
+
+
+def _part(plan: Sequence[Sample], shard_size: int) -> Part:
+    return Part(plan=plan_sha256(plan), images=len(plan), shards=-(-len(plan) // shard_size))
+
+
+def _plans(root: Place) -> list[Sequence[Sample]]:
+    """What the plan files hold, in their order, up to the first that is absent or damaged."""
+    plans: list[Sequence[Sample]] = []
+    with suppress(OSError, ValueError, pa.ArrowException):
+        while True:
+            plans.append(list(read_plan(root / plan_name(len(plans)))))
+    return plans

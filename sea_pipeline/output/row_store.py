@@ -1,0 +1,154 @@
+"""Reading the rows of a finished folder by image id; what labels and targets have in common."""
+
+import bisect
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import File, Manifest
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.parquet import open_parquet
+from sea_pipeline.storage.paths import Place, place, spread
+from sea_pipeline.storage.publish import local_copy
+
+_OF_NO_ROW = {"image_id", "image_sha256", "height", "width"}
+"""Columns that nobody asks for of a single image; not to read them saves a tenth of the time."""
+
+
+class RowStore:
+    """The rows of a finished folder, a collection of image ids.
+
+    It can be used from threads, pickled, and carried into forked processes: no file stays open between two reads.
+    """
+
+    def __init__(self, ledger: Ledger, manifest: Manifest, columns: Sequence[str]) -> None:
+        self.path = ledger.root
+        self.grid: tuple[int, int] = tuple(manifest.fields["grid"])
+        """(rows, columns)."""
+        self.fingerprint = manifest.fingerprint
+        self.manifest: dict[str, Any] = manifest.model_dump()
+        """`manifest.json` as a dictionary."""
+        self.image_root = ledger.dataset.image_root
+        """Where the `uri`s start: `sources.open_source` reads the images from it."""
+        self._ledger = ledger
+        self._shards = manifest.shards
+        self._columns = columns
+        self._cached: tuple[tuple[int, int], pa.Table] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the row group that was read last."""
+        return self.__dict__ | {"_cached": None}
+
+    def __len__(self) -> int:
+        rows: int = self.manifest["rows"]
+        return rows
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The image ids in the order of the rows."""
+        return [image_id for ids in spread(self.path, self._ids, self._shards) for image_id in ids]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._index
+
+    def uri(self, image_id: str) -> str:
+        """Where the image was when its row was made, below `image_root`."""
+        uri: str = self._row(image_id)["uri"][0].as_py()
+        return uri
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All rows in plan order, one row group at a time; only these columns, if they are named."""
+        for shard in self._shards:
+            # Whole: elsewhere, every row group would cost several requests.
+            with self._ledger.reading(shard), local_copy(self.path / shard.path) as copy:
+                groups = open_parquet(copy).num_row_groups
+                yield from (self._read(copy, group, shard, columns) for group in range(groups))
+
+    def quarantine(self) -> Iterator[dict[str, Any]]:
+        """The bad images: image_id, uri, stage, error, message, image_sha256."""
+        return self._ledger.quarantined()
+
+    @cached_property
+    def _index(self) -> dict[str, tuple[int, int, int]]:
+        """Where every image is: shard, row group, row in it."""
+        sizes = spread(self.path, self._group_sizes, zip(self._shards, self.manifest["shard_rows"], strict=True))
+        places = (
+            (shard, group, row)
+            for shard, groups in enumerate(sizes)
+            for group, rows in enumerate(groups)
+            for row in range(rows)
+        )
+        return dict(zip(self.ids, places, strict=True))
+
+    def _row(self, image_id: str) -> pa.Table:
+        """A table of one row.
+
+        Raises:
+            KeyError: there is no such image; says how many there are and shows the nearest id.
+        """
+        if image_id not in self._index:
+            raise no_such_image(image_id, self.ids)
+        shard, group, row = self._index[image_id]
+        cached = self._cached  # another thread may replace it
+        if cached is None or cached[0] != (shard, group):
+            file, columns = self._shards[shard], [name for name in self._columns if name not in _OF_NO_ROW]
+            self._cached = cached = (shard, group), self._read(self.path / file.path, group, file, columns)
+        return cached[1].slice(row, 1)
+
+    def _read(self, path: Place, group: int, shard: File, columns: Sequence[str] | None) -> pa.Table:
+        with self._ledger.reading(shard):
+            rows = open_parquet(path).read_row_group(group, columns, use_threads=False)
+            # Checksums cover pages, not names of columns.
+            if missing := set(columns or self._columns).difference(rows.column_names):
+                raise LookupError(f"expected a column {min(missing)!r}")
+        return rows
+
+    def _group_sizes(self, shard_and_rows: tuple[File, int]) -> list[int]:
+        shard, rows = shard_and_rows
+        with self._ledger.reading(shard):
+            metadata = open_parquet(self.path / shard.path).metadata
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if sum(sizes) != rows:
+                raise LookupError(f"expected {rows:,} rows, found {sum(sizes):,}")
+        return sizes
+
+    def _ids(self, shard: File) -> list[str]:
+        with self._ledger.reading(shard):
+            table = open_parquet(self.path / shard.path).read(columns=["image_id"], use_threads=False)
+            ids: list[str] = table["image_id"].to_pylist()
+        return ids
+
+
+def no_such_image(image_id: object, ids: Iterable[str]) -> KeyError:
+    """What to raise where none of `ids` is the one asked for: it says how many there are and shows the nearest one."""
+    ordered, wanted = sorted(ids), str(image_id)
+    name = wanted.rsplit("/", 1)[-1]
+    place = bisect.bisect(ordered, wanted)
+    pool = ordered[max(0, place - 500) : place + 500]
+    pool += [other for other in ordered if other.rsplit("/", 1)[-1] == name][:100]
+    nearest = difflib.get_close_matches(wanted, pool, n=1, cutoff=0.0)
+    shown = f"; the nearest is {nearest[0]!r}" if nearest else ""
+    return KeyError(f"{image_id!r} is none of the {len(ordered):,} images{shown}")
+
+
+def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:
+    """The ledger and the manifest of a finished folder of one kind, its files checked; the shards if `verify`.
+
+    Raises:
+        UserError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
+    """
+    ledger = Ledger.open(place(path))
+    found = ledger.dataset.kind
+    if found != kind and (ledger.root / found).is_dir():  # else `check_files` says that the name is damaged
+        raise UserError(f"{ledger.root}: expected {kind}, found {found}")
+    if problems := check_files(ledger, shards=verify).problems:
+        raise UserError(problems[0])
+    return ledger, ledger.manifest()

@@ -1,0 +1,209 @@
+"""Whether an output folder's files are as they were written, and its records agree; every reader asks it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE, advised, lost_beginning
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.plan import plan_sha256, read_plan
+from sea_pipeline.output.records import Commit, File, Manifest, check_file, check_size, file_record, load_record
+from sea_pipeline.storage.parquet import open_parquet
+from sea_pipeline.storage.paths import Place, entries, spread
+from sea_pipeline.storage.retry import StoreError
+
+_SUFFIXES = {".json", ".parquet", ".safetensors", ".txt"}
+"""Of the files beside the folders."""
+HASHING = 4
+"""Files that are hashed at once."""
+"""Threads; more gain little on one disk."""
+
+
+class Checked(NamedTuple):
+    """What `check_files` found."""
+
+    files: list[File]
+    """Every file that a record names."""
+    problems: list[str]
+    """A line for each that differs from its record, and for each record that is damaged or gone: what it is, and what
+    brings it back."""
+    missing: list[int]
+    """The shards that are not finished."""
+    finished: bool
+    """See `Ledger.finished`."""
+
+
+def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None, *, shards: bool = True) -> Checked:
+    """Compares the records of a folder, finished or not, with each other and with every file that they name.
+
+    Files are hashed, those of shards only if `shards`, because that takes long; else their sizes are looked at. Tells
+    `advance` of the shards.
+    """
+    root, dataset = ledger.root, ledger.dataset
+    if problem := misplaced(ledger):
+        return Checked([], [problem], [], finished=False)
+    lines = [advised(problem) for file in dataset.files if (problem := check_file(root, file))]
+    if not lines and (problem := dataset_problem(ledger)):
+        return Checked(dataset.files, [problem], [], finished=False)
+    manifest, problem = _manifest(ledger)
+    commits, problems = _commits(ledger, len(manifest.shards) if manifest is not None else 0)
+    problems += [problem] if problem else []
+    finished = manifest is not None and not ledger.is_extended_since(manifest)
+    blamed: dict[str, str] = {}
+    if manifest is not None and finished and not (lines or problems) and len(commits) == dataset.shards:
+        blamed = contradictions(ledger, manifest, commits)
+    if (problems or blamed) and not lines and (problem := plan_problem(ledger)):
+        return Checked(dataset.files, [problem], [], finished=False)
+    # Files beside the shards may be newer than a manifest that is not of all shards.
+    others = manifest.other_files if manifest is not None and finished and MANIFEST not in blamed else []
+    named = [*others, *(file for commit in commits for file in commit.files), *dataset.files]
+    files = list({file.path: file for file in named}.values())
+
+    def differs(file: File) -> str | None:
+        is_shard = file.path.startswith(f"{dataset.kind}/")
+        checked = file.path in blamed or file in dataset.files
+        found = None if checked else (check_file if shards or not is_shard else check_size)(root, file)
+        advance(is_shard)
+        return found
+
+    with ThreadPoolExecutor(HASHING) as pool:
+        problems += [*blamed.values(), *filter(None, pool.map(differs, files))]
+    missing = sorted(set(range(dataset.shards)) - {commit.shard for commit in commits})
+    lines += [advised(problem) for problem in dict.fromkeys(problems)]
+    return Checked(files, lines, missing, finished)
+
+
+def refuse_damage(ledger: Ledger) -> None:
+    """Raises a UserError with the first problem that `check_files` finds without reading shards."""
+    if problems := check_files(ledger, shards=False).problems:
+        raise UserError(problems[0])
+
+
+def misplaced(ledger: Ledger) -> str | None:
+    """A line on a folder in the place of a file, or a file in that of a folder; a store elsewhere has no folders."""
+    root = ledger.root
+    if not isinstance(root, Path):
+        return None
+    for name in (COMMITS, QUARANTINE, ledger.dataset.kind):
+        if (root / name).is_file():
+            return advised(f"{root / name}: expected a folder; found a file")
+    files: list[Place] = [path for path in entries(root) if path.suffix in _SUFFIXES]
+    for shard in range(ledger.dataset.shards):
+        files += [ledger.commit_path(shard), ledger.shard_path(shard), ledger.quarantine_path(shard)]
+    return next((advised(f"{path}: expected a file; found a folder") for path in files if path.is_dir()), None)
+
+
+def dataset_problem(ledger: Ledger) -> str | None:
+    """How the numbers of `dataset.json` differ from those of the plan, whose files are as written; a line, or None."""
+    records = {file.path: file for file in ledger.dataset.files}
+    for part in ledger.plan.files:
+        if part.path.name not in records:
+            expected = f"expected {part.path.name} among its files"
+            return lost_beginning(f"{ledger.root / DATASET}: damaged: {expected}, found {', '.join(records) or 'none'}")
+        with ledger.reading(records[part.path.name]):
+            metadata = open_parquet(part.path).metadata
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if rows != [part.images_of(shard) for shard in range(part.first, part.end)]:
+            expected = f"{sum(rows)} images in {len(rows)} shards of {max(rows, default=0)} at most"
+            found = f"{part.images} in {part.end - part.first} of {part.shard_size}"
+            return lost_beginning(
+                f"{ledger.root / DATASET}: damaged: expected {expected}, as {part.path.name} has; found {found}"
+            )
+    return None
+
+
+def plan_problem(ledger: Ledger) -> str | None:
+    """Whether `dataset.json` names another plan, version or kind than it was written with: a line, or None."""
+    path, plan, dataset = ledger.root / DATASET, ledger.plan, ledger.dataset
+    hashes = {part.sha256: plan_sha256(read_plan(part.path)) for part in plan.files}
+    hashes[dataset.plan] = plan_sha256(plan)
+    for said, found in hashes.items():
+        if said != found:
+            return lost_beginning(f"{path}: damaged: plan: expected {found[:12]}…, as the plan has; found {said[:12]}…")
+    with suppress(UserError):
+        commit = load_record(ledger.commit_path(0), Commit)
+        if commit.schema_version != dataset.schema_version:
+            versions = f"expected {commit.schema_version}, as the commits say; found {dataset.schema_version}"
+            return lost_beginning(f"{path}: damaged: schema_version: {versions}")
+        first = commit.files[0].path.partition("/")[0]
+        if first != dataset.kind and not (ledger.root / dataset.kind).is_dir():
+            kinds = f"expected {first}, as the commits say; found {dataset.kind}"
+            return lost_beginning(f"{path}: damaged: kind: {kinds}")
+    if other := _other_fingerprint(ledger):
+        prints = f"expected {other[:12]}…, as the commits say; found {dataset.fingerprint[:12]}…"
+        return lost_beginning(f"{path}: damaged: fingerprint: {prints}")
+    return None
+
+
+def _other_fingerprint(ledger: Ledger) -> str | None:
+    """Gives the fingerprint that two or more of the other records have, if none of them has that of `dataset.json`."""
+    found: Counter[str] = Counter()
+    with suppress(UserError):
+        found[load_record(ledger.root / MANIFEST, Manifest).fingerprint] += 1
+    for path in entries(ledger.root / COMMITS):
+        with suppress(UserError):
+            found[load_record(path, Commit).fingerprint] += 1
+        if ledger.dataset.fingerprint in found:
+            return None
+    return next((fingerprint for fingerprint, count in found.most_common(1) if count > 1), None)
+
+
+def _manifest(ledger: Ledger) -> tuple[Manifest | None, str | None]:
+    try:
+        return ledger.read_manifest(), None
+    except StoreError:
+        raise
+    except UserError as problem:
+        return None, str(problem)
+
+
+def _commits(ledger: Ledger, covered: int) -> tuple[list[Commit], list[str]]:
+    """The commits that stand, and a line for each that does not or, of the first `covered`, is gone."""
+
+    def look(shard: int) -> Commit | str | None:
+        try:
+            commit = ledger.read_commit(shard)
+        except StoreError:
+            raise
+        except UserError as problem:
+            return str(problem)
+        gone = commit is None and shard < covered
+        return f"{ledger.commit_path(shard)}: expected the record of a finished shard; found none" if gone else commit
+
+    found = list(spread(ledger.root, look, range(ledger.dataset.shards)))
+    return [each for each in found if isinstance(each, Commit)], [each for each in found if isinstance(each, str)]
+
+
+def contradictions(ledger: Ledger, manifest: Manifest, commits: Sequence[Commit]) -> dict[str, str]:
+    """By path, what the manifest and the commits say differently, and who is right; all shards have commits."""
+    root = ledger.root
+    tables = [file for commit in commits for file in commit.files[1:]]
+    beginning, behind = len(ledger.dataset.files), len(manifest.other_files) - len(tables)
+    expected = ledger.manifest_of(commits, manifest.other_files[beginning:behind])
+    if expected == manifest:
+        return {}
+    paths = {file.path: ledger.commit_path(commit.shard) for commit in commits for file in commit.files}
+    theirs = {file.path: file for file in [*manifest.shards, *manifest.other_files]}
+    for ours in [*expected.shards, *tables]:
+        if theirs.get(ours.path, ours) != ours and (actual := file_record(root, root / ours.path)) != ours:
+            if actual == theirs[ours.path]:
+                said = f"sha256 of {ours.path}: expected {actual.sha256[:12]}…, found {ours.sha256[:12]}…"
+                return {ours.path: f"{paths[ours.path]}: damaged: {said}"}
+            return {ours.path: str(check_file(root, ours))}
+    difference = _difference(expected.model_dump(), manifest.model_dump())
+    return {MANIFEST: f"{root / MANIFEST}: damaged: {difference}"}
+
+
+def _difference(expected: Any, found: Any, name: str = "") -> str | None:  # noqa: ANN401 - whatever JSON holds
+    """Where two JSON values differ first, and how."""
+    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+        pairs = [(f"{name}.{key}", expected[key], found[key]) for key in expected]
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        pairs = [(f"{name}.{place}", *pair) for place, pair in enumerate(zip(expected, found, strict=True))]
+    else:
+        return None if expected == found else f"{name[1:]}: expected {expected!r:.80}; found {found!r:.80}"
+    return next(filter(None, (_difference(one, other, place) for place, one, other in pairs)), None)

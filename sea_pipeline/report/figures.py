@@ -1,0 +1,179 @@
+"""Figures for papers: a photo with a word on each patch, and SEA's Figure 6; PNG, or PDF and SVG with text as text.
+
+Drawn with matplotlib's objects, without pyplot: nothing here opens a window or keeps a figure.
+"""
+
+import hashlib
+import re
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.sources import open_source
+from sea_pipeline.labels.statistics import BIN_WIDTH, Statistics, image_words
+from sea_pipeline.labels.store import Labels, LabelStore
+from sea_pipeline.storage.publish import publish_result
+
+SUFFIXES = (".png", ".pdf", ".svg")
+
+Kind = Literal["hit", "miss", "none"]
+_CELL = 0.42
+"""Inches: words of six letters stay legible in a column of a paper."""
+_LETTER = 0.075
+"""Inches of a title's letter, at most on average."""
+_HIT, _FILL, _MISS, _INK = "#0a6b5e", "#d3efe8", "#973d00", "#14171a"
+_MOST_POINTS, _LEAST_POINTS = 7.5, 3.5
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a7bc8", "#7a6200")
+_OPTIONS = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8}
+
+
+class Panel(NamedTuple):
+    """A photo's patches and what each bears."""
+
+    title: str
+    texts: Sequence[str]
+    """One a patch, row-major; empty where there is none."""
+    kinds: Sequence[Kind] | None = None
+    """None: patches of one text share a colour; else hits are boxed and bold, misses are not."""
+
+
+def check_figure(path: Path) -> None:
+    """Before any work is done: whether a figure can be written there.
+
+    Raises:
+        UserError: the suffix is of no format that is written, or matplotlib is not installed.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"{path}: expected a name that ends in {', '.join(SUFFIXES)}; found {path.suffix or 'no suffix'!r}"
+        )
+    require("matplotlib", "report")
+
+
+def patches_figure(
+    photo: Image.Image, box: CropBox, grid: tuple[int, int], panels: Sequence[Panel], columns: int
+) -> Any:  # noqa: ANN401 - matplotlib's Figure
+    """The part of a photo that a grid covers, once a panel, with the panel's words on it (SEA Fig. 1, BASIC Fig. 2).
+
+    Args:
+        photo: upright.
+        box: x0, y0, x1, y1 of that part, as shares of the photo.
+        grid: (rows, columns).
+        panels: at least one; each with rows * columns texts.
+        columns: panels beside each other.
+    """
+    rows = -(-len(panels) // columns)
+    size = (columns * (grid[1] * _CELL + 0.15), rows * (grid[0] * _CELL + 0.35))
+    figure = require("matplotlib.figure", "report").Figure(figsize=size, layout="constrained")
+    sides = (photo.width, photo.height) * 2
+    left, top, right, bottom = (round(edge * side) for edge, side in zip(box, sides, strict=True))
+    part = photo.convert("RGB").crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    part.thumbnail((900, 900))
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.imshow(
+            np.asarray(part), extent=(0, grid[1], grid[0], 0), alpha=0.45, interpolation="bilinear", aspect="auto"
+        )
+        title = textwrap.fill(_plain(panel.title), max(20, int(grid[1] * _CELL / _LETTER)))
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_axis_off()
+        _write(axes, grid, panel)
+    return figure
+
+
+def labels_figure(photo: Image.Image, labels: Labels, words: Sequence[str]) -> Any:  # noqa: ANN401 - matplotlib's Figure
+    """A photo with the best word of every patch on it, under the photo's ten words."""
+    best = [words[word] if word >= 0 else "" for word in labels.word_ids[:, 0]]
+    title = " · ".join(words[word] for word, _ in image_words(labels))
+    return patches_figure(photo, labels.crop_box, labels.grid, [Panel(title, best)], 1)
+
+
+def statistics_figure(stats: Statistics) -> Any:  # noqa: ANN401 - matplotlib's Figure
+    """SEA's Figure 6: (a) the scores of all labels, (b) the mean similarity of every word of the list."""
+    with require("matplotlib", "report").rc_context(_OPTIONS):
+        figure = require("matplotlib.figure", "report").Figure(figsize=(7, 2.4), layout="constrained")
+        scores, means = figure.subplots(1, 2)
+        starts = np.arange(len(stats.score_bins)) * BIN_WIDTH
+        scores.bar(starts, stats.score_bins, BIN_WIDTH * 0.92, align="edge", color=_COLOURS[0])
+        scores.set(title="(a) labels by their score", xlabel="similarity", ylabel="labels")
+        means.hist(stats.mean_similarity, bins=60, color=_COLOURS[0])
+        means.axvline(0, color=_INK, linewidth=0.8, linestyle="--")
+        below = f"(b) words by mean similarity: {stats.share_below_zero:.1%} below 0"
+        means.set(title=below, xlabel="similarity", ylabel="words")
+        for axes in (scores, means):
+            axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> str:  # noqa: ANN401 - matplotlib's Figure
+    """Writes a figure in the format of its name, whole or not at all; the same figure gives the same PDF.
+
+    Returns the characters that the font does not have and the figure shows as boxes.
+
+    Raises:
+        UserError: see `check_figure`; the file cannot be written.
+    """
+    check_figure(path)
+    kind = path.suffix.lower().removeprefix(".")
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    options = require("matplotlib", "report").rc_context(_OPTIONS)
+    with options, publish_result(path) as scratch, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        figure.savefig(scratch, format=kind, dpi=200, metadata=dated.get(kind))
+    codes = (re.match(r"Glyph (\d+) ", str(warning.message)) for warning in heard)
+    return "".join(sorted({chr(int(code[1])) for code in codes if code}))
+
+
+def photo_of(store: LabelStore, image_id: str) -> Image.Image:
+    """The upright photo of a row.
+
+    Raises:
+        UserError: it is not where it was any more.
+    """
+    root, uri = store.image_root, store.uri(image_id)
+    try:
+        return decode_image(open_source(str(root)).read(uri)).image
+    except BadImageError as error:
+        raise UserError(f"{root}/{uri}: cannot be drawn: {error.message}") from error
+
+
+def _write(axes: Any, grid: tuple[int, int], panel: Panel) -> None:  # noqa: ANN401 - matplotlib's Axes
+    rectangle = require("matplotlib.patches", "report").Rectangle
+    for patch, text in enumerate(panel.texts):
+        row, column = divmod(patch, grid[1])
+        kind = panel.kinds[patch] if panel.kinds is not None else None
+        if text and kind in (None, "hit"):
+            hit = {"facecolor": (*_rgb(_FILL), 0.85), "edgecolor": _HIT, "linewidth": 0.9}
+            tint = {"facecolor": (*_rgb(_colour(text)), 0.22), "edgecolor": "white", "linewidth": 0.2}
+            axes.add_patch(rectangle((column + 0.03, row + 0.03), 0.94, 0.94, **(hit if kind == "hit" else tint)))
+        ink = {"hit": _HIT, "miss": _MISS}.get(kind or "", _INK)
+        points = max(_LEAST_POINTS, min(_MOST_POINTS, 72 * _CELL * 0.95 / (0.68 * max(1, len(text)))))
+        weight = "bold" if kind == "hit" else "normal"
+        axes.text(
+            column + 0.5, row + 0.5, _plain(text), color=ink, fontsize=points, weight=weight, ha="center", va="center",
+            clip_on=True,
+        )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Text that is not read as mathematics, on one line."""
+    return " ".join(text.split()).replace("$", r"\$")
+
+
+def _colour(text: str) -> str:
+    """The same colour for the same word in every figure."""
+    return _COLOURS[hashlib.sha256(text.encode()).digest()[0] % len(_COLOURS)]
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    return red, green, blue

@@ -1,0 +1,134 @@
+"""Exact top-n words by cosine (SEA Eq. 6), with FAISS or torch, on CPU or CUDA.
+
+Every backend proposes n + `MARGIN` words. The best n of them are scored again in float64, and the distance between the
+n-th and the next proposal proves, for each patch, that no word was missed; where it does not, all its proposals are
+scored in float64, and where the last of them does not prove it either, all words. So the answer is that of float64
+whatever the backend, to the byte: ties go to the lower word id.
+
+Shapes: P patches, W words, D embedding width, n labels a patch.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from sea_pipeline.search.candidates import Candidates, rounding_bound
+from sea_pipeline.search.fastest import FastestCandidates
+from sea_pipeline.search.float16 import HalfCandidates
+from sea_pipeline.search.float32 import FaissCandidates, TorchCandidates
+from sea_pipeline.search.int8 import Int8Candidates
+
+Backend = Literal["auto", "int8", "faiss", "torch"]
+"""What proposes candidates: `WordSearch` says what each name means."""
+MARGIN = 8
+_CANDIDATE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Float64 numbers of candidate vectors at a time: 1 MiB, what a core's cache holds; 128 MiB, for few launches."""
+_WORDS_PER_BLOCK = 4096
+
+
+class WordSearch:
+    """Finds the n words most similar to each patch among W fixed words.
+
+    Args:
+        words: float32 (W, D), unit length.
+        top_n: n.
+        sign: s = sign * cos.
+        backend: what proposes candidates.
+            int8: scores of all words in int8 with a bound on their error, then float32 scores of the few that remain.
+            faiss: FAISS's flat index, float32.
+            torch: float32 scores of all words; on CUDA first float16 ones with a bound on their error.
+            auto: on a CPU whichever of them is the fastest for these vectors, int8 only if it has instructions for it;
+                see `fastest.py`. On CUDA torch.
+        device: where the torch backend and the float64 scoring run, and FAISS where its GPU wheel is installed.
+
+    Raises:
+        ValueError: n is not within 1..W.
+        UserError: FAISS or int8 is asked for and cannot be had.
+    """
+
+    def __init__(
+        self, words: torch.Tensor, *, top_n: int, sign: int, backend: Backend = "auto", device: str = "cpu"
+    ) -> None:
+        if not 1 <= top_n <= len(words):
+            raise ValueError(f"top_n = {top_n}: expected between 1 and {len(words):,}, the number of words")
+        self._device = torch.device(device)
+        self._words = words.to(self._device, torch.float32).contiguous()
+        self._top_n = top_n
+        self._sign = sign
+        if backend == "auto" and self._device.type == "cuda":
+            backend = "torch"
+        self._backend = backend
+        self._candidates = _PROPOSERS[backend](self._words)
+        self.fallbacks = 0
+        """Patches so far whose answer needed float64 scores of all words."""
+
+    @property
+    def backend(self) -> str:
+        """What proposes candidates; `auto` until the fastest is known."""
+        names = self._candidates.names[:1] if isinstance(self._candidates, FastestCandidates) else []
+        return "".join(names) or self._backend
+
+    @torch.inference_mode()
+    def __call__(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The labels of patches, float32 (P, D) of unit length: word ids int32 (P, n) and s float64 (P, n), on the CPU.
+
+        Best first. Words with s < 0 are no labels (SEA section 4.1): their ids are -1 and their scores 0.
+        """
+        queries = patches.to(self._device, torch.float32) * self._sign
+        k = min(self._top_n + MARGIN, len(self._words))
+        calls = -(-len(queries) // self._candidates.patches_per_call)
+        parts = []
+        for chunk in queries.chunk(calls) if calls else ():
+            parts.append(self._exact(chunk, *self._candidates(chunk, self._top_n, k)))
+        if not parts:
+            return torch.empty(0, self._top_n, dtype=torch.int32), torch.empty(0, self._top_n, dtype=torch.float64)
+        scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
+        ids[scores < 0] = -1
+        return ids.to("cpu", torch.int32), scores.clamp_min_(0).cpu()
+
+    def _exact(
+        self, queries: torch.Tensor, coarse: torch.Tensor, proposed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best n by float64 scores: of the first n proposals, of all of them, or of all words, as proof demands."""
+        n = self._top_n
+        scores, ids = self._ranked(queries, proposed[:, :n])
+        if n == len(self._words):
+            return scores, ids
+        # A word outside of the first n scores at most the next, plus the rounding of a float32 product.
+        slack = rounding_bound(self._words.shape[-1])
+        rows = (~(scores[:, -1] > coarse[:, n] + slack)).nonzero()[:, 0]
+        scores[rows], ids[rows] = self._ranked(queries[rows], proposed[rows])
+        if proposed.shape[-1] < len(self._words):
+            unproved = ~(scores[rows, -1] > coarse[rows, -1] + slack)
+            for row in rows[unproved].tolist():
+                scores[row], ids[row] = self._exhaustive(queries[row])
+                self.fallbacks += 1
+        return scores, ids
+
+    def _ranked(self, queries: torch.Tensor, proposed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best n of (P, k) words by float64 scores."""
+        proposed = proposed.sort(-1).values
+        chunk = max(1, _CANDIDATE_NUMBERS[self._device.type] // (proposed.shape[-1] * self._words.shape[-1]))
+        pairs = zip(torch.split(queries, chunk), torch.split(proposed, chunk), strict=True)
+        scores = torch.cat([_score(part, self._words[ids]) for part, ids in pairs])
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        return scores[:, : self._top_n], proposed.gather(-1, order)[:, : self._top_n]
+
+    def _exhaustive(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks = [_score(query[None], block[None])[0] for block in torch.split(self._words, _WORDS_PER_BLOCK)]
+        scores, order = torch.cat(blocks).sort(dim=0, descending=True, stable=True)
+        return scores[: self._top_n], order[: self._top_n]
+
+
+def _score(queries: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """float64 inner products of (P, D) with (P, k, D): (P, k). Equal vectors give equal bits, unlike in a matmul."""
+    return (words * queries.double().unsqueeze(-2)).sum(-1)
+
+
+_PROPOSERS: dict[str, Callable[[torch.Tensor], Candidates]] = {
+    "auto": FastestCandidates,
+    "int8": Int8Candidates,
+    "faiss": FaissCandidates,
+    "torch": lambda words: (HalfCandidates if words.is_cuda else TorchCandidates)(words),
+}

@@ -1,0 +1,124 @@
+"""Parquet files row group by row group, as every shard is: zstd, page checksums, JSON in the footer."""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sea_pipeline.storage.paths import Place
+
+_FOOTER = b"sea_pipeline"
+
+Row = TypeVar("Row")
+
+
+class RowGroupWriter(ABC, Generic[Row]):
+    """Writes rows as they come; holds one row group in memory.
+
+    Args:
+        path: the file.
+        schema: its columns; `image_id` among them.
+        rows_per_group: few enough that one image is read without many others.
+        column_encoding: by column, where it is not plain.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, rows_per_group: int, column_encoding: dict[str, str] | None = None
+    ) -> None:
+        self.schema = schema
+        self._rows_per_group = rows_per_group
+        self._rows: list[Row] = []
+        # Our own file object: Python's OSError says why a disk cannot be written, Arrow's may not.
+        self._file = path.open("wb")
+        self._writer = pq.ParquetWriter(
+            self._file,
+            schema,
+            compression="zstd",
+            compression_level=3,
+            # Measured on 200 photos: 3 % smaller than plain scores; dictionaries are larger and slower to read.
+            use_dictionary=False,
+            column_encoding=column_encoding,
+            write_statistics=["image_id"],
+            write_page_checksum=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+            else:
+                # Else Arrow closes it later, when the file is gone. The file is thrown away in any case.
+                with suppress(Exception):
+                    self._writer.close()
+
+    def add(self, row: Row) -> None:
+        """Appends one image."""
+        self._rows.append(row)
+        if len(self._rows) == self._rows_per_group:
+            self._flush()
+
+    def set_footer(self, footer: dict[str, Any]) -> None:
+        """Sets the JSON object of the footer; before the writer closes."""
+        self._writer.add_key_value_metadata({_FOOTER: json.dumps(footer, sort_keys=True)})
+
+    @abstractmethod
+    def arrays(self, rows: list[Row]) -> list[pa.Array]:
+        """The columns of some rows, in the order of the schema."""
+
+    def _flush(self) -> None:
+        if self._rows:
+            table = pa.table(self.arrays(self._rows), schema=self.schema)
+            self._writer.write_table(table, row_group_size=self._rows_per_group)
+            self._rows.clear()
+
+
+@contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Writes a small table, zstd and with page checksums."""
+    with (
+        path.open("wb") as file,
+        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        yield writer
+
+
+def refuse_other_counts(metadata: pq.FileMetaData) -> None:
+    """Refuses a footer whose numbers of rows differ: it has no checksum, and rows that it does not count are not read.
+
+    What it says of columns is not asked for: of some damage there, pyarrow ends the process.
+
+    Raises:
+        pa.ArrowInvalid: says what it says.
+    """
+    rows = sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    if rows != metadata.num_rows:
+        raise pa.ArrowInvalid(f"its footer is damaged: it says {metadata.num_rows:,} rows, its row groups {rows:,}")
+
+
+def open_parquet(path: Place) -> pq.ParquetFile:
+    """A Parquet file whose pages are checked as they are read; of a store elsewhere, only what is read is fetched.
+
+    Arrow gets files that are open, here and in `parquet_writer`, and never a path: it takes `run:1/x` for a URL.
+    """
+    if isinstance(path, Path):
+        return pq.ParquetFile(pa.memory_map(os.fsencode(path)), page_checksum_verification=True)
+    return pq.ParquetFile(path.open("rb"), page_checksum_verification=True, pre_buffer=True)
+
+
+def shard_footer(path: Place) -> dict[str, Any]:
+    """The JSON object in a shard's footer."""
+    footer: dict[str, Any] = json.loads(open_parquet(path).metadata.metadata[_FOOTER])
+    return footer

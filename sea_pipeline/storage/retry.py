@@ -1,0 +1,96 @@
+"""What of a network's faults may pass, and trying again where one does."""
+
+import errno
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from sea_pipeline.core.errors import UserError, one_line
+
+_Result = TypeVar("_Result")
+
+WAITS = (0.2, 1.0, 4.0)
+"""Seconds between attempts, each times 0.5 to 1.5: many workers must not come back at the same moment."""
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_NETWORK = {"aiohttp", "aiobotocore", "botocore", "http", "httpcore", "httpx", "requests", "ssl", "urllib3"}
+_CREDENTIALS = {
+    "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "NoCredentialsError",
+    "PartialCredentialsError", "SignatureDoesNotMatch", "TokenRefreshRequired",
+}  # fmt: skip
+_AT_ONCE = {"ConditionalRequestConflict", "OperationAborted"}
+"""What a store says to one of two that write the same file at the same moment; 409, but it passes."""
+
+
+class PassingError(OSError):
+    """The network or a service failed repeatedly; not the image's fault."""
+
+
+class StoreError(UserError):
+    """A store elsewhere cannot be used: it fails for long, refuses us, or is not there."""
+
+
+def patiently(action: Callable[[], _Result], shown: str) -> _Result:
+    """What `action` gives, tried again a few times where the network or the service fails.
+
+    Raises:
+        PassingError: it failed every time.
+        UserError: the service refuses the credentials.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except Exception as error:
+            if refused := _CREDENTIALS & error_codes(error):
+                raise UserError(
+                    f"{shown}: cannot be reached: the credentials are missing or refused ({min(refused)}); set them as "
+                    "the service's own tools do, and run the same command again"
+                ) from error
+            if not may_pass(error):
+                raise
+            if wait is None:
+                raise PassingError(errno.EIO, f"{shown}: {type(error).__name__}: {one_line(error)}") from error
+            time.sleep(wait * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error is the network's or the service's: timeouts, resets, throttling, status 5xx."""
+    statuses = error_statuses(error)
+    if any(status in (408, 425, 429) or status >= 500 for status in statuses) or _AT_ONCE & error_codes(error):
+        return True  # some packages say FileNotFoundError for these, too
+    if any(400 <= status < 500 for status in statuses) or isinstance(error, _LASTING):
+        return False
+    of_the_network = type(error).__module__.partition(".")[0] in _NETWORK
+    return isinstance(error, OSError | EOFError) or (of_the_network and "Validation" not in type(error).__name__)
+
+
+def error_codes(error: BaseException) -> set[str]:
+    """How an error and its causes name themselves: their classes, and what an S3 service calls them."""
+    codes = set()
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+        codes |= {type(cause).__name__} | ({str(code)} if code else set())
+    return codes
+
+
+def error_statuses(error: BaseException) -> set[int]:
+    """The HTTP statuses that an error and its causes are about."""
+    return {status for cause in _causes(error) if (status := _status(cause))}
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    for holder in (error, response):
+        found = found or getattr(holder, "status", None) or getattr(holder, "status_code", None)
+    return found if isinstance(found, int) else None

@@ -1,0 +1,219 @@
+"""Every command: what it prints, how it exits, and one typical mistake."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sea_pipeline import __version__
+from tests.support.world import ColourEncoder, draw_folder
+
+
+@pytest.fixture
+def labelled(command: Any, words: Path, tmp_path: Path) -> Path:
+    photos = draw_folder(tmp_path / "photos", 5)
+    (photos / "003.png").write_bytes(b"")
+    out = tmp_path / "labels"
+    code, stdout, stderr = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", out)
+    assert code == 0, stderr
+    assert "4 labelled, 1 bad" in stdout
+    assert "1 of 1 done" in stdout
+    assert str(out) in stderr
+    return out
+
+
+def test_help_teaches_every_command(command: Any) -> None:
+    code, stdout, _ = command("--help")
+    assert code == 0
+    for name in ("label", "inspect", "status", "verify", "demo"):
+        assert name in stdout
+        assert command(name, "--help")[0] == 0
+    assert command("--version")[1] == f"sea-pipeline {__version__}\n"
+
+
+def test_the_options_are_those_that_are_scripted_against(command: Any) -> None:
+    stdout = command("label", "--help")[1]
+    options = (
+        "--images --image-root --wordlist --encoder --top-n --out --limit --device --search --shard-size --max-bad"
+    )
+    for option in [*options.split(" "), "--max-bad"]:
+        assert option in stdout
+
+
+def test_loading_a_model_is_no_waiting_for_images(
+    command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "load", lambda: time.sleep(1))
+    photos, out = draw_folder(tmp_path / "photos", 5), tmp_path / "labels"
+    stdout = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", out)[1]
+    said = re.search(r"^time +load (\d+)%", stdout, re.MULTILINE)
+    assert said is not None, stdout
+    assert 20 < int(said[1]) <= 100
+
+
+def test_inspect_prints_figure_6(command: Any, labelled: Path) -> None:
+    code, stdout, _ = command("inspect", labelled)
+    assert code == 0
+    for expected in ("words used", "of 8", "words below zero", "SEA Fig. 6a", "SEA Fig. 6b"):
+        assert expected in stdout
+    numbers = json.loads(command("inspect", labelled, "--json")[1])
+    assert numbers["images"] == 4
+    assert numbers["patches"] == 48
+    assert sum(numbers["score_histogram"]["counts"]) == numbers["labels"]
+    assert 0 < numbers["share_below_zero"] < 1
+    assert numbers["most_frequent"][0]["labels"] >= numbers["most_frequent"][1]["labels"]
+
+
+def test_inspect_of_one_image(command: Any, labelled: Path) -> None:
+    code, stdout, _ = command("inspect", labelled, "a/001.png")
+    assert code == 0
+    assert "best word of each patch" in stdout
+    answer = json.loads(command("inspect", labelled, "a/001.png", "--json")[1])
+    assert answer["grid"] == [3, 4]
+    assert len(answer["words"]) == len(answer["scores"]) == 12
+    code, _, stderr = command("inspect", labelled, "003.png")
+    assert code == 1
+    assert "'003.png' was not labelled: read: the file holds 0 bytes" in stderr
+    code, _, stderr = command("inspect", labelled, "a/100.png")
+    assert code == 1
+    assert "'a/100.png' is none of the 4 images; the nearest is 'a/00" in stderr
+
+
+def test_status_and_verify(command: Any, labelled: Path) -> None:
+    answer = json.loads(command("status", labelled, "--json")[1])
+    assert (answer["finished"], answer["images_done"], answer["images_bad"]) == (True, 4, 1)
+    assert answer["reasons"] == {"read: EmptyFile": 1}
+    stdout = command("status", labelled)[1]
+    assert "labels, finished" in stdout
+    assert "003.png" in stdout
+    assert "the file holds 0 bytes" in stdout
+    code, stdout, _ = command("verify", labelled)
+    assert code == 0
+    assert stdout.rstrip().endswith("as written")
+    (labelled / "manifest.json").rename(labelled.parent / "manifest.json")
+    assert "labels, not finished: the command that began it, run again, goes on" in command("status", labelled)[1]
+    assert "as written; not finished yet" in command("verify", labelled)[1]
+    (labelled.parent / "manifest.json").rename(labelled / "manifest.json")
+    shard = labelled / "labels" / "part-00000-of-00001.parquet"
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    shard.write_bytes(damaged)
+    code, _, stderr = command("verify", labelled)
+    assert code == 1
+    assert "part-00000-of-00001.parquet: damaged" in stderr
+    code, _, stderr = command("inspect", labelled)
+    assert code == 1
+    assert "part-00000-of-00001.parquet" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["label", "--images", "nowhere"], "nowhere: expected a folder"),
+        (["label", "--wordlist", "nowhere"], "--wordlist nowhere"),
+        (
+            ["label", "--top-n", "0", "--max-bad", "2"],
+            "--top-n: input should be greater than or equal to 1, found 0; --max-bad",
+        ),
+        (["label", "--device", "cuda:99"], "--device cuda:99"),
+        (["label", "--device", "banana"], "--device banana: expected auto, cpu, cuda or cuda:N"),
+        (["status", "nowhere"], "nowhere: expected a folder that sea-pipeline wrote"),
+        (["verify", "nowhere"], "nowhere"),
+        (["inspect", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_1(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = command(*arguments)
+    assert (code, stdout) == (1, "")
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert expected in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["label", "--imges", "x"], "--imges"),
+        (["label", "--top-n", "three"], "--top-n"),
+        (["label", "--precision", "float8"], "--precision"),
+        (["lable"], "lable"),
+        (["inspect"], "see sea-pipeline inspect --help"),
+        (["label", "--out"], "'--out' requires an argument; see sea-pipeline label --help"),
+        (["plan", "--images", "0"], "--images"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line_and_exit_2(
+    command: Any, arguments: list[str], expected: str
+) -> None:
+    code, stdout, stderr = command(*arguments)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert expected in stderr
+
+
+def test_names_are_printed_as_they_are(command: Any, words: Path, tmp_path: Path) -> None:
+    photos, out = draw_folder(tmp_path / ":cat: [b]", 2), tmp_path / "[/b]"
+    code, stdout, stderr = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", out)
+    assert (code, "[/b]" in stderr) == (0, True)
+    assert ":cat: [b]" in stdout.replace("\n", "")
+    assert "[/b]" in command("verify", out)[1]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "ph\udce9"])
+def test_a_name_that_no_file_can_have_is_one_line(command: Any, words: Path, tmp_path: Path, name: str) -> None:
+    photos = draw_folder(tmp_path / "photos", 1)
+    for arguments in (["--images", name], ["--images", photos, "--out", name], ["--wordlist", name]):
+        code, _, stderr = command("label", "--wordlist", words, "--top-n", 3, *arguments)
+        assert (code, stderr.count("\n"), stderr[:6]) == (1, 1, "error:")
+
+
+def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "sea_pipeline", "label", "--encoder", "resnet"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "--encoder resnet: expected packaged" in done.stderr
+
+
+@pytest.mark.parametrize("step", ["load", "patches"])
+def test_failed_shards_exit_3(
+    command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def broken(*given: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(encoder, step, broken)
+    photos = draw_folder(tmp_path / "photos", 2)
+    code, stdout, _ = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "out")
+    assert code == 3
+    assert "shard 0 failed" in stdout
+    assert "no kernel image" in stdout
+
+
+def test_the_default_folder_tells_settings_apart(command: Any, words: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = draw_folder(tmp_path / "photos", 3)
+    for extra in (["--top-n", 3], ["--top-n", 2], ["--top-n", 3, "--limit", 2], ["--top-n", 3]):
+        assert command("label", "--images", photos, "--wordlist", words, *extra)[0] == 0
+    assert command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--shard-size", 1)[0] == 0
+    other = draw_folder(tmp_path / "other" / "photos", 3)
+    assert command("label", "--images", other, "--wordlist", words, "--top-n", 3)[0] == 0
+    names = sorted(path.name for path in (tmp_path / "runs" / "labels").iterdir())
+    assert len(names) == 5
+    assert all(name.startswith("photos-packaged-colours-n") for name in names)
+
+
+def test_help_needs_no_torch() -> None:
+    program = "import sys; sys.argv = ['x', '--help']\nfrom sea_pipeline.cli import main\n"
+    program += "try: main()\nexcept SystemExit: print('torch' in sys.modules, 'faiss' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False False\n")

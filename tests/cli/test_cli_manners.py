@@ -1,0 +1,246 @@
+"""How every command behaves in a shell: its help, its outputs, its JSON, its way of stopping."""
+
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer.main
+from rich.console import Console
+
+from sea_pipeline.cli import app, terminal
+from sea_pipeline.cli.tables import labels as label_tables
+from sea_pipeline.cli.tables import training as training_tables
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.store import Labels
+from tests.support.report_world import run_folder
+from tests.support.world import draw_folder
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_in_an_example_that_parses(name: str) -> None:
+    program, command, *arguments = example(name)
+    assert (program, command) == ("sea-pipeline", name)
+    assert arguments
+    COMMANDS[name].make_context(name, arguments)
+
+
+def example(name: str) -> list[str]:
+    """The command line that a command's help ends in."""
+    (found,) = re.findall(r"^ *Example: (.+(?:\n.+)*)", COMMANDS[name].help, re.MULTILINE)
+    return shlex.split(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        (name, option)
+        for name in sorted(COMMANDS.keys() - {"label", "teacher"})
+        for option in ("--out", "--save", "--save-figures")
+        if any(option in each.opts for each in COMMANDS[name].params)
+    ],
+)
+def test_a_store_is_refused_where_only_this_machine_is_written_to(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = command(name, *example(name)[2:], option, "s3://bucket/x.html")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert f"'{option}': expected a path of this machine, found s3://bucket/x.html: only label and" in stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_speaks_json(name: str) -> None:
+    (option,) = [option for option in COMMANDS[name].params if "--json" in option.opts]
+    assert option.help.startswith("Print JSON")
+
+
+@pytest.fixture
+def labelled(command: Any, words: Path, tmp_path: Path) -> list[object]:
+    photos = draw_folder(tmp_path / "photos", 5)
+    (photos / "003.png").write_bytes(b"")
+    return ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "labels"]
+
+
+def promised(name: str) -> set[str]:
+    """The keys that the help of a command's --json names."""
+    (option,) = [option for option in COMMANDS[name].params if "--json" in option.opts]
+    return set(re.findall(r"`(\w+)`", option.help))
+
+
+def test_json_of_labels(command: Any, labelled: list[object], tmp_path: Path) -> None:
+    code, stdout, _ = command(*labelled, "--json")
+    made = json.loads(stdout)
+    assert (code, stdout.count("\n"), made["folder"]) == (0, 1, str(tmp_path / "labels"))
+    assert (made["finished"], made["images_done"], made["images_bad"]) == (True, 4, 1)
+    assert (made["run"]["images"], made["run"]["bad"], made["run"]["failed"]) == (4, 1, {})
+    assert made["run"]["images_per_second"] == pytest.approx(4 / made["run"]["seconds"], rel=0.2)
+    again = json.loads(command(*labelled, "--json")[1])
+    assert (again["images_done"], again["run"]["images"], again["run"]["images_per_second"]) == (4, 0, None)
+    status = json.loads(command("status", tmp_path / "labels", "--json")[1])
+    assert status == {key: value for key, value in again.items() if key not in ("folder", "run")}
+    assert promised("label") == {"folder", "run"}
+    assert promised("status") == set(status)
+
+
+def test_json_of_verify(command: Any, labelled: list[object], tmp_path: Path) -> None:
+    command(*labelled)
+    folder = tmp_path / "labels"
+    found = json.loads(command("verify", folder, "--json")[1])
+    assert promised("verify") == set(found)
+    assert (found["shards_missing"], found["problems"]) == (0, [])
+    assert found["files"] > 2
+    (shard,) = (folder / "labels").iterdir()
+    shard.write_bytes(b"?")
+    code, stdout, stderr = command("verify", folder, "--json")
+    (problem,) = json.loads(stdout)["problems"]
+    assert (code, str(shard) in problem, problem in stderr.replace("\n", " ")) == (1, True, True)
+
+
+def test_json_of_report(command: Any, labelled: list[object], tmp_path: Path) -> None:
+    command(*labelled)
+    run_folder(tmp_path / "run")
+    out = tmp_path / "report.html"
+    code, stdout, _ = command("report", tmp_path / "labels", tmp_path / "run", "--out", out, "--images", 0, "--json")
+    made = json.loads(stdout)
+    assert code == 0
+    assert promised("report") == set(made)
+    assert made == {"out": str(out), "photos": 4, "gone": 0, "runs": 1, "bytes": out.stat().st_size}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["label"], "finished shards are kept; run the same command again to go on"),
+        (["inspect", "runs/labels/x"], "nothing is left half done"),
+        (
+            ["export", "x", "--out", "y", "--push", "me/x"],
+            "the folder is there whole or not at all, but with --push it may be uploaded in part; if it is there, go "
+            "on with: hf upload --private OWNER/NAME FOLDER",
+        ),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(
+    command: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(label_run, "label_images", stopped)
+    monkeypatch.setattr("sea_pipeline.open_labels", stopped, raising=False)
+    monkeypatch.setattr("trainer.export.run.export_model", stopped)
+    code, stdout, stderr = command(*arguments)
+    assert (code, stdout, stderr.strip()) == (130, "", f"error: stopped; {said}")
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (OSError("it looks like\nno file"), "it looks like no file"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(2, "No such file or directory", "x.json"), "x.json: No such file or directory"),
+    ],
+)
+def test_a_file_is_blamed_only_where_one_is_named(
+    command: Any, monkeypatch: pytest.MonkeyPatch, problem: OSError, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(label_run, "label_images", fail)
+    assert command("label") == (1, "", f"error: {said}\n")
+
+
+BAR = """
+import time
+from sea_pipeline.cli import terminal
+with terminal.progress("labelling", 8, 2) as advance:
+    for _ in range(3):
+        advance(1)
+        time.sleep(0.25)
+terminal.output.print("a result")
+terminal.messages.print("a message")
+"""
+
+
+def shown(variables: dict[str, str] | None = None) -> tuple[str, str]:
+    """stdout, a pipe, and stderr, a terminal."""
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", BAR], stdout=subprocess.PIPE, stderr=theirs, text=True, check=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"} | (variables or {}),
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(ours)
+    return done.stdout, seen.decode()
+
+
+def test_a_terminal_shows_how_far_and_how_long() -> None:
+    stdout, seen = shown()
+    assert stdout == "a result\n"
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+    assert re.search(r"labelling .* 5/8 \d+\.\d/s 0:00:0\d left 0:00:0\d", plain)
+    assert "a message" in plain
+    assert "\x1b[36m" in seen
+
+
+def test_no_color_is_heeded() -> None:
+    seen = shown({"NO_COLOR": "1"})[1]
+    assert "5/8" in seen
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", seen)
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_a_narrow_terminal_keeps_the_bar_on_one_line(columns: int) -> None:
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown({"COLUMNS": str(columns)})[1])
+    bars = [line for line in re.split(r"[\r\n]+", plain) if "labelling" in line]
+    assert bars
+    assert all(len(line) <= columns for line in bars)
+
+
+def test_a_pipe_gets_results_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("a result\n", "a message\n")
+
+
+@pytest.mark.parametrize(("columns", "explained"), [(42, False), (50, False), (120, True)])
+def test_narrow_tables_keep_names_and_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, explained: bool
+) -> None:
+    monkeypatch.setattr(terminal, "output", Console(width=columns, highlight=False, soft_wrap=True))
+    metrics = {"meaningful_chance": 0.125, "lm_loss": 4.5}
+    training_tables.metrics_table({"start": metrics, "without SEA": metrics, "with SEA": metrics})
+    loss, chance = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert loss[:4] == ["lm_loss", "4.500", "4.500", "4.500"]
+    assert chance[:4] == ["meaningful_chance", "0.125", "0.125", "0.125"]
+    assert (len(loss) > 4) is explained
+
+
+@pytest.mark.parametrize(("columns", "word"), [(20, "r"), (40, "red"), (90, "reddish")])
+def test_a_narrow_grid_is_one_line_a_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, word: str
+) -> None:
+    monkeypatch.setattr(terminal, "output", Console(width=columns, highlight=False, soft_wrap=True))
+    ids, scores = np.zeros((20, 1), np.int32), np.ones((20, 1), np.float32)
+    label_tables.image_tables("x.png", Labels(ids, scores, (2, 10), (0, 0, 1, 1)), ("reddish",))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert rows == [[word] * 10] * 2

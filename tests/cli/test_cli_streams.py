@@ -1,0 +1,190 @@
+"""A command in a pipe: output that nobody reads, that cannot be written, that is closed; and how much it says."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from sea_pipeline import open_labels
+from sea_pipeline.cli import app
+from sea_pipeline.cli.talk import LOG
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels import run as label_run
+from tests.support.world import draw_folder
+
+ROOT = Path(__file__).parent.parent.parent
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+MODULE = [sys.executable, "-m", "sea_pipeline"]
+LINES = ["recipes", "recipes --json", "recipes sea-table2-llava", "--help", "train --help", "--version"]
+
+
+@pytest.fixture
+def unread() -> int:
+    """A pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_output_that_nobody_reads_ends_a_command_in_silence(unread: int, line: str) -> None:
+    done = subprocess.run([*MODULE, *line.split()], stdout=unread, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_shell_that_reads_a_line_sees_it(label: Any, tmp_path: Path) -> None:
+    label(images=str(draw_folder(tmp_path / "photos", 2)))
+    shell = f"set -o pipefail; {sys.executable} -m sea_pipeline inspect {tmp_path / 'labels'} | head -1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 141), "it may have written all of it before"
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+def test_messages_that_nobody_reads(unread: int) -> None:
+    done = subprocess.run([*MODULE, "train", "nowhere"], stderr=unread, stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    for line in ("recipes", "--version"):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([*MODULE, line], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(("closing", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0)])
+def test_a_stream_that_is_closed_is_thrown_away(tmp_path: Path, closing: str, code: int) -> None:
+    for line in ("recipes", "recipes --json"):
+        shell = f"{sys.executable} -m sea_pipeline {line} {closing}; echo $? > {tmp_path / 'code'}"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+        assert ((tmp_path / "code").read_text(), done.stderr) == (f"{code}\n", "")
+
+
+def test_another_pipe_that_breaks_is_no_closed_output(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(label_run, "label_images", fail)
+    assert command("label") == (1, "", "error: Broken pipe\n")
+
+
+@pytest.mark.parametrize("name", [[], *([name] for name in COMMANDS)], ids=lambda name: "".join(name) or "sea-pipeline")
+def test_h_is_help(command: Any, name: list[str]) -> None:
+    code, stdout, _ = command(*name, "-h")
+    assert (code, stdout) == (0, command(*name, "--help")[1])
+    assert "-h" in stdout
+
+
+def test_help_says_the_exit_codes(command: Any) -> None:
+    said = " ".join(command("--help")[1].split())
+    assert "0 done; 1 what you can mend, in one line; 2 a command line that cannot be read; 3 finished" in said
+    assert "SEA_PIPELINE_LABEL_TOP_N=5" in said
+
+
+@pytest.fixture
+def labelling(words: Path, tmp_path: Path) -> list[object]:
+    photos = draw_folder(tmp_path / "photos", 3)
+    return ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "labels"]
+
+
+@pytest.mark.parametrize("place", [0, None], ids=["before", "behind"])
+def test_quiet_leaves_results_warnings_and_errors(command: Any, labelling: list[object], place: int | None) -> None:
+    given = [*labelling]
+    given.insert(len(given) if place is None else place, "--quiet")
+    code, stdout, stderr = command(*given)
+    assert (code, stderr) == (0, "")
+    assert "3 labelled, 0 bad" in stdout
+    assert command("status", "nowhere", "--quiet")[2].startswith("error: nowhere: ")
+
+
+def test_verbose_says_more_and_where_an_error_came_from(command: Any, labelling: list[object], tmp_path: Path) -> None:
+    plain = command(*labelling)[2]
+    assert plain == f"labels go to {tmp_path / 'labels'}\n"
+    (tmp_path / "labels" / "manifest.json").unlink()
+    (tmp_path / "labels" / "commits" / "00000.json").unlink()
+    said = command(*labelling, "--verbose")[2]
+    assert "shard 0: 3 images" in said
+    said = command("status", "nowhere", "--verbose")[2]
+    assert said.startswith("error: nowhere: ")
+    assert "Traceback" in said
+    assert "Traceback" not in command("status", "nowhere")[2]
+
+
+def test_a_program_that_uses_us_decides_what_it_hears(
+    label: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = str(draw_folder(tmp_path / "photos", 2))
+    label(images=photos)
+    assert not caplog.records
+    caplog.set_level(logging.DEBUG, "sea_pipeline")
+    label(images=photos, out=tmp_path / "again")
+    assert any("shard 0: 2 images" in record.getMessage() for record in caplog.records)
+    assert {record.name.partition(".")[0] for record in caplog.records if "shard" in record.getMessage()} == {
+        "sea_pipeline"
+    }
+    assert LOG.level == logging.DEBUG
+
+
+def test_the_log_is_as_it_was_when_a_command_has_ended(command: Any) -> None:
+    before = LOG.handlers[:], LOG.level, LOG.propagate
+    command("status", "nowhere", "--verbose")
+    assert (LOG.handlers, LOG.level, LOG.propagate) == before
+
+
+def test_a_variable_of_the_environment_stands_for_an_option(
+    command: Any, labelling: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEA_PIPELINE_LABEL_TOP_N", "2")
+    monkeypatch.setenv("SEA_PIPELINE_LABEL_OUT", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("SEA_PIPELINE_LABEL_JSON", "1")
+    monkeypatch.setenv("SEA_PIPELINE_LABEL_QUIET", "true")
+    code, stdout, stderr = command(*labelling[:5])
+    assert (code, stderr) == (0, "")
+    assert json.loads(stdout)["folder"] == str(tmp_path / "elsewhere")
+    assert open_labels(tmp_path / "elsewhere").top_n == 2
+    assert json.loads(command(*labelling)[1])["folder"] == str(tmp_path / "labels"), "the command line comes first"
+    monkeypatch.setenv("SEA_PIPELINE_LABEL_TOP_N", "three")
+    code, _, stderr = command(*labelling[:5])
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "SEA_PIPELINE_LABEL_TOP_N" in stderr
+
+
+def test_every_option_has_a_variable_of_its_own() -> None:
+    names = [
+        option.envvar for each in COMMANDS.values() for option in each.params if option.param_type_name == "option"
+    ]
+    assert None not in names
+    assert len(names) == len(set(names))
+    assert "SEA_PIPELINE_CACHE" not in names
+    assert {"SEA_PIPELINE_TRAIN_SET", "SEA_PIPELINE_EXPORT_FORMAT", "SEA_PIPELINE_EVAL_COMMANDS_GPUS"} <= set(names)
+
+
+def test_several_values_in_a_variable_are_apart_by_space(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEA_PIPELINE_TRAIN_SET", "seed=x loss.lm=y")
+    code, _, stderr = command("train", "small")
+    assert code == 1
+    assert "seed" in stderr
+    assert "loss.lm" in stderr
+
+
+def test_a_problem_is_told_once(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that sets up logging for all would print it again."""
+
+    def fail(*_: object, **__: object) -> None:
+        logging.basicConfig(force=True)
+        raise UserError("it does not fit")
+
+    monkeypatch.setattr(label_run, "label_images", fail)
+    handlers = logging.root.handlers[:]
+    try:
+        assert command("label") == (1, "", "error: it does not fit\n")
+    finally:
+        logging.root.handlers[:] = handlers

@@ -1,0 +1,48 @@
+"""Old names of what a user imports work, and say what they are called now."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from trainer import losses
+
+RENAMED = {
+    "sea_pipeline.shards.ShardWriter": "sea_pipeline.labels.format",
+    "sea_pipeline.teacher.open_targets": "trainer.targets.store",
+    "trainer.recipe.Recipe": "trainer.recipes.recipe",
+    "trainer.words.llm_embeddings": "trainer.losses.embeddings",
+    "trainer.words.ordinary_length": "trainer.losses.embeddings",
+}
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_warns_and_is_what_it_was(old: str) -> None:
+    module, _, name = old.rpartition(".")
+    with pytest.warns(DeprecationWarning, match=f"{old} is {RENAMED[old]}.{name} now"):
+        found = getattr(importlib.import_module(module), name)
+    assert found is getattr(importlib.import_module(RENAMED[old]), name)
+
+
+def test_the_warning_is_of_the_line_that_imports() -> None:
+    program = "\nfrom sea_pipeline.shards import KIND\nprint(KIND)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "labels\n"
+    assert done.stderr.startswith("<string>:2: DeprecationWarning: ")
+
+
+def test_what_never_was_is_missing() -> None:
+    import sea_pipeline.shards
+    import trainer.words
+
+    for module in (sea_pipeline.shards, trainer.words):
+        with pytest.raises(AttributeError, match="no_such"):
+            _ = module.no_such
+
+
+def test_the_losses_have_one_face() -> None:
+    from trainer.losses import equations
+
+    for name in ("sea", "das", "sds", "word_table"):
+        assert getattr(losses, name) is getattr(equations, name)

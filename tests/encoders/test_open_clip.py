@@ -1,0 +1,276 @@
+"""Labels by open_clip models with planted answers, and where such models come from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sea_pipeline import encoders, open_labels
+from sea_pipeline.encoders import EncoderOptions, load_encoder
+from sea_pipeline.labels import run as label_run
+from tests.support.tiny_clip import (
+    CLIP,
+    HALF,
+    add_architecture,
+    changed,
+    planted_clip,
+    planted_siglip,
+    random_model,
+    save_model,
+)
+from tests.support.world import COLOURS, draw, word_file
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_architecture(monkeypatch)
+
+
+@pytest.fixture
+def run(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """`sea-pipeline label` with real encoders, of the folder `photos`."""
+    monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
+    words = word_file(tmp_path / "colours.txt")
+
+    def label(spec: str, *arguments: object) -> tuple[int, str, str]:
+        fixed = ("--images", tmp_path / "photos", "--wordlist", words, "--top-n", "3", "--device", "cpu")
+        return command("label", "--encoder", spec, *fixed, *arguments)
+
+    return label
+
+
+# Labels with planted answers.
+
+
+@pytest.mark.parametrize(
+    ("make", "side", "path", "sign"),
+    [
+        (make, side, path, sign)
+        for make, side, paths in (
+            (planted_clip, 4, ("final", "value", "vv")),
+            (planted_siglip, 10, ("pool", "final")),
+        )
+        for path in paths
+        for sign in ("", "+", "-")
+    ],
+)
+def test_the_planted_word_in_its_cell(
+    run: Callable[..., Any],
+    tmp_path: Path,
+    make: Callable[[Path], Path],
+    side: int,
+    path: str,
+    sign: str,
+) -> None:
+    """Each path names a patch's colour with its own sign, and the complement with the other."""
+    names = ["red", "green", "blue", "yellow", "cyan", "magenta"]
+    cells = [[names[(5 * row + column * column) % 6] for column in range(2 * side)] for row in range(side)]
+    draw(tmp_path / "photos" / "wide.png", cells, (side * 32, side * 16))
+    code, _, stderr = run(f"open_clip:{make(tmp_path / 'model')}#{path}{sign}", "--out", tmp_path / "labels")
+    assert code == 0, stderr
+    store = open_labels(tmp_path / "labels")
+    labels = store["wide.png"]
+    assert (labels.grid, labels.crop_box) == ((side, side), (0.25, 0.0, 0.75, 1.0))
+    own = {"final": "-"}.get(path, "+")
+    swapped = dict(zip(names, ["cyan", "magenta", "yellow", "blue", "red", "green"], strict=True))
+    inside = [name for row in cells for name in row[side // 2 : side // 2 + side]]
+    expected = inside if sign in ("", own) else [swapped[name] for name in inside]
+    assert [store.words[ids[0]] for ids in labels.word_ids] == expected
+    assert labels.scores[:, 0].min() > 0.99
+    assert labels.scores[:, 1].max() < 0.98
+
+
+def test_the_folder_has_a_short_name(run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "photos" / "a.png", [["red"]])
+    folder = planted_clip(tmp_path / "models" / "my clip")
+    assert run(f"open_clip:{folder}#vv", "--precision", "bfloat16", "--template", "photo")[0] == 0
+    (out,) = (tmp_path / "runs" / "labels").iterdir()
+    assert out.name[:-8] == "photos-my_clip-vv-colours-n3-bfloat16-photo-"
+
+
+def test_a_padded_photo_keeps_its_cells(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Twice as wide as high: the outer rows of the grid see bars only, the inner ones the photo's own two rows."""
+    model = planted_clip(tmp_path / "model")
+    text = (model / "open_clip_config.json").read_text()
+    (model / "open_clip_config.json").write_text(text.replace('"std"', '"resize_mode": "longest", "std"'))
+    cells = [["red", "green", "blue", "yellow"], ["cyan", "magenta", "red", "green"]]
+    draw(tmp_path / "photos" / "wide.png", cells, (64, 32))
+    assert run(f"open_clip:{model}#value", "--out", tmp_path / "labels")[0] == 0
+    store = open_labels(tmp_path / "labels")
+    labels = store["wide.png"]
+    assert labels.crop_box == (0.0, -0.5, 1.0, 1.5)
+    assert [store.words[ids[0]] for ids in labels.word_ids[4:12]] == cells[0] + cells[1]
+    assert set(COLOURS) == set(store.words)
+
+
+# Where models come from.
+
+
+def test_every_kind_of_file_gives_the_same_labels(run: Callable[..., Any], tmp_path: Path, listed: None) -> None:
+    from safetensors.torch import save_file
+
+    model = random_model(CLIP)
+    state = model.state_dict()
+    optimiser = torch.optim.AdamW(model.parameters()).state_dict()
+    save_model(tmp_path / "folder", model, CLIP, {"mean": None, "std": None})
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save(
+        {"epoch": 3, "name": "x", "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": optimiser},
+        tmp_path / "epoch_3.pt",
+    )
+    save_file(state, tmp_path / "weights.safetensors")
+    draw(tmp_path / "photos" / "a.png", [["red", "brown", "blue"], ["grey", "cyan", "red"]], (48, 32))
+    found = {}
+    for source in ("folder", "tiny/plain.pt", "tiny/epoch_3.pt", "tiny/weights.safetensors"):
+        arch, slash, name = source.rpartition("/")
+        out = tmp_path / "out" / name
+        code, _, stderr = run(f"open_clip:{arch}{slash}{tmp_path / name}#vv", "--out", out)
+        assert code == 0, stderr
+        labels = open_labels(out)["a.png"]
+        found[source] = (labels.word_ids.tolist(), labels.scores.tolist())
+    assert len(set(map(str, found.values()))) == 1
+    assert len({tuple(ids) for ids in found["folder"][0]}) > 3
+
+
+def test_a_spec_loads_the_encoder_again_and_a_file_may_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "model", random_model(CLIP), CLIP)
+    encoder = load_encoder("open_clip:model", "cpu")
+    assert encoder.spec == f"open_clip:{tmp_path}/model#final"
+    assert load_encoder(encoder.spec, "cpu").fields() == encoder.fields()
+    assert load_encoder("open_clip:model#final-", "cpu").spec == encoder.spec
+    assert load_encoder("open_clip:model#final+", "cpu").spec.endswith("#final+")
+    file = load_encoder("open_clip:tiny/model/model.safetensors", "cpu")
+    assert file.spec == f"open_clip:tiny/{tmp_path}/model/model.safetensors#final"
+    assert load_encoder(file.spec, "cpu").fields() == file.fields()
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert load_encoder("open_clip:moved", "cpu").fields() == encoder.fields()
+
+
+def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from open_clip import factory, pretrained
+
+    folder = save_model(tmp_path / "model", random_model(CLIP), CLIP)
+
+    def fetch(model_id: str, filename: str | None = None, **_: object) -> str:
+        assert model_id == "org/name"
+        return str(folder / (filename or "model.safetensors"))
+
+    for module in (factory, pretrained):
+        monkeypatch.setattr(module, "download_pretrained_from_hf", fetch)
+    hub, local = load_encoder("open_clip:hf-hub:org/name#vv", "cpu"), load_encoder(f"open_clip:{folder}#vv", "cpu")
+    assert hub.spec == "open_clip:hf-hub:org/name#vv"
+    assert hub.fields() == local.fields()
+    pixels = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(hub.patches(pixels), local.patches(pixels))
+    assert torch.equal(hub.words(["red"], print), local.words(["red"], print))
+
+
+def test_fields_tell_settings_apart_and_words_are_shared(tmp_path: Path) -> None:
+    """What decides patches is in `fields`, what decides words in `word_fields`, which paths and precisions share."""
+    one = save_model(tmp_path / "one", random_model(CLIP), CLIP)
+    quick = save_model(tmp_path / "quick", random_model(CLIP), changed(CLIP, quick_gelu=True))
+    other = save_model(tmp_path / "other", random_model(CLIP, seed=1), CLIP)
+    grey = save_model(tmp_path / "grey", random_model(CLIP), CLIP, HALF | {"resize_mode": "longest", "fill_color": 9})
+
+    def parts(spec: str, **options: Any) -> tuple[str, str]:
+        encoder = load_encoder(spec, "cpu", EncoderOptions(**options))
+        return str({**encoder.fields(), "name": ""}), str(encoder.word_fields())
+
+    base = parts(f"open_clip:{one}")
+    for fields, words in (
+        parts(f"open_clip:{one}#vv"),
+        parts(f"open_clip:{one}", precision="bfloat16"),
+        parts(f"open_clip:{grey}"),
+        parts(f"s2:open_clip:{one}"),
+    ):
+        assert fields != base[0]
+        assert words == base[1]
+    for fields, words in (
+        parts(f"open_clip:{one}", template="photo"),
+        parts(f"open_clip:{quick}"),
+        parts(f"open_clip:{other}"),
+    ):
+        assert fields != base[0]
+        assert words != base[1]
+
+
+def test_words_are_embedded_once_for_all_paths(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sea_pipeline.encoders.text_tower import TextTower
+
+    calls = []
+    real = TextTower.words
+    monkeypatch.setattr(TextTower, "words", lambda self, *given: calls.append(given) or real(self, *given))
+    draw(tmp_path / "photos" / "a.png", [["red"]])
+    folder = planted_clip(tmp_path / "model")
+    for number, spec in enumerate(["#final", "#vv-", "#value"]):
+        assert run(f"open_clip:{folder}{spec}", "--out", tmp_path / str(number))[0] == 0
+    assert len(calls) == 1
+    assert run(f"open_clip:{folder}", "--template", "photo", "--out", tmp_path / "photo")[0] == 0
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "grid", "width", "sign", "size", "mode"),
+    [
+        ("ViT-L-14-336/openai", (24, 24), 768, -1, 336, "shortest"),
+        ("ViT-SO400M-14-SigLIP-384/webli", (27, 27), 1152, 1, 384, "squash"),
+        ("ViT-H-14-CLIPA-336/datacomp1b", (24, 24), 1024, -1, 336, "squash"),
+        ("EVA02-L-14-336/merged2b_s6b_b61k#final", (24, 24), 768, -1, 336, "shortest"),
+    ],
+)
+def test_the_shape_is_known_without_weights(
+    spec: str, grid: tuple[int, int], width: int, sign: int, size: int, mode: str
+) -> None:
+    encoder = load_encoder(f"open_clip:{spec}", "cpu")
+    assert (encoder.grid, encoder.width, encoder.sign) == (grid, width, sign)
+    assert (encoder.preprocess.size, encoder.preprocess.mode) == (size, mode)
+
+
+def test_a_tag_decides_quickgelu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """OpenAI's weights under the plain architecture: with QuickGELU, as they were trained."""
+    import open_clip
+    from open_clip import factory
+
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-32", CLIP)
+    weights = tmp_path / "openai.pt"
+    torch.save(random_model(CLIP).state_dict(), weights)
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: str(weights))
+    listed = load_encoder("open_clip:ViT-B-32/openai", "cpu")
+    quick = changed(CLIP, quick_gelu=True)
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    pixels = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
+    folders = [
+        save_model(tmp_path / str(n), random_model(config), config, pixels) for n, config in enumerate([quick, CLIP])
+    ]
+    values = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    same, plain = (load_encoder(f"open_clip:{folder}", "cpu").patches(values) for folder in folders)
+    assert torch.equal(listed.patches(values), same)
+    assert not torch.allclose(same, plain, atol=1e-3)
+    assert listed.fields()["quick_gelu"] is True
+
+
+def test_pixels_of_a_file_are_those_that_all_tags_share(
+    listed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+
+    tags = {"a": {"resize_mode": "squash", "mean": (0.5,) * 3, "std": (0.5,) * 3}}
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda arch: list(tags))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda arch, tag: tags.get(tag, {}))
+    torch.save({}, tmp_path / "w.pt")
+    shared = load_encoder(f"open_clip:tiny/{tmp_path}/w.pt", "cpu")
+    assert (shared.preprocess.mode, shared.fields()["preprocess"]["mean"]) == ("squash", [0.5, 0.5, 0.5])
+    tags["b"] = {"resize_mode": "longest"}
+    mixed = load_encoder(f"open_clip:tiny/{tmp_path}/w.pt", "cpu")
+    assert (mixed.preprocess.mode, mixed.fields()["preprocess"]["mean"][0]) == ("shortest", 0.48145466)

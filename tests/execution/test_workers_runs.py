@@ -1,0 +1,219 @@
+"""`label` and `teacher` with workers, as commands: the same files as alone, and nothing left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.output.ledger import Ledger
+from tests.support.contents import content
+from tests.support.kills import descendants
+from tests.support.programs import Begin, labelling
+from tests.support.worker_world import FAULTS, plant_fault
+from tests.support.world import draw_folder
+
+Label = Callable[..., StageRun]
+PRELOAD = "tests.support.worker_world"
+assert distributed.__version__  # its settings must be there before any is changed
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = draw_folder(tmp_path_factory.mktemp("world") / "photos", 18)
+    (folder / "003.png").write_bytes(b"bad")
+    return folder
+
+
+@pytest.fixture
+def command(words: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The command's arguments that label the photos, with the colour encoder here and in workers."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", json.dumps([PRELOAD]))
+
+    def command(*more: object) -> list[str]:
+        fixed = labelling(photos, words, tmp_path / "out", "--shard-size", 2, "--search", "torch", "--no-dashboard")
+        return [str(argument) for argument in (*fixed, *more)]
+
+    return command
+
+
+@pytest.fixture
+def whole(label: Label, photos: Path, tmp_path: Path) -> dict[str, bytes]:
+    label(images=str(photos), out=tmp_path / "whole", shard_size=2)
+    return content(tmp_path / "whole")
+
+
+def alive(pids: set[int]) -> set[int]:
+    def lives(pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return False
+
+    return {pid for pid in pids if lives(pid)}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "it does not happen"
+        time.sleep(0.05)
+
+
+def commits(folder: Path) -> int:
+    return len(list((folder / "commits").glob("*")))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_labels_the_same(
+    label: Label, photos: Path, tmp_path: Path, whole: dict[str, bytes], workers: int
+) -> None:
+    with dask.config.set({"distributed.worker.preload": [PRELOAD]}):
+        done = label(images=str(photos), shard_size=2, crew=Crew(workers=workers, dashboard=False))
+    assert content(tmp_path / "labels") == whole
+    assert (done.report.images, done.report.bad, done.device) == (17, 1, "cpu")
+    assert 1 <= done.report.workers <= workers
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_its_driver_and_another_run_goes_on(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    program: Begin,
+) -> None:
+    plant_fault(tmp_path / "faults", 5, "hang")
+    monkeypatch.setenv(FAULTS, str(tmp_path / "faults"))
+    run = program(*command("--workers", 2))
+    wait_for(lambda: commits(tmp_path / "out") >= 3)
+    workers = descendants(run.pid)
+    assert len(workers) >= 2
+    run.signal(number)
+    run.wait()
+    wait_for(lambda: not alive(workers), 10)
+    if number == signal.SIGTERM:
+        assert run.returncode == 130
+        assert "stopped; finished shards are kept" in run.stderr
+        assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    last = program(*command())
+    assert last.wait() == 0
+    assert "9 of 9 done" in last.stdout
+    assert content(tmp_path / "out") == whole
+    assert not list((tmp_path / "out" / ".tmp").iterdir())
+
+
+def test_two_drivers_of_one_folder_end_with_the_same(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    program: Begin,
+) -> None:
+    both = [program(*command(*more)) for more in (("--workers", 1), ())]
+    assert [run.wait() for run in both] == [0, 0]
+    assert content(tmp_path / "out") == whole
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, command: object) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and a worker that somebody else has started."""
+    file = tmp_path / "scheduler.json"
+    dask_command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", file, "--port", 0]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", file, "--nthreads", 1]
+    commands = [[*dask_command, "--host", "127.0.0.1", "--no-dashboard"], [*worker, "--no-dashboard"]]
+    slow = os.environ | {"SEA_TEST_SECONDS": "0.7"}
+    begun = [subprocess.Popen([str(part) for part in parts], stderr=subprocess.DEVNULL, env=slow) for parts in commands]
+    try:
+        wait_for(file.is_file)
+        yield str(file), begun
+    finally:
+        for process in reversed(begun):
+            process.terminate()
+        for process in begun:
+            process.wait(20)
+
+
+def test_a_scheduler_of_others_is_used_and_stays(
+    command: Callable[..., list[str]],
+    scheduler: tuple[str, list[subprocess.Popen[bytes]]],
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    program: Begin,
+) -> None:
+    address, processes = scheduler
+    run = program(*command("--scheduler", address))
+    assert run.wait() == 0
+    assert "9 of 9 done" in run.stdout
+    assert content(tmp_path / "out") == whole
+    assert [process.poll() for process in processes] == [None, None]
+
+
+def test_a_scheduler_that_dies_is_one_line(
+    command: Callable[..., list[str]],
+    scheduler: tuple[str, list[subprocess.Popen[bytes]]],
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    program: Begin,
+) -> None:
+    address, processes = scheduler
+    run = program(*command("--scheduler", address))
+    wait_for(lambda: commits(tmp_path / "out"))
+    processes[0].kill()
+    assert run.wait() == 1
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error:")]
+    assert "the scheduler is gone" in line
+    assert "Traceback" not in run.stderr
+    assert program(*command()).wait() == 0
+    assert content(tmp_path / "out") == whole
+
+
+def test_a_job_array_divides_the_shards(
+    command: Callable[..., list[str]], tmp_path: Path, whole: Any, program: Begin
+) -> None:
+    for part in (3, 1, 2):
+        assert not (tmp_path / "out" / "manifest.json").exists()
+        run = program(*command("--shard-range", f"{part}/3"))
+        assert run.wait() == 0
+    assert "9 of 9 done" in run.stdout
+    assert content(tmp_path / "out") == whole
+
+
+def test_a_job_that_begins_again_takes_back_only_its_own_shards(
+    label: Label, photos: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """A bad image makes its shard one that is read again: that of another job is the other job's to read."""
+    out = tmp_path / "labels"
+    label(images=str(photos), shard_size=2, crew=Crew(shard_range="1/2"))
+    (bad,) = (commit.shard for commit in Ledger.open(out).commits() if commit.bad)
+    before = (out / "commits" / f"{bad:05d}.json").stat().st_mtime_ns
+    label(images=str(photos), shard_size=2, crew=Crew(shard_range="2/2"))
+    assert (out / "commits" / f"{bad:05d}.json").stat().st_mtime_ns == before
+    assert content(out) == whole
+
+
+def test_alone_dask_is_never_imported(command: Callable[..., list[str]]) -> None:
+    loaded = "import sys; import tests.support.world as w\ntry: w.main()\nexcept SystemExit as end"
+    loaded += ": print({'dask', 'distributed'} & set(sys.modules), end.code)"
+    run = subprocess.run([sys.executable, "-c", loaded, *command()], capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("set() 0\n")
+
+
+def test_without_dask_one_line_names_the_extra(label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match=r"'distributed' cannot be imported .*pip install 'sea-pipeline\[dask\]'"):
+        label(images=str(photos), crew=Crew(workers=2))

@@ -1,0 +1,127 @@
+"""Paths of this machine that look like URLs are paths, wherever they are given."""
+
+import ast
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
+from tests.support.contents import content, read_all
+from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
+from tests.support.world import draw_folder
+
+Label = Callable[..., StageRun]
+NAMES = [
+    "run:1", "C:/x", "s3:/bucket/x", "file:x", "file:/x", "memory:x", "data:x", "hdfs:x/y", "gs:x", "viewfs:x", "a:b",
+    ":x", "x:", "a#b?c", "x%41 y", "abfs:a@b/x", "mock:x", "1:2:3",
+]  # fmt: skip
+PACKAGE = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_go_to_a_folder_of_any_name(label: Label, here: Path, name: str) -> None:
+    photos = draw_folder(here / name / "photos", 5)
+    (photos / "b" / "zzz.png").write_bytes(b"no image")
+    settings: dict[str, Any] = {"images": f"{name}/photos", "max_bad": 0.5, "shard_size": 2}
+    label(**settings, out=here / "plain")
+    label(**settings, out=f"{name}/labels")
+    out = Path(name) / "labels"
+    assert content(out) == content(here / "plain")
+    assert (here / name / "labels" / "dataset.json").exists()
+    store = open_labels(f"{name}/labels")
+    assert len([store[image_id] for image_id in store]) == 5
+    assert [bad["image_id"] for bad in store.quarantine()] == ["b/zzz.png"]
+    assert check_files(Ledger.open(out)).problems == []
+    draw_folder(photos / "c", 3)
+    assert label(**settings, out=f"{name}/labels", extend=True).report.images == 3
+    assert label(**settings, out=f"{name}/labels").report.images == 0
+
+
+@pytest.mark.parametrize("name", [*NAMES, "[a]"])
+def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
+    photos = {f"{number}.png": bytes([number]) for number in range(3)}
+    folder = here / name
+    write_parquet(folder / "of:images.parquet", photos)
+    write_tar(folder / "tars" / "a:0.tar", list(photos.items()))
+    for image, data in photos.items():
+        (folder / image).write_bytes(data)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with (folder / "list:1.parquet").open("wb") as file:
+        pq.write_table(pa.table({"path": list(photos)}), file)
+    write_list(folder / "list:1.csv", [{"path": image} for image in photos])
+    for asked in ("", "of:images.parquet", "tars", "tars/a:0.tar", "list:1.parquet", "list:1.csv"):
+        for start in (name, folder):
+            assert read_all(list_samples(f"{start}/{asked}")) == photos, (start, asked)
+
+
+@pytest.mark.parametrize("name", ["run:1", "s3:/bucket/x", "data:x", "file:x"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_datasets_are_read_from_folders_of_any_name(
+    here: Path, name: str, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "cache")
+    write_parquet(here / name / "loaded" / "train.parquet", {"a.png": b"A"})
+    write_dataset(here / name / "saved", train={"image": [{"bytes": b"A", "path": "a.png"}]})
+    for asked in ("loaded", "saved"):
+        assert list(read_all(list_samples(f"hf:{name}/{asked}", streaming=streaming)).values()) == [b"A"]
+
+
+@pytest.mark.parametrize("name", ["a::b", "[a]"])
+def test_a_folder_whose_name_datasets_cannot_read_is_said_to_be_so(here: Path, name: str) -> None:
+    write_parquet(here / name / "train.parquet", {"a.png": b"A"})
+    with pytest.raises(UserError, match=r"cannot be loaded: .*; datasets takes :: .* rename the folder"):
+        list_samples(f"hf:{name}")
+
+
+def test_arrow_is_given_open_files_alone() -> None:
+    """Of a path it makes a URL where it can; one file opens for it, and two are given files that are open."""
+    opens = {
+        "sea_pipeline/storage/parquet.py",
+        "sea_pipeline/inputs/sources/path_lists.py",
+        "sea_pipeline/inputs/sources/tables.py",
+    }
+    found = set()
+    for path in [*(PACKAGE / "sea_pipeline").rglob("*.py"), *(PACKAGE / "trainer").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            assert not {f"{module}{name}" for name in names} & {"pyarrow.dataset", "pyarrow.fs"}, path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pq":
+                calls = {"ParquetWriter", "ParquetFile", "write_table", "read_table", "ParquetDataset", "read_schema"}
+                if node.attr in calls | {"read_metadata", "write_metadata", "write_to_dataset"}:
+                    found.add(path.relative_to(PACKAGE).as_posix())
+    assert found == opens
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_file_of_several_whose_name_is_not_utf8_costs_itself(label: Label, here: Path, kind: str) -> None:
+    photos = photos_in(draw_folder(here / "photos", 4))
+    odd = os.fsdecode(b"x\xe9." + kind.encode())
+    for name, part in (("0", slice(2)), ("x", slice(2, 4))):
+        some = dict(list(photos.items())[part])
+        write_tar(here / "in" / "0.tar", list(some.items())) if kind == "tar" else write_parquet(
+            here / "in" / "0.parquet", some
+        )
+        (here / "in" / f"0.{kind}").rename(here / "in" / (odd if name == "x" else f"1.{kind}"))
+    label(images="in", max_bad=0.5)
+    store = open_labels(here / "labels")
+    assert store.ids == list(photos)[:2]
+    assert [bad["message"] for bad in store.quarantine()] == ["the name of the file is not UTF-8; rename it"]

@@ -1,0 +1,326 @@
+"""Tars, tables, lists and datasets that are damaged or odd: what that costs, and where ids come from."""
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.inputs.samples import Listing
+from sea_pipeline.inputs.sources import list_samples, open_source
+from tests.support.contents import read_all
+from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
+from tests.support.world import draw_folder
+
+Label = Callable[..., StageRun]
+PHOTOS = {f"{number}.png": bytes([number]) * (600 + number) for number in range(9)}
+
+
+def ids(listing: Listing) -> list[str]:
+    return [sample.image_id for sample in listing.samples]
+
+
+def tar_of(path: Path, *members: tarfile.TarInfo | tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            if isinstance(member, tuple):
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+            else:
+                tar.addfile(member)
+    return path
+
+
+def link(name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_a_name_in_two_tars_puts_the_tar_in_front_of_all(tmp_path: Path) -> None:
+    write_tar(tmp_path / "t" / "x.tar", [("1.png", b"one"), ("2.png", b"two")])
+    write_tar(tmp_path / "t" / "in" / "x.tar", [("1.png", b"other")])
+    listing = list_samples(str(tmp_path / "t"))
+    assert read_all(listing) == {"in/x/1.png": b"other", "x/1.png": b"one", "x/2.png": b"two"}
+    assert listing.ids == "members' names, their tar in front"
+
+
+def test_odd_members_of_a_tar(tmp_path: Path) -> None:
+    long = "d/" * 100 + "long name ::#.png"
+    path = tar_of(
+        tmp_path / "x.tar",
+        ("./a.png", b"A"), ("b.png", b"old"), ("notes.txt", b"x"), (long, b"L"), ("b.png", b"new"), ("empty.png", b""),
+        link("hard.png", "./a.png"), link("soft.png", "a.png", tarfile.SYMTYPE), ("../../up.png", b"up"),
+    )  # fmt: skip
+    listing = list_samples(str(path))
+    expected = {"a.png": b"A", "b.png": b"new", long: b"L", "empty.png": b"", "hard.png": b"A", "soft.png": b"A"}
+    assert read_all(listing) == expected | {"../../up.png": b"up"}
+    assert listing.notes == {
+        "files without an image's suffix": 1,
+        "members that a later one of the same tar replaces": 1,
+    }
+
+
+def test_a_member_whose_name_is_not_utf8_is_a_problem_of_that_one(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [("a.png", b"A"), (os.fsdecode(b"\xe9.png"), b"B")])
+    found = read_all(list_samples(str(path)))
+    assert found == {"a.png": b"A", "\\xe9.png": "the name of the member is not UTF-8; rename it"}
+
+
+@pytest.mark.parametrize(
+    ("cut", "whole", "said"),
+    [
+        (
+            1536 + 512 + 1,
+            1,
+            {"1.png": "x.tar ends after 1 of the image's 601 bytes", "x.tar": "behind its first 2 images"},
+        ),
+        (1536 + 100, 1, {"x.tar": "damaged behind its first 1 images"}),
+        (2 * 1536, 2, {"x.tar": "it has no end marker, so it may have been cut off"}),
+        (3 * 1536 - 5, 3, {"x.tar": "damaged behind its first 3 images"}),
+    ],
+)
+def test_a_tar_that_has_been_cut_off_costs_what_is_gone(
+    tmp_path: Path, cut: int, whole: int, said: dict[str, str]
+) -> None:
+    """Members of 600 and a few bytes: each takes a header of 512 and 1,024 of data."""
+    path = write_tar(tmp_path / "x.tar", list(PHOTOS.items()))
+    path.write_bytes(path.read_bytes()[:cut])
+    found = read_all(list_samples(str(path)))
+    good = {name: found.pop(name) for name in list(PHOTOS)[:whole]}
+    assert good == {name: PHOTOS[name] for name in good}
+    assert found.keys() == said.keys()
+    for name, expected in said.items():
+        assert expected in str(found[name])
+
+
+def test_a_header_that_is_overwritten_costs_its_own_image_and_is_said(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", list(PHOTOS.items()))
+    data = bytearray(path.read_bytes())
+    data[4 * 1536 : 4 * 1536 + 512] = b"\xff" * 512
+    path.write_bytes(data)
+    found = read_all(list_samples(str(path)))
+    assert found.pop("x.tar") == "damaged behind its first 4 images: no header at byte 6,144"
+    assert found == {name: data for name, data in PHOTOS.items() if name != "4.png"}
+
+
+def test_a_damaged_tar_costs_its_images_and_not_the_run(label: Label, tmp_path: Path) -> None:
+    photos = photos_in(draw_folder(tmp_path / "photos", 8))
+    names = list(photos)
+    write_tar(tmp_path / "t" / "0.tar", [(name, photos[name]) for name in names[:4]])
+    cut = write_tar(tmp_path / "t" / "1.tar", [(name, photos[name]) for name in names[4:]])
+    assert all(len(data) <= tarfile.BLOCKSIZE for data in photos.values())
+    cut.write_bytes(cut.read_bytes()[: 2 * 2 * tarfile.BLOCKSIZE])
+    (tmp_path / "t" / "2.tar").write_bytes(b"no tar at all" * 100)
+    label(images=str(tmp_path / "t"), max_bad=0.9)
+    store = open_labels(tmp_path / "labels")
+    bad = {row["image_id"]: row["stage"] for row in store.quarantine()}
+    assert bad == {"1.tar": "list", "2.tar": "list"}
+    assert store.ids == names[:6]
+
+
+def test_a_damaged_row_group_costs_the_images_in_it(label: Label, tmp_path: Path) -> None:
+    photos = photos_in(draw_folder(tmp_path / "photos", 20))
+    path = write_parquet(tmp_path / "x.parquet", photos, group=4)
+    chunk = pq.ParquetFile(path).metadata.row_group(2).column(0)
+    assert chunk.path_in_schema == "image.bytes"
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset + 40 : chunk.data_page_offset + chunk.total_compressed_size - 10] = b"\xff" * (
+        chunk.total_compressed_size - 50
+    )
+    path.write_bytes(data)
+    label(images=str(path), max_bad=0.5)
+    store = open_labels(tmp_path / "labels")
+    assert set(store.ids) == {*list(photos)[:8], *list(photos)[12:]}
+    bad = list(store.quarantine())
+    assert {row["image_id"] for row in bad} == set(list(photos)[8:12])
+    assert {(row["stage"], row["error"]) for row in bad} == {("read", "DamagedTable")}
+    assert "x.parquet, row 8: row group 2 is damaged: " in bad[0]["message"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_footer_that_counts_less_rows_loses_none_in_silence(tmp_path: Path, several: bool) -> None:
+    """Thrift writes a number as its double; the last two row groups of four and the file's own number are told."""
+    path = write_parquet(tmp_path / "t" / "a.parquet", PHOTOS, group=4)
+    if several:
+        write_parquet(tmp_path / "t" / "b.parquet", {"b": b"B"})
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    hit = 0
+    for place in range(start, len(data) - 8):
+        if data[place] not in (2 * 9, 2 * 4, 2 * 1):  # as the file and its row groups say
+            continue
+        path.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
+        try:
+            found = read_all(list_samples(str(tmp_path / "t" if several else path)))
+        except UserError as problem:
+            hit += "its footer is damaged: it says" in str(problem)
+            continue
+        hit += "its footer is damaged: it says" in str(found.get("a.parquet"))
+        read = {value for value in found.values() if isinstance(value, bytes)}
+        assert set(PHOTOS.values()) <= read or len(found) >= len(PHOTOS) or "a.parquet" in found, place
+    assert hit == 4
+
+
+def test_a_file_of_several_that_is_no_parquet_costs_itself(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "t" / "a.parquet", PHOTOS)
+    (tmp_path / "t" / "b.parquet").write_bytes(b"PAR1 but no more")
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "t" / "c.parquet")
+    found = read_all(list_samples(str(tmp_path / "t")))
+    assert {name: data for name, data in found.items() if isinstance(data, bytes)} == PHOTOS
+    assert str(found["b.parquet"]).startswith("cannot be read: ")
+    assert found["c.parquet"] == "expected a column of images; found text"
+
+
+def test_rows_without_bytes_and_a_table_that_shrank(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = pa.array([{"bytes": b"A", "path": "a"}, {"bytes": None, "path": "/etc/passwd"}, None], kind)
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": cells}), path)
+    listing = list_samples(str(path))
+    missing = "expected the image's bytes; found none"
+    assert list(read_all(listing).values()) == [b"A", f"x.parquet, row 1: {missing}", f"x.parquet, row 2: {missing}"]
+    pq.write_table(pa.table({"image": cells[:1]}), path)
+    assert list(read_all(listing).values())[1:] == [
+        f"x.parquet, row {row}: there are not so many rows any more" for row in (1, 2)
+    ]
+    path.write_bytes(b"")
+    assert "x.parquet: " in str(next(iter(read_all(listing).values())))
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "expected", "said"),
+    [
+        ({"id": [3, 1, 2], "key": ["c", "a", "b"]}, None, ["1", "2", "3"], "the column id"),
+        ({"id": [1, 1, 2], "key": ["c", "a", "b"]}, None, ["a", "b", "c"], "the column key"),
+        ({"id": [1, None, 2]}, None, ["p0", "p1", "p2"], "the column image.path"),
+        ({"image_id": [b"x", b"y", b"z"]}, None, ["x", "y", "z"], "the column image_id"),
+        ({"id": [0.5, 1.5, 2.5], "sku": ["s", "t", "u"]}, "sku", ["s", "t", "u"], "the column sku"),
+        ({"sku": ["s", "t", "s"]}, "sku", ["s", "t"], "the column sku"),
+    ],
+)
+def test_where_ids_come_from(
+    tmp_path: Path, columns: dict[str, list[Any]], asked: str | None, expected: list[str], said: str
+) -> None:
+    path = write_parquet(tmp_path / "x.parquet", {f"p{n}": bytes([n]) for n in range(3)}, **columns)
+    listing = list_samples(str(path), id_column=asked)
+    assert ids(listing) == expected
+    assert listing.ids == said
+
+
+def test_row_numbers_sort_as_rows_do_and_name_their_file(tmp_path: Path) -> None:
+    photos = {f"{number}": bytes([number]) for number in range(12)}
+    one = write_parquet(tmp_path / "t" / "a.parquet", photos, plain=True, text=["x"] * 12)
+    assert list(read_all(list_samples(str(one))).values()) == list(photos.values())
+    assert ids(list_samples(str(one)))[11] == "000000011"
+    write_parquet(tmp_path / "t" / "b.parquet", photos, plain=True, text=["x"] * 12)
+    listing = list_samples(f"{tmp_path}/t/*.parquet")
+    assert listing.ids == "row numbers"
+    assert ids(listing)[12] == "b.parquet/000000000"
+    assert list(read_all(listing).values()) == [*photos.values(), *photos.values()]
+
+
+def test_an_id_that_is_missing_costs_that_image(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", {"a": b"A", "b": b"B"}, sku=["s", None])
+    assert read_all(list_samples(str(path), id_column="sku")) == {
+        "s": b"A",
+        "x.parquet#1": "expected an id in the column 'sku'; found none",
+    }
+    listed = write_list(tmp_path / "l.csv", [{"path": "a.png", "sku": "s"}, {"path": "b.png", "sku": ""}])
+    problems = [sample.problem for sample in list_samples(str(listed), id_column="sku").samples]
+    assert sorted(filter(None, problems)) == ["expected an id; found none"]
+
+
+def test_lists_with_odd_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbfn,path\r\n1,"a, b.png"\r\n2,\xe9.png\r\n3\r\n\r\n4,c::#?.png\r\n')
+    samples = list_samples(str(tmp_path / "x.csv")).samples
+    assert [sample.image_id for sample in samples if not sample.problem] == ["a, b.png", "c::#?.png"]
+    assert {sample.image_id for sample in samples if sample.problem} == {"\\xe9.png", "None"}
+    (tmp_path / "x.txt").write_bytes(b"a b.png \n\n\xff.png\n")
+    listing = list_samples(str(tmp_path / "x.txt"))
+    assert [(sample.image_id, bool(sample.problem)) for sample in listing.samples] == [
+        ("\\xff.png", True), ("a b.png ", False)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("opened.tsv", ['a.png\t"A hammerhead', "b.png\ta cock"]),
+        ("said.tsv", ['a.png\t"Jaws", he said', "b.png\ta cock"]),
+        ("each.tsv", ['a.png\t"one', 'b.png\t"two', 'c.png\t"three', 'd.png\t"four']),
+        ("path.csv", ['"a.png,1', "b.png,2"]),
+    ],
+)
+def test_a_quote_swallows_no_rows(tmp_path: Path, name: str, rows: list[str]) -> None:
+    between = "," if name.endswith("csv") else "\t"
+    (tmp_path / name).write_text("\n".join([f"path{between}caption", *rows]) + "\n")
+    with pytest.raises(
+        UserError, match=rf"{name}: line \d: expected .SV; .*; put a field that holds a quote into quotes"
+    ):
+        list_samples(str(tmp_path / name))
+
+
+def test_a_field_in_quotes_may_hold_anything(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text('path\tcaption\na.png\t"two\nlines, ""Jaws"""\nb.png\tit\'s "fine"\n')
+    assert [sample.image_id for sample in list_samples(str(tmp_path / "x.tsv")).samples] == ["a.png", "b.png"]
+
+
+def test_the_ids_and_splits_of_datasets(tmp_path: Path) -> None:
+    cells = [{"bytes": name.encode(), "path": f"{name}.png"} for name in "cab"]
+    saved = write_dataset(tmp_path / "saved", one={"image": cells, "id": list("xyz")}, two={"image": cells})
+    with pytest.raises(UserError, match=r"has the splits one, two; give one: hf:.*saved:one"):
+        list_samples(f"hf:{saved}")
+    assert read_all(list_samples(f"hf:{saved}:one")) == {"x": b"c", "y": b"a", "z": b"b"}
+    listing = list_samples(f"hf:{saved}:two")
+    assert read_all(listing) == {"a.png": b"a", "b.png": b"b", "c.png": b"c"}
+    assert listing.ids == "the images' own path"
+    stream = list_samples(f"hf:{saved}:two", streaming=True, limit=2)
+    assert read_all(stream) == {"000000000": b"c", "000000001": b"a"}
+    assert (stream.streamed, stream.ids) == (True, "row numbers")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["ids", "images"])
+def test_an_offset_of_an_arrow_file_that_is_damaged_ends_no_process(
+    label: Label, tmp_path: Path, column: str, streaming: bool
+) -> None:
+    """Arrow takes offsets as they stand: one beyond the file's end is read there."""
+    photos = photos_in(draw_folder(tmp_path / "photos", 6))
+    names = [f"{'n' * number}.png" for number in range(1, 7)]
+    cells = [{"bytes": data, "path": None} for data in photos.values()]
+    saved = write_dataset(tmp_path / "d", train={"image": cells, "image_id": names})
+    lengths = [len(name) for name in names] if column == "ids" else [len(data) for data in photos.values()]
+    places = np.cumsum([0, *lengths]).astype("<i4")
+    (arrow,) = saved.rglob("*.arrow")
+    data = bytearray(arrow.read_bytes())
+    data[data.index(places.tobytes()) + 4 * 3 + 3] = 0x7F
+    arrow.write_bytes(data)
+    if column == "ids":
+        with pytest.raises(UserError, match=r"d:train: cannot be read: .*[Oo]ffset"):
+            list_samples(f"hf:{saved}:train", streaming=streaming)
+        return
+    label(images=f"hf:{saved}:train", streaming=streaming, max_bad=1)
+    store = open_labels(tmp_path / "labels")
+    bad = {row["image_id"]: row["error"] for row in store.quarantine()}
+    assert bad == {names[2]: "DamagedTable", names[3]: "DamagedTable"}
+    assert sorted(store) == sorted(set(names) - set(bad))
+
+
+def test_folders_that_look_like_patterns_are_folders(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "a[1]{0..3}*", 3)
+    assert ids(list_samples(str(folder))) == ["000.png", "a/001.png", "b/002.png"]
+    assert list_samples(f"file://{folder}").root == str(folder)
+    data = hashlib.sha256(photos_in(folder)["000.png"]).digest()
+    assert hashlib.sha256(open_source(str(folder)).read("000.png")).digest() == data

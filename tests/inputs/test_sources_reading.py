@@ -1,0 +1,212 @@
+"""Reading forward, trying again, and memory."""
+
+import errno
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.sources import forward, open_source, remote
+from sea_pipeline.inputs.sources.forward import Forward
+from sea_pipeline.storage import retry
+from sea_pipeline.storage.paths import is_url
+from sea_pipeline.storage.retry import PassingError, may_pass, patiently
+
+ROWS = [bytes([number]) * 10 for number in range(200)]
+
+
+def pieces(of: int, begun: list[int]) -> Forward[bytes]:
+    """ROWS in pieces of `of` rows; notes what was begun."""
+
+    def begin(row: int) -> tuple[int, Iterator[bytes]]:
+        first = row // of * of
+        begun.append(first)
+        return first, iter(ROWS[first : first + of])
+
+    return Forward(begin, len, lambda row: row // of * of)
+
+
+def test_rows_read_in_order_are_read_once() -> None:
+    begun: list[int] = []
+    rows = pieces(50, begun)
+    assert [rows[row] for row in range(200)] == ROWS
+    assert begun == [0, 50, 100, 150]
+
+
+@pytest.mark.parametrize("of", [1, 7, 200])
+def test_rows_asked_for_in_any_order_are_the_right_ones(monkeypatch: pytest.MonkeyPatch, of: int) -> None:
+    monkeypatch.setattr(forward, "_ROWS", 5)
+    monkeypatch.setattr(forward, "_BYTES", 0)
+    rows = pieces(of, [])
+    for row in random.Random(of).choices(range(200), k=500):
+        assert rows[row] == ROWS[row]
+    with pytest.raises(IndexError):
+        rows[200]
+    assert rows[3] == ROWS[3]
+
+
+def test_threads_that_ask_nearly_in_order_do_not_start_over() -> None:
+    begun: list[int] = []
+    rows = pieces(200, begun)
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(rows.__getitem__, range(200))) == ROWS
+    assert begun == [0]
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_BYTES", 1000)
+    rows = pieces(200, [])
+    assert rows[199] == ROWS[199]
+    assert len(rows._kept) == 100
+    monkeypatch.setattr(forward, "_ROWS", 150)
+    rows = pieces(200, [])
+    assert rows[199] == ROWS[199]
+    assert len(rows._kept) == 150
+
+
+def test_a_fault_in_the_middle_begins_anew() -> None:
+    faults = [OSError(errno.EIO, "gone for a moment")]
+
+    def begin(row: int) -> tuple[int, Iterator[bytes]]:
+        def rows() -> Iterator[bytes]:
+            for number, value in enumerate(ROWS):
+                if number == 10 and faults:
+                    raise faults.pop()
+                yield value
+
+        return 0, rows()
+
+    rows = Forward(begin, len)
+    with pytest.raises(OSError, match="gone for a moment"):
+        rows[10]
+    assert rows[10] == ROWS[10]
+
+
+def test_a_large_row_group_is_not_held_as_a_whole(tmp_path: Path) -> None:
+    """64 MB in one row group, read with what the reader keeps and pages of at most 1 MB."""
+    data = random.Random(0).randbytes(1 << 20)
+    with pq.ParquetWriter(
+        tmp_path / "x.parquet", pa.schema([("image", pa.binary())]), compression="none", write_batch_size=1
+    ) as writer:
+        writer.write_table(pa.table({"image": [data[n:] + data[:n] for n in range(64)]}), row_group_size=64)
+    source = open_source(f"parquet:{tmp_path}")
+    before = pa.total_allocated_bytes()
+    peak = 0
+    for row in range(64):
+        assert source.read(f"x.parquet#{row}")[:50] == (data[row:] + data[:row])[:50]
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert peak < 32 << 20
+
+
+class ThrottledError(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__("slow down")
+        self.status = status
+
+
+class BotoError(Exception):
+    """As botocore's ClientError says it."""
+
+    def __init__(self, code: str, status: int) -> None:
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TimeoutError(), True),
+        (ConnectionResetError(), True),
+        (EOFError(), True),
+        (OSError(errno.EIO, "x"), True),
+        (FileNotFoundError(), False),
+        (PermissionError(), False),
+        (ValueError(), False),
+        (ThrottledError(429), True),
+        (ThrottledError(503), True),
+        (ThrottledError(404), False),
+        (caused(FileNotFoundError(), ThrottledError(429)), True),
+        (caused(OSError(errno.EIO, "x"), BotoError("InternalError", 500)), True),
+        (caused(OSError(errno.EINVAL, "x"), BotoError("InvalidRequest", 400)), False),
+        (caused(PermissionError(), BotoError("AccessDenied", 403)), False),
+        (ThrottledError(500), True),
+    ],
+)
+def test_what_may_pass(error: Exception, expected: bool) -> None:
+    assert may_pass(error) is expected
+
+
+def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", waited.append)
+    failing = [TimeoutError("1"), ThrottledError(503), ConnectionResetError("3")]
+
+    def action() -> str:
+        if failing:
+            raise failing.pop(0)
+        return "there"
+
+    assert patiently(action, "s3://x") == "there"
+    assert len(waited) == 3
+    for wait, mean in zip(waited, retry.WAITS, strict=True):
+        assert mean / 2 <= wait <= mean * 1.5
+    failing += [TimeoutError("again")] * 4
+    with pytest.raises(PassingError, match="s3://x: TimeoutError: again") as raised:
+        patiently(action, "s3://x")
+    assert raised.value.errno == errno.EIO
+    with pytest.raises(UserError, match=r"credentials are missing or refused \(ExpiredToken\)"):
+        patiently(raising(caused(PermissionError("no"), BotoError("ExpiredToken", 400))), "s3://x")
+    with pytest.raises(FileNotFoundError):
+        patiently(raising(FileNotFoundError()), "s3://x")
+    assert len(waited) == 6
+
+
+def raising(error: Exception) -> Any:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def absent(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
+    with pytest.raises(UserError, match=r"not installed: pip install 'sea-pipeline\[s3\]'$"):
+        open_source("s3://bucket/x")
+    with pytest.raises(UserError, match=r"not installed: Install s3fs to access S3$"):
+        open_source("gs://bucket/x")
+
+
+def test_a_large_object_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/large/x.png", bytes(2000))
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 1000)
+    source = open_source("memory://large")
+    with pytest.raises(BadImageError) as error:
+        source.read("x.png")
+    assert error.value.error == "TooLarge"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("s3://b/x", True), ("simplecache::s3://b", True), ("a::b.jpg", False), ("/a/b://c", False), ("hf:x", False)],
+)
+def test_what_a_url_is(text: str, expected: bool) -> None:
+    assert is_url(text) is expected

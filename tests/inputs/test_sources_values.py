@@ -1,0 +1,287 @@
+"""Values as other systems write them: each is read, costs its row, or is refused by its column and type in one line."""
+
+import datetime
+import decimal
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.sources.values import MISSING, NoId, bytes_of, id_texts, is_bytes, is_id
+from tests.support.contents import read_all
+from tests.support.photo_forms import photos_in, write_parquet
+from tests.support.world import draw_folder
+
+Label = Callable[..., StageRun]
+NOT_UTF8 = pa.array([b"ok", b"\xff\xfe", b"c"], pa.binary())
+UTC = datetime.UTC
+A_UUID = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
+
+SIX = {
+    "text": (NOT_UTF8.view(pa.string()), "is not UTF-8; rename it"),
+    "nul": (pa.array(["x", "a\0b", "z"]), "holds a NUL character; rename it"),
+    "moment": (pa.array([0, 2**62, 5], pa.timestamp("us")), "beyond the years 1 to 9999"),
+    "double": (pa.array([0.5, float("nan"), 2.5]), "found NaN"),
+    "decimal": (pa.array([decimal.Decimal("1.50"), None, decimal.Decimal(7)], pa.decimal128(9, 2)), "found none"),
+    "day": (pa.array([0, 2**31 - 1, 7], pa.int32()).view(pa.date32()), "beyond the years 1 to 9999"),
+}
+
+
+def test_one_bad_value_in_each_of_six_types_costs_six_rows(label: Label, tmp_path: Path) -> None:
+    photos = list(photos_in(draw_folder(tmp_path / "photos", 18)).items())
+    for number, (name, (ids, _)) in enumerate(SIX.items()):
+        write_parquet(tmp_path / "t" / f"{name}.parquet", dict(photos[3 * number : 3 * number + 3]), sku=ids)
+    label(images=str(tmp_path / "t"), id_column="sku", max_bad=0.5)
+    store = open_labels(tmp_path / "labels")
+    good = {"ok", "c", "x", "z", "1970-01-01T00:00:00", "1970-01-01T00:00:00.000005", "0.5", "2.5", "1.50", "7.00"}
+    assert set(store.ids) == good | {"1970-01-01", "1970-01-08"}
+    bad = {row["uri"].split(".")[0]: (row["stage"], row["message"]) for row in store.quarantine()}
+    assert bad.keys() == SIX.keys()
+    for name, (_, reason) in SIX.items():
+        assert bad[name][0] == "list"
+        assert reason in bad[name][1], name
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_a_bad_id_in_a_list_or_a_dataset_costs_its_row(tmp_path: Path, name: str) -> None:
+    import datasets
+
+    ids, reason = SIX[name]
+    pq.write_table(pa.table({"sku": ids, "path": ["a.png", "b.png", "c.png"]}), tmp_path / "list.parquet")
+    listing = list_samples(str(tmp_path / "list.parquet"), id_column="sku")
+    cells = [{"bytes": b"A", "path": None}] * 3
+    write_parquet(tmp_path / "loadable" / "train.parquet", dict.fromkeys("abc", b"A"), sku=ids)
+    assert len(cells) == len(listing.samples)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        found = [listing]
+        found += [
+            list_samples(f"hf:{tmp_path}/loadable", id_column="sku", streaming=streaming) for streaming in (False, True)
+        ]
+    for listing in found:
+        problems = [sample.problem for sample in listing.samples if sample.problem]
+        assert len(problems) == 1
+        assert reason in problems[0]
+        assert len(listing.samples) == 3
+
+
+def big(value: int) -> pa.Array:
+    return pa.array([value], pa.uint64())
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pa.array([-3, 12], pa.int8()), ["-3", "12"]),
+        (big(2**64 - 1), ["18446744073709551615"]),
+        (pa.array([1.5, 1e300, 2.0]), ["1.5", "1e+300", "2.0"]),
+        (pa.array(np.array([0.5], np.float16)), ["0.5"]),
+        (pa.array([0.1], pa.float32()), [repr(float(pa.scalar(0.1, pa.float32()).as_py()))]),
+        (pa.array([float("inf")]), [NoId("an infinite number")]),
+        (pa.array([decimal.Decimal("-0.10")], pa.decimal128(5, 2)), ["-0.10"]),
+        (pa.array([decimal.Decimal(10**50)], pa.decimal256(60, 0)), [f"1{'0' * 50}"]),
+        (pa.array([True, False]), ["true", "false"]),
+        (pa.array(["a", "", None]), ["a", MISSING, MISSING]),
+        (pa.array(["a"], pa.large_string()), ["a"]),
+        (pa.array(["a"], pa.string_view()), ["a"]),
+        (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+        (pa.RunEndEncodedArray.from_arrays([2, 3], ["a", "b"]), ["a", "a", "b"]),
+        (NOT_UTF8, ["ok", "\udcff\udcfe", "c"]),
+        (NOT_UTF8.cast(pa.large_binary()).view(pa.large_string()), ["ok", "\udcff\udcfe", "c"]),
+        (NOT_UTF8.dictionary_encode(), ["ok", "\udcff\udcfe", "c"]),
+        (pa.array([b"x"], pa.binary_view()), ["x"]),
+        (pa.array([b"abcd", None], pa.binary(4)), ["abcd", MISSING]),
+        (pa.array([A_UUID.bytes, None], pa.binary(16)), [str(A_UUID), MISSING]),
+        (pa.array([uuid.UUID(int=5).bytes], pa.binary(16)), [str(uuid.UUID(int=5))]),
+        (pa.array([b"0123456789abcdef"], pa.binary(16)), ["0123456789abcdef"]),
+        (pa.array([b"0123456789abcdef"], pa.uuid()), ["30313233-3435-3637-3839-616263646566"]),
+        (pa.array([datetime.date(2020, 2, 29)]), ["2020-02-29"]),
+        (pa.array([datetime.date(2020, 2, 29)], pa.date64()), ["2020-02-29"]),
+        (pa.array([0, 1], pa.timestamp("s")), ["1970-01-01T00:00:00", "1970-01-01T00:00:01"]),
+        (pa.array([-1], pa.timestamp("ns")), ["1969-12-31T23:59:59.999999999"]),
+        (
+            pa.array([datetime.datetime(2020, 1, 2, 3, 4, 5, 600, UTC)], pa.timestamp("us", "Europe/Berlin")),
+            ["2020-01-02T03:04:05.0006+00:00"],
+        ),
+        (
+            pa.array([-(2**60)], pa.timestamp("ms")),
+            [NoId(f"{-(2**60)} as timestamp[ms], which is beyond the years 1 to 9999")],
+        ),
+        (pa.array([datetime.time(1, 2, 3)], pa.time32("s")), ["01:02:03"]),
+        (pa.array([1], pa.time64("ns")), ["00:00:00.000000001"]),
+    ],
+)  # fmt: skip
+def test_ids_of_any_type_are_taken_as_text(ids: pa.Array, expected: list[str]) -> None:
+    assert is_id(ids.type)
+    assert id_texts([ids]) == expected
+    assert id_texts([ids, ids.slice(1)]) == [*expected, *expected[1:]]
+    assert id_texts([]) == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.int64()), pa.struct([("a", pa.int64())]), pa.map_(pa.string(), pa.int64()), pa.null(),
+        pa.duration("s"), pa.list_(pa.uint8(), 16), pa.month_day_nano_interval(),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_an_id_is_refused_by_its_type(tmp_path: Path, kind: pa.DataType) -> None:
+    assert not is_id(kind)
+    if kind == pa.month_day_nano_interval():  # which Parquet does not hold
+        return
+    path = write_parquet(tmp_path / "x.parquet", {"p": b"A"}, id=pa.array([None], kind))
+    assert list_samples(str(path)).ids == "the column image.path"
+    with pytest.raises(UserError) as error:
+        list_samples(str(path), id_column="id")
+    assert str(error.value) == (
+        f"{path}: expected text, bytes, UUIDs, numbers, booleans, dates or times in the column 'id', which --id-column "
+        f"asks for; found {pq.read_schema(path).field('id').type}"
+    )
+
+
+def test_ids_that_become_the_same_text_are_one_image(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "t" / "a.parquet", {"a": b"A"}, id=[1])
+    write_parquet(tmp_path / "t" / "b.parquet", {"b": b"B"}, id=["1"])
+    listing = list_samples(str(tmp_path / "t"), id_column="id")
+    assert read_all(listing) == {"1": b"A"}
+    assert listing.notes == {"repeated entries of an image": 1}
+
+
+CELLS = [b"A" * 5, b"B" * 5, None]
+LISTS = [None if cell is None else list(cell) for cell in CELLS]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(CELLS, pa.large_binary()),
+        pa.array(CELLS, pa.binary_view()),
+        pa.array(CELLS).dictionary_encode(),
+        pa.array(LISTS, pa.list_(pa.uint8())),
+        pa.array(LISTS, pa.large_list(pa.int8())),
+        pa.array([*LISTS[:2], [67] * 5], pa.list_(pa.uint8(), 5)),  # pyarrow 20 reads none with gaps
+        pa.array(LISTS, pa.list_view(pa.uint8())),
+        pa.StructArray.from_arrays([pa.array(CELLS).dictionary_encode(), pa.array(list("abc"))], ["bytes", "path"]),
+        pa.StructArray.from_arrays([pa.array(LISTS, pa.list_(pa.uint8()))], ["bytes"]),
+        pa.array([None if cell is None else {"path": "p", "bytes": cell} for cell in CELLS]),
+    ],
+    ids=lambda column: str(column.type)[:40],
+)  # fmt: skip
+def test_bytes_of_any_type_are_images(tmp_path: Path, column: pa.Array) -> None:
+    try:
+        pq.write_table(pa.table({"caption": ["x", "y", "z"], "image": column}), tmp_path / "x.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip("an older pyarrow does not write it")
+    found = list(read_all(list_samples(str(tmp_path / "x.parquet"))).values())
+    missing = "x.parquet, row 2: expected the image's bytes; found none"
+    assert found == [*CELLS[:2], b"C" * 5 if pa.types.is_fixed_size_list(column.type) else missing]
+
+
+def test_runs_of_bytes_and_numbers_that_are_missing() -> None:
+    runs = pa.RunEndEncodedArray.from_arrays([2, 3], pa.array([b"A", b"B"]))
+    assert is_bytes(runs.type)
+    assert list(bytes_of(runs)) == [b"A", b"A", b"B"]
+    holes = pa.array([[1, None], [2]], pa.list_(pa.uint8()))
+    assert list(bytes_of(holes)) == [None, b"\2"]
+
+
+def test_usual_bytes_come_before_rare_ones(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"mask": [[1]], "picture of it": [b"A"]}), tmp_path / "x.parquet")
+    assert list(read_all(list_samples(str(tmp_path / "x.parquet"))).values()) == [b"A"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {"images": [[{"bytes": b"A", "path": None}]], "texts": ["x"]},
+            "expected a column called path, image, file_name or uri; found images (list<element: struct<bytes: binary, "
+            "path: null>>), texts; or of images: binary, or a struct of bytes and path, one image a row",
+        ),
+        (
+            {"image": [[b"A"]]},
+            "expected an image's path in the column 'image', or its bytes (binary, or a struct of bytes and path, one "
+            "image a row); found list<element: binary>",
+        ),
+        ({"image": [["a.png", "b.png"]]}, "one image a row); found list<element: string>"),
+        ({"image": [7]}, "one image a row); found int64"),
+        ({"image": [{"url": "a"}]}, "one image a row); found struct<url: string>"),
+        ({"image": pa.array([None], pa.null())}, "one image a row); found null"),
+        (
+            {"image": pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((1, 2, 1), np.uint8))},
+            "one image a row); found extension<arrow.fixed_shape_tensor[value_type=uint8, shape=[2,1]",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_refused_by_its_column_and_type(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(UserError) as error:
+        list_samples(str(tmp_path / "x.parquet"))
+    assert str(error.value).startswith(f"{tmp_path}/x.parquet: expected ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    write_parquet(tmp_path / "y.parquet", {"y": b"Y"})
+    problems = [sample.problem for sample in list_samples(str(tmp_path)).samples if sample.problem]
+    assert len(problems) == 1
+    assert problems[0].startswith("expected a column of images")
+
+
+def test_lists_of_images_in_a_dataset_are_refused(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"images": datasets.List(datasets.Image()), "n": datasets.Value("int64")})
+    cells = [[{"bytes": b"A", "path": None}]]
+    datasets.Dataset.from_dict({"images": cells, "n": [1]}, features=features).save_to_disk(tmp_path / "saved")
+    with pytest.raises(
+        UserError, match=r"saved:train: expected a column of images \(binary, or a struct of bytes and "
+    ):
+        list_samples(f"hf:{tmp_path}/saved")
+
+
+def test_columns_of_one_name_and_names_with_points(tmp_path: Path) -> None:
+    table = pa.table([[b"A"], ["x"], ["y"], ["z"]], ["image", "id", "id", "id.old"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert read_all(list_samples(str(tmp_path / "x.parquet"))) == {"000000000": b"A"}
+    assert read_all(list_samples(str(tmp_path / "x.parquet"), id_column="id.old")) == {"z": b"A"}
+    with pytest.raises(UserError, match="asks for; found 2 columns of that name"):
+        list_samples(str(tmp_path / "x.parquet"), id_column="id")
+    pq.write_table(pa.table([["o"], ["n"], [b"A"]], ["id.old", "id", "image.bytes"]), tmp_path / "x.parquet")
+    assert read_all(list_samples(str(tmp_path / "x.parquet"))) == {"n": b"A"}
+
+
+def test_a_dataset_reads_the_rows_beside_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    import datasets
+
+    paths = NOT_UTF8.view(pa.string())
+    cells = pa.StructArray.from_arrays([pa.array([b"A", b"B", b"C"]), paths], ["bytes", "path"])
+    (tmp_path / "loadable").mkdir()
+    pq.write_table(pa.table({"image": cells, "id": ["a", "b", "c"]}), tmp_path / "loadable" / "train.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        for streaming in (False, True):
+            listing = list_samples(f"hf:{tmp_path}/loadable", streaming=streaming)
+            assert read_all(listing) == {"a": b"A", "b": b"B", "c": b"C"}
+
+
+def test_a_line_of_json_that_python_does_not_hold_costs_its_row(tmp_path: Path) -> None:
+    lines = [b'{"image": "a.png"}', b'{"image": "\xe9.png"}', b'{"image": "b.png", "id": %s}' % (b"1" * 5000)]
+    lines += [b'{"image": NaN}', b'{"image": {"path": "x"}}', b'{"image": 1e400}', b'{"image": "\\u0000"}']
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join([*lines, b'{"image": "c.png"}']))
+    samples = list_samples(str(tmp_path / "x.jsonl")).samples
+    assert [sample.image_id for sample in samples if not sample.problem] == ["a.png", "c.png"]
+    problems = {sample.image_id: sample.problem for sample in samples if sample.problem}
+    assert len(problems) == 5, "NaN is null: no image"
+    assert "'utf-8' codec can't decode" in str(problems["line 2"])
+    assert "Exceeds the limit" in str(problems["line 3"])
+    (tmp_path / "x.json").write_text('[{"image": "a.png", "score": NaN}, {"image": 7}, {"image": {"path": NaN}}]')
+    samples = list_samples(str(tmp_path / "x.json")).samples
+    assert sorted(bool(sample.problem) for sample in samples) == [False, True, True]

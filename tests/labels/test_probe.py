@@ -1,0 +1,261 @@
+"""Which sign puts the captions' words on the pictures: planted colours, and the hint of `label`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.wordlists import WordList
+from sea_pipeline.labels import caption_lift, sign_probe
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.captioned_images import captioned_images, named_entries
+from sea_pipeline.labels.run import LabelSettings
+from sea_pipeline.labels.sign_probe import signed
+from tests.support.world import COLOURS, ColourEncoder, draw
+
+OPPOSITES = [("red", "cyan"), ("green", "magenta"), ("blue", "yellow")]
+
+
+class Named(ColourEncoder):
+    """The colour encoder as one path of a model."""
+
+    def __init__(self, sign: int) -> None:
+        super().__init__()
+        self.sign = sign
+        self.spec = "open_clip:colours/here#final" + ("" if sign < 0 else "+")
+
+
+@pytest.fixture
+def captioned(tmp_path: Path) -> Path:
+    """Pictures of three colours, no two of them opposites, with captions that name two of them and two other words."""
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        colours = random.permutation([random.choice(pair) for pair in OPPOSITES]).tolist()
+        cells = [[colours[(row * 4 + column) % 3] for column in range(4)] for row in range(3)]
+        draw(tmp_path / "photos" / f"{number:02d}.png", cells, size=(48, 48))
+        caption = f"A {colours[0]} thing, near {colours[1]} zzyzxes."
+        turns = [{"from": "human", "value": "<image>\ncyan?"}, {"from": "gpt", "value": caption}]
+        rows.append({"id": number, "image": f"{number:02d}.png", "conversations": turns})
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def probing(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Callable[..., caption_lift.Findings]:
+    def run(**settings: Any) -> caption_lift.Findings:
+        monkeypatch.setattr(sign_probe, "load_encoder", lambda spec, device, options: Named(-1))
+        monkeypatch.setattr(sign_probe, "paths_of", lambda spec, device: [f"{spec}#final", f"{spec}#value-"])
+        given = {"data": captioned, "image_root": captioned.parent / "photos", "wordlist": str(words), "top_n": 3}
+        given |= {"encoder": ("open_clip:colours/here",), "device": "cpu"}
+        return sign_probe.probe_encoders(sign_probe.ProbeSettings.of(**(given | settings)))
+
+    return run
+
+
+def test_the_sign_that_was_planted_wins(probing: Callable[..., caption_lift.Findings]) -> None:
+    findings = probing(top_n=1)
+    assert [(one.spec, one.sign) for one in findings.probed] == [
+        (f"open_clip:colours/here#{path}", sign) for path in ("final", "value") for sign in (1, -1)
+    ]
+    right, wrong = (one.lift for one in findings.probed[:2])
+    assert right.hit == 1
+    assert right.chance < 0.4  # a colour that the caption lacks is the third one in a quarter of pictures
+    assert right.low > 0.6
+    assert (wrong.hit, wrong.lift) == (0, -wrong.chance)
+    assert wrong.high < -0.5
+    assert findings.verdicts() == {"open_clip:colours/here#final": 1, "open_clip:colours/here#value": 1}
+    assert findings.best is findings.probed[0]
+    assert (findings.images, findings.listed) == (24, 8)
+    assert (findings.spoken, findings.missing) == (6 + 2, ("thing", "zzyzxes"))
+
+
+def test_figures_are_those_of_the_labels_that_label_writes(
+    probing: Callable[..., caption_lift.Findings],
+    captioned: Path,
+    words: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    findings = probing()
+    for probed in findings.probed[:2]:
+        monkeypatch.setattr(label_run, "load_encoder", lambda *given, sign=probed.sign: Named(sign))
+        out = tmp_path / f"labels{probed.sign}"
+        label_run.label_images(
+            LabelSettings.of(images=str(tmp_path / "photos"), wordlist=str(words), top_n=3, out=out, device="cpu")
+        )
+        store = open_labels(out)
+        ids = np.concatenate([store[image].word_ids for image in store.ids])
+        assert probed.dropped == pytest.approx((ids < 0).mean(), abs=1e-12)
+        assert probed.used == len(set(ids[ids >= 0].tolist())) / 8
+        uses = {store.words[word]: int((ids == word).sum()) for word in range(8)}
+        assert dict(probed.frequent) == {word: count for word, count in uses.items() if count}
+        assert [count for _, count in probed.frequent] == sorted(dict(probed.frequent).values(), reverse=True)
+        hits = [
+            store.words.index(word) in store[row["image"]].word_ids
+            for row in json.loads(captioned.read_text())
+            for word in row["conversations"][1]["value"].split()
+            if word in COLOURS
+        ]
+        assert probed.lift.hit == pytest.approx(np.mean(hits))
+
+
+def test_words_of_captions() -> None:
+    words = WordList.of("x", ("English", "dog", "dogs", "teddy bear", "bear", "of", "glass of wine", "box"))
+    named = named_entries(
+        [["English dogs", "a teddy bear; boxes"], ["the unicorn of unicorns"], ["glass of wine"]], words
+    )
+    assert [[words.words[named.word_ids[at]] for at in np.flatnonzero(row)] for row in named.flags] == [
+        ["English", "dogs", "teddy bear", "bear", "box"],
+        [],
+        ["glass of wine"],
+    ]
+    assert named.words == 9
+    assert named.missing == {"teddy": 1, "unicorn": 1, "unicorns": 1, "glass": 1, "wine": 1}
+
+
+def test_images_are_chosen_by_their_ids_alone(tmp_path: Path) -> None:
+    def row(image: Any, caption: str | None) -> dict[str, Any]:
+        turns = [{"from": "gpt", "value": caption}] if caption else []
+        return {"image": image, "conversations": turns}
+
+    rows = [row(f"{number}.png", f"caption {number}") for number in range(50)]
+    rows += [row("7.png", "again"), row("no.png", None), row(["1.png", "2.png"], "two"), row("bad.png", "x")]
+    rows += [row("unlisted.png", "x"), {"conversations": [{"from": "gpt", "value": "text"}]}]
+    samples = [Sample(f"{number}.png", f"{number}.png") for number in range(50)]
+    samples += [Sample("no.png", "no.png"), Sample("bad.png", "bad.png", "a problem")]
+    path = tmp_path / "x.jsonl"
+    chosen = []
+    for seed, order in ((0, 1), (0, -1), (1, 1)):
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows[::order]))
+        chosen.append([one.sample.image_id for one in captioned_images(path, samples, 9, seed)])
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert len(set(chosen[0])) == 9
+    everything = captioned_images(path, samples, 1000, 0)
+    assert len(everything) == 50
+    assert {one.sample.image_id: one.captions for one in everything}["7.png"] == ["caption 7", "again"]
+    assert {one.sample.image_id: one.captions for one in everything}["1.png"] == ["caption 1"]
+    ranked = [[one.sample.image_id for one in captioned_images(path, samples, count, 0)] for count in (9, 10)]
+    assert set(ranked[0]) < set(ranked[1])
+
+
+def test_specs_with_a_sign() -> None:
+    assert signed("open_clip:ViT-B-32/openai#final", 1) == "open_clip:ViT-B-32/openai#final+"
+    assert signed("s2:open_clip:ViT-B-32/openai#value+", -1) == "s2:open_clip:ViT-B-32/openai#value-"
+    assert signed("open_clip:ViT-B-32/openai#final-", None) == "open_clip:ViT-B-32/openai#final"
+    assert signed("packaged", -1) == "packaged"
+
+
+@pytest.fixture
+def hinted(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Callable[..., list[str]]:
+    def run(sign: int, out: Path, **settings: Any) -> list[str]:
+        monkeypatch.setattr(label_run, "load_encoder", lambda *given: Named(sign))
+        given = {
+            "images": str(captioned),
+            "image_root": captioned.parent / "photos",
+            "wordlist": str(words),
+            "top_n": 1,
+        }
+        heard: list[str] = []
+        label_run.label_images(
+            LabelSettings.of(**(given | {"out": out, "device": "cpu", "shard_size": 8} | settings)), warn=heard.append
+        )
+        return heard
+
+    return run
+
+
+def test_label_warns_of_the_sign_that_loses(hinted: Callable[..., list[str]], tmp_path: Path) -> None:
+    (line,) = hinted(-1, tmp_path / "wrong")
+    assert "the captions of 24 images" in line
+    assert "--encoder open_clip:colours/here#final+," in line
+    assert "labels of sign - hold 0% (7" in line
+    assert "labels of sign + hold 100% (2" in line
+    assert "\n" not in line
+    assert hinted(1, tmp_path / "right") == []
+
+
+def test_label_looks_once_and_only_where_it_can(
+    hinted: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hinted(-1, tmp_path / "off", probe=False) == []
+    assert hinted(-1, tmp_path / "few", limit=15) == []
+    assert len(hinted(-1, tmp_path / "enough", limit=16)) == 1
+    assert hinted(-1, tmp_path / "folder", images=str(tmp_path / "photos"), image_root=None) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(label_run, "do_shards", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            hinted(-1, tmp_path / "killed")
+    (tmp_path / "enough" / "manifest.json").unlink()
+    (tmp_path / "enough" / "commits" / "00001.json").unlink()
+    assert hinted(-1, tmp_path / "enough", limit=16) == []  # one shard is done already
+
+
+def test_the_probe_changes_nothing(hinted: Callable[..., list[str]], tmp_path: Path) -> None:
+    for name, looks in (("with", True), ("without", False)):
+        assert bool(hinted(-1, tmp_path / name, probe=looks)) is looks
+    files = {
+        name: {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in sorted((tmp_path / name).rglob("*"))
+            if path.is_file() and path.parent.name != "commits"  # they say when
+        }
+        for name in ("with", "without")
+    }
+    assert len(files["with"]) == 3 + 5
+    assert files["with"] == files["without"]
+
+
+def test_the_command_prints_tables_and_json(
+    probing: Callable[..., caption_lift.Findings], command: Any, captioned: Path, words: Path
+) -> None:
+    findings = probing()  # leaves the colour encoder in place
+    arguments = ["--data", captioned, "--image-root", captioned.parent / "photos", "--wordlist", words, "--top-n", 3]
+    arguments += ["--encoder", "open_clip:colours/here"]
+    code, stdout, stderr = command("probe", *arguments)
+    assert (code, stderr) == (0, "")
+    for expected in ("24 with captions", "2 of them not in the list (thing, zzyzxes)", "#final  ← best", "100.0%"):
+        assert expected in stdout
+    assert "open_clip:colours/here#final: sign + is better" in stdout
+    assert json.loads(command("probe", *arguments, "--json")[1]) == json.loads(json.dumps(findings.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "content", "expected"),
+    [
+        ({}, "[]", "expected images, found none"),
+        ({}, None, "expected LLaVA's .json or .jsonl"),
+        ({}, '[{"image": "00.png"}]', "expected two images with captions at least"),
+        ({"top_n": 9}, "[]", "expected at most 8, the length of"),
+        ({"image_root": "."}, "same", "expected two captioned images at least that open_clip:colours/here#final can"),
+        ({"wordlist": "other"}, "same", "expected captions that name words of"),
+        ({"limit": 1}, "same", "--limit: input should be greater than or equal to 2"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    probing: Callable[..., caption_lift.Findings],
+    captioned: Path,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    content: str | None,
+    expected: str,
+) -> None:
+    if content is None:
+        captioned.unlink()
+    elif content != "same":
+        captioned.write_text(content)
+    if settings.get("wordlist"):
+        (tmp_path / "other.txt").write_text("table\nchair\nlamp\n")
+        settings = {"wordlist": str(tmp_path / "other.txt")}
+    if settings.get("image_root"):
+        settings = {"image_root": tmp_path}
+    with pytest.raises(sign_probe.UserError) as error:
+        probing(**settings)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)

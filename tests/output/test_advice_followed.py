@@ -1,0 +1,207 @@
+"""What is advised of an output folder that is not damaged, followed to the letter: it ends with a folder that opens."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.execution.driver import Driver
+from sea_pipeline.execution.local import run
+from sea_pipeline.labels.stage import LabelStage
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.publish import publish_folder
+from tests.support.photo_forms import photos_in, write_tars
+from tests.support.worker_world import PlantedStage, planted_ledger
+from tests.support.world import draw_folder
+
+Label = Callable[..., StageRun]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return draw_folder(tmp_path / "photos", 9)
+
+
+def _other_settings(label: Label, photos: Path) -> dict[str, Any]:
+    return {"images": str(photos), "top_n": 2}
+
+
+def _other_images(label: Label, photos: Path) -> dict[str, Any]:
+    return {"images": str(draw_folder(photos.parent / "others" / "photos", 9, seed=5))}
+
+
+def _more_images(label: Label, photos: Path) -> dict[str, Any]:
+    draw_folder(photos / "more", 2)
+    return {"images": str(photos)}
+
+
+def _fewer_images(label: Label, photos: Path) -> dict[str, Any]:
+    (photos / "000.png").unlink()
+    return {"images": str(photos)}
+
+
+def _a_stranger(label: Label, photos: Path) -> dict[str, Any]:
+    shutil.rmtree(photos.parent / "labels")
+    (photos.parent / "labels").mkdir()
+    (photos.parent / "labels" / "thesis.tex").write_text("")
+    return {"images": str(photos)}
+
+
+def _another_place(label: Label, photos: Path) -> dict[str, Any]:
+    return {"images": str(write_tars(photos.parent / "tars", photos_in(photos), 2))}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_other_settings, "holds another run; choose another --out. Differing: top_n"),
+        (_fewer_images, "holds another run; choose another --out. Differing: images that are gone"),
+        (_other_images, "was another one when this folder was begun"),
+        (_more_images, "was begun with less"),
+        (_a_stranger, "expected an empty folder or one that sea-pipeline began; found 'thesis.tex' in it"),
+        (_another_place, "was at another place of its input"),
+    ],
+)
+def test_another_out_is_chosen(
+    label: Label, photos: Path, tmp_path: Path, change: Callable[[Label, Path], dict[str, Any]], expected: str
+) -> None:
+    label(images=str(photos))
+    asked = change(label, photos)
+    with pytest.raises(UserError, match="choose another --out") as found:
+        label(**asked)
+    assert expected in str(found.value)
+    made = label(**asked, out=tmp_path / "another").ledger.root
+    assert len(open_labels(made)) >= 8
+    assert check_files(Ledger.open(made)).problems == []
+
+
+def test_extend_is_given(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    asked = _more_images(label, photos)
+    with pytest.raises(UserError, match="add it with --extend"):
+        label(**asked)
+    label(**asked, extend=True)
+    assert len(open_labels(tmp_path / "labels")) == 11
+
+
+def test_what_a_killed_run_without_a_lock_left_is_deleted(label: Label, photos: Path, empty_memory: None) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/x/words.txt", b"of a killed run\n")
+    with pytest.raises(UserError, match=r"words\.txt: another run with other settings.*or delete the file if no"):
+        label(images=str(photos), out="memory://x")
+    store.rm_file("/x/words.txt")
+    label(images=str(photos), out="memory://x")
+    assert len(open_labels("memory://x")) == 9
+    draw_folder(photos / "a" / "later", 1, seed=8)
+    before = store.cat_file("/x/dataset.json")
+    label(images=str(photos), out="memory://x", extend=True)
+    store.pipe_file("/x/dataset.json", before)  # as if it had been killed before that
+    shutil.rmtree(photos / "a" / "later")
+    draw_folder(photos / "b" / "later", 2, seed=9)
+    with pytest.raises(UserError, match=r"plan-00001\.parquet: another run extends this folder.*or delete the file"):
+        label(images=str(photos), out="memory://x", extend=True)
+    store.rm_file("/x/plan-00001.parquet")
+    label(images=str(photos), out="memory://x", extend=True)
+    assert len(open_labels("memory://x")) == 11
+
+
+def test_an_unfinished_folder_is_finished(command: Any, label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    out = tmp_path / "labels"
+    (out / "manifest.json").unlink()
+    (out / "commits" / "00001.json").unlink()
+    with pytest.raises(UserError, match=r"2 of 3 shards are done; finish it by running the command that began it"):
+        open_labels(out)
+    assert "not finished: the command that began it, run again, goes on" in command("status", out)[1]
+    (out / "commits" / "00001.json").unlink(missing_ok=True)
+    assert label(images=str(photos)).report.images == 4
+    (out / "manifest.json").unlink()
+    assert "as written; not finished yet: run the command that began it again" in command("verify", out)[1]
+    label(images=str(photos))
+    assert len(open_labels(out)) == 9
+
+
+def test_too_many_bad_images_are_allowed(label: Label, photos: Path, tmp_path: Path) -> None:
+    for name in ("000.png", "003.png"):
+        (photos / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"mend the input, or give a larger --max-bad, and run the command again"):
+        label(images=str(photos))
+    label(images=str(photos), max_bad=0.5)
+    assert len(open_labels(tmp_path / "labels")) == 7
+
+
+def test_shards_that_another_run_took_back_are_done_again(
+    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = LabelStage.finish
+
+    def takes_back(stage: LabelStage, ledger: Ledger) -> Any:
+        written = finish(stage, ledger)
+        ledger.commit_path(0).unlink()
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelStage, "finish", takes_back)
+        with pytest.raises(UserError, match="another run takes shards back at the same time; run the command again"):
+            label(images=str(photos))
+    assert label(images=str(photos)).report.images == 4
+    assert len(open_labels(tmp_path / "labels")) == 9
+
+
+def test_what_a_worker_could_not_finish_is_finished(tmp_path: Path) -> None:
+    class Pool:
+        idle = True
+
+        def give(self, *_: object) -> str:
+            return "worker"
+
+        def news(self) -> list[tuple[str, dict[str, str]]]:
+            return [("worker", {"failed": "OSError: the disk is gone"})]
+
+    ledger = planted_ledger(tmp_path / "out", images=6)
+    stage = PlantedStage(tmp_path / "faults")
+    run(ledger, stage, max_bad=1, shards=range(2))
+    with pytest.raises(UserError, match="cannot be finished: OSError: the disk is gone; run the same command again"):
+        Driver(Pool(), ledger, max_bad=1)._finish()  # type: ignore[arg-type]
+    run(ledger, stage, max_bad=1)
+    assert ledger.complete
+    assert check_files(ledger).problems == []
+
+
+def test_a_folder_that_is_full_is_removed_or_another_one_chosen(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").write_text("")
+    with pytest.raises(UserError, match="choose another with --out, or remove this one"), publish_folder(full):
+        pass
+    for way in (tmp_path / "another", full):
+        shutil.rmtree(way, ignore_errors=True)
+        with publish_folder(way) as scratch:
+            (scratch / "made").write_text("")
+        assert [path.name for path in way.iterdir()] == ["made"]
+
+
+def test_the_images_that_a_lost_plan_was_made_of_are_given(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    out = tmp_path / "labels"
+    held = (out / "plan.parquet").read_bytes()
+    (out / "plan.parquet").unlink()
+    draw_folder(photos / "more", 2)
+    with pytest.raises(UserError, match=r"restore it, or give the very images that .*, or choose another --out"):
+        label(images=str(photos))
+    assert len(open_labels(label(images=str(photos), out=tmp_path / "another").ledger.root)) == 11
+    (out / "plan.parquet").write_bytes(held)
+    assert len(open_labels(out)) == 9
+    (out / "plan.parquet").unlink()
+    shutil.rmtree(photos / "more")
+    label(images=str(photos))
+    assert len(open_labels(out)) == 9
+    assert json.loads((out / "dataset.json").read_text())["images"] == 9

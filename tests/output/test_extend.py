@@ -1,0 +1,272 @@
+"""`--extend`: new images become shards behind those that are there, which stay as they are to the byte."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sea_pipeline import label_cache, open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Dataset
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage import publish
+from tests.support.contents import content, rows
+from tests.support.grown_photos import grow
+from tests.support.kills import killed_around
+from tests.support.programs import Begin, labelling
+from tests.support.world import ColourEncoder, draw_folder, word_file
+
+Label = Callable[..., StageRun]
+
+
+def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """All files with their bytes and times, but for what is temporary."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".tmp" not in path.parts]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_only_new_images_are_labelled_and_old_files_stay(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path
+) -> None:
+    label(images=str(photos))
+    before = everything(tmp_path / "labels")
+    first = open_labels(tmp_path / "labels")
+    first_means = first.mean_similarity()
+    grow(photos)
+    run = label(images=str(photos), extend=True)
+    assert run.report.images == 6
+    after = everything(tmp_path / "labels")
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {
+        "dataset.json", "manifest.json", "words.parquet", "plan-00001.parquet",
+        "labels/part-00003-of-00005.parquet", "labels/part-00004-of-00005.parquet",
+        "commits/00003.json", "commits/00004.json",
+    }  # fmt: skip
+    assert before.keys() - after.keys() == set()
+    label(images=str(photos), out=tmp_path / "whole")
+    store, whole = open_labels(tmp_path / "labels"), open_labels(tmp_path / "whole")
+    assert rows(store) == rows(whole)
+    assert store.ids == [*first.ids, "012.png", "015.png", "a/001.png", "a/004.png", "a/007.png", "b/008.png"]
+    np.testing.assert_allclose(store.mean_similarity(), whole.mean_similarity(), rtol=0, atol=1e-6)
+    assert np.abs(first_means - store.mean_similarity()).max() > 1e-3
+    assert store.fingerprint == first.fingerprint
+    assert check_files(Ledger.open(tmp_path / "labels")).problems == []
+    assert rows(first).keys() < rows(store).keys()  # a reader that was there before goes on
+    caches = [label_cache.label_cache(each) for each in (first, store)]
+    assert [len(cache) for cache in caches] == [10, 16]
+    assert caches[1]["a/001.png"].word_ids.tolist() == whole["a/001.png"].word_ids.tolist()
+
+
+def test_a_folder_that_is_not_extended_looks_as_before(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    assert set(json.loads((tmp_path / "labels" / "dataset.json").read_text())) == set(Dataset.model_fields) - {"parts"}
+    grow(photos)
+    label(images=str(photos), extend=True)
+    written = json.loads((tmp_path / "labels" / "dataset.json").read_text())
+    assert (written["images"], written["shards"]) == (16, 5)
+    assert [(part["images"], part["shards"], part["fields"]) for part in written["parts"]] == [(10, 3, {}), (6, 2, {})]
+
+
+def test_without_extend_it_is_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    before = everything(tmp_path / "labels")
+    grow(photos)
+    with pytest.raises(UserError, match=r"new images: 6 \(such as '012\.png'\); add it with --extend, or choose"):
+        label(images=str(photos))
+    assert everything(tmp_path / "labels") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"top_n": 2}, "top_n: 3 there, 2 asked for; new images: 6"),
+        ({"shard_size": 5}, "shard_size: 4 there, 5 asked for"),
+        ({"limit": 20}, "--limit 20: not with --extend"),
+    ],
+)
+def test_other_settings_are_no_extension(
+    label: Label, photos: Path, tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    label(images=str(photos))
+    before = everything(tmp_path / "labels")
+    grow(photos)
+    with pytest.raises(UserError) as error:
+        label(images=str(photos), extend=True, **change)
+    assert expected in str(error.value)
+    assert everything(tmp_path / "labels") == before
+
+
+def test_images_that_are_gone_or_others_now_are_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    before = everything(tmp_path / "labels")
+    grow(photos)
+    held = (photos / "000.png").read_bytes()
+    (photos / "000.png").unlink()
+    with pytest.raises(UserError, match=r"cannot be extended.*new images: 6.*gone: 1 \(such as '000\.png'\)"):
+        label(images=str(photos), extend=True)
+    (photos / "000.png").write_bytes((photos / "003.png").read_bytes())
+    with pytest.raises(UserError, match=r"'000\.png' was another one when this folder was begun"):
+        label(images=str(photos), extend=True)
+    assert everything(tmp_path / "labels") == before
+    (photos / "000.png").write_bytes(held)
+    assert label(images=str(photos), extend=True).report.images == 6
+
+
+def test_nothing_new_is_nothing_to_do(label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos), extend=True)  # begins the folder
+    grow(photos)
+    label(images=str(photos), extend=True)
+    before = everything(tmp_path / "labels")
+    encoder.patches = None  # type: ignore[method-assign,assignment]  # must not be called
+    for extend in (True, False):
+        assert label(images=str(photos), extend=extend).report.images == 0
+    assert everything(tmp_path / "labels") == before
+
+
+def test_extending_twice(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    grow(photos)
+    label(images=str(photos), extend=True)
+    twice = everything(tmp_path / "labels")
+    draw_folder(photos / "z", 5, seed=3)
+    assert label(images=str(photos), extend=True).report.images == 5
+    after = everything(tmp_path / "labels")
+    assert {name for name in twice if after[name] != twice[name]} == {"dataset.json", "manifest.json", "words.parquet"}
+    assert "labels/part-00006-of-00007.parquet" in after
+    label(images=str(photos), out=tmp_path / "whole")
+    assert rows(open_labels(tmp_path / "labels")) == rows(open_labels(tmp_path / "whole"))
+    assert label(images=str(photos)).report.images == 0
+
+
+def broken(pixels: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("no kernel image")
+
+
+def test_an_unfinished_folder_is_extended_and_the_old_half_is_never_read_as_all(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(images=str(photos))
+    out = tmp_path / "labels"
+    grow(photos)
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "patches", broken)
+        assert label(images=str(photos), extend=True).report.failed.keys() == {3, 4}
+    said = r"3 of 5 shards are done; finish it by running the command that extended it again"
+    with pytest.raises(ValueError, match=said):
+        open_labels(out)
+    ledger = Ledger.open(out)
+    assert (ledger.finished, ledger.complete, ledger.missing()) == (False, False, [3, 4])
+    assert check_files(ledger).problems == []
+    draw_folder(photos / "z", 2, seed=3)
+    assert label(images=str(photos), extend=True).report.images == 8
+    assert [commit.shard for commit in Ledger.open(out).commits()] == [0, 1, 2, 3, 4, 5]
+    assert len(open_labels(out)) == 18
+
+
+def test_commits_belong_to_their_part(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    grow(photos)
+    label(images=str(photos), extend=True)
+    ledger = Ledger.open(tmp_path / "labels")
+    plans = [commit.plan for commit in ledger.commits()]
+    assert len({*plans[:3]}) == len({*plans[3:]}) == 1
+    assert len({*plans}) == 2
+    path = tmp_path / "labels" / "commits" / "00004.json"
+    path.write_text(path.read_text().replace(plans[4], plans[0]))
+    assert ledger.missing() == [4]
+
+
+def test_what_was_accepted_is_not_taken_back(label: Label, photos: Path, tmp_path: Path) -> None:
+    """One bad image of ten is allowed, though it is a quarter of its shard."""
+    held = (photos / "003.png").read_bytes()
+    (photos / "003.png").write_bytes(b"")
+    label(images=str(photos))
+    before = everything(tmp_path / "labels")
+    (photos / "003.png").write_bytes(held)
+    grow(photos)
+    assert label(images=str(photos), extend=True).report.images == 6
+    after = everything(tmp_path / "labels")
+    assert after["commits/00000.json"] == before["commits/00000.json"]
+    assert [bad["image_id"] for bad in open_labels(tmp_path / "labels").quarantine()] == ["003.png"]
+    assert label(images=str(photos), retry_bad=True).report.images == 4
+    assert len(open_labels(tmp_path / "labels")) == 16
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_kill_around_any_rename_of_an_extension_loses_nothing(
+    label: Label, photos: Path, tmp_path: Path, moment: str, call: int
+) -> None:
+    """Plan, dataset, 2 x (data, commit), words.parquet, manifest."""
+    label(images=str(photos), out=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "labels")
+    grow(photos)
+    label(images=str(photos), out=tmp_path / "whole", extend=True)
+    with killed_around(publish, "_appear", call, before=moment == "before the rename"):
+        label(images=str(photos), extend=True)
+    happened = call - (moment == "before the rename")
+    if 2 <= happened < 8:
+        with pytest.raises(UserError, match="finish it by running the command that extended it"):
+            open_labels(tmp_path / "labels")
+    else:
+        assert len(open_labels(tmp_path / "labels")) == (16 if happened == 8 else 10)
+    label(images=str(photos), extend=True)
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+    plans = [(tmp_path / name / "plan-00001.parquet").read_bytes() for name in ("labels", "whole")]
+    assert plans[0] == plans[1]
+
+
+def test_a_plan_that_was_not_taken_up_does_not_count(label: Label, photos: Path, tmp_path: Path) -> None:
+    """Killed between plan and dataset; then still more images come."""
+    label(images=str(photos))
+    shutil.copytree(tmp_path / "labels", tmp_path / "whole")
+    (tmp_path / "labels" / "plan-00001.parquet").write_bytes(b"of a killed process")
+    grow(photos)
+    for out in ("labels", "whole"):
+        label(images=str(photos), extend=True, out=tmp_path / out)
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_two_extensions_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, program: Begin) -> None:
+    label(images=str(photos), out=tmp_path / "both")
+    shutil.copytree(tmp_path / "both", tmp_path / "whole")
+    grow(photos)
+    label(images=str(photos), out=tmp_path / "whole", extend=True)
+    words = word_file(tmp_path / "colours.txt")
+    command = labelling(photos, words, tmp_path / "both", "--shard-size", 4, "--extend")
+    both = [program(*command) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert content(tmp_path / "both") == content(tmp_path / "whole")
+
+
+def test_parts_that_do_not_add_up_are_damage(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos))
+    grow(photos)
+    label(images=str(photos), extend=True)
+    path = tmp_path / "labels" / "dataset.json"
+    path.write_text(path.read_text().replace('"images": 6', '"images": 7'))
+    with pytest.raises(ValueError, match=r"dataset\.json: damaged: its parts do not add up"):
+        open_labels(tmp_path / "labels")
+
+
+def test_the_commands_know_extended_folders(command: Any, photos: Path, tmp_path: Path, words: Path) -> None:
+    out = tmp_path / "labels"
+    asked = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--shard-size", 4, "--out", out]
+    assert command(*asked)[0] == 0
+    grow(photos)
+    code, _, said = command(*asked)
+    assert (code, "--extend" in said, said.count("\n")) == (1, True, 1)
+    code, stdout, _ = command(*asked, "--extend")
+    assert (code, "16 labelled, 0 bad" in stdout, "5 of 5 done" in stdout) == (0, True, True)
+    state = json.loads(command("status", out, "--json")[1])
+    assert (state["finished"], state["shards"], state["images_done"]) == (True, 5, 16)
+    assert command("verify", out)[0] == 0
+    assert json.loads(command("inspect", out, "--json")[1])["images"] == 16
+    assert json.loads(command("inspect", out, "a/001.png", "--json")[1])["grid"] == [3, 4]

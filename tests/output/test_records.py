@@ -1,0 +1,152 @@
+"""What is damaged in a folder's records is one line, the same from every command that reads the folder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.output import status
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Commit, load_record
+from sea_pipeline.output.verify import check_files, refuse_damage
+from sea_pipeline.report.run import find_inputs
+from sea_pipeline.storage.json_files import json_object
+from tests.support.damage import DAMAGE, RECORDS, changed, flip
+from tests.support.world import draw_folder
+
+AGAIN = "run the command that made the folder again, which makes it anew"
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def folder(label: Callable[..., StageRun], tmp_path: Path, _made: Path) -> Path:
+    """Labels of nine photos, one of them bad, in three shards."""
+    whole = _made / "labels"
+    if not whole.exists():
+        photos = draw_folder(_made / "photos", 9)
+        (photos / "003.png").write_bytes(b"")
+        label(images=str(photos), out=whole)
+    return shutil.copytree(whole, tmp_path / "labels")
+
+
+def said_by_commands(command: Any, folder: Path) -> dict[str, str]:
+    """What each command that reads a folder of labels says on stderr; empty if all is well."""
+    out = folder.parent / "report.html"
+    asked = {"verify": (), "status": (), "inspect": (), "inspect one": ("a/001.png",), "report": ("--out", out)}
+    said = {}
+    for name, more in asked.items():
+        code, stdout, stderr = command(name.partition(" ")[0], folder, *more)
+        assert (code == 0) == (stderr == ""), (name, code, stderr)
+        assert code in (0, 1)
+        assert "Traceback" not in stdout + stderr
+        said[name] = stderr
+    try:
+        open_labels(folder)
+        said["open_labels"] = ""
+    except UserError as error:
+        said["open_labels"] = f"error: {error}\n"
+    return said
+
+
+@pytest.mark.parametrize(("name", "what", "harm"), DAMAGE, ids=[f"{name}: {what}" for name, what, _ in DAMAGE])
+def test_every_command_says_the_same_line(
+    command: Any, folder: Path, name: str, what: str, harm: Callable[[Path], object]
+) -> None:
+    harm(folder / name)
+    said = set(said_by_commands(command, folder).values())
+    assert len(said) == 1, "\n".join(sorted(said))
+    (line,) = said
+    assert line.count("\n") == 1
+    assert str(folder) in line
+    assert "expected" in line or "damaged" in line
+    advice = "restore it, or", "restore it, or delete it and", "remove it, and"
+    assert line.endswith((*(f"; {each} {AGAIN}\n" for each in advice), "with the sea-pipeline that wrote it\n"))
+    assert len(line) < 700
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_one_flipped_bit_in_any_byte_of_a_record_is_one_line_from_all_or_from_none(
+    command: Any, folder: Path, name: str
+) -> None:
+    """Every byte of a commit by the functions, of longer records every so many-th; some by the commands."""
+    random = np.random.default_rng(7)
+    path = folder / name
+    whole = path.read_bytes()
+    found = 0
+    offsets = range(int(random.integers(3)), len(whole), 1 if name.startswith("commits") else 1 + len(whole) // 400)
+    by_commands = set(random.choice(offsets, 8, replace=False).tolist())
+    for offset in offsets:
+        flip(path, offset, int(random.integers(8)))
+        said = {_line(lambda: _verified(folder)), _line(lambda: _status(folder)), _line(lambda: open_labels(folder))}
+        said.add(_line(lambda: find_inputs([folder])))
+        assert len(said) == 1, (offset, said)
+        assert "\n" not in "".join(said)
+        if offset in by_commands:
+            assert set(said_by_commands(command, folder).values()) == {
+                f"error: {line}\n" if line else "" for line in said
+            }
+        found += said != {""}
+        path.write_bytes(whole)
+    assert found > len(offsets) // 2
+    assert set(said_by_commands(command, folder).values()) == {""}
+
+
+def _line(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except UserError as problem:
+        return str(problem)
+    return ""
+
+
+def _verified(folder: Path) -> None:
+    if problems := check_files(Ledger.open(folder)).problems:
+        raise UserError("\n".join(problems))
+
+
+def _status(folder: Path) -> None:
+    ledger = Ledger.open(folder)
+    refuse_damage(ledger)
+    json.dumps(status.status_to_json(ledger), allow_nan=False)
+
+
+def test_unfinished_folders_are_looked_at_alike(command: Any, folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "commits" / "00002.json").unlink()
+    assert command("verify", folder)[0] == command("status", folder)[0] == 0
+    changed(folder / "commits" / "00001.json", "finished", value="yesterday")
+    lines = {command(name, folder)[2] for name in ("verify", "status", "inspect")}
+    assert len(lines) == 1
+    assert (
+        "00001.json: damaged: finished: expected an ISO 8601 date with a time and its zone; found 'yesterday'"
+        in str(lines)
+    )
+
+
+def test_what_a_date_may_be(folder: Path) -> None:
+    path = folder / "commits" / "00001.json"
+    for good in ("2026-11-28T10:00:00Z", "2026-11-28T10:00:00.123+01:00"):
+        changed(path, "finished", value=good)
+        assert load_record(path, Commit).finished == good
+    for bad in ("2026-11-28T10:00:00", "2026-11-28", "٢026-11-28T10:00:00Z", "2026-13-28T10:00:00Z", ""):
+        changed(path, "finished", value=bad)
+        with pytest.raises(UserError, match="finished: expected an ISO 8601 date"):
+            load_record(path, Commit)
+
+
+def test_only_finite_numbers_are_json() -> None:
+    assert json_object(b'{"a": 1.5, "b": -1e300}') == {"a": 1.5, "b": -1e300}
+    for text in (b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e400}'):
+        with pytest.raises(ValueError, match="expected finite numbers; found"):
+            json_object(text)

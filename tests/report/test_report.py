@@ -1,0 +1,202 @@
+"""The report's file: what is in it, what is escaped, how large it is, and what it refuses."""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import no_bar
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.labels.store import open_labels
+from sea_pipeline.report.labels import NONE, labels_data
+from sea_pipeline.report.packing import BUDGET, narrow, packed, thumbnail
+from sea_pipeline.report.page import json_text, render
+from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
+from sea_pipeline.report.runs import MOST_POINTS, kept_views, runs_data
+from tests.support.report_world import run_folder
+from tests.support.world import draw, draw_folder
+
+
+def unpack(values: dict[str, str]) -> npt.NDArray[Any]:
+    dtype = {"u8": "<u1", "u16": "<u2", "u32": "<u4", "f32": "<f4"}[values["type"]]
+    return np.frombuffer(base64.b64decode(values["data"]), dtype)
+
+
+def embedded(file: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_word_ids_and_scores_are_those_of_the_store(label: Callable[..., StageRun], tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "photos", 5)
+    store = open_labels(label(images=str(photos)).ledger.root)
+    data = labels_data(store, None, 2, 64, no_bar)
+    assert [photo["id"] for photo in data["photos"]] == store.ids
+    ids = unpack(data["word_ids"]).reshape(5, 12, 2)
+    scores = unpack(data["scores"]).reshape(5, 12, 2) / 255
+    for photo, image_id in enumerate(store.ids):
+        wanted = store[image_id]
+        words = [[data["words"][place] if place != NONE else None for place in patch] for patch in ids[photo].tolist()]
+        assert words == [[store.words[word] if word >= 0 else None for word in row[:2]] for row in wanted.word_ids]
+        np.testing.assert_allclose(scores[photo], wanted.scores[:, :2], atol=0.5 / 255 + 1e-6)
+    assert data["statistics"]["images"] == 5
+    assert sum(data["statistics"]["mean_histogram"]["counts"]) == len(store.words)
+
+
+def test_limit_leaves_out_photos_and_says_how_many_there_are(label: Callable[..., StageRun], tmp_path: Path) -> None:
+    store = open_labels(label(images=str(draw_folder(tmp_path / "photos", 7))).ledger.root)
+    data = labels_data(store, 3, 5, 64, no_bar)
+    assert [photo["id"] for photo in data["photos"]] == store.ids[:3]
+    assert data["total"] == data["statistics"]["images"] == 7
+
+
+def test_crops_are_no_photos(label: Callable[..., StageRun], tmp_path: Path) -> None:
+    store = open_labels(label(images=str(draw_folder(tmp_path / "photos", 3)), crops=2).ledger.root)
+    data = labels_data(store, None, 5, 64, no_bar)
+    assert len(data["photos"]) == 3
+    assert data["total"] == 9
+    assert not any("#crop" in photo["id"] for photo in data["photos"])
+
+
+def test_photos_that_are_gone_have_no_picture_and_the_report_is_made(
+    command: Any, label: Callable[..., StageRun], tmp_path: Path
+) -> None:
+    photos = draw_folder(tmp_path / "photos", 4)
+    out = label(images=str(photos)).ledger.root
+    (photos / "000.png").unlink()
+    (photos / "003.png").write_bytes(b"no image")
+    code, stdout, stderr = command("report", out, "--out", tmp_path / "r.html")
+    assert code == 0, stderr
+    assert "4 photos, 2 of them gone" in stdout
+    shown = {photo["id"]: photo["src"] for photo in embedded(tmp_path / "r.html")["labels"]["photos"]}
+    assert [name for name, src in shown.items() if src is None] == ["000.png", "003.png"]
+    assert not (tmp_path / ".tmp").exists()
+
+
+def test_a_thumbnail_is_the_labelled_part_within_its_budget(tmp_path: Path) -> None:
+    photo = Image.open(draw(tmp_path / "p.png", [["red", "blue"], ["red", "green"]], size=(400, 200)))
+    src = thumbnail(lambda: photo, (0.5, 0.0, 1.0, 0.5), 100)
+    assert src is not None
+    (tmp_path / "t.webp").write_bytes(base64.b64decode(src.split(",")[1]))
+    small = Image.open(tmp_path / "t.webp").convert("RGB")
+    assert small.size == (100, 50)
+    red, green, blue = small.getpixel((50, 25))  # type: ignore[misc]
+    assert (red < 40, green < 40, blue > 200) == (True, True, True)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8))
+    encoded = thumbnail(lambda: noise, (0, 0, 1, 1), 900)
+    assert encoded is not None
+    assert len(encoded) < BUDGET + 40
+
+
+def test_a_photo_that_cannot_be_read_is_none() -> None:
+    def damaged() -> Image.Image:
+        raise BadImageError("decode", "X", "no")
+
+    assert thumbnail(damaged, (0, 0, 1, 1), 10) is None
+
+
+def test_json_ends_no_script_and_is_the_same_json() -> None:
+    value = {"</script><!--": "<b>&amp;\u2028\u2029 \U0001f600 \"quoted\" 'single'"}
+    text = json_text(value)
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text) == value
+
+
+def test_the_page_forbids_the_network_and_every_other_script() -> None:
+    page = render({}, '"><script>alert(1)</script>').decode()
+    assert "<script>alert(1)" not in page
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy[1].startswith("default-src &#39;none&#39;; img-src data:;")
+    assert "unsafe" not in policy[1]
+    assert "http" not in re.sub(r"http://www\.w3\.org/2000/svg", "", page.replace("http-equiv", ""))
+
+
+def test_packing_is_little_endian() -> None:
+    assert base64.b64decode(packed([1, 258], "u16")["data"]) == b"\x01\x00\x02\x01"
+    assert (narrow(65_536), narrow(65_537)) == ("u16", "u32")
+
+
+def test_runs_keep_curves_short_and_say_what_differs(tmp_path: Path) -> None:
+    lines = [{"step": step, "seconds": 1.0, "loss": 1 / (step + 1)} for step in range(5 * MOST_POINTS)]
+    run_folder(tmp_path / "a", lines=lines)
+    run_folder(tmp_path / "b", lines=lines[:3], half='{"step": 4, "lo', loss={"sea": {"weight": 1.0}})
+    _, runs = find_inputs([tmp_path / "a", tmp_path / "b"])
+    data = runs_data(runs)
+    long, short = (run["curves"]["loss"] for run in data["list"])
+    assert len(long["steps"]) == MOST_POINTS
+    assert long["steps"][:2] == [0, 5]
+    assert short == {"steps": [0, 1, 2], "values": [1.0, 0.5, 0.333333]}
+    assert [entry["key"] for entry in data["differences"]] == ["name", "loss.sea.weight"]
+
+
+def test_stages_stand_for_their_folder(tmp_path: Path) -> None:
+    run_folder(tmp_path / "both" / "z-first", age=9)
+    run_folder(tmp_path / "both" / "a-then")
+    _, runs = find_inputs([tmp_path / "both"])
+    assert [run.name for run in runs] == ["both/z-first", "both/a-then"]
+
+
+def test_what_is_no_labels_and_no_run_is_one_line(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    unfinished = run_folder(tmp_path / "unfinished")
+    (unfinished / "summary.json").unlink()
+    damaged = run_folder(tmp_path / "damaged")
+    (damaged / "run.json").write_text("{")
+    for folder, said in (
+        ("empty", "expected labels or a run"),
+        ("nowhere", "expected labels or a run"),
+        ("unfinished", "expected a finished run"),
+        ("damaged", "run.json: cannot be read"),
+    ):
+        code, _, stderr = command("report", tmp_path / folder, "--out", tmp_path / "new" / "r.html")
+        assert code == 1
+        assert said in stderr.replace("\n", " ")
+        assert "Traceback" not in stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_labels_twice_and_a_folder_as_out_are_refused(label: Callable[..., StageRun], tmp_path: Path) -> None:
+    out = label(images=str(draw_folder(tmp_path / "photos", 2))).ledger.root
+    with pytest.raises(UserError, match="expected labels once"):
+        find_inputs([out, out])
+    with pytest.raises(UserError, match="expected a file to write; found a folder"):
+        write_report(open_labels(out), [], ReportSettings(out=tmp_path), progress=no_bar)
+
+
+def test_a_run_whose_model_is_gone_is_shown_with_the_views_that_it_has(command: Any, tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", views={"key": "old"})
+    code, stdout, stderr = command("report", run, "--out", tmp_path / "r.html")
+    assert code == 0, stderr
+    assert "shown as they were made" in stderr.replace("\n", " ")
+    assert "1 run" in stdout
+    (found,) = embedded(tmp_path / "r.html")["runs"]["list"]
+    assert found["views"]["texts"] == kept_views(run)["texts"]  # type: ignore[index]
+    (run / "views.json").unlink()
+    assert command("report", run, "--out", tmp_path / "r.html")[0] == 0
+    (found,) = embedded(tmp_path / "r.html")["runs"]["list"]
+    assert found["views"] is None
+    assert "model: there is no such folder" in found["note"]
+
+
+def test_labels_of_bad_images_alone_are_a_report_of_them(
+    command: Any, label: Callable[..., StageRun], tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "bad.png").write_bytes(b"no image")
+    out = label(images=str(tmp_path / "photos"), max_bad=1).ledger.root
+    code, _, stderr = command("report", out, "--out", tmp_path / "r.html")
+    assert code == 0, stderr
+    data = embedded(tmp_path / "r.html")["labels"]
+    assert (data["photos"], [bad["id"] for bad in data["quarantine"]]) == ([], ["bad.png"])

@@ -1,0 +1,195 @@
+"""The int8 search where int8 fails: its bound against float64, words that it cannot hold, and who takes over then."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.search import int8 as int8_candidates
+from sea_pipeline.search.exact import Backend, WordSearch
+from sea_pipeline.search.int8 import Int8Candidates, Int8Table, _place
+from tests.support.search_twin import agree, twin, unit
+
+pytestmark = pytest.mark.usefixtures("int8_products")
+
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+
+
+def clusters(words: int, width: int, spread: float = 0.5) -> torch.Tensor:
+    """Words around a few centres in few directions, so that most directions are left out of the int8 numbers."""
+    random = torch.Generator().manual_seed(1)
+    factors = torch.randn(words, width // 4, generator=random) + 2 * torch.eye(width // 4)[torch.arange(words) % 7]
+    return F.normalize(
+        factors @ torch.randn(width // 4, width, generator=random)
+        + spread * torch.randn(words, width, generator=random),
+        dim=-1,
+    )
+
+
+def far_words(words: int, width: int) -> torch.Tensor:
+    """Words in one place, and every 941st anywhere."""
+    table = F.normalize(F.one_hot(torch.tensor(0), width) + 0.01 * unit(words, width, 4), dim=-1)
+    table[17::941] = unit(len(table[17::941]), width, 5)
+    return table
+
+
+def near(table: torch.Tensor, count: int, noise: float = 0.3) -> torch.Tensor:
+    random = torch.Generator().manual_seed(2)
+    chosen = table[torch.randint(len(table), (count,), generator=random)]
+    return F.normalize(chosen + noise * torch.randn(chosen.shape, generator=random) / chosen.shape[-1] ** 0.5, dim=-1)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("top_n", [1, 10, 300])
+def test_neighbours_of_words_get_the_float64_answer_from_few_candidates(device: str, top_n: int) -> None:
+    table = clusters(6000, 160, spread=0.05)
+    queries = near(table, 1100, noise=0.1)
+    found = WordSearch(table, top_n=top_n, sign=1, backend="int8", device=device)
+    agree(found, queries, twin(queries, table, top_n, 1))
+    assert found.fallbacks == 0
+    proposer = found._candidates
+    assert isinstance(proposer, Int8Candidates)
+    assert proposer._table is not None
+    assert proposer._table.word_basis.shape[-1] < 160
+    assert top_n == 300 or proposer.crowded == 0
+
+
+@pytest.mark.parametrize("table", [clusters(3000, 96), far_words(3000, 96)], ids=["clusters", "far"])
+@pytest.mark.parametrize("seen", [60, 1, 120])
+def test_the_bound_holds_for_every_word_and_is_not_idle(table: torch.Tensor, seen: int) -> None:
+    """|p·w - the int8 score| against the four terms, word by word: never above, and within a factor of 30 somewhere.
+
+    Scales that are made for other patches than those that come change how good the bound is, not that it holds.
+    """
+    table[32:64] = table.mean(0)  # a group of words without errors, but for one
+    table[40] = unit(1, 96, 4)[0]
+    queries = torch.cat([near(table, 60), unit(60, 96, 3)])
+    proposer = Int8Candidates(table)
+    made = proposer._table_for(queries[:seen])
+    int8, unit_score, norms = made.rounded(queries)
+    products, _ = proposer._products(made, int8)
+    words = torch.arange(3000)
+    place = _place(made, torch.arange(120)[:, None], (words // 32)[None], len(int8))
+    scores = (
+        products[place, words % 32] * unit_score[:, None].double() + (queries.double() @ made.mean.double())[:, None]
+    )
+    error = (queries.double() @ table.double().T - scores).abs()
+    bound = (norms @ made.norms).double()[:, words // 32]
+    assert (error <= bound).all()
+    assert (error / bound).max() > 1 / 30
+
+
+def test_the_bound_holds_for_a_word_that_follows_what_a_patch_loses() -> None:
+    table = clusters(3000, 96)
+    proposer = Int8Table(table, near(table, 60))
+    width = proposer.word_basis.shape[-1]
+    inside = F.one_hot(torch.tensor(0), width) + 0.45 / 127  # all but the first coordinate are rounded to 0
+    lost = (inside - F.one_hot(torch.tensor(0), width)).index_fill(0, torch.tensor(0), 0)
+    # Each basis undoes the other: these have `inside` and `lost` as their coordinates.
+    patch, word = proposer.word_basis @ inside, proposer.mean + proposer.patch_basis @ F.normalize(lost, dim=0)
+    (int8,), (unit_score,), norms = (part[:1] for part in proposer.rounded(patch[None]))
+    (word8,), word_norms = proposer.rounded_words(word[None])
+    score = unit_score.double() * (int8[:width].double() @ word8.double())
+    error = float((patch.double() @ (word - proposer.mean).double() - score).abs())
+    bound = float(norms[0] @ word_norms[0])
+    assert bound / 2 < error <= bound
+
+
+def test_words_far_beyond_the_range_of_int8_are_found() -> None:
+    """Nearly all words lie together, so that int8 numbers of their scale clip the few others."""
+    table = far_words(4000, 33)
+    queries = torch.cat([table[17::941], near(table, 100), unit(50, 33, 6)])
+    agree(WordSearch(table, top_n=5, sign=1, backend="int8"), queries, twin(queries, table, 5, 1))
+
+
+def test_words_that_int8_cannot_tell_apart_all_stay_candidates() -> None:
+    table = F.normalize(torch.ones(1, 48) + 1e-4 * unit(5000, 48, 6), dim=-1)
+    table[4000:] = unit(1000, 48, 7)
+    queries = near(table[:4000], 50, noise=1e-4)
+    found = WordSearch(table, top_n=10, sign=1, backend="int8")
+    agree(found, queries, twin(queries, table, 10, 1))
+    assert found._candidates.crowded == 50  # type: ignore[attr-defined]
+
+
+def test_where_int8_tells_nothing_it_rests_and_looks_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = clusters(900, 32)
+    nowhere, plain = torch.zeros(20, 32), near(table, 20)  # every word may be the best of a zero vector
+    proposer, (expected, _) = Int8Candidates(table), twin(plain, table, 1, 1)
+    passes, products = 0, proposer._products
+
+    def counted(made: Int8Table, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal passes
+        passes += 1
+        return products(made, patches)
+
+    monkeypatch.setattr(proposer, "_products", counted)
+    tried = []
+    for call in range(17):
+        before = passes
+        scores, ids = proposer(nowhere if call < 12 else plain, 1, 9)
+        assert not scores.any() if call < 12 else ids[:, :1].tolist() == expected.tolist()
+        tried.append(passes > before)
+    # a rest of one call, of three, of seven; in the middle of the last one things get better
+    assert [call for call, again in enumerate(tried) if again] == [0, 2, 6, 14, 15, 16]
+    assert proposer.crowded == 14 * 20
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_who_has_many_candidates_goes_to_float32(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_candidates, "_CROWDED", share)
+    table = clusters(4000, 64)
+    queries = torch.cat([near(table, 70), unit(70, 64, 8)])
+    found = WordSearch(table, top_n=4, sign=-1, backend="int8")
+    agree(found, queries, twin(queries, table, 4, -1))
+    assert (found._candidates.crowded > 60) == (share == 0)  # type: ignore[attr-defined]
+
+
+def test_zero_vectors_get_the_first_words() -> None:
+    table = unit(900, 24, 9)
+    queries = torch.cat([torch.zeros(2, 24), unit(3, 24, 11)])
+    found = WordSearch(table, top_n=4, sign=1, backend="int8")
+    agree(found, queries, twin(queries, table, 4, 1))
+    ids, scores = found(1e-30 * queries)
+    assert ids[:2].tolist() == [[0, 1, 2, 3]] * 2
+    assert not scores[:2].any()
+    assert torch.equal(ids, found(queries)[0])
+
+
+def test_words_that_are_all_the_same() -> None:
+    table = unit(1, 16, 12).expand(500, -1).contiguous()
+    ids, _ = WordSearch(table, top_n=3, sign=1, backend="int8")(torch.cat([table[:2], unit(5, 16, 12)]))
+    assert ids[:3].tolist() == [[0, 1, 2]] * 3
+
+
+def test_every_backend_gives_the_same_bytes() -> None:
+    table = clusters(3000, 64)
+    table[2000:2100] = table[:100]
+    queries = torch.cat([near(table, 90), unit(40, 64, 13), table[:5]])
+    ids, scores = WordSearch(table, top_n=10, sign=1, backend="torch")(queries)
+    others: list[Backend] = ["faiss", "int8"]
+    for backend in others:
+        other, same = WordSearch(table, top_n=10, sign=1, backend=backend)(queries)
+        assert torch.equal(ids, other)
+        assert torch.equal(scores.view(torch.int64), same.view(torch.int64))
+
+
+def test_a_machine_that_multiplies_int8_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda left, other: right(left, other).clamp_(-32768, 32767))
+    with pytest.raises(UserError, match="--search int8"):
+        WordSearch(unit(9, 8), top_n=1, sign=1, backend="int8")
+
+
+def test_patches_that_look_elsewhere_than_words_differ_are_not_crowded() -> None:
+    """Words that differ in few directions, patches in all: unscaled, int8 numbers tell nothing of such patches."""
+    random = torch.Generator().manual_seed(3)
+    spectrum = torch.arange(1, 129).float() ** -1.2
+    table = F.normalize(1 + 2 * spectrum * torch.randn(6000, 128, generator=random), dim=-1)
+    queries = F.normalize(unit(1, 128, 5) + unit(130, 128, 6), dim=-1)
+    found = WordSearch(table, top_n=10, sign=-1, backend="int8")
+    agree(found, queries, twin(queries, table, 10, -1))
+    assert found._candidates.crowded == 0  # type: ignore[attr-defined]
+    unscaled = Int8Candidates(table)
+    unscaled._table_for(table[:100] - table.mean(0))  # as if patches were like words
+    unscaled(-queries, 10, 18)
+    assert unscaled.crowded > 60

@@ -1,0 +1,157 @@
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.publish import TEMPORARY, publish, publish_bytes, publish_folder, sweep
+from sea_pipeline.storage.scratch import host
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file"
+    with publish(target, tmp_path) as scratch:
+        scratch.write_bytes(b"first")
+        assert not target.exists()
+    assert target.read_bytes() == b"first"
+    with pytest.raises(RuntimeError), publish(target, tmp_path) as scratch:
+        scratch.write_bytes(b"half")
+        raise RuntimeError
+    assert target.read_bytes() == b"first"
+    assert not list((tmp_path / TEMPORARY).iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_disk_that_cannot_be_written_is_a_clear_line(tmp_path: Path, code: int) -> None:
+    with pytest.raises(UserError, match="file: cannot be written") as error, publish(tmp_path / "file", tmp_path):
+        raise OSError(code, os.strerror(code), tmp_path / "file")
+    assert os.strerror(code) in str(error.value)
+    assert "the same command again" in str(error.value)
+
+
+def test_rights_that_lack_elsewhere_are_not_blamed_on_the_output(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), publish(tmp_path / "file", tmp_path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/weights.safetensors")
+
+
+def test_rights_that_lack_are_seen_however_the_output_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="out/file: cannot be written"), publish(Path("out/file"), Path("out")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "out" / "file"))
+
+
+def test_a_folder_is_not_blamed_for_what_it_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for beside in ("weights", str(tmp_path / "weights")):
+        with pytest.raises(PermissionError), publish_folder(Path("model")):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), beside)
+    with pytest.raises(UserError) as problem, publish_folder(Path("model")) as scratch:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch.absolute() / "weights"))
+    assert str(problem.value).endswith("No space left on device; free some space and run the same command again")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_has_made_or_that_is_in_use_is_a_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        pytest.raises(UserError, match="model: cannot be written: Directory not empty; choose another folder"),
+        publish_folder(tmp_path / "model"),
+    ):
+        (tmp_path / "model" / "of another").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"^\.: cannot be written: .* busy; choose another"), publish_folder(Path()):
+        pass
+
+
+def test_of_two_without_a_lock_between_them_the_first_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two machines on one network file system are: the other's file comes just before ours."""
+    path = tmp_path / "codec"
+
+    def behind_another(step: Callable[[Path, Path], Any]) -> Callable[[Path, Path], Any]:
+        def both(one: Path, other: Path) -> None:
+            path.write_bytes(b"the other's")
+            step(one, other)
+
+        return both
+
+    for step in ("hardlink_to", "replace"):
+        monkeypatch.setattr(Path, step, behind_another(getattr(Path, step)))
+    with pytest.raises(FileExistsError):
+        publish_bytes(path, b"ours", tmp_path, exclusive=True)
+    assert path.read_bytes() == b"the other's"
+    assert not list((tmp_path / TEMPORARY).iterdir())
+
+
+def test_a_file_system_without_links_has_first_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    publish_bytes(tmp_path / "codec", b"first", tmp_path, exclusive=True)
+    with pytest.raises(FileExistsError):
+        publish_bytes(tmp_path / "codec", b"second", tmp_path, exclusive=True)
+    assert (tmp_path / "codec").read_bytes() == b"first"
+
+
+def test_a_full_disk_for_real(tmp_path: Path) -> None:
+    """A file size limit is the full disk that an unprivileged test can have."""
+    program = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from sea_pipeline.core.errors import UserError; from sea_pipeline.storage.publish import publish_bytes\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "root = Path(sys.argv[1])\n"
+        "try: publish_bytes(root / 'file', b'x' * 2000, root)\n"
+        "except UserError as error: print(error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True).stdout
+    assert "cannot be written: File too large" in out
+    assert not (tmp_path / "file").exists()
+    assert not list((tmp_path / TEMPORARY).iterdir())
+
+
+def test_a_dead_process_that_its_parent_never_asked_after_is_dead(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.read()  # its end
+        while Path(f"/proc/{child.pid}/stat").read_text().split()[2] != "Z":
+            time.sleep(0.01)
+        left = [f"{name}.{host()}.{process}.0" for name, process in (("dead", child.pid), ("mine", os.getpid()))]
+        (tmp_path / TEMPORARY).mkdir()
+        for name in left:
+            (tmp_path / TEMPORARY / name).touch()
+        sweep(tmp_path)
+    assert [path.name for path in (tmp_path / TEMPORARY).iterdir()] == left[1:]
+
+
+def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys; from pathlib import Path; from sea_pipeline.storage.publish import publish\n"
+            "root = Path(sys.argv[1])\n"
+            "with publish(root / 'part.parquet', root) as scratch: scratch.write_bytes(b'half'); os._exit(9)",
+            tmp_path,
+        ],
+        check=False,
+    )
+    assert child.returncode == 9
+    with publish(tmp_path / "mine", tmp_path) as scratch:
+        scratch.write_bytes(b"")
+        assert len(list((tmp_path / TEMPORARY).iterdir())) == 2
+        sweep(tmp_path)
+        assert list((tmp_path / TEMPORARY).iterdir()) == [scratch]
+    publish_bytes(tmp_path / "other", b"x", tmp_path)
+    assert (tmp_path / "other").read_bytes() == b"x"

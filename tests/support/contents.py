@@ -1,0 +1,45 @@
+"""All that a folder of labels or an input holds, for comparing two of them."""
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from sea_pipeline import LabelStore
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.samples import Listing
+from sea_pipeline.inputs.sources import open_source
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything a finished folder says, byte by byte, but for the commits, which hold times and host names."""
+    names = ["manifest.json", "dataset.json", "words.txt", "words.parquet", "plan.parquet"]
+    files = [folder / name for name in names]
+    files += sorted((folder / "labels").iterdir()) + sorted((folder / "quarantine").glob("*"))
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def stored(url: str) -> dict[str, bytes]:
+    """Every file below a folder or a URL, by name; of commits, which hold times, the names alone."""
+    files, top = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    files.invalidate_cache()
+    found = {path.removeprefix(f"{top}/"): files.cat_file(path) for path in files.find(top)}
+    commits = [name for name in found if name.startswith("commits/")]
+    return {name: found[name] for name in found if name not in commits} | {"commits": str(sorted(commits)).encode()}
+
+
+def rows(store: LabelStore) -> dict[str, tuple[Any, ...]]:
+    """What labels say, and where their images were, by image id."""
+    return {name: (store[name].word_ids.tolist(), store[name].scores.tolist(), store.uri(name)) for name in store}
+
+
+def read_all(listing: Listing) -> dict[str, bytes | str]:
+    """What every listed image reads as, or why not."""
+    source = open_source(listing.root)
+    found: dict[str, bytes | str] = {}
+    for sample in listing.samples:
+        try:
+            found[sample.image_id] = sample.problem or source.read(sample.uri)
+        except BadImageError as error:
+            found[sample.image_id] = error.message if error.stage == "read" else error.stage
+    return found

@@ -1,0 +1,275 @@
+"""Rows that cannot be trained: one run finds all of them, by kind and id; left out, they are counted."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.llava_json import images_of, relative_path
+from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.store import open_labels
+from tests.support.spoken import Row, load, record, written
+from tests.support.tiny_runs import World, colours, tiny_recipe
+from tests.support.tiny_tokenizers import byte_level
+from trainer.data.bad_rows import BadRow, refuse
+from trainer.data.conversations import read_conversations
+from trainer.training.run import Told, TrainRun, train
+
+GOOD: list[Row] = [
+    record([("<image>\nWhat?", "A cat.")], "a.jpg"),
+    record([("<image>", "A cat.")], images=["a.jpg"]),
+    record([("<image>", "A cat.")], "a.jpg", images="a.jpg"),
+    record([("What?", "A cat.")], image_id=7, image_size=[1, 2], width=3, model="gpt", video=None, images=[]),
+    {"conversations": [{"from": "gpt", "value": "Hello!"}, *record([("What?", "A cat.")])["conversations"]]},
+    {"image": "a.jpg", "conversations": [
+        {"from": "system", "value": "Be brief."},
+        {"from": "gpt", "value": "Hi."},
+        {"from": "user", "value": "What?"},
+        {"from": "assistant", "value": "A cat."},
+    ]},
+]  # fmt: skip
+MEDIA = [
+    "video", "videos", "audio", "img", "image_path", "imagePath", "image-url", "image_urls", "picture", "photo_file",
+    "frames", "video_path", "image_bytes", "media", "images_list", "pics",
+]  # fmt: skip
+TURNS: dict[str, Any] = {
+    "no turns": [],
+    "turns that are text": "hello",
+    "one question": [{"from": "human", "value": "a"}],
+    "a question last": [*record([("a", "b")])["conversations"], {"from": "human", "value": "c"}],
+    "two questions": [{"from": "human", "value": "a"}] * 2,
+    "an answer alone": [{"from": "gpt", "value": "a"}],
+    "a number as text": [{"from": "human", "value": 7}, {"from": "gpt", "value": "b"}],
+    "a stranger": [{"from": "tool", "value": "a"}, {"from": "gpt", "value": "b"}],
+    "a turn that is none": ["a", "b"],
+    "no value": [{"from": "human"}, {"from": "gpt", "value": "b"}],
+    "half a letter": record([("a \ud83d", "b")])["conversations"],
+    "too long": record([("a " * 3000, "b")])["conversations"],
+    "an image in an answer": record([("a", "<image>")])["conversations"],
+    "media in a turn": [{"from": "human", "value": "a", "image": "x.jpg"}, {"from": "gpt", "value": "b"}],
+}
+IMAGES: dict[str, Row] = {
+    "a number": record([("<image>", "b")], 7),
+    "an object": record([("<image>", "b")], {"path": "a.jpg"}),
+    "an empty name": record([("<image>", "b")], [""]),
+    "a zero": record([("<image>", "b")], "a\0.jpg"),
+    "two for one": record([("<image> or <image>, <image>", "b")], ["a.jpg", "a.jpg"]),
+    "no image for a place": record([("<image>", "b")]),
+    "both keys": record([("<image>", "b")], "a.jpg", images=["b.jpg"]),
+    "outside": record([("<image>", "b")], "../../../../../../../../nowhere/a.jpg"),
+    "a web address": record([("<image>", "b")], "https://example.org/a.jpg"),
+    "missing": record([("<image>", "b")], "missing.jpg"),
+}
+
+
+def odd() -> dict[str, Row]:
+    """About forty kinds of rows that cannot be trained, by name."""
+    rows = {name: {"conversations": turns} for name, turns in TURNS.items()} | dict(IMAGES)
+    rows |= {f"media {key}": record([("What?", "A cat.")], **{key: "x"}) for key in MEDIA}
+    return {name: {"id": name, **row} for name, row in rows.items()}
+
+
+def test_every_odd_row_is_found_at_once(tmp_path: Path) -> None:
+    assert len(odd()) >= 40
+    data = written(tmp_path, *GOOD, *odd().values(), *GOOD, name="data.jsonl")
+    read = read_conversations(data, byte_level(), template="own", image_tokens=5)
+    elsewhere = {"outside", "a web address", "missing"}  # seen by who knows the root
+    assert [row.id for row in read.bad] == [name for name in odd() if name not in elsewhere]
+    assert len(read.rows) == 2 * len(GOOD) + len(elsewhere)
+    with pytest.raises(UserError) as error:
+        load(data, byte_level(), "own", max_length=2048)
+    kinds = Counter[str]()
+    for row in read.bad:
+        kinds[row.kind] += 1
+        assert (repr(row.id) in str(error.value)) == (kinds[row.kind] <= 10), row
+    assert "\n" not in str(error.value)
+    total = len(GOOD) * 2 + len(odd())
+    assert f"{len(read.bad)} of {total} rows cannot be trained" in str(error.value)
+
+
+def test_good_rows_are_what_they_say(tmp_path: Path) -> None:
+    rows = load(written(tmp_path, *GOOD), byte_level(), "own")
+    assert rows["images"][:] == [["a.jpg"], ["a.jpg"], ["a.jpg"], [], [], ["a.jpg"]]
+    plain = load(written(tmp_path, GOOD[3]), byte_level(), "own")[0]
+    assert rows[4]["input_ids"] == plain["input_ids"], "an answer before the first question is left out"
+
+
+def test_alike_rows_are_counted_with_ten_ids() -> None:
+    reason = "expected turns by human and gpt; found human; mend it"
+    rows = [BadRow(number, f"row {number}", reason) for number in range(1, 31)]
+    other = BadRow(31, "other", "expected an answer within max_length 20; found 40 tokens before it")
+    with pytest.raises(UserError) as error:
+        refuse(Path("d.json"), [*rows, other], 1000)
+    said = str(error.value)
+    assert said.startswith(f"d.json: 31 of 1,000 rows cannot be trained: 30 x {reason} (ids 'row 1'")
+    assert "'row 10', ...)" in said
+    assert "'row 11'" not in said
+    assert f"1 x {other.reason} (ids 'other')" in said
+    with pytest.raises(UserError, match=r"d\.json: entry 31, id 'other': expected an answer within max_length 20"):
+        refuse(Path("d.json"), [other], 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[{"id": ' + "1" * 4400 + ', "conversations": []}]', "expected 'conversations' to be a list"),
+        ('[{"id": 1e999999999999999999999, "conversations": []}]', "after entry 0: a number that is too large"),
+        ('[{"conversations": ' + "[" * 3000 + "]" * 3000 + "}]", "expected turn 1 to be an object"),
+        ('["a.jpg", 7]', "2 of 2 rows cannot be trained: 2 x expected a LLaVA record"),
+    ],
+)
+def test_json_that_ends_other_programs(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError, match=expected) as error:
+        load(tmp_path / "data.json", byte_level(), "own")
+    assert len(str(error.value)) < 5000
+
+
+def test_names_too_long_for_a_file_cost_their_rows(tiny: World, tmp_path: Path) -> None:
+    long = [record([("<image>", "b")], "A" * 6000), record([("<image>", "b")], "x" * 300 + ".jpg")]
+    with colours(), pytest.raises(UserError, match=r"2 of .* rows cannot be trained") as error:
+        run(tiny, written(tmp_path, *long, *rows_of(tiny)), tmp_path / "out")
+    assert len(str(error.value)) < 1000
+
+
+def test_bad_rows_of_the_evaluation_file_are_counted(tiny: World, tmp_path: Path) -> None:
+    other = written(tmp_path, *rows_of(tiny)[:4], *list(odd().values())[:3], name="held.jsonl")
+    with colours():
+        with pytest.raises(UserError, match=r"held\.jsonl: 3 of 7 rows cannot be trained"):
+            run(tiny, tiny.data, tmp_path / "out", data={"evaluate": str(other)})
+        settings = {"evaluate": str(other), "bad_rows": "leave_out"}
+        rows = run(tiny, tiny.data, tmp_path / "out", data=settings).summary["rows"]
+    assert rows["held out"] == 4
+    assert sum(number for what, number in rows.items() if what.startswith("held out, left out: ")) == 3
+
+
+# A run
+
+
+def run(world: World, file: Path, out: Path, told: Told | None = None, **changes: Any) -> TrainRun:
+    data = {"train": str(file), "image_root": str(world.data.parent / "images"), **changes.pop("data", {})}
+    return train(tiny_recipe(world, data=data, **changes), out, told=told or Told())
+
+
+def rows_of(world: World) -> list[Row]:
+    rows: list[Row] = json.loads(world.data.read_text())
+    return rows
+
+
+def test_a_run_leaves_them_out_and_counts_them(tiny: World, tmp_path: Path) -> None:
+    good = rows_of(tiny)
+    data = written(tmp_path, *odd().values(), *good, name="data.jsonl")
+    seen: list[dict[str, int]] = []
+    with colours():
+        with pytest.raises(UserError, match=f"{len(odd())} of {len(odd()) + len(good)} rows cannot be trained"):
+            run(tiny, data, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        told = Told(data=seen.append)
+        done = run(tiny, data, tmp_path / "out", told, data={"bad_rows": "leave_out"})
+        clean = run(tiny, written(tmp_path, *good, name="clean.json"), tmp_path / "clean")
+    assert seen == [done.summary["rows"]]
+    left = {key: value for key, value in seen[0].items() if key.startswith("left out: ")}
+    assert sum(left.values()) == len(odd())
+    assert seen[0]["rows"] == clean.summary["rows"]["rows"] == len(good)
+    fields = [json.loads((out / "run.json").read_text())["fields"] for out in (done.out, clean.out)]
+    assert fields[0]["left_out"][0] == len(odd())
+    assert "left_out" not in fields[1]
+    assert (done.model / "model.safetensors").read_bytes() == (clean.model / "model.safetensors").read_bytes()
+
+
+def test_nothing_left_is_refused(tiny: World, tmp_path: Path) -> None:
+    data = written(tmp_path, *odd().values(), name="data.jsonl")
+    with pytest.raises(UserError, match="rows cannot be trained"):
+        run(tiny, data, tmp_path / "out", data={"bad_rows": "leave_out"})
+
+
+def test_images_in_the_labels_quarantine_are_named_before_the_first_step(tiny: World, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rows = [row for row in rows_of(tiny) if isinstance(row.get("image"), str)]
+    for row in rows:
+        Image.open(tiny.data.parent / "images" / row["image"]).save(photos / row["image"])
+    data = written(tmp_path, *rows)
+    broken = photos / rows[3]["image"]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    with colours():
+        made = label_images(
+            LabelSettings.of(images=str(data), image_root=photos, out=str(tmp_path / "labels"), max_bad=0.5)
+        )
+        assert [bad["image_id"] for bad in open_labels(made.ledger.root).quarantine()] == [rows[3]["image"]]
+        settings = {"labels": {"path": str(tmp_path / "labels")}, "data": {"image_root": str(photos)}}
+        with pytest.raises(UserError, match=r"found '.*' in the labels' quarantine"):
+            run(tiny, data, tmp_path / "out", **settings)
+        assert not (tmp_path / "out").exists()
+        settings["data"]["bad_rows"] = "leave_out"
+        done = run(tiny, data, tmp_path / "out", **settings)
+        assert done.summary["rows"]["rows"] == len(rows) - 1
+        broken.write_bytes(whole)  # mended since: it is trained on, as it can be read
+        assert run(tiny, data, tmp_path / "mended", **settings).summary["rows"]["rows"] == len(rows)
+
+
+# Where images are
+
+
+def test_paths_below_the_root_in_every_spelling(tmp_path: Path) -> None:
+    real = tmp_path / "real" / "sub"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    photo = real / "a b.jpg"
+    Image.new("RGB", (8, 8)).save(photo)
+    roots = [tmp_path / "real", tmp_path / "link", tmp_path / "real" / "sub" / "..", Path("/"), tmp_path]
+    spelled = [str(photo), str(tmp_path / "link" / "sub" / "a b.jpg"), photo.as_uri(), f"{real}/../sub/./a b.jpg"]
+    for root in roots:
+        for text in spelled:
+            assert (root / relative_path(text, str(root))).samefile(photo), (root, text)
+        listed = {}
+        for form in ("json", "jsonl", "csv", "txt"):
+            file = tmp_path / f"list.{form}"
+            rows = [record([("<image>", "b")], text) for text in spelled]
+            file.write_text(
+                {
+                    "json": json.dumps(rows),
+                    "jsonl": "\n".join(map(json.dumps, rows)),
+                    "csv": "path\n" + "\n".join(f'"{text}"' for text in spelled),
+                    "txt": "\n".join(spelled),
+                }[form]
+            )
+            listed[form] = [sample.uri for sample in list_samples(str(file), root).samples if sample.problem is None]
+        assert all(
+            [os.path.realpath(root / uri) for uri in uris] == [os.path.realpath(photo)] * len(spelled)
+            for uris in listed.values()
+        ), listed
+    for text in ("/etc/hostname", "../../../../../../../../etc/hostname", "file:///etc/hostname", "file://host/x.jpg"):
+        with pytest.raises(ValueError, match="leaves the image root"):
+            relative_path(text, str(tmp_path / "real"))
+    with pytest.raises(ValueError, match="leaves the image root"):
+        relative_path("/a.jpg")
+
+
+def test_urls_below_a_root_that_is_one() -> None:
+    assert relative_path("s3://bucket/x/y.jpg", "s3://bucket/x") == "y.jpg"
+    assert relative_path("y.jpg", "s3://bucket/x") == "y.jpg"
+    for text in ("s3://bucket/z.jpg", "/y.jpg", "../y.jpg", "file:///y.jpg"):
+        with pytest.raises(ValueError, match="leaves the image root"):
+            relative_path(text, "s3://bucket/x")
+
+
+@pytest.mark.parametrize("key", MEDIA)
+def test_media_that_would_not_be_read_are_named(key: str) -> None:
+    with pytest.raises(UserError, match=f"not under '{key}'; found media there, which would not be read"):
+        images_of({"conversations": [], key: ["x.jpg"]})
+    assert images_of({"conversations": [], key: [], "image": "a.jpg"}) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "key", ["image_id", "image_size", "imageWidth", "source", "datasource", "caption", "framework", "image_source"]
+)
+def test_what_is_said_of_an_image_is_no_medium(key: str) -> None:
+    assert images_of({"conversations": [], key: "x", "images": ["a.jpg", "b.jpg"]}) == ["a.jpg", "b.jpg"]

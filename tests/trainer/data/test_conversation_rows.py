@@ -1,0 +1,167 @@
+"""Tokenised conversations as rows: made once, kept whole, read when needed, split by id."""
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from tests.support.programs import Begin
+from tests.support.spoken import Row, load, record, rows_of, written
+from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
+from trainer.data import conversations
+from trainer.data.conversations import split_rows, summary
+from trainer.model.tokenise import Encoder
+
+
+def test_the_same_input_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    encode = Encoder.__call__
+
+    def counted(self: Encoder, rows: Any) -> Iterator[Row]:
+        calls.append(len(rows))
+        return encode(self, rows)
+
+    monkeypatch.setattr(Encoder, "__call__", counted)
+    data = written(tmp_path, record([("a", "b")]))
+    first = load(data, byte_level(), "own")
+    used = byte_level()
+    used.backend_tokenizer.enable_padding()
+    used.backend_tokenizer.enable_truncation(2)
+    assert rows_of(load(data, used, "own")) == rows_of(first)
+    assert calls == [1]
+    assert first.cache_files
+    others: list[tuple[Any, Any, Row]] = [
+        (byte_level(), "plain", {}),
+        (byte_level(), "own", {"image_tokens": 6}),
+        (byte_level(), "own", {"max_length": 9_999}),
+        (byte_level(CHATML_MARKED), "own", {}),
+        (llama_like(chat_template=CHATML), "own", {}),
+    ]
+    for number, (tokenizer, template, more) in enumerate(others, start=2):
+        load(data, tokenizer, template, **more)
+        assert len(calls) == number
+    assert load(written(tmp_path, record([("a", "c")])), byte_level(), "own")["input_ids"] != first["input_ids"]
+    assert len(calls) == len(others) + 2
+
+
+def test_rows_are_read_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def watched(path: Path, *, strict: bool) -> Iterator[tuple[int, Row]]:
+        for number in range(1, 10_001):
+            read.append(number)
+            yield number, record([("a", "b")])
+
+    monkeypatch.setattr(conversations, "records", watched)
+    tokenizer = byte_level()
+    rows = conversations.conversation_rows(tmp_path / "x.json", tokenizer, template="own", image_tokens=5)
+    next(rows)
+    assert len(read) <= 64
+    assert (
+        len(
+            list(
+                conversations.conversation_rows(
+                    tmp_path / "x.json", tokenizer, template="own", image_tokens=5, limit=70
+                )
+            )
+        )
+        == 70
+    )
+    assert len(read) <= 64 + 70
+
+
+def test_a_failure_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = written(tmp_path, *(record([("a", str(number))]) for number in range(200)))
+    records = conversations.records
+
+    def stops(path: Path, *, strict: bool) -> Iterator[tuple[int, Row]]:
+        for number, row in records(path):
+            if number == 150:
+                raise failure
+            yield number, row
+
+    monkeypatch.setattr(conversations, "records", stops)
+    expectations: list[tuple[BaseException, type[BaseException], str]] = [
+        (UserError("mend me"), UserError, "mend me"),
+        (OSError(28, "No space left on device"), UserError, "No space left on device; free some space"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ]
+    for failure, kind, expected in expectations:  # noqa: B007 - `stops` reads it
+        with pytest.raises(kind, match=expected):
+            load(data, byte_level(), "own")
+    monkeypatch.undo()
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
+    assert len(load(data, byte_level(), "own")) == 200
+
+
+def load_and_die() -> None:
+    """Reads conversations, and kills its process at row 2,000."""
+    records = conversations.records
+
+    def dies(path: Path, *, strict: bool) -> Iterator[tuple[int, Any]]:
+        for number, row in records(path):
+            if number == 2000:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield number, row
+
+    conversations.records = dies
+    load(Path(sys.argv[1]), byte_level(), "own")
+
+
+def test_a_kill_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, program: Begin) -> None:
+    data = written(tmp_path, *(record([("a", str(number))]) for number in range(2500)))
+    done = program(data, main=load_and_die)
+    assert done.wait() == -signal.SIGKILL, done.stderr
+    assert list((tmp_path / "cache").rglob("*.arrow")), "it was to be killed after some rows were written"
+    again = load(data, byte_level(), "own")
+    assert again["id"][:] == [str(number) for number in range(1, 2501)]
+    assert byte_level().decode(again[2499]["input_ids"]).endswith("2499<|im_end|>\n")
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+
+
+def test_nothing_is_printed_and_progress_bars_stay_as_they_were(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    load(written(tmp_path, record([("a", "b")])), byte_level(), "own")
+    assert not datasets.are_progress_bars_disabled()
+    assert capfd.readouterr() == ("", "")
+
+
+def split_ids(dataset: datasets.Dataset, held_out: int | float, seed: int = 0) -> tuple[list[str], list[str]]:
+    train, held = split_rows(dataset, held_out, seed)
+    return train["id"][:], held["id"][:]
+
+
+def test_a_split_depends_on_ids_alone() -> None:
+    names = [f"row {number}" for number in range(100)]
+    shuffled = random.Random(1).sample(names, 100)
+    train, held = split_ids(datasets.Dataset.from_dict({"id": names}), 10)
+    assert len(held) == 10
+    assert sorted(train + held) == sorted(names)
+    assert [train, held] == [sorted(part, key=names.index) for part in (train, held)]
+    for rows in (shuffled, shuffled[::-1]):
+        other_train, other_held = split_ids(datasets.Dataset.from_dict({"id": rows}), 0.1)
+        assert set(other_held) == set(held)
+        assert [other_train, other_held] == [sorted(part, key=rows.index) for part in (other_train, other_held)]
+    assert set(split_ids(datasets.Dataset.from_dict({"id": names}), 10, seed=1)[1]) != set(held)
+    assert set(held) < set(split_ids(datasets.Dataset.from_dict({"id": names}), 20)[1])
+
+
+def test_rows_of_one_id_stay_together() -> None:
+    dataset = datasets.Dataset.from_dict({"id": [str(number // 4) for number in range(40)]})
+    train, held = split_ids(dataset, 5)
+    assert len(held) == 8
+    assert not set(train) & set(held)
+    assert split_ids(dataset, 0) == (dataset["id"][:], [])
+    same = datasets.Dataset.from_dict({"id": ["same"] * 5})
+    for rows, held_out in [(dataset, 40), (dataset, 41), (dataset, -1), (dataset, 1.0), (same, 1)]:
+        with pytest.raises(UserError, match="held_out: expected"):
+            split_rows(rows, held_out, 0)
+    assert summary(datasets.Dataset.from_dict({"images": [], "truncated": []})).rows == 0

@@ -1,0 +1,159 @@
+"""The nearest tokens of visual tokens, layer by layer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import decoders
+from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.store import open_labels
+from tests.support.looking import M, Make, Planted, Ready, nearest_twin
+from tests.support.tiny_runs import World
+from tests.support.tiny_tokenizers import byte_level, llama_like
+from trainer.evaluation.evaluator import Shown
+from trainer.evaluation.nearest_by_layer import look_at_layers, nearest_by_layer, token_texts
+from trainer.evaluation.token_replacement import replace_and_describe
+
+
+def layers_twin(ready: Ready, row: int) -> list[list[list[int]]]:
+    """layers -> images -> m tokens of one sample, in float64, on its own and without padding."""
+    model = ready.model.eval().double()
+    sample = ready.evaluator.data[row]
+    assert sample["images"] is not None
+    states: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, out: states.append(out if torch.is_tensor(out) else out[0]))
+        for layer in model.model.language_model.layers
+    ]
+    with torch.no_grad():
+        visual = model.model.multi_modal_projector(model.tower_output(sample["images"].double()))
+        LlavaForConditionalGeneration.forward(
+            model, input_ids=sample["input_ids"][None], pixel_values=sample["images"].double()
+        )
+    for hook in hooks:
+        hook.remove()
+    model.float()
+    image_token = ready.folder.processor.image_token_id
+    places = [place for place, token in enumerate(sample["input_ids"].tolist()) if token == image_token]
+    flat = [visual.flatten(0, 1), *(state[0, places] for state in states)]
+    found = [nearest_twin(vectors, ready.embeddings) for vectors in flat]
+    return [[layer[start : start + M] for start in range(0, len(layer), M)] for layer in found]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_nearest_tokens_are_those_of_a_slow_twin(ready: Make, mixed: Path, batch_size: int) -> None:
+    """Beside texts, in batches with padding behind, with several images in a sample."""
+    made = ready(mixed, batch_size=batch_size)
+    told: list[int] = []
+    found = look_at_layers(made.evaluator, made.model, advance=told.append)
+    assert found.images == [Shown(1, "00.png"), Shown(2, "01.png"), Shown(2, "03.png"), Shown(3, "04.png")]
+    assert (found.tokens.dtype, tuple(found.tokens.shape)) == (torch.int32, (3, 4, M))
+    assert sum(told) == 4
+    twins = [layers_twin(made, row) for row in (1, 2, 3)]
+    for layer in range(3):
+        assert found.tokens[layer].tolist() == [image for twin in twins for image in twin[layer]]
+    kinds = [len(layer.unique()) for layer in found.tokens]
+    assert min(kinds) >= 5, "eight colours should read as several tokens"
+    assert min(kinds[1:]) > 20, "layers should tell patches of one colour apart"
+
+
+def test_the_last_layer_is_looked_at_before_the_final_norm(ready: Make, mixed: Path) -> None:
+    made = ready(mixed)
+    (batch,) = made.evaluator.batches(torch.device("cpu"))
+    found = nearest_by_layer(made.model.eval(), batch, made.embeddings)
+    with torch.no_grad():
+        made.model.model.language_model.norm.weight.neg_()
+    assert nearest_by_layer(made.model, batch, made.embeddings).equal(found)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(ready: Make, mixed: Path, training: bool) -> None:
+    made = ready(mixed)
+    made.model.train(training)
+    hooks = [dict(module._forward_hooks) for module in made.model.modules()]
+    look_at_layers(made.evaluator, made.model, 1)
+    replace_and_describe(made.evaluator, made.model, 1, 2)
+    assert {module.training for module in made.model.modules()} == {training}
+    assert [dict(module._forward_hooks) for module in made.model.modules()] == hooks
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 9])
+def test_a_limit_counts_images_also_within_a_sample(ready: Make, mixed: Path, limit: int) -> None:
+    made = ready(mixed, batch_size=2)
+    every, some = look_at_layers(made.evaluator, made.model), look_at_layers(made.evaluator, made.model, limit)
+    assert some.images == every.images[:limit]
+    assert some.tokens.equal(every.tokens[:, :limit])
+
+
+def test_a_planted_token_is_named(ready: Make, mixed: Path) -> None:
+    made = ready(mixed)
+    tokens = torch.tensor([made.id("Ġred")] * 8 + [made.id("Ġ")] * 4 + [made.id("</s>")] * 3 + [made.id("!")])
+    assert made.id("!") == 1 + made.id("<|im_end|>"), "the first that is not special"
+    made.model.model.multi_modal_projector = Planted(2.5 * made.embeddings[tokens])
+    found = look_at_layers(made.evaluator, made.model)
+    assert found.tokens[0].tolist() == [tokens.tolist()] * 4
+    assert found.by_layer(2)[0] == [" red"] * 8 + [" "] * 4 + ["</s>"] * 3 + ["!"]
+    assert found.summary[0] == {
+        "layer": 0,
+        "special": 3 / 16,
+        "distinct_tokens": 4,
+        "frequent": [
+            {"token": " red", "share": 1 / 2},
+            {"token": " ", "share": 1 / 4},
+            {"token": "</s>", "share": 3 / 16},
+            {"token": "!", "share": 1 / 16},
+        ],
+    }
+
+
+def test_layer_0_agrees_with_the_metrics(ready: Make) -> None:
+    made = ready(labelled=True)
+    metrics, found = made.evaluator(made.model), look_at_layers(made.evaluator, made.model)
+    assert len(found.images) == 11, "twelve samples, one of them a text"
+    for name in ("meaningful", "meaningful_chance", "distinct_tokens"):
+        assert found.summary[0][name] == metrics[name]  # type: ignore[literal-required]
+
+
+def test_meaningful_finds_planted_labels_at_layer_0_only(ready: Make, tiny: World) -> None:
+    made = ready(labelled=True)
+    words = made.evaluator.words([Shown(0, "00.png")])[0, :, 0].tolist()
+    names = open_labels(tiny.labels).words
+    made.model.model.multi_modal_projector = Planted(made.embeddings[[made.id(f"Ġ{names[word]}") for word in words]])
+    first = look_at_layers(made.evaluator, made.model, 1).summary
+    assert first[0]["meaningful"] == 1.0
+    assert "meaningful_chance" not in first[0], "there is no other image"
+    some = look_at_layers(made.evaluator, made.model, 5).summary
+    assert [one["layer"] for one in some] == [0, 1, 2]
+    assert 0 < some[0]["meaningful_chance"] < 1
+
+
+def test_numbers_that_are_none_are_told(ready: Make, mixed: Path) -> None:
+    made = ready(mixed)
+    with torch.no_grad():
+        made.model.model.language_model.layers[0].mlp.down_proj.weight[3] = torch.nan
+    with pytest.raises(UserError, match=r"^layer 1: expected numbers as visual tokens; found some that are not finite"):
+        look_at_layers(made.evaluator, made.model)
+
+
+def test_an_llm_without_layers_of_that_name(ready: Make, mixed: Path) -> None:
+    made = ready(mixed)
+    made.model.model.language_model.layers = nn.ModuleList()
+    with pytest.raises(UserError, match="expected an LLM with a list of decoder layers"):
+        look_at_layers(made.evaluator, made.model)
+
+
+def test_tokens_read_as_in_running_text() -> None:
+    pieces = llama_like()
+    pieces.backend_tokenizer.decoder = decoders.Sequence(  # Llama 2's
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    for tokenizer, before, newline in ((byte_level(), "Ġ", "Ċ"), (pieces, "▁", "<0x0A>")):
+        names = [f"{before}cat", f"{before}photo", "at", before, newline, "</s>" if before == "▁" else "<|im_end|>"]
+        ids = tokenizer.convert_tokens_to_ids(names)
+        assert tokenizer.unk_token_id not in ids
+        expected = [" cat", " photo", "at", " ", "\n", names[-1]]
+        assert token_texts(tokenizer, ids) == dict(zip(ids, expected, strict=True))
+    assert token_texts(byte_level(), byte_level().convert_tokens_to_ids(["â"])).popitem()[1] == "\ufffd"

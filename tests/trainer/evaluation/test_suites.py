@@ -1,0 +1,323 @@
+"""The commands of a suite, and whether the harnesses of the pinned versions have every task and metric in it."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.paths import data_folder
+from tests.support.sentence_piece import vicuna_like
+from tests.support.tiny_models import tiny_vision
+from tests.support.tiny_runs import World, tiny_recipe
+from trainer.evaluation.harness_tasks import Column, Step, Suite, SuiteSettings, eval_steps, suite_columns, suite_pins
+from trainer.export.run import ExportSettings, export_model
+from trainer.model.assemble import init_model
+from trainer.towers import S2TowerConfig
+
+HARNESSES = Path(sys.prefix) / "harness"
+"""Where `make .venv` puts them."""
+SUITES: tuple[Suite, ...] = ("sea", "basic", "smoke")
+OWN = data_folder("jobs") / "eval"
+
+
+@pytest.fixture
+def exported(tiny: World, tmp_path: Path) -> Path:
+    return export_model(ExportSettings(source=tiny.model, out=tmp_path / "exports" / "x")).out
+
+
+def steps(folder: Path, suite: Suite, **settings: Any) -> dict[str, Step]:
+    return {step.column: step for step in eval_steps(SuiteSettings.of(folder=folder, suite=suite, **settings))}
+
+
+def test_the_commands_of_sea(exported: Path) -> None:
+    found = steps(exported, "sea")
+    assert list(found) == ["", *suite_columns("sea")]
+    assert shlex.join(found[""].command) == f"sea-pipeline export {exported} --out {exported}-llm --llm-only"
+    assert shlex.join(found["GQA"].command) == (
+        f"python -m lmms_eval --model llava_hf --model_args pretrained={exported},dtype=bfloat16,device_map=cuda "
+        f"--device cuda --batch_size 1 --tasks gqa --output_path {exported}-results"
+    )
+    assert shlex.join(found["MMLU"].command) == (
+        f"python -m lm_eval --model hf --model_args pretrained={exported}-llm,dtype=bfloat16 --device cuda "
+        f"--batch_size 8 --tasks mmlu --num_fewshot 5 --output_path {exported}-results"
+    )
+    assert f"--tasks textvqa_val_ocr --include_path {OWN / 'lmms_eval'}" in shlex.join(found["TextVQA"].command)
+    assert "OPENAI_API_KEY" in found["MM-Vet"].note
+    for column in ("VQAv2", "VizWiz", "MMB"):
+        assert "server" in found[column].note
+
+
+def test_several_gpus_and_a_cpu(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text("{}")
+    found = steps(exported, "sea", gpus=8, llm=tmp_path / "llm", out=tmp_path / "out")
+    assert "" not in found, "the LLM is there"
+    for name, step in found.items():
+        assert step.command[:4] == ("accelerate", "launch", "--num_processes", "8")
+        assert not {"--device", "device_map"} & set(shlex.join(step.command).replace("=", " ").split()), name
+        assert step.command[-1] == str(tmp_path / "out")
+    on_cpu = steps(exported, "smoke", device="cpu")
+    assert f"pretrained={exported},dtype=float32,device_map=cpu" in on_cpu["photos"].command
+
+
+def test_a_tower_of_ours_starts_the_harness_in_a_process_that_knows_it(exported: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    config["vision_config"]["model_type"] = S2TowerConfig.model_type
+    (exported / "config.json").write_text(json.dumps(config))
+    found = steps(exported, "sea")
+    assert found["GQA"].command[:3] == ("python", "-P", "-c")
+    assert "import runpy, trainer.towers; runpy.run_module('lmms_eval'" in found["GQA"].command[3]
+    assert found["MMLU"].command[:3] == ("python", "-m", "lm_eval")
+    with pytest.raises(UserError, match="--gpus 2: expected 1, as transformers lacks the tower"):
+        steps(exported, "sea", gpus=2)
+
+
+@pytest.mark.parametrize("place", [".", "inner/.."])
+def test_a_folder_without_a_name_is_called_what_it_is(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (exported / "inner").mkdir()
+    monkeypatch.chdir(exported)
+    found = steps(Path(place), "smoke")
+    assert shlex.join(found[""].command) == f"sea-pipeline export {place} --out {exported}-llm --llm-only"
+    assert found["photos"].command[-2:] == ("--output_path", f"{exported}-results")
+
+
+def test_a_tower_that_is_not_said_is_none_of_ours(exported: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps(config | {"vision_config": None}))
+    assert steps(exported, "sea")["GQA"].command[:3] == ("python", "-m", "lmms_eval")
+
+
+def test_a_comma_is_refused_only_where_a_harness_reads_it(exported: Path, tmp_path: Path) -> None:
+    assert steps(exported, "basic", llm=tmp_path / "a,b") == steps(exported, "basic")
+    with pytest.raises(UserError, match="a,b: expected a path without a comma"):
+        steps(exported, "sea", llm=tmp_path / "a,b")
+
+
+def test_the_script_as_printed(command: Any, exported: Path) -> None:
+    """Comments and commands only, as it is meant for a shell."""
+    code, stdout, stderr = command("eval-commands", exported, "--suite", "basic")
+    assert code == 0, stderr
+    lines = [line for line in stdout.splitlines() if line and not line.startswith("#")]
+    assert lines == [shlex.join(step.command) for step in steps(exported, "basic").values()]
+    assert "# lmms-eval 0.7.3: pip install lmms-eval==0.7.3 decord" in stdout
+    assert "lm-eval 0.4" not in stdout, "BASIC has no MMLU"
+    assert f"# MM-Vet: {suite_columns('basic')['MM-Vet'].note}" in stdout
+
+
+def test_the_commands_as_json(command: Any, exported: Path) -> None:
+    code, stdout, _ = command("eval-commands", exported, "--suite", "smoke", "--device", "cpu", "--json")
+    assert code == 0
+    found = json.loads(stdout)
+    assert set(found) == {"suite", "harnesses", "steps"}
+    assert found["harnesses"]["lm_eval"]["version"] == "0.4.13"
+    assert [step["column"] for step in found["steps"]] == ["", "questions", "photos"]
+    assert shlex.split(found["steps"][2]["shell"]) == found["steps"][2]["command"]
+
+
+def test_what_is_refused_in_one_line(command: Any, exported: Path, tmp_path: Path) -> None:
+    llm = tmp_path / "llm"
+    llm.mkdir()
+    (llm / "config.json").write_text('{"model_type": "llama"}')
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((exported / "config.json").read_text())
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    (tmp_path / "a,b").symlink_to(exported)
+    for arguments, said in (
+        ([], "expected a model's folder, or --collect RESULTS"),
+        ([exported, "--baseline", exported], "--baseline: is for --collect"),
+        ([tmp_path / "a,b"], "a,b: expected a path without a comma"),
+        (
+            [tmp_path / "nowhere"],
+            "nowhere: expected a LLaVA folder, such as sea-pipeline export writes",
+        ),
+        ([broken], "broken/config.json: cannot be read as JSON"),
+        ([exported, "--device", "auto"], "--device: string should match pattern"),
+        ([exported, "--device", "cuda:0,batch_size=9"], "--device: string should match pattern"),
+        ([exported, "--collect", tmp_path], "FOLDER: for the commands alone; leave it out with --collect"),
+        (["--collect", tmp_path, "--gpus", 1, "--llm", llm], "--llm, --gpus: for the commands alone"),
+        (["--collect", tmp_path, "--device", "cuda", "--out", llm], "--out, --device: for the commands alone"),
+        ([llm], "expected a LLaVA folder; found model_type 'llama'; an LLM goes to --llm"),
+        ([bare], "expected a chat template; found none; write the folder with sea-pipeline export"),
+    ):
+        code, _, stderr = command("eval-commands", *arguments)
+        assert code == 1
+        assert said in stderr
+        assert stderr.count("\n") == 1
+
+
+# Along a run
+
+
+def as_run(tiny: World, folder: Path, kept: tuple[int, ...], last: int | None = None) -> Path:
+    """What a run has written that the commands are made of."""
+    recipe = tiny_recipe(tiny, name="sea-figure3-sea").model_dump(mode="json")
+    record = {"recipe": recipe, "fields": {"model": {"weights": "0"}}, "fingerprint": "f1"}
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    for step in kept:
+        (folder / "kept" / f"checkpoint-{step}").mkdir(parents=True)
+    if last is not None:
+        (folder / "summary.json").write_text(json.dumps({"steps": last}))
+    return folder
+
+
+def test_the_commands_along_a_run(tiny: World, command: Any, tmp_path: Path) -> None:
+    run = as_run(tiny, tmp_path / "finetune", (100, 20))
+    found = eval_steps(SuiteSettings.of(folder=run, suite="sea"))
+    root = f"{run}-results/sea-figure3-sea"
+    assert [shlex.join(step.command) for step in found[2:4]] == [
+        f"sea-pipeline export {run} --checkpoint 20 --out {root}/step-20-llm --llm-only",
+        f"python -m lm_eval --model hf --model_args pretrained={root}/step-20-llm,dtype=bfloat16 --device cuda "
+        f"--batch_size 8 --tasks mmlu --num_fewshot 5 --output_path {root}/step-20",
+    ]
+    assert [step.note for step in found if step.column] == [
+        f"step 0; {suite_columns('sea')['MMLU'].note}", "step 20", "step 100"
+    ]  # fmt: skip
+    assert {step.column for step in found} == {"", "MMLU"}
+    (run / "summary.json").write_text('{"steps": 200}')
+    assert len(eval_steps(SuiteSettings.of(folder=run, suite="sea"))) == len(found) + 2
+    code, stdout, _ = command("eval-commands", run, "--suite", "smoke", "--device", "cpu")
+    assert code == 0
+    assert "lmms" not in stdout
+    assert stdout.count("--tasks smoke_questions") == 4
+
+
+def test_what_is_refused_along_a_run(tiny: World, tmp_path: Path) -> None:
+    run = as_run(tiny, tmp_path / "run", (100,))
+    llm = tmp_path / "out" / "sea-figure3-sea" / "step-100-llm"
+    llm.mkdir(parents=True)
+    (llm / "config.json").write_text("{}")
+    (llm / "README.md").write_text("| settings and inputs together | `f1` |")
+    there = eval_steps(SuiteSettings.of(folder=run, suite="smoke", out=tmp_path / "out"))
+    assert [step.column for step in there] == ["", "questions", "questions"], "this LLM is exported already"
+    (llm / "README.md").write_text("| settings and inputs together | `f2` |")
+    for settings, said in (
+        ({"suite": "basic"}, "--suite basic: its columns show images"),
+        ({"suite": "smoke", "llm": llm}, "--llm: is for one model"),
+        ({"suite": "smoke", "out": tmp_path / "a,b"}, "a,b/sea-figure3-sea: expected a path without a comma"),
+        ({"suite": "smoke", "out": tmp_path / "out"}, f"{llm}: is not of the run {run}; choose another --out"),
+        ({"suite": "smoke", "folder": as_run(tiny, tmp_path / "b", ())}, "expected a run that has kept checkpoints"),
+    ):
+        with pytest.raises(UserError) as refused:
+            eval_steps(SuiteSettings.of(**{"folder": run} | settings))
+        assert said in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+# The harnesses themselves
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """A task's YAML over what it includes; functions as their names."""
+
+    class Loader(yaml.SafeLoader):
+        """With the harnesses' tag."""
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    content: dict[str, Any] = yaml.load(path.read_text("utf-8"), Loader)
+    return {**read_task(path.parent / content.pop("include")), **content} if "include" in content else content
+
+
+def task_file(harness: str, task: str) -> Path:
+    """Of a task or group, ours or the harness's."""
+    own = OWN / harness / f"{task}.yaml"
+    tasks = (own,) if own.is_file() else (HARNESSES / harness / "tasks").rglob("*.yaml")
+    names = [f"{key}: {quote}{task}{quote}" for key in ("task", "group") for quote in ("", '"')]
+    (found,) = [path for path in tasks if set(names) & {line.rstrip() for line in path.read_text("utf-8").splitlines()}]
+    return found
+
+
+pinned = pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them")
+
+
+@pinned
+def test_the_pinned_versions_are_what_the_tests_look_at() -> None:
+    there = {each.name.replace("-", "_"): each.version for each in distributions(path=[str(HARNESSES)])}
+    pins = suite_pins("sea")
+    assert {name: there[name] for name in pins} == {name: pin.version for name, pin in pins.items()}
+    for pin in pins.values():
+        assert pin.version in pin.install
+
+
+@pinned
+@pytest.mark.parametrize("name", sorted({name for suite in SUITES for name in suite_columns(suite)}))
+def test_the_harness_has_the_task_and_its_metric(name: str) -> None:
+    column: Column = {name: column for suite in SUITES for name, column in suite_columns(suite).items()}[name]
+    task = read_task(task_file(column.harness, column.task))
+    metrics = task.get("metric_list") or task["aggregate_metric_list"]
+    assert column.metric in [each["metric"] for each in metrics]
+
+
+@pinned
+@pytest.mark.parametrize(
+    ("task", "like", "differs"),
+    [
+        ("textvqa_val_ocr", "textvqa_val", {("metric_list",), ("lmms_eval_specific_kwargs", "default", "ocr")}),
+        (
+            "mmvet_llava",
+            "mmvet",
+            {("generation_kwargs", "temperature"), ("lmms_eval_specific_kwargs", "default", "pre_prompt")},
+        ),
+    ],
+)
+def test_our_variant_of_a_task_differs_only_where_it_says_so(task: str, like: str, differs: set[Any]) -> None:
+    """Functions of the harness's module; other models' settings do not matter."""
+    stock = task_file("lmms_eval", like)
+    package = f"lmms_eval.tasks.{stock.parent.name}."
+    own = leaves(read_task(task_file("lmms_eval", task)))
+    ours = {place: str(value).replace(package, "") for place, value in own}
+    theirs = {place: str(value) for place, value in leaves(read_task(stock))}
+    others = {place for place in theirs if place[0] == "lmms_eval_specific_kwargs" and place[1] != "default"}
+    changed = {place for place in {*ours, *theirs} - others if ours.get(place) != theirs.get(place)}
+    assert changed == {("task",), *differs}
+
+
+def leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not isinstance(value, dict):
+        yield place, value
+        return
+    for key, inner in value.items():
+        yield from leaves(inner, (*place, key))
+
+
+def test_a_bos_that_template_and_tokenizer_both_write_is_written_once(tmp_path: Path) -> None:
+    """lmms-eval has the processor tokenise what the template wrote; the printed command starts it as ours."""
+    vicuna_like(tmp_path / "llm")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "llm")).save_pretrained(tmp_path / "llm")
+    model = init_model(str(tiny_vision(tmp_path / "tower")), str(tmp_path / "llm"), tmp_path / "model")
+    out = export_model(ExportSettings.of(source=model, out=tmp_path / "out")).out
+    for gpus in (1, 2):
+        command = steps(out, "sea", gpus=gpus)["GQA"].command
+        assert command[command.index("-m") + 1] == "trainer.lmms_eval"
+    code = """
+import sys
+from PIL import Image
+from transformers import AutoProcessor
+from trainer.lmms_eval import write_bos_once
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+text = processor.apply_chat_template(chat, add_generation_prompt=True)
+def begin(text):
+    ids = processor(images=Image.new("RGB", (9, 9)), text=text)["input_ids"]
+    return (ids[0] if isinstance(ids[0], list) else ids)[:2].count(processor.tokenizer.bos_token_id)
+bare = text.removeprefix("<s>")
+counts = [begin(each) for each in (text, [text], bare)]
+write_bos_once()
+print(counts, [begin(each) for each in (text, [text], bare)])
+"""
+    done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=True)
+    assert done.stdout == "[2, 2, 1] [1, 1, 1]\n"

@@ -1,0 +1,171 @@
+"""`export` as typed: its table, its refusals, and the hub, which is mocked."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.support.initialised import edit
+from tests.support.run_values import run as run
+from tests.support.run_values import tensors
+from tests.support.tiny_models import tiny_model
+from trainer.export.run import ExportSettings, export_model
+from trainer.model import hub
+from trainer.training.run import TrainRun
+
+
+class Api:
+    """Stands for the hub's."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+    error: Exception | None = None
+
+    def __init__(self) -> None:
+        Api.calls = []
+
+    def create_repo(self, name: str, **options: Any) -> None:
+        self.calls.append((name, options))
+
+    def upload_folder(self, **options: Any) -> str:
+        if self.error is not None:
+            raise self.error
+        options["files"] = sorted(file.name for file in options["folder_path"].iterdir())
+        self.calls.append(("upload", options))
+        return f"the-hub/{options['repo_id']}"
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(Api, "error", None)
+    return Api
+
+
+def test_push(api: type[Api], command: Any, run: TrainRun, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = command("export", run.out, "--out", out, "--push", "me/mine")
+    assert code == 0, stderr
+    assert "the-hub/me/mine" in stdout
+    created, (_, upload) = api.calls
+    assert created == ("me/mine", {"private": True, "exist_ok": True})
+    assert upload["repo_id"] == "me/mine"
+    assert upload["folder_path"] == out
+    assert upload["files"] == sorted(file.name for file in out.iterdir())
+    assert {"README.md", "model.safetensors"} <= set(upload["files"])
+
+
+def test_a_failed_push_is_one_line_and_leaves_the_folder(
+    api: type[Api], command: Any, run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "error", ConnectionError("no\nroute"))
+    out = tmp_path / "my model"
+    code, _, stderr = command("export", run.out, "--out", out, "--push", "me/mine")
+    assert code == 1
+    said, _, advised = stderr.partition("upload it with: ")
+    assert "complete, but was not uploaded (ConnectionError: no route); " in said
+    assert shlex.split(advised) == ["hf", "upload", "--private", "me/mine", str(out)]
+    assert stderr.count("\n") == 1
+    assert (out / "README.md").is_file()
+
+
+def test_nothing_is_pushed_unasked(api: type[Api], command: Any, run: TrainRun, tmp_path: Path) -> None:
+    api.calls = []
+    assert command("export", run.out, "--out", tmp_path / "out")[0] == 0
+    assert api.calls == []
+
+
+def test_json(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, _ = command("export", run.out, "--out", out, "--projector-only", "--json")
+    found = json.loads(stdout)
+    assert (code, stdout.count("\n")) == (0, 1)
+    assert set(found) == {"folder", "kind", "what", "tensors", "bytes", "reader", "notes", "pushed"}
+    assert (found["folder"], found["kind"], found["tensors"], found["pushed"]) == (str(out), "projector", 4, None)
+    assert 0 < found["bytes"] < (out / "mm_projector.safetensors").stat().st_size
+
+
+def test_the_table(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    code, stdout, stderr = command("export", run.out, "--out", tmp_path / "out")
+    assert code == 0, stderr
+    assert "LLaVA: clip_vision_model, LlamaForCausalLM" in stdout
+    assert f"tensors  {len(tensors(run.model))}, " in stdout
+    assert "transformers 5, transformers 4 (tested: 4.57.6), vLLM (tested: 0.33.0)" in stdout
+
+
+def test_what_is_refused_in_one_line(
+    command: Any, run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "run.json").write_text("{}")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").write_text("mine")
+    for source, out, options, said in (
+        (run.out, full, [], "full: expected a new or an empty folder"),
+        (unfinished, tmp_path / "out", [], "this run is not finished"),
+        (run.out.parent, tmp_path / "out", [], "holds the stages align, language; name one"),
+        (tmp_path / "nowhere", tmp_path / "out", [], "nowhere: there is no such folder; expected a model"),
+        (run.out, tmp_path / "out", ["--llm-only", "--projector-only"], "expected one of them"),
+        (run.out, tmp_path / "out", ["--format", "bin"], "--format bin: is for --projector-only"),
+        (run.out, tmp_path / "out", ["--projector-only", "--compat", 4], "--compat 4: makes no difference"),
+        (run.out, tmp_path / "out", ["--projector-only", "--names", 5], "--names 5: makes no difference"),
+        (run.out, tmp_path / "out", ["--names", 4, "--compat", 4], "expected one of them"),
+        (run.out, tmp_path / "out", ["--rescale-projector"], "--rescale-projector: makes a difference only to"),
+        (run.out, tmp_path / "out", ["--push", "mine"], "expected OWNER/NAME"),
+        (run.out, tmp_path / "out", ["--push", "me/mi--ne"], "expected OWNER/NAME"),
+        (run.out, tmp_path / "out", ["--push", "me/mine"], "nobody is logged in"),
+    ):
+        code, _, stderr = command("export", source, "--out", out, *options)
+        assert code == 1
+        assert said in stderr
+        assert stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    assert (full / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json", "model/generation_config.json", "model/alignment.json"])
+def test_a_damaged_file_is_named(command: Any, run: TrainRun, tmp_path: Path, name: str) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run.out, damaged)
+    for text, said in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object; found []")):
+        (damaged / name).write_text(text)
+        code, _, stderr = command("export", damaged, "--out", tmp_path / "out")
+        assert (code, stderr.count("\n")) == (1, 1)
+        assert f"{damaged / name}: {said}" in stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_version_is_no_traceback(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run.out, old)
+    for name, key in (("run.json", "recipe"), ("run.json", "versions"), ("summary.json", "end")):
+        whole = (old / name).read_text()
+        (old / name).write_text(json.dumps({each: value for each, value in json.loads(whole).items() if each != key}))
+        code, _, stderr = command("export", old, "--out", tmp_path / "out")
+        assert (code, stderr.count("\n")) == (1, 1)
+        assert f"{old}: expected '{key}' in run.json and summary.json" in stderr
+        (old / name).write_text(whole)
+
+
+@pytest.mark.parametrize(("stated", "ends"), [({}, None), ({"eos_token_id": None}, None), ({"eos_token_id": 2}, [2])])
+def test_a_tokenizer_without_an_end_gives_none(tmp_path: Path, stated: dict[str, Any], ends: list[int] | None) -> None:
+    model = tiny_model(tmp_path / "model")
+    edit(model / "tokenizer_config.json", eos_token=None)
+    (model / "chat_template.jinja").write_text("{% for message in messages %}[{{ message['content'] }}]{% endfor %}")
+    (model / "generation_config.json").write_text(json.dumps(stated | {"do_sample": False}))
+    out = export_model(ExportSettings(source=model, out=tmp_path / "out")).out
+    assert AutoTokenizer.from_pretrained(out).eos_token is None
+    written = json.loads((out / "generation_config.json").read_text())
+    assert written == {"do_sample": False} | ({} if ends is None else {"eos_token_id": ends})
+
+
+def test_a_run_is_pointed_at_its_model(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    code, _, stderr = command("evaluate", run.out, "--data", tmp_path / "none.json")
+    assert (code, f"give {run.model}" in stderr.replace("\n", "")) == (1, True)

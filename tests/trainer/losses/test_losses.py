@@ -1,0 +1,257 @@
+"""Each loss against a slow twin written from the paper in float64: value and gradient, uneven sizes."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline.core.devices import has_onednn
+from tests.support.loss_twins import attention, das_twin, random, sds_twin, sea_twin
+from tests.support.pretend_gpu import pretend_gpu
+from trainer.losses import equations
+from trainer.losses.equations import MAX_SCALE, das, sds, sea, word_table
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 4), (2, 3), (7, 5), (13, 16)])
+@pytest.mark.parametrize("log_scale", [0.0, math.log(1 / 0.07)])
+def test_sea_is_equation_9_forward_and_backward(count: int, width: int, log_scale: float) -> None:
+    inputs = [random(count, width, seed=1), random(count, width, seed=2), torch.tensor(log_scale, dtype=torch.float64)]
+    values, gradients = [], []
+    for loss in (sea, sea_twin):
+        copies = [tensor.clone().requires_grad_() for tensor in inputs]
+        value = loss(*copies)
+        value.backward()
+        values.append(value.detach())
+        gradients.append([copy.grad for copy in copies])
+    torch.testing.assert_close(values[0], values[1], atol=1e-12, rtol=1e-12)
+    for fast, slow in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-10)
+
+
+def test_sea_has_the_gradient_of_its_value() -> None:
+    inputs = (random(5, 4, seed=3).requires_grad_(), random(5, 4, seed=4), torch.tensor(0.5, dtype=torch.float64))
+    inputs[2].requires_grad_()
+    assert torch.autograd.gradcheck(sea, inputs)
+
+
+def test_sea_at_known_points() -> None:
+    zero = torch.zeros((), dtype=torch.float64)
+    assert sea(random(1, 8), random(1, 8), zero) == 0
+    same = torch.ones(6, 3, dtype=torch.float64)
+    torch.testing.assert_close(sea(same, same, zero).item(), math.log(6))
+    basis = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(sea(3 * basis, 5 * basis, zero).item(), -math.log(math.e / (math.e + 3)))
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    x, t = random(9, 4, seed=5), random(9, 4, seed=6)
+    torch.testing.assert_close(sea(x[order], t[order], zero), sea(x, t, zero))
+
+
+def test_the_scale_is_clamped_and_stops_learning_there() -> None:
+    x, t = random(5, 4, seed=7), random(5, 4, seed=8)
+    beyond = torch.tensor(math.log(MAX_SCALE) + 1, dtype=torch.float64, requires_grad=True)
+    value = sea(x, t, beyond)
+    torch.testing.assert_close(value.detach(), sea(x, t, torch.tensor(math.log(MAX_SCALE), dtype=torch.float64)))
+    value.backward()
+    assert beyond.grad == 0
+
+
+def test_sds_with_bfloat16_products_is_that_of_what_these_see() -> None:
+    """Else, where V and V^ are long and all but equal, rounding outweighs their divergence, down to below zero."""
+    embeddings, weights = 0.05 * random(2000, 64, dtype=torch.float32), torch.full((32,), 1 / 32)
+    refined = 300 * F.normalize(random(32, 64, seed=1, dtype=torch.float32), dim=-1)
+    visual = refined + 3 * F.normalize(random(32, 64, seed=2, dtype=torch.float32), dim=-1)
+    seen = [tensor.bfloat16().double() for tensor in (visual, refined, embeddings)]
+    exact = sds_twin(seen[0], seen[1], weights.double(), seen[2])
+    with pretend_gpu():  # whose products of bfloat16 are not rounded
+        gpu = [tensor.to("cuda") for tensor in (visual, refined, weights, embeddings)]
+        found = sds(*gpu, matmul_dtype=torch.bfloat16).cpu()
+    torch.testing.assert_close(found.double(), exact, rtol=0.2, atol=0)
+
+
+def test_half_precision_inputs_are_computed_in_float32() -> None:
+    x, t, scale = random(40, 16, seed=1), random(40, 16, seed=2), torch.tensor(math.log(1 / 0.07))
+    for dtype in (torch.bfloat16, torch.float16):
+        half = x.to(dtype).requires_grad_()
+        value = sea(half, t.to(dtype), scale)
+        assert value.dtype == torch.float32
+        expected = sea_twin(x.to(dtype).double(), t.to(dtype).double(), scale.double())
+        torch.testing.assert_close(value.double(), expected, atol=1e-5, rtol=1e-5)
+        value.backward()
+        assert half.grad is not None
+        assert half.grad.dtype == dtype
+
+
+def test_no_labels_give_zero_with_a_graph() -> None:
+    x = random(0, 4).requires_grad_()
+    scale = torch.zeros((), requires_grad=True)
+    value = sea(x, random(0, 4), scale)
+    value.backward()
+    assert (value, scale.grad) == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_word_table_is_equation_8(dtype: torch.dtype) -> None:
+    embeddings = random(50, 6, dtype=dtype).requires_grad_()
+    tokens = [[3], [4, 5, 4], [49, 0], [7, 8, 9, 10, 11]]
+    table = word_table(embeddings, tokens)
+    expected = torch.stack([torch.stack([embeddings[token].double() for token in ids]).mean(0) for ids in tokens])
+    assert table.dtype == dtype
+    assert not table.requires_grad
+    torch.testing.assert_close(table.double(), expected.detach(), atol=1e-6 if dtype is torch.float32 else 2e-2, rtol=0)
+
+
+def test_a_word_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="word 1 has no token"):
+        word_table(random(5, 2), [[1], [], [2]])
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 3), (6, 5), (49, 16)])
+def test_das_is_equation_6_forward_and_backward(count: int, width: int) -> None:
+    refined, weights = random(count, width, seed=2), attention(count)
+    values = []
+    for loss in (das, das_twin):
+        visual = random(count, width, seed=1).requires_grad_()
+        value = loss(visual, refined, weights)
+        value.backward()
+        values.append((value.detach(), visual.grad))
+    for fast, slow in zip(*values, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-13, rtol=1e-11)
+
+
+def test_das_at_known_points() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    x = random(1, 7)
+    torch.testing.assert_close(das(x, 5 * x, one).item(), 0.0)
+    torch.testing.assert_close(das(x, -x, one).item(), 4.0)
+    across = torch.tensor([[0.0, 2.0]]).double()
+    torch.testing.assert_close(das(torch.tensor([[3.0, 0.0]]).double(), across, one).item(), 2.0)
+
+
+@pytest.mark.parametrize(("count", "width", "vocabulary"), [(1, 3, 1), (2, 4, 7), (5, 8, 64), (9, 6, 1001)])
+@pytest.mark.parametrize("block", [1, 7, 64, 5000])
+@pytest.mark.parametrize("norm", [1.0, 30.0])
+def test_sds_is_equation_7_forward_and_backward(
+    count: int, width: int, vocabulary: int, block: int, norm: float
+) -> None:
+    refined, embeddings, weights = (
+        norm * random(count, width, seed=2),
+        random(vocabulary, width, seed=3),
+        attention(count),
+    )
+    visual = random(count, width, seed=1).requires_grad_()
+    fast = sds(visual, refined, weights, embeddings, block=block)
+    (2.5 * fast).backward()
+    found, visual.grad = visual.grad, None
+    p = (refined @ embeddings.T).softmax(-1)
+    if bool((p > 0).all()):  # the twin's log needs every probability
+        slow = sds_twin(visual, refined, weights, embeddings)
+        (2.5 * slow).backward()
+        torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(found, visual.grad, atol=1e-12, rtol=1e-10)
+    assert fast >= -1e-12
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 4.0])
+def test_sds_has_the_gradient_of_its_value_at_every_temperature(temperature: float) -> None:
+    refined, embeddings, weights = random(4, 5, seed=2), random(33, 5, seed=3), attention(4)
+    visual = random(4, 5, seed=1).requires_grad_()
+
+    def fast(tokens: torch.Tensor) -> torch.Tensor:
+        return sds(tokens, refined, weights, embeddings, temperature=temperature, block=8)
+
+    torch.testing.assert_close(fast(visual), sds_twin(visual, refined, weights, embeddings, temperature))
+    assert torch.autograd.gradcheck(fast, (visual,))
+
+
+def test_sds_of_equal_embeddings_is_zero_and_pulls_nowhere() -> None:
+    visual = random(4, 5).requires_grad_()
+    value = sds(visual, visual.detach(), attention(4), random(33, 5, seed=3), block=8)
+    value.backward()
+    torch.testing.assert_close(value.item(), 0.0)
+    assert visual.grad is not None
+    assert visual.grad.abs().max() < 1e-15
+
+
+def test_only_the_visual_tokens_get_a_gradient() -> None:
+    refined, embeddings, weights = (t.requires_grad_() for t in (random(4, 5), random(33, 5), attention(4)))
+    visual = random(4, 5, seed=1).requires_grad_()
+    (das(visual, refined, weights) + sds(visual, refined, weights, embeddings)).backward()
+    assert visual.grad is not None
+    assert (refined.grad, embeddings.grad, weights.grad) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("matmul_dtype", "cosine", "tolerance"), [(None, 0.999999, 1e-5), (torch.bfloat16, 0.99, 0.05)]
+)
+def test_sds_in_float32_and_with_bfloat16_products(
+    matmul_dtype: torch.dtype | None, cosine: float, tolerance: float
+) -> None:
+    refined, embeddings, weights = random(32, 64, seed=2) / 4, random(3000, 64, seed=3) / 2, attention(32)
+    single = (random(32, 64, seed=1) / 4).float().requires_grad_()
+    value = sds(single, refined.float(), weights, embeddings.float(), matmul_dtype=matmul_dtype)
+    value.backward()
+    double = single.detach().double().requires_grad_()
+    expected = sds_twin(double, refined, weights, embeddings)
+    expected.backward()
+    assert single.grad is not None
+    assert double.grad is not None
+    assert abs(value.item() / expected.item() - 1) < tolerance
+    found = torch.nn.functional.cosine_similarity(single.grad.double().flatten(), double.grad.flatten(), dim=0)
+    assert found > cosine
+
+
+@pytest.mark.parametrize("faster", [False, True])
+@pytest.mark.parametrize("block", [7, 64, 5000])
+def test_sds_by_each_library_that_multiplies(faster: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if faster and not has_onednn():
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr(equations, "onednn_is_faster", lambda: faster)
+    refined, embeddings, weights = random(9, 31, seed=2) / 2, random(1001, 31, seed=3), attention(9)
+    single = (random(9, 31, seed=1) / 2).float().requires_grad_()
+    value = sds(single, refined.float(), weights, embeddings.float(), block=block)
+    value.backward()
+    double = single.detach().double().requires_grad_()
+    expected = sds_twin(double, refined, weights, embeddings)
+    expected.backward()
+    assert single.grad is not None
+    torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(single.grad.double(), double.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_other_shapes_are_refused_and_not_broadcast() -> None:
+    v, r, a, e = random(9, 4, seed=1), random(9, 4, seed=2), attention(9), random(20, 4, seed=4)
+    for wrong in (
+        lambda: das(v, r, a[:, None]),
+        lambda: das(v, r, a[:1]),
+        lambda: das(v, r[:1], a),
+        lambda: das(v.unflatten(0, (3, 3)), r.unflatten(0, (3, 3)), a[:3]),
+        lambda: sds(v, r, a[:, None], e),
+        lambda: sds(v, r[:7], a[:8], e),
+        lambda: sds(v, r, a, e[:, :3]),
+        lambda: sea(v, r[:8], torch.zeros(())),
+        lambda: sea(v[:0], r, torch.zeros(())),
+    ):
+        with pytest.raises(ValueError, match=r"expected .* found"):
+            wrong()
+    assert sea(v[:0], r[:0], torch.zeros(1)).shape == ()
+
+
+@pytest.mark.parametrize("ids", [[-1], [3, 20]])
+def test_a_token_that_is_none_is_refused(ids: list[int]) -> None:
+    with pytest.raises(ValueError, match="word 1: expected tokens from 0 to 19; found"):
+        word_table(random(20, 4), [[0, 1], ids])
+
+
+def test_autocast_changes_nothing() -> None:
+    v, r, a, e = random(30, 64, seed=1).float(), random(30, 64, seed=2).float(), attention(30), random(90, 64)
+    scale = torch.tensor(math.log(1 / 0.07))
+    for loss, given in ((sea, (r, scale)), (das, (r, a.float())), (sds, (8 * r, a.float(), e.float()))):
+        gradients = []
+        for enabled in (False, True):
+            visual = (8 * v).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                value = loss(visual, *given)
+            value.backward()
+            gradients.append(visual.grad)
+        assert torch.equal(*gradients)

@@ -1,0 +1,276 @@
+"""BASIC's supervision against Eq. 4 and 5 written symbol by symbol in float64."""
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sea_pipeline.core.errors import UserError
+from tests.support.supervised import (
+    IMAGES,
+    LAYERS,
+    LENGTH,
+    PATCHES,
+    WIDTH,
+    batch,
+    eq4,
+    eq5,
+    llm,
+    plain,
+    random,
+    states,
+    watch,
+)
+from trainer.losses.attention_tap import FAMILIES
+from trainer.losses.supervision import EPS, Supervision, degrees, image_weights, layer_weights
+from trainer.recipes.recipe import Basic
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("kind", ["inc", "const", "dec"])
+@pytest.mark.parametrize("k", [1, 2, 3, LAYERS])
+@pytest.mark.parametrize("degree", ["auto", "equal"])
+def test_refined_is_equation_4(kind: Any, k: int, degree: Any) -> None:
+    model = llm().double()
+    wanted = eq4(states(model), k, kind)
+    seen = watch(model, Basic(layers=k, layer_weights=kind, degree=degree))
+    assert seen.refined.dtype == torch.float64
+    assert not seen.refined.requires_grad
+    assert wanted.abs().max() > 0.1
+    torch.testing.assert_close(seen.refined, wanted, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_in_float32(family: str) -> None:
+    model = llm(family)
+    seen = watch(model, Basic(layers=LAYERS))
+    assert seen.refined.dtype == torch.float32
+    wanted = eq4(states(model), LAYERS)
+    torch.testing.assert_close(seen.refined.double(), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "half"), [(1, 1), (2, 1), (4, 2), (5, 2)])
+def test_k_is_half_of_the_layers(layers: int, half: int) -> None:
+    model = llm(layers=layers).double()
+    assert Supervision(model, Basic()).k == half
+    torch.testing.assert_close(watch(model, Basic()).refined, eq4(states(model), half), atol=1e-12, rtol=1e-12)
+
+
+def test_layer_weights_at_known_points() -> None:
+    assert layer_weights("inc", 3) == [1 / 14, 4 / 14, 9 / 14]
+    assert layer_weights("dec", 3) == [9 / 14, 4 / 14, 1 / 14]
+    assert layer_weights("const", 4) == [0.25] * 4
+    assert layer_weights("inc", 1) == layer_weights("dec", 1) == [1.0]
+    assert all(sum(layer_weights(kind, 16)) == pytest.approx(1) for kind in ("inc", "const", "dec"))
+
+
+@pytest.mark.parametrize("length", [2.5, torch.tensor(2.5)])
+def test_unit_layers_times_a_length(length: Any) -> None:
+    model = llm().double()
+    basic = Basic(layers=3, normalise="unit")
+    assert Supervision(model, basic).needs_length
+    wanted = eq4(states(model), 3, unit=2.5)
+    torch.testing.assert_close(watch(model, basic, length=length).refined, wanted, atol=1e-12, rtol=1e-12)
+    with pytest.raises(AssertionError, match="needs a length"):
+        watch(model, basic)
+    lengths = torch.stack([layer.norm(dim=-1).mean() for layer in states(model)[:3]])
+    assert lengths.max() > 1.2 * lengths.min()  # which `unit` takes away
+
+
+def test_without_unit_a_length_changes_nothing() -> None:
+    model, basic = llm().double(), Basic(layers=3)
+    assert not Supervision(model, basic).needs_length
+    assert torch.equal(watch(model, basic, length=7.0).refined, watch(model, basic).refined)
+
+
+@pytest.mark.parametrize("normalise", ["none", "unit"])
+@pytest.mark.parametrize("count", [1, 4, WIDTH - 1])
+def test_outliers_are_zeroed(normalise: Any, count: int) -> None:
+    model = llm().double()
+    wanted = eq4(states(model), 3, unit=2.5 if normalise == "unit" else None)
+    squares = [sum(float(row[dimension]) ** 2 for row in wanted) / len(wanted) for dimension in range(WIDTH)]
+    for dimension in sorted(range(WIDTH), key=lambda one: -squares[one])[:count]:
+        wanted[:, dimension] = 0
+    seen = watch(model, Basic(layers=3, normalise=normalise, outliers=count), length=2.5)
+    torch.testing.assert_close(seen.refined, wanted, atol=1e-12, rtol=1e-12)
+    assert (seen.refined == 0).all(0).sum() == count
+
+
+@pytest.mark.parametrize("k", [1, 3, LAYERS])
+def test_degrees_of_the_attention_are_equation_5(k: int) -> None:
+    wanted = eq5(plain(llm(attention="eager"), output_attentions=True).attentions, k)
+    seen = watch(llm(), Basic(layers=k))
+    assert seen.attention.shape == (len(IMAGES) * PATCHES,)
+    assert (seen.attention[-PATCHES:] == 0).all()  # no text behind that image
+    found = degrees(seen.attention.view(len(IMAGES), PATCHES))
+    torch.testing.assert_close(found.double(), wanted, atol=2e-6, rtol=0)
+    assert wanted.max() > 0.5
+
+
+def test_equal_degrees_leave_the_attention_alone() -> None:
+    model = llm()
+    seen = watch(model, Basic(degree="equal"))
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(degrees(seen.attention.view(-1, PATCHES)), torch.full((4, PATCHES), 1 / PATCHES))
+
+
+def test_degrees_at_known_points() -> None:
+    attention = torch.tensor([[1.0, 3.0], [0.0, 0.0], [EPS / 4, 0.0], [-1.0, 0.5], [0.0, 2.0]]).double()
+    wanted = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.0, 1.0]]).double()
+    assert torch.equal(degrees(attention), wanted)
+    small = degrees(torch.full((1, 4), 1e-9).bfloat16().requires_grad_())
+    assert small.dtype == torch.float32
+    assert not small.requires_grad
+    torch.testing.assert_close(small, torch.full((1, 4), 0.25))
+    assert degrees(torch.zeros(0, 4)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("images_of", [[0], [0, 0, 2, 3, 3, 3], [5, 1, 5], [1, 1]])
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_image_weights_are_means_of_means(images_of: list[int], kind: Any) -> None:
+    losses = [1.0 + 2.5 * place for place in range(len(images_of))]
+    by_sample: dict[int, list[float]] = {}
+    for sample, loss in zip(images_of, losses, strict=True):
+        by_sample.setdefault(sample, []).append(loss)
+    mean = sum(sum(own) / len(own) for own in by_sample.values()) / len(by_sample)
+    weights = image_weights(kind(images_of))
+    assert weights.dtype == torch.float32
+    assert weights.sum().item() == pytest.approx(1)
+    assert (weights * torch.tensor(losses)).sum().item() == pytest.approx(mean)
+
+
+def test_no_images() -> None:
+    assert image_weights([]).shape == (0,)
+    _, rows, valid, embeds = batch()
+    for basic in (Basic(outliers=2), Basic(normalise="unit", degree="equal")):
+        model = llm()
+        with Supervision(model, basic).watching(torch.zeros_like(valid), rows, valid, length=1.0) as seen:
+            model(inputs_embeds=embeds.float(), attention_mask=valid.long())
+        assert seen.refined.shape == (0, WIDTH)
+        assert seen.attention.shape == (0,)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_gradient_checkpointing(reentrant: bool, inside: bool) -> None:
+    columns, rows, valid, embeds = batch()
+    model = llm().train()
+    wanted = watch(model, Basic(layers=3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    start = embeds.float().requires_grad_()
+    with Supervision(model, Basic(layers=3)).watching(columns, rows, valid) as seen:
+        hidden = model(inputs_embeds=start, attention_mask=valid.long()).last_hidden_state
+        if inside:
+            hidden.sum().backward()
+    if not inside:
+        hidden.sum().backward()
+    assert start.grad is not None
+    assert torch.equal(seen.refined, wanted.refined)
+    assert torch.equal(seen.attention, wanted.attention)
+
+
+def test_bfloat16_autocast_and_weights() -> None:
+    wanted = watch(llm(), Basic(layers=2)).refined
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = watch(llm(), Basic(layers=2)).refined
+    half = watch(llm().bfloat16(), Basic(layers=2, normalise="unit"), length=torch.tensor(2.0)).refined
+    assert (lowered.dtype, half.dtype) == (torch.float32, torch.float32)
+    assert (lowered - wanted).norm() < 0.05 * wanted.norm()
+    model = llm().bfloat16()  # its layers' bfloat16 outputs, summed in higher precision
+    exact = eq4([state.double() for state in states(model)], LAYERS)
+    found = watch(model, Basic(layers=LAYERS)).refined.double()
+    torch.testing.assert_close(found, exact, atol=1e-5 * float(exact.abs().max()), rtol=1e-5)
+
+
+class Tuples(nn.Module):
+    """A decoder whose layers return tuples, as older ones do."""
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+        self.config = SimpleNamespace(hidden_size=WIDTH)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden)[0]
+        return hidden
+
+
+class TupleLayer(nn.Linear):
+    def forward(self, hidden: torch.Tensor) -> Any:
+        return (hidden + super().forward(hidden), None)
+
+
+def test_layers_that_return_tuples() -> None:
+    columns, rows, valid, embeds = batch()
+    model = Tuples(nn.ModuleList(TupleLayer(WIDTH, WIDTH) for _ in range(2))).double()
+    with Supervision(model, Basic(layers=2, degree="equal")).watching(columns, rows, valid) as seen:
+        model(embeds)
+    first = embeds + nn.functional.linear(embeds, model.layers[0].weight, model.layers[0].bias)
+    second = first + nn.functional.linear(first, model.layers[1].weight, model.layers[1].bias)
+    torch.testing.assert_close(seen.refined, eq4([first.detach(), second.detach()], 2), atol=1e-12, rtol=1e-12)
+
+
+def test_watching_ends() -> None:
+    columns, rows, valid, embeds = batch()
+    model = llm()
+    supervision = Supervision(model, Basic(layers=2))
+    seen = watch(model, Basic(layers=2))
+    first = seen.refined.clone()
+    plain(model)
+    assert torch.equal(seen.refined, first)
+    with pytest.raises(ZeroDivisionError), supervision.watching(columns, rows, valid) as seen:
+        raise ZeroDivisionError
+    assert not any(layer._forward_hooks for layer in model.layers)
+    with pytest.raises(AssertionError, match="has not run"):
+        _ = seen.refined
+    with supervision.watching(columns, rows, valid) as seen:
+        start = embeds.float()
+        model.layers[0](start, position_embeddings=model.rotary_emb(start, torch.arange(LENGTH)[None]))
+    with pytest.raises(AssertionError, match=r"layers \[1\] did not run"):
+        _ = seen.refined
+    with pytest.raises(AssertionError, match="1 layers ran without"):
+        _ = seen.attention
+
+
+def test_only_the_first_run_is_watched() -> None:
+    columns, rows, valid, embeds = batch()
+    model = llm()
+    wanted = watch(model, Basic(layers=2))
+    with Supervision(model, Basic(layers=2)).watching(columns, rows, valid) as seen:
+        plain(model)
+        model(inputs_embeds=3 * embeds.float().flip(1), attention_mask=valid.long())
+    assert torch.equal(seen.refined, wanted.refined)
+    assert torch.equal(seen.attention, wanted.attention)
+
+
+def test_the_gradient_is_the_models_own() -> None:
+    columns, rows, valid, embeds = batch()
+    gradients = []
+    for watched in (False, True):
+        model, start = llm(), embeds.float().requires_grad_()
+        supervision = Supervision(model, Basic(layers=LAYERS))
+        if watched:
+            with supervision.watching(columns, rows, valid):
+                hidden = model(inputs_embeds=start, attention_mask=valid.long()).last_hidden_state
+        else:
+            hidden = model(inputs_embeds=start, attention_mask=valid.long()).last_hidden_state
+        (hidden[valid] * random(int(valid.sum()), WIDTH, seed=1).float()).sum().backward()
+        gradients.append([start.grad, *(parameter.grad for parameter in model.layers.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_what_the_user_can_mend() -> None:
+    with pytest.raises(UserError, match=r"loss\.basic\.layers: 6, but the LLM has 5 layers"):
+        Supervision(llm(), Basic(layers=6))
+    with pytest.raises(UserError, match=r"loss\.basic\.outliers: 32"):
+        Supervision(llm(), Basic(outliers=WIDTH))
+    with pytest.raises(UserError, match="gemma2"):
+        Supervision(llm("gemma2", "eager"), Basic())
+    Supervision(llm("gemma2", "eager"), Basic(degree="equal"))

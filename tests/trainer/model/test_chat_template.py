@@ -1,0 +1,101 @@
+"""Templates that others wrote, made to take both forms of content and to mark their answers."""
+
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from tests.support.old_folder import LISTS_ALONE
+from tests.support.tiny_models import CHATML
+from trainer.model.chat_template import both_forms, chat_template, with_marks
+
+LLAMA3 = (
+    "{% for message in messages %}{% set content = '<|' + message['role'] + '|>\n\n' + message['content'] | trim + "
+    "'<|eot|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n\n' }}{% endif %}"
+)
+"""Turns a list into the text of a list, and says nothing of it."""
+NO_SYSTEM = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|over|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""Refuses a turn of the system by its name."""
+IN_TURNS = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('expected user and assistant in turns') }}{% elif message['role'] == 'user' %}"
+    "{{ '<Q>' + message['content'] + '<A>' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+"""Refuses it as what comes first and is no question."""
+FORGETS = (
+    "{% for message in messages %}{% if message['role'] == 'user' or loop.last %}"
+    "[{{ message['content'] }}]{% endif %}{% endfor %}"
+)
+"""Leaves out answers that are not the last turn, as templates of thinking models do with thoughts."""
+TURNS = [("user", "<image>\nWhat?"), ("assistant", "a cat"), ("user", "Where?"), ("assistant", "on a mat")]
+STRINGS = [{"role": role, "content": text} for role, text in TURNS]
+LISTS: list[dict[str, Any]] = [
+    {"role": role, "content": [{"type": "text", "text": text.removeprefix("<image>\n")}]} for role, text in TURNS
+]
+LISTS[0]["content"].insert(0, {"type": "image"})
+
+
+def rendered(template: str, messages: list[dict[str, Any]], prompt: bool = False) -> str:
+    (text,), _ = render_jinja_template(
+        [messages], chat_template=template, add_generation_prompt=prompt, bos_token="<s>", eos_token="</s>"
+    )
+    return str(text)
+
+
+def answers(template: str) -> list[str]:
+    (text,), (spans,) = render_jinja_template(
+        [STRINGS], chat_template=template, return_assistant_tokens_mask=True, bos_token="<s>", eos_token="</s>"
+    )  # fmt: skip
+    return [text[start:end] for start, end in spans]
+
+
+@pytest.mark.parametrize(
+    "own", [CHATML, LLAMA3, NO_SYSTEM, IN_TURNS, LISTS_ALONE, chat_template(None), chat_template(CHATML)]
+)
+@pytest.mark.parametrize("prompt", [False, True])
+def test_both_forms_say_the_same(own: str, prompt: bool) -> None:
+    template = with_marks(both_forms(own))
+    last = slice(0, 3) if prompt else slice(None)
+    text = rendered(template, STRINGS[last], prompt)
+    assert text == rendered(template, LISTS[last], prompt)
+    assert text == rendered(own, (LISTS if own == LISTS_ALONE else STRINGS)[last], prompt)
+    assert text.count("<image>\n") == 1
+    assert both_forms(template) == template
+
+
+@pytest.mark.parametrize(
+    ("own", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (LLAMA3, "<|eot|>"),
+        (NO_SYSTEM, "<|over|>"),
+        (IN_TURNS, "</s>"),
+        (LISTS_ALONE, " "),
+        (chat_template(None), "</s>"),
+    ],
+)
+def test_answers_are_marked_up_to_the_end_of_their_turn(own: str, end: str) -> None:
+    assert answers(with_marks(both_forms(own))) == [f"a cat{end}", f"on a mat{end}"]
+
+
+@pytest.mark.parametrize("own", [NO_SYSTEM, IN_TURNS])
+def test_what_a_template_refuses_it_refuses_with_marks_too(own: str) -> None:
+    with pytest.raises(TemplateError):
+        rendered(with_marks(own), [{"role": "system", "content": "be brief"}, *STRINGS])
+
+
+def test_a_template_that_renders_nothing_stays_as_it_is() -> None:
+    never = "{{ raise_exception('no') }}"
+    assert with_marks(never) == never
+
+
+def test_a_template_that_forgets_stays_as_it_is() -> None:
+    """Marks around what later turns take away would write it twice."""
+    assert with_marks(FORGETS) == FORGETS

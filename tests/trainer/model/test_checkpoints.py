@@ -1,0 +1,191 @@
+"""A checkpoint is whole or it is not there: damage to any file, a full disk, a kill at any moment."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from tests.support import tiny_runs
+from tests.support.kills import killed_around
+from tests.support.programs import Begin
+from tests.support.run_values import HARMS, PARTS, copied, values, weights
+from tests.support.tiny_runs import World, tiny_recipe
+from trainer.model import checkpoints
+from trainer.recipes.recipe import Recipe
+from trainer.training.run import Told, train
+
+SAVED = (2, 4, 6)
+
+
+def short(world: World, **arguments: object) -> Recipe:
+    """Six steps, the last of them without a checkpoint."""
+    loss = {"sea": {"weight": "auto"}, "measure_every": 1}
+    return tiny_recipe(world, loss=loss, training_arguments={"max_steps": 6, "save_steps": 2} | arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(_made: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happens to."""
+    root: Path = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch, tiny_runs.colours():
+        patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
+        train(short(_made), root / "out")
+    return root / "out"
+
+
+@pytest.fixture
+def stopped(whole: Path, tmp_path: Path) -> Path:
+    """The same run as a kill behind step 4 leaves it."""
+    return copied(whole, tmp_path / "out", 4)
+
+
+def of(out: Path, step: int) -> Path:
+    return out / "checkpoints" / f"checkpoint-{step}"
+
+
+def steps_of(out: Path) -> list[int]:
+    return sorted(checkpoints.step_of(path) for path in (out / "checkpoints").glob("checkpoint-*"))
+
+
+def resumed(world: World, out: Path, **arguments: object) -> list[str]:
+    """What a run says that goes on."""
+    said: list[str] = []
+    train(short(world, **arguments), out, told=Told(say=said.append))
+    return said
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_one_before_a_damaged_checkpoint_is_used(part: str, tiny: World, stopped: Path, whole: Path) -> None:
+    file = of(stopped, 4) / PARTS[part]
+    plain = file.read_bytes()
+    for harm in HARMS.values():
+        file.write_bytes(plain)
+        harm(file)
+        if part == "record" and not file.exists():
+            continue
+        said: list[str] = []
+        assert checkpoints.latest(stopped / "checkpoints", said.append) == of(stopped, 2)
+        (line,) = said
+        assert line.startswith(f"{file}: ")
+        assert line.endswith("; this checkpoint is left out")
+        assert "\n" not in line
+    HARMS["cut" if part == "record" else "gone"](file)
+    assert f"going on from {of(stopped, 2)}" in resumed(tiny, stopped)
+    assert weights(stopped) == weights(whole) != {}
+    assert values(stopped) == values(whole)
+    assert steps_of(stopped) == list(SAVED)
+    assert checkpoints.latest(stopped / "checkpoints") == of(stopped, 6)
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "gone"])
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "record"])
+def test_without_a_whole_one_a_run_says_so(part: str, harm: str, tiny: World, stopped: Path, whole: Path) -> None:
+    for step in (2, 4):
+        HARMS[harm](of(stopped, step) / PARTS[part])
+    with pytest.raises(UserError, match=f"{PARTS[part]}: .*; expected a whole checkpoint in .*, found none") as found:
+        resumed(tiny, stopped)
+    line = str(found.value)
+    assert "\n" not in line
+    assert line.endswith(f"or remove {stopped / 'checkpoints'} to begin the run anew")
+    if (part, harm) == ("optimizer", "cut"):  # as it says
+        shutil.rmtree(stopped / "checkpoints")
+        resumed(tiny, stopped)
+        assert weights(stopped) == weights(whole)
+
+
+def test_checkpoints_of_older_versions_count_if_they_can_be_read(tiny: World, stopped: Path, whole: Path) -> None:
+    """They have no record."""
+    for step in (2, 4):
+        (of(stopped, step) / "files.json").unlink()
+    for part in set(PARTS) - {"record"}:
+        file = of(stopped, 4) / PARTS[part]
+        plain = file.read_bytes()
+        for harm in ("cut", "emptied", "gone"):
+            HARMS[harm](file)
+            said: list[str] = []
+            assert checkpoints.latest(stopped / "checkpoints", said.append) == of(stopped, 2), (part, harm)
+            assert len(said) == 1
+            file.write_bytes(plain)
+    assert f"going on from {of(stopped, 4)}, which an older version wrote; all of it can be read" in resumed(
+        tiny, stopped
+    )
+    assert weights(stopped) == weights(whole)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_the_last_whole_one_is_never_removed(limit: int, tiny: World, stopped: Path, whole: Path) -> None:
+    """The newest is damaged, so the one before is all there is, until another one is whole."""
+    HARMS["cut"](of(stopped, 4) / "optimizer.pt")
+    for moment in ("sync_folder", "file_record"):
+        with killed_around(checkpoints, moment, 1, before=True):
+            resumed(tiny, stopped, save_total_limit=limit)
+        assert steps_of(stopped) == [2, 4]
+        assert checkpoints.latest(stopped / "checkpoints") == of(stopped, 2)
+    resumed(tiny, stopped, save_total_limit=limit)
+    assert steps_of(stopped) == list(SAVED)[-limit:]
+    assert weights(stopped) == weights(whole)
+
+
+def test_a_damaged_one_goes_before_whole_ones(stopped: Path) -> None:
+    """Even where it is the newer: it is of the run as it was before it went on from an older one."""
+    HARMS["emptied"](of(stopped, 4) / "scheduler.pt")
+    written = checkpoints.unfinished(stopped / "checkpoints") / "checkpoint-3"
+    shutil.copytree(of(stopped, 2), written, ignore=shutil.ignore_patterns("files.json"))
+    checkpoints.publish(written, stopped / "checkpoints", limit=2)
+    assert steps_of(stopped) == [2, 3]
+
+
+def test_the_best_one_is_kept(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        written = checkpoints.unfinished(tmp_path) / f"checkpoint-{step}"
+        written.mkdir(parents=True)
+        (written / "trainer_state.json").write_text("{}")
+        checkpoints.publish(written, tmp_path, limit=2, best=2 if step > 1 else 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-5"]
+
+
+MOMENTS = [
+    ("save_trained", 1), ("sync_folder", 1), ("file_record", 1), ("sync", 1), ("sync", 2), ("sync", 3), ("_remove", 1),
+    ("_remove", 2), ("clear", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(("moment", "call"), MOMENTS)
+def test_a_kill_at_any_moment(moment: str, call: int, before: bool, tiny: World, stopped: Path, whole: Path) -> None:
+    """As the checkpoint of step 6 is written, and the one of step 2 removed."""
+    with killed_around(checkpoints, moment, call, before=before):
+        resumed(tiny, stopped, save_total_limit=2)
+    newest = checkpoints.latest(stopped / "checkpoints")
+    assert newest in (of(stopped, 4), of(stopped, 6))
+    assert of(stopped, 4).is_dir()
+    resumed(tiny, stopped, save_total_limit=2)
+    assert weights(stopped) == weights(whole)
+    assert steps_of(stopped) in ([4, 6], [2, 4, 6])  # nothing is written any more where the last one was whole
+
+
+def test_a_disk_that_fills(tiny: World, stopped: Path, whole: Path, program: Begin) -> None:
+    """The optimizer's file may not become as large as it was; then there is room again."""
+    recipe = stopped.parent / "recipe.json"
+    recipe.write_text(short(tiny).model_dump_json())
+    limit = (of(stopped, 4) / "optimizer.pt").stat().st_size - 1
+    done = program(recipe, stopped, main=tiny_runs.main, file_size=limit)
+    assert done.wait() == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"sea_pipeline.core.errors.UserError: {of(stopped, 6)}: cannot be written: ")
+    assert last.endswith("run the same command again (what is finished is kept)")
+    assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    assert f"going on from {of(stopped, 4)}" in resumed(tiny, stopped)
+    assert weights(stopped) == weights(whole)
+
+
+def test_the_record_names_every_file(whole: Path) -> None:
+    for step in SAVED:
+        named = {file["path"] for file in json.loads((of(whole, step) / "files.json").read_text())["files"]}
+        assert (
+            named
+            == {path.name for path in of(whole, step).iterdir()} - {"files.json"}
+            == set(PARTS.values()) - {"files.json"}
+        )

@@ -1,0 +1,129 @@
+"""Which parts and folders `init` and the check of a model folder refuse, and that a failure leaves nothing."""
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import LlavaConfig
+
+from sea_pipeline.core.errors import UserError
+from tests.support.initialised import edit
+from tests.support.tiny_models import tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
+from trainer.model.assemble import init_model
+from trainer.model.folder_check import check_model_folder
+from trainer.model.parts import quiet
+
+
+def test_a_wrong_strategy_is_found(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model", "siglip")
+    check_model_folder(folder)
+    edit(folder / "config.json", vision_feature_select_strategy="default")
+    with pytest.raises(UserError, match=r"model: the processor gives an image 16 tokens, the tower gives 15 features"):
+        check_model_folder(folder)
+
+
+def test_another_image_token_is_found(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit(folder / "config.json", image_token_index=5)
+    with pytest.raises(UserError, match="image_token_index = 5"):
+        check_model_folder(folder)
+
+
+def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        check_model_folder(tmp_path)
+    with pytest.raises(UserError, match="'llama', expected 'llava'"):
+        check_model_folder(tiny_llm(tmp_path / "llm"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_file_is_a_line_that_names_the_folder(tmp_path: Path, name: str, text: str) -> None:
+    folder = tiny_model(tmp_path / "model")
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=f"^{folder}") as problem:
+        check_model_folder(folder)
+    assert "\n" not in str(problem.value)
+    if name == "config.json":
+        assert str(problem.value).startswith(str(folder / name))
+
+
+def test_an_unknown_tower_is_a_line(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit(folder / "config.json", vision_config={"model_type": "nonesuch"})
+    with pytest.raises(UserError, match=r"its configuration or processor cannot be loaded: .*nonesuch"):
+        check_model_folder(folder)
+
+
+def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="expected a new or an empty folder"):
+        tiny_model(tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["notes.txt"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr("trainer.model.assemble.check_model_folder", fail)
+    with pytest.raises(UserError, match="no"):
+        tiny_model(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model-parts"]
+
+
+@pytest.mark.parametrize(
+    ("vision", "llm", "message"),
+    [
+        ("no/such/folder", "llm", "no such folder"),
+        ("someone/no-such-model", "llm", "cannot be loaded"),
+        ("empty", "llm", "no config.json"),
+        ("llm", "llm", "'llama' is no vision tower; expected packaged, s2:SPEC, CLIP"),
+        ("registers", "llm", "DINOv2 without registers"),
+        ("s2@2,1:vision", "llm", "ascending scales"),
+        ("vision", "vision", "is no causal LM"),
+        ("vision", "missing.gguf", "no such file"),
+        ("vision", "gemma2", "other logits than alone"),
+        ("damaged", "llm", r"damaged/model.safetensors: is damaged"),
+        ("incomplete", "llm", "weights are missing"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vision: str, llm: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
+    tiny_vision(Path("vision"))
+    tiny_llm(Path("llm"))
+    Path("empty").mkdir()
+    _broken_parts()
+    with pytest.raises(UserError, match=message) as caught:
+        init_model(vision, llm, Path("out"))
+    assert "\n" not in str(caught.value)
+    assert not Path("out").exists()
+
+
+def _broken_parts() -> None:
+    from safetensors.torch import save_file
+    from transformers import Dinov2WithRegistersConfig, Gemma2Config, Gemma2ForCausalLM
+
+    Dinov2WithRegistersConfig().save_pretrained("registers")
+    (tiny_vision(Path("damaged")) / "model.safetensors").write_bytes(b"not weights")
+    file = tiny_vision(Path("incomplete")) / "model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "layers.1" not in name}, file)
+    tiny_tokenizer(Path("gemma2"))
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Gemma2Config(vocab_size=400, num_hidden_layers=2, head_dim=8, final_logit_softcapping=0.1, **sizes)
+    with quiet():
+        Gemma2ForCausalLM(config).save_pretrained("gemma2")
+
+
+@pytest.mark.parametrize("layer", [-5, 4])
+def test_a_layer_that_the_tower_lacks(tmp_path: Path, layer: int) -> None:
+    with pytest.raises(UserError, match=r"expected -4 to 3"):
+        tiny_model(tmp_path / "model", feature_layer=layer)
+
+
+def test_config_survives_reading(tmp_path: Path) -> None:
+    config = LlavaConfig.from_pretrained(tiny_model(tmp_path / "model", feature_layer=-1))
+    assert (config.vision_feature_layer, config.vision_feature_select_strategy) == (-1, "default")
+    assert config.text_config.tie_word_embeddings is False

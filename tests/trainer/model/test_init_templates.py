@@ -1,0 +1,105 @@
+"""What `init` does to a tokenizer: its template, the end of a turn, padding."""
+
+from pathlib import Path
+
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from tests.support.initialised import ANSWER, LIST, STRING, edit, load
+from tests.support.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
+from trainer.model.assemble import init_model
+from trainer.model.chat_template import with_marks, without_final_eos
+
+
+@pytest.mark.parametrize("template", [None, CHATML], ids=["vicuna", "chatml"])
+def test_both_forms_of_content_give_one_text(tmp_path: Path, template: str | None) -> None:
+    llm = tiny_llm(tmp_path / "llm", template=template)
+    _, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    texts = {
+        template.apply_chat_template(messages + ANSWER, tokenize=False)
+        for messages in (LIST, STRING)
+        for template in (processor, processor.tokenizer)
+    }
+    expected = {
+        None: "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <image>\nWhat is it? ASSISTANT: a red square</s>",
+        CHATML: "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\na red square<|im_end|>\n",
+    }
+    assert texts == {expected[template]}
+
+
+def test_vicuna_marks_what_is_trained(tmp_path: Path) -> None:
+    _, processor = load(tiny_model(tmp_path / "model"))
+    tokenizer = processor.tokenizer
+    messages = [{"role": "system", "content": "Be brief."}, *STRING, *ANSWER, *STRING, *ANSWER]
+    out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    whole = "Be brief. " + 2 * "USER: <image>\nWhat is it? ASSISTANT: a red square</s>"
+    assert tokenizer.decode(out["input_ids"]) == whole
+    trained = [token for token, mask in zip(out["input_ids"], out["assistant_masks"], strict=True) if mask]
+    assert tokenizer.decode(trained).replace(" a", "a") == 2 * "a red square</s>"
+    prompt = tokenizer.apply_chat_template(STRING, tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("What is it? ASSISTANT:")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [(CHATML, "<|im_end|>"), (CHATML + "</s>", "<|im_end|>"), (CHATML.replace("<|im_end|>", "."), "</s>")],
+    ids=["chatml", "phi3-like", "no special token"],
+)
+def test_the_end_of_a_turn_becomes_the_eos(tmp_path: Path, template: str, expected: str) -> None:
+    llm = tiny_llm(tmp_path / "llm", template=template)
+    model, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    tokenizer = processor.tokenizer
+    assert tokenizer.eos_token == expected
+    assert tokenizer.pad_token == "<pad>"
+    ends = {tokenizer.convert_tokens_to_ids(token) for token in ("</s>", expected)}
+    assert model.generation_config.eos_token_id == sorted(ends)
+
+
+def test_a_template_that_cannot_answer(tmp_path: Path) -> None:
+    llm = tiny_llm(tmp_path / "llm", template="{{ raise_exception('no roles here') }}")
+    with pytest.raises(UserError, match=r"cannot render a question with its answer \(no roles here\)"):
+        init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model")
+
+
+@pytest.mark.parametrize(("unknown", "expected"), [("<unk>", "<unk>"), (None, "<pad>"), ("</s>", "<pad>")])
+@pytest.mark.parametrize("pad", [None, "</s>"])
+def test_padding_is_no_end(tmp_path: Path, pad: str | None, unknown: str | None, expected: str) -> None:
+    llm = tiny_llm(tmp_path / "llm")
+    edit(llm / "tokenizer_config.json", pad_token=pad, unk_token=unknown)
+    model, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    assert processor.tokenizer.pad_token == expected
+    assert processor.tokenizer.eos_token == "</s>"
+    assert model.config.text_config.pad_token_id == processor.tokenizer.pad_token_id
+    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
+
+
+FINAL = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% else %}{{ eos_token }}{% endif %}"
+)
+EVERY = "{% for message in messages %}{{ message['content'] + '<|im_end|>' + eos_token }}{% endfor %}"
+LAST = "{% for message in messages %}{{ message['content'] }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "eos"),
+    [
+        (FINAL, "user: Q<|im_end|>assistant: A<|im_end|>", "<|im_end|>"),
+        (EVERY, "Q<|im_end|></s>A<|im_end|></s>", "<|im_end|>"),
+        (LAST, "QA</s>", "</s>"),
+    ],
+)
+def test_an_eos_in_the_template_stays_what_it_is(tmp_path: Path, template: str, text: str, eos: str) -> None:
+    """Though the tokenizer's becomes the end of a turn; behind the last turn it is left out, if that has an end."""
+    llm = tiny_llm(tmp_path / "llm", template=template)
+    _, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    assert processor.tokenizer.apply_chat_template(messages, tokenize=False) == text
+    assert processor.tokenizer.eos_token == eos
+
+
+def test_answers_are_not_marked_into_the_next_question() -> None:
+    """Where a conversation ends otherwise than its first turns."""
+    assert with_marks(FINAL) == FINAL
+    assert "generation" in with_marks(without_final_eos(FINAL))

@@ -1,0 +1,166 @@
+"""The folder that a run leaves: a stock LLaVA, for programs that know nothing of ours."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
+
+from tests.support.run_values import align_only, sharded, tensors
+from tests.support.tiny_models import tiny_llm, tiny_model
+from tests.support.tiny_runs import World, logged, tiny_recipe
+from trainer.model.assemble import init_model
+from trainer.model.load import open_model_folder
+from trainer.training.run import train
+
+STRANGER = """
+import sys, warnings
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+folder, picture = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder)
+model, report = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+assert not any(report.values()), report
+message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What do you see?"}]}]
+text = processor.apply_chat_template(message, add_generation_prompt=True)
+given = processor(images=Image.open(picture), text=text, return_tensors="pt")
+made = model.generate(**given, max_new_tokens=5, do_sample=False)
+assert 1 <= made.shape[1] - given["input_ids"].shape[1] <= 5
+assert not {"trainer", "sea_pipeline"} & set(sys.modules)
+assert model(**given).logits.isfinite().all()
+"""
+
+
+@pytest.mark.parametrize("llm", [None, 1e-3], ids=["projector", "projector and llm"])
+def test_every_tensor_is_there_under_its_stock_name(llm: float | None, tiny: World, tmp_path: Path) -> None:
+    before = tensors(tiny.model)
+    recipe = tiny_recipe(tiny, learning_rates={"llm": llm}, training_arguments={"max_steps": 2})
+    run = train(recipe, tmp_path / "out")
+    after = tensors(run.model)
+    assert after.keys() == before.keys()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    expected = {name for name in before if "projector" in name or (llm and "language_model" in name)}
+    assert len(expected) == (25 if llm else 4)
+    assert changed == expected
+    assert {name: value.dtype for name, value in after.items()} == {name: value.dtype for name, value in before.items()}
+    assert {file.stat().st_mode for file in run.model.iterdir()} == {(tiny.model / "config.json").stat().st_mode}
+    config, old = (json.loads((folder / "config.json").read_text()) for folder in (run.model, tiny.model))
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert config == old
+    assert {file.name for file in run.model.iterdir()} == {file.name for file in tiny.model.iterdir()}
+    for name in ("tokenizer.json", "processor_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (run.model / name).read_bytes() == (tiny.model / name).read_bytes(), name
+
+
+def test_a_program_that_does_not_know_us_loads_and_generates(tiny: World, tmp_path: Path) -> None:
+    run = train(tiny_recipe(tiny, training_arguments={"max_steps": 2}), tmp_path / "out")
+    picture = tiny.data.parent / "images" / "00.png"
+    command = [sys.executable, "-W", "error::UserWarning", "-c", STRANGER, str(run.model), str(picture)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_l_lm_the_llm_stays_as_it_was(tiny: World, tmp_path: Path) -> None:
+    run = train(align_only(tiny, tiny.model), tmp_path / "out")
+    only_projector_changed(tiny.model, run.model)
+    assert (run.model / "config.json").read_bytes() == (tiny.model / "config.json").read_bytes()
+    assert all("loss_lm" not in line and line["loss_sea"] == pytest.approx(line["loss"]) for line in logged(run.out))
+
+
+@pytest.mark.parametrize("kind", ["tied", "float16", "linear", "sharded", "tower trains"])
+def test_what_is_frozen_keeps_its_values_in_whatever_precision_it_computes(
+    kind: str, tiny: World, tmp_path: Path
+) -> None:
+    settings = {"tied": {"llm": "gemma"}, "float16": {"dtype": "float16"}, "linear": {"projector": "linear"}}
+    start = tiny.model if kind == "tower trains" else tiny_model(tmp_path / "model", **settings.get(kind, {}))
+    start = sharded(start, tmp_path / "start") if kind == "sharded" else start
+    run = train(
+        tiny_recipe(
+            tiny,
+            model=str(start),
+            frozen_dtype="bfloat16",
+            learning_rates={"vision": 1e-3 if kind == "tower trains" else None},
+            loss={"das": {"weight": 1}, "measure_every": 1},
+            training_arguments={"max_steps": 3, "bf16": True},
+        ),
+        tmp_path / "out",
+    )
+    before, after = tensors(start), tensors(run.model)
+    assert after.keys() == before.keys()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    trained = ("multi_modal_projector", "vision_tower") if kind == "tower trains" else ("multi_modal_projector",)
+    assert changed
+    assert all(any(part in name for part in trained) for name in changed)
+    assert kind != "linear" or not any("linear_2" in name for name in changed)
+
+
+def test_the_packaged_tower_computes_in_bfloat16(tiny: World, tmp_path: Path) -> None:
+    start = init_model("packaged", str(tiny_llm(tmp_path / "llm")), tmp_path / "model")
+    recipe = tiny_recipe(
+        tiny,
+        model=str(start),
+        labels={"transfer": True},
+        frozen_dtype="bfloat16",
+        training_arguments={"max_steps": 2, "bf16": True},
+    )
+    only_projector_changed(start, train(recipe, tmp_path / "out").model)
+
+
+def only_projector_changed(start: Path, trained: Path) -> None:
+    before, after = tensors(start), tensors(trained)
+    assert after.keys() == before.keys()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if "multi_modal_projector" in name}
+    assert {name: value.dtype for name, value in after.items()} == {name: value.dtype for name, value in before.items()}
+
+
+@pytest.mark.parametrize("lm", [0, 1])
+def test_a_folder_in_several_files(lm: int, tiny: World, tmp_path: Path) -> None:
+    start = sharded(tiny.model, tmp_path / "start")
+    recipe = (
+        align_only(tiny, start) if not lm else tiny_recipe(tiny, model=str(start), training_arguments={"max_steps": 2})
+    )
+    run = train(recipe, tmp_path / "out")
+    only_projector_changed(start, run.model)
+    LlavaForConditionalGeneration.from_pretrained(run.model)
+    index = json.loads((run.model / "model.safetensors.index.json").read_text()) if not lm else {"weight_map": {}}
+    assert set(index["weight_map"].values()) <= {file.name for file in run.model.iterdir()}
+
+
+@pytest.mark.parametrize("llm", ["llama", "gemma"])
+def test_a_folder_in_half_precision_stays_in_it(llm: str, tmp_path: Path, tiny: World) -> None:
+    """Gemma's head is its embedding matrix, and in the file once."""
+    start = tiny_model(tmp_path / "half", llm=llm, dtype="bfloat16")
+    run = train(tiny_recipe(tiny, model=str(start), training_arguments={"max_steps": 2}), tmp_path / "out")
+    only_projector_changed(start, run.model)
+
+
+def test_few_pictures_are_learnt_by_heart(tiny: World, tmp_path: Path) -> None:
+    records = [record for record in json.loads(tiny.data.read_text()) if record["id"] in ("s0", "s3", "s4", "s5")]
+    (tmp_path / "four.json").write_text(json.dumps(records))
+    captions = [record["conversations"][1]["value"] for record in records]
+    assert len(set(captions)) == 4
+    recipe = tiny_recipe(
+        tiny,
+        data={"train": str(tmp_path / "four.json")},
+        loss={"sea": {"weight": 0.1}},
+        learning_rates={"projector": 1e-2, "llm": 1e-2},
+        training_arguments={"max_steps": 120, "save_strategy": "no"},
+    )
+    run = train(recipe, tmp_path / "out")
+    assert logged(run.out)[-1]["loss_lm"] < 0.05
+    processor = AutoProcessor.from_pretrained(run.model)
+    model = LlavaForConditionalGeneration.from_pretrained(run.model)
+    for record, caption in zip(records, captions, strict=True):
+        message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What do you see?"}]}]
+        text = processor.apply_chat_template(message, add_generation_prompt=True)
+        picture = Image.open(tiny.data.parent / "images" / record["image"])
+        given = processor(images=picture, text=text, return_tensors="pt")
+        made = model.generate(**given, generation_config=GenerationConfig.from_pretrained(run.model), max_new_tokens=30)
+        answer = processor.decode(made[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer.strip() == caption
+        assert made[0, -1] == open_model_folder(run.model).processor.tokenizer.eos_token_id, "it ends by itself"

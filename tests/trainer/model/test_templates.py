@@ -1,0 +1,157 @@
+from typing import Any
+
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
+from trainer.model.prompts import VICUNA_SYSTEM, Message, Rendered, load_template, read_messages
+
+
+def turns(*values: str, system: str | None = None) -> list[dict[str, str]]:
+    spoken = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+    return [{"from": "system", "value": system}, *spoken] if system is not None else spoken
+
+
+def trained(rendered: Rendered) -> list[str]:
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+@pytest.mark.parametrize(
+    ("questions", "images", "expected"),
+    [
+        (["<image>\nWhat?"], 1, ["<image>\nWhat?"]),
+        (["What? \n<image>"], 1, ["<image>\nWhat?"]),
+        (["What <image>is it?"], 1, ["<image>\nWhat is it?"]),
+        (["<image>"], 1, ["<image>"]),
+        (["Hi. ", "And this? <image>"], 1, ["Hi. ", "<image>\nAnd this?"]),
+        (["Is <image> like <image>?"], 2, ["Is <image> like <image>?"]),
+        (["Is <image> like <image>?"], 1, ["<image>\nIs  like ?"]),
+        (["<image><image>", "And <image> or <image>?"], 2, ["<image>", "<image>\nAnd  or ?"]),
+        (["See <image>.", "And <image>?"], 2, ["<image>\nSee .", "<image>\nAnd ?"]),
+        ([" What?", "Why?"], 1, ["<image>\nWhat?", "Why?"]),
+        (["What?"], 2, ["<image><image>\nWhat?"]),
+        ([""], 1, ["<image>"]),
+        ([" No image "], 0, [" No image "]),
+    ],
+)
+def test_an_image_goes_to_the_front_of_its_question(questions: list[str], images: int, expected: list[str]) -> None:
+    values = [value for question in questions for value in (question, "An answer.")]
+    messages = read_messages(turns(*values), images)
+    assert [message["content"] for message in messages[::2]] == expected
+    assert all(message == {"role": "assistant", "content": "An answer."} for message in messages[1::2])
+
+
+def test_the_tokenizers_name_of_an_image_stands_in_the_messages() -> None:
+    (question, _) = read_messages(turns("What is <image>?", "It"), 1, "<soft>")
+    assert question["content"] == "<soft>\nWhat is ?"
+
+
+@pytest.mark.parametrize(
+    ("conversation", "images", "token", "expected"),
+    [
+        (None, 0, "<image>", "found None"),
+        ([], 0, "<image>", r"found \[\]"),
+        (["hello"], 0, "<image>", "turn 1 to be an object .* found 'hello'"),
+        ([{"from": "bing", "value": "x"}], 0, "<image>", r"turn 1 .*\(human, gpt or system\).*bing"),
+        ([{"from": ["human"], "value": "x"}], 0, "<image>", "turn 1"),
+        ([{"from": "human", "value": None}], 0, "<image>", "turn 1"),
+        (turns("a \ud800", "b"), 0, "<image>", "turn 1; found half of a UTF-16 pair"),
+        (turns("a", "b")[::-1], 0, "<image>", "found human;"),
+        (turns("a", "b")[1:], 0, "<image>", "found gpt alone;"),
+        (turns("a", "b", "c"), 0, "<image>", "gpt last .*found human, gpt, human"),
+        (turns("a", "b") + turns("c", "d", system="s"), 0, "<image>", "found human, gpt, system, human, gpt"),
+        (turns(system="s"), 0, "<image>", "found system"),
+        (turns("<image> <image>", "b"), 3, "<image>", "each of 3 images.*found 2"),
+        (turns("<image> <image>", "b", "<image>", "d"), 1, "<image>", "each of 1 images.*found 3"),
+        (turns("a", "b", "<image>", "d"), 2, "<image>", "each of 2 images.*found 1"),
+        (turns("<image>", "b"), 0, "<image>", "each of 0 images.*found 1"),
+        (turns("<image>", "an <image>"), 2, "<image>", r"in questions only.*turn 2 \(assistant\)"),
+        (turns("a", "b", system="<image>"), 1, "<image>", r"turn 1 \(system\)"),
+        (turns("<image> <soft>", "b"), 1, "<soft>", "found '<soft>' in turn 1"),
+    ],
+)
+def test_a_conversation_that_is_none_is_a_clear_line(conversation: Any, images: int, token: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as error:
+        read_messages(conversation, images, token)
+    assert "\n" not in str(error.value)
+
+
+def test_other_names_of_the_roles() -> None:
+    rows = [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]
+    assert read_messages(rows, 0) == read_messages(turns("a", "b"), 0)
+
+
+def test_plain_is_images_and_caption() -> None:
+    render = load_template("plain", llama_like())
+    assert render(read_messages(turns("Describe <image> it.", "A cat."), 1)) == Rendered("<image>A cat.\n", [(7, 14)])
+    assert render(read_messages(turns("Both?", "Cats."), 2)) == Rendered("<image><image>Cats.\n", [(14, 20)])
+    assert render(read_messages(turns("No image", "Text."), 0)) == Rendered("Text.\n", [(0, 6)])
+    for conversation in (turns("a", "b", "c", "d"), turns("a", "b", system="s")):
+        with pytest.raises(UserError, match="plain: expected exactly two turns"):
+            render(read_messages(conversation, 0))
+
+
+def test_vicuna_v1_to_the_letter() -> None:
+    render = load_template("vicuna_v1", llama_like())
+    rendered = render(read_messages(turns("What?\n<image>", "A cat.", "Why?", "It purrs."), 1))
+    assert rendered.text == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <image>\nWhat? ASSISTANT: A cat.</s>USER: Why? "
+        "ASSISTANT: It purrs.</s>"
+    )
+    assert trained(rendered) == [" A cat.</s>", " It purrs.</s>"]
+    empty = render(read_messages(turns("a", "", "", "b"), 0))
+    assert empty.text == f"{VICUNA_SYSTEM} USER: a ASSISTANT:USER:ASSISTANT: b</s>"
+    assert trained(empty) == [" b</s>"]
+    other = render(read_messages(turns("a", "b", system="Be brief."), 0))
+    assert other.text == "Be brief. USER: a ASSISTANT: b</s>"
+    assert VICUNA_SYSTEM not in other.text
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_MARKED])
+def test_own_trains_answers_and_what_ends_them(template: str) -> None:
+    render = load_template("own", byte_level(template))
+    rendered = render(read_messages(turns("a", "b", "c", "", system="s"), 0))
+    assert rendered.text == (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+    )
+    assert trained(rendered) == ["b<|im_end|>", "<|im_end|>"]
+
+
+def test_own_may_change_an_answer() -> None:
+    """As Llama 3's does: it strips each message, and the spans follow what it wrote."""
+    trims = CHATML.replace("message['content']", "message['content'] | trim")
+    render = load_template("own", byte_level(trims))
+    assert trained(render(read_messages(turns(" a ", " b \n", "c", "d"), 0))) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "turn after turn"),
+        ("{{ raise_exception('only system') }}", "cannot render this sample: only system"),
+        ("{{ messages[7]['content'].x.y }}", "cannot render"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_followed(template: str, expected: str) -> None:
+    render = load_template("own", byte_level(template))
+    with pytest.raises(UserError, match=expected):
+        render(read_messages(turns("a", "b", "c", "d"), 0))
+
+
+def test_a_tokenizer_without_what_a_template_needs() -> None:
+    with pytest.raises(UserError, match="expected a tokenizer with a chat template"):
+        load_template("own", byte_level(None))
+    tokenizer = byte_level()
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="expected a tokenizer with an EOS"):
+        load_template("vicuna_v1", tokenizer)
+
+
+def test_messages_are_left_as_they_are() -> None:
+    messages: list[Message] = read_messages(turns("a", "b"), 0)
+    before = [dict(message) for message in messages]
+    for name in ("plain", "vicuna_v1", "own"):
+        load_template(name, byte_level())(messages)
+    assert messages == before

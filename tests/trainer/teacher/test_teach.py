@@ -1,0 +1,223 @@
+"""The teacher's cache: what is in it is what the model computes, and training from it is training online."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sea_pipeline.core.errors import UserError
+from tests.support.run_values import settings
+from tests.support.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
+from trainer.targets.store import open_targets
+from trainer.teacher import run as teach_run
+from trainer.teacher.run import teach_images
+from trainer.training.run import train
+
+DAS = {"sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}
+
+
+@pytest.fixture
+def world(tiny: World, deep: Path) -> World:
+    return tiny._replace(model=deep)
+
+
+def test_the_targets_are_what_the_model_computes(world: World, tmp_path: Path) -> None:
+    done = teach_images(settings(world, tmp_path / "targets"))
+    store = open_targets(tmp_path / "targets")
+    assert len(store) == done.report.images == ROWS - 1  # one sample has no image
+    assert store.grid == (4, 4)
+    assert store.width == 32
+    trainer = tiny_trainer(tiny_recipe(world, loss=DAS), tmp_path / "run")
+    model, term = trainer.model.eval(), trainer.model.basic_term
+    for row in (0, 1, 5):  # alone: neither the batch nor its padding may matter
+        batch = dict(trainer.data_collator([trainer.data[row]]))
+        columns = batch["input_ids"] == model.config.image_token_id
+        with torch.no_grad(), term.watching(batch, columns, model.get_input_embeddings()) as seen:
+            model(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})
+        targets = store[trainer.data.rows[row]["images"][0]]
+        expected = seen.refined.float().numpy()
+        assert targets.refined.dtype == targets.attention.dtype == np.float32
+        np.testing.assert_allclose(targets.refined, expected, rtol=1e-3, atol=1e-3)
+        degrees = (seen.attention / seen.attention.sum()).numpy()
+        np.testing.assert_allclose(targets.attention, degrees, rtol=1e-4)
+        assert degrees.std() > 0
+
+
+@pytest.mark.parametrize(("codec", "tolerance"), [("float16", 1e-4), ("int8", 1e-3)])
+def test_training_from_the_cache_begins_as_online(world: World, tmp_path: Path, codec: str, tolerance: float) -> None:
+    teach_images(settings(world, tmp_path / "targets", codec=codec))
+    train(tiny_recipe(world, loss=DAS), tmp_path / "online")
+    train(tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets")), tmp_path / "cached")
+    online, cached = logged(tmp_path / "online"), logged(tmp_path / "cached")
+    for name in ("loss_lm", "loss_das", "loss_sds", "loss"):
+        assert cached[0][name] == pytest.approx(online[0][name], rel=tolerance)
+    assert cached[-1]["loss_das"] != online[-1]["loss_das"]  # the teacher online has moved on
+
+
+def test_without_the_llm_the_targets_are_enough(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets"))
+    recipe = tiny_recipe(world, loss=DAS | {"lm": 0}, teacher=str(tmp_path / "targets"))
+    trainer = tiny_trainer(recipe, tmp_path / "run")
+    assert len(trainer.model.model.language_model.layers) == 0
+    train(recipe, tmp_path / "out")
+    losses = [line["loss_das"] for line in logged(tmp_path / "out")]
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match="set teacher to cached targets"):
+        tiny_recipe(world, loss=DAS | {"lm": 0})
+
+
+def test_a_kill_costs_a_shard_at_most(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "targets"
+    teach_images(settings(world, out, codec="int8"))
+    whole = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.parquet")}
+    assert len(list((out / "targets").iterdir())) == 3
+    (out / "manifest.json").unlink()
+    (out / "commits" / "00001.json").unlink()
+    (out / "targets" / "part-00001-of-00003.parquet").write_bytes(b"half")
+    again = teach_images(settings(world, out, codec="int8"))
+    assert again.report.images == 4
+    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*.parquet")} == whole
+    assert teach_images(settings(world, out, codec="int8")).report.images == 0
+
+
+def test_another_model_is_another_run(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets"))
+    train(tiny_recipe(world, training_arguments={"max_steps": 3}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"holds another run.*model\.weights"):
+        teach_images(settings(world, tmp_path / "targets", model=tmp_path / "run" / "model"))
+    with pytest.raises(UserError, match=r"basic\.layer_weights"):
+        teach_images(settings(world, tmp_path / "targets", basic={"layer_weights": "dec"}))
+
+
+def test_a_bad_image_costs_that_image(world: World, tmp_path: Path) -> None:
+    records = json.loads(world.data.read_text())
+    shutil.copytree(world.data.parent / "images", tmp_path / "images")
+    (tmp_path / "images" / records[3]["image"]).write_bytes(b"no image")
+    changed = {"data": str(world.data), "image_root": tmp_path / "images", "max_bad": 0.5}
+    done = teach_images(settings(world, tmp_path / "targets", **changed))
+    assert (done.report.images, done.report.bad) == (ROWS - 2, 1)
+    store = open_targets(tmp_path / "targets")
+    assert records[3]["image"] not in store
+    recipe = tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets"))
+    with pytest.raises(UserError, match="lacks 1 images"):
+        train(recipe, tmp_path / "run")
+
+
+def test_of_several_samples_the_first_counts(world: World, tmp_path: Path) -> None:
+    records = json.loads(world.data.read_text())
+    first, other = records[0], records[1] | {"id": "again", "image": records[0]["image"]}
+    for name, kept in (("both", [first, other]), ("one", [first])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(kept))
+        teach_images(settings(world, tmp_path / name, data=str(tmp_path / f"{name}.json")))
+    both, one = (open_targets(tmp_path / name)[first["image"]] for name in ("both", "one"))
+    np.testing.assert_array_equal(both.attention, one.attention)
+    np.testing.assert_array_equal(both.refined, one.refined)
+
+
+def test_much_is_asked_about(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teach_run, "_LARGE", 1000)
+    said: list[str] = []
+    with pytest.raises(UserError, match="--yes"):
+        teach_images(settings(world, tmp_path / "targets"), say=said.append)
+    assert f"{ROWS - 1} images" in said[0]
+    assert not (tmp_path / "targets").exists()
+    teach_images(settings(world, tmp_path / "targets", yes=True))
+
+
+def test_the_command(world: World, tmp_path: Path, command: Any) -> None:
+    where = ("--data", world.data, "--image-root", world.data.parent / "images", "--out", tmp_path / "targets")
+    code, stdout, stderr = command("teacher", "--model", world.model, *where, "--codec", "float16")
+    assert code == 0, stderr
+    assert f"{ROWS - 1} taught, 0 bad" in stdout
+    assert "float16" in stderr
+    code, again, _ = command("teacher", "--model", world.model, *where, "--codec", "float16", "--json")
+    made = json.loads(again)
+    assert (made["folder"], made["finished"], made["run"]["images"]) == (str(tmp_path / "targets"), True, 0)
+    code, stdout, _ = command("verify", tmp_path / "targets")
+    assert code == 0
+    code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "0")
+    assert code == 1
+    assert "--layers" in stderr
+    code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "3")
+    assert code == 1
+    assert "Traceback" not in stderr
+    code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "9")
+    assert code == 1
+    assert "the LLM has 4 layers" in stderr
+    assert "damaged" not in stderr
+
+
+def test_the_sample_photos(world: World, tmp_path: Path) -> None:
+    run = teach_images(settings(world, tmp_path / "out", data="samples", image_root=None, limit=2))
+    assert (run.report.images, run.report.bad) == (2, 0)
+
+
+def test_the_cache_is_not_asked_for_held_out_images(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets"))
+    data = {"evaluate": str(world.held_out)}
+    run = train(tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets"), data=data), tmp_path / "run")
+    assert run.summary["end"]["lm_loss"] > 0
+
+
+def test_settings_that_the_cache_was_not_made_with_are_refused(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets", basic={"layers": 2}))
+    for basic in ({"layers": 1}, {"layer_weights": "dec"}, {"normalise": "unit"}, {"text": "prompt"}, {"outliers": 3}):
+        recipe = tiny_recipe(world, loss=DAS | {"basic": basic}, teacher=str(tmp_path / "targets"))
+        with pytest.raises(UserError, match=rf"loss\.basic\.{next(iter(basic))}: .* were made with"):
+            train(recipe, tmp_path / "run")
+    same = {"layers": 2, "layer_weights": "inc", "degree": "equal"}
+    train(tiny_recipe(world, loss=DAS | {"basic": same}, teacher=str(tmp_path / "targets")), tmp_path / "run")
+
+
+def test_what_only_l_sds_sees_is_left_as_it_was_trained(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets"))
+    lengths = {}
+    for name, loss in (("das", DAS | {"sds": {"weight": 0}}), ("sds", DAS)):
+        recipe = tiny_recipe(world, loss=loss | {"lm": 0}, teacher=str(tmp_path / "targets"))
+        train(recipe, tmp_path / name)
+        again = tiny_trainer(recipe.model_copy(update={"model": tmp_path / name / "model"}), tmp_path / f"{name}-again")
+        with torch.no_grad():
+            given = again.model(**again.data_collator([again.data[row] for row in range(4)]))
+        lengths[name] = float(given["visual_norm"])
+        embeddings = again.model.basic_term.embeddings(again.model.get_input_embeddings())
+        lengths["embeddings"] = float(embeddings.norm(dim=-1).mean())
+    assert lengths["das"] == pytest.approx(lengths["embeddings"], rel=0.1)
+    assert lengths["sds"] == pytest.approx(logged(tmp_path / "sds")[-1]["visual_norm"], rel=0.3)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_mended_image_is_read_again(world: World, tmp_path: Path, finished: bool) -> None:
+    shutil.copytree(world.data.parent / "images", tmp_path / "images")
+    broken = tmp_path / "images" / json.loads(world.data.read_text())[3]["image"]
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    asked = settings(world, tmp_path / "targets", image_root=tmp_path / "images", max_bad=0.5 if finished else 0)
+    if finished:
+        assert teach_images(asked).report.bad == 1
+    else:
+        with pytest.raises(UserError, match="mend the input"):
+            teach_images(asked)
+    broken.write_bytes(whole)
+    done = teach_images(asked.model_copy(update={"retry_bad": finished}))
+    assert done.ledger.done().bad == 0
+    assert len(open_targets(tmp_path / "targets")) == ROWS - 1
+
+
+def test_an_image_that_every_sample_cuts_off_is_quarantined(world: World, tmp_path: Path) -> None:
+    records = json.loads(world.data.read_text())
+    first = records[0] | {"image": [records[0]["image"], records[1]["image"]]}
+    first["conversations"][0]["value"] = "<image>\nWhat do you see?"
+    first["conversations"] += [
+        {"from": "human", "value": "What colour is it? " * 60},
+        {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "<image>\nAnd here?"},
+        {"from": "gpt", "value": "green"},
+    ]
+    (tmp_path / "two.json").write_text(json.dumps([first, records[3]]))
+    changed = {"data": str(tmp_path / "two.json"), "max_length": 230, "max_bad": 0.5}
+    done = teach_images(settings(world, tmp_path / "targets", **changed))
+    assert next(iter(done.ledger.quarantined()))["error"] == "CutOff"

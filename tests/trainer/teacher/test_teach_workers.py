@@ -1,0 +1,34 @@
+"""`teacher` by two workers: the same targets as alone."""
+
+from pathlib import Path
+
+import distributed
+import numpy as np
+
+from sea_pipeline.execution.cluster_settings import Crew
+from tests.support.tiny_runs import make_world
+from trainer.targets.store import TargetStore, open_targets
+from trainer.teacher.run import TeachSettings, teach_images
+
+assert distributed.__version__  # its settings must be there before any is changed
+
+
+def test_two_workers_teach_the_same(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+
+    def teach(name: str, crew: Crew) -> TargetStore:
+        settings = TeachSettings.of(
+            model=world.model, data=str(world.data), image_root=world.data.parent / "images", out=tmp_path / name,
+            codec="float16", shard_size=3, device="cpu", crew=crew,
+        )  # fmt: skip
+        done = teach_images(settings)
+        assert (done.report.failed, done.device, done.backend) == ({}, "cpu", "float16")
+        return open_targets(tmp_path / name)
+
+    alone, workers = teach("alone", Crew()), teach("workers", Crew(workers=2, dashboard=False))
+    assert list(alone.ids) == list(workers.ids)
+    assert alone.fingerprint == workers.fingerprint
+    for image_id in alone.ids:  # not to the last bit: that depends on the threads of a process
+        one, other = alone[image_id], workers[image_id]
+        np.testing.assert_allclose(one.refined, other.refined, rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(one.attention, other.attention, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,195 @@
+"""Checkpoints kept along a run: what they hold, what they leave alone, and what `export --checkpoint` makes of them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sea_pipeline.core.errors import UserError
+from tests.support import tiny_runs
+from tests.support.kills import killed_around
+from tests.support.run_values import copied, weights
+from tests.support.tiny_models import tiny_model
+from tests.support.tiny_runs import World, tiny_recipe
+from trainer.export.run import ExportSettings, export_model
+from trainer.model import checkpoints
+from trainer.recipes.recipe import Recipe
+from trainer.training import kept_checkpoints
+from trainer.training.kept_checkpoints import steps_to_keep
+from trainer.training.run import Told, train
+
+RUNS: dict[str, dict[str, Any]] = {
+    "all": {"learning_rates": {"llm": 1e-3, "vision": 1e-3}},
+    "tied": {"learning_rates": {"llm": 1e-3}},  # Gemma's embeddings are its head
+    "lora": {"learning_rates": {"llm": 1e-2}, "lora": {"rank": 4, "alpha": 12}},
+    "padded": {
+        "data": {"image_aspect_ratio": "pad"}, "labels": {"transfer": True}, "loss": {"sea": {"weight": 0}}
+    },
+    "without the LLM": {"loss": {"lm": 0, "sea": {"match_norm": False}}},
+}  # fmt: skip
+
+
+def steady(world: World, steps: int, **changes: Any) -> Recipe:
+    """With one learning rate throughout, so that a run of `steps` is the begin of a longer one."""
+    arguments = {"max_steps": steps, "save_steps": 2, "save_total_limit": 1}
+    arguments |= {"lr_scheduler_type": "constant", "warmup_steps": 0}
+    return tiny_recipe(world, training_arguments=arguments, **changes)
+
+
+def of(run: Path, step: int) -> Path:
+    return run / "kept" / f"checkpoint-{step}" / "trained.safetensors"
+
+
+def kept_of(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "kept").iterdir())
+
+
+def exported(run: Path, out: Path, **settings: Any) -> Path:
+    return export_model(ExportSettings.of(source=run, out=out, **settings)).out
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file but the card, which tells of another run."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "README.md"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_kept_step_is_exported_as_a_run_that_ends_there(name: str, tiny: World, tmp_path: Path) -> None:
+    """To the byte: weights, processor, tokenizer, configurations. The slow twin trains no further.
+
+    The model is in bfloat16, as those of 7B are.
+    """
+    llm = "gemma" if name == "tied" else "llama"
+    changes = RUNS[name] | {"model": str(tiny_model(tmp_path / "half", llm=llm, dtype="bfloat16"))}
+    short = train(steady(tiny, 3, **changes), tmp_path / "short").out
+    run = train(steady(tiny, 5, keep_checkpoints=[3], **changes), tmp_path / "long").out
+    assert kept_of(run) == ["checkpoint-3"]
+    dtypes = {value.dtype for value in load_file(of(run, 3)).values()}
+    assert dtypes == {torch.bfloat16 if name in ("all", "tied", "padded") else torch.float32}
+    end = content(exported(run, tmp_path / "end", checkpoint=5, compat=4))
+    assert end["model.safetensors"] != content(exported(short, tmp_path / "model", compat=4))["model.safetensors"]
+    for kind in ("model", "llm"):
+        ours = content(exported(run, tmp_path / f"{kind}-3", kind=kind, checkpoint=3, compat=4))
+        theirs = content(
+            tmp_path / "model" if kind == "model" else exported(short, tmp_path / kind, kind=kind, compat=4)
+        )
+        assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def whole(_made: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happens to, which keeps steps 1 and 3 of 4."""
+    root: Path = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch, tiny_runs.colours():
+        patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
+        changes = {"data": {"evaluate": str(_made.held_out)}, "training_arguments": {"save_total_limit": 9}}
+        recipe = tiny_recipe(_made, name="mine", keep_checkpoints=[1, 0.75], **changes)
+        recipe = recipe.model_copy(update={"training_arguments": recipe.training_arguments | {"max_steps": 4}})
+        return train(recipe, root / "out").out
+
+
+@pytest.fixture
+def stopped(whole: Path, tmp_path: Path) -> Path:
+    """The same run as a kill behind step 3 leaves it."""
+    return copied(whole, tmp_path / "out", 2)
+
+
+def goes_on(run: Path, *steps: float) -> list[str]:
+    """What a run says that goes on with other steps to keep."""
+    said: list[str] = []
+    recipe = Recipe.model_validate(json.loads((run / "run.json").read_text())["recipe"])
+    train(recipe.model_copy(update={"keep_checkpoints": steps}), run, told=Told(say=said.append))
+    return said
+
+
+def test_a_run_goes_on_from_the_others_and_writes_these_anew(tiny: World, stopped: Path, whole: Path) -> None:
+    """Which steps are kept is no part of what a run is."""
+    assert checkpoints.latest(stopped / "checkpoints") == stopped / "checkpoints" / "checkpoint-2"
+    of(stopped, 3).write_bytes(b"of a former life")
+    (of(stopped, 1)).unlink()
+    of(stopped, 1).parent.rmdir()
+    said = goes_on(stopped, 1, 2, 3)
+    assert "keep_checkpoints: the run is at step 2; not kept: 1" in said
+    assert kept_of(stopped) == ["checkpoint-2", "checkpoint-3"]
+    assert of(stopped, 3).read_bytes() == of(whole, 3).read_bytes()
+    assert weights(stopped) == weights(whole) != {}
+    held, trained = load_file(of(stopped, 2)), load_file(whole / "checkpoints" / "checkpoint-2" / "trained.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in held.items())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, whole: Path) -> None:
+    with killed_around(kept_checkpoints, "sync_folder", 1, before=before):
+        goes_on(stopped, 1, 3)
+    assert kept_of(stopped) == ["checkpoint-1"]
+    goes_on(stopped, 1, 3)
+    assert kept_of(stopped) == ["checkpoint-1", "checkpoint-3"]
+    assert of(stopped, 3).read_bytes() == of(whole, 3).read_bytes()
+
+
+def test_what_can_be_exported_of_a_run_that_is_not_finished(tiny: World, stopped: Path, tmp_path: Path) -> None:
+    for step in (0, 2, 3):
+        exported(stopped, tmp_path / f"{step}", checkpoint=step)
+    shutil.rmtree(of(stopped, 3).parent)
+    with pytest.raises(
+        UserError, match=r"is not finished; go on .* or name one of the steps 0, 1, 2 with --checkpoint"
+    ):
+        exported(stopped, tmp_path / "x")
+    with pytest.raises(
+        UserError, match=r"--checkpoint 3: .* has no checkpoint of this step; expected one of 0, 1, 2; "
+    ):
+        exported(stopped, tmp_path / "x", checkpoint=3)
+
+
+def test_what_is_refused_in_one_line(whole: Path, tiny: World, tmp_path: Path, command: Any) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    of(run, 1).write_bytes(of(run, 1).read_bytes()[:100])
+    moved, changed = (json.loads((run / "run.json").read_text()) for _ in range(2))
+    moved["recipe"]["model"] = str(tmp_path / "gone")
+    changed["fields"]["model"]["weights"] = "0" * 64
+    for name, record in (("moved", moved), ("changed", changed)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        shutil.copytree(run / "kept", tmp_path / name / "kept")
+    for source, step, said in (
+        (run, 5, "has no checkpoint of this step; expected one of 0, 1, 2, 3, 4; keep_checkpoints"),
+        (run, 1, "trained.safetensors: is damaged"),
+        (tiny.model, 1, "expected the folder of a run; found no run.json"),
+        (tmp_path / "moved", 3, f"began with the model folder {tmp_path / 'gone'}, which is not there"),
+        (tmp_path / "changed", 3, f"began with the model folder {tiny.model}, which has changed since"),
+    ):
+        code, _, stderr = command("export", source, "--checkpoint", step, "--out", tmp_path / "x")
+        assert code == 1
+        assert said in stderr
+        assert stderr.count("\n") == 1
+        assert not (tmp_path / "x").exists()
+
+
+def test_the_card_says_the_step(whole: Path, tmp_path: Path) -> None:
+    card = (exported(whole, tmp_path / "a", checkpoint=3, kind="projector") / "README.md").read_text()
+    assert "- These are the weights of step 3, before the run's end.\n" in card
+    assert "### mine\n\nstep 3, seed 3;" in card
+    assert "held-out" not in card, "those are the end's"
+    end = (exported(whole, tmp_path / "b", checkpoint=4, kind="projector") / "README.md").read_text()
+    assert "4 steps, " in end
+    assert "| held-out samples | start | end |" in end
+
+
+def test_the_steps_of_shares(tiny: World, tmp_path: Path) -> None:
+    assert steps_to_keep([0.1, 0.7, 3, 10, 0.95], 10) == [1, 3, 7]  # 0.7 * 10 is more than 7 in floats
+    assert steps_to_keep([0.1, 0.5], 5196) == [520, 2598]
+    with pytest.raises(UserError, match="found step 9, and the run has 2 steps; give steps up to 1, or shares"):
+        train(steady(tiny, 2, keep_checkpoints=[0.5, 9]), tmp_path / "out")
+    assert not (tmp_path / "out" / "kept").exists()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, 0.0, True, "half", None])
+def test_what_is_no_step(value: Any) -> None:
+    """1.0 may be meant as all of the run, and as its first step."""
+    with pytest.raises(ValueError, match=r"expected a step, such as 500, or a share of the run below 1"):
+        Recipe.model_validate({"keep_checkpoints": [0.5, value]})

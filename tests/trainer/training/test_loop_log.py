@@ -1,0 +1,245 @@
+"""What a run says while it trains, and settings that must not change what it does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.paths import ROOT
+from tests.support.pretend_gpu import pretend_gpu
+from tests.support.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
+from trainer.data.dataset import TrainingData
+from trainer.losses import equations
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.arguments import DEFAULTS
+from trainer.training.callbacks import FewPairs
+from trainer.training.run import train
+
+
+def run(tiny: World, out: Path, steps: int = 2, **changes: Any) -> tuple[AlignTrainer, list[dict[str, Any]]]:
+    arguments = {"max_steps": steps, "save_strategy": "no"} | changes.pop("training_arguments", {})
+    trainer = tiny_trainer(tiny_recipe(tiny, training_arguments=arguments, **changes), out)
+    trainer.train()
+    return trainer, logged(out)
+
+
+def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float) -> None:
+    """All losses and gradient norms of all steps."""
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        for name in ("loss", "loss_lm", "loss_sea", "grad_norm"):
+            assert mine[name] == pytest.approx(other[name], rel=tolerance), name
+        assert mine["sea_pairs"] == other["sea_pairs"]
+
+
+def test_every_step_has_a_line(tiny: World, tmp_path: Path) -> None:
+    trainer, lines = run(tiny, tmp_path, 8, loss={"lm": 0.5, "sea": {"weight": 3.0}})
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for line in lines:
+        assert line.keys() >= {"loss", "loss_lm", "loss_sea", "sea_pairs", "sea_scale", "learning_rate", "seconds"}
+        assert line["loss"] == pytest.approx(0.5 * line["loss_lm"] + 3 * line["loss_sea"], rel=1e-5)
+        assert line["sea_weight"] == 3.0
+        assert line["epoch"] == pytest.approx(line["step"] / 3, abs=1e-3)
+    assert sorted(line["seconds"] for line in lines) == [line["seconds"] for line in lines]
+    measured = [line["step"] for line in lines if "grad_norm_sea" in line]
+    assert measured == [1], "by default one step in ten is measured"
+    scale = lines[-1]["sea_scale"]
+    assert scale == pytest.approx(float(trainer.model.sea_term.log_scale.detach().exp()))
+    assert scale != lines[0]["sea_scale"] == 1.0, "the first step of a warm-up is one of rate 0"
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[-1] < rates[4] < rates[1] <= 1e-3, "a cosine"
+
+
+def test_a_temperature_beyond_the_clamp_comes_back(tiny: World, tmp_path: Path) -> None:
+    loss, rates = {"lm": 0, "sea": {"weight": 1, "logit_scale_init": 5.5}}, {"projector": 1e-6, "logit_scale": 0.3}
+    trainer, lines = run(tiny, tmp_path, 8, loss=loss, learning_rates=rates)
+    assert lines[0]["sea_scale"] == pytest.approx(100, rel=1e-5)  # the exponential of a rounded logarithm
+    assert lines[-1]["sea_scale"] < 60
+    assert float(trainer.model.sea_term.log_scale.detach()) < 4.1
+
+
+def test_no_line_is_lost_where_the_trainer_counts_tokens(tiny: World, tmp_path: Path) -> None:
+    _, lines = run(tiny, tmp_path, 2, training_arguments={"include_num_input_tokens_seen": "all"})
+    assert [line["step"] for line in lines] == [1, 2]
+
+
+def test_few_pairs_are_said_once() -> None:
+    said: list[str] = []
+    callback = FewPairs(said.append)
+    for pairs in ({"sea_pairs": 64.0}, {}, {"sea_pairs": 63.0}, {"sea_pairs": 3.0}):
+        callback.on_log(None, None, None, logs=pairs)
+    assert len(said) == 1
+    assert "63 pairs" in said[0]
+
+
+def test_a_line_of_several_steps_says_their_means(tiny: World, tmp_path: Path) -> None:
+    loss = {"sea": {"weight": "auto"}, "measure_every": 2}
+    _, each = run(tiny, tmp_path / "each", 6, loss=loss)
+    _, seldom = run(tiny, tmp_path / "seldom", 6, loss=loss, training_arguments={"logging_steps": 3})
+    assert [line["step"] for line in seldom] == [3, 6]
+    for place, line in enumerate(seldom):
+        for name in ("loss", "loss_lm", "loss_sea", "sea_pairs"):
+            values = [one[name] for one in each[3 * place : 3 * place + 3]]
+            assert line[name] == pytest.approx(sum(values) / 3, rel=1e-5), name
+    assert seldom[-1]["sea_weight"] == each[-1]["sea_weight"], "how often a run logs does not change it"
+
+
+def test_the_gradient_norms_are_the_terms_own(tiny: World, tmp_path: Path) -> None:
+    """Unweighted and by the projector's weights, of the whole step, whatever surrounds it."""
+    arguments = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
+    for norm in ("batch", "token"):
+        loss = {"lm": 0.3, "norm": norm, "sea": {"weight": 5.0}}
+        trainer, (line,) = run(tiny, tmp_path / norm, 1, loss=loss, training_arguments=arguments)
+        fresh = tiny_trainer(trainer.recipe, tmp_path / "fresh")
+        order = list(fresh._get_train_sampler())
+        batches = [fresh.data_collator([fresh.data[index] for index in order[at : at + 3]]) for at in (0, 3)]
+        given = [fresh.model(**batch) for batch in batches]
+        tokens = [len(batch["targets"]) for batch in batches]
+        shares = [2 * one for one in tokens] if norm == "batch" else [sum(tokens)] * 2
+        weights = list(fresh.model.model.multi_modal_projector.parameters())
+        total = sum(one["lm"] / share for one, share in zip(given, shares, strict=True))
+        lm = torch.autograd.grad(total, weights, retain_graph=True)
+        sea = torch.autograd.grad((given[0]["sea"] + given[1]["sea"]) / 2, weights)
+        norms = [float(torch.cat([one.flatten() for one in each]).norm()) for each in (lm, sea)]
+        assert line["grad_norm_lm"] == pytest.approx(norms[0], rel=1e-4)
+        assert line["grad_norm_sea"] == pytest.approx(norms[1], rel=1e-4)
+        assert line["grad_ratio_sea"] == pytest.approx(5 * norms[1] / norms[0], rel=1e-4)
+
+
+def test_auto_holds_the_ratio(tiny: World, tmp_path: Path) -> None:
+    loss = {"sea": {"weight": "auto", "ratio": 0.4}, "measure_every": 1}
+    _, lines = run(tiny, tmp_path, 12, loss=loss, learning_rates={"projector": 1e-4})
+    ratios = [line["grad_ratio_sea"] for line in lines]
+    assert ratios[0] == pytest.approx(0.4, rel=1e-6)
+    assert sum(ratios) / 12 == pytest.approx(0.4, rel=0.25)
+    assert len({line["sea_weight"] for line in lines}) == 12
+    assert lines[-1]["sea_weight"] != pytest.approx(1.0, rel=0.2)
+
+
+def test_activation_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> None:
+    for name, rates in (("stage 1", {}), ("stage 2", {"llm": 1e-3, "vision": 1e-3})):
+        loss = {"sea": {"weight": "auto"}, "measure_every": 1}
+        _, plain = run(tiny, tmp_path / name / "plain", 3, loss=loss, learning_rates=rates)
+        arguments = {"activation_checkpointing": True}
+        _, ours = run(tiny, tmp_path / name / "ours", 3, loss=loss, learning_rates=rates, training_arguments=arguments)
+        close(ours, plain, 1e-5)
+        assert [one["grad_ratio_sea"] for one in ours] == pytest.approx(
+            [one["grad_ratio_sea"] for one in plain], rel=1e-4
+        )
+
+
+def test_processes_that_load_change_nothing(tiny: World, tmp_path: Path) -> None:
+    changes = {"data": {"random_crop": 0.5}, "labels": {"transfer": True}}
+    _, plain = run(tiny, tmp_path / "plain", 4, **changes)
+    _, ours = run(tiny, tmp_path / "ours", 4, training_arguments={"dataloader_num_workers": 2}, **changes)
+    close(ours, plain, 0)
+
+
+def test_kept_features_change_nothing(tiny: World, tmp_path: Path) -> None:
+    _, plain = run(tiny, tmp_path / "plain", 4)
+    _, ours = run(tiny, tmp_path / "ours", 4, data={"keep_features": True})
+    close(ours, plain, 1e-5)
+
+
+def test_features_are_computed_on_the_gpu(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEFAULTS, "use_cpu", False)
+    given: list[tuple[str, int]] = []
+    output = AlignedLlava.tower_output
+
+    def spy(model: AlignedLlava, pixels: torch.Tensor) -> torch.Tensor:
+        given.append((pixels.device.type, len(pixels)))
+        return output(model, pixels)
+
+    monkeypatch.setattr(AlignedLlava, "tower_output", spy)
+    with pretend_gpu():
+        trainer = tiny_trainer(tiny_recipe(tiny, data={"keep_features": True}), tmp_path / "run")
+    assert given == [("cuda", 11)]
+    assert trainer.data.kept is not None
+    assert {kept.values.device.type for kept in trainer.data.kept.values()} == {"cpu"}
+
+
+def test_under_bfloat16_l_a_stays_float32(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    real = equations.sea
+
+    def spy(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+        value = real(visual, words, log_scale)
+        assert torch.is_autocast_enabled("cpu")
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(value, real(visual, words, log_scale))
+        seen.append((visual.dtype, words.dtype, log_scale.dtype))
+        return value
+
+    _, plain = run(tiny, tmp_path / "plain", 3, learning_rates={"llm": 1e-3})
+    monkeypatch.setattr(equations, "sea", spy)
+    loss = {"sea": {"weight": 1.0}, "measure_every": 1}
+    trainer, ours = run(
+        tiny, tmp_path / "ours", 3, loss=loss, learning_rates={"llm": 1e-3}, training_arguments={"bf16": True}
+    )
+    assert set(seen) == {(torch.float32, torch.float32, torch.float32)}
+    assert len(seen) == 3
+    assert ours[0]["loss_lm"] != plain[0]["loss_lm"], "it is on"
+    close(ours, plain, 0.05)
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+def test_frozen_parts_in_half_precision(tiny: World, tmp_path: Path) -> None:
+    _, plain = run(tiny, tmp_path / "plain", 3)
+    arguments = {"bf16": True}
+    trainer, ours = run(tiny, tmp_path / "ours", 3, frozen_dtype="bfloat16", training_arguments=arguments)
+    close(ours, plain, 0.05)
+    dtypes = {parameter.requires_grad: parameter.dtype for parameter in trainer.model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
+def test_each_epoch_draws_anew(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = TrainingData.__getitem__
+    monkeypatch.setattr(TrainingData, "__getitem__", lambda data, index: (asked.append(index), real(data, index))[1])
+    trainer, _ = run(tiny, tmp_path, 6)
+    first, second = asked[:ROWS], asked[ROWS:]
+    assert sorted(first) == list(range(ROWS))
+    assert sorted(second) == list(range(ROWS, 2 * ROWS))
+    assert [index - ROWS for index in second] != first, "another order"
+    drawn = [[(*trainer.data[row + epoch]["patches"], *trainer.data[row + epoch]["words"]) for row in range(ROWS)]
+             for epoch in (0, ROWS, 0)]  # fmt: skip
+    assert drawn[0] == drawn[2]
+    assert sum(one != other for one, other in zip(drawn[0], drawn[1], strict=True)) >= ROWS - 2
+
+
+def test_without_l_a_there_is_no_term_and_no_label_is_read(tiny: World, tmp_path: Path) -> None:
+    trainer, lines = run(tiny, tmp_path, loss={"sea": {"weight": 0}})
+    assert trainer.model.sea_term is None
+    assert not trainer.balances
+    assert trainer.data.labels is None
+    assert not {name for line in lines for name in line if "sea" in name}
+    assert lines[0]["loss"] == pytest.approx(lines[0]["loss_lm"], rel=1e-5)
+
+
+def test_without_l_lm_the_llm_s_layers_are_not_there(tiny: World, tmp_path: Path) -> None:
+    trainer, lines = run(tiny, tmp_path, 3, loss={"lm": 0}, learning_rates={"projector": 1e-2})
+    assert len(trainer.model.model.language_model.layers) == 0
+    full = tiny_trainer(tiny_recipe(tiny), tmp_path / "full")
+    batch = full.data_collator([full.data[index] for index in list(full._get_train_sampler())[:4]])
+    assert lines[0]["loss_sea"] == pytest.approx(float(full.model(**batch)["sea"].detach()), rel=1e-5)
+    assert lines[0]["sea_pairs"] == len(batch["sea_words"]) > 4
+
+
+def test_tensorboard(tiny: World, tmp_path: Path) -> None:
+    where = {"report_to": "tensorboard", "save_strategy": "no", "max_steps": 2}
+    train(tiny_recipe(tiny, training_arguments=where), tmp_path / "out")
+    events = list((tmp_path / "out").rglob("events.out.tfevents.*"))
+    assert events
+    assert b"loss_sea" in b"".join(path.read_bytes() for path in events)
+    assert not list(Path(ROOT).glob("**/events.out.tfevents.*"))
+
+
+def test_what_is_logged_is_json(tiny: World, tmp_path: Path) -> None:
+    train(tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, evaluate_every=1), tmp_path / "out")
+    for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+        assert values["step"] <= 8
+        assert values["seconds"] >= 0

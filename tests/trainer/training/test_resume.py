@@ -1,0 +1,149 @@
+"""A run that was killed, wherever that was, ends with the same bytes as one that was not."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage import publish
+from tests.support import tiny_runs
+from tests.support.kills import killed_around
+from tests.support.programs import Begin
+from tests.support.run_values import copied, killed, values, weights
+from tests.support.tiny_runs import World, logged, tiny_recipe
+from trainer.model import checkpoints
+from trainer.training import run_folder
+from trainer.training.run import train
+from trainer.training.run_folder import begin_run
+
+STAGES: dict[str, dict[str, Any]] = {
+    "projector": {
+        "loss": {"sea": {"weight": "auto"}, "measure_every": 1},
+        "data": {"random_crop": 0.5},
+        "labels": {"transfer": True},
+    },
+    "projector and llm": {
+        "loss": {"sea": {"weight": "auto"}, "measure_every": 2},
+        "learning_rates": {"llm": 1e-3},
+        "training_arguments": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+    },
+    "logged seldom": {
+        "loss": {"sea": {"weight": "auto"}, "measure_every": 1},
+        "training_arguments": {"logging_steps": 3},
+    },
+}
+KILLED = {"projector": ("log", 5), "projector and llm": ("save", 4)}
+
+
+@pytest.fixture(params=STAGES)
+def stage(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_goes_on_exactly(name: str, tiny: World, tmp_path: Path, program: Begin) -> None:
+    recipe = tiny_recipe(tiny, **STAGES[name])
+    event, step = KILLED[name]
+    killed(program, recipe, tmp_path / "killed", event, step)
+    folders = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert folders == {"log": ["checkpoint-2", "checkpoint-4"], "save": [".tmp", "checkpoint-2"]}[event]
+    assert (
+        checkpoints.step_of(checkpoints.latest(tmp_path / "killed" / "checkpoints") or Path())
+        == (4, 2)[event == "save"]
+    )
+    train(recipe, tmp_path / "killed", resume=True)
+    train(recipe, tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole") != {}
+    assert values(tmp_path / "killed") == values(tmp_path / "whole")
+    assert [line["step"] for line in logged(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_every_checkpoint_leads_to_the_same_end(stage: str, tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, **STAGES[stage])
+    whole = tmp_path / "whole"
+    train(recipe, whole)
+    for step in (2, 4, 6, 8):
+        out = copied(whole, tmp_path / f"from-{step}", step)
+        train(recipe, out)
+        assert weights(out) == weights(whole), f"from step {step}"
+        if stage != "logged seldom":  # a line of several steps says what its own process saw
+            assert values(out) == values(whole)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda state: state.unlink(),
+        lambda state: state.write_bytes(state.read_bytes()[:100]),
+        lambda state: state.write_bytes(b""),
+    ],
+    ids=["missing", "cut", "empty"],
+)
+def test_a_half_written_checkpoint_is_left_out(harm: Callable[[Path], Any], tiny: World, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    recipe = tiny_recipe(tiny, training_arguments={"max_steps": 4})
+    train(recipe, whole)
+    out = copied(whole, tmp_path / "out", 4)
+    harm(out / "checkpoints" / "checkpoint-4" / "trainer_state.json")
+    train(recipe, out)
+    assert weights(out) == weights(whole)
+    assert json.loads((out / "summary.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_that_is_killed_as_it_begins_goes_on(tiny: World, tmp_path: Path, before: bool) -> None:
+    recipe = tiny_recipe(tiny, training_arguments={"max_steps": 2})
+    with killed_around(publish, "_appear", 1, before=before):
+        train(recipe, tmp_path / "out")
+    assert train(recipe, tmp_path / "out").summary["steps"] == 2
+
+
+@pytest.mark.parametrize("rival", [0, 1])
+def test_another_machine_may_begin_it_meanwhile(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rival: int
+) -> None:
+    recipe, out, plain = tiny_recipe(tiny), tmp_path / "out", run_folder.entries
+
+    def beaten(folder: Path) -> list[Any]:
+        monkeypatch.setattr(run_folder, "entries", plain)
+        found = plain(folder)
+        begin_run(out, {"seed": rival}, recipe, resume=False)
+        return found
+
+    monkeypatch.setattr(run_folder, "entries", beaten)
+    with pytest.raises(UserError, match="holds another run: seed") if rival else nullcontext():
+        begin_run(out, {"seed": 0}, recipe, resume=False)
+    assert run_folder.entries is plain
+
+
+def test_two_at_once_train_one_after_the_other(tiny: World, tmp_path: Path, program: Begin) -> None:
+    recipe = tiny_recipe(tiny)
+    train(recipe, tmp_path / "whole")
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    both = [program(tmp_path / "recipe.json", tmp_path / "out", main=tiny_runs.main) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0], [one.stderr for one in both]
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert values(tmp_path / "out") == values(tmp_path / "whole")
+
+
+def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
+    with publish.claimed(tmp_path), pytest.raises(UserError, match="another process works on it"):  # noqa: SIM117
+        with publish.claimed(tmp_path, seconds=0.1):
+            pass
+    with publish.claimed(tmp_path, seconds=0.1):
+        pass
+
+
+def test_a_kill_as_the_log_is_cut_loses_none_of_it(tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)})
+    whole = train(recipe, tmp_path / "whole")
+    out = copied(whole.out, tmp_path / "out", 4)
+    with killed_around(publish, "_appear", 1, before=True):
+        train(recipe, out)
+    again = train(recipe, out)
+    assert values(out) == values(whole.out)
+    assert again.summary["start"] == whole.summary["start"]

@@ -1,0 +1,164 @@
+"""What is advised of a training run's folder, followed to the letter: it ends with a run that is read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from tests.support.tiny_runs import World, tiny_recipe
+from trainer.model.checkpoints import TRAINED
+from trainer.model.run_record import kept_path, last_step, read_run
+from trainer.training.callbacks import Screen
+from trainer.training.run import train
+
+
+def short(tiny: World, **changes: Any) -> Any:
+    arguments = {"training_arguments": {"max_steps": 4, "save_steps": 2}, "keep_checkpoints": [1, 3]}
+    return tiny_recipe(tiny, **(arguments | changes))
+
+
+@pytest.fixture
+def run(tiny: World, tmp_path: Path) -> Path:
+    return train(short(tiny), tmp_path / "run").out
+
+
+def test_an_unfinished_run_is_gone_on_with(command: Any, tiny: World, tmp_path: Path, run: Path) -> None:
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "model")
+    exported = ("export", run, "--out", tmp_path / "exported")
+    for asked, said in (
+        (("report", run, "--images", 0, "--out", tmp_path / "r.html"), "go on with sea-pipeline train --resume"),
+        (exported, "this run is not finished; go on with sea-pipeline train, then export it"),
+    ):
+        code, _, line = command(*asked)
+        assert (code, said in line, line.count("\n")) == (1, True, 1)
+    with pytest.raises(UserError, match=r"found no summary\.json; go on with sea-pipeline train --resume"):
+        read_run(run)
+    train(short(tiny), run, resume=True)
+    assert command("report", run, "--images", 0, "--out", tmp_path / "r.html")[0] == 0
+    assert command(*exported)[0] == 0
+    assert read_run(run).fingerprint
+
+
+def test_another_step_is_named_or_it_is_trained_again(command: Any, tiny: World, tmp_path: Path, run: Path) -> None:
+    (kept_path(run, 1) / TRAINED).write_bytes(b"")
+    asked = ("export", run, "--out", tmp_path / "exported", "--checkpoint")
+    code, _, line = command(*asked, 1)
+    assert (code, "name another step, or train it again" in line) == (1, True)
+    assert command(*asked, 3)[0] == 0
+    train(short(tiny), tmp_path / "again")
+    assert command("export", tmp_path / "again", "--out", tmp_path / "x", "--checkpoint", 1)[0] == 0
+
+
+def test_the_model_that_a_run_began_with_is_put_back(command: Any, tiny: World, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny.model, tmp_path / "model")
+    run = train(short(tiny, model=str(model)), tmp_path / "run").out
+    asked = ("export", run, "--checkpoint", 1, "--out")
+    (weights,) = model.glob("*.safetensors")
+    held = weights.read_bytes()
+    for number, (harm, said) in enumerate(
+        (
+            (lambda: weights.write_bytes(held[:-4] + b"\0\0\0\1"), "which has changed since; put back what it was"),
+            (lambda: shutil.rmtree(model), "which is not there; put it back, or run this where train was run"),
+        )
+    ):
+        harm()
+        code, _, line = command(*asked, tmp_path / f"x{number}")
+        if number == 0 and code == 0:  # the last bytes are of a tensor whose begin alone is looked at
+            shutil.rmtree(tmp_path / "x0")
+            weights.write_bytes(held[: len(held) // 2] + bytes(len(held) - len(held) // 2))
+            code, _, line = command(*asked, tmp_path / "x0")
+        assert (code, said in line) == (1, True), line
+        shutil.rmtree(model, ignore_errors=True)
+        shutil.copytree(tiny.model, model)
+        assert command(*asked, tmp_path / f"x{number}")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"steps": -1, "recipe": []}', '{"a": NaN}', '{"recipe": {"nmae": 1}, "fields": {}}', "{}"]
+)
+def test_a_record_is_restored(command: Any, tiny: World, tmp_path: Path, run: Path, name: str, text: str) -> None:
+    held = (run / name).read_bytes()
+    (run / name).write_text(text)
+    out = tmp_path / "x"
+    asked = [("export", run, "--out", out), ("report", run, "--images", 0, "--out", tmp_path / "r.html")]
+    if name == "run.json":
+        asked += [("export", run, "--out", out, "--checkpoint", 1)]
+    for each in asked:
+        code, _, line = command(*each)
+        assert "Traceback" not in line
+        assert (code, line.count("\n")) in ((1, 1), (0, 0)), line
+        if code:
+            assert "restore it" in line or "restore the file" in line, line
+        shutil.rmtree(out, ignore_errors=True)
+    if name == "run.json":
+        with pytest.raises(UserError, match=r"run\.json: .*; restore it, or choose another --out|holds another run"):
+            train(short(tiny), run)
+        with pytest.raises(UserError, match=r"run\.json: .*; restore it"):
+            read_run(run)
+    elif text not in ("{}", '{"recipe": {"nmae": 1}, "fields": {}}'):
+        with pytest.raises(UserError, match=r"summary\.json: .*; restore it"):
+            train(short(tiny), run)
+        with pytest.raises(UserError, match=r"summary\.json: .*; restore it"):
+            last_step(run)
+    else:
+        with pytest.raises(
+            UserError, match=r"summary\.json: expected the number of steps; found none; restore the file"
+        ):
+            last_step(run)
+    (run / name).write_bytes(held)
+    for each in asked:
+        assert command(*each)[0] == 0
+        shutil.rmtree(out, ignore_errors=True)
+    assert train(short(tiny), run).summary["steps"] == last_step(run) == 4
+
+
+def test_another_out_is_chosen_or_resume_left_out(tiny: World, tmp_path: Path, run: Path) -> None:
+    with pytest.raises(UserError, match=r"holds another run: .*; choose another --out"):
+        train(short(tiny, seed=4), run)
+    train(short(tiny, seed=4), tmp_path / "another")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
+    with pytest.raises(UserError, match="found other files; choose another --out"):
+        train(short(tiny), tmp_path / "mine")
+    with pytest.raises(UserError, match="found none; leave out --resume to begin one"):
+        train(short(tiny), tmp_path / "new", resume=True)
+    assert train(short(tiny), tmp_path / "new").summary["steps"] == 4
+    (run / "run.json").write_text(json.dumps({"fields": []}))
+    with pytest.raises(UserError, match=r"run\.json: damaged: fields: .*; restore it, or choose another --out"):
+        train(short(tiny), run)
+
+
+def test_the_same_command_goes_on_when_memory_is_free(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def peer(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:52314")
+
+    for error, said in (
+        (full, "free some memory and run the same command again"),
+        (peer, "of this run has said, and run the same command again"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
+            patch.setattr(Screen, "on_step_end", error)
+            train(short(tiny), tmp_path / "run")
+    assert train(short(tiny), tmp_path / "run").summary["steps"] == 4
+
+
+def test_a_mended_image_lets_a_run_go_on(tiny: World, tmp_path: Path) -> None:
+    images = shutil.copytree(tiny.data.parent / "images", tmp_path / "images")
+    broken = images / json.loads(tiny.data.read_text())[0]["image"]
+    held = broken.read_bytes()
+    recipe = short(tiny, data={"image_root": str(images)})
+    broken.write_bytes(held[: len(held) // 2])
+    with pytest.raises(UserError, match="mend it and go on with --resume, or leave the sample out"):
+        train(recipe, tmp_path / "run")
+    broken.write_bytes(held)
+    assert train(recipe, tmp_path / "run", resume=True).summary["steps"] == 4

@@ -1,0 +1,353 @@
+"""A run's folder, from begin to end: what is in it, and what is refused."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels import run as label_run
+from sea_pipeline.labels.run import label_images
+from tests.support.tiny_models import tiny_model
+from tests.support.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
+from trainer.data.inputs import open_label_source
+from trainer.data.run_rows import open_conversations
+from trainer.model.load import open_model_folder
+from trainer.recipes.recipe import Recipe
+from trainer.training import run as train_run
+from trainer.training.match_norm import match_norm
+from trainer.training.run import Told, train
+
+SPOKEN = {
+    "trained_tokens",
+    *(f"{name}{error}" for name in ("lm_loss", "lm_loss_content", "lm_loss_other") for error in ("", "_se")),
+    *(f"right_photo_gain{kind}{error}" for kind in ("", "_content") for error in ("", "_se")),
+}
+METRICS = SPOKEN | {
+    "tacs",
+    "label_hit@1",
+    "label_hit@10",
+    "gap",
+    "meaningful",
+    "meaningful_chance",
+    "distinct_tokens",
+}
+
+
+def short(tiny: World, **changes: Any) -> Recipe:
+    """Two steps."""
+    return tiny_recipe(tiny, **({"training_arguments": {"max_steps": 2}} | changes))
+
+
+def test_a_start_model_that_another_machine_makes_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system without locks between them; the same parts and seed give the same model."""
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.model_validate({"model": {"vision": "a", "llm": "b"}, "data": {"train": "samples"}})
+
+    def refused(*_: object, **__: object) -> None:
+        raise UserError("expected a new or an empty folder")
+
+    def behind_another(vision: str, llm: str, out: Path, **_: object) -> None:
+        out.mkdir()
+        refused()
+
+    monkeypatch.setattr(train_run, "init_model", refused)
+    with pytest.raises(UserError, match="expected a new or"):
+        train_run._model_path(recipe, Told())
+    monkeypatch.setattr(train_run, "init_model", behind_another)
+    assert train_run._model_path(recipe, Told()).is_dir()
+
+
+def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, evaluate_every=4, name="whole")
+    heard: dict[str, Any] = {}
+    told = Told(trainable=heard.update, metrics=lambda title, values: heard.setdefault(title, set(values)))
+    run = train(recipe, tmp_path / "out", told=told)
+
+    assert run.model == tmp_path / "out" / "model"
+    left = {path.name for path in run.out.iterdir()} - {".tmp"}
+    assert left == {"run.json", "metrics.jsonl", "checkpoints", "model", "summary.json"}
+    described = json.loads((run.out / "run.json").read_text())
+    assert Recipe.model_validate(described["recipe"]) == recipe
+    assert set(described["versions"]) == {"sea-pipeline", "torch", "transformers"}
+    summary = json.loads((run.out / "summary.json").read_text())
+    assert summary == run.summary
+    assert summary | {"name": "whole", "steps": 8, "seed": 3, "fingerprint": described["fingerprint"]} == summary
+    assert set(summary["start"]) == set(summary["end"]) == METRICS
+    assert summary["start"]["gap"] != summary["end"]["gap"]
+    lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in lines if "eval_gap" in line]
+    assert evaluated == [0, 4, 8]
+    assert [line["step"] for line in logged(run.out)] == list(range(1, 9))
+    assert heard["projector"] == (16 * 32 + 32 + 32 * 32 + 32,) * 2 + (1e-3,)
+    assert heard["alignment"] == (1, 1, 1e-3)
+    assert heard["vision"][1:] == heard["llm"][1:] == (0, None)
+    assert heard["step 8"] == METRICS
+
+
+def test_a_finished_run_returns_at_once(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(short(tiny), tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in first.out.rglob("*")}
+    monkeypatch.setattr("trainer.training.run._Run", None)
+    assert train(short(tiny), tmp_path / "out") == first
+    assert train(short(tiny), tmp_path / "out", resume=True) == first
+    assert {path: path.stat().st_mtime_ns for path in first.out.rglob("*")} == before
+
+
+def test_what_is_missing_at_the_end_is_made_again(tiny: World, tmp_path: Path) -> None:
+    recipe = short(tiny, data={"evaluate": str(tiny.held_out)})
+    run = train(recipe, tmp_path / "out")
+    (saved,) = run.model.glob("*.safetensors")
+    weights = saved.read_bytes()
+    shutil.rmtree(run.model)
+    (run.out / "summary.json").unlink()
+    again = train(recipe, tmp_path / "out")
+    assert saved.read_bytes() == weights
+    assert again.summary | {"seconds": 0} == run.summary | {"seconds": 0}
+    assert [line["step"] for line in logged(run.out)] == [1, 2]
+
+
+def test_a_run_may_hear_less_and_say_more_often(tiny: World, tmp_path: Path) -> None:
+    """What does not decide the weights does not make another run."""
+    train(short(tiny), tmp_path / "out")
+    aside = {
+        "max_steps": 2,
+        "save_steps": 1,
+        "logging_steps": 2,
+        "dataloader_num_workers": 1,
+        "report_to": "tensorboard",
+    }
+    run = train(short(tiny, name="other", evaluate_every=2, training_arguments=aside), tmp_path / "out")
+    assert len(logged(run.out)) == 2, "it was finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"loss": {"sea": {"weight": 2.0}}}, "recipe.loss.sea.weight"),
+        ({"learning_rates": {"llm": 1e-4}}, "recipe.learning_rates.llm"),
+        ({"seed": 4}, "recipe.seed"),
+        ({"training_arguments": {"max_steps": 3}}, "recipe.training_arguments.max_steps"),
+        ({"training_arguments": {"max_steps": 2, "dataloader_drop_last": True}}, "arguments.dataloader_drop_last"),
+        ({"labels": {"transfer": True}}, "transfer"),
+    ],
+)
+def test_another_recipe_in_the_same_folder(changes: dict[str, Any], field: str, tiny: World, tmp_path: Path) -> None:
+    train(short(tiny), tmp_path / "out")
+    with pytest.raises(UserError, match=f"out: holds another run: .*{field}.*; choose another --out") as refused:
+        train(short(tiny, **changes), tmp_path / "out")
+    assert str(refused.value).count(";") == 1, "only what differs is named"
+
+
+def test_another_input_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
+    recipe = short(tiny, data={"train": str(shutil.copy(tiny.data, tmp_path / "data.json"))})
+    train(recipe, tmp_path / "out")
+    records = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "data.json").write_text(json.dumps(records[:-1]))
+    with pytest.raises(UserError, match="holds another run: data"):
+        train(recipe, tmp_path / "out")
+
+
+def test_other_labels_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
+    settings = label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "labels")
+    label_images(settings.model_copy(update={"top_n": 2}))
+    without = {"loss": {"sea": {"weight": 0}}}
+    for name, changes in (("out", {}), ("without", without)):
+        train(short(tiny, **changes), tmp_path / name)
+    with pytest.raises(UserError, match="holds another run: labels"):
+        train(short(tiny, labels={"path": str(tmp_path / "labels")}), tmp_path / "out")
+    train(short(tiny, labels={"path": str(tmp_path / "labels")}, **without), tmp_path / "without")
+
+
+def test_another_model_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
+    """Its files have the names and sizes of the first one's."""
+    train(short(tiny), tmp_path / "out")
+    other = tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="holds another run: model"):
+        train(short(tiny, model=str(other)), tmp_path / "out")
+
+
+def test_what_out_may_not_be(tiny: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a run to go on with; found none; leave out --resume"):
+        train(short(tiny), tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="found other files; choose another --out"):
+        train(short(tiny), tmp_path / "foreign")
+    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["notes.txt"]
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text('{"fields": ')
+    with pytest.raises(UserError, match=r"run\.json: damaged: .*; restore it, or choose another --out"):
+        train(short(tiny), tmp_path / "damaged")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"no_such_argument": 1}, "training_arguments: found an unexpected keyword argument 'no_such_argument'"),
+        ({"learning_rate": 1e-3}, "training_arguments.learning_rate: set `seed`, `learning_rates` or --out instead"),
+        ({"lr_scheduler_type": "sideways"}, "training_arguments: .*sideways"),
+        ({"save_only_model": True}, "training_arguments.save_only_model: found True; a stopped run could not go on"),
+        ({"label_smoothing_factor": 0.5}, "label_smoothing_factor: found 0.5; L_lm has no smoothing; leave it out"),
+        ({"eval_strategy": "epoch"}, "training_arguments.eval_strategy: found 'epoch'; set `evaluate_every`"),
+        ({"fp16": True}, "training_arguments.fp16: it does nothing without a GPU"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected at least 1; found 0"),
+        ({"max_grad_norm": None}, "max_grad_norm: expected a number, 0 for no clipping; found None"),
+        ({"max_grad_norm": -1}, "max_grad_norm: expected a number, 0 for no clipping; found -1"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),
+        ({"optim": "lomo"}, "training_arguments: .*LOMO"),
+    ],
+)
+def test_training_arguments_that_do_not_fit(
+    arguments: dict[str, Any], message: str, tiny: World, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(short(tiny, training_arguments=arguments), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_are_made_where_none_fit_and_found_again(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    recipe = short(tiny, labels={"path": None, "wordlist": str(tiny.words), "top_n": 3})
+    run = train(recipe, told=Told(say=said.append))
+    assert run.out.parent == Path("runs/train")
+    assert "making labels, as none fit" in said
+    (made,) = Path("runs/labels").iterdir()
+    said.clear()
+    train(recipe, tmp_path / "second", told=Told(say=said.append))
+    assert said[:1] == [f"the run goes to {tmp_path / 'second'}; labels: {made}"]
+    assert all("pairs of patch and word" in line for line in said[1:])
+    assert run.summary["labels"] is not None
+    assert run.summary["labels"] == json.loads((tmp_path / "second" / "summary.json").read_text())["labels"]
+
+
+def test_what_nothing_would_train_is_refused(tiny: World, tmp_path: Path) -> None:
+    nothing = {"learning_rates": {"projector": None}, "loss": {"sea": {"weight": 0}}}
+    with pytest.raises(UserError, match="learning_rates: projector, llm and vision are all null"):
+        train(short(tiny, **nothing), tmp_path / "out")
+    texts = [record for record in json.loads(tiny.data.read_text()) if "image" not in record]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    alone = short(tiny, data={"train": str(tmp_path / "texts.json")}, loss={"lm": 0})
+    with pytest.raises(UserError, match=r"texts\.json: expected images, as loss.lm is 0; found none"):
+        train(alone, tmp_path / "out")
+
+
+def test_the_metrics_are_those_of_the_model_that_is_saved(tiny: World, tmp_path: Path) -> None:
+    """`match_norm` changes it behind the last step, even where that step was evaluated."""
+    recipe = {"loss": {"lm": 0}, "data": {"evaluate": str(tiny.held_out)}}
+    plain = train(short(tiny, **recipe), tmp_path / "plain")
+    often = train(short(tiny, **recipe, evaluate_every=1), tmp_path / "often")
+    assert often.summary["end"] == plain.summary["end"]
+    lines = [json.loads(line) for line in (often.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_gap" in line] == [0, 1, 2]
+
+
+def test_lengths_are_matched_where_the_first_records_have_no_image(tiny: World, tmp_path: Path) -> None:
+    records = sorted(json.loads(tiny.data.read_text()), key=lambda record: "image" in record)
+    texts = [record | {"id": f"text {number}"} for number in range(16) for record in records[:1]]
+    factors = []
+    for name, rows in (("behind", texts + records), ("in front", records[::-1] + texts)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        data = {"train": str(tmp_path / f"{name}.json")}
+        trainer = tiny_trainer(short(tiny, data=data, loss={"lm": 0}), tmp_path / name)
+        factors.append(match_norm(trainer.model, trainer.data, open_model_folder(tiny.model).vocabulary))
+    assert "image" not in texts[0]
+    assert factors[0] == pytest.approx(factors[1])
+    assert factors[0] != 1
+
+
+def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = tiny.data.parent / "images"
+    names = ("old", "new", "other grid", "other images")
+    folders = {name: Path("runs/labels") / name for name in names}
+    for age, name in enumerate(names):
+        pictures = images
+        if name == "other grid":
+            monkeypatch.setattr(SquareEncoder, "grid", (3, 4))
+        if name == "other images":
+            pictures = tmp_path / "pictures"
+            shutil.copytree(images, pictures, ignore=shutil.ignore_patterns("00.png"))
+        label_images(label_settings(pictures, tiny.words, folders[name]))
+        os.utime(folders[name] / "manifest.json", (age, age))
+    recipe = short(tiny, labels={"path": None})
+    folder = open_model_folder(tiny.model)
+    conversations = open_conversations(recipe.data, folder)
+
+    def found(recipe: Recipe) -> str:
+        store = open_label_source(recipe, folder, conversations)
+        assert store is not None
+        return store.path.name
+
+    assert found(recipe) == "new"
+    assert found(short(tiny, labels={"path": None, "transfer": True})) == "other grid"
+    monkeypatch.setattr(SquareEncoder, "grid", folder.grid)
+    label_images(label_settings(images, tiny.words, folders["old"].parent / "fewer", top_n=2))
+    assert found(recipe) == "fewer"
+    named = {"path": None, "encoder": "packaged", "wordlist": str(tiny.words)}
+    assert found(short(tiny, labels=named | {"top_n": 2})) == "fewer"
+    assert found(short(tiny, labels=named | {"top_n": 3})) == "new"
+    for encoder in ("open_clip:ViT-B-32/openai", "s2:packaged"):
+        with pytest.raises(ZeroDivisionError):  # they must be made
+            asked = short(tiny, labels={"path": None, "encoder": encoder})
+            open_label_source(asked, folder, conversations, make=lambda settings: 1 / 0)  # type: ignore[return-value]
+    other = tmp_path / "other.txt"
+    other.write_text(tiny.words.read_text() + "mauve\n")
+    label_images(label_settings(images, other, folders["old"].parent / "of another list"))
+    assert found(short(tiny, labels=named)) == "fewer"
+    assert found(short(tiny, labels={"path": None, "wordlist": str(other)})) == "of another list"
+    os.utime(folders["old"] / "manifest.json", (2e10, 2e10))
+    assert found(recipe) == "old"
+    with pytest.raises(UserError, match="holds none of the"):
+        label_images(label_settings(tmp_path / "pictures", tiny.words, tmp_path / "elsewhere"))
+        store = tmp_path / "elsewhere"
+        moved = short(tiny, data={"train": str(renamed(tiny, tmp_path))}, labels={"path": str(store)})
+        open_label_source(moved, folder, open_conversations(moved.data, folder))
+
+
+def renamed(tiny: World, tmp_path: Path) -> Path:
+    """The data with other image ids: the paths start one folder higher."""
+    records = json.loads(tiny.data.read_text())
+    for record in records:
+        if "image" in record:
+            record["image"] = f"./{record['image']}"
+    (tmp_path / "renamed.json").write_text(json.dumps(records))
+    return tmp_path / "renamed.json"
+
+
+def test_without_l_a_no_labels_are_made(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(label_run, "label_images", None)
+    recipe = short(tiny, labels={"path": None}, loss={"sea": {"weight": 0}}, data={"evaluate": str(tiny.held_out)})
+    run = train(recipe, tmp_path / "out")
+    assert not Path("runs").exists()
+    assert run.summary["labels"] is None
+    assert set(run.summary["end"]) == SPOKEN | {"tacs"}
+
+
+def test_the_held_out_split_is_fixed(tiny: World, tmp_path: Path) -> None:
+    folder = open_model_folder(tiny.model)
+
+    def split(**data: Any) -> tuple[list[str], list[str]]:
+        given = open_conversations(tiny_recipe(tiny, data={"held_out": 3} | data).data, folder)
+        assert given.held_out is not None
+        return given.train["id"], given.held_out["id"]
+
+    kept, held_out = split()
+    assert len(held_out) == 3
+    assert len(kept) == ROWS - 3
+    assert not set(kept) & set(held_out)
+    assert split() == (kept, held_out)
+    assert split(held_out=0.25) == (kept, held_out)
+    (tmp_path / "turned.json").write_text(json.dumps(json.loads(tiny.data.read_text())[::-1]))
+    turned = split(train=str(tmp_path / "turned.json"), image_root=str(tiny.data.parent / "images"))
+    assert set(turned[1]) == set(held_out)

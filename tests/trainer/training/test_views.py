@@ -1,0 +1,184 @@
+"""What a run shows of itself: against float64 loops, kept while it fits, and what is missing said."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.store import open_labels
+from tests.support.looking import nearest_twin
+from tests.support.tiny_runs import World, colours, tiny_recipe
+from trainer.evaluation.evaluator import evaluating
+from trainer.model.load import load_model, open_model_folder
+from trainer.recipes.recipe import Recipe
+from trainer.training import report_views
+from trainer.training.report_views import VIEWS, ViewSettings, run_views
+from trainer.training.run import train
+from trainer.words import llm_word_table
+
+M, IMAGES = 16, 2
+SETTINGS = ViewSettings(images=IMAGES, new_tokens=3, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(_made: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, with held-out samples."""
+    root: Path = tmp_path_factory.mktemp("views")
+    with colours(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
+        changes = {"data": {"evaluate": str(_made.held_out)}, "training_arguments": {"max_steps": 2}}
+        train(tiny_recipe(_made, **changes), root / "run")
+    return root / "run"
+
+
+@pytest.fixture
+def run(tiny: World, finished: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@torch.no_grad()
+def visual(path: Path, found: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+    """A model, and V in float64, (images, m, d), from the stock class's own image features."""
+    folder = open_model_folder(path)
+    model = load_model(folder, Recipe(model=path)).double().eval()
+    pictures = [Image.open(image["file"]).convert("RGB") for image in found["images"]]
+    pixels = folder.processor.image_processor(pictures, return_tensors="pt")["pixel_values"].double()
+    return model, model.projected(model.tower_output(pixels))
+
+
+def named(found: dict[str, Any], numbers: list[int]) -> list[str]:
+    return [found["texts"][number] for number in numbers]
+
+
+def test_words_before_and_after_are_the_nearest_of_the_list(tiny: World, run: Path) -> None:
+    found = run_views(run, SETTINGS)
+    assert found["held_out"] is True
+    assert found["notes"] == {}
+    assert [image["image"] for image in found["images"]] == ["12.png", "13.png"]
+    store = open_labels(tiny.labels)
+    for moment, path in (("before", tiny.model), ("after", run / "model")):
+        model, tokens = visual(path, found)
+        embeddings = model.get_input_embeddings().weight[: open_model_folder(path).vocabulary]
+        table = llm_word_table(embeddings, open_model_folder(path).processor.tokenizer, store.words, "space")
+        for image, one in zip(found["images"], tokens, strict=True):
+            places = nearest_twin(one, table)
+            assert named(found, image[moment]["nearest"]) == [store.words[place] for place in places]
+            cosines = torch.cosine_similarity(one, table[places].double(), dim=-1)
+            torch.testing.assert_close(torch.tensor(image[moment]["cosine"]).double(), cosines, atol=6e-5, rtol=0)
+
+
+def test_labels_are_those_of_the_store(tiny: World, run: Path) -> None:
+    found = run_views(run, SETTINGS)
+    store = open_labels(tiny.labels)
+    for image in found["images"]:
+        wanted = [[store.words[word] for word in row if word >= 0] for row in store[image["image"]].word_ids]
+        assert [named(found, labels) for labels in image["labels"]] == wanted
+
+
+def test_layers_begin_with_the_projector_and_texts_are_generated(run: Path) -> None:
+    found = run_views(run, SETTINGS)
+    layers = len(found["summary"])
+    model, tokens = visual(run / "model", found)
+    folder = open_model_folder(run / "model")
+    embeddings = model.get_input_embeddings().weight[: folder.vocabulary]
+    decoded = [folder.processor.tokenizer.decode([token]).strip() for token in nearest_twin(tokens[0], embeddings)]
+    assert [text.strip() for text in named(found, found["images"][0]["layers"][0])] == decoded
+    for number, layer in enumerate(found["summary"]):
+        flags = "".join(image["describing"][number] for image in found["images"])
+        assert len(flags) == IMAGES * M
+        assert flags.count("1") / len(flags) == pytest.approx(layer["meaningful"])
+    for image in found["images"]:
+        assert [len(row) for row in image["layers"]] == [M] * layers
+        assert set(image["generated"]) == {"visual", "replaced", "control", "control_of"}
+    assert found["replace"]["images"] == IMAGES
+
+
+def test_the_contextual_lens_is_made_of_what_was_trained_on(run: Path) -> None:
+    found = run_views(run, SETTINGS)
+    assert [one["layer"] for one in found["lens"]] == [one["layer"] for one in found["summary"]]
+    assert {"contextual_share", "contextual_gain", "word_share", "word_gain", "word_label_share"} < set(
+        found["lens"][0]
+    )
+
+
+@pytest.mark.parametrize("layers", [None, 2])
+def test_degrees_are_the_attention_of_an_eager_model(run: Path, layers: int | None) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["recipe"]["loss"]["basic"]["layers"] = layers
+    (run / "run.json").write_text(json.dumps(record))
+    found = run_views(run, SETTINGS)
+    made = report_views._Views(run, SETTINGS)
+    model = load_model(open_model_folder(run / "model"), Recipe(model=run / "model")).double().eval()
+    model.model.language_model.set_attn_implementation("eager")
+    half = layers or len(model.model.language_model.layers) // 2
+    with evaluating(model):
+        (batch,) = made.evaluator.batches(torch.device("cpu"))
+        at = batch["input_ids"] == model.config.image_token_id
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        output = model.model(**given, pixel_values=batch["pixel_values"].double(), output_attentions=True)
+    rows = batch["attention_mask"].bool() & ~at
+    for number, image in enumerate(found["images"]):
+        received = sum(layer[number].mean(0)[rows[number]][:, at[number]].sum(0) for layer in output.attentions[:half])
+        wanted = received / received.sum()
+        torch.testing.assert_close(torch.tensor(image["degree"]).double(), wanted, atol=2e-6, rtol=1e-3)
+
+
+def test_views_are_kept_while_they_fit(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_views(run, SETTINGS)
+    assert json.loads((run / VIEWS).read_text()) == first
+    with monkeypatch.context() as patch:
+        patch.setattr(report_views, "load_model", lambda *_: pytest.fail("computed again"))
+        assert run_views(run, SETTINGS) == first
+    assert len(run_views(run, ViewSettings(images=1, new_tokens=3, device="cpu"))["images"]) == 1
+    (run / VIEWS).write_text('{"key": "half')
+    assert run_views(run, SETTINGS) == first
+
+
+def test_other_weights_are_looked_at_again(tiny: World, run: Path) -> None:
+    first = run_views(run, SETTINGS)
+    shutil.copy(tiny.model / "model.safetensors", run / "model" / "model.safetensors")
+    again = run_views(run, SETTINGS)
+    assert again["key"] != first["key"]
+    for image in again["images"]:
+        assert image["after"] == image["before"]
+
+
+def test_a_start_that_is_gone_is_said_and_the_rest_is_shown(tiny: World, run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["fields"]["model"]["weights"] = "another"
+    (run / "run.json").write_text(json.dumps(record))
+    found = run_views(run, SETTINGS)
+    assert "began with is not at" in found["notes"]["before"]
+    assert all("before" not in image and "after" in image for image in found["images"])
+
+
+def test_without_labels_tokens_stand_for_words(
+    tiny: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    record["recipe"]["labels"]["path"] = str(tmp_path / "gone")
+    (run / "run.json").write_text(json.dumps(record))
+    found = run_views(run, SETTINGS)
+    assert found["labelled"] is False
+    assert "gone" in found["notes"]["labels"]
+    for image in found["images"]:
+        assert "labels" not in image
+        assert "describing" not in image
+        assert image["after"]["nearest"] == image["layers"][0]
+
+
+def test_an_unfinished_run_and_a_damaged_record_are_one_line(run: Path) -> None:
+    (run / "summary.json").unlink()
+    with pytest.raises(UserError, match="expected a finished run"):
+        run_views(run, SETTINGS)
+    (run / "run.json").write_text('{"recipe": {"nmae": 1}}')
+    with pytest.raises(UserError, match=r"run\.json: expected a run of this version") as caught:
+        run_views(run, SETTINGS)
+    assert "\n" not in str(caught.value)

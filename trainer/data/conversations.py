@@ -1,0 +1,260 @@
+"""LLaVA's conversations as token ids with the mask of what is trained: read once, then memory-mapped."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.llava_json import check_path, check_record, images_of, records
+from sea_pipeline.storage.hashing import canonical_json, file_sha256
+from sea_pipeline.storage.paths import cache_folder
+from trainer.data.bad_rows import BadRow, bad_rows, refuse, without
+from trainer.data.row_cache import kept_rows
+from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
+from trainer.model.tokenise import Conversation, Encoder
+
+VERSION = 4
+"""Raised with every change of what a row holds: older caches are then not found any more."""
+
+_CHUNK = 64
+"""Rows tokenised in one call, which spreads them over the cores."""
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "images": datasets.List(datasets.Value("string")),
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "trained": datasets.List(datasets.Value("bool")),
+        "length": datasets.Value("int32"),
+        "truncated": datasets.Value("bool"),
+        "number": datasets.Value("int64"),
+        "refused": datasets.Value("string"),
+    }
+)
+"""Of the cache."""
+
+
+class Summary(NamedTuple):
+    """What a dataset holds, in counts."""
+
+    rows: int
+    text_only: int
+    """Rows without an image, those included whose images were cut off."""
+    truncated: int
+    """Rows that were cut at `max_length`."""
+    images: int
+    """Entries, not distinct images."""
+
+
+class Read(NamedTuple):
+    """What a file of conversations holds."""
+
+    rows: datasets.Dataset
+    """Those that can be trained."""
+    bad: list[BadRow]
+    """The others."""
+
+
+def read_conversations(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: TemplateName,
+    image_token: str = PLACEHOLDER,
+    image_tokens: int,
+    max_length: int = 2048,
+    image_root: Path | None = None,
+) -> Read:
+    """Tokenises LLaVA's JSON or JSONL in one streaming pass, or finds what an earlier call made of the same input.
+
+    Columns: `id` (the number of the entry or line where a record has none); `images`, image ids, as the file has them;
+    `input_ids`, int32, one image token per image; `trained`, bool, as many: a token of which any character is trained;
+    `length`, int32, tokens once each image token has become `image_tokens` of them; `truncated`, bool; `number`, int64,
+    the record's place in the file, from 1.
+
+    A conversation longer than `max_length` loses its end, and an image that does not fit whole goes with all that
+    follows it, from `images` too.
+
+    Args:
+        path: a `.json` or `.jsonl` file.
+        tokenizer: a fast one, which knows `image_token`. Its own BOS is kept, an EOS only where the template has one.
+        template: see `templates.load_template`.
+        image_token: the tokenizer's name of an image; data files always say `<image>`.
+        image_tokens: tokens an image becomes in the model.
+        max_length: tokens a row may have, expanded images included.
+        image_root: where the paths of images start; by default the folder of `path`. Only that it exists is checked.
+
+    Raises:
+        UserError: the file, the tokenizer or the template does not fit; it holds something else than LLaVA's records.
+    """
+    _check_arguments(path, tokenizer, image_token, image_tokens, max_length, image_root)
+    settings = [VERSION, template, image_token, image_tokens, max_length, _tokenizer_sha256(tokenizer)]
+    try:
+        settings.append(file_sha256(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def rows() -> Iterator[dict[str, Any]]:
+        return conversation_rows(
+            path,
+            tokenizer,
+            template=template,
+            image_token=image_token,
+            image_tokens=image_tokens,
+            max_length=max_length,
+        )
+
+    fingerprint = hashlib.sha256(canonical_json(settings)).hexdigest()
+    cached = kept_rows(rows, FEATURES, cache_folder() / "conversations", fingerprint)
+    bad = bad_rows(cached)
+    good = without(cached, bad) if bad else cached
+    return Read(good.remove_columns("refused"), bad)
+
+
+def load_conversations(path: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> datasets.Dataset:  # noqa: ANN401
+    """Gives the rows of a file of which every row can be trained, see `read_conversations`.
+
+    Raises:
+        UserError: see there; a row cannot be trained.
+    """
+    read = read_conversations(path, tokenizer, **settings)
+    refuse(path, read.bad, len(read.rows) + len(read.bad))
+    return read.rows.remove_columns("number")
+
+
+def conversation_rows(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: TemplateName,
+    image_token: str = PLACEHOLDER,
+    image_tokens: int,
+    max_length: int = 2048,
+    limit: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Tokenises the records of a file one after the other; nothing is kept.
+
+    Args:
+        path: see `read_conversations`, as for those up to `max_length`.
+        tokenizer: see there.
+        template: see there.
+        image_token: see there.
+        image_tokens: see there.
+        max_length: see there.
+        limit: only so many records.
+
+    Yields:
+        The columns of `FEATURES`; `number` is the record's place in the file, from 1, and `refused` why it cannot be
+        trained, or None. A refused row has no tokens.
+
+    Raises:
+        UserError: the file or the template does not fit.
+    """
+    render = load_template(template, tokenizer, image_token)
+    encode = Encoder(tokenizer, image_token, image_tokens, max_length)
+    rows = islice(records(path, strict=False), limit)
+    found = False
+    while chunk := [_conversation(number, row, render, image_token) for number, row in islice(rows, _CHUNK)]:
+        found = True
+        yield from encode(chunk)
+    if not found:
+        raise UserError(f"{path}: expected conversations; found none")
+
+
+def summary(dataset: datasets.Dataset) -> Summary:
+    """Counts the rows of a dataset that `load_conversations` made, from two small columns."""
+    text_only = truncated = images = 0
+    for batch in dataset.select_columns(["images", "truncated"]).with_format("arrow").iter(10_000):
+        lengths = pc.list_value_length(batch["images"]).to_numpy()
+        text_only += int((lengths == 0).sum())
+        images += int(lengths.sum())
+        truncated += pc.sum(batch["truncated"]).as_py()
+    return Summary(len(dataset), text_only, truncated, images)
+
+
+def split_rows(
+    dataset: datasets.Dataset, held_out: int | float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Sets rows aside by a hash of (seed, id), so that neither order nor added rows move one to the other side.
+
+    Args:
+        dataset: with a column `id`; rows that share an id stay together.
+        held_out: how many rows, or as a float which share of them; rows that share the last id drawn come on top.
+        seed: another seed, another split.
+
+    Returns:
+        The rows to train on and those held out, each in their order.
+
+    Raises:
+        UserError: nothing would be left to train on, or `held_out` is negative.
+    """
+    total = len(dataset)
+    count = max(int(held_out > 0), round(held_out * total)) if isinstance(held_out, float) else held_out
+    names = (name for batch in dataset.select_columns(["id"]).iter(10_000) for name in batch["id"])
+    digests = (hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names)
+    hashes = np.fromiter((int.from_bytes(digest[:8]) for digest in digests), np.uint64, total)
+    held = hashes <= np.sort(hashes)[count - 1] if 0 < count <= total else np.full(total, count > 0)
+    if held_out < 0 or held.all():
+        raise UserError(
+            f"held_out: expected 0 or more, and fewer than all of {total:,} rows; found {held_out}, which would hold "
+            f"out {int(held.sum()):,} (rows with one id stay together)"
+        )
+    return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))
+
+
+def _check_arguments(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    image_token: str,
+    image_tokens: int,
+    max_length: int,
+    image_root: Path | None,
+) -> None:
+    name = tokenizer.name_or_path
+    if path.suffix.lower() not in (".json", ".jsonl") or not path.is_file():
+        raise UserError(f"{path}: expected LLaVA's conversations, a .json or .jsonl file; found none there")
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenizer {name}: expected a fast one, which knows where its tokens come from; found a slow one"
+        )
+    if image_token not in tokenizer.get_added_vocab():
+        raise UserError(
+            f"tokenizer {name}: expected the added token {image_token!r}; found none; add it with "
+            f"tokenizer.add_tokens([{image_token!r}], special_tokens=True)"
+        )
+    if image_tokens < 1 or max_length < 1:
+        raise UserError(f"expected image_tokens and max_length of 1 or more; found {image_tokens} and {max_length}")
+    if image_root is not None and not image_root.is_dir():
+        raise UserError(f"image root {image_root}: expected a folder; found none there")
+
+
+def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Earlier calls leave these two behind; ours set them.
+    backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
+    parts = [backend, chat_template(tokenizer), tokenizer.special_tokens_map]
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+
+def _conversation(number: int, row: Any, render: Template, image_token: str) -> Conversation:  # noqa: ANN401
+    """A record as text, or why it cannot be trained."""
+    given = row.get("id") if isinstance(row, dict) else None
+    name = str(number if given is None else given).encode("utf-8", "backslashreplace").decode()
+    try:
+        check_record(row)
+        images = images_of(row)
+        for image in images:
+            check_path(image)
+        return Conversation(
+            number, name, images, render(read_messages(row.get("conversations"), len(images), image_token))
+        )
+    except ValueError as error:  # a UserError is one
+        return Conversation(number, name, [], str(error))

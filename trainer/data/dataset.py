@@ -1,0 +1,257 @@
+"""From a tokenised row and its labels to a batch. Pixels are read as labelling does."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset as Rows
+from PIL import Image
+from torch.utils.data import Dataset
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
+from sea_pipeline.inputs.pixels import BadImageError, read_image
+from sea_pipeline.label_cache import LabelCache
+from trainer.data import geometry
+from trainer.data.sampler import BLANK
+from trainer.model.aligned_llava import Batch
+from trainer.recipes.recipe import Sea
+from trainer.sampling import draw, generator, one_patch_per_word
+from trainer.targets.store import Targets, TargetStore
+
+
+class Sample(TypedDict):
+    """One sample of an epoch. k images of m visual tokens, l tokens, K drawn patches."""
+
+    row: int
+    epoch: int
+    input_ids: torch.Tensor
+    """int64 (l,), image tokens expanded."""
+    trained: torch.Tensor
+    """bool (l,)."""
+    images: torch.Tensor | None
+    """float32 (k, 3, height, width), or with kept features (k, m, tower width)."""
+    patches: npt.NDArray[np.int64]
+    """(K,): drawn patches, counted through the sample's images."""
+    words: npt.NDArray[np.int64]
+    """(K,)."""
+    targets: list[Targets]
+    """Of each image, where they are read from a teacher's cache; else empty."""
+
+
+class Kept(NamedTuple):
+    """An image as the model takes it, pixels or the tower's output, and what of the image that shows."""
+
+    values: torch.Tensor
+    box: CropBox
+
+
+class Labels:
+    """Where a sample's words come from, and how they are drawn: SEA's section 4.2 from a label cache."""
+
+    def __init__(self, cache: LabelCache, sea: Sea, transfer: bool, token_keys: npt.NDArray[np.int64] | None) -> None:
+        self.cache = cache
+        self.sea = sea
+        self.transfer = transfer
+        self.token_keys = token_keys
+        """(q,): equal where two words are the same LLM tokens; None: every word is its own."""
+
+    def of(self, image_id: str, grid: tuple[int, int], box: CropBox) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
+        """The labels of an image on the tower's grid and crop, or None where it has none."""
+        if image_id not in self.cache:
+            return None
+        return geometry.placed(self.cache[image_id], grid, box, transfer=self.transfer, image_id=image_id)
+
+
+class TrainingData(Dataset[Sample]):
+    """Samples by `epoch * len + row`, see `EpochSampler`; what is drawn depends on (seed, epoch, row) alone.
+
+    Args:
+        rows: of `load_conversations`.
+        locate: the file of an image id.
+        processor: the model folder's; its image processor makes the tower's input.
+        grid: (rows, columns) of visual tokens of an image.
+        labels: None where no term needs words.
+        targets: of a teacher, of every image; None where no term needs them.
+        crops: how many labelled crops each image has; one of them or the image itself is drawn.
+        random_crop: least share of the largest square's area; None leaves images whole.
+        seed: of crops and drawn words.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        locate: Callable[[str], Path],
+        processor: Any,  # noqa: ANN401 - transformers'
+        grid: tuple[int, int],
+        *,
+        labels: Labels | None = None,
+        targets: TargetStore | None = None,
+        crops: int = 0,
+        random_crop: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.rows = rows
+        self.processor = processor
+        self.grid = grid
+        self.labels = labels
+        self.kept: dict[str, Kept] | None = None
+        """By view, see `tower_features`; given in place of pixels."""
+        self.targets = targets
+        self._locate = locate
+        self._crops = crops
+        self._random_crop = random_crop
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample; at `BLANK` a token of which nothing is trained.
+
+        Raises:
+            UserError: an image cannot be read, or its labels do not fit the tower.
+        """
+        if index == BLANK:
+            return _blank()
+        epoch, place = divmod(int(index), len(self.rows))
+        row = self.rows[place]
+        random = generator(self._seed, epoch, place)
+        visual_tokens = self.grid[0] * self.grid[1]
+        images, patches, words = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for position, image_id in enumerate(row["images"]):
+            view = self.views(image_id)[random.integers(self._crops + 1)] if self._crops else image_id
+            given, box = self._given(view, row["id"], random)
+            images.append(given)
+            if self.labels and (labels := self.labels.of(view, self.grid, box)) is not None:
+                sea = self.labels.sea
+                drawn = draw(labels.word_ids, labels.scores, self.grid, random, window=sea.window, ragged=sea.ragged)
+                patches.append(drawn.patches + position * visual_tokens)
+                words.append(drawn.words)
+        ids, trained = self._expanded(row)
+        return Sample(
+            row=place,
+            epoch=epoch,
+            input_ids=ids,
+            trained=trained,
+            images=torch.stack(images) if images else None,
+            patches=np.concatenate(patches),
+            words=np.concatenate(words),
+            targets=[self.targets[image_id] for image_id in row["images"]] if self.targets is not None else [],
+        )
+
+    def image(self, view: str, sample: str, random: np.random.Generator | None = None) -> tuple[Image.Image, CropBox]:
+        """An upright image, or its crop, and what the tower will see of it; with `random` crops may be random."""
+        image_id, number = image_and_crop(view) if self._crops else (view, 0)
+        path = self._locate(image_id)
+        try:
+            image = read_image(path).image
+        except BadImageError as error:
+            raise UserError(
+                f"{path}: sample {sample!r}: expected an image; {error.message}; mend it and go on with --resume, or "
+                "leave the sample out and begin anew"
+            ) from error
+        crop = WHOLE
+        if number:
+            image, crop = labelled_crop(image, image_id, number)
+        elif self._random_crop is not None and random is not None:
+            image, crop = random_square(image, self._random_crop, random)
+        box = geometry.processor_box(self.processor.image_processor, *image.size)
+        return image, inside(box, crop)
+
+    def views(self, image_id: str) -> list[str]:
+        """The image and its labelled crops, where they are in use."""
+        return [crop_id(image_id, number) for number in range(self._crops + 1)]
+
+    def _given(self, view: str, sample: str, random: np.random.Generator) -> Kept:
+        if self.kept is not None:
+            return self.kept[view]
+        image, box = self.image(view, sample, random)
+        return Kept(self.pixels(image), box)
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """The tower's input from an upright image: float32 (3, height, width)."""
+        values: torch.Tensor = self.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        return values
+
+    def _expanded(self, row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, trained = torch.tensor(row["input_ids"]), torch.tensor(row["trained"], dtype=torch.bool)
+        repeats = torch.where(ids == self.processor.image_token_id, self.grid[0] * self.grid[1], 1)
+        return ids.repeat_interleave(repeats), trained.repeat_interleave(repeats)
+
+
+def _blank() -> Sample:
+    none = np.zeros(0, np.int64)
+    token, trained = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
+    return Sample(
+        row=BLANK, epoch=0, input_ids=token, trained=trained, images=None, patches=none, words=none, targets=[]
+    )
+
+
+class Collator:
+    """Samples to a right-padded `Batch`: one patch per word among them all (SEA section 4.2).
+
+    Args:
+        pad: token id behind a shorter sample's end.
+        visual_tokens: m of an image.
+        data: where samples come from; its labels say how patches that share a word are told.
+        seed: of what is drawn for a batch as a whole.
+    """
+
+    def __init__(self, data: TrainingData, pad: int, seed: int) -> None:
+        self._pad = pad
+        self._visual_tokens = data.grid[0] * data.grid[1]
+        self._labels = data.labels
+        self._features = data.kept is not None
+        self._seed = seed
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """See `Batch`; blank samples are left out, but where there are no others."""
+        samples = [sample for sample in samples if sample["row"] != BLANK] or samples[:1]
+        rows = [sample["row"] for sample in samples if sample["row"] != BLANK]
+        ids = [sample["input_ids"] for sample in samples]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self._pad)
+        trained = torch.nn.utils.rnn.pad_sequence([sample["trained"] for sample in samples], batch_first=True)
+        lengths = torch.tensor([len(one) for one in ids])
+        predict = trained[:, 1:].nonzero()
+        random = np.random.default_rng((self._seed, samples[0]["epoch"], *rows))
+        batch = Batch(
+            input_ids=padded,
+            attention_mask=(torch.arange(padded.shape[1]) < lengths[:, None]).long(),
+            predict=predict[:, 0] * padded.shape[1] + predict[:, 1],
+            targets=padded[:, 1:][trained[:, 1:]],
+            rows=torch.tensor(rows, dtype=torch.int64),
+            seed=self._seed_of(samples),
+        )
+        images = [sample["images"] for sample in samples if sample["images"] is not None]
+        if images and self._features:
+            batch["features"] = torch.cat(images)
+        elif images:
+            batch["pixel_values"] = torch.cat(images)
+        if targets := [one for sample in samples for one in sample["targets"]]:
+            batch["refined"] = torch.from_numpy(np.stack([one.refined for one in targets]))
+            batch["attention"] = torch.from_numpy(np.stack([one.attention for one in targets]))
+        if self._labels is not None:
+            batch["sea_patches"], batch["sea_words"] = self._pairs(samples, self._labels, random)
+        return batch
+
+    def _seed_of(self, samples: Sequence[Sample]) -> int:
+        """By the first sample alone: the first process of several then draws what one with all the samples would."""
+        first = samples[0]
+        return int(np.random.default_rng((self._seed, first["epoch"], first["row"] + 1)).integers(2**31))
+
+    def _pairs(
+        self, samples: Sequence[Sample], labels: Labels, random: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        images = [0 if sample["images"] is None else len(sample["images"]) for sample in samples]
+        starts = self._visual_tokens * np.concatenate([[0], np.cumsum(images)[:-1]]).astype(np.int64)
+        patches = np.concatenate([sample["patches"] + start for sample, start in zip(samples, starts, strict=True)])
+        words = np.concatenate([sample["words"] for sample in samples])
+        if not labels.sea.gather:  # with it, one patch per word is kept over all processes, in the term
+            keys = words if labels.token_keys is None else labels.token_keys[words]
+            kept = one_patch_per_word(keys, random)
+            patches, words = patches[kept], words[kept]
+        return torch.from_numpy(patches), torch.from_numpy(words)

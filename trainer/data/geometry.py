@@ -1,0 +1,125 @@
+"""Which part of an image the vision tower sees, and labels carried from one grid to another.
+
+Boxes are (x0, y0, x1, y1) in the upright image, 0..1; where an image is padded to a square they reach beyond it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.labels.store import Labels
+from trainer.model.aspect_ratio import pads
+
+_TOLERANCE = 0.25
+"""Of a grid cell: how far two boxes may differ and still be the same crop, rounded differently."""
+
+
+def processor_box(image_processor: Any, width: int, height: int) -> CropBox:  # noqa: ANN401 - any image processor
+    """The part of a `width` x `height` image that an image processor's output shows.
+
+    Reads the settings that CLIP's, SigLIP's, DINOv2's and LLaVA's processors share: pad to a square, resize, centre
+    crop.
+    """
+    sides = (max(width, height),) * 2 if pads(image_processor) else (width, height)
+    share_x = share_y = 1.0
+    if getattr(image_processor, "do_center_crop", False):
+        resized_width, resized_height = _resized(image_processor, *sides)
+        share_x = image_processor.crop_size["width"] / resized_width
+        share_y = image_processor.crop_size["height"] / resized_height
+    x0, x1 = _shown(width, sides[0], share_x)
+    y0, y1 = _shown(height, sides[1], share_y)
+    return (x0, y0, x1, y1)
+
+
+def _shown(side: int, padded: int, share: float) -> tuple[float, float]:
+    """Along one side: what the middle `share` of it shows once it is padded to so many pixels, in shares of the image.
+
+    Where the bars are of an odd number of pixels, the second one is wider.
+    """
+    bar = (padded - side) // 2
+    return (padded * (1 - share) / 2 - bar) / side, (padded * (1 + share) / 2 - bar) / side
+
+
+def _resized(image_processor: Any, width: int, height: int) -> tuple[float, float]:  # noqa: ANN401
+    size = image_processor.size if getattr(image_processor, "do_resize", False) else None
+    if not size:
+        return width, height
+    shortest = size.get("shortest_edge")
+    if shortest:
+        scale = shortest / min(width, height)
+        return width * scale, height * scale
+    return size["width"], size["height"]
+
+
+def same_place(labels: Labels, grid: tuple[int, int], box: CropBox) -> bool:
+    """Whether labels sit on the same grid over the same part of the image."""
+    if tuple(labels.grid) != tuple(grid):
+        return False
+    cells = (grid[1], grid[0], grid[1], grid[0])
+    sides = (box[2] - box[0], box[3] - box[1]) * 2
+    pairs = zip(labels.crop_box, box, sides, cells, strict=True)
+    return all(abs(ours - theirs) <= _TOLERANCE * side / cell for ours, theirs, side, cell in pairs)
+
+
+def carried(labels: Labels, grid: tuple[int, int], box: CropBox) -> Labels:
+    """Labels on another grid over another part of the same image.
+
+    A target cell takes the labels of the source cell in which its centre lies; where that is outside the labelled
+    part it has none.
+
+    Args:
+        labels: as read from shards.
+        grid: (rows, columns) of the target.
+        box: the part of the image that the target's grid covers.
+    """
+    rows, columns = grid
+    y, inside_y = _cells(labels.crop_box[1], labels.crop_box[3], labels.grid[0], box[1], box[3], rows)
+    x, inside_x = _cells(labels.crop_box[0], labels.crop_box[2], labels.grid[1], box[0], box[2], columns)
+    source = (y[:, None] * labels.grid[1] + x[None]).ravel()
+    there = (inside_y[:, None] & inside_x[None]).ravel()[:, None]
+    word_ids = np.where(there, labels.word_ids[source], np.int32(-1))
+    scores = np.where(there, labels.scores[source], np.float32(0))
+    return Labels(word_ids, scores, grid, box)
+
+
+def _cells(
+    start: float, end: float, count: int, target_start: float, target_end: float, target_count: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Along one side: the source cell of each target cell's centre, and whether there is one."""
+    centres = target_start + (np.arange(target_count) + 0.5) / target_count * (target_end - target_start)
+    place = (centres - start) / (end - start) * count
+    return np.clip(np.floor(place), 0, count - 1).astype(np.int64), (place >= 0) & (place < count)
+
+
+def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: bool, image_id: str) -> Labels:
+    """Labels for the tower's grid and crop: as they are, or carried over where that is allowed.
+
+    Raises:
+        UserError: they differ and `transfer` is False.
+    """
+    if same_place(labels, grid, box):
+        return without_bars(labels)
+    if not transfer:
+        raise UserError(
+            f"labels of {image_id!r}: expected the tower's grid {tuple(grid)} and crop "
+            f"{_rounded(box)}, found {tuple(labels.grid)} and {_rounded(labels.crop_box)}; label with the tower's "
+            "own crop, or carry them over: labels.transfer: true in a recipe, --transfer of evaluate"
+        )
+    return without_bars(carried(labels, grid, box))
+
+
+def without_bars(labels: Labels) -> Labels:
+    """Labels of which cells have none whose centre lies outside the image, in bars; an encoder may have named those."""
+    (x0, y0, x1, y1), (rows, columns) = labels.crop_box, labels.grid
+    y, x = y0 + (np.arange(rows) + 0.5) / rows * (y1 - y0), x0 + (np.arange(columns) + 0.5) / columns * (x1 - x0)
+    there = (((y >= 0) & (y < 1))[:, None] & ((x >= 0) & (x < 1))[None]).ravel()[:, None]
+    if there.all():
+        return labels
+    word_ids = np.where(there, labels.word_ids, np.int32(-1))
+    return Labels(word_ids, np.where(there, labels.scores, np.float32(0)), labels.grid, labels.crop_box)
+
+
+def _rounded(box: CropBox) -> tuple[float, ...]:
+    return tuple(round(edge, 3) for edge in box)

@@ -1,0 +1,168 @@
+"""What a run reads: the labels that fit its conversations, a teacher's targets, and all of it together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.encoders.spec import EncoderSpec
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.inputs.wordlists import WordList, load_wordlist
+from sea_pipeline.label_cache import label_cache
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.labels.store import LabelStore, open_labels
+from trainer.data.dataset import Labels
+from trainer.data.run_rows import Conversations
+from trainer.model.aspect_ratio import pads
+from trainer.model.load import ModelFolder
+from trainer.recipes.recipe import SAMPLES, LabelSource, Recipe, Sea
+from trainer.targets.store import TargetStore, open_targets
+from trainer.words import word_tokens
+
+LABELS = Path("runs") / "labels"
+
+
+def open_label_source(
+    recipe: Recipe,
+    folder: ModelFolder,
+    conversations: Conversations,
+    *,
+    make: Callable[[LabelSettings], StageRun] = label_images,
+) -> LabelStore | None:
+    """The labels of a run: the folder named, else the newest that fits, else new ones where L_a needs them.
+
+    Raises:
+        UserError: the folder named is none, or shares no image with the data; see `label_images`.
+    """
+    labels = recipe.labels
+    wanted = conversations.image_ids
+    if labels.path is not None:
+        store = open_labels(labels.path)
+        if wanted and not any(image in store for image in wanted):
+            raise UserError(
+                f"{labels.path}: holds none of the {len(wanted):,} images of {conversations.file}; image ids are what "
+                f"the data calls an image, such as {min(wanted)!r}; found {store.ids[:1]}"
+            )
+        if _crops(store) < labels.crops:
+            raise UserError(
+                f"{labels.path}: expected {labels.crops} labelled crops of each image, found {_crops(store)}; "
+                f"label with --crops {labels.crops}, or set labels.crops to {_crops(store)}"
+            )
+        return store
+    if (newest := _newest(folder, wanted, labels)) is not None:
+        return newest
+    if not recipe.loss.sea.weight:
+        return None
+    if pads(folder.processor.image_processor) and not labels.transfer:
+        raise UserError(
+            f"labels.transfer: {folder.path} pads images to a square, and the labels to be made are of the image "
+            "itself; set it to true"
+        )
+    samples = recipe.data.train == SAMPLES
+    made = make(
+        LabelSettings.of(
+            images=None if samples else recipe.data.train,
+            image_root=None if samples else conversations.image_root,
+            wordlist=labels.wordlist,
+            encoder=labels.encoder,
+            top_n=labels.top_n,
+            crops=labels.crops,
+        )
+    )
+    return open_labels(made.ledger.root)
+
+
+def _crops(store: LabelStore) -> int:
+    number: int = store.manifest["fields"].get("crops", {}).get("per_image", 0)
+    return number
+
+
+def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> LabelStore | None:
+    manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    words = load_wordlist(labels.wordlist) if manifests and "wordlist" in labels.model_fields_set else None
+    for manifest in manifests:
+        try:
+            store = open_labels(manifest.parent, verify=False)
+        except UserError:
+            continue
+        held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
+        padded = pads(folder.processor.image_processor)  # which few labels are of, and those can be named
+        fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
+        if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and wanted <= held:
+            return open_labels(manifest.parent)
+    return None
+
+
+def _as_named(store: LabelStore, labels: LabelSource, words: WordList | None) -> bool:
+    """Whether list, encoder and n are those that the recipe names; what it does not name may be any."""
+    named = labels.model_fields_set
+    if "top_n" in named and store.top_n != labels.top_n:
+        return False
+    if "encoder" in named:
+        asked = EncoderSpec.parse(labels.encoder)
+        default = () if asked.path else (str(asked.at("final")), str(asked.at("pool")))  # whichever the model has
+        if store.encoder not in (str(asked), *default):
+            return False
+    return words is None or bool(store.manifest["fields"]["wordlist"]["sha256"] == words.sha256)
+
+
+def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> Labels:
+    """What draws a sample's words."""
+    keys = None
+    if sea.dedupe == "tokens":
+        spelled = word_tokens(folder.processor.tokenizer, store.words, sea.word_prefix)
+        sequences = [tuple(tuple(form[word]) for form in spelled) for word in range(len(store.words))]
+        numbers = {sequence: number for number, sequence in enumerate(dict.fromkeys(sequences))}
+        keys = np.array([numbers[sequence] for sequence in sequences])
+    return Labels(label_cache(store), sea, transfer, keys)
+
+
+def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversations) -> TargetStore | None:
+    """The teacher's targets that a recipe names, where a term needs them.
+
+    Raises:
+        UserError: the folder is none, is of another grid or width, or lacks an image of the data.
+    """
+    if recipe.teacher is None or not {"das", "sds"} & recipe.loss.terms().keys():
+        return None
+    store = open_targets(recipe.teacher, verify=False)  # hundreds of gigabytes; damage is found where it is read
+    wanted, found = (*folder.grid, folder.config.text_config.hidden_size), (*store.grid, store.width)
+    if wanted != found:
+        raise UserError(
+            f"{recipe.teacher}: expected targets of {wanted[0]} x {wanted[1]} visual tokens of width {wanted[2]}, as "
+            f"{folder.path} has; found {found[0]} x {found[1]} of width {found[2]}; run sea-pipeline teacher with a "
+            "model of the same parts"
+        )
+    shown = "pad" if pads(folder.processor.image_processor) else "square"
+    if (seen := store.manifest["fields"].get("image_aspect_ratio", "square")) != shown:
+        raise UserError(
+            f"{recipe.teacher}: expected targets of images as the stage sees them, data.image_aspect_ratio: {shown}; "
+            f"found {seen}; run sea-pipeline teacher with --image-aspect-ratio {shown}, or set the key to {seen}"
+        )
+    asked, made = recipe.loss.basic, store.manifest["fields"]["basic"]
+    for name in sorted(asked.model_fields_set - {"lens"}):  # which a recipe with a teacher has none of
+        value = getattr(asked, name)
+        if value not in (None, made[name]) and (name, value) != ("degree", "equal"):  # that is as easily done later
+            raise UserError(
+                f"loss.basic.{name}: {value!r}, but the targets of {recipe.teacher} were made with {made[name]!r}; "
+                "leave it out, or run sea-pipeline teacher with it"
+            )
+    if missing := sorted(image for image in conversations.image_ids if image not in store):
+        raise UserError(
+            f"{recipe.teacher}: lacks {len(missing):,} images of {conversations.file}, such as {missing[0]!r}; run "
+            "sea-pipeline teacher on that file, or leave their records out"
+        )
+    return store
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads."""
+
+    recipe: Recipe
+    folder: ModelFolder
+    conversations: Conversations
+    store: LabelStore | None
+    targets: TargetStore | None = None

@@ -1,0 +1,136 @@
+"""The command `tokens` as a function: what each row of a data file trains, token by token; no weights are read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.settings import Settings
+from sea_pipeline.storage.json_files import read_json
+from trainer.data.conversations import conversation_rows
+from trainer.model.chat_template import IMAGE_TOKEN
+from trainer.model.folder_check import check_model_folder
+from trainer.model.parts import load_tokenizer, quiet
+from trainer.model.prompts import TemplateName
+from trainer.model.tokenizer import prepare_tokenizer
+
+Run = tuple[list[str | tuple[str, int]], bool]
+"""Tokens as text, an image with how many tokens it becomes; and whether they are trained."""
+
+
+class TokensSettings(Settings):
+    """What `sea-pipeline tokens` is asked for."""
+
+    model: str
+    """A LLaVA folder, or an LLM as `init` takes it."""
+    data: Path
+    template: TemplateName = "own"
+    max_length: Annotated[int, Field(ge=1)] = 2048
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only so many rows, from the first on."""
+    visual_tokens: Annotated[int, Field(ge=1)] | None = None
+    """How many tokens an image becomes; for an LLM, as a LLaVA folder says it."""
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """One row as it is trained, or why it is not."""
+
+    id: str
+    ids: list[int | tuple[str, int]]
+    """Token ids; images that follow each other are ("image", number of their visual tokens)."""
+    trained: list[tuple[int, int]]
+    """Half-open ranges of positions, each image counted as its visual tokens."""
+    refused: str | None
+    tokens: list[str]
+    """The same as `ids`, as text; empty for images."""
+
+    @property
+    def length(self) -> int:
+        """Tokens, images counted as their visual tokens."""
+        return sum(one[1] if isinstance(one, tuple) else 1 for one in self.ids)
+
+    def to_json(self) -> dict[str, Any]:
+        """`id`, and `ids` with `trained`, or `refused`."""
+        if self.refused is not None:
+            return {"id": self.id, "refused": self.refused}
+        return {"id": self.id, "ids": self.ids, "trained": self.trained}
+
+    def runs(self) -> Iterator[Run]:
+        """The tokens as text, in runs that are trained or not."""
+        edges = sorted({0, self.length, *(edge for span in self.trained for edge in span)})
+        starts = {first for first, _ in self.trained}
+        place, position = 0, 0
+        for start, end in pairwise(edges):
+            run: list[str | tuple[str, int]] = []
+            while position < end:
+                one = self.ids[place]
+                run.append(one if isinstance(one, tuple) else self.tokens[place])
+                position += one[1] if isinstance(one, tuple) else 1
+                place += 1
+            yield run, start in starts
+
+
+def row_tokens(settings: TokensSettings) -> Iterator[RowTokens]:
+    """Tokenises the rows of a data file as training does.
+
+    Raises:
+        UserError: the model, the file or the template does not fit.
+    """
+    with quiet():
+        tokenizer, visual_tokens = _tokenizer(settings)
+        rows = conversation_rows(
+            settings.data,
+            tokenizer,
+            template=settings.template,
+            image_token=IMAGE_TOKEN,
+            image_tokens=visual_tokens,
+            max_length=settings.max_length,
+            limit=settings.limit,
+        )
+        for row in rows:
+            yield _folded(row, tokenizer, visual_tokens)
+
+
+def _tokenizer(settings: TokensSettings) -> tuple[PreTrainedTokenizerBase, int]:
+    """The tokenizer that training would use, and how many tokens an image becomes."""
+    folder, wanted = Path(settings.model), settings.visual_tokens
+    config = read_json(folder / "config.json", absent={}) if folder.is_dir() else {}
+    if config.get("model_type") == "llava":
+        checked = check_model_folder(folder)
+        if wanted not in (None, checked.visual_tokens):
+            raise UserError(
+                f"--visual-tokens {wanted}: {folder} makes {checked.visual_tokens} of an image; leave the option out"
+            )
+        return checked.processor.tokenizer, checked.visual_tokens
+    if wanted is None:
+        raise UserError(
+            f"{settings.model}: expected a LLaVA folder, which says how many tokens an image becomes; for an LLM add "
+            "--visual-tokens, such as --visual-tokens 576 for CLIP-L at 336 pixels"
+        )
+    tokenizer, _ = prepare_tokenizer(load_tokenizer(settings.model), settings.model)
+    return tokenizer, wanted
+
+
+def _folded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, visual_tokens: int) -> RowTokens:
+    if row["refused"] is not None:
+        return RowTokens(row["id"], [], [], row["refused"], [])
+    image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    numbers = np.asarray(row["input_ids"])
+    trained = np.repeat(row["trained"], np.where(numbers == image, visual_tokens, 1))
+    edges = np.flatnonzero(np.diff(trained, prepend=False, append=False)).tolist()
+    ids: list[int | tuple[str, int]] = []
+    for number in numbers.tolist():
+        before = ids[-1] if ids else None
+        if number == image and isinstance(before, tuple):
+            ids[-1] = ("image", before[1] + visual_tokens)
+        else:
+            ids.append(("image", visual_tokens) if number == image else number)
+    tokens = ["" if isinstance(one, tuple) else str(tokenizer.convert_ids_to_tokens(one)) for one in ids]
+    return RowTokens(row["id"], ids, list(zip(edges[::2], edges[1::2], strict=True)), None, tokens)

@@ -1,0 +1,204 @@
+"""The blind control: what the right photo is worth to L_lm, beside another photo's visual tokens.
+
+A model that does not look at the photo loses nothing when it is shown another one. P: photos, T: trained tokens.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase
+
+from sea_pipeline.inputs.captions import content_spans
+from trainer.data.dataset import TrainingData
+from trainer.model.aligned_llava import Batch
+
+
+def by_sample(batch: Batch, nats: torch.Tensor) -> list[npt.NDArray[np.float64]]:
+    """Splits what each trained token of a batch costs by sample: B arrays (T,)."""
+    sample = (batch["predict"] // batch["input_ids"].shape[1]).cpu().numpy()
+    values = nats.double().cpu().numpy()
+    return [values[sample == number] for number in range(len(batch["rows"]))]
+
+
+class Mean(NamedTuple):
+    """A mean over tokens, with its standard error over photos."""
+
+    value: float
+    error: float | None
+    """None of fewer than two photos."""
+
+
+def others(images: Iterable[str]) -> dict[str, str]:
+    """Gives each photo another one, each once: the next in the order of their ids' hashes, whatever the data's order.
+
+    Empty where there are fewer than two.
+    """
+    ordered = sorted(set(images), key=lambda image: hashlib.sha256(image.encode()).digest())
+    return dict(zip(ordered, [*ordered[1:], *ordered[:1]], strict=True)) if len(ordered) > 1 else {}
+
+
+def with_other_photos(data: TrainingData, other: Mapping[str, str]) -> TrainingData:
+    """Gives the same samples with other photos: their texts, `other`'s visual tokens."""
+    shown = copy(data)
+    shown.rows = cast("Any", _OtherPhotos(data.rows, other))
+    return shown
+
+
+class _OtherPhotos:
+    """Rows whose images are others."""
+
+    def __init__(self, rows: Any, other: Mapping[str, str]) -> None:  # noqa: ANN401 - datasets'
+        self._rows, self._other = rows, other
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row = self._rows[place]
+        return {**row, "images": [self._other[image] for image in row["images"]]}
+
+
+def mean_over_photos(sums: npt.ArrayLike, tokens: npt.ArrayLike, photos: Sequence[str]) -> Mean:
+    """Computes the mean over tokens, and its standard error as of a ratio of two sums over photos.
+
+    With d_p and n_p the sums and tokens of photo p, and G = sum d_p / sum n_p, the error is
+    sqrt(P / (P - 1) * sum (d_p - G * n_p)^2) / sum n_p: tokens of one photo are not independent.
+
+    Args:
+        sums: float (samples,), summed over a sample's tokens.
+        tokens: int (samples,), how many there are.
+        photos: of each sample; samples that share a photo count as one.
+    """
+    d, n = np.asarray(sums, float), np.asarray(tokens, float)
+    value = d.sum() / n.sum()
+    counted = n > 0
+    parts = (d - value * n) / n.sum()
+    return Mean(float(value), standard_error(parts[counted], np.asarray(photos, str)[counted]))
+
+
+def standard_error(parts: npt.ArrayLike, photos: npt.ArrayLike) -> float | None:
+    """Computes the standard error of a mean from each observation's part in its deviation, clustered by photo.
+
+    It is sqrt(P / (P - 1) * sum over photos of (sum of a photo's parts)^2); None of fewer than two photos.
+
+    Args:
+        parts: float (observations,), which sum to 0.
+        photos: of each observation.
+    """
+    names, place = np.unique(np.asarray(photos, str), return_inverse=True)
+    by_photo = np.bincount(place, np.asarray(parts, float), len(names))
+    count = len(names)
+    return float(np.sqrt(count / (count - 1) * np.square(by_photo).sum())) if count > 1 else None
+
+
+def content_tokens(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], trained: Sequence[bool]
+) -> npt.NDArray[np.bool_]:
+    """Tells which trained tokens are a content word or part of one, by `captions.py`'s rules: bool (T,).
+
+    Args:
+        tokenizer: a fast one.
+        ids: of a sample.
+        trained: as many; each run of trained tokens is a text of its own.
+    """
+    special = set(tokenizer.all_special_ids)
+    found: list[bool] = []
+    kinds = ((token, is_trained, token in special) for token, is_trained in zip(ids, trained, strict=True))
+    for (is_trained, is_special), run in groupby(kinds, key=itemgetter(1, 2)):
+        tokens = [token for token, *_ in run]
+        if is_trained:
+            found += [False] * len(tokens) if is_special else _of_content(tokenizer, tokens)
+    return np.array(found, bool)
+
+
+def _of_content(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
+    """Which tokens of a text are of its content words."""
+    backend = cast("Any", tokenizer).backend_tokenizer
+    stream, text, ranges, waiting = DecodeStream(skip_special_tokens=False), "", [], 0
+    for token in ids:
+        waiting += 1
+        if (piece := stream.step(backend, token)) is not None:  # half a character waits for its other half
+            ranges += [(len(text), len(text) + len(piece))] * waiting
+            text, waiting = text + piece, 0
+    ranges += [(len(text), len(text))] * waiting
+    spans = content_spans(text)
+    return [any(start < stop and begin < end for begin, stop in spans) for start, end in ranges]
+
+
+class _Sample(NamedTuple):
+    """What the metrics need of a sample; nats are sums over its trained tokens, or its content words' alone."""
+
+    photo: str
+    shown: bool
+    """It has a photo."""
+    tokens: int
+    own: float
+    other: float
+    content_tokens: int
+    own_content: float
+    other_content: float
+
+
+class Controls:
+    """Gathers what samples lose with their own photos and with others', and makes metrics of it."""
+
+    def __init__(self) -> None:
+        self._samples: list[_Sample] = []
+
+    def add(
+        self,
+        number: int,
+        images: Sequence[str],
+        content: npt.NDArray[np.bool_],
+        own: npt.NDArray[Any],
+        other: npt.NDArray[Any] | None,
+    ) -> None:
+        """Takes a sample.
+
+        Args:
+            number: of the sample.
+            images: its photos; without any it counts for the losses with own photos alone.
+            content: (T,), see `content_tokens`.
+            own: nats (T,).
+            other: the same with another photo; None without photos.
+        """
+        photo = "\n".join(images) or f"\n{number}"  # a text alone is a cluster of its own
+        shown = own if other is None else other
+        sums = (float(own[content].sum()), float(shown[content].sum()))
+        self._samples.append(
+            _Sample(photo, other is not None, len(own), float(own.sum()), float(shown.sum()), int(content.sum()), *sums)
+        )
+
+    def metrics(self) -> Iterator[tuple[str, float]]:
+        """Yields the metrics by name, each but the count with its `_se`; see `Evaluator`."""
+        everything = [sample for sample in self._samples if sample.tokens]
+        shown = [sample for sample in everything if sample.shown]
+        if not everything:
+            return
+        yield "trained_tokens", float(sum(sample.tokens for sample in everything))
+        yield from _mean("lm_loss", everything, lambda each: (each.own, each.tokens))
+        yield from _mean("lm_loss_content", everything, lambda each: (each.own_content, each.content_tokens))
+        yield from _mean("lm_loss_other", shown, lambda each: (each.other, each.tokens))
+        yield from _mean("right_photo_gain", shown, lambda each: (each.other - each.own, each.tokens))
+        yield from _mean(
+            "right_photo_gain_content", shown, lambda each: (each.other_content - each.own_content, each.content_tokens)
+        )
+
+
+def _mean(
+    name: str, samples: Sequence[_Sample], of: Callable[[_Sample], tuple[float, int]]
+) -> Iterator[tuple[str, float]]:
+    sums, tokens = zip(*map(of, samples), strict=True) if samples else ((), ())
+    if sum(tokens):
+        value, error = mean_over_photos(sums, tokens, [sample.photo for sample in samples])
+        yield name, value
+        if error is not None:
+            yield f"{name}_se", error

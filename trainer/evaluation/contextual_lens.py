@@ -1,0 +1,230 @@
+"""The contextual lens: states of the LLM over the words of plain texts, for visual tokens to be compared with.
+
+After LatentLens (arXiv 2602.00462), whose finding it is that visual tokens lie nearer to the states of words that the
+LLM has read in a sentence than to its input embeddings.
+
+Shapes: l decoder layers, d the LLM's width, N states, W words.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.captions import content_spans, content_words
+from trainer.evaluation.evaluator import evaluating
+from trainer.evaluation.nearest_by_layer import decoder_layers, watching_layers
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.prompts import front
+from trainer.model.tokenise import tokenise
+
+TOKENS = 20_000
+"""Words of the texts that enter the index, at each of its layers; its size is at most 4 * d bytes for each of them."""
+SEED = 0
+"""Of the order in which texts are taken."""
+_QUARTERS = 4
+"""The index has layer 0 and the layers after a quarter, a half and three quarters of the LLM: the last ones have turned
+to the next word."""
+_TEXTS = 32
+"""Texts at a time."""
+
+
+class Index(NamedTuple):
+    """States of the LLM over words of plain texts, and which words they are."""
+
+    states: torch.Tensor
+    """float32 (N, d), unit length, the layers ascending."""
+    layer: torch.Tensor
+    """int64 (N,)."""
+    word: torch.Tensor
+    """int64 (N,), positions in `words`."""
+    words: list[str]
+    """W content words, lower-cased, each once."""
+    tokens: int
+    """How many words of the texts were looked at."""
+    texts: int
+    """How many texts."""
+
+    @property
+    def embeddings(self) -> int:
+        """How many of the states, the first ones, are of layer 0: input embeddings."""
+        return int((self.layer == 0).sum())
+
+
+class Size(TypedDict):
+    """What an index is made of."""
+
+    layers: list[int]
+    texts: int
+    tokens: int
+    words: int
+    states: int
+    embeddings: int
+    """How many of the states are input embeddings: one each of the words that are one token."""
+    bytes: int
+
+
+class _Place(NamedTuple):
+    """A content word in a text's tokens."""
+
+    word: str
+    at: int
+    """Its last token: before it the LLM has not read the word."""
+    whole: bool
+    """It is one token."""
+
+
+def index_layers(count: int) -> list[int]:
+    """The layers of the index of an LLM with so many decoder layers, ascending."""
+    return sorted({count * quarter // _QUARTERS for quarter in range(_QUARTERS)})
+
+
+def build_index(
+    model: AlignedLlava,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    tokens: int = TOKENS,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Index:
+    """Runs the LLM over texts, without an image, and keeps its states over their content words.
+
+    A word's state is that of its last token; of layer 0 there are words of one token alone, and each token once.
+    Without a BOS before it a text's first token is left out: LLMs keep there what is of no word.
+
+    Args:
+        model: with the LLM's layers; left in the mode it was in.
+        tokenizer: the LLM's, a fast one.
+        texts: such as captions; taken in an order drawn with `SEED` until there are enough.
+        tokens: how many words of them at most.
+        advance: told how many words are done.
+
+    Raises:
+        UserError: no text has a content word; the LLM gives numbers that are not finite.
+    """
+    chosen = list(_drawn(tokenizer, texts, tokens))
+    if not chosen:
+        raise UserError(f"--lens-data: found no content word in {len(texts):,} texts; give a file with captions")
+    words: dict[str, int] = {}
+    embedded: dict[int, int] = {}
+    kept: dict[int, list[torch.Tensor]] = {}
+    word: list[int] = []
+    with evaluating(model):
+        for start in range(0, len(chosen), _TEXTS):
+            part = chosen[start : start + _TEXTS]
+            places = [(row, place) for row, (_, found) in enumerate(part) for place in found]
+            word += [words.setdefault(place.word, len(words)) for _, place in places]
+            new = {part[row][0][place.at]: words[place.word] for row, place in places if place.whole}
+            embedded |= {token: number for token, number in new.items() if token not in embedded}
+            for layer, states in _states(model, [ids for ids, _ in part], places).items():
+                kept.setdefault(layer, []).append(states)
+            advance(len(places))
+        embed = model.get_input_embeddings()
+        ids = torch.tensor(list(embedded), dtype=torch.int64, device=model.device)
+        table = [unit(embed(ids))] if embedded else []
+    layers = [0] * len(embedded) + [layer for layer in kept for _ in word]
+    states = torch.cat([*table, *(each for layer in kept.values() for each in layer)])
+    owners = torch.tensor([*embedded.values(), *(word * len(kept))])
+    return Index(states, torch.tensor(layers), owners, list(words), len(word), len(chosen))
+
+
+def _drawn(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int
+) -> Iterator[tuple[list[int], list[_Place]]]:
+    """Texts as token ids, with their content words, until there are enough of these."""
+    first = front(tokenizer)
+    order = np.random.default_rng(SEED).permutation(len(texts))
+    for start in range(0, len(order), _TEXTS):
+        part = [texts[number] for number in order[start : start + _TEXTS]]
+        for text, encoded in zip(part, tokenise(tokenizer, part), strict=True):
+            places = list(_places(text, encoded.offsets, len(first)))[:tokens]
+            tokens -= len(places)
+            if places:
+                yield [*first, *encoded.ids], places
+            if not tokens:
+                return
+
+
+def _places(text: str, offsets: Sequence[tuple[int, int]], first: int) -> Iterator[_Place]:
+    """The content words of a text, `first` tokens behind its begin; not the one that begins with no token before it."""
+    for begin, end in content_spans(text):
+        within = [at for at, (start, stop) in enumerate(offsets) if start < stop and start < end and begin < stop]
+        found = content_words(text[begin:end])
+        if len(found) == 1 and within and within[-1] + first:
+            yield _Place(found[0], within[-1] + first, len(within) == 1)
+
+
+def _states(
+    model: AlignedLlava, texts: Sequence[Sequence[int]], places: Sequence[tuple[int, _Place]]
+) -> dict[int, torch.Tensor]:
+    """By layer of the index but 0: the states at these places, float32 (places, d), unit length."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(each) for each in texts], batch_first=True)
+    rows = torch.tensor([row for row, _ in places])
+    columns = torch.tensor([place.at for _, place in places])
+    kept: dict[int, torch.Tensor] = {}
+
+    def look(layer: int, hidden: torch.Tensor) -> None:
+        if layer in wanted:
+            kept[layer] = unit(hidden[rows.to(hidden.device), columns.to(hidden.device)])
+
+    wanted = index_layers(len(decoder_layers(model, "--lens")))
+    with watching_layers(model, look, "--lens"):
+        # No mask: padding is on the right, where causality hides it.
+        model.model.language_model(input_ids=ids.to(model.device), use_cache=False)
+    return kept
+
+
+def unit(states: torch.Tensor) -> torch.Tensor:
+    """Gives states in float32 and of unit length.
+
+    Raises:
+        UserError: some are not finite.
+    """
+    found = F.normalize(states.float(), dim=-1)
+    if not found.isfinite().all():
+        raise UserError(
+            "--lens: expected numbers as the LLM's states; found some that are not finite; the model's training has "
+            "diverged, or its precision is too low for it"
+        )
+    return found
+
+
+def nearest_states(queries: torch.Tensor, states: torch.Tensor, block: int = 2048) -> torch.Tensor:
+    """The nearest state by cosine for each query, exact but for float32; nothing of the size k x N is kept.
+
+    Args:
+        queries: float32 (k, d), unit length.
+        states: float32 (N, d), unit length; at least one.
+        block: rows of either at a time.
+
+    Returns:
+        int64 (k,); of equal scores the lowest index.
+    """
+    found = []
+    with torch.autocast(queries.device.type, enabled=False):
+        for chunk in queries.split(block):
+            value = chunk.new_full((len(chunk),), -torch.inf)
+            index = torch.zeros(len(chunk), dtype=torch.int64, device=chunk.device)
+            for start in range(0, len(states), block):
+                score, place = torch.mm(chunk, states[start : start + block].T).max(-1)
+                higher = score > value
+                value, index = torch.where(higher, score, value), torch.where(higher, place + start, index)
+            found.append(index)
+    return torch.cat(found)
+
+
+def size_of(index: Index) -> Size:
+    """What an index is made of, and how large it is."""
+    return Size(
+        layers=index.layer.unique().tolist(),
+        texts=index.texts,
+        tokens=index.tokens,
+        words=len(index.words),
+        states=len(index.states),
+        embeddings=index.embeddings,
+        bytes=index.states.numel() * index.states.element_size(),
+    )

@@ -1,0 +1,209 @@
+"""What visual tokens say through the contextual lens and through the nearest input embedding, layer by layer.
+
+Both lenses stand side by side by one definition: the same words, and a hit if the nearest one is of the photo's own
+captions, beside another photo's. They differ in this alone: whether the LLM has read the word in a sentence.
+
+Shapes: P photos of m visual tokens, I images of a batch, l decoder layers, W words.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple, TypedDict, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.captions import content_words, singular
+from trainer.evaluation.blind_control import mean_over_photos, others
+from trainer.evaluation.contextual_lens import Index, nearest_states, unit
+from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.nearest_by_layer import FREQUENT, Frequent, watch_visual
+from trainer.evaluation.token_replacement import answer_text
+from trainer.model.aligned_llava import AlignedLlava, Batch
+
+LENSES = ("contextual", "word")
+"""All of an index, and its input embeddings alone."""
+
+
+class LensLayer(TypedDict, total=False):
+    """What a layer's visual tokens are nearest to.
+
+    Beside these keys each lens, `contextual` and `word` (the index's input embeddings alone), has its shares of all
+    visual tokens, 0..1: `LENS_share`, whose nearest word is one of the photo's own captions; `LENS_share_other`, the
+    same with another photo's captions; `LENS_gain`, their difference; with labels `LENS_label_share` and so on, where
+    a photo's words are the best labels of its patches. Each has its standard error over photos as `_se`. What two
+    photos are needed for is absent with fewer.
+    """
+
+    layer: int
+    matched_layer: float
+    """Median of the layers of the index that the nearest states are of."""
+    matched: dict[str, float]
+    """Share of the nearest states, by layer of the index."""
+    frequent: list[Frequent]
+    """The words that are nearest most often, at most `FREQUENT`."""
+
+
+class Lens(NamedTuple):
+    """What `look_through` finds."""
+
+    words: torch.Tensor
+    """int32 (l + 1, P, m), the nearest words by the contextual lens, positions in the index's."""
+    own: npt.NDArray[np.bool_]
+    """(P, W): which words are of a photo's own captions."""
+    summary: list[LensLayer]
+
+
+def captioned_photos(evaluator: Evaluator, limit: int | None = None) -> dict[Shown, set[str]]:
+    """Gives the photos of the evaluator's data, where they are shown first, with the content words said of them.
+
+    A photo's captions are what is trained of all samples that show it; without a content word it is passed over.
+
+    Args:
+        evaluator: its samples.
+        limit: how many photos at most; None for all.
+
+    Raises:
+        UserError: there is none.
+    """
+    said: dict[str, set[str]] = {}
+    first: dict[str, Shown] = {}
+    for row in range(len(evaluator.data)):
+        if images := evaluator.data.rows[row]["images"]:
+            words = content_words(answer_text(evaluator, row))
+            for image in images:
+                first.setdefault(image, Shown(row, image))
+                said.setdefault(image, set()).update(words)
+    found = {shown: said[image] for image, shown in first.items() if said[image]}
+    if not found:
+        raise UserError(
+            f"--lens: compares with the words of photos' captions; found no photo with one in {len(evaluator.data):,} "
+            "samples; give other --data"
+        )
+    return dict(islice(found.items(), limit))
+
+
+def look_through(
+    evaluator: Evaluator,
+    model: AlignedLlava,
+    index: Index,
+    photos: Mapping[Shown, set[str]],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Lens:
+    """Looks at photos through both lenses, each with the text that stands before it where it is shown first.
+
+    Args:
+        evaluator: its samples and, for shares of labels, its labels.
+        model: the one that the index is of; left in the mode it was in.
+        index: see `build_index`.
+        photos: see `captioned_photos`.
+        advance: told how many photos are done.
+
+    Raises:
+        UserError: the model gives numbers that are not finite.
+    """
+    found = []
+    with evaluating(model):
+        for batch in evaluator.batches(model.device, list(dict.fromkeys(row for row, _ in photos))):
+            shown = evaluator.images(batch["rows"].tolist())
+            chosen = [place for place, each in enumerate(shown) if each in photos]
+            found.append(_nearest(model, batch, index)[:, :, chosen])
+            advance(len(chosen))
+    nearest = torch.cat(found, 2)
+    words = index.word[nearest]
+    truths = {"": _owned(index.words, list(photos.values()))}
+    if evaluator.labelled:
+        best = [{evaluator.word(word) for word in row[:, 0].tolist() if word >= 0} for row in evaluator.words(photos)]
+        truths["label_"] = _owned(index.words, best)
+    other = _others([image for _, image in photos])
+    summary = []
+    for number in range(words.shape[1]):
+        told = _matched(number, index.layer[nearest[0, number]], words[0, number], index.words)
+        for lens, one in zip(
+            LENSES, words[:, number].numpy(), strict=False
+        ):  # without input embeddings the first alone
+            for kind, own in truths.items():
+                told |= cast("LensLayer", dict(_shares(f"{lens}_{kind}", one, own, other)))
+        summary.append(told)
+    return Lens(words[0].int(), truths[""], summary)
+
+
+def _others(images: Sequence[str]) -> list[int] | None:
+    """For each photo the number of the one whose words it is held against, too; None if there is no other one."""
+    place = {image: number for number, image in enumerate(images)}
+    swap = others(images)
+    return [place[swap[image]] for image in images] if swap else None
+
+
+def _nearest(model: AlignedLlava, batch: Batch, index: Index) -> torch.Tensor:
+    """The nearest state of all, and of the input embeddings if there are any: int64 (1 or 2, l + 1, I, m)."""
+    found: list[torch.Tensor] = []
+    tables = [index.states, *([index.states[: index.embeddings]] if index.embeddings else [])]
+
+    def look(_layer: int, visual: torch.Tensor) -> None:
+        queries = unit(visual)
+        found.append(torch.stack([nearest_states(queries, table).cpu() for table in tables]))
+
+    watch_visual(model, batch, look, "--lens")
+    stacked = torch.stack(found, 1)
+    return stacked.view(*stacked.shape[:2], len(batch["pixel_values"]), -1)
+
+
+def _owned(words: Sequence[str], own: Sequence[set[str]]) -> npt.NDArray[np.bool_]:
+    """Which words are among each photo's own, a plural and its singular being one: bool (photos, W)."""
+    every = {*words}.union(*own)
+    base = {word: singular(word, every) or word for word in every}
+    columns: dict[str, list[int]] = {}
+    for number, word in enumerate(words):
+        columns.setdefault(base[word], []).append(number)
+    found = np.zeros((len(own), len(words)), bool)
+    for row, said in zip(found, own, strict=True):
+        row[[number for word in said for number in columns.get(base[word], ())]] = True
+    return found
+
+
+def _matched(number: int, layers: torch.Tensor, nearest: torch.Tensor, words: Sequence[str]) -> LensLayer:
+    """Which layers of the index the nearest states of a layer are of, and which words."""
+    ids, counts = nearest.unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:FREQUENT]
+    which, hits = layers.unique(return_counts=True)
+    return LensLayer(
+        layer=number,
+        matched_layer=float(np.median(layers.numpy())),
+        matched={str(layer): hit / layers.numel() for layer, hit in zip(which.tolist(), hits.tolist(), strict=True)},
+        frequent=[
+            Frequent(token=words[id_], share=count / nearest.numel())
+            for id_, count in zip(ids[order].tolist(), counts[order].tolist(), strict=True)
+        ],
+    )
+
+
+def _shares(
+    name: str, nearest: npt.NDArray[np.int64], own: npt.NDArray[np.bool_], other: Sequence[int] | None
+) -> Iterator[tuple[str, float]]:
+    """Yields the share, the other photos' share and the gain, each with its standard error.
+
+    Args:
+        name: what their names begin with.
+        nearest: (P, m), words.
+        own: (P, W), see `_owned`.
+        other: for each photo the one whose words it is held against, too.
+    """
+    photos = [str(number) for number in range(len(nearest))]
+
+    def hits(truth: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        counted: npt.NDArray[np.int64] = np.take_along_axis(truth, nearest, 1).sum(1)
+        return counted
+
+    mine = hits(own)
+    counted = {"share": mine}
+    if other is not None:
+        theirs = hits(own[other])
+        counted |= {"share_other": theirs, "gain": mine - theirs}
+    for what, sums in counted.items():
+        value, error = mean_over_photos(sums, [nearest.shape[1]] * len(photos), photos)
+        yield f"{name}{what}", value
+        if error is not None:
+            yield f"{name}{what}_se", error

@@ -1,0 +1,300 @@
+"""The metrics of a model on held-out samples: how well it speaks, and where its visual tokens lie.
+
+Shapes: I images of m visual tokens, d the LLM's width, q words of the list, V its vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.encoders import EncoderOptions, load_encoder
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.inputs.wordlists import WordList
+from sea_pipeline.labels.store import LabelStore
+from trainer.data.bad_rows import image_names
+from trainer.data.dataset import Collator, Labels, TrainingData
+from trainer.evaluation import metrics
+from trainer.evaluation.blind_control import Controls, by_sample, content_tokens, others, with_other_photos
+from trainer.losses.embeddings import llm_embeddings
+from trainer.model.aligned_llava import AlignedLlava, Batch
+from trainer.words import Prefix, llm_word_table, whole_words
+
+
+class Shown(NamedTuple):
+    """An image of a sample; one image may be part of several."""
+
+    row: int
+    """The sample's row in the data."""
+    image_id: str
+
+
+class _Seen(NamedTuple):
+    """What the metrics need of the images seen so far; a list has an entry a batch of i images."""
+
+    words: list[torch.Tensor]
+    """(i, m, n) labels, -1 where there are none."""
+    tokens: list[torch.Tensor]
+    """(i, m) nearest vocabulary tokens."""
+    gaps: list[float]
+    hits: np.ndarray[Any, Any]
+    """(2, 2): hits and labelled patches, for k = 1 and 10."""
+
+
+class Evaluator:
+    """Evaluates a model on the same held-out samples again and again.
+
+    Args:
+        data: held-out samples, without crops.
+        labels: the words of their images; None leaves out the metrics that need them.
+        store: the labels' store, for its word list and encoder; goes with `labels`.
+        vocabulary: how many of the LLM's token ids are real ones; later rows only pad its matrix.
+        prefix: how words are spelled, see `Sea.word_prefix`.
+        batch_size: samples at a time.
+        device: of the text encoder.
+
+    What it looks through is open to the analyses that look at the same samples, `nearest_by_layer` and
+    `token_replacement`.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        labels: Labels | None,
+        store: LabelStore | None,
+        *,
+        vocabulary: int,
+        prefix: Prefix = "space",
+        batch_size: int = 8,
+        device: str = "cpu",
+    ) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self._labels = labels
+        self._store = store
+        self._vocabulary = vocabulary
+        self._prefix = prefix
+        self._device = device
+        self._collate = Collator(data, pad=0, seed=0)
+        self._content_tokens: dict[int, np.ndarray[Any, Any]] = {}
+
+    def __call__(self, model: AlignedLlava, advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:
+        """Gives all metrics by name; the model is left in the mode it was in.
+
+        With the LLM's layers: `trained_tokens`, how many are scored; `lm_loss`, nats per trained token;
+        `lm_loss_other`, the same with another photo's visual tokens, of samples with photos; `right_photo_gain`, how
+        much more that is than theirs with their own: 0 of a model that does not look. `lm_loss_content` and
+        `right_photo_gain_content` are of tokens of content words alone. Each with its standard error over photos as
+        `NAME_se`, see `blind_control.mean_over_photos`; what two photos or more are needed for is absent with fewer.
+
+        `tacs`, of content words; and with labels `label_hit@1`, `label_hit@10`, `gap`, `meaningful`,
+        `meaningful_chance` and `distinct_tokens`; see `metrics`.
+        """
+        with evaluating(model):
+            return dict(self._metrics(model, advance))
+
+    def _metrics(self, model: AlignedLlava, advance: Callable[[int], None]) -> Iterator[tuple[str, float]]:
+        controls, tacs = Controls(), list[float]()
+        seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
+        for number, batch in enumerate(self.batches(model.device)):
+            given = model(**batch)
+            if not number:  # FSDP wants a call of the whole model before one of a part
+                embeddings = self.embeddings(model)
+                table = self.word_table(embeddings)
+            if model.with_lm:
+                self._control(model, batch, given["lm_tokens"], controls)
+            if "visual" in given:
+                visual = given["visual"].float()
+                for (row, _), one in zip(self.images(batch["rows"].tolist()), visual, strict=True):
+                    if len(caption := self.content_words(row)):
+                        tacs.append(metrics.tacs(one, embeddings[caption.to(one.device)]))
+                if table is not None:
+                    self._look(batch, visual, embeddings, table, seen)
+            advance(len(batch["rows"]))
+        spoken = dict(controls.metrics())
+        if "lm_loss" in spoken:
+            yield "lm_loss", spoken.pop("lm_loss")
+        if tacs:
+            yield "tacs", float(np.mean(tacs))
+        if seen.tokens:
+            yield from self._word_metrics(seen)
+        yield from spoken.items()
+
+    def _control(self, model: AlignedLlava, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
+        """Adds a batch's samples, whose trained tokens cost so much, and what they cost with other photos."""
+        images = {row: self.data.rows[row]["images"] for row in batch["rows"].tolist()}
+        shown = [row for row in images if self._other and images[row]]
+        other: dict[int, Any] = {}
+        if shown:
+            again = self._batch(with_other_photos(self.data, self._other), shown, model.device)
+            other = dict(zip(shown, by_sample(again, model(**again)["lm_tokens"]), strict=True))
+        for row, one in zip(images, by_sample(batch, nats), strict=True):
+            content = self._content(row)
+            controls.add(row, images[row], content[len(content) - len(one) :], one, other.get(row))
+
+    def _content(self, row: int) -> np.ndarray[Any, Any]:
+        """Which of a sample's trained tokens are of content words, bool (T,); kept, as the next evaluation asks."""
+        if row not in self._content_tokens:
+            sample = self.data.rows[row]
+            tokenizer = self.data.processor.tokenizer
+            self._content_tokens[row] = content_tokens(tokenizer, sample["input_ids"], sample["trained"])
+        return self._content_tokens[row]
+
+    @cached_property
+    def _other(self) -> dict[str, str]:
+        """Another photo for each photo of the data."""
+        return others(image_names(self.data.rows))
+
+    def _look(
+        self, batch: Batch, visual: torch.Tensor, embeddings: torch.Tensor, table: torch.Tensor, seen: _Seen
+    ) -> None:
+        """Adds a batch's images, V (I, m, d), to what is seen."""
+        flat = visual.flatten(0, 1)
+        words = self.words(self.images(batch["rows"].tolist()))
+        nearest = metrics.nearest(flat, table, measure="cosine").indices.cpu()
+        for place, k in enumerate((1, 10)):
+            seen.hits[place] += metrics.label_hits(nearest, words.flatten(0, 1), k)
+        seen.gaps.append(metrics.gap(flat, table))
+        seen.words.append(words)
+        seen.tokens.append(metrics.nearest(flat, embeddings, measure="cosine").indices.cpu().view(visual.shape[:2]))
+
+    def _word_metrics(self, seen: _Seen) -> Iterator[tuple[str, float]]:
+        for k, (hits, labelled) in zip((1, 10), seen.hits.tolist(), strict=True):
+            yield f"label_hit@{k}", hits / max(1, labelled)
+        images = [len(words) for words in seen.words]
+        yield "gap", float(np.average(seen.gaps, weights=images))
+        found = self.meaningful(torch.cat(seen.tokens), torch.cat(seen.words))
+        yield "meaningful", found.share
+        if found.chance is not None:
+            yield "meaningful_chance", found.chance
+        yield "distinct_tokens", float(found.distinct)
+
+    def nearest_words(self, model: AlignedLlava, row: int, table: torch.Tensor | None = None) -> list[str]:
+        """The nearest list word of every visual token of a sample's first image, row-major.
+
+        `table` is the model's `word_table`, from a caller who asks for many rows.
+        """
+        table = self.word_table(self.embeddings(model)) if table is None else table
+        assert table is not None
+        assert self._store is not None
+        with torch.no_grad():
+            given = model(**next(self.batches(table.device, [row])))
+        found = metrics.nearest(given["visual"][0].float(), table, measure="cosine").indices
+        return [self._store.words[index] for index in found.tolist()]
+
+    def word(self, word_id: int) -> str:
+        """A word of the labels' list."""
+        assert self._store is not None
+        return self._store.words[word_id]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self._labels is not None
+
+    def batches(self, device: torch.device, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The samples of these rows, by default all, as batches on a device."""
+        chosen = range(len(self.data)) if rows is None else rows
+        for start in range(0, len(chosen), self.batch_size):
+            yield self._batch(self.data, chosen[start : start + self.batch_size], device)
+
+    def _batch(self, data: TrainingData, rows: Sequence[int], device: torch.device) -> Batch:
+        batch = self._collate([data[row] for row in rows])
+        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        return cast("Batch", moved)
+
+    def images(self, rows: Iterable[int]) -> Iterator[Shown]:
+        """The images of these rows, in the order in which their visual tokens enter the model."""
+        for row in rows:
+            for image_id in self.data.rows[row]["images"]:
+                yield Shown(row, image_id)
+
+    def first_images(self, limit: int | None = None) -> list[Shown]:
+        """The first images of the data, at most `limit`; samples without one are passed over.
+
+        Raises:
+            UserError: no sample has an image.
+        """
+        shown = list(islice(self.images(range(len(self.data))), limit))
+        if not shown:
+            raise UserError(
+                f"--layers and --replace look at images; found none in {len(self.data):,} samples; give other --data"
+            )
+        return shown
+
+    def words(self, images: Iterable[Shown]) -> torch.Tensor:
+        """int64 (images, m, n): the labels of images on the model's grid, best first, -1 where there are none."""
+        return torch.stack([self._words_of(image_id, self.data.rows[row]["id"]) for row, image_id in images])
+
+    def meaningful(self, tokens: torch.Tensor, words: torch.Tensor) -> metrics.Meaningful:
+        """`metrics.meaningful` of nearest tokens, int64 (images, m), and the images' `words`."""
+        whole_word, token_text, word_text = self._texts
+        return metrics.meaningful(tokens, whole_word, token_text, word_text, words)
+
+    def describing(self, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Which of them count for `meaningful`, bool (images, m)."""
+        whole_word, token_text, word_text = self._texts
+        return metrics.describing(tokens, whole_word, token_text, word_text, words)
+
+    def _words_of(self, image_id: str, sample: str) -> torch.Tensor:
+        assert self._labels is not None
+        grid = self.data.grid
+        _, box = self.data.image(image_id, sample)
+        labels = self._labels.of(image_id, grid, box)
+        if labels is None:
+            return torch.full((grid[0] * grid[1], self._labels.cache.top_n), -1)
+        return torch.from_numpy(np.asarray(labels.word_ids, np.int64))
+
+    def content_words(self, row: int) -> torch.Tensor:
+        """Gives the trained token ids of a sample that are content words or parts of them, int64 (c,)."""
+        sample = self.data.rows[row]
+        trained = np.asarray(sample["input_ids"], np.int64)[np.asarray(sample["trained"], bool)]
+        return torch.from_numpy(trained[self._content(row)])
+
+    def embeddings(self, model: AlignedLlava) -> torch.Tensor:
+        """E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
+        return llm_embeddings(model.get_input_embeddings(), self._vocabulary).float()
+
+    def word_table(self, embeddings: torch.Tensor) -> torch.Tensor | None:
+        """Eq. 8 for the labels' word list, float32 (q, d), given `embeddings`; None without labels."""
+        if self._store is None:
+            return None
+        return llm_word_table(embeddings, self.data.processor.tokenizer, self._store.words, self._prefix)
+
+    @cached_property
+    def _texts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`whole_word`, `token_text` and `word_text` of `metrics.meaningful`; the list's words begin `token_text`."""
+        assert self._store is not None
+        listed = self._store.words
+        by_token = whole_words(self.data.processor.tokenizer, self._vocabulary)
+        others = tuple(sorted(set(by_token.values()).difference(listed)))
+        place = {word: index for index, word in enumerate((*listed, *others))}
+        rows = torch.full((self._vocabulary,), -1, dtype=torch.long)
+        for token, word in by_token.items():
+            rows[token] = place[word]
+        fields = self._store.manifest["fields"]["encoder"]
+        options = EncoderOptions(template=fields.get("template", "bare"))
+        encoder = load_encoder(self._store.encoder, self._device, options)
+        word_text = word_embeddings(encoder, WordList.of("labels", listed))
+        if not others:
+            return rows, word_text, word_text
+        return rows, torch.cat([word_text, word_embeddings(encoder, WordList.of("tokens", others))]), word_text
+
+
+@contextmanager
+def evaluating(model: AlignedLlava) -> Iterator[None]:
+    """Within it a model is in evaluation mode, and nothing keeps a graph; it is left in the mode it was in."""
+    training, basic = model.training, model.basic_term
+    model.basic_term = None  # no metric is of it, and a teacher's targets are of the training data
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.basic_term = basic
+        model.train(training)

@@ -1,0 +1,88 @@
+"""Figures of what visual tokens are nearest to, for papers: SEA's Figure 1, and BASIC's 2, 7 and 8."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.report.figures import Kind, Panel, check_figure, patches_figure, save_figure
+from trainer.evaluation.evaluator import Evaluator, Shown
+from trainer.evaluation.nearest_by_layer import LayerTokens
+from trainer.model.aligned_llava import AlignedLlava
+
+IMAGES = 8
+"""How many images by default."""
+_SUFFIXES = (".pdf", ".png")
+_LAYERS = 6
+"""Panels of a figure of layers."""
+
+
+def check_figures(*, labelled: bool, layers: bool) -> None:
+    """Before any work is done: whether there will be something to draw, and something to draw with.
+
+    Raises:
+        UserError: there will be neither words nor layers; matplotlib is not installed.
+    """
+    if not labelled and not layers:
+        raise UserError("--save-figures: draws words with --labels and tokens with --layers; give one of them, or both")
+    check_figure(Path("figure.pdf"))
+
+
+def save_figures(
+    evaluator: Evaluator, model: AlignedLlava, layers: LayerTokens | None, folder: Path, limit: int | None = None
+) -> list[Path]:
+    """Draws the first image of the first samples, at most `limit` (`IMAGES`), each as PDF and as PNG.
+
+    Args:
+        evaluator: its samples; with labels, `NAME.words` shows the list's nearest word on each patch, hits boxed.
+        model: left in the mode it was in.
+        layers: what `look_at_layers` found of the same images; `NAME.layers` shows the nearest tokens at six layers.
+        folder: made where there is none.
+        limit: of images.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: an image cannot be read, a file cannot be written.
+    """
+    images = evaluator.first_images(limit or IMAGES)
+    grid = evaluator.data.grid
+    table = evaluator.word_table(evaluator.embeddings(model))
+    saved = []
+    for place, shown in enumerate(images):
+        photo, box = evaluator.data.image(shown.image_id, evaluator.data.rows[shown.row]["id"])
+        drawn: dict[str, list[Panel]] = {}
+        if table is not None and shown == next(evaluator.images([shown.row])):
+            drawn["words"] = [_words(evaluator, model, shown, table)]
+        if layers is not None and place < len(layers.images):
+            drawn["layers"] = _layers(layers, place)
+        for what, panels in drawn.items():
+            figure = patches_figure(photo, box, grid, panels, min(3, len(panels)))
+            name = f"{place:02d}-{re.sub(r'[^0-9A-Za-z_.-]+', '_', shown.image_id)}.{what}"
+            for suffix in _SUFFIXES:
+                saved.append(folder / (name + suffix))
+                save_figure(figure, saved[-1])
+    return saved
+
+
+def _words(evaluator: Evaluator, model: AlignedLlava, shown: Shown, table: torch.Tensor) -> Panel:
+    nearest = evaluator.nearest_words(model, shown.row, table)
+    labels = evaluator.words([shown])[0].tolist()
+    names = [{evaluator.word(word) for word in row if word >= 0} for row in labels]
+    kinds: list[Kind] = [
+        "none" if not own else "hit" if word in own else "miss" for word, own in zip(nearest, names, strict=True)
+    ]
+    hits, labelled = kinds.count("hit"), len(kinds) - kinds.count("none")
+    return Panel(f"{hits} of {labelled} patches hit", nearest, kinds)
+
+
+def _layers(layers: LayerTokens, place: int) -> list[Panel]:
+    texts = layers.by_layer(place)
+    last = len(texts) - 1
+    chosen = sorted({round(step * last / (_LAYERS - 1)) for step in range(_LAYERS)})
+    return [
+        Panel(f"layer {number}" if number else "layer 0, the projector", [text.strip() for text in texts[number]])
+        for number in chosen
+    ]

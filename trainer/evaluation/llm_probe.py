@@ -1,0 +1,134 @@
+"""`sea-pipeline probe --llm` as a function: an LLM in, what its layers make of plain text out.
+
+It writes nothing but the cache of lenses.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
+from sea_pipeline.storage.json_files import read_json
+from trainer.evaluation.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
+from trainer.losses.lens import LensKind
+from trainer.losses.supervision import layers_of
+from trainer.model.load import load_model, open_model_folder
+from trainer.model.parts import load_llm, quiet
+from trainer.model.reader import Reader
+from trainer.model.terms import reader_of
+from trainer.model.text_lens import text_lenses
+from trainer.recipes.recipe import Basic, LearningRates, Recipe
+
+KINDS: tuple[LensKind, ...] = ("none", "ridge", "centred", "shuffled")
+_LEAST = 16
+"""Tokens of a text that say anything."""
+
+
+class LlmProbeSettings(Settings):
+    """What `sea-pipeline probe --llm` is asked for."""
+
+    llm: str
+    """A LLaVA folder, or an LLM as `init` takes it."""
+    text: Path | None = None
+    """A text file; None for plain English of ours. Lenses are fitted to the latter in any case."""
+    layers: Annotated[int, Field(ge=1)] | None = None
+    """k of Eq. 4; None for half of the LLM's."""
+    layer_weights: Literal["inc", "const", "dec"] = "inc"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class LlmProbed:
+    """What was found; see `Nearness` and `Control`."""
+
+    llm: str
+    text: str
+    tokens: int
+    """Of the text, that were looked at."""
+    vocabulary: int
+    k: int
+    layer_weights: str
+    on_text: OnText
+    control: dict[LensKind, Control]
+
+    def verdicts(self) -> list[str]:
+        """Of V^ as it is, and through the lens, a sentence each."""
+        kinds: tuple[LensKind, ...] = ("none", "ridge")
+        return [verdict(self.on_text.refined[kind], self.control[kind], self.vocabulary, kind) for kind in kinds]
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: every figure, and the verdicts."""
+        found = asdict(self) | {"on_text": None}
+        del found["on_text"], found["control"]
+        layers = [{"layer": number, **near._asdict()} for number, near in enumerate(self.on_text.layers)]
+        refined = {
+            kind: {**near._asdict(), "near": is_near(near), "das": self.control[kind]._asdict()}
+            for kind, near in self.on_text.refined.items()
+        }
+        return found | {"layers": layers, "refined": refined, "verdicts": self.verdicts()}
+
+
+def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> LlmProbed:
+    """Has an LLM read text, and compares what its layers make of it, and V^, with the tokens' own embeddings.
+
+    Raises:
+        UserError: the LLM or the text cannot be read, or the LLM has fewer layers than are asked for.
+    """
+    text = None if settings.text is None else _text(settings.text)
+    device = torch.device(resolve_device(settings.device))
+    reader = _reader(settings.llm, device)
+    basic = Basic(layers=settings.layers, layer_weights=settings.layer_weights)
+    k = layers_of(basic, len(reader.llm.layers))
+    rows = text_rows(reader, text)
+    tokens = int(reader.columns(rows).sum())
+    if tokens < _LEAST:
+        raise UserError(f"--text {settings.text}: expected {_LEAST} tokens or more; found {tokens}; give a longer text")
+    lenses: Lenses = {"none": None, **text_lenses(reader, KINDS, k, progress)}
+    on_text = look_at_text(reader, rows, basic, lenses)
+    source = "plain English of ours" if settings.text is None else str(settings.text)
+    return LlmProbed(
+        settings.llm, source, tokens, reader.vocabulary, k, settings.layer_weights, on_text,
+        control(reader, basic, lenses),
+    )  # fmt: skip
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--text {path}: expected UTF-8; byte {error.start} is none; save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"--text {path}: expected a text file; {error.strerror}") from error
+
+
+def _reader(llm: str, device: torch.device) -> Reader:
+    """The LLM of a LLaVA folder, or an LLM by itself."""
+    path = Path(llm)
+    said = read_json(path / "config.json", absent={}) if path.is_dir() else {}
+    if said.get("model_type") == "llava" or (not said and (path / "model" / "config.json").is_file()):
+        folder = open_model_folder(path)
+        llava = load_model(folder, Recipe(model=path, learning_rates=LearningRates(projector=None)))
+        llava.model.language_model.to(device)
+        reader = reader_of(llava, folder)
+    else:
+        with quiet():
+            part = load_llm(llm, torch.float32)
+        model: Any = part.model
+        model.to(device)
+        embed = model.get_input_embeddings()
+        ids = max(part.tokenizer.get_vocab().values()) + 1
+        reader = Reader(model.base_model, embed, part.tokenizer, min(ids, embed.num_embeddings))
+    layers = getattr(reader.llm, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise UserError(
+            f"--llm {llm}: expected an LLM with a list of decoder layers named `layers`; {type(reader.llm).__name__} "
+            "has none; give another LLM"
+        )
+    return reader

@@ -1,0 +1,228 @@
+"""The nearest vocabulary token of every visual token, layer by layer: BASIC's Fig. 2 as numbers and as text.
+
+Shapes: I images of m visual tokens, l decoder layers, d the LLM's width, V its vocabulary. Layer 0 is the visual tokens
+as the projector gives them, layer i the output of the LLM's i-th decoder layer: the residual stream, before any final
+norm. A layer's states are looked at as they pass and not kept.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from sea_pipeline.core.errors import UserError
+from trainer.evaluation import metrics
+from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.model.aligned_llava import AlignedLlava, Batch
+from trainer.words import special_tokens
+
+FREQUENT = 5
+"""How many of a layer's most frequent tokens are told."""
+
+_ANCHOR = "a"
+"""The text before a token where it is decoded: some decoders drop the space that a text begins with."""
+
+
+class Frequent(TypedDict):
+    """A nearest token and how often it is one."""
+
+    token: str
+    """Readable, see `token_texts`."""
+    share: float
+    """0..1, of all visual tokens of the layer."""
+
+
+class Layer(TypedDict, total=False):
+    """What a layer's visual tokens are nearest to; shares are 0..1 of all I * m visual tokens."""
+
+    layer: int
+    special: float
+    """The share nearest to a special token, such as the end of a text: BASIC's finding (ii), for deep layers."""
+    distinct_tokens: int
+    meaningful: float
+    """See `metrics.meaningful`: BASIC's finding (i), for shallow layers. Absent without labels, as is its chance."""
+    meaningful_chance: float
+    """The same share with the labels of another image; absent where there is one image only."""
+    frequent: list[Frequent]
+    """At most `FREQUENT` of them, the most frequent first, of equal ones the lowest id."""
+
+
+class LayerTokens(NamedTuple):
+    """What `look_at_layers` finds."""
+
+    images: list[Shown]
+    tokens: torch.Tensor
+    """int32 (l + 1, I, m), the ids of the nearest tokens."""
+    summary: list[Layer]
+    """By layer."""
+    texts: dict[int, str]
+    """Each nearest token as readable text."""
+
+    def by_layer(self, image: int) -> list[list[str]]:
+        """The tokens of one image as text: layers, then m tokens, row-major."""
+        return [[self.texts[token] for token in row] for row in self.tokens[:, image].tolist()]
+
+
+def look_at_layers(
+    evaluator: Evaluator,
+    model: AlignedLlava,
+    limit: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> LayerTokens:
+    """Looks at the first images of the evaluator's data, each with the text that stands before it.
+
+    Args:
+        evaluator: its samples and, for `meaningful`, its labels.
+        model: with the LLM's layers; left in the mode it was in.
+        limit: how many images at most; None for all. Memory grows by 4 * (l + 1) * m bytes an image.
+        advance: told how many images are done.
+
+    Raises:
+        UserError: no sample has an image; the LLM has no decoder layers under the usual name; a layer gives numbers
+            that are not finite.
+    """
+    images = evaluator.first_images(limit)
+    found = []
+    with evaluating(model):
+        embeddings = evaluator.embeddings(model)
+        for batch in evaluator.batches(embeddings.device, list(dict.fromkeys(row for row, _ in images))):
+            found.append(nearest_by_layer(model, batch, embeddings).int().cpu())
+            advance(found[-1].shape[1])
+    tokens = torch.cat(found, 1)[:, : len(images)]  # the last sample may have more images than were asked for
+    tokenizer = evaluator.data.processor.tokenizer
+    texts = token_texts(tokenizer, torch.unique(tokens).tolist())
+    words = evaluator.words(images) if evaluator.labelled else None
+    special = torch.tensor(sorted(special_tokens(tokenizer)))
+    summary = []
+    for number, layer in enumerate(tokens.long()):
+        told = Layer(layer=number, special=float(torch.isin(layer, special).float().mean()))
+        told |= _spread(layer, texts)
+        if words is not None:
+            share, chance, _ = evaluator.meaningful(layer, words)
+            told["meaningful"] = share
+            if chance is not None:
+                told["meaningful_chance"] = chance
+        summary.append(told)
+    return LayerTokens(images, tokens, summary, texts)
+
+
+@torch.no_grad()
+def nearest_by_layer(model: AlignedLlava, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
+    """Eq. 2 of BASIC for every visual token at every layer.
+
+    Args:
+        model: in evaluation mode, with the LLM's layers.
+        batch: with `pixel_values`; samples without an image, and padding behind a sample's end, change nothing.
+        embeddings: float32 (V, d), see `Evaluator.embeddings`.
+
+    Returns:
+        int64 (l + 1, I, m): the nearest row by cosine; images in the batch's order, visual tokens row-major.
+
+    Raises:
+        UserError: see `look_at_layers`.
+    """
+    found: list[torch.Tensor] = []
+
+    def look(layer: int, visual: torch.Tensor) -> None:
+        nearest = metrics.nearest(visual.float(), embeddings, measure="cosine")
+        if not nearest.values.isfinite().all():
+            raise UserError(
+                f"layer {layer}: expected numbers as visual tokens; found some that are not finite; the model's "
+                "training has diverged, or its precision is too low for it"
+            )
+        found.append(nearest.indices.view(len(batch["pixel_values"]), -1))
+
+    watch_visual(model, batch, look)
+    return torch.stack(found)
+
+
+def watch_visual(
+    model: AlignedLlava, batch: Batch, look: Callable[[int, torch.Tensor], None], option: str = "--layers"
+) -> None:
+    """Runs a model without its head, which would give logits of every token, and shows its visual tokens.
+
+    Args:
+        model: in evaluation mode, with the LLM's layers.
+        batch: with `pixel_values`.
+        look: told of each layer from 0 on, and its visual tokens (I * m, d), images in the batch's order.
+        option: what asks for it, for a message.
+
+    Raises:
+        UserError: see `decoder_layers`.
+    """
+    at = batch["input_ids"] == model.config.image_token_id
+    with ExitStack() as hooks:
+        projector = model.model.multi_modal_projector
+        hooks.callback(projector.register_forward_hook(lambda _m, _i, given: look(0, given.flatten(0, 1))).remove)
+        hooks.enter_context(watching_layers(model, lambda layer, hidden: look(layer, hidden[at]), option))
+        model.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            pixel_values=batch["pixel_values"],
+            use_cache=False,
+        )
+
+
+@contextmanager
+def watching_layers(
+    model: AlignedLlava, look: Callable[[int, torch.Tensor], None], option: str = "--layers"
+) -> Iterator[None]:
+    """Within it `look` is told of each decoder layer that has run, from 1 on, and its output (B, L, d).
+
+    Raises:
+        UserError: see `decoder_layers`.
+    """
+
+    def after(layer: int, _module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401 - maybe a tuple
+        look(layer, output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for number, layer in enumerate(decoder_layers(model, option), 1):
+            hooks.callback(layer.register_forward_hook(partial(after, number)).remove)
+        yield
+
+
+def decoder_layers(model: AlignedLlava, option: str = "--layers") -> nn.ModuleList:
+    """The LLM's decoder layers, first to last; `option` is what asks for them.
+
+    Raises:
+        UserError: it has none under the name that transformers gives them in nearly every LLM.
+    """
+    llm = model.model.language_model
+    layers = getattr(llm, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise UserError(
+            f"{option}: expected an LLM with a list of decoder layers named `layers`; {type(llm).__name__} has "
+            f"none; leave {option} out"
+        )
+    return layers
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str]:
+    """Tokens as they read in running text: " cat" for "Ġcat" or "▁cat", "cat" for one that goes on a word.
+
+    Special tokens are their own names. A part of a character reads as U+FFFD, so different tokens may read alike.
+    """
+    chosen = list(ids)
+    (anchor,) = tokenizer([_ANCHOR], add_special_tokens=False)["input_ids"]
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    start = len(tokenizer.decode(anchor, **options))
+    decoded = tokenizer.batch_decode([[*anchor, token] for token in chosen], **options)
+    return {token: text[start:] for token, text in zip(chosen, decoded, strict=True)}
+
+
+def _spread(tokens: torch.Tensor, texts: dict[int, str]) -> Layer:
+    """Which tokens there are, int64 of any shape, and how often."""
+    ids, counts = tokens.unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:FREQUENT]
+    return Layer(
+        distinct_tokens=len(ids),
+        frequent=[
+            Frequent(token=texts[id_], share=count / tokens.numel())
+            for id_, count in zip(ids[order].tolist(), counts[order].tolist(), strict=True)
+        ],
+    )

@@ -1,0 +1,249 @@
+"""Whether BASIC can lead to words on an LLM, found on plain text, where the right answer is known.
+
+BASIC takes for granted that layers 1 to k move visual tokens towards the input embeddings of fitting words (Fig. 2).
+Of a token of text the fitting word is known, it is the token itself; so V^ of text should be near its own embeddings.
+
+Shapes: T tokens of text, I images of m visual tokens, d the LLM's width, V its vocabulary, l decoder layers.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline.storage.cache import remembered
+from sea_pipeline.storage.hashing import fingerprint_of
+from trainer.losses import equations
+from trainer.losses.embeddings import ordinary_length
+from trainer.losses.lens import Lens, LensKind
+from trainer.losses.supervision import Seen, Supervision
+from trainer.model.plain_text import plain_text
+from trainer.model.reader import Reader
+from trainer.model.text_lens import SENTENCES, lens_fields
+from trainer.recipes.recipe import Basic
+from trainer.words import whole_words
+
+TOKENS = 384
+"""Of text that are looked at: enough for a share to some percent, and seconds on a CPU."""
+NEAR = 0.25
+"""Least cosine of V^ to its own embeddings at which it is called near: L_das of words is then 1.5, by chance 2."""
+RANK = 10
+"""Greatest median rank of a token's own embedding beside it: a mean of all embeddings has cosines, too, but no rank."""
+LOWER = 0.9
+"""Greatest share of a random start's L_das that words may have for the loss to lead to them."""
+IMAGES, PER_IMAGE, BEFORE = 8, 32, 8
+"""Of the control: images, words of each, tokens of text before them."""
+_ALIKE = 1e-5
+"""Cosines that differ by less are equal: vocabularies have rows that are the same."""
+_VERSION = 1
+
+Lenses = Mapping[LensKind, Lens | None]
+"""By kind; "none" has None."""
+
+
+class Nearness(NamedTuple):
+    """How near vectors of T tokens are to the tokens' own input embeddings, by cosine among the whole vocabulary."""
+
+    own: float
+    """0..1: the share that no other embedding is nearer to."""
+    cosine: float
+    """-1..1: to the own one, the mean."""
+    rank: float
+    """Median over tokens of the own one's place, 1 to V."""
+
+
+class Control(NamedTuple):
+    """L_das (Eq. 6, every token counts alike) of what stands where an image's visual tokens would."""
+
+    words: float
+    """Of the embeddings of words."""
+    random: float
+    """Of random vectors of their length: no better than a projector that has learnt nothing."""
+
+
+class OnText(NamedTuple):
+    """What `look_at_text` finds."""
+
+    layers: list[Nearness]
+    """0: the embeddings themselves; i: the output of the i-th layer, up to l."""
+    refined: dict[LensKind, Nearness]
+    """V^ of Eq. 4, by the lens that it is made through."""
+
+
+@torch.no_grad()
+def nearness(vectors: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tensor, block: int = 64) -> Nearness:
+    """Compares vectors with all input embeddings.
+
+    Args:
+        vectors: (T, d).
+        tokens: int64 (T,), their own tokens, each below V.
+        embeddings: float32 (V, d).
+        block: vectors at a time.
+    """
+    table = F.normalize(embeddings, dim=-1)
+    own, ranks = [], []
+    for some, ids in zip(vectors.split(block), tokens.split(block), strict=True):
+        cosines = F.normalize(some.to(table), dim=-1) @ table.T
+        found = cosines.gather(1, ids.unsqueeze(1))
+        own.append(found.squeeze(1))
+        ranks.append((cosines > found + _ALIKE).sum(1) + 1)
+    rank = torch.cat(ranks).double()
+    return Nearness(float((rank == 1).double().mean()), float(torch.cat(own).mean()), float(rank.quantile(0.5)))
+
+
+def text_rows(reader: Reader, text: str | None = None) -> torch.Tensor:
+    """The text that is looked at, int64 (R, L): the given one, or plain text that no lens is fitted to."""
+    return reader.rows(plain_text(60, skip=SENTENCES) if text is None else text, TOKENS)
+
+
+def look_at_text(
+    reader: Reader, rows: torch.Tensor, basic: Basic, lenses: Lenses, *, every_layer: bool = True
+) -> OnText:
+    """What the LLM's layers, and V^ with each lens, are near to.
+
+    Args:
+        reader: the LLM.
+        rows: see `text_rows`.
+        basic: how V^ is made; its lens and its attention do not matter here.
+        lenses: see `Lenses`.
+        every_layer: look at the layers themselves, too, which takes l + 1 products with the vocabulary.
+    """
+    rows = rows.to(reader.device)
+    columns = reader.columns(rows)
+    tokens, embeddings = rows[columns], reader.embeddings
+    layers: list[Nearness] = []
+
+    def look(_: int, states: torch.Tensor) -> None:
+        if every_layer:
+            layers.append(nearness(states, tokens, embeddings))
+
+    with _watching(reader, basic, lenses, columns) as seen:
+        reader.read(rows, look, None if every_layer else 0)
+    return OnText(layers, {kind: nearness(one.refined, tokens, embeddings) for kind, one in seen.items()})
+
+
+@torch.no_grad()
+def control(reader: Reader, basic: Basic, lenses: Lenses) -> dict[LensKind, Control]:
+    """L_das, with each lens, of images whose visual tokens are the embeddings of words, and of random ones.
+
+    A loss that is no lower for the former cannot lead to words.
+
+    Raises:
+        UserError: see `whole_words`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    words = torch.tensor(list(whole_words(reader.tokenizer, reader.vocabulary)))
+    chosen = words[torch.randint(len(words), (IMAGES, PER_IMAGE), generator=generator)].to(reader.device)
+    embeddings = reader.embeddings
+    length = ordinary_length(reader.embed, reader.vocabulary)
+    noise = torch.randn(IMAGES, PER_IMAGE, embeddings.shape[1], generator=generator)
+    visual = {"words": embeddings[chosen], "random": (F.normalize(noise, dim=-1) * length.cpu()).to(embeddings)}
+    found = {name: _das(reader, basic, lenses, one) for name, one in visual.items()}
+    return {kind: Control(found["words"][kind], found["random"][kind]) for kind in lenses}
+
+
+def _das(reader: Reader, basic: Basic, lenses: Lenses, visual: torch.Tensor) -> dict[LensKind, float]:
+    """L_das by lens, of (I, m, d) behind some tokens of text."""
+    before = reader.rows(plain_text(10), BEFORE)[:1].to(reader.device)
+    text = reader.embed(before)
+    inputs = torch.cat([text.expand(len(visual), -1, -1), visual.to(text)], 1)
+    columns = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    columns[:, text.shape[1] :] = True
+    with reader.at_rest(), _watching(reader, basic, lenses, columns) as seen:
+        reader.llm(inputs_embeds=inputs, use_cache=False)
+    flat = visual.flatten(0, 1)
+    weights = torch.full((len(flat),), 1 / len(flat), device=flat.device)
+    length = ordinary_length(reader.embed, reader.vocabulary)
+    return {kind: float(equations.das(flat, one.refined, weights, ordinary=length)) for kind, one in seen.items()}
+
+
+@contextmanager
+def _watching(reader: Reader, basic: Basic, lenses: Lenses, columns: torch.Tensor) -> Iterator[dict[LensKind, Seen]]:
+    """Watches the one run of the LLM that follows, with each lens; attention is not looked at."""
+    length = ordinary_length(reader.embed, reader.vocabulary)
+    everything = torch.ones_like(columns)
+    with ExitStack() as stack:
+        seen = {}
+        for kind, lens in lenses.items():
+            settings = basic.model_copy(update={"degree": "equal", "lens": kind})
+            supervision = Supervision(reader.llm, settings, lens)
+            seen[kind] = stack.enter_context(supervision.watching(columns, everything, everything, length=length))
+        yield seen
+
+
+class Premise(NamedTuple):
+    """What V^ of text is near to, as a run says it before it begins."""
+
+    near: bool
+    text: str
+
+
+def premise(reader: Reader, basic: Basic, lens: Lens | None, model: str) -> Premise:
+    """Looks at V^ of text through the lens of the settings: seconds, and less if the LLM has been looked at before.
+
+    Args:
+        reader: the LLM, as it is before any training.
+        basic: how V^ is made.
+        lens: that of the settings.
+        model: what `probe --llm` is to be given.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    rows = text_rows(reader)
+    made = {"version": _VERSION, "llm": reader.digest(), "rows": rows.tolist(), "basic": basic.model_dump(mode="json")}
+    key = fingerprint_of(made | ({} if lens is None else {"lens": lens_fields()}))
+
+    def make() -> Nearness:
+        return look_at_text(reader, rows, basic, {basic.lens: lens}, every_layer=False).refined[basic.lens]
+
+    near = remembered(f"premises/{key}.json", _read, make, lambda found, path: path.write_text(json.dumps(found)))
+    through = "" if basic.lens == "none" else f" through the lens `{basic.lens}`"
+    if is_near(near):
+        text = f"BASIC: V^ of plain text{through} is near its own embeddings ({_figures(near, reader.vocabulary)})"
+    else:
+        text = (
+            f"BASIC: V^ of plain text{through} is not near its own embeddings ({_figures(near, reader.vocabulary)}), "
+            f"so L_das and L_sds do not lead to words on this LLM; see sea-pipeline probe --llm {model}"
+        )
+    return Premise(is_near(near), text)
+
+
+def is_near(near: Nearness) -> bool:
+    """Whether V^ of text can be called near its own embeddings, see `NEAR` and `RANK`."""
+    return near.cosine >= NEAR and near.rank <= RANK
+
+
+def verdict(near: Nearness, compared: Control, vocabulary: int, lens: LensKind = "none") -> str:
+    """Whether BASIC can lead to words on an LLM, in a sentence.
+
+    Args:
+        near: of V^ of text.
+        compared: of words as visual tokens.
+        vocabulary: V.
+        lens: that both were seen through.
+    """
+    holds, lower = is_near(near), compared.words <= LOWER * compared.random
+    through = "" if lens == "none" else f" through the lens `{lens}`"
+    return (
+        f"BASIC's premise {'holds' if holds else 'does not hold'} on this LLM{through}: V^ of text is "
+        f"{'' if holds else 'not '}near its own embedding ({_figures(near, vocabulary)}). L_das of words is "
+        f"{compared.words:.2f}, of random vectors {compared.random:.2f}: the loss "
+        f"{'can lead' if holds and lower else 'cannot lead'} to words."
+    )
+
+
+def _figures(near: Nearness, vocabulary: int) -> str:
+    cosine = round(near.cosine, 2) + 0.0  # no minus before a zero
+    return f"cosine {cosine:+.2f}, the nearest for {near.own:.0%}, median rank {near.rank:,.0f} of {vocabulary:,}"
+
+
+def _read(path: Path) -> Nearness | None:
+    try:
+        return Nearness(*map(float, json.loads(path.read_text("utf-8"))))
+    except (OSError, ValueError, TypeError):
+        return None

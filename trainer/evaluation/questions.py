@@ -1,0 +1,237 @@
+"""Questions about photos: how many a model answers rightly, with their own photos and with others'.
+
+A yes/no question is answered by the probabilities of the two words, a question with people's answers by what the model
+writes, greedily. Beside them stands what someone reaches who reads the questions alone.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.llava_json import shown
+from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
+from trainer.evaluation.blind_control import others
+from trainer.evaluation.token_replacement import generate, stock
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import ModelFolder
+from trainer.model.prompts import PLACEHOLDER, Message, TemplateName, load_template, read_messages
+from trainer.model.tokenise import Conversation, Encoder
+
+SHORT = "Answer the question using a single word or phrase."
+"""What LLaVA-1.5 writes behind a question that asks for a short answer."""
+NEW_TOKENS = 10
+"""Of a short answer, at most."""
+
+_FORMS = (
+    "a list of objects with `image`, `question` and `label` (yes or no) or `answers` (a list of texts), or an object "
+    "of sections, each an object of images with a list of such questions"
+)
+
+
+class Questions(NamedTuple):
+    """What a file asks."""
+
+    asked: list[Question]
+    left: dict[str, int]
+    """By section, how many entries are of another form."""
+
+
+def read_questions(path: Path) -> Questions:
+    """Reads a file of questions.
+
+    Args:
+        path: JSON: a list of objects `{"image", "question", "label": "yes" | "no", "object"}` or `{"image", "question",
+            "answers": [text, ...]}`; or an object of sections, each `{image: [question, ...]}`.
+
+    Raises:
+        UserError: it cannot be read, or asks nothing.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: expected questions as JSON; it cannot be read: {reason}") from error
+    asked: list[Question] = []
+    left: Counter[str] = Counter()
+    for section, image, entry in _entries(content):
+        question = _question(image, entry)
+        if question is None:
+            left[section] += 1
+        else:
+            asked.append(question)
+    if not asked:
+        raise UserError(f"{path}: expected {_FORMS}; found {shown(content)}")
+    return Questions(asked, dict(left))
+
+
+def _entries(content: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(content, list):
+        yield from (("", entry.get("image") if isinstance(entry, dict) else None, entry) for entry in content)
+    elif isinstance(content, dict):
+        for section, images in content.items():
+            for image, entries in images.items() if isinstance(images, dict) else ():
+                yield from ((section, image, entry) for entry in (entries if isinstance(entries, list) else [entries]))
+
+
+def _question(image: Any, entry: Any) -> Question | None:  # noqa: ANN401 - whatever JSON holds
+    if not isinstance(entry, dict) or not isinstance(image, str) or not isinstance(entry.get("question"), str):
+        return None
+    text, label, answers = entry["question"], entry.get("label"), entry.get("answers")
+    if isinstance(label, str) and label.lower() in ("yes", "no"):
+        return Question(image, text, (label.lower(),), True, str(entry.get("object", "")))
+    if isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers):
+        return Question(image, text, tuple(answers), False)
+    return None
+
+
+class Prompt(NamedTuple):
+    """A question up to where its answer begins, as training would have it."""
+
+    ids: torch.Tensor
+    """int64 (L,), image tokens expanded."""
+    yes: frozenset[int]
+    """Tokens that `Yes` and `yes` begin with there, and `No` and `no` do not."""
+    no: frozenset[int]
+
+
+class Asker:
+    """Asks a model questions about photos.
+
+    Args:
+        model: in evaluation mode, with the LLM's layers.
+        folder: its folder, whose tokenizer and image processor write the questions.
+        picture: the photo of an image id.
+        template: how conversations are written, see `prompts.load_template`.
+        batch_size: questions at a time.
+
+    Raises:
+        UserError: the template cannot write a question with its answer.
+    """
+
+    def __init__(
+        self,
+        model: AlignedLlava,
+        folder: ModelFolder,
+        picture: Callable[[str], Image.Image],
+        *,
+        template: TemplateName = "own",
+        batch_size: int = 8,
+    ) -> None:
+        processor = folder.processor
+        self._model, self._processor, self._picture, self._batch_size = model, processor, picture, batch_size
+        self._tokens = folder.grid[0] * folder.grid[1]
+        self._render = load_template(template, processor.tokenizer, processor.image_token)
+        self._encode = Encoder(processor.tokenizer, processor.image_token, self._tokens, max_length=1 << 30)
+
+    def __call__(
+        self, questions: Sequence[Question], advance: Callable[[int], None] = lambda _: None
+    ) -> dict[str, float]:
+        """Asks all with their own photos and with others', and scores what the model says.
+
+        Args:
+            questions: of a file.
+            advance: told how many questions are done; each is asked twice.
+
+        Returns:
+            By kind, `yes_no` or `vqa`: `KIND_questions`, `KIND_accuracy` and `KIND_accuracy_other` (another photo's),
+            each with `_se`; `KIND_accuracy_question_only`, see there; `vqa_accuracy_yes` of always saying yes and
+            `vqa_accuracy_people` of people's commonest answer.
+        """
+        found: dict[str, float] = {}
+        for kind, yes_no in (("yes_no", True), ("vqa", False)):
+            if chosen := [question for question in questions if question.yes_no == yes_no]:
+                found |= dict(self._scores(kind, chosen, advance))
+        return found
+
+    def _scores(
+        self, kind: str, questions: Sequence[Question], advance: Callable[[int], None]
+    ) -> Iterator[tuple[str, float]]:
+        groups, photos = [one.group for one in questions], [one.image for one in questions]
+        prompts, swap = self.prompts(questions), others(photos)
+        yield f"{kind}_questions", float(len(questions))
+        by_ending = {"": photos} | ({"_other": [swap[photo] for photo in photos]} if swap else {})
+        for ending, images in by_ending.items():
+            said: list[str] = []
+            for start in range(0, len(questions), self._batch_size):
+                part = slice(start, start + self._batch_size)
+                said += self._say(prompts[part], images[part], yes_no=kind == "yes_no")
+                advance(len(prompts[part]))
+            scores = [vqa_accuracy(answer, one.answers) for answer, one in zip(said, questions, strict=True)]
+            value, error = mean_over_groups(scores, groups, photos)
+            yield f"{kind}_accuracy{ending}", value
+            if error is not None:
+                yield f"{kind}_accuracy{ending}_se", error
+        yield f"{kind}_accuracy_question_only", mean_over_groups(question_only(questions), groups, photos).value
+        if kind == "vqa":
+            commonest = [Counter(map(normalised, one.answers)).most_common(1)[0][0] for one in questions]
+            for name, answers in (("yes", ["yes"] * len(questions)), ("people", commonest)):
+                pairs = zip(answers, questions, strict=True)
+                yield f"vqa_accuracy_{name}", float(np.mean([vqa_accuracy(each, one.answers) for each, one in pairs]))
+
+    def prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+        """Writes each question with both answers; what the two rows share is the prompt, and then they part.
+
+        In lower case they count, too, if they part from the prompt at the same place.
+        """
+        image, spelled = self._processor.image_token, ("Yes", "yes", "No", "no")
+        conversations = [
+            Conversation(number, one.image, [one.image], self._render(self._messages(one.text, answer, image)))
+            for number, one in enumerate(questions)
+            for answer in spelled
+        ]
+        rows = [row["input_ids"] for row in self._encode(conversations)]
+        found = []
+        for start in range(0, len(rows), len(spelled)):
+            four = rows[start : start + len(spelled)]
+            first, _, other, _ = four
+            shared = next(place for place in range(len(first)) if first[place] != other[place])
+            alike = [len(row) > shared and (row[:shared] == first[:shared]).all() for row in four]
+            yes = {int(row[shared]) for row, same in zip(four[:2], alike[:2], strict=True) if same}
+            no = {int(row[shared]) for row, same in zip(four[2:], alike[2:], strict=True) if same}
+            ids = torch.from_numpy(np.asarray(first[:shared], np.int64))
+            repeats = torch.where(ids == self._processor.image_token_id, self._tokens, 1)
+            found.append(Prompt(ids.repeat_interleave(repeats), frozenset(yes - no), frozenset(no - yes)))
+        return found
+
+    def _messages(self, text: str, answer: str, image_token: str) -> list[Message]:
+        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{text}\n{SHORT}"}, {"from": "gpt", "value": answer}]
+        return read_messages(turns, 1, image_token)
+
+    def _say(self, prompts: Sequence[Prompt], images: Sequence[str], *, yes_no: bool) -> list[str]:
+        """What the model answers to prompts, each with a photo."""
+        shown = [self._picture(image) for image in images]
+        pixels = [self._processor.image_processor(image, return_tensors="pt")["pixel_values"] for image in shown]
+        given = self._batch(prompts, left=not yes_no) | {"pixel_values": torch.cat(pixels).to(self._model.device)}
+        if not yes_no:
+            written = generate(self._model, given, NEW_TOKENS)
+            texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+            return [str(text).strip() for text in texts]
+        hidden = stock(self._model).model(**given).last_hidden_state
+        last = given["attention_mask"].sum(1) - 1
+        logits = self._model.lm_head(hidden[torch.arange(len(last)), last]).float()
+        sums = [
+            [row[sorted(tokens)].logsumexp(-1) for tokens in (one.yes, one.no)]
+            for row, one in zip(logits, prompts, strict=True)
+        ]
+        return ["yes" if yes > no else "no" for yes, no in sums]
+
+    def _batch(self, prompts: Sequence[Prompt], *, left: bool) -> dict[str, torch.Tensor]:
+        """Prompts with their mask; with `left` they end together, else they begin together."""
+        ids = [one.ids for one in prompts]
+        padded = {
+            "input_ids": (ids, self._processor.tokenizer.pad_token_id or 0),
+            "attention_mask": ([torch.ones_like(one) for one in ids], 0),
+        }
+        side = "left" if left else "right"
+        return {
+            name: pad_sequence(each, batch_first=True, padding_value=value, padding_side=side).to(self._model.device)
+            for name, (each, value) in padded.items()
+        }

@@ -1,0 +1,261 @@
+"""`sea-pipeline evaluate` as a function: a model folder and data in, metrics out."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
+from sea_pipeline.inputs.captions import content_words
+from sea_pipeline.inputs.pixels import BadImageError, read_image
+from sea_pipeline.labels.store import open_labels
+from sea_pipeline.storage.publish import check_result, publish_result
+from trainer.data.conversations import read_conversations, split_rows
+from trainer.data.dataset import TrainingData
+from trainer.data.inputs import labels_for
+from trainer.data.run_rows import below, open_conversations, place_of, without_unreadable
+from trainer.evaluation.contextual_lens import TOKENS, build_index, size_of
+from trainer.evaluation.contextual_shares import captioned_photos, look_through
+from trainer.evaluation.evaluator import Evaluator, evaluating
+from trainer.evaluation.figures import check_figures, save_figures
+from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
+from trainer.evaluation.questions import Asker, read_questions
+from trainer.evaluation.token_replacement import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import ModelFolder, load_model, open_model_folder
+from trainer.model.run_record import read_run
+from trainer.recipes.recipe import Data, LabelSource, Recipe
+
+
+class EvaluateSettings(Settings):
+    """What `sea-pipeline evaluate` is asked for."""
+
+    model: Path
+    """A LLaVA folder."""
+    data: str
+    """A LLaVA `.json` or `.jsonl` file, or `samples`."""
+    labels: str | Path | None = None
+    image_root: Path | None = None
+    template: Literal["plain", "vicuna_v1", "own"] = "own"
+    transfer: bool = False
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    device: str = "auto"
+    bad_rows: Literal["stop", "leave_out"] = "stop"
+    """See `recipe.Data`."""
+    layers: bool = False
+    """Look at the nearest tokens of visual tokens at every layer, see `look_at_layers`."""
+    replace: bool = False
+    """Generate from visual tokens that are replaced by their nearest tokens, see `replace_and_describe`."""
+    lens: Literal["contextual"] | None = None
+    """Look at visual tokens through the states of words in sentences, see `contextual_shares.look_through`."""
+    lens_data: str | None = None
+    """A LLaVA file, or `samples`, whose answers these sentences are; None: what the run of the model was trained on."""
+    limit_images: Annotated[int, Field(ge=1)] | None = None
+    """How many images these look at, from the first; None: all, but `token_replacement.IMAGES` for `replace`. The
+    metrics are of all samples in any case."""
+    new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
+    """Of a generated text, at most."""
+    out: Path | None = None
+    """A JSON file for what both find of each image; see `evaluate_model`."""
+    questions: Path | None = None
+    """A file of questions about photos, see `questions.read_questions`."""
+    question_root: Path | None = None
+    """Where their photos are; None: `image_root`, or the file's folder."""
+    save_figures: Path | None = None
+    """A folder for figures of the first images; see `figures.save_figures`."""
+
+
+def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
+    """The metrics of `Evaluator`, of every sample of the data, and of `questions.Asker` where there are questions.
+
+    With `layers` a list of `nearest_by_layer.Layer` by that name comes on top, with `replace` the numbers of
+    `token_replacement.Replace` and under `texts` what was generated, a list of `token_replacement.Described`, each with
+    its `image` and `sample`. With `lens` there is `lens`: `data`, its file; `index`, a `contextual_lens.Size`;
+    `photos`, how many; `layers`, a list of `contextual_shares.LensLayer`.
+
+    The file `out` holds `model`, `data`, `layers`, `lens` and `replace` without the texts, and `images`: objects with
+    `image`, `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the
+    projector's) and `generated` (a `Described`), the last two where they were asked for and the image was among the
+    first ones.
+
+    Raises:
+        UserError: an input does not fit, or `out` cannot be written.
+    """
+    captions = _checked(settings)
+    device = resolve_device(settings.device)
+    data = Data(
+        train=settings.data, image_root=settings.image_root, template=settings.template, bad_rows=settings.bad_rows
+    )
+    recipe = Recipe(model=settings.model, data=data, labels=LabelSource(transfer=settings.transfer))
+    folder = open_model_folder(settings.model)
+    store = open_labels(settings.labels) if settings.labels else None
+    conversations = without_unreadable(open_conversations(data, folder), data, store)
+    evaluator = Evaluator(
+        TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid),
+        labels_for(store, folder, recipe.loss.sea, transfer=settings.transfer) if store else None,
+        store,
+        vocabulary=folder.vocabulary,
+        batch_size=settings.batch_size,
+        device=device,
+    )
+    model = load_model(folder, recipe)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    with progress("evaluating", len(conversations.train), 0) as advance:
+        found: dict[str, Any] = dict(evaluator(model, advance))
+    found |= _answers(settings, folder, model, progress)
+    found |= _analyses(settings, evaluator, model, captions, progress)
+    return found
+
+
+def _checked(settings: EvaluateSettings) -> Data | None:
+    """Looks at what can be wrong before any work is done; gives `_captions`."""
+    if settings.out is not None:
+        if not (settings.layers or settings.replace):
+            raise UserError(
+                f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
+            )
+        check_result(settings.out)
+    if settings.save_figures is not None:
+        check_figures(labelled=settings.labels is not None, layers=settings.layers)
+    return _captions(settings)
+
+
+def _captions(settings: EvaluateSettings) -> Data | None:
+    """The conversations whose answers the lens is made of; None without one."""
+    if settings.lens is None:
+        if settings.lens_data is not None:
+            raise UserError(f"--lens-data {settings.lens_data}: is for --lens contextual; give that, or leave it out")
+        return None
+    if settings.lens_data is not None:
+        if not place_of(settings.lens_data, None)[0].is_file():
+            raise UserError(
+                f"--lens-data {settings.lens_data}: expected a LLaVA .json or .jsonl file; found none there"
+            )
+        return Data(train=settings.lens_data, template=settings.template)
+    run = settings.model.resolve().parent
+    if not (run / "run.json").is_file():
+        raise UserError(
+            f"--lens {settings.lens}: expected captions to read words in; {settings.model} is no run's model, whose "
+            "training data would be taken; name a LLaVA file with --lens-data"
+        )
+    data = read_run(run).recipe.data
+    if not place_of(data.train, None)[0].is_file():
+        raise UserError(
+            f"--lens {settings.lens}: expected the run's training data, {data.train}, which is not there; name a LLaVA "
+            "file with --lens-data"
+        )
+    return data
+
+
+def _through_lens(
+    settings: EvaluateSettings,
+    captions: Data,
+    evaluator: Evaluator,
+    model: AlignedLlava,
+    progress: ProgressBar,
+) -> dict[str, Any]:
+    """What the lens shows; its captions need no photos."""
+    file, *_ = place_of(captions.train, None)
+    processor = evaluator.data.processor
+    rows, columns = evaluator.data.grid
+    read = read_conversations(
+        file,
+        processor.tokenizer,
+        template=captions.template,
+        image_tokens=rows * columns,
+        max_length=captions.max_length,
+    ).rows
+    if captions.held_out:
+        read, _ = split_rows(read, captions.held_out if captions.held_out < 1 else int(captions.held_out), seed=0)
+    texts = [trained_text(processor, row) for row in read]
+    with progress("reading captions", min(TOKENS, sum(len(content_words(text)) for text in texts)), 0) as advance:
+        index = build_index(model, processor.tokenizer, texts, advance=advance)
+    photos = captioned_photos(evaluator, settings.limit_images)
+    with progress("lens", len(photos), 0) as advance:
+        found = look_through(evaluator, model, index, photos, advance)
+    return {"data": str(file), "index": size_of(index), "photos": len(photos), "layers": found.summary}
+
+
+def _answers(
+    settings: EvaluateSettings, folder: ModelFolder, model: AlignedLlava, progress: ProgressBar
+) -> dict[str, float]:
+    """What the model makes of the questions."""
+    if settings.questions is None:
+        return {}
+    questions = read_questions(settings.questions)
+    root = settings.question_root or settings.image_root or settings.questions.parent
+
+    def picture(image: str) -> Image.Image:
+        try:
+            return read_image(below(root, image)).image
+        except (BadImageError, ValueError) as error:
+            raise UserError(
+                f"{settings.questions}: expected {image!r} below {root}; {one_line(error)}; name the folder of the "
+                "photos with --question-root"
+            ) from error
+
+    asker = Asker(model, folder, picture, template=settings.template, batch_size=settings.batch_size)
+    with evaluating(model), progress("questions", 2 * len(questions.asked), 0) as advance:
+        return asker(questions.asked, advance)
+
+
+def _analyses(
+    settings: EvaluateSettings,
+    evaluator: Evaluator,
+    model: AlignedLlava,
+    captions: Data | None,
+    progress: ProgressBar,
+) -> dict[str, Any]:
+    """What `layers`, `lens` and `replace` add to the metrics; also writes the file."""
+    layers: LayerTokens | None = None
+    replaced: Replaced | None = None
+    found: dict[str, Any] = {}
+    if settings.layers:
+        images = evaluator.first_images(settings.limit_images)
+        with progress("layers", len(images), 0) as advance:
+            layers = look_at_layers(evaluator, model, settings.limit_images, advance)
+        found["layers"] = layers.summary
+    if captions is not None:
+        found["lens"] = _through_lens(settings, captions, evaluator, model, progress)
+    if settings.save_figures is not None:
+        found["figures"] = [
+            str(path) for path in save_figures(evaluator, model, layers, settings.save_figures, settings.limit_images)
+        ]
+    if settings.replace:
+        limit = settings.limit_images or IMAGES
+        with progress("generating", len(evaluator.first_images(limit)), 0) as advance:
+            replaced = replace_and_describe(evaluator, model, limit, settings.new_tokens, advance)
+        found["replace"] = dict(replaced.summary)
+    if settings.out is not None:
+        content = {"model": str(settings.model), "data": settings.data, **found}
+        content["images"] = _by_image(evaluator, layers, replaced)
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
+        with publish_result(settings.out) as scratch:
+            scratch.write_text(f"{text}\n", "utf-8")
+    if replaced is not None:
+        found["replace"]["texts"] = [
+            {"image": image_id, "sample": evaluator.data.rows[row]["id"], **told}
+            for (row, image_id), told in zip(replaced.images, replaced.described, strict=True)
+        ]
+    return found
+
+
+def _by_image(evaluator: Evaluator, layers: LayerTokens | None, replaced: Replaced | None) -> list[dict[str, Any]]:
+    """The file's images: both analyses begin at the first one, so one list is the beginning of the other."""
+    listed = max((found.images for found in (layers, replaced) if found is not None), key=len)
+    images = []
+    for place, (row, image_id) in enumerate(listed):
+        entry: dict[str, Any] = {"image": image_id, "sample": evaluator.data.rows[row]["id"]}
+        entry["grid"] = list(evaluator.data.grid)
+        if layers is not None and place < len(layers.images):
+            entry["tokens"] = layers.by_layer(place)
+        if replaced is not None and place < len(replaced.images):
+            entry["generated"] = replaced.described[place]
+        images.append(entry)
+    return images

@@ -1,0 +1,230 @@
+"""Visual tokens replaced by their nearest token embeddings, and what the model then says of an image: BASIC's Fig. 3.
+
+Three texts of every image: from its visual tokens, from those replaced, and, as a control, from the replaced tokens of
+another image. Decoding is greedy, so the control is that other image's own text. As a number: how often a text has a
+word of the sample's answer, beside how often the texts of the other images have one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypedDict, cast
+
+import torch
+from jinja2.exceptions import TemplateError
+from PIL import Image
+from torch import nn
+from transformers import GenerationConfig, LlavaForConditionalGeneration
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs.captions import content_words
+from trainer.evaluation import metrics
+from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.model.aligned_llava import AlignedLlava
+
+PROMPT = "Please describe the image in detail."
+"""The paper's, supplementary C."""
+IMAGES = 8
+"""How many images by default: generating is slow."""
+NEW_TOKENS = 48
+_ASKED = frozenset(content_words(PROMPT))
+
+
+class Described(TypedDict, total=False):
+    """What the model says of one image."""
+
+    visual: str
+    """From its visual tokens."""
+    replaced: str
+    """From the embeddings of the tokens nearest to them."""
+    control: str
+    """From those of another image of another sample; absent where there is none, as is the next."""
+    control_of: str
+    """That image's id."""
+
+
+class Replace(TypedDict, total=False):
+    """The numbers; each share is 0..1."""
+
+    prompt: str
+    images: int
+    scored: int
+    """Images of which the sample's answers have a content word; the shares are of these, absent where there is none."""
+    visual: float
+    """The share of texts from visual tokens that have a content word of the sample's answers."""
+    visual_control: float
+    """The mean share over the texts of the images of other samples: what a text of any image reaches. Absent where
+    there are none."""
+    replaced: float
+    """The same of replaced visual tokens."""
+    replaced_control: float
+
+
+class Replaced(NamedTuple):
+    """What `replace_and_describe` finds."""
+
+    images: list[Shown]
+    described: list[Described]
+    """By image."""
+    summary: Replace
+
+
+def replace_and_describe(
+    evaluator: Evaluator,
+    model: AlignedLlava,
+    limit: int = IMAGES,
+    new_tokens: int = NEW_TOKENS,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Replaced:
+    """Lets the model describe the first images of the evaluator's data, each on its own, in its own chat template.
+
+    Args:
+        evaluator: its samples; the answers are those that are trained, labels are not looked at.
+        model: with the LLM's layers; left in the mode it was in.
+        limit: how many images at most.
+        new_tokens: of a text, at most.
+        advance: told how many images are done.
+
+    Raises:
+        UserError: no sample has an image; the folder's processor cannot write the prompt.
+    """
+    images = evaluator.first_images(limit)
+    processor = evaluator.data.processor
+    visual: list[str] = []
+    replaced: list[str] = []
+    with evaluating(model):
+        embeddings = evaluator.embeddings(model)
+        for start in range(0, len(images), evaluator.batch_size):
+            part = images[start : start + evaluator.batch_size]
+            pictures = [evaluator.data.image(image_id, evaluator.data.rows[row]["id"])[0] for row, image_id in part]
+            inputs = prompted(processor, pictures).to(model.device)
+            visual += _texts(processor, generate(model, inputs, new_tokens))
+            with nearest_in_place(model, embeddings):
+                replaced += _texts(processor, generate(model, inputs, new_tokens))
+            advance(len(part))
+    answers = [said_words(answer_text(evaluator, row)) for row, _ in images]
+    others = [_others(images, number) for number in range(len(images))]
+    described = []
+    for own, other, number in zip(visual, replaced, others, strict=True):
+        told = Described(visual=own, replaced=other)
+        if number:
+            told |= Described(control=replaced[number[0]], control_of=images[number[0]].image_id)
+        described.append(told)
+    summary = Replace(prompt=PROMPT, images=len(images), scored=sum(map(bool, answers)))
+    for name, texts in (("visual", visual), ("replaced", replaced)):
+        summary |= cast("Replace", shares(name, texts, answers, others))
+    return Replaced(images, described, summary)
+
+
+@contextmanager
+def nearest_in_place(model: AlignedLlava, embeddings: torch.Tensor) -> Iterator[None]:
+    """Within it every visual token is the embedding, float32 (V, d), of the token nearest to it by cosine, Eq. 2."""
+
+    def replace(_module: nn.Module, _inputs: object, visual: torch.Tensor) -> torch.Tensor:
+        nearest = metrics.nearest(visual.flatten(0, 1).float(), embeddings, measure="cosine").indices
+        return embeddings[nearest].view_as(visual).to(visual.dtype)
+
+    handle = model.model.multi_modal_projector.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def prompted(processor: Any, pictures: Sequence[Image.Image]) -> Any:  # noqa: ANN401 - transformers'
+    """`PROMPT` under each picture, in the processor's chat template up to where the answer begins: a BatchFeature.
+
+    Raises:
+        UserError: there is no chat template, or it cannot write one image and one question, or drops the image.
+    """
+    question = {"type": "text", "text": PROMPT}
+    chats = [[{"role": "user", "content": [{"type": "image", "image": each}, question]}] for each in pictures]
+    try:
+        return processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+    except (TemplateError, ValueError) as error:
+        reason = one_line(error)
+        raise UserError(
+            f"--replace: the model folder's chat template cannot write a question about an image ({reason}); mend its "
+            "chat_template.jinja"
+        ) from error
+
+
+def generate(model: AlignedLlava, inputs: Any, new_tokens: int) -> torch.Tensor:  # noqa: ANN401 - transformers'
+    """Greedy decoding by transformers: int64 (images, at most new_tokens), after a text's end padding."""
+    ends = model.generation_config
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        bos_token_id=ends.bos_token_id,
+        eos_token_id=ends.eos_token_id,
+        pad_token_id=ends.pad_token_id,
+    )
+    written = cast("torch.Tensor", stock(model).generate(**inputs, generation_config=settings))
+    return written[:, inputs["input_ids"].shape[1] :]
+
+
+def shares(
+    name: str, texts: Sequence[str], answers: Sequence[set[str]], others: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """How many texts have a word of their own answer, and how many of the others' have one.
+
+    Args:
+        name: of the result.
+        texts: of each image.
+        answers: the content words of each image's answers; an image without any is left out of both shares.
+        others: for each image those whose texts are held against its answers, too.
+
+    Returns:
+        `name` and `name`_control, 0..1; either is absent where there is nothing to count.
+    """
+    said = [said_words(text) for text in texts]
+    scored = [image for image, answer in enumerate(answers) if answer]
+    own = [bool(said[image] & answers[image]) for image in scored]
+    control = [bool(said[other] & answers[image]) for image in scored for other in others[image]]
+    named = {name: own, f"{name}_control": control}
+    return {each: sum(hits) / len(hits) for each, hits in named.items() if hits}
+
+
+def said_words(text: str) -> set[str]:
+    """Its content words, by the rules of `captions.py`, without those of `PROMPT`."""
+    return {*content_words(text)} - _ASKED
+
+
+def answer_text(evaluator: Evaluator, row: int) -> str:
+    """All that is trained of a sample, its answers, as text."""
+    return trained_text(evaluator.data.processor, evaluator.data.rows[row])
+
+
+def trained_text(processor: Any, sample: Mapping[str, Any]) -> str:  # noqa: ANN401 - transformers'
+    """All that is trained of a row with `input_ids` and `trained`, as text."""
+    spans: list[list[int]] = [[]]
+    for token, trained in zip(sample["input_ids"], sample["trained"], strict=True):
+        if trained:
+            spans[-1].append(token)
+        elif spans[-1]:
+            spans.append([])
+    return " ".join(_texts(processor, spans))
+
+
+def _texts(processor: Any, ids: Any) -> list[str]:  # noqa: ANN401 - transformers'
+    decoded = processor.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text.strip() for text in decoded]
+
+
+def _others(images: Sequence[Shown], number: int) -> list[int]:
+    """The images that neither are this one nor belong to its sample, from the next one on."""
+    order = [(number + step) % len(images) for step in range(1, len(images))]
+    return [
+        other
+        for other in order
+        if images[other].row != images[number].row and images[other].image_id != images[number].image_id
+    ]
+
+
+def stock(model: AlignedLlava) -> Any:  # noqa: ANN401 - transformers' types do not know its own generate
+    """The same weights in transformers' own class: its `generate` goes by the arguments that a forward names."""
+    with torch.device("meta"):
+        stock = LlavaForConditionalGeneration(model.config)
+    stock.model, stock.lm_head = model.model, model.lm_head
+    return stock.eval()

@@ -1,0 +1,131 @@
+"""The small files of an export: tokenizer, processor, templates, configurations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sea_pipeline.storage.json_files import read_json
+from trainer.export import transformers4
+from trainer.model.assemble import ALIGNMENT
+from trainer.model.chat_template import chat_template, turn_end, with_marks
+from trainer.model.load import ModelFolder
+from trainer.model.prompts import GENERATION
+from trainer.model.sentence_piece import piece_model, same_tokenizer
+from trainer.model.tokenizer import begin_with_bos, check_saved_tokenizer, pad_left, with_image_token
+
+_PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
+"""In configurations: paths of the machine that wrote them."""
+
+
+def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[str]:
+    """Writes tokenizer, generation configuration and, with `processor`, the processor; all know where a turn ends.
+
+    The template begins as training began, and a batch of prompts is padded on the left. A tokenizer of SentencePiece's
+    kind is written as `tokenizer.model`, too.
+
+    Returns:
+        What a reader must know, a sentence each.
+
+    Raises:
+        UserError: the tokenizer cannot be saved as it is, or its template cannot render a conversation.
+    """
+    tokenizer, notes = with_image_token(folder.processor.tokenizer), []
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template(None)
+        notes.append("The model has no chat template; vicuna_v1, LLaVA-1.5's, was added.")
+    tokenizer.chat_template = with_marks(tokenizer.chat_template)
+    folder.processor.tokenizer = tokenizer = begin_with_bos(tokenizer)
+    folder.processor.chat_template = tokenizer.chat_template
+    pad_left(tokenizer)
+    if not GENERATION.search(tokenizer.chat_template):
+        notes.append("The chat template does not mark its answers: it changes earlier turns as later ones come.")
+    tokenizer.eos_token = turn_end(tokenizer, str(folder.path)) or tokenizer.eos_token
+    (folder.processor if processor else tokenizer).save_pretrained(scratch)
+    if (pieces := piece_model(tokenizer)) is not None:
+        (scratch / "tokenizer.model").write_bytes(pieces)
+    check_saved_tokenizer(scratch, tokenizer, str(folder.path))
+    generation = read_json(folder.path / "generation_config.json", absent={})
+    eos = generation.pop("eos_token_id", None)
+    if ends := {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}:
+        generation["eos_token_id"] = sorted(ends)
+    (scratch / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
+    return notes
+
+
+def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
+    """Makes files of the old spelling beside or in place of the new, and has readers stop that would misread them.
+
+    Args:
+        scratch: a folder as transformers 5 writes it.
+        names: the version whose spelling it is to have; None for 4's where it can say what 5's says.
+        rescaled: the projector was divided for transformers 4.
+
+    Returns:
+        The readers of the folder.
+
+    Raises:
+        UserError: 4's spelling cannot say it.
+    """
+    config = read_json(scratch / "config.json")
+    config.pop("pruned_heads", None)  # of an earlier export, see `legacy.refused_by_4`
+    old = names == 4 or (names is None and transformers4.has_one_rope(config))
+    scaled = transformers4.scales_inputs(config.get("text_config", {}).get("model_type", ""))
+    if old:
+        config = transformers4.config(config)
+        file = scratch / "tokenizer_config.json"
+        write_json(file, transformers4.tokenizer_config(read_json(file)))
+        if (file := scratch / "processor_config.json").is_file():
+            processor, image = transformers4.processor_configs(read_json(file))
+            write_json(file, processor)
+            write_json(scratch / "preprocessor_config.json", image)
+    if rescaled:
+        line = "this folder is for transformers 4 alone; export it without --rescale-projector for others"
+        config = transformers4.refused_by_5(config, line)
+    elif scaled or not old:
+        advice = "with --rescale-projector" if scaled else "with --names 4"
+        config = transformers4.refused_by_4(
+            config, f"this folder is not for transformers 4; export it {advice} for that"
+        )
+    write_json(scratch / "config.json", config)
+    return transformers4.readers(config, by_4=old and (rescaled or not scaled), by_others=not rescaled, names=names)
+
+
+def read_again(scratch: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Reads the tokenizer of a folder that is whole: transformers 5 takes its own class for some types of LLMs.
+
+    Returns:
+        What a reader must know if that gives other ids, a sentence.
+    """
+    read = AutoTokenizer.from_pretrained(scratch)
+    if same_tokenizer(read, tokenizer):
+        return []
+    return [
+        f"AutoTokenizer of transformers 5 makes a {type(read).__name__} of the tokenizer, which gives other ids; load "
+        "it with PreTrainedTokenizerFast.from_pretrained."
+    ]
+
+
+def clean(scratch: Path) -> None:
+    """Removes paths of this machine from the configurations."""
+    for name in ("config.json", "tokenizer_config.json"):
+        write_json(scratch / name, _without_private(read_json(scratch / name)))
+
+
+def _without_private(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_private(one) for name, one in value.items() if name not in _PRIVATE}
+
+
+def alignment(folder: ModelFolder) -> dict[str, Any]:
+    """What `alignment.json` says, the parts by name: where they lay is nobody's business."""
+    stated = read_json(folder.path / ALIGNMENT, absent={"version": 1, "vocabulary": folder.vocabulary})
+    named = {name: Path(str(stated[name])) for name in ("vision", "llm") if name in stated}
+    return stated | {name: path.name for name, path in named.items() if path.is_absolute()}
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """An object to a file, to be read by people too."""
+    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,220 @@
+"""`sea-pipeline export` as a function: a run or a model folder in, a folder for other programs out."""
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeInt
+from safetensors.torch import save_file
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.settings import Settings
+from sea_pipeline.storage.publish import publish_folder
+from trainer.export import transformers4
+from trainer.export.files import alignment, clean, read_again, spell, write_json, write_texts
+from trainer.export.model_card import model_card
+from trainer.export.run_model import RunModel, open_source
+from trainer.model import hub
+from trainer.model.assemble import ALIGNMENT
+from trainer.model.borders import saving
+from trainer.model.parts import quiet
+from trainer.model.tensor_files import LLM, PROJECTOR, Entry, write_weights
+from trainer.towers import OURS
+
+Kind = Literal["model", "llm", "projector"]
+
+
+class ExportSettings(Settings):
+    """What `sea-pipeline export` is asked for."""
+
+    source: Path
+    """A run's folder, or a LLaVA folder."""
+    out: Path
+    """Absent or empty."""
+    kind: Kind = "model"
+    """The whole LLaVA; its LLM as a causal LM; or its projector as LLaVA's own code stores it."""
+    checkpoint: NonNegativeInt | None = None
+    """The run as it was at this step, see `open_source`; None for its end."""
+    names: Literal[4, 5] | None = None
+    """The major version of transformers that weights and settings are named for. 4's names are read by 4, 5 and vLLM;
+    None takes them where they can say all that 5's do."""
+    rescale_projector: bool = False
+    """Divides the projector by sqrt(width), for transformers 4 with an LLM whose every input it multiplies by that:
+    Gemma. Others multiply words alone, and do not read the folder then."""
+    compat: Literal[4, 5] | None = None
+    """`names` as it was called before; 4 also sets `rescale_projector` for an LLM that needs it."""
+    format: Literal["safetensors", "bin"] = "safetensors"
+    """Of the projector's file."""
+    push: str | None = None
+    """OWNER/NAME on the Hugging Face hub, to upload the folder to; new ones are private."""
+
+
+@dataclass
+class Exported:
+    """What was written."""
+
+    out: Path
+    kind: Kind
+    what: str
+    tensors: int
+    bytes: int
+    reader: str
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the folder must know, a sentence each."""
+    pushed: str | None = None
+    """The address of the upload."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: the fields, `out` as `folder`."""
+        fields = asdict(self)
+        return {"folder": str(fields.pop("out")), **fields}
+
+
+def export_model(settings: ExportSettings) -> Exported:
+    """Writes the folder, whole or not at all, and uploads it where asked.
+
+    Weights go from file to file; see `write_weights` for the memory.
+
+    Raises:
+        UserError: the source is no LLaVA, no finished run or has no such checkpoint; `out` holds something; 4's names
+            cannot say what it is, or its projector needs no rescaling; the upload failed, and the folder stays.
+    """
+    _check(settings)
+    source = open_source(settings.source, settings.checkpoint)
+    folder = source.folder
+    tower = folder.config.vision_config.model_type
+    settings = _for_reader(settings, tower, folder.config.text_config.model_type)
+    kinds = {"model": _write_model, "llm": _write_llm, "projector": _write_projector}
+    with saving(settings.out, "cannot be made"), publish_folder(settings.out) as scratch, quiet():
+        done = kinds[settings.kind](source, settings, scratch)
+        done.notes[:0] = source.notes
+        if settings.kind == "model" and tower in OURS:
+            done.notes.append(f"transformers lacks the tower {tower!r}: `import trainer.towers` before loading.")
+        card = model_card(
+            folder, settings.source, done.kind, done.what, done.reader, done.notes, checkpoint=source.step
+        )
+        (scratch / "README.md").write_text(card, "utf-8")
+        for file in scratch.iterdir():  # safetensors come readable by their owner only
+            shutil.copymode(scratch / "README.md", file)
+    if settings.push is not None:
+        done.pushed = hub.push(settings.out, settings.push)
+    return done
+
+
+def _check(settings: ExportSettings) -> None:
+    if settings.format == "bin" and settings.kind != "projector":
+        raise UserError("--format bin: is for --projector-only; models are written as safetensors")
+    if settings.compat is not None and settings.names is not None:
+        raise UserError("--names, --compat: expected one of them; --compat is what --names was called before")
+    for option, version in (("--names", settings.names), ("--compat", settings.compat)):
+        if settings.kind == "projector" and version is not None:
+            raise UserError(f"{option} {version}: makes no difference to a projector's file; leave it out")
+    if settings.push is not None:
+        hub.check(settings.push)
+
+
+def _for_reader(settings: ExportSettings, tower: str, llm: str) -> ExportSettings:
+    """The settings without `compat`, seen to fit the model."""
+    names = settings.names or settings.compat
+    rescale = settings.rescale_projector or (
+        settings.compat == 4 and settings.kind == "model" and transformers4.scales_inputs(llm)
+    )
+    if names == 4 and settings.kind == "model":
+        transformers4.check_tower(tower)
+    if rescale and (settings.kind != "model" or not transformers4.scales_inputs(llm)):
+        raise UserError(
+            "--rescale-projector: makes a difference only to a whole model, with an LLM all of whose inputs "
+            f"transformers 4 multiplies by sqrt(width), such as Gemma; found {llm!r}; leave it out"
+        )
+    return settings.model_copy(update={"names": names, "rescale_projector": rescale, "compat": None})
+
+
+# The whole model
+
+
+def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
+    folder, config = source.folder, source.folder.config
+    llm, tower, width = config.text_config.model_type, config.vision_config.model_type, config.text_config.hidden_size
+    notes = write_texts(folder, scratch, processor=True)
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.text_config.architectures = [_causal_lm(llm)]
+    config.save_pretrained(scratch)
+    weights = [entry for entry in source.weights if not (_tied(config) and _is_head(entry))]
+    if settings.names != 5:
+        weights = list(transformers4.renamed(weights, tower))
+    if settings.rescale_projector:
+        weights = list(transformers4.rescaled(weights, width))
+    tensors, size = write_weights(weights, scratch)
+    readers = spell(scratch, settings.names, rescaled=settings.rescale_projector)
+    extra = alignment(folder)
+    if settings.rescale_projector:
+        extra["inputs_scaled"] = True
+        notes.append(
+            f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too: the projector's "
+            "last layer is divided by it here. transformers 5 and vLLM do not, and refuse this folder."
+        )
+    elif transformers4.scales_inputs(llm):
+        notes.append(
+            f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too, and refuses this "
+            "folder; export with --rescale-projector for it."
+        )
+    write_json(scratch / ALIGNMENT, extra)
+    clean(scratch)
+    what = f"LLaVA: {tower}, {_causal_lm(llm)}"
+    return Exported(settings.out, "model", what, tensors, size, readers, notes)
+
+
+# Parts of it
+
+
+def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
+    """`language_model` and `lm_head` as the causal LM that they are."""
+    folder, config = source.folder, source.folder.config.text_config
+    notes = write_texts(folder, scratch, processor=False)
+    config.architectures = [_causal_lm(config.model_type)]
+    config.dtype = config.dtype or folder.config.dtype
+    config.save_pretrained(scratch)
+    entries = [
+        entry._replace(name=entry.name.removeprefix(LLM))
+        for entry in source.weights
+        if entry.name.startswith(LLM) and not (_tied(folder.config) and _is_head(entry))
+    ]
+    tensors, size = write_weights(entries, scratch)
+    readers = spell(scratch, settings.names)
+    clean(scratch)
+    notes += read_again(scratch, folder.processor.tokenizer)
+    return Exported(settings.out, "llm", config.architectures[0], tensors, size, readers, notes)
+
+
+def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
+    """LLaVA's `mm_projector.bin`: `model.mm_projector.0.weight` and so on; a linear one has no numbers."""
+    folder = source.folder
+    layers = {"linear_1": ""} if folder.linear_projector else {"linear_1": "0.", "linear_2": "2."}
+    stored = {}
+    for entry in source.weights:
+        layer, _, name = entry.name.removeprefix(PROJECTOR).partition(".")
+        if entry.name.startswith(PROJECTOR) and layer in layers:
+            stored[f"model.mm_projector.{layers[layer]}{name}"] = entry.read().clone()
+    if settings.format == "bin":
+        torch.save(stored, scratch / "mm_projector.bin")
+    else:
+        save_file(stored, scratch / "mm_projector.safetensors", metadata={"format": "pt"})
+    shape = " x ".join(str(size) for size in stored[f"model.mm_projector.{layers['linear_1']}weight"].shape[::-1])
+    size = sum(value.nbytes for value in stored.values())
+    what = f"projector, {'linear' if folder.linear_projector else 'mlp2x_gelu'}, first layer {shape}"
+    return Exported(settings.out, "projector", what, len(stored), size, "LLaVA's own code")
+
+
+def _causal_lm(model_type: str) -> str:
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+
+
+def _tied(config: Any) -> bool:  # noqa: ANN401 - a LlavaConfig
+    return bool(config.text_config.tie_word_embeddings)
+
+
+def _is_head(entry: Entry) -> bool:
+    return entry.name == f"{LLM}lm_head.weight"

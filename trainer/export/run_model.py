@@ -1,0 +1,143 @@
+"""The model of a run, finished or as it was at a step: a folder's files and the tensors that belong to them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from sea_pipeline.core.errors import UserError
+from trainer.model import checkpoints
+from trainer.model.digests import start_folder, weights_digest
+from trainer.model.load import ModelFolder, open_model_folder
+from trainer.model.lora import merged_weight
+from trainer.model.run_record import kept_path, kept_steps, last_step, read_run
+from trainer.model.tensor_files import Entry, read_file, read_weights
+from trainer.recipes.recipe import Lora
+
+_ADAPTER = ".lora_"
+"""Between a layer's name and that of a factor of its adapter, `A` or `B`."""
+_BESIDE = ("sea_term.", "balance.")
+"""Beginnings of what a checkpoint holds of the losses."""
+
+
+class RunModel(NamedTuple):
+    """What an export is made of."""
+
+    folder: ModelFolder
+    """Everything but the weights."""
+    weights: list[Entry]
+    step: int | None = None
+    """Of a checkpoint; None where it is the run's end, or no run."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know, a sentence each."""
+
+
+def open_source(source: Path, checkpoint: int | None = None) -> RunModel:
+    """The model of a finished run, of a LLaVA folder, or of a run at a step.
+
+    Args:
+        source: a run's folder, or a LLaVA folder.
+        checkpoint: optimizer steps: 0 for what the run began with, those that are kept, those that it could go on from,
+            and the last one.
+
+    Raises:
+        UserError: there is no such run or no checkpoint of that step; what the run began with is not there any more.
+    """
+    if not (source / "run.json").is_file():
+        if stages := sorted(path.parent.name for path in source.glob("*/run.json")):
+            raise UserError(f"{source}: holds the stages {', '.join(stages)}; name one, such as {source / stages[-1]}")
+        if checkpoint is not None:
+            raise UserError(f"--checkpoint {checkpoint}: expected the folder of a run; found no run.json in {source}")
+        return _of_folder(source)
+    last = last_step(source)
+    if checkpoint is not None and checkpoint != last:
+        return _at(source, checkpoint, last)
+    if last is None:
+        some = ", ".join(map(str, _steps(source)))
+        raise UserError(
+            f"{source}: this run is not finished; go on with sea-pipeline train, then export it, or name one of the "
+            f"steps {some} with --checkpoint"
+        )
+    return _of_folder(source / "model")
+
+
+def _of_folder(path: Path) -> RunModel:
+    return RunModel(open_model_folder(path), read_weights(path))
+
+
+def _steps(run: Path) -> dict[int, Path | None]:
+    """The steps before a run's end of which there are weights, in order: where."""
+    found: dict[int, Path | None] = {0: None} | checkpoints.complete(run / "checkpoints")
+    found |= {step: kept_path(run, step) for step in kept_steps(run)}  # as the model folder would have them
+    return dict(sorted(found.items()))
+
+
+def _at(run: Path, step: int, last: int | None) -> RunModel:
+    steps = _steps(run)
+    if step not in steps:
+        there = ", ".join(map(str, sorted({*steps, *([] if last is None else [last])})))
+        raise UserError(
+            f"--checkpoint {step}: {run} has no checkpoint of this step; expected one of {there}; "
+            "keep_checkpoints in a recipe keeps others"
+        )
+    record = read_run(run, finished=False)
+    recipe, path = record.recipe, start_folder(record.recipe)
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{run}: began with the model folder {path}, which is not there; put it back, or run this where train was "
+            "run"
+        )
+    if weights_digest(path) != record.began_with:
+        raise UserError(f"{run}: began with the model folder {path}, which has changed since; put back what it was")
+    folder = open_model_folder(path, recipe.data.image_aspect_ratio)
+    weights = read_weights(path)
+    checkpoint = steps[step]
+    if checkpoint is None:
+        return RunModel(folder, weights, step, ("These are the weights that the run began with.",))
+    notes = [f"These are the weights of step {step}, before the run's end."]
+    if not recipe.loss.lm and recipe.loss.sea.match_norm and not recipe.loss.sds.weight:
+        notes.append("Its visual tokens are not scaled to the length of the LLM's embeddings, as at the run's end.")
+    trained = read_file(checkpoint / checkpoints.TRAINED, "name another step, or train it again")
+    dtype = (folder.config.dtype or torch.float32) if recipe.loss.lm else None
+    return RunModel(folder, _with_trained(weights, trained, recipe.lora, dtype, path), step, tuple(notes))
+
+
+def _with_trained(
+    weights: list[Entry], trained: list[Entry], lora: Lora | None, dtype: torch.dtype | None, start: Path
+) -> list[Entry]:
+    """A folder's tensors with what has trained since in their places; adapters are merged.
+
+    Args:
+        weights: of the folder.
+        trained: of a checkpoint.
+        lora: of the recipe.
+        dtype: of the result; None for that which each tensor has in the folder.
+        start: the folder, for a message.
+    """
+    there = {entry.name: entry for entry in weights}
+    own = {entry.name: entry for entry in trained if not entry.name.startswith(_BESIDE)}
+    replaced: dict[str, Entry] = {}
+    for name, entry in own.items():
+        layer, _, factor = name.partition(_ADAPTER)
+        target = f"{layer}.weight" if factor else name
+        if target not in there:
+            raise UserError(
+                f"{start}: expected a tensor {target}, as the run trained it; found none; put back what it was"
+            )
+        if not factor:
+            replaced[target] = _cast(entry, dtype or there[target].read().dtype)
+        elif factor.startswith("A."):
+            assert lora is not None
+            replaced[target] = _merged(there[target], own, name, lora, dtype or torch.float32)
+    return [replaced.get(entry.name, entry) for entry in weights]
+
+
+def _cast(entry: Entry, dtype: torch.dtype) -> Entry:
+    return Entry(entry.name, entry.read().numel() * dtype.itemsize, lambda: entry.read().to(dtype))
+
+
+def _merged(base: Entry, own: Mapping[str, Entry], a: str, lora: Lora, dtype: torch.dtype) -> Entry:
+    b = own[a.replace(f"{_ADAPTER}A.", f"{_ADAPTER}B.")]
+    size = base.read().numel() * dtype.itemsize
+    return Entry(base.name, size, lambda: merged_weight(base.read(), own[a].read(), b.read(), lora, dtype))

@@ -1,0 +1,240 @@
+"""The attention of text on images, read beside the LLM's own attention (Eq. 5 of BASIC), whatever computes that.
+
+Shapes: B samples of L tokens, H heads of width w that share G heads of keys, n rows (text tokens that attend).
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sea_pipeline.core.errors import UserError
+
+FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3", "olmo2", "smollm3", "granite")
+"""Model types whose attention is softmax(scaling * q k), causal, through transformers' `AttentionInterface`."""
+IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
+ROWS = {"cpu": 256, "gpu": 2048}
+"""So many rows of attention are held at once: H * ROWS * L numbers; on a CPU of one sample, which a cache may hold."""
+
+_PREFIX = "sea_tap_"
+_OPEN = "_sea_tap_open"
+"""In the `__dict__` of an attention module while it is tapped."""
+
+
+class Tapped:
+    """The attention on some columns, summed up as the LLM runs once."""
+
+    def __init__(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, layers: list[nn.Module]) -> None:
+        self._columns, self._waiting = columns, set(layers)
+        self._sum: torch.Tensor | None = None
+        # by causality, text in front of all images has no attention on them
+        self._chunks = list(_chunks((rows & valid & (columns.cumsum(1) > 0)).cpu(), columns.device))
+
+    @property
+    def attention(self) -> torch.Tensor:
+        """float32, or float64 as the model, (B, L): over the layers and the rows the sum, over the heads the mean.
+
+        0 outside the columns; no graph. To be read when the LLM has run.
+        """
+        assert self._sum is not None, "the LLM has not run since the tap was opened"
+        assert not self._waiting, f"{len(self._waiting)} layers ran without the tap"
+        return self._sum * self._columns
+
+    def add(
+        self,
+        layer: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+        window: int | None,
+    ) -> None:
+        """One layer's share, for the layer's first call; see `AttentionTap` for what is given."""
+        if layer not in self._waiting:  # gradient checkpointing computes a layer twice
+            return
+        self._waiting.remove(layer)
+        length = self._columns.shape[1]
+        assert query.shape[2] == key.shape[2] == length, "the tap was opened for another length, or there is a cache"
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+            if self._sum is None:
+                self._sum = query.new_zeros(self._columns.shape, dtype=_wide(query))
+            for chunk in self._chunks:
+                self._sum[chunk.samples, : chunk.end] += _received(query, key, mask, chunk, scaling, window)
+
+
+class _Chunk(NamedTuple):
+    """Rows of b samples whose attention is computed at once."""
+
+    samples: slice
+    rows: torch.Tensor
+    """int64 (b, n)."""
+    there: torch.Tensor
+    """bool (b, n): False where a sample has fewer rows, which are then its first."""
+    end: int
+    """Behind the last of the rows."""
+
+
+def _chunks(chosen: torch.Tensor, device: torch.device) -> Iterator[_Chunk]:
+    """The chosen rows of a batch, bool (B, L) on the CPU, to a device."""
+    kind = "cpu" if device.type == "cpu" else "gpu"
+    most, together = ROWS[kind], 1 if kind == "cpu" else len(chosen)  # a GPU has no use for small kernels
+    for first in range(0, len(chosen), together):
+        samples = slice(first, first + together)
+        each = [one.nonzero().squeeze(1) for one in chosen[samples]]
+        rows = torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
+        there = torch.arange(rows.shape[1]) < torch.tensor([[len(one)] for one in each])
+        for part, known in zip(*(both.split(max(1, most // len(each)), 1) for both in (rows, there)), strict=True):
+            if part.shape[1]:
+                yield _Chunk(samples, part.to(device), known.to(device), int(part.max()) + 1)
+
+
+class AttentionTap:
+    """Reads the attention of an LLM's first layers while the LLM computes it as before.
+
+    Constructing it switches the LLM to a twin of its attention implementation. The twin calls the implementation;
+    between `open` and its end it also computes the chosen rows of the softmax, in float32 at least, without a graph.
+
+    Args:
+        llm: a base decoder such as `LlamaModel`, the `language_model` of a LLaVA.
+        layers: k of Eq. 5, 1 to the number of the LLM's layers.
+
+    Raises:
+        UserError: the model type is not in `FAMILIES`, or its attention not in `IMPLEMENTATIONS`.
+    """
+
+    def __init__(self, llm: PreTrainedModel, layers: int) -> None:
+        self._llm, self._layers = cast("Any", llm), layers
+        config = self._llm.config
+        if config.model_type not in FAMILIES:
+            raise UserError(
+                f"loss.basic.degree: the attention of an LLM of the model type {config.model_type!r} cannot be read; "
+                f"expected one of {', '.join(FAMILIES)}; set loss.basic.degree: equal"
+            )
+        found = str(config._attn_implementation).removeprefix(_PREFIX)
+        if found not in IMPLEMENTATIONS:
+            raise UserError(
+                f"loss.basic.degree: the LLM's attention implementation is {found!r}; expected one of "
+                f"{', '.join(IMPLEMENTATIONS)}; load the model with one of them or set loss.basic.degree: equal"
+            )
+        assert 1 <= layers <= len(self._llm.layers), layers
+        assert all(layer.self_attn.config is config for layer in self._llm.layers)
+        self._name = _PREFIX + found
+        # not set_attn_implementation, which takes every name with "flash" in it for a kernel to be fetched
+        config._attn_implementation = self._name
+
+    @contextmanager
+    def open(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor) -> Iterator[Tapped]:
+        """Reads the attention of `rows` on `columns` in the one run of the LLM that follows inside.
+
+        Args:
+            columns: bool (B, L), what is attended to: the visual tokens.
+            rows: bool (B, L), what attends: text tokens.
+            valid: bool (B, L), False for padding, whose rows never count.
+        """
+        assert self._llm.config._attn_implementation == self._name, "the LLM's attention was switched"
+        layers: list[nn.Module] = [layer.self_attn for layer in self._llm.layers[: self._layers]]
+        assert not any(_OPEN in layer.__dict__ for layer in layers), "the tap is open already"
+        tapped = Tapped(columns, rows, valid, layers)
+        try:
+            for layer in layers:
+                layer.__dict__[_OPEN] = tapped
+            yield tapped
+        finally:
+            for layer in layers:
+                layer.__dict__.pop(_OPEN, None)
+
+
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _received(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    chunk: _Chunk,
+    scaling: float,
+    window: int | None,
+) -> torch.Tensor:
+    """What each key gets of the chunk's rows, (b, end): mean over heads, sum over rows.
+
+    Queries are (B, H, L, w), keys (B, G, L, w).
+    """
+    heads, groups, wide = query.shape[1], key.shape[1], _wide(query)
+    keys = key[chunk.samples, :, : chunk.end].to(wide)
+    chosen = query[chunk.samples].gather(2, chunk.rows[:, None, :, None].expand(-1, heads, -1, query.shape[-1]))
+    # the heads that share keys are neighbours: as more rows of one head they need no copies of the keys
+    grouped = chosen.to(wide).reshape(len(keys), groups, -1, query.shape[-1])
+    scores = (grouped @ keys.mT).mul_(scaling).view(len(keys), heads, -1, chunk.end)
+    bias = _bias(mask, chunk, window).unsqueeze(1)
+    scores = scores.masked_fill_(~bias, -torch.inf) if bias.dtype == torch.bool else scores.add_(bias)
+    received: torch.Tensor = scores.softmax(-1).mul_(chunk.there[:, None, :, None]).sum((1, 2))
+    return received / heads
+
+
+def _bias(mask: torch.Tensor | None, chunk: _Chunk, window: int | None) -> torch.Tensor:
+    """Which keys each row may look at, bool (b, n, end), or what is added to its scores: by the attention's own mask.
+
+    That is a mask (B, 1, L, L) that holds everything, or (flash attention; no padding) None or a bool (B, L) of
+    what is no padding, beside which causality and the sliding window are the function's own matter.
+    """
+    if mask is not None and mask.dim() == 4:
+        assert mask.shape[1] == 1, "a mask for each head"
+        whole = mask[:, 0, :, : chunk.end] if len(mask) == 1 else mask[chunk.samples, 0, :, : chunk.end]
+        return whole.expand(len(chunk.rows), -1, -1).gather(1, chunk.rows.unsqueeze(-1).expand(-1, -1, chunk.end))
+    distance = chunk.rows.unsqueeze(-1) - torch.arange(chunk.end, device=chunk.rows.device)
+    allowed = distance >= 0
+    if window is not None:
+        allowed &= distance < window
+    return allowed if mask is None else allowed & mask[chunk.samples, None, : chunk.end].bool()
+
+
+class _As:
+    """An object with other values of some attributes."""
+
+    def __init__(self, what: object, **instead: object) -> None:
+        self.__dict__.update(instead, what=what)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.__dict__["what"], name)
+
+
+def _attend(base: str, module: nn.Module, *given: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever models pass
+    if base == "eager":  # each family has its own
+        homes = (sys.modules[kind.__module__] for kind in type(module).__mro__)
+        return next(home for home in homes if hasattr(home, "eager_attention_forward")).eager_attention_forward(
+            module, *given, **options
+        )
+    if base == "flash_attention_2":  # fetches its kernels by the name in the config
+        config = _As(module.config, _attn_implementation=base)
+        return ALL_ATTENTION_FUNCTIONS[base](_As(module, config=config), *given, **options)
+    return ALL_ATTENTION_FUNCTIONS[base](module, *given, **options)
+
+
+def _twin(base: str) -> Callable[..., Any]:
+    def attend(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        tapped = module.__dict__.get(_OPEN)
+        if tapped is not None:
+            tapped.add(module, query, key, attention_mask, options.get("scaling"), options.get("sliding_window"))
+        return _attend(base, module, query, key, value, attention_mask, **options)
+
+    return attend
+
+
+for _base in IMPLEMENTATIONS:
+    AttentionInterface.register(_PREFIX + _base, _twin(_base))
+    AttentionMaskInterface.register(_PREFIX + _base, ALL_MASK_ATTENTION_FUNCTIONS[_base])

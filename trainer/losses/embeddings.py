@@ -1,0 +1,44 @@
+"""The LLM's input embeddings as it uses them."""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    pass
+
+_LOOKED_AT = 1024
+"""Embeddings that a mean length is taken over."""
+
+
+@torch.no_grad()
+def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
+    """E, (V, d): the LLM's input embeddings as it uses them (Gemma's are scaled), without rows that only pad.
+
+    Args:
+        embed: the LLM's input embedding module.
+        vocabulary: V, how many of the LLM's token ids are real ones.
+    """
+    weight = cast("torch.Tensor", embed.weight)
+    whole = type(weight) is nn.Parameter
+    if type(embed) is nn.Embedding and whole and len(weight) >= vocabulary:
+        return weight[:vocabulary]
+    ids = torch.arange(vocabulary, device=weight.device)
+    every: torch.Tensor = embed.forward(ids) if whole else embed(ids)  # the call puts FSDP's pieces together
+    return every
+
+
+@torch.no_grad()
+def ordinary_length(embed: nn.Module, vocabulary: int) -> torch.Tensor:
+    """How long a token is that the LLM knows, a scalar in float32: the mean over some 1,000 of its embeddings.
+
+    Args:
+        embed: the LLM's input embedding module; under FSDP its pieces must have been put together before.
+        vocabulary: V, how many of the LLM's token ids are real ones.
+    """
+    ids = torch.arange(
+        0, vocabulary, max(1, vocabulary // _LOOKED_AT), device=cast("torch.Tensor", embed.weight).device
+    )
+    mean: torch.Tensor = embed.forward(ids).float().norm(dim=-1).mean()
+    return mean

@@ -1,0 +1,248 @@
+"""The losses of both papers, pure functions of tensors: SEA (arXiv 2408.11813) and BASIC.
+
+Shapes: N patches of a batch, each with its word; m visual tokens of one image; d the LLM's embedding width; V its
+vocabulary; q words of the list.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline.core.devices import onednn_is_faster
+
+MAX_SCALE = 100.0
+"""1 / tau never grows beyond this, as in CLIP: past it a learnable temperature runs away."""
+
+SHORT = 0.1
+"""Of an ordinary token's length: what is shorter does not get the gradient of its own length, see `_directions`."""
+
+_LEAST = -80.0
+"""Of a logit below the highest: e^-80 counts as nothing, and what is smaller is denormal, which CPUs compute slowly."""
+
+
+def word_table(embeddings: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Eq. 8: t_i, the mean of the LLM's input embeddings over the tokens of word i.
+
+    Args:
+        embeddings: (V, d), the LLM's input embedding matrix.
+        tokens: for each of q words its token ids, at least one.
+
+    Returns:
+        (q, d) in the matrix's dtype, averaged in float32; no gradient flows to the embeddings.
+
+    Raises:
+        ValueError: a word has no token, or one that is none of V.
+    """
+    for index, ids in enumerate(tokens):
+        if not ids:
+            raise ValueError(f"word {index} has no token; expected at least one for each word")
+        if not 0 <= min(ids) <= max(ids) < len(embeddings):
+            raise ValueError(f"word {index}: expected tokens from 0 to {len(embeddings) - 1}; found {list(ids)}")
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    flat = torch.tensor([token for ids in tokens for token in ids], device=embeddings.device)
+    offsets = (lengths.cumsum(0) - lengths).to(embeddings.device)
+    used, places = torch.unique(flat, return_inverse=True)
+    means = F.embedding_bag(places, embeddings.detach()[used].float(), offsets, mode="mean")
+    return means.to(embeddings.dtype)
+
+
+def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+    """Eq. 9: the symmetric InfoNCE between visual tokens and the embeddings of their words.
+
+        L_a = -1/2N sum_i [log softmax_j(phi(x_i, t_j) / tau)_i + log softmax_j(phi(t_i, x_j) / tau)_i],  phi = cosine
+
+    Args:
+        visual: x, (N, d), the projector's output at the drawn patches; any float dtype, computed in float32 at least.
+        words: t, (N, d), row i the word of patch i; words are distinct (`sampling.one_patch_per_word`).
+        log_scale: scalar, log(1 / tau), learnable; 1 / tau is clamped at `MAX_SCALE`, beyond which it gets no gradient:
+            clamp the parameter itself between steps, too. The paper writes "tau = 0", which cannot divide: 0 is read as
+            the start of this logarithm, so that 1 / tau starts at 1.
+
+    Tokens shorter than `SHORT` of the words' mean length get a smaller gradient than Eq. 9 gives, see `_directions`.
+
+    Returns:
+        A scalar; 0 with a graph where N is 0, so that a batch without labels steps like any other.
+
+    Raises:
+        ValueError: `words` has another shape than `visual`.
+    """
+    _check_shapes(visual, words=(words, visual.shape))
+    if len(visual) == 0:
+        return visual.float().sum() + 0 * log_scale.sum()
+    dtype = torch.promote_types(visual.dtype, torch.float32)
+    scale = log_scale.to(dtype).clamp(max=math.log(MAX_SCALE)).exp()
+    with torch.autocast(visual.device.type, enabled=False):  # its bfloat16 would cost the gradient all but two digits
+        ordinary = words.detach().to(dtype).norm(dim=-1).mean()
+        directions = _directions(visual.to(dtype), ordinary)
+        similarity = directions @ F.normalize(words.to(dtype), dim=-1).T  # phi(x_i, t_j)
+    logits = scale * similarity
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def das(
+    visual: torch.Tensor, refined: torch.Tensor, attention: torch.Tensor, *, ordinary: torch.Tensor | None = None
+) -> torch.Tensor:
+    """BASIC's Eq. 6, direction alignment: sum_i a_i || v_i / |v_i| - v^_i / |v^_i| ||^2.
+
+    Args:
+        visual: V, (m, d), the projector's output; any float dtype, computed in float32 at least.
+        refined: V^, (m, d), the supervisory embeddings (Eq. 4); no gradient flows to them.
+        attention: a, (m,), the attention degrees (Eq. 5); they sum to 1 over an image, and get no gradient.
+        ordinary: scalar, how long a token is that the LLM knows, the mean length of its embeddings; None for that of
+            V^, which has gone through layers and may be many times longer. Tokens shorter than `SHORT` of it get a
+            smaller gradient than Eq. 6 gives, see `_directions`.
+
+    Returns:
+        A scalar, the sum over the tokens given.
+
+    Raises:
+        ValueError: the shapes are not those.
+    """
+    _check_shapes(visual, refined=(refined, visual.shape), attention=(attention, visual.shape[:1]))
+    dtype = torch.promote_types(visual.dtype, torch.float32)
+    refined = refined.detach().to(dtype)
+    ordinary = refined.norm(dim=-1).mean() if ordinary is None else ordinary.detach().to(dtype)
+    difference = _directions(visual.to(dtype), ordinary) - F.normalize(refined, dim=-1)
+    return (attention.detach().to(dtype) * difference.square().sum(-1)).sum()
+
+
+def sds(
+    visual: torch.Tensor,
+    refined: torch.Tensor,
+    attention: torch.Tensor,
+    embeddings: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    block: int | None = None,
+    matmul_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """BASIC's Eq. 7, semantic distributions: sum_i a_i KL(p_i || q_i), P = softmax(V^ E'), Q = softmax(V E').
+
+    One pass over the vocabulary gives the value and the gradient together; nothing of the size m x V is kept. With the
+    means mu_p = p E and mu_q = q E, KL = (v^ - v) . mu_p - lse(v^ E') + lse(v E'); its gradient by v is mu_q - mu_p.
+
+    Args:
+        visual: V, (m, d); the only argument that gets a gradient.
+        refined: V^, (m, d).
+        attention: a, (m,).
+        embeddings: E, (V, d), the LLM's input embeddings as it uses them, without rows that are no tokens.
+        temperature: divides the logits of both; the paper has none.
+        block: vocabulary entries at a time; None for 1024, or 4096 on CUDA, where the pass over the means of width d
+            that each block costs would weigh as much as its products.
+        matmul_dtype: for the products with E, such as torch.bfloat16; None computes them like the rest, in the dtype of
+            `visual` and in float32 at least.
+
+    Returns:
+        A scalar, the sum over the tokens given; it has no second derivative.
+
+    Raises:
+        ValueError: the shapes are not those.
+    """
+    _check_shapes(
+        visual,
+        refined=(refined, visual.shape),
+        attention=(attention, visual.shape[:1]),
+        embeddings=(embeddings, (len(embeddings), *visual.shape[1:])),
+    )
+    dtype = torch.promote_types(visual.dtype, torch.float32)
+    if temperature != 1:
+        visual, refined = visual.to(dtype) / temperature, refined.to(dtype) / temperature
+    block = block or (4096 if visual.is_cuda else 1024)
+    value: torch.Tensor = _Sds.apply(
+        visual, refined.detach(), attention.detach().to(dtype), embeddings.detach(), block, matmul_dtype or dtype
+    )
+    return value
+
+
+def _directions(tokens: torch.Tensor, ordinary: torch.Tensor) -> torch.Tensor:
+    """Gives u = x / |x| of each token, with a gradient that does not grow without end as x becomes short.
+
+    By x it is (1 - uu') / |x|. A projector that starts at zero, as Gemma 3's, would get 1 / 1e-12. With R the
+    ordinary length and r = SHORT * R, |x| below r counts as r^2 / |x|, and as no more than R: the gradient falls again
+    as it rose, and a token of no length gets that of an ordinary one. Values are those of the formula at any length.
+    """
+    ordinary = ordinary.clamp_min(1e-12)
+    length = tokens.detach().norm(dim=-1, keepdim=True)
+    some = length > 0
+    counted = torch.minimum((SHORT * ordinary).square() / length.where(some, ordinary), ordinary)
+    lengthened = tokens + tokens.detach() * (torch.maximum(length, counted) / length.where(some, ordinary) - 1)
+    directions: torch.Tensor = lengthened / lengthened.norm(dim=-1, keepdim=True).where(some, ordinary)
+    return directions
+
+
+def _check_shapes(visual: torch.Tensor, **expected: tuple[torch.Tensor, Sequence[int]]) -> None:
+    """Other shapes would be broadcast, to values that look like losses."""
+    if visual.dim() != 2:
+        raise ValueError(f"visual: expected two dimensions, tokens and width; found {tuple(visual.shape)}")
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != torch.Size(shape):
+            raise ValueError(
+                f"{name}: expected {tuple(shape)}, as visual is {tuple(visual.shape)}; found {tuple(tensor.shape)}"
+            )
+
+
+class _Sds(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        visual: torch.Tensor,
+        refined: torch.Tensor,
+        attention: torch.Tensor,
+        embeddings: torch.Tensor,
+        block: int,
+        matmul_dtype: torch.dtype,
+    ) -> torch.Tensor:
+        queries = torch.cat([visual.to(attention.dtype), refined.to(attention.dtype)])
+        with torch.autocast(visual.device.type, enabled=False):  # `matmul_dtype` decides
+            mean, lse = _softmax_mean(queries, embeddings, block, matmul_dtype)
+        seen = queries.to(matmul_dtype).to(queries.dtype)  # by the products: of others, near ones have a KL below 0
+        (v, v_hat), (mu_q, mu_p), (lse_q, lse_p) = seen.chunk(2), mean.chunk(2), lse.chunk(2)
+        ctx.save_for_backward((attention.unsqueeze(-1) * (mu_q - mu_p)).to(visual.dtype))
+        divergence = ((v_hat - v) * mu_p).sum(-1) - lse_p + lse_q
+        return (attention * divergence).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        (by_visual,) = ctx.saved_tensors
+        return gradient.to(by_visual.dtype) * by_visual, None, None, None, None, None
+
+
+def _softmax_mean(
+    queries: torch.Tensor, embeddings: torch.Tensor, block: int, matmul_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(Q E') E, (k, d), and the logarithm of each softmax's denominator, (k,), block by block of E's rows."""
+    highest = queries.new_full((len(queries), 1), -torch.inf)
+    total = torch.zeros_like(highest)
+    weighted = torch.zeros_like(queries)
+    left = queries.to(matmul_dtype)
+    for rows in torch.split(embeddings, block):
+        entries = rows.to(matmul_dtype)
+        share = _product(left, entries.T, queries.dtype)
+        before, highest = highest, torch.maximum(highest, share.amax(-1, keepdim=True))
+        shrink = (before - highest).clamp_(min=_LEAST).exp_()
+        share.sub_(highest).clamp_(min=_LEAST).exp_()
+        total.mul_(shrink).add_(share.sum(-1, keepdim=True))
+        weighted.mul_(shrink)
+        if matmul_dtype == queries.dtype and not _by_onednn(share):
+            weighted.addmm_(share, entries)
+        else:
+            weighted.add_(_product(share.to(matmul_dtype), entries, queries.dtype))
+    return weighted.div_(total), highest.add_(total.log_()).squeeze(-1)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Multiplies left @ right into another dtype; on CUDA its sums, float32 anyway, are not rounded on the way."""
+    if left.dtype == dtype and _by_onednn(left):
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
+        return found
+    if left.is_cuda and left.dtype != dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
+
+
+def _by_onednn(left: torch.Tensor) -> bool:
+    return left.device.type == "cpu" and left.dtype == torch.float32 and onednn_is_faster()

@@ -1,0 +1,146 @@
+"""SEA's term of the loss as the model holds it: its words as LLM tokens, its temperature, its negatives.
+
+Shapes: q words of the list, F spellings of each (`word_prefix`), N drawn patches of a batch, d the LLM's width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer.losses import equations
+
+
+class SeaTerm(nn.Module):
+    """L_a (Eq. 9) of a batch's drawn patches and words, with the learnable temperature.
+
+    Eq. 8 is computed for the words of the batch alone: N rows instead of a table of q, and right while the LLM's
+    embeddings train, too.
+
+    Args:
+        tokens: for each of F spellings, for each of q words, its LLM token ids; see `word_tokens`.
+        log_scale: log(1 / tau) at the start.
+        learnable: whether the temperature trains.
+        gather: negatives, and one patch per word, over all processes.
+        dedupe: with `gather`, what patches must not share: the word, or its LLM tokens.
+
+    Raises:
+        ValueError: the spellings are not of the same words, or a word has no token.
+    """
+
+    tokens: torch.Tensor
+    """int64 (F, q, longest word), -1 behind a shorter word's end."""
+    keys: torch.Tensor
+    """int64 (q,): of the patches of equal keys one is kept, with `gather`."""
+
+    def __init__(
+        self,
+        tokens: Sequence[Sequence[Sequence[int]]],
+        *,
+        log_scale: float,
+        learnable: bool,
+        gather: bool,
+        dedupe: Literal["word", "tokens"] = "word",
+    ) -> None:
+        super().__init__()
+        if len({len(form) for form in tokens}) != 1 or not all(ids for form in tokens for ids in form):
+            raise ValueError("expected at least one spelling, each of the same words, and of each word a token or more")
+        longest = max(len(word) for form in tokens for word in form)
+        padded = torch.full((len(tokens), len(tokens[0]), longest), -1)
+        for form, spelled in enumerate(tokens):
+            for word, ids in enumerate(spelled):
+                padded[form, word, : len(ids)] = torch.tensor(ids)
+        self.register_buffer("tokens", padded, persistent=False)
+        _, same = torch.unique(padded.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
+        self.register_buffer("keys", same if dedupe == "tokens" else torch.arange(len(same)), persistent=False)
+        self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]), requires_grad=learnable)  # FSDP cuts no scalar
+        self.gather = gather
+
+    def forward(
+        self,
+        visual: torch.Tensor,
+        patches: torch.Tensor,
+        words: torch.Tensor,
+        embed: nn.Module,
+        seed: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """L_a, and N as it entered.
+
+        Args:
+            visual: V, (images * m, d), the projector's output.
+            patches: int64 (N,), rows of `visual`.
+            words: int64 (N,), word ids; distinct unless `gather` is on.
+            embed: the LLM's input embedding module.
+            seed: decides which of the patches that share a word stays, with `gather`.
+        """
+        chosen = visual[patches]
+        if self.gather:
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                chosen, words, seed = gathered(chosen, words, seed)
+            kept = _one_per_key(self.keys[words], seed)
+            chosen, words = chosen[kept], words[kept]
+        loss = equations.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
+        return loss, torch.full((), len(words), device=visual.device)  # unlike torch.tensor it does not wait for a GPU
+
+    @torch.no_grad()
+    def word_embeddings(self, words: torch.Tensor, embed: nn.Module) -> torch.Tensor:
+        """Eq. 8: t of the given words, float32 at least, (N, d), the mean over tokens and then over spellings."""
+        ids = self.tokens[:, words]  # (F, N, longest)
+        there = (ids >= 0).unsqueeze(-1)
+        vectors = embed.forward(ids.clamp(min=0))  # no call: FSDP's hooks count those, and these are too many
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        mean: torch.Tensor = ((vectors * there).sum(2) / there.sum(2)).mean(0)
+        return mean
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Brings a 1 / tau that a step took beyond `MAX_SCALE` back: there it has no gradient, and could not return."""
+        self.log_scale.clamp_(
+            max=math.log(equations.MAX_SCALE) - 1e-6
+        )  # float32 may round the logarithm itself upwards
+
+    def extra_repr(self) -> str:
+        """The size of the word list, for printing."""
+        return f"words={self.tokens.shape[1]}, spellings={self.tokens.shape[0]}"
+
+
+def gathered(visual: torch.Tensor, words: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The drawn patches and words of all processes, in the order of the ranks, and the first one's seed.
+
+    Every process computes the same loss of all rows, and DDP averages gradients over processes: the gradient by this
+    process's own rows is multiplied by their number, so that the average is the gradient of that one loss.
+
+    Args:
+        visual: (N, d), with a graph.
+        words: int64 (N,); N may differ between processes.
+        seed: of this process.
+    """
+    world, rank = dist.get_world_size(), dist.get_rank()
+    own = torch.tensor([len(words), seed], device=words.device)
+    everyones = [torch.zeros_like(own) for _ in range(world)]
+    dist.all_gather(everyones, own)
+    sizes, seeds = zip(*torch.stack(everyones).tolist(), strict=True)
+    padded_visual = visual.new_zeros(max(sizes), visual.shape[-1])
+    padded_words = words.new_zeros(max(sizes))
+    padded_visual[: len(visual)] = visual.detach()
+    padded_words[: len(words)] = words
+    all_visual = [torch.empty_like(padded_visual) for _ in range(world)]
+    all_words = [torch.empty_like(padded_words) for _ in range(world)]
+    dist.all_gather(all_visual, padded_visual)
+    dist.all_gather(all_words, padded_words)
+    rows = [part[:size] for part, size in zip(all_visual, sizes, strict=True)]
+    rows[rank] = visual.detach() + world * (visual - visual.detach())
+    return torch.cat(rows), torch.cat([part[:size] for part, size in zip(all_words, sizes, strict=True)]), seeds[0]
+
+
+def _one_per_key(keys: torch.Tensor, seed: int) -> torch.Tensor:
+    """Of the patches that share a key, one at random: their positions, ascending; alike on every process."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(keys), generator=generator).to(keys.device)
+    by_key = order[torch.argsort(keys[order], stable=True)]
+    first = torch.ones_like(by_key, dtype=torch.bool)
+    first[1:] = keys[by_key][1:] != keys[by_key][:-1]
+    return by_key[first].sort().values

@@ -1,0 +1,176 @@
+"""BASIC's supervision from a running LLM: refined visual tokens (Eq. 4) and how much each patch counts (Eq. 5).
+
+Shapes: B samples of L tokens, I images of m visual tokens, T = I * m of them, d the LLM's width, k layers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from sea_pipeline.core.errors import UserError
+from trainer.losses.attention_tap import AttentionTap, Tapped
+from trainer.losses.lens import Lens
+from trainer.recipes.recipe import Basic
+
+EPS = 1e-12
+"""An image with no more attention than this has equal patches."""
+
+
+def layers_of(basic: Basic, layers: int) -> int:
+    """Gives k of Eq. 4 and 5: what is asked for, or half of the LLM's layers, rounded down, at least 1.
+
+    Raises:
+        UserError: the LLM has fewer.
+    """
+    k = basic.layers or max(layers // 2, 1)
+    if k > layers:
+        raise UserError(f"loss.basic.layers: {k}, but the LLM has {layers} layers; set it to {layers} or less")
+    return k
+
+
+def layer_weights(kind: Literal["inc", "const", "dec"], k: int) -> list[float]:
+    """w_1 to w_k of Eq. 4, which sum to 1: proportional to i^2 (`inc`), all the same, or to (k + 1 - i)^2 (`dec`)."""
+    by_kind: dict[str, Callable[[int], int]] = {"inc": lambda i: i**2, "const": lambda i: 1}
+    by_kind["dec"] = lambda i: (k + 1 - i) ** 2
+    raw = [by_kind[kind](i) for i in range(1, k + 1)]
+    return [one / sum(raw) for one in raw]
+
+
+def degrees(attention: torch.Tensor) -> torch.Tensor:
+    """a_i of Eq. 5: the attention on each image's patches, (I, m) to (I, m) in float32 at least, each row's sum 1.
+
+    A row whose sum is not above `EPS` becomes 1 / m: no text looks at that image.
+    """
+    attention = attention.detach().to(torch.promote_types(attention.dtype, torch.float32))
+    total = attention.sum(-1, keepdim=True)
+    return torch.where(total > EPS, attention / total.clamp_min(EPS), 1 / max(attention.shape[-1], 1))
+
+
+def image_weights(images_of: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """What each image counts in a batch: the mean over a sample's images, then over the samples that have any.
+
+    Args:
+        images_of: the sample (0 to B - 1) of each of I images.
+
+    Returns:
+        float32 (I,), where `images_of` is; its sum is 1.
+    """
+    samples = torch.as_tensor(images_of, dtype=torch.int64)
+    _, which, counts = samples.unique(return_inverse=True, return_counts=True)
+    weights: torch.Tensor = 1.0 / (counts[which] * len(counts))
+    return weights
+
+
+class Seen:
+    """What one run of the LLM shows; to be read when it has run. Nothing here has a graph."""
+
+    def __init__(
+        self,
+        columns: torch.Tensor,
+        weights: list[float],
+        basic: Basic,
+        length: float | torch.Tensor | None,
+        lens: Lens | None = None,
+    ) -> None:
+        self._at = columns.flatten().nonzero().squeeze(1)
+        self._waiting = dict(enumerate(weights))
+        self._basic, self._length, self._lens = basic, length, lens
+        self._sum: torch.Tensor | None = None
+        self.tapped: Tapped | None = None
+
+    def layer(self, number: int, _module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401
+        """A forward hook of the layer `number`, from 0; what it returns is (B, L, d), or a tuple that begins so."""
+        weight = self._waiting.pop(number, None)
+        if weight is None:  # gradient checkpointing computes a layer twice
+            return
+        hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        with torch.no_grad():
+            visual = hidden.flatten(0, 1)[self._at]
+            visual = visual.to(torch.promote_types(visual.dtype, torch.float32))
+            if self._lens is not None:
+                visual = self._lens(number, visual)
+            if self._basic.normalise == "unit":
+                visual = F.normalize(visual, dim=-1)
+            self._sum = weight * visual if self._sum is None else self._sum.add_(visual, alpha=weight)
+
+    @cached_property
+    def refined(self) -> torch.Tensor:
+        """V^ of Eq. 4, float32, or float64 as the model, (T, d): in the order of `columns.nonzero()`."""
+        assert self._sum is not None, "the LLM has not run since watching began"
+        assert not self._waiting, f"the layers {sorted(self._waiting)} did not run"
+        refined = self._sum if self._length is None else self._sum * self._length
+        if self._basic.outliers:
+            refined = refined.clone()
+            refined[:, refined.square().mean(0).topk(self._basic.outliers).indices] = 0
+        return refined
+
+    @cached_property
+    def attention(self) -> torch.Tensor:
+        """Eq. 5 before it is normalised, float32, or float64 as the model, (T,); for `degrees`. With `equal`: ones."""
+        if self.tapped is None:
+            return torch.ones(len(self._at), device=self._at.device)
+        return self.tapped.attention.flatten()[self._at]
+
+
+class Supervision:
+    """Watches the first k layers of an LLM refine visual tokens.
+
+    Args:
+        llm: a base decoder such as `LlamaModel`, the `language_model` of a LLaVA. With `degree: auto` its attention
+            implementation is switched; see `AttentionTap`.
+        basic: k, the weights, and what is done to V^.
+        lens: what each layer's visual tokens go through before the sum; there if `basic.lens` is not "none".
+
+    Attributes:
+        k: the number of layers watched, see `layers_of`.
+        lens: as it is given.
+        needs_length: whether `watching` must be given a length.
+
+    Raises:
+        UserError: the LLM has fewer layers than k, a width of no more than `basic.outliers`, or attention that cannot
+            be read.
+    """
+
+    def __init__(self, llm: PreTrainedModel, basic: Basic, lens: Lens | None = None) -> None:
+        assert (lens is None) == (basic.lens == "none"), basic.lens
+        self._llm, self._basic = cast("Any", llm), basic
+        self.lens = lens
+        layers, width = len(self._llm.layers), self._llm.config.hidden_size
+        self.k = layers_of(basic, layers)
+        if basic.outliers >= width:
+            raise UserError(f"loss.basic.outliers: {basic.outliers}, but the LLM has only {width} dimensions; set less")
+        self.needs_length = basic.normalise == "unit"
+        self._weights = layer_weights(basic.layer_weights, self.k)
+        self._tap = AttentionTap(llm, self.k) if basic.degree == "auto" else None
+
+    @contextmanager
+    def watching(
+        self,
+        columns: torch.Tensor,
+        rows: torch.Tensor,
+        valid: torch.Tensor,
+        *,
+        length: float | torch.Tensor | None = None,
+    ) -> Iterator[Seen]:
+        """Watches the one run of the LLM that follows inside.
+
+        Args:
+            columns: bool (B, L), the visual tokens.
+            rows: bool (B, L), the text tokens whose attention counts; those in front of an image have none on it.
+            valid: bool (B, L), False for padding.
+            length: by which V^ is multiplied with `normalise: unit`: the mean length of the LLM's embeddings.
+        """
+        assert length is not None or not self.needs_length, "normalise: unit needs a length"
+        seen = Seen(columns, self._weights, self._basic, length if self.needs_length else None, self.lens)
+        with ExitStack() as stack:
+            if self._tap is not None:
+                seen.tapped = stack.enter_context(self._tap.open(columns, rows, valid))
+            for number, layer in enumerate(self._llm.layers[: self.k]):
+                stack.callback(layer.register_forward_hook(partial(seen.layer, number)).remove)
+            yield seen

@@ -1,0 +1,181 @@
+"""Parts to a model folder: any vision tower and any causal LM become a stock `LlavaForConditionalGeneration`."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.hashing import canonical_json
+from sea_pipeline.storage.publish import publish_folder
+from trainer.model.borders import saving
+from trainer.model.chat_template import IMAGE_TOKEN
+from trainer.model.folder_check import check_model_folder as check_model_folder
+from trainer.model.folder_check import image_shape
+from trainer.model.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
+from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer
+
+Projector = Literal["mlp2x_gelu", "linear"]
+ALIGNMENT = "alignment.json"
+"""What the training needs to know of a folder and transformers' own files do not say."""
+_ROWS = 64
+"""Embedding matrices grow to a multiple of this."""
+
+
+def init_model(
+    vision: str,
+    llm: str,
+    out: Path,
+    *,
+    projector: Projector = "mlp2x_gelu",
+    feature_layer: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> Path:
+    """Makes a model folder of a vision tower, a new projector and an LLM; whole or not at all.
+
+    The folder holds what transformers writes for a LLaVA (config, safetensors, generation config, tokenizer, processor
+    with chat template) and `alignment.json`: version, `vocabulary` (how many token ids the LLM had before ours were
+    added), and the arguments `vision`, `llm`, `projector`, `seed`.
+
+    Args:
+        vision: see `parts.load_vision`.
+        llm: see `parts.load_llm`.
+        out: the folder, absent or empty.
+        projector: "mlp2x_gelu" is LLaVA-1.5's, with the biases and the initialisation of `torch.nn.Linear`; "linear"
+            makes the second of LLaVA's two layers the identity, and whoever trains must keep it so.
+        feature_layer: which hidden state of the tower is used; None: the tower's usual one.
+        seed: of the projector's weights.
+        dtype: of all weights: "float32", "bfloat16" or "float16".
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: `out` holds something, or a part is unknown, incomplete or does not fit.
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype = {dtype}: expected float32, bfloat16 or float16")
+    with quiet(), publish_folder(out) as scratch:
+        weights = getattr(torch, dtype)
+        vision_part, llm_part = load_vision(vision, weights, feature_layer), load_llm(llm, weights)
+        with saving(out):
+            vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
+        alignment = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
+        (scratch / ALIGNMENT).write_bytes(canonical_json(alignment | {"projector": projector, "seed": seed}))
+        check_model_folder(scratch)
+        for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
+            shutil.copymode(scratch / "config.json", file)
+    return out
+
+
+def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector: Projector, seed: int) -> int:
+    """Writes transformers' files; returns how many token ids the LLM had of its own."""
+    model: Any = llm.model
+    probe = torch.arange(8).unsqueeze(0)
+    expected = _logits(model, probe)
+    ids = max(llm.tokenizer.get_vocab().values()) + 1
+    vocabulary: int = min(ids, model.get_input_embeddings().num_embeddings)
+    tokenizer, ends = prepare_tokenizer(llm.tokenizer, source)
+    ends |= _ids(model.generation_config.eos_token_id)
+    _grow(model, vocabulary, len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.name_or_path = ""  # a path of this machine
+
+    config = _config(vision, model, tokenizer, projector)
+    llava = _assemble(config, vision, model, _projector(config, seed))
+    step = torch.finfo(model.dtype).eps  # in which a longer head may round the same sums otherwise
+    found = _logits(llava, probe)
+    if not torch.allclose(found[..., :vocabulary], expected[..., :vocabulary], rtol=max(1e-3, 2 * step), atol=1e-3):
+        raise UserError(
+            f"{source}: inside transformers' LLaVA this LLM gives other logits than alone, as one with capped or "
+            "scaled logits does; choose another such as Llama, Mistral, Gemma, Phi-3 or Qwen2"
+        )
+    llava.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id
+    )
+    llava.save_pretrained(folder)
+    _processor(vision, tokenizer).save_pretrained(folder)
+    check_saved_tokenizer(folder, tokenizer, source)
+    return vocabulary
+
+
+def _config(vision: VisionPart, llm: Any, tokenizer: PreTrainedTokenizerBase, projector: Projector) -> LlavaConfig:  # noqa: ANN401
+    height, width = image_shape(vision.image_processor)[-2:]
+    patch = int(vision.tower.config.patch_size)
+    return LlavaConfig(
+        vision_config=vision.tower.config,
+        text_config=llm.config,
+        image_token_index=int(tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0]),
+        image_seq_length=(height // patch) * (width // patch),
+        projector_hidden_act="gelu" if projector == "mlp2x_gelu" else "linear",
+        vision_feature_select_strategy=vision.select_strategy,
+        vision_feature_layer=vision.feature_layer,
+    )
+
+
+def _processor(vision: VisionPart, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    return LlavaProcessor(
+        image_processor=vision.image_processor,
+        tokenizer=tokenizer,
+        patch_size=int(vision.tower.config.patch_size),
+        vision_feature_select_strategy=vision.select_strategy,
+        chat_template=tokenizer.chat_template,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=vision.cls_tokens,
+    )
+
+
+def _grow(model: Any, vocabulary: int, tokens: int) -> None:  # noqa: ANN401 - any causal LM
+    """Makes room for `tokens` ids; the rows of added ids become the mean of the `vocabulary` rows before them."""
+    before = model.get_input_embeddings().num_embeddings
+    if tokens > before:
+        model.resize_token_embeddings(tokens, pad_to_multiple_of=_ROWS, mean_resizing=False)
+    ours = [
+        row for row in range(vocabulary, model.get_input_embeddings().num_embeddings) if row < tokens or row >= before
+    ]
+    with torch.no_grad():
+        for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            matrix[ours] = matrix[:vocabulary].float().mean(0).to(matrix.dtype)
+
+
+def _projector(config: LlavaConfig, seed: int) -> nn.Module:
+    """LLaVA's projector as LLaVA initialises it, not with transformers' normal(0.02)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = LlavaMultiModalProjector(config)
+    if config.projector_hidden_act == "linear":
+        nn.init.eye_(projector.linear_2.weight)
+        nn.init.zeros_(projector.linear_2.bias)
+    return projector
+
+
+def _assemble(config: LlavaConfig, vision: VisionPart, llm: Any, projector: nn.Module) -> Any:  # noqa: ANN401 - untyped
+    """The parts in a LLaVA, shared and not copied."""
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower = vision.tower
+    llava.model.multi_modal_projector = projector.to(llm.dtype)
+    llava.model.language_model = llm.base_model
+    llava.lm_head = llm.get_output_embeddings()
+    return llava.eval()
+
+
+@torch.inference_mode()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - a causal LM or a LLaVA
+    logits: torch.Tensor = model.eval()(input_ids=ids).logits
+    return logits.float()
+
+
+def _ids(value: int | list[int] | None) -> set[int]:
+    return set() if value is None else {value} if isinstance(value, int) else set(value)

@@ -1,0 +1,157 @@
+"""Other libraries' errors, told in one line where they come in; a mistake of ours stays a traceback.
+
+No library lists what it raises, so an error is not looked up by its name. What counts is whose it is: who defined its
+class, and whose code raised it.
+"""
+
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sea_pipeline
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.storage.publish import writing
+
+_OURS = ("sea_pipeline", "trainer")
+_OUR_FOLDERS = tuple(str(Path(sea_pipeline.__file__).parent.parent / name) + os.sep for name in _OURS)
+_STDLIB = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib")})
+_INSTALLED = tuple({sysconfig.get_path(kind) + os.sep for kind in ("purelib", "platlib")})
+_MISTAKES = (TypeError, AssertionError, AttributeError, NameError, LookupError, ArithmeticError)
+"""What a wrong program raises, and a library that finds in a file what it did not expect."""
+_COMPUTING = ("torch/", "transformers/")
+"""Libraries whose RuntimeErrors and ValueErrors are about tensors, and so about our code, but for the parts below."""
+_APART = (
+    "torch/_utils.py", "torch/distributed/", "torch/multiprocessing/", "torch/serialization.py", "torch/utils/data/",
+    "torch/utils/tensorboard/", "transformers/integrations/integration_utils.py", "transformers/trainer",
+    "transformers/training_args.py",
+)  # fmt: skip
+_SURROUNDINGS = re.compile(
+    r"allocat|out of memory|CUDA (error|driver)|CUDNN|CUBLAS|NCCL|[Cc]onnection|[Tt]imed out|Broken pipe|"
+    r"DataLoader worker|inline_container|os error|No space left|Too many open files"
+)
+"""Of what the machine does, whoever says so."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
+
+
+Advice = str | Callable[[BaseException], str]
+
+
+@contextmanager
+def border(place: str, advice: Advice, *, given: bool = False) -> Iterator[None]:
+    """Turns an error of another library, or of the machine, into a `UserError`: the place, what it says, the advice.
+
+    Args:
+        place: what could not be done, or the file or option.
+        advice: what to do, in the imperative; a function is asked when there is an error.
+        given: a library is given the user's files or settings here, so that all that its own code raises is about
+            them: a damaged file makes any exception.
+
+    Raises:
+        UserError: see above; one from inside is passed on, on one line.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not _WORKER.search(str(error)):
+            raise
+        raise UserError(_said(error)) from error
+    except BaseException as error:
+        if not is_theirs(error, given=given):
+            raise
+        raise UserError(f"{place}: {_said(error)}; {_advised(advice, error)}") from error
+
+
+@contextmanager
+def saving(path: Path, problem: str = "cannot be written") -> Iterator[None]:
+    """The border where a file or a folder is written: of a full disk every library says something else.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    again = "make room, or mend what it says, and run the same command again (what is finished is kept)"
+    with border(f"{path}: {problem}", again), writing(path, path.parent):
+        try:
+            yield
+        except Exception as error:
+            if number := _OS_ERROR.search(str(error)):  # safetensors'
+                code = int(number[1])
+                raise OSError(code, os.strerror(code), str(path)) from error
+            # torch's says nothing of a disk
+            if type(error) is RuntimeError and is_theirs(error) and not lacks_memory(error):
+                there = next(folder for folder in (path, *path.parents) if folder.exists())
+                free = shutil.disk_usage(there).free
+                raise UserError(
+                    f"{path}: {problem}: {one_line(error)}; its disk has {free:,} bytes left; {again}"
+                ) from error
+            raise
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, of this machine's or of a device."""
+    return isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)) is not None
+
+
+def has_lost_others(error: BaseException) -> bool:
+    """Whether another process of the run has ended, of which this one has heard nothing else."""
+    return re.search("onnection (closed|reset|refused)|NCCL|Socket|Broken pipe", str(error)) is not None
+
+
+def is_theirs(error: BaseException, *, given: bool = False) -> bool:
+    """Whether the user can do something about an error; else it is a mistake in our code. `given`: see `border`."""
+    defined = _root(type(error).__module__)
+    if not isinstance(error, Exception):
+        return defined == "torch"  # its CheckpointException; not Ctrl-C
+    if isinstance(error, ImportError):
+        return _root(error.name or "") not in _OURS
+    if isinstance(error, OSError | MemoryError):
+        return True
+    if defined not in sys.stdlib_module_names and defined not in _OURS:
+        return True
+    file = _raised_in(error)
+    library = next((file.removeprefix(folder) for folder in _INSTALLED if file.startswith(folder)), "")
+    if file.startswith(_OUR_FOLDERS):
+        return not isinstance(error, _MISTAKES) and _SURROUNDINGS.search(str(error)) is not None
+    if isinstance(error, _MISTAKES):
+        return given and library != ""
+    tensors = library.startswith(_COMPUTING) and not library.startswith(_APART)
+    return given or not tensors or _SURROUNDINGS.search(str(error)) is not None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The file whose code raised an error, or called what the standard library did not like."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if _WORKER.search(str(error)):
+        files += re.findall(r'File "([^"]+)"', str(error))
+    standard = [file.startswith(_STDLIB) and not file.startswith(_INSTALLED) for file in files]
+    return next((file for file, known in zip(reversed(files), reversed(standard), strict=True) if not known), "")
+
+
+def _advised(advice: Advice, error: BaseException) -> str:
+    if not isinstance(advice, str):
+        return advice(error)
+    if isinstance(error, ImportError):
+        return "install what is missing, and run the same command again"
+    return "free some memory, and run the same command again" if lacks_memory(error) else advice
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _said(error: BaseException) -> str:
+    if failures := getattr(error, "failures", None):  # torch's CheckpointException: by rank, with tracebacks
+        return _said(next(iter(failures.values()))[0])
+    if _WORKER.search(str(error)):  # torch wraps what a process that reads data raised in the text of a traceback
+        behind = re.split(r'\n  File "[^\n]*', str(error))[-1]
+        raised = re.split(r"\n(?=\S)", behind, maxsplit=1)[-1]
+        return one_line(ValueError(raised.partition(": ")[2] or raised))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return one_line(error)

@@ -1,0 +1,238 @@
+"""The chat template of a model folder: the LLM's own, made to take content as a string and as a list of parts.
+
+Harnesses differ: some give the tokenizer's template a string with `<image>` in it, others give the processor's a list
+of `{"type": "image"}` and `{"type": "text", "text": ...}`. One template, saved for both, gives both the same text.
+"""
+
+import json
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from sea_pipeline.core.errors import UserError
+from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, front
+
+IMAGE_TOKEN = "<image>"
+"""The literal that evaluation harnesses write; another would not be replaced by image tokens."""
+
+BOS_FIRST = "{{- bos_token -}}"
+"""Put before a template that does not write a BOS."""
+
+_BOS = "<s>"
+_EOS = "</s>"
+_WITHOUT_EOS = "{%- set eos_token = '' -%}"
+_PROBE = "some-question"
+_TURNS = [("user", _PROBE), ("assistant", "an answer\n"), ("user", " another\n"), ("assistant", "x")]
+_CHAT = [{"role": role, "content": text} for role, text in _TURNS]
+_ANSWERS = [text for role, text in _TURNS if role == "assistant"]
+_CHATS = ((_CHAT, False), (_CHAT[:3], True), ([{"role": "system", "content": "be brief"}, *_CHAT[:2]], False))
+"""Conversations that a changed template must render as before."""
+
+_STRINGS = """\
+{%- set strings = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message['content'] is defined and message['content'] is not none and message['content'] is not string -%}
+    {%- set content = namespace(images='', text='') -%}
+    {%- for part in message['content'] -%}
+      {%- if part['type'] == 'image' -%}
+        {%- set content.images = content.images + '<image>\\n' -%}
+      {%- elif part['type'] == 'text' -%}
+        {%- set content.text = content.text + part['text'] -%}
+      {%- endif -%}
+    {%- endfor -%}
+    {%- set strings.messages = strings.messages + [dict(message, content=content.images + content.text)] -%}
+  {%- else -%}
+    {%- set strings.messages = strings.messages + [message] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = strings.messages -%}
+"""
+
+_PARTS = """\
+{%- set listed = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message['content'] is string -%}
+    {%- set text = message['content'].replace('<image>\\n', '').replace('<image>', '') -%}
+    {%- set content = namespace(parts=[]) -%}
+    {%- for _ in range(message['content'].count('<image>')) -%}
+      {%- set content.parts = content.parts + [dict(type='image')] -%}
+    {%- endfor -%}
+    {%- set content.parts = content.parts + [dict(type='text', text=text)] -%}
+    {%- set listed.messages = listed.messages + [dict(message, content=content.parts)] -%}
+  {%- else -%}
+    {%- set listed.messages = listed.messages + [message] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = listed.messages -%}
+"""
+
+_MARKS = """\
+{%- macro rendered(messages, add_generation_prompt) -%}OWN{%- endmacro -%}
+{%- set whole = rendered(messages, add_generation_prompt) -%}
+{%- set done = namespace(end=0) -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'assistant' -%}
+    {%- set start = [done.end, rendered(messages[:loop.index0], true) | length] | max -%}
+    {%- set end = rendered(messages[:loop.index], false).rstrip() | length -%}
+    {{- whole[done.end:start] -}}{%- generation -%}{{- whole[start:end] -}}{%- endgeneration -%}
+    {%- set done.end = [start, end] | max -%}
+  {%- endif -%}
+{%- endfor -%}
+{{- whole[done.end:] -}}
+"""
+"""Around a template that does not mark its answers: renders up to each answer and through it, and so finds it."""
+
+_VICUNA = """\
+{%- if messages[0]['role'] == 'system' -%}
+  {{- messages[0]['content'] + ' ' -}}
+  {%- set messages = messages[1:] -%}
+{%- else -%}
+  {{- 'SYSTEM ' -}}
+{%- endif -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {{- 'USER: ' + message['content'] + ' ' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT: ' -}}{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+
+
+def chat_template(own: str | None) -> str:
+    """The template to save: `own` after a prelude that turns lists of parts into strings, images first.
+
+    Args:
+        own: the LLM's template; None stands for vicuna_v1, LLaVA-1.5's, with generation marks around each answer and
+            the token that ends it.
+    """
+    return _STRINGS + (own or _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'")))
+
+
+def both_forms(own: str) -> str:
+    """A template that takes content as a string and as a list of parts, from one that takes either or both.
+
+    Args:
+        own: of a folder that others made; LLaVA's on the hub take lists alone. In a string, the images go to its front.
+    """
+    string = _question(own, f"{IMAGE_TOKEN}\n{_PROBE}")
+    if string is None:
+        return _PARTS + own
+    both = string == _question(own, [{"type": "image"}, {"type": "text", "text": _PROBE}])
+    return own if both else _STRINGS + own
+
+
+def with_marks(own: str) -> str:
+    """A template that writes the same text with `{% generation %}` around each answer and the token that ends it.
+
+    A template that has such marks is given back as it is, and so is one whose answers are not found so: where a later
+    turn changes what was written before it. What it refuses, such as a turn of the system, it refuses as before.
+    """
+    if GENERATION.search(own):
+        return own
+    marked = _MARKS.replace("OWN", own.removesuffix("\n"))
+    try:
+        same = all(_text(marked, *chat) == _text(own, *chat) for chat in _CHATS)
+        _, answers = _rendered(marked, _CHAT, False, marks=True)
+    except TemplateError:
+        return own
+    found = [answer.strip().startswith(text.strip()) for answer, text in zip(answers, _ANSWERS, strict=True)]
+    ends = [answer.strip().removeprefix(text.strip()).strip() for answer, text in zip(answers, _ANSWERS, strict=True)]
+    return marked if same and all(found) and len(set(ends)) == 1 else own
+
+
+def without_final_eos(own: str) -> str:
+    """The template without the EOS that it writes behind a conversation that is over, as Phi-3's does.
+
+    That EOS belongs to no turn: with it, a conversation does not begin as its first turns alone would be written.
+    """
+    bare = _WITHOUT_EOS + own
+    whole, cut = (_text(template, _CHAT, False) for template in (own, bare))
+    final = whole is not None and cut is not None and whole.startswith(cut) and whole[len(cut) :].strip() == _EOS
+    return bare if final and _text(own, _CHAT[:3], True) == _text(bare, _CHAT[:3], True) else own
+
+
+def with_own_eos(own: str, eos: str) -> str:
+    """The template that writes `eos` whatever the tokenizer's is; unchanged if it writes none."""
+    writes = _text(own, _CHAT, False) != _text(_WITHOUT_EOS + own, _CHAT, False)
+    return f"{{%- set eos_token = {json.dumps(eos)} -%}}{own}" if writes else own
+
+
+def with_bos(own: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A template that begins as training does: with the BOS that the tokenizer puts in front of a text by itself.
+
+    Readers tokenise what a template wrote without adding anything to it. One that writes a BOS is given back as it is.
+    """
+    if not adds_bos(tokenizer) or writes_bos(own):
+        return own
+    return f"{BOS_FIRST}{own}"
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a BOS in front of a text by itself."""
+    return tokenizer.bos_token_id is not None and front(tokenizer) == [tokenizer.bos_token_id]
+
+
+def writes_bos(own: str) -> bool:
+    """Whether what a template writes begins with a BOS."""
+    return (_text(own, _CHAT, False) or "").startswith(_BOS)
+
+
+def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a template takes it
+    """A question as the template writes it; None where it is lost, or cannot be written."""
+    try:
+        text, _ = _rendered(template, [{"role": "user", "content": content}], True)
+    except (TemplateError, TypeError):  # a list where it adds strings
+        return None
+    return text if _PROBE in text else None
+
+
+def _text(template: str, messages: list[dict[str, Any]], prompt: bool) -> str | None:
+    """A conversation as the template writes it; None where it refuses it."""
+    try:
+        return _rendered(template, messages, prompt)[0]
+    except TemplateError:
+        return None
+
+
+def _rendered(
+    template: str, messages: list[dict[str, Any]], prompt: bool, *, marks: bool = False
+) -> tuple[str, list[str]]:
+    """The text, and with `marks` what of it is marked."""
+    rendered: Any = render_jinja_template(
+        [messages],
+        chat_template=template,
+        return_assistant_tokens_mask=marks,
+        add_generation_prompt=prompt,
+        bos_token=_BOS,
+        eos_token=_EOS,
+    )
+    (text,), spans = rendered
+    return str(text), [text[start:end] for start, end in spans[0]] if marks else []
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
+    """The special token that the tokenizer's template puts after an answer, None where it puts none.
+
+    Args:
+        tokenizer: with its `chat_template` set.
+        source: what to call the LLM in an error.
+
+    Raises:
+        UserError: the template cannot render one question with its answer.
+    """
+    answer = "an-answer"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        raise UserError(
+            f"{source}: its chat template cannot render a question with its answer ({error}); correct the template in "
+            "the LLM's folder, or remove it to use vicuna_v1"
+        ) from error
+    ids = tokenizer.encode(str(text).rpartition(answer)[2], add_special_tokens=False)
+    special = [str(tokenizer.convert_ids_to_tokens(token)) for token in ids if token in tokenizer.added_tokens_decoder]
+    return special[0] if special else None

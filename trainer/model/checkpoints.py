@@ -1,0 +1,204 @@
+"""Checkpoints that hold what trains and nothing else, each of them whole or not there.
+
+A checkpoint of stage 1 is the projector, not the LLM: the frozen parts are in the folder that the run started from.
+
+One is written in a folder aside. When all of it is on disk, `files.json` is written into it, with the size and the hash
+of every file, and the folder gets its name. Checkpoints of versions that kept no such record count if each of their
+files can be read from one end to the other.
+"""
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record
+from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder
+from trainer.model.fsdp import load_state, trained
+
+TRAINED = "trained.safetensors"
+_BALANCE = "balance."
+_PARTS = (TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+"""What a run cannot go on without as if it had not been stopped."""
+
+
+def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Path) -> None:
+    """Writes every parameter that trains, by name, and what the balances have measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: value.contiguous() for name, value in state.items()}
+    kept |= {f"{_BALANCE}{name}": value for name, value in balances.state_dict().items()}
+    save_file(kept, folder / TRAINED)
+
+
+def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
+    """Reads what `save_trained` wrote.
+
+    Raises:
+        UserError: it belongs to a run in which other parameters train.
+    """
+    found = load_file(folder / TRAINED)
+    own = {name: found.pop(f"{_BALANCE}{name}") for name in balances.state_dict() if f"{_BALANCE}{name}" in found}
+    balances.load_state_dict(own)
+    parameters = trained(model)
+    if differing := sorted(parameters.keys() ^ found.keys()):
+        raise UserError(f"{folder}: holds other trained parameters than this recipe's, such as {differing[0]}")
+    load_state(model, {name: value.view(parameters[name].shape) for name, value in found.items()})  # old scalars
+
+
+def unfinished(folder: Path) -> Path:
+    """Where the checkpoints of a run are while they are written; what a kill leaves there is nothing."""
+    return folder / TEMPORARY
+
+
+def clear(folder: Path) -> None:
+    """Removes what a stopped run has left half-written."""
+    shutil.rmtree(unfinished(folder), ignore_errors=True)
+
+
+def publish(written: Path, folder: Path, *, limit: int | None = None, best: int | None = None) -> None:
+    """Gives a checkpoint that is written its name in `folder`, and removes the oldest beyond `limit`.
+
+    Args:
+        written: below `unfinished`; its own name is the one that it gets.
+        folder: where the run has its checkpoints.
+        limit: how many to keep, this one included; None or 0 keeps all.
+        best: the step of one to keep in any case.
+    """
+    sync_folder(written)
+    paths = sorted(path for path in written.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:  # two large files are hashed side by side
+        record = FilesRecord(files=list(pool.map(partial(file_record, written), paths)))
+    (written / FILES).write_bytes(record.to_bytes())
+    sync(written / FILES)
+    sync(written)
+    path = folder / written.name
+    _remove(path, folder)  # a damaged one, of the run as it was before it went on from an older one
+    written.rename(path)
+    sync(folder)
+    others = [other for other in _numbered(folder) if other != path]
+    others.sort(key=lambda other: (step_of(other) == best, _has_all(other), step_of(other)))
+    spare = max(0, len(others) + 1 - limit) if limit else 0
+    for other in others[:spare]:
+        if step_of(other) != best:
+            _remove(other, folder)
+    clear(folder)
+
+
+def _remove(checkpoint: Path, folder: Path) -> None:
+    """In one step for all who look: a kill leaves no half of it."""
+    if checkpoint.exists():
+        aside = unfinished(folder) / f"removed-{checkpoint.name}"
+        checkpoint.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def latest(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The newest whole checkpoint of a run, or None where there is none at all; `say` hears of newer, damaged ones.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is whole.
+    """
+    problems: list[str] = []
+    for checkpoint in reversed(_numbered(folder)):
+        problem = _problem(checkpoint)
+        if problem is None:
+            for line in problems:
+                say(f"{line}; this checkpoint is left out")
+            return checkpoint
+        problems.append(problem)
+    if problems:
+        raise UserError(
+            f"{'; '.join(problems[:3])}; expected a whole checkpoint in {folder}, found none; put back a copy of one, "
+            f"or remove {folder} to begin the run anew"
+        )
+    return None
+
+
+def complete(folder: Path) -> dict[int, Path]:
+    """By step, the checkpoints of a run of which every file is there in its size."""
+    return {step_of(checkpoint): checkpoint for checkpoint in _numbered(folder) if _has_all(checkpoint)}
+
+
+def has_record(checkpoint: Path) -> bool:
+    """Whether it says what it holds; those of older versions do not."""
+    return (checkpoint / FILES).exists()
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """By step."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def _problem(checkpoint: Path) -> str | None:
+    """One line that says what of a checkpoint is not as it was written, or None."""
+    if not has_record(checkpoint):
+        return _unrecorded_problem(checkpoint)
+    try:
+        files = load_record(checkpoint / FILES, FilesRecord).files
+    except UserError as error:
+        return str(error)
+    with ThreadPoolExecutor() as pool:
+        return next(filter(None, pool.map(partial(check_file, checkpoint), files)), None)
+
+
+def _unrecorded_problem(checkpoint: Path) -> str | None:
+    for pattern in _PARTS:
+        files = sorted(checkpoint.glob(pattern))
+        if not files:
+            return f"{checkpoint / pattern}: expected a file, as no {FILES} says what there was; found none"
+        for path in files:
+            try:
+                _read_through(path)
+            except Exception as error:  # whatever a damaged file makes of a reader
+                return f"{path}: damaged: {one_line(error)}"
+    return None
+
+
+def _read_through(path: Path) -> None:
+    if path.suffix == ".json":
+        json.loads(path.read_text("utf-8"))
+    elif path.suffix == ".safetensors":
+        with safe_open(path, framework="pt"):  # compares what the header names with the file's size
+            pass
+    elif path.is_file():  # else FSDP's folder, of an optimizer in pieces
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} has another checksum")
+
+
+def _has_all(checkpoint: Path) -> bool:
+    """Whether every file is there in its size, without reading gigabytes."""
+    if not has_record(checkpoint):
+        return all(any(checkpoint.glob(pattern)) for pattern in _PARTS)
+    try:
+        files = load_record(checkpoint / FILES, FilesRecord).files
+        return all((checkpoint / file.path).stat().st_size == file.bytes for file in files)
+    except (OSError, UserError):
+        return False
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: each has left the state of its random numbers."""
+    return len(list(checkpoint.glob("rng_state*.pth")))
+
+
+def kept(folder: Path) -> str:
+    """For a message: what is not lost."""
+    found = list(complete(folder).values())
+    return f"{found[-1]} is kept" if found else "there is no checkpoint yet"

@@ -1,0 +1,130 @@
+"""Whether a model folder's parts agree: the processor's image tokens and the tower's features, before any training."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, LlavaConfig
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.json_files import read_json
+from trainer.model.borders import border
+from trainer.model.chat_template import IMAGE_TOKEN, both_forms
+from trainer.model.config_check import check_plain
+
+
+class Checked(NamedTuple):
+    """A LLaVA folder without its weights."""
+
+    config: LlavaConfig
+    processor: Any
+    """With what older versions of transformers did not write: see `_complete`."""
+    visual_tokens: int
+    """Of one image."""
+
+
+def check_model_folder(folder: Path) -> Checked:
+    """Passes one grey image through the processor, and its shape through the tower; no weights are read.
+
+    Raises:
+        UserError: the folder is no LLaVA folder, or its processor gives an image another number of tokens than its
+            tower and `vision_feature_select_strategy` give features, or they use different ids for `<image>`.
+    """
+    if not (folder / "config.json").is_file():
+        inner = sorted(path.parent for path in (*folder.glob("model/config.json"), *folder.glob("*/model/config.json")))
+        found = "there is no config.json in it" if folder.exists() else "there is no such folder"
+        wanted = f"give {inner[-1]}" if inner else "expected a model of sea-pipeline init, or that of a run: RUN/model"
+        raise UserError(f"{folder}: {found}; {wanted}")
+    said = read_json(folder / "config.json")
+    kind = said.get("model_type")
+    if kind != "llava":
+        raise UserError(f"{folder}: model_type is {kind!r}, expected 'llava'; use sea-pipeline init")
+    check_plain(str(folder), said)
+    config, processor = _read(folder)
+    shape = image_shape(processor.image_processor)
+    try:
+        states = _states(config, shape)
+    except (ValueError, IndexError) as error:  # the tower's own words on a wrong size, or a layer that it lacks
+        raise UserError(f"{folder}: its tower cannot take what its processor gives ({error})") from error
+    _complete(processor, config, folder, states, shape)
+    features = states - 1 if config.vision_feature_select_strategy == "default" else states
+    inputs = processor(images=_grey(64, 64), text=IMAGE_TOKEN, return_tensors="pt")
+    tokens = int((inputs["input_ids"] == config.image_token_id).sum())
+    if tokens == 0:
+        raise UserError(
+            f"{folder}: the tokenizer's id of {IMAGE_TOKEN} is {processor.image_token_id}, config.json says "
+            f"image_token_index = {config.image_token_id}; make the folder with sea-pipeline init"
+        )
+    if tokens != features:
+        raise UserError(
+            f"{folder}: the processor gives an image {tokens} tokens, the tower gives {features} features; expected "
+            "equal numbers: correct vision_feature_select_strategy, patch_size and num_additional_image_tokens in "
+            'config.json and processor_config.json ("default" drops a first token, which SigLIP does not have)'
+        )
+    return Checked(config, processor, features)
+
+
+def _read(folder: Path) -> tuple[LlavaConfig, Any]:
+    """Reads the configuration and the processor; damaged files end in nearly any kind of error."""
+    with border(
+        f"{folder}: its configuration or processor cannot be loaded",
+        "restore it, or make it with sea-pipeline init",
+        given=True,
+    ):
+        return LlavaConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tuple[int, ...]) -> None:  # noqa: ANN401
+    """Sets what transformers before 4.46 or so left out, or left to the call: how many tokens an image becomes.
+
+    Also gives processor and tokenizer one chat template, which takes content in both forms.
+    """
+    stated = read_json(folder / "processor_config.json", absent={})
+    patch = config.vision_config.patch_size
+    derived = {
+        "patch_size": patch,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": states - (shape[-2] // patch) * (shape[-1] // patch),
+    }
+    for name, value in derived.items():
+        if stated.get("patch_size") is None or stated.get(name) is None:
+            setattr(processor, name, value)
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template:
+        processor.chat_template = processor.tokenizer.chat_template = both_forms(template)
+
+
+def image_shape(image_processor: Any) -> tuple[int, ...]:  # noqa: ANN401 - one class per family
+    """(1, 3, height, width) of any image after preprocessing.
+
+    Raises:
+        UserError: not every image becomes a square of one size.
+    """
+    shapes = [
+        tuple(image_processor(image, return_tensors="pt")["pixel_values"].shape)
+        for image in (_grey(64, 48), _grey(48, 64))
+    ]
+    if shapes[0] != shapes[1] or shapes[0][-1] != shapes[0][-2]:
+        raise UserError(
+            f"the image processor gives a landscape {shapes[0][2:]} and a portrait {shapes[1][2:]} pixels; expected "
+            "one square: set do_center_crop and crop_size in preprocessor_config.json"
+        )
+    return shapes[0]
+
+
+def _grey(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.full((height, width, 3), 128, np.uint8))
+
+
+def _states(config: LlavaConfig, shape: tuple[int, ...]) -> int:
+    """How many tokens the layer that LLaVA uses has, by running the tower without numbers."""
+    layers = config.vision_feature_layer
+    first = layers if isinstance(layers, int) else layers[0]
+    with torch.device("meta"), torch.no_grad():
+        tower = AutoModel.from_config(config.vision_config)
+        states = tower(torch.empty(shape), output_hidden_states=[first]).hidden_states
+    return int(states[first].shape[1])

@@ -1,0 +1,136 @@
+"""FSDP: weights that are cut over the processes, what accelerate leaves open of it, and what all agree on."""
+
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, save_fsdp_optimizer
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback
+
+from sea_pipeline.core.errors import UserError
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor put together of all processes' pieces; each of them must ask for it at the same time."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gives parameters and buffers, or this process's pieces of them, by name; tied ones by their first name."""
+    once: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        once.setdefault(id(value), (name, value))
+    return dict(once.values())
+
+
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gives the parameters that train, as `state_of` does."""
+    return {name: value for name, value in state_of(model).items() if value.requires_grad}
+
+
+def whole_state(model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Puts weights together of all processes' pieces, in the first process's memory; the others get nothing.
+
+    Args:
+        model: every process asks for its weights at the same time.
+        names: of parameters and buffers, as `state_of` gives them.
+    """
+    own = state_of(model)
+    frozen = any(isinstance(own[name], nn.Parameter) and not own[name].requires_grad for name in names)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not frozen)
+    state = get_model_state_dict(model, options=options)
+    return {name: cast("torch.Tensor", state[name]) for name in names if state}
+
+
+def round_state(state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Rounds what is no integer in place, one tensor after the other: all may not fit beside themselves."""
+    for name, value in state.items():
+        if value.is_floating_point():
+            state[name] = value.to(dtype)
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Writes whole tensors over parameters of their names, or the first process's over the pieces of all."""
+    cut = any(isinstance(value, DTensor) for value in model.parameters())  # what is whole is copied to its place
+    options = StateDictOptions(full_state_dict=cut, broadcast_from_rank0=cut, strict=False)
+    set_model_state_dict(model, cast("dict[str, Any]", state), options=options)
+
+
+class _WholeEmbeddings(TrainerCallback):
+    """Has the LLM's input embeddings made whole once in a forward, not at each use.
+
+    The terms use them where there are images; a process whose batch has none would miss the second time.
+    """
+
+    def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:  # noqa: ANN401 - as in TrainerCallback
+        embed = model.get_input_embeddings()
+        if isinstance(embed, FSDPModule):
+            embed.set_reshard_after_forward(False)
+
+
+class ShardingTrainer(Trainer):
+    """A Trainer that FSDP works in: on CPUs, too, in the right precision, and with small checkpoints."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
+        super().__init__(*given, **named)
+        self.add_callback(_WholeEmbeddings())
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's, with FSDP on CPUs, too, where accelerate trains without it and does not say so.
+
+        With `bf16`, weights travel and compute in bfloat16; gradients are summed, and losses given, in float32.
+        accelerate's own choice is bfloat16 for all of these, which leaves a loss three digits.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            for state in (PartialState(), self.accelerator.state):  # the one is written over the other, again and again
+                state.distributed_type = DistributedType.FSDP
+            if not self.is_fsdp_enabled:
+                assert self.args.fsdp_plugin_args is not None
+                self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+                self.is_fsdp_enabled = True
+            if self.args.bf16:
+                policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+                self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+            os.environ.pop("ACCELERATE_USE_FSDP", None)  # accelerate's; it would hold for later stages, too
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody writes over
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # By torch's get_optimizer_state_dict, whole or in pieces as fsdp_config says, and as the Trainer loads it;
+        # the Trainer itself would write the whole model beside it.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+
+@contextmanager
+def agreed() -> Iterator[list[str]]:
+    """Waits until every process has left the block; if one could not finish it, none of them goes on.
+
+    Nobody may leave the block before a meeting of all processes inside it: what fails earlier goes into the list that
+    this gives.
+
+    Raises:
+        UserError: one was raised here or in another process.
+    """
+    problems: list[str] = []
+    try:
+        yield problems
+    except UserError as error:
+        problems.append(str(error))
+    if failed := gather_object(problems):
+        raise UserError(failed[0])

@@ -1,0 +1,62 @@
+"""The Hugging Face hub: files of models, uploads; nothing is uploaded unless it is asked for."""
+
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from transformers.utils.hub import cached_file
+
+from sea_pipeline.core.errors import UserError, one_line
+
+
+def is_name(name: str) -> bool:
+    """Tells whether it is OWNER/NAME, as the hub calls a model."""
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        return "/" in name
+    return False
+
+
+def find_file(spec: str, name: str) -> Path | None:
+    """Gives the path of a file of a folder or of a hub name; None if it is not there, or nobody can be asked."""
+    try:
+        found = cached_file(spec, name)
+    except OSError:
+        return None
+    return Path(found) if found else None
+
+
+def check(name: str) -> None:
+    """Refuses, before any work is done, what cannot be uploaded.
+
+    Raises:
+        UserError: `name` is not OWNER/NAME, or nobody is logged in.
+    """
+    if not is_name(name):
+        raise UserError(f"--push {name}: expected OWNER/NAME, as the hub calls a model")
+    if get_token() is None:
+        raise UserError(f"--push {name}: nobody is logged in on this machine; run `hf auth login`, or set HF_TOKEN")
+
+
+def push(folder: Path, name: str) -> str:
+    """Uploads every file of a folder; a repository that does not exist is made, private.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        UserError: it failed; the folder is not touched.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(name, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by sea-pipeline export"))
+    except Exception as error:  # of the hub, of the connection, of a proxy: all end the same way
+        reason, by_hand = one_line(error), shlex.join(["hf", "upload", "--private", name, str(folder)])
+        raise UserError(
+            f"--push {name}: {folder} is complete, but was not uploaded ({type(error).__name__}: {reason}); upload it "
+            f"with: {by_hand}"
+        ) from error

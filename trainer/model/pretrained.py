@@ -1,0 +1,273 @@
+"""Reads configuration, weights and tokenizer of a folder of the hub's form; says in a line what is wrong with it."""
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from tokenizers import decoders
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import require
+from sea_pipeline.storage.json_files import read_json
+from sea_pipeline.storage.leftovers import files_like
+from trainer.model.borders import border
+from trainer.model.config_check import check_plain, drop_leftovers
+from trainer.model.hub import find_file
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LFS = b"version https://git-lfs"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Of these transformers reads the first that is there."""
+
+
+@contextmanager
+def named(spec: str) -> Iterator[None]:
+    """Turns any error within it into one line that names the folder, or the file in it that is at fault."""
+    with border(f"{spec}: cannot be loaded", "check the folder or the hub name", given=True):
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception:  # missing, unknown or damaged files end in nearly any kind
+            if Path(spec).is_dir():
+                check_files(Path(spec))
+            raise
+
+
+def load_config(spec: str) -> PreTrainedConfig:
+    """Reads the configuration of a folder or of a hub name, without the keys that a new model must not keep.
+
+    Raises:
+        UserError: there is none; it is an adapter's folder; its weights are quantised; transformers lacks its type.
+    """
+    with named(spec):
+        _check_there(spec)
+        said, _ = PreTrainedConfig.get_config_dict(spec)
+        check_plain(spec, said)
+        kind = said.get("model_type")
+        if kind is not None and kind not in CONFIG_MAPPING:
+            code = ", and it comes with code (auto_map), which is never run here" if "auto_map" in said else ""
+            raise UserError(
+                f"{spec}: transformers {transformers.__version__} lacks its model type {kind!r}{code}; choose a model "
+                "of a type that transformers has, such as llama or clip"
+            )
+        config: PreTrainedConfig = AutoConfig.from_pretrained(spec, trust_remote_code=False)
+    drop_leftovers(config)
+    return config
+
+
+def _check_there(spec: str) -> None:
+    """Refuses what is no folder with a model, and no name that the hub could have."""
+    folder = Path(spec)
+    if not folder.exists() and not _HUB_NAME.fullmatch(spec):
+        raise UserError(
+            f"{spec}: no such folder; expected `packaged`, a model folder, or a name on the Hugging Face hub"
+        )
+    _check_whole(spec)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(f"{spec}: there is no config.json in it; expected a model folder that transformers wrote")
+
+
+def _check_whole(spec: str) -> None:
+    """Refuses an adapter, which transformers would load into the model that it names, wherever that is."""
+    file = find_adapter_config_file(spec)
+    if file is None:
+        return
+    base = read_json(Path(file)).get("base_model_name_or_path")
+    beside = ", or remove adapter_config.json to use the weights beside it"
+    raise UserError(
+        f"{spec}: holds an adapter (adapter_config.json) for {base}, not a whole model; merge them with peft's "
+        "merge_and_unload, save what it returns with the tokenizer, and give that folder"
+        + (beside if Path(spec, "config.json").is_file() else "")
+    )
+
+
+def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401
+    """Loads a model with all its weights.
+
+    Args:
+        kind: an Auto class or a model class.
+        spec: a folder, or a name on the hub.
+        config: of the model; files may hold other parts beside it.
+        dtype: of the weights.
+
+    Raises:
+        UserError: a weight is missing, has another shape, or stands where the model has no place for it.
+    """
+    with named(spec):
+        model, report = kind.from_pretrained(
+            spec,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else it refers to a report that it prints
+            trust_remote_code=False,
+        )
+    if extra := _without_place(model, report["unexpected_keys"]):
+        raise UserError(
+            f"{spec}: the model that config.json describes has no place for the weights {_some(extra)}; give plain "
+            "weights (these may be quantised), with the config.json that belongs to them"
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{spec}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again")
+    if mismatched := sorted(report["mismatched_keys"]):
+        _, found, expected = mismatched[0]
+        raise UserError(
+            f"{spec}: config.json says other shapes than the weights have, {_some([one[0] for one in mismatched])}: "
+            f"expected {tuple(expected)}, found {tuple(found)}; give the config.json that belongs to them"
+        )
+    model.config.name_or_path = ""  # a path of this machine
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: ANN401 - any model
+    """Finds tensors of the model's own modules that these lack: biases, or what quantised weights are read by.
+
+    Other unexpected tensors belong to parts that the model does without, or are buffers that old versions kept.
+    """
+    modules = {name.removeprefix("vision_model."): module for name, module in model.named_modules() if name}
+    found = []
+    for key in unexpected:
+        path = key.removeprefix("vision_model.").split(".")
+        owners = [modules.get(".".join(path[:cut])) for cut in range(1, len(path))]
+        if any(owner is not None and next(owner.parameters(recurse=False), None) is not None for owner in owners):
+            found.append(key)
+    return sorted(found)
+
+
+def check_files(folder: Path) -> None:
+    """Refuses a file that was not fetched, is missing, or is damaged.
+
+    Weights are opened and not read; no code of a pickle runs.
+    """
+    weights = _weight_files(folder)
+    for file in sorted({*files_like(folder, "*.json", "*.model"), *weights}):
+        if not file.is_file():
+            raise UserError(f"{file}: is missing, and the weights' index names it; copy it again")
+        with file.open("rb") as opened:
+            if opened.read(len(_LFS)) == _LFS:
+                raise UserError(f"{file}: is Git LFS's pointer to the file, not the file; run git lfs pull in {folder}")
+    for file in weights:
+        try:
+            if file.suffix == ".safetensors":
+                safe_open(file, framework="pt")
+            else:
+                with warnings.catch_warnings(action="ignore"):
+                    torch.load(file, map_location="meta", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{file}: is damaged, or a pickle that holds more than tensors, whose code is never run here; copy it "
+                "again, or give the same weights as safetensors"
+            ) from error
+        except Exception as error:
+            raise UserError(f"{file}: is damaged ({one_line(error)}); copy it again") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Lists the weight files that transformers reads, whether they are there or not."""
+    first = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
+    if first is None or first.suffix != ".json":
+        return [] if first is None else [first]
+    try:
+        names = set(json.loads(first.read_text("utf-8"))["weight_map"].values())
+        return [folder / name for name in sorted(names)]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{first}: is damaged; copy it again") from error
+
+
+_WORDLESS = "{}: its tokenizer has no words; expected a tokenizer.json or tokenizer.model in it; copy the folder again"
+
+
+def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a folder or of a hub name.
+
+    Without a tokenizer_config.json, tokenizer.json says it all: transformers would put it into the class that is usual
+    for the model's type, whatever it holds. A tokenizer.model alone begins a text with its BOS unless the folder says
+    otherwise, as it did until transformers 5, and with a space if SentencePiece does. If no file names an EOS,
+    config.json does.
+
+    Raises:
+        UserError: it cannot be read, is code that comes with it, is not a fast one, or knows no words.
+    """
+    with named(spec):
+        said = get_tokenizer_config(spec)
+        whole = find_file(spec, "tokenizer.json")
+        kind = PreTrainedTokenizerFast if whole and not said else AutoTokenizer
+        alone = None if whole else find_file(spec, "tokenizer.model")
+        defaults: dict[str, Any] = {"add_bos_token": True} if alone and "add_bos_token" not in said else {}
+        try:
+            tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(spec, trust_remote_code=False, **defaults)
+        except Exception as error:
+            _explain_tokenizer(spec, said, error)
+            raise
+        if alone:
+            _begin_with_space(tokenizer, alone)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{spec}: its tokenizer {type(tokenizer).__name__} is not a fast one, which training needs; add a "
+            "tokenizer.json to it, and set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json"
+        )
+    if not set(tokenizer.encode("a photo", add_special_tokens=False)) - {tokenizer.unk_token_id}:
+        raise UserError(_WORDLESS.format(spec))
+    if tokenizer.eos_token is None:
+        ends = PreTrainedConfig.get_config_dict(spec)[0].get("eos_token_id")
+        end = tokenizer.convert_ids_to_tokens(ends[0] if isinstance(ends, list) else ends) if ends else None
+        tokenizer.eos_token = end
+    return tokenizer
+
+
+def _begin_with_space(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Puts a space before a text if the SentencePiece model does; transformers forgets it if no class says so."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.pre_tokenizer is not None:
+        return
+    model_pb2 = require("sentencepiece.sentencepiece_model_pb2", "train")
+    if model_pb2.ModelProto.FromString(file.read_bytes()).normalizer_spec.add_dummy_prefix:
+        backend.pre_tokenizer = Metaspace(prepend_scheme="first", split=False)
+        if backend.decoder is not None:
+            backend.decoder = decoders.Sequence([backend.decoder, decoders.Strip(" ", 1, 0)])
+
+
+def _explain_tokenizer(spec: str, said: dict[str, Any], error: Exception) -> None:
+    """Raises our words where transformers names another cause, or gives advice that cannot be followed here."""
+    if "auto_map" in said and "trust_remote_code" in str(error):
+        raise UserError(
+            f"{spec}: its tokenizer comes as code (auto_map), which is never run here; add a tokenizer.json, remove "
+            "auto_map from its tokenizer_config.json and set tokenizer_class to PreTrainedTokenizerFast there"
+        ) from error
+    folder = Path(spec)
+    if folder.is_dir():
+        check_files(folder)
+    if "tiktoken" in str(error):  # what it tries where SentencePiece fails, and names where there is no file at all
+        require("sentencepiece.sentencepiece_model_pb2", "train")  # with protobuf, and one that is new enough for it
+        if not find_file(spec, "tokenizer.model"):
+            raise UserError(_WORDLESS.format(spec)) from error
+        raise UserError(
+            f"{spec}: its tokenizer.model is damaged, or none of SentencePiece; copy it again, or add the model's "
+            "tokenizer.json"
+        ) from error

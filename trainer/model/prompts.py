@@ -1,0 +1,235 @@
+"""A conversation as the text that a model reads, and which characters of it are trained.
+
+The spans come from the template itself, never from tokenising pieces again: LLaVA's way of finding them drops a sample
+without a word wherever a tokenizer disagrees with itself.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs.llava_json import shown
+
+TemplateName = Literal["plain", "vicuna_v1", "own"]
+Message: TypeAlias = dict[str, str]
+"""`role` (system, user, assistant) and `content`, as chat templates take them."""
+
+PLACEHOLDER = "<image>"
+"""Stands for an image in LLaVA's data, whatever the tokenizer calls its image token."""
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Rendered(NamedTuple):
+    """A conversation as text, without a BOS that the tokenizer adds by itself."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    """Half-open character ranges of `text` that are trained, ascending."""
+
+
+Template: TypeAlias = Callable[[list[Message]], Rendered]
+
+
+def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDER) -> list[Message]:  # noqa: ANN401
+    """LLaVA's turns as messages in which `image_token` stands where each image goes.
+
+    A message with one `<image>` gets it at its front, with a newline after it, as in LLaVA. Several stay where they
+    are, if there are as many images; for one image a message they become one, as in LLaVA. Images without any `<image>`
+    go to the front of the first question. An answer before the first question is left out, as in LLaVA.
+
+    Args:
+        conversations: the field of that name: a list of {"from": human | gpt | system, "value": text}.
+        images: how many images the sample has.
+        image_token: what the tokenizer calls an image.
+
+    Raises:
+        UserError: no such turns; not an optional system turn, then human and gpt by turns; as many `<image>` as images
+            only; an image token in an answer, or in the text under another name.
+    """
+    messages = [_message(turn, number) for number, turn in enumerate(_turns(conversations), start=1)]
+    first = int(messages[0]["role"] == "system")
+    if [message["role"] for message in messages[first : first + 1]] == ["assistant"]:
+        del messages[first]  # LLaVA leaves an answer to nothing out, too
+    _check_order([message["role"] for message in messages])
+    for number, message in enumerate(messages, start=1):
+        for token in {PLACEHOLDER, image_token}:
+            if token in message["content"] and (message["role"] != "user" or token != PLACEHOLDER):
+                raise UserError(
+                    f"expected {PLACEHOLDER} in questions only, where an image goes; found {token!r} in turn {number} "
+                    f"({message['role']}); remove it there"
+                )
+    questions = [message for message in messages if message["role"] == "user"]
+    written = [message["content"].count(PLACEHOLDER) for message in questions]
+    found = sum(written)
+    fused = found != images == sum(map(bool, written))
+    if images and not found:
+        questions[0]["content"] = f"{PLACEHOLDER * images}\n{questions[0]['content'].strip()}".strip()
+    elif found != images and not fused:
+        raise UserError(
+            f"expected one {PLACEHOLDER} in the questions for each of {images} images, or none at all; found {found}; "
+            "make them agree"
+        )
+    for message in questions:
+        text = message["content"]
+        if text.count(PLACEHOLDER) == 1 or (fused and PLACEHOLDER in text):
+            text = f"{PLACEHOLDER}\n{text.replace(PLACEHOLDER, '').strip()}".strip()
+        message["content"] = text.replace(PLACEHOLDER, image_token)
+    return messages
+
+
+def _turns(conversations: Any) -> list[Any]:  # noqa: ANN401 - whatever a data file holds
+    if not isinstance(conversations, list) or not conversations:
+        raise UserError(f"expected 'conversations' to be a list of turns; found {shown(conversations)}")
+    return conversations
+
+
+def _message(turn: Any, number: int) -> Message:  # noqa: ANN401 - whatever a data file holds
+    text = turn.get("value") if isinstance(turn, dict) else None
+    role = turn.get("from") if isinstance(turn, dict) else None
+    if not isinstance(text, str) or not isinstance(role, str) or role not in _ROLES:
+        raise UserError(
+            f"expected turn {number} to be an object with 'from' (human, gpt or system) and 'value' (text); "
+            f"found {shown(turn)}"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"expected text in turn {number}; found half of a UTF-16 pair in it; remove it") from None
+    return {"role": _ROLES[role], "content": text}
+
+
+def _check_order(roles: list[str]) -> None:
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
+        found = ", ".join(_SPEAKERS[role] for role in roles[:8]) + ", ..." * (len(roles) > 8) or "gpt alone"
+        raise UserError(
+            "expected turns by human and gpt in alternation, a human first and gpt last (before them at most one "
+            f"system turn); found {found}; mend or remove the sample"
+        )
+
+
+def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_token: str = PLACEHOLDER) -> Template:
+    """The function that renders messages.
+
+    `plain` is LLaVA's first stage: images, caption, newline; the question is thrown away, caption and newline are
+    trained, no EOS. `vicuna_v1` is its second: `<system> USER: Q ASSISTANT: A</s>USER: ...` with the tokenizer's EOS
+    for `</s>`; trained is what follows each `ASSISTANT:`, EOS included. As LLaVA writes it, an empty message is `USER:`
+    or `ASSISTANT:` alone, with no space or EOS behind it; an empty answer trains nothing. `own` is the tokenizer's chat
+    template: trained is what its `{% generation %}` marks, or each answer up to the token that ends its turn.
+
+    Raises:
+        UserError: the tokenizer has no EOS (`vicuna_v1`) or no chat template (`own`); when called, messages that the
+            template cannot render.
+    """
+    if name == "plain":
+        return lambda messages: _plain(messages, image_token)
+    if name == "vicuna_v1":
+        eos = tokenizer.eos_token
+        if not isinstance(eos, str):
+            raise UserError(f"template vicuna_v1: expected a tokenizer with an EOS; {tokenizer.name_or_path} has none")
+        return lambda messages: _vicuna(messages, eos)
+    source = chat_template(tokenizer)
+    if source is None:
+        raise UserError(
+            f"template own: expected a tokenizer with a chat template; {tokenizer.name_or_path} has none; choose plain "
+            "or vicuna_v1, or set tokenizer.chat_template"
+        )
+    by_mark = GENERATION.search(source)
+    return lambda messages: (_marked if by_mark else _by_prefix)(messages, tokenizer, source)
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's chat template as text, if it has one."""
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError:
+        return None
+
+
+def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Gives the ids that the tokenizer puts in front of a text by itself: BOS, or none."""
+    whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    return list(whole[: starts[0]]) if starts else []
+
+
+def _plain(messages: list[Message], image_token: str) -> Rendered:
+    if [message["role"] for message in messages] != ["user", "assistant"]:
+        raise UserError(
+            f"template plain: expected exactly two turns, human and gpt; found {len(messages)}; choose another template"
+        )
+    images = image_token * messages[0]["content"].count(image_token)
+    text = f"{images}{messages[1]['content']}\n"
+    return Rendered(text, [(len(images), len(text))])
+
+
+def _vicuna(messages: list[Message], eos: str) -> Rendered:
+    system = VICUNA_SYSTEM
+    if messages[0]["role"] == "system":
+        system, messages = messages[0]["content"], messages[1:]
+    text, spans = f"{system} ", []
+    for question, answer in zip(messages[::2], messages[1::2], strict=True):
+        text += f"USER: {question['content']} ASSISTANT:" if question["content"] else "USER:ASSISTANT:"
+        if answer["content"]:
+            start = len(text)  # before the space: a tokenizer that keeps it apart must learn it too
+            text += f" {answer['content']}{eos}"
+            spans.append((start, len(text)))
+    return Rendered(text, spans)
+
+
+def _render(
+    messages: list[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    *,
+    prompt: bool = False,
+    marks: bool = False,
+) -> tuple[str, list[tuple[int, int]]]:
+    names: dict[str, Any] = tokenizer.special_tokens_map
+    try:
+        rendered: Any = render_jinja_template(
+            [messages],
+            chat_template=source,
+            return_assistant_tokens_mask=marks,
+            add_generation_prompt=prompt,
+            **names,
+        )
+    except TemplateError as error:
+        reason = one_line(error)
+        raise UserError(f"the chat template of {tokenizer.name_or_path} cannot render this sample: {reason}") from error
+    (text,), spans = rendered
+    return text, spans[0] if marks else []
+
+
+def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> Rendered:
+    text, spans = _render(messages, tokenizer, source, marks=True)
+    return Rendered(text, [(start, end) for start, end in spans if end > start])
+
+
+def _by_prefix(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> Rendered:
+    text, _ = _render(messages, tokenizer, source)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, _ = _render(messages[:index], tokenizer, source, prompt=True)
+            through, _ = _render(messages[: index + 1], tokenizer, source)
+            if not through.startswith(before) or not text.startswith(through):
+                raise UserError(
+                    f"template own: expected the chat template of {tokenizer.name_or_path} to write a conversation "
+                    "turn after turn, or to mark its answers with {% generation %}; found that later turns change "
+                    "earlier text; mark them, or choose vicuna_v1"
+                )
+            spans.append((len(before), len(before) + len(through[len(before) :].rstrip())))
+    return Rendered(text, spans)

@@ -1,0 +1,133 @@
+"""An LLM reads plain text: what its layers make of tokens whose own embeddings are known.
+
+Shapes: R rows of L tokens, T of them looked at, d the LLM's width, V its vocabulary, l decoder layers.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from trainer.losses.embeddings import llm_embeddings
+from trainer.model.prompts import front
+
+ROW = 128
+"""Tokens of text that the LLM reads at once; shorter texts make one row."""
+_AT_ONCE = 8
+_LOOKED_AT = 1024
+"""Values at the begin of each weight."""
+_ASIDE = ("_name_or_path", "architectures", "dtype", "transformers_version", "vocab_size", "tie_word_embeddings")
+"""Of an LLM's configuration, with names of tokens: what changes no state of a layer."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An LLM and how it takes text.
+
+    Args:
+        llm: a base decoder such as `LlamaModel`, whose `layers` give the residual stream.
+        embed: its input embedding module.
+        tokenizer: its tokenizer.
+        vocabulary: V, how many of its token ids are real ones.
+    """
+
+    llm: Any
+    embed: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM is."""
+        return next(self.embed.parameters()).device
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """E, float32 (V, d), see `llm_embeddings`."""
+        return llm_embeddings(self.embed, self.vocabulary).float()
+
+    @cached_property
+    def front(self) -> list[int]:
+        """What the tokenizer puts before a text by itself."""
+        return front(self.tokenizer)
+
+    def rows(self, text: str, tokens: int) -> torch.Tensor:
+        """The first tokens of a text, cut into rows: int64 (R, L), each row behind `front`.
+
+        Args:
+            text: any; a rest that fills no row is left out, unless there is no other row.
+            tokens: how many of it at most.
+        """
+        ids = self.tokenizer([text], add_special_tokens=False, verbose=False)["input_ids"][0][:tokens]
+        length = min(ROW, len(ids)) or 1
+        starts = range(0, len(ids) - length + 1, length)
+        rows = [[*self.front, *ids[start : start + length]] for start in starts]
+        return torch.tensor(rows, dtype=torch.int64).view(len(rows), len(self.front) + length)
+
+    def columns(self, rows: torch.Tensor) -> torch.Tensor:
+        """Which tokens of rows are looked at, bool (R, L): not the first of a row, which layers use as a sink."""
+        looked_at = torch.ones_like(rows, dtype=torch.bool)
+        looked_at[:, : max(len(self.front), 1)] = False
+        return looked_at
+
+    @torch.no_grad()
+    def read(
+        self,
+        rows: torch.Tensor,
+        look: Callable[[int, torch.Tensor], None],
+        layers: int | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Has the LLM read rows, some at a time, and gives what its layers make of the tokens that are looked at.
+
+        Args:
+            rows: int64 (R, L).
+            look: is called with 0 and the input embeddings, float32 (T, d), and with i and the i-th layer's output.
+            layers: how many layers are looked at; None for all.
+            advance: told how many rows are done.
+        """
+        with self.at_rest():
+            for some in rows.to(self.device).split(_AT_ONCE):
+                at = self.columns(some)
+                look(0, self.embed(some)[at].float())
+                with ExitStack() as hooks:
+                    for number, layer in enumerate(self.llm.layers[:layers]):
+                        hooks.callback(layer.register_forward_hook(_looking(look, number + 1, at)).remove)
+                    self.llm(input_ids=some, use_cache=False)
+                advance(len(some))
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Within it the LLM drops nothing out."""
+        training = self.llm.training
+        self.llm.eval()
+        try:
+            yield
+        finally:
+            self.llm.train(training)
+
+    def digest(self) -> str:
+        """sha256 of the LLM's sizes and of the begin of each weight; adapters, which begin as nothing, do not count."""
+        config = self.llm.config.to_dict()
+        said = {key: value for key, value in config.items() if key not in _ASIDE and not key.endswith("_token_id")}
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.llm.named_parameters()):
+            if ".lora_" not in name:
+                digest.update(f"{name.replace('.base_layer', '')}:{weight.dtype};".encode())
+                begin = weight.detach().reshape(-1)[:_LOOKED_AT].float().cpu()
+                digest.update(begin.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _looking(look: Callable[[int, torch.Tensor], None], number: int, at: torch.Tensor) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401 - a tensor, or a tuple
+        look(number, (output[0] if isinstance(output, tuple) else output)[at].float())
+
+    return hook

@@ -1,0 +1,72 @@
+"""What `run.json` says of a run, and where the checkpoints are that it keeps."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.output.run_files import RunFile, SummaryFile, read_run_file
+from trainer.recipes.recipe import Recipe
+
+
+class RunRecord(NamedTuple):
+    """What `run.json` says of a run."""
+
+    recipe: Recipe
+    began_with: str
+    """`weights_digest` of the model folder that it began with."""
+    fingerprint: str
+
+
+def kept_path(run: Path, step: int) -> Path:
+    """The folder of the checkpoint that a run keeps of a step, whether it is there or not."""
+    return run / "kept" / f"checkpoint-{step}"
+
+
+def kept_steps(run: Path) -> list[int]:
+    """The steps of the checkpoints that a run has kept so far."""
+    names = [path.name for path in (run / "kept").glob("checkpoint-*")]
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name)))
+
+
+def last_step(run: Path) -> int | None:
+    """How many steps a finished run has; None for one that is not finished.
+
+    Raises:
+        UserError: its summary is damaged.
+    """
+    summary = run / "summary.json"
+    if not summary.is_file():
+        return None
+    steps = read_run_file(summary, SummaryFile).get("steps")
+    if not isinstance(steps, int):
+        raise UserError(f"{summary}: expected the number of steps; found none; restore the file")
+    return steps
+
+
+def read_run(run: Path, *, finished: bool = True) -> RunRecord:
+    """The record of a run.
+
+    Args:
+        run: its folder.
+        finished: refuse one that is not.
+
+    Raises:
+        UserError: the folder is none of a run, or of another version; see `finished`.
+    """
+    try:
+        found = read_run_file(run / "run.json", RunFile)
+        recipe = Recipe.model_validate(found["recipe"])
+        record = RunRecord(recipe, found["fields"]["model"]["weights"], found["fingerprint"])
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        reason = one_line(error)
+        raise UserError(
+            f"{run / 'run.json'}: expected a run of this version; {reason}; restore it, or train anew"
+        ) from error
+    if finished and not (run / "summary.json").is_file():
+        raise UserError(
+            f"{run}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume"
+        )
+    return record

@@ -1,0 +1,104 @@
+"""The trained model as a stock LLaVA folder, whole or not at all."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sea_pipeline.storage.leftovers import files_like
+from sea_pipeline.storage.publish import publish_folder
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.aspect_ratio import write_image_processor
+from trainer.model.borders import saving
+from trainer.model.fsdp import agreed, round_state, state_of, whole_state
+from trainer.model.load import ModelFolder
+from trainer.model.lora import merge_adapters, plain
+from trainer.model.parts import quiet
+from trainer.model.tensor_files import PROJECTOR, canonical, read_weights, tensors_of
+from trainer.recipes.recipe import Lora
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""As weight files name them."""
+
+
+def save_model(
+    model: AlignedLlava, start: ModelFolder, out: Path, *, lora: Lora | None = None, write: bool = True
+) -> None:
+    """Writes the folder `out`: everything of the folder that the run started from, with the weights as they are now.
+
+    Its image processor is the one that the run saw images through.
+
+    Weights keep the precision that the starting folder says, which is what every reader expects of it, and those that
+    did not train its values, in whatever precision they were computed with. Adapters of LoRA are merged. Where the
+    run has several processes each of them calls this, and the first one has `write`.
+
+    Raises:
+        UserError: the folder cannot be written; every process says so.
+    """
+    files = {entry.name: entry.read for entry in read_weights(start.path)} if model.with_lm else {}
+    own = state_of(model)
+    frozen = [name for name, value in own.items() if isinstance(value, nn.Parameter) and not value.requires_grad]
+    stored = {name: plain(name) for name in frozen if canonical(plain(name)) in files}
+    state = whole_state(model, [name for name in own if name not in stored]) if model.with_lm else {}
+    with agreed(), saving(out):
+        if write:
+            dtype = start.config.dtype or torch.float32
+            if lora is not None:
+                merge_adapters(state, files, lora, dtype)
+            # What did not train is the files', as it may have been rounded to compute.
+            state |= {name: files[canonical(name)]() for name in stored.values() if name not in state}
+            round_state(state, dtype)
+            _write(model, start, out, state)
+
+
+def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor]) -> None:
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
+    with quiet(), publish_folder(out) as scratch:
+        for file in files_like(start.path, "*"):
+            holds_weights = file.name.startswith(("model", "pytorch_model"))
+            if file.is_file() and not holds_weights and file.name != "config.json":
+                shutil.copy2(file, scratch / file.name)
+        if start.other_pixels:
+            write_image_processor(start.processor.image_processor, scratch)
+        if model.with_lm:
+            model.save_pretrained(scratch, state_dict=weights)
+            shutil.copy2(start.path / "config.json", scratch / "config.json")  # training has changed its use_cache
+            for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
+                shutil.copymode(scratch / "config.json", file)
+        else:
+            _with_projector(model, start.path, scratch)
+
+
+def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
+    """The starting folder's own files, with the projector in place: the LLM's layers were never loaded."""
+    trained = {name: value.detach().cpu() for name, value in model.model.multi_modal_projector.state_dict().items()}
+    written: set[str] = set()
+    shutil.copy2(start / "config.json", folder / "config.json")
+    for file in files_like(start, "model*"):
+        shutil.copyfile(file, folder / file.name)  # the original may be read-only
+        if file.suffix == ".safetensors":
+            written |= _overwrite(folder / file.name, trained)
+        shutil.copymode(file, folder / file.name)
+    assert written == trained.keys(), f"{start}: no weight file holds the projector's {trained.keys() - written}"
+
+
+def _overwrite(file: Path, trained: dict[str, torch.Tensor]) -> set[str]:
+    """Writes the projector's values over those in a weight file, and returns their names.
+
+    The file stays as it is otherwise and is not read: it may hold gigabytes of the LLM's layers.
+    """
+    written = set()
+    with file.open("r+b") as weights:
+        start, tensors = tensors_of(weights)
+        for name, entry in tensors.items():
+            if PROJECTOR in name:
+                written.add(own := name.partition(PROJECTOR)[2])
+                value = trained[own].to(_DTYPES[entry["dtype"]])
+                values = value.contiguous().view(torch.uint8).numpy()
+                begin, end = entry["data_offsets"]
+                assert list(value.shape) == entry["shape"], f"{file}: {name}"
+                assert values.nbytes == end - begin, f"{file}: {name}"
+                weights.seek(start + begin)
+                weights.write(values.data)
+    return written

@@ -1,0 +1,135 @@
+"""The tensors of a model folder, read one at a time under one spelling of their names, and written file by file."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.storage.leftovers import files_like
+
+PROJECTOR = "multi_modal_projector."
+LLM = "language_model."
+TOWER = "vision_tower."
+
+_SPELLINGS = (
+    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^vision_tower\.vision_model\.", TOWER),
+)
+"""What transformers has called a LLaVA's tensors over time, and what 5 calls them in its files."""
+_BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
+"""In files of old versions, which kept what is computed."""
+
+
+class Entry(NamedTuple):
+    """A tensor to be written: `read` gives it when its turn has come."""
+
+    name: str
+    bytes: int
+    read: Callable[[], torch.Tensor]
+
+
+Stored = Mapping[str, Callable[[], torch.Tensor]]
+"""By canonical name, what gives a tensor of a folder's files."""
+
+
+def canonical(name: str) -> str:
+    """A LLaVA's tensor as transformers 5 calls it in files: `vision_tower.encoder…`, `language_model.model.layers…`."""
+    for pattern, spelled in _SPELLINGS:
+        name = re.sub(pattern, spelled, name)
+    return name
+
+
+def read_weights(folder: Path) -> list[Entry]:
+    """A LLaVA folder's tensors by their canonical names, in the order of its files. The files are mapped, not read.
+
+    Raises:
+        UserError: there is no safetensors file, or one is damaged.
+    """
+    files = files_like(folder, "*.safetensors")
+    if not files:
+        raise UserError(
+            f"{folder}: expected *.safetensors; found none; load and save the model with transformers to convert it"
+        )
+    return [entry for file in files for entry in read_file(file)]
+
+
+def read_file(file: Path, advice: str = "copy it again") -> list[Entry]:
+    """A safetensors file's tensors, as `read_weights` gives those of a folder.
+
+    Raises:
+        UserError: it cannot be read; the line ends with `advice`.
+    """
+    try:
+        opened = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: is damaged ({error}); {advice}") from error
+    entries: list[Entry] = []
+    for stored in opened.keys():  # noqa: SIM118 - it is no mapping
+        if not _BUFFERS.search(stored):
+            read = _reader(opened, stored)
+            entries.append(Entry(canonical(stored), read().nbytes, read))
+    return entries
+
+
+def tensors_of(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Where the tensors of a safetensors file begin, and by name what its header says of each: dtype, shape, offsets.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(length))
+        tensors.pop("__metadata__", None)
+        for entry in tensors.values():
+            begin, end = entry["data_offsets"]
+            if not (0 <= begin <= end and isinstance(entry["dtype"], str) and isinstance(entry["shape"], list)):
+                raise ValueError(f"expected offsets, dtype and shape of a tensor; found {entry!r:.80}")
+    except (ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError, RecursionError) as error:
+        raise UserError(f"{file.name}: is damaged ({one_line(error)}); copy it again") from error
+    return 8 + length, tensors
+
+
+def _reader(opened: safe_open, name: str) -> Callable[[], torch.Tensor]:
+    return lambda: opened.get_tensor(name)
+
+
+def write_weights(entries: Iterable[Entry], folder: Path, *, max_shard_size: int | str = "4GB") -> tuple[int, int]:
+    """Writes `model.safetensors`, or several files with their index, as transformers does.
+
+    A file holds at most `max_shard_size`, unless one tensor does not fit. In the index `total_parameters` counts every
+    value that is stored, which for the packaged tower includes batch norm's running means.
+
+    Tensors that come from mapped files go through the system's cache to the new file: of the memory that is the
+    process's own, no more than the tensors of one file that were computed is in use.
+
+    Returns:
+        How many tensors, and their bytes.
+    """
+    tensors = {entry.name: entry for entry in entries}
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda entry: entry.bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    parameters = 0
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: tensors[name].read().contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        parameters += sum(value.numel() for value in shard.values())
+        del shard  # before the next one is read
+    if split.is_sharded:
+        metadata = {"total_parameters": parameters, **split.metadata}
+        index = json.dumps({"metadata": metadata, "weight_map": split.tensor_to_filename}, indent=2, sort_keys=True)
+        (folder / "model.safetensors.index.json").write_text(index + "\n", "utf-8")
+    return len(tensors), split.metadata["total_size"]

@@ -1,0 +1,78 @@
+"""The terms of a recipe's loss, made for a model and its folder."""
+
+from collections.abc import Sequence
+
+import torch
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from trainer.losses.basic_term import BasicTerm
+from trainer.losses.lens import Lens
+from trainer.losses.sea_term import SeaTerm
+from trainer.losses.supervision import Supervision, layers_of
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import ModelFolder
+from trainer.model.reader import Reader
+from trainer.model.text_lens import text_lenses
+from trainer.recipes.recipe import Recipe, Sea
+from trainer.words import word_tokens
+
+
+def reader_of(model: AlignedLlava, folder: ModelFolder) -> Reader:
+    """The model's LLM, to read plain text."""
+    llm = model.model.language_model
+    return Reader(llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
+
+
+def sea_term(folder: ModelFolder, words: tuple[str, ...], sea: Sea) -> SeaTerm:
+    """SEA's term for a word list and the folder's tokenizer.
+
+    Raises:
+        UserError: a word has no token of the LLM.
+    """
+    tokens = word_tokens(folder.processor.tokenizer, words, sea.word_prefix)
+    for form in tokens:
+        if empty := [word for word, ids in zip(words, form, strict=True) if not ids]:
+            raise UserError(f"the LLM's tokenizer has no token for the word {empty[0]!r}; leave it out of the list")
+    return SeaTerm(
+        tokens,
+        log_scale=sea.logit_scale_init,
+        learnable=sea.logit_scale_learnable,
+        gather=sea.gather,
+        dedupe=sea.dedupe,
+    )
+
+
+def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, progress: ProgressBar = no_bar) -> Lens | None:
+    """The lens that the recipe asks for, fitted on the model's LLM as it is before the run, or kept since then."""
+    basic = recipe.loss.basic
+    layers = layers_of(basic, len(model.model.language_model.layers)) if basic.lens != "none" else 0
+    return text_lenses(reader_of(model, folder), [basic.lens], layers, progress).get(basic.lens) if layers else None
+
+
+def basic_term(
+    model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: Sequence[str], lens: Lens | None = None
+) -> BasicTerm:
+    """BASIC's terms of a model, with supervision by its own LLM unless the recipe names a teacher.
+
+    Args:
+        model: with the LLM's layers, unless there is a teacher.
+        folder: the model's.
+        recipe: of the run.
+        terms: which of "das" and "sds".
+        lens: see `lens_of`.
+
+    Raises:
+        UserError: the LLM is of a family whose attention cannot be looked at.
+    """
+    basic, precision = recipe.loss.basic, recipe.loss.sds.precision
+    half = precision == "bfloat16" or (precision == "auto" and recipe.training_arguments.get("bf16"))
+    return BasicTerm(
+        terms,
+        folder.vocabulary,
+        supervision=Supervision(model.model.language_model, basic, lens) if recipe.teacher is None else None,
+        equal=basic.degree == "equal",
+        prompt_only=basic.text == "prompt",
+        temperature=recipe.loss.sds.temperature,
+        matmul_dtype=torch.bfloat16 if half else None,
+    )

@@ -1,0 +1,183 @@
+"""Rendered conversations to token ids, the mask of what is trained, and a length that fits."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from trainer.model.prompts import Rendered, front
+
+SPACES = (" ", "\u2581")
+"""A space, and SentencePiece's letter for it."""
+
+
+class Tokens(NamedTuple):
+    """A text of its own as token ids, without BOS and EOS."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """Half-open character ranges of the text, one a token; a space that was added has the first character's."""
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Tokens]:
+    """Tokenises texts, each as a text of its own, in one call that uses all cores.
+
+    SentencePiece puts a space before every text. Its imitation in `tokenizers` leaves that space out if the text begins
+    with a space already; it is put back here.
+
+    Args:
+        tokenizer: a fast one.
+        texts: any number, empty ones too.
+    """
+    if not texts:
+        return []
+    skips = adds_space(tokenizer)
+    added = [int(skips and text.startswith(SPACES)) for text in texts]
+    encoded = tokenizer(
+        [" " * extra + text for extra, text in zip(added, texts, strict=True)],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    found = zip(encoded["input_ids"], encoded["offset_mapping"], added, strict=True)
+    return [
+        Tokens(ids, [(max(start - extra, 0), max(end - extra, 1)) for start, end in offsets] if extra else offsets)
+        for ids, offsets, extra in found
+    ]
+
+
+def adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a space before a text, but for one that begins with a space."""
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    return pre_tokenizer is not None and _adds_space(json.loads(pre_tokenizer.__getstate__()))
+
+
+def _adds_space(state: dict[str, Any]) -> bool:
+    if state["type"] == "Sequence":
+        return any(map(_adds_space, state["pretokenizers"]))
+    return bool(state["type"] == "Metaspace" and state.get("prepend_scheme", "always") != "never")
+
+
+class Conversation(NamedTuple):
+    """A sample before it is tokenised."""
+
+    number: int
+    """Its place in the file, from 1."""
+    id: str
+    images: list[str]
+    rendered: Rendered | str
+    """Or why it cannot be trained."""
+
+
+class Encoder:
+    """Tokenises conversations as LLaVA does: what stands before, between and behind images is a text of its own.
+
+    So the text behind an image begins as any text does, for SentencePiece with a space. A token is trained if any of
+    its characters is: the token that fuses a space with an answer's first letters is trained, as in LLaVA; image tokens
+    never are. What the tokenizer puts in front of a text by itself (BOS) stands in front of the first, what it puts
+    behind (EOS) is left out: an EOS is there only where the template wrote one.
+
+    Args:
+        tokenizer: a fast one.
+        image_token: an added token of it.
+        image_tokens: tokens that each image token becomes in the model.
+        max_length: tokens a sample may have after that.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, image_token: str, image_tokens: int, max_length: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._image_token = image_token
+        self._image_id = tokenizer.get_added_vocab()[image_token]
+        self._image_tokens = image_tokens
+        self._max_length = max_length
+        self._front = front(tokenizer)
+
+    def __call__(self, conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
+        """Yields the rows of `conversations.FEATURES`, from one call of the tokenizer.
+
+        Refused is what was refused before, a template that lost an image token, and a row of which nothing trained is
+        left within `max_length`.
+        """
+        cut = [
+            [] if isinstance(one.rendered, str) else one.rendered.text.split(self._image_token) for one in conversations
+        ]
+        tokens = iter(tokenise(self._tokenizer, [piece for pieces in cut for piece in pieces]))
+        for conversation, pieces in zip(conversations, cut, strict=True):
+            rendered, found = conversation.rendered, [next(tokens) for _ in pieces]
+            if isinstance(rendered, str):
+                yield _refused(conversation, rendered)
+            elif len(pieces) - 1 != len(conversation.images):
+                reason = (
+                    f"expected {len(conversation.images)} image tokens in the rendered conversation; found "
+                    f"{len(pieces) - 1}; choose a template that keeps messages as they are"
+                )
+                yield _refused(conversation, reason)
+            else:
+                yield self._row(conversation, *self._joined(rendered, pieces, found))
+
+    def _joined(
+        self, rendered: Rendered, pieces: list[str], found: list[Tokens]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Ids and mask of the pieces of a text with an image token between each two."""
+        ids: list[int] = []
+        trained: list[npt.NDArray[np.bool_]] = []
+        if found[0].ids[: len(self._front)] != self._front:  # a chat template may have written it
+            ids += self._front
+            trained.append(np.zeros(len(self._front), bool))
+        place = 0
+        for number, (piece, tokens) in enumerate(zip(pieces, found, strict=True)):
+            if number:
+                ids.append(self._image_id)
+                trained.append(np.zeros(1, bool))
+            ids += tokens.ids
+            trained.append(_within(np.array(tokens.offsets, np.int64).reshape(-1, 2) + place, rendered.spans))
+            place += len(piece) + len(self._image_token)
+        return np.array(ids, np.int32), np.concatenate(trained)
+
+    def _row(
+        self, conversation: Conversation, ids: npt.NDArray[np.int32], trained: npt.NDArray[np.bool_]
+    ) -> dict[str, Any]:
+        is_image = ids == self._image_id
+        lengths = np.where(is_image, self._image_tokens, 1).cumsum()
+        kept = int(np.searchsorted(lengths, self._max_length, side="right"))
+        if not trained[:kept].any():
+            if trained.any():
+                reason = (
+                    f"expected an answer within max_length {self._max_length}; found {lengths[trained.argmax()] - 1} "
+                    "tokens before it; raise max_length, or shorten or remove the sample"
+                )
+            else:
+                reason = "expected an answer to train on; found none that is not empty; write one, or remove the sample"
+            return _refused(conversation, reason)
+        return {
+            "id": conversation.id,
+            "images": conversation.images[: int(is_image[:kept].sum())],
+            "input_ids": ids[:kept],
+            "trained": trained[:kept],
+            "length": int(lengths[kept - 1]),
+            "truncated": kept < len(ids),
+            "number": conversation.number,
+            "refused": None,
+        }
+
+
+def _refused(conversation: Conversation, reason: str) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"images": [], "input_ids": [], "trained": [], "length": 0, "truncated": False}
+    return {"id": conversation.id, **nothing, "number": conversation.number, "refused": reason}
+
+
+def _within(ranges: npt.NDArray[np.int64], spans: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+    """Which of the character ranges, (tokens, 2), have a character in one of the spans."""
+    start, end = ranges.T
+    inside = np.zeros(len(ranges), bool)
+    for first, last in spans:
+        inside |= (start < last) & (end > first)
+    inside &= start < end
+    return inside

@@ -1,0 +1,170 @@
+"""The LLM's tokenizer as a model folder has it: with `<image>`, a chat template, a pad token and the end of a turn."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+
+from sea_pipeline.core.errors import UserError
+from trainer.model.chat_template import (
+    BOS_FIRST,
+    IMAGE_TOKEN,
+    chat_template,
+    turn_end,
+    with_bos,
+    with_own_eos,
+    without_final_eos,
+)
+from trainer.model.sentence_piece import rebuilt, same_tokenizer
+from trainer.model.tokenise import SPACES, adds_space, tokenise
+
+_PROMPTS = (
+    f"{IMAGE_TOKEN}\nWhat? ",
+    f"Two: {IMAGE_TOKEN}{IMAGE_TOKEN} and one {IMAGE_TOKEN}",
+    f"One: {IMAGE_TOKEN}\nWhat? {IMAGE_TOKEN} one",
+    f"A {IMAGE_TOKEN}a",
+)
+"""With images, for comparisons of what is saved with what is in memory, and of prompts with what is trained."""
+
+
+def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> PreTrainedTokenizerBase:
+    """Adds the image token, behind which a text begins anew.
+
+    Training tokenises what stands behind an image as a text of its own, see `tokenise.Encoder`. A processor of
+    transformers tokenises a prompt whole, and a tokenizer that imitates SentencePiece then puts no space behind the
+    image. Here its normalizer does, so that a prompt has the ids that were trained.
+
+    Returns:
+        The same tokenizer; or another with the same ids for any text without an image.
+    """
+    there = image_token in tokenizer.get_added_vocab()
+    if there and _as_trained(tokenizer, image_token):
+        return tokenizer
+    behind = rf"{re.escape(image_token)}(?!{re.escape(image_token)}|\z)"
+    spaced = _spaced(tokenizer, image_token, behind) if adds_space(tokenizer) else None
+    if not there:
+        tokenizer.add_tokens([image_token], special_tokens=True)
+    if spaced is None or _as_trained(tokenizer, image_token) or not _as_trained(spaced, image_token):
+        return tokenizer
+    return spaced
+
+
+def _as_trained(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
+    """Whether prompts, tokenised whole, have the ids that training gives their pieces."""
+    image = (tokenizer.convert_tokens_to_ids(image_token),)
+    for prompt in _PROMPTS:
+        prompt = prompt.replace(IMAGE_TOKEN, image_token)
+        first, *others = [tokens.ids for tokens in tokenise(tokenizer, prompt.split(image_token))]
+        trained = [*first, *(token for ids in others for token in (*image, *ids))]
+        if tokenizer.encode(prompt, add_special_tokens=False) != trained:
+            return False
+    return True
+
+
+def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Makes a text that the chat template writes begin with the ids that the tokenizer gives it without a template.
+
+    That is BOS, see `with_bos`, and behind it what SentencePiece puts before a text: readers tokenise what a template
+    wrote without adding anything, and no space would follow a BOS that is written out.
+
+    Returns:
+        The same tokenizer; or another with the same ids for any text in which no BOS is written out.
+    """
+    own = str(tokenizer.chat_template)
+    template = with_bos(own, tokenizer)
+    tokenizer.chat_template = template
+    if not template.startswith(BOS_FIRST) or _begins_alike(tokenizer):
+        return tokenizer
+    bos, image = re.escape(str(tokenizer.bos_token)), re.escape(IMAGE_TOKEN)
+    spaced = _spaced(tokenizer, str(tokenizer.bos_token), rf"\A{bos}(?!{bos}|{image}|\z)")
+    return spaced if _begins_alike(spaced) else tokenizer
+
+
+def _begins_alike(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text has the same ids behind a BOS that is written out and behind the tokenizer's own."""
+    return all(
+        tokenizer.encode(f"{tokenizer.bos_token}{text}", add_special_tokens=False) == tokenizer.encode(text)
+        for text in ("A chat", "a", IMAGE_TOKEN, *_PROMPTS)
+    )
+
+
+def _spaced(tokenizer: PreTrainedTokenizerBase, name: str, behind: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with a normalizer that puts a space behind a special token; `behind` matches the token there."""
+    copied = rebuilt(tokenizer, tokenizer.backend_tokenizer)
+    copied.add_tokens([AddedToken(name, special=True, normalized=True)])
+    state = json.loads(copied.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        if token["content"] == name:
+            token["normalized"] = True  # only then is it looked for in what the normalizer gives
+    space = {"type": "Replace", "pattern": {"Regex": behind}, "content": f"{name}{SPACES[1]}"}
+    state["normalizer"] = _joined(space, state["normalizer"])
+    return rebuilt(tokenizer, Tokenizer.from_str(json.dumps(state)))
+
+
+def _joined(first: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:
+    """One normalizer before those that are there, once."""
+    there = [] if others is None else others["normalizers"] if others["type"] == "Sequence" else [others]
+    every = there if first in there else [first, *there]
+    return every[0] if len(every) == 1 else {"type": "Sequence", "normalizers": every}
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[PreTrainedTokenizerBase, set[int]]:
+    """Adds `<image>`, the chat template and a pad token, on the left, and makes the end of a turn the eos.
+
+    Args:
+        tokenizer: the LLM's own.
+        source: what to call the LLM in an error.
+
+    Returns:
+        The tokenizer, see `with_image_token` and `begin_with_bos`, and the ids that end an answer.
+
+    Raises:
+        UserError: it has no eos, or its chat template cannot render a question with its answer.
+    """
+    if tokenizer.eos_token is None:
+        raise UserError(f"{source}: its tokenizer has no eos token; add one to its tokenizer_config.json")
+    tokenizer = with_image_token(tokenizer)
+    ends = {tokenizer.eos_token_id}
+    _set_template(tokenizer, source)
+    tokenizer = begin_with_bos(tokenizer)
+    pad_left(tokenizer)
+    if tokenizer.pad_token in (None, tokenizer.eos_token):  # padding that looks like an end would teach nothing to end
+        unknown = tokenizer.unk_token
+        tokenizer.add_special_tokens({"pad_token": "<pad>" if unknown in (None, tokenizer.eos_token) else unknown})
+    return tokenizer, ends | {tokenizer.eos_token_id}
+
+
+def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has prompts of a batch end together, where their answers begin, for readers of its files, too."""
+    tokenizer.padding_side = "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # only what is in these is saved; a class may pad so by itself
+
+
+def _set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Makes the template take both forms of content, and the end of its turns the EOS."""
+    said, eos = tokenizer.chat_template, str(tokenizer.eos_token)
+    own: str | None = said.get("default") if isinstance(said, dict) else said
+    for template in (own and without_final_eos(own), own):
+        tokenizer.chat_template = chat_template(template)
+        end = turn_end(tokenizer, source)
+        if end is not None:
+            break
+    if template and end not in (None, eos):
+        tokenizer.chat_template = chat_template(with_own_eos(template, eos))
+    tokenizer.eos_token = end or eos
+
+
+def check_saved_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Reads a saved tokenizer again and compares its ids.
+
+    Raises:
+        UserError: they are others.
+    """
+    if not same_tokenizer(AutoTokenizer.from_pretrained(folder), tokenizer, *_PROMPTS):
+        raise UserError(
+            f"{source}: its tokenizer gives other ids once transformers has saved it; save it as a tokenizer.json with "
+            'tokenizer_class "PreTrainedTokenizerFast", and use that folder'
+        )

@@ -1,0 +1,4 @@
+"""What a training run is asked for, and the rows of the papers' tables.
+
+It may import `sea_pipeline` alone.
+"""

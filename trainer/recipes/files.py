@@ -1,0 +1,201 @@
+"""Recipes as files: YAML over a base, cut into stages, with overrides from the command line."""
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sea_pipeline.core.errors import MOST, UserError, one_line
+from sea_pipeline.core.settings import complaint
+from trainer.recipes.recipe import PRESETS, Recipe
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-3, without a dot, for text; here it is a number."""
+
+
+_FAULTS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What a text that is no YAML raises: dates that are none are ValueErrors, bytes that are no text too; the other ones
+come of PyYAML's own handling of tags and of depth."""
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+    """The runs that a recipe file asks for, by name and in order; one named "" unless the file has `stages`.
+
+    `stages` is a mapping of names to what is different in each; every stage but the first starts from the model that
+    the one before it left. `base` names another recipe file beside it, whose keys hold where this one's say
+    nothing; a stage of null leaves out a stage of the base.
+
+    Args:
+        path: a YAML file.
+        overrides: `key.inner=value` with the value in YAML; for every stage, or with `stages.NAME.` in front for one;
+            `stages.NAME=null` leaves a stage out.
+
+    Raises:
+        UserError: one line with everything that is wrong.
+    """
+    content = _read(path)
+    stages = content.pop("stages", None) or {"": {}}
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict | None) for stage in stages.values()):
+        raise UserError(f"{path}: stages: expected a mapping of names to keys; found {stages!r:.80}")
+    common, own = _split_overrides(overrides)
+    stages, own = _with_text_as_names(stages), _with_text_as_names(own)
+    if unknown := sorted(own.keys() - stages.keys()):
+        names = ", ".join(name for name in stages if name)
+        wanted = f"expected one of its stages, {names}" if names else "it has no stages; give the key without them"
+        raise UserError(f"{path}: --set stages.{unknown[0]}: {wanted}")
+    stages = {name: stage for name, stage in stages.items() if stage is not None and own.get(name, {}) is not None}
+    if not stages:
+        raise UserError(f"{path}: stages: expected at least one that is not null; found none")
+    recipes = {}
+    for name, stage in stages.items():
+        mine = own.get(name, {})
+        merged = _merge(_merge(content, stage), _merge(common, mine))
+        where = f"{path}: stages.{name}" if name else str(path)
+        recipes[name] = _recipe(merged, where, {f"stages.{name}.": mine, "": common})
+    return recipes
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's keys, over those of the file that its `base` names."""
+    try:
+        content = yaml.load(path.read_text("utf-8"), _Yaml)
+    except OSError as error:
+        shown = path if len(str(path)) <= MOST else f"{str(path)[:MOST]}…"  # a `base` may say anything
+        raise UserError(
+            f"{shown}: cannot be read: {error.strerror}; give a recipe's file, or a name that sea-pipeline recipes "
+            "lists"
+        ) from error
+    except _FAULTS as error:
+        raise UserError(f"{path}: expected YAML; {one_line(error)}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"{content!r:.40}"
+        raise UserError(f"{path}: expected keys and values, as the recipes in jobs/ have them; found {found}")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str) or path.resolve() in above:
+        raise UserError(f"{path}: base: expected another recipe's file; found {base!r}")
+    return _merge(_read(path.parent / base, (*above, path.resolve())), content)
+
+
+def _recipe(content: dict[str, Any], where: str, overrides: Mapping[str, Any]) -> Recipe:
+    preset = content.get("preset")
+    try:
+        return Recipe.model_validate(_merge(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, content))
+    except ValidationError as error:
+        raise UserError(problems(error, where, overrides)) from error
+
+
+def _split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    common: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {text}: expected KEY=VALUE, such as loss.sea.weight=10")
+        try:
+            nested = yaml.load(value, _Yaml)
+        except _FAULTS as error:
+            raise UserError(f"--set {text}: the value is no YAML: {one_line(error)}") from error
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        common = _merge(common, nested)
+    own = common.pop("stages", {})
+    if not isinstance(own, dict):
+        raise UserError(f"--set stages: expected stages.NAME.KEY=VALUE; found {own!r:.80}")
+    for name, keys in own.items():
+        if not isinstance(keys, dict | None):
+            raise UserError(f"--set stages.{name}: expected stages.{name}.KEY=VALUE; found {keys!r:.80}")
+    return common, own
+
+
+def _with_text_as_names(stages: Mapping[Any, Any]) -> dict[str, Any]:
+    """YAML takes 1 for a number."""
+    return {str(name): keys for name, keys in stages.items()}
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        before = merged.get(key)
+        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(before, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+_Place = tuple[str | int, ...]
+
+
+def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -> str:
+    """Everything that is wrong, each with the place that it comes from: `--set` or the recipe's file.
+
+    Args:
+        error: of `Recipe`.
+        where: the recipe, and the stage.
+        overrides: by what comes before their keys on the command line ("" or "stages.NAME."), the keys that it sets.
+    """
+    found: dict[_Place, list[Any]] = {}
+    for item in error.errors():
+        found.setdefault(_located(item)[0], []).append(item)
+    for place in [place for place in found if place]:  # a mapping that would do but for keys inside it
+        if any(other != place and other[: len(place)] == place for other in found):
+            del found[place]
+    in_file, on_line = [], []
+    for place, items in found.items():
+        prefix = next((prefix for prefix, keys in overrides.items() if place and _holds(keys, place)), None)
+        line = ".".join(f"{part!s:.80}" for part in place) + (": " if place else "") + _line(place, items)
+        if prefix is None:
+            in_file.append(line)
+        else:
+            on_line.append(f"--set {prefix}{line}")
+    if () in found and any(overrides.values()):
+        where += ", with --set"
+    return "; ".join(([f"{where}: {'; '.join(in_file)}"] if in_file else []) + on_line)
+
+
+def _located(item: Any) -> tuple[_Place, type[BaseModel] | None]:  # noqa: ANN401 - pydantic's error
+    """The keys to a value, without pydantic's names for the types of a union, and the model that they end in."""
+    location = item["loc"]
+    place: list[str | int] = []
+    model: type[BaseModel] | None = Recipe
+    for index, part in enumerate(location):
+        unknown = item["type"] == "extra_forbidden" and index == len(location) - 1
+        if isinstance(part, int) or unknown:
+            place.append(part)
+        elif model is not None and part in model.model_fields:
+            place.append(part)
+            kind = model.model_fields[part].annotation
+            kinds = (kind, *get_args(kind))
+            model = next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return tuple(place), model
+
+
+def _holds(keys: Any, place: _Place) -> bool:  # noqa: ANN401 - any YAML
+    """Whether overrides set what is at a place, or something around it that is no mapping."""
+    for part in place:
+        if not isinstance(keys, Mapping):
+            return True
+        if part not in keys:
+            return False
+        keys = keys[part]
+    return True
+
+
+def _line(place: _Place, items: Sequence[Any]) -> str:
+    if items[0]["type"] == "extra_forbidden":
+        _, model = _located(items[0])
+        keys = list(model.model_fields) if model else []
+        near = get_close_matches(str(place[-1]), keys, cutoff=0.7)
+        return f"there is no such key; expected {' or '.join(near) or ', '.join(keys)}"
+    first, *others = dict.fromkeys(complaint(item) for item in items)
+    wanted = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
+    return f"{wanted}, found {items[0]['input']!r:.80}" if place else wanted

@@ -1,0 +1,160 @@
+"""Rows of the papers' tables: each a recipe of `jobs/` with what is set over it, and what the paper expects of it."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.settings import Strict
+from trainer.recipes.files import read_recipes
+from trainer.recipes.names import PAPERS, builtin_recipes, papers_file
+from trainer.recipes.recipe import Recipe
+
+LAUNCH = "torchrun --nproc-per-node 8 -m sea_pipeline"
+"""The papers' eight GPUs."""
+
+
+class _Tower(Strict):
+    vision: str
+    encoder: str
+
+
+class _Llm(Strict):
+    llm: str
+    set: tuple[str, ...] = ()
+
+
+class _Parts(Strict):
+    towers: dict[str, _Tower]
+    llms: dict[str, _Llm]
+
+
+class _Said(Strict):
+    """What a row says, or its table for all of them."""
+
+    recipe: str | None = None
+    tower: str = "clip-l"
+    llm: str = "vicuna-7b"
+    set: tuple[str, ...] = ()
+
+
+class _Row(_Said):
+    label: str
+    expected: tuple[float | None, ...] = ()
+
+
+class _Table(_Said):
+    title: str
+    columns: tuple[str, ...]
+    hardware: str
+    rows: dict[str, _Row]
+
+
+class _Paper(Strict):
+    paper: str
+    tables: dict[str, _Table]
+
+
+class PaperRow(NamedTuple):
+    """A row of a table that can be trained."""
+
+    name: str
+    """What `sea-pipeline train` takes."""
+    paper: str
+    table: str
+    label: str
+    """As the table has it."""
+    recipe: str
+    """A file of `jobs/`, without `.yaml`."""
+    overrides: tuple[str, ...]
+    """What is set over the recipe, see `read_recipes`."""
+    vision: str
+    llm: str
+    encoder: str
+    """For `init` and `label`."""
+    expected: dict[str, float | None]
+    """The paper's numbers by benchmark; None where they are drawn and not written."""
+    hardware: str
+
+    def recipes(self, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+        """The row's stages, see `read_recipes`; `overrides` go over the row's own."""
+        return read_recipes(builtin_recipes()[self.recipe], [*self.overrides, *overrides])
+
+    def commands(self) -> list[str]:
+        """From parts and data to a trained model: `init`, `label` where a stage needs labels, `train`.
+
+        Where a stage keeps checkpoints, `eval-commands` along it follows, and the table of what its commands find.
+        """
+        stages = list(self.recipes().values())
+        parts: list[object] = ["--vision", self.vision, "--llm", self.llm]
+        lines = [["init", *parts, "--out", stages[0].model, "--dtype", "bfloat16"]]
+        for stage in stages:
+            if stage.loss.sea.weight:
+                data = ["--images", stage.data.train, "--image-root", stage.data.image_root]
+                lines.append(["label", *data, "--encoder", self.encoder, "--out", stage.labels.path])
+        made = [f"sea-pipeline {shlex.join(map(str, line))}" for line in lines]
+        made.append(f"{LAUNCH} train {self.name} --out runs/{self.name}")
+        results = f"runs/{'-'.join(self.name.split('-')[:2])}-results"
+        for name, stage in self.recipes().items():
+            if stage.keep_checkpoints:
+                made.append(f"sea-pipeline eval-commands runs/{self.name}/{name} --gpus 8 --out {results} | sh")
+                made.append(f"sea-pipeline eval-commands --collect {results}")
+        return made
+
+
+def paper_rows() -> dict[str, PaperRow]:
+    """Every row of both papers by its name, in the papers' order."""
+    parts = _Parts.model_validate(papers_file("parts"))
+    rows = {}
+    for file in PAPERS:
+        paper = _Paper.model_validate(papers_file(file))
+        for prefix, table in paper.tables.items():
+            for suffix, row in table.rows.items():
+                rows[f"{prefix}-{suffix}"] = _paper_row(f"{prefix}-{suffix}", row, table, paper.paper, parts)
+    return rows
+
+
+def named_recipes(spec: str, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+    """The runs of a recipe that is named in whichever way, see `read_recipes`.
+
+    Args:
+        spec: a YAML file, a row of a paper such as `sea-table2-gemma-2b`, or a recipe that comes with the project such
+            as `demo`.
+        overrides: as for `read_recipes`.
+
+    Raises:
+        UserError: there is no such recipe; see `read_recipes`.
+    """
+    if spec.endswith((".yaml", ".yml")) or Path(spec).exists():
+        return read_recipes(Path(spec), overrides)
+    if row := paper_rows().get(spec):
+        return row.recipes(overrides)
+    if file := builtin_recipes().get(spec):
+        return read_recipes(file, overrides)
+    raise UserError(f"{spec}: expected a recipe's .yaml file or a name that sea-pipeline recipes lists; found none")
+
+
+def _paper_row(name: str, row: _Row, table: _Table, paper: str, parts: _Parts) -> PaperRow:
+    def said(key: Literal["recipe", "tower", "llm"]) -> str:
+        value: str = getattr(row if key in row.model_fields_set else table, key)
+        return value
+
+    tower, llm = parts.towers[said("tower")], parts.llms[said("llm")]
+    model = f"model=models/{said('tower')}-{said('llm')}"
+    numbers: Mapping[str, float | None] = (
+        dict(zip(table.columns, row.expected, strict=True)) if row.expected else dict.fromkeys(table.columns)
+    )
+    return PaperRow(
+        name,
+        paper,
+        table.title,
+        row.label,
+        said("recipe"),
+        (f"name={name}", model, *llm.set, *table.set, *row.set),
+        tower.vision,
+        llm.llm,
+        tower.encoder,
+        dict(numbers),
+        table.hardware,
+    )

@@ -1,0 +1,165 @@
+"""The contract for a teacher's targets (BASIC section 4.1): what a shard holds, how it is written, how it is read.
+
+One row an image, in plan order; bad images have no row here but one in the quarantine table. m patches, row-major;
+refined embeddings V^ of width d. Columns:
+
+    image_id      string             what training data calls the image
+    uri           string             where it was, relative to the image root
+    image_sha256  binary[32]         of the file's bytes
+    attention     float32[m]         a, the degree of supervision of each patch (BASIC Eq. 5); sums to 1
+    codes         binary[m * bytes]  V^ (BASIC Eq. 4) patch by patch, as the folder's codec writes it
+
+Beside the shards lies `codec.safetensors`, without which codes are only bytes; see `codecs.py`. The manifest's fields
+hold `grid`, [rows, columns] with rows * columns = m; `width`, d; and `codec`, the codec's name.
+
+The footer holds, under `sea_pipeline`, a JSON object with the fingerprint, its fields, and the `codec_sha256` of the
+codec that wrote the codes; shards of older versions lack it. A row group holds about 1 MiB of codes, so that one image
+is read without many others.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Manifest
+from sea_pipeline.output.row_store import RowStore, open_finished
+from sea_pipeline.storage.parquet import RowGroupWriter
+from sea_pipeline.storage.paths import Place
+from trainer.targets.codecs import Codec, CodecName, bytes_per_vector, load_codec
+
+KIND = "targets"
+CODEC = "codec.safetensors"
+
+_GROUP_BYTES = 1 << 20
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What a teacher says of one image."""
+
+    refined: npt.NDArray[np.float32]
+    """V^, (m, d) (BASIC Eq. 4); patches are row-major."""
+    attention: npt.NDArray[np.float32]
+    """a, (m,), not negative, sums to 1 (BASIC Eq. 5)."""
+
+
+class TargetRow(NamedTuple):
+    """What is stored of one image."""
+
+    image_id: str
+    uri: str
+    image_sha256: bytes
+    targets: Targets
+
+
+def target_schema(patches: int, bytes_per_vector: int) -> pa.Schema:
+    """The columns of a shard of targets."""
+    element = pa.field("element", pa.float32(), nullable=False)
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("image_sha256", pa.binary(32), nullable=False),
+            pa.field("attention", pa.list_(element, patches), nullable=False),
+            pa.field("codes", pa.binary(patches * bytes_per_vector), nullable=False),
+        ]
+    )
+
+
+def bytes_per_image(patches: int, codec: CodecName, width: int) -> int:
+    """The bytes of one image's codes and attention before compression, which saves little."""
+    return patches * (bytes_per_vector(codec, width) + 4)
+
+
+class TargetWriter(RowGroupWriter[TargetRow]):
+    """Writes the rows of one shard of targets.
+
+    Args:
+        path: the file.
+        patches: m.
+        codec: what V^ is encoded with; the folder's `codec.safetensors`.
+    """
+
+    def __init__(self, path: Path, patches: int, codec: Codec) -> None:
+        self._shape = patches, codec.width
+        self._codec = codec
+        rows = max(1, _GROUP_BYTES // (patches * codec.bytes_per_vector))
+        super().__init__(path, target_schema(patches, codec.bytes_per_vector), rows)
+
+    def add(self, row: TargetRow) -> None:
+        """Appends one image.
+
+        Raises:
+            ValueError: the targets are of other shapes or not finite, the attention does not sum to 1, or the codec
+                cannot hold the V^ of this row or of one since the last row group.
+        """
+        refined, attention = row.targets.refined, row.targets.attention
+        if (refined.shape, attention.shape) != (self._shape, self._shape[:1]):
+            found = f"{refined.shape} and {attention.shape}"
+            raise ValueError(f"{row.image_id}: expected V^ {self._shape} and a {self._shape[:1]}, found {found}")
+        total = attention.sum(dtype=np.float64)
+        if not (abs(total - 1) <= _SUM_TOLERANCE and (attention >= 0).all()):
+            raise ValueError(f"{row.image_id}: expected attention degrees >= 0 that sum to 1, found a sum of {total:g}")
+        if not np.isfinite(refined).all():
+            raise ValueError(f"{row.image_id}: expected a V^ that is finite")
+        super().add(row)
+
+    def arrays(self, rows: list[TargetRow]) -> list[pa.Array]:
+        """See `target_schema`."""
+        columns = {
+            "attention": [row.targets.attention.astype(np.float32) for row in rows],
+            "codes": [self._codec.encode(row.targets.refined).tobytes() for row in rows],
+        }
+        return [
+            pa.array(columns.get(field.name) or [getattr(row, field.name) for row in rows], field.type)
+            for field in self.schema
+        ]
+
+
+class TargetStore(RowStore):
+    """The targets of a finished run, by image id. Open it with `open_targets`."""
+
+    def __init__(self, ledger: Ledger, manifest: Manifest, codec: Codec) -> None:
+        super().__init__(ledger, manifest, target_schema(1, 1).names)
+        self.width = codec.width
+        """d."""
+        self.codec = codec
+
+    def __getitem__(self, image_id: str) -> Targets:
+        """The targets of one image, arrays of its own.
+
+        Raises:
+            KeyError: there is no such image; says how many there are and shows the nearest id.
+        """
+        row = self._row(image_id)
+        codes = np.frombuffer(row["codes"][0].as_buffer(), np.uint8).reshape(-1, self.codec.bytes_per_vector)
+        attention = row["attention"].combine_chunks().flatten().to_numpy().copy()
+        return Targets(self.codec.decode(codes), attention)
+
+
+def open_targets(path: str | Place, *, verify: bool = True) -> TargetStore:
+    """Opens the targets that `sea-pipeline teacher` wrote.
+
+    Args:
+        path: the output folder, of this machine or as the URL of a store elsewhere (`s3://…`).
+        verify: hash every shard first. Without it damage is still found, but only when the damaged page is read.
+
+    Raises:
+        ValueError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
+    """
+    ledger, manifest = open_finished(path, KIND, verify=verify)
+    codec = load_codec(ledger.root / CODEC)
+    expected, found = (manifest.fields["codec"], manifest.fields["width"]), (codec.name, codec.width)
+    if found != expected:
+        raise UserError(
+            f"{ledger.root / CODEC}: expected {expected[0]} of width {expected[1]}, as manifest.json says; "
+            f"found {found[0]} of width {found[1]}"
+        )
+    return TargetStore(ledger, manifest, codec)

@@ -1,0 +1,156 @@
+"""A teacher's targets for one shard of images: what BASIC's Eq. 4 and 5 see in an LLM as it reads a caption.
+
+Shapes: B images of a batch, m visual tokens, d the LLM's width.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.stage import ShardResult
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.inputs.sources import Source
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.storage.hashing import file_sha256
+from sea_pipeline.storage.paths import Place
+from trainer.data.dataset import Collator, TrainingData
+from trainer.data.dataset import Sample as Encoded
+from trainer.losses.basic_term import BasicTerm
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.targets.codecs import Codec, codec_sha256
+from trainer.targets.store import CODEC, TargetRow, Targets, TargetWriter
+
+TEACH_VERSION = 1
+"""Part of every fingerprint; raise it when the same settings would give other targets."""
+
+
+class _Image(NamedTuple):
+    """A planned image with the first sample that shows it."""
+
+    sample: Sample
+    encoded: Encoded
+    place: int
+    """Which of the sample's images it is."""
+
+
+class Teacher:
+    """V^ and a of images, as the first sample that shows them makes them.
+
+    Args:
+        model: frozen; only the layers that count need be there.
+        term: with its supervision, see `BasicTerm`.
+        data: the samples, without crops.
+        batch_size: images at a time.
+    """
+
+    def __init__(self, model: AlignedLlava, term: BasicTerm, data: TrainingData, batch_size: int) -> None:
+        self.data = data
+        self.device = model.device.type
+        self._model = model
+        self._term = term
+        self._batch_size = batch_size
+        self._collate = Collator(data, pad=0, seed=0)
+        self._first: dict[str, tuple[int, int]] = {}
+        for row, images in enumerate(data.rows["images"]):
+            for place, image_id in enumerate(images):
+                self._first.setdefault(image_id, (row, place))
+
+    def __call__(
+        self, samples: Sequence[Sample], bad: list[BadSample], advance: Callable[[int], None] = lambda _: None
+    ) -> Iterator[tuple[Sample, Targets]]:
+        """The targets of the good images in their order; the others go to `bad`."""
+        for start in range(0, len(samples), self._batch_size):
+            images = [
+                found for sample in samples[start : start + self._batch_size] if (found := self._read(sample, bad))
+            ]
+            good = self._targets(images) if images else []
+            for image, targets in zip(images, good, strict=True):
+                if np.isfinite(targets.refined).all() and np.isfinite(targets.attention).all():
+                    yield image.sample, targets
+                else:
+                    message = "the model gives numbers that are not finite"
+                    bad.append(BadSample(image.sample, "teach", "NotFinite", message))
+            advance(len(samples[start : start + self._batch_size]))
+
+    def _read(self, sample: Sample, bad: list[BadSample]) -> _Image | None:
+        if sample.problem is not None:
+            bad.append(BadSample(sample, "list", "BadName", sample.problem))
+            return None
+        if sample.image_id not in self._first:
+            message = "every sample that shows it is left out, or cut off before it; raise --max-length"
+            bad.append(BadSample(sample, "list", "CutOff", message))
+            return None
+        row, place = self._first[sample.image_id]
+        try:
+            return _Image(sample, self.data[row], place)
+        except UserError as error:
+            cause = error.__cause__
+            if not isinstance(cause, BadImageError):
+                raise
+            bad.append(BadSample(sample, cause.stage, cause.error, cause.message, cause.sha256))
+            return None
+
+    @torch.no_grad()
+    def _targets(self, images: Sequence[_Image]) -> list[Targets]:
+        model, device = self._model, self._model.device
+        batch: dict[str, Any] = dict(self._collate([image.encoded for image in images]))
+        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        columns = batch["input_ids"] == model.config.image_token_id
+        with self._term.watching(batch, columns, model.get_input_embeddings()) as seen:
+            # no mask, as in training
+            model.model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False)
+        tokens = self.data.grid[0] * self.data.grid[1]
+        refined = seen.refined.float().view(-1, tokens, seen.refined.shape[-1]).cpu().numpy()
+        attention = self._term.degrees(seen.attention.view(-1, tokens)).float().cpu().numpy()
+        starts = np.cumsum([0, *(len(image.encoded["images"]) for image in images)])[:-1]  # type: ignore[arg-type]
+        places = [int(start) + image.place for start, image in zip(starts, images, strict=True)]
+        return [Targets(refined[place], attention[place]) for place in places]
+
+
+class TeachStage:
+    """Writes a shard of targets; see `run.Stage`."""
+
+    def __init__(self, teacher: Teacher, codec: Codec, locate: Callable[[str], Path], backend: str = "") -> None:
+        self._teacher = teacher
+        self._codec = codec
+        self._locate = locate
+        self.device = teacher.device
+        self.backend = backend
+        self.at_once = 1
+
+    def process(
+        self,
+        samples: list[Sample],
+        source: Source,
+        target: Path,
+        footer: dict[str, Any],
+        advance: Callable[[int], None],
+    ) -> ShardResult:
+        """The targets of one shard into the file `target`."""
+        seconds: defaultdict[str, float] = defaultdict(float)
+        bad: list[BadSample] = []
+        rows, first = 0, None
+        grid = self._teacher.data.grid
+        begun = time.perf_counter()
+        with TargetWriter(target, grid[0] * grid[1], self._codec) as writer:
+            for sample, targets in self._teacher(samples, bad, advance):
+                seconds["teach"] += time.perf_counter() - begun
+                begun = time.perf_counter()
+                sha256 = file_sha256(self._locate(sample.image_id))
+                writer.add(TargetRow(sample.image_id, sample.uri, bytes.fromhex(sha256), targets))
+                first, rows = first or sha256, rows + 1
+                seconds["write"] += time.perf_counter() - begun
+                begun = time.perf_counter()
+            writer.set_footer({**footer, "codec_sha256": codec_sha256(self._codec)})
+        return ShardResult(rows, bad, dict(seconds), first)
+
+    def finish(self, ledger: Ledger) -> list[Place]:
+        """Names the codec, which every shard needs."""
+        return [ledger.root / CODEC]

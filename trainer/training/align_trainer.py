@@ -1,0 +1,292 @@
+"""transformers.Trainer with our losses: what is different, and nothing else."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.compute as pc
+import torch
+from torch import nn
+from transformers import PrinterCallback, TrainingArguments
+
+from sea_pipeline.core.errors import UserError
+from trainer.data.dataset import Collator, TrainingData
+from trainer.data.sampler import EpochSampler
+from trainer.losses.equations import MAX_SCALE
+from trainer.model import checkpoints
+from trainer.model.aligned_llava import AlignedLlava, part
+from trainer.model.borders import border
+from trainer.model.fsdp import whole
+from trainer.recipes.recipe import Recipe
+from trainer.training.gradient_balance import Balance, Probe
+from trainer.training.resume import ResumingTrainer
+from trainer.training.schedule import check_schedule, schedule_options
+
+_LENGTHS = ("visual_norm", "refined_norm")
+"""What is logged beside BASIC's terms."""
+
+
+class AlignTrainer(ResumingTrainer):
+    """Trains an `AlignedLlava`.
+
+    Beyond the Trainer: the sum of the terms and its scaling, learning rates by part, an order of samples that depends
+    on (seed, epoch) alone, small checkpoints, our metrics, and a stop where a loss is not finite.
+
+    Args:
+        model: with the terms that are on, parts frozen.
+        balances: the weights of the terms beside L_lm, by name ("sea", "das", "sds").
+        data: samples for training.
+        recipe: of the run.
+        args: of `training_arguments`.
+        evaluator: gives the metrics by name; None: there are no held-out samples.
+    """
+
+    def __init__(
+        self,
+        model: AlignedLlava,
+        balances: Mapping[str, Balance],
+        data: TrainingData,
+        recipe: Recipe,
+        args: TrainingArguments,
+        evaluator: Callable[[AlignedLlava], dict[str, float]] | None = None,
+        callbacks: list[Any] | None = None,
+    ) -> None:
+        pad = data.processor.tokenizer.pad_token_id
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=data,
+            eval_dataset=data if evaluator else None,
+            data_collator=cast("Any", Collator(data, 0 if pad is None else pad, recipe.seed)),
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True
+        self.recipe = recipe
+        self.balances = dict(balances)
+        self.data = data
+        self._evaluator = evaluator
+        self._probe = Probe(model.model.multi_modal_projector)
+        self._terms: dict[str, torch.Tensor] = {}
+        beside = {"sea": ["sea_pairs"], "das": _LENGTHS, "sds": _LENGTHS}
+        logged = [name for term in balances for name in (f"loss_{term}", *beside[term])]
+        self._sums: dict[str, list[torch.Tensor]] = {
+            name: [] for name in (["loss_lm"] if recipe.loss.lm else []) + logged
+        }
+        self._measured: dict[str, float] = {}
+        self._gradients: dict[str, torch.Tensor] = {}
+        """Of this step so far, by term, on the projector's parameters."""
+        self._micro_batches: Sequence[torch.Tensor | int] = ()
+        """Of this step over all processes: all, and those with images; empty until the first step is read."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:  # noqa: ANN401 - as in Trainer
+        """The weighted sum of the terms, see `Loss`, scaled so that micro-batches and processes of a step add up."""
+        with self._probe.watching():
+            given = model(**inputs)
+        trained, processes = max(1, len(inputs["targets"])), self.accelerator.num_processes
+        steps = self.current_gradient_accumulation_steps
+        every, with_images = self._micro_batches or (steps * processes, steps * processes)
+        share = processes / (trained * every)
+        if self.recipe.loss.norm == "token":
+            assert num_items_in_batch is not None
+            share = processes / float(num_items_in_batch)
+        self._terms = {"lm": given["lm"] / trained} if "lm" in given else {}
+        loss = given.get("nothing", 0.0)
+        if "lm" in given:
+            loss = loss + self.recipe.loss.lm * share * given["lm"]
+        of_step = {"sea": 1 / steps if self.recipe.loss.sea.gather else processes / every}
+        for name in (name for name in self.balances if name in given):
+            self._terms[name] = given[name]
+            loss = loss + float(self.balances[name].weight) * of_step.get(name, processes / with_images) * given[name]
+        if self._due() and "lm" in given:
+            self._probe.follow("lm", given.get("visual_lm"), scale=self.recipe.loss.lm)
+            for name, balance in self.balances.items():
+                self._probe.follow(name, given.get(f"visual_{name}"), scale=float(balance.weight))
+        if len(inputs["rows"]):
+            self._remember(given)
+        return (loss, given) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One micro-batch, forward and backward.
+
+        Raises:
+            UserError: a term is not finite; the optimizer has not moved.
+        """
+        rows = inputs["rows"]
+        if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
+            term.clamp_scale()
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._measure()
+        for name, value in self._terms.items():
+            if not torch.isfinite(value):
+                samples = ", ".join(repr(self.data.rows[row]["id"]) for row in rows[:4].tolist())
+                raise UserError(
+                    f"step {self.state.global_step + 1}: loss.{name} is {value.item()} (samples {samples}, …); stopped "
+                    f"before the weights moved; look at these samples, or lower the learning rates; "
+                    f"{checkpoints.kept(Path(str(self.args.output_dir)))}"
+                )
+        return loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """A step's micro-batches, as in the Trainer, and how many tokens train in all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = sum(len(batch["targets"]) for batch in batches)
+        filled = sum(len(batch["rows"]) > 0 for batch in batches)
+        with_images = sum("pixel_values" in batch or "features" in batch for batch in batches)
+        gathered = self.accelerator.gather(torch.tensor([[tokens, filled, with_images]], device=device)).sum(0)
+        trained: torch.Tensor
+        trained, *self._micro_batches = gathered.unbind()
+        return batches, trained.clamp(min=1)
+
+    # What a log line says
+
+    def _remember(self, given: dict[str, torch.Tensor]) -> None:
+        for name, value in self._terms.items():
+            self._sums[f"loss_{name}"].append(value.detach())
+        for name in ("sea_pairs", *_LENGTHS):
+            if name in given:
+                self._sums[name].append(given[name])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log line, with each term, N, the temperature, and the last measurement of the gradients."""
+        if "loss" in logs:
+            for name, values in self._sums.items():  # the same names on every process, whatever its batches held
+                own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
+                total, count = self.accelerator.reduce(own, "sum").tolist()
+                values.clear()
+                if count:
+                    logs[name] = total / count
+            logs |= {f"{name}_weight": float(balance.weight) for name, balance in self.balances.items()}
+            if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
+                logs["sea_scale"] = float(whole(term.log_scale.detach()).exp().clamp(max=MAX_SCALE))
+            logs |= self._measured
+            self._measured = {}
+        super().log(logs, start_time)
+
+    # The gradients' norms
+
+    def _due(self) -> bool:
+        """Whether this step is measured: one of every so many."""
+        return (
+            len(self.balances) > 0
+            and self.recipe.loss.lm > 0
+            and self.state.global_step % self.recipe.loss.measure_every == 0
+            and self.accelerator.unwrap_model(self.model).training
+        )
+
+    def _measure(self) -> None:
+        """Adds a step's micro-batches and processes up: how it is cut into them does not matter."""
+        if not self._due():
+            return
+        for name, gradient in self._probe.gradients().items():
+            self._gradients[name] = self._gradients[name] + gradient if name in self._gradients else gradient
+        if not self.accelerator.sync_gradients:  # more micro-batches of this step follow
+            return
+        nothing = torch.zeros(self._probe.size, device=self.args.device)
+        lm, *terms = (
+            float(self.accelerator.reduce(self._gradients.get(name, nothing), "mean").norm())
+            for name in ("lm", *self.balances)
+        )
+        self._gradients = {}
+        for (name, balance), norm in zip(self.balances.items(), terms, strict=True):
+            if (ratio := balance.update(lm, norm)) is not None:
+                self._measured |= {"grad_norm_lm": lm, f"grad_norm_{name}": norm, f"grad_ratio_{name}": ratio}
+
+    # Parts, their learning rates, their order
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer with a group for each part, with and without weight decay."""
+        if self.optimizer is None:
+            chosen = cast("AlignedLlava", self.model if model is None else model)
+            decayed = {name for name in self.get_decay_parameter_names(chosen) if not name.endswith("log_scale")}
+            groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+            for name, parameter in chosen.named_parameters():
+                if parameter.requires_grad:
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    groups[learning_rate(name, self.recipe), decay].append(parameter)
+            with border("training_arguments.optim", "set another, or other options of it", given=True):
+                self.optimizer = self._optimizer_of(chosen, groups)
+        return self.optimizer
+
+    def _optimizer_of(
+        self, model: AlignedLlava, groups: Mapping[tuple[float, float], list[nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if not isinstance(kind, type) or options.keys() & {"params", "model", "optimizer_dict"}:
+            raise UserError(
+                f"training_arguments.optim: {self.args.optim} forms groups of its own, which know nothing of "
+                "learning_rates; choose another, such as adamw_torch"
+            )
+        each = [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()]
+        optimizer: torch.optim.Optimizer = kind(each, **options)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:  # noqa: ANN401 - as in Trainer
+        """The Trainer's, seen not to rise above a rate at any step."""
+        if self.lr_scheduler is None:
+            assert self.optimizer is not None
+            peaks = [group["lr"] for group in self.optimizer.param_groups]
+            check_schedule(self.args, peaks, num_training_steps)
+            self.args.lr_scheduler_kwargs = schedule_options(self.args, peaks)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # noqa: ANN401 - as in Trainer
+        grouped, processes = {}, self.args.world_size
+        together = self.args.train_batch_size * processes
+        if self.recipe.data.sampling == "modality_length":
+            rows = self.data.rows.with_format("arrow")
+            grouped = {
+                "lengths": rows["length"][:].to_numpy(),
+                "has_image": pc.list_value_length(rows["images"][:]).to_numpy() > 0,
+                "batch_size": together * self.args.gradient_accumulation_steps,
+                "micro_batches": processes * self.args.gradient_accumulation_steps,
+            }
+        drop = self.args.train_batch_size if self.args.dataloader_drop_last else 1
+        multiple = together if processes > 1 else 1
+        return EpochSampler(len(self.data), self.args.seed, multiple=multiple, drop=drop, **grouped)
+
+    # Evaluation and checkpoints
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # noqa: ANN401 - as in Trainer
+        """Our metrics on the held-out samples, logged as `eval_NAME`."""
+        assert self._evaluator is not None
+        with self.accelerator.autocast():  # the Trainer's own holds for its forward only
+            found = self._evaluator(self.accelerator.unwrap_model(self.model))
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        followed = self.args.metric_for_best_model
+        if followed and followed.removeprefix("eval_") not in found:
+            raise UserError(
+                f"training_arguments.metric_for_best_model: found {followed!r}; expected one of {', '.join(found)}"
+            )
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
+        """One epoch, but none behind the last step: the Trainer would take one more from the last checkpoint."""
+        self.control.should_training_stop = self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
+            super()._run_epoch(*given, **named)
+
+
+def learning_rate(name: str, recipe: Recipe) -> float:
+    """The peak rate of a parameter that trains, by its name in `AlignedLlava`."""
+    rates = recipe.learning_rates
+    if name.endswith("sea_term.log_scale"):
+        rate = rates.logit_scale or rates.projector
+    else:
+        by_part = {"projector": rates.projector, "vision": rates.vision, "llm": rates.llm, "lora": rates.llm}
+        rate = by_part[part(name)]
+    assert rate is not None, f"{name} trains, but has no rate"
+    return rate

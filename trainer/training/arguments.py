@@ -1,0 +1,158 @@
+"""The recipe's `training_arguments` as transformers takes them."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
+
+from sea_pipeline.core.errors import UserError, one_line
+from trainer.model.borders import border
+from trainer.recipes.recipe import Recipe
+from trainer.training.schedule import BY_EVALUATION, check_schedule
+
+DEFAULTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,  # a share of all steps
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "logging_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+    "label_names": [],
+    "ddp_find_unused_parameters": False,  # all that trains gets a gradient; else outputs are cut from the losses' graph
+    "logging_nan_inf_filter": False,  # a loss that is not finite stops the run
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,  # a GPU would wait for pictures to be read
+    "use_cpu": not torch.accelerator.is_available(),
+}
+"""Where the recipe's `training_arguments` say nothing else.
+
+Schedule, warm-up, weight decay, epochs and logging are LLaVA-1.5's. Clipping is not: LLaVA does none, and its recipes
+say `max_grad_norm: 0`. Batch size and checkpoints are of our own choice.
+"""
+
+
+_REFUSED: dict[str, tuple[object, str]] = {
+    "save_only_model": (False, "a stopped run could not go on as if it had not been stopped"),
+    "save_on_each_node": (False, "all processes read and write one folder"),
+    "optim_target_modules": (None, "its optimizers form groups of their own, which know nothing of learning_rates"),
+    "load_best_model_at_end": (False, "a run keeps its last weights"),
+    "label_smoothing_factor": (0, "L_lm has no smoothing"),
+    "remove_unused_columns": (False, "the columns are the losses'"),
+    "eval_strategy": (None, "set `evaluate_every`"),
+    "eval_steps": (None, "set `evaluate_every`"),
+}
+"""Arguments that would do harm or nothing, with the value that may be given and the reason."""
+
+_YES = ("y", "yes", "t", "true", "on", "1")
+"""As accelerate and transformers read it."""
+_INSTEAD = (
+    "weights are put together of FSDP's pieces alone; begin with torchrun, and set training_arguments.fsdp: true and "
+    "fsdp_config: {version: 2, transformer_layer_cls_to_wrap: [LlamaDecoderLayer]}, or the LLM's own layer"
+)
+
+
+def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
+    """The recipe's arguments over `DEFAULTS`.
+
+    Raises:
+        UserError: transformers does not know one, or refuses its value; FSDP where there is nothing to cut; DeepSpeed;
+            a learning rate that would rise above its peak.
+    """
+    given, peaks = recipe.training_arguments, _peaks(recipe)
+    fixed = {"output_dir": str(out / "checkpoints"), "seed": recipe.seed, "data_seed": recipe.seed}
+    if both := set(fixed) & set(given) | {"learning_rate"} & set(given):
+        raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
+    _refuse(given)
+    fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives from it, too
+    evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
+    if given.get("lr_scheduler_type") in BY_EVALUATION:
+        if not evaluation:
+            raise UserError(
+                f"training_arguments.lr_scheduler_type: {given['lr_scheduler_type']} follows a metric of held-out "
+                "samples; set `evaluate_every`"
+            )
+        evaluation |= {"metric_for_best_model": "lm_loss"}  # transformers' own would be a loss that we do not have
+    if isinstance(given.get("fsdp_config"), Mapping):  # transformers writes into it
+        given = given | {"fsdp_config": dict(given["fsdp_config"])}
+    with border("training_arguments", "set another value, or leave it out", given=True):
+        try:
+            args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
+        except TypeError as error:  # an argument that there is not, which is a mistake of the recipe's
+            reason = one_line(error).replace("TrainingArguments.__init__() got an", "found an")
+            raise UserError(f"training_arguments: {reason}") from error
+        with suppress(ValueError):  # of those that want the model first
+            Trainer.get_optimizer_cls_and_kwargs(args)
+        get_reporting_integration_callbacks(args.report_to)
+    services = set(cast("list[str]", args.report_to)) - {"azure_ml", "flyte"}  # of which the list below says nothing
+    for service in sorted(services - set(get_available_reporting_integrations())):
+        raise UserError(
+            f"training_arguments.report_to: the package of {service} is not installed, or it is switched off; install "
+            "it, or leave it out"
+        )
+    if args.fsdp:
+        _check_fsdp(args, recipe)
+    if peaks:  # of so many steps, before the data says of how many
+        steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
+        check_schedule(args, peaks, steps)
+    return args
+
+
+def _peaks(recipe: Recipe) -> list[float]:
+    """The learning rates of what trains."""
+    rates, sea = recipe.learning_rates, recipe.loss.sea
+    scale = rates.logit_scale if sea.weight and sea.logit_scale_learnable else None
+    return [rate for rate in (rates.projector, rates.llm, rates.vision, scale) if rate is not None]
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    if given.get("deepspeed"):
+        raise UserError(f"training_arguments.deepspeed: {_INSTEAD}")
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):  # as accelerate launch sets them
+        if (said := os.environ.get(name, "")).lower() in _YES:
+            raise UserError(f"the environment variable {name} is {said!r}: {_INSTEAD}, and unset {name}")
+    for name, (allowed, reason) in _REFUSED.items():
+        if name in given and given[name] != allowed:
+            raise UserError(f"training_arguments.{name}: found {given[name]!r}; {reason}; leave it out")
+    if (size := given.get("per_device_train_batch_size", 1)) == 0:
+        raise UserError(f"training_arguments.per_device_train_batch_size: expected at least 1; found {size}")
+    clip = given.get("max_grad_norm", 0)
+    if isinstance(clip, bool) or not isinstance(clip, int | float) or not clip >= 0:
+        raise UserError(f"training_arguments.max_grad_norm: expected a number, 0 for no clipping; found {clip!r}")
+    if given.get("fp16") and not torch.cuda.is_available():
+        raise UserError("training_arguments.fp16: it does nothing without a GPU; set bf16: true, or leave it out")
+    accelerator = given.get("accelerator_config")
+    for name in ("dispatch_batches", "split_batches"):
+        if isinstance(accelerator, Mapping) and accelerator.get(name):
+            raise UserError(
+                f"training_arguments.accelerator_config.{name}: accelerate would cut tensors that are not of one row a "
+                "sample; leave it out"
+            )
+
+
+def _check_fsdp(args: TrainingArguments, recipe: Recipe) -> None:
+    said = "training_arguments.fsdp"
+    version = cast("dict[str, Any]", args.fsdp_config).get("version", 2)
+    if version != 2:
+        raise UserError(f"{said}_config.version: expected 2; found {version}; leave it out")
+    if args.parallel_mode.value != "distributed":
+        raise UserError(
+            f"{said}: it cuts weights over processes; found one; begin with "
+            "torchrun --nproc-per-node N -m sea_pipeline train, or set it to false"
+        )
+    if not recipe.loss.lm:
+        raise UserError(f"{said}: with loss.lm = 0 there is no LLM to cut; set it to false")

@@ -1,0 +1,98 @@
+"""A run's inputs to a trainer that is ready: model, terms, data, metrics."""
+
+from pathlib import Path
+from typing import Any
+
+from sea_pipeline.core.progress import ProgressBar
+from trainer.data.dataset import Labels, TrainingData
+from trainer.data.inputs import Inputs, labels_for
+from trainer.data.kept_features import tower_features
+from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.premise import Premise, premise
+from trainer.model.aligned_llava import AlignedLlava, part
+from trainer.model.borders import border
+from trainer.model.load import load_model
+from trainer.model.terms import basic_term, lens_of, reader_of, sea_term
+from trainer.recipes.recipe import Recipe
+from trainer.training.align_trainer import AlignTrainer, learning_rate
+from trainer.training.arguments import training_arguments
+from trainer.training.gradient_balance import Balance
+
+
+def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]) -> AlignTrainer:
+    """The trainer of a run, whose checkpoints go below `out`.
+
+    Raises:
+        UserError: an input does not fit; see `load_model`, `sea_term`, `basic_term` and `tower_features`.
+    """
+    recipe, folder, store = inputs.recipe, inputs.folder, inputs.store
+    sea = recipe.loss.sea
+    args = training_arguments(recipe, out)
+    model = load_model(folder, recipe)
+    labels = labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store else None
+    if sea.weight:
+        assert store is not None
+        model.sea_term = sea_term(folder, store.words, sea)
+    if basic := [name for name in recipe.loss.terms() if name != "sea"]:
+        model.model.language_model.to(args.device)  # the trainer moves all of the model, but later
+        model.basic_term = basic_term(model, folder, recipe, basic, lens_of(model, folder, recipe, progress))
+    balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
+    data = _data(inputs, labels if sea.weight else None)
+    if recipe.data.keep_features:
+        model.model.vision_tower.to(args.device)
+        images = len(inputs.conversations.image_ids) * (1 + recipe.labels.crops)
+        with progress("features", images, 0) as advance:
+            data.kept = tower_features(model, data, advance)
+    evaluator = _evaluator(inputs, labels, args.per_device_eval_batch_size, str(args.device))
+    with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
+        return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
+
+
+def premise_of(model: AlignedLlava, inputs: Inputs) -> Premise | None:
+    """What BASIC's premise is worth on the model's LLM; None if no term is made of its layers."""
+    term, basic = model.basic_term, inputs.recipe.loss.basic
+    if term is None or term.supervision is None:
+        return None
+    return premise(reader_of(model, inputs.folder), basic, term.supervision.lens, str(inputs.folder.path))
+
+
+def _data(inputs: Inputs, labels: Labels | None) -> TrainingData:
+    recipe, folder, conversations = inputs.recipe, inputs.folder, inputs.conversations
+    return TrainingData(
+        conversations.train,
+        conversations.locate,
+        folder.processor,
+        folder.grid,
+        labels=labels,
+        targets=inputs.targets,
+        crops=recipe.labels.crops,
+        random_crop=recipe.data.random_crop,
+        seed=recipe.seed,
+    )
+
+
+def _evaluator(inputs: Inputs, labels: Labels | None, batch_size: int, device: str) -> Evaluator | None:
+    folder, conversations = inputs.folder, inputs.conversations
+    if conversations.held_out is None:
+        return None
+    return Evaluator(
+        TrainingData(conversations.held_out, conversations.locate, folder.processor, folder.grid),
+        labels,
+        inputs.store,
+        vocabulary=folder.vocabulary,
+        prefix=inputs.recipe.loss.sea.word_prefix,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def trainable(model: AlignedLlava, recipe: Recipe) -> dict[str, tuple[int, int, float | None]]:
+    """By part: parameters, those that train, and their peak learning rate."""
+    found: dict[str, tuple[int, int, float | None]] = {}
+    for name, parameter in model.named_parameters():
+        total, trains, rate = found.get(part(name), (0, 0, None))
+        count = parameter.numel()
+        if parameter.requires_grad:
+            trains, rate = trains + count, learning_rate(name, recipe)
+        found[part(name)] = (total + count, trains, rate)
+    return found

@@ -1,0 +1,90 @@
+"""Checkpoints that a run keeps for good, at the steps of a recipe's `keep_checkpoints`: weights alone, for export.
+
+They lie apart from those that a run goes on from, which hold the optimizer too, and of which only the newest stay.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.publish import publish_folder, sync_folder
+from trainer.model import checkpoints
+from trainer.model.borders import saving
+from trainer.model.fsdp import agreed, round_state, trained, whole_state
+from trainer.model.run_record import kept_path
+from trainer.recipes.recipe import Recipe
+
+
+def steps_to_keep(asked: Sequence[float], last: int) -> list[int]:
+    """The steps of a run that `keep_checkpoints` names, in order, without the last one: that is the model folder.
+
+    Shares are rounded up, as transformers does it with those of `save_steps`.
+
+    Args:
+        asked: steps from 1 on, or shares of all of them below 1.
+        last: how many steps the run has.
+
+    Raises:
+        UserError: one lies behind the last step.
+    """
+    if beyond := [step for step in asked if step > last]:
+        raise UserError(
+            f"keep_checkpoints: found step {beyond[0]}, and the run has {last} steps; give steps up to {last - 1}, or "
+            "shares of the run, such as 0.5"
+        )
+    steps = {math.ceil(Decimal(str(step)) * last) if step < 1 else int(step) for step in asked}
+    return sorted(steps - {last})
+
+
+class KeptCheckpoints(TrainerCallback):
+    """Writes what trains at each step that is to be kept; every process has its part in it.
+
+    Args:
+        recipe: of the run.
+        run: its folder.
+        dtype: of the model folder that the run leaves.
+        say: hears of steps that come too late to be kept.
+    """
+
+    def __init__(self, recipe: Recipe, run: Path, dtype: torch.dtype, say: Callable[[str], None]) -> None:
+        self._asked = recipe.keep_checkpoints
+        self._run = run
+        # Adapters are merged before anything is rounded; without the LLM, the folder's file says how its values are.
+        self._dtype = dtype if recipe.loss.lm and recipe.lora is None else None
+        self._say = say
+        self._steps: list[int] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ANN401
+        """Called by the Trainer."""
+        now = state.global_step
+        self._steps = steps_to_keep(self._asked, state.max_steps)
+        absent = [step for step in self._steps if step <= now and not kept_path(self._run, step).is_dir()]
+        if now in absent:  # the key was added to a run that goes on from just there
+            self._write(now, model, write=args.should_save)
+        if behind := ", ".join(str(step) for step in absent if step < now):
+            self._say(f"keep_checkpoints: the run is at step {now}; not kept: {behind}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ANN401
+        """Called by the Trainer."""
+        if state.global_step in self._steps:
+            self._write(state.global_step, model, write=args.should_save)
+
+    def _write(self, step: int, model: nn.Module, *, write: bool) -> None:
+        out = kept_path(self._run, step)
+        state = whole_state(model, trained(model))
+        if self._dtype is not None:
+            round_state(state, self._dtype)
+        with agreed(), saving(out):
+            if write:
+                shutil.rmtree(out, ignore_errors=True)  # of the same run, before it went on from an earlier step
+                with publish_folder(out) as scratch:
+                    checkpoints.save_trained(state, nn.ModuleDict(), scratch)
+                    sync_folder(scratch)

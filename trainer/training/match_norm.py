@@ -1,0 +1,45 @@
+"""The length of visual tokens: L_a is blind to it, the LLM is not."""
+
+from itertools import islice
+
+import torch
+
+from sea_pipeline.core.parallel import batched
+from trainer.data.dataset import Collator, TrainingData
+from trainer.losses.embeddings import llm_embeddings
+from trainer.model.aligned_llava import AlignedLlava
+
+_SAMPLES = 16
+_BATCH = 8
+
+
+@torch.no_grad()
+def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> float:
+    """Scales the projector's last layer so that visual tokens are as long as the LLM's embeddings, both on average.
+
+    Eq. 9 is a function of cosines: training on it alone leaves the lengths to chance (they grow), and an LLM that is
+    then given tokens three times too long learns slowly. Directions, and so every cosine, stay.
+
+    Args:
+        model: trained without L_lm.
+        data: what it was trained on; the first samples with images are looked at.
+        vocabulary: how many of the LLM's token ids are real ones.
+
+    Returns:
+        The factor.
+    """
+    wanted = llm_embeddings(model.get_input_embeddings(), vocabulary).float().norm(dim=-1).mean()
+    collate, lengths = Collator(data, pad=0, seed=0), []
+    with_images = (row for row, images in enumerate(data.rows["images"]) if images)
+    for rows in batched(islice(with_images, _SAMPLES), _BATCH):
+        batch = collate([data[row] for row in rows])
+        features = batch.get("features")
+        if features is None:
+            features = model.tower_output(batch["pixel_values"].to(model.device))
+        lengths.append(model.projected(features.to(model.device)).float().norm(dim=-1).flatten())
+    factor = float(wanted / torch.cat(lengths).mean())
+    projector = model.model.multi_modal_projector
+    last = projector.linear_2 if projector.linear_2.weight.requires_grad else projector.linear_1
+    for parameter in last.parameters():
+        parameter.mul_(factor)
+    return factor

@@ -1,0 +1,283 @@
+"""What a run shows of itself in a report: the words at which its visual tokens lie, kept as `views.json` in its folder.
+
+Shapes: I images of m visual tokens, l decoder layers, n labels a patch.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.settings import Settings
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.labels.store import LabelStore
+from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
+from sea_pipeline.storage.publish import publish_bytes
+from trainer.data.dataset import TrainingData
+from trainer.data.inputs import labels_for, open_label_source
+from trainer.data.run_rows import Conversations, open_conversations, without_unreadable
+from trainer.evaluation import metrics
+from trainer.evaluation.contextual_lens import build_index
+from trainer.evaluation.contextual_shares import captioned_photos, look_through
+from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.nearest_by_layer import look_at_layers, token_texts
+from trainer.evaluation.token_replacement import NEW_TOKENS, answer_text, replace_and_describe, trained_text
+from trainer.losses.supervision import degrees
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.digests import start_folder, weights_digest
+from trainer.model.load import ModelFolder, load_model, open_model_folder
+from trainer.model.run_record import read_run
+from trainer.model.terms import basic_term
+from trainer.recipes.recipe import Basic, Loss, Recipe, Sea
+
+VIEWS = "views.json"
+VERSION = 3
+"""Raised with every change of what the file holds: older files are then computed again."""
+IMAGES = 8
+LENS_TOKENS = 4000
+"""Words of the training captions that the contextual lens is made of: a fifth of what `evaluate` takes."""
+
+Made = TypeVar("Made")
+
+
+class ViewSettings(Settings):
+    """What views are asked for."""
+
+    images: int = IMAGES
+    """The first so many held-out images of the run's data; of all its data where none are held out."""
+    new_tokens: int = NEW_TOKENS
+    """Of a generated text, at most."""
+    device: str = "auto"
+
+
+def run_views(run: Path, settings: ViewSettings | None = None, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
+    """The views of a finished run: those of `views.json` where it fits, else computed now and kept there.
+
+    The file holds `key` (the hash of all that decides it), `held_out`, `grid` [rows, columns], `labelled`, `texts`,
+    `summary` (a `nearest_by_layer.Layer` each), `lens` (a `contextual_shares.LensLayer` each, of the words that are
+    trained), `replace` (a `token_replacement.Replace`), `notes` (what is missing: why) and `images`: objects of
+    `image`, `file`, `answer`, `box` (the part that the tower sees, 0..1), `labels` (m lists), `before` and `after`
+    (`nearest` and `cosine`, m each: the word of the list, without labels the LLM's token, nearest to a visual token by
+    cosine), `layers` (l + 1 lists of m), `describing` (l + 1 strings of m 0 and 1: what `meaningful` counts), `degree`
+    (m: a_i of Eq. 5 of BASIC) and `generated` (a `token_replacement.Described`). Words and tokens are positions in
+    `texts`. What is missing is absent.
+
+    Raises:
+        UserError: the run is not finished, or what it was made of is not there any more.
+    """
+    settings = settings or ViewSettings()
+    views = _Views(run, settings)
+    with suppress(OSError, ValueError, RecursionError):
+        kept: Any = json.loads((run / VIEWS).read_text("utf-8"))
+        if isinstance(kept, dict) and kept.get("key") == views.key:
+            return kept
+    with progress(f"looking at {run.name}", 3 * len(views.images), 0) as advance:
+        made = views.compute(advance)
+    text = json.dumps(made, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    with suppress(UserError):  # somebody else's run may be read-only: next time they are computed again
+        publish_bytes(run / VIEWS, text.encode(), run)
+    return made
+
+
+@dataclass
+class _Texts:
+    """Texts by number, each once."""
+
+    places: dict[str, int] = field(default_factory=dict)
+
+    def number(self, text: str) -> int:
+        return self.places.setdefault(text, len(self.places))
+
+    def numbers(self, names: Sequence[str] | dict[int, str], ids: Sequence[int]) -> list[int]:
+        return [self.number(names[id_]) for id_ in ids]
+
+
+class _Views:
+    """The inputs of a run, opened, and what is found of its images."""
+
+    def __init__(self, run: Path, settings: ViewSettings) -> None:
+        record = read_run(run)
+        self.recipe = record.recipe
+        self.notes: dict[str, str] = {}
+        self._settings = settings
+        self._began_with = record.began_with
+        self._folder = open_model_folder(run / "model")
+        self._conversations = open_conversations(self.recipe.data, self._folder)
+        self._store = self._tried("labels", lambda: labels_of(self.recipe, self._folder, self._conversations))
+        self._conversations = without_unreadable(self._conversations, self.recipe.data, self._store)
+        self.evaluator = self._evaluator()
+        self.images = self.evaluator.first_images(settings.images)
+        self._texts = _Texts()
+        self.key = fingerprint_of(
+            {
+                "version": VERSION,
+                "run": record.fingerprint,
+                "weights": weights_digest(self._folder.path),
+                "labels": None if self._store is None else file_sha256(self._store.path / "manifest.json"),
+                "before": self._start() is not None,
+                "images": [image_id for _, image_id in self.images],
+                "samples": [self.evaluator.data.rows[row]["input_ids"] for row in self._rows()],
+                "settings": settings.model_dump(exclude={"device"}),
+            }
+        )
+
+    def compute(self, advance: Callable[[int], None]) -> dict[str, Any]:
+        """See `run_views`; `advance` hears of each image three times."""
+        device = torch.device(resolve_device(self._settings.device))
+        images = [self._image(shown) for shown in self.images]
+        self._add(images, "before", self._tried("before", lambda: self._before(device)))
+        model = load_model(self._folder, Recipe(model=self._folder.path))
+        model.to(device)  # type: ignore[arg-type]
+        self._add(images, "after", self._nearest(model))
+        advance(len(images))
+        data = self.recipe.data
+        held_out = self._conversations.held_out is not None and data.evaluate != data.train
+        made: dict[str, Any] = {"key": self.key, "held_out": held_out}
+        made |= {"grid": list(self._folder.grid), "labelled": self._store is not None}
+        made["summary"] = self._tried("layers", lambda: self._layers(model, images))
+        advance(len(images))
+        made["lens"] = self._tried("lens", lambda: self._lens(model))
+        made["replace"] = self._tried("generated", lambda: self._generated(model, images))
+        # last: the tap switches the LLM's attention
+        self._add(images, "degree", self._tried("degree", lambda: self._degrees(model)))
+        advance(len(images))
+        made |= {"images": images, "texts": list(self._texts.places), "notes": self.notes}
+        return {name: value for name, value in made.items() if value is not None}
+
+    def _tried(self, name: str, make: Callable[[], Made]) -> Made | None:
+        try:
+            return make()
+        except UserError as problem:
+            self.notes[name] = str(problem)
+            return None
+
+    def _add(self, images: list[dict[str, Any]], name: str, found: list[Any] | None) -> None:
+        for image, one in zip(images, found or (), strict=bool(found)):
+            image[name] = one
+
+    def _rows(self) -> list[int]:
+        return list(dict.fromkeys(row for row, _ in self.images))
+
+    def _evaluator(self) -> Evaluator:
+        recipe, folder, conversations = self.recipe, self._folder, self._conversations
+        rows = conversations.train if conversations.held_out is None else conversations.held_out
+        store, sea = self._store, recipe.loss.sea
+        return Evaluator(
+            TrainingData(rows, conversations.locate, folder.processor, folder.grid),
+            labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store is not None else None,
+            store,
+            vocabulary=folder.vocabulary,
+            prefix=sea.word_prefix,
+            batch_size=4,
+            device=resolve_device(self._settings.device),
+        )
+
+    def _image(self, shown: Shown) -> dict[str, Any]:
+        data = self.evaluator.data
+        _, box = data.image(shown.image_id, data.rows[shown.row]["id"])
+        image: dict[str, Any] = {"image": shown.image_id, "file": str(self._conversations.locate(shown.image_id))}
+        image |= {"answer": answer_text(self.evaluator, shown.row), "box": [round(float(edge), 6) for edge in box]}
+        if self._store is not None:
+            words = self._store.words
+            rows = self.evaluator.words([shown])[0].tolist()
+            image["labels"] = [self._texts.numbers(words, [word for word in row if word >= 0]) for row in rows]
+        return image
+
+    def _start(self) -> Path | None:
+        """The model folder that the run began with, if it is still the same."""
+        path = start_folder(self.recipe)
+        same = (path / "config.json").is_file() and weights_digest(path) == self._began_with
+        return path if same else None
+
+    def _before(self, device: torch.device) -> list[Any]:
+        if (path := self._start()) is None:
+            raise UserError(f"the model folder that the run began with is not at {start_folder(self.recipe)} any more")
+        alone = Loss(lm=0, sea=Sea(weight=1))  # the LLM's layers are not even loaded
+        model = load_model(open_model_folder(path), Recipe(model=path, loss=alone))
+        model.to(device)  # type: ignore[arg-type]
+        return self._nearest(model)
+
+    def _nearest(self, model: AlignedLlava) -> list[Any]:
+        """`before` or `after` of each image."""
+        evaluator = self.evaluator
+        with evaluating(model):
+            embeddings = evaluator.embeddings(model)
+            table = evaluator.word_table(embeddings)
+            queries = torch.cat(
+                [visual_tokens(model, batch) for batch in evaluator.batches(model.device, self._rows())]
+            )
+            found = metrics.nearest(queries.flatten(0, 1), embeddings if table is None else table, measure="cosine")
+        ids, cosines = (each.cpu().view(queries.shape[:2]).tolist() for each in found)
+        if self._store is None:
+            tokens = sorted({id_ for row in ids for id_ in row})
+            names: Any = token_texts(evaluator.data.processor.tokenizer, tokens)
+        else:
+            names = self._store.words
+        pairs = list(zip(ids, cosines, strict=True))[: len(self.images)]
+        return [
+            {"nearest": self._texts.numbers(names, row), "cosine": [round(cosine, 4) for cosine in values]}
+            for row, values in pairs
+        ]
+
+    def _layers(self, model: AlignedLlava, images: list[dict[str, Any]]) -> list[Any]:
+        found = look_at_layers(self.evaluator, model, len(images))
+        for place, image in enumerate(images):
+            image["layers"] = [self._texts.numbers(found.texts, row) for row in found.tokens[:, place].tolist()]
+        if self._store is not None:
+            words = self.evaluator.words(self.images)
+            flags = [self.evaluator.describing(layer, words).int().tolist() for layer in found.tokens.long()]
+            for image, rows in zip(images, zip(*flags, strict=True), strict=True):
+                image["describing"] = ["".join(map(str, row)) for row in rows]
+        return found.summary
+
+    def _lens(self, model: AlignedLlava) -> list[Any]:
+        processor = self.evaluator.data.processor
+        texts = [trained_text(processor, row) for row in self._conversations.train]
+        index = build_index(model, processor.tokenizer, texts, tokens=LENS_TOKENS)
+        photos = captioned_photos(self.evaluator, len(self.images))
+        return list(look_through(self.evaluator, model, index, photos).summary)
+
+    def _generated(self, model: AlignedLlava, images: list[dict[str, Any]]) -> dict[str, Any]:
+        found = replace_and_describe(self.evaluator, model, len(images), self._settings.new_tokens)
+        self._add(images, "generated", found.described)
+        return dict(found.summary)
+
+    def _degrees(self, model: AlignedLlava) -> list[list[float]]:
+        basic = self.recipe.loss.basic
+        looking = Basic(degree="auto", layers=basic.layers, text=basic.text)
+        recipe = self.recipe.model_copy(update={"teacher": None, "loss": Loss(basic=looking)})
+        term = basic_term(model, self._folder, recipe, [])
+        found: list[list[float]] = []
+        with evaluating(model):
+            for batch in self.evaluator.batches(model.device, self._rows()):
+                columns = batch["input_ids"] == model.config.image_token_id
+                with term.watching(dict(batch), columns, model.get_input_embeddings()) as seen:
+                    model(**batch)
+                attention = seen.attention.view(len(batch["pixel_values"]), -1)
+                found += [[round(share, 6) for share in row] for row in degrees(attention).tolist()]
+        return found[: len(self.images)]
+
+
+def visual_tokens(model: AlignedLlava, batch: Any) -> torch.Tensor:  # noqa: ANN401 - a Batch with `pixel_values`
+    """V, float32 (images, m, d), without the LLM."""
+    return model.projected(model.tower_output(batch["pixel_values"])).float()
+
+
+def labels_of(recipe: Recipe, folder: ModelFolder, conversations: Conversations) -> LabelStore | None:
+    """The labels of a run as they are found now; none are made, None where there are none that fit.
+
+    Raises:
+        UserError: the folder that the recipe names is none, or does not fit.
+    """
+    return open_label_source(recipe, folder, conversations, make=_none_made)
+
+
+def _none_made(_: object) -> StageRun:
+    raise UserError("no labels that fit are below runs/labels any more; run sea-pipeline label, or go where they are")

@@ -1,0 +1,62 @@
+"""A Trainer whose checkpoints hold what trains, and are whole or not there, whichever process fails."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from sea_pipeline.core.errors import UserError
+from trainer.model import checkpoints
+from trainer.model.borders import saving
+from trainer.model.fsdp import ShardingTrainer, agreed, trained, whole_state
+from trainer.training.gradient_balance import Balance
+
+
+class ResumingTrainer(ShardingTrainer):
+    """Writes checkpoints aside, and gives them their names when all of their files are on disk."""
+
+    balances: Mapping[str, Balance]
+    """The weights of the losses, which are part of a checkpoint."""
+    _problems: list[str]
+    """Why the checkpoint that is being written will not be whole."""
+
+    def _get_output_dir(self, trial: Any) -> str:  # noqa: ANN401 - as in Trainer
+        return str(checkpoints.unfinished(Path(super()._get_output_dir(trial))))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 - as in Trainer
+        folder = Path(str(self.args.output_dir))
+        name = f"checkpoint-{self.state.global_step}"
+        try:
+            with agreed() as self._problems, saving(folder / name):
+                super()._save_checkpoint(model, trial)
+            with agreed(), saving(folder / name):
+                if self.args.should_save:
+                    checkpoints.publish(
+                        checkpoints.unfinished(folder) / name,
+                        folder,
+                        limit=self.args.save_total_limit,
+                        best=self.state.best_global_step,
+                    )
+        except UserError:
+            shutil.rmtree(checkpoints.unfinished(folder), ignore_errors=True)  # the room that half of it takes
+            raise
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes what trains, and no more; every process has its part in it."""
+        assert output_dir is not None
+        model = self.accelerator.unwrap_model(self.model)
+        state = whole_state(model, trained(model))
+        try:
+            with saving(Path(str(self.args.output_dir)) / Path(output_dir).name):
+                if self.args.should_save:
+                    checkpoints.save_trained(state, nn.ModuleDict(self.balances), Path(output_dir))
+        except UserError as error:
+            if not _internal_call:
+                raise
+            self._problems.append(str(error))  # all processes are to meet for the optimizer's state
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target = cast("nn.Module", self.model if model is None else model)
+        checkpoints.load_trained(target, nn.ModuleDict(self.balances), Path(resume_from_checkpoint))

@@ -1,0 +1,314 @@
+"""`sea-pipeline train` as a function: a recipe in, a folder with a trained model and its metrics out.
+
+The folder: `run.json` (what the run is), `metrics.jsonl` (one object a logged step), `checkpoints/`, `kept/` (weights
+along the run), `model/` (a stock LLaVA folder, there once it is whole) and `summary.json`, written last.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.output.run_files import SummaryFile, read_run_file
+from sea_pipeline.storage.hashing import fingerprint_of
+from sea_pipeline.storage.locks import alone, claimed
+from sea_pipeline.storage.publish import make_folder, publish_bytes
+from trainer.data.conversations import summary
+from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher
+from trainer.data.run_rows import check_prompts, open_conversations, without_unreadable
+from trainer.model import checkpoints
+from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.aspect_ratio import pads
+from trainer.model.assemble import init_model
+from trainer.model.borders import border, has_lost_others, lacks_memory
+from trainer.model.digests import MODELS, start_folder
+from trainer.model.load import open_model_folder
+from trainer.model.save import save_model
+from trainer.recipes.recipe import Parts, Recipe
+from trainer.training.arguments import training_arguments
+from trainer.training.build import build, premise_of, trainable
+from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluation
+from trainer.training.kept_checkpoints import KeptCheckpoints
+from trainer.training.match_norm import match_norm
+from trainer.training.run_folder import NO_RUN, begin_run, beside, run_fields
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who is told what a run does; by default nobody."""
+
+    say: Callable[[str], None] = lambda _: None
+    """One line."""
+    progress: ProgressBar = no_bar
+    data: Callable[[dict[str, int]], None] = lambda _: None
+    """A table of the data: rows by what they are, and those left out by kind."""
+    warn: Callable[[str], None] = lambda _: None
+    """One line, of something that goes on all the same."""
+    trainable: Callable[[dict[str, tuple[int, int, float | None]]], None] = lambda _: None
+    """A table by part: parameters, those that train, learning rate."""
+    metrics: Callable[[str, dict[str, float]], None] = lambda title, values: None
+    """Metrics by name under a title."""
+
+
+QUIET = Told()
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """A finished run."""
+
+    out: Path
+    summary: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The trained model's folder."""
+        return self.out / "model"
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: `folder`, `model`, and `summary.json` as `summary`."""
+        return {"folder": str(self.out), "model": str(self.model), "summary": self.summary}
+
+
+def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told: Told = QUIET) -> TrainRun:
+    """Trains what a recipe says, or what is missing of it.
+
+    Args:
+        recipe: see `Recipe`.
+        out: the run's folder; None for one below runs/train whose name tells the settings apart.
+        resume: refuse to begin anew: there must be a run to go on with. A run that was stopped goes on in any case.
+        told: who hears of it.
+
+    Raises:
+        UserError: an input does not fit; the folder holds another run; a loss is not finite.
+    """
+    args = training_arguments(recipe, Path())  # refuses what does not fit before any work is done
+    rates = recipe.learning_rates
+    if not (rates.projector or rates.llm or rates.vision):
+        raise UserError("learning_rates: projector, llm and vision are all null; give one of them a rate")
+    if resume and out is not None and not (out / "run.json").is_file():
+        raise UserError(f"{out}: {NO_RUN}")
+    set_seed(recipe.seed)
+    inputs = _inputs(recipe, told)
+    fields = run_fields(inputs, args.world_size)
+    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
+    if recipe.evaluate_every and inputs.conversations.held_out is None and not (out / "summary.json").is_file():
+        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
+    make_folder(out.parent)
+    with alone(out.parent):  # the processes of a run come at once; the first one begins it
+        begin_run(out, fields, recipe, resume)
+    told = told if args.process_index == 0 else QUIET
+    if (out / "summary.json").is_file():
+        told.say(f"{out}: this run is finished")
+        return TrainRun(out, read_run_file(out / "summary.json", SummaryFile))
+    told.say(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
+    with (
+        claimed(out) if args.process_index == 0 else nullcontext(),
+        border(f"{out}: training has stopped", partial(_after, out)),
+    ):
+        return _Run(inputs, out, fields, told).finish()
+
+
+def _inputs(recipe: Recipe, told: Told) -> Inputs:
+    """Opens what a run reads."""
+    folder = open_model_folder(_model_path(recipe, told), recipe.data.image_aspect_ratio)
+    if recipe.data.random_crop and pads(folder.processor.image_processor):
+        raise UserError(
+            f"data.random_crop: its crops are squares, which get no bars, and {folder.path} pads images; set "
+            "data.image_aspect_ratio: square, or random_crop: null"
+        )
+    conversations = open_conversations(recipe.data, folder)
+    if not recipe.loss.lm and not conversations.image_ids:
+        raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
+    if {"das", "sds"} & recipe.loss.terms().keys() and recipe.teacher is None:
+        check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
+    store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
+    conversations = without_unreadable(conversations, recipe.data, store)
+    return Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
+
+
+def _after(out: Path, error: BaseException) -> str:
+    """What to do when another library could not go on, and what is not lost."""
+    kept = checkpoints.kept(out / "checkpoints")
+    if lacks_memory(error):
+        return (
+            f"free some memory and run the same command again ({kept}), or begin anew with another --out and a smaller "
+            "training_arguments.per_device_train_batch_size"
+        )
+    missing = "install what is missing" if isinstance(error, ImportError) else "mend that"
+    cause = "see what another process of this run has said" if has_lost_others(error) else missing
+    return f"{cause}, and run the same command again ({kept})"
+
+
+def _model_path(recipe: Recipe, told: Told) -> Path:
+    if not isinstance(recipe.model, Parts):
+        return recipe.model
+    parts = recipe.model
+    path = start_folder(recipe)
+    make_folder(MODELS)
+    with alone(MODELS):  # the processes of a run all come at once; the first one makes it
+        if not path.is_dir():
+            told.say(f"making {path} of {parts.vision} and {parts.llm}")
+            try:
+                init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
+            except UserError:
+                if not path.is_dir():  # else another machine, without a lock between us, was first
+                    raise
+    return path
+
+
+def _label(told: Told, settings: LabelSettings) -> StageRun:
+    make_folder(LABELS)
+    with alone(LABELS):
+        told.say("making labels, as none fit")
+        return label_images(settings, progress=told.progress)
+
+
+class _Run:
+    """One run, from its inputs to its summary."""
+
+    def __init__(self, inputs: Inputs, out: Path, fields: dict[str, Any], told: Told) -> None:
+        self.inputs = inputs
+        self.out = out
+        self.told = told
+        self.fields = fields
+        self.log = MetricsLog(out / "metrics.jsonl", told.metrics)
+        kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, told.say)
+        callbacks = [self.log, Screen(told.progress), FewPairs(told.say), kept]
+        self.trainer = build(inputs, out, told.progress, callbacks)
+
+    def finish(self) -> TrainRun:
+        """Trains from the newest checkpoint or from the start, evaluates, saves."""
+        self.told.data(self._rows())
+        model = cast("AlignedLlava", self.trainer.model)
+        self.told.trainable(trainable(model, self.inputs.recipe))
+        if self.trainer.is_world_process_zero() and (found := premise_of(model, self.inputs)):
+            (self.told.say if found.near else self.told.warn)(found.text)
+        checkpoint = self._checkpoint()
+        if self.trainer.is_world_process_zero():
+            self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)
+        if checkpoint is None:
+            cast("torch.nn.Module", self.trainer.model).to(self.trainer.args.device)  # FSDP has yet to cut it
+            self._evaluate(0)
+        else:
+            self.told.say(f"going on from {checkpoint}{self._exactness(checkpoint)}")
+        self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        loss = self.inputs.recipe.loss
+        if not model.with_lm and loss.sea.match_norm and not loss.sds.weight:
+            match_norm(model, self.trainer.data, self.inputs.folder.vocabulary)
+            if self.trainer.is_world_process_zero():
+                self.log.forget_evaluation(self.trainer.state.global_step)
+        self._evaluate(self.trainer.state.global_step)
+        lora, write = self.inputs.recipe.lora, self.trainer.args.should_save
+        save_model(model, self.inputs.folder, self.out / "model", lora=lora, write=write)
+        if self.trainer.args.should_save:
+            self._summarise()
+        self.trainer.accelerator.wait_for_everyone()
+        return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
+
+    def _checkpoint(self) -> Path | None:
+        """The newest whole one, as the first process sees it, which also clears half-written ones away.
+
+        Raises:
+            UserError: none of those that there are is whole; every process says so.
+        """
+        folder = self.out / "checkpoints"
+        found: list[Path | UserError | None] = [None]
+        if self.trainer.is_world_process_zero():
+            checkpoints.clear(folder)
+            try:
+                found = [checkpoints.latest(folder, self.told.say)]
+            except UserError as problem:
+                found = [problem]
+        broadcast_object_list(found)
+        if isinstance(found[0], UserError):
+            raise found[0]
+        return found[0]
+
+    def _exactness(self, checkpoint: Path) -> str:
+        """What is not as it was, if anything: a version without records, another number of processes."""
+        before, now = checkpoints.processes_of(checkpoint), self.trainer.args.world_size
+        aside = "" if checkpoints.has_record(checkpoint) else ", which an older version wrote; all of it can be read"
+        if before == now:
+            return aside
+        return (
+            f" of {before} processes with {now}{aside}: samples, weights and optimizer go on as they were; sums over a "
+            "step are rounded otherwise, and dropout is drawn anew"
+        )
+
+    def _evaluate(self, step: int) -> None:
+        """The metrics at a step, unless they are logged already."""
+        logged = [any(line["step"] == step and is_evaluation(line) for line in self.log.lines())]
+        broadcast_object_list(logged)  # the first process's file decides for all
+        if self.trainer.eval_dataset is not None and not logged[0]:
+            self.trainer.evaluate()
+
+    def _rows(self) -> dict[str, int]:
+        """The rows that are trained on, by what they are, and those left out by kind."""
+        conversations = self.inputs.conversations
+        counts = summary(conversations.train)
+        rows = {"rows": counts.rows, "text alone": counts.text_only, "images": counts.images}
+        rows |= {"cut at max_length": counts.truncated} if counts.truncated else {}
+        rows |= {"held out": len(conversations.held_out)} if conversations.held_out is not None else {}
+        rows |= {f"left out: {kind}": count for kind, count in conversations.bad.kinds().items()}
+        return rows | {f"held out, left out: {kind}": n for kind, n in conversations.evaluate_bad.kinds().items()}
+
+    def _summarise(self) -> None:
+        evaluated = [line for line in self.log.lines() if is_evaluation(line)]
+
+        def metrics(line: dict[str, Any]) -> dict[str, float]:
+            named = {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
+            return {name: value for name, value in named.items() if math.isfinite(value)}
+
+        written = {
+            "name": self.inputs.recipe.name,
+            "start": metrics(evaluated[0]) if evaluated else {},
+            "end": metrics(evaluated[-1]) if evaluated else {},
+            "steps": self.trainer.state.global_step,
+            "seconds": round(self.log.seconds(), 1),
+            "seed": self.inputs.recipe.seed,
+            "fingerprint": fingerprint_of(self.fields),
+            "labels": self.fields["labels"],
+            "rows": self._rows(),
+        }
+        publish_bytes(self.out / "summary.json", (json.dumps(written, indent=2) + "\n").encode(), self.out)
+
+
+def train_stages(
+    recipes: dict[str, Recipe], out: Path | None = None, *, resume: bool = False, told: Told = QUIET
+) -> dict[str, TrainRun]:
+    """Trains each stage, or finds that it is finished; see `train`.
+
+    Args:
+        recipes: of `read_recipes`, in order.
+        out: the folder; with several stages, a folder of theirs is below it for each.
+        resume: as in `train`: the first stage at least must have begun.
+        told: who hears of it.
+
+    Raises:
+        UserError: see `train`.
+    """
+    runs: dict[str, TrainRun] = {}
+    model: Path | None = None
+    for name, recipe in recipes.items():
+        if name:
+            told.say(f"stage {name}")
+        if model is not None:
+            recipe = recipe.model_copy(update={"model": model})
+        folder = out / name if out is not None and name else out
+        runs[name] = train(recipe, folder, resume=resume and not runs, told=told)
+        model = runs[name].model
+    return runs

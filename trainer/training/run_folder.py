@@ -1,0 +1,116 @@
+"""`run.json`: what a training run is, by name and hash, and its folder begun, or found to be of the same run.
+
+Two runs whose fields are equal give the same weights.
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from sea_pipeline import __version__
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.records import load_record
+from sea_pipeline.output.run_files import RunFile
+from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
+from sea_pipeline.storage.paths import entries
+from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish_bytes, sweep
+from trainer.data.inputs import Inputs
+from trainer.model.digests import processing_digests, weights_digest
+from trainer.model.text_lens import lens_fields
+from trainer.recipes.recipe import Recipe
+from trainer.targets.store import CODEC
+
+ACCUMULATION = "gradient_accumulation_steps"
+
+_ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
+"""Beginnings of training arguments that change what a run writes or how fast, and no weight."""
+
+
+def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
+    """Everything that decides the trained weights, by name: how many micro-batches a step has, not who reads them."""
+    recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
+    aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every", "keep_checkpoints"}
+    aside |= {"lora"} if recipe.lora is None else set()
+    settings = recipe.model_dump(mode="json", exclude=aside)
+    if recipe.loss.sds.temperature == 1:
+        del settings["loss"]["sds"]["temperature"]
+    lens = settings["loss"]["basic"].pop("lens")
+    if lens != "none" and {"das", "sds"} & recipe.loss.terms().keys():
+        settings["loss"]["basic"]["lens"] = {"kind": lens, **lens_fields()}
+    elsewhere = ("train", "image_root", "evaluate", "bad_rows")
+    settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
+    if recipe.data.image_aspect_ratio is None:  # as before there was such a key
+        del settings["data"]["image_aspect_ratio"]
+    arguments = settings["training_arguments"]
+    settings["training_arguments"] = {key: value for key, value in arguments.items() if not key.startswith(_ASIDE)}
+    if processes > 1:
+        settings["training_arguments"][ACCUMULATION] = processes * arguments.get(ACCUMULATION, 1)
+    labels = store if store is not None and recipe.loss.sea.weight else None
+    bad = inputs.conversations.bad
+    return ({"left_out": [len(bad.rows), bad.sha256()]} if bad.rows else {}) | {
+        "recipe": settings,
+        "transfer": recipe.labels.transfer,
+        "crops": recipe.labels.crops,
+        "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights_digest(folder.path)},
+        "processing": processing_digests(folder.path),
+        "data": file_sha256(inputs.conversations.file),
+        "labels": None if labels is None else labels.fingerprint,
+        # Of one fingerprint, a folder may since hold labels of more images; those that it had are as they were.
+        "labelled": None if labels is None else sum(image in labels for image in inputs.conversations.image_ids),
+        "teacher": None if targets is None else [targets.fingerprint, file_sha256(targets.path / CODEC)],
+    }
+
+
+def beside(inputs: Inputs) -> dict[str, Any]:
+    """What else tells runs apart whose folder nobody has named; a run that goes on may have its images elsewhere."""
+    evaluate = inputs.recipe.data.evaluate
+    return {
+        "image_root": str(inputs.conversations.image_root.resolve()),
+        "evaluate": file_sha256(Path(evaluate)) if evaluate and Path(evaluate).is_file() else evaluate,
+    }
+
+
+NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
+_MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
+
+
+def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
+    """Begins a run's folder, or finds that it is this run's.
+
+    Args:
+        out: the folder.
+        fields: what the run is, see `run_fields`.
+        recipe: for the record.
+        resume: there must be a run to go on with.
+
+    Raises:
+        UserError: the folder holds another run, or other files; there is none to go on with.
+    """
+    described = out / "run.json"
+    held = {path.name for path in entries(out)}
+    if described.name not in held:
+        if resume:
+            raise UserError(f"{out}: {NO_RUN}")
+        if held - {TEMPORARY}:
+            raise UserError(f"{out}: expected a new folder or one of a run; found other files; choose another --out")
+        make_folder(out)
+        sweep(out)
+        record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
+        record["versions"] = {
+            "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
+        }  # fmt: skip
+        with suppress(FileExistsError):  # of another machine's process, without a lock between us
+            publish_bytes(described, (json.dumps(record, indent=2) + "\n").encode(), out, exclusive=True)
+            return
+    try:
+        found = load_record(described, RunFile).fields
+    except UserError as damage:
+        raise UserError(f"{damage}; restore it, or choose another --out") from damage
+    if differences := differing_fields(found, fields):
+        problem = "; ".join(differences[:6]).replace(f"recipe.training_arguments.{ACCUMULATION}", _MICRO_BATCHES)
+        raise UserError(f"{out}: holds another run: {problem}; choose another --out")
+    sweep(out)
