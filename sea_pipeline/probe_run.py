@@ -11,7 +11,7 @@ from sea_pipeline.encoders.cache import word_embeddings
 from sea_pipeline.encoders.spec import Precision, Template
 from sea_pipeline.errors import UserError
 from sea_pipeline.lift import Findings, Probed
-from sea_pipeline.probe import captioned_images, named_entries, prepared, probe, signed
+from sea_pipeline.probe import captioned_images, coverage, named_entries, prepared, probe, signed
 from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.settings import Settings
 from sea_pipeline.sources import list_samples
@@ -82,5 +82,5 @@ def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> F
                 f"found less among {len(images)} below {listing.root}; give --image-root"
             )
         probed += found
-    missing = sorted(named.missing, key=lambda word: (-named.missing[word], word))
-    return Findings(tuple(probed), len(images), settings.top_n, words.name, len(words), named.words, tuple(missing))
+    held = coverage([image.captions for image in images], words)
+    return Findings(tuple(probed), len(images), settings.top_n, words.name, len(words), held)

@@ -74,7 +74,7 @@ def test_nothing_wins_where_intervals_meet() -> None:
         return lift.Probed("x", sign, 9, lift.Lift((low + high) / 2, 0, low, high), 0, 0, ())
 
     def findings(*rows: lift.Probed) -> lift.Findings:
-        return lift.Findings(rows, 9, 10, "x", 9, 9, ())
+        return lift.Findings(rows, 9, 10, "x", 9, lift.Coverage(lift.Held(1, 0, 0), lift.Held(1, 0, 0), (), ()))
 
     meet = findings(probed(1, 0.1, 0.4), probed(-1, 0.3, 0.5))
     assert meet.verdicts() == {"x": None}

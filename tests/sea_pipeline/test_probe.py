@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from sea_pipeline import label_run, lift, open_labels, probe_run
+from sea_pipeline.captions import content_words
 from sea_pipeline.label_run import LabelSettings
-from sea_pipeline.probe import captioned_images, named_entries, signed
+from sea_pipeline.probe import captioned_images, coverage, named_entries, signed
 from sea_pipeline.samples import Sample
 from sea_pipeline.wordlists import WordList
 from tests.world import COLOURS, ColourEncoder, draw
@@ -70,7 +71,9 @@ def test_the_sign_that_was_planted_wins(probing: Callable[..., lift.Findings]) -
     assert findings.verdicts() == {"open_clip:colours/here#final": 1, "open_clip:colours/here#value": 1}
     assert findings.best is findings.probed[0]
     assert (findings.images, findings.listed) == (24, 8)
-    assert (findings.spoken, findings.missing) == (6 + 2, ("thing", "zzyzxes"))
+    assert findings.coverage.words == lift.Held(6, 0, 2)
+    assert findings.coverage.occurrences == lift.Held(2 * 24, 0, 2 * 24)
+    assert (findings.coverage.inflected, findings.coverage.absent) == ((), ("thing", "zzyzxes"))
 
 
 def test_figures_are_those_of_the_labels_that_label_writes(
@@ -109,8 +112,37 @@ def test_words_of_captions() -> None:
         [],
         ["glass of wine"],
     ]
-    assert named.words == 9
-    assert named.missing == {"teddy": 1, "unicorn": 1, "unicorns": 1, "glass": 1, "wine": 1}
+
+
+PLANTED = [["Two dogs, a Dog and dogs' balls", "the dog runs"], ["English boys are playing frisbee; a boy ran"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "distinct", "occurrences", "inflected", "absent"),
+    [
+        (("dog", "ball", "run", "play", "boy"), (2, 6, 2), (3, 7, 2),
+         "dogs balls boys playing ran runs", "english frisbee"),
+        (("dogs", "running", "PLAYED", "frisbee"), (2, 4, 4), (3, 5, 4),
+         "dog playing ran runs", "balls boy boys english"),
+        (("dog dogs", "unicorn"), (0, 0, 10), (0, 0, 12),
+         "", "dog dogs balls boy boys english frisbee playing ran runs"),
+    ],
+)  # fmt: skip
+def test_how_a_list_has_what_captions_say(
+    words: tuple[str, ...], distinct: Any, occurrences: Any, inflected: str, absent: str
+) -> None:
+    held = coverage(PLANTED, WordList.of("x", words))
+    assert (held.words, held.occurrences) == (lift.Held(*distinct), lift.Held(*occurrences))
+    assert set(held.inflected) == set(inflected.split())
+    assert set(held.absent) == set(absent.split())
+
+
+def test_a_list_of_every_form_has_all() -> None:
+    spoken = tuple(word for texts in PLANTED for text in texts for word in content_words(text))
+    held = coverage(PLANTED, WordList.of("x", tuple(dict.fromkeys(spoken))))
+    assert (held.words, held.occurrences) == (lift.Held(10, 0, 0), lift.Held(12, 0, 0))
+    assert held.words.as_they_stand == held.words.total
+    assert (held.inflected, held.absent) == ((), ())
 
 
 def test_images_are_chosen_by_their_ids_alone(tmp_path: Path) -> None:
@@ -213,7 +245,14 @@ def test_the_command_prints_tables_and_json(
     arguments += ["--encoder", "open_clip:colours/here"]
     code, stdout, stderr = command("probe", *arguments)
     assert (code, stderr) == (0, "")
-    for expected in ("24 with captions", "2 of them not in the list (thing, zzyzxes)", "#final  ← best", "100.0%"):
+    for expected in (
+        "24 with captions",
+        "8 in the captions, 96 with repetitions",
+        "75.0% of words, 50.0% with repetitions",
+        "25.0% of words, 50.0% with repetitions (thing, zzyzxes)",
+        "#final  ← best",
+        "100.0%",
+    ):
         assert expected in stdout
     assert "open_clip:colours/here#final: sign + is better" in stdout
     assert json.loads(command("probe", *arguments, "--json")[1]) == json.loads(json.dumps(findings.to_json()))
