@@ -145,6 +145,18 @@ def test_a_list_of_every_form_has_all() -> None:
     assert (held.inflected, held.absent) == ((), ())
 
 
+def test_the_command_says_100_percent_of_a_list_of_every_form(
+    probing: Callable[..., lift.Findings], command: Any, captioned: Path, words: Path
+) -> None:
+    words.write_text("\n".join([*COLOURS, "thing", "zzyzxes"]))
+    findings = probing()  # leaves the colour encoder in place
+    assert (findings.coverage.words, findings.coverage.occurrences) == (lift.Held(8, 0, 0), lift.Held(96, 0, 0))
+    arguments = ["--data", captioned, "--image-root", captioned.parent / "photos", "--wordlist", words, "--top-n", 3]
+    stdout = command("probe", *arguments, "--encoder", "open_clip:colours/here")[1]
+    assert "100.0% of words, 100.0% with repetitions" in stdout
+    assert stdout.count("0.0% of words, 0.0% with repetitions") == 2
+
+
 def test_images_are_chosen_by_their_ids_alone(tmp_path: Path) -> None:
     def row(image: Any, caption: str | None) -> dict[str, Any]:
         turns = [{"from": "gpt", "value": caption}] if caption else []
