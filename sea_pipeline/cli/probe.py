@@ -53,7 +53,8 @@ def probe(
     """Measure on captioned images which encoder, path and sign gives labels that hold the captions' words; or an LLM.
 
     hit: the share of a caption's words that are a label of some patch of its image. chance: of images whose captions
-    lack the word. lift: their difference, with its 95 % interval over images.
+    lack the word. lift: their difference, with its 95 % interval over images. Before them it says how many of the
+    captions' words the word list has: as they stand, only in another form (dog for dogs, play for playing), or not.
 
     With --llm FOLDER: whether BASIC can lead to words on that LLM. Text goes through its layers, and what they make of
     each token is compared with the token's own embedding: BASIC takes for granted that they are near.

@@ -8,6 +8,9 @@ The rules are few and for English; other languages' function words count as cont
   content words: `glass of wine`.
 - A plural in -s, -es, -ies or -men stands for its singular where the list has only that: `dogs` names `dog`, and
   `glasses` names `glasses` where the list has both.
+- Two words are forms of one word if one is an inflected form of the other, or both are of a third: `dogs` and `dog`,
+  `ran` and `running`. Inflected forms are plurals, and a verb's -s, -ed and -ing, by spelling (`_regular_bases`) or as
+  `_IRREGULAR` has them. Comparatives are words of their own, because most words in -er are none (`player`).
 """
 
 import re
@@ -42,6 +45,34 @@ FUNCTION_WORDS = frozenset(
     word for line in _FUNCTION_WORDS.splitlines() if line.startswith(" ") for word in line.split()
 )
 """What is never a content word."""
+
+_IRREGULAR = """
+nouns
+    child children, foot feet, goose geese, louse lice, man men, mouse mice, ox oxen, person people, tooth teeth,
+    woman women, calf calves, elf elves, half halves, hoof hooves, knife knives, leaf leaves, life lives, loaf loaves,
+    scarf scarves, self selves, sheaf sheaves, shelf shelves, thief thieves, wife wives, wolf wolves, die dice,
+    cactus cacti, fungus fungi
+verbs
+    arise arose arisen, awake awoke awoken, beat beaten, become became, begin began begun, bend bent, bite bit bitten,
+    bleed bled, blow blew blown, break broke broken, breed bred, bring brought, build built, burn burnt, buy bought,
+    catch caught, choose chose chosen, cling clung, come came, creep crept, deal dealt, dig dug, draw drew drawn,
+    dream dreamt, drink drank drunk, drive drove driven, dwell dwelt, eat ate eaten, fall fell fallen, feed fed,
+    feel felt, fight fought, find found, flee fled, fling flung, fly flew flown, forget forgot forgotten,
+    forgive forgave forgiven, free freed, freeze froze frozen, give gave given, go went gone, grow grew grown,
+    hang hung, hear heard, hide hid hidden, hold held, keep kept, kneel knelt, know knew known, lay laid, lead led,
+    lean leant, leap leapt, learn learnt, lend lent, lie lay lain, light lit, lose lost, make made,
+    mean meant, meet met, pay paid, ride rode ridden, ring rang rung, rise risen, run ran, say said, see saw seen,
+    seek sought, sell sold, send sent, sew sewn, shake shook shaken, shine shone, shoot shot, show shown,
+    shrink shrank shrunk, sing sang sung, sink sank sunk, sit sat, sleep slept, slide slid, sling slung, smell smelt,
+    speak spoke spoken, spell spelt, spend spent, spill spilt, spin spun, spit spat, spoil spoilt,
+    spring sprang sprung, stand stood, steal stole stolen, stick stuck, sting stung, strike struck stricken,
+    string strung, strive strove striven, swear swore sworn, sweep swept, swell swollen, swim swam swum, swing swung,
+    take took taken, teach taught, tear tore torn, tell told, think thought, throw threw thrown, tread trod trodden,
+    understand understood, wake woke woken, wear wore worn, weave wove woven, weep wept, win won, write wrote written
+"""
+"""A word, then its irregular forms; without those that are more often another word, as `ground` and `rose`."""
+_SHORT = re.compile(r"[^aeiouy]*(?:qu)?[aeiouy][^aeiouywx]")
+"""A syllable with one vowel letter before one consonant, which is doubled before -ed and -ing: `hop`, `run`, `quit`."""
 
 _TOKEN = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")  # noqa: RUF001 - both apostrophes are written
 
@@ -131,3 +162,62 @@ def _singulars(word: str) -> Iterator[str]:
             yield word[:-2]
         if word.endswith("ies"):
             yield word[:-3] + "y"
+
+
+class Forms:
+    """The words of a list in all their forms, by the rules above; case does not count."""
+
+    def __init__(self, words: Collection[str]) -> None:
+        self._words = {word.lower() for word in words}
+        self._bases = {base for word in self._words for base in bases(word)}
+
+    def has(self, word: str) -> bool:
+        """Whether a word is in the list as it stands."""
+        return word in self._words
+
+    def has_other(self, word: str) -> bool:
+        """Whether another form of a word is in the list."""
+        return word in self._bases or any(base in self._words or base in self._bases for base in bases(word))
+
+
+def _irregular_bases() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in _IRREGULAR.splitlines():
+        for base, *forms in map(str.split, filter(str.strip, line.split(",") if line.startswith(" ") else [])):
+            for form in forms:
+                found.setdefault(form, []).append(base)
+    return found
+
+
+_BASES = _irregular_bases()
+
+
+def bases(word: str) -> Iterator[str]:
+    """What a word may be an inflected form of, `stop` of `stopped`; not all of it need be words."""
+    yield from _BASES.get(word, ())
+    yield from _singulars(word)
+    yield from _regular_bases(word)
+
+
+def _regular_bases(word: str) -> Iterator[str]:
+    """The verbs of which a word can be the regular -ed or -ing: what stands before it, with -e, or undoubled."""
+    ending = next((ending for ending in ("ing", "ed") if word.endswith(ending)), None)
+    stem = word.removesuffix(ending or "")
+    last = stem.rpartition("-")[2]
+    if (
+        ending is None
+        or not re.search("[aeiouy]", last)
+        or (word.endswith("eed") and not re.search("[aeiouy].*e", last))
+    ):
+        return
+    if not _SHORT.fullmatch(last):
+        yield stem
+    yield stem + "e"
+    if len(stem) > 2 and stem[-1] == stem[-2] and stem[-1] not in "aeiouy":
+        yield stem[:-1]
+    if stem.endswith("ck"):
+        yield stem[:-1]
+    if ending == "ed" and stem.endswith("i"):
+        yield stem[:-1] + "y"
+    if ending == "ing" and stem.endswith("y"):
+        yield stem[:-1] + "ie"

@@ -61,6 +61,35 @@ class Probed:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Counts words of captions by how a word list has them."""
+
+    as_they_stand: int
+    other_form: int
+    """Only in another inflected form: `dogs`, if the list has `dog` alone."""
+    absent: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.as_they_stand + self.other_form + self.absent
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of what captions say a word list has; see `captions.py` for content words and forms."""
+
+    words: Held
+    """Distinct content words."""
+    occurrences: Held
+    """The same, each as often as it occurs."""
+    inflected: tuple[str, ...]
+    """Words that the list has only in another form, the most frequent ones first."""
+    absent: tuple[str, ...]
+    """Words that it has in no form, the most frequent ones first."""
+
+
+@dataclass(frozen=True)
 class Findings:
     """What `sea-pipeline probe` found."""
 
@@ -72,10 +101,8 @@ class Findings:
     wordlist: str
     listed: int
     """Words of the list."""
-    spoken: int
-    """Distinct content words of the captions."""
-    missing: tuple[str, ...]
-    """Those of them that the list does not have, the most frequent ones first."""
+    coverage: Coverage
+    """Of all captions that were taken."""
 
     @property
     def best(self) -> Probed | None:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.inputs.captions import content_words, gpt_turns, in_list, phrases
+from sea_pipeline.inputs.captions import Forms, content_words, gpt_turns, in_list, phrases
 from sea_pipeline.inputs.llava_json import images_of, naming, records
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.labels.caption_lift import Flags
+from sea_pipeline.labels.caption_lift import Coverage, Flags, Held
 
 
 class Captioned(NamedTuple):
@@ -66,26 +66,39 @@ class Named:
     """(V,), ascending."""
     flags: Flags
     """(N, V)."""
-    words: int
-    """Distinct content words of the captions."""
-    missing: Counter[str]
-    """Those that the list does not have, and in how many images' captions they stand."""
 
 
 def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Named:
     """The content words and phrases of each image's captions that a word list has, by the rules of `captions.py`."""
     ids = {word.lower(): number for number, word in reversed(list(enumerate(words.words)))}
-    spoken: set[str] = set()
-    missing: Counter[str] = Counter()
     found: list[set[int]] = []
     for texts in captions:
         single = {word for text in texts for word in content_words(text)}
-        spoken |= single
-        missing.update(word for word in single if in_list(word, ids) is None)
         entries = single | {phrase for text in texts for phrase in phrases(text)}
         found.append({ids[name] for entry in entries if (name := in_list(entry, ids)) is not None})
     word_ids = np.array(sorted(set().union(*found)), np.int64)
     flags = np.zeros((len(captions), len(word_ids)), np.bool_)
     for image, own in enumerate(found):
         flags[image] = np.isin(word_ids, list(own))
-    return Named(word_ids, flags, len(spoken), missing)
+    return Named(word_ids, flags)
+
+
+def coverage(captions: Sequence[Sequence[str]], words: WordList) -> Coverage:
+    """How a word list has the content words of captions: as they stand, else in another form alone, else not at all.
+
+    It is finer than what `lift` counts: `named_entries` takes plurals for their singulars, and no other form.
+    """
+    forms = Forms(words.words)
+    spoken = Counter(word for texts in captions for text in texts for word in content_words(text))
+    frequent = sorted(spoken, key=lambda word: (-spoken[word], word))
+    kinds = (
+        [word for word in frequent if forms.has(word)],
+        [word for word in frequent if not forms.has(word) and forms.has_other(word)],
+        [word for word in frequent if not forms.has(word) and not forms.has_other(word)],
+    )
+    return Coverage(
+        Held(*map(len, kinds)),
+        Held(*(sum(spoken[word] for word in kind) for kind in kinds)),
+        inflected=tuple(kinds[1]),
+        absent=tuple(kinds[2]),
+    )

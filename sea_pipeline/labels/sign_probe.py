@@ -30,7 +30,7 @@ from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.labels.caption_lift import Findings, Probed, lift
-from sea_pipeline.labels.captioned_images import Captioned, Named, captioned_images, named_entries
+from sea_pipeline.labels.captioned_images import Captioned, Named, captioned_images, coverage, named_entries
 from sea_pipeline.search.exact import WordSearch
 
 MOST_FREQUENT = 10
@@ -231,5 +231,5 @@ def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> F
                 f"found less among {len(images)} below {listing.root}; give --image-root"
             )
         probed += found
-    missing = sorted(named.missing, key=lambda word: (-named.missing[word], word))
-    return Findings(tuple(probed), len(images), settings.top_n, words.name, len(words), named.words, tuple(missing))
+    held = coverage([image.captions for image in images], words)
+    return Findings(tuple(probed), len(images), settings.top_n, words.name, len(words), held)

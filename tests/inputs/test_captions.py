@@ -4,7 +4,16 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.inputs.captions import FUNCTION_WORDS, content_words, gpt_turns, in_list, phrases, singular, word_runs
+from sea_pipeline.inputs.captions import (
+    FUNCTION_WORDS,
+    Forms,
+    content_words,
+    gpt_turns,
+    in_list,
+    phrases,
+    singular,
+    word_runs,
+)
 from sea_pipeline.inputs.wordlists import load_wordlist
 
 
@@ -74,6 +83,39 @@ def test_only_the_list_makes_a_singular() -> None:
     assert in_list("dog", {"dogs"}) is None
     assert in_list("traffic lights", {"traffic light", "light"}) == "traffic light"
     assert in_list("glass", {"glas"}) is None
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ("dogs", "dog"), ("boxes", "box"), ("berries", "berry"), ("knives", "knife"), ("children", "child"),
+        ("snowmen", "snowman"), ("t-shirts", "t-shirt"), ("watches", "watch"), ("tattoos", "tattoo"),
+        ("playing", "play"), ("jumped", "jump"), ("hoping", "hope"), ("hopped", "hop"), ("riding", "ride"),
+        ("swimming", "swim"), ("visiting", "visit"), ("travelled", "travel"), ("falling", "fall"), ("passed", "pass"),
+        ("agreed", "agree"), ("seeing", "see"), ("skiing", "ski"), ("carried", "carry"), ("carrying", "carry"),
+        ("lying", "lie"), ("panicked", "panic"), ("quitting", "quit"), ("mixed", "mix"), ("showing", "show"),
+        ("ran", "run"), ("ridden", "ride"), ("sat", "sit"), ("ran", "running"), ("plays", "played"), ("swam", "swims"),
+    ],
+)  # fmt: skip
+def test_forms_of_one_word(word: str, other: str) -> None:
+    for one, listed in ((word, other), (other, word), (word, other.upper())):
+        assert Forms([listed]).has_other(one)
+        assert not Forms([listed]).has(one)
+        assert Forms([listed, one]).has(one)
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ("hoping", "hop"), ("staring", "star"), ("planes", "planned"), ("planing", "plans"), ("riding", "rid"),
+        ("thing", "th"), ("spring", "spr"), ("bed", "b"), ("seed", "see"), ("feed", "fee"), ("red", "re"),
+        ("player", "play"), ("bigger", "big"), ("caves", "cafe"), ("rose", "rise"), ("ground", "grind"),
+        ("grass", "gras"), ("dog", "cat"), ("painting", "pain"), ("dogs playing", "dog"),
+    ],
+)  # fmt: skip
+def test_other_words_are_no_forms(word: str, other: str) -> None:
+    assert not Forms([other]).has_other(word)
+    assert not Forms([word]).has_other(other)
 
 
 @pytest.mark.parametrize(

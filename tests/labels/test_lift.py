@@ -74,7 +74,8 @@ def test_nothing_wins_where_intervals_meet() -> None:
         return caption_lift.Probed("x", sign, 9, caption_lift.Lift((low + high) / 2, 0, low, high), 0, 0, ())
 
     def findings(*rows: caption_lift.Probed) -> caption_lift.Findings:
-        return caption_lift.Findings(rows, 9, 10, "x", 9, 9, ())
+        held = caption_lift.Held(1, 0, 0)
+        return caption_lift.Findings(rows, 9, 10, "x", 9, caption_lift.Coverage(held, held, (), ()))
 
     meet = findings(probed(1, 0.1, 0.4), probed(-1, 0.3, 0.5))
     assert meet.verdicts() == {"x": None}

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from sea_pipeline import open_labels
+from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels import caption_lift, sign_probe
 from sea_pipeline.labels import run as label_run
-from sea_pipeline.labels.captioned_images import captioned_images, named_entries
+from sea_pipeline.labels.captioned_images import captioned_images, coverage, named_entries
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.labels.sign_probe import signed
 from tests.support.world import COLOURS, ColourEncoder, draw
@@ -73,7 +74,9 @@ def test_the_sign_that_was_planted_wins(probing: Callable[..., caption_lift.Find
     assert findings.verdicts() == {"open_clip:colours/here#final": 1, "open_clip:colours/here#value": 1}
     assert findings.best is findings.probed[0]
     assert (findings.images, findings.listed) == (24, 8)
-    assert (findings.spoken, findings.missing) == (6 + 2, ("thing", "zzyzxes"))
+    assert findings.coverage.words == caption_lift.Held(6, 0, 2)
+    assert findings.coverage.occurrences == caption_lift.Held(2 * 24, 0, 2 * 24)
+    assert (findings.coverage.inflected, findings.coverage.absent) == ((), ("thing", "zzyzxes"))
 
 
 def test_figures_are_those_of_the_labels_that_label_writes(
@@ -116,8 +119,52 @@ def test_words_of_captions() -> None:
         [],
         ["glass of wine"],
     ]
-    assert named.words == 9
-    assert named.missing == {"teddy": 1, "unicorn": 1, "unicorns": 1, "glass": 1, "wine": 1}
+
+
+PLANTED = [["Two dogs, a Dog and dogs' balls", "the dog runs"], ["English boys are playing frisbee; a boy ran"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "distinct", "occurrences", "inflected", "absent"),
+    [
+        (("dog", "ball", "run", "play", "boy"), (2, 6, 2), (3, 7, 2),
+         "dogs balls boys playing ran runs", "english frisbee"),
+        (("dogs", "running", "PLAYED", "frisbee"), (2, 4, 4), (3, 5, 4),
+         "dog playing ran runs", "balls boy boys english"),
+        (("dog dogs", "unicorn"), (0, 0, 10), (0, 0, 12),
+         "", "dog dogs balls boy boys english frisbee playing ran runs"),
+    ],
+)  # fmt: skip
+def test_how_a_list_has_what_captions_say(
+    words: tuple[str, ...], distinct: Any, occurrences: Any, inflected: str, absent: str
+) -> None:
+    held = coverage(PLANTED, WordList.of("x", words))
+    assert (held.words, held.occurrences) == (caption_lift.Held(*distinct), caption_lift.Held(*occurrences))
+    assert set(held.inflected) == set(inflected.split())
+    assert set(held.absent) == set(absent.split())
+
+
+def test_a_list_of_every_form_has_all() -> None:
+    spoken = tuple(word for texts in PLANTED for text in texts for word in content_words(text))
+    held = coverage(PLANTED, WordList.of("x", tuple(dict.fromkeys(spoken))))
+    assert (held.words, held.occurrences) == (caption_lift.Held(10, 0, 0), caption_lift.Held(12, 0, 0))
+    assert held.words.as_they_stand == held.words.total
+    assert (held.inflected, held.absent) == ((), ())
+
+
+def test_the_command_says_100_percent_of_a_list_of_every_form(
+    probing: Callable[..., caption_lift.Findings], command: Any, captioned: Path, words: Path
+) -> None:
+    words.write_text("\n".join([*COLOURS, "thing", "zzyzxes"]))
+    findings = probing()  # leaves the colour encoder in place
+    assert (findings.coverage.words, findings.coverage.occurrences) == (
+        caption_lift.Held(8, 0, 0),
+        caption_lift.Held(96, 0, 0),
+    )
+    arguments = ["--data", captioned, "--image-root", captioned.parent / "photos", "--wordlist", words, "--top-n", 3]
+    stdout = command("probe", *arguments, "--encoder", "open_clip:colours/here")[1]
+    assert "100.0% of words, 100.0% with repetitions" in stdout
+    assert stdout.count("0.0% of words, 0.0% with repetitions") == 2
 
 
 def test_images_are_chosen_by_their_ids_alone(tmp_path: Path) -> None:
@@ -220,7 +267,14 @@ def test_the_command_prints_tables_and_json(
     arguments += ["--encoder", "open_clip:colours/here"]
     code, stdout, stderr = command("probe", *arguments)
     assert (code, stderr) == (0, "")
-    for expected in ("24 with captions", "2 of them not in the list (thing, zzyzxes)", "#final  ← best", "100.0%"):
+    for expected in (
+        "24 with captions",
+        "8 in the captions, 96 with repetitions",
+        "75.0% of words, 50.0% with repetitions",
+        "25.0% of words, 50.0% with repetitions (thing, zzyzxes)",
+        "#final  ← best",
+        "100.0%",
+    ):
         assert expected in stdout
     assert "open_clip:colours/here#final: sign + is better" in stdout
     assert json.loads(command("probe", *arguments, "--json")[1]) == json.loads(json.dumps(findings.to_json()))

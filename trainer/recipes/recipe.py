@@ -1,7 +1,7 @@
 """What a training run is asked for, checked as a whole; `files.py` reads it.
 
 A recipe has a few groups; each field says what it means and in which unit. Where the papers leave something open, the
-field is named after the question, and `preset: paper` sets all of SEA's to the paper's letter.
+field is named after the question, and `preset: paper` sets all of SEA's as we read it; docs/readings.md lists them.
 """
 
 from pathlib import Path
@@ -206,7 +206,7 @@ class Recipe(Strict):
 
     name: str = "run"
     preset: Literal["paper"] | None = None
-    """`paper`: the letter of SEA's paper, L_a switched on, wherever the field is not set."""
+    """`paper`: our reading of SEA's paper, L_a switched on, wherever the field is not set."""
     model: Path | Parts = Parts()
     """A LLaVA folder, or parts that become one."""
     data: Data = Data()

@@ -1,29 +1,29 @@
 """What a terminal shows of probing."""
 
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from sea_pipeline.cli import terminal
-from sea_pipeline.labels.caption_lift import Findings, Probed
+from sea_pipeline.labels.caption_lift import Coverage, Findings, Probed
 
-_MOST_MISSING = 10
+_MOST_WORDS = 10
 
 
 def probe_tables(findings: Findings) -> None:
     """What was probed, the figures of every encoder, path and sign, and which sign is better."""
-    missing = ", ".join(islice(findings.missing, _MOST_MISSING))
-    more = ", …" if len(findings.missing) > _MOST_MISSING else ""
+    held = findings.coverage
     unread = findings.images - min(probed.images for probed in findings.probed)
     terminal.print_table(
         {
             "images": f"{findings.images:,} with captions"
             + (f", {unread:,} of which cannot be used" if unread else ""),
             "word list": f"{findings.wordlist}, {findings.listed:,} words; n = {findings.top_n}",
-            "captions": f"{findings.spoken:,} content words, {len(findings.missing):,} of them not in the list"
-            + (f" ({missing}{more})" if missing else ""),
+            "content words": f"{held.words.total:,} in the captions, {held.occurrences.total:,} with repetitions",
+            "in the list as they stand": _share(held, "as_they_stand"),
+            "only in another form": _share(held, "other_form") + _some(held.inflected),
+            "not in the list": _share(held, "absent") + _some(held.absent),
         }
     )
     terminal.output.print()
@@ -59,6 +59,16 @@ def llm_tables(found: Mapping[str, Any]) -> None:
 
 def _near(found: Mapping[str, Any]) -> tuple[str, ...]:
     return f"{found['own']:.1%}", f"{round(found['cosine'], 3) + 0.0:+.3f}", f"{found['rank']:,.0f}"
+
+
+def _share(held: Coverage, kind: str) -> str:
+    words, occurrences = (getattr(counts, kind) / counts.total for counts in (held.words, held.occurrences))
+    return f"{words:.1%} of words, {occurrences:.1%} with repetitions"
+
+
+def _some(words: Sequence[str]) -> str:
+    more = ", …" if len(words) > _MOST_WORDS else ""
+    return f" ({', '.join(words[:_MOST_WORDS])}{more})" if words else ""
 
 
 def _figures(findings: Findings) -> Table:
