@@ -23,6 +23,7 @@ from transformers import (
 
 from tests.support.memory import READY, measured
 from tests.support.programs import Begin
+from tests.support.run_values import run as run
 from tests.support.run_values import tensors, written
 from tests.support.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
 from tests.support.tiny_runs import World, tiny_recipe
