@@ -6,8 +6,9 @@ from typing import Any
 
 from trainer.attach.attached import Attached, attach
 from trainer.attach.families import FAMILIES
+from trainer.attach.mixin import AttachMixin
 
-__all__ = ["FAMILIES", "Attached", "attach"]
+__all__ = ["FAMILIES", "AttachMixin", "Attached", "attach"]
 
 
 class _Callable(ModuleType):

@@ -19,14 +19,15 @@ from sea_pipeline.store import LabelStore
 from trainer import losses
 from trainer.attach.families import parts_of
 from trainer.attach.settings import Group, read_settings
+from trainer.attach.terms import basic_terms
 from trainer.attach.tiles import Laid, Size, Tile
 from trainer.attach.watch import Kept, Watch
 from trainer.geometry import placed
 from trainer.recipe import Loss
 from trainer.sampling import draw, generator, one_patch_per_word
 from trainer.sea import SeaTerm
-from trainer.supervision import Supervision, degrees, image_weights
-from trainer.words import llm_embeddings, ordinary_length, word_tokens
+from trainer.supervision import Supervision
+from trainer.words import word_tokens
 
 ImageIds = Iterable[str | Iterable[str]]
 """Images' names in the labels, in the order of the images in a batch; flat, or a list for each sample."""
@@ -69,6 +70,8 @@ class Attached:
         model: as given.
         terms: L_a, L_das and L_sds of the last `loss`, by "sea", "das", "sds"; scalars with their graphs, not weighted.
         pairs: N of the last L_a.
+        weights: of the terms that are on, by name.
+        last_ids: the images of the last `loss`.
         step: decides what is drawn, with the seed and the images' names; one more after each `loss`, or set it.
     """
 
@@ -88,10 +91,11 @@ class Attached:
         self.terms: dict[str, torch.Tensor] = {}
         self.pairs = 0
         self.step = 0
+        self.last_ids: list[str] = []
         self._parts = parts_of(model)
         self._labels, self._seed = labels, seed
-        self._weights = {name: float(term.weight) for name, term in settings.terms().items()}
-        self._basic = [name for name in self._weights if name != "sea"]
+        self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
+        self._basic = [name for name in self.weights if name != "sea"]
         supervision, switched = None, getattr(self._parts.llm.config, "_attn_implementation", None)
         if self._basic:
             supervision = Supervision(self._parts.llm, settings.basic)
@@ -103,7 +107,7 @@ class Attached:
     def loss(self, image_ids: ImageIds = ()) -> torch.Tensor:
         """Computes the weighted sum of the terms over the visual tokens of the model's last forward.
 
-        Add it to the model's own loss. Under gradient accumulation divide it as you divide that one. Text alone gives 0.
+        Add it to the model's own loss; under gradient accumulation divide it as you divide that. Text alone gives 0.
         SEA is a mean over the drawn patches, BASIC a mean over samples with images.
 
         Args:
@@ -117,8 +121,8 @@ class Attached:
         Raises:
             UserError: there was no forward, or its images are not these.
         """
-        kept = self._kept()
-        ids = _flat(image_ids)
+        kept = self.kept()
+        ids = self.last_ids = _flat(image_ids)
         step, self.step = self.step, self.step + 1
         if kept.visual is None and ids:
             raise UserError(
@@ -127,12 +131,12 @@ class Attached:
             )
         self._check_whole()
         self.terms = {}
-        if "sea" in self._weights:
+        if "sea" in self.weights:
             self.terms["sea"] = self._sea(kept, ids, step)
         if self._basic and kept.visual is not None:
             self.terms |= self._of_basic(kept, ids)
         kept.made = kept.apart = None
-        total = sum((self._weights[name] * value for name, value in self.terms.items()), torch.zeros(()))
+        total = sum((self.weights[name] * value for name, value in self.terms.items()), torch.zeros(()))
         return torch.as_tensor(total)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -140,7 +144,7 @@ class Attached:
 
         Give it to the optimizer, without weight decay.
         """
-        if "sea" not in self._weights or self.words is None or not self.words.log_scale.requires_grad:
+        if "sea" not in self.weights or self.words is None or not self.words.log_scale.requires_grad:
             return []
         return [self.words.log_scale]
 
@@ -165,8 +169,9 @@ class Attached:
         Raises:
             UserError: the images are not those of the ids; there was no forward.
         """
-        from trainer.attach.looking import looked_at  # here: it brings in what training has no use for
+        from trainer.attach.looking import check_batches, looked_at  # here: it brings in what training has no use for
 
+        check_batches(batches)
         return looked_at(self, batches)
 
     def detach(self) -> None:
@@ -177,6 +182,17 @@ class Attached:
             if self._basic and self._switched is not None:
                 self._parts.llm.config._attn_implementation = self._switched
         self.terms = {}
+
+    @property
+    def scale(self) -> float:
+        """1 / tau, as L_a uses it."""
+        assert self.words is not None
+        return min(float(self.words.log_scale.detach().exp()), losses.MAX_SCALE)
+
+    @property
+    def logged(self) -> list[str]:
+        """What a log line says of each step."""
+        return [f"loss_{name}" for name in self.weights] + (["sea_pairs"] if "sea" in self.weights else [])
 
     # What is looked up
 
@@ -191,20 +207,27 @@ class Attached:
             raise UserError("attached: it was detached; call attach() again")
         return self._watch
 
-    def _kept(self) -> Kept:
+    def kept(self) -> Kept:
+        """Gives what the last forward made.
+
+        Raises:
+            UserError: there was none.
+        """
         if (kept := self.watch.kept) is None:
-            raise UserError("attached.loss: expected a forward of the model before it; found none; call the model first")
+            raise UserError(
+                "attached.loss: expected a forward of the model before it; found none; call the model first"
+            )
         return kept
 
     @cached_property
     def _vocabulary(self) -> int:
         """How many ids are real ones and no placeholders: E's rows behind them only pad it."""
         tokenizer, config = self.processor.tokenizer, self._parts.inner.config
-        ids = set(tokenizer.get_vocab().values())
+        ids: set[int] = set(tokenizer.get_vocab().values())
         image, rows = config.image_token_id, config.get_text_config().vocab_size
         if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
-            return min(int(image), rows)
-        return min(max(ids) + 1, rows)
+            return min(int(image), int(rows))
+        return min(max(ids) + 1, int(rows))
 
     @cached_property
     def cache(self) -> Any:  # noqa: ANN401 - LabelCache, or nothing
@@ -218,7 +241,9 @@ class Attached:
         columns = ("image_id", "width", "height")
         tables = (table.to_pydict() for table in self._labels.tables(columns))
         return {
-            name: (width, height) for table in tables for name, width, height in zip(*map(table.get, columns), strict=True)
+            name: (width, height)
+            for table in tables
+            for name, width, height in zip(*map(table.get, columns), strict=True)
         }
 
     def _sea_term(self) -> SeaTerm:
@@ -253,7 +278,7 @@ class Attached:
         assert call is not None
         if family.images is not None and (count := len(call.given[family.images])) != len(ids):
             raise UserError(
-                f"attached.loss: expected an id for each of the batch's {count} images, in their order; found {len(ids)}"
+                f"attached.loss: expected ids of all {count} images of the batch, in their order; found {len(ids)}"
             )
         sizes = [self._sizes.get(name) if self._labels is not None else None for name in ids]
         laid = family.lay(call, sizes)
@@ -273,8 +298,8 @@ class Attached:
         term, sea = self.words, self.settings.sea
         assert term is not None
         embed = self.watch.embed
-        device = kept.visual.device if kept.visual is not None else embed.weight.device  # type: ignore[union-attr]
-        term.to(device)  # type: ignore[arg-type]
+        device = embed.weight.device if kept.visual is None else kept.visual.device
+        term.to(device)
         term.clamp_scale()
         patches, words = self._drawn(kept, ids, step)
         if not sea.gather:
@@ -282,9 +307,9 @@ class Attached:
             kept_ones = one_patch_per_word(keys, np.random.default_rng((self._seed, step, *_numbers(ids))))
             patches, words = patches[kept_ones], words[kept_ones]
         width = self._parts.llm.config.hidden_size
-        visual = kept.visual if kept.visual is not None else torch.zeros(0, width, device=device)  # type: ignore[arg-type]
+        visual = kept.visual if kept.visual is not None else torch.zeros(0, width, device=device)
         seed = int(np.random.default_rng((self._seed, step)).integers(2**31))
-        places = (torch.from_numpy(each).to(device) for each in (patches, words))  # type: ignore[arg-type]
+        places = (torch.from_numpy(each).to(device) for each in (patches, words))
         loss, pairs = term(visual, *places, embed, seed)
         self.pairs = int(pairs)
         return torch.as_tensor(loss)
@@ -304,72 +329,13 @@ class Attached:
         return np.concatenate(patches), np.concatenate(words)
 
     def _of_basic(self, kept: Kept, ids: Sequence[str]) -> dict[str, torch.Tensor]:
-        """L_das (Eq. 6) and L_sds (Eq. 7), whose gradient goes to the projector alone."""
-        if kept.seen is None or kept.columns is None or kept.visual is None:
-            raise UserError(
-                "attached.loss: das and sds learn from forwards in training mode; found one in evaluation mode; call "
-                "model.train() before the forward"
-            )
-        at, weights = self._shares(kept, ids)
-        visual = kept.visual if kept.apart is None else kept.visual.detach().requires_grad_()
-        chosen, refined = visual[at], kept.seen.refined[at.to(kept.seen.refined.device)]
-        embed, found = self.watch.embed, {}
-        if "das" in self._basic:
-            ordinary = ordinary_length(embed, self._vocabulary)
-            found["das"] = losses.das(chosen, refined, weights, ordinary=ordinary)
-        if "sds" in self._basic:
-            embeddings = llm_embeddings(embed, self._vocabulary)
-            precision = self.settings.sds.precision
-            half = precision == "bfloat16" or (precision == "auto" and embeddings.dtype == torch.bfloat16)
-            options: dict[str, Any] = {"matmul_dtype": torch.bfloat16 if half else None}
-            options["temperature"] = self.settings.sds.temperature
-            found["sds"] = losses.sds(chosen, refined, weights, embeddings, **options)
-        if kept.apart is not None:
-            return {name: _ending_at_projector(value, visual, kept) for name, value in found.items()}
-        return found
-
-    def _shares(self, kept: Kept, ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which visual tokens count, int64 (t,), and how much each does, (t,): the a of Eq. 5 by image and sample."""
-        assert kept.visual is not None and kept.columns is not None and kept.seen is not None and kept.call is not None
-        family, device = self._parts.family, kept.visual.device
-        samples = kept.columns.nonzero()[:, 0].to(device)
+        """L_das and L_sds; images' tokens are told apart by what the family says of them, else by sample."""
+        assert kept.call is not None
+        family, laid = self._parts.family, None
         if family.images is not None or ids:
             unnamed = [""] * len(kept.call.given[family.images]) if family.images is not None else []
             laid = self.laid(kept, ids or unnamed)
-            lengths = torch.tensor([one.tokens for one in laid], device=device)
-        else:  # tiles follow from sizes, which nobody knows: all images of a sample are one
-            laid, lengths = [], kept.columns.sum(1).to(device)
-            lengths = lengths[lengths > 0]
-        image = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-        there = torch.ones(len(image), dtype=torch.bool)
-        start = 0
-        for one in laid:
-            there[start : start + one.tokens] = False
-            for tile in one.tiles:
-                there[torch.from_numpy(tile.cells) + start] = True
-            start += one.tokens
-        at = there.nonzero().squeeze(1).to(device)
-        attention = kept.seen.attention.to(device)
-        if self.settings.basic.degree == "equal":
-            attention = torch.ones_like(attention)
-        counted, firsts = torch.bincount(image[at], minlength=len(lengths)), lengths.cumsum(0) - lengths
-        shares = image_weights(samples[firsts]).to(device)
-        parts = attention[at].split(counted.tolist())
-        weights = torch.cat([degrees(part.unsqueeze(0))[0] * share for part, share in zip(parts, shares, strict=True)])
-        return at, weights
-
-
-def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: Kept) -> torch.Tensor:
-    """Gives a term whose gradient by the projector's weights is its own, and by anything in front of it none.
-
-    The gradient by V goes back to what the projector gave, through whatever puts V together; from there it goes on
-    through the same projector on an input without a graph.
-    """
-    assert kept.made is not None and kept.apart is not None and kept.visual is not None
-    (by_visual,) = torch.autograd.grad(value, visual, retain_graph=True)
-    (by_made,) = torch.autograd.grad(kept.visual, kept.made, by_visual, retain_graph=True)
-    carried = (kept.apart.to(value.dtype) * by_made.to(value.dtype)).sum()
-    return value.detach() + carried - carried.detach()
+        return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self._vocabulary)
 
 
 def _flat(image_ids: ImageIds) -> list[str]:

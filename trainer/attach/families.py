@@ -1,7 +1,7 @@
 """The families of models that SEA and BASIC can be attached to, one line each; others are refused by name."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -59,7 +59,7 @@ def parts_of(model: nn.Module) -> Parts:
     Raises:
         UserError: its family is none of `FAMILIES`, or its tower has no grid.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
     name = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
     family = FAMILIES.get(name)
     if family is None:
@@ -70,8 +70,8 @@ def parts_of(model: nn.Module) -> Parts:
         )
     if name == "llava" and base.config.vision_config.model_type == "pixtral":
         raise UserError(
-            "attach: a model of the type 'llava' with a tower 'pixtral', whose images have grids of their own; expected "
-            "a tower with one grid, such as 'clip_vision_model' or 'siglip_vision_model'; choose such a model"
+            "attach: a model of the type 'llava' with a tower 'pixtral', whose images have grids of their own; "
+            "expected a tower with one grid, such as 'clip_vision_model' or 'siglip_vision_model'; choose such a model"
         )
     inner = base if family.late else base.model
     return Parts(name, family, inner, inner.get_submodule(family.llm))

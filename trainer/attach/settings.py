@@ -40,7 +40,9 @@ def read_settings(sea: Group | None, das: Group | None, sds: Group | None, basic
             raise UserError(f"attach: {name}: expected keys and values, such as {{'weight': 1.0}}; found {group!r:.80}")
         problems += [f"loss.{name}.{key}: {why}; leave it out" for key, why in _OF_RUNS[name].items() if key in group]
         if group.get("weight") == "auto":
-            problems.append(f"loss.{name}.weight: auto follows L_lm's gradient, which attach does not have; give a number")
+            problems.append(
+                f"loss.{name}.weight: auto follows L_lm's gradient, which attach does not have; give a number"
+            )
     weighted = {
         name: ({"weight": WEIGHTS[name]} if name in WEIGHTS else {}) | dict(group) for name, group in given.items()
     }

@@ -269,7 +269,8 @@ def padded(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
     laid = []
     for size in sizes:
         width, height = _known(call, size)
-        whole = get_best_fit((height, width), resolutions, processor.resize_to_max_canvas).tolist()
+        fit: Any = get_best_fit((height, width), resolutions, processor.resize_to_max_canvas)
+        whole = fit.tolist()
         tile = processor.size["height"]
         most = whole
         if not processor.resize_to_max_canvas:

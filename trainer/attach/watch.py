@@ -69,8 +69,7 @@ class Watch:
     def __init__(self, parts: Parts, processor: Any, supervision: Supervision | None, vocabulary: int) -> None:  # noqa: ANN401
         self.parts = parts
         self.kept: Kept | None = None
-        self.order: torch.Tensor | None = None
-        """int64 (T,): while it is set, visual tokens enter the LLM in this order: as if of other photos."""
+        self._order: torch.Tensor | None = None
         self._first = False
         self._processor = processor
         self._supervision, self._vocabulary = supervision, vocabulary
@@ -107,11 +106,19 @@ class Watch:
         finally:
             self._first = False
 
+    @contextmanager
+    def reordered(self, order: torch.Tensor) -> Iterator[None]:
+        """Within it visual tokens enter the LLM in another order, int64 (T,): as if of other photos."""
+        self._order = order
+        try:
+            yield
+        finally:
+            self._order = None
+
     @property
-    def embed(self) -> nn.Module:
+    def embed(self) -> Any:  # noqa: ANN401 - a module with a weight
         """The LLM's input embeddings."""
-        embed: nn.Module = self.parts.inner.get_input_embeddings()
-        return embed
+        return self.parts.inner.get_input_embeddings()
 
     def _stand_in(self, module: nn.Module, name: str, around: Callable[..., Any], *, eager: bool = False) -> None:
         before = module.__dict__.get(name, _ABSENT)
@@ -171,13 +178,15 @@ class Watch:
         found = original(*given, **named)
         if not self.parts.family.late:
             pooled = found.pooler_output
-            entries = list(pooled) if isinstance(pooled, list | tuple) else list(pooled.flatten(0, max(0, pooled.dim() - 3)))
+            entries = (
+                list(pooled) if isinstance(pooled, list | tuple) else list(pooled.flatten(0, max(0, pooled.dim() - 3)))
+            )
             flat = torch.cat(entries) if len(entries) > 1 else entries[0]
             self._keep(kept, flat, [len(entry) for entry in entries])
-            if self.order is not None:
-                found.pooler_output = _in_order(pooled, self.order)
+            if self._order is not None:
+                found.pooler_output = _in_order(pooled, self._order)
                 if (deeper := getattr(found, "deepstack_features", None)) is not None:
-                    found.deepstack_features = [_in_order(one, self.order) for one in deeper]
+                    found.deepstack_features = [_in_order(one, self._order) for one in deeper]
         return found
 
     def _project(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
@@ -191,8 +200,8 @@ class Watch:
             kept.apart = original(features.detach(), *given[1:], **named)
         if self.parts.family.late:
             self._keep(kept, found.flatten(0, -2), [found[..., 0].numel()])
-            if self.order is not None:
-                return found.flatten(0, -2)[self.order].view_as(found)
+            if self._order is not None:
+                return found.flatten(0, -2)[self._order].view_as(found)
         return found
 
     def _decode(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401

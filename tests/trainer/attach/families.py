@@ -213,7 +213,8 @@ def _qwen(version: str) -> Tiny:
     videos = hf.Qwen3VLVideoProcessor if version == "3" else hf.Qwen2VLVideoProcessor
     kinds = {"2": hf.Qwen2VLProcessor, "2.5": hf.Qwen2_5_VLProcessor, "3": hf.Qwen3VLProcessor}
     processor = kinds[version](hf.Qwen2VLImageProcessor(**patches), words, videos(**patches))
-    return _made(getattr(hf, f"{name}ForConditionalGeneration"), config, processor)
+    mark = "<|vision_start|><image><|vision_end|>"
+    return _made(getattr(hf, f"{name}ForConditionalGeneration"), config, processor, mark)
 
 
 def qwen2_vl() -> Tiny:
@@ -238,9 +239,7 @@ def idefics3() -> Tiny:
         pad_token_id=3,
     )
     images = hf.Idefics3ImageProcessor(size={"longest_edge": 96}, max_image_size={"longest_edge": 32})
-    return _made(
-        hf.Idefics3ForConditionalGeneration, config, hf.Idefics3Processor(images, words, image_seq_len=4)
-    )
+    return _made(hf.Idefics3ForConditionalGeneration, config, hf.Idefics3Processor(images, words, image_seq_len=4))
 
 
 def smolvlm() -> Tiny:
@@ -303,7 +302,8 @@ def llama4() -> Tiny:
     words = tokenizer()
     words.add_special_tokens({
         "additional_special_tokens": [
-            "<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>",
+            "<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>",
+            "<|tile_y_separator|>",
         ]
     })  # fmt: skip
     text = text_settings(intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=2048)
