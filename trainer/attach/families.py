@@ -52,6 +52,12 @@ class Parts(NamedTuple):
     """The model that has `get_image_features`."""
     llm: Any
 
+    @property
+    def projector(self) -> nn.Module:
+        """As it is now: adapters may have put a copy in its place."""
+        projector: nn.Module = self.inner.get_submodule(self.family.projector)
+        return projector
+
 
 def parts_of(model: nn.Module) -> Parts:
     """Finds a model's parts; adapters of peft around it do not matter.

@@ -251,8 +251,8 @@ def _scans(call: Call, size: Size) -> list[CropBox]:
     processor, (width, height) = call.processor.image_processor, size
     names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
     chosen = {f"pan_and_scan_{name}": getattr(processor, f"pan_and_scan_{name}", None) for name in names}
-    defaults = getattr(call.processor, "images_kwargs", None) or {}
-    chosen = {name: defaults.get(name) if value is None else value for name, value in chosen.items()}
+    defaults = getattr(call.processor, "images_kwargs", None) or {}  # which come before the image processor's own
+    chosen = {name: value if defaults.get(name) is None else defaults[name] for name, value in chosen.items()}
     columns = processor.pan_and_scan_batched(torch.arange(width).expand(1, height, width), **chosen)
     rows = processor.pan_and_scan_batched(torch.arange(height)[None, :, None].expand(1, height, width), **chosen)
     return [

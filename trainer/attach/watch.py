@@ -142,7 +142,7 @@ class Watch:
 
     def _stand_in_projector(self) -> None:
         """Again where adapters put a copy in the projector's place."""
-        projector = self.parts.inner.get_submodule(self.parts.family.projector)
+        projector = self.parts.projector
         if projector is not self._projector and (self._supervision is not None or self.parts.family.late):
             self._projector = projector
             self._stand_in(projector, "forward", self._project)

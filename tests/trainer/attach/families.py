@@ -1,5 +1,6 @@
 """A tiny random model of each family and its own processor, made offline; images go in, and a batch comes out."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -7,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 import transformers as hf
 from PIL import Image
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_models import SENTENCES
+from trainer.attach.families import parts_of
 from trainer.parts import quiet
 
 SPECIAL = {
@@ -54,7 +57,8 @@ class Tiny(NamedTuple):
         given: Any = None if not flat else ([each for each in images if each] if nested else flat)
         if nested and given is not None and type(self.processor).__name__ != "LlavaOnevisionProcessor":
             given = images
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "__array__ implementation")  # PaliGemma's processor
             batch = dict(self.processor(images=given, text=texts, padding=True, return_tensors="pt", **options))
         batch["pixel_values"] = batch["pixel_values"].float() if flat else None
         batch = {name: value for name, value in batch.items() if value is not None}
@@ -119,13 +123,14 @@ PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
 _SQUARE = {"size": {"height": 32, "width": 32}}
 
 
-def _made(kind: Any, config: Any, processor: Any, mark: str = "<image>", *, mean: float | None = None) -> Tiny:
+def _made(kind: Any, config: Any, processor: Any, mark: str = "<image>") -> Tiny:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind(config)
-        for name, parameter in model.named_parameters():  # Gemma 3's projector starts at zero
-            if "projector" in name and not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.5)
+        ends = {*parts_of(model).projector.parameters(), *getattr(model, "vision_model", nn.Module()).parameters()}
+        for parameter in model.parameters():  # tokens as long as words, and Gemma 3's projector starts at zero
+            if parameter in ends and parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     processor.chat_template = processor.tokenizer.chat_template = CHAT.replace("MARK", mark)
     return Tiny(model.float().eval(), processor, mark)
 
@@ -258,7 +263,7 @@ def smolvlm() -> Tiny:
     return _made(hf.SmolVLMForConditionalGeneration, config, processor)
 
 
-def gemma3(**scan: Any) -> Tiny:
+def gemma3() -> Tiny:
     words = tokenizer()
     config = hf.Gemma3Config(
         vision_config=hf.SiglipVisionConfig(**vision_settings()),
@@ -268,7 +273,7 @@ def gemma3(**scan: Any) -> Tiny:
         eoi_token_index=words.eoi_token_id,
         mm_tokens_per_image=4,
     )
-    processor = hf.Gemma3Processor(hf.Gemma3ImageProcessor(**_SQUARE, **scan), words, image_seq_length=4)
+    processor = hf.Gemma3Processor(hf.Gemma3ImageProcessor(**_SQUARE), words, image_seq_length=4)
     return _made(hf.Gemma3ForConditionalGeneration, config, processor, "<boi>")
 
 
