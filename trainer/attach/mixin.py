@@ -48,7 +48,7 @@ class AttachMixin(_Base):
                 f"AttachMixin: expected one GPU for a process; found {self.args.n_gpu}, which the Trainer would drive "
                 "with nn.DataParallel; start it with torchrun, or set CUDA_VISIBLE_DEVICES to one"
             )
-        self.data_collator = cast("Any", CarryIds(cast("Any", self.data_collator)))
+        self.data_collator = cast("Any", CarryIds(cast("Any", self.data_collator), "sea" in attached.weights))
         self.add_callback(_Temperature(attached))
 
     def compute_loss(
@@ -137,14 +137,20 @@ class CarryIds:
 
     Args:
         collate: the trainer's own.
+        needed: rows without names are refused.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
-        self.collate = collate
+    def __init__(self, collate: Callable[[Sequence[Any]], Any], needed: bool) -> None:
+        self.collate, self.needed = collate, needed
 
     def __call__(self, rows: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever a collator gives
         """Gives the collator's batch with a list of names for each row, if rows have them."""
         if not all(isinstance(row, Mapping) and IDS in row for row in rows):
+            if self.needed:
+                raise UserError(
+                    f"AttachMixin: expected a column {IDS} in the rows of the data, each a list of its images' names "
+                    "in the labels; found none; add it, with an empty list for a row of text alone"
+                )
             return self.collate(rows)
         names = [[row[IDS]] if isinstance(row[IDS], str) else list(row[IDS] or ()) for row in rows]
         batch = self.collate([{name: value for name, value in row.items() if name != IDS} for row in rows])
