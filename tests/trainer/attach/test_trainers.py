@@ -110,13 +110,13 @@ def test_adapters_of_trl_are_trained_with_the_terms(pictures: Pictures, tmp_path
 def test_a_run_goes_on_with_its_temperature(pictures: Pictures, tmp_path: Path) -> None:
     found = []
     for stops in (False, True):
-        made, out = MAKERS["qwen2_5_vl"](), tmp_path / str(stops)
+        made, out = MAKERS["smolvlm"](), tmp_path / str(stops)
         one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0})
         changes = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
         own_trainer(made, pictures, out, one, max_steps=2 if stops else 4, **changes).train()
         if stops:
             one.detach()
-            made = MAKERS["qwen2_5_vl"]()
+            made = MAKERS["smolvlm"]()
             one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0})
             own_trainer(made, pictures, out, one, max_steps=4, **changes).train(resume_from_checkpoint=True)
         found.append((one.scale, copy.deepcopy(made.model.state_dict())))

@@ -42,7 +42,7 @@ class Collate:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         self.named = any("image_ids" in row for row in rows)
-        return self.made.batch([(row["images"], "red") for row in rows])
+        return self.made.batch([(row["images"], "a red patch") for row in rows])
 
 
 ARGUMENTS: dict[str, Any] = {
