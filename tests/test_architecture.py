@@ -69,7 +69,7 @@ TRAINER_FLOORS = [
     {"model", "paper_rows", "tokenizer", "pretrained_tokenizer", "piece_model", "kept", "text_lens"},
     {"parts", "data", "harness", "premise"},
     {"controls"},
-    {"init", "features", "norm", "evaluate", "loop", "row_tokens", "answers"},
+    {"init", "features", "norm", "evaluate", "loop", "row_tokens", "answers", "attach"},
     {"load", "layers", "replace"},
     {"run_rows", "questions", "llm_probe", "contextual"},
     {"sources", "contextual_shares", "evaluation_figures", "save", "model_card", "export_files"},

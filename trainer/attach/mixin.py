@@ -91,7 +91,7 @@ class AttachMixin(_Base):
             return found
         loader = self.get_eval_dataloader(eval_dataset)
         with self.accelerator.autocast():
-            ours = self.attached.metrics(cast("Any", self._prepare_input(batch)) for batch in loader)
+            ours = self.attached.metrics({**self._prepare_inputs(batch), IDS: self._ids} for batch in loader)
         named = {f"{metric_key_prefix}_{name}": value for name, value in ours.items()}
         self.log(dict(named))
         return found | named
