@@ -173,7 +173,7 @@ class _Temperature(TrainerCallback, ExportableState):
         (parameter,) = self._attached.parameters()
         moments = self._optimizer.state.get(parameter, {})
         kept = {name: float(value) for name, value in moments.items()}
-        return {"args": {}, "attributes": {"log_scale": float(parameter), **kept}}
+        return {"args": {}, "attributes": {"log_scale": float(parameter.detach()), **kept}}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, model: Any = None, **__: Any) -> None:  # noqa: ANN401
         embed = model.get_input_embeddings()

@@ -51,7 +51,7 @@ def test_planted_tokens_hit_their_labels(name: str, pictures: Pictures, monkeypa
 def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures) -> None:
     made = tiny("qwen3_vl")
     one = attach(made.model, made.processor, labels=pictures.open(), sea={})
-    samples = [(images, "a red patch and a green one") for images, _ in pictures.batch(NAMES)]
+    samples = pictures.batch(NAMES)
     batch = made.batch(samples)
     found = one.metrics([batch | {"image_ids": NAMES}])
 
