@@ -8,8 +8,6 @@ import torch
 
 from tests.trainer.attach.worlds import Pictures, draw_pictures
 
-pytest.importorskip("num2words", reason="SmolVLM's processor needs it")
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import transformers as hf
 from PIL import Image
@@ -248,6 +249,7 @@ def idefics3() -> Tiny:
 
 
 def smolvlm() -> Tiny:
+    pytest.importorskip("num2words", reason="SmolVLM's processor needs it")
     words = tokenizer()
     config = hf.SmolVLMConfig(
         vision_config=vision_settings(),
