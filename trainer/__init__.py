@@ -2,5 +2,16 @@
 
 `training.run.train_stages` runs a recipe and `training.run.train` one stage of it; `evaluation.run.evaluate_model`
 measures a model, `model.assemble.init_model` makes one of parts. What a user imports is `losses`, `sampling`, `words`
-and `towers`.
+and `towers`; `trainer.attach(model, processor, …)` puts the losses on a model that exists
+already.
 """
+
+from importlib import import_module
+from types import ModuleType
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Gives `attach` without an import of its own, and only where somebody asks for it: it brings in transformers."""
+    if name == "attach":
+        return import_module("trainer.attach")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

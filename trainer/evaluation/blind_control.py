@@ -177,6 +177,13 @@ class Controls:
             _Sample(photo, other is not None, len(own), float(own.sum()), float(shown.sum()), int(content.sum()), *sums)
         )
 
+    def join(self, others: "Controls", part: int) -> None:
+        """Takes what another process has gathered; samples without photos are told apart by its number, `part`."""
+        self._samples += [
+            sample._replace(photo=f"{sample.photo}\n{part}") if sample.photo.startswith("\n") else sample
+            for sample in others._samples
+        ]
+
     def metrics(self) -> Iterator[tuple[str, float]]:
         """Yields the metrics by name, each but the count with its `_se`; see `Evaluator`."""
         everything = [sample for sample in self._samples if sample.tokens]

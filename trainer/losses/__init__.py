@@ -3,21 +3,6 @@
 It may import `recipes`, `sampling` and `sea_pipeline`.
 """
 
-from trainer.losses.equations import (
-    MAX_SCALE as MAX_SCALE,
-)
-from trainer.losses.equations import (
-    SHORT as SHORT,
-)
-from trainer.losses.equations import (
-    das as das,
-)
-from trainer.losses.equations import (
-    sds as sds,
-)
-from trainer.losses.equations import (
-    sea as sea,
-)
-from trainer.losses.equations import (
-    word_table as word_table,
-)
+from trainer.losses.equations import MAX_SCALE, SHORT, das, sds, sea, word_table
+
+__all__ = ["MAX_SCALE", "SHORT", "das", "sds", "sea", "word_table"]

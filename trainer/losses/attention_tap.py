@@ -18,6 +18,8 @@ from sea_pipeline.core.errors import UserError
 
 FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3", "olmo2", "smollm3", "granite")
 """Model types whose attention is softmax(scaling * q k), causal, through transformers' `AttentionInterface`."""
+DECODERS = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "gemma3_text")
+"""The same of decoders that are parts of models with towers of their own; see `trainer.attach`."""
 IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
 ROWS = {"cpu": 256, "gpu": 2048}
 """So many rows of attention are held at once: H * ROWS * L numbers; on a CPU of one sample, which a cache may hold."""
@@ -106,16 +108,16 @@ class AttentionTap:
         layers: k of Eq. 5, 1 to the number of the LLM's layers.
 
     Raises:
-        UserError: the model type is not in `FAMILIES`, or its attention not in `IMPLEMENTATIONS`.
+        UserError: the model type is in neither `FAMILIES` nor `DECODERS`, or its attention not in `IMPLEMENTATIONS`.
     """
 
     def __init__(self, llm: PreTrainedModel, layers: int) -> None:
         self._llm, self._layers = cast("Any", llm), layers
         config = self._llm.config
-        if config.model_type not in FAMILIES:
+        if config.model_type not in FAMILIES + DECODERS:
             raise UserError(
                 f"loss.basic.degree: the attention of an LLM of the model type {config.model_type!r} cannot be read; "
-                f"expected one of {', '.join(FAMILIES)}; set loss.basic.degree: equal"
+                f"expected one of {', '.join(FAMILIES + DECODERS)}; set loss.basic.degree: equal"
             )
         found = str(config._attn_implementation).removeprefix(_PREFIX)
         if found not in IMPLEMENTATIONS:

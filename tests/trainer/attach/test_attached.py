@@ -1,0 +1,332 @@
+"""The terms of an attached model beside float64 twins; what it leaves behind; what it refuses."""
+
+import itertools
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import trainer
+from sea_pipeline.core.errors import UserError
+from tests.trainer.attach.families import MAKERS, Tiny, tiny
+from tests.trainer.attach.twins import basic_twin, sea_twin, twin_of
+from tests.trainer.attach.worlds import Pictures
+from trainer.attach import Attached, attach
+from trainer.attach.families import FAMILIES
+from trainer.losses.embeddings import llm_embeddings
+
+NAMES = [["wide.png"], ["tall.png"]]
+"""Two images of other grids, where a family has those."""
+SEVERAL = [["wide.png", "odd.png"], [], ["tall.png"]]
+"""With two images of one sample, and a text."""
+NO_TEXTS = {"smolvlm", "idefics3", "gemma3", "llava_onevision", "paligemma"}
+"""Families whose processors want an image of every row of a batch."""
+UNTAPPED = {"llama4": "equal"}
+
+
+@pytest.fixture
+def attached() -> Iterator[Any]:
+    """Attaches, and detaches afterwards."""
+    every: list[Attached] = []
+
+    def make(made: Tiny, **settings: Any) -> Attached:
+        made.model.train()
+        every.append(attach(made.model, made.processor, **settings))
+        return every[-1]
+
+    yield make
+    for one in every:
+        one.detach()
+
+
+def names_for(name: str) -> list[list[str]]:
+    return [some for some in SEVERAL if some] if name in NO_TEXTS else SEVERAL
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None and each.grad.any()}
+
+
+def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float = 2e-4) -> None:
+    """The same parameters, each gradient to a share of its length."""
+    largest = max(float(each.norm()) for each in wanted.values())
+    wanted = {name: each for name, each in wanted.items() if float(each.norm()) > 1e-6 * largest}
+    assert wanted.keys() <= found.keys()
+    for name, each in found.items():
+        other = wanted.get(name, torch.zeros_like(each)).double()
+        assert float((each.double() - other).norm()) <= tolerance * max(float(other.norm()), 0.05 * largest), name
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_sea_is_its_twin(name: str, pictures: Pictures, attached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, names = tiny(name), names_for(name)
+    batch = made.batch(pictures.batch(names))
+    twin = twin_of(made, batch)
+    one = attached(made, labels=pictures.open(), sea={"weight": 2.0, "window": 1, "logit_scale_init": 1.0})
+    entered: list[torch.Tensor] = []
+    forward = one.words.forward
+
+    def noted(visual: torch.Tensor, patches: torch.Tensor, words: torch.Tensor, *others: Any) -> Any:
+        entered.extend((patches, words))
+        return forward(visual, patches, words, *others)
+
+    monkeypatch.setattr(one.words, "forward", noted)
+    made.model(**batch)
+    loss = one.loss(names)
+    loss.backward()
+    patches, words = entered
+    _are_the_pictures_words(one, names, patches, words, pictures)
+    wanted = sea_twin(one, twin.visual, patches, words)
+    assert len(words) >= 5
+    assert float(loss.detach()) == pytest.approx(2 * float(wanted.detach()), rel=2e-5)
+    close(gradients(made.model), {key: 2 * each for key, each in twin.gradient(wanted).items()})
+    assert _of_projector(name, gradients(made.model))
+    (scale,) = one.parameters()
+    assert scale.grad is not None
+    shuffled = sea_twin(one, twin.visual, patches, words.roll(1))
+    assert float(shuffled.detach()) != pytest.approx(float(wanted.detach()), rel=1e-3)
+
+
+def _are_the_pictures_words(
+    one: Attached, names: Any, patches: torch.Tensor, words: torch.Tensor, pictures: Pictures
+) -> None:
+    """A drawn word is one of those that the labels have where the middle of the token's cell lies."""
+    flat = [name for some in names for name in some]
+    start, checked, store = 0, 0, pictures.open()
+    for name, laid in zip(flat, one.laid(one.kept(), flat), strict=True):
+        for patch, word in zip(patches.tolist(), words.tolist(), strict=True):
+            for tile in laid.tiles:
+                (at,) = (tile.cells == patch - start).nonzero()
+                if len(at):
+                    row, column = divmod(int(at[0]), tile.grid[1])
+                    x = tile.box[0] + (column + 0.5) / tile.grid[1] * (tile.box[2] - tile.box[0])
+                    y = tile.box[1] + (row + 0.5) / tile.grid[0] * (tile.box[3] - tile.box[1])
+                    assert word in store[name].word_ids[int(y * 24) * 24 + int(x * 24)]
+                    checked += 1
+        start += laid.tokens
+    assert checked == len(patches)
+
+
+def _of_projector(name: str, found: dict[str, torch.Tensor]) -> list[str]:
+    return [parameter for parameter in found if f".{FAMILIES[name].projector}." in f".{parameter}"]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_basic_is_its_twin_and_trains_the_projector_alone(name: str, pictures: Pictures, attached: Any) -> None:
+    made, names = tiny(name), names_for(name)
+    batch = made.batch(pictures.batch(names), padding_side="right")
+    twin = twin_of(made, batch)
+    degree = UNTAPPED.get(name, "auto")
+    one = attached(made, labels=pictures.open(), das={"weight": 1.0}, sds={"weight": 0.5}, basic={"degree": degree})
+    made.model(**batch)
+    loss = one.loss(names)
+    loss.backward()
+    flat, places, start = [len(some) for some in names if some], [], 0
+    for laid in one.laid(one.kept(), [each for some in names for each in some]):
+        cells = np.sort(np.concatenate([tile.cells for tile in laid.tiles]))
+        places.append(torch.from_numpy(cells) + start)
+        start += laid.tokens
+    bounds = [0, *itertools.accumulate(flat)]
+    images = [places[a:b] for a, b in itertools.pairwise(bounds)]
+    if degree == "equal":
+        twin = twin._replace(attentions=tuple(torch.ones_like(each) for each in twin.attentions))
+    embeddings = llm_embeddings(one.watch.embed, one._vocabulary).double().detach()
+    wanted = basic_twin(twin, images, embeddings)
+    assert float(one.terms["das"].detach()) == pytest.approx(float(wanted["das"].detach()), rel=1e-4)
+    assert float(one.terms["sds"].detach()) == pytest.approx(float(wanted["sds"].detach()), rel=1e-4)
+    found = gradients(made.model)
+    assert found.keys() == set(_of_projector(name, found)), "nothing but the projector"
+    close(found, {
+        key: each
+        for key, each in twin.gradient(wanted["das"] + 0.5 * wanted["sds"]).items()
+        if _of_projector(name, {key: each})
+    })  # fmt: skip
+
+
+def test_a_frozen_tower_gives_the_same_gradient(pictures: Pictures, attached: Any) -> None:
+    """Without a tower that trains there is no second pass through the projector."""
+    found = []
+    for trains in (True, False):
+        made = tiny("qwen2_5_vl")
+        parts = attach(made.model, made.processor, basic={})
+        parts.detach()
+        for parameter in parts._parts.inner.visual.parameters():
+            parameter.requires_grad_(trains)
+        parts._parts.inner.visual.merger.requires_grad_(True)
+        one = attached(made, basic={})
+        made.model(**made.batch(pictures.batch(NAMES)))
+        assert (one.kept().apart is not None) == trains
+        one.loss().backward()
+        found.append(gradients(made.model))
+        one.detach()
+        made.model.requires_grad_(True)
+    close(found[1], found[0], 1e-5)
+
+
+def test_text_alone_gives_nothing(pictures: Pictures, attached: Any) -> None:
+    made = tiny("qwen2_vl")
+    one = attached(made, labels=pictures.open(), sea={}, basic={})
+    batch = made.batch([([], "red"), ([], "What?")])
+    out = made.model(**batch)
+    loss = out.loss + one.loss()
+    loss.backward()
+    assert float(loss.detach()) == float(out.loss.detach())
+    (scale,) = one.parameters()
+    assert scale.grad is not None
+    assert not scale.grad.any()
+    with pytest.raises(UserError, match="expected as many ids as the batch has images, 0; found 1"):
+        one.loss(["wide.png"])
+
+
+def test_an_image_without_labels_takes_no_part(pictures: Pictures, attached: Any) -> None:
+    made = tiny("llava")
+    one = attached(made, labels=pictures.open(), sea={"window": 1})
+    made.model(**made.batch(pictures.batch([["wide.png"], ["tall.png"]])))
+    one.loss([["wide.png"], ["elsewhere.png"]])
+    drawn, _ = one._drawn(one.kept(), ["wide.png", "elsewhere.png"], 0)
+    assert len(drawn)
+    assert (drawn < 16).all()
+    made = tiny("internvl")
+    one = attached(made, labels=pictures.open(), sea={})
+    made.model(**made.batch(pictures.batch([["wide.png"]])))
+    with pytest.raises(UserError, match="internvl: cuts images into tiles by their size, which the labels know"):
+        one.loss(["elsewhere.png"])
+
+
+def test_what_is_drawn_depends_on_seed_step_and_image(pictures: Pictures, attached: Any) -> None:
+    made, drawn = tiny("llava"), []
+    for seed, step, names in ((0, 0, NAMES), (0, 0, NAMES[:1]), (0, 1, NAMES), (1, 0, NAMES)):
+        one = attached(made, labels=pictures.open(), sea={}, seed=seed)
+        made.model(**made.batch(pictures.batch(names)))
+        patches, words = one._drawn(one.kept(), [name for some in names for name in some], step)
+        drawn.append([pair for pair in zip(patches.tolist(), words.tolist(), strict=True) if pair[0] < 16])
+        one.detach()
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    assert drawn[0] != drawn[3]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llama4", "llava"])
+def test_detach_leaves_no_trace(name: str, pictures: Pictures, attached: Any, tmp_path: Path) -> None:
+    made = tiny(name)
+    made.model.save_pretrained(tmp_path / "before")
+    before = _traces(made.model)
+    one = attached(made, labels=pictures.open(), sea={}, basic={"degree": UNTAPPED.get(name, "auto")})
+    assert _traces(made.model) != before
+    made.model(**made.batch(pictures.batch(NAMES)))
+    one.loss(NAMES).backward()
+    made.model.save_pretrained(tmp_path / "with")
+    one.detach()
+    one.detach()
+    assert _traces(made.model) == before
+    made.model.save_pretrained(tmp_path / "after")
+    for folder in ("with", "after"):
+        for file in (tmp_path / "before").iterdir():
+            assert (tmp_path / folder / file.name).read_bytes() == file.read_bytes()
+        assert len(list((tmp_path / folder).iterdir())) == len(list((tmp_path / "before").iterdir()))
+    with pytest.raises(UserError, match="it was detached"):
+        one.loss(NAMES)
+
+
+def _traces(model: nn.Module) -> dict[str, Any]:
+    """Everything that is on the instances of a model: attributes, hooks, and the attention's name."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        found[name] = sorted(key for key in module.__dict__ if not key.startswith("_non_persistent"))
+        found[f"{name} hooks"] = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        if getattr(module, "config", None) is not None:
+            found[f"{name} attention"] = module.config._attn_implementation
+    return found
+
+
+def test_the_models_own_loss_is_as_without(pictures: Pictures, attached: Any) -> None:
+    made = tiny("qwen2_5_vl")
+    batch = made.batch(pictures.batch(NAMES))
+    made.model.train()
+    before = made.model(**batch).loss
+    attached(made, labels=pictures.open(), sea={}, basic={})
+    assert torch.equal(made.model(**batch).loss, before)
+
+
+def test_a_copy_of_the_model_is_not_watched(pictures: Pictures, attached: Any) -> None:
+    made = tiny("llava")
+    one = attached(made, labels=pictures.open(), sea={}, basic={})
+    copied = deepcopy(made.model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    batch = made.batch(pictures.batch(NAMES))
+    made.model(**batch)
+    kept = one.kept()
+    assert not copied(**batch).logits.any()
+    assert one.kept() is kept
+
+
+def test_trainer_is_called_as_the_issue_writes_it(pictures: Pictures) -> None:
+    made = tiny("llava")
+    one = trainer.attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 0.5})  # type: ignore[operator]
+    assert one.weights == {"sea": 0.5}
+    one.detach()
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "no term is on; give sea, das, sds or basic"),
+    ({"sea": {}}, "sea: expected labels; found none; give labels=open_labels"),
+    ({"sea": {"wieght": 1}, "labels": True}, "loss.sea.wieght: there is no such key; expected weight"),
+    ({"sea": {"weight": -1}, "labels": True}, "loss.sea.weight: .*greater than or equal to 0.*found -1"),
+    ({"sea": {"weight": "auto"}, "labels": True}, "loss.sea.weight: auto follows L_lm's gradient"),
+    ({"sea": {"match_norm": True}, "labels": True}, "loss.sea.match_norm: scales the projector"),
+    ({"basic": {"lens": "ridge"}}, "loss.basic.lens: .*set it to none"),
+    ({"basic": {"text": "prompt"}}, "loss.basic.text: .*set it to all"),
+    ({"basic": {"layers": 9}}, "loss.basic.layers: 9, but the LLM has 4 layers"),
+    ({"das": 1.0}, "das: expected keys and values, .*found 1.0"),
+    ({"sea": {}, "labels": "runs/labels"}, "labels: expected what open_labels gives; found str"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_settings_are_refused_by_name(settings: dict[str, Any], message: str, pictures: Pictures) -> None:
+    made = tiny("llava")
+    before = _traces(made.model)
+    given = settings | ({"labels": pictures.open()} if settings.get("labels") is True else {})
+    with pytest.raises(UserError, match=message):
+        attach(made.model, made.processor, **given)
+    assert _traces(made.model) == before
+
+
+def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
+    made = tiny("llava")
+    one = attached(made, labels=pictures.open(), sea={}, basic={})
+    with pytest.raises(UserError, match=r"expected a forward of the model before it"):
+        one.loss()
+    with pytest.raises(UserError, match=r"attached to already; call detach\(\)"):
+        attach(made.model, made.processor, labels=pictures.open(), sea={})
+    batch = made.batch(pictures.batch(NAMES))
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"expected ids of all 2 images of the batch, in their order; found 1"):
+        one.loss(["wide.png"])
+    made.model.eval()
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"call model\.train\(\) before the forward"):
+        one.loss(NAMES)
+    made = tiny("qwen2_vl")
+    attached(made, labels=pictures.open(), sea={})
+    with pytest.raises(UserError, match=r"qwen2_vl: expected images; found a video \(pixel_values_videos\)"):
+        made.model(**batch, pixel_values_videos=batch["pixel_values"])
+
+
+def test_generation_goes_on_as_before(pictures: Pictures, attached: Any) -> None:
+    made = tiny("qwen2_5_vl")
+    batch = made.batch(pictures.batch(NAMES[:1]))
+    del batch["labels"]
+    made.model.eval()
+    before = made.model.generate(**batch, max_new_tokens=4, do_sample=False)
+    one = attached(made, labels=pictures.open(), sea={}, basic={})
+    made.model.eval()
+    assert torch.equal(made.model.generate(**batch, max_new_tokens=4, do_sample=False), before)
+    one.detach()

@@ -1,0 +1,77 @@
+"""What an attached model's tokens say, and what the right photo is worth to it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sea_pipeline.core.errors import UserError
+from tests.trainer.attach.families import tiny
+from tests.trainer.attach.worlds import Pictures
+from trainer.attach import attach
+
+NAMES = [["wide.png"], ["other.png"]]
+"""Two photos of as many visual tokens."""
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava_next", "smolvlm"])
+def test_planted_tokens_hit_their_labels(name: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Visual tokens that are their labels' words hit all of them and lie on words; of another photo they do not."""
+    made = tiny(name)
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    batch = made.batch(pictures.batch(NAMES))
+    made.model.eval()
+    with torch.no_grad():
+        made.model(**batch)
+    one.loss(NAMES)
+    kept, flat = one.kept(), [each for some in NAMES for each in some]
+    assert kept.visual is not None
+    assert one.words is not None
+    words = one.words.word_embeddings(torch.arange(8), one.watch.embed)
+    planted, start = kept.visual.clone(), 0
+    for each, laid in zip(flat, one.laid(kept, flat), strict=True):
+        for tile in laid.tiles:
+            first = torch.from_numpy(one.labels_on(each, tile).word_ids[:, 0]).long()
+            planted[torch.from_numpy(tile.cells) + start] = words[first]
+        start += laid.tokens
+    before = one.metrics()
+    kept.visual = planted
+    found = one.metrics()
+    assert found["label_hit@1"] == found["label_hit@10"] == 1
+    assert found["gap"] == pytest.approx(0, abs=1e-5)
+    assert before["label_hit@1"] < 0.6
+    assert before["gap"] > 0.1
+    one.last_ids = flat[::-1]
+    assert one.metrics()["label_hit@1"] < 0.8
+    one.detach()
+
+
+def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures) -> None:
+    made = tiny("qwen3_vl")
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    samples = pictures.batch(NAMES)
+    batch = made.batch(samples)
+    found = one.metrics([batch | {"image_ids": NAMES}])
+
+    def nats(given: dict[str, Any]) -> np.ndarray:
+        made.model.eval()
+        with torch.no_grad():
+            logits = made.model(**{key: value for key, value in given.items() if key != "labels"}).logits
+        labels = batch["labels"][:, 1:].clone()
+        costs = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+        return costs.double().numpy()
+
+    swapped = made.batch([(samples[1][0], samples[0][1]), (samples[0][0], samples[1][1])])
+    trained = int((batch["labels"][:, 1:] != -100).sum())
+    own, other = nats(batch).sum() / trained, nats(swapped).sum() / trained
+    assert found["lm_loss"] == pytest.approx(own, rel=1e-5)
+    assert found["lm_loss_other"] == pytest.approx(other, rel=1e-5)
+    assert found["right_photo_gain"] == pytest.approx(other - own, abs=1e-5)
+    assert own != pytest.approx(other, rel=1e-4)
+    alone = one.metrics([batch | {"image_ids": [["wide.png"], ["wide.png"]]}])
+    assert "right_photo_gain" not in alone, "a photo is no other one of itself"
+    with pytest.raises(UserError, match="expected batches, such as a DataLoader"):
+        one.metrics(batch)
+    one.detach()

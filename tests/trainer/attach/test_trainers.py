@@ -1,0 +1,154 @@
+"""transformers' Trainer and TRL's SFTTrainer with an attached model: what enters their loss, and what does not."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sea_pipeline.core.errors import UserError
+from tests.trainer.attach.families import MAKERS
+from tests.trainer.attach.trained import Collate, logged, own_trainer, rows, sft_trainer
+from tests.trainer.attach.worlds import Pictures
+from trainer.attach import attach
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # peft's and TRL's use of transformers
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+BASIC: dict[str, Any] = {"das": {}, "sds": {"weight": 0.1}}
+
+
+def trainers(kind: str) -> Any:
+    if kind == "trl":
+        pytest.importorskip("trl")
+        return sft_trainer
+    return own_trainer
+
+
+@pytest.mark.parametrize("kind", ["transformers", "trl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm", "llava"])
+def test_the_terms_are_added_and_fall(kind: str, name: str, pictures: Pictures, tmp_path: Path) -> None:
+    made, plain = MAKERS[name](), MAKERS[name]()
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0}, basic={})
+    ours = trainers(kind)(made, pictures, tmp_path / "a", one, max_steps=12, eval_dataset=rows(pictures, 4))
+    ours.train()
+    theirs = trainers(kind)(plain, pictures, tmp_path / "b", None, max_steps=12)
+    theirs.train()
+    added = 3 * logged(ours, "loss_sea")[0] + logged(ours, "loss_das")[0] + 0.01 * logged(ours, "loss_sds")[0]
+    assert logged(ours, "loss")[0] == pytest.approx(logged(theirs, "loss")[0] + added, rel=1e-4)
+    fallen = [sum(logged(ours, each)[-3:]) / sum(logged(ours, each)[:3]) for each in ("loss_sea", "loss_das")]
+    assert min(fallen) < 0.97
+    assert logged(ours, "sea_scale")[-1] != 1
+    assert min(logged(ours, "sea_pairs")) > 0
+    measured = ours.evaluate()
+    assert {"eval_loss", "eval_label_hit@1", "eval_gap"} <= measured.keys()
+    one.detach()
+
+
+@pytest.mark.parametrize("kind", ["transformers", "trl"])
+def test_accumulation_gives_the_same_step(kind: str, pictures: Pictures, tmp_path: Path) -> None:
+    """Of BASIC, which is a mean over samples; SEA's negatives are those of a micro-batch.
+
+    TRL's own steps differ by 2e-4 without any of it: it gives micro-batches that are padded otherwise other losses.
+    """
+    after = []
+    for batch, steps in ((4, 1), (2, 2), (1, 4)):
+        made = MAKERS["qwen2_5_vl"]()
+        one = attach(made.model, made.processor, labels=pictures.open(), **BASIC)
+        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "optim": "sgd"}
+        trainer = trainers(kind)(made, pictures, tmp_path / str(steps), one, max_steps=2, **changes)
+        trainer.training.run()
+        state = {name: each.clone() for name, each in made.model.state_dict().items()}
+        after.append((logged(trainer, "loss"), logged(trainer, "loss_das"), state))
+        one.detach()
+    (losses, das, whole), *others = after
+    for found, terms, state in others:
+        assert terms[0] == pytest.approx(das[0], rel=1e-5)
+        assert found == pytest.approx(losses, rel=1e-6 if kind == "transformers" else 1e-3)
+        for name, each in state.items():
+            assert torch.allclose(each, whole[name], atol=1e-6 if kind == "transformers" else 5e-4), name
+
+
+def test_a_second_forward_of_a_step_does_not_count(pictures: Pictures, tmp_path: Path) -> None:
+    """TRL runs one more for its own metrics if the loss is a function of the user's."""
+    pytest.importorskip("trl")
+    seen = []
+    for function in (None, lambda outputs, labels, num_items_in_batch: outputs.logits.float().square().mean()):
+        made = MAKERS["llava"]()
+        one = attach(made.model, made.processor, labels=pictures.open(), sea={}, basic={})
+        trainer = sft_trainer(made, pictures, tmp_path, one, max_steps=1, compute_loss_func=function)
+        trainer.training.run()
+        seen.append([logged(trainer, name) for name in ("loss_sea", "loss_das", "loss_sds")])
+        one.detach()
+    assert seen[0] == seen[1]
+
+
+def test_adapters_of_trl_are_trained_with_the_terms(pictures: Pictures, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from peft import LoraConfig
+
+    made = MAKERS["llava"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0}, basic={})
+    config = LoraConfig(
+        r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=["multi_modal_projector"]
+    )
+    trainer = sft_trainer(made, pictures, tmp_path, one, peft_config=config, max_steps=3)
+    trainer.training.run()
+    weights = {name: each.clone() for name, each in trainer.model.named_parameters()}
+    start = MAKERS["llava"]().model.model.multi_modal_projector.state_dict()
+    saved = [name for name in weights if "multi_modal_projector.modules_to_save" in name]
+    assert len(saved) == len(start)
+    for name in saved:
+        assert not torch.equal(weights[name], start[name.partition("modules_to_save.default.")[2]])
+    assert len(logged(trainer, "loss_sea")) == 3
+    one.detach()
+
+
+def test_a_run_goes_on_with_its_temperature(pictures: Pictures, tmp_path: Path) -> None:
+    found = []
+    for stops in (False, True):
+        made, out = MAKERS["smolvlm"](), tmp_path / str(stops)
+        one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0})
+        changes = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+        own_trainer(made, pictures, out, one, max_steps=2 if stops else 4, **changes).train()
+        if stops:
+            one.detach()
+            made = MAKERS["smolvlm"]()
+            one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0})
+            own_trainer(made, pictures, out, one, max_steps=4, **changes).train(resume_from_checkpoint=True)
+        found.append((one.scale, copy.deepcopy(made.model.state_dict())))
+        assert not any("attach" in file.name or "sea" in file.name for file in out.rglob("*"))
+        one.detach()
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert found[0][0] != 1
+    for name, each in found[0][1].items():
+        assert torch.allclose(each, found[1][1][name], atol=1e-6), name
+
+
+def test_rows_without_names_are_refused(pictures: Pictures, tmp_path: Path) -> None:
+    made = MAKERS["llava"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    trainer = own_trainer(made, pictures, tmp_path, one)
+    trainer.train_dataset = trainer.train_dataset.remove_columns("image_ids")
+    with pytest.raises(UserError, match="expected a column image_ids in the rows of the data"):
+        trainer.training.run()
+    one.detach()
+
+
+def test_mixed_rows_train(pictures: Pictures, tmp_path: Path) -> None:
+    """A micro-batch of text alone, one of both, two images of a row."""
+    made = MAKERS["qwen2_vl"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={}, basic={})
+    trainer = own_trainer(made, pictures, tmp_path, one, max_steps=2, per_device_train_batch_size=1,
+                          gradient_accumulation_steps=2)  # fmt: skip
+    trainer.train_dataset = [
+        {"images": [pictures.image(each) for each in names], "image_ids": names}
+        for names in ([], ["wide.png"], ["tall.png", "odd.png"], [])
+    ]
+    trainer.data_collator.collate = Collate(made)
+    trainer.training.run()
+    assert len(logged(trainer, "loss_sea")) == 2
+    one.detach()

@@ -1,0 +1,179 @@
+"""The same terms and gradients however the model runs: checkpointing, adapters, bfloat16, compiled."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from tests.trainer.attach.families import MAKERS, Tiny
+from tests.trainer.attach.test_attached import NAMES, close, gradients
+from tests.trainer.attach.worlds import Pictures
+from trainer.attach import attach
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),  # peft's use of transformers
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # torch's own compiler
+]
+BOTH: dict[str, Any] = {"sea": {"window": 1}, "das": {}, "sds": {"weight": 0.5}}
+SOME = ("llava_next", "qwen2_5_vl", "smolvlm", "gemma3")
+
+
+class Ran(NamedTuple):
+    """One step."""
+
+    lm: float
+    terms: dict[str, float]
+    gradients: dict[str, torch.Tensor]
+
+
+def run(
+    name: str,
+    pictures: Pictures,
+    before: Callable[[Tiny], nn.Module] = lambda made: made.model,
+    after: Callable[[nn.Module], nn.Module] = lambda model: model,
+    settings: dict[str, Any] = BOTH,
+) -> Ran:
+    """A forward and a backward, of a model that is changed before or after it is attached to."""
+    made = MAKERS[name]()
+    model = before(made)
+    one = attach(model, made.processor, labels=pictures.open(), **settings)
+    runs = after(model)
+    runs.train()
+    out = runs(**made.batch(pictures.batch(NAMES)))
+    (out.loss + one.loss(NAMES)).backward()
+    terms = {name: float(value.detach()) for name, value in one.terms.items()}
+    one.detach()
+    plain = {name.replace("_orig_mod.", ""): value for name, value in gradients(model).items()}
+    return Ran(float(out.loss.detach()), terms, plain)
+
+
+def alike(found: Ran, wanted: Ran, tolerance: float, of_gradients: float) -> None:
+    assert found.lm == pytest.approx(wanted.lm, rel=tolerance)
+    assert found.terms == pytest.approx(wanted.terms, rel=tolerance)
+    close(found.gradients, {name: each.double() for name, each in wanted.gradients.items()}, of_gradients)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", SOME)
+def test_checkpointing_changes_nothing(name: str, reentrant: bool, pictures: Pictures) -> None:
+    def checkpointed(made: Tiny) -> nn.Module:
+        made.model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant:
+            made.model.enable_input_require_grads()
+        return made.model
+
+    alike(run(name, pictures, checkpointed), run(name, pictures), 1e-6, 1e-4)
+
+
+def adapted(model: nn.Module) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    targets = r".*(language_model|text_model).*\.(q_proj|v_proj)"
+    projector = ["multi_modal_projector"] if any("multi_modal" in name for name, _ in model.named_modules()) else None
+    config = LoraConfig(r=4, target_modules=targets, init_lora_weights=True, modules_to_save=projector)
+    return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pictures: Pictures) -> None:
+    pytest.importorskip("peft")
+    plain = run(name, pictures)
+    if order == "before":
+        found = run(name, pictures, lambda made: adapted(made.model))
+    else:
+        found = run(name, pictures, after=adapted)
+    assert found.lm == pytest.approx(plain.lm, rel=1e-6)
+    assert found.terms == pytest.approx(plain.terms, rel=1e-6)
+    assert any("lora_B" in each for each in found.gradients)
+    beside = {each for each in found.gradients if "lora_" not in each and "modules_to_save" not in each}
+    assert beside == set() or name in ("qwen2_5_vl", "smolvlm"), "peft has frozen them"
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_basic_trains_the_projector_alone_beside_adapters_on_the_tower(name: str, pictures: Pictures) -> None:
+    """A tower with adapters trains: BASIC's gradient must end in front of it, SEA's goes on."""
+    pytest.importorskip("peft")
+    from peft import LoraConfig, get_peft_model
+
+    def with_tower(made: Tiny) -> Any:
+        targets = r".*(vision_tower|visual\.blocks|vision_model).*\.(q_proj|qkv|fc1|out_proj)"
+        config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+        model = get_peft_model(made.model, config)  # type: ignore[arg-type]
+        for each, parameter in model.named_parameters():
+            parameter.requires_grad_(
+                parameter.requires_grad or any(part in each for part in ("projector", "merger", "connector"))
+            )
+        return model
+
+    made = MAKERS[name]()
+    torch.manual_seed(0)
+    model = with_tower(made)
+    for settings, reaches in (({"basic": {}}, False), ({"sea": {"window": 1}}, True)):
+        one = attach(model, made.processor, labels=pictures.open(), **settings)
+        model.train()
+        model(**made.batch(pictures.batch(NAMES)))
+        model.zero_grad()
+        one.loss(NAMES).backward()
+        found = gradients(model)
+        assert any("lora_" in each for each in found) == reaches
+        assert found
+        one.detach()
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_bfloat16_is_near(name: str, pictures: Pictures) -> None:
+    def half(made: Tiny) -> nn.Module:
+        return made.model.to(torch.bfloat16)  # type: ignore[no-any-return]
+
+    def rounded(made: Tiny) -> nn.Module:
+        return made.model.to(torch.bfloat16).float()  # type: ignore[no-any-return]
+
+    settings = BOTH | {"sds": {"weight": 0.5, "precision": "float32"}}
+    found, wanted = (run(name, pictures, way, settings=settings) for way in (half, rounded))
+    assert found.terms == pytest.approx(wanted.terms, rel=5e-2)
+    assert all(each.dtype == torch.bfloat16 for each in found.gradients.values())
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_autocast_is_near(name: str, pictures: Pictures) -> None:
+    def cast(model: nn.Module) -> nn.Module:
+        forward = model.forward
+        model.forward = torch.autocast("cpu", torch.bfloat16)(forward)  # type: ignore[method-assign]
+        return model
+
+    found, wanted = run(name, pictures, after=cast), run(name, pictures)
+    assert found.terms == pytest.approx(wanted.terms, rel=5e-2)
+
+
+def test_compiled_models_do_the_same(pictures: Pictures) -> None:
+    torch._dynamo.reset()
+
+    def compiled(model: nn.Module) -> Any:
+        return torch.compile(model, backend="aot_eager")
+
+    alike(run("llava", pictures, after=compiled), run("llava", pictures), 1e-5, 1e-4)
+
+
+def test_compiled_code_sees_every_step(pictures: Pictures) -> None:
+    """What is kept is each forward's own, and SEA alone makes nothing be compiled anew."""
+    torch._dynamo.reset()
+    made = MAKERS["llava"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={"window": 1})
+    runs: Any = torch.compile(made.model, backend="eager")
+    runs.train()
+    losses = []
+    for number, names in enumerate([NAMES, NAMES[::-1], [["odd.png"], ["square.png"]], NAMES]):
+        batch = made.batch([(images, "red") for images, _ in pictures.batch(names)])
+        one.step = 0
+        runs(**batch)
+        losses.append(float(one.loss(names).detach()))
+        if number == 1:
+            compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert losses[0] == pytest.approx(losses[3], rel=1e-6)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    one.detach()

@@ -1,0 +1,349 @@
+"""SEA's and BASIC's terms on a model that exists already, beside whatever loss it is trained with.
+
+Shapes: B samples, I images, T visual tokens of a forward, N drawn patches, q words, d the LLM's width.
+"""
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.label_cache import label_cache
+from sea_pipeline.labels.store import LabelStore
+from trainer import losses
+from trainer.attach.families import parts_of
+from trainer.attach.settings import Group, read_settings
+from trainer.attach.terms import basic_terms
+from trainer.attach.tiles import Laid, Size, Tile
+from trainer.attach.watch import Kept, Watch
+from trainer.data.geometry import placed
+from trainer.losses.sea_term import SeaTerm
+from trainer.losses.supervision import Supervision
+from trainer.recipes.recipe import Loss
+from trainer.sampling import draw, generator, one_patch_per_word
+from trainer.words import word_tokens
+
+ImageIds = Iterable[str | Iterable[str]]
+"""Images' names in the labels, in the order of the images in a batch; flat, or a list for each sample."""
+
+
+def attach(
+    model: nn.Module,
+    processor: Any,  # noqa: ANN401 - any of transformers
+    *,
+    labels: LabelStore | None = None,
+    sea: Group | None = None,
+    das: Group | None = None,
+    sds: Group | None = None,
+    basic: Group | None = None,
+    seed: int = 0,
+) -> "Attached":
+    """Puts SEA, BASIC or both on a model; nothing of it changes, and `detach` leaves no trace.
+
+    Args:
+        model: of a family in `FAMILIES`, with or without peft's adapters; before DDP, FSDP or torch.compile get it.
+        processor: the model's own; its image processor must make the model's images.
+        labels: of `open_labels`; SEA needs them, and so do `label_hit` and `gap`. They are carried to the grids and
+            crops of the family.
+        sea: SEA's L_a, with the keys of a recipe's `loss.sea`; None is off. Without `weight` it is 1.
+        das: BASIC's L_das, as `loss.das`; without `weight` 1.
+        sds: BASIC's L_sds, as `loss.sds`; without `weight` 0.01.
+        basic: how BASIC's targets are made, as `loss.basic`; without `das` and `sds` it switches both on.
+        seed: of the patches and words that SEA draws.
+
+    Raises:
+        UserError: the family, a setting, the tokenizer or the LLM does not do; the model is attached to already.
+    """
+    return Attached(model, processor, labels, read_settings(sea, das, sds, basic), seed)
+
+
+class Attached:
+    """The terms on one model: call `loss` after each forward of it. `attach` makes it.
+
+    Attributes:
+        model: as given.
+        terms: L_a, L_das and L_sds of the last `loss`, by "sea", "das", "sds"; scalars with their graphs, not weighted.
+        pairs: N of the last L_a.
+        weights: of the terms that are on, by name.
+        last_ids: the images of the last `loss`.
+        step: decides what is drawn, with the seed and the images' names; one more after each `loss`, or set it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,  # noqa: ANN401
+        labels: LabelStore | None,
+        settings: Loss,
+        seed: int,
+    ) -> None:
+        if labels is not None and not isinstance(labels, LabelStore):
+            raise UserError(f"attach: labels: expected what open_labels gives; found {type(labels).__name__}")
+        if settings.sea.weight and labels is None:
+            raise UserError("attach: sea: expected labels; found none; give labels=open_labels(FOLDER)")
+        self.model, self.processor, self.settings = model, processor, settings
+        self.terms: dict[str, torch.Tensor] = {}
+        self.pairs = 0
+        self.step = 0
+        self.last_ids: list[str] = []
+        self._parts = parts_of(model)
+        self._labels, self._seed = labels, seed
+        self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
+        self._basic = [name for name in self.weights if name != "sea"]
+        supervision, switched = None, getattr(self._parts.llm.config, "_attn_implementation", None)
+        if self._basic:
+            supervision = Supervision(self._parts.llm, settings.basic)
+        self._switched = switched
+        self.words = self._sea_term() if labels is not None else None
+        """The words as LLM tokens, and the temperature; None without labels."""
+        self._watch: Watch | None = Watch(self._parts, processor, supervision, self._vocabulary)
+
+    def loss(self, image_ids: ImageIds = ()) -> torch.Tensor:
+        """Computes the weighted sum of the terms over the visual tokens of the model's last forward.
+
+        Add it to the model's own loss; under gradient accumulation divide it as you divide that. Text alone gives 0.
+        SEA is a mean over the drawn patches, BASIC a mean over samples with images.
+
+        Args:
+            image_ids: the batch's images in order, as the labels call them; one that has no labels takes no part in
+                SEA. BASIC alone needs none.
+
+        Returns:
+            A scalar in float32 at least, with a graph to the projector, to the tower (SEA) if that trains, and to the
+            temperature.
+
+        Raises:
+            UserError: there was no forward, or its images are not these.
+        """
+        kept = self.kept()
+        ids = self.last_ids = _flat(image_ids)
+        step, self.step = self.step, self.step + 1
+        if kept.visual is None and ids:
+            raise UserError(
+                f"attached.loss: expected as many ids as the batch has images, 0; found {len(ids)}; give no ids with "
+                "text alone"
+            )
+        self._check_whole()
+        self.terms = {}
+        if "sea" in self.weights:
+            self.terms["sea"] = self._sea(kept, ids, step)
+        if self._basic and kept.visual is not None:
+            self.terms |= self._of_basic(kept, ids)
+        kept.made = kept.apart = None
+        total = sum((self.weights[name] * value for name, value in self.terms.items()), torch.zeros(()))
+        return torch.as_tensor(total)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Gives what trains beside the model: SEA's temperature, log(1 / tau), if it is learnable.
+
+        Give it to the optimizer, without weight decay.
+        """
+        if "sea" not in self.weights or self.words is None or not self.words.log_scale.requires_grad:
+            return []
+        return [self.words.log_scale]
+
+    @torch.no_grad()
+    def average_gradients(self) -> None:
+        """Averages the temperature's gradient over processes, as DDP does the model's; every one calls it."""
+        if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+            return
+        for parameter in self.parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.distributed.all_reduce(gradient)
+            parameter.grad = gradient / torch.distributed.get_world_size()
+
+    def metrics(self, batches: Iterable[Mapping[str, Any]] | None = None) -> dict[str, float]:
+        """Measures `label_hit@1`, `label_hit@10`, `gap`, and what the right photo is worth to L_lm.
+
+        Args:
+            batches: each what the model takes, with `image_ids` beside it and, if captions are given, `labels`; None
+                for the images of the last `loss`, without L_lm. Of samples with `labels`, `right_photo_gain` and the
+                others of `Evaluator` are against another photo of the batch with as many visual tokens.
+
+        Raises:
+            UserError: the images are not those of the ids; there was no forward.
+        """
+        from trainer.attach.looking import check_batches, looked_at  # here: it brings in what training has no use for
+
+        check_batches(batches)
+        return looked_at(self, batches)
+
+    def detach(self) -> None:
+        """Takes everything off the model, which is then as it was."""
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
+            if self._basic and self._switched is not None:
+                self._parts.llm.config._attn_implementation = self._switched
+        self.terms = {}
+
+    @property
+    def scale(self) -> float:
+        """1 / tau, as L_a uses it."""
+        assert self.words is not None
+        return min(float(self.words.log_scale.detach().exp()), losses.MAX_SCALE)
+
+    @property
+    def logged(self) -> list[str]:
+        """What a log line says of each step."""
+        return [f"loss_{name}" for name in self.weights] + (["sea_pairs"] if "sea" in self.weights else [])
+
+    # What is looked up
+
+    @property
+    def watch(self) -> Watch:
+        """What stands in for the model's methods.
+
+        Raises:
+            UserError: it has been detached.
+        """
+        if self._watch is None:
+            raise UserError("attached: it was detached; call attach() again")
+        return self._watch
+
+    def kept(self) -> Kept:
+        """Gives what the last forward made.
+
+        Raises:
+            UserError: there was none.
+        """
+        if (kept := self.watch.kept) is None:
+            raise UserError(
+                "attached.loss: expected a forward of the model before it; found none; call the model first"
+            )
+        return kept
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        """How many ids are real ones and no placeholders: E's rows behind them only pad it."""
+        tokenizer, config = self.processor.tokenizer, self._parts.inner.config
+        ids: set[int] = set(tokenizer.get_vocab().values())
+        image, rows = config.image_token_id, config.get_text_config().vocab_size
+        if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
+            return min(int(image), int(rows))
+        return min(max(ids) + 1, int(rows))
+
+    @cached_property
+    def cache(self) -> Any:  # noqa: ANN401 - LabelCache, or nothing
+        """The labels unpacked, a collection of image ids."""
+        return {} if self._labels is None else label_cache(self._labels)
+
+    @cached_property
+    def _sizes(self) -> dict[str, Size]:
+        """(width, height) of every labelled image."""
+        assert self._labels is not None
+        columns = ("image_id", "width", "height")
+        tables = (table.to_pydict() for table in self._labels.tables(columns))
+        return {
+            name: (width, height)
+            for table in tables
+            for name, width, height in zip(*map(table.get, columns), strict=True)
+        }
+
+    def _sea_term(self) -> SeaTerm:
+        assert self._labels is not None
+        sea, words = self.settings.sea, self._labels.words
+        tokens = word_tokens(self.processor.tokenizer, words, sea.word_prefix)
+        for form in tokens:
+            if empty := [word for word, ids in zip(words, form, strict=True) if not ids]:
+                raise UserError(f"the LLM's tokenizer has no token for the word {empty[0]!r}; leave it out of the list")
+        return SeaTerm(
+            tokens,
+            log_scale=sea.logit_scale_init,
+            learnable=sea.logit_scale_learnable,
+            gather=sea.gather,
+            dedupe=sea.dedupe,
+        )
+
+    def _check_whole(self) -> None:
+        if isinstance(self.watch.embed.weight, DTensor):
+            raise UserError(
+                "attached.loss: expected the LLM's input embeddings whole, found them cut by FSDP; call "
+                "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
+            )
+
+    def laid(self, kept: Kept, ids: Sequence[str]) -> list[Laid]:
+        """Gives where a forward's visual tokens lie, image by image.
+
+        Raises:
+            UserError: they are not those of the images named.
+        """
+        call, family = kept.call, self._parts.family
+        assert call is not None
+        if family.images is not None and (count := len(call.given[family.images])) != len(ids):
+            raise UserError(
+                f"attached.loss: expected ids of all {count} images of the batch, in their order; found {len(ids)}"
+            )
+        sizes = [self._sizes.get(name) if self._labels is not None else None for name in ids]
+        laid = family.lay(call, sizes)
+        if (tokens := sum(one.tokens for one in laid)) != call.total:
+            shown = ", ".join(repr(name) for name in ids[:4])
+            raise call.unlike(f"{tokens} visual tokens of {len(ids)} images ({shown}, …)", call.total)
+        return laid
+
+    def labels_on(self, name: str, tile: Tile) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
+        """Gives an image's labels on one of its grids."""
+        return placed(self.cache[name], tile.grid, tile.box, transfer=True, image_id=name)
+
+    # The terms
+
+    def _sea(self, kept: Kept, ids: Sequence[str], step: int) -> torch.Tensor:
+        """L_a (Eq. 9) of drawn patches; 0 with a graph of a batch without any."""
+        term, sea = self.words, self.settings.sea
+        assert term is not None
+        embed = self.watch.embed
+        device = embed.weight.device if kept.visual is None else kept.visual.device
+        term.to(device)
+        term.clamp_scale()
+        patches, words = self._drawn(kept, ids, step)
+        if not sea.gather:
+            keys = term.keys.cpu().numpy()[words]
+            kept_ones = one_patch_per_word(keys, np.random.default_rng((self._seed, step, *_numbers(ids))))
+            patches, words = patches[kept_ones], words[kept_ones]
+        width = self._parts.llm.config.hidden_size
+        visual = kept.visual if kept.visual is not None else torch.zeros(0, width, device=device)
+        seed = int(np.random.default_rng((self._seed, step)).integers(2**31))
+        places = (torch.from_numpy(each).to(device) for each in (patches, words))
+        loss, pairs = term(visual, *places, embed, seed)
+        self.pairs = int(pairs)
+        return torch.as_tensor(loss)
+
+    def _drawn(self, kept: Kept, ids: Sequence[str], step: int) -> tuple[Any, Any]:
+        """Drawn patches as rows of V, and their words: two int64 (N,)."""
+        patches, words = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        sea, start = self.settings.sea, 0
+        for name, one in zip(ids, self.laid(kept, ids) if kept.visual is not None else (), strict=True):
+            random = generator(self._seed, step, *_numbers([name]))
+            for tile in one.tiles if name in self.cache else ():
+                labels = self.labels_on(name, tile)
+                drawn = draw(labels.word_ids, labels.scores, tile.grid, random, window=sea.window, ragged=sea.ragged)
+                patches.append(tile.cells[drawn.patches] + start)
+                words.append(drawn.words)
+            start += one.tokens
+        return np.concatenate(patches), np.concatenate(words)
+
+    def _of_basic(self, kept: Kept, ids: Sequence[str]) -> dict[str, torch.Tensor]:
+        """L_das and L_sds; images' tokens are told apart by what the family says of them, else by sample."""
+        assert kept.call is not None
+        family, laid = self._parts.family, None
+        if family.images is not None or ids:
+            unnamed = [""] * len(kept.call.given[family.images]) if family.images is not None else []
+            laid = self.laid(kept, ids or unnamed)
+        return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self._vocabulary)
+
+
+def _flat(image_ids: ImageIds) -> list[str]:
+    if isinstance(image_ids, str):
+        return [image_ids]
+    return [name for each in image_ids for name in ([each] if isinstance(each, str) else each)]
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    """Of names, for seeds."""
+    return [zlib.crc32(name.encode()) for name in names]

@@ -1,0 +1,83 @@
+"""The families of models that SEA and BASIC can be attached to, one line each; others are refused by name."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+from torch import nn
+
+from sea_pipeline.core.errors import UserError
+from trainer.attach import tiles
+from trainer.attach.tiles import Call, Laid, Size
+
+
+class Family(NamedTuple):
+    """How one family makes visual tokens."""
+
+    projector: str
+    """The module that gives them the LLM's width, below the model that has `get_image_features`."""
+    llm: str
+    """The decoder, likewise."""
+    lay: Callable[[Call, Sequence[Size | None]], list[Laid]]
+    """Where they lie, from what `get_image_features` was given and the images' sizes."""
+    images: str | None = None
+    """The argument that has an entry for each image; None: only tiles are counted, which follow from images' sizes."""
+    late: bool = False
+    """Visual tokens are what the projector gives after `get_image_features`."""
+
+
+FAMILIES = {
+    "llava": Family("multi_modal_projector", "language_model", tiles.fixed, "pixel_values"),
+    "llava_next": Family("multi_modal_projector", "language_model", tiles.anyres, "image_sizes"),
+    "llava_onevision": Family("multi_modal_projector", "language_model", tiles.anyres, "image_sizes"),
+    "qwen2_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw"),
+    "qwen2_5_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw"),
+    "qwen3_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw"),
+    "smolvlm": Family("connector", "text_model", tiles.split),
+    "idefics3": Family("connector", "text_model", tiles.split),
+    "gemma3": Family("multi_modal_projector", "language_model", tiles.scanned),
+    "paligemma": Family("multi_modal_projector", "language_model", tiles.fixed, "pixel_values"),
+    "internvl": Family("multi_modal_projector", "language_model", tiles.canvas),
+    "llama4": Family("multi_modal_projector", "language_model.model", tiles.padded, late=True),
+}
+"""By the model type of a model's configuration."""
+
+
+class Parts(NamedTuple):
+    """A model's parts."""
+
+    name: str
+    """The model type."""
+    family: Family
+    inner: Any
+    """The model that has `get_image_features`."""
+    llm: Any
+
+    @property
+    def projector(self) -> nn.Module:
+        """As it is now: adapters may have put a copy in its place."""
+        projector: nn.Module = self.inner.get_submodule(self.family.projector)
+        return projector
+
+
+def parts_of(model: nn.Module) -> Parts:
+    """Finds a model's parts; adapters of peft around it do not matter.
+
+    Raises:
+        UserError: its family is none of `FAMILIES`, or its tower has no grid.
+    """
+    base: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
+    name = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
+    family = FAMILIES.get(name)
+    if family is None:
+        raise UserError(
+            f"attach: a model of the type {name!r}; expected one of {', '.join(FAMILIES)}; another one needs a line in "
+            "trainer/attach/families.py: which module is its projector and which its LLM, and where each of its visual "
+            "tokens lies in an image"
+        )
+    if name == "llava" and base.config.vision_config.model_type == "pixtral":
+        raise UserError(
+            "attach: a model of the type 'llava' with a tower 'pixtral', whose images have grids of their own; "
+            "expected a tower with one grid, such as 'clip_vision_model' or 'siglip_vision_model'; choose such a model"
+        )
+    inner = base if family.late else base.model
+    return Parts(name, family, inner, inner.get_submodule(family.llm))

@@ -1,0 +1,230 @@
+"""Where an attached model's visual tokens lie, and what the right photo is worth to it.
+
+Shapes: B samples of L tokens, T visual tokens of a forward, T_l trained tokens of a sample.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from sea_pipeline.core.errors import UserError
+from trainer.attach.tiles import Laid
+from trainer.attach.watch import Kept
+from trainer.evaluation import metrics
+from trainer.evaluation.blind_control import Controls, content_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trainer.attach.attached import Attached
+
+_BLOCK = 4096
+"""Words at a time whose embeddings are made."""
+
+
+class _Looked:
+    """What is added up over batches."""
+
+    def __init__(self) -> None:
+        self.hits = np.zeros((2, 2), np.int64)
+        """Hits and labelled patches, for k = 1 and 10."""
+        self.gap = np.zeros(2)
+        """The sum over visual tokens, and their number."""
+        self.controls = Controls()
+
+    def metrics(self) -> dict[str, float]:
+        found = {}
+        for k, (hits, labelled) in zip((1, 10), self.hits.tolist(), strict=True):
+            if labelled:
+                found[f"label_hit@{k}"] = hits / labelled
+        if self.gap[1]:
+            found["gap"] = float(self.gap[0] / self.gap[1])
+        return found | dict(self.controls.metrics())
+
+
+@torch.no_grad()
+def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None) -> dict[str, float]:
+    """See `Attached.metrics`."""
+    looked = _Looked()
+    if batches is None:
+        kept = attached.kept()
+        if kept.visual is not None and attached.words is not None:
+            _look(attached, kept, attached.last_ids, looked, _word_table(attached))
+        return looked.metrics()
+    table: torch.Tensor | None = None
+    with _evaluating(attached.model):
+        number = 0
+        for batch in batches:
+            given = dict(batch)
+            ids, labels = given.pop("image_ids", ()), given.pop("labels", None)
+            names = _by_sample(ids)
+            outputs = attached.model(**given)
+            kept, flat = attached.kept(), [name for some in names for name in some]
+            laid = attached.laid(kept, flat) if kept.visual is not None and (flat or attached.words) else []
+            if kept.visual is not None and attached.words is not None:
+                table = _word_table(attached) if table is None else table
+                _look(attached, kept, flat, looked, table)
+            if labels is not None:
+                own = _nats(outputs, labels, kept)
+                other = _with_others(attached, given, labels, kept, laid, flat)
+                _add(attached, looked.controls, number, given["input_ids"], labels, kept, own, other, laid, flat)
+                number += len(labels)
+    return _of_all(looked).metrics()
+
+
+def _of_all(looked: _Looked) -> _Looked:
+    """Adds up what the processes have looked at; each of them gets the sum."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return looked
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, looked)
+    whole = _Looked()
+    for rank, one in enumerate(everyones):
+        whole.hits += one.hits
+        whole.gap += one.gap
+        whole.controls.join(one.controls, rank)
+    return whole
+
+
+def _look(attached: "Attached", kept: Kept, ids: Sequence[str], looked: _Looked, table: torch.Tensor) -> None:
+    """Adds label_hit and gap of a forward's visual tokens that lie in an image."""
+    start = 0
+    assert kept.visual is not None
+    for name, one in zip(ids, attached.laid(kept, ids), strict=True):
+        for tile in one.tiles:
+            visual = kept.visual[torch.from_numpy(tile.cells + start).to(kept.visual.device)].float()
+            looked.gap += metrics.gap(visual, table) * len(visual), len(visual)
+            if name in attached.cache:
+                near = metrics.nearest(visual, table, measure="cosine").indices.cpu()
+                labels = torch.from_numpy(attached.labels_on(name, tile).word_ids)
+                looked.hits += [metrics.label_hits(near, labels, k) for k in (1, 10)]
+        start += one.tokens
+
+
+def _word_table(attached: "Attached") -> torch.Tensor:
+    """Eq. 8 of the whole list, (q, d)."""
+    assert attached.words is not None
+    embed, device = attached.watch.embed, attached.watch.embed.weight.device
+    attached.words.to(device)
+    every = torch.arange(attached.words.tokens.shape[1], device=device)
+    return torch.cat([attached.words.word_embeddings(some, embed) for some in every.split(_BLOCK)])
+
+
+def _nats(outputs: Any, labels: torch.Tensor, kept: Kept) -> list[npt.NDArray[np.float64]]:  # noqa: ANN401
+    """What each trained token of text costs, by sample: B arrays (T_l,)."""
+    trained = _trained(labels, kept)
+    found = []
+    for logits, targets, chosen in zip(outputs.logits, labels, trained, strict=True):
+        places = chosen.nonzero().squeeze(1)
+        cost = F.cross_entropy(logits[places - 1].float(), targets[places], reduction="none")
+        found.append(cost.double().cpu().numpy())
+    return found
+
+
+def _trained(labels: torch.Tensor, kept: Kept) -> torch.Tensor:
+    """Tells which tokens of text are predicted, bool (B, L)."""
+    trained = labels != -100
+    trained[:, 0] = False
+    return trained if kept.columns is None else trained & ~kept.columns
+
+
+def _with_others(
+    attached: "Attached",
+    given: Mapping[str, Any],
+    labels: torch.Tensor,
+    kept: Kept,
+    laid: Sequence[Laid],
+    ids: Sequence[str],
+) -> list[npt.NDArray[np.float64] | None]:
+    """The same with other photos' visual tokens; None of a sample that has no photo, or one without a partner."""
+    partner = _partners([one.tokens for one in laid], ids)
+    if not any(other is not None for other in partner):
+        return [None] * len(labels)
+    lengths = [one.tokens for one in laid]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    parts = [
+        np.arange(lengths[number]) + starts[number if other is None else other] for number, other in enumerate(partner)
+    ]
+    assert kept.visual is not None
+    with attached.watch.reordered(torch.from_numpy(np.concatenate(parts)).to(kept.visual.device)):
+        nats = _nats(attached.model(**given), labels, kept)
+    samples = _samples(kept, laid)
+    shown = [[partner[image] for image, sample in enumerate(samples) if sample == row] for row in range(len(labels))]
+    return [one if some and None not in some else None for one, some in zip(nats, shown, strict=True)]
+
+
+def _partners(lengths: Sequence[int], ids: Sequence[str]) -> list[int | None]:
+    """For each image another one of as many tokens, in the order of their ids' hashes; None where there is none."""
+    alike: dict[int, dict[str, int]] = defaultdict(dict)
+    for number, (length, name) in enumerate(zip(lengths, ids, strict=True)):
+        alike[length].setdefault(name, number)
+    found: list[int | None] = []
+    for length, name in zip(lengths, ids, strict=True):
+        order = sorted(alike[length], key=lambda each: hashlib.sha256(each.encode()).digest())
+        after = order[(order.index(name) + 1) % len(order)]
+        found.append(alike[length][after] if after != name else None)
+    return found
+
+
+def _samples(kept: Kept, laid: Sequence[Laid]) -> list[int]:
+    """The sample of each image."""
+    assert kept.columns is not None
+    rows = kept.columns.nonzero()[:, 0].tolist()
+    starts = np.cumsum([0, *(one.tokens for one in laid)])
+    return [rows[start] for start in starts[:-1]]
+
+
+def _add(
+    attached: "Attached",
+    controls: Controls,
+    number: int,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    kept: Kept,
+    own: Sequence[npt.NDArray[np.float64]],
+    other: Sequence[npt.NDArray[np.float64] | None],
+    laid: Sequence[Laid],
+    ids: Sequence[str],
+) -> None:
+    trained = _trained(labels, kept)
+    samples = _samples(kept, laid) if laid else []
+    for row in range(len(labels)):
+        names = [name for name, sample in zip(ids, samples, strict=False) if sample == row]
+        flags = trained[row].tolist()
+        content = content_tokens(attached.processor.tokenizer, input_ids[row].tolist(), flags)
+        controls.add(number + row, names, content, own[row], other[row] if names else None)
+
+
+def _by_sample(ids: Any) -> list[list[str]]:  # noqa: ANN401 - flat or nested
+    return [[each] if isinstance(each, str) else list(each) for each in ids]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> "Iterator[None]":
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def check_batches(batches: object) -> None:
+    """Refuses what is no collection of batches.
+
+    Raises:
+        UserError: it is a batch itself, or nothing that can be gone through.
+    """
+    if isinstance(batches, Mapping) or (batches is not None and not isinstance(batches, Iterable)):
+        raise UserError(
+            f"attached.metrics: expected batches, such as a DataLoader or a list of dictionaries; found {type(batches)}"
+        )

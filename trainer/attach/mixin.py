@@ -1,0 +1,204 @@
+"""transformers' Trainer, and trainers that are built on it such as TRL's, with the terms of an attached model."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from sea_pipeline.core.errors import UserError
+from trainer.attach.attached import Attached
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+IDS = "image_ids"
+"""The column of the data, and the key of a batch."""
+
+
+class AttachMixin(_Base):
+    """Put it in front of a trainer: `class MyTrainer(AttachMixin, SFTTrainer): ...`, and give it `attached`.
+
+    The rows of the data have a column `image_ids`, their images' names in the labels, in order. What is beside the
+    trainer's own: the weighted terms are added to the loss of a training step; the temperature has an AdamW of its own
+    at the trainer's learning rate, and its state in trainer_state.json; logs have `loss_sea`, `loss_das`, `loss_sds`,
+    `sea_pairs` and `sea_scale`; an evaluation has the metrics of `Attached.metrics`.
+
+    Args:
+        attached: of `attach`, on the model that the trainer is given.
+
+    Raises:
+        UserError: the trainer has several GPUs in one process.
+    """
+
+    def __init__(self, *given: Any, attached: Attached, **named: Any) -> None:  # noqa: ANN401 - the trainer's
+        self.attached = attached
+        self._ids: Any = ()
+        self._sums: dict[str, list[float | torch.Tensor]] = defaultdict(list)
+        super().__init__(*given, **named)
+        if self.args.n_gpu > 1:
+            raise UserError(
+                f"AttachMixin: expected one GPU for a process; found {self.args.n_gpu}, which the Trainer would drive "
+                "with nn.DataParallel; start it with torchrun, or set CUDA_VISIBLE_DEVICES to one"
+            )
+        self.data_collator = cast("Any", CarryIds(cast("Any", self.data_collator), "sea" in attached.weights))
+        self.add_callback(_Temperature(attached))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:  # noqa: ANN401 - as in Trainer
+        """The trainer's loss and, in training, the weighted terms, as a mean over micro-batches and processes."""
+        compute = partial(super().compute_loss, model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        if not model.training:
+            return compute()
+        with self.attached.watch.first_forward():
+            found: Any = compute()
+        loss, *outputs = found if return_outputs else (found,)
+        self.attached.step = self.state.global_step
+        terms = self.attached.loss(self._ids)
+        self._remember()
+        steps = self.current_gradient_accumulation_steps if self._is_scaled(num_items_in_batch) else 1
+        loss = loss + terms.to(loss.device) / steps
+        return (loss, *outputs) if return_outputs else loss
+
+    def _is_scaled(self, items: Any) -> bool:  # noqa: ANN401 - the Trainer's
+        """Whether the trainer's loss is divided by the micro-batches of a step already, by the Trainer's own rule."""
+        if self.loss_is_scaled_for_ga is not None:
+            return bool(self.loss_is_scaled_for_ga)
+        return (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,  # noqa: ANN401 - as in Trainer
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The trainer's metrics, and those of `Attached.metrics`."""
+        found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, Mapping):  # the trainer comes here again for each of them
+            return found
+        loader = self.get_eval_dataloader(eval_dataset)
+        with self.accelerator.autocast():
+            ours = self.attached.metrics({**self._prepare_inputs(batch), IDS: self._ids} for batch in loader)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in ours.items()}
+        self.log(dict(named))
+        return found | named
+
+    # What of the data travels
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = cast("list[str]", self._signature_columns)
+        if IDS not in columns:
+            columns.append(IDS)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:  # noqa: ANN401 - as in Trainer
+        if IDS in inputs:
+            self._ids = inputs[IDS]
+            inputs = {name: value for name, value in inputs.items() if name != IDS}
+        return super()._prepare_inputs(inputs)
+
+    # What a log line says
+
+    def _remember(self) -> None:
+        for name, value in self.attached.terms.items():
+            self._sums[f"loss_{name}"].append(value.detach())
+        if "sea" in self.attached.terms:
+            self._sums["sea_pairs"].append(self.attached.pairs)
+
+    def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
+        """The trainer's log line, with the terms, not weighted, as means over micro-batches and processes."""
+        if "loss" in logs:
+            for name in self.attached.logged:  # the same names on every process
+                values = self._sums.pop(name, [])
+                own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
+                total, count = self.accelerator.reduce(own, "sum").tolist()
+                if count:
+                    logs[name] = total / count
+            if "sea" in self.attached.weights:
+                logs["sea_scale"] = self.attached.scale
+        super().log(logs, *given, **named)
+
+
+class CarryIds:
+    """A collator that also carries images' names, whatever the one within it makes of the rows.
+
+    Args:
+        collate: the trainer's own.
+        needed: rows without names are refused.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[Any]], Any], needed: bool) -> None:
+        self.collate, self.needed = collate, needed
+
+    def __call__(self, rows: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever a collator gives
+        """Gives the collator's batch with a list of names for each row, if rows have them."""
+        if not all(isinstance(row, Mapping) and IDS in row for row in rows):
+            if self.needed:
+                raise UserError(
+                    f"AttachMixin: expected a column {IDS} in the rows of the data, each a list of its images' names "
+                    "in the labels; found none; add it, with an empty list for a row of text alone"
+                )
+            return self.collate(rows)
+        names = [[row[IDS]] if isinstance(row[IDS], str) else list(row[IDS] or ()) for row in rows]
+        batch = self.collate([{name: value for name, value in row.items() if name != IDS} for row in rows])
+        batch[IDS] = names
+        return batch
+
+
+class _Temperature(TrainerCallback, ExportableState):
+    """Trains the temperature beside the trainer's optimizer, which FSDP lets hold the model's parameters alone."""
+
+    def __init__(self, attached: Attached) -> None:
+        self._attached = attached
+        parameters = attached.parameters()
+        self._optimizer = torch.optim.AdamW(parameters, weight_decay=0.0) if parameters else None
+
+    def state(self) -> dict[str, Any]:
+        """What trainer_state.json keeps."""
+        if self._optimizer is None:
+            return {"args": {}, "attributes": {}}
+        (parameter,) = self._attached.parameters()
+        moments = self._optimizer.state.get(parameter, {})
+        kept = {name: float(value) for name, value in moments.items()}
+        return {"args": {}, "attributes": {"log_scale": float(parameter.detach()), **kept}}
+
+    def on_train_begin(self, args: Any, state: Any, *_: Any, model: Any = None, **__: Any) -> None:  # noqa: ANN401
+        embed = model.get_input_embeddings()
+        if isinstance(embed, FSDPModule):  # the terms use them behind the forward
+            embed.set_reshard_after_forward(False)
+        kept = state.stateful_callbacks.get(type(self).__name__)
+        kept = kept[0] if isinstance(kept, list) else kept
+        values = (kept or {}).get("attributes", {})
+        if self._optimizer is None or "log_scale" not in values or not state.global_step:
+            return
+        (parameter,) = self._attached.parameters()
+        with torch.no_grad():
+            parameter.fill_(values["log_scale"])
+        self._optimizer.state[parameter] = {
+            name: torch.tensor(values[name]) if name == "step" else torch.full_like(parameter, values[name])
+            for name in ("step", "exp_avg", "exp_avg_sq")
+            if name in values
+        }
+
+    def on_pre_optimizer_step(self, *_: Any, lr_scheduler: Any = None, **__: Any) -> None:  # noqa: ANN401
+        if self._optimizer is None:
+            return
+        self._attached.average_gradients()
+        (parameter,) = self._attached.parameters()
+        if parameter.grad is not None and torch.isfinite(parameter.grad).all():
+            self._optimizer.param_groups[0]["lr"] = lr_scheduler.get_last_lr()[0]
+            self._optimizer.step()
+        parameter.grad = None

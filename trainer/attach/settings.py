@@ -1,0 +1,67 @@
+"""What `attach` is asked for: the groups of a recipe's `loss`, checked by the recipe's own classes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from sea_pipeline.core.errors import UserError
+from trainer.recipes.files import problems as recipe_problems
+from trainer.recipes.recipe import Loss, Recipe
+
+Group = Mapping[str, Any]
+WEIGHTS = {"sea": 1.0, "das": 1.0, "sds": 0.01}
+"""Of a term that is asked for without one: SEA's paper gives none, BASIC's these."""
+_OF_RUNS = {
+    "sea": {
+        "ratio": "goes with weight: auto, which attach does not have",
+        "match_norm": "scales the projector at a run's end, which attach does not see",
+    },
+    "das": {"ratio": "goes with weight: auto, which attach does not have"},
+    "sds": {"ratio": "goes with weight: auto, which attach does not have"},
+    "basic": {},
+}
+"""Settings that a run alone follows."""
+
+
+def read_settings(sea: Group | None, das: Group | None, sds: Group | None, basic: Group | None) -> Loss:
+    """Gives the settings of the terms; one that is None is off, and `basic` alone switches on both of BASIC's.
+
+    Raises:
+        UserError: one line with everything that is wrong.
+    """
+    groups: dict[str, Group | None] = {"sea": sea, "das": das, "sds": sds, "basic": basic}
+    if basic is not None and das is None and sds is None:
+        groups |= {"das": {}, "sds": {}}
+    given = {name: group for name, group in groups.items() if group is not None}
+    problems = []
+    for name, group in given.items():
+        if not isinstance(group, Mapping):
+            raise UserError(f"attach: {name}: expected keys and values, such as {{'weight': 1.0}}; found {group!r:.80}")
+        problems += [f"loss.{name}.{key}: {why}; leave it out" for key, why in _OF_RUNS[name].items() if key in group]
+        if group.get("weight") == "auto":
+            problems.append(
+                f"loss.{name}.weight: auto follows L_lm's gradient, which attach does not have; give a number"
+            )
+    weighted = {
+        name: ({"weight": WEIGHTS[name]} if name in WEIGHTS else {}) | dict(group) for name, group in given.items()
+    }
+    try:
+        loss = Recipe.model_validate({"loss": weighted}).loss
+    except ValidationError as error:
+        raise UserError("; ".join([recipe_problems(error, "attach", {}), *problems])) from error
+    problems += _of_basic(loss)
+    if not loss.terms():
+        problems.append("no term is on; give sea, das, sds or basic, with a weight above 0")
+    if problems:
+        raise UserError(f"attach: {'; '.join(problems)}")
+    return loss
+
+
+def _of_basic(loss: Loss) -> list[str]:
+    found = []
+    if loss.basic.lens != "none":
+        found.append("loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none")
+    if loss.basic.text != "all":
+        found.append("loss.basic.text: prompt needs to know what trains before the LLM runs; set it to all")
+    return found

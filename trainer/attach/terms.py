@@ -1,0 +1,96 @@
+"""BASIC's terms of what one forward made, whatever its images' sizes.
+
+Shapes: B samples, I images, T visual tokens of a forward, t of them that lie in an image, d the LLM's width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sea_pipeline.core.errors import UserError
+from trainer import losses
+from trainer.attach.tiles import Laid
+from trainer.attach.watch import Kept
+from trainer.losses.embeddings import llm_embeddings, ordinary_length
+from trainer.losses.supervision import degrees, image_weights
+from trainer.recipes.recipe import Loss
+
+
+def basic_terms(
+    names: Sequence[str], kept: Kept, laid: Sequence[Laid] | None, settings: Loss, embed: nn.Module, vocabulary: int
+) -> dict[str, torch.Tensor]:
+    """Computes L_das (Eq. 6) and L_sds (Eq. 7), means over a sample's images and then over samples with images.
+
+    Args:
+        names: which of "das" and "sds".
+        kept: of a forward in training mode, with images.
+        laid: where its visual tokens lie; those that lie nowhere take no part. None if nobody knows: then all images
+            of a sample are one.
+        settings: of the terms.
+        embed: the LLM's input embeddings.
+        vocabulary: how many of the LLM's token ids are real ones.
+
+    Returns:
+        Scalars by name, whose gradient goes to the projector alone.
+
+    Raises:
+        UserError: the forward was in evaluation mode.
+    """
+    if kept.seen is None or kept.visual is None:
+        raise UserError(
+            "attached.loss: das and sds learn from forwards in training mode; found one in evaluation mode; call "
+            "model.train() before the forward"
+        )
+    at, weights = _shares(kept, laid, equal=settings.basic.degree == "equal")
+    visual = kept.visual if kept.apart is None else kept.visual.detach().requires_grad_()
+    chosen, refined = visual[at], kept.seen.refined.to(visual.device)[at]
+    found = {}
+    if "das" in names:
+        found["das"] = losses.das(chosen, refined, weights, ordinary=ordinary_length(embed, vocabulary))
+    if "sds" in names:
+        embeddings, precision = llm_embeddings(embed, vocabulary), settings.sds.precision
+        half = precision == "bfloat16" or (precision == "auto" and embeddings.dtype == torch.bfloat16)
+        options: dict[str, Any] = {"matmul_dtype": torch.bfloat16} if half else {}
+        found["sds"] = losses.sds(chosen, refined, weights, embeddings, temperature=settings.sds.temperature, **options)
+    if kept.apart is not None:
+        return {name: _ending_at_projector(value, visual, kept) for name, value in found.items()}
+    return found
+
+
+def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which visual tokens count, int64 (t,), and how much each does, (t,): a_i of Eq. 5, by image and by sample."""
+    assert kept.visual is not None and kept.columns is not None and kept.seen is not None  # noqa: PT018
+    device = kept.visual.device
+    samples = kept.columns.nonzero()[:, 0].to(device)
+    if laid is None:
+        lengths = kept.columns.sum(1).to(device)
+        lengths = lengths[lengths > 0]
+        at = torch.arange(len(samples), device=device)
+    else:
+        lengths = torch.tensor([one.tokens for one in laid], device=device)
+        starts = (lengths.cumsum(0) - lengths).tolist()
+        cells = [
+            torch.from_numpy(tile.cells) + start for one, start in zip(laid, starts, strict=True) for tile in one.tiles
+        ]
+        at = torch.cat(cells).sort().values.to(device)
+    image = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+    shares = image_weights(samples[lengths.cumsum(0) - lengths]).to(device)
+    attention = kept.seen.attention.to(device)[at]
+    parts = (torch.ones_like(attention) if equal else attention).split(torch.bincount(image[at]).tolist())
+    weights = [degrees(part.unsqueeze(0))[0] * share for part, share in zip(parts, shares, strict=True)]
+    return at, torch.cat(weights)
+
+
+def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: Kept) -> torch.Tensor:
+    """Gives a term whose gradient by the projector's weights is its own, and by anything in front of it none.
+
+    The gradient by V goes back to what the projector gave, through whatever puts V together; from there it goes on
+    through the same projector on an input without a graph.
+    """
+    assert kept.made is not None and kept.apart is not None and kept.visual is not None  # noqa: PT018
+    (by_visual,) = torch.autograd.grad(value, visual, retain_graph=True)
+    (by_made,) = torch.autograd.grad(kept.visual, kept.made, by_visual, retain_graph=True)
+    carried = (kept.apart.to(value.dtype) * by_made.to(value.dtype)).sum()
+    return value.detach() + carried - carried.detach()

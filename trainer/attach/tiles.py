@@ -1,0 +1,332 @@
+"""Where visual tokens lie in their images: each family's grids, crops and order of tiles.
+
+Shapes: I images of a call, T visual tokens of all of them in the order in which they enter the LLM. Boxes are as in
+`geometry`; beyond 0..1 they reach into bars that the family adds.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.llama4.image_processing_llama4 import (
+    find_supported_resolutions,
+    get_best_fit,
+    get_max_res_without_distortion,
+)
+from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import WHOLE, CropBox
+from trainer.data.geometry import processor_box
+
+Size = tuple[int, int]
+"""(width, height) of an upright image in pixels."""
+
+
+class Tile(NamedTuple):
+    """A part of an image that has a grid of visual tokens of its own: the image, a view of it, or a tile."""
+
+    grid: tuple[int, int]
+    """(rows, columns)."""
+    box: CropBox
+    cells: npt.NDArray[np.int64]
+    """(rows * columns,): the place of each cell, row by row, among the image's visual tokens."""
+
+
+class Laid(NamedTuple):
+    """An image's visual tokens."""
+
+    tokens: int
+    """All of them; some families have tokens that lie nowhere, such as the ends of rows."""
+    tiles: list[Tile]
+
+
+class Call(NamedTuple):
+    """What one call of a model's `get_image_features` was given, and how many tokens it made."""
+
+    family: str
+    inner: Any
+    processor: Any
+    given: dict[str, Any]
+    """Its arguments by name."""
+    counts: list[int]
+    """Visual tokens of each entry of what it returned: an image, a tile, or all images of a sample."""
+
+    @property
+    def total(self) -> int:
+        """T."""
+        return sum(self.counts)
+
+    def unlike(self, expected: str, found: object) -> UserError:
+        """What to raise if the tokens are not those of the images."""
+        return UserError(
+            f"{self.family}: expected {expected}; found {found}; give the model the images as they were labelled, "
+            "upright and whole, through its own processor, and their ids in the order of the images in the batch"
+        )
+
+
+def cells(grid: tuple[int, int], start: int = 0, row: int | None = None) -> npt.NDArray[np.int64]:
+    """Counts a grid's cells row by row, from `start`; a row is `row` tokens long, or as long as the grid is wide."""
+    rows, columns = grid
+    places: npt.NDArray[np.int64] = start + np.arange(rows)[:, None] * (row or columns) + np.arange(columns)[None]
+    return places.ravel()
+
+
+def fixed(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+    """One grid for every image, as LLaVA-1.5 and PaliGemma have it: squeezed, cropped or padded to a square."""
+    pixels = call.given["pixel_values"]
+    grid = _patches(call, pixels)
+    tokens = call.total // len(pixels)
+    leading = tokens - grid[0] * grid[1]
+    if leading not in (0, 1) or tokens * len(pixels) != call.total:
+        raise call.unlike(f"{grid[0]} x {grid[1]} visual tokens of an image, or one more in front", tokens)
+    boxes = [processor_box(call.processor.image_processor, *size) if size else WHOLE for size in sizes]
+    return [Laid(tokens, [Tile(grid, box, cells(grid, leading))]) for box in boxes]
+
+
+def merged(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+    """A grid for each image, merged 2 x 2, of the whole image: the Qwen-VL families."""
+    merge = call.inner.visual.spatial_merge_size
+    laid = []
+    for (frames, height, width), size in zip(call.given["image_grid_thw"].tolist(), sizes, strict=True):
+        if frames != 1:
+            raise _video(call.family)
+        grid = (height // merge, width // merge)
+        if size is not None:
+            _check_shape(call, grid, size)
+        laid.append(Laid(grid[0] * grid[1], [Tile(grid, WHOLE, cells(grid))]))
+    return laid
+
+
+def anyres(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+    """A view of the whole image, then tiles as one grid, without bars, a token behind each row: LLaVA-NeXT, OneVision.
+
+    OneVision thins out the grid of large images; several images of a sample are padded to squares, without tiles.
+    """
+    laid = []
+    counts = call.given.get("batch_num_images")
+    alone = [count == 1 for count in _listed(counts) for _ in range(count)] if counts is not None else None
+    for number, (height, width) in enumerate(_listed(call.given["image_sizes"])):
+        size = sizes[number]
+        if size is not None and _mirrored((height, width), size):
+            raise call.unlike(f"an image of {size[0]} x {size[1]} pixels", f"{width} x {height}")
+        side = call.inner.config.vision_config
+        base = (side.image_size // side.patch_size,) * 2
+        whole = Tile(base, WHOLE, cells(base))
+        if alone is not None and not alone[number]:
+            box = _square_box(width, height)
+            laid.append(Laid(base[0] * base[1] + 1, [whole._replace(box=box)]))
+            continue
+        grid, box = _unpadded(call, base, (height, width))
+        start = base[0] * base[1]
+        tiles = Tile(grid, box, cells(grid, start, grid[1] + 1))
+        laid.append(Laid(start + grid[0] * (grid[1] + 1), [whole, tiles]))
+    return laid
+
+
+def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], CropBox]:
+    """The grid of all tiles once the bars' cells are cut off, and what of the image it covers."""
+    config, (height, width) = call.inner.config, size
+    canvas = select_best_resolution(size, config.image_grid_pinpoints)
+    rows, columns = (base[0] * side // config.vision_config.image_size for side in canvas)
+    kept = unpad_image(torch.arange(rows * columns).view(1, rows, columns), (height, width))[0]
+    top, left = divmod(int(kept[0, 0]), columns)
+    scale_y, scale_x = canvas[0] / height, canvas[1] / width
+    if scale_x < scale_y:
+        inner = (min(math.ceil(height * scale_x), canvas[0]), canvas[1])
+    else:
+        inner = (canvas[0], min(math.ceil(width * scale_y), canvas[1]))
+    box_y = _along(top, kept.shape[0], canvas[0] / rows, (canvas[0] - inner[0]) // 2, inner[0])
+    box_x = _along(left, kept.shape[1], canvas[1] / columns, (canvas[1] - inner[1]) // 2, inner[1])
+    grid = (kept.shape[0], kept.shape[1])
+    if (kind := getattr(config, "vision_aspect_ratio", None)) is not None:
+        most = int((call.given.get("vision_aspect_ratio") or kind).removeprefix("anyres_max_"))
+        ratio = math.sqrt(grid[0] * grid[1] / (most * base[0] ** 2))
+        if ratio > 1.1:
+            grid = (int(grid[0] // ratio), int(grid[1] // ratio))
+    return grid, (box_x[0], box_y[0], box_x[1], box_y[1])
+
+
+def _along(first: int, count: int, cell: float, bar: int, inner: int) -> tuple[float, float]:
+    """Along one side: what of the image so many cells cover, in shares of it."""
+    return (first * cell - bar) / inner, ((first + count) * cell - bar) / inner
+
+
+def split(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+    """Square tiles row by row, of an image squeezed to whole tiles, then a view of the whole: Idefics3, SmolVLM."""
+    height, width = call.given["pixel_values"].shape[-2:]
+    patch, scale = call.inner.config.vision_config.patch_size, call.inner.config.scale_factor
+    grid = (height // patch // scale, width // patch // scale)
+    return _tiled(call, grid, sizes, _split_tiles)
+
+
+def _split_tiles(call: Call, size: Size) -> tuple[int, int]:
+    processor = call.processor.image_processor
+    side = processor.max_image_size["longest_edge"]
+    if not processor.do_image_splitting:
+        return 1, 1
+    width, height = size
+    if processor.do_resize:
+        width, height = _longest(width, height, processor.size["longest_edge"])
+    ratio = width / height
+    if width >= height:
+        width = math.ceil(width / side) * side
+        height = math.ceil(int(width / ratio) / side) * side
+    else:
+        height = math.ceil(height / side) * side
+        width = math.ceil(int(height * ratio) / side) * side
+    return height // side, width // side
+
+
+def _longest(width: int, height: int, longest: int) -> Size:
+    """As Idefics3 resizes: the longer side to `longest`, the other one to an even number, none beyond 4096 pixels."""
+    ratio = width / height
+    if width >= height:
+        width, height = longest, int(longest / ratio)
+        height += height % 2
+    else:
+        width, height = int(longest * ratio), longest
+        width += width % 2
+    if max(width, height) > 4096:
+        width, height = (4096, int(4096 / ratio)) if width >= height else (int(4096 * ratio), 4096)
+    return max(width, 1), max(height, 1)
+
+
+def canvas(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+    """Square tiles row by row, of an image squeezed to a canvas of them, then a view of the whole: InternVL."""
+    height, width = call.given["pixel_values"].shape[-2:]
+    patch, ratio = call.inner.config.vision_config.patch_size, call.inner.config.downsample_ratio
+    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+    grid = (int(height // patch_height * ratio), int(width // patch_width * ratio))
+    return _tiled(call, grid, sizes, _canvas_tiles)
+
+
+def _canvas_tiles(call: Call, size: Size) -> tuple[int, int]:
+    processor, (width, height) = call.processor.image_processor, size
+    tile = (processor.size["height"], processor.size["width"])
+    columns, rows = get_optimal_tiled_canvas((height, width), tile, processor.min_patches, processor.max_patches)
+    return rows, columns
+
+
+def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tiles_of: Any) -> list[Laid]:  # noqa: ANN401
+    """Images as whole numbers of tiles that cover them, and a view of the whole behind more than one."""
+    tokens = grid[0] * grid[1]
+    wanted = [tiles_of(call, _known(call, size)) for size in sizes]
+    if call.total == len(sizes) * tokens:  # tiling is off, perhaps for this call alone
+        wanted = [(1, 1)] * len(sizes)
+    laid = []
+    for rows, columns in wanted:
+        boxes = [
+            (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
+            for row, column in product(range(rows), range(columns))
+        ]
+        laid.append(_views(grid, boxes if len(boxes) == 1 else [*boxes, WHOLE]))
+    return laid
+
+
+def _views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> Laid:
+    """An image's views of one grid each, one behind the other."""
+    tokens = grid[0] * grid[1]
+    return Laid(
+        tokens * len(boxes), [Tile(grid, box, cells(grid, number * tokens)) for number, box in enumerate(boxes)]
+    )
+
+
+def scanned(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+    """The whole image squeezed to a square, then the crops of pan and scan, if it is on: Gemma 3."""
+    side = math.isqrt(call.inner.config.mm_tokens_per_image)
+    if call.total == len(sizes) * side * side:
+        return [_views((side, side), [WHOLE]) for _ in sizes]
+    return [_views((side, side), [WHOLE, *_scans(call, _known(call, size))]) for size in sizes]
+
+
+def _scans(call: Call, size: Size) -> list[CropBox]:
+    """The crops that Gemma 3's processor cuts, by its own function, out of the numbers of columns and rows."""
+    processor, (width, height) = call.processor.image_processor, size
+    names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
+    chosen = {f"pan_and_scan_{name}": getattr(processor, f"pan_and_scan_{name}", None) for name in names}
+    defaults = getattr(call.processor, "images_kwargs", None) or {}  # which come before the image processor's own
+    chosen = {name: value if defaults.get(name) is None else defaults[name] for name, value in chosen.items()}
+    columns = processor.pan_and_scan_batched(torch.arange(width).expand(1, height, width), **chosen)
+    rows = processor.pan_and_scan_batched(torch.arange(height)[None, :, None].expand(1, height, width), **chosen)
+    return [
+        (int(x.min()) / width, int(y.min()) / height, (int(x.max()) + 1) / width, (int(y.max()) + 1) / height)
+        for x, y in zip(columns, rows, strict=True)
+    ]
+
+
+def padded(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+    """Square tiles row by row, of an image with bars at the right and below, then a view of the whole: Llama 4."""
+    config, processor = call.inner.config.vision_config, call.processor.image_processor
+    side = int(config.image_size // config.patch_size * config.pixel_shuffle_ratio)
+    resolutions = torch.tensor(find_supported_resolutions(processor.max_patches, processor.size))
+    laid = []
+    for size in sizes:
+        width, height = _known(call, size)
+        fit: Any = get_best_fit((height, width), resolutions, processor.resize_to_max_canvas)
+        whole = fit.tolist()
+        tile = processor.size["height"]
+        most = whole
+        if not processor.resize_to_max_canvas:
+            most = [min(max(one, tile), most) for one, most in zip((height, width), whole, strict=True)]
+        inner = get_max_res_without_distortion((height, width), tuple(most))
+        rows, columns = (one // tile for one in whole)
+        x, y = tile / max(inner[1], 1), tile / max(inner[0], 1)
+        boxes = [
+            (column * x, row * y, (column + 1) * x, (row + 1) * y)
+            for row, column in product(range(rows), range(columns))
+        ]
+        laid.append(_views((side, side), boxes if len(boxes) == 1 else [*boxes, WHOLE]))
+    return laid
+
+
+def _known(call: Call, size: Size | None) -> Size:
+    if size is None:
+        raise UserError(
+            f"{call.family}: cuts images into tiles by their size, which the labels know; expected labels of every "
+            "image of the batch; label the missing images, or leave their rows out"
+        )
+    return size
+
+
+def _patches(call: Call, pixels: torch.Tensor) -> tuple[int, int]:
+    patch = call.inner.config.vision_config.patch_size
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return pixels.shape[-2] // height, pixels.shape[-1] // width
+
+
+def _listed(values: Any) -> list[Any]:  # noqa: ANN401 - a tensor, or lists
+    listed: list[Any] = values.tolist() if isinstance(values, torch.Tensor | np.ndarray) else list(values)
+    return listed
+
+
+def _square_box(width: int, height: int) -> CropBox:
+    """What a square around an image with bars on both sides covers."""
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    return (-left / width, -top / height, (side - left) / width, (side - top) / height)
+
+
+def _mirrored(shape: tuple[int, int], size: Size) -> bool:
+    """Whether (height, width) is that of the image on its side: it was not turned upright."""
+    return shape[0] != shape[1] and shape == size
+
+
+def _check_shape(call: Call, grid: tuple[int, int], size: Size) -> None:
+    """A grid has its image's shape, to a cell on each side."""
+    rows, columns = grid
+    ratio = size[1] / size[0]
+    least = max(rows - 1, 0.5) / (columns + 1)
+    most = (rows + 1) / max(columns - 1, 0.5)
+    if not least <= ratio <= most:
+        raise call.unlike(f"a grid of the shape of {size[0]} x {size[1]} pixels", f"{columns} x {rows} tokens")
+
+
+def _video(family: str) -> UserError:
+    return UserError(f"{family}: expected images; found a video, of which nothing is labelled; leave its rows out")

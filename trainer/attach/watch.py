@@ -1,0 +1,246 @@
+"""A model watched: what its last forward made of images, kept as it is made, with nothing left behind afterwards.
+
+Shapes: B samples of L tokens, T visual tokens of a forward, d the LLM's width.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import update_wrapper
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sea_pipeline.core.errors import UserError
+from trainer.attach.families import Parts
+from trainer.attach.tiles import Call
+from trainer.losses.embeddings import llm_embeddings
+from trainer.losses.supervision import Seen, Supervision
+
+_ABSENT = object()
+_MARK = "_sea_attached"
+"""On what stands in for a method."""
+
+
+@dataclass
+class Kept:
+    """What one forward made."""
+
+    call: Call | None = None
+    """None without images."""
+    visual: torch.Tensor | None = None
+    """V, (T, d), in the order in which it enters the LLM, with its graph."""
+    columns: torch.Tensor | None = None
+    """bool (B, L): where it enters."""
+    seen: Seen | None = None
+    """BASIC's supervision, in training mode."""
+    made: torch.Tensor | None = None
+    """What the projector gave, of which V is put together, if its gradient goes on to a tower that trains."""
+    apart: torch.Tensor | None = None
+    """The same from an input without a graph: its gradient ends at the projector."""
+
+
+@dataclass
+class _Method:
+    """A method of one module, and what stood in its place before."""
+
+    module: nn.Module
+    name: str
+    before: object
+    now: object = field(default=None)
+
+
+class Watch:
+    """Stands in for some methods of a model, on the instance alone, until `end`.
+
+    Args:
+        parts: the model's.
+        processor: the model's; for `Call`.
+        supervision: makes BASIC's targets in training mode; None if its terms are off.
+        vocabulary: how many of the LLM's token ids are real ones.
+
+    Raises:
+        UserError: the model is attached to already.
+    """
+
+    def __init__(self, parts: Parts, processor: Any, supervision: Supervision | None, vocabulary: int) -> None:  # noqa: ANN401
+        self.parts = parts
+        self.kept: Kept | None = None
+        self._order: torch.Tensor | None = None
+        self._first = False
+        self._processor = processor
+        self._supervision, self._vocabulary = supervision, vocabulary
+        self._given: dict[str, Any] | None = None
+        self._running: Kept | None = None
+        self._valid: torch.Tensor | None = None
+        if getattr(parts.inner.forward, _MARK, False):
+            raise UserError("attach: the model is attached to already; call detach() of that first")
+        self._methods: list[_Method] = []
+        self._stand_in(parts.inner, "forward", self._forward)
+        self._stand_in(parts.inner, "get_image_features", self._images)
+        self._projector: nn.Module | None = None
+        self._stand_in_projector()
+        if supervision is not None:  # its hooks come and go with each forward, which compiled code does not see
+            self._stand_in(parts.llm, "forward", self._decode, eager=True)
+
+    def end(self) -> None:
+        """Puts back what stood there before."""
+        for method in self._methods:
+            placed = method.module.__dict__
+            if placed.get(method.name) is method.now:
+                del placed[method.name]
+                if method.before is not _ABSENT:
+                    placed[method.name] = method.before
+        self._methods = []
+        self.kept = self._running = None
+
+    @contextmanager
+    def first_forward(self) -> Iterator[None]:
+        """Within it the first of several forwards is kept: some trainers run a second one for their metrics."""
+        self.kept, self._first = None, True
+        try:
+            yield
+        finally:
+            self._first = False
+
+    @contextmanager
+    def reordered(self, order: torch.Tensor) -> Iterator[None]:
+        """Within it visual tokens enter the LLM in another order, int64 (T,): as if of other photos."""
+        self._order = order
+        try:
+            yield
+        finally:
+            self._order = None
+
+    @property
+    def embed(self) -> Any:  # noqa: ANN401 - a module with a weight
+        """The LLM's input embeddings."""
+        return self.parts.inner.get_input_embeddings()
+
+    def _stand_in(self, module: nn.Module, name: str, around: Callable[..., Any], *, eager: bool = False) -> None:
+        before = module.__dict__.get(name, _ABSENT)
+        original = getattr(module, name)
+
+        def method(this: nn.Module, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as the method
+            if this is not module:  # a copy of the model, which nobody watches
+                return getattr(type(this), name)(this, *given, **named)
+            return around(original, given, named)
+
+        update_wrapper(method, original)
+        signature = inspect.signature(original)
+        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        # Compiled code holds neither what is kept nor the time of it; what the method calls is compiled.
+        function: Any = torch.compiler.disable(method, recursive=eager)
+        function.__signature__ = signature.replace(parameters=[this, *signature.parameters.values()])
+        setattr(function, _MARK, True)
+        now = MethodType(function, module)
+        module.__dict__[name] = now
+        self._methods.append(_Method(module, name, before, now))
+
+    def _stand_in_projector(self) -> None:
+        """Again where adapters put a copy in the projector's place."""
+        projector = self.parts.projector
+        if projector is not self._projector and (self._supervision is not None or self.parts.family.late):
+            self._projector = projector
+            self._stand_in(projector, "forward", self._project)
+
+    # What stands in
+
+    def _forward(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
+        if self._running is not None or (self._first and self.kept is not None):
+            return original(*given, **named)
+        bound = _by_name(original, given, named)
+        for name in ("pixel_values_videos", "video_grid_thw"):
+            if bound.get(name) is not None:
+                raise UserError(
+                    f"{self.parts.name}: expected images; found a video ({name}), of which nothing is labelled; leave "
+                    "its rows out"
+                )
+        self._stand_in_projector()
+        ids, mask = bound.get("input_ids"), bound.get("attention_mask")
+        self._running = self.kept = kept = Kept()
+        if ids is not None:
+            kept.columns = ids == self.parts.inner.config.image_token_id
+            self._valid = torch.ones_like(kept.columns) if mask is None or mask.dim() != 2 else mask.bool()
+        try:
+            return original(*given, **named)
+        finally:
+            self._running = self._given = self._valid = None
+
+    def _images(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
+        kept = self._running
+        if kept is None:
+            return original(*given, **named)
+        self._given = _by_name(original, given, named)
+        found = original(*given, **named)
+        if not self.parts.family.late:
+            pooled = found.pooler_output
+            entries = (
+                list(pooled) if isinstance(pooled, list | tuple) else list(pooled.flatten(0, max(0, pooled.dim() - 3)))
+            )
+            flat = torch.cat(entries) if len(entries) > 1 else entries[0]
+            self._keep(kept, flat, [len(entry) for entry in entries])
+            if self._order is not None:
+                found.pooler_output = _in_order(pooled, self._order)
+                if (deeper := getattr(found, "deepstack_features", None)) is not None:
+                    found.deepstack_features = [_in_order(one, self._order) for one in deeper]
+        return found
+
+    def _project(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
+        kept = self._running
+        found = original(*given, **named)
+        if kept is None or self._given is None:
+            return found
+        features = given[0]
+        if self._watching and features.requires_grad and torch.is_grad_enabled():
+            kept.made = found
+            kept.apart = original(features.detach(), *given[1:], **named)
+        if self.parts.family.late:
+            self._keep(kept, found.flatten(0, -2), [found[..., 0].numel()])
+            if self._order is not None:
+                return found.flatten(0, -2)[self._order].view_as(found)
+        return found
+
+    def _decode(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
+        kept = self._running
+        if kept is None or kept.visual is None or not self._watching:
+            return original(*given, **named)
+        assert self._supervision is not None
+        if kept.columns is None or self._valid is None:
+            raise UserError("das, sds: expected input_ids; found inputs_embeds, which do not say where images are")
+        length = None
+        if self._supervision.needs_length:
+            length = llm_embeddings(self.embed, self._vocabulary).float().norm(dim=-1).mean()
+        rows = self._valid & ~kept.columns
+        with self._supervision.watching(kept.columns, rows, self._valid, length=length) as seen:
+            kept.seen = seen
+            return original(*given, **named)
+
+    @property
+    def _watching(self) -> bool:
+        """BASIC learns in training mode alone: generation keeps states, which the tap cannot read."""
+        return self._supervision is not None and self.parts.inner.training
+
+    def _keep(self, kept: Kept, visual: torch.Tensor, counts: list[int]) -> None:
+        assert self._given is not None
+        kept.visual = visual
+        kept.call = Call(self.parts.name, self.parts.inner, self._processor, self._given, counts)
+
+
+def _by_name(method: Callable[..., Any], given: Any, named: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A call's arguments by name."""
+    bound = inspect.signature(method).bind_partial(*given, **named)
+    kinds = bound.signature.parameters
+    others = [name for name in bound.arguments if kinds[name].kind is inspect.Parameter.VAR_KEYWORD]
+    found = {name: value for name, value in bound.arguments.items() if name not in others}
+    return found | {name: value for other in others for name, value in bound.arguments[other].items()}
+
+
+def _in_order(features: Any, order: torch.Tensor) -> Any:  # noqa: ANN401 - a tensor, or a list of them
+    """Puts visual tokens into another order, in the form in which they were given."""
+    if isinstance(features, torch.Tensor):
+        return features.flatten(0, -2)[order].view_as(features)
+    return torch.split(torch.cat(list(features))[order], [len(one) for one in features])
