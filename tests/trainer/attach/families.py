@@ -124,6 +124,10 @@ PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
 _SQUARE = {"size": {"height": 32, "width": 32}}
 
 
+MIXING = ("self_attn.out_proj", "self_attn.o_proj", "attn.proj", "attention.projection_layer")
+"""The last layer of a tower's attention, by the names that it has."""
+
+
 def _made(kind: Any, config: Any, processor: Any, mark: str = "<image>") -> Tiny:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -132,6 +136,9 @@ def _made(kind: Any, config: Any, processor: Any, mark: str = "<image>") -> Tiny
         for parameter in model.parameters():  # tokens as long as words, and Gemma 3's projector starts at zero
             if parameter in ends and parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        for name, module in model.named_modules():  # a token tells most of its own cell, as a trained tower's does
+            if name.endswith(MIXING) and "vision" in name:
+                module.weight.data *= 0.1
     processor.chat_template = processor.tokenizer.chat_template = CHAT.replace("MARK", mark)
     return Tiny(model.float().eval(), processor, mark)
 

@@ -15,13 +15,11 @@ import trainer
 from sea_pipeline.core.errors import UserError
 from tests.trainer.attach.families import MAKERS, Tiny, tiny
 from tests.trainer.attach.twins import basic_twin, sea_twin, twin_of
-from tests.trainer.attach.worlds import Pictures
+from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import Attached, attach
 from trainer.attach.families import FAMILIES
 from trainer.losses.embeddings import llm_embeddings
 
-NAMES = [["wide.png"], ["tall.png"]]
-"""Two images of other grids, where a family has those."""
 SEVERAL = [["wide.png", "odd.png"], [], ["tall.png"]]
 """With two images of one sample, and a text."""
 NO_TEXTS = {"smolvlm", "idefics3", "gemma3", "llava_onevision", "paligemma"}
@@ -46,20 +44,6 @@ def attached() -> Iterator[Any]:
 
 def names_for(name: str) -> list[list[str]]:
     return [some for some in SEVERAL if some] if name in NO_TEXTS else SEVERAL
-
-
-def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None and each.grad.any()}
-
-
-def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float = 2e-4) -> None:
-    """The same parameters, each gradient to a share of its length."""
-    largest = max(float(each.norm()) for each in wanted.values())
-    wanted = {name: each for name, each in wanted.items() if float(each.norm()) > 1e-6 * largest}
-    assert wanted.keys() <= found.keys()
-    for name, each in found.items():
-        other = wanted.get(name, torch.zeros_like(each)).double()
-        assert float((each.double() - other).norm()) <= tolerance * max(float(other.norm()), 0.05 * largest), name
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -18,8 +18,8 @@ from trainer.attach.attached import Attached
 from trainer.attach.tiles import Laid, Size
 
 GROUND, COLOUR = "grey", "red"
-SHAPES = ((96, 48), (40, 80), (70, 50))
-"""(width, height): wide, tall, and one that gets bars where there are any."""
+SHAPES = ((384, 192), (160, 320), (280, 200))
+"""(width, height): wide, tall, and one that gets bars where there are any. Large, so that cells end near whole pixels."""
 
 
 class Planted:
@@ -102,14 +102,14 @@ def test_a_colour_in_a_cell_is_that_tokens_label(name: str, tmp_path: Path) -> N
 
 
 def test_onevision_thins_out_large_grids(tmp_path: Path) -> None:
-    check_planted(llava_onevision(most=1), ((96, 48), (40, 80)), tmp_path)
+    check_planted(llava_onevision(most=1), SHAPES[:2], tmp_path)
 
 
 def test_pan_and_scan_crops_are_laid_out(tmp_path: Path) -> None:
     scan = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16, "pan_and_scan_max_num_crops": 4}
     made = gemma3()
     made.processor.images_kwargs = scan | {"pan_and_scan_min_ratio_to_activate": 1.2}
-    check_planted(made, ((96, 48), (40, 80), (50, 50)), tmp_path)
+    check_planted(made, (*SHAPES[:2], (200, 200)), tmp_path)
     with torch.no_grad():
         assert len(made.batch([([painted((96, 48))], "red")])["pixel_values"]) == 3
 
@@ -120,7 +120,7 @@ def test_bars_of_a_padded_tower_have_no_labels(tmp_path: Path) -> None:
     made = llava()
     crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     made.processor.image_processor = LlavaImageProcessor(do_pad=True, **crop)
-    check_planted(made, ((96, 48), (40, 80)), tmp_path)
+    check_planted(made, SHAPES[:2], tmp_path)
 
 
 def test_several_images_of_a_sample_in_onevision_are_padded(pictures: Pictures) -> None:

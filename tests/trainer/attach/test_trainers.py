@@ -60,7 +60,7 @@ def test_accumulation_gives_the_same_step(kind: str, pictures: Pictures, tmp_pat
         one = attach(made.model, made.processor, labels=pictures.open(), **BASIC)
         changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "optim": "sgd"}
         trainer = trainers(kind)(made, pictures, tmp_path / str(steps), one, max_steps=2, **changes)
-        trainer.training.run()
+        trainer.train()
         state = {name: each.clone() for name, each in made.model.state_dict().items()}
         after.append((logged(trainer, "loss"), logged(trainer, "loss_das"), state))
         one.detach()
@@ -80,7 +80,7 @@ def test_a_second_forward_of_a_step_does_not_count(pictures: Pictures, tmp_path:
         made = MAKERS["llava"]()
         one = attach(made.model, made.processor, labels=pictures.open(), sea={}, basic={})
         trainer = sft_trainer(made, pictures, tmp_path, one, max_steps=1, compute_loss_func=function)
-        trainer.training.run()
+        trainer.train()
         seen.append([logged(trainer, name) for name in ("loss_sea", "loss_das", "loss_sds")])
         one.detach()
     assert seen[0] == seen[1]
@@ -96,7 +96,7 @@ def test_adapters_of_trl_are_trained_with_the_terms(pictures: Pictures, tmp_path
         r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=["multi_modal_projector"]
     )
     trainer = sft_trainer(made, pictures, tmp_path, one, peft_config=config, max_steps=3)
-    trainer.training.run()
+    trainer.train()
     weights = {name: each.clone() for name, each in trainer.model.named_parameters()}
     start = MAKERS["llava"]().model.model.multi_modal_projector.state_dict()
     saved = [name for name in weights if "multi_modal_projector.modules_to_save" in name]
@@ -134,7 +134,7 @@ def test_rows_without_names_are_refused(pictures: Pictures, tmp_path: Path) -> N
     trainer = own_trainer(made, pictures, tmp_path, one)
     trainer.train_dataset = trainer.train_dataset.remove_columns("image_ids")
     with pytest.raises(UserError, match="expected a column image_ids in the rows of the data"):
-        trainer.training.run()
+        trainer.train()
     one.detach()
 
 
@@ -149,6 +149,6 @@ def test_mixed_rows_train(pictures: Pictures, tmp_path: Path) -> None:
         for names in ([], ["wide.png"], ["tall.png", "odd.png"], [])
     ]
     trainer.data_collator.collate = Collate(made)
-    trainer.training.run()
+    trainer.train()
     assert len(logged(trainer, "loss_sea")) == 2
     one.detach()

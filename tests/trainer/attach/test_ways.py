@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from tests.trainer.attach.families import MAKERS, Tiny
-from tests.trainer.attach.test_attached import NAMES, close, gradients
-from tests.trainer.attach.worlds import Pictures
+from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import attach
 
 pytestmark = [

@@ -60,7 +60,7 @@ def run(name: str, pictures: Pictures, out: Path) -> None:
             ]
         arguments = TrainingArguments(str(out / name), **(ARGUMENTS | changes))
         trainer = kind(model=made.model, args=arguments, train_dataset=data, data_collator=Collate(made), attached=one)
-    trainer.training.run()
+    trainer.train()
     cut = any(isinstance(each, DTensor) for each in made.model.parameters())
     state = get_model_state_dict(made.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if int(os.environ.get("RANK", "0")) == 0:

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from sea_pipeline.encoders import Preprocess
 from sea_pipeline.labels import run as label_run
@@ -65,3 +67,21 @@ def whole_labels() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_run, "load_encoder", lambda spec, device, options=None: WholeEncoder())
         yield
+
+
+NAMES = [["wide.png"], ["tall.png"]]
+"""Two images of other grids, where a family has those."""
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None and each.grad.any()}
+
+
+def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float = 2e-4) -> None:
+    """The same parameters, each gradient to a share of its length."""
+    largest = max(float(each.norm()) for each in wanted.values())
+    wanted = {name: each for name, each in wanted.items() if float(each.norm()) > 1e-6 * largest}
+    assert wanted.keys() <= found.keys()
+    for name, each in found.items():
+        other = wanted.get(name, torch.zeros_like(each)).double()
+        assert float((each.double() - other).norm()) <= tolerance * max(float(other.norm()), 0.05 * largest), name
