@@ -40,6 +40,21 @@ def test_linked_files_are_there() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for folder in ("docs", "jobs", "wordlists") for page in (ROOT / folder).rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_names_files_that_are_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link and "mailto:" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    named = re.findall(r"(?<![\w/.])((?:sea_pipeline|trainer|tests|jobs|docs)/[\w/.-]+\.(?:py|yaml|md|j2|jinja))", text)
+    assert [name for name in named if "FILE" not in name and not (ROOT / name).exists()] == []
+
+
 def test_pictures_are_small() -> None:
     pictures = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", TEXT)
     assert len(pictures) == 2

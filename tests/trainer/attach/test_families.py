@@ -19,7 +19,7 @@ from trainer.attach.tiles import Laid, Size
 
 GROUND, COLOUR = "grey", "red"
 SHAPES = ((384, 192), (160, 320), (280, 200))
-"""(width, height): wide, tall, and one that gets bars where there are any. Large, so that cells end near whole pixels."""
+"""(width, height): wide, tall, and one that gets bars where there are any; cells end near whole pixels."""
 
 
 class Planted:
