@@ -79,6 +79,10 @@ _STOPPED = {
     "teacher": "finished shards are kept; run the same command again to go on",
     "train": "run the same command again to go on from the newest checkpoint",
     "demo": "run the same command again to go on",
+    "push": "what was sent stays there; run the same command again to go on",
+    "pull": "what was fetched is kept; run the same command again to go on",
+    "merge": "finished shards are kept; run the same command again to go on",
+    "select": "finished shards are kept; run the same command again to go on",
     "export": "the folder is there whole or not at all, but with --push it may be uploaded in part; if it is there, go "
     "on with: hf upload --private OWNER/NAME FOLDER",
 }
@@ -193,3 +197,4 @@ def _options(
 # Each registers its commands, in the order in which --help lists them.
 from sea_pipeline.cli import demo, labels, probe, forecast, recipes, training  # noqa: E402, F401  # isort: skip
 from sea_pipeline.cli import tokens, teacher, report, export, evaluation  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import hub, join  # noqa: E402, F401  # isort: skip

@@ -11,12 +11,13 @@ from fsspec import AbstractFileSystem
 from upath.extensions import ProxyUPath
 
 from sea_pipeline.errors import UserError, one_line
+from sea_pipeline.storage.hub import is_dataset, pinned
 from sea_pipeline.storage.patience import PassingError, StoreError, error_codes, error_statuses, patiently
 from sea_pipeline.storage.ranged import ranged_file
 
 _Result = TypeVar("_Result")
 
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "data"}
 
 
 class RemotePath(ProxyUPath):
@@ -81,6 +82,8 @@ class RemotePath(ProxyUPath):
 
         With `exclusive`, in a store that can do it, there is none yet: else `FileExistsError`.
         """
+        if is_dataset(str(self)):
+            raise UserError(f"{self}: expected a folder; the hub is written by sea-pipeline push, from a finished one")
         options = {"mode": "create"} if exclusive else {}
         try:
             self._asked(lambda: self.fs.put_file(str(file), self.path, **options), "written")
@@ -99,7 +102,9 @@ class RemotePath(ProxyUPath):
     def _part(self, name: str, start: int, length: int) -> bytes:
         if not length:
             return b""
-        data: bytes = self._asked(lambda: self.fs.cat_file(name, start=start, end=start + length))
+        # The hub's file system would read 5 MB ahead at every request.
+        options = {"cache_type": "none"} if is_dataset(str(self)) else {}
+        data: bytes = self._asked(lambda: self.fs.cat_file(name, start=start, end=start + length, **options))
         return data
 
     def _asked(self, action: Callable[[], _Result], what: str = "read") -> _Result:
@@ -122,7 +127,8 @@ class RemotePath(ProxyUPath):
 
 
 def remote_path(url: str) -> RemotePath:
-    """The path behind a URL; raises as `opening`."""
+    """The path behind a URL, of a dataset on the hub at its commit of now; raises as `opening` and `pinned`."""
+    url = pinned(url)
     with opening(url):
         path = RemotePath(url if url.endswith("://") else url.rstrip("/"), use_listings_cache=False)
         path.fs  # noqa: B018 - paths below this one share it

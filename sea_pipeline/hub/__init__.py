@@ -1,0 +1,1 @@
+"""Finished folders on the Hugging Face hub: pushed as datasets that others can look at, and pulled again."""
