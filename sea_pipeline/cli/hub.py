@@ -26,7 +26,8 @@ def push(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print JSON: `name`, `address`, `revision`, `files`, `bytes`, and `sent`, files not there yet."
+            "--json",
+            help="Print JSON: `name`, `address`, `revision`, `files`, `bytes`, and `sent`, files not there yet.",
         ),
     ] = False,
 ) -> None:
@@ -55,7 +56,9 @@ def pull(
     out: Annotated[
         Path | None, local_output("The folder. Default: one of its name below runs/labels or runs/targets.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit. Default: what is there now.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, a tag or a commit. Default: what is there now.")
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(

@@ -43,18 +43,22 @@ SCHEMA = pa.schema(
         pa.field("cell_columns", _PLACES, nullable=False),
     ]
 )
+_TYPES: tuple[Any, ...] = np.uint16, np.uint32, np.uint16, np.float32
+"""Of `_Labels`."""
 _DICTIONARIES = ["word", "image_id", "cell_rows.list.element", "cell_columns.list.element"]
 
 
 class _Labels(NamedTuple):
     """Some labels of a file, in columns of equal length."""
 
-    word: npt.NDArray[np.uint16]
-    """Its place among the sorted words."""
-    image: npt.NDArray[np.uint32]
-    """Its place among the images of the file."""
-    patch: npt.NDArray[np.uint16]
-    score: npt.NDArray[np.float32]
+    word: npt.NDArray[Any]
+    """uint16: its place among the sorted words."""
+    image: npt.NDArray[Any]
+    """uint32: its place among the images of the file."""
+    patch: npt.NDArray[Any]
+    """uint16."""
+    score: npt.NDArray[Any]
+    """float32."""
 
     def by_word(self) -> "_Labels":
         """Sorts them by word; those of one word stay in their order."""
@@ -111,7 +115,7 @@ class _Runs:
 
     def __init__(self, folder: Path, words: int) -> None:
         self._words = words
-        self._paths = _Labels(*(scratch_path(folder, name) for name in _Labels._fields))  # type: ignore[arg-type]
+        self._paths = [scratch_path(folder, name) for name in _Labels._fields]
         self._ends: list[npt.NDArray[np.int64]] = []
         """By run, where each word's labels end in the files."""
         self._files: list[BinaryIO] = []
@@ -119,9 +123,9 @@ class _Runs:
 
     def __enter__(self) -> "_Runs":
         for path in self._paths:
-            make_folder(path.parent)  # type: ignore[attr-defined]
-            self._open.callback(path.unlink, missing_ok=True)  # type: ignore[attr-defined]
-            self._files.append(self._open.enter_context(path.open("wb")))  # type: ignore[attr-defined]
+            make_folder(path.parent)
+            self._open.callback(path.unlink, missing_ok=True)
+            self._files.append(self._open.enter_context(path.open("wb")))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,8 +145,7 @@ class _Runs:
             file.flush()
         if not self._ends or not self._ends[-1][-1]:
             return
-        types = np.uint16, np.uint32, np.uint16, np.float32
-        columns = [np.memmap(path, kind, "r") for path, kind in zip(self._paths, types, strict=True)]
+        columns = [np.memmap(path, kind, "r") for path, kind in zip(self._paths, _TYPES, strict=True)]
         begins = [0, *(int(ends[-1]) for ends in self._ends[:-1])]
         totals = np.cumsum(sum(np.diff(ends, prepend=begin) for ends, begin in zip(self._ends, begins, strict=True)))
         word = 0

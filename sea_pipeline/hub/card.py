@@ -105,9 +105,7 @@ def _configs(ledger: Ledger, manifest: Manifest) -> list[dict[str, Any]]:
         paths |= {BY_WORD: f"{BY_WORD}/*.parquet"} if manifest.rows else {}
         paths |= {"word_list": MEANS}
     paths |= {"bad_images": "quarantine/*.parquet"} if manifest.bad else {}
-    configs = [
-        {"config_name": name, "data_files": [{"split": "train", "path": path}]} for name, path in paths.items()
-    ]
+    configs = [{"config_name": name, "data_files": [{"split": "train", "path": path}]} for name, path in paths.items()]
     return [configs[0] | {"default": True}, *configs[1:]]
 
 

@@ -80,7 +80,9 @@ def pull(
     dataset, manifest = load_record(remote / DATASET, Dataset), load_record(remote / MANIFEST, Manifest)
     paths = paths_of(dataset, manifest)
     if lacking := [path for path in paths if path not in there]:
-        raise UserError(f"{shown}: expected {lacking[0]}, which its records name; found none; its owner pushes it again")
+        raise UserError(
+            f"{shown}: expected {lacking[0]}, which its records name; found none; its owner pushes it again"
+        )
     target = Path(out) if out is not None else Path("runs") / dataset.kind / name.partition("/")[2]
     size = sum(there[path].bytes for path in paths)
     done = Pulled(name, commit, str(target), len(paths), size, 0)
@@ -106,7 +108,9 @@ def _is_there(target: Path, there: dict[str, HubFile], progress: ProgressBar) ->
     if not target.exists() or (target.is_dir() and not entries(target)):
         return False
     if not all(is_same(target / name, there[name]) for name in (DATASET, MANIFEST)):
-        raise UserError(f"{target}: expected no such folder, or the same one; found something else; choose another --out")
+        raise UserError(
+            f"{target}: expected no such folder, or the same one; found something else; choose another --out"
+        )
     ledger = Ledger.open(target)
     with progress("checking", ledger.dataset.shards, 0) as advance:
         if problems := check_files(ledger, advance).problems:

@@ -207,9 +207,7 @@ def _look(ledger: Ledger, progress: ProgressBar) -> tuple[LabelStore | None, Sta
 
 
 def _missing(files: Sequence[_Sent], there: dict[str, HubFile]) -> list[_Sent]:
-    return [
-        file for file in files if file.path not in there or not is_same(file.local, there[file.path], file.sha256)
-    ]
+    return [file for file in files if file.path not in there or not is_same(file.local, there[file.path], file.sha256)]
 
 
 def _commits(

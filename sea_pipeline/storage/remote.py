@@ -92,6 +92,13 @@ class RemotePath(ProxyUPath):
                 error
             )
 
+    def copy_from(self, other: "RemotePath") -> bool:
+        """Has the store copy a file here by itself; does nothing and gives False if the other is of another store."""
+        same = (self.protocol, self.storage_options) == (other.protocol, other.storage_options)
+        if same:
+            self._asked(lambda: self.fs.cp_file(other.path, self.path), "written")
+        return same
+
     def _kind(self) -> str | None:
         try:
             kind: str = self._asked(lambda: self.fs.info(self.path))["type"]

@@ -75,7 +75,7 @@ class Repository:
         return self.refs.get(revision, revision if revision in self.commits else None)
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An answer that is none of the 200s."""
 
     def __init__(self, status: int, code: str = "", said: str = "") -> None:
@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             if fault:
-                raise Refusal(fault, said="a fault that the test wants")
+                raise RefusalError(fault, said="a fault that the test wants")
             for pattern, method in _ROUTES:
                 if found := re.fullmatch(pattern, f"{self.command.replace('HEAD', 'GET')} {split.path}"):
                     with self.server.lock:
@@ -147,12 +147,12 @@ class _Handler(BaseHTTPRequestHandler):
                     return
             if path != "/api/agent-harnesses":  # the client's own curiosity
                 self.server.unknown.append((self.command, path))
-            raise Refusal(404, said="no such page")
-        except Refusal as refusal:
+            raise RefusalError(404, said="no such page")
+        except RefusalError as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.said}
             self._answer(refusal.status, json.dumps({"error": refusal.said}).encode(), **headers)
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     # Who asks, and for what
 
@@ -160,27 +160,27 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         users = {WRITER: "owner", READER: "guest", "": ""}
         if token not in users:
-            raise Refusal(401, said="Invalid username or password.")
+            raise RefusalError(401, said="Invalid username or password.")
         return users[token]
 
     def _repository(self, name: str, *, writing: bool = False) -> Repository:
         user, found = self._user(), self.server.repositories.get(name)
         if found is None or (found.private and user != name.partition("/")[0]):
-            raise Refusal(404 if user else 401, "RepoNotFound", "Repository not found")
+            raise RefusalError(404 if user else 401, "RepoNotFound", "Repository not found")
         if writing and user != name.partition("/")[0]:
-            raise Refusal(403, said="You don't have the rights to write to it: the token has the role read")
+            raise RefusalError(403, said="You don't have the rights to write to it: the token has the role read")
         return found
 
     def _commit_of(self, repository: Repository, revision: str) -> str:
         if (oid := repository.find(revision)) is None:
-            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusalError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return oid
 
     # The API
 
     def who(self, body: bytes) -> None:
         if not (user := self._user()):
-            raise Refusal(401, said="Invalid username or password.")
+            raise RefusalError(401, said="Invalid username or password.")
         self._json({"type": "user", "name": user, "auth": {"accessToken": {"role": "write"}}})
 
     def create(self, body: bytes) -> None:
@@ -189,9 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{owner}/{asked['name']}"
         assert asked["type"] == "dataset"
         if not user:
-            raise Refusal(401, said="Invalid username or password.")
+            raise RefusalError(401, said="Invalid username or password.")
         if owner != user or user == "guest":
-            raise Refusal(403, said=f"You don't have the rights to create a dataset under the namespace {owner}")
+            raise RefusalError(403, said=f"You don't have the rights to create a dataset under the namespace {owner}")
         answer = {"url": f"{self.server.url}/datasets/{name}", "name": name, "id": name}
         if name in self.server.repositories:
             self._json(answer | {"error": "You already created this dataset repo"}, 409)
@@ -213,7 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repository(name)
         oid = self._commit_of(repository, revision or "main")
         files = [{"rfilename": path} for path in repository.commits[oid]]
-        self._json({"_id": "0" * 24, "id": name, "private": repository.private, "sha": oid, "siblings": files, "tags": []})
+        self._json(
+            {"_id": "0" * 24, "id": name, "private": repository.private, "sha": oid, "siblings": files, "tags": []}
+        )
 
     def refs(self, body: bytes, name: str) -> None:
         refs = self._repository(name).refs
@@ -224,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repository(name)
         tree, prefix = repository.commits[self._commit_of(repository, revision)], f"{folder}/" if folder else ""
         if folder and not any(path.startswith(prefix) for path in tree):
-            raise Refusal(404, "EntryNotFound", f"{folder} does not exist on {revision}")
+            raise RefusalError(404, "EntryNotFound", f"{folder} does not exist on {revision}")
         entries: dict[str, dict[str, Any]] = {}
         for path in sorted(tree):
             if not path.startswith(prefix):
@@ -280,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def receive(self, body: bytes, oid: str) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
-            raise Refusal(422, said="the bytes are not those of the name")
+            raise RefusalError(422, said="the bytes are not those of the name")
         self.server.objects[oid] = body
         self._json({})
 
@@ -294,18 +296,18 @@ class _Handler(BaseHTTPRequestHandler):
             if line["key"] == "header":
                 title = value["summary"]
                 if value.get("parentCommit", head) != head:
-                    raise Refusal(412, said="A commit has happened since. Please refresh and try again.")
+                    raise RefusalError(412, said="A commit has happened since. Please refresh and try again.")
             elif line["key"] == "file":
                 tree[value["path"]] = Stored(base64.b64decode(value["content"]), is_lfs=False)
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.server.objects:
-                    raise Refusal(400, said=f"the LFS object of {value['path']} is missing")
+                    raise RefusalError(400, said=f"the LFS object of {value['path']} is missing")
                 tree[value["path"]] = Stored(self.server.objects[value["oid"]], is_lfs=True)
             elif line["key"] == "deletedFile":
                 if tree.pop(value["path"], None) is None:
-                    raise Refusal(400, said=f"{value['path']} is not there")
+                    raise RefusalError(400, said=f"{value['path']} is not there")
             else:
-                raise Refusal(400, said=line["key"])
+                raise RefusalError(400, said=line["key"])
         oid = repository.commit(tree, title, revision)
         self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/datasets/{name}/commit/{oid}"})
 
@@ -315,7 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repository(name)
         oid = self._commit_of(repository, revision)
         if (file := repository.commits[oid].get(path)) is None:
-            raise Refusal(404, "EntryNotFound", f"{path} does not exist on {revision}")
+            raise RefusalError(404, "EntryNotFound", f"{path} does not exist on {revision}")
         headers = {"X-Repo-Commit": oid, "ETag": f'"{file.blob}"'}
         if not file.is_lfs:
             self._file(file.data, **headers)
@@ -334,7 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked := self.headers.get("Range"):
             first, _, last = asked.removeprefix("bytes=").partition("-")
             if int(first) >= total:
-                raise Refusal(416)
+                raise RefusalError(416)
             end = min(total - 1, int(last) if last else total - 1)
             data, status = data[int(first) : end + 1], 206
             headers["Content-Range"] = f"bytes {first}-{end}/{total}"
@@ -383,7 +385,12 @@ def served(patch: pytest.MonkeyPatch, token: str | None = WRITER) -> Iterator[Hu
     hub = Hub()
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     for name, value in settings.items():
         patch.setenv(name, value)
     # Read from the environment once, when it was imported.

@@ -1,0 +1,1 @@
+"""Folders of labels made of other ones: several become one, or some of the images of one."""
