@@ -74,7 +74,9 @@ def asking(shown: str, right: str = "read") -> Iterator[None]:
         raise UserError(f"{shown}: {_failure(error, address, right)}") from error
 
 
-def _failure(error: Exception, address: str, right: str) -> str:
+def _failure(error: BaseException, address: str, right: str) -> str:
+    if type(error) is RuntimeError and error.__cause__ is not None:  # the client's, around what a thread of it met
+        error = error.__cause__
     reason = one_line(error)
     if {401, 403} & error_statuses(error):
         return f"{address} refuses the token of this machine: {reason}; log in with `hf auth login` as who may {right}"

@@ -96,6 +96,9 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
+        """By sha256, what is over LFS."""
+        self.received: set[tuple[str, str]] = set()
+        """By repository, which of them were sent to it."""
         self.lock = threading.RLock()
         self.asked: list[tuple[str, str, str]] = []
         """Method, path, `Range`."""
@@ -196,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.server.repositories:
             self._json(answer | {"error": "You already created this dataset repo"}, 409)
             return
-        new = self.server.repositories[name] = Repository(bool(asked.get("private")))
+        new = self.server.repositories[name] = Repository(asked.get("private") or asked.get("visibility") == "private")
         new.commit({".gitattributes": Stored(b"*.parquet filter=lfs\n", is_lfs=False)}, "initial commit")
         self._json(answer)
 
@@ -275,15 +278,17 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for one in json.loads(body)["objects"]:
             answer = {"oid": one["oid"], "size": one["size"]}
-            if one["oid"] not in self.server.objects:
-                answer["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}", "header": {}}}
+            if (name, one["oid"]) not in self.server.received:
+                address = f"{self.server.url}/lfs/{name}/{one['oid']}"
+                answer["actions"] = {"upload": {"href": address, "header": {}}}
             objects.append(answer)
         self._json({"transfer": "basic", "objects": objects})
 
-    def receive(self, body: bytes, oid: str) -> None:
+    def receive(self, body: bytes, name: str, oid: str) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
             raise RefusalError(422, said="the bytes are not those of the name")
         self.server.objects[oid] = body
+        self.server.received.add((name, oid))
         self._json({})
 
     def commit(self, body: bytes, name: str, revision: str) -> None:
@@ -300,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "file":
                 tree[value["path"]] = Stored(base64.b64decode(value["content"]), is_lfs=False)
             elif line["key"] == "lfsFile":
-                if value["oid"] not in self.server.objects:
+                if (name, value["oid"]) not in self.server.received:
                     raise RefusalError(400, said=f"the LFS object of {value['path']} is missing")
                 tree[value["path"]] = Stored(self.server.objects[value["oid"]], is_lfs=True)
             elif line["key"] == "deletedFile":
@@ -369,7 +374,7 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"POST /api/datasets/{_NAME}/paths-info/([^/]+)", _Handler.paths),
     (rf"POST /api/datasets/{_NAME}/preupload/([^/]+)", _Handler.modes),
     (rf"POST /datasets/{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),
-    (r"PUT /lfs/([0-9a-f]+)", _Handler.receive),
+    (rf"PUT /lfs/{_NAME}/([0-9a-f]+)", _Handler.receive),
     (rf"POST /api/datasets/{_NAME}/commit/([^/]+)", _Handler.commit),
     (rf"GET /datasets/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
     (r"GET /cdn/([0-9a-f]+)", _Handler.cdn),
@@ -414,3 +419,19 @@ def served(patch: pytest.MonkeyPatch, token: str | None = WRITER) -> Iterator[Hu
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+def as_program() -> None:
+    """The command line as a program that is forked from one which has imported the client already."""
+    import os
+
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    from sea_pipeline import cli
+
+    constants.ENDPOINT = os.environ["HF_ENDPOINT"]
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = False, True
+    huggingface_hub.hf_api.api.endpoint = constants.ENDPOINT
+    cli.main()
