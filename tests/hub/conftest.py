@@ -15,8 +15,7 @@ NAME = "owner/labels"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub on loopback, where this machine's token is that of `owner`."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with served(monkeypatch) as hub:
+    with served(monkeypatch, tmp_path / "hf") as hub:
         yield hub
         assert hub.unknown == []
 

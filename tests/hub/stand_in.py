@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -65,7 +66,8 @@ class Repository:
     titles: list[str] = field(default_factory=list)
 
     def commit(self, tree: Tree, title: str, ref: str = "main") -> str:
-        oid = hashlib.sha1(f"{len(self.commits)} {title}".encode()).hexdigest()
+        held = [len(self.commits), title, sorted((path, file.sha256) for path, file in tree.items())]
+        oid = hashlib.sha1(json.dumps(held).encode()).hexdigest()
         self.commits[oid] = tree
         self.refs[ref] = oid
         self.titles.append(title)
@@ -241,6 +243,9 @@ class _Handler(BaseHTTPRequestHandler):
             entries[path] = tree[path].info(path)
         if self.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
             entries = {path: entry for path, entry in entries.items() if "/" not in path[len(prefix) :]}
+        if self.query.get("expand", ["false"])[0].lower() in ("true", "1"):
+            for entry in entries.values():
+                entry["lastCommit"] = {"id": "0" * 40, "title": "", "date": "2026-01-01T00:00:00.000Z"}
         first = int(self.query.get("cursor", ["0"])[0])
         page, headers = list(entries.values())[first : first + _PAGE], {}
         if first + _PAGE < len(entries):
@@ -382,8 +387,11 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
 
 
 @contextmanager
-def served(patch: pytest.MonkeyPatch, token: str | None = WRITER) -> Iterator[Hub]:
-    """A hub on loopback, which the environment and huggingface_hub's client mean as long as it runs."""
+def served(patch: pytest.MonkeyPatch, home: Path, token: str = WRITER) -> Iterator[Hub]:
+    """A hub on loopback, which the environment and huggingface_hub's client mean as long as it runs.
+
+    What the client keeps lies below `home`.
+    """
     import huggingface_hub
     from huggingface_hub import HfFileSystem, constants
 
@@ -391,6 +399,8 @@ def served(patch: pytest.MonkeyPatch, token: str | None = WRITER) -> Iterator[Hu
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     settings = {
+        "HF_HOME": str(home),
+        "HF_TOKEN": token,
         "HF_ENDPOINT": hub.url,
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
@@ -402,15 +412,12 @@ def served(patch: pytest.MonkeyPatch, token: str | None = WRITER) -> Iterator[Hu
     template = "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "ENDPOINT", hub.url)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
     HfFileSystem.clear_instance_cache()
     huggingface_hub.utils.disable_progress_bars()
-    if token is None:
-        patch.delenv("HF_TOKEN", raising=False)
-    else:
-        patch.setenv("HF_TOKEN", token)
     try:
         yield hub
     finally:
