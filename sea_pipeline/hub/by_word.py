@@ -12,7 +12,7 @@ statistics reads little more than the rows of the word that is asked for. Column
 It follows from the shards, and nothing else reads it: `open_labels` and training read the shards.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
@@ -145,7 +145,6 @@ class _Runs:
             file.flush()
         if not self._ends or not self._ends[-1][-1]:
             return
-        columns = [np.memmap(path, kind, "r") for path, kind in zip(self._paths, _TYPES, strict=True)]
         begins = [0, *(int(ends[-1]) for ends in self._ends[:-1])]
         totals = np.cumsum(sum(np.diff(ends, prepend=begin) for ends, begin in zip(self._ends, begins, strict=True)))
         word = 0
@@ -156,10 +155,18 @@ class _Runs:
                 slice(int(ends[word - 1]) if word else begin, int(ends[end - 1]))
                 for ends, begin in zip(self._ends, begins, strict=True)
             ]
-            labels = _Labels(*(np.concatenate([column[part] for part in parts]) for column in columns))
+            labels = _Labels(*(np.concatenate(self._read(number, parts)) for number in range(len(_TYPES))))
             if len(labels.word):
                 yield labels.by_word()
             word = end
+
+    def _read(self, column: int, parts: Sequence[slice]) -> list[npt.NDArray[Any]]:
+        """Reads parts of a column; through a map, pages of all of the file would stay in memory."""
+        kind = _TYPES[column]
+        return [
+            np.fromfile(self._paths[column], kind, part.stop - part.start, offset=part.start * np.dtype(kind).itemsize)
+            for part in parts
+        ]
 
 
 def _pieces(store: LabelStore, per_file: int) -> Iterator[tuple[int, int, pa.Table]]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sea_pipeline.errors import UserError
 from sea_pipeline.folder import COMMITS, DATASET, MANIFEST, QUARANTINE
 from sea_pipeline.ledger import Ledger
+from sea_pipeline.optional import require
 from sea_pipeline.records import Dataset, File, Manifest
 from sea_pipeline.storage.hub import asking, hub_api
 
@@ -68,6 +69,18 @@ def known_hashes(ledger: Ledger) -> dict[str, str]:
     manifest = ledger.manifest()
     files: Iterable[File] = [*ledger.dataset.files, *manifest.other_files, *manifest.shards]
     return {file.path: file.sha256 for file in files}
+
+
+def refuse_other_names(name: str) -> None:
+    """Refuses what is not OWNER/NAME, as the hub calls a dataset.
+
+    Raises:
+        UserError: it is not.
+    """
+    with asking(name):
+        require("huggingface_hub.utils", "data").validate_repo_id(name)
+    if name.count("/") != 1:
+        raise UserError(f"{name}: expected OWNER/NAME, as the hub calls a dataset; found no owner")
 
 
 def refuse_other_than_finished(ledger: Ledger) -> None:

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 
 from sea_pipeline.errors import UserError
 from sea_pipeline.folder import DATASET, MANIFEST
-from sea_pipeline.hub.files import HubFile, hub_files, is_same, paths_of
+from sea_pipeline.hub.files import HubFile, hub_files, is_same, paths_of, refuse_other_names
 from sea_pipeline.ledger import Ledger
 from sea_pipeline.optional import require
 from sea_pipeline.progress import ProgressBar, no_bar
@@ -68,6 +68,7 @@ def pull(
         UserError: there is no such dataset or revision, it was not pushed to its end or by sea-pipeline, `out` holds
             something else, a file is not what its record says, or the hub cannot be reached.
     """
+    refuse_other_names(name)
     commit = commit_of(name, revision)
     there = hub_files(name, commit)
     shown = f"{name}@{commit[:12]}"
@@ -126,6 +127,7 @@ def _fetch(
     missing = [path for path in paths if not is_same(scratch / path, there[path])]
 
     def fetch(path: str) -> None:
+        (scratch / path).unlink(missing_ok=True)  # the client takes a file for whole by its times
         with asking(f"{name}@{commit[:12]}"), writing(scratch / path):
             hub.hf_hub_download(name, path, repo_type="dataset", revision=commit, local_dir=scratch)
 

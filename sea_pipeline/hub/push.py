@@ -29,6 +29,7 @@ from sea_pipeline.hub.files import (
     is_same,
     known_hashes,
     paths_of,
+    refuse_other_names,
     refuse_other_than_finished,
 )
 from sea_pipeline.hub.picture import PICTURE, draw_picture
@@ -138,12 +139,8 @@ def refuse_without_token(name: str) -> None:
     Raises:
         UserError: `name` is not OWNER/NAME, or nobody is logged in on this machine.
     """
-    hub = require("huggingface_hub", "data")
-    with asking(name):
-        require("huggingface_hub.utils", "data").validate_repo_id(name)
-    if name.count("/") != 1:
-        raise UserError(f"{name}: expected OWNER/NAME, as the hub calls a dataset")
-    if hub.get_token() is None:
+    refuse_other_names(name)
+    if require("huggingface_hub", "data").get_token() is None:
         raise UserError(f"{name}: nobody is logged in on this machine; run `hf auth login`, or set HF_TOKEN")
 
 

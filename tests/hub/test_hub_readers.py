@@ -204,7 +204,9 @@ def test_duckdb_and_polars_read_the_labels_row_for_row(labels: Path, hub: Hub) -
         assert alike(found_rows, wanted) == wanted
 
 
-@pytest.mark.filterwarnings("ignore:ConjunctiveGraph is deprecated:DeprecationWarning")  # of mlcroissant's use of rdflib
+@pytest.mark.filterwarnings(
+    "ignore:ConjunctiveGraph is deprecated:DeprecationWarning"
+)  # of mlcroissant's use of rdflib
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # and of pandas
 def test_croissant_is_valid_and_its_records_are_the_rows(
     labels: Path, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
