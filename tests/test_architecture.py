@@ -33,10 +33,11 @@ FLOORS = [
     {"tally", "verify"},
     {"shards", "run", "mend", "rows", "fastest_candidates", "half_candidates"},
     {"begin", "store", "search", "encoders", "teacher", "workers", "pace", "label_rows"},
-    {"analysis", "label", "label_cache", "probe", "driver"},
+    {"analysis", "label", "label_cache", "probe", "driver", "join"},
     {"stage_run"},
     {"figures", "console", "label_run"},
-    {"console_training", "console_contextual", "console_probe", "probe_run", "report", "forecast", "console_forecast"},
+    {"console_training", "console_contextual", "console_probe", "probe_run", "report", "forecast", "console_forecast"}
+    | {"hub"},
     {"cli"},
 ]
 """Top-level modules of sea_pipeline from the ground up; a module imports only from floors below its own."""

@@ -22,7 +22,6 @@ _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
 _FOLDERS = re.compile(r"(^|[:=,/])~?/(?:.*/)?", re.DOTALL)
 """An absolute path up to what it ends with, alone or in a spec: of a machine, so only its end is shown."""
 _MARKS = re.compile(r"([\\`*_{}\[\]<>|#~$])")
-_OPENERS = {LABELS: "open_labels"}
 
 
 def dataset_card(
@@ -43,39 +42,34 @@ def dataset_card(
         UserError: the card that is there cannot be read.
     """
     hub = require("huggingface_hub", "data")
-    manifest, kind = ledger.manifest(), ledger.dataset.kind
+    manifest, kind, title = ledger.manifest(), ledger.dataset.kind, name.partition("/")[2]
     data = hub.DatasetCardData(
         annotations_creators="machine-generated",
         configs=_configs(ledger, manifest),
-        pretty_name=f"{name.partition('/')[2]} ({kind} by sea-pipeline)",
+        pretty_name=f"{title} ({kind} by sea-pipeline)",
         size_categories=_size(manifest.rows),
         tags=["sea-pipeline", "image-patches", kind],
     )
     frequent = stats.to_json(tuple(words))["most_frequent"] if stats is not None else []
     example = frequent[0]["word"] if frequent else "zebra"
-    card = hub.DatasetCard.from_template(
-        data,
-        template_path=str(Path(__file__).parent / "card.md.jinja"),
-        begin=BEGIN,
-        end=END,
-        title=plain(name.partition("/")[2]),
-        name=name,
-        what=_what(ledger, manifest),
-        picture=picture,
-        picture_says=picture_says(kind),
-        facts=_facts(ledger, manifest, stats),
-        settings=[(plain(key), plain(_shown(value))) for key, value in leaves(manifest.fields).items()],
-        they=kind,
-        words=[(plain(word["word"]), f"{word['labels']:,}", f"{word['best']:,}") for word in frequent],
-        kind=kind,
-        opener=_OPENERS.get(kind, f"open_{kind}"),
-        example=plain(example),
-        sql="'" + example.replace("'", "''") + "'",
-        python=repr(example),
-        grid=manifest.fields["grid"],
-        top_n=manifest.fields.get("top_n"),
-        terms=_terms(ledger),
-    )
+    said = {
+        "name": name,
+        "title": plain(title),
+        "what": _what(ledger, manifest),
+        "picture": picture,
+        "picture_says": picture_says(kind),
+        "facts": _facts(ledger, manifest, stats),
+        "settings": [(plain(key), plain(_shown(value))) for key, value in leaves(manifest.fields).items()],
+        "words": [(plain(word["word"]), f"{word['labels']:,}", f"{word['best']:,}") for word in frequent],
+        "kind": kind,
+        "example": plain(example),
+        "sql": "'" + example.replace("'", "''") + "'",
+        "python": repr(example),
+        "fields": manifest.fields,
+        "terms": _terms(ledger),
+    }
+    template = str(Path(__file__).parent / "card.md.jinja")
+    card = hub.DatasetCard.from_template(data, template_path=template, begin=BEGIN, end=END, **said)
     return _kept(hub, card, existing)
 
 

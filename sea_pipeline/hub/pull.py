@@ -22,7 +22,7 @@ from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import Dataset, Manifest, load_record
 from sea_pipeline.storage import claimed, entries, make_folder, place, writing
 from sea_pipeline.storage.disk import sync, sync_folder
-from sea_pipeline.storage.hub import asking, commit_of
+from sea_pipeline.storage.hub import asking, commit_of, silent_client
 from sea_pipeline.verify import check_files
 
 _AT_ONCE = 8
@@ -92,7 +92,7 @@ def pull(
     scratch = target.with_name(f".{target.name}.pulling")
     make_folder(scratch)
     say(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
-    with claimed(scratch):
+    with claimed(scratch), silent_client():
         fetched = _fetch(name, commit, there, scratch, paths, progress)
         _settle(scratch, paths, shown)
         scratch.replace(target)

@@ -40,7 +40,7 @@ from sea_pipeline.progress import ProgressBar, no_bar
 from sea_pipeline.records import Dataset, load_record
 from sea_pipeline.shards import KIND as LABELS
 from sea_pipeline.storage import cache_folder, claimed, file_sha256, make_folder, place, publish_bytes
-from sea_pipeline.storage.hub import asking, commit_of, hub_api
+from sea_pipeline.storage.hub import asking, commit_of, hub_api, silent_client
 from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.verify import check_files
 
@@ -121,7 +121,7 @@ def push(
         return _verified(name, head, own, sent=0)  # the last commit brought the rest, too
     work = cache_folder() / "push" / hashlib.sha256((ledger.root / MANIFEST).read_bytes()).hexdigest()[:32]
     make_folder(work)
-    with claimed(work):
+    with claimed(work), silent_client():
         files = [*own, *_derived(ledger, name, head, there, work, progress)]
         missing = _missing(files, there)
         with progress("sending", len(files), len(files) - len(missing)) as advance:

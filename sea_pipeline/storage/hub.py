@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub: which commit is read, and what the hub's refusals mean to the user."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from sea_pipeline.errors import UserError, one_line
-from sea_pipeline.optional import require
 from sea_pipeline.storage.patience import error_statuses, may_pass
 
 _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?((?:/.*)?)", re.IGNORECASE)
@@ -45,14 +45,31 @@ def commit_of(name: str, revision: str | None = None) -> str:
 
 def hub_api() -> Any:  # noqa: ANN401 - huggingface_hub.HfApi, which takes a second to import
     """Gives the hub's client, at the address in HF_ENDPOINT, with the token of this machine."""
-    return require("huggingface_hub", "data").HfApi()
+    return _client("").HfApi()
+
+
+@contextmanager
+def silent_client() -> Iterator[None]:
+    """Keeps the hub's client from drawing bars and from telling of what it tries again, for the time of its block."""
+    utils, constants = _client(".utils"), _client(".constants")
+    shows = not utils.are_progress_bars_disabled() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+    level = utils.logging.get_verbosity()
+    if shows:
+        utils.disable_progress_bars()
+    utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        utils.logging.set_verbosity(level)
+        if shows:
+            utils.enable_progress_bars()
 
 
 @contextmanager
 def asking(shown: str, right: str = "read") -> Iterator[None]:
     """Turns what the hub's client raises in its block into a `UserError` of one line about `shown`."""
-    errors = require("huggingface_hub.errors", "data")
-    address = require("huggingface_hub.constants", "data").ENDPOINT
+    errors = _client(".errors")
+    address = _client(".constants").ENDPOINT
     try:
         yield
     except UserError:
@@ -72,6 +89,13 @@ def asking(shown: str, right: str = "read") -> Iterator[None]:
         raise UserError(f"{shown}: the dataset has no such revision; give a branch, a tag or a commit of it") from error
     except Exception as error:  # of the hub, of the connection, of a proxy
         raise UserError(f"{shown}: {_failure(error, address, right)}") from error
+
+
+def _client(module: str) -> Any:  # noqa: ANN401 - huggingface_hub or a module of it
+    try:
+        return importlib.import_module(f"huggingface_hub{module}")
+    except ImportError as error:
+        raise UserError("the hub needs a package that is not installed: pip install 'sea-pipeline[data]'") from error
 
 
 def _failure(error: BaseException, address: str, right: str) -> str:

@@ -417,7 +417,6 @@ def served(patch: pytest.MonkeyPatch, home: Path, token: str = WRITER) -> Iterat
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
     HfFileSystem.clear_instance_cache()
-    huggingface_hub.utils.disable_progress_bars()
     try:
         yield hub
     finally:

@@ -348,8 +348,11 @@ def test_records_that_do_not_agree_are_refused(labels: Path, hub: Hub, tmp_path:
     with pytest.raises(UserError, match=r"part-00001-of-00003\.parquet: damaged: expected sha256"):
         open_labels(URL)
     hub.put(NAME, {path: None})
-    with pytest.raises(UserError, match=rf"expected {path}, which its records name; found none"):
+    with pytest.raises(UserError, match=rf"expected {path}, which its records name; found none; its owner pushes it"):
         pull(NAME, tmp_path / "pulled")
+    push(labels, NAME)
+    pull(NAME, tmp_path / "pulled")
+    assert files_in(tmp_path / "pulled") == own(labels)
 
 
 def test_a_hub_that_fails_for_a_while_costs_nothing(

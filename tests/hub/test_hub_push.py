@@ -289,7 +289,8 @@ def test_a_hub_that_fails_is_one_line_and_what_is_done_stays(
     hub.fault = fault
     code, _, stderr = command("push", labels, NAME)
     assert (code, "Traceback" in stderr) == (1, False), stderr
-    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    said, line = stderr.splitlines()
+    assert said.startswith("sending ")
     assert line.startswith(f"error: {NAME}: {hub.url} ")
     assert ("cannot be reached" in line) == (status in (0, 500, 503))
     hub.fault = lambda *_: None
