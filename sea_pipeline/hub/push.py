@@ -46,8 +46,10 @@ from sea_pipeline.verify import check_files
 
 FILES_PER_COMMIT = 100
 BYTES_PER_COMMIT = 2 << 30
-_BESIDE = {".gitattributes", CARD, CROISSANT, PICTURE}
-"""What a dataset may hold beside the folder's own files."""
+_BESIDE = {CARD, CROISSANT, PICTURE}
+"""What a dataset holds beside the folder's own files and labels by word."""
+_OWNERS = {".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
+"""What may be there before the first push, and stays."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def push(
         "names of machines in commits/"
     )
     own = _own_files(ledger)
-    if not _missing(own, there) and set(there) >= {file.path for file in own} | _BESIDE - {".gitattributes"}:
+    if not _missing(own, there) and set(there) >= {file.path for file in own} | _BESIDE:
         return _verified(name, head, own, sent=0)  # the last commit brought the rest, too
     work = cache_folder() / "push" / hashlib.sha256((ledger.root / MANIFEST).read_bytes()).hexdigest()[:32]
     make_folder(work)
@@ -148,7 +150,7 @@ def _refuse_others(name: str, head: str, there: dict[str, HubFile], ledger: Ledg
     """Refuses a dataset that holds what this folder, or an earlier state of it, does not."""
     ours = ledger.dataset
     if DATASET not in there:
-        if strangers := sorted(path for path in there if path not in _BESIDE):
+        if strangers := sorted(path for path in there if path not in _BESIDE | _OWNERS):
             raise UserError(
                 f"{name}: expected a new dataset, or one of this folder; found {strangers[0]!r} in it; choose another "
                 "name"

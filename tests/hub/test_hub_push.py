@@ -24,6 +24,7 @@ from tests.contents import rows, stored
 from tests.hub.conftest import NAME
 from tests.hub.stand_in import READER, Hub, as_program
 from tests.kills import killed_around
+from tests.old_labels import made_old
 from tests.programs import Begin, Program
 from tests.sea_pipeline.planted_targets import teach
 from tests.world import draw_folder
@@ -80,6 +81,31 @@ def test_a_second_push_sends_nothing(command: Any, labels: Path, hub: Hub) -> No
 def test_public_is_for_who_asks(labels: Path, hub: Hub) -> None:
     push(labels, "owner/open", public=True)
     assert not hub.repositories["owner/open"].private
+
+
+def test_what_was_there_before_the_first_push_stays(labels: Path, hub: Hub) -> None:
+    before: dict[str, bytes | None] = {"LICENSE": b"mine", "README.md": b"---\nlicense: mit\n---\n# mine\n"}
+    hub.put(NAME, before)
+    push(labels, NAME)
+    tree = hub.tree(NAME)
+    assert (tree["LICENSE"], tree["README.md"].endswith(b"# mine\n")) == (b"mine", True)
+    assert b"license: mit\n" in tree["README.md"]
+
+
+def test_a_folder_without_a_good_image_is_pushed(label: Label, hub: Hub, tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "photos", 3)
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"bad")
+    label(images=str(photos), max_bad=1.0)
+    push(tmp_path / "labels", NAME)
+    assert own_part(hub.tree(NAME), tmp_path / "labels") == own(tmp_path / "labels")
+    assert len(open_labels(f"hf://datasets/{NAME}")) == 0
+
+
+def test_old_labels_are_pushed(labels: Path, hub: Hub) -> None:
+    made_old(labels)
+    push(labels, NAME)
+    assert rows(open_labels(f"hf://datasets/{NAME}")) == rows(open_labels(labels))
 
 
 def test_commits_are_cut_by_files_and_by_bytes(labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

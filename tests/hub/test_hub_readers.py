@@ -325,4 +325,6 @@ def test_the_ledger_of_a_dataset_says_how_far_it_is(command: Any, labels: Path, 
     assert command("verify", url)[0] == 0
     ours, theirs = (json.loads(command("inspect", at, "--json")[1]) for at in (url, labels))
     assert ours == theirs
+    assert command("report", url, "--out", labels.parent / "report.html")[0] == 0
+    assert NAME.encode() in (labels.parent / "report.html").read_bytes()
     assert Ledger.open(open_labels(url).path).dataset == Ledger.open(labels).dataset

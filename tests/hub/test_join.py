@@ -287,6 +287,16 @@ def test_selected_rows_are_those_that_label_gives(command: Any, label: Label, ph
     assert again.rewritten == 0
 
 
+def test_a_selected_folder_is_extended(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan]
+    select(tmp_path / "whole", ids[::2], tmp_path / "some")
+    settings = {"images": whole_list(photos), "image_root": str(photos), "max_bad": 1.0}
+    assert label(**settings, out=tmp_path / "some", extend=True).report.images == 9
+    assert rows(open_labels(tmp_path / "some")) == rows(open_labels(tmp_path / "whole"))
+    assert problems(tmp_path / "some") == []
+
+
 def test_all_of_a_folder_gives_its_very_bytes(label: Label, photos: Path, tmp_path: Path) -> None:
     label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
     ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan]
