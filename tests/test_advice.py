@@ -25,6 +25,7 @@ FOLLOWED: dict[str, list[str]] = {
     ],
     "tests/hub/test_hub_pull.py::test_records_that_do_not_agree_are_refused": [
         "{}: expected {}, which its records name; found none; its owner pushes it again",
+        ("{}: expected a manifest of {} shards, as its dataset.json says; found one of {}; its owner pushes it again"),
     ],
     "tests/hub/test_hub_push.py::test_a_hub_that_fails_is_one_line_and_what_is_done_stays": [
         "{} cannot be reached: {}: {}; run the same command again when it can (what is finished is kept)",

@@ -74,20 +74,20 @@ def dataset_card(
 
 
 def licence_of(card: str) -> str | None:
-    """The licence that a card's metadata name, if they do."""
+    """Gives the licence that a card's metadata names, if it names one."""
     found = require("huggingface_hub", "data").DatasetCard(card).data.to_dict().get("license")
     return found if isinstance(found, str) else None
 
 
 def picture_says(kind: str) -> str:
-    """What the picture shows, for who cannot see it."""
+    """Says what the picture shows, for who cannot see it."""
     if kind == LABELS:
         return "Labels by their score, and the words of the list by their mean similarity"
     return "The mean attention of each patch over all images"
 
 
 def plain(text: str) -> str:
-    """Text on one line that Markdown shows as it is."""
+    """Gives text on one line that Markdown shows as it is."""
     return _MARKS.sub(r"\\\1", " ".join(text.split()))
 
 
@@ -104,7 +104,7 @@ def _configs(ledger: Ledger, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _size(rows: int) -> str:
-    """How many rows there are, as the hub says it."""
+    """Says how many rows there are, in the hub's words."""
     low = [None, *_SIZES]
     place = sum(rows >= 1000 * 10**power for power in range(len(_SIZES)))
     if place == 0:
@@ -175,7 +175,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
 
 
 def _kept(hub: Any, card: Any, existing: str | None) -> str:  # noqa: ANN401 - huggingface_hub and its DatasetCard
-    """The card with what its owner has written around our part."""
+    """Gives the card with what its owner has written around our part."""
     if existing is None:
         return str(card)
     try:

@@ -70,21 +70,9 @@ def pull(
     """
     refuse_other_names(name)
     commit = commit_of(name, revision)
-    there = hub_files(name, commit)
-    shown = f"{name}@{commit[:12]}"
-    if lacking := [file for file in (DATASET, MANIFEST) if file not in there]:
-        raise UserError(
-            f"{shown}: expected a folder that sea-pipeline push has sent to its end; found no {lacking[0]}; its owner "
-            "finishes it by the same push"
-        )
-    remote = place(f"hf://datasets/{name}@{commit}")
-    dataset, manifest = load_record(remote / DATASET, Dataset), load_record(remote / MANIFEST, Manifest)
-    paths = paths_of(dataset, manifest)
-    if lacking := [path for path in paths if path not in there]:
-        raise UserError(
-            f"{shown}: expected {lacking[0]}, which its records name; found none; its owner pushes it again"
-        )
-    target = Path(out) if out is not None else Path("runs") / dataset.kind / name.partition("/")[2]
+    there, shown = hub_files(name, commit), f"{name}@{commit[:12]}"
+    kind, paths = _named(name, commit, there, shown)
+    target = Path(out) if out is not None else Path("runs") / kind / name.partition("/")[2]
     size = sum(there[path].bytes for path in paths)
     done = Pulled(name, commit, str(target), len(paths), size, 0)
     if _is_there(target, there, progress):
@@ -98,6 +86,32 @@ def pull(
         scratch.replace(target)
         sync(target.parent)
     return replace(done, fetched=fetched)
+
+
+def _named(name: str, commit: str, there: dict[str, HubFile], shown: str) -> tuple[str, list[str]]:
+    """Gives the kind of the folder, and the paths of all that belongs to it.
+
+    Raises:
+        UserError: it was not pushed to its end, or its records do not agree.
+    """
+    if lacking := [file for file in (DATASET, MANIFEST) if file not in there]:
+        raise UserError(
+            f"{shown}: expected a folder that sea-pipeline push has sent to its end; found no {lacking[0]}; its owner "
+            "finishes it by the same push"
+        )
+    remote = place(f"hf://datasets/{name}@{commit}")
+    dataset, manifest = load_record(remote / DATASET, Dataset), load_record(remote / MANIFEST, Manifest)
+    if dataset.shards != len(manifest.shards):
+        raise UserError(
+            f"{shown}: expected a manifest of {dataset.shards:,} shards, as its dataset.json says; found one of "
+            f"{len(manifest.shards):,}; its owner pushes it again"
+        )
+    paths = paths_of(dataset, manifest)
+    if lacking := [path for path in paths if path not in there]:
+        raise UserError(
+            f"{shown}: expected {lacking[0]}, which its records name; found none; its owner pushes it again"
+        )
+    return dataset.kind, paths
 
 
 def _is_there(target: Path, there: dict[str, HubFile], progress: ProgressBar) -> bool:

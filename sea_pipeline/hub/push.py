@@ -45,7 +45,7 @@ from sea_pipeline.store import LabelStore, open_labels
 from sea_pipeline.verify import check_files
 
 FILES_PER_COMMIT = 100
-BYTES_PER_COMMIT = 2 << 30
+BYTES_PER_COMMIT = 1 << 29
 _BESIDE = {CARD, CROISSANT, PICTURE}
 """What a dataset holds beside the folder's own files and labels by word."""
 _OWNERS = {".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
@@ -114,13 +114,13 @@ def push(
     head = commit_of(name, "main")
     there = hub_files(name, head)
     _refuse_others(name, head, there, ledger)
+    own = _own_files(ledger)
+    if not _missing(own, there) and set(there) >= {file.path for file in own} | _BESIDE:
+        return _verified(name, head, own, sent=0)  # the last commit brought the rest, too
     say(
         f"sending {ledger.root} to {name}; with it go the paths in dataset.json ({ledger.dataset.image_root}) and the "
         "names of machines in commits/"
     )
-    own = _own_files(ledger)
-    if not _missing(own, there) and set(there) >= {file.path for file in own} | _BESIDE:
-        return _verified(name, head, own, sent=0)  # the last commit brought the rest, too
     work = cache_folder() / "push" / hashlib.sha256((ledger.root / MANIFEST).read_bytes()).hexdigest()[:32]
     make_folder(work)
     with claimed(work), silent_client():

@@ -82,7 +82,7 @@ def _common_root(ledgers: Sequence[Ledger]) -> str:
 
 
 def _disjoint(ledgers: Sequence[Ledger]) -> list[tuple[Ledger, int, Sample]]:
-    """All planned images with the folder and the shard that each is in."""
+    """Lists all planned images with the folder and the shard that each is in."""
     found: list[tuple[Ledger, int, Sample]] = []
     owner: dict[str, Ledger] = {}
     for ledger in ledgers:

@@ -350,6 +350,11 @@ def test_records_that_do_not_agree_are_refused(labels: Path, hub: Hub, tmp_path:
     hub.put(NAME, {path: None})
     with pytest.raises(UserError, match=rf"expected {path}, which its records name; found none; its owner pushes it"):
         pull(NAME, tmp_path / "pulled")
+    dataset = json.loads((labels / "dataset.json").read_text()) | {"shards": 10**12, "images": 4 * 10**12}
+    hub.put(NAME, {path: (labels / path).read_bytes(), "dataset.json": json.dumps(dataset).encode()})
+    with pytest.raises(UserError, match="expected a manifest of 1,000,000,000,000 shards, as its"):
+        pull(NAME, tmp_path / "pulled")
+    hub.put(NAME, {"dataset.json": (labels / "dataset.json").read_bytes(), path: None})
     push(labels, NAME)
     pull(NAME, tmp_path / "pulled")
     assert files_in(tmp_path / "pulled") == own(labels)
