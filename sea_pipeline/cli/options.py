@@ -54,7 +54,7 @@ def _of_this_machine(text: str | Path) -> Path:
 
     if is_url(str(text)):
         raise typer.BadParameter(
-            f"expected a path of this machine, found {text}: only label and teacher write to stores"
+            f"expected a path of this machine, found {text}: only label, teacher, merge and select write to stores"
         )
     return Path(text)
 

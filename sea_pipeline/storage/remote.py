@@ -11,12 +11,13 @@ from fsspec import AbstractFileSystem
 from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.storage.hub import is_dataset, pinned
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.retry import PassingError, StoreError, error_codes, error_statuses, patiently
 
 _Result = TypeVar("_Result")
 
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "data"}
 
 
 class RemotePath(ProxyUPath):
@@ -81,6 +82,8 @@ class RemotePath(ProxyUPath):
 
         With `exclusive`, in a store that can do it, there is none yet: else `FileExistsError`.
         """
+        if is_dataset(str(self)):
+            raise UserError(f"{self}: expected a folder; the hub is written by sea-pipeline push, from a finished one")
         options = {"mode": "create"} if exclusive else {}
         try:
             self._asked(lambda: self.fs.put_file(str(file), self.path, **options), "written")
@@ -88,6 +91,13 @@ class RemotePath(ProxyUPath):
             raise StoreError(f"{self}: cannot be written: {one_line(error)}; create it, or choose another place") from (
                 error
             )
+
+    def copy_from(self, other: "RemotePath") -> bool:
+        """Has the store copy a file here by itself; does nothing and gives False if the other is of another store."""
+        same = (self.protocol, self.storage_options) == (other.protocol, other.storage_options)
+        if same:
+            self._asked(lambda: self.fs.cp_file(other.path, self.path), "written")
+        return same
 
     def _kind(self) -> str | None:
         try:
@@ -99,7 +109,9 @@ class RemotePath(ProxyUPath):
     def _part(self, name: str, start: int, length: int) -> bytes:
         if not length:
             return b""
-        data: bytes = self._asked(lambda: self.fs.cat_file(name, start=start, end=start + length))
+        # The hub's file system would read 5 MB ahead at every request.
+        options = {"cache_type": "none"} if is_dataset(str(self)) else {}
+        data: bytes = self._asked(lambda: self.fs.cat_file(name, start=start, end=start + length, **options))
         return data
 
     def _asked(self, action: Callable[[], _Result], what: str = "read") -> _Result:
@@ -122,7 +134,8 @@ class RemotePath(ProxyUPath):
 
 
 def remote_path(url: str) -> RemotePath:
-    """The path behind a URL; raises as `opening`."""
+    """The path behind a URL, of a dataset on the hub at its commit of now; raises as `opening` and `pinned`."""
+    url = pinned(url)
     with opening(url):
         path = RemotePath(url if url.endswith("://") else url.rstrip("/"), use_listings_cache=False)
         path.fs  # noqa: B018 - paths below this one share it

@@ -13,7 +13,10 @@ _Result = TypeVar("_Result")
 WAITS = (0.2, 1.0, 4.0)
 """Seconds between attempts, each times 0.5 to 1.5: many workers must not come back at the same moment."""
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_NETWORK = {"aiohttp", "aiobotocore", "botocore", "http", "httpcore", "httpx", "requests", "ssl", "urllib3"}
+_NETWORK = {
+    "aiohttp", "aiobotocore", "botocore", "http", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "ssl",
+    "urllib3",
+}  # fmt: skip
 _CREDENTIALS = {
     "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "NoCredentialsError",
     "PartialCredentialsError", "SignatureDoesNotMatch", "TokenRefreshRequired",

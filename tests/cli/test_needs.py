@@ -44,6 +44,11 @@ ASKED = [
     ("tokens packaged --data x.json --visual-tokens 9", "train", LLM),
     ("export m --out x", "train", ""),
     ("eval-commands m", "train", ""),
+    ("push runs/labels/x a/b", "data,report", ""),
+    ("pull a/b", "data", ""),
+    ("merge hf://datasets/a/b y --out z", "data", ""),
+    ("select s3://b/x ids.txt --out hf://datasets/a/b", "data,s3", ""),
+    ("verify hf://datasets/a/b", "data", ""),
 ]  # fmt: skip
 """Command lines, and what is to be installed for them."""
 
@@ -98,8 +103,8 @@ def test_what_needs_no_extra_says_nothing_of_one(tmp_path: Path) -> None:
 
 def test_every_command_is_looked_at() -> None:
     names = set(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
-    assert names == {line.split()[0] for line, *_ in ASKED} | {"status", "verify", "recipes", "report"}
-    assert names - set(needs._COMMANDS) == {"status", "verify", "recipes"}
+    assert names == {line.split()[0] for line, *_ in ASKED} | {"status", "recipes", "report"}
+    assert names - set(needs._COMMANDS) == {"status", "verify", "recipes", "merge", "select"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""The command that makes one folder of labels of several."""
+
+from typing import Annotated
+
+import typer
+
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
+from sea_pipeline.cli.command import command
+
+Out = Annotated[str, typer.Option(help="The new folder, or a URL (s3://…).", show_default=False)]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON: `folder`, `images`, `bad`, `shards`; `linked`, shards that take no space; `rewritten`.",
+    ),
+]
+
+
+@command
+def merge(
+    folders: Annotated[
+        list[str],
+        typer.Argument(help="Finished folders of labels.", show_default=False, autocompletion=completion.labels),
+    ],
+    out: Out,
+    image_root: Annotated[
+        str | None,
+        typer.Option(help="Where the paths of all images start now. Default: the root that all folders have."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make one folder of several labelled with the same settings, of different images.
+
+    On one disk shards get second names and take no space. After a kill, run the same command again.
+
+    Example: sea-pipeline merge runs/labels/a runs/labels/b --out runs/labels/both
+    """
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.join import merge as join_merge
+
+    done = join_merge.merge(folders, out, image_root=image_root, say=terminal.say, progress=terminal.progress)
+    if as_json:
+        print_json(done.to_json())
+        return
+    bad = f", {done.bad:,} bad" if done.bad else ""
+    terminal.output.print(
+        f"{done.folder}: {done.images:,} images{bad} in {done.shards} shards; {done.linked} take no space, "
+        f"{done.rewritten} were written anew"
+    )

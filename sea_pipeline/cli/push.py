@@ -1,0 +1,50 @@
+"""The command that sends a finished folder to the Hugging Face hub."""
+
+from typing import Annotated
+
+import typer
+
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
+from sea_pipeline.cli.command import command
+
+HubDataset = Annotated[str, typer.Argument(help="OWNER/NAME, as the hub calls a dataset.", show_default=False)]
+
+
+@command
+def push(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="A finished output folder of this machine.", show_default=False, autocompletion=completion.outputs
+        ),
+    ],
+    dataset: HubDataset,
+    public: Annotated[
+        bool, typer.Option("--public", help="A dataset that does not exist yet can be read by everybody.")
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: `name`, `address`, `revision`, `files`, `bytes`, and `sent`, files not there yet.",
+        ),
+    ] = False,
+) -> None:
+    """Send finished labels or targets to a dataset of the Hugging Face hub, with a card; a new one is private.
+
+    After a kill, run the same command again: what is there is not sent again, and the manifest comes last.
+
+    Example: sea-pipeline push runs/labels/x OWNER/NAME
+    """
+    from rich.filesize import decimal
+
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.hub import push as hub_push
+
+    done = hub_push.push(folder, dataset, public=public, say=terminal.say, progress=terminal.progress)
+    if as_json:
+        print_json(done.to_json())
+        return
+    sent = f"{done.sent} of {done.files} files sent" if done.sent else f"all {done.files} files were there"
+    terminal.output.print(f"{done.address}: {sent}, {decimal(done.bytes)}, as written; revision {done.revision}")

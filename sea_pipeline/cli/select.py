@@ -1,0 +1,49 @@
+"""The command that makes a folder of labels of some images of another one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import print_json
+from sea_pipeline.cli.command import command
+
+Out = Annotated[str, typer.Option(help="The new folder, or a URL (s3://…).", show_default=False)]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON: `folder`, `images`, `bad`, `shards`; `linked`, shards that take no space; `rewritten`.",
+    ),
+]
+
+
+@command
+def select(
+    folder: Annotated[
+        str,
+        typer.Argument(help="A finished folder of labels.", show_default=False, autocompletion=completion.labels),
+    ],
+    ids: Annotated[
+        Path, typer.Argument(help="A file of image ids, one a line, or a .json array of them.", show_default=False)
+    ],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Make a folder of some of the images of another one, by their ids, as label would of these alone.
+
+    After a kill, run the same command again.
+
+    Example: sea-pipeline select runs/labels/x ids.txt --out runs/labels/some
+    """
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.join import select as join_select
+
+    wanted = join_select.read_ids(ids)
+    done = join_select.select(folder, wanted, out, say=terminal.say, progress=terminal.progress)
+    if as_json:
+        print_json(done.to_json())
+        return
+    bad = f", {done.bad:,} bad" if done.bad else ""
+    terminal.output.print(f"{done.folder}: {done.images:,} images{bad} in {done.shards} shards")

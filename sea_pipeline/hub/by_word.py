@@ -1,0 +1,230 @@
+"""Labels by word, for people who look: every image that has a word, with the cells of its grid that have it.
+
+One row a word and image, in files of a range of images each, sorted by word, so that a reader which knows Parquet's
+statistics reads little more than the rows of the word that is asked for. Columns:
+
+    word          string        the word itself; sorted as UTF-8 bytes
+    image_id      string        in plan order within a word
+    score         float32       the highest similarity s of the word in the image (SEA Eq. 6)
+    cell_rows     list<uint16>  the patches that have the word among their n labels, in row-major order: the row of each
+    cell_columns  list<uint16>  in the grid, from 0, and its column
+
+It follows from the shards, and nothing else reads it: `open_labels` and training read the shards.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sea_pipeline.labels.format import label_arrays
+from sea_pipeline.labels.store import LabelStore
+from sea_pipeline.storage.publish import make_folder, publish, scratch_path, sweep
+
+BY_WORD = "by_word"
+LABELS_PER_FILE = 1 << 28
+"""At most: 46,000 images of 576 patches with ten labels, which lie on disk in 3 GB while they are sorted."""
+LABELS_PER_BLOCK = 1 << 22
+"""Sorted at once in memory."""
+_ROWS_PER_GROUP = 1 << 16
+_PLACES = pa.list_(pa.field("element", pa.uint16(), nullable=False))
+SCHEMA = pa.schema(
+    [
+        pa.field("word", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("cell_rows", _PLACES, nullable=False),
+        pa.field("cell_columns", _PLACES, nullable=False),
+    ]
+)
+_TYPES: tuple[Any, ...] = np.uint16, np.uint32, np.uint16, np.float32
+"""Of `_Labels`."""
+_DICTIONARIES = ["word", "image_id", "cell_rows.list.element", "cell_columns.list.element"]
+
+
+class _Labels(NamedTuple):
+    """Some labels of a file, in columns of equal length."""
+
+    word: npt.NDArray[Any]
+    """uint16: its place among the sorted words."""
+    image: npt.NDArray[Any]
+    """uint32: its place among the images of the file."""
+    patch: npt.NDArray[Any]
+    """uint16."""
+    score: npt.NDArray[Any]
+    """float32."""
+
+    def by_word(self) -> "_Labels":
+        """Sorts them by word; those of one word stay in their order."""
+        order = np.argsort(self.word, kind="stable")  # of 16 bits, which numpy sorts by radix
+        return _Labels(*(column[order] for column in self))
+
+
+def write_by_word(
+    store: LabelStore,
+    folder: Path,
+    advance: Callable[[int], None] = lambda _: None,
+    *,
+    labels_per_file: int = LABELS_PER_FILE,
+    labels_per_block: int = LABELS_PER_BLOCK,
+) -> list[Path]:
+    """Writes the files of a run's labels by word, `00000.parquet` and so on; those that are there are kept.
+
+    Args:
+        store: the labels.
+        folder: where the files go; a kill leaves whole files alone.
+        advance: hears of images.
+        labels_per_file: how many places for labels the images of a file have at most, unless one image has more.
+        labels_per_block: how many are sorted at once.
+
+    Returns:
+        The files, in the order of their images; none if there are no images.
+    """
+    make_folder(folder)
+    sweep(folder)
+    per_image = store.grid[0] * store.grid[1] * store.top_n
+    per_file = max(1, labels_per_file // per_image)
+    order = sorted(range(len(store.words)), key=lambda word: store.words[word].encode())
+    ranks = np.empty(len(order), np.uint16)
+    ranks[order] = np.arange(len(order))
+    words = pa.array([store.words[word] for word in order], pa.string())
+    ids, paths = store.ids, []
+    for number, pieces in groupby(_pieces(store, per_file), key=lambda piece: piece[0]):
+        path = folder / f"{number:05d}.parquet"
+        paths.append(path)
+        if path.exists():
+            for _, _, table in pieces:
+                advance(len(table))
+            continue
+        with publish(path, folder) as scratch, _Runs(folder, len(words)) as runs:
+            for block in _blocks(pieces, store, ranks, labels_per_block // per_image, advance):
+                runs.add(block)
+            names = pa.array(ids[number * per_file : (number + 1) * per_file], pa.string())
+            _write(scratch, runs.merged(labels_per_block), words, names, store.grid[1])
+    return paths
+
+
+class _Runs:
+    """Labels on disk in sorted runs, which are merged word by word."""
+
+    def __init__(self, folder: Path, words: int) -> None:
+        self._words = words
+        self._paths = [scratch_path(folder, name) for name in _Labels._fields]
+        self._ends: list[npt.NDArray[np.int64]] = []
+        """By run, where each word's labels end in the files."""
+        self._files: list[BinaryIO] = []
+        self._open = ExitStack()
+
+    def __enter__(self) -> "_Runs":
+        for path in self._paths:
+            make_folder(path.parent)
+            self._open.callback(path.unlink, missing_ok=True)
+            self._files.append(self._open.enter_context(path.open("wb")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def add(self, labels: _Labels) -> None:
+        """Appends a run of labels of images behind those of the runs before."""
+        labels = labels.by_word()
+        for column, file in zip(labels, self._files, strict=True):
+            file.write(np.ascontiguousarray(column).data)
+        first = self._ends[-1][-1] if self._ends else 0
+        self._ends.append(first + np.cumsum(np.bincount(labels.word, minlength=self._words)))
+
+    def merged(self, most: int) -> Iterator[_Labels]:
+        """Gives all labels by word, at most so many at once unless one word has more."""
+        for file in self._files:
+            file.flush()
+        if not self._ends or not self._ends[-1][-1]:
+            return
+        begins = [0, *(int(ends[-1]) for ends in self._ends[:-1])]
+        totals = np.cumsum(sum(np.diff(ends, prepend=begin) for ends, begin in zip(self._ends, begins, strict=True)))
+        word = 0
+        while word < self._words:
+            done = totals[word - 1] if word else 0
+            end = max(word + 1, int(np.searchsorted(totals, done + most, side="right")))
+            parts = [
+                slice(int(ends[word - 1]) if word else begin, int(ends[end - 1]))
+                for ends, begin in zip(self._ends, begins, strict=True)
+            ]
+            labels = _Labels(*(np.concatenate(self._read(number, parts)) for number in range(len(_TYPES))))
+            if len(labels.word):
+                yield labels.by_word()
+            word = end
+
+    def _read(self, column: int, parts: Sequence[slice]) -> list[npt.NDArray[Any]]:
+        """Reads parts of a column; through a map, pages of all of the file would stay in memory."""
+        kind = _TYPES[column]
+        return [
+            np.fromfile(self._paths[column], kind, part.stop - part.start, offset=part.start * np.dtype(kind).itemsize)
+            for part in parts
+        ]
+
+
+def _pieces(store: LabelStore, per_file: int) -> Iterator[tuple[int, int, pa.Table]]:
+    """Gives the rows in plan order, cut where a file ends: the file's number, the first row's place in it, rows."""
+    row = 0
+    for table in store.tables(("words", "scores")):
+        start = 0
+        while start < len(table):
+            number, first = divmod(row + start, per_file)
+            piece = table.slice(start, per_file - first)
+            yield number, first, piece
+            start += len(piece)
+        row += len(table)
+
+
+def _blocks(
+    pieces: Iterable[tuple[int, int, pa.Table]],
+    store: LabelStore,
+    ranks: npt.NDArray[np.uint16],
+    images: int,
+    advance: Callable[[int], None],
+) -> Iterator[_Labels]:
+    """Gives the labels of some rows, of so many images or a few more at once."""
+    parts: list[_Labels] = []
+    held = 0
+    for _, first, table in pieces:
+        word_ids, scores = label_arrays(table, store.top_n)
+        image, patch, _ = there = np.nonzero(word_ids >= 0)
+        words = ranks[word_ids[there]]
+        parts.append(_Labels(words, (first + image).astype(np.uint32), patch.astype(np.uint16), scores[there]))
+        held += len(table)
+        if held >= images:
+            yield _Labels(*map(np.concatenate, zip(*parts, strict=True)))
+            parts, held = [], 0
+        advance(len(table))
+    if parts:
+        yield _Labels(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _write(path: Path, blocks: Iterable[_Labels], words: pa.Array, names: pa.Array, columns: int) -> None:
+    options: dict[str, Any] = {"column_encoding": {"score": "BYTE_STREAM_SPLIT"}, "use_dictionary": _DICTIONARIES}
+    with (
+        path.open("wb") as file,
+        pq.ParquetWriter(
+            file, SCHEMA, compression="zstd", write_statistics=["word"], write_page_checksum=True, **options
+        ) as writer,
+    ):
+        for labels in blocks:
+            changes = (np.diff(labels.word) != 0) | (np.diff(labels.image) != 0)
+            starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+            ends = pa.array(np.append(starts, len(labels.word)).astype(np.int32))
+            rows = [
+                words.take(pa.array(labels.word[starts])),
+                names.take(pa.array(labels.image[starts])),
+                pa.array(np.maximum.reduceat(labels.score, starts)),
+                *(
+                    pa.ListArray.from_arrays(ends, pa.array(places), type=_PLACES)
+                    for places in np.divmod(labels.patch, np.uint16(columns))
+                ),
+            ]
+            writer.write_table(pa.table(rows, schema=SCHEMA), row_group_size=_ROWS_PER_GROUP)

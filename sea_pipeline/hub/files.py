@@ -1,0 +1,94 @@
+"""The files of a folder and of a dataset on the hub, by path, size and hash, and what is the same in both."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
+from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Dataset, File, Manifest
+from sea_pipeline.storage.hub import asking, hub_api
+
+CARD, CROISSANT = "README.md", "croissant.json"
+
+
+class HubFile(NamedTuple):
+    """A file of a dataset at one commit, as the hub's listing tells of it."""
+
+    bytes: int
+    blob: str
+    """What git calls it: the sha1 of a header and the bytes. Of a file over LFS it is of the pointer."""
+    sha256: str | None
+    """Of a file over LFS."""
+
+
+def hub_files(name: str, revision: str) -> dict[str, HubFile]:
+    """Lists the files of a dataset by path.
+
+    Raises:
+        UserError: see `storage.hub.asking`.
+    """
+    with asking(f"{name}@{revision}"):
+        found = hub_api().list_repo_tree(name, recursive=True, revision=revision, repo_type="dataset")
+        return {
+            file.path: HubFile(file.size, file.blob_id, file.lfs.sha256 if file.lfs else None)
+            for file in found
+            if hasattr(file, "blob_id")  # else a folder
+        }
+
+
+def is_same(path: Path, file: HubFile, sha256: str | None = None) -> bool:
+    """Tells whether a file of this machine has the bytes of one on the hub; `sha256` is its own, if it is known."""
+    if not path.is_file() or path.stat().st_size != file.bytes:
+        return False
+    if file.sha256 is None:
+        data = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == file.blob
+    if sha256 is None:
+        with path.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256 == file.sha256
+
+
+def paths_of(dataset: Dataset, manifest: Manifest) -> list[str]:
+    """Gives the paths of all that makes up a finished folder, in the order in which they are pushed."""
+    tables = {file.path for file in manifest.other_files}
+    paths = [DATASET, *(file.path for file in dataset.files)]
+    for shard, file in enumerate(manifest.shards):
+        quarantine = f"{QUARANTINE}/{shard:05d}.parquet"
+        paths += [file.path, *([quarantine] if quarantine in tables else []), f"{COMMITS}/{shard:05d}.json"]
+    rest = [file.path for file in manifest.other_files if file.path not in set(paths)]
+    return [*paths, *rest, MANIFEST]
+
+
+def known_hashes(ledger: Ledger) -> dict[str, str]:
+    """Gives the sha256 of every file that the records of a finished folder name."""
+    manifest = ledger.manifest()
+    files: Iterable[File] = [*ledger.dataset.files, *manifest.other_files, *manifest.shards]
+    return {file.path: file.sha256 for file in files}
+
+
+def refuse_other_names(name: str) -> None:
+    """Refuses what is not OWNER/NAME, as the hub calls a dataset.
+
+    Raises:
+        UserError: it is not.
+    """
+    with asking(name):
+        require("huggingface_hub.utils", "data").validate_repo_id(name)
+    if name.count("/") != 1:
+        raise UserError(f"{name}: expected OWNER/NAME, as the hub calls a dataset; found no owner")
+
+
+def refuse_other_than_finished(ledger: Ledger) -> None:
+    """Refuses what cannot be pushed: a folder elsewhere than on this machine, or one that is not finished.
+
+    Raises:
+        UserError: it is so.
+    """
+    if not isinstance(ledger.root, Path):
+        raise UserError(f"{ledger.root}: expected a folder of this machine to push; copy it here, and push that")
+    ledger.manifest()

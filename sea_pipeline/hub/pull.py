@@ -1,0 +1,173 @@
+"""A dataset on the hub that `push` has written, to a folder of this machine: whole and verified, or not there.
+
+Files go into a folder beside the output whose name says that they are on their way. A pull that is killed is finished
+by the same command, which keeps what has its hash.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.hub.files import HubFile, hub_files, is_same, paths_of, refuse_other_names
+from sea_pipeline.output.folder import DATASET, MANIFEST
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Dataset, Manifest, load_record
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.hub import asking, commit_of, silent_client
+from sea_pipeline.storage.locks import claimed
+from sea_pipeline.storage.paths import entries, place
+from sea_pipeline.storage.publish import make_folder, sync, sync_folder, writing
+
+_AT_ONCE = 8
+"""Files."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A pull that is done."""
+
+    name: str
+    revision: str
+    """The commit."""
+    folder: str
+    files: int
+    bytes: int
+    fetched: int
+    """Files that were not there from an earlier attempt."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: the fields above."""
+        return asdict(self)
+
+
+def pull(
+    name: str,
+    out: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    progress: ProgressBar = no_bar,
+) -> Pulled:
+    """Fetches the folder that a dataset was pushed from, byte for byte, without what push has put beside it.
+
+    Args:
+        name: OWNER/NAME.
+        out: the folder, which is new or holds the same; None for one below `runs/labels` or `runs/targets`.
+        revision: a branch, a tag or a commit; None for what is there now.
+        say: hears what goes on.
+        progress: shows how far it is.
+
+    Raises:
+        UserError: there is no such dataset or revision, it was not pushed to its end or by sea-pipeline, `out` holds
+            something else, a file is not what its record says, or the hub cannot be reached.
+    """
+    refuse_other_names(name)
+    commit = commit_of(name, revision)
+    there, shown = hub_files(name, commit), f"{name}@{commit[:12]}"
+    kind, paths = _named(name, commit, there, shown)
+    target = Path(out) if out is not None else Path("runs") / kind / name.partition("/")[2]
+    size = sum(there[path].bytes for path in paths)
+    done = Pulled(name, commit, str(target), len(paths), size, 0)
+    if _is_there(target, there, progress):
+        return done
+    scratch = target.with_name(f".{target.name}.pulling")
+    make_folder(scratch)
+    say(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
+    with claimed(scratch), silent_client():
+        fetched = _fetch(name, commit, there, scratch, paths, progress)
+        _settle(scratch, paths, shown)
+        scratch.replace(target)
+        sync(target.parent)
+    return replace(done, fetched=fetched)
+
+
+def _named(name: str, commit: str, there: dict[str, HubFile], shown: str) -> tuple[str, list[str]]:
+    """Gives the kind of the folder, and the paths of all that belongs to it.
+
+    Raises:
+        UserError: it was not pushed to its end, or its records do not agree.
+    """
+    if lacking := [file for file in (DATASET, MANIFEST) if file not in there]:
+        raise UserError(
+            f"{shown}: expected a folder that sea-pipeline push has sent to its end; found no {lacking[0]}; its owner "
+            "finishes it by the same push"
+        )
+    remote = place(f"hf://datasets/{name}@{commit}")
+    dataset, manifest = load_record(remote / DATASET, Dataset), load_record(remote / MANIFEST, Manifest)
+    if dataset.shards != len(manifest.shards):
+        raise UserError(
+            f"{shown}: expected a manifest of {dataset.shards:,} shards, as its dataset.json says; found one of "
+            f"{len(manifest.shards):,}; its owner pushes it again"
+        )
+    paths = paths_of(dataset, manifest)
+    if lacking := [path for path in paths if path not in there]:
+        raise UserError(
+            f"{shown}: expected {lacking[0]}, which its records name; found none; its owner pushes it again"
+        )
+    return dataset.kind, paths
+
+
+def _is_there(target: Path, there: dict[str, HubFile], progress: ProgressBar) -> bool:
+    """Tells whether a folder is what would be pulled; one that is absent or empty is not.
+
+    Raises:
+        UserError: it holds something else, or is damaged.
+    """
+    if not target.exists() or (target.is_dir() and not entries(target)):
+        return False
+    if not all(is_same(target / name, there[name]) for name in (DATASET, MANIFEST)):
+        raise UserError(
+            f"{target}: expected no such folder, or the same one; found something else; choose another --out"
+        )
+    ledger = Ledger.open(target)
+    with progress("checking", ledger.dataset.shards, 0) as advance:
+        if problems := check_files(ledger, advance).problems:
+            raise UserError(f"{problems[0].partition('; restore')[0]}; remove {target}, and pull it again")
+    return True
+
+
+def _fetch(
+    name: str, commit: str, there: dict[str, HubFile], scratch: Path, paths: Sequence[str], progress: ProgressBar
+) -> int:
+    """Fetches the files that are not there with their hashes; how many those were."""
+    hub = require("huggingface_hub", "data")
+    missing = [path for path in paths if not is_same(scratch / path, there[path])]
+
+    def fetch(path: str) -> None:
+        (scratch / path).unlink(missing_ok=True)  # the client takes a file for whole by its times
+        with asking(f"{name}@{commit[:12]}"), writing(scratch / path):
+            hub.hf_hub_download(name, path, repo_type="dataset", revision=commit, local_dir=scratch)
+
+    with (
+        progress("fetching", len(paths), len(paths) - len(missing)) as advance,
+        ThreadPoolExecutor(_AT_ONCE) as pool,
+    ):
+        try:
+            for _ in pool.map(fetch, missing):
+                advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)  # of the first that fails, the others are not waited for
+    for path in missing:
+        if not is_same(scratch / path, there[path]):
+            (scratch / path).unlink(missing_ok=True)
+            raise UserError(f"{name}@{commit[:12]}: {path}: came damaged; run the same command again")
+    return len(missing)
+
+
+def _settle(scratch: Path, paths: Sequence[str], shown: str) -> None:
+    """Leaves the folder's own files alone in it, verified and on disk."""
+    shutil.rmtree(scratch / ".cache", ignore_errors=True)  # of huggingface_hub
+    for path in [each for each in scratch.rglob("*") if each.is_file()]:
+        if path.relative_to(scratch).as_posix() not in set(paths):  # of another revision
+            path.unlink()
+    if problems := check_files(Ledger.open(scratch)).problems:
+        raise UserError(f"{shown}: its files do not agree with its records: {problems[0]}")
+    sync_folder(scratch)

@@ -1,0 +1,263 @@
+"""A finished folder to a dataset on the hub: what is missing there is sent, what replaces something comes last.
+
+A commit of the hub is all or nothing. The first push sends the records that a folder begins with, then shards with
+their commits, then labels by word, in commits of some files each; the last one adds the manifest, without which a
+reader sees an unfinished folder. When a folder has been extended since, its new shards come first, and all that
+replaces a file comes in the last commit: until then readers have the earlier state, whole. A push that is killed is
+finished by the same command, which asks what is there.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sea_pipeline import __version__
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import require
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.hub.by_word import BY_WORD, write_by_word
+from sea_pipeline.hub.card import dataset_card, licence_of
+from sea_pipeline.hub.croissant import croissant
+from sea_pipeline.hub.files import (
+    CARD,
+    CROISSANT,
+    HubFile,
+    hub_files,
+    is_same,
+    known_hashes,
+    paths_of,
+    refuse_other_names,
+    refuse_other_than_finished,
+)
+from sea_pipeline.hub.picture import PICTURE, draw_picture
+from sea_pipeline.hub.tables import tables_of
+from sea_pipeline.labels.format import KIND as LABELS
+from sea_pipeline.labels.statistics import Statistics, statistics
+from sea_pipeline.labels.store import LabelStore, open_labels
+from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Dataset, load_record
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.hashing import file_sha256
+from sea_pipeline.storage.hub import asking, commit_of, hub_api, silent_client
+from sea_pipeline.storage.locks import claimed
+from sea_pipeline.storage.paths import cache_folder, place
+from sea_pipeline.storage.publish import make_folder, publish_bytes
+
+FILES_PER_COMMIT = 100
+BYTES_PER_COMMIT = 1 << 29
+_BESIDE = {CARD, CROISSANT, PICTURE}
+"""What a dataset holds beside the folder's own files and labels by word."""
+_OWNERS = {".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
+"""What may be there before the first push, and stays."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A push that is done."""
+
+    name: str
+    address: str
+    """Of its page."""
+    revision: str
+    """The commit."""
+    files: int
+    bytes: int
+    """Of all files that were sent or were there."""
+    sent: int
+    """Files that were not there."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: the fields above."""
+        return asdict(self)
+
+
+class _Sent(NamedTuple):
+    """A file to be in the dataset."""
+
+    path: str
+    local: Path
+    sha256: str
+
+
+def push(
+    folder: str | Path,
+    name: str,
+    *,
+    public: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    progress: ProgressBar = no_bar,
+) -> Pushed:
+    """Sends a finished folder of labels or targets to a dataset of the hub, or what is missing of it there.
+
+    Beside the folder's files the dataset gets a card, Croissant metadata, a picture and, of labels, `by_word/`.
+
+    Args:
+        folder: the output folder, on this machine.
+        name: OWNER/NAME; a dataset that does not exist is made.
+        public: whether one that is made can be read by everybody; else by its owner alone.
+        say: hears what goes on.
+        progress: shows how far it is.
+
+    Raises:
+        UserError: the folder is not finished or damaged, the dataset holds something else, or the hub refuses or cannot
+            be reached.
+    """
+    ledger = Ledger.open(place(folder))
+    refuse_other_than_finished(ledger)
+    refuse_without_token(name)
+    with progress("checking", ledger.dataset.shards, 0) as advance:
+        if problems := check_files(ledger, advance).problems:
+            raise UserError(problems[0])
+    with asking(name, "write to it"):
+        hub_api().create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
+    head = commit_of(name, "main")
+    there = hub_files(name, head)
+    _refuse_others(name, head, there, ledger)
+    own = _own_files(ledger)
+    if not _missing(own, there) and set(there) >= {file.path for file in own} | _BESIDE:
+        return _verified(name, head, own, sent=0)  # the last commit brought the rest, too
+    say(
+        f"sending {ledger.root} to {name}; with it go the paths in dataset.json ({ledger.dataset.image_root}) and the "
+        "names of machines in commits/"
+    )
+    work = cache_folder() / "push" / hashlib.sha256((ledger.root / MANIFEST).read_bytes()).hexdigest()[:32]
+    make_folder(work)
+    with claimed(work), silent_client():
+        files = [*own, *_derived(ledger, name, head, there, work, progress)]
+        missing = _missing(files, there)
+        with progress("sending", len(files), len(files) - len(missing)) as advance:
+            for commit in _commits(missing, there, ledger.dataset.kind, {file.path for file in files}):
+                head = _send(name, head, *commit)
+                advance(len(commit[0]))
+        done = _verified(name, head, files, sent=len(missing))
+    shutil.rmtree(work, ignore_errors=True)
+    return done
+
+
+def refuse_without_token(name: str) -> None:
+    """Refuses, before any work is done, what cannot be sent.
+
+    Raises:
+        UserError: `name` is not OWNER/NAME, or nobody is logged in on this machine.
+    """
+    refuse_other_names(name)
+    if require("huggingface_hub", "data").get_token() is None:
+        raise UserError(f"{name}: nobody is logged in on this machine; run `hf auth login`, or set HF_TOKEN")
+
+
+def _refuse_others(name: str, head: str, there: dict[str, HubFile], ledger: Ledger) -> None:
+    """Refuses a dataset that holds what this folder, or an earlier state of it, does not."""
+    ours = ledger.dataset
+    if DATASET not in there:
+        if strangers := sorted(path for path in there if path not in _BESIDE | _OWNERS):
+            raise UserError(
+                f"{name}: expected a new dataset, or one of this folder; found {strangers[0]!r} in it; choose another "
+                "name"
+            )
+        return
+    theirs = load_record(place(f"hf://datasets/{name}@{head}/{DATASET}"), Dataset)
+    parts = [(part.plan, part.images) for part in theirs.all_parts()]
+    if (theirs.kind, theirs.fingerprint) != (ours.kind, ours.fingerprint):
+        difference = f"{theirs.kind} of other settings, fingerprint {theirs.fingerprint[:12]}… there"
+    elif theirs.shard_size != ours.shard_size or parts != [
+        (part.plan, part.images) for part in ours.all_parts()[: len(parts)]
+    ]:
+        difference = f"{theirs.kind} of other images, {theirs.images:,} there and {ours.images:,} here"
+    else:
+        return
+    raise UserError(f"{name}: expected a new dataset, or one of {ledger.root}; found {difference}; choose another name")
+
+
+def _own_files(ledger: Ledger) -> list[_Sent]:
+    root, known = Path(str(ledger.root)), known_hashes(ledger)
+    paths = paths_of(ledger.dataset, ledger.manifest())
+    return [_Sent(path, root / path, known.get(path) or file_sha256(root / path)) for path in paths]
+
+
+def _derived(
+    ledger: Ledger, name: str, head: str, there: dict[str, HubFile], work: Path, progress: ProgressBar
+) -> list[_Sent]:
+    """Makes what the dataset holds beside the folder's files."""
+    store, stats = _look(ledger, progress)
+    paths = {}
+    if store is not None:
+        with progress("sorting by word", len(store), 0) as advance:
+            paths = {f"{BY_WORD}/{path.name}": path for path in write_by_word(store, work / BY_WORD, advance)}
+    draw_picture(ledger, stats, work / PICTURE)
+    card_there = place(f"hf://datasets/{name}@{head}/{CARD}").read_bytes().decode() if CARD in there else None
+    card = dataset_card(name, ledger, stats, store.words if store is not None else (), PICTURE, card_there)
+    address = f"{require('huggingface_hub.constants', 'data').ENDPOINT}/datasets/{name}"
+    kind, last = ledger.dataset.kind, ledger.done().last or ""
+    about = f"{kind.capitalize()} for the patches of {ledger.manifest().rows:,} images, made with sea-pipeline."
+    metadata = croissant(name, address, about, __version__, last[:10], licence_of(card), tables_of(ledger))
+    publish_bytes(work / CARD, card.encode(), work)
+    publish_bytes(work / CROISSANT, metadata, work)
+    paths |= {each: work / each for each in (PICTURE, CROISSANT, CARD)}
+    return [_Sent(path, local, file_sha256(local)) for path, local in paths.items()]
+
+
+def _look(ledger: Ledger, progress: ProgressBar) -> tuple[LabelStore | None, Statistics | None]:
+    if ledger.dataset.kind != LABELS:
+        return None, None
+    store = open_labels(ledger.root, verify=False)  # every file has just been hashed
+    with progress("counting", len(store), 0) as advance:
+        return store, statistics(store, advance)
+
+
+def _missing(files: Sequence[_Sent], there: dict[str, HubFile]) -> list[_Sent]:
+    return [file for file in files if file.path not in there or not is_same(file.local, there[file.path], file.sha256)]
+
+
+def _commits(
+    missing: Sequence[_Sent], there: dict[str, HubFile], kind: str, wanted: set[str]
+) -> Iterator[tuple[list[_Sent], list[str]]]:
+    """Gives the files of each commit, and the paths that it deletes: see the module's docstring."""
+    last = {MANIFEST, *_BESIDE}
+    batch: list[_Sent] = []
+    size = 0
+    for file in missing:
+        if file.path in there or file.path in last:
+            continue
+        length = file.local.stat().st_size
+        if batch and (len(batch) == FILES_PER_COMMIT or size + length > BYTES_PER_COMMIT):
+            yield batch, []
+            batch, size = [], 0
+        batch.append(file)
+        size += length
+    if batch:
+        yield batch, []
+    folders = (f"{kind}/", f"{COMMITS}/", f"{QUARANTINE}/", f"{BY_WORD}/")
+    gone = [path for path in there if path.startswith(folders) and path not in wanted]
+    rest = [file for file in missing if file.path in there or file.path in last]
+    if rest or gone:
+        yield rest, gone
+
+
+def _send(name: str, head: str, files: Sequence[_Sent], gone: Sequence[str]) -> str:
+    """Makes one commit; the commit that it is."""
+    hub = require("huggingface_hub", "data")
+    adds = [hub.CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=str(file.local)) for file in files]
+    deletes = [hub.CommitOperationDelete(path_in_repo=path) for path in gone]
+    what = "Add the manifest: this is whole now" if MANIFEST in {file.path for file in files} else "Add files"
+    with asking(name, "write to it"):
+        done = hub_api().create_commit(
+            name, [*adds, *deletes], commit_message=f"{what} (sea-pipeline push)", repo_type="dataset",
+            parent_commit=head,
+        )  # fmt: skip
+    return str(done.oid)
+
+
+def _verified(name: str, revision: str, files: Sequence[_Sent], sent: int) -> Pushed:
+    """Compares what the hub says that it holds with what was to be there, by hash."""
+    there = hub_files(name, revision)
+    if wrong := _missing(files, there):
+        raise UserError(
+            f"{name}@{revision[:12]}: {wrong[0].path}: is not there as it was sent; run the same command again"
+        )
+    address = f"{require('huggingface_hub.constants', 'data').ENDPOINT}/datasets/{name}"
+    size = sum(there[file.path].bytes for file in files)
+    return Pushed(name, address, revision, len(files), size, sent)

@@ -1,0 +1,126 @@
+"""What a folder that is made of others is begun with and ended with: the contract of `label`, with no image read."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.format import KIND, MEANS, WORDS, read_mean_similarity, read_words, write_mean_similarity
+from sea_pipeline.output.folder import DATASET
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.records import Dataset, Manifest, file_record, find_record
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.locks import alone, refuse_without_locks
+from sea_pipeline.storage.paths import Place, entries, place
+from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A folder that was made of others."""
+
+    folder: str
+    images: int
+    """With a row."""
+    bad: int
+    shards: int
+    linked: int
+    """Shards whose bytes are the same file as before, so that they take no space."""
+    rewritten: int
+    """Shards whose rows were written anew."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: the fields above."""
+        return asdict(self)
+
+
+def open_sources(folders: Sequence[str | Place]) -> list[Ledger]:
+    """Opens finished folders of labels; their shards are not read yet.
+
+    Raises:
+        UserError: one is none, is not finished, or is damaged.
+    """
+    ledgers = []
+    for folder in folders:
+        ledger = Ledger.open(place(folder))
+        if ledger.dataset.kind != KIND:
+            raise UserError(f"{ledger.root}: expected labels, found {ledger.dataset.kind}; only labels can be joined")
+        if problems := check_files(ledger, shards=False).problems:
+            raise UserError(problems[0])
+        ledger.manifest()
+        ledgers.append(ledger)
+    return ledgers
+
+
+def begin_folder(out: str | Place, dataset: Dataset, plans: Mapping[str, Any], words: Place) -> Ledger:
+    """Begins the folder, or goes on with it if it was begun as the same one.
+
+    Args:
+        out: the folder.
+        dataset: what it is to be, without its files.
+        plans: by the name of a plan's file, what writes it to a path; the first one first.
+        words: the file of the word list.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    root = place(out)
+    refuse_without_locks(root)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--out {root}: expected a folder; found a file")
+    make_folder(root)
+    first, *others = plans
+    with alone(root):
+        found = find_record(root / DATASET, Dataset)
+        if found is not None:
+            if found.model_copy(update={"files": []}) != dataset:
+                raise UserError(f"{root}: holds something else than what was asked for; choose another --out")
+            return Ledger(root, found)
+        if strangers := sorted({path.name for path in entries(root)} - {TEMPORARY, WORDS, *plans}):
+            raise UserError(f"{root}: expected an empty folder; found {strangers[0]!r} in it; choose another --out")
+        sweep(root)
+        for name, write in {**plans, WORDS: partial(bring, words)}.items():
+            with publish(root / name, root) as scratch:
+                write(scratch)
+        files = [file_record(root, root / name) for name in (first, WORDS, *others)]
+        whole = dataset.model_copy(update={"files": files})
+        publish_bytes(root / DATASET, whole.to_bytes(), root)
+    return Ledger(root, whole)
+
+
+def bring(source: Place, scratch: Path) -> bool:
+    """Gives a file of this machine the bytes of another one: a second name of it, if the disk allows, else a copy.
+
+    Returns:
+        Whether it is a second name.
+    """
+    if not isinstance(source, Path):
+        source.download(scratch)
+        return False
+    try:
+        os.link(source, scratch)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, scratch)
+        return False
+    return True
+
+
+def finish_folder(ledger: Ledger, sources: Sequence[Ledger]) -> Manifest:
+    """Writes the words' mean similarities and the manifest; every shard must be done.
+
+    Args:
+        ledger: the folder.
+        sources: the folders that it was made of. The means are theirs, weighted by their images, in float64.
+    """
+    weights = [source.manifest().rows for source in sources]
+    means = [read_mean_similarity(source.root).astype(np.float64) for source in sources]
+    mean = np.average(means, axis=0, weights=weights if any(weights) else None)
+    with publish(ledger.root / MEANS, ledger.root) as scratch:
+        write_mean_similarity(scratch, read_words(ledger.root), mean.astype(np.float32))
+    return ledger.finish([ledger.root / MEANS])

@@ -1,0 +1,162 @@
+"""Several folders of labels as one: the same shards under new numbers, by second names where the disk allows."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.join.folder import Joined, begin_folder, bring, finish_folder, open_sources
+from sea_pipeline.join.rewrite import rewrite
+from sea_pipeline.labels.format import WORDS
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.plan import plan_name, plan_sha256
+from sea_pipeline.output.records import Commit, Dataset, File, file_record
+from sea_pipeline.output.verify import HASHING
+from sea_pipeline.storage.hashing import leaves
+from sea_pipeline.storage.paths import Place, below
+from sea_pipeline.storage.publish import publish, publish_bytes
+
+
+def merge(
+    folders: Sequence[str | Place],
+    out: str | Place,
+    *,
+    image_root: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    progress: ProgressBar = no_bar,
+) -> Joined:
+    """Makes one folder of labels of several, which were made with the same settings of different images.
+
+    The images are in the order of the folders. On one disk the shards get second names and take no space; elsewhere
+    they are copied, and hashed as every output is. Folders of different shard sizes or schema versions are written anew
+    row by row, with the same values.
+
+    Args:
+        folders: two or more finished folders, on this machine or as URLs.
+        out: the new folder, or one that the same call has begun.
+        image_root: where the paths of all images start now; None if all folders have the same root.
+        say: hears what goes on.
+        progress: shows how far it is.
+
+    Raises:
+        UserError: the settings differ, an image is in two folders, the roots differ, or a file is damaged.
+    """
+    ledgers = open_sources(folders)
+    _refuse_different(ledgers)
+    root = image_root or _common_root(ledgers)
+    samples = _disjoint(ledgers)
+    say(f"merging {len(samples):,} images of {len(ledgers)} folders into {out}")
+    if len({(ledger.dataset.shard_size, ledger.dataset.schema_version) for ledger in ledgers}) > 1:
+        return rewrite(ledgers, samples, out, root, progress)
+    merged = _begin(ledgers, [sample for _, _, sample in samples], out, root)
+    linked = _bring_shards(ledgers, merged, progress)
+    manifest = finish_folder(merged, ledgers)
+    return Joined(str(out), manifest.rows, manifest.bad, merged.dataset.shards, linked, 0)
+
+
+def _refuse_different(ledgers: Sequence[Ledger]) -> None:
+    if len(ledgers) < 2:
+        raise UserError(f"merge: expected two folders or more, found {len(ledgers)}")
+    first, ours = ledgers[0], leaves(ledgers[0].dataset.fields)
+    for other in ledgers[1:]:
+        theirs = leaves(other.dataset.fields)
+        names = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+        if names:
+            pair = f"{ours.get(names[0])!r:.80} and {theirs.get(names[0])!r:.80}"
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(
+                f"{other.root}: expected the settings of {first.root}; found others: {names[0]}: {pair}{more}; labels "
+                "of different settings do not go together"
+            )
+
+
+def _common_root(ledgers: Sequence[Ledger]) -> str:
+    roots = list(dict.fromkeys(ledger.dataset.image_root for ledger in ledgers))
+    if len(roots) > 1:
+        raise UserError(
+            f"{ledgers[0].root}: expected images below one root in all folders; found {roots[0]} and {roots[1]}; if "
+            "all their paths start at one place now, give it as --image-root"
+        )
+    return roots[0]
+
+
+def _disjoint(ledgers: Sequence[Ledger]) -> list[tuple[Ledger, int, Sample]]:
+    """Lists all planned images with the folder and the shard that each is in."""
+    found: list[tuple[Ledger, int, Sample]] = []
+    owner: dict[str, Ledger] = {}
+    for ledger in ledgers:
+        for shard in range(ledger.dataset.shards):
+            for sample in ledger.samples(shard):
+                if (other := owner.setdefault(sample.image_id, ledger)) is not ledger:
+                    raise UserError(
+                        f"{ledger.root}: expected other images than those of {other.root}; found {sample.image_id!r} "
+                        "in both; sea-pipeline select makes a folder of what one of them has alone"
+                    )
+                found.append((ledger, shard, sample))
+    return found
+
+
+def _begin(ledgers: Sequence[Ledger], samples: Sequence[Sample], out: str | Place, image_root: str) -> Ledger:
+    first = ledgers[0].dataset
+    parts = [part for ledger in ledgers for part in ledger.dataset.all_parts()]
+    plans = [file.path for ledger in ledgers for file in ledger.plan.files]
+    dataset = Dataset(
+        **first.model_dump(include={"schema_version", "kind", "fields", "fingerprint", "shard_size", "encoder"}),
+        plan=plan_sha256(samples),
+        images=len(samples),
+        shards=sum(part.shards for part in parts),
+        source=", ".join(dict.fromkeys(ledger.dataset.source for ledger in ledgers)),
+        image_root=image_root,
+        files=[],
+        parts=parts,
+    )
+    writers = {plan_name(number): partial(bring, path) for number, path in enumerate(plans)}
+    return begin_folder(out, dataset, writers, ledgers[0].root / WORDS)
+
+
+def _bring_shards(ledgers: Sequence[Ledger], merged: Ledger, progress: ProgressBar) -> int:
+    """Brings the shards that are not there yet; how many became second names."""
+    pairs = [(ledger, shard) for ledger in ledgers for shard in range(ledger.dataset.shards)]
+    missing = merged.missing()
+
+    def one(number: int) -> bool:
+        ledger, shard = pairs[number]
+        commit = ledger.read_commit(shard)
+        if commit is None:
+            raise UserError(f"{ledger.root}: expected its shard {shard}, which was there; found none")
+        targets = [merged.shard_path(number), *([merged.quarantine_path(number)] if commit.bad else [])]
+        linked = [_bring(ledger, file, target, merged) for file, target in zip(commit.files, targets, strict=True)]
+        files = [
+            file.model_copy(update={"path": below(merged.root, target)})
+            for file, target in zip(commit.files, targets, strict=True)
+        ]
+        plan = merged.plan.file_of(number).sha256
+        made: Commit = commit.model_copy(update={"shard": number, "plan": plan, "files": files})
+        publish_bytes(merged.commit_path(number), made.to_bytes(), merged.root)
+        return all(linked)
+
+    with progress("merging", len(pairs), len(pairs) - len(missing)) as advance, ThreadPoolExecutor(HASHING) as pool:
+        linked = 0
+        for is_linked in pool.map(one, missing):
+            linked += is_linked
+            advance(1)
+    return linked
+
+
+def _bring(ledger: Ledger, file: File, target: Place, merged: Ledger) -> bool:
+    """Brings one file and hashes it where it is now; whether it is a second name."""
+    source, linked = ledger.root / file.path, False
+    if isinstance(source, Path) or isinstance(target, Path) or not target.copy_from(source):
+        with publish(target, merged.root) as scratch:
+            linked = bring(source, scratch) and isinstance(target, Path)
+    found = file_record(merged.root, target)
+    if (found.bytes, found.sha256) != (file.bytes, file.sha256):
+        target.unlink(missing_ok=True)
+        raise UserError(
+            f"{source}: damaged: expected sha256 {file.sha256[:12]}…, found {found.sha256[:12]}…; restore it, or run "
+            "the command that made its folder again, then merge again"
+        )
+    return linked

@@ -1,0 +1,174 @@
+"""Rows of labels written anew into shards of another cut: the values as they are, each with its own image."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.join.folder import Joined, begin_folder, finish_folder
+from sea_pipeline.labels.format import WORDS, LabelRow, ShardWriter
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.plan import plan_sha256, write_plan
+from sea_pipeline.output.quarantine import read_quarantine
+from sea_pipeline.output.records import Dataset
+from sea_pipeline.storage.parquet import open_parquet, shard_footer
+from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.publish import local_copy, publish
+
+Chosen = tuple[Ledger, int, Sample]
+"""An image with the folder and the shard that it is in."""
+
+
+class _Shard(NamedTuple):
+    """A finished shard of a source, in memory."""
+
+    rows: dict[str, int]
+    """By image id, the place in the table."""
+    table: pa.Table
+    bad: dict[str, dict[str, Any]]
+    patch_sum: npt.NDArray[np.float64]
+    """(D,): the sum of the embeddings of all its patches."""
+
+
+def rewrite(
+    ledgers: Sequence[Ledger],
+    chosen: Sequence[Chosen],
+    out: str | Place,
+    image_root: str,
+    progress: ProgressBar = no_bar,
+) -> Joined:
+    """Writes some images of some folders into a folder of their own, in shards as `label` cuts them.
+
+    Rows have the values that they had. What a shard says of the sum of its patches' embeddings, from which the means of
+    `words.parquet` come when the folder is extended, is known of whole shards only: of a shard of which some images are
+    taken it is that share of its sum.
+
+    Args:
+        ledgers: the sources.
+        chosen: the images in their order, those of one shard beside each other.
+        out: the new folder, or one that the same call has begun.
+        image_root: where the images' paths start.
+        progress: shows how far it is.
+
+    Raises:
+        UserError: a file is damaged, or the folder holds something else.
+    """
+    first = max((ledger.dataset for ledger in ledgers), key=lambda dataset: dataset.schema_version)
+    size, samples = ledgers[0].dataset.shard_size, [sample for _, _, sample in chosen]
+    dataset = Dataset(
+        **first.model_dump(include={"schema_version", "kind", "fields", "fingerprint", "encoder"}),
+        plan=plan_sha256(samples),
+        images=len(samples),
+        shards=-(-len(samples) // size),
+        shard_size=size,
+        source=", ".join(dict.fromkeys(ledger.dataset.source for ledger in ledgers)),
+        image_root=image_root,
+        files=[],
+    )
+    plans = {"plan.parquet": lambda path: write_plan(path, samples, size)}
+    ledger = begin_folder(out, dataset, plans, ledgers[0].root / WORDS)
+    sources = _Sources()
+    missing = ledger.missing()
+    with progress(
+        "writing", len(samples), len(samples) - sum(map(ledger.plan.file_of(0).images_of, missing))
+    ) as advance:
+        for shard in missing:
+            _write_shard(ledger, shard, chosen[shard * size : (shard + 1) * size], sources)
+            advance(ledger.plan.file_of(shard).images_of(shard))
+    manifest = finish_folder(ledger, ledgers)
+    return Joined(str(out), manifest.rows, manifest.bad, dataset.shards, 0, len(missing))
+
+
+class _Sources:
+    """The shards that rows come from; the latest one is kept, because the next shard may begin in it."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Ledger, int] | None = None
+        self._shard: _Shard | None = None
+
+    def __call__(self, ledger: Ledger, shard: int) -> _Shard:
+        if self._shard is None or self._key is None or self._key[0] is not ledger or self._key[1] != shard:
+            self._shard = _read_shard(ledger, shard)
+            self._key = ledger, shard
+        return self._shard
+
+
+def _read_shard(ledger: Ledger, shard: int) -> _Shard:
+    commit = ledger.read_commit(shard)
+    if commit is None:
+        raise UserError(f"{ledger.root}: expected its shard {shard}, which was there; found none")
+    file = commit.files[0]
+    with ledger.reading(file), local_copy(ledger.shard_path(shard)) as copy:
+        with copy.open("rb") as opened:
+            if (found := hashlib.file_digest(opened, "sha256").hexdigest()) != file.sha256:
+                raise ValueError(f"expected sha256 {file.sha256[:12]}…, found {found[:12]}…")
+        table, footer = open_parquet(copy).read(), shard_footer(copy)
+    bad = {}
+    if commit.bad:
+        with ledger.reading(commit.files[1]):
+            bad = {row["image_id"]: row for row in read_quarantine(ledger.quarantine_path(shard))}
+    from sea_pipeline.labels.rows import unpacked
+
+    rows = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+    return _Shard(rows, table, bad, unpacked(footer["patch_sum"]).numpy())
+
+
+def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], sources: _Sources) -> None:
+    from sea_pipeline.labels.rows import packed
+
+    fields = ledger.dataset.fields
+    patches, top_n = fields["grid"][0] * fields["grid"][1], fields["top_n"]
+    bad: list[BadSample] = []
+    count, first, patch_sum = 0, None, np.zeros_like(sources(*chosen[0][:2]).patch_sum)
+    with (
+        publish(ledger.shard_path(shard), ledger.root) as scratch,
+        ShardWriter(scratch, patches, top_n, ledger.dataset.schema_version) as writer,
+    ):
+        for (source, number), group in groupby(chosen, key=lambda one: (one[0], one[1])):
+            there, taken = sources(source, number), 0
+            for _, _, sample in group:
+                if (reason := there.bad.get(sample.image_id)) is not None:
+                    bad.append(_bad(sample, reason))
+                    continue
+                row = _row(there, sample, patches)
+                writer.add(row)
+                first = first or row.image_sha256.hex()
+                taken += 1
+            if taken:
+                share = 1.0 if taken == len(there.rows) else taken / len(there.rows)
+                patch_sum = patch_sum + there.patch_sum * share
+            count += taken
+        footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **fields}
+        writer.set_footer({**footer, "patches": count * patches, "patch_sum": packed(patch_sum)})
+    ledger.write_quarantine(shard, bad)
+    ledger.record(
+        shard,
+        rows=count,
+        bad=len(bad),
+        reasons=dict(Counter(f"{one.stage}: {one.error}" for one in bad)),
+        seconds={},
+        first_image_sha256=first,
+        peak_memory_bytes=0,
+        attempt=1,
+    )
+
+
+def _row(shard: _Shard, sample: Sample, patches: int) -> LabelRow:
+    place = shard.rows[sample.image_id]
+    columns = {name: shard.table[name][place] for name in LabelRow._fields if name in shard.table.column_names}
+    words, scores = (np.asarray(shard.table[name][place].values).reshape(patches, -1) for name in ("words", "scores"))
+    found = {name: value.as_py() for name, value in columns.items() if name != "scores"}
+    found["crop_box"] = tuple(found["crop_box"])
+    return LabelRow(**found, word_ids=words, scores=scores)
+
+
+def _bad(sample: Sample, reason: dict[str, Any]) -> BadSample:
+    return BadSample(sample, reason["stage"], reason["error"], reason["message"], reason["image_sha256"])

@@ -1,0 +1,114 @@
+"""Datasets of the Hugging Face hub: which commit is read, and what the hub's refusals mean to the user."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.storage.retry import error_statuses, may_pass
+
+_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?((?:/.*)?)", re.IGNORECASE)
+
+
+def pinned(url: str) -> str:
+    """Gives the URL of a dataset at the commit that its revision names now, so that a reader sees one state of it.
+
+    Other URLs come back as they are.
+
+    Raises:
+        UserError: see `commit_of`.
+    """
+    found = _DATASET.fullmatch(url)
+    if found is None:
+        return url
+    name, revision, path = found.groups()
+    return f"hf://datasets/{name}@{commit_of(name, unquote(revision) if revision else None)}{path}"
+
+
+def is_dataset(url: str) -> bool:
+    """Tells whether a URL is of a dataset on the hub, or of something in one."""
+    return _DATASET.fullmatch(url) is not None
+
+
+def commit_of(name: str, revision: str | None = None) -> str:
+    """Gives the commit that a branch, a tag or a commit of a dataset is; None means `main`.
+
+    Raises:
+        UserError: there is no such dataset or revision for this token, or the hub cannot be reached.
+    """
+    with asking(f"{name}@{revision}" if revision else name):
+        return str(hub_api().repo_info(name, repo_type="dataset", revision=revision).sha)
+
+
+def hub_api() -> Any:  # noqa: ANN401 - huggingface_hub.HfApi, which takes a second to import
+    """Gives the hub's client, at the address in HF_ENDPOINT, with the token of this machine."""
+    return _client("").HfApi()
+
+
+@contextmanager
+def silent_client() -> Iterator[None]:
+    """Keeps the hub's client from drawing bars and from telling of what it tries again, for the time of its block."""
+    utils, constants = _client(".utils"), _client(".constants")
+    shows = not utils.are_progress_bars_disabled() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+    level = utils.logging.get_verbosity()
+    if shows:
+        utils.disable_progress_bars()
+    utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        utils.logging.set_verbosity(level)
+        if shows:
+            utils.enable_progress_bars()
+
+
+@contextmanager
+def asking(shown: str, right: str = "read") -> Iterator[None]:
+    """Turns what the hub's client raises in its block into a `UserError` of one line about `shown`."""
+    errors = _client(".errors")
+    address = _client(".constants").ENDPOINT
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.OfflineModeIsEnabled as error:
+        raise UserError(f"{shown}: HF_HUB_OFFLINE is set, so the hub is not asked; unset it") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{shown}: expected OWNER/NAME, as the hub calls a dataset: {one_line(error)}") from error
+    except errors.GatedRepoError as error:
+        raise UserError(f"{shown}: is gated: ask for access at {address}, then log in with `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{shown}: {address} has no such dataset, or a private one that the token of this machine may not read; "
+            "check the name, or log in with `hf auth login`, or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{shown}: the dataset has no such revision; give a branch, a tag or a commit of it") from error
+    except Exception as error:  # of the hub, of the connection, of a proxy
+        raise UserError(f"{shown}: {_failure(error, address, right)}") from error
+
+
+def _client(module: str) -> Any:  # noqa: ANN401 - huggingface_hub or a module of it
+    try:
+        return importlib.import_module(f"huggingface_hub{module}")
+    except ImportError as error:
+        raise UserError("the hub needs a package that is not installed: pip install 'sea-pipeline[data]'") from error
+
+
+def _failure(error: BaseException, address: str, right: str) -> str:
+    if type(error) is RuntimeError and error.__cause__ is not None:  # the client's, around what a thread of it met
+        error = error.__cause__
+    reason = one_line(error)
+    if {401, 403} & error_statuses(error):
+        return f"{address} refuses the token of this machine: {reason}; log in with `hf auth login` as who may {right}"
+    if 412 in error_statuses(error):
+        return "was changed by somebody else at the same time; run the same command again"
+    if may_pass(error):
+        return (
+            f"{address} cannot be reached: {type(error).__name__}: {reason}; run the same command again when it can "
+            "(what is finished is kept)"
+        )
+    return f"{address} refuses: {reason}"

@@ -1,0 +1,29 @@
+"""Fixtures of the tests of the hub: the stand-in, and a folder of labels to push."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sea_pipeline.execution.dispatch import StageRun
+from tests.hub.stand_in import Hub, served
+from tests.support.world import draw_folder
+
+NAME = "owner/labels"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub on loopback, where this machine's token is that of `owner`."""
+    with served(monkeypatch, tmp_path / "hf") as hub:
+        yield hub
+        assert hub.unknown == []
+
+
+@pytest.fixture
+def labels(label: Callable[..., StageRun], tmp_path: Path) -> Path:
+    """Labels of ten photos in three shards, and one that could not be read."""
+    photos = draw_folder(tmp_path / "photos", 11)
+    (photos / "003.png").write_bytes(b"bad")
+    label(images=str(photos), max_bad=1.0)
+    return tmp_path / "labels"

@@ -1,0 +1,385 @@
+"""Folders of labels made of others: what every command makes of them, and what a kill leaves."""
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sea_pipeline import open_labels, storage
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.join import merge as merging
+from sea_pipeline.join import rewrite as rewriting
+from sea_pipeline.join.merge import merge
+from sea_pipeline.join.select import read_ids, select
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.paths import place
+from sea_pipeline.storage.remote import RemotePath
+from tests.support.contents import content, rows, stored
+from tests.support.kills import killed_around
+from tests.support.world import draw_folder
+
+Label = Callable[..., StageRun]
+pytestmark = pytest.mark.usefixtures("one_thread", "no_long_waits", "empty_memory")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty-one photos in three folders, of which one cannot be read."""
+    photos = draw_folder(tmp_path / "photos", 21)
+    (photos / "003.png").write_bytes(b"bad")
+    return photos
+
+
+@pytest.fixture
+def parts(label: Label, photos: Path, tmp_path: Path) -> list[Path]:
+    """Labels of two disjoint lists of the same photos: shards of 4, 4, 1 and of 4, 4, 4 images."""
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    made = []
+    for number, some in enumerate((names[:9], names[9:])):
+        listed = photos.parent / f"{number}.csv"
+        listed.write_text("path\n" + "".join(f"{name}\n" for name in some))
+        made.append(tmp_path / f"part{number}")
+        label(images=str(listed), image_root=str(photos), out=made[-1], max_bad=1.0)
+    return made
+
+
+def whole_list(photos: Path) -> str:
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    listed = photos.parent / "all.csv"
+    listed.write_text("path\n" + "".join(f"{name}\n" for name in names))
+    return str(listed)
+
+
+def problems(folder: object) -> list[str]:
+    return check_files(Ledger.open(place(str(folder)))).problems
+
+
+def test_a_merged_folder_holds_the_rows_of_its_parts_without_space(
+    command: Any, parts: list[Path], tmp_path: Path
+) -> None:
+    code, stdout, _ = command("merge", *parts, "--out", tmp_path / "both", "--json")
+    assert code == 0
+    assert json.loads(stdout) == {
+        "folder": str(tmp_path / "both"), "images": 20, "bad": 1, "shards": 6, "linked": 6, "rewritten": 0
+    }  # fmt: skip
+    both = open_labels(tmp_path / "both")
+    assert rows(both) == rows(open_labels(parts[0])) | rows(open_labels(parts[1]))
+    assert both.ids == [*open_labels(parts[0]).ids, *open_labels(parts[1]).ids]
+    (bad,) = both.quarantine()
+    assert bad["image_id"] == "003.png"
+    shards = sorted((tmp_path / "both" / "labels").iterdir())
+    assert [shard.name[:19] for shard in shards] == [f"part-{n:05d}-of-0000{e}" for n, e in enumerate("333666")]
+    assert all(shard.stat().st_nlink == 2 for shard in shards)
+    assert problems(tmp_path / "both") == []
+    assert command("verify", tmp_path / "both")[0] == 0
+    status = json.loads(command("status", tmp_path / "both", "--json")[1])
+    assert (status["finished"], status["images_done"], status["images_bad"]) == (True, 20, 1)
+    assert not list((tmp_path / "both" / ".tmp").iterdir())
+
+
+def test_the_means_are_those_of_all_patches(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
+    merge(parts, tmp_path / "both")
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ours, theirs = (open_labels(tmp_path / name).mean_similarity() for name in ("both", "whole"))
+    assert np.allclose(ours, theirs, rtol=0, atol=1e-7)
+    assert not np.array_equal(ours, open_labels(parts[0]).mean_similarity())
+
+
+def test_label_takes_a_merged_folder_for_one_of_its_own(
+    label: Label, parts: list[Path], photos: Path, tmp_path: Path
+) -> None:
+    """The whole list finds nothing to do; a longer one extends it, to the means that one run gives."""
+    merge(parts, tmp_path / "both")
+    settings = {"image_root": str(photos), "out": tmp_path / "both", "max_bad": 1.0}
+    before = stored(str(tmp_path / "both"))
+    assert label(images=whole_list(photos), **settings).report.images == 0
+    assert stored(str(tmp_path / "both")) == before
+    draw_folder(photos / "more", 5, seed=3)
+    assert label(images=whole_list(photos), extend=True, **settings).report.images == 5
+    label(images=whole_list(photos), **(settings | {"out": tmp_path / "whole"}))
+    assert rows(open_labels(tmp_path / "both")) == rows(open_labels(tmp_path / "whole"))
+    means = [open_labels(tmp_path / name).mean_similarity() for name in ("both", "whole")]
+    assert np.allclose(*means, rtol=0, atol=1e-7)
+    draw_folder(photos, 21)
+    assert label(images=whole_list(photos), retry_bad=True, **settings).report.images == 4
+    assert "003.png" in open_labels(tmp_path / "both")
+    assert [list(open_labels(part).quarantine()) != [] for part in parts] == [True, False]  # theirs are untouched
+    assert problems(parts[0]) == []
+
+
+def test_folders_that_were_extended_or_merged_are_merged(
+    label: Label, photos: Path, parts: list[Path], tmp_path: Path
+) -> None:
+    others = draw_folder(tmp_path / "others", 6, seed=5)
+    for name in ("x", "y"):
+        others.rename(photos / name) if name == "x" else draw_folder(photos / name, 3, seed=6)
+        listed = tmp_path / "late.csv"
+        names = [path.relative_to(photos).as_posix() for n in "xy" for path in sorted((photos / n).rglob("*.png"))]
+        listed.write_text("path\n" + "".join(f"{one}\n" for one in names))
+        label(images=str(listed), image_root=str(photos), out=tmp_path / "late", extend=name == "y")
+    merge(parts, tmp_path / "both")
+    merge([tmp_path / "late", tmp_path / "both"], tmp_path / "all")
+    assert len(Ledger.open(tmp_path / "all").dataset.parts) == 4
+    assert rows(open_labels(tmp_path / "all")) == rows(open_labels(tmp_path / "late")) | rows(
+        open_labels(tmp_path / "both")
+    )
+    assert problems(tmp_path / "all") == []
+    assert label(
+        images=whole_list(photos), image_root=str(photos), out=tmp_path / "all", max_bad=1.0
+    ).report.images == 0  # fmt: skip
+
+
+def test_a_killed_merge_is_finished_by_the_same_call(parts: list[Path], tmp_path: Path) -> None:
+    """Killed before and after each file that appears."""
+    merge(parts, tmp_path / "whole")
+    whole = stored(str(tmp_path / "whole"))
+    for call, before in itertools.product(range(1, 20), (True, False)):
+        out = tmp_path / f"killed{call}{before}"
+        with killed_around(storage, "_appear", call, before=before):
+            merge(parts, out)
+        if (out / "dataset.json").exists() and not (out / "manifest.json").exists():
+            with pytest.raises(UserError, match="expected a finished folder"):
+                open_labels(out)
+        merge(parts, out)
+        assert stored(str(out)) == whole, (call, before)
+
+
+def test_copies_where_the_disk_has_no_links(
+    parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str
+) -> None:
+    merge(parts, tmp_path / "linked")
+    expected = stored(str(tmp_path / "linked"))
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    done = merge(parts, tmp_path / "both")
+    assert (done.linked, stored(str(tmp_path / "both"))) == (0, expected)
+    for url in ("memory://both", "s3://bucket/both"):
+        merge(parts, url)
+        assert stored(url) == expected
+
+
+@pytest.mark.parametrize("store", ["memory://", "s3://bucket/in/"])
+def test_a_store_copies_by_itself(
+    parts: list[Path], tmp_path: Path, s3: str, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.photo_forms import copy_to
+
+    merge(parts, tmp_path / "both")
+    for part in parts:
+        copy_to(f"{store}{part.name}", part)
+    copied: list[str] = []
+    plain = RemotePath.copy_from
+
+    def copying(path: RemotePath, other: RemotePath) -> bool:
+        copied.append(other.name)
+        return plain(path, other)
+
+    monkeypatch.setattr(RemotePath, "copy_from", copying)
+    monkeypatch.setattr(merging, "bring", lambda *_: pytest.fail("a shard has come to this machine"))
+    monkeypatch.setattr(merging, "partial", lambda _, path: lambda scratch: path.download(scratch))
+    merge([f"{store}{part.name}" for part in parts], f"{store}merged")
+    assert len(copied) == 7
+    assert stored(f"{store}merged") == stored(str(tmp_path / "both"))
+
+
+def test_other_cuts_are_written_anew(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
+    shutil.rmtree(parts[1])
+    label(
+        images=str(photos.parent / "1.csv"), image_root=str(photos), out=parts[1], shard_size=5, max_bad=1.0
+    )  # fmt: skip
+    done = merge(parts, tmp_path / "both")
+    assert (done.linked, done.rewritten, done.shards, done.images, done.bad) == (0, 6, 6, 20, 1)
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ours, theirs = content(tmp_path / "both"), content(tmp_path / "whole")
+    assert ours["plan.parquet"] == theirs["plan.parquet"]
+    for name in ours:
+        if name.startswith("labels/"):
+            assert pq.read_table(tmp_path / "both" / name).equals(pq.read_table(tmp_path / "whole" / name)), name
+    means = [open_labels(tmp_path / name).mean_similarity() for name in ("both", "whole")]
+    assert np.allclose(*means, rtol=0, atol=1e-7)
+    assert problems(tmp_path / "both") == []
+
+
+def test_what_does_not_go_together_is_refused(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
+    listed = str(photos.parent / "1.csv")
+
+    def refused(folders: list[Path], out: str, match: str) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            merge(folders, tmp_path / out)
+        assert "\n" not in str(caught.value)
+
+    label(images=listed, image_root=str(photos), out=tmp_path / "n2", top_n=2)
+    refused([parts[0], tmp_path / "n2"], "x", r"n2: expected the settings of .*part0; found others: top_n: 3 and 2;")
+    label(images=str(photos / "a"), out=tmp_path / "a")
+    refused([parts[0], tmp_path / "a"], "x", r"expected images below one root in all folders; found .*photos and ")
+    assert merge([parts[0], tmp_path / "a"], tmp_path / "rooted", image_root="/elsewhere").images == 15
+    assert str(open_labels(tmp_path / "rooted").image_root) == "/elsewhere"
+    refused([parts[0], parts[0]], "x", r"found '.*png' in both; sea-pipeline select makes a folder of what one")
+    refused([parts[0]], "x", "expected two folders or more, found 1")
+    refused([parts[0], tmp_path / "none"], "x", "found no such folder")
+    refused(parts, "part0", "part0: holds something else than what was asked for; choose another --out")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
+    refused(parts, "taken", r"expected an empty folder; found 'thesis\.tex' in it; choose another --out")
+    (parts[1] / "manifest.json").unlink()
+    refused(parts, "x", "expected a finished folder; 3 of 3 shards are done")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_damaged_shard_does_not_get_in(parts: list[Path], tmp_path: Path) -> None:
+    shard = next((parts[1] / "labels").glob("part-00001-*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 4
+    shard.write_bytes(data)
+    for make in (
+        lambda: merge(parts, tmp_path / "both"),
+        lambda: select(parts[1], open_labels(parts[1], verify=False).ids, tmp_path / "some"),
+    ):
+        with pytest.raises(UserError, match=r"part1/labels/part-00001-of-00003\.parquet: damaged: expected sha256"):
+            make()
+    assert not list((tmp_path / "both" / "labels").glob("part-00004-*"))
+    shard.write_bytes(
+        bytes(data[: len(data) // 2]) + bytes([data[len(data) // 2] ^ 4]) + bytes(data[len(data) // 2 + 1 :])
+    )
+    assert merge(parts, tmp_path / "both").images == 20
+
+
+def test_selected_rows_are_those_that_label_gives(command: Any, label: Label, photos: Path, tmp_path: Path) -> None:
+    listed = whole_list(photos)
+    label(images=listed, image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    names = [name for number, name in enumerate(Path(listed).read_text().split()[1:]) if number % 3 or "003" in name]
+    assert "003.png" in names
+    (tmp_path / "ids.txt").write_text("\n".join(reversed(names)))
+    code, stdout, _ = command(
+        "select", tmp_path / "whole", tmp_path / "ids.txt", "--out", tmp_path / "some", "--json"
+    )  # fmt: skip
+    assert (code, json.loads(stdout)["images"], json.loads(stdout)["bad"]) == (0, len(names) - 1, 1)
+    Path(listed).write_text("path\n" + "".join(f"{name}\n" for name in names))
+    label(images=listed, image_root=str(photos), out=tmp_path / "alone", max_bad=1.0)
+    ours, theirs = content(tmp_path / "some"), content(tmp_path / "alone")
+    same = ["words.txt", "plan.parquet", *(name for name in theirs if name.startswith("quarantine"))]
+    assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+    shards = [name for name in theirs if name.startswith("labels/")]
+    assert len(shards) == 4
+    for name in shards:
+        table, other = (pq.read_table(tmp_path / folder / name) for folder in ("some", "alone"))
+        assert table.equals(other)
+    assert problems(tmp_path / "some") == []
+    # The means are the whole folder's, for want of embeddings.
+    means = [open_labels(tmp_path / name).mean_similarity().tolist() for name in ("some", "whole")]
+    assert means[0] == means[1]
+    assert label(
+        images=listed, image_root=str(photos), out=tmp_path / "some", max_bad=1.0
+    ).report.images == 0  # fmt: skip
+    again = select(tmp_path / "whole", names, tmp_path / "some")
+    assert again.rewritten == 0
+
+
+def test_a_selected_folder_is_extended(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan]
+    select(tmp_path / "whole", ids[::2], tmp_path / "some")
+    settings = {"images": whole_list(photos), "image_root": str(photos), "max_bad": 1.0}
+    assert label(**settings, out=tmp_path / "some", extend=True).report.images == 9
+    assert rows(open_labels(tmp_path / "some")) == rows(open_labels(tmp_path / "whole"))
+    assert problems(tmp_path / "some") == []
+
+
+def test_all_of_a_folder_gives_its_very_bytes(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan]
+    select(tmp_path / "whole", ids, tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(tmp_path / "whole")
+
+
+def test_parts_of_a_folder_become_it_again(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan]
+    for number in range(3):
+        select(tmp_path / "whole", ids[number::3], tmp_path / f"third{number}")
+    merge([tmp_path / f"third{number}" for number in range(3)], tmp_path / "again")
+    assert rows(open_labels(tmp_path / "again")) == rows(open_labels(tmp_path / "whole"))
+    assert label(
+        images=whole_list(photos), image_root=str(photos), out=tmp_path / "again", max_bad=1.0
+    ).report.images == 0  # fmt: skip
+
+
+def test_crops_come_with_their_image(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos), crops=2, out=tmp_path / "whole", max_bad=1.0)
+    done = select(tmp_path / "whole", ["000.png", "a/001.png#crop2"], tmp_path / "some")
+    assert (done.images, done.bad) == (4, 0)
+    assert open_labels(tmp_path / "some").ids == ["000.png", "000.png#crop1", "000.png#crop2", "a/001.png#crop2"]
+
+
+def test_a_killed_selection_is_finished_by_the_same_call(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan][:11]
+    select(tmp_path / "whole", ids, tmp_path / "straight")
+    for call, before in itertools.product(range(1, 13), (True, False)):
+        out = tmp_path / f"killed{call}{before}"
+        with killed_around(storage, "_appear", call, before=before):
+            select(tmp_path / "whole", ids, out)
+        select(tmp_path / "whole", ids, out)
+        assert stored(str(out)) == stored(str(tmp_path / "straight")), (call, before)
+
+
+def test_ids_that_are_none_are_refused(command: Any, label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    listed = tmp_path / "ids.json"
+    for content_, said in (
+        (b'["000.png", "00.png"]', "'00.png' is none of the 21 images; the nearest is '"),
+        (b"[]", "expected ids of images to select; found none"),
+        (b"[1]", "expected a JSON array of image ids; found [1]"),
+        (b"{", "expected UTF-8 text, one image id a line, or a JSON array"),
+        (b"\xff", "expected UTF-8 text"),
+    ):
+        listed.write_bytes(content_)
+        code, _, stderr = command("select", tmp_path / "whole", listed, "--out", tmp_path / "x")
+        assert (code, stderr.count("\n")) == (1, 1)
+        assert said in stderr
+    code, _, stderr = command("select", tmp_path / "whole", tmp_path / "none", "--out", tmp_path / "x")
+    assert (code, "none: cannot be read" in stderr) == (1, True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_bytes("\ufeffa b\r\n c \n\nü\n".encode())
+    assert read_ids(path) == ["a b", " c ", "ü"]
+    path = tmp_path / "ids.json"
+    path.write_text(json.dumps(odd := ["a\nb", "c\r", "", '"']))
+    assert read_ids(path) == odd
+
+
+def test_old_folders_are_merged_with_new_ones(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
+    from tests.support.old_labels import made_old
+
+    made_old(parts[0])
+    assert Ledger.open(parts[0]).dataset.schema_version == 1
+    done = merge(parts, tmp_path / "both")
+    assert (done.linked, Ledger.open(tmp_path / "both").dataset.schema_version) == (0, 2)
+    assert rows(open_labels(tmp_path / "both")) == rows(open_labels(parts[0])) | rows(open_labels(parts[1]))
+
+
+def test_reading_many_rows_keeps_one_shard(label: Label, photos: Path, tmp_path: Path) -> None:
+    """A source's shard that two shards need is read once."""
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan][1:]
+    calls: list[int] = []
+    plain = rewriting._read_shard
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewriting, "_read_shard", lambda ledger, shard: calls.append(shard) or plain(ledger, shard))
+        select(tmp_path / "whole", ids, tmp_path / "some")
+    assert calls == [0, 1, 2, 3, 4, 5]
