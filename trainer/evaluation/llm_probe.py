@@ -5,16 +5,15 @@ It writes nothing but the cache of lenses.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.core.settings import Settings
+from sea_pipeline.labels.settings import LlmProbeSettings as LlmProbeSettings
 from sea_pipeline.storage.json_files import read_json
 from trainer.evaluation.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
 from trainer.losses.lens import LensKind
@@ -29,19 +28,6 @@ from trainer.recipes.recipe import Basic, LearningRates, Recipe
 KINDS: tuple[LensKind, ...] = ("none", "ridge", "centred", "shuffled")
 _LEAST = 16
 """Tokens of a text that say anything."""
-
-
-class LlmProbeSettings(Settings):
-    """What `sea-pipeline probe --llm` is asked for."""
-
-    llm: str
-    """A LLaVA folder, or an LLM as `init` takes it."""
-    text: Path | None = None
-    """A text file; None for plain English of ours. Lenses are fitted to the latter in any case."""
-    layers: Annotated[int, Field(ge=1)] | None = None
-    """k of Eq. 4; None for half of the LLM's."""
-    layer_weights: Literal["inc", "const", "dec"] = "inc"
-    device: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,14 @@
 """`sea-pipeline evaluate` as a function: a model folder and data in, metrics out."""
 
 import json
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import Field
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.core.settings import Settings
 from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.labels.store import open_labels
@@ -26,49 +23,12 @@ from trainer.evaluation.evaluator import Evaluator, evaluating
 from trainer.evaluation.figures import check_figures, save_figures
 from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
 from trainer.evaluation.questions import Asker, read_questions
-from trainer.evaluation.token_replacement import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
+from trainer.evaluation.settings import EvaluateSettings as EvaluateSettings
+from trainer.evaluation.token_replacement import IMAGES, Replaced, replace_and_describe, trained_text
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.run_record import read_run
 from trainer.recipes.recipe import Data, LabelSource, Recipe
-
-
-class EvaluateSettings(Settings):
-    """What `sea-pipeline evaluate` is asked for."""
-
-    model: Path
-    """A LLaVA folder."""
-    data: str
-    """A LLaVA `.json` or `.jsonl` file, or `samples`."""
-    labels: str | Path | None = None
-    image_root: Path | None = None
-    template: Literal["plain", "vicuna_v1", "own"] = "own"
-    transfer: bool = False
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    device: str = "auto"
-    bad_rows: Literal["stop", "leave_out"] = "stop"
-    """See `recipe.Data`."""
-    layers: bool = False
-    """Look at the nearest tokens of visual tokens at every layer, see `look_at_layers`."""
-    replace: bool = False
-    """Generate from visual tokens that are replaced by their nearest tokens, see `replace_and_describe`."""
-    lens: Literal["contextual"] | None = None
-    """Look at visual tokens through the states of words in sentences, see `contextual_shares.look_through`."""
-    lens_data: str | None = None
-    """A LLaVA file, or `samples`, whose answers these sentences are; None: what the run of the model was trained on."""
-    limit_images: Annotated[int, Field(ge=1)] | None = None
-    """How many images these look at, from the first; None: all, but `token_replacement.IMAGES` for `replace`. The
-    metrics are of all samples in any case."""
-    new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
-    """Of a generated text, at most."""
-    out: Path | None = None
-    """A JSON file for what both find of each image; see `evaluate_model`."""
-    questions: Path | None = None
-    """A file of questions about photos, see `questions.read_questions`."""
-    question_root: Path | None = None
-    """Where their photos are; None: `image_root`, or the file's folder."""
-    save_figures: Path | None = None
-    """A folder for figures of the first images; see `figures.save_figures`."""
 
 
 def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
