@@ -39,9 +39,11 @@ def evaluate(
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of
     from sea_pipeline.cli.tables import training as training_tables
+    from trainer.evaluation.checks import check_evaluate
     from trainer.evaluation.settings import EvaluateSettings
 
     settings = settings_of(EvaluateSettings, asked)
+    check_evaluate(settings)
     from trainer.evaluation.run import evaluate_model  # not before: a mistake in the settings is told at once
 
     found = evaluate_model(settings, progress=terminal.progress)

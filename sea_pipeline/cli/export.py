@@ -48,12 +48,14 @@ def export(
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of
     from sea_pipeline.cli.tables import training as training_tables
+    from trainer.export.checks import check_export
     from trainer.export.settings import ExportSettings
 
     if llm_only and projector_only:
         raise UserError("--llm-only, --projector-only: expected one of them; for both parts export twice")
     kind = "llm" if llm_only else "projector" if projector_only else "model"
     settings = settings_of(ExportSettings, asked | {"kind": kind})
+    check_export(settings)
     from trainer.export.run import export_model  # not before: a mistake in the settings is told at once
 
     with terminal.busy(f"writing {settings.out}"):

@@ -31,9 +31,11 @@ def init(
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of
+    from trainer.model.checks import check_init
     from trainer.model.settings import InitSettings
 
     settings = settings_of(InitSettings, asked)
+    check_init(settings)
     from trainer.model.assemble import init_model  # not before: a mistake in the settings is told at once
     from trainer.model.load import open_model_folder
 

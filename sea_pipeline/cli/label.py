@@ -24,9 +24,11 @@ def label(*, as_json: StageJson = False, **asked: object) -> None:
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of
+    from sea_pipeline.labels.checks import check_label
     from sea_pipeline.labels.settings import LabelSettings
 
     settings = settings_of(LabelSettings, asked)
+    check_label(settings)
     from sea_pipeline.labels.run import label_images  # not before: a mistake in the settings is told at once
 
     done = label_images(

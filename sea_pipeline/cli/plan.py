@@ -45,9 +45,11 @@ def plan(
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of
     from sea_pipeline.cli.tables.labels import forecast_tables
+    from sea_pipeline.labels.checks import check_label
     from sea_pipeline.labels.settings import ForecastSettings
 
     settings = settings_of(ForecastSettings, asked)
+    check_label(settings)
     from sea_pipeline.labels.forecast import forecast  # not before: a mistake in the settings is told at once
 
     found = forecast(settings, terminal.progress)

@@ -48,6 +48,7 @@ def probe(
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of
     from sea_pipeline.cli.tables.probe import probe_tables
+    from sea_pipeline.labels.checks import check_probe
     from sea_pipeline.labels.settings import ProbeSettings
 
     of_images = {option.name for option in _of_images()}
@@ -59,6 +60,7 @@ def probe(
     if asked["data"] is None:
         raise UserError("probe: expected --data CAPTIONS.json, or --llm FOLDER; see --help")
     settings = settings_of(ProbeSettings, asked | {"encoder": asked["encoder"] or ("packaged",)})
+    check_probe(settings)
     from sea_pipeline.labels.sign_probe import probe_encoders  # not before: a mistake in the settings is told at once
 
     findings = probe_encoders(settings, terminal.progress)
@@ -79,9 +81,11 @@ def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of
     from sea_pipeline.cli.tables.probe import llm_tables
+    from sea_pipeline.labels.checks import check_llm_probe
     from sea_pipeline.labels.settings import LlmProbeSettings
 
     settings = settings_of(LlmProbeSettings, asked)
+    check_llm_probe(settings)
     from trainer.evaluation.llm_probe import probe_llm  # not before: a mistake in the settings is told at once
 
     found = probe_llm(settings, terminal.progress).to_json()

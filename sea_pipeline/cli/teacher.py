@@ -24,9 +24,11 @@ def teacher(*, as_json: StageJson = False, **asked: object) -> None:
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of
+    from trainer.teacher.checks import check_teacher
     from trainer.teacher.settings import TeachSettings
 
     settings = settings_of(TeachSettings, asked)
+    check_teacher(settings)
     from trainer.teacher.run import teach_images  # not before: a mistake in the settings is told at once
 
     done = teach_images(settings, say=terminal.say, progress=terminal.progress)

@@ -42,8 +42,10 @@ def train(
     Example: sea-pipeline train demo --set loss.sea.weight=auto
     """
     from trainer.recipes.paper_rows import named_recipes
+    from trainer.training.checks import check_recipe
 
     recipes = named_recipes(recipe or "demo", overrides or [])
+    check_recipe(next(iter(recipes.values())))
     from sea_pipeline.cli.tables import training as training_tables  # not before: a mistake in a recipe is told at once
     from trainer.training.run import train_stages
 

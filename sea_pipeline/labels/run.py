@@ -18,6 +18,7 @@ from sea_pipeline.inputs.crops import MARK, crop_id
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
+from sea_pipeline.labels.checks import check_out
 from sea_pipeline.labels.format import KIND, WORDS, read_words
 from sea_pipeline.labels.settings import LabelSettings as LabelSettings
 from sea_pipeline.labels.sign_probe import hint
@@ -26,7 +27,7 @@ from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.storage.hashing import fingerprint_of
-from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage.paths import place
 
 
 def label_images(
@@ -127,21 +128,10 @@ def _with_crops(listing: Listing, crops: int) -> list[Sample]:
 def _begin(
     settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object], encoder: str
 ) -> Ledger:
-    if settings.extend and settings.limit:
-        raise UserError(f"--limit {settings.limit}: not with --extend, which adds every image that is new")
     out = place(settings.out or _default_out(settings, listing, words, fields))
-    if settings.images is not None and _lies_inside(out, settings.images):
-        raise UserError(f"--out {out}: lies inside the input folder {settings.images}; choose a folder elsewhere")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: expected a folder; found a file")
+    check_out(settings, out)
     companions = {WORDS: words.text().encode()}
     return begin(out, KIND, fields, listing, settings.shard_size, companions, encoder=encoder, extend=settings.extend)
-
-
-def _lies_inside(out: Place, images: str) -> bool:
-    if not isinstance(out, Path):
-        return f"{out}/".startswith(images.rstrip("/") + "/")
-    return Path(images).is_dir() and out.resolve().is_relative_to(Path(images).resolve())
 
 
 def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Path:

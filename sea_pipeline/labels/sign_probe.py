@@ -28,6 +28,7 @@ from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.labels.caption_lift import Findings, Probed, lift
 from sea_pipeline.labels.captioned_images import Captioned, Named, captioned_images, coverage, named_entries
+from sea_pipeline.labels.checks import check_probe
 from sea_pipeline.labels.settings import ProbeSettings as ProbeSettings
 from sea_pipeline.search.exact import WordSearch
 
@@ -172,11 +173,10 @@ def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> F
         UserError: see `list_samples`, `load_wordlist` and `load_encoder`; or there are no two images with captions, or
             no caption names a word of the list.
     """
+    check_probe(settings)
     words = load_wordlist(settings.wordlist)
     if settings.top_n > len(words):
         raise UserError(f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}")
-    if settings.data.suffix.lower() not in (".json", ".jsonl") or not settings.data.is_file():
-        raise UserError(f"--data {settings.data}: expected LLaVA's .json or .jsonl with captions; found no such file")
     device = resolve_device(settings.device)
     specs = dict.fromkeys(signed(path, None) for spec in settings.encoder for path in paths_of(spec, device))
     listing = list_samples(str(settings.data), settings.image_root)

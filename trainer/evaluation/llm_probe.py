@@ -13,6 +13,7 @@ from torch import nn
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.labels.checks import check_llm_probe
 from sea_pipeline.labels.settings import LlmProbeSettings as LlmProbeSettings
 from sea_pipeline.storage.json_files import read_json
 from trainer.evaluation.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
@@ -67,7 +68,7 @@ def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> Llm
     Raises:
         UserError: the LLM or the text cannot be read, or the LLM has fewer layers than are asked for.
     """
-    text = None if settings.text is None else _text(settings.text)
+    text = check_llm_probe(settings)
     device = torch.device(resolve_device(settings.device))
     reader = _reader(settings.llm, device)
     basic = Basic(layers=settings.layers, layer_weights=settings.layer_weights)
@@ -83,15 +84,6 @@ def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> Llm
         settings.llm, source, tokens, reader.vocabulary, k, settings.layer_weights, on_text,
         control(reader, basic, lenses),
     )  # fmt: skip
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text {path}: expected UTF-8; byte {error.start} is none; save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"--text {path}: expected a text file; {error.strerror}") from error
 
 
 def _reader(llm: str, device: torch.device) -> Reader:

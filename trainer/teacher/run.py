@@ -39,6 +39,7 @@ from trainer.model.terms import basic_term
 from trainer.recipes.recipe import SAMPLES, Data, LearningRates, Loss, Recipe
 from trainer.targets.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from trainer.targets.store import CODEC, KIND, bytes_per_image
+from trainer.teacher.checks import check_teacher
 from trainer.teacher.settings import TeachSettings as TeachSettings
 from trainer.teacher.stage import TEACH_VERSION, Teacher, TeachStage
 
@@ -61,10 +62,7 @@ def teach_images(
     Raises:
         UserError: an input does not fit; the folder would be large and `yes` is not given.
     """
-    if settings.extend and (settings.limit or settings.out is None):
-        raise UserError(
-            "--extend: expected --out, the folder to extend, and no --limit: every image that is new is added"
-        )
+    check_teacher(settings)
     device, _ = driver_device(settings.crew, settings.device)
     folder = open_model_folder(settings.model, settings.image_aspect_ratio)
     recipe = _recipe(settings, folder)
