@@ -2,47 +2,111 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Annotated, Any, get_args, get_type_hints
 
+import typer.main
+from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from sea_pipeline.cli.app import app
-from sea_pipeline.cli.needs import refuse_lacking
+from sea_pipeline.cli.needs import WITHOUT_TRAINER, refuse_lacking
 from sea_pipeline.cli.talk import Quiet, Verbose, set_level
+from sea_pipeline.core.own_trainer import take_own_trainer
 
 VARIABLES = "SEA_PIPELINE"
 """What the names of environment variables for options begin with."""
 
+_Function = Callable[..., None]
+_Options = Callable[[], Sequence[inspect.Parameter]]
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Registers a command, which is called as its function is, with dashes.
+
+def command(function: _Function) -> _Function:
+    """Registers a command, which is called as its function is, with dashes; its parameters are the options.
 
     Before the function runs, its packages are looked for, see `refuse_lacking`: what it imports may take seconds.
     """
-    name = function.__name__.replace("_", "-")
+    return command_with(lambda: [])(function)
 
-    @functools.wraps(function)
+
+def command_with(options: _Options) -> Callable[[_Function], _Function]:
+    """As `command`, with options before those that the function names, which takes them as `**asked`.
+
+    They are made when somebody asks for them: a shell that completes a line waits for what their settings import.
+    """
+
+    def register(function: _Function) -> _Function:
+        name = function.__name__.replace("_", "-")
+
+        def signed() -> _Function:
+            if name not in WITHOUT_TRAINER:
+                take_own_trainer()
+            return _signed(function, name, options())
+
+        app.command(name, cls=functools.partial(_MadeLate, signed))(_stub(function))  # type: ignore[arg-type]
+        return function
+
+    return register
+
+
+class _MadeLate(TyperCommand):
+    """A command whose parameters are made when they are asked for; its name and its help are there at once."""
+
+    def __init__(self, signed: Callable[[], _Function], *args: Any, **settings: Any) -> None:  # noqa: ANN401 - typer's
+        self._signed = signed
+        super().__init__(*args, **settings)
+
+    @functools.cached_property
+    def _made(self) -> Any:  # noqa: ANN401 - typer's; it has moved between versions
+        alone = typer.Typer(add_completion=False)
+        alone.command(self.name)(self._signed())
+        return typer.main.get_command(alone)
+
+    @property
+    def params(self) -> Any:  # noqa: ANN401 - typer's
+        return self._made.params
+
+    @params.setter
+    def params(self, none_yet: object) -> None:
+        """Leaves out those of the function that stands for the command while it is registered."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's; it has moved between versions
+        return self._made.invoke(ctx)
+
+
+def _stub(function: _Function) -> Callable[[], None]:
+    """A function of that name and help, without parameters."""
+
+    def stub() -> None: ...
+
+    stub.__name__, stub.__doc__ = function.__name__, function.__doc__
+    return stub
+
+
+def _signed(function: _Function, name: str, made: Sequence[inspect.Parameter]) -> _Function:
+    """The function that runs when the command does, with a parameter for each of its options."""
+
     def run(*, quiet: bool, verbose: bool, **asked: Any) -> None:  # noqa: ANN401 - whatever its options are
         set_level(quiet=quiet, verbose=verbose)
         refuse_lacking(name, asked)
         function(**asked)
 
     hints = get_type_hints(function, include_extras=True)
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
     common = [
         inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
         for word, hint in (("quiet", Quiet), ("verbose", Verbose))
     ]
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
-        for parameter in inspect.signature(function).parameters.values()
-    ]
-    every = [parameter.replace(annotation=_with_variable(parameter, name)) for parameter in (*parameters, *common)]
+    every = [parameter.replace(annotation=_with_variable(parameter, name)) for parameter in (*made, *own, *common)]
+    run.__doc__ = function.__doc__
     run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
-    app.command(name)(run)
-    return function
+    return run
 
 
 def _with_variable(parameter: inspect.Parameter, command_name: str) -> Any:  # noqa: ANN401 - a type

@@ -1,13 +1,13 @@
 """The command that shows everything on sample photos."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.options import local_output
+from sea_pipeline.cli.own_options import local_output
 
 _PHOTOS = 4
 """That each model looks at for the report; more would take minutes."""
@@ -34,6 +34,7 @@ def demo(
     from sea_pipeline.cli.tables import training as training_tables
     from sea_pipeline.labels import statistics
     from sea_pipeline.labels.run import LabelSettings, label_images
+    from sea_pipeline.report.settings import ReportSettings
     from trainer.recipes.files import read_recipes
     from trainer.recipes.names import builtin_recipes
     from trainer.training.run import train_stages
@@ -41,12 +42,10 @@ def demo(
     terminal.say("1 of 3: words for every patch of the sample photos")
     done = label_images(LabelSettings(out=out / "labels"), progress=terminal.progress)
     if not as_json:
-        store = open_labels(out / "labels")
         label_tables.stage_table(done, "labels", "labelled")
+        store = open_labels(out / "labels")
         label_tables.statistics_tables(statistics.statistics(store), store.words)
-
-    metrics: dict[str, dict[str, float]] = {}
-    last: dict[str, Path] = {}
+    metrics, last = dict[str, dict[str, float]](), dict[str, Path]()
     for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
         terminal.say(f"2 of 3: a model that is trained {title}")
         recipes = read_recipes(builtin_recipes()[name], [f"labels.path={out / 'labels'}"])
@@ -59,10 +58,11 @@ def demo(
         training_tables.metrics_table(metrics)
         terminal.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
     terminal.say("3 of 3: what both models make of the photos")
-    made = make_report([out / "labels", *last.values()], out / "report.html", names=list(last), images=_PHOTOS)
+    shown = tuple(map(str, (out / "labels", *last.values())))
+    made = make_report(ReportSettings(folders=shown, out=out / "report.html", images=_PHOTOS), list(last))
     if as_json:
-        found: dict[str, Any] = {"labels": str(out / "labels"), "metrics": metrics, "report": made["out"]}
-        print_json(found | {"models": {title: str(run / "model") for title, run in last.items()}})
+        models = {title: str(run / "model") for title, run in last.items()}
+        print_json({"labels": str(out / "labels"), "metrics": metrics, "report": made["out"], "models": models})
     else:
         tell_report(made)
         terminal.output.print("Its page Tokens shows what SEA did to the model.")

@@ -8,7 +8,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.options import local_output
+from sea_pipeline.cli.own_options import local_output
 from sea_pipeline.core.errors import UserError
 
 

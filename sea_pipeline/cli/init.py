@@ -1,44 +1,47 @@
 """The command that makes a model folder from parts."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+from inspect import Parameter
+from typing import Annotated
 
 import typer
 
 from sea_pipeline.cli.app import print_json
-from sea_pipeline.cli.command import command
-from sea_pipeline.cli.options import local_output
+from sea_pipeline.cli.command import command_with
 
 
-@command
+def options() -> list[Parameter]:
+    """Those of `InitSettings`."""
+    from sea_pipeline.cli.options import options_of
+    from trainer.model.settings import InitSettings
+
+    return options_of(InitSettings)
+
+
+@command_with(options)
 def init(
-    vision: Annotated[
-        str, typer.Option(help="packaged, s2:SPEC, or a folder or hub name of a CLIP, SigLIP or DINOv2.")
-    ],
-    llm: Annotated[str, typer.Option(help="packaged, a .gguf file, or a folder or hub name of a causal LM.")],
-    out: Annotated[Path, local_output("The new model folder.")],
-    projector: Annotated[
-        Literal["mlp2x_gelu", "linear"], typer.Option(help="LLaVA-1.5's two layers, or one.")
-    ] = "mlp2x_gelu",
-    feature_layer: Annotated[
-        int | None, typer.Option(help="Which hidden state of the tower. Default: -2, or -1 for packaged and s2.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the projector's weights.")] = 0,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of all weights.")] = "float32",
+    *,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: `folder`, `grid` as rows and columns, `vocabulary`.")
     ] = False,
+    **asked: object,
 ) -> None:
     """Make a LLaVA model folder of a vision tower and an LLM, with a new projector between them.
 
     Example: sea-pipeline init --vision packaged --llm packaged --out runs/models/mine
     """
     from sea_pipeline.cli import terminal
-    from trainer.model.assemble import init_model
+    from sea_pipeline.cli.options import settings_of
+    from trainer.model.checks import check_init
+    from trainer.model.settings import InitSettings
+
+    settings = settings_of(InitSettings, asked)
+    check_init(settings)
+    from trainer.model.assemble import init_model  # not before: a mistake in the settings is told at once
     from trainer.model.load import open_model_folder
 
+    out = settings.out
     with terminal.busy(f"making {out}"):
-        init_model(vision, llm, out, projector=projector, feature_layer=feature_layer, seed=seed, dtype=dtype)
+        init_model(**settings.model_dump())
     made = open_model_folder(out)
     if as_json:
         print_json({"folder": str(out), "grid": made.grid, "vocabulary": made.vocabulary})

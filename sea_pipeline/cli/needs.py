@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +39,9 @@ TRAINING = Need(
 LORA = Need("lora", ("peft",))
 
 Asked = Mapping[str, Any]
-"""The options of a command, by the names of its function's parameters."""
+"""The options of a command, by the names of its settings' fields or its function's parameters."""
 
-_WITHOUT_TRAINER = {
+WITHOUT_TRAINER = {
     "label", "probe", "plan", "inspect", "status", "verify", "report", "push", "pull", "merge", "select"
 }  # fmt: skip
 
@@ -51,7 +52,7 @@ def refuse_lacking(command: str, asked: Asked) -> None:
     Raises:
         UserError: one line with the modules that are missing and what installs them; or another `trainer` hides ours.
     """
-    if command not in _WITHOUT_TRAINER or asked.get("llm") is not None:
+    if command not in WITHOUT_TRAINER or asked.get("llm") is not None:
         take_own_trainer()
     refuse_missing(f"sea-pipeline {command}", [*_COMMANDS.get(command, _nothing)(asked), *_stores(asked)])
 
@@ -85,13 +86,6 @@ def _nothing(asked: Asked) -> Iterator[Need]:
 def _label(asked: Asked) -> Iterator[Need]:
     yield from _encoder(asked["encoder"])
     yield from _images(asked["images"])
-    yield from _crew(asked)
-    yield from (FAISS,) if asked["search"] == "faiss" else ()
-
-
-def _plan(asked: Asked) -> Iterator[Need]:
-    yield from _encoder(asked["encoder"])
-    yield from _images(asked["sample"])
     yield from (FAISS,) if asked["search"] == "faiss" else ()
 
 
@@ -185,10 +179,10 @@ def _stores(asked: Asked) -> Iterator[Need]:
 
 _COMMANDS: dict[str, Callable[[Asked], Iterator[Need]]] = {
     "demo": lambda asked: iter((ENCODER, PHOTOS, TRAINING, REPORT, LLM)),
-    "label": _label,
+    "label": lambda asked: chain(_label(asked), _crew(asked)),
     "inspect": lambda asked: iter((FIGURES,) if asked["save"] else ()),
     "probe": _probe,
-    "plan": _plan,
+    "plan": _label,
     "train": _train,
     "init": _init,
     "evaluate": _evaluate,

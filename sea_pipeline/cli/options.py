@@ -1,126 +1,121 @@
-"""Options that several commands share, and how the commands that work shard by shard end."""
+"""The options of commands, made of their settings: names, types, defaults and help stand there, and nowhere else."""
 
+from collections.abc import Callable, Collection, Iterator, Mapping
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from sea_pipeline.cli import completion
-from sea_pipeline.cli.app import FAILED_SHARDS, print_json
+from sea_pipeline.cli.own_options import local_output
+from sea_pipeline.core.settings import Settings
 
-if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.execution.dispatch import StageRun
-
-# Options of the commands that embed words.
-Encoder = Annotated[
-    str,
-    typer.Option(
-        help="packaged (Python packages; nothing is downloaded); or open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "
-        "open_clip:hf-hub:ORG/NAME, and #final, #value, #vv or #pool behind it. s2: before any: at three scales.",
-        autocompletion=completion.encoders,
-    ),
-]
-Precision = Annotated[
-    Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the image tower; words are float32 always.")
-]
-Template = Annotated[
-    Literal["bare", "photo", "ensemble"],
-    typer.Option(help='Embed words bare, as "a photo of a {}.", or as the mean of 80 such sentences.'),
-]
-WordListName = Annotated[
-    str,
-    typer.Option(
-        help="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.", autocompletion=completion.wordlists
-    ),
-]
-TopN = Annotated[int, typer.Option(help="At most this many labels per patch.")]
-Search = Annotated[
-    Literal["auto", "int8", "faiss", "torch"],
-    typer.Option(
-        help="What proposes words; the labels are the same. int8: 8 bits with a bound on the error; faiss: FAISS's "
-        "flat index; torch: float32; auto: on a CPU the fastest of them there, by a trial."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
+_OFFERED: Mapping[str, Callable[[], list[str]]] = {
+    "device": completion.devices,
+    "encoder": completion.encoders,
+    "labels": completion.labels,
+    "model": completion.models,
+    "wordlist": completion.wordlists,
+}
+"""What a shell offers for a field, by its name."""
+_RESULTS = ("out", "save_figures")
+"""Fields that name what is written; of the type `Path` it is on this machine."""
+_Made = TypeVar("_Made", bound=Settings)
 
 
-def local_output(teaches: str) -> Any:  # noqa: ANN401 - typer's
-    """The option of an output that is no folder of shards: a `Path` made of a URL would be a folder `s3:`."""
-    return typer.Option(parser=_of_this_machine, metavar="<path>", help=teaches)
+def options_of(
+    settings: type[BaseModel],
+    *,
+    absent: Collection[str] = (),
+    first: Collection[str] = (),
+    arguments: Mapping[str, str | None] = {},
+    spelled: Mapping[str, str] = {},
+    optional: Collection[str] = (),
+    in_range: Collection[str] = (),
+    hidden: Collection[str] = (),
+    offered: Mapping[str, Callable[[], list[str]]] = {},
+) -> list[Parameter]:
+    """Makes the options of a command in the order of the fields, those of settings within settings among them.
+
+    Args:
+        settings: what they are made of.
+        absent: fields that are no options.
+        first: fields whose options come before the others.
+        arguments: fields that are given without a name, and what the help calls them (None: as the field is called).
+        spelled: options that are not called as their fields are.
+        optional: fields whose options may be left out though the settings need them, or have a default of their own.
+        in_range: fields whose range the parser looks at (exit 2), and not only the settings (exit 1).
+        hidden: fields whose options the help leaves out.
+        offered: what a shell offers for a field, if not what it does for all of that name.
+    """
+    made: dict[str, Parameter] = {}
+    for name, field in _fields(settings, absent):
+        kind, default = _kind(field.annotation), Parameter.empty if field.is_required() else field.default
+        spelling = spelled.get(name, f"--{name.replace('_', '-')}") + (f"/--no-{name}" if default is True else "")
+        if name in arguments:
+            info, default = typer.Argument(metavar=arguments[name], show_default=False), Parameter.empty
+        elif name in _RESULTS and Path in (kind, *get_args(kind)):
+            info = local_output("", spelling)
+        else:
+            info = typer.Option(spelling, hidden=name in hidden)
+        info.help = None if name in hidden else " ".join((field.description or "").split())
+        info.autocompletion = offered.get(name, _OFFERED.get(name))
+        if name in in_range:
+            info.min, info.max = _limits(field.annotation, *field.metadata)
+        if name in optional:
+            kind, default = kind | None, None
+        made[name] = Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+    return [*(made.pop(name) for name in first), *made.values()]
 
 
-def _of_this_machine(text: str | Path) -> Path:
-    from sea_pipeline.storage.paths import is_url
+def settings_of(settings: type[_Made], asked: Mapping[str, object]) -> _Made:
+    """Makes settings of what a command was asked for; what they have no field for is passed over.
 
-    if is_url(str(text)):
-        raise typer.BadParameter(
-            f"expected a path of this machine, found {text}: only label, teacher, merge and select write to stores"
-        )
-    return Path(text)
-
-
-LabelsFolder = Annotated[
-    str,
-    typer.Argument(
-        help="A folder that `sea-pipeline label` wrote.", show_default=False, autocompletion=completion.labels
-    ),
-]
-OutputFolder = Annotated[
-    str,
-    typer.Argument(help="An output folder, finished or not.", show_default=False, autocompletion=completion.outputs),
-]
-
-ShardSize = Annotated[int, typer.Option(help="Images per shard; a kill loses one shard's work at most.")]
-Extend = Annotated[
-    bool, typer.Option("--extend", help="Add images that are new to a folder that was begun without them.")
-]
-MaxBad = Annotated[
-    float,
-    typer.Option(
-        help="Stop when more than this share of all images is bad; 0 allows none, any other value at least one."
-    ),
-]
-RetryBad = Annotated[
-    bool, typer.Option("--retry-bad", help="Read images that were bad again; in a finished folder, too.")
-]
-StageJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON: `folder`, what `status --json` prints, and `run`.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Processes of this machine, one for each GPU where there are GPUs (extra `dask`)."),
-]
-Scheduler = Annotated[
-    str | None, typer.Option(help="Have the workers of a dask scheduler do it: tcp://HOST:PORT, or its file.")
-]
-Cluster = Annotated[
-    str | None,
-    typer.Option(help="Start the workers that a YAML file describes: local, cuda, ssh, slurm or a file of yours."),
-]
-ShardRange = Annotated[
-    str | None,
-    typer.Option(
-        help="I/N: only the I-th of N parts of the shards, for job arrays; the last one to be done finishes the folder."
-    ),
-]
-ShardTimeout = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds: a worker that takes longer for a shard is started again, and the shard tried once more."
-    ),
-]
-Dashboard = Annotated[
-    bool, typer.Option("--dashboard/--no-dashboard", help="Serve dask's dashboard of the workers on this machine.")
-]
+    Raises:
+        UserError: see `Settings.of`.
+    """
+    fields = settings.model_fields
+    values = {name: asked[name] for name in fields if name in asked}
+    others = {name: value for name, value in asked.items() if name not in fields}
+    for name, field in fields.items():
+        within = field.annotation
+        if isinstance(within, type) and issubclass(within, Settings):
+            values[name] = settings_of(within, others)
+        elif isinstance(within, type) and issubclass(within, BaseModel):
+            values[name] = {inner: others[inner] for inner in within.model_fields if inner in others}
+    return settings.of(**values)
 
 
-def tell(done: "StageRun", kind: str, done_to: str, *, as_json: bool) -> None:
-    """Prints what was done, as a table or as JSON; exit 3 if shards failed."""
-    from sea_pipeline.cli.tables import labels as label_tables
+def _fields(settings: type[BaseModel], absent: Collection[str]) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in settings.model_fields.items():
+        if name in absent:
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, absent)
+        else:
+            yield name, field
 
-    if as_json:
-        print_json(done.to_json())
-    else:
-        label_tables.stage_table(done, kind, done_to)
-    if done.report.failed:
-        raise typer.Exit(FAILED_SHARDS)
+
+def _kind(annotation: Any) -> Any:  # noqa: ANN401 - a type
+    """The type that typer reads: without ranges, lists in place of tuples, and text where a path may be a URL."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is tuple:
+        return list[inner[0]]  # type: ignore[valid-type]
+    if origin in (Union, UnionType):
+        return _kind(inner[0]) | None if NoneType in inner else _kind(inner[0])
+    return annotation
+
+
+def _limits(*found: object) -> tuple[Any, Any]:
+    """The least and the largest value that a type and its metadata allow; None for no such limit."""
+    least = most = None
+    for one in found:
+        inner = _limits(*get_args(one)) if get_args(one) else _limits(*getattr(one, "metadata", ()))
+        least, most = (getattr(one, "ge", least), getattr(one, "le", most)) if inner == (None, None) else inner
+    return least, most

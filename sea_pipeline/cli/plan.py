@@ -1,35 +1,31 @@
 """The command that says what labelling many images would take."""
 
+from inspect import Parameter
 from typing import Annotated
 
 import typer
 
 from sea_pipeline.cli.app import print_json
-from sea_pipeline.cli.command import command
-from sea_pipeline.cli.options import Device, Encoder, Precision, Search, ShardSize, Template, TopN, WordListName
+from sea_pipeline.cli.command import command_with
 
 
-@command
+def options() -> list[Parameter]:
+    """Those of `ForecastSettings` that decide how long an image takes, and how much of the disk."""
+    from sea_pipeline.cli.options import options_of
+    from sea_pipeline.labels.settings import ForecastSettings
+
+    return options_of(
+        ForecastSettings,
+        absent=("id_column", "streaming", "out", "crops", "limit", "extend", "max_bad", "retry_bad", "probe", "crew"),
+        first=("planned", "images", "image_root", "measure", "workers", "price"),
+        spelled={"planned": "--images", "images": "--sample"},
+        in_range=("planned",),
+    )
+
+
+@command_with(options)
 def plan(
-    images: Annotated[int, typer.Option(min=1, help="How many images there are to label.")],
-    sample: Annotated[
-        str | None,
-        typer.Option(help="What to measure on, as --images of label: photos like yours. Default: sample photos."),
-    ] = None,
-    image_root: Annotated[
-        str | None, typer.Option(help="Where paths in a list start. Default: the list's own.")
-    ] = None,
-    measure: Annotated[int, typer.Option(help="Label so many images here, or more where there are many cores.")] = 64,
-    workers: Annotated[int, typer.Option(help="The most workers to forecast for.")] = 64,
-    price: Annotated[float | None, typer.Option(help="What a worker costs an hour, in any currency.")] = None,
-    wordlist: WordListName = "2of12",
-    encoder: Encoder = "packaged",
-    precision: Precision = "float32",
-    template: Template = "bare",
-    top_n: TopN = 10,
-    device: Device = "auto",
-    search: Search = "auto",
-    shard_size: ShardSize = 2048,
+    *,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -38,6 +34,7 @@ def plan(
             "`bytes`, `memory_bytes`, `shards`, `shares` (`workers`, `hours`, `cost`), …",
         ),
     ] = False,
+    **asked: object,
 ) -> None:
     """Label a few images here, and say what many would take: hours and cost for 1 to N workers, disk, memory.
 
@@ -46,14 +43,15 @@ def plan(
     Example: sea-pipeline plan --images 558128 --sample photos --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """
     from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.options import settings_of
     from sea_pipeline.cli.tables.labels import forecast_tables
-    from sea_pipeline.labels.forecast import ForecastSettings, forecast
+    from sea_pipeline.labels.checks import check_label
+    from sea_pipeline.labels.settings import ForecastSettings
 
-    settings = ForecastSettings.of(
-        planned=images, images=sample, image_root=image_root, measure=measure, workers=workers, price=price,
-        wordlist=wordlist, encoder=encoder, precision=precision, template=template, top_n=top_n, device=device,
-        search=search, shard_size=shard_size,
-    )  # fmt: skip
+    settings = settings_of(ForecastSettings, asked)
+    check_label(settings)
+    from sea_pipeline.labels.forecast import forecast  # not before: a mistake in the settings is told at once
+
     found = forecast(settings, terminal.progress)
     if as_json:
         print_json(found.to_json())

@@ -1,54 +1,38 @@
 """The command that says which encoder, path and sign to label with, and whether BASIC can work on an LLM."""
 
-import inspect
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from inspect import Parameter
+from typing import Annotated
 
 import typer
 
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
-from sea_pipeline.cli.command import command
-from sea_pipeline.cli.options import Device, Precision, Template, TopN, WordListName
+from sea_pipeline.cli.command import command_with
 from sea_pipeline.core.errors import UserError
 
 
-@command
+def options() -> list[Parameter]:
+    """Those of `ProbeSettings`, and those of `LlmProbeSettings` after them; both have the device."""
+    from sea_pipeline.cli.options import options_of
+    from sea_pipeline.labels.settings import LlmProbeSettings
+
+    of_llm = options_of(LlmProbeSettings, optional=("llm",), offered={"llm": completion.models})
+    return [*_of_images(), *of_llm]
+
+
+def _of_images() -> list[Parameter]:
+    from sea_pipeline.cli.options import options_of
+    from sea_pipeline.labels.settings import ProbeSettings
+
+    return options_of(ProbeSettings, absent=("device",), optional=("data", "encoder"))
+
+
+@command_with(options)
 def probe(
-    data: Annotated[Path | None, typer.Option(help="A LLaVA .json or .jsonl file with captions.")] = None,
-    image_root: Annotated[
-        str | None, typer.Option(help="Folder or URL that the paths in the data start at. Default: the data's own.")
-    ] = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="As for label; again for another one. Without #PATH all paths. Default: packaged.",
-            autocompletion=completion.encoders,
-        ),
-    ] = None,
-    wordlist: WordListName = "2of12",
-    top_n: TopN = 10,
-    limit: Annotated[int, typer.Option(help="Captioned images at most.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the choice of images and of the intervals.")] = 0,
-    precision: Precision = "float32",
-    template: Template = "bare",
-    llm: Annotated[
-        str | None,
-        typer.Option(
-            help="Probe an LLM instead: a LLaVA folder, or an LLM as init takes it, such as packaged.",
-            autocompletion=completion.models,
-        ),
-    ] = None,
-    text: Annotated[Path | None, typer.Option(help="With --llm: a text file. Default: plain English of ours.")] = None,
-    layers: Annotated[
-        int | None, typer.Option(help="With --llm: k of BASIC's Eq. 4. Default: half of the LLM's layers.")
-    ] = None,
-    layer_weights: Annotated[
-        Literal["inc", "const", "dec"], typer.Option(help="With --llm: w_i of Eq. 4, as for teacher.")
-    ] = "inc",
-    device: Device = "auto",
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **asked: object,
 ) -> None:
     """Measure on captioned images which encoder, path and sign gives labels that hold the captions' words; or an LLM.
 
@@ -62,24 +46,23 @@ def probe(
     Example: sea-pipeline probe --data photos.json --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """
     from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.options import settings_of
     from sea_pipeline.cli.tables.probe import probe_tables
-    from sea_pipeline.labels.sign_probe import ProbeSettings, probe_encoders
+    from sea_pipeline.labels.checks import check_probe
+    from sea_pipeline.labels.settings import ProbeSettings
 
-    if llm is not None:
-        of_images = {"data": data, "image_root": image_root, "encoder": encoder, "wordlist": wordlist, "top_n": top_n}
-        of_images |= {"limit": limit, "seed": seed, "precision": precision, "template": template}
-        _refuse_others(of_images, "leave it out with --llm, which reads text")
-        _probe_llm(
-            {"llm": llm, "text": text, "layers": layers, "layer_weights": layer_weights, "device": device}, as_json
-        )
+    of_images = {option.name for option in _of_images()}
+    if asked["llm"] is not None:
+        _refuse_others(asked, of_images, "leave it out with --llm, which reads text")
+        _probe_llm(asked, as_json)
         return
-    _refuse_others({"text": text, "layers": layers, "layer_weights": layer_weights}, "is for --llm alone; leave it out")
-    if data is None:
+    _refuse_others(asked, asked.keys() - of_images - {"device"}, "is for --llm alone; leave it out")
+    if asked["data"] is None:
         raise UserError("probe: expected --data CAPTIONS.json, or --llm FOLDER; see --help")
-    settings = ProbeSettings.of(
-        data=data, image_root=image_root, encoder=tuple(encoder or ("packaged",)), wordlist=wordlist, top_n=top_n,
-        limit=limit, seed=seed, precision=precision, template=template, device=device,
-    )  # fmt: skip
+    settings = settings_of(ProbeSettings, asked | {"encoder": asked["encoder"] or ("packaged",)})
+    check_probe(settings)
+    from sea_pipeline.labels.sign_probe import probe_encoders  # not before: a mistake in the settings is told at once
+
     findings = probe_encoders(settings, terminal.progress)
     if as_json:
         print_json(findings.to_json())
@@ -87,19 +70,25 @@ def probe(
         probe_tables(findings)
 
 
-def _refuse_others(options: Mapping[str, object], reason: str) -> None:
+def _refuse_others(asked: Mapping[str, object], others: set[str], reason: str) -> None:
     """Refuses options that would not be heeded: those that are not as the command has them by itself."""
-    default = inspect.signature(probe).parameters
-    if given := [name for name, value in options.items() if value != default[name].default]:
+    given = [o.name for o in options() if o.name in others and asked[o.name] != o.default]
+    if given:
         raise UserError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: {reason}")
 
 
 def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:
     from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.options import settings_of
     from sea_pipeline.cli.tables.probe import llm_tables
-    from trainer.evaluation.llm_probe import LlmProbeSettings, probe_llm
+    from sea_pipeline.labels.checks import check_llm_probe
+    from sea_pipeline.labels.settings import LlmProbeSettings
 
-    found = probe_llm(LlmProbeSettings.of(**asked), terminal.progress).to_json()
+    settings = settings_of(LlmProbeSettings, asked)
+    check_llm_probe(settings)
+    from trainer.evaluation.llm_probe import probe_llm  # not before: a mistake in the settings is told at once
+
+    found = probe_llm(settings, terminal.progress).to_json()
     if as_json:
         print_json(found)
     else:

@@ -7,7 +7,7 @@ import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.options import local_output
+from sea_pipeline.cli.own_options import local_output
 
 HubDataset = Annotated[str, typer.Argument(help="OWNER/NAME, as the hub calls a dataset.", show_default=False)]
 

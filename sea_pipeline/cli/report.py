@@ -1,46 +1,43 @@
 """The command that makes the HTML report."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
-from sea_pipeline.cli.command import command
+from sea_pipeline.cli.command import command_with
 from sea_pipeline.cli.needs import TRAINING, refuse_missing
-from sea_pipeline.cli.options import local_output
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.own_trainer import take_own_trainer
 
 if TYPE_CHECKING:
     from sea_pipeline.report.runs import RunInput
+    from sea_pipeline.report.settings import ReportSettings
 
 
-@command
+def options() -> list[Parameter]:
+    """Those of `ReportSettings`."""
+    from sea_pipeline.cli.options import options_of
+    from sea_pipeline.report.settings import ReportSettings
+
+    return options_of(
+        ReportSettings,
+        arguments={"folders": "LABELS|RUN…"},
+        in_range=("images", "limit"),
+        offered={"folders": completion.labels_and_runs},
+    )
+
+
+@command_with(options)
 def report(
-    folders: Annotated[
-        list[str],
-        typer.Argument(
-            help="A folder of labels, runs, or both; several runs are shown side by side.",
-            metavar="LABELS|RUN…",
-            autocompletion=completion.labels_and_runs,
-        ),
-    ],
-    out: Annotated[Path, local_output("The HTML file.")] = Path("report.html"),
-    images: Annotated[
-        int, typer.Option(min=0, help="Held-out photos of each run that its model looks at; 0: only what is there.")
-    ] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N photos of the labels.")] = None,
-    words: Annotated[int, typer.Option(help="Words of a patch that are kept.")] = 5,
-    thumbnail: Annotated[int, typer.Option(help="Longer side of a photo in the report, pixels.")] = 320,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N; for runs.", autocompletion=completion.devices)
-    ] = "auto",
+    *,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: `out`, `photos`, `gone`, `runs`, `bytes`.")
     ] = False,
+    **asked: object,
 ) -> None:
     """Make one HTML file that shows labels and runs in any browser, with no network.
 
@@ -48,22 +45,17 @@ def report(
 
     Example: sea-pipeline report runs/labels/x runs/train/baseline runs/train/sea --out report.html
     """
-    made = make_report(folders, out, images=images, device=device, limit=limit, words=words, thumbnail=thumbnail)
+    from sea_pipeline.cli.options import settings_of
+    from sea_pipeline.report.settings import ReportSettings
+
+    made = make_report(settings_of(ReportSettings, asked))
     if as_json:
         print_json(made)
     else:
         tell_report(made)
 
 
-def make_report(
-    folders: Sequence[str | Path],
-    out: Path,
-    *,
-    images: int,
-    names: Sequence[str] = (),
-    device: str = "auto",
-    **settings: int | None,
-) -> dict[str, Any]:
+def make_report(settings: "ReportSettings", names: Sequence[str] = ()) -> dict[str, Any]:
     """The command as a function; `names` is what the runs are called, in their order, where that is not their folders.
 
     Returns:
@@ -73,17 +65,16 @@ def make_report(
         UserError: see `find_inputs` and `write_report`.
     """
     from sea_pipeline.cli import terminal
-    from sea_pipeline.report.run import ReportSettings, check_out, find_inputs, write_report
+    from sea_pipeline.report.run import check_out, find_inputs, write_report
 
-    asked = ReportSettings.of(out=out, **settings)
-    store, runs = find_inputs(folders)
-    check_out(asked.out)
+    store, runs = find_inputs(settings.folders)
+    check_out(settings.out)
     for run, name in zip(runs, names, strict=False):
         run.name = name
     for run in runs:
-        _look(run, images, device)
-    made = write_report(store, runs, asked, progress=terminal.progress)
-    return {"out": str(out), "runs": len(runs), **made}
+        _look(run, settings.images, settings.device)
+    made = write_report(store, runs, settings, progress=terminal.progress)
+    return {"out": str(settings.out), "runs": len(runs), **made}
 
 
 def tell_report(made: Mapping[str, Any]) -> None:

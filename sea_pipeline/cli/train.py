@@ -8,7 +8,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.options import local_output
+from sea_pipeline.cli.own_options import local_output
 
 
 @command
@@ -42,8 +42,10 @@ def train(
     Example: sea-pipeline train demo --set loss.sea.weight=auto
     """
     from trainer.recipes.paper_rows import named_recipes
+    from trainer.training.checks import check_recipe
 
     recipes = named_recipes(recipe or "demo", overrides or [])
+    check_recipe(next(iter(recipes.values())))
     from sea_pipeline.cli.tables import training as training_tables  # not before: a mistake in a recipe is told at once
     from trainer.training.run import train_stages
 

@@ -6,7 +6,7 @@ import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.options import OutputFolder
+from sea_pipeline.cli.own_options import OutputFolder
 
 
 @command

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from sea_pipeline.core.device_names import check_device_name
 from sea_pipeline.core.errors import UserError
 
 
@@ -22,8 +22,7 @@ def resolve_device(spec: str) -> str:
     """
     if spec == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", spec):
-        raise UserError(f"--device {spec}: expected auto, cpu, cuda or cuda:N")
+    check_device_name(spec)
     try:
         torch.zeros(1, device=spec)
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts

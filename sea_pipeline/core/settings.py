@@ -1,8 +1,8 @@
 """What a person writes down, checked as a whole: the settings of a command; recipes and records have the same base."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sea_pipeline.core.errors import UserError
 
@@ -20,8 +20,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N.")]
+
+
 class Settings(Strict):
-    """The base of a command's settings; the fields are its options."""
+    """The base of a command's settings; the fields are its options, and their docstrings the help."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     @classmethod
     def of(cls, **values: object) -> Self:

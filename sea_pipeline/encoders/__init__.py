@@ -7,7 +7,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Encoder, Preprocess
 from sea_pipeline.encoders.spec import EncoderOptions, EncoderSpec
 
-__all__ = ["Encoder", "EncoderOptions", "EncoderSpec", "Preprocess", "load_encoder", "paths_of"]
+__all__ = ["Encoder", "EncoderOptions", "EncoderSpec", "Preprocess", "check_encoder", "load_encoder", "paths_of"]
 
 
 def load_encoder(spec: str, device: str, options: EncoderOptions = EncoderOptions()) -> Encoder:  # noqa: B008 - frozen
@@ -17,13 +17,28 @@ def load_encoder(spec: str, device: str, options: EncoderOptions = EncoderOption
         UserError: there is no such encoder, it does not have what the options or the path ask for, or its packages
             are not installed.
     """
-    parsed = EncoderSpec.parse(spec)
+    parsed = check_encoder(spec, options)
     encoder = _single(parsed, device, options)
     if parsed.scales is None:
         return encoder
     from sea_pipeline.encoders.s2 import S2Encoder
 
     return S2Encoder(encoder, parsed.scales)
+
+
+def check_encoder(spec: str, options: EncoderOptions) -> EncoderSpec:
+    """Parses a spec; whether open_clip has such a model, and the model such a path, is not looked at.
+
+    Raises:
+        UserError: it is no spec, or the packaged encoder does not have what the options ask for.
+    """
+    parsed = EncoderSpec.parse(spec)
+    if parsed.model is None and options != EncoderOptions():
+        raise UserError(
+            f"--encoder packaged: expected --precision float32 and --template bare, which is all it has; found "
+            f"{options.precision} and {options.template}"
+        )
+    return parsed
 
 
 def paths_of(spec: str, device: str) -> list[str]:
@@ -44,11 +59,6 @@ def _single(spec: EncoderSpec, device: str, options: EncoderOptions) -> Encoder:
     if spec.model is None:
         from sea_pipeline.encoders.packaged import PackagedEncoder
 
-        if options != EncoderOptions():
-            raise UserError(
-                f"--encoder packaged: expected --precision float32 and --template bare, which is all it has; found "
-                f"{options.precision} and {options.template}"
-            )
         return PackagedEncoder(device, spec.side)
     from sea_pipeline.encoders.clip import ClipEncoder
 

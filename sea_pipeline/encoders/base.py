@@ -5,15 +5,17 @@ Shapes: B images, P = rows * columns patches, W words, D embedding width, S inpu
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import WHOLE, CropBox
+
+if TYPE_CHECKING:
+    import torch
 
 _UNIT = 1e-3
 """How far from 1 the length of a patch's vector may be."""
@@ -98,24 +100,26 @@ class Encoder(Protocol):
         """Loads what `patches` needs; then several threads may call that at once."""
         ...
 
-    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+    def patches(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """V = f(X) (Eq. 4): uint8, or float32 in 0..255, (B, S, S, 3) to float32 (B, P, D).
 
         Patches are in row-major order and of unit length.
         """
         ...
 
-    def words(self, words: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
+    def words(self, words: Sequence[str], advance: Callable[[int], None]) -> "torch.Tensor":
         """T = h(W) (Eq. 5): float32 (W, D), unit length; `advance` is told how many words are done."""
         ...
 
 
-def finite_images(encoder: Encoder, vectors: torch.Tensor) -> list[bool]:
+def finite_images(encoder: Encoder, vectors: "torch.Tensor") -> list[bool]:
     """Of each image of a batch whether its patches' vectors are finite.
 
     Raises:
         UserError: they are other than `Encoder.patches` says: the encoder's fault, not an image's.
     """
+    import torch  # here: what an encoder is called is checked before torch is loaded
+
     rows, columns = encoder.grid
     if vectors.dtype != torch.float32 or vectors.shape[1:] != (rows * columns, encoder.width):
         raise UserError(

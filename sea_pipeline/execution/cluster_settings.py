@@ -17,6 +17,21 @@ from sea_pipeline.storage.paths import data_folder
 
 _Count = Annotated[int, Field(ge=1)]
 
+# Options of the commands that work shard by shard, as types of their settings' fields.
+ShardSize = Annotated[
+    int, Field(ge=1, le=65_536, description="Images per shard; a kill loses one shard's work at most.")
+]
+Extend = Annotated[bool, Field(description="Add images that are new to a folder that was begun without them.")]
+MaxBad = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="Stop when more than this share of all images is bad; 0 allows none, any other value at least one.",
+    ),
+]
+RetryBad = Annotated[bool, Field(description="Read images that were bad again; in a finished folder, too.")]
+
 
 class _Cluster(Settings):
     start_timeout: Annotated[float, Field(gt=0)] = 120
@@ -105,17 +120,17 @@ class Crew(Settings):
     """The options of a command that works shard by shard which say who works; by default this process alone."""
 
     workers: _Count | None = None
-    """Processes of this machine, each with a GPU of its own where there are GPUs."""
+    """Processes of this machine, one for each GPU where there are GPUs (extra `dask`)."""
     scheduler: str | None = None
-    """The address of a dask scheduler, such as tcp://host:8786, or its file."""
+    """Have the workers of a dask scheduler do it: tcp://HOST:PORT, or its file."""
     cluster: str | None = None
-    """A cluster file, see `load_cluster`."""
+    """Start the workers that a YAML file describes: local, cuda, ssh, slurm or a file of yours."""
     shard_range: str | None = None
-    """I/N: only the I-th of N parts of all shards; the run that finds nothing missing finishes the folder."""
+    """I/N: only the I-th of N parts of the shards, for job arrays; the last one to be done finishes the folder."""
     shard_timeout: Annotated[float, Field(gt=0)] | None = None
-    """Seconds after which a worker's shard counts as stuck."""
+    """Seconds: a worker that takes longer for a shard is started again, and the shard tried once more."""
     dashboard: bool = True
-    """Serve dask's dashboard on this machine alone, if bokeh is installed."""
+    """Serve dask's dashboard of the workers on this machine."""
 
     @classmethod
     def of(cls, **values: object) -> Self:

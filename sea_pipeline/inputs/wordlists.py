@@ -64,26 +64,38 @@ def load_wordlist(spec: str) -> WordList:
         UserError: no such list, not UTF-8, empty, a word twice, characters that nobody sees, or over 65,535 words; or a
             file of captions that is none.
     """
+    path = find_wordlist(spec)
     if spec.startswith(MINED):
-        captions = Path(spec.removeprefix(MINED))
-        if not captions.is_file():
-            raise UserError(f"--wordlist {spec}: expected LLaVA's JSON or JSONL with captions; found no such file")
-        return WordList.of(f"mine-{captions.stem}", mine(captions, load_wordlist(GENERAL).words, MAX_WORDS))
-    path = Path(spec)
-    builtin = data_folder("wordlists") / f"{spec}.txt"
-    if not path.is_file() and "/" not in spec and builtin.is_file():
-        path = builtin
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in data_folder("wordlists").glob("*.txt")))
-        raise UserError(
-            f"--wordlist {spec}: expected a file, {MINED}CAPTIONS.json, or one of the lists {known}; found none of them"
-        )
+        return WordList.of(f"mine-{path.stem}", mine(path, load_wordlist(GENERAL).words, MAX_WORDS))
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: the word list cannot be read: {error.strerror}") from error
     words = parse_wordlist(raw, str(path))
     return WordList.of(path.stem, words)
+
+
+def find_wordlist(spec: str) -> Path:
+    """Gives the file of a list, or that of the captions which it is mined from; nothing is read.
+
+    Raises:
+        UserError: there is none.
+    """
+    if spec.startswith(MINED):
+        captions = Path(spec.removeprefix(MINED))
+        if not captions.is_file():
+            raise UserError(f"--wordlist {spec}: expected LLaVA's JSON or JSONL with captions; found no such file")
+        return captions
+    path = Path(spec)
+    builtin = data_folder("wordlists") / f"{spec}.txt"
+    if not path.is_file() and "/" not in spec and builtin.is_file():
+        return builtin
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in data_folder("wordlists").glob("*.txt")))
+        raise UserError(
+            f"--wordlist {spec}: expected a file, {MINED}CAPTIONS.json, or one of the lists {known}; found none of them"
+        )
+    return path
 
 
 def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:

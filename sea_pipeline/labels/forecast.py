@@ -5,9 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
@@ -16,24 +14,12 @@ from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples, open_source
-from sea_pipeline.labels.run import LabelSettings, encoder_of, stage_of, words_of
+from sea_pipeline.labels.run import encoder_of, stage_of, words_of
+from sea_pipeline.labels.settings import ForecastSettings as ForecastSettings
 from sea_pipeline.labels.stage import LabelStage
 
 _ROUNDS = 4
 """Batches of each thread at least, or the threads that end first would seem slow."""
-
-
-class ForecastSettings(LabelSettings):
-    """What `sea-pipeline plan` is asked for; `images` of `label` is here what is measured, None for sample photos."""
-
-    planned: Annotated[int, Field(ge=1)]
-    """How many images the forecast is for."""
-    measure: Annotated[int, Field(ge=16)] = 64
-    """Images that are labelled here at least, spread over the input; smaller inputs are used again and again."""
-    workers: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """The most workers that a row is given for."""
-    price: Annotated[float, Field(ge=0)] | None = None
-    """Of one worker for one hour, in any currency."""
 
 
 @dataclass(frozen=True)

@@ -4,75 +4,30 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field
 
 from sea_pipeline.core.devices import cores, resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.core.settings import Settings
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
-from sea_pipeline.encoders.spec import Precision, Template
 from sea_pipeline.encoders.word_cache import word_embeddings
-from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.execution.dispatch import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.execution.run_report import Report
 from sea_pipeline.inputs.crops import MARK, crop_id
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
+from sea_pipeline.labels.checks import check_out
 from sea_pipeline.labels.format import KIND, WORDS, read_words
+from sea_pipeline.labels.settings import LabelSettings as LabelSettings
 from sea_pipeline.labels.sign_probe import hint
 from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
-from sea_pipeline.search.exact import Backend
 from sea_pipeline.storage.hashing import fingerprint_of
-from sea_pipeline.storage.paths import Place, place
-
-
-class LabelSettings(Settings):
-    """What `sea-pipeline label` is asked for."""
-
-    images: str | None = None
-    """What `sources.forms.FORMS` says, or None for the sample photos."""
-    image_root: str | Path | None = None
-    """Where the paths in a list of images start, a folder or a URL; None for the list's folder."""
-    id_column: str | None = None
-    """The column of a table that ids come from; None for the first one that will do."""
-    streaming: bool = False
-    """Read an `hf:` dataset forward, in the order that it has."""
-    wordlist: str = "2of12"
-    """The name of a packaged list, or a file."""
-    encoder: str = "packaged"
-    """A spec; see `encoders.spec`."""
-    precision: Precision = "float32"
-    template: Template = "bare"
-    top_n: Annotated[int, Field(ge=1, le=1000)] = 10
-    """n: labels per patch at most."""
-    out: str | Path | None = None
-    """The output folder, or the URL of one; None for one below `runs/labels` whose name tells the settings apart."""
-    extend: bool = False
-    """Add images that are new to a folder that was begun without them; see `begin`."""
-    crops: Annotated[int, Field(ge=0, le=999)] = 0
-    """Square crops of each image that are labelled too, as images of their own; see `crops.labelled_crop`."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Label only the first so many images, in the order of their ids."""
-    device: str = "auto"
-    search: Backend = "auto"
-    shard_size: Annotated[int, Field(ge=1, le=65_536)] = 2048
-    """Images per shard: what a kill can cost at most."""
-    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Stop when more than this share of all images is bad; 0 allows none, any other value at least one."""
-    retry_bad: bool = False
-    """Read the shards with bad images again, in a finished folder too."""
-    probe: bool = True
-    """In a new folder, look at captioned images for whether the encoder's other sign is better, see `hint`."""
-    crew: Crew = Crew()
-    """Who does the shards."""
+from sea_pipeline.storage.paths import place
 
 
 def label_images(
@@ -173,21 +128,10 @@ def _with_crops(listing: Listing, crops: int) -> list[Sample]:
 def _begin(
     settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object], encoder: str
 ) -> Ledger:
-    if settings.extend and settings.limit:
-        raise UserError(f"--limit {settings.limit}: not with --extend, which adds every image that is new")
     out = place(settings.out or _default_out(settings, listing, words, fields))
-    if settings.images is not None and _lies_inside(out, settings.images):
-        raise UserError(f"--out {out}: lies inside the input folder {settings.images}; choose a folder elsewhere")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: expected a folder; found a file")
+    check_out(settings, out)
     companions = {WORDS: words.text().encode()}
     return begin(out, KIND, fields, listing, settings.shard_size, companions, encoder=encoder, extend=settings.extend)
-
-
-def _lies_inside(out: Place, images: str) -> bool:
-    if not isinstance(out, Path):
-        return f"{out}/".startswith(images.rstrip("/") + "/")
-    return Path(images).is_dir() and out.resolve().is_relative_to(Path(images).resolve())
 
 
 def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Path:

@@ -10,20 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.core.settings import Settings
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder, paths_of
 from sea_pipeline.encoders.base import finite_images
-from sea_pipeline.encoders.spec import Precision, Template
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from sea_pipeline.inputs.samples import Listing
@@ -31,6 +28,8 @@ from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.labels.caption_lift import Findings, Probed, lift
 from sea_pipeline.labels.captioned_images import Captioned, Named, captioned_images, coverage, named_entries
+from sea_pipeline.labels.checks import check_probe
+from sea_pipeline.labels.settings import ProbeSettings as ProbeSettings
 from sea_pipeline.search.exact import WordSearch
 
 MOST_FREQUENT = 10
@@ -167,26 +166,6 @@ def hint(
     )
 
 
-class ProbeSettings(Settings):
-    """What `sea-pipeline probe` is asked for."""
-
-    data: Path
-    """A LLaVA `.json` or `.jsonl` with captions."""
-    image_root: str | Path | None = None
-    """Where its paths start; None for its own folder."""
-    encoder: Annotated[tuple[str, ...], Field(min_length=1)] = ("packaged",)
-    """Specs; one without a path stands for all of its paths."""
-    wordlist: str = "2of12"
-    top_n: Annotated[int, Field(ge=1, le=1000)] = 10
-    limit: Annotated[int, Field(ge=2)] = 200
-    """Captioned images at most."""
-    seed: int = 0
-    """Of the choice of images and of the intervals."""
-    precision: Precision = "float32"
-    template: Template = "bare"
-    device: str = "auto"
-
-
 def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> Findings:
     """Both signs of every path of every encoder, on the same captioned images.
 
@@ -194,11 +173,10 @@ def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> F
         UserError: see `list_samples`, `load_wordlist` and `load_encoder`; or there are no two images with captions, or
             no caption names a word of the list.
     """
+    check_probe(settings)
     words = load_wordlist(settings.wordlist)
     if settings.top_n > len(words):
         raise UserError(f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}")
-    if settings.data.suffix.lower() not in (".json", ".jsonl") or not settings.data.is_file():
-        raise UserError(f"--data {settings.data}: expected LLaVA's .json or .jsonl with captions; found no such file")
     device = resolve_device(settings.device)
     specs = dict.fromkeys(signed(path, None) for spec in settings.encoder for path in paths_of(spec, device))
     listing = list_samples(str(settings.data), settings.image_root)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.records import Commit
-from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.paths import Place, is_url, place
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.json"
@@ -60,6 +61,29 @@ def lost_beginning(problem: str) -> str:
 def is_ours(root: Place) -> bool:
     """Whether a folder was begun by a command that works shard by shard."""
     return any((root / name).exists() for name in (DATASET, MANIFEST)) or (root / COMMITS).is_dir()
+
+
+def check_is_ours(path: str | Place) -> None:
+    """Refuses a folder of this machine that no such command has begun; one elsewhere is not asked.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not is_url(str(path)):
+        refuse_others(place(path))
+
+
+def refuse_others(root: Place) -> None:
+    """Refuses a folder that no such command has begun.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not is_ours(root):
+        raise UserError(
+            f"{root}: expected a folder that sea-pipeline wrote; found {other_than_ours(root)}; "
+            "give the output folder of label or teacher, such as one below runs/labels"
+        )
 
 
 def other_than_ours(root: Place) -> str:

@@ -32,9 +32,8 @@ from sea_pipeline.output.folder import (
     QUARANTINE,
     Done,
     advised,
-    is_ours,
     lost_beginning,
-    other_than_ours,
+    refuse_others,
 )
 from sea_pipeline.output.plan import Plan
 from sea_pipeline.output.quarantine import read_quarantine, write_quarantine
@@ -75,11 +74,7 @@ class Ledger:
             UserError: it is not such a folder, or was written by a newer version.
         """
         path = root / DATASET
-        if not is_ours(root):
-            raise UserError(
-                f"{root}: expected a folder that sea-pipeline wrote; found {other_than_ours(root)}; "
-                "give the output folder of label or teacher, such as one below runs/labels"
-            )
+        refuse_others(root)
         try:
             return cls(root, load_record(path, Dataset))
         except (StoreError, OtherVersionError):

@@ -6,18 +6,16 @@ What a run's model makes of images comes from its `views.json`, which the traine
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
-from sea_pipeline.core.settings import Settings
 from sea_pipeline.labels.store import LabelStore, open_labels
 from sea_pipeline.output.folder import is_ours
 from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data
+from sea_pipeline.report.settings import ReportSettings
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import check_result, publish_result
 
@@ -26,18 +24,6 @@ if TYPE_CHECKING:  # it brings torch
 
 
 __all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views", "write_report"]
-
-
-class ReportSettings(Settings):
-    """What `sea-pipeline report` is asked for."""
-
-    out: Path = Path("report.html")
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Only the first so many photos of the labels."""
-    words: Annotated[int, Field(ge=1, le=100)] = 5
-    """Words of a patch that are kept, the best first."""
-    thumbnail: Annotated[int, Field(ge=32, le=2048)] = 320
-    """Longer side of a photo in the report, pixels."""
 
 
 def find_inputs(folders: Sequence[str | Place]) -> tuple[LabelStore | None, list[RunInput]]:

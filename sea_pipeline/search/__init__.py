@@ -2,3 +2,8 @@
 
 It may import `core` and `storage`.
 """
+
+from typing import Literal
+
+Backend = Literal["auto", "int8", "faiss", "torch"]
+"""What proposes candidates: `exact.WordSearch` says what each name means."""

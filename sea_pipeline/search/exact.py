@@ -9,18 +9,16 @@ Shapes: P patches, W words, D embedding width, n labels a patch.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 
+from sea_pipeline.search import Backend as Backend
 from sea_pipeline.search.candidates import Candidates, rounding_bound
 from sea_pipeline.search.fastest import FastestCandidates
 from sea_pipeline.search.float16 import HalfCandidates
 from sea_pipeline.search.float32 import FaissCandidates, TorchCandidates
 from sea_pipeline.search.int8 import Int8Candidates
 
-Backend = Literal["auto", "int8", "faiss", "torch"]
-"""What proposes candidates: `WordSearch` says what each name means."""
 MARGIN = 8
 _CANDIDATE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Float64 numbers of candidate vectors at a time: 1 MiB, what a core's cache holds; 128 MiB, for few launches."""

@@ -112,8 +112,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: `path` holds something, or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or entries(path)):
-        raise UserError(f"{path}: expected a new or an empty folder; choose another with --out, or remove this one")
+    check_new_folder(path)
     make_folder(path.parent)
     scratch = scratch_beside(path)
     try:
@@ -126,6 +125,16 @@ def publish_folder(path: Path) -> Iterator[Path]:
             scratch.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuses a place where something lies already; what systems leave behind does not count.
+
+    Raises:
+        UserError: there is a file, or a folder that holds something.
+    """
+    if path.exists() and (not path.is_dir() or entries(path)):
+        raise UserError(f"{path}: expected a new or an empty folder; choose another with --out, or remove this one")
 
 
 def sweep(root: Place) -> None:

@@ -17,6 +17,7 @@ from sea_pipeline.inputs.llava_json import check_path, check_record, images_of, 
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import BadRow, bad_rows, refuse, without
+from trainer.data.files import check_conversations_file, check_image_root
 from trainer.data.row_cache import kept_rows
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, Encoder
@@ -219,8 +220,7 @@ def _check_arguments(
     image_root: Path | None,
 ) -> None:
     name = tokenizer.name_or_path
-    if path.suffix.lower() not in (".json", ".jsonl") or not path.is_file():
-        raise UserError(f"{path}: expected LLaVA's conversations, a .json or .jsonl file; found none there")
+    check_conversations_file(path)
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer {name}: expected a fast one, which knows where its tokens come from; found a slow one"
@@ -232,8 +232,8 @@ def _check_arguments(
         )
     if image_tokens < 1 or max_length < 1:
         raise UserError(f"expected image_tokens and max_length of 1 or more; found {image_tokens} and {max_length}")
-    if image_root is not None and not image_root.is_dir():
-        raise UserError(f"image root {image_root}: expected a folder; found none there")
+    if image_root is not None:
+        check_image_root(image_root)
 
 
 def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

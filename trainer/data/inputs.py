@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,14 +13,13 @@ from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import LabelStore, open_labels
 from trainer.data.dataset import Labels
+from trainer.data.files import LABELS as LABELS
 from trainer.data.run_rows import Conversations
 from trainer.model.aspect_ratio import pads
 from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, LabelSource, Recipe, Sea
 from trainer.targets.store import TargetStore, open_targets
 from trainer.words import word_tokens
-
-LABELS = Path("runs") / "labels"
 
 
 def open_label_source(

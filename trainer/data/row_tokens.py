@@ -4,38 +4,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage.json_files import read_json
 from trainer.data.conversations import conversation_rows
+from trainer.data.settings import TokensSettings as TokensSettings
 from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.folder_check import check_model_folder
 from trainer.model.parts import load_tokenizer, quiet
-from trainer.model.prompts import TemplateName
 from trainer.model.tokenizer import prepare_tokenizer
 
 Run = tuple[list[str | tuple[str, int]], bool]
 """Tokens as text, an image with how many tokens it becomes; and whether they are trained."""
-
-
-class TokensSettings(Settings):
-    """What `sea-pipeline tokens` is asked for."""
-
-    model: str
-    """A LLaVA folder, or an LLM as `init` takes it."""
-    data: Path
-    template: TemplateName = "own"
-    max_length: Annotated[int, Field(ge=1)] = 2048
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Only so many rows, from the first on."""
-    visual_tokens: Annotated[int, Field(ge=1)] | None = None
-    """How many tokens an image becomes; for an LLM, as a LLaVA folder says it."""
 
 
 @dataclass(frozen=True)

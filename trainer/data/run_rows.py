@@ -13,7 +13,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import relative_path
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.labels.store import LabelStore
-from sea_pipeline.storage.paths import cache_folder, data_folder
+from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import (
     NOTHING,
     BadRow,
@@ -26,6 +26,7 @@ from trainer.data.bad_rows import (
     without,
 )
 from trainer.data.conversations import read_conversations, split_rows
+from trainer.data.files import conversations_file
 from trainer.model.borders import border
 from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, Basic, Data
@@ -92,7 +93,7 @@ def _opened(
         count = data.held_out if data.held_out < 1 else int(data.held_out)
         train, held_out = split_rows(train, count, seed=0)
     if data.evaluate:
-        other = data_folder("jobs") / "samples.json" if data.evaluate == SAMPLES else Path(data.evaluate)
+        other = conversations_file(data.evaluate)
         held_out, other_bad = rows(other)
         found = LeftOut(tuple(bad)), other, LeftOut(tuple(other_bad))
         return Conversations(train, held_out, locate, file, image_root, *found)
@@ -188,7 +189,7 @@ def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[
         listing = list_samples(None)
         root = Path(listing.root)
         places = {sample.image_id: root / sample.uri for sample in listing.samples}
-        return data_folder("jobs") / "samples.json", root, places.__getitem__
+        return conversations_file(train), root, places.__getitem__
     root = image_root or Path(train).parent
     return Path(train), root, partial(below, root)
 

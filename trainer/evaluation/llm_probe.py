@@ -5,16 +5,16 @@ It writes nothing but the cache of lenses.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.core.settings import Settings
+from sea_pipeline.labels.checks import check_llm_probe
+from sea_pipeline.labels.settings import LlmProbeSettings as LlmProbeSettings
 from sea_pipeline.storage.json_files import read_json
 from trainer.evaluation.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
 from trainer.losses.lens import LensKind
@@ -29,19 +29,6 @@ from trainer.recipes.recipe import Basic, LearningRates, Recipe
 KINDS: tuple[LensKind, ...] = ("none", "ridge", "centred", "shuffled")
 _LEAST = 16
 """Tokens of a text that say anything."""
-
-
-class LlmProbeSettings(Settings):
-    """What `sea-pipeline probe --llm` is asked for."""
-
-    llm: str
-    """A LLaVA folder, or an LLM as `init` takes it."""
-    text: Path | None = None
-    """A text file; None for plain English of ours. Lenses are fitted to the latter in any case."""
-    layers: Annotated[int, Field(ge=1)] | None = None
-    """k of Eq. 4; None for half of the LLM's."""
-    layer_weights: Literal["inc", "const", "dec"] = "inc"
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,7 @@ def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> Llm
     Raises:
         UserError: the LLM or the text cannot be read, or the LLM has fewer layers than are asked for.
     """
-    text = None if settings.text is None else _text(settings.text)
+    text = check_llm_probe(settings)
     device = torch.device(resolve_device(settings.device))
     reader = _reader(settings.llm, device)
     basic = Basic(layers=settings.layers, layer_weights=settings.layer_weights)
@@ -97,15 +84,6 @@ def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> Llm
         settings.llm, source, tokens, reader.vocabulary, k, settings.layer_weights, on_text,
         control(reader, basic, lenses),
     )  # fmt: skip
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text {path}: expected UTF-8; byte {error.start} is none; save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"--text {path}: expected a text file; {error.strerror}") from error
 
 
 def _reader(llm: str, device: torch.device) -> Reader:

@@ -19,6 +19,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import shown
 from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.evaluation.blind_control import others
+from trainer.evaluation.checks import read_questions_text
 from trainer.evaluation.token_replacement import generate, stock
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder
@@ -54,11 +55,11 @@ def read_questions(path: Path) -> Questions:
     Raises:
         UserError: it cannot be read, or asks nothing.
     """
+    text = read_questions_text(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: expected questions as JSON; it cannot be read: {reason}") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected questions as JSON; it cannot be read: {error}") from error
     asked: list[Question] = []
     left: Counter[str] = Counter()
     for section, image, entry in _entries(content):

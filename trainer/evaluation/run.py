@@ -1,74 +1,34 @@
 """`sea-pipeline evaluate` as a function: a model folder and data in, metrics out."""
 
 import json
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import Field
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.core.settings import Settings
 from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.labels.store import open_labels
-from sea_pipeline.storage.publish import check_result, publish_result
+from sea_pipeline.storage.publish import publish_result
 from trainer.data.conversations import read_conversations, split_rows
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for
 from trainer.data.run_rows import below, open_conversations, place_of, without_unreadable
+from trainer.evaluation.checks import check_evaluate
 from trainer.evaluation.contextual_lens import TOKENS, build_index, size_of
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator, evaluating
 from trainer.evaluation.figures import check_figures, save_figures
 from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
 from trainer.evaluation.questions import Asker, read_questions
-from trainer.evaluation.token_replacement import IMAGES, NEW_TOKENS, Replaced, replace_and_describe, trained_text
+from trainer.evaluation.settings import EvaluateSettings as EvaluateSettings
+from trainer.evaluation.token_replacement import IMAGES, Replaced, replace_and_describe, trained_text
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, load_model, open_model_folder
-from trainer.model.run_record import read_run
 from trainer.recipes.recipe import Data, LabelSource, Recipe
-
-
-class EvaluateSettings(Settings):
-    """What `sea-pipeline evaluate` is asked for."""
-
-    model: Path
-    """A LLaVA folder."""
-    data: str
-    """A LLaVA `.json` or `.jsonl` file, or `samples`."""
-    labels: str | Path | None = None
-    image_root: Path | None = None
-    template: Literal["plain", "vicuna_v1", "own"] = "own"
-    transfer: bool = False
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    device: str = "auto"
-    bad_rows: Literal["stop", "leave_out"] = "stop"
-    """See `recipe.Data`."""
-    layers: bool = False
-    """Look at the nearest tokens of visual tokens at every layer, see `look_at_layers`."""
-    replace: bool = False
-    """Generate from visual tokens that are replaced by their nearest tokens, see `replace_and_describe`."""
-    lens: Literal["contextual"] | None = None
-    """Look at visual tokens through the states of words in sentences, see `contextual_shares.look_through`."""
-    lens_data: str | None = None
-    """A LLaVA file, or `samples`, whose answers these sentences are; None: what the run of the model was trained on."""
-    limit_images: Annotated[int, Field(ge=1)] | None = None
-    """How many images these look at, from the first; None: all, but `token_replacement.IMAGES` for `replace`. The
-    metrics are of all samples in any case."""
-    new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
-    """Of a generated text, at most."""
-    out: Path | None = None
-    """A JSON file for what both find of each image; see `evaluate_model`."""
-    questions: Path | None = None
-    """A file of questions about photos, see `questions.read_questions`."""
-    question_root: Path | None = None
-    """Where their photos are; None: `image_root`, or the file's folder."""
-    save_figures: Path | None = None
-    """A folder for figures of the first images; see `figures.save_figures`."""
 
 
 def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
@@ -87,7 +47,9 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     Raises:
         UserError: an input does not fit, or `out` cannot be written.
     """
-    captions = _checked(settings)
+    captions = check_evaluate(settings)
+    if settings.save_figures is not None:
+        check_figures(labelled=settings.labels is not None, layers=settings.layers)
     device = resolve_device(settings.device)
     data = Data(
         train=settings.data, image_root=settings.image_root, template=settings.template, bad_rows=settings.bad_rows
@@ -111,46 +73,6 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     found |= _answers(settings, folder, model, progress)
     found |= _analyses(settings, evaluator, model, captions, progress)
     return found
-
-
-def _checked(settings: EvaluateSettings) -> Data | None:
-    """Looks at what can be wrong before any work is done; gives `_captions`."""
-    if settings.out is not None:
-        if not (settings.layers or settings.replace):
-            raise UserError(
-                f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
-            )
-        check_result(settings.out)
-    if settings.save_figures is not None:
-        check_figures(labelled=settings.labels is not None, layers=settings.layers)
-    return _captions(settings)
-
-
-def _captions(settings: EvaluateSettings) -> Data | None:
-    """The conversations whose answers the lens is made of; None without one."""
-    if settings.lens is None:
-        if settings.lens_data is not None:
-            raise UserError(f"--lens-data {settings.lens_data}: is for --lens contextual; give that, or leave it out")
-        return None
-    if settings.lens_data is not None:
-        if not place_of(settings.lens_data, None)[0].is_file():
-            raise UserError(
-                f"--lens-data {settings.lens_data}: expected a LLaVA .json or .jsonl file; found none there"
-            )
-        return Data(train=settings.lens_data, template=settings.template)
-    run = settings.model.resolve().parent
-    if not (run / "run.json").is_file():
-        raise UserError(
-            f"--lens {settings.lens}: expected captions to read words in; {settings.model} is no run's model, whose "
-            "training data would be taken; name a LLaVA file with --lens-data"
-        )
-    data = read_run(run).recipe.data
-    if not place_of(data.train, None)[0].is_file():
-        raise UserError(
-            f"--lens {settings.lens}: expected the run's training data, {data.train}, which is not there; name a LLaVA "
-            "file with --lens-data"
-        )
-    return data
 
 
 def _through_lens(

@@ -19,13 +19,13 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.captions import content_words
 from trainer.evaluation import metrics
 from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.settings import NEW_TOKENS as NEW_TOKENS
 from trainer.model.aligned_llava import AlignedLlava
 
 PROMPT = "Please describe the image in detail."
 """The paper's, supplementary C."""
 IMAGES = 8
 """How many images by default: generating is slow."""
-NEW_TOKENS = 48
 _ASKED = frozenset(content_words(PROMPT))
 
 

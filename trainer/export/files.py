@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.storage.json_files import read_json
 from trainer.export import transformers4
-from trainer.model.assemble import ALIGNMENT
 from trainer.model.chat_template import chat_template, turn_end, with_marks
+from trainer.model.llava_folder import ALIGNMENT
 from trainer.model.load import ModelFolder
 from trainer.model.prompts import GENERATION
 from trainer.model.sentence_piece import piece_model, same_tokenizer

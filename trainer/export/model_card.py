@@ -15,7 +15,7 @@ from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.output.run_files import RunFile, SummaryFile, read_run_file
 from sea_pipeline.storage.json_files import read_json
 from trainer.model import hub
-from trainer.model.assemble import ALIGNMENT
+from trainer.model.llava_folder import ALIGNMENT
 from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import Recipe
 from trainer.towers import OURS

@@ -3,53 +3,27 @@
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import NonNegativeInt
 from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage.publish import publish_folder
 from trainer.export import transformers4
+from trainer.export.checks import check_export
 from trainer.export.files import alignment, clean, read_again, spell, write_json, write_texts
 from trainer.export.model_card import model_card
 from trainer.export.run_model import RunModel, open_source
+from trainer.export.settings import ExportSettings as ExportSettings
+from trainer.export.settings import Kind
 from trainer.model import hub
-from trainer.model.assemble import ALIGNMENT
 from trainer.model.borders import saving
+from trainer.model.llava_folder import ALIGNMENT
 from trainer.model.parts import quiet
 from trainer.model.tensor_files import LLM, PROJECTOR, Entry, write_weights
 from trainer.towers import OURS
-
-Kind = Literal["model", "llm", "projector"]
-
-
-class ExportSettings(Settings):
-    """What `sea-pipeline export` is asked for."""
-
-    source: Path
-    """A run's folder, or a LLaVA folder."""
-    out: Path
-    """Absent or empty."""
-    kind: Kind = "model"
-    """The whole LLaVA; its LLM as a causal LM; or its projector as LLaVA's own code stores it."""
-    checkpoint: NonNegativeInt | None = None
-    """The run as it was at this step, see `open_source`; None for its end."""
-    names: Literal[4, 5] | None = None
-    """The major version of transformers that weights and settings are named for. 4's names are read by 4, 5 and vLLM;
-    None takes them where they can say all that 5's do."""
-    rescale_projector: bool = False
-    """Divides the projector by sqrt(width), for transformers 4 with an LLM whose every input it multiplies by that:
-    Gemma. Others multiply words alone, and do not read the folder then."""
-    compat: Literal[4, 5] | None = None
-    """`names` as it was called before; 4 also sets `rescale_projector` for an LLM that needs it."""
-    format: Literal["safetensors", "bin"] = "safetensors"
-    """Of the projector's file."""
-    push: str | None = None
-    """OWNER/NAME on the Hugging Face hub, to upload the folder to; new ones are private."""
 
 
 @dataclass
@@ -82,7 +56,7 @@ def export_model(settings: ExportSettings) -> Exported:
         UserError: the source is no LLaVA, no finished run or has no such checkpoint; `out` holds something; 4's names
             cannot say what it is, or its projector needs no rescaling; the upload failed, and the folder stays.
     """
-    _check(settings)
+    check_export(settings)
     source = open_source(settings.source, settings.checkpoint)
     folder = source.folder
     tower = folder.config.vision_config.model_type
@@ -102,18 +76,6 @@ def export_model(settings: ExportSettings) -> Exported:
     if settings.push is not None:
         done.pushed = hub.push(settings.out, settings.push)
     return done
-
-
-def _check(settings: ExportSettings) -> None:
-    if settings.format == "bin" and settings.kind != "projector":
-        raise UserError("--format bin: is for --projector-only; models are written as safetensors")
-    if settings.compat is not None and settings.names is not None:
-        raise UserError("--names, --compat: expected one of them; --compat is what --names was called before")
-    for option, version in (("--names", settings.names), ("--compat", settings.compat)):
-        if settings.kind == "projector" and version is not None:
-            raise UserError(f"{option} {version}: makes no difference to a projector's file; leave it out")
-    if settings.push is not None:
-        hub.check(settings.push)
 
 
 def _for_reader(settings: ExportSettings, tower: str, llm: str) -> ExportSettings:

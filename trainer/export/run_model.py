@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from sea_pipeline.core.errors import UserError
+from trainer.export.checks import is_run
 from trainer.model import checkpoints
 from trainer.model.digests import start_folder, weights_digest
 from trainer.model.load import ModelFolder, open_model_folder
@@ -44,11 +45,7 @@ def open_source(source: Path, checkpoint: int | None = None) -> RunModel:
     Raises:
         UserError: there is no such run or no checkpoint of that step; what the run began with is not there any more.
     """
-    if not (source / "run.json").is_file():
-        if stages := sorted(path.parent.name for path in source.glob("*/run.json")):
-            raise UserError(f"{source}: holds the stages {', '.join(stages)}; name one, such as {source / stages[-1]}")
-        if checkpoint is not None:
-            raise UserError(f"--checkpoint {checkpoint}: expected the folder of a run; found no run.json in {source}")
+    if not is_run(source, checkpoint):
         return _of_folder(source)
     last = last_step(source)
     if checkpoint is not None and checkpoint != last:

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +22,11 @@ from trainer.model.borders import saving
 from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.folder_check import check_model_folder as check_model_folder
 from trainer.model.folder_check import image_shape
+from trainer.model.llava_folder import ALIGNMENT
 from trainer.model.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
+from trainer.model.settings import Projector
 from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer
 
-Projector = Literal["mlp2x_gelu", "linear"]
-ALIGNMENT = "alignment.json"
-"""What the training needs to know of a folder and transformers' own files do not say."""
 _ROWS = 64
 """Embedding matrices grow to a multiple of this."""
 

@@ -13,6 +13,7 @@ from sea_pipeline.storage.json_files import read_json
 from trainer.model.borders import border
 from trainer.model.chat_template import IMAGE_TOKEN, both_forms
 from trainer.model.config_check import check_plain
+from trainer.model.llava_folder import read_config
 
 
 class Checked(NamedTuple):
@@ -32,15 +33,7 @@ def check_model_folder(folder: Path) -> Checked:
         UserError: the folder is no LLaVA folder, or its processor gives an image another number of tokens than its
             tower and `vision_feature_select_strategy` give features, or they use different ids for `<image>`.
     """
-    if not (folder / "config.json").is_file():
-        inner = sorted(path.parent for path in (*folder.glob("model/config.json"), *folder.glob("*/model/config.json")))
-        found = "there is no config.json in it" if folder.exists() else "there is no such folder"
-        wanted = f"give {inner[-1]}" if inner else "expected a model of sea-pipeline init, or that of a run: RUN/model"
-        raise UserError(f"{folder}: {found}; {wanted}")
-    said = read_json(folder / "config.json")
-    kind = said.get("model_type")
-    if kind != "llava":
-        raise UserError(f"{folder}: model_type is {kind!r}, expected 'llava'; use sea-pipeline init")
+    said = read_config(folder)
     check_plain(str(folder), said)
     config, processor = _read(folder)
     shape = image_shape(processor.image_processor)

@@ -7,7 +7,6 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from transformers.utils.hub import cached_file
 
 from sea_pipeline.core.errors import UserError, one_line
 
@@ -22,6 +21,8 @@ def is_name(name: str) -> bool:
 
 def find_file(spec: str, name: str) -> Path | None:
     """Gives the path of a file of a folder or of a hub name; None if it is not there, or nobody can be asked."""
+    from transformers.utils.hub import cached_file  # here: it takes a while, and `check` needs none of it
+
     try:
         found = cached_file(spec, name)
     except OSError:

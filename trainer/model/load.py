@@ -10,12 +10,11 @@ from transformers import AutoConfig, LlavaConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage.json_files import read_json
 from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.aspect_ratio import with_aspect_ratio
-from trainer.model.assemble import ALIGNMENT
 from trainer.model.borders import border
 from trainer.model.folder_check import check_model_folder
+from trainer.model.llava_folder import read_alignment
 from trainer.model.lora import add_adapters
 from trainer.model.parts import quiet
 from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe
@@ -49,12 +48,7 @@ def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None)
     Raises:
         UserError: it is no LLaVA folder, or does not fit together; its image processor cannot do it behind bars.
     """
-    extra = read_json(path / ALIGNMENT, absent={})
-    if extra.get("inputs_scaled"):
-        raise UserError(
-            f"{path}: its projector was rescaled for transformers 4 (export --rescale-projector); use what it was "
-            "exported from"
-        )
+    extra = read_alignment(path)
     with quiet():
         checked = check_model_folder(path)
     config, processor = checked.config, checked.processor

@@ -6,7 +6,7 @@ without a word wherever a tokenizer disagrees with itself.
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +14,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.llava_json import shown
+from trainer.recipes.options import TemplateName as TemplateName
 
-TemplateName = Literal["plain", "vicuna_v1", "own"]
 Message: TypeAlias = dict[str, str]
 """`role` (system, user, assistant) and `content`, as chat templates take them."""
 

@@ -7,7 +7,7 @@ field is named after the question, and `preset: paper` sets all of SEA's as we r
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from sea_pipeline.core.settings import Strict
 
@@ -132,19 +132,23 @@ class Sds(Strict):
 
 
 class Basic(Strict):
-    """How BASIC's supervision is made of the LLM's own layers (section 4.1)."""
+    """How BASIC's supervision is made of the LLM's own layers (section 4.1); these are options of `teacher`, too."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     layers: Annotated[int, Field(ge=1)] | None = None
-    """k of Eq. 4 and 5: the supervision is made of layers 1 to k; None for half of the LLM's."""
+    """k of Eq. 4 and 5. Default: half of the LLM's layers."""
     layer_weights: Literal["inc", "const", "dec"] = "inc"
-    """w_i of Eq. 4: proportional to i^2, all the same, or to (k + 1 - i)^2."""
+    """w_i of Eq. 4: growing as i^2, equal, or falling."""
+    # Falling as (k + 1 - i)^2.
     degree: Literal["auto", "equal"] = "auto"
-    """a_i of Eq. 5: by the attention of the text on a patch, or 1 / m."""
+    """a_i of Eq. 5: by the text's attention, or all the same."""
+    # All the same: 1 / m.
     text: Literal["all", "prompt"] = "all"
-    """Whose attention counts: every text token behind the image, or those that are not trained."""
+    """Whose attention: all text behind the image, or the untrained."""
     normalise: Literal["none", "unit"] = "none"
-    """`unit` gives each layer's visual tokens the mean length of the LLM's embeddings before the sum: later layers' are
-    longer, and one or two dimensions of them hold most of that length."""
+    """unit: every layer's tokens get the same length before the sum."""
+    # The mean length of the LLM's embeddings. Later layers' tokens are longer, and mostly so in one or two dimensions.
     outliers: Annotated[int, Field(ge=0)] = 0
     """So many dimensions of the supervision, those of the largest mean square in a batch, are set to 0."""
     lens: Literal["none", "ridge", "centred", "shuffled"] = "none"

@@ -5,17 +5,14 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.core.settings import Settings
-from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.execution.dispatch import StageRun, do_shards, driver_device, take_back
 from sea_pipeline.execution.run_report import Report
 from sea_pipeline.inputs.llava_json import grew_from
@@ -39,51 +36,17 @@ from trainer.model.aspect_ratio import pads
 from trainer.model.digests import processing_digests
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.terms import basic_term
-from trainer.recipes.recipe import SAMPLES, AspectRatio, Basic, Data, LearningRates, Loss, Recipe
+from trainer.recipes.recipe import SAMPLES, Data, LearningRates, Loss, Recipe
 from trainer.targets.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from trainer.targets.store import CODEC, KIND, bytes_per_image
+from trainer.teacher.checks import check_teacher
+from trainer.teacher.settings import TeachSettings as TeachSettings
 from trainer.teacher.stage import TEACH_VERSION, Teacher, TeachStage
 
 _LARGE = 100e9
 """Bytes; more are asked about."""
 _CALIBRATION = 64, 16_384
 """Images and vectors that the codec is fitted to, at most."""
-
-
-class TeachSettings(Settings):
-    """What `sea-pipeline teacher` is asked for."""
-
-    model: Path
-    """A LLaVA folder."""
-    data: str
-    """A LLaVA `.json` or `.jsonl` file, or `samples`; of several samples of an image, the first one counts."""
-    image_root: Path | None = None
-    out: str | Path | None = None
-    """A folder, or the URL of one; None: a folder below runs/targets whose name tells the settings apart."""
-    template: Literal["plain", "vicuna_v1", "own"] = "own"
-    max_length: Annotated[int, Field(ge=16)] = 2048
-    image_aspect_ratio: AspectRatio | None = None
-    """Of the stage that is to read the targets, see `Data`; None: as the model folder does."""
-    codec: CodecName = "int8"
-    basic: Basic = Basic()
-    bad_rows: Literal["stop", "leave_out"] = "stop"
-    """See `recipe.Data`; an image of such rows alone has no targets, and is bad."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the model's weights."""
-    extend: bool = False
-    """Add images that are new to a folder that was begun without them; see `begin`."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Only the first so many images, in the order of their ids."""
-    device: str = "auto"
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    shard_size: Annotated[int, Field(ge=1, le=65_536)] = 256
-    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
-    retry_bad: bool = False
-    """Read the shards with bad images again, in a finished folder too."""
-    yes: bool = False
-    """Write more than 100 GB without asking."""
-    crew: Crew = Crew()
-    """Who does the shards."""
 
 
 def teach_images(
@@ -99,10 +62,7 @@ def teach_images(
     Raises:
         UserError: an input does not fit; the folder would be large and `yes` is not given.
     """
-    if settings.extend and (settings.limit or settings.out is None):
-        raise UserError(
-            "--extend: expected --out, the folder to extend, and no --limit: every image that is new is added"
-        )
+    check_teacher(settings)
     device, _ = driver_device(settings.crew, settings.device)
     folder = open_model_folder(settings.model, settings.image_aspect_ratio)
     recipe = _recipe(settings, folder)

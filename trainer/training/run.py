@@ -40,6 +40,7 @@ from trainer.recipes.recipe import Parts, Recipe
 from trainer.training.arguments import training_arguments
 from trainer.training.build import build, premise_of, trainable
 from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluation
+from trainer.training.checks import check_recipe
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.run_folder import NO_RUN, begin_run, beside, run_fields
@@ -95,9 +96,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
     args = training_arguments(recipe, Path())  # refuses what does not fit before any work is done
-    rates = recipe.learning_rates
-    if not (rates.projector or rates.llm or rates.vision):
-        raise UserError("learning_rates: projector, llm and vision are all null; give one of them a rate")
+    check_recipe(recipe)
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {NO_RUN}")
     set_seed(recipe.seed)

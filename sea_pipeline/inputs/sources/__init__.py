@@ -15,11 +15,11 @@ from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import hub, tables, tars
 from sea_pipeline.inputs.sources.base import Found, Source, named
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
-from sea_pipeline.inputs.sources.forms import Input, find_input
+from sea_pipeline.inputs.sources.forms import LISTS, Input, find_input, is_pattern
 from sea_pipeline.inputs.sources.path_lists import list_paths
 from sea_pipeline.storage.paths import is_url
 
-__all__ = ["PACKAGED", "Source", "kind_of", "list_samples", "open_source"]
+__all__ = ["PACKAGED", "Source", "check_input", "kind_of", "list_samples", "open_source"]
 
 PACKAGED = "packaged sample photos"
 _PACKAGED_PHOTOS = {
@@ -73,10 +73,7 @@ def list_samples(
         UserError: no such input, not of its format, or nothing in it.
     """
     left_out: Counter[str] = Counter()
-    if streaming and not _is_hub(images):
-        raise UserError("--streaming: goes with --images hf:NAME")
-    if image_root is not None and (images is None or _is_hub(images)):
-        raise UserError(f"--image-root {image_root}: goes with a list of images")
+    _refuse_contradictions(images, image_root, streaming)
     if images is None:
         name, origin, found = "samples", PACKAGED, _packaged_photos()
     elif _is_hub(images):
@@ -93,6 +90,28 @@ def list_samples(
     notes = {what: count for what, count in left_out.items() if count}
     ordered = samples if streaming else sorted(samples, key=lambda sample: (sample.image_id, sample.problem or ""))
     return Listing(name, origin, found.root, ordered[:limit], notes, found.ids, streaming, found.pieces)
+
+
+def check_input(images: str | None, image_root: str | Path | None = None, *, streaming: bool = False) -> None:
+    """Refuses what `list_samples` would refuse of an input of this machine before it lists anything.
+
+    Raises:
+        UserError: nothing is there, or nothing of a form that is known; or the options contradict each other.
+    """
+    _refuse_contradictions(images, image_root, streaming)
+    if images is None or _is_hub(images) or is_url(images) or os.path.isdir(images):  # noqa: PTH112
+        return
+    if not is_pattern(images):
+        asked = find_input(images, Counter())
+        if asked.suffix in LISTS:
+            _image_root(image_root, asked.files)
+
+
+def _refuse_contradictions(images: str | None, image_root: str | Path | None, streaming: bool) -> None:
+    if streaming and not _is_hub(images):
+        raise UserError("--streaming: goes with --images hf:NAME")
+    if image_root is not None and (images is None or _is_hub(images)):
+        raise UserError(f"--image-root {image_root}: goes with a list of images")
 
 
 def _found(

@@ -19,8 +19,10 @@ FORMS = (
     "a folder, a .json, .jsonl, .csv, .tsv, .txt, .parquet or .tar file, several .parquet or .tar files (*, "
     "{000..009}), a URL of one of these, or hf:NAME[:SPLIT]"
 )
-_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".tar"}
+LISTS = {".json", ".jsonl", ".csv", ".tsv", ".txt"}
+"""Of files that name images; a .parquet file names them or holds them."""
 _SEVERAL = {".parquet", ".tar"}
+_SUFFIXES = LISTS | _SEVERAL
 _BRACES = re.compile(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}")
 _MOST_NAMES = 1_000_000
 
@@ -48,9 +50,9 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
             return _folder(LocalFiles(path), images, left_out)
         if os.path.exists(path):  # noqa: PTH110
             return _several(LocalFiles(path.parent), [in_utf8(path.name)], images)
-    elif not _is_pattern(images) and _suffix(images) not in _SUFFIXES:
+    elif not is_pattern(images) and _suffix(images) not in _SUFFIXES:
         return _folder(open_files(images), images, left_out)
-    if _is_pattern(images):
+    if is_pattern(images):
         return _matching(images, left_out)
     if not is_url(images):
         raise UserError(f"--images {images}: expected {FORMS}; found nothing there")
@@ -139,7 +141,8 @@ def _parent(images: str) -> str:
     return f"{parent}/" if parent.endswith(":/") else parent
 
 
-def _is_pattern(images: str) -> bool:
+def is_pattern(images: str) -> bool:
+    """Whether it stands for names that are looked for, as `*` and `{000..009}` do."""
     return re.search(r"[*?\[]", images) is not None or _BRACES.search(images) is not None
 
 

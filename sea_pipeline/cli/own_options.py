@@ -1,0 +1,53 @@
+"""Options and arguments of commands without settings, and how the commands that work shard by shard end."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sea_pipeline.cli import completion
+from sea_pipeline.cli.app import FAILED_SHARDS, print_json
+
+if TYPE_CHECKING:  # it brings torch
+    from sea_pipeline.execution.dispatch import StageRun
+
+LabelsFolder = Annotated[
+    str,
+    typer.Argument(
+        help="A folder that `sea-pipeline label` wrote.", show_default=False, autocompletion=completion.labels
+    ),
+]
+OutputFolder = Annotated[
+    str,
+    typer.Argument(help="An output folder, finished or not.", show_default=False, autocompletion=completion.outputs),
+]
+StageJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON: `folder`, what `status --json` prints, and `run`.")
+]
+
+
+def local_output(teaches: str, *spelled: str) -> Any:  # noqa: ANN401 - typer's
+    """The option of an output that is no folder of shards: a `Path` made of a URL would be a folder `s3:`."""
+    return typer.Option(*spelled, parser=_of_this_machine, metavar="<path>", help=teaches)
+
+
+def _of_this_machine(text: str | Path) -> Path:
+    from sea_pipeline.storage.paths import is_url
+
+    if is_url(str(text)):
+        raise typer.BadParameter(
+            f"expected a path of this machine, found {text}: only label, teacher, merge and select write to stores"
+        )
+    return Path(text)
+
+
+def tell(done: "StageRun", kind: str, done_to: str, *, as_json: bool) -> None:
+    """Prints what was done, as a table or as JSON; exit 3 if shards failed."""
+    from sea_pipeline.cli.tables import labels as label_tables
+
+    if as_json:
+        print_json(done.to_json())
+    else:
+        label_tables.stage_table(done, kind, done_to)
+    if done.report.failed:
+        raise typer.Exit(FAILED_SHARDS)

@@ -1,0 +1,15 @@
+"""How devices are called; `devices` says whether they are there."""
+
+import re
+
+from sea_pipeline.core.errors import UserError
+
+
+def check_device_name(spec: str) -> None:
+    """Refuses what is no device's name.
+
+    Raises:
+        UserError: it is neither auto, cpu, cuda nor cuda:N.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", spec):
+        raise UserError(f"--device {spec}: expected auto, cpu, cuda or cuda:N")

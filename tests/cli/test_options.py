@@ -1,0 +1,145 @@
+"""Options are made of settings: each field is one, or is left out on purpose."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer.main
+from pydantic import BaseModel, Field
+
+from sea_pipeline.cli import app
+from sea_pipeline.cli.options import options_of, settings_of
+from sea_pipeline.core.settings import Settings
+from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.labels.settings import ForecastSettings, LabelSettings, LlmProbeSettings, ProbeSettings
+from sea_pipeline.report.settings import ReportSettings
+from trainer.data.settings import TokensSettings
+from trainer.evaluation.settings import EvaluateSettings
+from trainer.export.settings import ExportSettings
+from trainer.model.settings import InitSettings
+from trainer.teacher.settings import TeachSettings
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+MADE: list[tuple[str, type[Settings]]] = [
+    ("label", LabelSettings),
+    ("plan", ForecastSettings),
+    ("probe", ProbeSettings),
+    ("probe", LlmProbeSettings),
+    ("teacher", TeachSettings),
+    ("evaluate", EvaluateSettings),
+    ("export", ExportSettings),
+    ("init", InitSettings),
+    ("report", ReportSettings),
+    ("tokens", TokensSettings),
+]
+ABSENT = {
+    "plan": {"id_column", "streaming", "out", "crops", "limit", "extend", "max_bad", "retry_bad", "probe"}
+    | Crew.model_fields.keys() - {"workers"},  # its own workers are how many to forecast for
+    "teacher": {"outliers", "lens"},  # depend on a batch, or on training
+    "export": {"kind"},  # --llm-only and --projector-only
+}
+"""Fields that are no options, by command."""
+OWN = {"label": set(), "export": {"llm_only", "projector_only"}}
+"""Options that no settings have, beside --json, --quiet and --verbose."""
+
+
+def fields(settings: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """Fields, and those of settings within, which come first: the outer ones count."""
+    for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation)
+        else:
+            yield name, field
+
+
+@pytest.mark.parametrize(("name", "settings"), MADE)
+def test_every_field_is_an_option_or_left_out_on_purpose(name: str, settings: type[Settings]) -> None:
+    options = {option.name for option in COMMANDS[name].params}
+    assert {field for field, _ in fields(settings)} - options == ABSENT.get(name, set())
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in MADE}))
+def test_every_option_is_a_field(name: str) -> None:
+    every = {field for command, settings in MADE if command == name for field, _ in fields(settings)}
+    assert {option.name for option in COMMANDS[name].params} - every == (
+        OWN.get(name, set()) | {"as_json", "quiet", "verbose"}
+    )
+
+
+@pytest.mark.parametrize(("name", "settings"), MADE)
+def test_defaults_and_help_are_those_of_the_fields(name: str, settings: type[Settings]) -> None:
+    options = {option.name: option for option in COMMANDS[name].params}
+    for field, made_of in dict(fields(settings)).items():
+        if field in options and not options[field].hidden:
+            option = options[field]
+            assert option.help == " ".join(made_of.description.split()), field
+            if (name, field) not in {("probe", "data"), ("probe", "llm"), ("probe", "encoder"), ("report", "folders")}:
+                assert option.required == made_of.is_required(), field
+                assert made_of.is_required() or option.default == made_of.default, field
+
+
+def test_label_and_teacher_have_the_same_options_of_workers() -> None:
+    for name in Crew.model_fields:
+        of_label, of_teacher = (
+            next(option for option in COMMANDS[command].params if option.name == name)
+            for command in ("label", "teacher")
+        )
+        assert (of_label.opts, of_label.secondary_opts) == (of_teacher.opts, of_teacher.secondary_opts)
+        assert (of_label.help, of_label.default) == (of_teacher.help, of_teacher.default)
+
+
+class _Inner(Settings):
+    shared: int = 3
+    """Three."""
+
+
+class _Outer(Settings):
+    several: tuple[str, ...] = ("a",)
+    """Some."""
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """A share, of which
+    this is the second line."""
+    kind: Literal["a", "b"] = "a"
+    on: bool = True
+    off: bool = False
+    inner: _Inner = _Inner()
+
+
+def test_what_options_are_made_of_fields() -> None:
+    made = {one.name: one for one in options_of(_Outer, in_range=("share",), spelled={"kind": "--sort"})}
+    infos = {name: one.annotation.__metadata__[0] for name, one in made.items()}
+    kinds = {name: one.annotation.__origin__ for name, one in made.items()}
+    assert list(made) == ["several", "share", "kind", "on", "off", "shared"]
+    assert kinds == {
+        "several": list[str], "share": float | None, "kind": Literal["a", "b"], "on": bool, "off": bool, "shared": int,
+    }  # fmt: skip
+    assert [infos[name].default for name in ("share", "kind", "on", "off")] == [
+        "--share",
+        "--sort",
+        "--on/--no-on",
+        "--off",
+    ]
+    assert (infos["share"].min, infos["share"].max, infos["share"].help) == (
+        0, 1, "A share, of which this is the second line.",
+    )  # fmt: skip
+    assert settings_of(_Outer, {"several": ["b"], "shared": 4, "other": 1}) == _Outer(
+        several=("b",), inner=_Inner(shared=4)
+    )
+
+
+def test_a_field_of_settings_within_that_the_outer_ones_have_too_is_theirs() -> None:
+    assert settings_of(ForecastSettings, {"planned": 1, "workers": 9}).workers == 9
+    assert settings_of(ForecastSettings, {"planned": 1, "workers": 9}).crew.workers is None
+
+
+@pytest.mark.parametrize(("name", "settings"), MADE)
+def test_settings_are_where_they_were(name: str, settings: type[Settings]) -> None:
+    old = {
+        "label": "sea_pipeline.labels.run", "plan": "sea_pipeline.labels.forecast",
+        "probe": "sea_pipeline.labels.sign_probe", "teacher": "trainer.teacher.run",
+        "evaluate": "trainer.evaluation.run", "export": "trainer.export.run", "init": "trainer.model.settings",
+        "report": "sea_pipeline.report.run", "tokens": "trainer.data.row_tokens",
+    }  # fmt: skip
+    module = "trainer.evaluation.llm_probe" if settings is LlmProbeSettings else old[name]
+    assert getattr(import_module(module), settings.__name__) is settings

@@ -1,0 +1,79 @@
+"""What can be wrong with the settings of `evaluate` and is known without torch, which takes seconds."""
+
+from pathlib import Path
+
+from sea_pipeline.core.device_names import check_device_name
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.folder import check_is_ours
+from sea_pipeline.storage.publish import check_result
+from trainer.data.files import check_conversations, conversations_file
+from trainer.evaluation.settings import EvaluateSettings
+from trainer.model.llava_folder import check_llava_folder
+from trainer.model.run_record import read_run
+from trainer.recipes.recipe import Data
+
+
+def check_evaluate(settings: EvaluateSettings) -> Data | None:
+    """Looks at the settings of `evaluate`; gives the conversations that the lens is made of, None without one.
+
+    Raises:
+        UserError: a file or a folder is not there or cannot be written, there is no device of that name, or options
+            contradict each other.
+    """
+    if settings.out is not None:
+        if not (settings.layers or settings.replace):
+            raise UserError(
+                f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
+            )
+        check_result(settings.out)
+    if settings.save_figures is not None and settings.labels is None and not settings.layers:
+        raise UserError("--save-figures: draws words with --labels and tokens with --layers; give one of them, or both")
+    captions = _captions(settings)
+    check_device_name(settings.device)
+    check_llava_folder(settings.model)
+    if settings.labels is not None:
+        check_is_ours(settings.labels)
+    check_conversations(settings.data, settings.image_root)
+    if settings.questions is not None:
+        read_questions_text(settings.questions)
+    return captions
+
+
+def _captions(settings: EvaluateSettings) -> Data | None:
+    """The conversations whose answers the lens is made of; None without one."""
+    if settings.lens is None:
+        if settings.lens_data is not None:
+            raise UserError(f"--lens-data {settings.lens_data}: is for --lens contextual; give that, or leave it out")
+        return None
+    if settings.lens_data is not None:
+        if not conversations_file(settings.lens_data).is_file():
+            raise UserError(
+                f"--lens-data {settings.lens_data}: expected a LLaVA .json or .jsonl file; found none there"
+            )
+        return Data(train=settings.lens_data, template=settings.template)
+    run = settings.model.resolve().parent
+    if not (run / "run.json").is_file():
+        raise UserError(
+            f"--lens {settings.lens}: expected captions to read words in; {settings.model} is no run's model, whose "
+            "training data would be taken; name a LLaVA file with --lens-data"
+        )
+    data = read_run(run).recipe.data
+    if not conversations_file(data.train).is_file():
+        raise UserError(
+            f"--lens {settings.lens}: expected the run's training data, {data.train}, which is not there; name a LLaVA "
+            "file with --lens-data"
+        )
+    return data
+
+
+def read_questions_text(path: Path) -> str:
+    """Reads a file of questions, see `questions.read_questions`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: expected questions as JSON; it cannot be read: {reason}") from error

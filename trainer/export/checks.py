@@ -1,0 +1,45 @@
+"""What can be wrong with the settings of `export` and is known without torch, which takes seconds."""
+
+from pathlib import Path
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.publish import check_new_folder
+from trainer.export.settings import ExportSettings
+from trainer.model.llava_folder import check_llava_folder
+
+
+def check_export(settings: ExportSettings) -> None:
+    """Looks at the settings of `export`.
+
+    Raises:
+        UserError: options contradict each other; the source is not there; `out` holds something; nobody can upload.
+    """
+    if settings.format == "bin" and settings.kind != "projector":
+        raise UserError("--format bin: is for --projector-only; models are written as safetensors")
+    if settings.compat is not None and settings.names is not None:
+        raise UserError("--names, --compat: expected one of them; --compat is what --names was called before")
+    for option, version in (("--names", settings.names), ("--compat", settings.compat)):
+        if settings.kind == "projector" and version is not None:
+            raise UserError(f"{option} {version}: makes no difference to a projector's file; leave it out")
+    if settings.push is not None:
+        from trainer.model import hub  # here: uploads are seldom asked for
+
+        hub.check(settings.push)
+    if not is_run(settings.source, settings.checkpoint):
+        check_llava_folder(settings.source)
+    check_new_folder(settings.out)
+
+
+def is_run(source: Path, checkpoint: int | None) -> bool:
+    """Tells whether a folder is a run's.
+
+    Raises:
+        UserError: it holds several, or is none and a step of one was asked for.
+    """
+    if (source / "run.json").is_file():
+        return True
+    if stages := sorted(path.parent.name for path in source.glob("*/run.json")):
+        raise UserError(f"{source}: holds the stages {', '.join(stages)}; name one, such as {source / stages[-1]}")
+    if checkpoint is not None:
+        raise UserError(f"--checkpoint {checkpoint}: expected the folder of a run; found no run.json in {source}")
+    return False

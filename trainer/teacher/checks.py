@@ -1,0 +1,23 @@
+"""What can be wrong with the settings of `teacher` and is known without torch, which takes seconds."""
+
+from sea_pipeline.core.device_names import check_device_name
+from sea_pipeline.core.errors import UserError
+from trainer.data.files import check_conversations
+from trainer.model.llava_folder import check_llava_folder
+from trainer.teacher.settings import TeachSettings
+
+
+def check_teacher(settings: TeachSettings) -> None:
+    """Looks at the settings of `teacher`.
+
+    Raises:
+        UserError: a file or a folder is not there, there is no device of that name, or options contradict each other.
+    """
+    if settings.extend and (settings.limit or settings.out is None):
+        raise UserError(
+            "--extend: expected --out, the folder to extend, and no --limit: every image that is new is added"
+        )
+    if settings.crew.alone:
+        check_device_name(settings.device)
+    check_llava_folder(settings.model)
+    check_conversations(settings.data, settings.image_root)
