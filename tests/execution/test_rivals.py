@@ -15,7 +15,7 @@ from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.storage import publish
+from sea_pipeline.storage import locks
 from sea_pipeline.storage.publish import TEMPORARY, check_result, publish_result
 from sea_pipeline.storage.scratch import host
 from tests.support.contents import content
@@ -34,7 +34,7 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError
 
-    monkeypatch.setattr(publish.locks.fcntl, "flock", refused)
+    monkeypatch.setattr(locks.fcntl, "flock", refused)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from tests.support.contents import content, rows
 from tests.support.grown_photos import grow
+from tests.support.grown_photos import photos as photos
 from tests.support.kills import killed_around
 from tests.support.programs import Begin, labelling
 from tests.support.world import ColourEncoder, draw_folder, word_file
