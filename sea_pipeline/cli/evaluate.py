@@ -102,7 +102,7 @@ def evaluate(
         limit_images=limit_images, new_tokens=new_tokens, bad_rows=bad_rows, questions=questions,
         question_root=question_root, out=out, save_figures=save_figures,
     )  # fmt: skip
-    found = evaluate_model(settings, progress=terminal.progress)
+    found = evaluate_model(settings, reporter=terminal.Terminal())
     if as_json:
         print_json(found)
         return

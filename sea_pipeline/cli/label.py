@@ -106,11 +106,5 @@ def label(
         template=template, top_n=top_n, crops=crops, out=out, limit=limit, device=device, search=search,
         shard_size=shard_size, max_bad=max_bad, retry_bad=retry_bad, extend=extend, probe=probe, crew=crew,
     )  # fmt: skip
-    done = label_images(
-        settings,
-        begun=lambda ledger: terminal.say(f"labels go to {ledger.root}"),
-        warn=terminal.warning,
-        say=terminal.say,
-        progress=terminal.progress,
-    )
+    done = label_images(settings, terminal.Terminal())
     tell(done, "labels", "labelled", as_json=as_json)

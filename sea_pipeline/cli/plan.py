@@ -54,7 +54,7 @@ def plan(
         wordlist=wordlist, encoder=encoder, precision=precision, template=template, top_n=top_n, device=device,
         search=search, shard_size=shard_size,
     )  # fmt: skip
-    found = forecast(settings, terminal.progress)
+    found = forecast(settings, terminal.Terminal())
     if as_json:
         print_json(found.to_json())
     else:

@@ -80,7 +80,7 @@ def probe(
         data=data, image_root=image_root, encoder=tuple(encoder or ("packaged",)), wordlist=wordlist, top_n=top_n,
         limit=limit, seed=seed, precision=precision, template=template, device=device,
     )  # fmt: skip
-    findings = probe_encoders(settings, terminal.progress)
+    findings = probe_encoders(settings, terminal.Terminal())
     if as_json:
         print_json(findings.to_json())
     else:
@@ -99,7 +99,7 @@ def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:
     from sea_pipeline.cli.tables.probe import llm_tables
     from trainer.evaluation.llm_probe import LlmProbeSettings, probe_llm
 
-    found = probe_llm(LlmProbeSettings.of(**asked), terminal.progress).to_json()
+    found = probe_llm(LlmProbeSettings.of(**asked), terminal.Terminal()).to_json()
     if as_json:
         print_json(found)
     else:

@@ -82,7 +82,7 @@ def make_report(
         run.name = name
     for run in runs:
         _look(run, images, device)
-    made = write_report(store, runs, asked, progress=terminal.progress)
+    made = write_report(store, runs, asked, reporter=terminal.Terminal())
     return {"out": str(out), "runs": len(runs), **made}
 
 
@@ -110,7 +110,7 @@ def _look(run: "RunInput", images: int, device: str) -> None:
             take_own_trainer()
             from trainer.training.report_views import ViewSettings, run_views
 
-            run.views = run_views(run.path, ViewSettings(images=images, device=device), progress=terminal.progress)
+            run.views = run_views(run.path, ViewSettings(images=images, device=device), reporter=terminal.Terminal())
             return
         except (ImportError, UserError) as problem:
             run.note = str(problem)

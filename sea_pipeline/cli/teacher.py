@@ -108,5 +108,5 @@ def teacher(
         shard_size=shard_size, image_aspect_ratio=image_aspect_ratio, max_bad=max_bad, retry_bad=retry_bad,
         extend=extend, yes=yes, crew=crew,
     )  # fmt: skip
-    done = teach_images(settings, say=terminal.say, progress=terminal.progress)
+    done = teach_images(settings, terminal.Terminal())
     tell(done, "targets", "taught", as_json=as_json)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.storage.json_files import read_json
 from trainer.evaluation.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
@@ -75,7 +75,7 @@ class LlmProbed:
         return found | {"layers": layers, "refined": refined, "verdicts": self.verdicts()}
 
 
-def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> LlmProbed:
+def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmProbed:
     """Has an LLM read text, and compares what its layers make of it, and V^, with the tokens' own embeddings.
 
     Raises:
@@ -90,7 +90,7 @@ def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> Llm
     tokens = int(reader.columns(rows).sum())
     if tokens < _LEAST:
         raise UserError(f"--text {settings.text}: expected {_LEAST} tokens or more; found {tokens}; give a longer text")
-    lenses: Lenses = {"none": None, **text_lenses(reader, KINDS, k, progress)}
+    lenses: Lenses = {"none": None, **text_lenses(reader, KINDS, k, reporter)}
     on_text = look_at_text(reader, rows, basic, lenses)
     source = "plain English of ours" if settings.text is None else str(settings.text)
     return LlmProbed(
