@@ -83,8 +83,8 @@ def test_labels_that_nobody_checks_are_found(world: World, monkeypatch: pytest.M
     """Neither in the cache, nor in a folder."""
     monkeypatch.setattr("sea_pipeline.label_cache.check_file", lambda root, file: None)
     assert found(world, "cache") in (LOSS, TRACEBACK)
-    for module in ("records", "verify", "mend", "rows"):
-        monkeypatch.setattr(f"sea_pipeline.{module}.check_file", lambda root, file: None, raising=False)
+    for module in ("records", "verify", "mend", "row_store"):
+        monkeypatch.setattr(f"sea_pipeline.output.{module}.check_file", lambda root, file: None, raising=False)
     assert found(world, "labels", 20) != "none"
 
 

@@ -15,10 +15,10 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.renamed import renamed
 from trainer.losses.equations import word_table
 
-__getattr__ = renamed(__name__, "trainer.losses.embeddings", {"llm_embeddings", "ordinary_length"})
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+__getattr__ = renamed(__name__, "trainer.losses.embeddings", {"llm_embeddings", "ordinary_length"})
 
 Prefix = Literal["space", "none", "both-mean"]
 _BEFORE = "a"

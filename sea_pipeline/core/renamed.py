@@ -26,7 +26,7 @@ def renamed(old: str, new: str, names: Collection[str] = ()) -> Callable[[str], 
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         found: object = getattr(importlib.import_module(new), name)
         warnings.warn(
-            f"{old}.{name} is {new}.{name} now; the old name goes with version 0.3", DeprecationWarning, stacklevel=2
+            f"{old}.{name} is {new}.{name} now; the old name goes with version 0.2", DeprecationWarning, stacklevel=2
         )
         return found
 

@@ -173,6 +173,22 @@ def test_damage_is_said_and_costs_nothing_behind_it(tmp_path: Path, name: str) -
     assert found == expected | {image: found[image] for image in ("n",) if image in found}
 
 
+@pytest.mark.parametrize("gone", [1024, 1000, 1100])
+@pytest.mark.parametrize("end", [0, 1024])
+def test_a_member_whose_header_lies_in_another_ones_bytes_is_found(tmp_path: Path, gone: int, end: int) -> None:
+    """Behind what the damaged member's header says lie zeros, or nothing: without it, a tar that ends well."""
+    last = tar_bytes({"b0.png": b"\5" * 9})[:1024]
+    data = header("z.png", b"0", octal(4000)) + b"z" * (4000 - gone) + bytes(96) + last
+    found, _ = listed(tmp_path, open_end(A) + data.ljust(4608 + end, b"\0"))
+    assert f"bytes are missing before the header at byte {4608 + 512 + 4096 - gone:,}" in str(found.pop("x.tar"))
+    assert {name: found[name] for name in [*A, "b0.png"]} == A | {"b0.png": b"\5" * 9}
+
+
+def test_a_tar_in_a_tar_is_no_damage(tmp_path: Path) -> None:
+    found, _ = listed(tmp_path, tar_bytes({**A, "inner.tar": tar_bytes({**B})}))
+    assert found == A
+
+
 def test_a_tar_is_read_once_and_garbage_fast(tmp_path: Path) -> None:
     """Not block by block: 64 MB of zeros and of garbage are looked through in well under ten seconds."""
     path = tmp_path / "x.tar"

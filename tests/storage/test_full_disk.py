@@ -38,7 +38,7 @@ def test_full_at_random_writes(
         label(images=str(photos), max_bad=0.5)
         draw_folder(photos / "more", 10, seed=1)
         label(images=str(photos), out=whole, max_bad=0.5, extend=True)
-    plain, chance, said = publish._sync, random.Random(0), []
+    plain, chance, said = publish.sync, random.Random(0), []
 
     def sync(path: Path) -> None:
         if path.is_file() and chance.random() < 0.4:

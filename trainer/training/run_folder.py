@@ -24,8 +24,9 @@ from trainer.model.text_lens import lens_fields
 from trainer.recipes.recipe import Recipe
 from trainer.targets.store import CODEC
 
+NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 ACCUMULATION = "gradient_accumulation_steps"
-
+_MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
 _ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
 """Beginnings of training arguments that change what a run writes or how fast, and no weight."""
 
@@ -72,10 +73,6 @@ def beside(inputs: Inputs) -> dict[str, Any]:
         "image_root": str(inputs.conversations.image_root.resolve()),
         "evaluate": file_sha256(Path(evaluate)) if evaluate and Path(evaluate).is_file() else evaluate,
     }
-
-
-NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
-_MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
 
 
 def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:

@@ -40,15 +40,19 @@ class Members:
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         place, behind_zeros = 0, False
         data: int | None = None
-        while place < self._size:
-            member = self._member(place)
+        while place < self._size or data is not None:
+            member = self._member(place) if place < self._size else ""
             if isinstance(member, tarfile.TarInfo):
                 self.markers += behind_zeros
                 behind_zeros, data = False, member.offset_data
                 yield member
                 place = self._behind(member)
-            elif not self._block(place).strip(b"\0"):
-                behind_zeros, data = True, None
+            elif not self._block(place).strip(b"\0"):  # also at the end of the file
+                if data is not None and (swallowed := self._swallowed(data, place)) is not None:
+                    self.damage.append(f"bytes are missing before the header at byte {swallowed:,}")
+                    place, data = swallowed, None
+                    continue
+                behind_zeros, data = behind_zeros or place < self._size, None
                 self._tar.pax_headers = {}  # those of a whole archive, which ends here
                 place = self._skip_zeros(place)
             else:
@@ -84,11 +88,21 @@ class Members:
         self.damage.append(f"the member at byte {member.offset:,} ends behind the end of the file")
         return self._search(member.offset_data)
 
-    def _search(self, place: int) -> int:
+    def _swallowed(self, data: int, end: int) -> int | None:
+        """Finds a header in the bytes of a member behind which there is none: bytes before it have been lost.
+
+        A member that is a tar itself begins with a header, and holds others by right.
+        """
+        if _is_header(self._block(data)):
+            return None
+        found = self._search(data, end)
+        return found if found < min(end, self._size) else None
+
+    def _search(self, place: int, end: int | None = None) -> int:
         """Where the next header is; the file's end if there is none, or if the file is compressed."""
         if self.damage == [_PACKED]:
             return self._size
-        for start in range(place, self._size, _CHUNK):
+        for start in range(place, self._size if end is None else end, _CHUNK):
             chunk = self._read(start, _CHUNK + _BLOCK)
             magic = chunk.find(_MAGIC, _TO_MAGIC)
             while magic >= 0:

@@ -23,6 +23,7 @@ from transformers import (
 
 from tests.support.memory import READY, measured
 from tests.support.programs import Begin
+from tests.support.run_values import run as run
 from tests.support.run_values import tensors, written
 from tests.support.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
 from tests.support.tiny_runs import World, tiny_recipe
@@ -301,12 +302,12 @@ MEASURED = f"""
 import sys
 from pathlib import Path
 from trainer.model.tensor_files import read_weights, write_weights
-from trainer import legacy
+from trainer.export import transformers4
 import torch
 torch.set_num_threads(1)
 source, out = map(Path, sys.argv[1:])
 {READY}
-write_weights(legacy.rescaled(legacy.renamed(read_weights(source), "clip_vision_model"), 8), out)
+write_weights(transformers4.rescaled(transformers4.renamed(read_weights(source), "clip_vision_model"), 8), out)
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage import publish
+from sea_pipeline.storage import locks, publish
 from tests.support import tiny_runs
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
@@ -131,10 +131,10 @@ def test_two_at_once_train_one_after_the_other(tiny: World, tmp_path: Path, prog
 
 
 def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
-    with publish.claimed(tmp_path), pytest.raises(UserError, match="another process works on it"):  # noqa: SIM117
-        with publish.claimed(tmp_path, seconds=0.1):
+    with locks.claimed(tmp_path), pytest.raises(UserError, match="another process works on it"):  # noqa: SIM117
+        with locks.claimed(tmp_path, seconds=0.1):
             pass
-    with publish.claimed(tmp_path, seconds=0.1):
+    with locks.claimed(tmp_path, seconds=0.1):
         pass
 
 
