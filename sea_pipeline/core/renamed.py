@@ -61,7 +61,7 @@ def taking_callbacks(
             if callbacks := {name: named.pop(name) for name in names if name in named}:
                 old = " and ".join(f"{name}=" for name in callbacks)
                 warnings.warn(
-                    f"{function.__name__}: reporter= takes the place of {old}; the old name goes with version 0.3",
+                    f"{function.__name__}: reporter= takes the place of {old}; the old name goes with version 0.2",
                     DeprecationWarning,
                     stacklevel=2,
                 )

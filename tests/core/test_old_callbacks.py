@@ -12,7 +12,7 @@ from tests.support.heard import Heard
 from tests.support.world import ColourEncoder, draw_folder
 from trainer.training.reporter import Told, of_told
 
-OLD = "reporter= takes the place of {}; the old name goes with version 0.3"
+OLD = "reporter= takes the place of {}; the old name goes with version 0.2"
 
 
 def test_label_hears_as_before(encoder: ColourEncoder, words: Path, tmp_path: Path) -> None:

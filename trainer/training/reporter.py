@@ -24,7 +24,7 @@ class TrainReporter(Reporter):
 
 
 class Told(Callbacks, TrainReporter):
-    """Calls the callbacks that were given to `train` before there were reporters; goes with version 0.3."""
+    """Calls the callbacks that were given to `train` before there were reporters; goes with version 0.2."""
 
     def __init__(self, **callbacks: Any) -> None:  # noqa: ANN401 - each of its own kind
         super().__init__(**callbacks)
