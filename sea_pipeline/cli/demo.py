@@ -40,7 +40,7 @@ def demo(
     from trainer.training.run import train_stages
 
     terminal.say("1 of 3: words for every patch of the sample photos")
-    done = label_images(LabelSettings(out=out / "labels"), progress=terminal.progress)
+    done = label_images(LabelSettings(out=out / "labels"), terminal.bars())
     if not as_json:
         label_tables.stage_table(done, "labels", "labelled")
         store = open_labels(out / "labels")
@@ -49,7 +49,7 @@ def demo(
     for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
         terminal.say(f"2 of 3: a model that is trained {title}")
         recipes = read_recipes(builtin_recipes()[name], [f"labels.path={out / 'labels'}"])
-        runs = train_stages(recipes, out / name, told=training_tables.told())
+        runs = train_stages(recipes, out / name, reporter=training_tables.train_reporter())
         metrics |= {} if metrics else {"start": next(iter(runs.values())).summary["start"]}
         metrics[title] = list(runs.values())[-1].summary["end"]
         last[title] = list(runs.values())[-1].out

@@ -46,7 +46,7 @@ def evaluate(
     check_evaluate(settings)
     from trainer.evaluation.run import evaluate_model  # not before: a mistake in the settings is told at once
 
-    found = evaluate_model(settings, progress=terminal.progress)
+    found = evaluate_model(settings, reporter=terminal.Terminal())
     if as_json:
         print_json(found)
         return

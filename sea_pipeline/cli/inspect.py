@@ -61,7 +61,7 @@ def inspect(
         else:
             label_tables.image_tables(image, found, store.words)
         return
-    with terminal.progress("counting", len(store), 0) as advance:
+    with terminal.progress("counting", len(store)) as advance:
         stats = statistics.statistics(store, advance)
     if save is not None:
         figures.save_figure(figures.statistics_figure(stats), save)

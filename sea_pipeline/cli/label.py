@@ -31,11 +31,5 @@ def label(*, as_json: StageJson = False, **asked: object) -> None:
     check_label(settings)
     from sea_pipeline.labels.run import label_images  # not before: a mistake in the settings is told at once
 
-    done = label_images(
-        settings,
-        begun=lambda ledger: terminal.say(f"labels go to {ledger.root}"),
-        warn=terminal.warning,
-        say=terminal.say,
-        progress=terminal.progress,
-    )
+    done = label_images(settings, terminal.Terminal())
     tell(done, "labels", "labelled", as_json=as_json)

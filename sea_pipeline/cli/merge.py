@@ -40,7 +40,7 @@ def merge(
     from sea_pipeline.cli import terminal
     from sea_pipeline.join import merge as join_merge
 
-    done = join_merge.merge(folders, out, image_root=image_root, say=terminal.say, progress=terminal.progress)
+    done = join_merge.merge(folders, out, image_root=image_root, reporter=terminal.Terminal())
     if as_json:
         print_json(done.to_json())
         return

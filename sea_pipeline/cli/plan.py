@@ -52,7 +52,7 @@ def plan(
     check_label(settings)
     from sea_pipeline.labels.forecast import forecast  # not before: a mistake in the settings is told at once
 
-    found = forecast(settings, terminal.progress)
+    found = forecast(settings, terminal.Terminal())
     if as_json:
         print_json(found.to_json())
     else:

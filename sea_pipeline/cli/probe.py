@@ -63,7 +63,7 @@ def probe(
     check_probe(settings)
     from sea_pipeline.labels.sign_probe import probe_encoders  # not before: a mistake in the settings is told at once
 
-    findings = probe_encoders(settings, terminal.progress)
+    findings = probe_encoders(settings, terminal.Terminal())
     if as_json:
         print_json(findings.to_json())
     else:
@@ -88,7 +88,7 @@ def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:
     check_llm_probe(settings)
     from trainer.evaluation.llm_probe import probe_llm  # not before: a mistake in the settings is told at once
 
-    found = probe_llm(settings, terminal.progress).to_json()
+    found = probe_llm(settings, terminal.Terminal()).to_json()
     if as_json:
         print_json(found)
     else:

@@ -40,7 +40,7 @@ def pull(
     from sea_pipeline.cli import terminal
     from sea_pipeline.hub import pull as hub_pull
 
-    done = hub_pull.pull(dataset, out, revision=revision, say=terminal.say, progress=terminal.progress)
+    done = hub_pull.pull(dataset, out, revision=revision, reporter=terminal.Terminal())
     if as_json:
         print_json(done.to_json())
         return

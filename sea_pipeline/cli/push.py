@@ -42,7 +42,7 @@ def push(
     from sea_pipeline.cli import terminal
     from sea_pipeline.hub import push as hub_push
 
-    done = hub_push.push(folder, dataset, public=public, say=terminal.say, progress=terminal.progress)
+    done = hub_push.push(folder, dataset, public=public, reporter=terminal.Terminal())
     if as_json:
         print_json(done.to_json())
         return

@@ -73,7 +73,7 @@ def make_report(settings: "ReportSettings", names: Sequence[str] = ()) -> dict[s
         run.name = name
     for run in runs:
         _look(run, settings.images, settings.device)
-    made = write_report(store, runs, settings, progress=terminal.progress)
+    made = write_report(store, runs, settings, reporter=terminal.Terminal())
     return {"out": str(settings.out), "runs": len(runs), **made}
 
 
@@ -101,7 +101,7 @@ def _look(run: "RunInput", images: int, device: str) -> None:
             take_own_trainer()
             from trainer.training.report_views import ViewSettings, run_views
 
-            run.views = run_views(run.path, ViewSettings(images=images, device=device), progress=terminal.progress)
+            run.views = run_views(run.path, ViewSettings(images=images, device=device), reporter=terminal.Terminal())
             return
         except (ImportError, UserError) as problem:
             run.note = str(problem)

@@ -41,7 +41,7 @@ def select(
     from sea_pipeline.join import select as join_select
 
     wanted = join_select.read_ids(ids)
-    done = join_select.select(folder, wanted, out, say=terminal.say, progress=terminal.progress)
+    done = join_select.select(folder, wanted, out, reporter=terminal.Terminal())
     if as_json:
         print_json(done.to_json())
         return

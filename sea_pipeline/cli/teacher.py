@@ -31,5 +31,5 @@ def teacher(*, as_json: StageJson = False, **asked: object) -> None:
     check_teacher(settings)
     from trainer.teacher.run import teach_images  # not before: a mistake in the settings is told at once
 
-    done = teach_images(settings, say=terminal.say, progress=terminal.progress)
+    done = teach_images(settings, terminal.Terminal())
     tell(done, "targets", "taught", as_json=as_json)

@@ -6,9 +6,9 @@ Importing it brings rich alone: an error is told at once.
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -24,10 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sea_pipeline.core.progress import no_bar
-
-if TYPE_CHECKING:
-    pass
+from sea_pipeline.core.progress import Advance, ProgressOnly, Reporter
 
 LOG = logging.getLogger("sea_pipeline")
 
@@ -53,11 +50,10 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, already: int = 0) -> Iterator[Advance]:
     """A progress bar with rate and time left; silent with --quiet, and if stderr is no terminal."""
     if not messages.is_terminal or _is_quiet():
-        with no_bar(what, total, already) as advance:
-            yield advance
+        yield lambda _: None
         return
     columns = (
         TextColumn("{task.description}"),
@@ -93,6 +89,27 @@ def error(message: str) -> None:
 def warning(message: str) -> None:
     """One line on stderr, of something that goes on all the same."""
     LOG.warning("%s", message)
+
+
+class Terminal(Reporter):
+    """Shows on stderr what a function does."""
+
+    def message(self, line: str) -> None:
+        """One line; nothing with --quiet."""
+        say(line)
+
+    def warning(self, line: str) -> None:
+        """One line, of something that goes on all the same."""
+        warning(line)
+
+    def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+        """A progress bar; see the function of that name."""
+        return progress(what, total, done)
+
+
+def bars() -> Reporter:
+    """Makes a reporter that shows bars, and no lines."""
+    return ProgressOnly(Terminal())
 
 
 def show(record: logging.LogRecord) -> None:

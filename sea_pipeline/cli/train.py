@@ -49,7 +49,7 @@ def train(
     from sea_pipeline.cli.tables import training as training_tables  # not before: a mistake in a recipe is told at once
     from trainer.training.run import train_stages
 
-    runs = train_stages(recipes, out, resume=resume, told=training_tables.told())
+    runs = train_stages(recipes, out, resume=resume, reporter=training_tables.train_reporter())
     if as_json:
         print_json({"runs": [{"stage": stage, **run.to_json()} for stage, run in runs.items()]})
         return

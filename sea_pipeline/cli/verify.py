@@ -31,7 +31,7 @@ def verify(
     from sea_pipeline.storage.paths import place
 
     ledger = Ledger.open(place(folder))
-    with terminal.progress("verifying", ledger.dataset.shards, 0) as advance:
+    with terminal.progress("verifying", ledger.dataset.shards) as advance:
         checked = check_files(ledger, advance)
     size, missing = sum(file.bytes for file in checked.files), len(checked.missing)
     if as_json:

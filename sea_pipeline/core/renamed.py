@@ -1,8 +1,15 @@
-"""Old names of public modules and functions, which work for one more version."""
+"""Old names of public modules, functions and arguments, which work for one more version."""
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable, Collection
+from typing import Any, ParamSpec, TypeVar
+
+from sea_pipeline.core.progress import Reporter
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def renamed(old: str, new: str, names: Collection[str] = ()) -> Callable[[str], object]:
@@ -24,3 +31,43 @@ def renamed(old: str, new: str, names: Collection[str] = ()) -> Callable[[str], 
         return found
 
     return find
+
+
+class Callbacks(Reporter):
+    """Calls the callbacks that were arguments before there were reporters; `begun` hears of a folder, see `label`."""
+
+    def __init__(self, **callbacks: Any) -> None:  # noqa: ANN401 - each of its own kind
+        given = {name: callback for name, callback in callbacks.items() if callback is not None}
+        called = dict.fromkeys(("say", "warn", "begun"), lambda _: None) | given
+        self.message, self.warning, self.begun = called["say"], called["warn"], called["begun"]  # type: ignore[method-assign]
+        self.progress = called.get("progress", super().progress)  # type: ignore[method-assign]
+        self._warns = "warn" in given
+
+    @property
+    def shows_warnings(self) -> bool:
+        """Whether `warn` was given."""
+        return self._warns
+
+
+def taking_callbacks(
+    *names: str, made_by: Callable[..., Reporter] = Callbacks
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Lets a public function take callbacks by their old names, too: `made_by` makes its `reporter` of them."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*args: _P.args, **given: _P.kwargs) -> _R:
+            named: dict[str, Any] = given
+            if callbacks := {name: named.pop(name) for name in names if name in named}:
+                old = " and ".join(f"{name}=" for name in callbacks)
+                warnings.warn(
+                    f"{function.__name__}: reporter= takes the place of {old}; the old name goes with version 0.2",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                named["reporter"] = made_by(**callbacks)
+            return function(*args, **given)
+
+        return call
+
+    return decorate

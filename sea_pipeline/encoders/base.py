@@ -3,7 +3,7 @@
 Shapes: B images, P = rows * columns patches, W words, D embedding width, S input side in pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.crops import WHOLE, CropBox
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Encoder(Protocol):
         """
         ...
 
-    def words(self, words: Sequence[str], advance: Callable[[int], None]) -> "torch.Tensor":
+    def words(self, words: Sequence[str], advance: Advance) -> "torch.Tensor":
         """T = h(W) (Eq. 5): float32 (W, D), unit length; `advance` is told how many words are done."""
         ...
 

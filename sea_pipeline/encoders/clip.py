@@ -1,6 +1,6 @@
 """CLIP, SigLIP and their kin as open_clip builds them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.open_clip_models import ModelSource, find_model
 from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.patch_paths import Tower, tower_of
@@ -81,7 +82,7 @@ class ClipEncoder:
             vectors = tower.patches(self.path, images.to(getattr(torch, self._options.precision)))
         return F.normalize(vectors.float(), dim=-1)
 
-    def words(self, words: Sequence[str], advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+    def words(self, words: Sequence[str], advance: Advance = lambda _: None) -> torch.Tensor:
         """See `Encoder.words`."""
         with exact_float32():
             return self._towers[1].words(words, self._options.template, advance)

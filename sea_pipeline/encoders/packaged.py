@@ -6,7 +6,7 @@ embedding. Classifier: EfficientNet-Lite0. Embeddings: all-MiniLM-L6-v2, which a
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, islice
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.extras import package_folder, require
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.spec import PACKAGED_SIDE, PACKAGED_STRIDE, EncoderSpec
@@ -97,7 +98,7 @@ class PackagedEncoder:
         return F.normalize(mixed, dim=-1)
 
     @torch.inference_mode()
-    def words(self, words: Sequence[str], advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+    def words(self, words: Sequence[str], advance: Advance = lambda _: None) -> torch.Tensor:
         """See `Encoder.words`."""
         tokenizer, model = self._text_model
         embeddings = torch.empty(len(words), self.width)

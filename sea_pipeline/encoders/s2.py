@@ -1,12 +1,13 @@
 """Any encoder at several scales: Scaling on Scales (Shi et al. 2024, arXiv 2403.13043), SEA 5.1's S2-Wrapper."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.encoders.spec import EncoderSpec
 
@@ -40,7 +41,7 @@ class S2Encoder:
         """The base's."""
         return self._base.word_fields()
 
-    def words(self, words: Sequence[str], advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+    def words(self, words: Sequence[str], advance: Advance = lambda _: None) -> torch.Tensor:
         """The base's."""
         return self._base.words(words, advance)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.spec import Template
 
@@ -45,7 +46,7 @@ class TextTower:
         self._cuts = causal and self._pooling in ("argmax", "eos")
 
     @torch.inference_mode()
-    def words(self, words: Sequence[str], template: Template, advance: Callable[[int], None]) -> torch.Tensor:
+    def words(self, words: Sequence[str], template: Template, advance: Advance) -> torch.Tensor:
         """T (Eq. 5): float32 (W, D) on the CPU, unit length: the mean of a word's texts, each of unit length."""
         if self._device == "cpu":
             pack(self._model, torch.float32)  # only now: words that are in the cache need no tower

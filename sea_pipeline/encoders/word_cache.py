@@ -1,13 +1,14 @@
 """Embeddings of words are computed once for an encoder and a list, and kept on disk."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.storage.cache import remembered
@@ -16,13 +17,14 @@ from sea_pipeline.storage.hashing import fingerprint_of
 _LOG = logging.getLogger(__name__)
 
 
-def word_embeddings(encoder: Encoder, words: WordList, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+def word_embeddings(encoder: Encoder, words: WordList, reporter: Reporter = SILENT) -> torch.Tensor:
     """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same text encoder has embedded the list before."""
-    return text_embeddings(encoder, words.words, words.sha256, advance)
+    with reporter.progress("embedding words", len(words)) as advance:
+        return text_embeddings(encoder, words.words, words.sha256, advance)
 
 
 def text_embeddings(
-    encoder: Encoder, texts: Sequence[str], sha256: str, advance: Callable[[int], None] = lambda _: None
+    encoder: Encoder, texts: Sequence[str], sha256: str, advance: Advance = lambda _: None
 ) -> torch.Tensor:
     """Embeds texts, float32 (T, D), or reads them from the cache; `sha256` tells them from other texts.
 
@@ -41,7 +43,7 @@ def text_embeddings(
     return remembered(f"words/{key}.npz", read, lambda: _embedded(encoder, texts, advance), _write)
 
 
-def _embedded(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
+def _embedded(encoder: Encoder, texts: Sequence[str], advance: Advance) -> torch.Tensor:
     embeddings = encoder.words(texts, advance).cpu().float()
     if (bad := _not_unit(embeddings)) is not None:
         raise UserError(f"the encoder gives no unit vector for the word {texts[bad]!r}; leave it out of the list")

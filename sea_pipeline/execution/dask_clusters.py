@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from tornado.ioloop import PeriodicCallback
 from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
+from sea_pipeline.core.progress import Reporter
 from sea_pipeline.execution import cluster_settings
 from sea_pipeline.execution.cluster_settings import Cluster
 
@@ -38,10 +39,10 @@ _NO_SCHEDULER = (
 
 
 @contextmanager
-def connected(cluster: Cluster, *, dashboard: bool, say: Callable[[str], None]) -> Iterator[Client]:
+def connected(cluster: Cluster, *, dashboard: bool, reporter: Reporter) -> Iterator[Client]:
     """A client of the cluster, which is started for it and ended after it; an existing scheduler stays.
 
-    `say` hears where the dashboard is.
+    `reporter` hears where the dashboard is.
 
     Raises:
         UserError: it cannot be started or reached.
@@ -59,7 +60,8 @@ def connected(cluster: Cluster, *, dashboard: bool, say: Callable[[str], None]) 
             raise UserError(f"the {cluster.kind} cluster does not start: {one_line(error)}") from error
         with started, _client(started, f"the {cluster.kind} cluster does not answer: ") as client:
             if dashboard:
-                say(f"dashboard: {client.dashboard_link}" if find_spec("bokeh") else "no dashboard: bokeh is missing")
+                shown = find_spec("bokeh") is not None
+                reporter.message(f"dashboard: {client.dashboard_link}" if shown else "no dashboard: bokeh is missing")
             yield client
 
 

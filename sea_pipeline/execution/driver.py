@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -14,13 +14,14 @@ from types import FrameType
 from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance, Reporter
 from sea_pipeline.execution import worker as workers
 from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.execution.dask_clusters import connected
 from sea_pipeline.execution.local import finish_where_due
 from sea_pipeline.execution.run_report import Report, Tally
 from sea_pipeline.execution.shard import ATTEMPTS, log_attempt
-from sea_pipeline.execution.worker import Recipe, StagePlugin
+from sea_pipeline.execution.worker import Job, StagePlugin
 from sea_pipeline.execution.worker_pool import Outcome, WorkerPool
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
@@ -32,15 +33,15 @@ DEATHS = 3
 
 def distribute(
     crew: Crew,
-    recipe: Recipe,
+    job: Job,
     ledger: Ledger,
     device: str,
     *,
     max_bad: float,
-    advance: Callable[[int], None],
-    say: Callable[[str], None],
+    advance: Advance,
+    reporter: Reporter,
 ) -> tuple[Report, dict[str, str]]:
-    """Does a stage by the workers that the options ask for: the report, and what a worker says it runs on.
+    """Does a stage by the workers that the options ask for: the report, and what the stage of a worker says of itself.
 
     SIGTERM ends it as Ctrl-C does: the workers that were started for it end before this process.
 
@@ -50,13 +51,13 @@ def distribute(
     cluster = crew.described(device)
     with (
         _terminated_as_interrupted(),
-        stage_plugin(recipe, ledger) as plugin,
-        connected(cluster, dashboard=crew.dashboard, say=say) as client,
+        stage_plugin(job, ledger) as plugin,
+        connected(cluster, dashboard=crew.dashboard, reporter=reporter) as client,
     ):
-        pool = WorkerPool(client, plugin, workers.ready, start_timeout=cluster.start_timeout, say=say)
+        pool = WorkerPool(client, plugin, workers.ready, start_timeout=cluster.start_timeout, reporter=reporter)
         with pool.open():
             driver = Driver(pool, ledger, max_bad=max_bad, shard_timeout=crew.shard_timeout, advance=advance)
-            return driver.run(crew.shards(ledger.dataset.shards)), pool.about
+            return driver.run(crew.shards(ledger.dataset.shards)), pool.about.get("stage", {})
 
 
 @contextmanager
@@ -76,16 +77,16 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def stage_plugin(recipe: Recipe, ledger: Ledger) -> Iterator[StagePlugin]:
+def stage_plugin(job: Job, ledger: Ledger) -> Iterator[StagePlugin]:
     """What workers get for a run, and the file by which they know that they see the run's folder."""
-    name = f"{recipe.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
+    name = f"{job.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
     ledger, probe = copy(ledger), None
     if isinstance(ledger.root, Path):
         ledger.root = ledger.root.absolute()  # workers may have begun elsewhere
         probe = scratch_path(ledger.root, "workers")
         publish_bytes(probe, b"", ledger.root)
     try:
-        yield StagePlugin(recipe, ledger, probe, name)
+        yield StagePlugin(job, ledger, probe, name)
     finally:
         if probe:
             probe.unlink(missing_ok=True)
@@ -117,7 +118,7 @@ class Driver:
         *,
         max_bad: float,
         shard_timeout: float | None = None,
-        advance: Callable[[int], None] = lambda _: None,
+        advance: Advance = lambda _: None,
     ) -> None:
         self._pool = pool
         self._ledger = ledger

@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from sea_pipeline.core.parallel import side_by_side
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.execution.run_report import Report, Tally
 from sea_pipeline.execution.shard import ATTEMPTS, ShardError, process_shard
 from sea_pipeline.execution.stage import Stage
@@ -21,7 +22,7 @@ def run(
     *,
     max_bad: float,
     shards: range | None = None,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Report:
     """Finishes what is missing, shard after shard, and writes the manifest when nothing is.
 

@@ -3,11 +3,10 @@
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.core.progress import process_peak_bytes
+from sea_pipeline.core.progress import Advance, process_peak_bytes
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.folder import LOGS
@@ -25,9 +24,7 @@ class ShardError(Exception):
     """An attempt at a shard failed; its log is written. The message is one line."""
 
 
-def process_shard(
-    ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Callable[[int], None]
-) -> Commit:
+def process_shard(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Advance) -> Commit:
     """One attempt at a shard, wherever it is made; its commit, or that of another run which was faster.
 
     Raises:
@@ -56,9 +53,7 @@ class _FasterError(Exception):
     """Another run has committed the shard in the meantime."""
 
 
-def _process(
-    ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Callable[[int], None]
-) -> Commit:
+def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Advance) -> Commit:
     samples = ledger.samples(shard)
     footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
     passed = 0

@@ -36,8 +36,8 @@ _SEEN_SECONDS = 10
 """A network file system may show a new file so much later on another host."""
 
 
-class Recipe(Protocol):
-    """How a worker makes the stage of a run: small and picklable, for it is sent to every worker."""
+class Job(Protocol):
+    """What makes the stage of a run on a worker: small and picklable, for it is sent to every worker."""
 
     @property
     def name(self) -> str:
@@ -85,17 +85,17 @@ class StagePlugin(NamedPlugin):
     """Builds the stage when a worker starts, in a thread: the worker answers its scheduler while a model loads.
 
     Args:
-        recipe: how.
+        job: what makes it.
         ledger: the output folder.
         probe: a file of the driver below the folder, which a worker elsewhere does not see; None for stores.
         name: of this run.
     """
 
-    def __init__(self, recipe: Recipe, ledger: Ledger, probe: Path | None, name: str) -> None:
+    def __init__(self, job: Job, ledger: Ledger, probe: Path | None, name: str) -> None:
         self.name = name
         # Unpickled by the worker itself, once it has looked that `trainer` is ours there.
-        self._recipe = pickle.dumps(recipe)
-        self._is_of_trainer = type(recipe).__module__.startswith("trainer.")
+        self._job = pickle.dumps(job)
+        self._is_of_trainer = type(job).__module__.startswith("trainer.")
         self._ledger = ledger
         self._probe = probe
 
@@ -122,8 +122,8 @@ class StagePlugin(NamedPlugin):
             time.sleep(0.5)
         if self._is_of_trainer:
             take_own_trainer()
-        recipe: Recipe = pickle.loads(self._recipe)
-        return recipe.stage(self._ledger), open_source(self._ledger.image_root)
+        job: Job = pickle.loads(self._job)
+        return job.stage(self._ledger), open_source(self._ledger.image_root)
 
     def ready(self) -> dict[str, Any]:
         """Waits for the stage; says what it runs on."""
@@ -135,7 +135,7 @@ class StagePlugin(NamedPlugin):
             log = self._ledger.root / LOGS / f"worker-{platform.node()}-{os.getpid()}.log"
             publish_bytes(log, traceback.format_exc().encode(), self._ledger.root)
             raise ShardError(f"{type(error).__name__}: {one_line(error)} (see {log})") from error
-        return {"host": platform.node(), "pid": os.getpid(), "device": stage.device, "backend": stage.backend}
+        return {"host": platform.node(), "pid": os.getpid(), "stage": stage.describe()}
 
     def process(self, shard: int, attempt: int) -> dict[str, Any]:
         """One attempt at a shard; its commit."""

@@ -16,6 +16,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, Nanny, WorkerPlugin
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.progress import Reporter
 
 Outcome = dict[str, Any]
 """What a task comes to: one key, which is `done`, `failed` (worth another attempt) or `refused` (the run must end)."""
@@ -40,7 +41,7 @@ class WorkerPool:
         plugin: what every worker gets, those that come later, too; tasks are called with its name.
         load: the task that waits until a worker is ready, and says of itself what people may want to know.
         start_timeout: seconds without any worker after which the run ends.
-        say: hears lines for people.
+        reporter: hears of workers that are of no use.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class WorkerPool:
         load: Callable[[str], Outcome],
         *,
         start_timeout: float,
-        say: Callable[[str], None],
+        reporter: Reporter,
     ) -> None:
-        self.about: dict[str, str] = {}
-        """What a worker says of itself."""
+        self.about: dict[str, Any] = {}
+        """What a worker says of itself; see `StagePlugin.ready`."""
         self.idle: set[str] = set()
         """Workers by their addresses, as are the following."""
         self.busy: dict[str, Future[Outcome]] = {}
@@ -64,7 +65,7 @@ class WorkerPool:
         self._plugin = plugin
         self._load = load
         self._start_timeout = start_timeout
-        self._say = say
+        self._reporter = reporter
         self._ended: SimpleQueue[tuple[str, Future[Outcome]]] = SimpleQueue()
         self._lost_loading = 0
         self._looked, self._last_seen = -TICK, time.monotonic()
@@ -193,7 +194,7 @@ class WorkerPool:
 
     def _give_up(self, worker: str, reason: str) -> None:
         self._useless[worker] = reason
-        self._say(reason)
+        self._reporter.message(reason)
 
 
 def _kill_worker(dask_worker: Nanny) -> None:

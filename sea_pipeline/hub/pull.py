@@ -5,7 +5,7 @@ by the same command, which keeps what has its hash.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.filesize import decimal
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.hub.files import HubFile, hub_files, is_same, paths_of, refuse_other_names
 from sea_pipeline.output.folder import DATASET, MANIFEST
 from sea_pipeline.output.ledger import Ledger
@@ -53,8 +53,7 @@ def pull(
     out: str | Path | None = None,
     *,
     revision: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    progress: ProgressBar = no_bar,
+    reporter: Reporter = SILENT,
 ) -> Pulled:
     """Fetches the folder that a dataset was pushed from, byte for byte, without what push has put beside it.
 
@@ -62,8 +61,7 @@ def pull(
         name: OWNER/NAME.
         out: the folder, which is new or holds the same; None for one below `runs/labels` or `runs/targets`.
         revision: a branch, a tag or a commit; None for what is there now.
-        say: hears what goes on.
-        progress: shows how far it is.
+        reporter: hears what goes on, and how far it is.
 
     Raises:
         UserError: there is no such dataset or revision, it was not pushed to its end or by sea-pipeline, `out` holds
@@ -76,13 +74,13 @@ def pull(
     target = Path(out) if out is not None else Path("runs") / kind / name.partition("/")[2]
     size = sum(there[path].bytes for path in paths)
     done = Pulled(name, commit, str(target), len(paths), size, 0)
-    if _is_there(target, there, progress):
+    if _is_there(target, there, reporter):
         return done
     scratch = target.with_name(f".{target.name}.pulling")
     make_folder(scratch)
-    say(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
+    reporter.message(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
     with claimed(scratch), silent_client():
-        fetched = _fetch(name, commit, there, scratch, paths, progress)
+        fetched = _fetch(name, commit, there, scratch, paths, reporter)
         _settle(scratch, paths, shown)
         scratch.replace(target)
         sync(target.parent)
@@ -115,7 +113,7 @@ def _named(name: str, commit: str, there: dict[str, HubFile], shown: str) -> tup
     return dataset.kind, paths
 
 
-def _is_there(target: Path, there: dict[str, HubFile], progress: ProgressBar) -> bool:
+def _is_there(target: Path, there: dict[str, HubFile], reporter: Reporter) -> bool:
     """Tells whether a folder is what would be pulled; one that is absent or empty is not.
 
     Raises:
@@ -128,14 +126,14 @@ def _is_there(target: Path, there: dict[str, HubFile], progress: ProgressBar) ->
             f"{target}: expected no such folder, or the same one; found something else; choose another --out"
         )
     ledger = Ledger.open(target)
-    with progress("checking", ledger.dataset.shards, 0) as advance:
+    with reporter.progress("checking", ledger.dataset.shards, 0) as advance:
         if problems := check_files(ledger, advance).problems:
             raise UserError(f"{problems[0].partition('; restore')[0]}; remove {target}, and pull it again")
     return True
 
 
 def _fetch(
-    name: str, commit: str, there: dict[str, HubFile], scratch: Path, paths: Sequence[str], progress: ProgressBar
+    name: str, commit: str, there: dict[str, HubFile], scratch: Path, paths: Sequence[str], reporter: Reporter
 ) -> int:
     """Fetches the files that are not there with their hashes; how many those were."""
     hub = require("huggingface_hub", "data")
@@ -147,7 +145,7 @@ def _fetch(
             hub.hf_hub_download(name, path, repo_type="dataset", revision=commit, local_dir=scratch)
 
     with (
-        progress("fetching", len(paths), len(paths) - len(missing)) as advance,
+        reporter.progress("fetching", len(paths), len(paths) - len(missing)) as advance,
         ThreadPoolExecutor(_AT_ONCE) as pool,
     ):
         try:

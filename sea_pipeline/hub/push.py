@@ -9,7 +9,7 @@ finished by the same command, which asks what is there.
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sea_pipeline import __version__
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.hub.by_word import BY_WORD, write_by_word
 from sea_pipeline.hub.card import dataset_card, licence_of
 from sea_pipeline.hub.croissant import croissant
@@ -88,8 +88,7 @@ def push(
     name: str,
     *,
     public: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-    progress: ProgressBar = no_bar,
+    reporter: Reporter = SILENT,
 ) -> Pushed:
     """Sends a finished folder of labels or targets to a dataset of the hub, or what is missing of it there.
 
@@ -99,8 +98,7 @@ def push(
         folder: the output folder, on this machine.
         name: OWNER/NAME; a dataset that does not exist is made.
         public: whether one that is made can be read by everybody; else by its owner alone.
-        say: hears what goes on.
-        progress: shows how far it is.
+        reporter: hears what goes on, and how far it is.
 
     Raises:
         UserError: the folder is not finished or damaged, the dataset holds something else, or the hub refuses or cannot
@@ -109,7 +107,7 @@ def push(
     ledger = Ledger.open(place(folder))
     refuse_other_than_finished(ledger)
     refuse_without_token(name)
-    with progress("checking", ledger.dataset.shards, 0) as advance:
+    with reporter.progress("checking", ledger.dataset.shards, 0) as advance:
         if problems := check_files(ledger, advance).problems:
             raise UserError(problems[0])
     with asking(name, "write to it"):
@@ -120,16 +118,16 @@ def push(
     own = _own_files(ledger)
     if not _missing(own, there) and set(there) >= {file.path for file in own} | _BESIDE:
         return _verified(name, head, own, sent=0)  # the last commit brought the rest, too
-    say(
+    reporter.message(
         f"sending {ledger.root} to {name}; with it go the paths in dataset.json ({ledger.dataset.image_root}) and the "
         "names of machines in commits/"
     )
     work = cache_folder() / "push" / hashlib.sha256((ledger.root / MANIFEST).read_bytes()).hexdigest()[:32]
     make_folder(work)
     with claimed(work), silent_client():
-        files = [*own, *_derived(ledger, name, head, there, work, progress)]
+        files = [*own, *_derived(ledger, name, head, there, work, reporter)]
         missing = _missing(files, there)
-        with progress("sending", len(files), len(files) - len(missing)) as advance:
+        with reporter.progress("sending", len(files), len(files) - len(missing)) as advance:
             for commit in _commits(missing, there, ledger.dataset.kind, {file.path for file in files}):
                 head = _send(name, head, *commit)
                 advance(len(commit[0]))
@@ -179,13 +177,13 @@ def _own_files(ledger: Ledger) -> list[_Sent]:
 
 
 def _derived(
-    ledger: Ledger, name: str, head: str, there: dict[str, HubFile], work: Path, progress: ProgressBar
+    ledger: Ledger, name: str, head: str, there: dict[str, HubFile], work: Path, reporter: Reporter
 ) -> list[_Sent]:
     """Makes what the dataset holds beside the folder's files."""
-    store, stats = _look(ledger, progress)
+    store, stats = _look(ledger, reporter)
     paths = {}
     if store is not None:
-        with progress("sorting by word", len(store), 0) as advance:
+        with reporter.progress("sorting by word", len(store), 0) as advance:
             paths = {f"{BY_WORD}/{path.name}": path for path in write_by_word(store, work / BY_WORD, advance)}
     draw_picture(ledger, stats, work / PICTURE)
     card_there = place(f"hf://datasets/{name}@{head}/{CARD}").read_bytes().decode() if CARD in there else None
@@ -200,11 +198,11 @@ def _derived(
     return [_Sent(path, local, file_sha256(local)) for path, local in paths.items()]
 
 
-def _look(ledger: Ledger, progress: ProgressBar) -> tuple[LabelStore | None, Statistics | None]:
+def _look(ledger: Ledger, reporter: Reporter) -> tuple[LabelStore | None, Statistics | None]:
     if ledger.dataset.kind != LABELS:
         return None, None
     store = open_labels(ledger.root, verify=False)  # every file has just been hashed
-    with progress("counting", len(store), 0) as advance:
+    with reporter.progress("counting", len(store), 0) as advance:
         return store, statistics(store, advance)
 
 

@@ -1,12 +1,12 @@
 """Several folders of labels as one: the same shards under new numbers, by second names where the disk allows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.join.folder import Joined, begin_folder, bring, finish_folder, open_sources
 from sea_pipeline.join.rewrite import rewrite
@@ -25,8 +25,7 @@ def merge(
     out: str | Place,
     *,
     image_root: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    progress: ProgressBar = no_bar,
+    reporter: Reporter = SILENT,
 ) -> Joined:
     """Makes one folder of labels of several, which were made with the same settings of different images.
 
@@ -38,8 +37,7 @@ def merge(
         folders: two or more finished folders, on this machine or as URLs.
         out: the new folder, or one that the same call has begun.
         image_root: where the paths of all images start now; None if all folders have the same root.
-        say: hears what goes on.
-        progress: shows how far it is.
+        reporter: hears what goes on, and how far it is.
 
     Raises:
         UserError: the settings differ, an image is in two folders, the roots differ, or a file is damaged.
@@ -48,11 +46,11 @@ def merge(
     _refuse_different(ledgers)
     root = image_root or _common_root(ledgers)
     samples = _disjoint(ledgers)
-    say(f"merging {len(samples):,} images of {len(ledgers)} folders into {out}")
+    reporter.message(f"merging {len(samples):,} images of {len(ledgers)} folders into {out}")
     if len({(ledger.dataset.shard_size, ledger.dataset.schema_version) for ledger in ledgers}) > 1:
-        return rewrite(ledgers, samples, out, root, progress)
+        return rewrite(ledgers, samples, out, root, reporter)
     merged = _begin(ledgers, [sample for _, _, sample in samples], out, root)
-    linked = _bring_shards(ledgers, merged, progress)
+    linked = _bring_shards(ledgers, merged, reporter)
     manifest = finish_folder(merged, ledgers)
     return Joined(str(out), manifest.rows, manifest.bad, merged.dataset.shards, linked, 0)
 
@@ -117,7 +115,7 @@ def _begin(ledgers: Sequence[Ledger], samples: Sequence[Sample], out: str | Plac
     return begin_folder(out, dataset, writers, ledgers[0].root / WORDS)
 
 
-def _bring_shards(ledgers: Sequence[Ledger], merged: Ledger, progress: ProgressBar) -> int:
+def _bring_shards(ledgers: Sequence[Ledger], merged: Ledger, reporter: Reporter) -> int:
     """Brings the shards that are not there yet; how many became second names."""
     pairs = [(ledger, shard) for ledger in ledgers for shard in range(ledger.dataset.shards)]
     missing = merged.missing()
@@ -138,7 +136,10 @@ def _bring_shards(ledgers: Sequence[Ledger], merged: Ledger, progress: ProgressB
         publish_bytes(merged.commit_path(number), made.to_bytes(), merged.root)
         return all(linked)
 
-    with progress("merging", len(pairs), len(pairs) - len(missing)) as advance, ThreadPoolExecutor(HASHING) as pool:
+    with (
+        reporter.progress("merging", len(pairs), len(pairs) - len(missing)) as advance,
+        ThreadPoolExecutor(HASHING) as pool,
+    ):
         linked = 0
         for is_linked in pool.map(one, missing):
             linked += is_linked

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.join.folder import Joined, begin_folder, finish_folder
 from sea_pipeline.labels.format import WORDS, LabelRow, ShardWriter
@@ -43,7 +43,7 @@ def rewrite(
     chosen: Sequence[Chosen],
     out: str | Place,
     image_root: str,
-    progress: ProgressBar = no_bar,
+    reporter: Reporter = SILENT,
 ) -> Joined:
     """Writes some images of some folders into a folder of their own, in shards as `label` cuts them.
 
@@ -56,7 +56,7 @@ def rewrite(
         chosen: the images in their order, those of one shard beside each other.
         out: the new folder, or one that the same call has begun.
         image_root: where the images' paths start.
-        progress: shows how far it is.
+        reporter: hears what goes on, and how far it is.
 
     Raises:
         UserError: a file is damaged, or the folder holds something else.
@@ -77,7 +77,7 @@ def rewrite(
     ledger = begin_folder(out, dataset, plans, ledgers[0].root / WORDS)
     sources = _Sources()
     missing = ledger.missing()
-    with progress(
+    with reporter.progress(
         "writing", len(samples), len(samples) - sum(map(ledger.plan.file_of(0).images_of, missing))
     ) as advance:
         for shard in missing:

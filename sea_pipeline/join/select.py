@@ -1,11 +1,11 @@
 """Some of the images of a folder of labels, by their ids, as a folder of their own."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.crops import MARK, image_and_crop
 from sea_pipeline.join.folder import Joined, open_sources
 from sea_pipeline.join.rewrite import Chosen, rewrite
@@ -18,8 +18,7 @@ def select(
     ids: Collection[str],
     out: str | Place,
     *,
-    say: Callable[[str], None] = lambda _: None,
-    progress: ProgressBar = no_bar,
+    reporter: Reporter = SILENT,
 ) -> Joined:
     """Makes a folder of labels with some of the images of another one, as `label` would have made it of these alone.
 
@@ -31,8 +30,7 @@ def select(
         folder: a finished folder, on this machine or as a URL.
         ids: the image ids.
         out: the new folder, or one that the same call has begun.
-        say: hears what goes on.
-        progress: shows how far it is.
+        reporter: hears what goes on, and how far it is.
 
     Raises:
         UserError: an id is of no planned image, or a file is damaged.
@@ -55,8 +53,8 @@ def select(
         raise UserError(f"{ledger.root}: {said}{more}")
     if not chosen:
         raise UserError(f"{ledger.root}: expected ids of images to select; found none")
-    say(f"selecting {len(chosen):,} of {ledger.dataset.images:,} images into {out}")
-    return rewrite([ledger], chosen, out, ledger.dataset.image_root, progress)
+    reporter.message(f"selecting {len(chosen):,} of {ledger.dataset.images:,} images into {out}")
+    return rewrite([ledger], chosen, out, ledger.dataset.image_root, reporter)
 
 
 def read_ids(path: Path) -> list[str]:

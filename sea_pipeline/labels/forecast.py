@@ -9,7 +9,7 @@ from typing import Any
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar, process_peak_bytes
+from sea_pipeline.core.progress import SILENT, Advance, Reporter, process_peak_bytes
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import Listing, Sample
@@ -62,7 +62,7 @@ class Forecast:
         return asdict(self) | {"bytes": self.bytes}
 
 
-def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Forecast:
+def forecast(settings: ForecastSettings, reporter: Reporter = SILENT) -> Forecast:
     """Labels some images as `label` would, in a folder that is thrown away, and scales the figures.
 
     A worker is a process like this one, with as many cores to itself and the same device. Work is handed out by whole
@@ -72,12 +72,12 @@ def forecast(settings: ForecastSettings, progress: ProgressBar = no_bar) -> Fore
         UserError: see `load_wordlist`, `load_encoder` and `list_samples`; or no image could be labelled.
     """
     device = resolve_device(settings.device)
-    stage, start, of_words = _started(settings, device, progress)
+    stage, start, of_words = _started(settings, device, reporter)
     listing = list_samples(
         settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
     )
     count = max(settings.measure, _ROUNDS * stage.batch_size * stage.lanes)
-    with progress("measuring", count, 0) as advance:
+    with reporter.progress("measuring", count) as advance:
         seconds, bytes_per_image, result = _measured(stage, listing, count, advance)
     if not result.rows:
         raise UserError(f"{listing.origin}: none of {count} images could be labelled: {result.bad[0].message}")
@@ -107,20 +107,19 @@ def busiest(images: int, shard_size: int, workers: int) -> int:
     return mine * shard_size - (shards * shard_size - images if has_last else 0)
 
 
-def _started(settings: ForecastSettings, device: str, progress: ProgressBar) -> tuple[LabelStage, float, float]:
+def _started(settings: ForecastSettings, device: str, reporter: Reporter) -> tuple[LabelStage, float, float]:
     """The stage; the seconds until it could work, and those of them for the words' embeddings."""
     begun = time.perf_counter()
     words, encoder = words_of(settings), encoder_of(settings, device)
     encoder.load()
     asked = time.perf_counter()
-    with progress("embedding words", len(words), 0) as advance:
-        embeddings = word_embeddings(encoder, words, advance)
+    embeddings = word_embeddings(encoder, words, reporter)
     answered = time.perf_counter()
     stage = stage_of(settings, encoder, embeddings, device)
     return stage, time.perf_counter() - begun, answered - asked
 
 
-def _measured(stage: LabelStage, listing: Listing, count: int, advance: Any) -> tuple[float, float, ShardResult]:  # noqa: ANN401
+def _measured(stage: LabelStage, listing: Listing, count: int, advance: Advance) -> tuple[float, float, ShardResult]:
     """The seconds, the bytes an image and the result of labelling `count` images; others come first, to warm up."""
     source, chosen = open_source(listing.root), _chosen(listing.samples, count)
     few = len(listing.samples) < count

@@ -1,19 +1,18 @@
 """`sea-pipeline label` as a function: settings in, a folder of labels out."""
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sea_pipeline.core.devices import cores, resolve_device
+from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
+from sea_pipeline.core.renamed import Callbacks, taking_callbacks
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
-from sea_pipeline.execution.dispatch import StageRun, do_shards, driver_device, take_back
-from sea_pipeline.execution.run_report import Report
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.execution.sharded_job import ShardedJob, run_job
 from sea_pipeline.inputs.crops import MARK, crop_id
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
@@ -23,77 +22,101 @@ from sea_pipeline.labels.format import KIND, WORDS, read_words
 from sea_pipeline.labels.settings import LabelSettings as LabelSettings
 from sea_pipeline.labels.sign_probe import hint
 from sea_pipeline.labels.stage import LabelStage
-from sea_pipeline.output.begin import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
-from sea_pipeline.storage.hashing import fingerprint_of
-from sea_pipeline.storage.paths import place
+from sea_pipeline.storage.paths import Place
 
 
-def label_images(
-    settings: LabelSettings,
-    *,
-    begun: Callable[[Ledger], None] = lambda _: None,
-    warn: Callable[[str], None] | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    progress: ProgressBar = no_bar,
-) -> StageRun:
+@taking_callbacks("begun", "warn", "say", "progress")
+def label_images(settings: LabelSettings, reporter: Reporter = SILENT) -> StageRun:
     """Labels every image of an input, or what is missing of it.
 
-    `begun` hears of the folder before the work starts, `warn` that the encoder's other sign is clearly better (without
-    it nobody looks), and `say` what workers do. Two of these on one folder at once both end with the same folder.
+    `reporter` hears where the labels go before the work starts, what workers do, and that the encoder's other sign is
+    clearly better; nobody looks for that if it shows no warnings. Two of these on one folder at once both end with the
+    same folder.
 
     Raises:
-        UserError: see `list_samples`, `load_wordlist`, `load_encoder`, `begin`, `run` and `driver.distribute`.
+        UserError: see `list_samples`, `load_wordlist`, `load_encoder` and `run_job`.
     """
-    words = words_of(settings)
-    device, embeds = driver_device(settings.crew, settings.device)
-    encoder = encoder_of(settings, device)
-    listing = list_samples(
-        settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
-    )
-    if settings.crops:
-        listing.samples = _with_crops(listing, settings.crops)
-    fields = LabelStage.fields(encoder, words, settings.top_n, settings.crops)
-    ledger = _begin(settings, listing, words, fields, encoder.spec)
-    begun(ledger)
-    take_back(settings, ledger, progress, say)
-    if ledger.complete:
-        return StageRun(ledger, listing, Report(), device)
-    stage = None
-    if embeds:
-        with progress("embedding words", len(words), 0) as advance:
-            embeddings = word_embeddings(encoder, words, advance)
-        if warn and settings.probe and not ledger.done().shards and (captions := _captions(settings)):
-            line = hint(encoder, embeddings, words, captions, listing, settings.top_n, device)
+    return run_job(LabelJob(settings), reporter)
+
+
+class LabelJob(ShardedJob[LabelSettings]):
+    """The command `label`."""
+
+    name, doing, kind = "label", "labelling", KIND
+    encoder: Encoder
+    embeddings: torch.Tensor | None = None
+
+    def check(self) -> None:
+        """Refuses more labels than there are words."""
+        self.words = words_of(self.settings)
+        self.threads = cores()
+
+    def open(self, ledger: Ledger | None) -> None:
+        """Loads the encoder, and on a worker the folder's words."""
+        self.encoder = encoder_of(self.settings, self.device)
+        if ledger is not None:
+            self.words = WordList.of(self.settings.wordlist, read_words(ledger.root))
+            # As many threads as OMP_NUM_THREADS says, which is this worker's part of the cores.
+            self.threads = torch.get_num_threads()
+
+    def listing(self) -> Listing:
+        """Lists the images, and the crops of each behind it."""
+        asked = self.settings
+        listing = list_samples(
+            asked.images, asked.image_root, asked.limit, id_column=asked.id_column, streaming=asked.streaming
+        )
+        if asked.crops:
+            listing.samples = _with_crops(listing, asked.crops)
+        return listing
+
+    def fields(self) -> dict[str, Any]:
+        """See `LabelStage.fields`."""
+        return LabelStage.fields(self.encoder, self.words, self.settings.top_n, self.settings.crops)
+
+    def name_parts(self, listing: Listing) -> list[str]:
+        """Names the input, the encoder and the words, and of the settings those that are not the default."""
+        asked = self.settings
+        parts = [listing.name, EncoderSpec.parse(asked.encoder).short_name(), self.words.name, f"n{asked.top_n}"]
+        parts += [asked.precision] if asked.precision != "float32" else []
+        parts += [asked.template] if asked.template != "bare" else []
+        return parts + ([f"crops{asked.crops}"] if asked.crops else [])
+
+    def check_folder(self, out: Place, listing: Listing, reporter: Reporter) -> None:
+        """Refuses a folder among the images."""
+        check_out(self.settings, out)
+
+    def companions(self) -> dict[str, bytes]:
+        """Gives the words, which ids count."""
+        return {WORDS: self.words.text().encode()}
+
+    def spec(self) -> str:
+        """Gives the encoder's."""
+        return self.encoder.spec
+
+    def announce(self, ledger: Ledger, reporter: Reporter) -> None:
+        """Says where the labels go."""
+        if isinstance(reporter, Callbacks):
+            reporter.begun(ledger)
+        else:
+            reporter.message(f"labels go to {ledger.root}")
+
+    def prepare(self, ledger: Ledger, listing: Listing, reporter: Reporter) -> None:
+        """Embeds the words, which workers find in the cache; in a new folder, looks at captions, see `hint`."""
+        asked = self.settings
+        self.embeddings = word_embeddings(self.encoder, self.words, reporter)
+        looks = reporter.shows_warnings and asked.probe and not ledger.done().shards
+        if looks and (captions := _captions(asked)):
+            line = hint(self.encoder, self.embeddings, self.words, captions, listing, asked.top_n, self.device)
             if line:
-                warn(line)
-        if settings.crew.alone:
-            stage = stage_of(settings, encoder, embeddings, device, schema_version=ledger.dataset.schema_version)
-    done = ledger.done()
-    with progress("labelling", ledger.dataset.images, done.images + done.bad) as advance:
-        report, device, backend = do_shards(settings, ledger, stage, LabelRecipe(settings), advance, say)
-    return StageRun(ledger, listing, report, device, backend)
+                reporter.warning(line)
 
-
-@dataclass(frozen=True)
-class LabelRecipe:
-    """How a worker makes its `LabelStage`; see `worker.Recipe`."""
-
-    settings: LabelSettings
-    name: str = "label"
-
-    def stage(self, ledger: Ledger) -> LabelStage:
-        """Loads the encoder and the word list of the folder, whose embeddings one worker makes for all of its host."""
-        from sea_pipeline.execution.worker import refuse_other_fields
-
-        device = resolve_device(self.settings.device)
-        encoder = encoder_of(self.settings, device)
-        words = WordList.of(self.settings.wordlist, read_words(ledger.root))
-        refuse_other_fields(ledger, LabelStage.fields(encoder, words, self.settings.top_n, self.settings.crops))
-        # As many threads as OMP_NUM_THREADS says, which is this worker's part of the cores.
-        threads, version = torch.get_num_threads(), ledger.dataset.schema_version
-        return stage_of(self.settings, encoder, word_embeddings(encoder, words), device, threads, version)
+    def make_stage(self, ledger: Ledger) -> LabelStage:
+        """Makes the stage; of all workers of a host, one embeds the words."""
+        embeddings = word_embeddings(self.encoder, self.words) if self.embeddings is None else self.embeddings
+        version = ledger.dataset.schema_version
+        return stage_of(self.settings, self.encoder, embeddings, self.device, self.threads, version)
 
 
 def words_of(settings: LabelSettings) -> WordList:
@@ -123,26 +146,6 @@ def _with_crops(listing: Listing, crops: int) -> list[Sample]:
         raise UserError(f"--crops {crops}: image id {clash!r} holds {MARK!r}, which names crops; rename the image")
     views = [sample._replace(image_id=crop_id(sample.image_id, n)) for sample in samples for n in range(crops + 1)]
     return views if listing.streamed else sorted(views)
-
-
-def _begin(
-    settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object], encoder: str
-) -> Ledger:
-    out = place(settings.out or _default_out(settings, listing, words, fields))
-    check_out(settings, out)
-    companions = {WORDS: words.text().encode()}
-    return begin(out, KIND, fields, listing, settings.shard_size, companions, encoder=encoder, extend=settings.extend)
-
-
-def _default_out(settings: LabelSettings, listing: Listing, words: WordList, fields: dict[str, object]) -> Path:
-    parts = [listing.name, EncoderSpec.parse(settings.encoder).short_name(), words.name, f"n{settings.top_n}"]
-    parts += [settings.precision] if settings.precision != "float32" else []
-    parts += [settings.template] if settings.template != "bare" else []
-    parts += [f"crops{settings.crops}"] if settings.crops else []
-    parts += [f"first{settings.limit}"] if settings.limit else []
-    origin = {"source": listing.origin, "image_root": listing.root, "shard_size": settings.shard_size}
-    name = "-".join([*parts, fingerprint_of(fields | origin)[:8]])
-    return Path("runs") / "labels" / re.sub(r"[^\w.-]+", "_", name)
 
 
 def stage_of(

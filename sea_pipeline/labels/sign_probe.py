@@ -6,7 +6,7 @@ N images, V entries of the word list that their captions name, W words, D embedd
 patches, n labels a patch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder, paths_of
 from sea_pipeline.encoders.base import finite_images
 from sea_pipeline.encoders.word_cache import word_embeddings
@@ -124,7 +124,7 @@ def signed(spec: str, sign: int | None) -> str:
 
 
 def prepared(
-    encoder: Encoder, images: Sequence[Captioned], root: str, advance: Callable[[int], None] = lambda _: None
+    encoder: Encoder, images: Sequence[Captioned], root: str, advance: Advance = lambda _: None
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """The images that can be read, as the encoder takes them, with their places; the others are passed over."""
     source = open_source(root)
@@ -166,7 +166,7 @@ def hint(
     )
 
 
-def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> Findings:
+def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> Findings:
     """Both signs of every path of every encoder, on the same captioned images.
 
     Raises:
@@ -195,9 +195,8 @@ def probe_encoders(settings: ProbeSettings, progress: ProgressBar = no_bar) -> F
     probed: list[Probed] = []
     for spec in specs:
         encoder = load_encoder(spec, device, EncoderOptions(settings.precision, settings.template))
-        with progress("embedding words", len(words), 0) as advance:
-            embeddings = word_embeddings(encoder, words, advance)
-        with progress(f"probing {spec}", len(images), 0) as advance:
+        embeddings = word_embeddings(encoder, words, reporter)
+        with reporter.progress(f"probing {spec}", len(images)) as advance:
             pixels = prepared(encoder, images, listing.root, advance)
             found = probe(
                 encoder, embeddings, words, named, pixels,

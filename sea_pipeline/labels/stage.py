@@ -9,7 +9,7 @@ B images, P patches, D embedding width, n labels a patch.
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.parallel import ahead, batched, lanes
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.base import Encoder, finite_images
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.crops import LEAST_AREA, WHOLE, image_and_crop, inside, labelled_crop
@@ -93,10 +94,9 @@ class LabelStage:
         self._pinned = kind == "cuda"
         self._loading = threading.Lock()
 
-    @property
-    def backend(self) -> str:
-        """What proposes candidates."""
-        return self.search.backend
+    def describe(self) -> dict[str, str]:
+        """Says where it computes, and what proposes candidates, once that is decided."""
+        return {"device": self.device, "backend": self.search.backend}
 
     @staticmethod
     def fields(encoder: Encoder, words: WordList, top_n: int, crops: int = 0) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class LabelStage:
         source: Source,
         target: Path,
         footer: dict[str, Any],
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> ShardResult:
         """Labels one shard into the file `target`; the first one waits for the encoder to load. See `Stage`."""
         seconds = Seconds(float)
@@ -167,7 +167,7 @@ class LabelStage:
         source: Source,
         bad: list[BadSample],
         seconds: Seconds,
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> Generator[Decoded]:
         """The good images in their order, decoded ahead in threads; the bad ones go to `bad`."""
 

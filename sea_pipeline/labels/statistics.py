@@ -1,12 +1,12 @@
 """Numbers from label shards: no model, no torch; one row group in memory at a time."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.labels.format import label_arrays
 from sea_pipeline.labels.store import Labels, LabelStore
 
@@ -74,7 +74,7 @@ class Statistics:
         }
 
 
-def statistics(store: LabelStore, advance: Callable[[int], None] = lambda _: None) -> Statistics:
+def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statistics:
     """Counts over all labels of a run; `advance` hears of the images."""
     patches = labelled = 0
     uses = np.zeros(len(store.words), np.int64)

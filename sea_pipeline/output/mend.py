@@ -5,14 +5,16 @@ with follow from the same input; `dataset.json` follows from them and the commit
 beside the shards follow from the commits when the run ends.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output.folder import DATASET, MANIFEST, advised
 from sea_pipeline.output.ledger import Ledger
@@ -30,13 +32,11 @@ from sea_pipeline.storage.retry import StoreError
 def take_back_damaged(
     ledger: Ledger,
     shards: range,
-    *,
-    advance: Callable[[int], None] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> None:
     """Takes back finished shards whose files are not as written, and a manifest that does not follow from the commits.
 
-    Hashes every finished shard of `shards`; tells `advance` of each and `say` of what is done again.
+    Hashes every finished shard of `shards`; `reporter` hears of each, and of what is done again.
 
     Raises:
         UserError: a folder stands where a file belongs.
@@ -44,21 +44,21 @@ def take_back_damaged(
     if problem := misplaced(ledger):
         raise UserError(problem)
 
-    def damage(shard: int) -> tuple[int, str | None]:
+    def damage(advance: Advance, shard: int) -> tuple[int, str | None]:
         found = _damage(ledger, shard)
         advance(1)
         return shard, found
 
-    with ThreadPoolExecutor(HASHING) as pool:
-        for shard, problem in pool.map(damage, shards):
+    with reporter.progress("checking what is there", len(shards)) as advance, ThreadPoolExecutor(HASHING) as pool:
+        for shard, problem in pool.map(partial(damage, advance), shards):
             if problem:
                 with alone(ledger.root):  # another run may have done it again since
                     if problem := _damage(ledger, shard):
-                        say(f"{problem}; shard {shard} is done again")
+                        reporter.message(f"{problem}; shard {shard} is done again")
                         ledger.commit_path(shard).unlink(missing_ok=True)
     with alone(ledger.root):
         if problem := _manifest_problem(ledger):
-            say(f"{problem}; it is made again")
+            reporter.message(f"{problem}; it is made again")
             (ledger.root / MANIFEST).unlink(missing_ok=True)
 
 

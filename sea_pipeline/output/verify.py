@@ -1,13 +1,14 @@
 """Whether an output folder's files are as they were written, and its records agree; every reader asks it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE, advised, lost_beginning
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, read_plan
@@ -37,7 +38,7 @@ class Checked(NamedTuple):
     """See `Ledger.finished`."""
 
 
-def check_files(ledger: Ledger, advance: Callable[[int], None] = lambda _: None, *, shards: bool = True) -> Checked:
+def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bool = True) -> Checked:
     """Compares the records of a folder, finished or not, with each other and with every file that they name.
 
     Files are hashed, those of shards only if `shards`, because that takes long; else their sizes are looked at. Tells

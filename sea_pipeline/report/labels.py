@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance, Reporter
 from sea_pipeline.inputs.crops import CropBox, image_and_crop
 from sea_pipeline.inputs.pixels import decode_image
 from sea_pipeline.inputs.sources import Source, open_source
@@ -16,9 +17,6 @@ from sea_pipeline.labels.format import label_arrays
 from sea_pipeline.labels.statistics import BIN_WIDTH, statistics
 from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.report.packing import packed, thumbnail
-
-if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.core.progress import ProgressBar
 
 NONE = 65_535
 """No label, as a position in the report's words."""
@@ -33,9 +31,7 @@ class _Photo(NamedTuple):
     box: CropBox
 
 
-def labels_data(
-    store: LabelStore, limit: int | None, most: int, longest: int, progress: "ProgressBar"
-) -> dict[str, Any]:
+def labels_data(store: LabelStore, limit: int | None, most: int, longest: int, reporter: Reporter) -> dict[str, Any]:
     """What the report shows of labels.
 
     `photos` are objects of `id` and `src`, a data URI, null where the photo is gone. `word_ids` (photos, patches, k)
@@ -47,7 +43,7 @@ def labels_data(
         limit: the first so many photos; crops are never shown.
         most: k, words of a patch at most.
         longest: of a thumbnail, pixels.
-        progress: hears of the photos.
+        reporter: hears of the photos.
     """
     photos, word_ids, scores = _rows(store, limit, min(most, store.top_n))
     used, places = np.unique(word_ids, return_inverse=True)
@@ -57,7 +53,7 @@ def labels_data(
         "path": str(store.path),
         "grid": list(store.grid),
         "kept": word_ids.shape[2],
-        "photos": _with_pictures(store, photos, longest, progress),
+        "photos": _with_pictures(store, photos, longest, reporter),
         "words": [store.words[word] for word in used[shift:]],
         "word_ids": packed(local, "u16"),
         "scores": packed((scores.clip(0, 1) * 255).round(), "u8"),
@@ -96,22 +92,20 @@ def _rows(
     return photos, np.concatenate(words), np.concatenate(scores)
 
 
-def _with_pictures(
-    store: LabelStore, photos: list[_Photo], longest: int, progress: "ProgressBar"
-) -> list[dict[str, Any]]:
+def _with_pictures(store: LabelStore, photos: list[_Photo], longest: int, reporter: Reporter) -> list[dict[str, Any]]:
     source = _source(store)
 
     def picture(photo: _Photo) -> str | None:
         return thumbnail(_reader(source, photo.uri), photo.box, longest) if source is not None else None
 
-    with ThreadPoolExecutor(max_workers=4) as pool, progress("photos", len(photos), 0) as advance:
+    with ThreadPoolExecutor(max_workers=4) as pool, reporter.progress("photos", len(photos)) as advance:
         return [
             {"id": photo.image_id, "src": src}
-            for photo, src in zip(photos, _told(pool.map(picture, photos), advance), strict=True)
+            for photo, src in zip(photos, _counted(pool.map(picture, photos), advance), strict=True)
         ]
 
 
-def _told(pictures: Iterator[str | None], advance: Callable[[int], None]) -> Iterator[str | None]:
+def _counted(pictures: Iterator[str | None], advance: Advance) -> Iterator[str | None]:
     for picture in pictures:
         advance(1)
         yield picture

@@ -6,10 +6,11 @@ What a run's model makes of images comes from its `views.json`, which the traine
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
+from sea_pipeline.core.progress import Reporter
 from sea_pipeline.labels.store import LabelStore, open_labels
 from sea_pipeline.output.folder import is_ours
 from sea_pipeline.report.labels import labels_data
@@ -18,10 +19,6 @@ from sea_pipeline.report.runs import RunInput, kept_views, runs_data
 from sea_pipeline.report.settings import ReportSettings
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import check_result, publish_result
-
-if TYPE_CHECKING:  # it brings torch
-    from sea_pipeline.core.progress import ProgressBar
-
 
 __all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views", "write_report"]
 
@@ -73,7 +70,7 @@ def write_report(
     runs: Sequence[RunInput],
     settings: ReportSettings,
     *,
-    progress: "ProgressBar",
+    reporter: Reporter,
 ) -> dict[str, int]:
     """Writes the file; returns the number of photos shown, of those that are gone, and the bytes.
 
@@ -83,7 +80,7 @@ def write_report(
     check_out(settings.out)
     data: dict[str, Any] = {}
     if store is not None:
-        data["labels"] = labels_data(store, settings.limit, settings.words, settings.thumbnail, progress)
+        data["labels"] = labels_data(store, settings.limit, settings.words, settings.thumbnail, reporter)
     if runs:
         data["runs"] = runs_data(runs, settings.thumbnail)
     page = render(data, ", ".join([*([store.path.name] if store is not None else []), *(run.name for run in runs)]))

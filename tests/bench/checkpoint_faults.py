@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sea_pipeline.core.errors import UserError
+from tests.support.heard import Heard
 from tests.support.run_values import HARMS, PARTS, values, weights
 from tests.support.tiny_runs import colours, make_world, tiny_recipe
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
-from trainer.training.run import Told, train
+from trainer.training.run import train
 
 Lines = list[str]
 """What was said in place of training, each once."""
@@ -86,7 +87,7 @@ def _after(recipe: Recipe, killed: Path, whole: Path, file: str, harm: str, coun
 def _again(recipe: Recipe, out: Path, whole: Path, lines: Lines) -> str:
     said: list[str] = []
     try:
-        train(recipe, out, told=Told(say=said.append))
+        train(recipe, out, reporter=Heard(said))
     except UserError as problem:
         line = str(problem).replace(f"{out}/", "")
         if line not in lines:

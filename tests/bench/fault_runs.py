@@ -25,8 +25,9 @@ from sea_pipeline.storage import publish
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import sweep
 from sea_pipeline.storage.scratch import host
+from tests.support.heard import Printing
 from tests.support.kills import DEAD
-from tests.support.worker_world import PlantedRecipe, PlantedStage, planted_ledger
+from tests.support.worker_world import PlantedJob, PlantedStage, planted_ledger
 
 IMAGES, SHARD_SIZE = 240, 4
 SECONDS = 0.1
@@ -57,14 +58,14 @@ def alone(out: str, limit: int | None = None, seconds: float = 0) -> None:
 def drive(out: str, faults: str, scheduler: str) -> None:
     cluster: Cluster = Existing(address=scheduler) if scheduler else LocalCluster(workers=2)
     begun = begun_ledger(place(out))
-    recipe = PlantedRecipe(Path(faults), SECONDS)
+    job = PlantedJob(Path(faults), SECONDS)
     try:
         with (
             driver._terminated_as_interrupted(),
-            stage_plugin(recipe, begun) as plugin,
-            connected(cluster, dashboard=False, say=print) as client,
+            stage_plugin(job, begun) as plugin,
+            connected(cluster, dashboard=False, reporter=Printing()) as client,
         ):
-            pool = WorkerPool(client, plugin, worker.ready, start_timeout=120, say=print)
+            pool = WorkerPool(client, plugin, worker.ready, start_timeout=120, reporter=Printing())
             with pool.open():
                 report = Driver(pool, begun, max_bad=1, shard_timeout=20).run()
     except UserError as problem:

@@ -11,6 +11,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,7 +25,8 @@ from tests.support.tiny_models import tiny_llm, tiny_vision
 from trainer.model.assemble import init_model
 from trainer.recipes.recipe import Recipe
 from trainer.training import align_trainer
-from trainer.training.run import Told, train
+from trainer.training.reporter import TrainReporter
+from trainer.training.run import train
 
 IMAGES = 350_000
 """Distinct images; LLaVA-1.5's stage 2 shows 349,000 in its 624,610 rows with one."""
@@ -76,9 +78,16 @@ def main() -> None:
 
         mark("it starts")
         align_trainer.AlignTrainer.training_step = stop  # type: ignore[method-assign,assignment]
-        told = Told(data=lambda _: mark("rows read"), trainable=lambda _: mark("model and order of rows made"))
+
+        class Marks(TrainReporter):
+            def data(self, rows: Mapping[str, int]) -> None:
+                mark("rows read")
+
+            def trainable(self, parts: Mapping[str, Any]) -> None:
+                mark("model and order of rows made")
+
         try:
-            train(recipe, root / "run", told=told)
+            train(recipe, root / "run", reporter=Marks())
         except FirstStepError:
             memory.stop = True
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainerCallback
 
-from sea_pipeline.core.progress import no_bar
+from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import open_labels
 from trainer.data.inputs import Inputs
@@ -44,7 +44,7 @@ def one_step(scratch: Path, loss: dict[str, Any], *, measured: bool = False, **r
     asked = Recipe.model_validate({"loss": loss} | recipe)
     folder = open_model_folder(scratch / "model")
     inputs = Inputs(asked, folder, open_conversations(asked.data, folder), open_labels(scratch / "labels"))
-    trainer = build(inputs, scratch / "run", no_bar, [])
+    trainer = build(inputs, scratch / "run", SILENT, [])
     ready(trainer)
     batch = trainer.data_collator([trainer.data[row] for row in range(BATCH)])
     return Step(taking(trainer, batch, measured=measured), trainer, batch)

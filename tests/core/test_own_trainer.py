@@ -12,7 +12,7 @@ import pytest
 from sea_pipeline.execution.worker import StagePlugin
 from tests.support.paths import ROOT
 from tests.support.worker_world import planted_ledger
-from trainer.teacher.run import TeachRecipe, TeachSettings
+from trainer.teacher.run import TeachJob, TeachSettings
 
 SCRIPT = [sys.executable, "-P", "-c", "from sea_pipeline.cli import main; main()"]
 """The command `sea-pipeline`: a script of pip's does not have the working folder on its path, either."""
@@ -163,7 +163,7 @@ def test_a_worker_takes_ours_for_targets(tmp_path: Path) -> None:
     """Where Slurm and others start workers by `python -m`, in the folder that the job was sent from."""
     plant(tmp_path / "work", "file")
     settings = TeachSettings(model=tmp_path / "nowhere", data="samples")
-    plugin = StagePlugin(TeachRecipe(settings), planted_ledger(tmp_path / "out"), None, "teach-1")
+    plugin = StagePlugin(TeachJob(settings), planted_ledger(tmp_path / "out"), None, "teach-1")
     (tmp_path / "plugin").write_bytes(pickle.dumps(plugin))
     done = run([sys.executable, "-c", WORKER, str(tmp_path / "plugin")], tmp_path / "work", ROOT)
     assert done.stdout.startswith(f"UserError {tmp_path / 'nowhere'}: "), done.stderr

@@ -8,6 +8,7 @@ import torch
 
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.sign_probe import probe_encoders
+from tests.support.heard import Heard
 from tests.support.shape_clip import Thing, draw, labels_of, probe_settings, right_words, train
 
 PATHS = ("final", "value", "vv")
@@ -51,11 +52,11 @@ def test_labels_lie_on_what_they_name(world: World) -> None:
 
 @pytest.mark.timeout(600)
 def test_label_warns_of_the_papers_sign(world: World) -> None:
-    heard: list[str] = []
+    heard = Heard()
     given = {"images": str(world.folder / "captions.json"), "image_root": world.folder / "photos"}
     given |= {"wordlist": str(world.folder / "words.txt"), "top_n": 1, "device": "cpu"}
     for spec in (f"{world.spec}#final", f"{world.spec}#final+"):
-        out = world.folder / f"hint-{len(heard)}"
-        label_images(LabelSettings.of(**given, encoder=spec, out=out), warn=heard.append)
-    assert len(heard) == 1
-    assert f"--encoder {world.spec}#final+," in heard[0]
+        out = world.folder / f"hint-{len(heard.warnings)}"
+        label_images(LabelSettings.of(**given, encoder=spec, out=out), heard)
+    assert len(heard.warnings) == 1
+    assert f"--encoder {world.spec}#final+," in heard.warnings[0]

@@ -13,6 +13,7 @@ import pytest
 from dask_jobqueue import SLURMCluster
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT
 from sea_pipeline.execution import cluster_settings, dask_clusters
 from sea_pipeline.execution.cluster_settings import (
     Crew,
@@ -104,7 +105,7 @@ def test_a_worker_of_a_gpu_sees_that_one_alone_and_its_part_of_the_machine(monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     loud = logging.getLogger("distributed").level
     cluster = LocalCluster(workers=2, gpus=("4", "GPU-7f"))
-    with connected(cluster, dashboard=False, say=print) as client:
+    with connected(cluster, dashboard=False, reporter=SILENT) as client:
         seen = client.run(lambda: tuple(os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")))
         limits = {worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
         threads = client.nthreads()
@@ -195,7 +196,7 @@ def test_a_machine_without_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("PATH", str(tmp_path))
     with (
         pytest.raises(UserError, match="the slurm cluster does not start: expected Slurm's sbatch on this machine"),
-        connected(cluster, dashboard=False, say=print),
+        connected(cluster, dashboard=False, reporter=SILENT),
     ):
         pass
 
@@ -218,7 +219,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPat
         pytest.raises(
             UserError, match=f"--scheduler {address}: expected the address of a dask scheduler, .* [Tt]imed out"
         ),
-        connected(Existing(address=address), dashboard=False, say=print),
+        connected(Existing(address=address), dashboard=False, reporter=SILENT),
     ):
         pass
 
@@ -249,7 +250,7 @@ def test_what_is_no_scheduler_is_told_before_any_work(
     assert "\n" not in str(problem.value)
     with (
         pytest.raises(UserError, match=found),
-        connected(Existing(address=name), dashboard=False, say=print),
+        connected(Existing(address=name), dashboard=False, reporter=SILENT),
     ):
         pass
     assert scheduler_address("whole.json") == scheduler_address("tcp://127.0.0.1:8786") == "tcp://127.0.0.1:8786"
@@ -263,7 +264,7 @@ def test_a_cluster_of_ours_that_does_not_answer_is_called_by_its_kind(monkeypatc
     monkeypatch.setattr(dask_clusters, "Client", silent)
     with (
         pytest.raises(UserError, match=r"^the local cluster does not answer: timed out$"),
-        connected(LocalCluster(workers=1), dashboard=False, say=print),
+        connected(LocalCluster(workers=1), dashboard=False, reporter=SILENT),
     ):
         pass
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.execution import worker
-from tests.support.worker_world import PlantedRecipe, planted_ledger
+from tests.support.worker_world import PlantedJob, planted_ledger
 
 PAGES = """
 import resource, torch
@@ -48,11 +48,11 @@ def test_a_worker_keeps_the_memory_that_dask_has_it_give_back() -> None:
 
 def test_every_worker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = planted_ledger(tmp_path / "out")
-    plugin = worker.StagePlugin(PlantedRecipe(tmp_path / "none"), ledger, None, "kept")
+    plugin = worker.StagePlugin(PlantedJob(tmp_path / "none"), ledger, None, "kept")
     kept: list[bool] = []
     monkeypatch.setattr(worker, "keep_freed_memory", lambda: kept.append(True))
     plugin.setup(None)  # type: ignore[arg-type]  # dask's worker, which is not looked at
-    assert plugin.ready()["backend"] == "planted"
+    assert plugin.ready()["stage"] == {"device": "cpu", "backend": "planted"}
     assert kept == [True]
     monkeypatch.setattr(worker, "give_freed_memory_back", lambda: kept.append(False))
     assert plugin.process(0, 1)["rows"] == 2

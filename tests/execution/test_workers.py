@@ -12,6 +12,7 @@ import pytest
 from distributed import Client
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT
 from sea_pipeline.execution import driver, worker_pool
 from sea_pipeline.execution import worker as workers
 from sea_pipeline.execution.cluster_settings import LocalCluster
@@ -23,14 +24,15 @@ from sea_pipeline.execution.worker_pool import WorkerPool
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from tests.support.worker_world import PlantedRecipe, PlantedStage, plant_fault, planted_ledger
+from tests.support.heard import Heard
+from tests.support.worker_world import PlantedJob, PlantedStage, plant_fault, planted_ledger
 
 IMAGES, SHARDS, BAD = 23, 12, 2
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with connected(LocalCluster(workers=2), dashboard=False, say=lambda _: None) as client:
+    with connected(LocalCluster(workers=2), dashboard=False, reporter=SILENT) as client:
         yield client
 
 
@@ -41,10 +43,10 @@ Work = Callable[..., Report]
 def work(client: Client, tmp_path: Path) -> Work:
     """Does a folder's shards by the two workers."""
 
-    def work(ledger: Ledger, recipe: PlantedRecipe | None = None, shards: range | None = None, **given: Any) -> Report:
+    def work(ledger: Ledger, job: PlantedJob | None = None, shards: range | None = None, **given: Any) -> Report:
         said: list[str] = given.pop("said", [])
-        with stage_plugin(recipe or PlantedRecipe(tmp_path / "faults"), ledger) as plugin:
-            pool = WorkerPool(client, plugin, workers.ready, start_timeout=60, say=said.append)
+        with stage_plugin(job or PlantedJob(tmp_path / "faults"), ledger) as plugin:
+            pool = WorkerPool(client, plugin, workers.ready, start_timeout=60, reporter=Heard(said))
             with pool.open():
                 return Driver(pool, ledger, **({"max_bad": 0.5} | given)).run(shards)
 
@@ -173,10 +175,10 @@ def test_max_bad_counts_over_all_workers(work: Work, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_would_make_something_else_is_refused(work: Work, tmp_path: Path) -> None:
-    recipe = PlantedRecipe(tmp_path / "faults", fields={"planted": 2})
+    job = PlantedJob(tmp_path / "faults", fields={"planted": 2})
     ledger = planted_ledger(tmp_path / "out")
     with pytest.raises(UserError, match=r"would make other planted; .* Differing: planted: 1 there, 2 on the worker"):
-        work(ledger, recipe)
+        work(ledger, job)
     assert list(ledger.commits()) == []
 
 
@@ -185,10 +187,10 @@ def test_a_worker_that_sees_another_folder_is_refused(
 ) -> None:
     client.run(_see_for, 0.1)
     ledger = planted_ledger(tmp_path / "out")
-    with stage_plugin(PlantedRecipe(tmp_path / "faults"), ledger) as plugin:
+    with stage_plugin(PlantedJob(tmp_path / "faults"), ledger) as plugin:
         assert plugin._probe is not None
         plugin._probe.unlink()  # as on a host that has a folder of that name of its own
-        pool = WorkerPool(client, plugin, workers.ready, start_timeout=20, say=print)
+        pool = WorkerPool(client, plugin, workers.ready, start_timeout=20, reporter=SILENT)
         with pool.open(), pytest.raises(UserError, match="does not see the folder that the run writes to; give --out"):
             Driver(pool, ledger, max_bad=0.5).run()
     client.run(_see_for, 10)
@@ -201,21 +203,21 @@ def _see_for(seconds: float) -> None:
 def test_a_model_that_does_not_load_is_one_line(work: Work, tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(UserError, match=r"no worker can work: .*MemoryError: the model is too large \(see .*worker-"):
-        work(planted_ledger(tmp_path / "out"), PlantedRecipe(tmp_path, loading="raise"), said=said)
+        work(planted_ledger(tmp_path / "out"), PlantedJob(tmp_path, loading="raise"), said=said)
     assert said
     assert any(name.startswith("worker-") for name in logs(tmp_path / "out"))
 
 
 def test_workers_that_die_while_they_load_are_one_line(work: Work, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 workers one after the other have died while they loaded the model"):
-        work(planted_ledger(tmp_path / "out"), PlantedRecipe(tmp_path, loading="kill"))
+        work(planted_ledger(tmp_path / "out"), PlantedJob(tmp_path, loading="kill"))
 
 
 def test_no_worker_is_one_line(tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = planted_ledger(tmp_path / "out")
     monkeypatch.setattr(WorkerPool, "_there", lambda self: set())
-    with stage_plugin(PlantedRecipe(tmp_path / "faults"), ledger) as plugin:
-        pool = WorkerPool(client, plugin, workers.ready, start_timeout=2, say=print)
+    with stage_plugin(PlantedJob(tmp_path / "faults"), ledger) as plugin:
+        pool = WorkerPool(client, plugin, workers.ready, start_timeout=2, reporter=SILENT)
         with pool.open(), pytest.raises(UserError, match="no worker has come for 2 s; see that the cluster starts"):
             Driver(pool, ledger, max_bad=0.5).run()
 
@@ -236,7 +238,7 @@ def test_two_drivers_at_once_make_the_same_folder(work: Work, tmp_path: Path, wh
         target=lambda: run(Ledger.open(ledger.root), PlantedStage(tmp_path / "none", seconds), max_bad=0.5)
     )
     other.start()
-    work(ledger, PlantedRecipe(tmp_path / "faults", seconds))
+    work(ledger, PlantedJob(tmp_path / "faults", seconds))
     other.join()
     assert content(ledger.root) == whole
 

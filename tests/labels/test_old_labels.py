@@ -14,7 +14,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.label_cache import label_cache
-from sea_pipeline.labels.run import LabelRecipe, LabelSettings
+from sea_pipeline.labels.run import LabelJob, LabelSettings
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.support.contents import content
@@ -87,7 +87,7 @@ def test_a_worker_writes_the_version_of_its_folder(
     for folder, kind in ((old, pa.float16()), (new, pa.float32())):
         ledger = Ledger.open(folder)
         settings = LabelSettings.of(images=str(photos), wordlist=str(words), top_n=3, out=folder, device="cpu")
-        stage = LabelRecipe(settings).stage(ledger)
+        stage = LabelJob(settings).stage(ledger)
         source, target = open_source(ledger.image_root), tmp_path / "x.parquet"
         stage.process(ledger.samples(1), source, target, {}, lambda _: None)
         assert pq.read_schema(target).field("scores").type.value_type == kind

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sea_pipeline import open_labels
+from sea_pipeline.execution import sharded_job
 from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
@@ -17,6 +18,7 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.captioned_images import captioned_images, coverage, named_entries
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.labels.sign_probe import signed
+from tests.support.heard import Heard
 from tests.support.world import COLOURS, ColourEncoder, draw
 
 OPPOSITES = [("red", "cyan"), ("green", "magenta"), ("blue", "yellow")]
@@ -209,11 +211,12 @@ def hinted(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Cal
             "wordlist": str(words),
             "top_n": 1,
         }
-        heard: list[str] = []
+        heard = Heard()
         label_run.label_images(
-            LabelSettings.of(**(given | {"out": out, "device": "cpu", "shard_size": 8} | settings)), warn=heard.append
+            LabelSettings.of(**(given | {"out": out, "device": "cpu", "shard_size": 8} | settings)), heard
         )
-        return heard
+        assert heard.lines == [f"labels go to {out}", *heard.warnings]
+        return heard.warnings
 
     return run
 
@@ -236,7 +239,7 @@ def test_label_looks_once_and_only_where_it_can(
     assert len(hinted(-1, tmp_path / "enough", limit=16)) == 1
     assert hinted(-1, tmp_path / "folder", images=str(tmp_path / "photos"), image_root=None) == []
     with monkeypatch.context() as patch:
-        patch.setattr(label_run, "do_shards", lambda *given: 1 / 0)
+        patch.setattr(sharded_job, "run", lambda *given, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             hinted(-1, tmp_path / "killed")
     (tmp_path / "enough" / "manifest.json").unlink()

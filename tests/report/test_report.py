@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import no_bar
+from sea_pipeline.core.progress import SILENT
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.labels.store import open_labels
@@ -41,7 +41,7 @@ def embedded(file: Path) -> dict[str, Any]:
 def test_word_ids_and_scores_are_those_of_the_store(label: Callable[..., StageRun], tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", 5)
     store = open_labels(label(images=str(photos)).ledger.root)
-    data = labels_data(store, None, 2, 64, no_bar)
+    data = labels_data(store, None, 2, 64, SILENT)
     assert [photo["id"] for photo in data["photos"]] == store.ids
     ids = unpack(data["word_ids"]).reshape(5, 12, 2)
     scores = unpack(data["scores"]).reshape(5, 12, 2) / 255
@@ -56,14 +56,14 @@ def test_word_ids_and_scores_are_those_of_the_store(label: Callable[..., StageRu
 
 def test_limit_leaves_out_photos_and_says_how_many_there_are(label: Callable[..., StageRun], tmp_path: Path) -> None:
     store = open_labels(label(images=str(draw_folder(tmp_path / "photos", 7))).ledger.root)
-    data = labels_data(store, 3, 5, 64, no_bar)
+    data = labels_data(store, 3, 5, 64, SILENT)
     assert [photo["id"] for photo in data["photos"]] == store.ids[:3]
     assert data["total"] == data["statistics"]["images"] == 7
 
 
 def test_crops_are_no_photos(label: Callable[..., StageRun], tmp_path: Path) -> None:
     store = open_labels(label(images=str(draw_folder(tmp_path / "photos", 3)), crops=2).ledger.root)
-    data = labels_data(store, None, 5, 64, no_bar)
+    data = labels_data(store, None, 5, 64, SILENT)
     assert len(data["photos"]) == 3
     assert data["total"] == 9
     assert not any("#crop" in photo["id"] for photo in data["photos"])
@@ -172,7 +172,7 @@ def test_labels_twice_and_a_folder_as_out_are_refused(label: Callable[..., Stage
     with pytest.raises(UserError, match="expected labels once"):
         find_inputs([out, out])
     with pytest.raises(UserError, match="expected a file to write; found a folder"):
-        write_report(open_labels(out), [], ReportSettings(out=tmp_path), progress=no_bar)
+        write_report(open_labels(out), [], ReportSettings(out=tmp_path), reporter=SILENT)
 
 
 def test_a_run_whose_model_is_gone_is_shown_with_the_views_that_it_has(command: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from sea_pipeline.core.progress import no_bar
+from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
@@ -75,7 +75,7 @@ def make_report(root: Path) -> Path:
     store, runs = find_inputs([root / "labels", root / "baseline", root / "sea"])
     for run in runs:
         run.views = kept_views(run.path)
-    write_report(store, runs, ReportSettings(out=root / "report.html", words=10), progress=no_bar)
+    write_report(store, runs, ReportSettings(out=root / "report.html", words=10), reporter=SILENT)
     return root / "report.html"
 
 
@@ -279,7 +279,7 @@ def test_dark_and_light(opened: Page) -> None:
 def test_a_run_without_views_says_why_and_shows_its_curves(browser: Browser, tmp_path: Path) -> None:
     _, runs = find_inputs([run_folder(tmp_path / "run")])
     runs[0].note = "the model is gone"
-    write_report(None, runs, ReportSettings(out=tmp_path / "report.html"), progress=no_bar)
+    write_report(None, runs, ReportSettings(out=tmp_path / "report.html"), reporter=SILENT)
     page = browser.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from sea_pipeline.core.progress import no_bar
+from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from tests.support.tiny_models import tiny_model
@@ -128,7 +128,7 @@ def tiny_trainer(recipe: Recipe, out: Path) -> AlignTrainer:
     out.mkdir(parents=True, exist_ok=True)
     log = MetricsLog(out / "metrics.jsonl", lambda title, values: None)
     targets = open_teacher(recipe, folder, conversations)
-    return build(Inputs(recipe, folder, conversations, store, targets), out, no_bar, [log])
+    return build(Inputs(recipe, folder, conversations, store, targets), out, SILENT, [log])
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

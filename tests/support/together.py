@@ -18,13 +18,14 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
+from tests.support.heard import Heard
 from tests.support.paths import ROOT
 from tests.support.run_values import copied
 from tests.support.tiny_runs import colours
 from trainer.recipes.recipe import Recipe
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.callbacks import MetricsLog
-from trainer.training.run import Told, train
+from trainer.training.run import train
 
 CUT, WHOLE = "the weights are cut", "the weights are whole"
 """What a process says at a checkpoint."""
@@ -103,7 +104,7 @@ def _train(recipe: Recipe, out: Path, begun: Any, full: int | None) -> None:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(AlignTrainer, "save_model", saves)
-            train(recipe, out, told=Told(say=lines.append))
+            train(recipe, out, reporter=Heard(lines))
     except UserError as error:
         lines.append(str(error))
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -6,7 +6,6 @@ A worker gets the encoder by importing this before its work, as dask's setting `
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.stage import ShardResult
+from sea_pipeline.core.progress import Advance
+from sea_pipeline.execution.stage import ShardResult, Stage
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.begin import begin
@@ -57,16 +57,15 @@ def planted_ledger(root: Place, images: int = 23, shard_size: int = 2) -> Ledger
     return begin(root, "planted", FIELDS, listing, shard_size, {})
 
 
-class PlantedStage:
+class PlantedStage(Stage):
     """A row for each image, drawn from its name; every image whose number ends in 7 is bad."""
-
-    device = "cpu"
-    backend = "planted"
-    at_once = 1
 
     def __init__(self, faults: Path, seconds: float = 0.0) -> None:
         self._faults = faults
         self._seconds = seconds
+
+    def describe(self) -> dict[str, str]:
+        return {"device": "cpu", "backend": "planted"}
 
     def process(
         self,
@@ -74,7 +73,7 @@ class PlantedStage:
         source: Source,
         target: Path,
         footer: dict[str, Any],
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> ShardResult:
         time.sleep(self._seconds)
         suffer(self._faults, footer["shard"])
@@ -84,7 +83,7 @@ class PlantedStage:
         advance(len(samples))
         return ShardResult(len(good), bad, {"plant": self._seconds}, None)
 
-    def finish(self, ledger: Ledger) -> list[Path]:
+    def finish(self, ledger: Ledger) -> list[Place]:
         rows = sum(commit.rows for commit in ledger.commits())
         publish_bytes(ledger.root / "sum", str(rows).encode(), ledger.root)
         return [ledger.root / "sum"]
@@ -95,7 +94,7 @@ def hash_of(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class PlantedRecipe:
+class PlantedJob:
     faults: Path
     seconds: float = 0.0
     fields: dict[str, Any] = field(default_factory=lambda: FIELDS)

@@ -5,7 +5,6 @@ a million of 576 x 1024 more than a terabyte.
 """
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import ahead, batched
+from sea_pipeline.core.progress import Advance
 from trainer.data.dataset import Kept, TrainingData
 from trainer.model.aligned_llava import AlignedLlava
 
@@ -22,9 +22,7 @@ _BATCHES = {"cpu": 8, "gpu": 64}
 
 
 @torch.no_grad()
-def tower_features(
-    model: AlignedLlava, data: TrainingData, advance: Callable[[int], None] = lambda _: None
-) -> dict[str, Kept]:
+def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = lambda _: None) -> dict[str, Kept]:
     """What enters the projector, by view: float32 (m, width) each, of every image in the data and its labelled crops.
 
     Computed where the tower is; images are read ahead by as many threads as there are cores.

@@ -6,7 +6,7 @@ LLM has read in a sentence than to its input embeddings.
 Shapes: l decoder layers, d the LLM's width, N states, W words.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_spans, content_words
 from trainer.evaluation.evaluator import evaluating
 from trainer.evaluation.nearest_by_layer import decoder_layers, watching_layers
@@ -89,7 +90,7 @@ def build_index(
     texts: Sequence[str],
     *,
     tokens: int = TOKENS,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Index:
     """Runs the LLM over texts, without an image, and keeps its states over their content words.
 

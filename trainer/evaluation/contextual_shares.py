@@ -6,7 +6,7 @@ captions, beside another photo's. They differ in this alone: whether the LLM has
 Shapes: P photos of m visual tokens, I images of a batch, l decoder layers, W words.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple, TypedDict, cast
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_words, singular
 from trainer.evaluation.blind_control import mean_over_photos, others
 from trainer.evaluation.contextual_lens import Index, nearest_states, unit
@@ -90,7 +91,7 @@ def look_through(
     model: AlignedLlava,
     index: Index,
     photos: Mapping[Shown, set[str]],
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Lens:
     """Looks at photos through both lenses, each with the text that stands before it where it is shown first.
 

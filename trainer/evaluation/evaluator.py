@@ -3,7 +3,7 @@
 Shapes: I images of m visual tokens, d the LLM's width, q words of the list, V its vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders import EncoderOptions, load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.wordlists import WordList
@@ -83,7 +84,7 @@ class Evaluator:
         self._collate = Collator(data, pad=0, seed=0)
         self._content_tokens: dict[int, np.ndarray[Any, Any]] = {}
 
-    def __call__(self, model: AlignedLlava, advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:
+    def __call__(self, model: AlignedLlava, advance: Advance = lambda _: None) -> dict[str, float]:
         """Gives all metrics by name; the model is left in the mode it was in.
 
         With the LLM's layers: `trained_tokens`, how many are scored; `lm_loss`, nats per trained token;
@@ -98,7 +99,7 @@ class Evaluator:
         with evaluating(model):
             return dict(self._metrics(model, advance))
 
-    def _metrics(self, model: AlignedLlava, advance: Callable[[int], None]) -> Iterator[tuple[str, float]]:
+    def _metrics(self, model: AlignedLlava, advance: Advance) -> Iterator[tuple[str, float]]:
         controls, tacs = Controls(), list[float]()
         seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
         for number, batch in enumerate(self.batches(model.device)):

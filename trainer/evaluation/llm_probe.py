@@ -12,7 +12,7 @@ from torch import nn
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.labels.checks import check_llm_probe
 from sea_pipeline.labels.settings import LlmProbeSettings as LlmProbeSettings
 from sea_pipeline.storage.json_files import read_json
@@ -62,7 +62,7 @@ class LlmProbed:
         return found | {"layers": layers, "refined": refined, "verdicts": self.verdicts()}
 
 
-def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> LlmProbed:
+def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmProbed:
     """Has an LLM read text, and compares what its layers make of it, and V^, with the tokens' own embeddings.
 
     Raises:
@@ -77,7 +77,7 @@ def probe_llm(settings: LlmProbeSettings, progress: ProgressBar = no_bar) -> Llm
     tokens = int(reader.columns(rows).sum())
     if tokens < _LEAST:
         raise UserError(f"--text {settings.text}: expected {_LEAST} tokens or more; found {tokens}; give a longer text")
-    lenses: Lenses = {"none": None, **text_lenses(reader, KINDS, k, progress)}
+    lenses: Lenses = {"none": None, **text_lenses(reader, KINDS, k, reporter)}
     on_text = look_at_text(reader, rows, basic, lenses)
     source = "plain English of ours" if settings.text is None else str(settings.text)
     return LlmProbed(

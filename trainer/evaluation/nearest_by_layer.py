@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from trainer.evaluation import metrics
 from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
 from trainer.model.aligned_llava import AlignedLlava, Batch
@@ -71,7 +72,7 @@ def look_at_layers(
     evaluator: Evaluator,
     model: AlignedLlava,
     limit: int | None = None,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> LayerTokens:
     """Looks at the first images of the evaluator's data, each with the text that stands before it.
 

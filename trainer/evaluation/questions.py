@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.llava_json import shown
 from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.evaluation.blind_control import others
@@ -132,9 +133,7 @@ class Asker:
         self._render = load_template(template, processor.tokenizer, processor.image_token)
         self._encode = Encoder(processor.tokenizer, processor.image_token, self._tokens, max_length=1 << 30)
 
-    def __call__(
-        self, questions: Sequence[Question], advance: Callable[[int], None] = lambda _: None
-    ) -> dict[str, float]:
+    def __call__(self, questions: Sequence[Question], advance: Advance = lambda _: None) -> dict[str, float]:
         """Asks all with their own photos and with others', and scores what the model says.
 
         Args:
@@ -152,9 +151,7 @@ class Asker:
                 found |= dict(self._scores(kind, chosen, advance))
         return found
 
-    def _scores(
-        self, kind: str, questions: Sequence[Question], advance: Callable[[int], None]
-    ) -> Iterator[tuple[str, float]]:
+    def _scores(self, kind: str, questions: Sequence[Question], advance: Advance) -> Iterator[tuple[str, float]]:
         groups, photos = [one.group for one in questions], [one.image for one in questions]
         prompts, swap = self.prompts(questions), others(photos)
         yield f"{kind}_questions", float(len(questions))

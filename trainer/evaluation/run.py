@@ -8,7 +8,8 @@ from PIL import Image
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
+from sea_pipeline.core.renamed import taking_callbacks
 from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.labels.store import open_labels
@@ -31,7 +32,8 @@ from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.recipes.recipe import Data, LabelSource, Recipe
 
 
-def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
+@taking_callbacks("progress")
+def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -> dict[str, Any]:
     """The metrics of `Evaluator`, of every sample of the data, and of `questions.Asker` where there are questions.
 
     With `layers` a list of `nearest_by_layer.Layer` by that name comes on top, with `replace` the numbers of
@@ -68,10 +70,10 @@ def evaluate_model(settings: EvaluateSettings, *, progress: ProgressBar = no_bar
     )
     model = load_model(folder, recipe)
     model.to(torch.device(device))  # type: ignore[arg-type]
-    with progress("evaluating", len(conversations.train), 0) as advance:
+    with reporter.progress("evaluating", len(conversations.train)) as advance:
         found: dict[str, Any] = dict(evaluator(model, advance))
-    found |= _answers(settings, folder, model, progress)
-    found |= _analyses(settings, evaluator, model, captions, progress)
+    found |= _answers(settings, folder, model, reporter)
+    found |= _analyses(settings, evaluator, model, captions, reporter)
     return found
 
 
@@ -80,7 +82,7 @@ def _through_lens(
     captions: Data,
     evaluator: Evaluator,
     model: AlignedLlava,
-    progress: ProgressBar,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """What the lens shows; its captions need no photos."""
     file, *_ = place_of(captions.train, None)
@@ -96,16 +98,16 @@ def _through_lens(
     if captions.held_out:
         read, _ = split_rows(read, captions.held_out if captions.held_out < 1 else int(captions.held_out), seed=0)
     texts = [trained_text(processor, row) for row in read]
-    with progress("reading captions", min(TOKENS, sum(len(content_words(text)) for text in texts)), 0) as advance:
+    with reporter.progress("reading captions", min(TOKENS, sum(len(content_words(text)) for text in texts))) as advance:
         index = build_index(model, processor.tokenizer, texts, advance=advance)
     photos = captioned_photos(evaluator, settings.limit_images)
-    with progress("lens", len(photos), 0) as advance:
+    with reporter.progress("lens", len(photos)) as advance:
         found = look_through(evaluator, model, index, photos, advance)
     return {"data": str(file), "index": size_of(index), "photos": len(photos), "layers": found.summary}
 
 
 def _answers(
-    settings: EvaluateSettings, folder: ModelFolder, model: AlignedLlava, progress: ProgressBar
+    settings: EvaluateSettings, folder: ModelFolder, model: AlignedLlava, reporter: Reporter
 ) -> dict[str, float]:
     """What the model makes of the questions."""
     if settings.questions is None:
@@ -123,7 +125,7 @@ def _answers(
             ) from error
 
     asker = Asker(model, folder, picture, template=settings.template, batch_size=settings.batch_size)
-    with evaluating(model), progress("questions", 2 * len(questions.asked), 0) as advance:
+    with evaluating(model), reporter.progress("questions", 2 * len(questions.asked)) as advance:
         return asker(questions.asked, advance)
 
 
@@ -132,7 +134,7 @@ def _analyses(
     evaluator: Evaluator,
     model: AlignedLlava,
     captions: Data | None,
-    progress: ProgressBar,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """What `layers`, `lens` and `replace` add to the metrics; also writes the file."""
     layers: LayerTokens | None = None
@@ -140,18 +142,18 @@ def _analyses(
     found: dict[str, Any] = {}
     if settings.layers:
         images = evaluator.first_images(settings.limit_images)
-        with progress("layers", len(images), 0) as advance:
+        with reporter.progress("layers", len(images)) as advance:
             layers = look_at_layers(evaluator, model, settings.limit_images, advance)
         found["layers"] = layers.summary
     if captions is not None:
-        found["lens"] = _through_lens(settings, captions, evaluator, model, progress)
+        found["lens"] = _through_lens(settings, captions, evaluator, model, reporter)
     if settings.save_figures is not None:
         found["figures"] = [
             str(path) for path in save_figures(evaluator, model, layers, settings.save_figures, settings.limit_images)
         ]
     if settings.replace:
         limit = settings.limit_images or IMAGES
-        with progress("generating", len(evaluator.first_images(limit)), 0) as advance:
+        with reporter.progress("generating", len(evaluator.first_images(limit))) as advance:
             replaced = replace_and_describe(evaluator, model, limit, settings.new_tokens, advance)
         found["replace"] = dict(replaced.summary)
     if settings.out is not None:

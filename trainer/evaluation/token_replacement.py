@@ -5,7 +5,7 @@ another image. Decoding is greedy, so the control is that other image's own text
 word of the sample's answer, beside how often the texts of the other images have one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_words
 from trainer.evaluation import metrics
 from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
@@ -73,7 +74,7 @@ def replace_and_describe(
     model: AlignedLlava,
     limit: int = IMAGES,
     new_tokens: int = NEW_TOKENS,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Replaced:
     """Lets the model describe the first images of the evaluator's data, each on its own, in its own chat template.
 

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder
 from trainer.model.fsdp import load_state, trained
@@ -102,8 +102,8 @@ def _remove(checkpoint: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def latest(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:
-    """The newest whole checkpoint of a run, or None where there is none at all; `say` hears of newer, damaged ones.
+def latest(folder: Path, reporter: Reporter = SILENT) -> Path | None:
+    """The newest whole checkpoint of a run, or None if there is none at all; `reporter` hears of newer, damaged ones.
 
     Raises:
         UserError: there are checkpoints, and none of them is whole.
@@ -113,7 +113,7 @@ def latest(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path | 
         problem = _problem(checkpoint)
         if problem is None:
             for line in problems:
-                say(f"{line}; this checkpoint is left out")
+                reporter.message(f"{line}; this checkpoint is left out")
             return checkpoint
         problems.append(problem)
     if problems:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from sea_pipeline.core.progress import Advance
 from trainer.losses.embeddings import llm_embeddings
 from trainer.model.prompts import front
 
@@ -83,7 +84,7 @@ class Reader:
         rows: torch.Tensor,
         look: Callable[[int, torch.Tensor], None],
         layers: int | None = None,
-        advance: Callable[[int], None] = lambda _: None,
+        advance: Advance = lambda _: None,
     ) -> None:
         """Has the LLM read rows, some at a time, and gives what its layers make of the tokens that are looked at.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from trainer.losses.basic_term import BasicTerm
 from trainer.losses.lens import Lens
 from trainer.losses.sea_term import SeaTerm
@@ -43,11 +43,11 @@ def sea_term(folder: ModelFolder, words: tuple[str, ...], sea: Sea) -> SeaTerm:
     )
 
 
-def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, progress: ProgressBar = no_bar) -> Lens | None:
+def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, reporter: Reporter = SILENT) -> Lens | None:
     """The lens that the recipe asks for, fitted on the model's LLM as it is before the run, or kept since then."""
     basic = recipe.loss.basic
     layers = layers_of(basic, len(model.model.language_model.layers)) if basic.lens != "none" else 0
-    return text_lenses(reader_of(model, folder), [basic.lens], layers, progress).get(basic.lens) if layers else None
+    return text_lenses(reader_of(model, folder), [basic.lens], layers, reporter).get(basic.lens) if layers else None
 
 
 def basic_term(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
 from trainer.losses.lens import PENALTIES, Lens, LensKind, fit, load_lens, save_lens
@@ -33,7 +33,7 @@ def lens_fields() -> dict[str, Any]:
 
 
 def text_lenses(
-    reader: Reader, kinds: Iterable[LensKind], layers: int, progress: ProgressBar = no_bar
+    reader: Reader, kinds: Iterable[LensKind], layers: int, reporter: Reporter = SILENT
 ) -> dict[LensKind, Lens]:
     """Gives lenses for the first layers of an LLM, from the cache if they have been fitted before.
 
@@ -41,7 +41,7 @@ def text_lenses(
         reader: the LLM, as it is before any training.
         kinds: which of them; "none" is left out.
         layers: k.
-        progress: of the rows that are read.
+        reporter: hears of the rows that are read.
 
     Raises:
         UserError: the cache cannot be written, or the LLM gives numbers that are not finite.
@@ -50,7 +50,7 @@ def text_lenses(
     ids = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
     key = fingerprint_of(lens_fields() | {"llm": reader.digest(), "ids": ids, "layers": layers})
     width = int(reader.llm.config.hidden_size)
-    pairs = cache(partial(_pairs, reader, rows, layers, progress))  # read once for all kinds, if any is not kept
+    pairs = cache(partial(_pairs, reader, rows, layers, reporter))  # read once for all kinds, if any is not kept
 
     def fitted(kind: LensKind) -> Lens:
         own, states = pairs()
@@ -69,11 +69,11 @@ def text_lenses(
 
 
 def _pairs(
-    reader: Reader, rows: torch.Tensor, layers: int, progress: ProgressBar
+    reader: Reader, rows: torch.Tensor, layers: int, reporter: Reporter
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """E, float32 (T, d), and H of each layer, on the CPU: for a large LLM they are gigabytes."""
     seen: list[list[torch.Tensor]] = [[] for _ in range(layers + 1)]
-    with progress("fitting a lens on text", len(rows), 0) as advance:
+    with reporter.progress("fitting a lens on text", len(rows)) as advance:
         reader.read(rows, lambda layer, states: seen[layer].append(states.cpu()), layers, advance)
     own, *states = (torch.cat(parts) for parts in seen)
     for number, one in enumerate(states, 1):

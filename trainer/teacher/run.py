@@ -1,32 +1,30 @@
 """`sea-pipeline teacher` as a function: a model folder and data in, a folder of BASIC's targets out."""
 
 import hashlib
-import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
-from sea_pipeline.execution.dispatch import StageRun, do_shards, driver_device, take_back
-from sea_pipeline.execution.run_report import Report
+from sea_pipeline.core.progress import SILENT, Reporter
+from sea_pipeline.core.renamed import taking_callbacks
+from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.execution.sharded_job import ShardedJob, run_job
 from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.inputs.pixels import DECODE_VERSION
 from sea_pipeline.inputs.samples import BadSample, Listing
 from sea_pipeline.inputs.sources import list_samples
-from sea_pipeline.output.begin import begin
+from sea_pipeline.output.begin import Growing
 from sea_pipeline.output.folder import COMMITS
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
+from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.storage.locks import alone
 from sea_pipeline.storage.parquet import shard_footer
-from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.retry import StoreError
 from trainer.data.dataset import TrainingData
@@ -49,60 +47,74 @@ _CALIBRATION = 64, 16_384
 """Images and vectors that the codec is fitted to, at most."""
 
 
-def teach_images(
-    settings: TeachSettings,
-    *,
-    say: Any = lambda line: None,  # noqa: ANN401 - a function of a line
-    progress: ProgressBar = no_bar,
-) -> StageRun:
+@taking_callbacks("say", "progress")
+def teach_images(settings: TeachSettings, reporter: Reporter = SILENT) -> StageRun:
     """Stores the targets of every image of the data, or what is missing of them.
 
     Two of these on one folder at once both end with the same folder.
 
     Raises:
-        UserError: an input does not fit; the folder would be large and `yes` is not given.
+        UserError: an input does not fit; the folder would be large and `yes` is not given; see `run_job`.
     """
-    check_teacher(settings)
-    device, _ = driver_device(settings.crew, settings.device)
-    folder = open_model_folder(settings.model, settings.image_aspect_ratio)
-    recipe = _recipe(settings, folder)
-    conversations = open_conversations(recipe.data, folder)
-    check_prompts(conversations, folder, settings.basic, "--text")
-    samples = settings.data == SAMPLES
-    data, root = (None, None) if samples else (settings.data, conversations.image_root)
-    listing = list_samples(data, root, settings.limit)
-    fields = _fields(settings, recipe, folder, conversations)
-    out = place(settings.out or _default_out(settings, listing, fields))
-    _announce(settings, folder, len(listing.samples), out, say)
-    # Records behind the others change nothing of an image that is there: its first sample counts.
-    growing = {"data": lambda earlier: grew_from(conversations.file, earlier)}
-    ledger = begin(out, KIND, fields, listing, settings.shard_size, {}, extend=settings.extend, growing=growing)
-    take_back(settings, ledger, progress, say)
-    if ledger.complete:
-        return StageRun(ledger, listing, Report(), device)
-    stage = _stage(settings, recipe, folder, conversations, ledger, device) if settings.crew.alone else None
-    done = ledger.done()
-    with progress("teaching", ledger.dataset.images, done.images + done.bad) as advance:
-        report, device, backend = do_shards(settings, ledger, stage, TeachRecipe(settings), advance, say)
-    return StageRun(ledger, listing, report, device, backend)
+    return run_job(TeachJob(settings), reporter)
 
 
-@dataclass(frozen=True)
-class TeachRecipe:
-    """How a worker makes its `TeachStage`; see `workers.Recipe`."""
+class TeachJob(ShardedJob[TeachSettings]):
+    """The command `teacher`."""
 
-    settings: TeachSettings
-    name: str = "teach"
+    name, doing, kind = "teach", "teaching", KIND
 
-    def stage(self, ledger: Ledger) -> TeachStage:
-        """Loads the model and the data; the first worker fits the folder's codec."""
-        from sea_pipeline.execution.worker import refuse_other_fields
+    def check(self) -> None:
+        """Refuses what is wrong with the settings before anything is loaded; see `check_teacher`."""
+        check_teacher(self.settings)
 
-        folder = open_model_folder(self.settings.model, self.settings.image_aspect_ratio)
-        recipe = _recipe(self.settings, folder)
-        conversations = open_conversations(recipe.data, folder)
-        refuse_other_fields(ledger, _fields(self.settings, recipe, folder, conversations))
-        return _stage(self.settings, recipe, folder, conversations, ledger, resolve_device(self.settings.device))
+    def open(self, ledger: Ledger | None) -> None:
+        """Opens the model folder and the data."""
+        self.folder = open_model_folder(self.settings.model, self.settings.image_aspect_ratio)
+        self.recipe = _recipe(self.settings, self.folder)
+        self.conversations = open_conversations(self.recipe.data, self.folder)
+        if ledger is None:
+            check_prompts(self.conversations, self.folder, self.settings.basic, "--text")
+
+    def listing(self) -> Listing:
+        """Lists the images of the data, or the sample photos."""
+        asked, samples = self.settings, self.settings.data == SAMPLES
+        data, root = (None, None) if samples else (asked.data, self.conversations.image_root)
+        return list_samples(data, root, asked.limit)
+
+    def fields(self) -> dict[str, Any]:
+        """Gives everything that decides the targets."""
+        return _fields(self.settings, self.recipe, self.folder, self.conversations)
+
+    def name_parts(self, listing: Listing) -> list[str]:
+        """Names the data, the model and the codec."""
+        return [listing.name, self.settings.model.resolve().name, self.settings.codec]
+
+    def check_folder(self, out: Place, listing: Listing, reporter: Reporter) -> None:
+        """Says how large the folder will be; asks about a very large one."""
+        asked, width = self.settings, int(self.folder.config.text_config.hidden_size)
+        images = len(listing.samples)
+        size = bytes_per_image(self.folder.grid[0] * self.folder.grid[1], asked.codec, width) * images
+        reporter.message(f"targets go to {out}: {images:,} images, about {size / 1e9:,.2f} GB as {asked.codec}")
+        if size > _LARGE and not asked.yes:
+            raise UserError(
+                f"{out}: would take {size / 1e9:,.0f} GB; in training the same targets cost next to nothing; give "
+                "--yes to write it, or another --codec, or --limit"
+            )
+
+    def growing(self) -> Growing:
+        """Gives the data: records behind the others change nothing of an image that is there, see `TeachSettings`."""
+        return {"data": lambda earlier: grew_from(self.conversations.file, earlier)}
+
+    def make_stage(self, ledger: Ledger) -> TeachStage:
+        """Loads the model; the first of several processes fits the folder's codec."""
+        model = load_model(self.folder, self.recipe, layers=self.recipe.loss.basic.layers)
+        model.to(torch.device(self.device)).eval()  # type: ignore[arg-type]
+        term = basic_term(model, self.folder, self.recipe, ("das", "sds"))
+        locate, codec = self.conversations.locate, self.settings.codec
+        data = TrainingData(self.conversations.train, locate, self.folder.processor, self.folder.grid)
+        teacher = Teacher(model, term, data, self.settings.batch_size)
+        return TeachStage(teacher, _codec(ledger, codec, teacher), locate, codec)
 
 
 def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
@@ -160,41 +172,6 @@ def _fields(
             "data": file_sha256(conversations.file),
         }
     )
-
-
-def _default_out(settings: TeachSettings, listing: Listing, fields: dict[str, Any]) -> Path:
-    origin = {"source": listing.origin, "image_root": listing.root, "shard_size": settings.shard_size}
-    parts = [listing.name, settings.model.resolve().name, settings.codec]
-    parts += [f"first{settings.limit}"] if settings.limit else []
-    name = "-".join([*parts, fingerprint_of(fields | origin)[:8]])
-    return Path("runs") / "targets" / re.sub(r"[^\w.-]+", "_", name)
-
-
-def _announce(settings: TeachSettings, folder: ModelFolder, images: int, out: Place, say: Any) -> None:  # noqa: ANN401
-    width = int(folder.config.text_config.hidden_size)
-    size = bytes_per_image(folder.grid[0] * folder.grid[1], settings.codec, width) * images
-    say(f"targets go to {out}: {images:,} images, about {size / 1e9:,.2f} GB as {settings.codec}")
-    if size > _LARGE and not settings.yes:
-        raise UserError(
-            f"{out}: would take {size / 1e9:,.0f} GB; in training the same targets cost next to nothing; give "
-            "--yes to write it, or another --codec, or --limit"
-        )
-
-
-def _stage(
-    settings: TeachSettings,
-    recipe: Recipe,
-    folder: ModelFolder,
-    conversations: Conversations,
-    ledger: Ledger,
-    device: str,
-) -> TeachStage:
-    model = load_model(folder, recipe, layers=recipe.loss.basic.layers)
-    model.to(torch.device(device)).eval()  # type: ignore[arg-type]
-    term = basic_term(model, folder, recipe, ("das", "sds"))
-    data = TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid)
-    teacher = Teacher(model, term, data, settings.batch_size)
-    return TeachStage(teacher, _codec(ledger, settings.codec, teacher), conversations.locate, settings.codec)
 
 
 def _codec(ledger: Ledger, name: CodecName, teacher: Teacher) -> Codec:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.stage import ShardResult
+from sea_pipeline.core.progress import Advance
+from sea_pipeline.execution.stage import ShardResult, Stage
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.inputs.sources import Source
@@ -63,7 +64,7 @@ class Teacher:
                 self._first.setdefault(image_id, (row, place))
 
     def __call__(
-        self, samples: Sequence[Sample], bad: list[BadSample], advance: Callable[[int], None] = lambda _: None
+        self, samples: Sequence[Sample], bad: list[BadSample], advance: Advance = lambda _: None
     ) -> Iterator[tuple[Sample, Targets]]:
         """The targets of the good images in their order; the others go to `bad`."""
         for start in range(0, len(samples), self._batch_size):
@@ -114,16 +115,18 @@ class Teacher:
         return [Targets(refined[place], attention[place]) for place in places]
 
 
-class TeachStage:
-    """Writes a shard of targets; see `run.Stage`."""
+class TeachStage(Stage):
+    """Writes a shard of targets."""
 
-    def __init__(self, teacher: Teacher, codec: Codec, locate: Callable[[str], Path], backend: str = "") -> None:
+    def __init__(self, teacher: Teacher, codec: Codec, locate: Callable[[str], Path], name: str) -> None:
         self._teacher = teacher
         self._codec = codec
         self._locate = locate
-        self.device = teacher.device
-        self.backend = backend
-        self.at_once = 1
+        self._name = name
+
+    def describe(self) -> dict[str, str]:
+        """Says where it computes, and the codec."""
+        return {"device": self._teacher.device, "backend": self._name}
 
     def process(
         self,
@@ -131,7 +134,7 @@ class TeachStage:
         source: Source,
         target: Path,
         footer: dict[str, Any],
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> ShardResult:
         """The targets of one shard into the file `target`."""
         seconds: defaultdict[str, float] = defaultdict(float)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sea_pipeline.core.progress import ProgressBar
+from sea_pipeline.core.progress import Reporter
 from trainer.data.dataset import Labels, TrainingData
 from trainer.data.inputs import Inputs, labels_for
 from trainer.data.kept_features import tower_features
@@ -19,7 +19,7 @@ from trainer.training.arguments import training_arguments
 from trainer.training.gradient_balance import Balance
 
 
-def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]) -> AlignTrainer:
+def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -> AlignTrainer:
     """The trainer of a run, whose checkpoints go below `out`.
 
     Raises:
@@ -35,13 +35,13 @@ def build(inputs: Inputs, out: Path, progress: ProgressBar, callbacks: list[Any]
         model.sea_term = sea_term(folder, store.words, sea)
     if basic := [name for name in recipe.loss.terms() if name != "sea"]:
         model.model.language_model.to(args.device)  # the trainer moves all of the model, but later
-        model.basic_term = basic_term(model, folder, recipe, basic, lens_of(model, folder, recipe, progress))
+        model.basic_term = basic_term(model, folder, recipe, basic, lens_of(model, folder, recipe, reporter))
     balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
     data = _data(inputs, labels if sea.weight else None)
     if recipe.data.keep_features:
         model.model.vision_tower.to(args.device)
         images = len(inputs.conversations.image_ids) * (1 + recipe.labels.crops)
-        with progress("features", images, 0) as advance:
+        with reporter.progress("features", images) as advance:
             data.kept = tower_features(model, data, advance)
     evaluator = _evaluator(inputs, labels, args.per_device_eval_batch_size, str(args.device))
     with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sea_pipeline.core.progress import ProgressBar
+from sea_pipeline.core.progress import Advance, Reporter
 from sea_pipeline.output.run_files import read_log
 from sea_pipeline.storage.publish import publish_bytes, writing
 
@@ -75,8 +75,8 @@ def is_evaluation(line: dict[str, Any]) -> bool:
 class FewPairs(TrainerCallback):
     """Says once when L_a contrasts so few pairs that it teaches little."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self._said = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
@@ -84,7 +84,7 @@ class FewPairs(TrainerCallback):
         pairs = logs.get("sea_pairs", _FEW)
         if pairs < _FEW and not self._said:
             self._said = True
-            self._say(
+            self._reporter.message(
                 f"loss.sea: {pairs:.0f} pairs of patch and word in a micro-batch, fewer than {_FEW}; raise "
                 "training_arguments.per_device_train_batch_size, lower loss.sea.window, or set loss.sea.gather"
             )
@@ -93,15 +93,15 @@ class FewPairs(TrainerCallback):
 class Screen(TrainerCallback):
     """A progress bar of optimizer steps."""
 
-    def __init__(self, progress: ProgressBar) -> None:
-        self._progress = progress
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self._open: Any = None
-        self._advance: Callable[[int], None] = lambda _: None
+        self._advance: Advance = lambda _: None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
         """Called by the Trainer."""
         if state.is_world_process_zero:
-            self._open = self._progress("training", state.max_steps, state.global_step)
+            self._open = self._reporter.progress("training", state.max_steps, state.global_step)
             self._advance = self._open.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401

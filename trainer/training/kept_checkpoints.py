@@ -5,7 +5,7 @@ They lie apart from those that a run goes on from, which hold the optimizer too,
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Reporter
 from sea_pipeline.storage.publish import publish_folder, sync_folder
 from trainer.model import checkpoints
 from trainer.model.borders import saving
@@ -51,15 +52,15 @@ class KeptCheckpoints(TrainerCallback):
         recipe: of the run.
         run: its folder.
         dtype: of the model folder that the run leaves.
-        say: hears of steps that come too late to be kept.
+        reporter: hears of steps that come too late to be kept.
     """
 
-    def __init__(self, recipe: Recipe, run: Path, dtype: torch.dtype, say: Callable[[str], None]) -> None:
+    def __init__(self, recipe: Recipe, run: Path, dtype: torch.dtype, reporter: Reporter) -> None:
         self._asked = recipe.keep_checkpoints
         self._run = run
         # Adapters are merged before anything is rounded; without the LLM, the folder's file says how its values are.
         self._dtype = dtype if recipe.loss.lm and recipe.lora is None else None
-        self._say = say
+        self._reporter = reporter
         self._steps: list[int] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ANN401
@@ -70,7 +71,7 @@ class KeptCheckpoints(TrainerCallback):
         if now in absent:  # the key was added to a run that goes on from just there
             self._write(now, model, write=args.should_save)
         if behind := ", ".join(str(step) for step in absent if step < now):
-            self._say(f"keep_checkpoints: the run is at step {now}; not kept: {behind}")
+            self._reporter.message(f"keep_checkpoints: the run is at step {now}; not kept: {behind}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ANN401
         """Called by the Trainer."""

@@ -14,7 +14,7 @@ import torch
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.core.settings import Settings
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.store import LabelStore
@@ -57,7 +57,7 @@ class ViewSettings(Settings):
     device: str = "auto"
 
 
-def run_views(run: Path, settings: ViewSettings | None = None, *, progress: ProgressBar = no_bar) -> dict[str, Any]:
+def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Reporter = SILENT) -> dict[str, Any]:
     """The views of a finished run: those of `views.json` where it fits, else computed now and kept there.
 
     The file holds `key` (the hash of all that decides it), `held_out`, `grid` [rows, columns], `labelled`, `texts`,
@@ -78,7 +78,7 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, progress: Prog
         kept: Any = json.loads((run / VIEWS).read_text("utf-8"))
         if isinstance(kept, dict) and kept.get("key") == views.key:
             return kept
-    with progress(f"looking at {run.name}", 3 * len(views.images), 0) as advance:
+    with reporter.progress(f"looking at {run.name}", 3 * len(views.images)) as advance:
         made = views.compute(advance)
     text = json.dumps(made, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     with suppress(UserError):  # somebody else's run may be read-only: next time they are computed again
@@ -128,7 +128,7 @@ class _Views:
             }
         )
 
-    def compute(self, advance: Callable[[int], None]) -> dict[str, Any]:
+    def compute(self, advance: Advance) -> dict[str, Any]:
         """See `run_views`; `advance` hears of each image three times."""
         device = torch.device(resolve_device(self._settings.device))
         images = [self._image(shown) for shown in self.images]

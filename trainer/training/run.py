@@ -6,7 +6,6 @@ along the run), `model/` (a stock LLaVA folder, there once it is whole) and `sum
 
 import json
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import ProgressBar, no_bar
+from sea_pipeline.core.progress import SILENT, ProgressOnly, Reporter
+from sea_pipeline.core.renamed import taking_callbacks
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.output.run_files import SummaryFile, read_run_file
@@ -43,27 +43,8 @@ from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluati
 from trainer.training.checks import check_recipe
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
+from trainer.training.reporter import TrainReporter, of_told
 from trainer.training.run_folder import NO_RUN, begin_run, beside, run_fields
-
-
-@dataclass(frozen=True)
-class Told:
-    """Who is told what a run does; by default nobody."""
-
-    say: Callable[[str], None] = lambda _: None
-    """One line."""
-    progress: ProgressBar = no_bar
-    data: Callable[[dict[str, int]], None] = lambda _: None
-    """A table of the data: rows by what they are, and those left out by kind."""
-    warn: Callable[[str], None] = lambda _: None
-    """One line, of something that goes on all the same."""
-    trainable: Callable[[dict[str, tuple[int, int, float | None]]], None] = lambda _: None
-    """A table by part: parameters, those that train, learning rate."""
-    metrics: Callable[[str, dict[str, float]], None] = lambda title, values: None
-    """Metrics by name under a title."""
-
-
-QUIET = Told()
 
 
 @dataclass(frozen=True)
@@ -83,14 +64,15 @@ class TrainRun:
         return {"folder": str(self.out), "model": str(self.model), "summary": self.summary}
 
 
-def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told: Told = QUIET) -> TrainRun:
+@taking_callbacks("told", made_by=of_told)
+def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, reporter: Reporter = SILENT) -> TrainRun:
     """Trains what a recipe says, or what is missing of it.
 
     Args:
         recipe: see `Recipe`.
         out: the run's folder; None for one below runs/train whose name tells the settings apart.
         resume: refuse to begin anew: there must be a run to go on with. A run that was stopped goes on in any case.
-        told: who hears of it.
+        reporter: hears of it; of tables, too, if it is a `TrainReporter`.
 
     Raises:
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
@@ -100,7 +82,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {NO_RUN}")
     set_seed(recipe.seed)
-    inputs = _inputs(recipe, told)
+    inputs = _inputs(recipe, reporter)
     fields = run_fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
     if recipe.evaluate_every and inputs.conversations.held_out is None and not (out / "summary.json").is_file():
@@ -108,21 +90,21 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, told
     make_folder(out.parent)
     with alone(out.parent):  # the processes of a run come at once; the first one begins it
         begin_run(out, fields, recipe, resume)
-    told = told if args.process_index == 0 else QUIET
+    reporter = reporter if args.process_index == 0 else SILENT
     if (out / "summary.json").is_file():
-        told.say(f"{out}: this run is finished")
+        reporter.message(f"{out}: this run is finished")
         return TrainRun(out, read_run_file(out / "summary.json", SummaryFile))
-    told.say(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
+    reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     with (
         claimed(out) if args.process_index == 0 else nullcontext(),
         border(f"{out}: training has stopped", partial(_after, out)),
     ):
-        return _Run(inputs, out, fields, told).finish()
+        return _Run(inputs, out, fields, reporter).finish()
 
 
-def _inputs(recipe: Recipe, told: Told) -> Inputs:
+def _inputs(recipe: Recipe, reporter: Reporter) -> Inputs:
     """Opens what a run reads."""
-    folder = open_model_folder(_model_path(recipe, told), recipe.data.image_aspect_ratio)
+    folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
             f"data.random_crop: its crops are squares, which get no bars, and {folder.path} pads images; set "
@@ -133,7 +115,7 @@ def _inputs(recipe: Recipe, told: Told) -> Inputs:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     if {"das", "sds"} & recipe.loss.terms().keys() and recipe.teacher is None:
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
-    store = open_label_source(recipe, folder, conversations, make=partial(_label, told))
+    store = open_label_source(recipe, folder, conversations, make=partial(_label, reporter))
     conversations = without_unreadable(conversations, recipe.data, store)
     return Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
 
@@ -151,7 +133,7 @@ def _after(out: Path, error: BaseException) -> str:
     return f"{cause}, and run the same command again ({kept})"
 
 
-def _model_path(recipe: Recipe, told: Told) -> Path:
+def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
     if not isinstance(recipe.model, Parts):
         return recipe.model
     parts = recipe.model
@@ -159,7 +141,7 @@ def _model_path(recipe: Recipe, told: Told) -> Path:
     make_folder(MODELS)
     with alone(MODELS):  # the processes of a run all come at once; the first one makes it
         if not path.is_dir():
-            told.say(f"making {path} of {parts.vision} and {parts.llm}")
+            reporter.message(f"making {path} of {parts.vision} and {parts.llm}")
             try:
                 init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
             except UserError:
@@ -168,33 +150,34 @@ def _model_path(recipe: Recipe, told: Told) -> Path:
     return path
 
 
-def _label(told: Told, settings: LabelSettings) -> StageRun:
+def _label(reporter: Reporter, settings: LabelSettings) -> StageRun:
     make_folder(LABELS)
     with alone(LABELS):
-        told.say("making labels, as none fit")
-        return label_images(settings, progress=told.progress)
+        reporter.message("making labels, as none fit")
+        return label_images(settings, ProgressOnly(reporter))
 
 
 class _Run:
     """One run, from its inputs to its summary."""
 
-    def __init__(self, inputs: Inputs, out: Path, fields: dict[str, Any], told: Told) -> None:
+    def __init__(self, inputs: Inputs, out: Path, fields: dict[str, Any], reporter: Reporter) -> None:
         self.inputs = inputs
         self.out = out
-        self.told = told
+        self.reporter = reporter
+        self.tables = reporter if isinstance(reporter, TrainReporter) else TrainReporter()
         self.fields = fields
-        self.log = MetricsLog(out / "metrics.jsonl", told.metrics)
-        kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, told.say)
-        callbacks = [self.log, Screen(told.progress), FewPairs(told.say), kept]
-        self.trainer = build(inputs, out, told.progress, callbacks)
+        self.log = MetricsLog(out / "metrics.jsonl", self.tables.metrics)
+        kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, reporter)
+        callbacks = [self.log, Screen(reporter), FewPairs(reporter), kept]
+        self.trainer = build(inputs, out, reporter, callbacks)
 
     def finish(self) -> TrainRun:
         """Trains from the newest checkpoint or from the start, evaluates, saves."""
-        self.told.data(self._rows())
+        self.tables.data(self._rows())
         model = cast("AlignedLlava", self.trainer.model)
-        self.told.trainable(trainable(model, self.inputs.recipe))
+        self.tables.trainable(trainable(model, self.inputs.recipe))
         if self.trainer.is_world_process_zero() and (found := premise_of(model, self.inputs)):
-            (self.told.say if found.near else self.told.warn)(found.text)
+            (self.reporter.message if found.near else self.reporter.warning)(found.text)
         checkpoint = self._checkpoint()
         if self.trainer.is_world_process_zero():
             self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)
@@ -202,7 +185,7 @@ class _Run:
             cast("torch.nn.Module", self.trainer.model).to(self.trainer.args.device)  # FSDP has yet to cut it
             self._evaluate(0)
         else:
-            self.told.say(f"going on from {checkpoint}{self._exactness(checkpoint)}")
+            self.reporter.message(f"going on from {checkpoint}{self._exactness(checkpoint)}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         loss = self.inputs.recipe.loss
@@ -229,7 +212,7 @@ class _Run:
         if self.trainer.is_world_process_zero():
             checkpoints.clear(folder)
             try:
-                found = [checkpoints.latest(folder, self.told.say)]
+                found = [checkpoints.latest(folder, self.reporter)]
             except UserError as problem:
                 found = [problem]
         broadcast_object_list(found)
@@ -286,8 +269,9 @@ class _Run:
         publish_bytes(self.out / "summary.json", (json.dumps(written, indent=2) + "\n").encode(), self.out)
 
 
+@taking_callbacks("told", made_by=of_told)
 def train_stages(
-    recipes: dict[str, Recipe], out: Path | None = None, *, resume: bool = False, told: Told = QUIET
+    recipes: dict[str, Recipe], out: Path | None = None, *, resume: bool = False, reporter: Reporter = SILENT
 ) -> dict[str, TrainRun]:
     """Trains each stage, or finds that it is finished; see `train`.
 
@@ -295,7 +279,7 @@ def train_stages(
         recipes: of `read_recipes`, in order.
         out: the folder; with several stages, a folder of theirs is below it for each.
         resume: as in `train`: the first stage at least must have begun.
-        told: who hears of it.
+        reporter: hears of it; of tables, too, if it is a `TrainReporter`.
 
     Raises:
         UserError: see `train`.
@@ -304,10 +288,10 @@ def train_stages(
     model: Path | None = None
     for name, recipe in recipes.items():
         if name:
-            told.say(f"stage {name}")
+            reporter.message(f"stage {name}")
         if model is not None:
             recipe = recipe.model_copy(update={"model": model})
         folder = out / name if out is not None and name else out
-        runs[name] = train(recipe, folder, resume=resume and not runs, told=told)
+        runs[name] = train(recipe, folder, resume=resume and not runs, reporter=reporter)
         model = runs[name].model
     return runs

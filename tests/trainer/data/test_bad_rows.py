@@ -14,12 +14,13 @@ from sea_pipeline.inputs.llava_json import images_of, relative_path
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import open_labels
+from tests.support.heard import Heard
 from tests.support.spoken import Row, load, record, written
 from tests.support.tiny_runs import World, colours, tiny_recipe
 from tests.support.tiny_tokenizers import byte_level
 from trainer.data.bad_rows import BadRow, refuse
 from trainer.data.conversations import read_conversations
-from trainer.training.run import Told, TrainRun, train
+from trainer.training.run import TrainRun, train
 
 GOOD: list[Row] = [
     record([("<image>\nWhat?", "A cat.")], "a.jpg"),
@@ -152,9 +153,9 @@ def test_bad_rows_of_the_evaluation_file_are_counted(tiny: World, tmp_path: Path
 # A run
 
 
-def run(world: World, file: Path, out: Path, told: Told | None = None, **changes: Any) -> TrainRun:
+def run(world: World, file: Path, out: Path, reporter: Heard | None = None, **changes: Any) -> TrainRun:
     data = {"train": str(file), "image_root": str(world.data.parent / "images"), **changes.pop("data", {})}
-    return train(tiny_recipe(world, data=data, **changes), out, told=told or Told())
+    return train(tiny_recipe(world, data=data, **changes), out, reporter=reporter or Heard())
 
 
 def rows_of(world: World) -> list[Row]:
@@ -165,18 +166,17 @@ def rows_of(world: World) -> list[Row]:
 def test_a_run_leaves_them_out_and_counts_them(tiny: World, tmp_path: Path) -> None:
     good = rows_of(tiny)
     data = written(tmp_path, *odd().values(), *good, name="data.jsonl")
-    seen: list[dict[str, int]] = []
+    heard = Heard()
     with colours():
         with pytest.raises(UserError, match=f"{len(odd())} of {len(odd()) + len(good)} rows cannot be trained"):
             run(tiny, data, tmp_path / "out")
         assert not (tmp_path / "out").exists()
-        told = Told(data=seen.append)
-        done = run(tiny, data, tmp_path / "out", told, data={"bad_rows": "leave_out"})
+        done = run(tiny, data, tmp_path / "out", heard, data={"bad_rows": "leave_out"})
         clean = run(tiny, written(tmp_path, *good, name="clean.json"), tmp_path / "clean")
-    assert seen == [done.summary["rows"]]
-    left = {key: value for key, value in seen[0].items() if key.startswith("left out: ")}
+    assert heard.rows == [done.summary["rows"]]
+    left = {key: value for key, value in heard.rows[0].items() if key.startswith("left out: ")}
     assert sum(left.values()) == len(odd())
-    assert seen[0]["rows"] == clean.summary["rows"]["rows"] == len(good)
+    assert heard.rows[0]["rows"] == clean.summary["rows"]["rows"] == len(good)
     fields = [json.loads((out / "run.json").read_text())["fields"] for out in (done.out, clean.out)]
     assert fields[0]["left_out"][0] == len(odd())
     assert "left_out" not in fields[1]

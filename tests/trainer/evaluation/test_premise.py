@@ -15,6 +15,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sea_pipeline.core.errors import UserError
+from tests.support.heard import Heard
 from tests.support.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.evaluation.llm_probe import KINDS, LlmProbed, LlmProbeSettings, probe_llm
@@ -39,7 +40,7 @@ from trainer.model.terms import lens_of, reader_of
 from trainer.model.text_lens import text_lenses
 from trainer.recipes.recipe import Basic
 from trainer.teacher.run import TeachSettings, teach_images
-from trainer.training.run import Told, train
+from trainer.training.run import train
 
 WIDTH = 64
 
@@ -177,14 +178,13 @@ def test_a_run_says_it_and_goes_on_with_its_own_lens_alone(
 ) -> None:
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
     said: list[str] = []
-    told = Told(say=said.append, warn=said.append)
 
     def run(out: str, lens: LensKind = "none") -> Any:
         loss = DAS | ({"basic": {"lens": lens}} if lens != "none" else {})
         return train(
             tiny_recipe(tiny, model=str(deep), loss=loss, training_arguments={"max_steps": 2}),
             tmp_path / out,
-            told=told,
+            reporter=Heard(said),
         )
 
     run("plain")

@@ -8,13 +8,14 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.support import tiny_runs
+from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.run_values import HARMS, PARTS, copied, values, weights
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
-from trainer.training.run import Told, train
+from trainer.training.run import train
 
 SAVED = (2, 4, 6)
 
@@ -52,7 +53,7 @@ def steps_of(out: Path) -> list[int]:
 def resumed(world: World, out: Path, **arguments: object) -> list[str]:
     """What a run says that goes on."""
     said: list[str] = []
-    train(short(world, **arguments), out, told=Told(say=said.append))
+    train(short(world, **arguments), out, reporter=Heard(said))
     return said
 
 
@@ -66,7 +67,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(part: str, tiny: World, sto
         if part == "record" and not file.exists():
             continue
         said: list[str] = []
-        assert checkpoints.latest(stopped / "checkpoints", said.append) == of(stopped, 2)
+        assert checkpoints.latest(stopped / "checkpoints", Heard(said)) == of(stopped, 2)
         (line,) = said
         assert line.startswith(f"{file}: ")
         assert line.endswith("; this checkpoint is left out")
@@ -105,7 +106,7 @@ def test_checkpoints_of_older_versions_count_if_they_can_be_read(tiny: World, st
         for harm in ("cut", "emptied", "gone"):
             HARMS[harm](file)
             said: list[str] = []
-            assert checkpoints.latest(stopped / "checkpoints", said.append) == of(stopped, 2), (part, harm)
+            assert checkpoints.latest(stopped / "checkpoints", Heard(said)) == of(stopped, 2), (part, harm)
             assert len(said) == 1
             file.write_bytes(plain)
     assert f"going on from {of(stopped, 4)}, which an older version wrote; all of it can be read" in resumed(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
+from tests.support.heard import Heard
 from tests.support.run_values import settings
 from tests.support.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
 from trainer.targets.store import open_targets
@@ -122,7 +123,7 @@ def test_much_is_asked_about(world: World, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(teach_run, "_LARGE", 1000)
     said: list[str] = []
     with pytest.raises(UserError, match="--yes"):
-        teach_images(settings(world, tmp_path / "targets"), say=said.append)
+        teach_images(settings(world, tmp_path / "targets"), Heard(said))
     assert f"{ROWS - 1} images" in said[0]
     assert not (tmp_path / "targets").exists()
     teach_images(settings(world, tmp_path / "targets", yes=True))

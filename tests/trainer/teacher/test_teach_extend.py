@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution import sharded_job
 from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.run_report import Report
-from sea_pipeline.execution.worker import Recipe
+from sea_pipeline.execution.worker import Job
 from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
@@ -20,7 +21,6 @@ from sea_pipeline.storage.hashing import file_sha256
 from tests.support.run_values import settings
 from tests.support.tiny_runs import World
 from trainer.targets.store import CODEC, open_targets
-from trainer.teacher import run as teach_run
 from trainer.teacher.run import teach_images
 
 
@@ -74,11 +74,11 @@ def test_records_that_bring_no_image_leave_the_folder_as_it_is(
         assert teach_images(settings(world, out, **asked, extend=extend)).report.images == 0
     (out / "commits" / "00001.json").unlink()
 
-    def by_a_worker(_: Any, ledger: Ledger, stage: None, recipe: Recipe, *__: Any) -> tuple[Report, str, str]:
-        done = recipe.stage(pickle.loads(pickle.dumps(ledger)))
-        return run(ledger, done, max_bad=0), done.device, done.backend
+    def by_a_worker(job: Job, ledger: Ledger, *_: Any) -> tuple[Report, dict[str, str]]:
+        stage = pickle.loads(pickle.dumps(job)).stage(pickle.loads(pickle.dumps(ledger)))
+        return run(ledger, stage, max_bad=0), stage.describe()
 
-    monkeypatch.setattr(teach_run, "do_shards", by_a_worker)
+    monkeypatch.setattr(sharded_job, "_by_workers", by_a_worker)
     again = teach_images(settings(world, out, **asked, crew=Crew(workers=1)))
     assert again.report.images == len(again.ledger.samples(1)) > 0
     assert again.ledger.complete

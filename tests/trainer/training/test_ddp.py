@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
+from tests.support.heard import Heard
 from tests.support.run_values import ALL, EVEN, close, copied, values, weights
 from tests.support.tiny_runs import World, colours, logged, tiny_recipe, tiny_trainer
 from tests.support.together import WHOLE, Ended, Job, launch, said
 from trainer.data.sampler import BLANK
 from trainer.recipes.recipe import Recipe
-from trainer.training.run import Told, train
+from trainer.training.run import train
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for two launches
 RUNS: dict[str, dict[str, Any]] = {
@@ -175,7 +176,7 @@ def test_where_one_process_cannot_write_all_say_so(runs: Runs) -> None:
 def test_one_process_goes_on_with_a_run_of_two(runs: Runs, tiny: World, tmp_path: Path) -> None:
     out = copied(runs.folder / "two" / "uneven", tmp_path / "out", 2)
     lines: list[str] = []
-    train(runs.recipes["uneven"], out, told=Told(say=lines.append))
+    train(runs.recipes["uneven"], out, reporter=Heard(lines))
     assert any(f"checkpoint-2 of 2 processes with 1: {CHANGED}" in line for line in lines)
     close(out, runs.folder / "one" / "uneven")
 

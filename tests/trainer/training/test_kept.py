@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from sea_pipeline.core.errors import UserError
 from tests.support import tiny_runs
+from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.run_values import copied, weights
 from tests.support.tiny_models import tiny_model
@@ -20,7 +21,7 @@ from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
 from trainer.training import kept_checkpoints
 from trainer.training.kept_checkpoints import steps_to_keep
-from trainer.training.run import Told, train
+from trainer.training.run import train
 
 RUNS: dict[str, dict[str, Any]] = {
     "all": {"learning_rates": {"llm": 1e-3, "vision": 1e-3}},
@@ -102,7 +103,7 @@ def goes_on(run: Path, *steps: float) -> list[str]:
     """What a run says that goes on with other steps to keep."""
     said: list[str] = []
     recipe = Recipe.model_validate(json.loads((run / "run.json").read_text())["recipe"])
-    train(recipe.model_copy(update={"keep_checkpoints": steps}), run, told=Told(say=said.append))
+    train(recipe.model_copy(update={"keep_checkpoints": steps}), run, reporter=Heard(said))
     return said
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.heard import Heard
 from tests.support.paths import ROOT
 from tests.support.pretend_gpu import pretend_gpu
 from tests.support.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
@@ -68,7 +69,7 @@ def test_no_line_is_lost_where_the_trainer_counts_tokens(tiny: World, tmp_path: 
 
 def test_few_pairs_are_said_once() -> None:
     said: list[str] = []
-    callback = FewPairs(said.append)
+    callback = FewPairs(Heard(said))
     for pairs in ({"sea_pairs": 64.0}, {}, {"sea_pairs": 63.0}, {"sea_pairs": 3.0}):
         callback.on_log(None, None, None, logs=pairs)
     assert len(said) == 1

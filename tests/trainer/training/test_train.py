@@ -11,6 +11,7 @@ import pytest
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import label_images
+from tests.support.heard import Heard
 from tests.support.tiny_models import tiny_model
 from tests.support.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
 from trainer.data.inputs import open_label_source
@@ -19,7 +20,7 @@ from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.training import run as train_run
 from trainer.training.match_norm import match_norm
-from trainer.training.run import Told, train
+from trainer.training.run import train
 
 SPOKEN = {
     "trained_tokens",
@@ -58,16 +59,16 @@ def test_a_start_model_that_another_machine_makes_meanwhile_is_taken(
 
     monkeypatch.setattr(train_run, "init_model", refused)
     with pytest.raises(UserError, match="expected a new or"):
-        train_run._model_path(recipe, Told())
+        train_run._model_path(recipe, Heard())
     monkeypatch.setattr(train_run, "init_model", behind_another)
-    assert train_run._model_path(recipe, Told()).is_dir()
+    assert train_run._model_path(recipe, Heard()).is_dir()
 
 
 def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, evaluate_every=4, name="whole")
-    heard: dict[str, Any] = {}
-    told = Told(trainable=heard.update, metrics=lambda title, values: heard.setdefault(title, set(values)))
-    run = train(recipe, tmp_path / "out", told=told)
+    reporter = Heard()
+    run = train(recipe, tmp_path / "out", reporter=reporter)
+    heard: dict[str, Any] = reporter.parts | {title: set(values) for title, values in reporter.measured.items()}
 
     assert run.model == tmp_path / "out" / "model"
     left = {path.name for path in run.out.iterdir()} - {".tmp"}
@@ -218,12 +219,12 @@ def test_labels_are_made_where_none_fit_and_found_again(
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     recipe = short(tiny, labels={"path": None, "wordlist": str(tiny.words), "top_n": 3})
-    run = train(recipe, told=Told(say=said.append))
+    run = train(recipe, reporter=Heard(said))
     assert run.out.parent == Path("runs/train")
     assert "making labels, as none fit" in said
     (made,) = Path("runs/labels").iterdir()
     said.clear()
-    train(recipe, tmp_path / "second", told=Told(say=said.append))
+    train(recipe, tmp_path / "second", reporter=Heard(said))
     assert said[:1] == [f"the run goes to {tmp_path / 'second'}; labels: {made}"]
     assert all("pairs of patch and word" in line for line in said[1:])
     assert run.summary["labels"] is not None
