@@ -318,9 +318,7 @@ OTHERS: dict[str, list[str]] = {
     ],
     "help of an option": [
         "Read images that were bad again; in a finished folder, too.",
-        "Seconds: a worker that takes longer for a shard is started again, and the shard tried once more.",
         "A folder that `sea-pipeline label` wrote.",
-        "As for label; again for another one. Without #PATH all paths. Default: packaged.",
     ],
     "packages of this machine": [
         "install what is missing, and run the same command again",
