@@ -155,7 +155,7 @@ def hint(
     """Return one line if captioned images clearly say that the encoder's other sign is better, else None.
 
     It reads the file once more, decodes and encodes `HINT_MOST` images at most, and searches with both signs. It
-    encodes nothing if fewer than `HINT_LEAST` images have captions. See `probe`.
+    decodes nothing if fewer than `HINT_LEAST` images have captions. See `probe`.
     """
     images = captioned_images(path, listing.samples, HINT_MOST, seed=0)
     named = named_entries([image.captions for image in images], words)
