@@ -14,7 +14,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Say more on stderr; of
 
 
 def set_level(*, quiet: bool, verbose: bool) -> None:
-    """Set the level of the log, where --verbose wins over --quiet."""
+    """Set the level of the log from --quiet and --verbose, of which --verbose wins."""
     if quiet or verbose:
         LOG.setLevel(logging.DEBUG if verbose else logging.WARNING)
 

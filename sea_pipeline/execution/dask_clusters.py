@@ -142,10 +142,7 @@ def _configuration(cluster: Cluster) -> dict[str, Any]:
 
 
 def _threads(cluster: Cluster) -> int | None:
-    """Return the number of cores of one worker, or None for an existing scheduler.
-
-    None if dask's own workers decide it.
-    """
+    """Return the number of cores of one worker, or None for an existing scheduler."""
     if isinstance(cluster, cluster_settings.LocalCluster):
         return max(1, cores() // cluster.workers)
     return cluster.cores if isinstance(cluster, cluster_settings.SshCluster | cluster_settings.SlurmCluster) else None

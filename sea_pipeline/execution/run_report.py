@@ -44,9 +44,7 @@ class Tally:
         self._refuse_too_many()
 
     def rounds(self, shards: range | None) -> Iterator[list[int]]:
-        """Yield the missing shards, up to three times.
-
-        A concurrent run that begins meanwhile may take bad shards back.
+        """Yield the missing shards, up to three times, because a concurrent run may take bad shards back.
 
         Args:
             shards: do only these; None for all.

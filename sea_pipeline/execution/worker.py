@@ -33,7 +33,7 @@ from sea_pipeline.storage.publish import publish_bytes
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of options in glibc's malloc.h."""
 _SEEN_SECONDS = 10
-"""Seconds after which a network file system may show a new file on another host."""
+"""Seconds by which a network file system may delay the sight of a new file on another host."""
 
 
 class Job(Protocol):

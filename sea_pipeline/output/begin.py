@@ -28,7 +28,7 @@ from sea_pipeline.storage.paths import Place, entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
 
 Growing = Mapping[str, Callable[[Any], bool]]
-"""For each field that grows with the input, by name, a test if the value asked for has grown out of an earlier one."""
+"""By name of each field that grows with the input, a test whether this run's value has grown out of an earlier one."""
 
 
 def begin(
@@ -109,10 +109,7 @@ def _create(
 
 
 def _has_lost_all(root: Place, dataset: Dataset) -> bool:
-    """Tell whether a folder of this run has lost its commits, too.
-
-    Its plan and its manifest tell.
-    """
+    """Tell, from its plan and its manifest, whether a folder of this run has lost its commits, too."""
     if any(entries(root / COMMITS)):
         return False
     try:

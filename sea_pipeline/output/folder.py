@@ -52,9 +52,9 @@ def advised(problem: str) -> str:
 
 
 def lost_beginning(problem: str) -> str:
-    """Add the advice for a damaged `dataset.json`.
+    """Add to a problem with `dataset.json` the advice that brings the file back.
 
-    Only if it is absent is it made again, because a damaged one may be a later version's.
+    A damaged one must be restored or deleted first, because it may be a later version's.
     """
     if problem.endswith(("found a folder", "expected a file; found none")):
         return advised(problem)

@@ -242,9 +242,9 @@ class Ledger:
         path, data = self.commit_path(shard), commit.to_bytes()
         try:
             publish_bytes(path, data, self.root, exclusive=True)
-        except FileExistsError:  # another run's, without a lock between us, or one that does not stand any more
+        except FileExistsError:  # another run's, written without a lock between us, or one that is not valid any more
             faster = self.commit(shard)
-            if faster and not any(check_file(self.root, file) for file in faster.files):  # not if ours came behind it
+            if faster and not any(check_file(self.root, file) for file in faster.files):  # ours may have replaced them
                 return faster
             publish_bytes(path, data, self.root)
         return commit
