@@ -19,7 +19,7 @@ from sea_pipeline.labels.settings import ForecastSettings as ForecastSettings
 from sea_pipeline.labels.stage import LabelStage
 
 _ROUNDS = 4
-"""The fewest batches of each thread. With less, the threads that end first would make the others seem slow."""
+"""The fewest batches of each thread. With fewer, the threads that end first would seem slow."""
 
 
 @dataclass(frozen=True)
