@@ -1,8 +1,8 @@
-"""Labels for training: the shards unpacked once into memory-mapped arrays, so that any image costs microseconds.
+"""Unpack labels once into memory-mapped arrays, so that training reads any image in microseconds.
 
-Parquet is what travels and lasts; reading single images from it at random takes milliseconds (a row group at a time).
-Arrays have no checksums of their own: `files.json` beside them says what they were written as, and whoever opens them
-compares.
+Labels are kept and shared as Parquet, from which reading single images at random takes milliseconds (a row group at a
+time). Arrays have no checksums of their own, so `files.json` next to them holds their hashes, which are compared when
+the arrays are opened.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _FILES = {_IDS, *(f"{name}.npy" for name in _ARRAYS)}
 
 
 class LabelCache:
-    """The labels of a run, a collection of image ids as `LabelStore` is; cheap to send to a process."""
+    """The labels of a run, a collection of image ids like `LabelStore`, which is cheap to send to another process."""
 
     def __init__(self, folder: Path, grid: tuple[int, int], top_n: int) -> None:
         self.folder = folder
@@ -40,7 +40,7 @@ class LabelCache:
         self.top_n = top_n
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LabelCache, (self.folder, self.grid, self.top_n)  # each process maps the files for itself
+        return LabelCache, (self.folder, self.grid, self.top_n)  # each process maps the files itself
 
     def __len__(self) -> int:
         return len(self._index)
@@ -52,10 +52,10 @@ class LabelCache:
         return image_id in self._index
 
     def __getitem__(self, image_id: str) -> Labels:
-        """The labels of one image.
+        """Return the labels of one image.
 
         Raises:
-            KeyError: there is no such image; says how many there are and shows the nearest id.
+            KeyError: there is no such image; the message counts the images and shows the nearest id.
         """
         if image_id not in self._index:
             raise no_such_image(image_id, self._index)
@@ -66,7 +66,7 @@ class LabelCache:
 
     @property
     def ids(self) -> list[str]:
-        """The image ids in the order of the rows."""
+        """Return the image ids in the order of the rows."""
         return list(self._index)
 
     @cached_property
@@ -80,24 +80,26 @@ class LabelCache:
 
 
 def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache:
-    """The unpacked labels of a run: made if they are not there as they were written, found by the manifest's hash.
+    """Open the unpacked labels of a run, and unpack them first if they are absent or damaged.
+
+    They are found by the hash of the manifest.
 
     Args:
         store: opened with `open_labels`, which has verified the shards.
-        root: where the unpacked labels are kept; by default the cache folder. 4 bytes a label: 13 GB for half a million
-            images of 576 patches and 10 labels.
+        root: the folder of all unpacked labels; None for the cache folder. Labels take 4 bytes each, which is 13 GB for
+            half a million images of 576 patches and 10 labels.
 
     Raises:
         UserError: the folder cannot be written.
     """
     root = Path(root) if root else cache_folder() / "labels"
     make_folder(root)
-    # Of the manifest that the store was opened with: the file may be that of an extension by now.
+    # Hash the manifest that the store was opened with, because the file may be an extension's by now.
     manifest = Manifest.model_validate(store.manifest).to_bytes()
     folder = root / hashlib.sha256(manifest).hexdigest()[:32]
     found = _made(folder)
     if not _is_whole(folder):
-        with alone(root):  # the processes of a training run all come at once; the first one unpacks
+        with alone(root):  # all processes of a training run come at once, and the first one unpacks
             if _made(folder) == found:
                 _unpack_anew(store, folder)
     return LabelCache(folder, store.grid, store.top_n)
@@ -105,7 +107,7 @@ def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache
 
 def _unpack_anew(store: LabelStore, folder: Path) -> None:
     if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder, ignore_errors=True)  # what cleans up caches may have taken a file of it
+        shutil.rmtree(folder, ignore_errors=True)  # a cache cleaner may have removed a file of it
     else:
         folder.unlink(missing_ok=True)
     try:
@@ -117,13 +119,16 @@ def _unpack_anew(store: LabelStore, folder: Path) -> None:
 
 
 def _columns(store: LabelStore) -> dict[str, tuple[type[np.generic], int]]:
-    """By name, what a row of each array holds."""
+    """Map the name of each array to the type and the number of the values in a row."""
     size = store.grid[0] * store.grid[1] * store.top_n
     return {"words": (np.uint16, size), "scores": (np.float16, size), "crop_box": (np.float32, 4)}
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether every file is as it was written: each is hashed, in threads, because a bit that flips looks like a label.
+    """Tell whether every file is as it was written.
+
+    Each file is hashed, in threads, because a flipped bit would look like a label. The folder's name is the manifest's
+    hash, so files that are as written are this run's.
 
     The folder's name is the manifest's hash, so files that are as written are this run's.
     """
@@ -137,7 +142,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _made(folder: Path) -> tuple[int, int] | None:
-    """Tells apart what is made anew from what was there."""
+    """Return the inode and time of the record of files, which tell new files from old ones.
+
+    None if there is no record.
+    """
     try:
         status = (folder / FILES).stat()
     except OSError:

@@ -1,6 +1,6 @@
-"""The command `sea-pipeline`: parses, calls one function, prints what it says. Heavy imports happen inside.
+"""Parse the command line, call one function, and print its result. Heavy imports happen inside the commands.
 
-It may import all rooms, and `trainer`; `app`, `options` and `terminal` are what the commands share.
+It may import all rooms, and `trainer`. The commands share `app`, `options` and `terminal`.
 """
 
 import sys
@@ -25,11 +25,11 @@ _STOPPED = {
     "export": "the folder is there whole or not at all, but with --push it may be uploaded in part; if it is there, go "
     "on with: hf upload --private OWNER/NAME FOLDER",
 }
-"""What to know of it; every other command writes its results whole or not at all."""
+"""The state after an interruption, by command. Every other command writes its results completely or not at all."""
 
 
 def main() -> None:
-    """Runs the command line, and exits with one of the codes above; `streams.CLOSED` if nobody reads its output."""
+    """Run the command line, and exit with a code of `app`, or `streams.CLOSED` if nobody reads its output."""
     streams.prepare()
     with talk.heard():
         code = _run()
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    """The exit code; what there is to say of it has been said."""
+    """Run the command, report what went wrong, and return the exit code."""
     try:
         _refuse_arguments_that_are_not_utf8()
         code = app.app(prog_name="sea-pipeline", standalone_mode=False) or 0
@@ -49,17 +49,17 @@ def _run() -> int:
     except SystemExit as end:
         if not isinstance(end.__context__, BrokenPipeError):
             raise
-        return _unwritten(end.__context__)  # typer and rich end a program so, whichever pipe it was
+        return _unwritten(end.__context__)  # typer and rich exit like this, whichever pipe broke
     except typer.Abort:
         return _told(INTERRUPTED, _stopped())
     except Exception as mistake:
-        if not hasattr(mistake, "format_message"):  # typer's own: an unknown option, a missing argument
+        if not hasattr(mistake, "format_message"):  # typer's errors, such as an unknown option, have it
             raise
         return _told(MISUSED, _misused(mistake))
 
 
 def _unwritten(problem: OSError) -> int:
-    """The exit code of a file or a pipe that cannot be read or written."""
+    """Report a file or a pipe that cannot be read or written, and return the exit code."""
     if streams.is_closed(problem):
         return streams.CLOSED
     said = problem.strerror or one_line(problem)
@@ -67,7 +67,7 @@ def _unwritten(problem: OSError) -> int:
 
 
 def _told(code: int, problem: str, cause: BaseException | None = None) -> int:
-    """Says what is wrong, and with --verbose where it came from; the exit code."""
+    """Log the problem, and with --verbose its traceback, and return the exit code."""
     with suppress(BrokenPipeError):
         if problem:
             talk.LOG.error("%s", problem)
@@ -77,7 +77,10 @@ def _told(code: int, problem: str, cause: BaseException | None = None) -> int:
 
 
 def _misused(mistake: Any) -> str:  # noqa: ANN401 - typer's; it has moved between versions
-    """What typer says of a command line that it cannot read, and where to look; empty if it has shown the help."""
+    """Return typer's message for a command line that it cannot parse, with advice where to look.
+
+    Empty if typer has shown the help.
+    """
     text: str = mistake.format_message()
     context: typer.Context | None = getattr(mistake, "ctx", None)
     option = getattr(mistake, "param", None)
@@ -111,7 +114,7 @@ def _refuse_arguments_that_are_not_utf8() -> None:
             raise UserError(f"{shown}: expected a name in UTF-8; rename it") from None
 
 
-# Each registers its command, in the order in which --help lists them.
+# Each import registers a command, in the order of --help.
 from sea_pipeline.cli import demo, label, inspect, status, verify, probe, plan, recipes  # noqa: E402, F401  # isort: skip
 from sea_pipeline.cli import init, train, evaluate, tokens, teacher, report, export, eval_commands  # noqa: E402, F401  # isort: skip
 from sea_pipeline.cli import push, pull, merge, select  # noqa: E402, F401  # isort: skip

@@ -1,4 +1,4 @@
-"""The program that commands register with, its exit codes, and the JSON that they print."""
+"""Define the program that commands register with, its exit codes, and how commands print JSON."""
 
 import json
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ app = typer.Typer(
 
 
 MENDABLE, MISUSED, FAILED_SHARDS, INTERRUPTED = 1, 2, 3, 130
-"""Exit codes: what the user can mend; a command line that cannot be read; finished, but shards failed; Ctrl-C."""
+"""Exit codes: a problem that the user can mend; a wrong command line; finished, but shards failed; Ctrl-C."""
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """What `--json` prints: one object, on one line, alone on stdout."""
+    """Print the object of `--json` on one line, which must be the only output on stdout."""
     print(json.dumps(value))
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: --quiet and --verbose, an environment variable for every option, what they need."""
+"""Register commands, with --quiet and --verbose, an environment variable for every option, and a check of packages."""
 
 import functools
 import inspect
@@ -16,24 +16,25 @@ from sea_pipeline.cli.talk import Quiet, Verbose, set_level
 from sea_pipeline.core.own_trainer import take_own_trainer
 
 VARIABLES = "SEA_PIPELINE"
-"""What the names of environment variables for options begin with."""
+"""The prefix of environment variables for options."""
 
 _Function = Callable[..., None]
 _Options = Callable[[], Sequence[inspect.Parameter]]
 
 
 def command(function: _Function) -> _Function:
-    """Registers a command, which is called as its function is, with dashes; its parameters are the options.
+    """Register a function as a command, named like it with dashes, with its parameters as options.
 
-    Before the function runs, its packages are looked for, see `refuse_lacking`: what it imports may take seconds.
+    Before the function runs, its packages are looked for, see `refuse_lacking`, because its imports may take seconds.
     """
     return command_with(lambda: [])(function)
 
 
 def command_with(options: _Options) -> Callable[[_Function], _Function]:
-    """As `command`, with options before those that the function names, which takes them as `**asked`.
+    """Register a command as `command` does, with more options before those of the function.
 
-    They are made when somebody asks for them: a shell that completes a line waits for what their settings import.
+    The function takes them as `**asked`. They are made only when they are needed, because a shell that completes a line
+    waits for the import of their settings.
     """
 
     def register(function: _Function) -> _Function:
@@ -51,7 +52,10 @@ def command_with(options: _Options) -> Callable[[_Function], _Function]:
 
 
 class _MadeLate(TyperCommand):
-    """A command whose parameters are made when they are asked for; its name and its help are there at once."""
+    """A command that makes its parameters when they are needed.
+
+    Its name and its help exist at once.
+    """
 
     def __init__(self, signed: Callable[[], _Function], *args: Any, **settings: Any) -> None:  # noqa: ANN401 - typer's
         self._signed = signed
@@ -69,14 +73,14 @@ class _MadeLate(TyperCommand):
 
     @params.setter
     def params(self, none_yet: object) -> None:
-        """Leaves out those of the function that stands for the command while it is registered."""
+        """Ignore the parameters of the stub that represents the command while it is registered."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's; it has moved between versions
         return self._made.invoke(ctx)
 
 
 def _stub(function: _Function) -> Callable[[], None]:
-    """A function of that name and help, without parameters."""
+    """Make a function of the same name and help without parameters."""
 
     def stub() -> None: ...
 
@@ -85,7 +89,7 @@ def _stub(function: _Function) -> Callable[[], None]:
 
 
 def _signed(function: _Function, name: str, made: Sequence[inspect.Parameter]) -> _Function:
-    """The function that runs when the command does, with a parameter for each of its options."""
+    """Make the function that runs the command, with a parameter for each of its options."""
 
     def run(*, quiet: bool, verbose: bool, **asked: Any) -> None:  # noqa: ANN401 - whatever its options are
         set_level(quiet=quiet, verbose=verbose)
@@ -110,15 +114,15 @@ def _signed(function: _Function, name: str, made: Sequence[inspect.Parameter]) -
 
 
 def _with_variable(parameter: inspect.Parameter, command_name: str) -> Any:  # noqa: ANN401 - a type
-    """The annotation of a parameter, whose option can also be given as SEA_PIPELINE_<COMMAND>_<OPTION>."""
+    """Return a parameter's annotation with the variable SEA_PIPELINE_<COMMAND>_<OPTION> for its option."""
     kind, *metadata = get_args(parameter.annotation)
     (info,) = metadata
     if not isinstance(info, OptionInfo):
         return parameter.annotation
-    # In an annotation the first spelling stands where a default would.
+    # In an annotation, typer stores the first spelling as the default.
     spellings = [str(one) for one in (info.default, *(info.param_decls or ())) if str(one).startswith("--")]
     option = spellings[0].partition("/")[0] if spellings else parameter.name
     info = copy(info)
     info.envvar = "_".join((VARIABLES, command_name, option.strip("-"))).replace("-", "_").upper()
-    info.show_envvar = False  # the help of the whole program says it once
+    info.show_envvar = False  # the help of the program explains the variables once
     return Annotated[kind, info]

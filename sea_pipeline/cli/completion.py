@@ -1,4 +1,4 @@
-"""What a shell offers where a folder, a recipe or a spec is asked for: names that lie where the commands put them."""
+"""Complete folders, recipes and specs in a shell, with the names that commands give by default."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -8,42 +8,42 @@ from sea_pipeline.core.own_trainer import take_own_trainer
 
 
 def labels() -> list[str]:
-    """Folders of labels."""
+    """List the folders of labels."""
     return _folders("runs/labels/*/dataset.json", "runs/*/labels/dataset.json")
 
 
 def outputs() -> list[str]:
-    """Folders that are written shard by shard: labels and targets."""
+    """List the folders that are written shard by shard, which are labels and targets."""
     return [*labels(), *_folders("runs/targets/*/dataset.json")]
 
 
 def runs() -> list[str]:
-    """Folders of training runs, or of their stages."""
+    """List the folders of training runs and of their stages."""
     return _folders("runs/*/*/run.json", "runs/*/*/*/run.json")
 
 
 def labels_and_runs() -> list[str]:
-    """What a report shows."""
+    """List the folders that a report can show."""
     return [*labels(), *runs()]
 
 
 def models() -> list[str]:
-    """LLaVA folders: those of runs, and those that runs begin with."""
+    """List the LLaVA folders of runs, and those that runs begin with."""
     return _folders("runs/*/*/model/config.json", "runs/*/*/*/model/config.json", "runs/models/*/config.json")
 
 
 def runs_and_models() -> list[str]:
-    """What can be exported."""
+    """List the folders that can be exported."""
     return [*runs(), *models()]
 
 
 def recipes() -> list[str]:
-    """Recipes by name, and those of a checkout."""
+    """List the recipes by name, and those of a checkout."""
     return [*recipe_names(), *sorted(map(str, Path().glob("jobs/*.yaml")))]
 
 
 def recipe_names() -> list[str]:
-    """Recipes of the project, and rows of the papers' tables."""
+    """List the recipes of the project and the rows of the papers' tables."""
     with suppress(UserError):
         take_own_trainer()
         from trainer.recipes import names
@@ -53,17 +53,17 @@ def recipe_names() -> list[str]:
 
 
 def wordlists() -> list[str]:
-    """The packaged list, and how one mined from captions begins."""
+    """List the packaged word list and the prefix of a list mined from captions."""
     return ["2of12", "mine:"]
 
 
 def encoders() -> list[str]:
-    """How specs begin."""
+    """List the beginnings of encoder specs."""
     return ["packaged", "packaged@224", "open_clip:", "s2:packaged", "s2:open_clip:"]
 
 
 def devices() -> list[str]:
-    """Devices by kind."""
+    """List the devices by kind."""
     return ["auto", "cpu", "cuda"]
 
 

@@ -10,7 +10,7 @@ from sea_pipeline.cli.command import command
 from sea_pipeline.cli.own_options import local_output
 
 _PHOTOS = 4
-"""That each model looks at for the report; more would take minutes."""
+"""The number of photos in the report that each model reads. More would take minutes."""
 
 
 @command

@@ -10,7 +10,7 @@ from sea_pipeline.cli.command import command_with
 
 
 def options() -> list[Parameter]:
-    """Those of `EvaluateSettings`."""
+    """Make the options from `EvaluateSettings`."""
     from sea_pipeline.cli.options import options_of
     from trainer.evaluation.settings import EvaluateSettings
 
@@ -44,7 +44,7 @@ def evaluate(
 
     settings = settings_of(EvaluateSettings, asked)
     check_evaluate(settings)
-    from trainer.evaluation.run import evaluate_model  # not before: a mistake in the settings is told at once
+    from trainer.evaluation.run import evaluate_model  # late, to report mistakes in the settings at once
 
     found = evaluate_model(settings, reporter=terminal.Terminal())
     if as_json:

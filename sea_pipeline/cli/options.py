@@ -1,4 +1,4 @@
-"""The options of commands, made of their settings: names, types, defaults and help stand there, and nowhere else."""
+"""Make the options of commands from their settings, which alone hold names, types, defaults and help."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from inspect import Parameter
@@ -21,9 +21,9 @@ _OFFERED: Mapping[str, Callable[[], list[str]]] = {
     "model": completion.models,
     "wordlist": completion.wordlists,
 }
-"""What a shell offers for a field, by its name."""
+"""The completions that a shell offers for a field, by its name."""
 _RESULTS = ("out", "save_figures")
-"""Fields that name what is written; of the type `Path` it is on this machine."""
+"""Fields that name an output, which must be on this machine if the type is `Path`."""
 _Made = TypeVar("_Made", bound=Settings)
 
 
@@ -39,18 +39,18 @@ def options_of(
     hidden: Collection[str] = (),
     offered: Mapping[str, Callable[[], list[str]]] = {},
 ) -> list[Parameter]:
-    """Makes the options of a command in the order of the fields, those of settings within settings among them.
+    """Make the options of a command in the order of the fields, including those of nested settings.
 
     Args:
-        settings: what they are made of.
-        absent: fields that are no options.
+        settings: the settings.
+        absent: fields without an option.
         first: fields whose options come before the others.
-        arguments: fields that are given without a name, and what the help calls them (None: as the field is called).
-        spelled: options that are not called as their fields are.
-        optional: fields whose options may be left out though the settings need them, or have a default of their own.
-        in_range: fields whose range the parser looks at (exit 2), and not only the settings (exit 1).
+        arguments: fields that are given without a name, with their names in the help (None for the field's).
+        spelled: spellings of options that differ from their fields' names.
+        optional: fields whose options may be left out although the settings need them or have a default of their own.
+        in_range: fields whose range the parser checks (exit 2), in addition to the settings (exit 1).
         hidden: fields whose options the help leaves out.
-        offered: what a shell offers for a field, if not what it does for all of that name.
+        offered: completions for a field, if not those for all fields of its name.
     """
     made: dict[str, Parameter] = {}
     for name, field in _fields(settings, absent):
@@ -73,7 +73,7 @@ def options_of(
 
 
 def settings_of(settings: type[_Made], asked: Mapping[str, object]) -> _Made:
-    """Makes settings of what a command was asked for; what they have no field for is passed over.
+    """Make settings from the options of a command, ignoring options that they have no field for.
 
     Raises:
         UserError: see `Settings.of`.
@@ -101,7 +101,7 @@ def _fields(settings: type[BaseModel], absent: Collection[str]) -> Iterator[tupl
 
 
 def _kind(annotation: Any) -> Any:  # noqa: ANN401 - a type
-    """The type that typer reads: without ranges, lists in place of tuples, and text where a path may be a URL."""
+    """Return the type for typer, without ranges, with lists for tuples, and with text for a path that may be a URL."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(inner[0])
@@ -113,7 +113,7 @@ def _kind(annotation: Any) -> Any:  # noqa: ANN401 - a type
 
 
 def _limits(*found: object) -> tuple[Any, Any]:
-    """The least and the largest value that a type and its metadata allow; None for no such limit."""
+    """Return the smallest and the largest value that a type and its metadata allow, None for no limit."""
     least = most = None
     for one in found:
         inner = _limits(*get_args(one)) if get_args(one) else _limits(*getattr(one, "metadata", ()))

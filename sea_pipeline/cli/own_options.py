@@ -1,4 +1,4 @@
-"""Options and arguments of commands without settings, and how the commands that work shard by shard end."""
+"""Define options and arguments of commands without settings, and report what a sharded command did."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +8,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import FAILED_SHARDS, print_json
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:  # its import loads torch
     from sea_pipeline.execution.dispatch import StageRun
 
 LabelsFolder = Annotated[
@@ -27,7 +27,10 @@ StageJson = Annotated[
 
 
 def local_output(teaches: str, *spelled: str) -> Any:  # noqa: ANN401 - typer's
-    """The option of an output that is no folder of shards: a `Path` made of a URL would be a folder `s3:`."""
+    """Make the option of an output on this machine.
+
+    A `Path` made from a URL would be a folder `s3:`, so URLs are refused.
+    """
     return typer.Option(*spelled, parser=_of_this_machine, metavar="<path>", help=teaches)
 
 
@@ -42,7 +45,14 @@ def _of_this_machine(text: str | Path) -> Path:
 
 
 def tell(done: "StageRun", kind: str, done_to: str, *, as_json: bool) -> None:
-    """Prints what was done, as a table or as JSON; exit 3 if shards failed."""
+    """Print what was done, as a table or as JSON, and exit with 3 if shards failed.
+
+    Args:
+        done: the run.
+        kind: the name of what was made, such as `labels`.
+        done_to: the word for what was done to images, such as `labelled`.
+        as_json: print JSON.
+    """
     from sea_pipeline.cli.tables import labels as label_tables
 
     if as_json:

@@ -10,7 +10,7 @@ from sea_pipeline.cli.command import command_with
 
 
 def options() -> list[Parameter]:
-    """Those of `ForecastSettings` that decide how long an image takes, and how much of the disk."""
+    """Make the options from the `ForecastSettings` that affect the time and disk space of an image."""
     from sea_pipeline.cli.options import options_of
     from sea_pipeline.labels.settings import ForecastSettings
 
@@ -50,7 +50,7 @@ def plan(
 
     settings = settings_of(ForecastSettings, asked)
     check_label(settings)
-    from sea_pipeline.labels.forecast import forecast  # not before: a mistake in the settings is told at once
+    from sea_pipeline.labels.forecast import forecast  # late, to report mistakes in the settings at once
 
     found = forecast(settings, terminal.Terminal())
     if as_json:

@@ -13,7 +13,7 @@ from sea_pipeline.core.errors import UserError
 
 
 def options() -> list[Parameter]:
-    """Those of `ProbeSettings`, and those of `LlmProbeSettings` after them; both have the device."""
+    """Make the options from `ProbeSettings`, then those from `LlmProbeSettings`, which share the device."""
     from sea_pipeline.cli.options import options_of
     from sea_pipeline.labels.settings import LlmProbeSettings
 
@@ -61,7 +61,7 @@ def probe(
         raise UserError("probe: expected --data CAPTIONS.json, or --llm FOLDER; see --help")
     settings = settings_of(ProbeSettings, asked | {"encoder": asked["encoder"] or ("packaged",)})
     check_probe(settings)
-    from sea_pipeline.labels.sign_probe import probe_encoders  # not before: a mistake in the settings is told at once
+    from sea_pipeline.labels.sign_probe import probe_encoders  # late, to report mistakes in the settings at once
 
     findings = probe_encoders(settings, terminal.Terminal())
     if as_json:
@@ -71,7 +71,7 @@ def probe(
 
 
 def _refuse_others(asked: Mapping[str, object], others: set[str], reason: str) -> None:
-    """Refuses options that would not be heeded: those that are not as the command has them by itself."""
+    """Refuse options that would be ignored, if they differ from their defaults."""
     given = [o.name for o in options() if o.name in others and asked[o.name] != o.default]
     if given:
         raise UserError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: {reason}")
@@ -86,7 +86,7 @@ def _probe_llm(asked: Mapping[str, object], as_json: bool) -> None:
 
     settings = settings_of(LlmProbeSettings, asked)
     check_llm_probe(settings)
-    from trainer.evaluation.llm_probe import probe_llm  # not before: a mistake in the settings is told at once
+    from trainer.evaluation.llm_probe import probe_llm  # late, to report mistakes in the settings at once
 
     found = probe_llm(settings, terminal.Terminal()).to_json()
     if as_json:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def options() -> list[Parameter]:
-    """Those of `ReportSettings`."""
+    """Make the options from `ReportSettings`."""
     from sea_pipeline.cli.options import options_of
     from sea_pipeline.report.settings import ReportSettings
 
@@ -56,7 +56,11 @@ def report(
 
 
 def make_report(settings: "ReportSettings", names: Sequence[str] = ()) -> dict[str, Any]:
-    """The command as a function; `names` is what the runs are called, in their order, where that is not their folders.
+    """Make the report as the command does.
+
+    Args:
+        settings: the settings.
+        names: the names of the runs in their order; runs without one are named after their folders.
 
     Returns:
         `out`, the numbers of `photos`, of those that are `gone`, and of `runs`, and the file's `bytes`.
@@ -78,7 +82,7 @@ def make_report(settings: "ReportSettings", names: Sequence[str] = ()) -> dict[s
 
 
 def tell_report(made: Mapping[str, Any]) -> None:
-    """Prints what `make_report` returns."""
+    """Print the result of `make_report`."""
     from rich.filesize import decimal
 
     from sea_pipeline.cli import terminal
@@ -91,7 +95,7 @@ def tell_report(made: Mapping[str, Any]) -> None:
 
 
 def _look(run: "RunInput", images: int, device: str) -> None:
-    """Gives a run its views: computed where they can be, else those that lie in its folder, else none and why."""
+    """Set a run's views, computed if possible, else read from its folder, else None with the reason."""
     from sea_pipeline.cli import terminal
     from sea_pipeline.report.runs import kept_views
 

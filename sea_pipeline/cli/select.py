@@ -1,4 +1,4 @@
-"""The command that makes a folder of labels of some images of another one."""
+"""The command that copies some images of a folder of labels into a new folder."""
 
 from pathlib import Path
 from typing import Annotated

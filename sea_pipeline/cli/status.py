@@ -1,4 +1,4 @@
-"""The command that says how far an output folder is."""
+"""The command that shows the progress of an output folder."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What the program reads and writes: streams that are closed, or that cannot write every name; names of files."""
+"""Prepare the standard streams, which may be closed or unable to write every name, and the encoding of file names."""
 
 import os
 import select
@@ -7,25 +7,28 @@ from contextlib import suppress
 from typing import TextIO
 
 CLOSED = 141
-"""The exit code where nobody reads the output any more: what a shell says of a program that such a pipe has ended."""
+"""The exit code if nobody reads the output any more, as a shell reports a program that SIGPIPE has ended."""
 
 
 def prepare() -> None:
-    """Makes the streams fit to write whatever there is, and has names of files be UTF-8.
+    """Prepare the streams to write any text, and make Python read file names as UTF-8.
 
-    What cannot be written in the terminal's encoding is shown as an escape. A stream that is closed is thrown away.
+    Characters that the terminal's encoding lacks are written as escapes. Output to a closed stream is thrown away.
     """
     _fill_closed()
     _begun.update({number: _file(number) for number in (1, 2)})
     if sys.getfilesystemencoding() != "utf-8":
         _begin_again_in_utf8()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # of a test
+        with suppress(AttributeError):  # a test's stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def flushed(code: int) -> int:
-    """The exit code, once what was printed is written: else Python would find out as it ends, and say so in its way."""
+    """Flush the output, and return the exit code.
+
+    Otherwise Python would notice a write error when it ends, and report it in its own way.
+    """
     from sea_pipeline.core.errors import one_line
 
     for stream in (sys.stdout, sys.stderr):
@@ -40,16 +43,19 @@ def flushed(code: int) -> int:
                         f"error: standard output cannot be written: {problem.strerror or one_line(problem)}\n"
                     )
             code = code or (CLOSED if closed else 1)
-        except ValueError:  # it was closed by somebody
+        except ValueError:  # somebody has closed the stream
             pass
     return code
 
 
 def is_closed(problem: OSError) -> bool:
-    """Whether an error says that nobody reads our output any more, and is not of another pipe or a network."""
+    """Tell whether an error means that nobody reads our output any more.
+
+    The error of another pipe or of a network means something else.
+    """
     if not isinstance(problem, BrokenPipeError):
         return False
-    if any(_file(number) != begun for number, begun in _begun.items()):  # rich has thrown it away
+    if any(_file(number) != begun for number, begun in _begun.items()):  # rich has replaced a broken one
         return True
     if not hasattr(select, "poll"):  # Windows
         return True
@@ -60,7 +66,7 @@ def is_closed(problem: OSError) -> bool:
 
 
 _begun: dict[int, tuple[int, int] | None] = {}
-"""Which files the streams were when the program began."""
+"""The device and inode of each stream when the program began."""
 
 
 def _file(number: int) -> tuple[int, int] | None:
@@ -71,18 +77,21 @@ def _file(number: int) -> tuple[int, int] | None:
 
 
 def _throw_away(stream: TextIO) -> None:
-    """What is yet to be written goes nowhere."""
+    """Redirect a stream to the null device, so that what is not written yet is lost."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fill_closed() -> None:
-    """Opens what is closed of the three streams: the next file would get its number, and what is printed."""
+    """Open the null device for each closed standard stream.
+
+    Otherwise the next file would get its number, and receive what is printed.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for good
     if sys.stderr is None:
@@ -90,14 +99,14 @@ def _fill_closed() -> None:
 
 
 def _begin_again_in_utf8() -> None:
-    """Replaces this process by the same one in Python's UTF-8 mode, in which it starts others, too.
+    """Replace this process by the same one in Python's UTF-8 mode.
 
-    Names of images are UTF-8 in data files, and so they are on disks, whatever a terminal writes; that keeps its own
-    encoding.
+    Processes that it starts use the mode, too. Names of images are UTF-8 in data files, and so on disks, whatever
+    encoding the terminal uses. The terminal keeps its own encoding.
     """
     given = sys.argv[1:]
     if not (sys.executable and given and sys.orig_argv[-len(given) :] == given):
-        return  # it is another program that calls this one
+        return  # another program calls this one
     os.environ["PYTHONUTF8"] = "1"
     os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

@@ -1,4 +1,4 @@
-"""What commands say on stderr, by Python's `logging`: the logger `sea_pipeline` and those below it."""
+"""Show on stderr what commands log to the logger `sea_pipeline` and those below it."""
 
 import logging
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Say more on stderr; of
 
 
 def set_level(*, quiet: bool, verbose: bool) -> None:
-    """Sets what is heard of the program; of --quiet and --verbose both, --verbose counts."""
+    """Set the level of the log from --quiet and --verbose, of which --verbose wins."""
     if quiet or verbose:
         LOG.setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Shows the log on stderr, from INFO on if nothing else is asked for."""
+    """Show the log on stderr, from INFO on unless another level is set."""
     screen, level, passed_on = _Screen(), LOG.level, LOG.propagate
     LOG.addHandler(screen)
-    LOG.propagate = False  # a library that sets up logging for all would say everything twice
+    LOG.propagate = False  # a library that configures the root logger would print everything twice
     LOG.setLevel(logging.INFO)
     try:
         yield
@@ -36,6 +36,6 @@ def heard() -> Iterator[None]:
 
 class _Screen(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        from sea_pipeline.cli import terminal  # here: a shell that completes a line waits for what is imported above
+        from sea_pipeline.cli import terminal  # here because a shell that completes a line waits for imports above
 
         terminal.show(record)

@@ -7,7 +7,7 @@ from sea_pipeline.cli.own_options import StageJson, tell
 
 
 def options() -> list[Parameter]:
-    """Those of `TeachSettings`; what depends on a batch, or on training, is none of a teacher's."""
+    """Make the options from `TeachSettings`, without those that depend on a batch or on training."""
     from sea_pipeline.cli.options import options_of
     from trainer.teacher.settings import TeachSettings
 
@@ -29,7 +29,7 @@ def teacher(*, as_json: StageJson = False, **asked: object) -> None:
 
     settings = settings_of(TeachSettings, asked)
     check_teacher(settings)
-    from trainer.teacher.run import teach_images  # not before: a mistake in the settings is told at once
+    from trainer.teacher.run import teach_images  # late, to report mistakes in the settings at once
 
     done = teach_images(settings, terminal.Terminal())
     tell(done, "targets", "taught", as_json=as_json)

@@ -1,6 +1,6 @@
-"""What a person sees in the terminal: progress and messages on stderr, tables on stdout.
+"""Show progress and messages on stderr and tables on stdout.
 
-Importing it brings rich alone: an error is told at once.
+It imports only rich, so that an error is shown at once.
 """
 
 import logging
@@ -31,18 +31,21 @@ LOG = logging.getLogger("sea_pipeline")
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leaves it to `cli.main` that nobody reads on: rich would end the process as if something had failed."""
+        """Raise the error for `cli.main`, because rich would end the process as if something had failed."""
         raise BrokenPipeError
 
 
-# A pipe has no width: there, long values must not be folded at the 80 columns that rich assumes.
+# A pipe has no width, and long values must not be folded at the 80 columns that rich assumes.
 _WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 240
 output = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=_WIDTH)
 messages = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Rate(ProgressColumn):
-    """Images per second since the start, not of the last seconds: shards and threads make those jump."""
+    """Images per second since the start.
+
+    The rate of the last seconds would jump with shards and threads.
+    """
 
     def render(self, task: Task) -> Text:
         done = task.completed - task.fields["already"]
@@ -51,7 +54,10 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(what: str, total: int, already: int = 0) -> Iterator[Advance]:
-    """A progress bar with rate and time left; silent with --quiet, and if stderr is no terminal."""
+    """Show a progress bar with rate and time left.
+
+    It is silent with --quiet, and if stderr is no terminal.
+    """
     if not messages.is_terminal or _is_quiet():
         yield lambda _: None
         return
@@ -70,7 +76,7 @@ def progress(what: str, total: int, already: int = 0) -> Iterator[Advance]:
 
 
 def say(message: str | Table) -> None:
-    """Tells on stderr how it goes; nothing with --quiet."""
+    """Show a message on stderr, unless --quiet is given."""
     if isinstance(message, str):
         LOG.info("%s", message)
     elif not _is_quiet():
@@ -82,12 +88,12 @@ def _is_quiet() -> bool:
 
 
 def error(message: str) -> None:
-    """One line on stderr."""
+    """Log an error, which is shown as one line on stderr."""
     LOG.error("%s", message)
 
 
 def warning(message: str) -> None:
-    """One line on stderr, of something that goes on all the same."""
+    """Log a warning, after which the command continues."""
     LOG.warning("%s", message)
 
 
@@ -95,25 +101,28 @@ class Terminal(Reporter):
     """Shows on stderr what a function does."""
 
     def message(self, line: str) -> None:
-        """One line; nothing with --quiet."""
+        """Show a line, unless --quiet is given."""
         say(line)
 
     def warning(self, line: str) -> None:
-        """One line, of something that goes on all the same."""
+        """Show a warning, after which the command continues."""
         warning(line)
 
     def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
-        """A progress bar; see the function of that name."""
+        """Show a progress bar, see the function of that name."""
         return progress(what, total, done)
 
 
 def bars() -> Reporter:
-    """Makes a reporter that shows bars, and no lines."""
+    """Make a reporter that shows progress bars but no lines."""
     return ProgressOnly(Terminal())
 
 
 def show(record: logging.LogRecord) -> None:
-    """Prints a record of the log, by its level: an error is one line, however many it has."""
+    """Print a record of the log by its level.
+
+    An error is printed as one line, however many its message has.
+    """
     text = record.getMessage()
     if record.levelno >= logging.ERROR:
         messages.print(Text.assemble(("error:", "bold red"), f" {' '.join(text.split())}"))
@@ -127,18 +136,21 @@ def show(record: logging.LogRecord) -> None:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Shows on a terminal that something takes a while; nothing with --quiet."""
+    """Show on a terminal that something takes a while, unless --quiet is given."""
     with nullcontext() if _is_quiet() else messages.status(what):
         yield
 
 
 def plain_table(*headings: str, **options: Any) -> Table:  # noqa: ANN401 - rich's
-    """A table without lines, its title on the left; `options` are rich's."""
+    """Make a table without lines, with its title on the left.
+
+    `options` are rich's.
+    """
     return Table(*headings, title_justify="left", box=None, padding=(0, 2, 0, 0), **options)
 
 
 def print_table(rows: Mapping[str, str]) -> None:
-    """A table of names and values."""
+    """Print a table of names and values."""
     table = plain_table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -148,5 +160,5 @@ def print_table(rows: Mapping[str, str]) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and what it is of: 1 shard, 2,000 shards."""
+    """Return a number with its noun, such as 1 shard or 2,000 shards."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -10,7 +10,7 @@ from sea_pipeline.cli.command import command_with
 
 
 def options() -> list[Parameter]:
-    """Those of `TokensSettings`."""
+    """Make the options from `TokensSettings`."""
     from sea_pipeline.cli.options import options_of
     from trainer.data.settings import TokensSettings
 
@@ -39,7 +39,7 @@ def tokens(
     from trainer.data.settings import TokensSettings
 
     settings = settings_of(TokensSettings, asked)
-    from trainer.data.row_tokens import row_tokens  # not before: a mistake in the settings is told at once
+    from trainer.data.row_tokens import row_tokens  # late, to report mistakes in the settings at once
 
     for row in row_tokens(settings):
         if as_json:

@@ -46,7 +46,7 @@ def train(
 
     recipes = named_recipes(recipe or "demo", overrides or [])
     check_recipe(next(iter(recipes.values())))
-    from sea_pipeline.cli.tables import training as training_tables  # not before: a mistake in a recipe is told at once
+    from sea_pipeline.cli.tables import training as training_tables  # late, to report mistakes in a recipe at once
     from trainer.training.run import train_stages
 
     runs = train_stages(recipes, out, resume=resume, reporter=training_tables.train_reporter())

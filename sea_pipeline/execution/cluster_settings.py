@@ -1,6 +1,6 @@
-"""Who does the shards of a stage: this process, others of this machine, other hosts, Slurm, a scheduler's workers.
+"""Define the settings of everything that can do shards, from this process to Slurm jobs.
 
-Here are the settings of all of them; `dask_clusters` starts what they describe.
+`dask_clusters` starts what they describe.
 """
 
 import os
@@ -39,7 +39,7 @@ class _Cluster(Settings):
 
 
 class LocalCluster(_Cluster):
-    """Processes of this machine, one shard at a time each; cores and memory are divided by their number."""
+    """Processes of this machine with one shard at a time each, which divide cores and memory evenly."""
 
     kind: Literal["local"] = "local"
     workers: _Count = 2
@@ -79,7 +79,7 @@ class SshCluster(_Cluster):
 
 
 class SlurmCluster(_Cluster):
-    """Jobs of Slurm, one worker each; a job that comes to its end is followed by another while there is work."""
+    """Jobs of Slurm with one worker each, where a new job replaces an ended one while there is work."""
 
     kind: Literal["slurm"] = "slurm"
     jobs: _Count
@@ -104,7 +104,7 @@ class SlurmCluster(_Cluster):
 
 
 class Existing(_Cluster):
-    """The workers of a scheduler that is there already, and stays."""
+    """The workers of a scheduler that already runs and stays."""
 
     kind: Literal["existing"] = "existing"
     address: str
@@ -117,7 +117,7 @@ _FILE: TypeAdapter[_InFiles] = TypeAdapter(Annotated[_InFiles, Field(discriminat
 
 
 class Crew(Settings):
-    """The options of a command that works shard by shard which say who works; by default this process alone."""
+    """The options that choose who does the shards, which is this process alone by default."""
 
     workers: _Count | None = None
     """Processes of this machine, one for each GPU where there are GPUs (extra `dask`)."""
@@ -134,7 +134,7 @@ class Crew(Settings):
 
     @classmethod
     def of(cls, **values: object) -> Self:
-        """As `Settings.of`; a UserError, too, where the options contradict each other."""
+        """Check the values as `Settings.of` does, and refuse options that contradict each other."""
         crew = super().of(**values)
         asked = [f"--{name}" for name in ("workers", "scheduler", "cluster") if getattr(crew, name) is not None]
         if len(asked) > 1:
@@ -149,21 +149,23 @@ class Crew(Settings):
 
     @property
     def alone(self) -> bool:
-        """Whether this process does the work itself, without dask."""
+        """Tell whether this process does the work itself, without dask."""
         return self.workers is None and self.scheduler is None and self.cluster is None
 
     def shards(self, count: int) -> range | None:
-        """The shards of `count` that this run is for; None for all."""
+        """Return the shards of `count` that this run does, or None for all."""
         if self.shard_range is None:
             return None
         part, parts = map(int, self.shard_range.split("/"))
         return range((part - 1) * count // parts, part * count // parts)
 
     def described(self, device: str) -> Cluster:
-        """What to start or to connect to, for work on `device`; `auto` is a GPU where there is one.
+        """Return the cluster to start or to connect to, for work on `device`.
+
+        `auto` is a GPU if there is one.
 
         Raises:
-            UserError: a damaged cluster file, more workers than GPUs, or a device that is one process's.
+            UserError: a damaged cluster file, more workers than GPUs, or a `device` that only one process can have.
         """
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(
@@ -182,7 +184,10 @@ class Crew(Settings):
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs of this machine by the names that CUDA_VISIBLE_DEVICES takes; CUDA itself is not started."""
+    """List the GPUs of this machine by the names that CUDA_VISIBLE_DEVICES takes.
+
+    CUDA itself is not started.
+    """
     import torch  # here: not every process that reads cluster files needs it
 
     count = torch.cuda.device_count()
@@ -206,10 +211,10 @@ def _on_gpus(wanted: tuple[str, ...] | None, workers: int | None, cluster: CudaC
 
 
 def load_cluster(name: str) -> _InFiles:
-    """A cluster file: a path, or the name of one that comes along (`jobs/clusters/NAME.yaml`).
+    """Read a cluster file from a path, or by the name of a packaged one (`jobs/clusters/NAME.yaml`).
 
     Raises:
-        UserError: there is none, or it is not one; every key that is wrong, in one line.
+        UserError: there is no such file, or it is not a cluster file. One line names every wrong key.
     """
     path = Path(name)
     packaged = data_folder("jobs") / "clusters"

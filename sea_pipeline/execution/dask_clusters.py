@@ -1,4 +1,4 @@
-"""Starts what `cluster_settings` describes, with dask, and ends what it has started."""
+"""Start the clusters that `cluster_settings` describes, with dask, and end what was started."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _REPLACED_SECONDS = 10
 _CONNECT_SECONDS = 10
 _ENDING_SECONDS = 300
-"""Of a Slurm job: a worker goes so long before its end, give or take four minutes, in the midst of a shard at worst."""
+"""Seconds before the end of a Slurm job at which its worker leaves, give or take 4 minutes, at worst within a shard."""
 _NO_SCHEDULER = (
     "--scheduler {}: expected the address of a dask scheduler, such as tcp://host:8786, or the file that "
     "`dask scheduler --scheduler-file` wrote; "
@@ -40,12 +40,12 @@ _NO_SCHEDULER = (
 
 @contextmanager
 def connected(cluster: Cluster, *, dashboard: bool, reporter: Reporter) -> Iterator[Client]:
-    """A client of the cluster, which is started for it and ended after it; an existing scheduler stays.
+    """Connect to a cluster, starting it first and ending it afterwards.
 
-    `reporter` hears where the dashboard is.
+    An existing scheduler is neither started nor ended. `reporter` shows where the dashboard is.
 
     Raises:
-        UserError: it cannot be started or reached.
+        UserError: the cluster cannot be started or reached.
     """
     with _quiet(), _environment_kept(), dask.config.set(_configuration(cluster)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Port .* is already in use")
@@ -56,7 +56,7 @@ def connected(cluster: Cluster, *, dashboard: bool, reporter: Reporter) -> Itera
             return
         try:
             started = _started(cluster, dashboard=dashboard and find_spec("bokeh") is not None)
-        except Exception as error:  # no ssh, no sbatch, a name that is none: whatever the cluster's own parts say
+        except Exception as error:  # no ssh, no sbatch, a wrong name, or another error of the cluster's parts
             raise UserError(f"the {cluster.kind} cluster does not start: {one_line(error)}") from error
         with started, _client(started, f"the {cluster.kind} cluster does not answer: ") as client:
             if dashboard:
@@ -67,7 +67,7 @@ def connected(cluster: Cluster, *, dashboard: bool, reporter: Reporter) -> Itera
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A worker or a scheduler that dies is told in our own words."""
+    """Silence dask's loggers, because we report the death of a worker or a scheduler in our own words."""
     known = logging.root.manager.loggerDict  # some of dask's loggers have a level of their own
     loggers = [logging.getLogger(name) for name in list(known) if name.partition(".")[0] == "distributed"]
     before = [logger.level for logger in loggers]
@@ -82,7 +82,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Dask sets the variables of its workers in this process, too."""
+    """Restore the environment, because dask sets the variables of its workers in this process, too."""
     before = dict(os.environ)
     try:
         yield
@@ -93,18 +93,19 @@ def _environment_kept() -> Iterator[None]:
 
 
 def scheduler_address(name: str) -> str:
-    """The address of the scheduler that `--scheduler` names, by itself or by the file that the scheduler wrote.
+    """Return the address of the scheduler that `--scheduler` names.
 
-    Nobody is called: a client of what is no address would hang, and say so after the run.
+    `name` is an address or the file that the scheduler wrote. The scheduler is not called, because a client given a
+    wrong address would hang and only complain after the run.
 
     Raises:
-        UserError: it is neither.
+        UserError: `name` is neither.
     """
     try:
         file = Path(name)
         address: str = json.loads(file.read_text("utf-8"))["address"] if file.is_file() else name
         resolve_address(address)
-    except Exception as error:  # no such host, a file of something else, a protocol that lacks its package
+    except Exception as error:  # no such host, another kind of file, a protocol whose package is missing
         reason = f"no {error} in it" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{_NO_SCHEDULER.format(name)}{reason}") from error
     return address
@@ -114,14 +115,17 @@ def scheduler_address(name: str) -> str:
 def _client(where: SpecCluster | str, problem: str) -> Iterator[Client]:
     try:
         client = Client(where, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except Exception as error:  # nobody answers, or not in this language, such as TLS without a certificate
+    except Exception as error:  # no answer, or one in another protocol, such as TLS without a certificate
         raise UserError(f"{problem}{one_line(error)}") from error
     with client:
         yield client
 
 
 def _configuration(cluster: Cluster) -> dict[str, Any]:
-    """Dask's settings, for this process and for the workers that it starts; see jobs/clusters/README.md."""
+    """Return dask's settings for this process and the workers that it starts.
+
+    See jobs/clusters/README.md.
+    """
     settings: dict[str, Any] = {
         "distributed.scheduler.work-stealing": False,
         "distributed.deploy.lost-worker-timeout": "60s",
@@ -138,7 +142,7 @@ def _configuration(cluster: Cluster) -> dict[str, Any]:
 
 
 def _threads(cluster: Cluster) -> int | None:
-    """Cores of one worker."""
+    """Return the number of cores of one worker, or None for an existing scheduler."""
     if isinstance(cluster, cluster_settings.LocalCluster):
         return max(1, cores() // cluster.workers)
     return cluster.cores if isinstance(cluster, cluster_settings.SshCluster | cluster_settings.SlurmCluster) else None
@@ -153,16 +157,19 @@ def _started(cluster: Cluster, *, dashboard: bool) -> SpecCluster:
     if shutil.which("sbatch") is None:
         raise FileNotFoundError("expected Slurm's sbatch on this machine; found none")
     slurm = require("dask_jobqueue", "slurm").SLURMCluster(**slurm_arguments(cluster, dashboard=dashboard))
-    slurm.adapt(minimum=cluster.jobs, maximum=cluster.jobs)  # not `scale`, which leaves out jobs that have ended
+    slurm.adapt(minimum=cluster.jobs, maximum=cluster.jobs)  # `scale` would not replace jobs that have ended
     return slurm  # type: ignore[no-any-return]
 
 
 def _kept_up(cluster: SpecCluster) -> SpecCluster:
-    """Replaces workers whose nanny is gone, too: it gives up where the process that it starts is killed meanwhile."""
+    """Replace workers whose nanny is gone, too.
+
+    A nanny gives up if the process that it is starting is killed meanwhile.
+    """
 
     def replace() -> None:
         if cluster.status == Status.running:
-            cluster.scale(len(cluster.worker_spec))  # dask starts what is in its list and not there
+            cluster.scale(len(cluster.worker_spec))  # dask starts the workers of its list that are missing
 
     assert cluster.loop is not None, "it has begun"
     cluster.loop.add_callback(PeriodicCallback(replace, _REPLACED_SECONDS * 1000).start)
@@ -173,7 +180,7 @@ def _local(cluster: cluster_settings.LocalCluster, *, dashboard: bool) -> SpecCl
     limit: str | int = cluster.memory_limit
     common = {"nthreads": 1, "host": _LOOPBACK, "dashboard": False, "silence_logs": logging.CRITICAL}
     common |= {"memory_limit": MEMORY_LIMIT // cluster.workers if limit == "auto" else limit}
-    devices = cluster.gpus or ("",) * cluster.workers  # GPUs are hidden: every worker would take the first
+    devices = cluster.gpus or ("",) * cluster.workers  # without GPUs: hide them, or every worker would take the first
     return SpecCluster(
         scheduler={
             "cls": Scheduler,
@@ -189,7 +196,7 @@ def _local(cluster: cluster_settings.LocalCluster, *, dashboard: bool) -> SpecCl
 
 
 def ssh_arguments(cluster: cluster_settings.SshCluster, *, dashboard: bool) -> dict[str, Any]:
-    """What dask's SSHCluster is called with: its first host is the scheduler's."""
+    """Return the arguments of dask's SSHCluster, whose first host runs the scheduler."""
     return {
         "hosts": [cluster.hosts[0], *cluster.hosts],
         "connect_options": {"username": cluster.username} if cluster.username else {},
@@ -200,7 +207,10 @@ def ssh_arguments(cluster: cluster_settings.SshCluster, *, dashboard: bool) -> d
 
 
 def slurm_arguments(cluster: cluster_settings.SlurmCluster, *, dashboard: bool) -> dict[str, Any]:
-    """What dask-jobqueue's SLURMCluster is called with: one worker of one dask thread a job, on all the job's cores."""
+    """Return the arguments of dask-jobqueue's SLURMCluster.
+
+    Each job has one worker with one dask thread, on all cores of the job.
+    """
     return {
         "cores": 1,
         "processes": 1,

@@ -1,4 +1,4 @@
-"""What a command that works shard by shard did, and on what it computes."""
+"""Report what a command that works shard by shard did, and choose the driver's device."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,29 +14,30 @@ from sea_pipeline.output.status import status_to_json
 
 @dataclass
 class StageRun:
-    """What a command that works shard by shard did, and with what."""
+    """The result of a command that works shard by shard."""
 
     ledger: Ledger
     listing: Listing
     report: Report
     about: dict[str, str]
-    """What the stage says of itself, see `Stage.describe`; `device` alone if nothing was left to do."""
+    """The stage's description of itself, see `Stage.describe`. It is `device` alone if nothing was left to do."""
 
     @property
     def device(self) -> str:
-        """Where the stage computes."""
+        """Return the device that the stage computes on."""
         return self.about.get("device", "")
 
     @property
     def backend(self) -> str:
-        """For labels what proposed candidates, for targets their codec; empty if nothing was left to do."""
+        """Return the search backend of labels or the codec of targets, empty if nothing was left to do."""
         return self.about.get("backend", "")
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: `status_to_json` of the folder, its path, and what this run did.
+        """Return `status_to_json` of the folder, its path and this run's figures, for machines.
 
-        `run` holds `images` and `bad` of this run alone, `seconds`, `images_per_second` (null where it labelled none),
-        `device`, `backend` and what else the stage says of itself, and `failed`: reasons by the number of the shard.
+        `run` holds `images` and `bad` of this run alone, `seconds`, `images_per_second` (null if it labelled none),
+        `device`, `backend` and the rest of the stage's description, and `failed`, which maps a shard's number to a
+        reason.
         """
         report = self.report
         run: dict[str, Any] = {"images": report.images, "bad": report.bad, "seconds": round(report.wall_seconds, 3)}
@@ -46,9 +47,10 @@ class StageRun:
 
 
 def driver_device(crew: Crew, device: str) -> tuple[str, bool]:
-    """What this process computes on, and whether it shall embed words and the like: not where workers have GPUs for it.
+    """Choose this process's device, and tell whether it embeds words and the like.
 
-    With workers it never touches a GPU: the memory that it would hold there is theirs.
+    Without workers it does both itself. With workers it computes on the CPU, because GPU memory that it held would be
+    missing to them. It then embeds words only if it starts local workers without GPUs.
 
     Raises:
         UserError: see `resolve_device`, `Crew.described` and `scheduler_address`; or dask is not installed.

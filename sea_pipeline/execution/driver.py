@@ -1,4 +1,4 @@
-"""A stage done by the workers of a cluster: every shard ends up committed, or named as failed."""
+"""Run a stage on the workers of a cluster until every shard is committed or named as failed."""
 
 import heapq
 import signal
@@ -28,7 +28,7 @@ from sea_pipeline.output.records import Commit
 from sea_pipeline.storage.publish import publish_bytes, scratch_path
 
 DEATHS = 3
-"""Workers that a shard may kill before it counts as failed."""
+"""The number of dead workers after which a shard counts as failed."""
 
 
 def distribute(
@@ -41,9 +41,10 @@ def distribute(
     advance: Advance,
     reporter: Reporter,
 ) -> tuple[Report, dict[str, str]]:
-    """Does a stage by the workers that the options ask for: the report, and what the stage of a worker says of itself.
+    """Run a stage on the workers that the options ask for.
 
-    SIGTERM ends it as Ctrl-C does: the workers that were started for it end before this process.
+    Returns the report, and a worker's description of its stage. SIGTERM ends the run as Ctrl-C does, so the workers
+    that were started for it end before this process.
 
     Raises:
         UserError: see `Crew.described`, `connected` and `Driver.run`.
@@ -78,11 +79,11 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @contextmanager
 def stage_plugin(job: Job, ledger: Ledger) -> Iterator[StagePlugin]:
-    """What workers get for a run, and the file by which they know that they see the run's folder."""
+    """Make the plugin for the workers, and a file by which they check that they see the run's folder."""
     name = f"{job.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
     ledger, probe = copy(ledger), None
     if isinstance(ledger.root, Path):
-        ledger.root = ledger.root.absolute()  # workers may have begun elsewhere
+        ledger.root = ledger.root.absolute()  # workers may have another current folder
         probe = scratch_path(ledger.root, "workers")
         publish_bytes(probe, b"", ledger.root)
     try:
@@ -99,16 +100,17 @@ class _Task(NamedTuple):
 
 
 class Driver:
-    """Hands out shards, the lowest first, and decides what becomes of those that fail.
+    """Hands out shards, the lowest first, and retries or gives up those that fail.
 
-    A shard fails for good after `ATTEMPTS` exceptions, after it was stuck so often, or after `DEATHS` dead workers.
+    A shard fails for good after `ATTEMPTS` exceptions, after being stuck `ATTEMPTS` times, or after `DEATHS` dead
+    workers.
 
     Args:
         pool: the workers.
         ledger: the output folder.
         max_bad: see `local.run`.
         shard_timeout: seconds after which a shard is stuck and its worker is started again; None for never.
-        advance: hears how many images have passed, shard by shard.
+        advance: called with the number of images of each shard that is done.
     """
 
     def __init__(
@@ -128,14 +130,14 @@ class Driver:
         self._waiting: list[tuple[int, int]] = []
         """(shard, attempt)."""
         self._tasks: dict[str, _Task] = {}
-        """By worker."""
+        """The task of each busy worker."""
         self._failures: Counter[tuple[int, str]] = Counter()
 
     def run(self, shards: range | None = None) -> Report:
-        """As `local.run`.
+        """Finish the missing shards as `local.run` does, and return the report.
 
         Raises:
-            UserError: as `local.run` and `WorkerPool.news`. What is committed stays.
+            UserError: see `local.run` and `WorkerPool.news`. Commits stay.
         """
         for todo in self._tally.rounds(shards):
             self._waiting = [(shard, 1) for shard in todo]
@@ -151,7 +153,7 @@ class Driver:
     def _hand_out(self) -> None:
         while self._waiting and self._pool.idle:
             shard, attempt = heapq.heappop(self._waiting)
-            if attempt == 1 and (commit := self._ledger.commit(shard)):  # another run's, since this one began
+            if attempt == 1 and (commit := self._ledger.commit(shard)):  # by another run, since this one began
                 self._advance(commit.rows + commit.bad)
                 self._tally.check(commit)
                 continue
@@ -163,7 +165,7 @@ class Driver:
     def _take(self, task: _Task, outcome: Outcome) -> None:
         if "done" in outcome:
             self._count(workers.commit_of(outcome))
-        elif commit := self._ledger.commit(task.shard):  # done, and only the news of it was lost
+        elif commit := self._ledger.commit(task.shard):  # the shard is done, and only its result was lost
             self._count(commit)
         elif "cancelled" in outcome:
             heapq.heappush(self._waiting, (task.shard, task.attempt))

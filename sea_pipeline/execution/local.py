@@ -1,4 +1,4 @@
-"""Runs any stage over the shards of a ledger, in this process: skips what is done, tries again."""
+"""Run any stage over the shards of a ledger in this process, skipping finished shards and retrying failed ones."""
 
 import threading
 from collections.abc import Callable
@@ -24,20 +24,20 @@ def run(
     shards: range | None = None,
     advance: Advance = lambda _: None,
 ) -> Report:
-    """Finishes what is missing, shard after shard, and writes the manifest when nothing is.
+    """Finish the missing shards one after the other, and write the manifest when none is missing.
 
-    Several runs of one folder at once do no harm: each passes over shards that another one has committed, of two that
-    finish one shard the first counts, and all end with the same folder.
+    Several runs of one folder at the same time do no harm. Each skips shards that another one has committed. If two
+    finish the same shard, the first counts. All end with the same folder.
 
     Args:
         ledger: the output folder.
         stage: the work on one shard.
         max_bad: stop as soon as more than this share of all planned images is bad; 0 allows none, else one is allowed.
-        shards: only these; None for all. Whoever finds nothing missing in the whole folder writes the manifest.
-        advance: told how many images have passed; a negative number where a shard starts again.
+        shards: do only these; None for all. The run that finds nothing missing in the whole folder writes the manifest.
+        advance: called with the number of images that have passed, a negative one if a shard starts again.
 
     Raises:
-        UserError: too many bad images, or the output cannot be written. What is committed stays.
+        UserError: too many bad images, or the output cannot be written. Commits stay.
     """
     tally = Tally(ledger, max_bad, stage.at_once)
     source = open_source(ledger.image_root)
@@ -45,11 +45,11 @@ def run(
 
     def heard(images: int) -> None:
         if leaving.is_set() and images > 0:
-            raise KeyboardInterrupt  # which has reached the main thread, or an error that ends the run
+            raise KeyboardInterrupt  # Ctrl-C or an error is already ending the run in the main thread
         advance(images)
 
     def done(shard: int) -> _Done:
-        if commit := ledger.commit(shard):  # another run's, since this one began
+        if commit := ledger.commit(shard):  # another run has committed it since this one began
             heard(commit.rows + commit.bad)
             return _Done(shard, commit, ours=False)
         for attempt in range(1, ATTEMPTS + 1):
@@ -71,10 +71,10 @@ def run(
 
 
 def finish_where_due(ledger: Ledger, shards: range | None, report: Report, finish: Callable[[], object]) -> None:
-    """Has the manifest written if it is due, while nobody extends the folder.
+    """Write the manifest if it is due, unless somebody has extended the folder.
 
-    A run for all shards that none failed must write it, or say why it cannot; of an extended folder the run that
-    extended it does.
+    A run for all shards without a failure must write it, or say why it cannot. The manifest of an extended folder is
+    written by the run that extended it.
     """
     due = not ledger.missing() or (shards is None and not report.failed)
     if not due:
@@ -87,6 +87,6 @@ def finish_where_due(ledger: Ledger, shards: range | None, report: Report, finis
 class _Done(NamedTuple):
     shard: int
     commit: Commit | None
-    """None where all attempts have failed."""
+    """None if all attempts have failed."""
     ours: bool = True
     reason: str = ""

@@ -1,4 +1,4 @@
-"""What a run adds up as it goes: images, seconds, shards that failed, and whether too many images are bad."""
+"""Add up the images, seconds and failed shards of a run, and end it if too many images are bad."""
 
 import logging
 import time
@@ -16,24 +16,24 @@ _ROUNDS = 3
 
 @dataclass
 class Report:
-    """What a run did; what others had done does not count."""
+    """The sums of one run, without the work of other runs."""
 
     images: int = 0
-    """Images that got a row."""
+    """The number of images that got a row."""
     bad: int = 0
     wall_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """By part, summed over shards, whoever did them; decoding is summed over its threads, too."""
+    """Seconds by part of the work, summed over shards and workers. Decoding is summed over its threads, too."""
     failed: dict[int, str] = field(default_factory=dict)
     """Shards that failed too often, with the last error; the tracebacks are in `logs/`."""
     workers: int = 1
-    """The most processes that worked at once."""
+    """The largest number of processes that worked at once."""
     at_once: int = 1
-    """Shards that each of them did at once."""
+    """The number of shards that each of them did at once."""
 
 
 class Tally:
-    """Adds up what a run does, and ends it when too many images of the folder are bad."""
+    """Adds up the work of a run, and ends the run if too many images of the folder are bad."""
 
     def __init__(self, ledger: Ledger, max_bad: float, at_once: int = 1) -> None:
         self.report = Report(at_once=at_once)
@@ -44,21 +44,25 @@ class Tally:
         self._refuse_too_many()
 
     def rounds(self, shards: range | None) -> Iterator[list[int]]:
-        """What is to be done, of `shards` or of all; again while another run that begins takes bad shards back."""
+        """Yield the missing shards, up to three times, because a concurrent run may take bad shards back.
+
+        Args:
+            shards: do only these; None for all.
+        """
         for again in range(_ROUNDS):
             missing = set(self._ledger.missing()) - self.report.failed.keys()
             todo = sorted(missing if shards is None else missing & set(shards))
             if not todo:
                 return
-            if again:  # what was taken back has been counted
+            if again:  # the bad images of shards taken back were counted before
                 self._reasons = self._ledger.done().reasons
             yield todo
 
     def add(self, commit: Commit) -> None:
-        """Counts a shard that this run has finished.
+        """Count a shard that this run has finished.
 
         Raises:
-            UserError: too many bad images.
+            UserError: too many images of the folder are bad.
         """
         spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in commit.seconds.items())
         _LOG.debug("shard %d: %d images, %d bad; %s", commit.shard, commit.rows, commit.bad, spent)
@@ -69,12 +73,16 @@ class Tally:
         self.check(commit)
 
     def check(self, commit: Commit) -> None:
-        """Counts only the bad images of a shard that another run has finished; raises as `add`."""
+        """Count only the bad images of a shard that another run has finished.
+
+        Raises:
+            UserError: see `add`.
+        """
         self._reasons.update(commit.reasons)
         self._refuse_too_many()
 
     def closed(self) -> Report:
-        """The report, with the time that has passed."""
+        """Return the report with the time that has passed."""
         self.report.wall_seconds = time.perf_counter() - self._begun
         return self.report
 
@@ -85,7 +93,7 @@ class Tally:
         reason, count = self._reasons.most_common(1)[0]
         alike = (item for item in self._ledger.quarantined() if f"{item['stage']}: {item['error']}" == reason)
         such = ""
-        if example := next(alike, None):  # none where another process takes their shards back
+        if example := next(alike, None):  # none if another process takes their shards back
             such = f", such as {self._ledger.image_root}/{example['uri']}: {example['message']}"
         mend = "mend the input"
         if reason == "read: FileNotFoundError":

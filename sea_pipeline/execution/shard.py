@@ -1,4 +1,4 @@
-"""One attempt at a shard, wherever it is made: its rows, its quarantine, its commit."""
+"""Make one attempt at a shard and write its rows, its quarantine and its commit."""
 
 import logging
 import traceback
@@ -21,15 +21,18 @@ ATTEMPTS = 2
 
 
 class ShardError(Exception):
-    """An attempt at a shard failed; its log is written. The message is one line."""
+    """An attempt at a shard failed, and its log is written.
+
+    The message is one line.
+    """
 
 
 def process_shard(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Advance) -> Commit:
-    """One attempt at a shard, wherever it is made; its commit, or that of another run which was faster.
+    """Make one attempt at a shard, and return its commit or that of a faster run.
 
     Raises:
-        ShardError: it failed; `logs/` has the traceback.
-        UserError: nothing can be written.
+        ShardError: the attempt failed; `logs/` has the traceback.
+        UserError: the user must mend something, such as an output that cannot be written.
     """
     try:
         return _process(ledger, stage, source, shard, attempt, advance)
@@ -41,7 +44,10 @@ def process_shard(ledger: Ledger, stage: Stage, source: Source, shard: int, atte
 
 
 def log_attempt(ledger: Ledger, shard: int, attempt: int, text: str) -> None:
-    """Keeps what there is to say of an attempt that failed; with the first one, what an earlier run has kept goes."""
+    """Write the log of a failed attempt.
+
+    The first attempt removes the logs that an earlier run has kept for the shard.
+    """
     _LOG.debug("shard %d: attempt %d failed: %s", shard, attempt, text.rstrip().rpartition("\n")[2])
     for log in entries(ledger.root / LOGS) if attempt == 1 else ():
         if log.name.startswith(f"{shard:05d}-attempt-"):
@@ -67,7 +73,7 @@ def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: 
         try:
             with publish(ledger.shard_path(shard), ledger.root) as scratch:
                 result = stage.process(samples, source, scratch, footer, count)
-                # Another run's rows may differ in a score's last bit: file and commit must be of one and the same run.
+                # Another run's rows may differ in a score's last bit, so file and commit must come from the same run.
                 until_committed.enter_context(alone(ledger.root))
                 if faster := ledger.commit(shard):
                     raise _FasterError

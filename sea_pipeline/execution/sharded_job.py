@@ -1,4 +1,4 @@
-"""A command that works shard by shard: what each of them brings, and the one script that runs them all."""
+"""Define what each command that works shard by shard brings, and run any of them in one way."""
 
 import re
 from abc import ABC, abstractmethod
@@ -21,46 +21,49 @@ from sea_pipeline.storage.paths import Place, place
 
 
 class ShardedSettings(Protocol):
-    """What the settings of such commands have in common."""
+    """The settings that all such commands have."""
 
     @property
     def out(self) -> str | Path | None:
-        """The folder, or the URL of one; None for one whose name tells the settings apart."""
+        """Return the folder or its URL, or None for a folder named after the settings."""
         ...
 
     @property
     def extend(self) -> bool:
-        """Whether images that are new are added to a folder that was begun without them; see `begin`."""
+        """Tell whether new images are added to a folder that was begun without them.
+
+        See `begin`.
+        """
         ...
 
     @property
     def limit(self) -> int | None:
-        """How many images are taken, in the order of their ids; None for all."""
+        """Return how many images are taken, in the order of their ids, or None for all."""
         ...
 
     @property
     def shard_size(self) -> int:
-        """Images per shard."""
+        """Return the number of images per shard."""
         ...
 
     @property
     def crew(self) -> Crew:
-        """Who does the shards."""
+        """Return the settings of the workers."""
         ...
 
     @property
     def device(self) -> str:
-        """What was asked for."""
+        """Return the device that was asked for."""
         ...
 
     @property
     def max_bad(self) -> float:
-        """See `local.run`."""
+        """Return the largest share of bad images, see `local.run`."""
         ...
 
     @property
     def retry_bad(self) -> bool:
-        """Whether shards with bad images are done again, in a finished folder, too."""
+        """Tell whether shards with bad images are done again, also in a finished folder."""
         ...
 
 
@@ -68,9 +71,10 @@ S = TypeVar("S", bound=ShardedSettings)
 
 
 class ShardedJob(ABC, Generic[S]):
-    """What one command that works shard by shard has of its own; `run_job` calls its methods in the order below.
+    """One command that works shard by shard.
 
-    Only the settings travel to workers; there `stage` opens the rest again.
+    `run_job` calls its methods in the order below. Only the settings travel to workers, where `stage` opens the rest
+    again.
     """
 
     name: ClassVar[str]
@@ -83,62 +87,78 @@ class ShardedJob(ABC, Generic[S]):
     def __init__(self, settings: S) -> None:
         self.settings = settings
         self.device = ""
-        """Where this process computes, from `open` on."""
+        """The device of this process, known from `open` on."""
 
     def __reduce__(self) -> tuple[type[Self], tuple[S]]:
-        """Pickles the settings alone."""
+        """Pickle the settings alone."""
         return type(self), (self.settings,)
 
     def check(self) -> None:
-        """Refuses settings that do not fit together, before anything is opened."""
+        """Refuse settings that do not fit together, before anything is opened."""
         return
 
     def open(self, ledger: Ledger | None) -> None:
-        """Opens what the other methods need; on a worker the folder is there already, and is `ledger`."""
+        """Open what the other methods need.
+
+        Args:
+            ledger: the folder, which exists already on a worker; None on the driver.
+        """
         return
 
     @abstractmethod
     def listing(self) -> Listing:
-        """Lists the images."""
+        """List the images."""
 
     @abstractmethod
     def fields(self) -> dict[str, Any]:
-        """Gives everything that decides what is written, by name; nothing that does not."""
+        """Return, by name, everything that decides what is written, and nothing else."""
 
     def name_parts(self, listing: Listing) -> list[str]:
-        """Gives the first parts of the default folder's name."""
+        """Return the first parts of the default folder's name."""
         return [listing.name]
 
     def check_folder(self, out: Place, listing: Listing, reporter: Reporter) -> None:
-        """Refuses a folder before anything is written there, or says what will be."""
+        """Refuse a folder, or announce what will be written, before anything is."""
         return
 
     def companions(self) -> dict[str, bytes]:
-        """Gives small files that belong beside the shards, by name."""
+        """Return the small files, by name, that are written next to the shards."""
         return {}
 
     def spec(self) -> str | None:
-        """Gives the encoder's spec, which `dataset.json` names, see `Dataset`."""
+        """Return the encoder's spec for `dataset.json`.
+
+        See `Dataset`.
+        """
         return None
 
     def growing(self) -> Growing:
-        """Gives the fields that grow with the input, see `begin`."""
+        """Return the fields that grow with the input.
+
+        See `begin`.
+        """
         return {}
 
     def announce(self, ledger: Ledger, reporter: Reporter) -> None:
-        """Says where the work goes, once the folder is there."""
+        """Say where the work goes, once the folder exists."""
         return
 
     def prepare(self, ledger: Ledger, listing: Listing, reporter: Reporter) -> None:
-        """Does what is better done once than by every worker; left out if only the workers have GPUs for it."""
+        """Do what is better done once than by every worker.
+
+        It is left out if only the workers have GPUs for it.
+        """
         return
 
     @abstractmethod
     def make_stage(self, ledger: Ledger) -> Stage:
-        """Makes what does the shards, of what is open."""
+        """Make the stage that does the shards, from what is open."""
 
     def stage(self, ledger: Ledger) -> Stage:
-        """Opens everything on a worker, and makes the stage; see `worker.Job`."""
+        """Open everything on a worker, and make the stage.
+
+        See `worker.Job`.
+        """
         from sea_pipeline.execution.worker import refuse_other_fields
 
         self.device = resolve_device(self.settings.device)
@@ -148,9 +168,9 @@ class ShardedJob(ABC, Generic[S]):
 
 
 def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
-    """Does a job, or what is missing of it: here, or by the workers that its settings ask for.
+    """Run a job, or what is missing of it, here or on the workers that its settings ask for.
 
-    Two of these on one folder at once both end with the same folder.
+    Two runs on one folder at the same time both end with the same folder.
 
     Raises:
         UserError: see the job's methods, `driver_device`, `begin`, `take_back_damaged`, `local.run`, `distribute`.
@@ -195,7 +215,9 @@ def _by_workers(
 
 
 def _take_back(settings: ShardedSettings, ledger: Ledger, reporter: Reporter) -> None:
-    """Takes back finished shards that are damaged, or whose bad images may have been mended: the run does them again.
+    """Take back finished shards that are damaged, or whose bad images may have been mended.
+
+    The run does them again.
 
     Raises:
         UserError: see `take_back_damaged`.

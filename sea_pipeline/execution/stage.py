@@ -1,4 +1,4 @@
-"""What a stage is: work on one shard at a time."""
+"""Define a stage, which works on one shard at a time."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ from sea_pipeline.storage.paths import Place
 
 
 class ShardResult(NamedTuple):
-    """What a stage says of a shard that it has written."""
+    """The result of a stage for a shard that it has written."""
 
     rows: int
     bad: list[BadSample]
@@ -20,16 +20,16 @@ class ShardResult(NamedTuple):
 
 
 class Stage(Protocol):
-    """Work on one shard at a time; its result is a function of the samples and the fingerprint alone.
+    """Work on one shard at a time, whose result depends on the samples and the fingerprint alone.
 
-    A class that inherits from this one has what `at_once` and `finish` do here; every other needs but have them.
+    A class that inherits from this one gets `at_once` and `finish` from here. Any other class must define them.
     """
 
     at_once: int = 1
-    """Shards that are done at once: a second one where a GPU would wait for a shard's begin and end."""
+    """Shards that are done at once. Two keep a GPU busy while a shard begins or ends."""
 
     def describe(self) -> dict[str, str]:
-        """Says of itself what people may want to know: `device`, where it computes, and `backend`, by what if any."""
+        """Return `device`, where it computes, `backend`, if it has one, and other facts for people."""
         ...
 
     def process(
@@ -40,14 +40,14 @@ class Stage(Protocol):
         footer: dict[str, Any],
         advance: Advance,
     ) -> ShardResult:
-        """Writes the shard into the file `target`, with `footer` in its footer; tells `advance` of images as they pass.
+        """Write a shard to the file `target`, with `footer` in its footer.
 
-        Parquet, a row for each good image, in the samples' order. By the columns `uri` and `image_sha256`, 32 bytes,
-        `begin` knows whether a folder's images are still the same. A bad image goes to the result's `bad`; an exception
-        fails the shard.
+        Calls `advance` with the number of images as they pass. The file is Parquet, with a row for each good image, in
+        the order of the samples. From the columns `uri` and `image_sha256` (32 bytes) `begin` knows whether a folder's
+        images are still the same. A bad image goes to the result's `bad`. An exception fails the shard.
         """
         ...
 
     def finish(self, ledger: Ledger) -> list[Place]:
-        """Writes what follows from all shards together; returns the files that the manifest must name."""
+        """Write what follows from all shards together, and return the files that the manifest must name."""
         return []

@@ -1,6 +1,6 @@
-"""What a worker of a cluster holds and does: the stage of a run, built once, and one shard of it at a time.
+"""Build the stage of a run once on a worker of a cluster, and process one shard at a time there.
 
-Between driver and workers go shard numbers and small dicts: no image, no label, no model.
+Driver and workers exchange shard numbers and small dicts, but no images, labels or models.
 """
 
 import ctypes
@@ -33,46 +33,53 @@ from sea_pipeline.storage.publish import publish_bytes
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of options in glibc's malloc.h."""
 _SEEN_SECONDS = 10
-"""A network file system may show a new file so much later on another host."""
+"""Seconds by which a network file system may delay the sight of a new file on another host."""
 
 
 class Job(Protocol):
-    """What makes the stage of a run on a worker: small and picklable, for it is sent to every worker."""
+    """A small picklable object that makes the stage of a run on a worker.
+
+    It is sent to every worker.
+    """
 
     @property
     def name(self) -> str:
-        """Of the work, for the names of tasks: `label`."""
+        """Name the work, such as `label`, for the names of tasks."""
         ...
 
     def stage(self, ledger: Ledger) -> Stage:
-        """Loads what the work needs, on the worker.
+        """Load what the work needs, on the worker.
 
         Raises:
-            UserError: it is not there, or would give something else than the folder holds; see `refuse_other_fields`.
+            UserError: something is missing, or would make other rows than the folder's; see `refuse_other_fields`.
         """
         ...
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep freed arrays for the next ones, as a process without dask comes to do; elsewhere nothing.
+    """Make glibc reuse freed arrays, and do nothing on other systems.
 
-    Dask's nannies have it give each one back to the system (`MALLOC_TRIM_THRESHOLD_`), and computing then waits for
-    fresh pages: less than half the speed. A worker stays so when the run ends.
+    A process without dask comes to do so by itself. Dask's nannies set `MALLOC_TRIM_THRESHOLD_`, so each freed array
+    goes back to the system. Computing then waits for fresh pages and runs at less than half the speed. The setting
+    stays when the run ends.
     """
     with suppress(AttributeError, OSError, TypeError):
         options = ctypes.CDLL(None).mallopt
-        options(_TRIM_THRESHOLD, 1 << 26)  # what both grow to by themselves
+        options(_TRIM_THRESHOLD, 1 << 26)  # the values that both reach by themselves without dask
         options(_MMAP_THRESHOLD, 1 << 25)
 
 
 def give_freed_memory_back() -> None:
-    """Between shards, as dask pauses a worker that seems to hold more than 85 % of its memory."""
+    """Return freed memory to the system between shards.
+
+    Otherwise dask pauses a worker that seems to hold more than 85 % of its memory.
+    """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def refuse_other_fields(ledger: Ledger, fields: dict[str, Any]) -> None:
-    """Raises a UserError where this worker's weights, words or versions would make other shards than the folder's."""
+    """Raise a UserError if this worker's weights, words or versions would make other shards than the folder's."""
     if fingerprint_of(fields) != fingerprint_of(ledger.fields):
         differing = differing_fields(ledger.fields, fields)
         raise UserError(
@@ -82,32 +89,34 @@ def refuse_other_fields(ledger: Ledger, fields: dict[str, Any]) -> None:
 
 
 class StagePlugin(NamedPlugin):
-    """Builds the stage when a worker starts, in a thread: the worker answers its scheduler while a model loads.
+    """Builds the stage in a thread when a worker starts.
+
+    The worker can answer its scheduler while a model loads.
 
     Args:
-        job: what makes it.
+        job: makes the stage.
         ledger: the output folder.
-        probe: a file of the driver below the folder, which a worker elsewhere does not see; None for stores.
-        name: of this run.
+        probe: a file of the driver below the folder, by which a worker knows that it sees the folder; None for stores.
+        name: the name of this run.
     """
 
     def __init__(self, job: Job, ledger: Ledger, probe: Path | None, name: str) -> None:
         self.name = name
-        # Unpickled by the worker itself, once it has looked that `trainer` is ours there.
+        # The worker unpickles the job only after it has checked that its `trainer` is ours.
         self._job = pickle.dumps(job)
         self._is_of_trainer = type(job).__module__.startswith("trainer.")
         self._ledger = ledger
         self._probe = probe
 
     def setup(self, worker: Worker) -> None:
-        """Called by dask on every worker, on those that come later, too."""
+        """Start loading the stage, called by dask on every worker, also on later ones."""
         keep_freed_memory()
         loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._loading = loader.submit(self._load)
         loader.shutdown(wait=False)
 
     def teardown(self, worker: Worker) -> None:
-        """Called by dask when the run ends before the worker: lets go of the model."""
+        """Release the model, called by dask if the run ends before the worker."""
         self._loading.cancel()
         del self._loading
 
@@ -126,7 +135,12 @@ class StagePlugin(NamedPlugin):
         return job.stage(self._ledger), open_source(self._ledger.image_root)
 
     def ready(self) -> dict[str, Any]:
-        """Waits for the stage; says what it runs on."""
+        """Wait for the stage, and return the worker's host, process id and stage description.
+
+        Raises:
+            UserError: the stage cannot be made from what the user gave.
+            ShardError: anything else failed; `logs/` has the traceback.
+        """
         try:
             stage, _ = self._loading.result()
         except UserError:
@@ -138,7 +152,7 @@ class StagePlugin(NamedPlugin):
         return {"host": platform.node(), "pid": os.getpid(), "stage": stage.describe()}
 
     def process(self, shard: int, attempt: int) -> dict[str, Any]:
-        """One attempt at a shard; its commit."""
+        """Make one attempt at a shard, and return its commit as a dict."""
         stage, source = self._loading.result()
         try:
             return process_shard(self._ledger, stage, source, shard, attempt, lambda _: None).model_dump()
@@ -146,28 +160,28 @@ class StagePlugin(NamedPlugin):
             give_freed_memory_back()
 
     def finish(self) -> list[str]:
-        """What follows from all shards; the paths of its files inside the folder."""
+        """Write what follows from all shards, and return the paths of its files inside the folder."""
         stage, _ = self._loading.result()
         return [below(self._ledger.root, path) for path in stage.finish(self._ledger)]
 
 
 def ready(name: str) -> Outcome:
-    """The task that waits until a worker can work."""
+    """Wait, as a task, until this worker can work."""
     return _outcome(lambda: _plugin(name).ready())
 
 
 def process(name: str, shard: int, attempt: int) -> Outcome:
-    """The task of one shard."""
+    """Process one shard as a task."""
     return _outcome(lambda: _plugin(name).process(shard, attempt))
 
 
 def finish(name: str) -> Outcome:
-    """The task behind the last shard."""
+    """Finish the stage as a task after the last shard."""
     return _outcome(lambda: _plugin(name).finish())
 
 
 def commit_of(outcome: Outcome) -> Commit:
-    """The commit that `process` has returned."""
+    """Parse the commit that `process` has returned."""
     return Commit.model_validate(outcome["done"])
 
 

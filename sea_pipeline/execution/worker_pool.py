@@ -1,7 +1,7 @@
-"""The workers of a cluster as a run sees them: who is loading the stage, who is free, who is at a task, who has gone.
+"""Track which workers of a cluster load the stage, are free, are busy or are gone.
 
-A worker has one task at a time, and the task is bound to it: then one that dies or hangs says which task it was, and no
-other task waits behind it. Dask's own scheduler would queue two, and blame both.
+A worker has one task at a time, and the task is bound to the worker. If the worker dies or hangs, that task is known to
+be the cause, and no other task waits for it. Dask's own scheduler would queue two tasks and blame both.
 """
 
 import os
@@ -19,16 +19,16 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import Reporter
 
 Outcome = dict[str, Any]
-"""What a task comes to: one key, which is `done`, `failed` (worth another attempt) or `refused` (the run must end)."""
+"""The outcome of a task, with one key: `done`, `failed` (worth another attempt) or `refused` (the run must end)."""
 TICK = 1.0
-"""Seconds between two looks at which workers there are."""
+"""Seconds between two looks at the list of workers."""
 _RESULT_SECONDS = 10
 _LOST_LOADING = 3
-"""Workers, one after the other, that may die before they have loaded the stage."""
+"""The number of workers dying one after the other, while they load the stage, that ends the run."""
 
 
 class NamedPlugin(WorkerPlugin):
-    """What workers hold, under a name of its own."""
+    """A plugin of workers with a name of its own."""
 
     name: str
 
@@ -37,11 +37,11 @@ class WorkerPool:
     """Gives tasks to workers that are ready for them.
 
     Args:
-        client: of the cluster.
-        plugin: what every worker gets, those that come later, too; tasks are called with its name.
-        load: the task that waits until a worker is ready, and says of itself what people may want to know.
+        client: the client of the cluster.
+        plugin: registered on every worker, also on later ones; tasks are called with its name.
+        load: the task that waits until a worker is ready and returns its description.
         start_timeout: seconds without any worker after which the run ends.
-        reporter: hears of workers that are of no use.
+        reporter: shows messages about workers that cannot be used.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class WorkerPool:
         reporter: Reporter,
     ) -> None:
         self.about: dict[str, Any] = {}
-        """What a worker says of itself; see `StagePlugin.ready`."""
+        """A worker's description of itself; see `StagePlugin.ready`."""
         self.idle: set[str] = set()
-        """Workers by their addresses, as are the following."""
+        """The addresses of free workers. The collections below use addresses, too."""
         self.busy: dict[str, Future[Outcome]] = {}
         self._loading: dict[str, Future[Outcome]] = {}
         self._useless: dict[str, str] = {}
@@ -72,33 +72,34 @@ class WorkerPool:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """The plugin on every worker, for as long as this lasts."""
+        """Register the plugin on every worker, and remove it at the end."""
         try:
             self._client.register_plugin(self._plugin)
-        except OSError:  # of a worker that died meanwhile; the others have it, and those that come get it
+        except OSError:  # a worker died meanwhile; the others have it, and later ones get it
             pass
         except Exception as error:  # whatever an import may raise there
             raise UserError(f"the workers cannot run sea-pipeline: {one_line(error)}; install it there") from error
         try:
             yield
         finally:
-            with suppress(Exception):  # what has ended the run is told, not that the cluster is gone, too
+            with suppress(Exception):  # report what ended the run, not that the cluster is gone, too
                 self._client.cancel([*self._loading.values(), *self.busy.values()])
                 self._client.unregister_worker_plugin(self._plugin.name)
 
     def give(self, key: str, task: Callable[..., Outcome], *arguments: int) -> str:
-        """Has a free worker do a task; its address."""
+        """Give a task to a free worker, and return the worker's address."""
         worker = self.idle.pop()
         self.busy[worker] = self._submit(worker, key, task, *arguments)
         return worker
 
     def news(self) -> list[tuple[str, Outcome]]:
-        """What the workers' tasks have come to since the last call; waits for something, for a `TICK` at most.
+        """Return the outcomes of the workers' tasks since the last call.
 
-        To what tasks return come `died`, with its worker, and `cancelled`, which says nothing of the task.
+        Waits for one, but at most for a `TICK`. Two outcomes come in addition to those that tasks return: `died` names
+        the worker, and `cancelled` says nothing of the task.
 
         Raises:
-            UserError: a worker refuses its task; none comes, none can load the stage; or the scheduler is gone.
+            UserError: a worker refuses its task; no worker comes; none can load the stage; or the scheduler is gone.
         """
         try:
             news = self._look() if time.monotonic() - self._looked >= TICK else []
@@ -107,7 +108,7 @@ class WorkerPool:
                 while True:
                     news += self._take(worker, future)
                     worker, future = self._ended.get_nowait()
-        except (OSError, TimeoutError) as error:  # of the connection
+        except (OSError, TimeoutError) as error:  # the connection failed
             raise UserError(
                 f"the scheduler is gone ({one_line(error)}); what is finished is kept: start it, and run the same "
                 "command again"
@@ -115,9 +116,9 @@ class WorkerPool:
         return news
 
     def restart(self, worker: str) -> None:
-        """Kills a worker that hangs in its task; its nanny starts another one."""
+        """Kill a worker that hangs in its task, so that its nanny starts another one."""
         self.busy.pop(worker).cancel()
-        try:  # dask's own `restart_workers` asks first, and waits for an answer
+        try:  # dask's own `restart_workers` asks the worker first and waits for its answer
             self._client.run(_kill_worker, workers=[worker], nanny=True)
             self._killed.add(worker)
         except Exception as error:  # it has no nanny, or went in the meantime
@@ -133,12 +134,12 @@ class WorkerPool:
         return future
 
     def _look(self) -> list[tuple[str, Outcome]]:
-        """Sees which workers have come and gone."""
+        """Update which workers have come and gone, and return the outcomes of lost tasks."""
         self._looked = now = time.monotonic()
         there = self._there()
         known = {*self.busy, *self._loading, *self.idle}
         news = [lost for worker in known - there for lost in self._gone(worker)]
-        self._killed &= there  # a scheduler needs a moment to see it
+        self._killed &= there  # a scheduler needs a moment to notice a killed worker
         for worker in there - known - self._killed - self._useless.keys():
             self._loading[worker] = self._submit(worker, "load", self._load)
         if there - self._useless.keys():
@@ -153,7 +154,10 @@ class WorkerPool:
         return news
 
     def _there(self) -> set[str]:
-        """The workers that take tasks: one whose memory is nearly full takes none."""
+        """List the workers that take tasks.
+
+        A worker whose memory is nearly full takes none.
+        """
         if self._client.scheduler is None:
             raise ConnectionError("the client has given it up")
         known = self._client.sync(self._client.scheduler.identity, n_workers=-1)["workers"]
@@ -177,7 +181,7 @@ class WorkerPool:
     def _take(self, worker: str, future: Future[Outcome]) -> list[tuple[str, Outcome]]:
         loading = self._loading.get(worker) is future
         if not loading and self.busy.get(worker) is not future:
-            return []  # given up before
+            return []  # the task was given up before
         outcome = _outcome(future)
         if "died" in outcome:
             return self._gone(worker)
@@ -207,10 +211,10 @@ def _outcome(future: Future[Outcome]) -> Outcome:
         try:
             outcome: Outcome = future.result(timeout=_RESULT_SECONDS)
             return outcome
-        except TimeoutError:  # the worker has died with it; dask would wait for that very worker to do it again
+        except TimeoutError:  # the worker died with the result, and dask would wait for that worker to redo it
             return {"died": ""}
     if future.status != "error":
         return {"cancelled": future.status}
     if isinstance(problem := future.exception(), KilledWorker):
         return {"died": ""}
-    return {"failed": one_line(problem)}  # it was not even begun: the worker has other packages
+    return {"failed": one_line(problem)}  # the task could not even begin: the worker has other packages

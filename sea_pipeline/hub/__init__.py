@@ -1,4 +1,4 @@
-"""Finished folders on the Hugging Face hub: pushed as datasets that others can look at, and pulled again.
+"""Push finished folders to the Hugging Face hub as datasets that others can look at, and pull them again.
 
 It may import every room but `cli`.
 """

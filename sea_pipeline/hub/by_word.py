@@ -1,15 +1,15 @@
-"""Labels by word, for people who look: every image that has a word, with the cells of its grid that have it.
+"""Write labels by word, for people who look for the images that have a word.
 
-One row a word and image, in files of a range of images each, sorted by word, so that a reader which knows Parquet's
-statistics reads little more than the rows of the word that is asked for. Columns:
+There is one row for each word and image. Each file covers a range of images and is sorted by word, so a reader that
+uses Parquet's statistics reads little more than the rows of the word that is asked for. Columns:
 
     word          string        the word itself; sorted as UTF-8 bytes
     image_id      string        in plan order within a word
     score         float32       the highest similarity s of the word in the image (SEA Eq. 6)
-    cell_rows     list<uint16>  the patches that have the word among their n labels, in row-major order: the row of each
-    cell_columns  list<uint16>  in the grid, from 0, and its column
+    cell_rows     list<uint16>  the row in the grid, from 0, of each patch that has the word among its n labels
+    cell_columns  list<uint16>  the column of each of these patches, which are in row-major order
 
-It follows from the shards, and nothing else reads it: `open_labels` and training read the shards.
+The files follow from the shards. Nothing else reads them, because `open_labels` and training read the shards.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,9 +29,9 @@ from sea_pipeline.storage.publish import make_folder, publish, scratch_path, swe
 
 BY_WORD = "by_word"
 LABELS_PER_FILE = 1 << 28
-"""At most: 46,000 images of 576 patches with ten labels, which lie on disk in 3 GB while they are sorted."""
+"""The most labels of a file, which are 46,000 images of 576 patches with ten labels. Sorting takes 3 GB of disk."""
 LABELS_PER_BLOCK = 1 << 22
-"""Sorted at once in memory."""
+"""The number of labels that are sorted at once in memory."""
 _ROWS_PER_GROUP = 1 << 16
 _PLACES = pa.list_(pa.field("element", pa.uint16(), nullable=False))
 SCHEMA = pa.schema(
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
     ]
 )
 _TYPES: tuple[Any, ...] = np.uint16, np.uint32, np.uint16, np.float32
-"""Of `_Labels`."""
+"""The types of the columns of `_Labels`."""
 _DICTIONARIES = ["word", "image_id", "cell_rows.list.element", "cell_columns.list.element"]
 
 
@@ -52,17 +52,17 @@ class _Labels(NamedTuple):
     """Some labels of a file, in columns of equal length."""
 
     word: npt.NDArray[Any]
-    """uint16: its place among the sorted words."""
+    """uint16: the word's place among the sorted words."""
     image: npt.NDArray[Any]
-    """uint32: its place among the images of the file."""
+    """uint32: the image's place among the images of the file."""
     patch: npt.NDArray[Any]
-    """uint16."""
+    """uint16: the patch's place in the grid, row-major."""
     score: npt.NDArray[Any]
-    """float32."""
+    """float32: the similarity s."""
 
     def by_word(self) -> "_Labels":
-        """Sorts them by word; those of one word stay in their order."""
-        order = np.argsort(self.word, kind="stable")  # of 16 bits, which numpy sorts by radix
+        """Sort the labels by word, keeping the order of those of one word."""
+        order = np.argsort(self.word, kind="stable")  # numpy sorts 16-bit integers by radix
         return _Labels(*(column[order] for column in self))
 
 
@@ -74,14 +74,14 @@ def write_by_word(
     labels_per_file: int = LABELS_PER_FILE,
     labels_per_block: int = LABELS_PER_BLOCK,
 ) -> list[Path]:
-    """Writes the files of a run's labels by word, `00000.parquet` and so on; those that are there are kept.
+    """Write the files of a run's labels by word, `00000.parquet` and so on, keeping those that exist.
 
     Args:
         store: the labels.
-        folder: where the files go; a kill leaves whole files alone.
-        advance: hears of images.
-        labels_per_file: how many places for labels the images of a file have at most, unless one image has more.
-        labels_per_block: how many are sorted at once.
+        folder: the folder of the files; a kill leaves only whole files.
+        advance: called with the number of images that have passed.
+        labels_per_file: the most places for labels of the images of a file, unless one image has more.
+        labels_per_block: the number of labels that are sorted at once.
 
     Returns:
         The files, in the order of their images; none if there are no images.
@@ -90,6 +90,7 @@ def write_by_word(
     sweep(folder)
     per_image = store.grid[0] * store.grid[1] * store.top_n
     per_file = max(1, labels_per_file // per_image)
+    # A word's rank in UTF-8 order, by its id: sorting ranks sorts words.
     order = sorted(range(len(store.words)), key=lambda word: store.words[word].encode())
     ranks = np.empty(len(order), np.uint16)
     ranks[order] = np.arange(len(order))
@@ -111,13 +112,13 @@ def write_by_word(
 
 
 class _Runs:
-    """Labels on disk in sorted runs, which are merged word by word."""
+    """Keeps labels on disk in sorted runs, and merges them word by word."""
 
     def __init__(self, folder: Path, words: int) -> None:
         self._words = words
         self._paths = [scratch_path(folder, name) for name in _Labels._fields]
         self._ends: list[npt.NDArray[np.int64]] = []
-        """By run, where each word's labels end in the files."""
+        """For each run, the end of each word's labels in the files."""
         self._files: list[BinaryIO] = []
         self._open = ExitStack()
 
@@ -132,7 +133,7 @@ class _Runs:
         self._open.close()
 
     def add(self, labels: _Labels) -> None:
-        """Appends a run of labels of images behind those of the runs before."""
+        """Append a sorted run of labels, whose images follow those of the earlier runs."""
         labels = labels.by_word()
         for column, file in zip(labels, self._files, strict=True):
             file.write(np.ascontiguousarray(column).data)
@@ -140,17 +141,22 @@ class _Runs:
         self._ends.append(first + np.cumsum(np.bincount(labels.word, minlength=self._words)))
 
     def merged(self, most: int) -> Iterator[_Labels]:
-        """Gives all labels by word, at most so many at once unless one word has more."""
+        """Yield all labels sorted by word.
+
+        Each item has `most` labels at most, unless one word has more.
+        """
         for file in self._files:
             file.flush()
         if not self._ends or not self._ends[-1][-1]:
             return
+        # Run i is the slice begins[i] : ends[i][-1] of the files, and totals[w] counts the labels of words up to w.
         begins = [0, *(int(ends[-1]) for ends in self._ends[:-1])]
         totals = np.cumsum(sum(np.diff(ends, prepend=begin) for ends, begin in zip(self._ends, begins, strict=True)))
         word = 0
         while word < self._words:
             done = totals[word - 1] if word else 0
             end = max(word + 1, int(np.searchsorted(totals, done + most, side="right")))
+            # Words word to end - 1 are a slice of every run. Sorting the slices stably keeps the images in order.
             parts = [
                 slice(int(ends[word - 1]) if word else begin, int(ends[end - 1]))
                 for ends, begin in zip(self._ends, begins, strict=True)
@@ -161,7 +167,10 @@ class _Runs:
             word = end
 
     def _read(self, column: int, parts: Sequence[slice]) -> list[npt.NDArray[Any]]:
-        """Reads parts of a column; through a map, pages of all of the file would stay in memory."""
+        """Read parts of a column.
+
+        A memory map would keep the pages of the whole file in memory.
+        """
         kind = _TYPES[column]
         return [
             np.fromfile(self._paths[column], kind, part.stop - part.start, offset=part.start * np.dtype(kind).itemsize)
@@ -170,7 +179,10 @@ class _Runs:
 
 
 def _pieces(store: LabelStore, per_file: int) -> Iterator[tuple[int, int, pa.Table]]:
-    """Gives the rows in plan order, cut where a file ends: the file's number, the first row's place in it, rows."""
+    """Yield the rows in plan order, cut at the ends of files.
+
+    Each item has the file's number, the first row's place in that file, and the rows.
+    """
     row = 0
     for table in store.tables(("words", "scores")):
         start = 0
@@ -189,7 +201,15 @@ def _blocks(
     images: int,
     advance: Callable[[int], None],
 ) -> Iterator[_Labels]:
-    """Gives the labels of some rows, of so many images or a few more at once."""
+    """Yield the labels of the pieces, in blocks of `images` images or a few more.
+
+    Args:
+        pieces: the rows of one file, see `_pieces`.
+        store: the labels.
+        ranks: the rank of each word, by its id.
+        images: the number of images at which a block ends.
+        advance: called with the number of images that have passed.
+    """
     parts: list[_Labels] = []
     held = 0
     for _, first, table in pieces:
@@ -215,6 +235,7 @@ def _write(path: Path, blocks: Iterable[_Labels], words: pa.Array, names: pa.Arr
         ) as writer,
     ):
         for labels in blocks:
+            # A row begins at each change of word or image. Its score is the maximum over its labels.
             changes = (np.diff(labels.word) != 0) | (np.diff(labels.image) != 0)
             starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
             ends = pa.array(np.append(starts, len(labels.word)).astype(np.int32))

@@ -1,4 +1,4 @@
-"""The README.md of a dataset on the hub: what it is, its figures, how to read it, whose terms it is under."""
+"""Write the README.md of a dataset on the hub, with its figures, how to read it and its terms."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,26 +21,26 @@ from sea_pipeline.storage.hashing import leaves
 BEGIN, END = "<!-- sea-pipeline writes from here -->", "<!-- to here; what is outside of it stays -->"
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
 _FOLDERS = re.compile(r"(^|[:=,/])~?/(?:.*/)?", re.DOTALL)
-"""An absolute path up to what it ends with, alone or in a spec: of a machine, so only its end is shown."""
+"""Matches an absolute path but for its last part, alone or in a spec. It is private to a machine and is not shown."""
 _MARKS = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 
 
 def dataset_card(
     name: str, ledger: Ledger, stats: Statistics | None, words: Sequence[str], picture: str | None, existing: str | None
 ) -> str:
-    """Writes the card of a finished folder as Markdown with the hub's metadata.
+    """Write the card of a finished folder as Markdown with the hub's metadata.
 
     Args:
         name: OWNER/NAME.
         ledger: the folder's.
-        stats: of labels; None for targets.
-        words: of labels, the list.
+        stats: statistics of labels; None for targets.
+        words: the word list of labels.
         picture: the path of the picture in the dataset; None if there is none.
-        existing: the card that is there. Its text outside of the marked part stays, and its metadata but for ours, such
-            as a licence.
+        existing: the present card, or None. Its text outside the marked part stays, and so does its metadata that is
+            not ours, such as a licence.
 
     Raises:
-        UserError: the card that is there cannot be read.
+        UserError: the present card cannot be read.
     """
     hub = require("huggingface_hub", "data")
     manifest, kind, title = ledger.manifest(), ledger.dataset.kind, name.partition("/")[2]
@@ -75,25 +75,28 @@ def dataset_card(
 
 
 def licence_of(card: str) -> str | None:
-    """Gives the licence that a card's metadata names, if it names one."""
+    """Return the licence that a card's metadata names, or None."""
     found = require("huggingface_hub", "data").DatasetCard(card).data.to_dict().get("license")
     return found if isinstance(found, str) else None
 
 
 def picture_says(kind: str) -> str:
-    """Says what the picture shows, for who cannot see it."""
+    """Describe the picture for people who cannot see it."""
     if kind == LABELS:
         return "Labels by their score, and the words of the list by their mean similarity"
     return "The mean attention of each patch over all images"
 
 
 def plain(text: str) -> str:
-    """Gives text on one line that Markdown shows as it is."""
+    """Return text on one line, escaped so that Markdown shows it as it is."""
     return _MARKS.sub(r"\\\1", " ".join(text.split()))
 
 
 def _configs(ledger: Ledger, manifest: Manifest) -> list[dict[str, Any]]:
-    """What the hub's viewer and `datasets` read, by name; the first is what they read unless another is named."""
+    """List the configurations that the hub's viewer and `datasets` read, by name.
+
+    The first is read unless another is named.
+    """
     kind = ledger.dataset.kind
     paths = {kind: f"{kind}/*.parquet"}
     if kind == LABELS:
@@ -105,7 +108,7 @@ def _configs(ledger: Ledger, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _size(rows: int) -> str:
-    """Says how many rows there are, in the hub's words."""
+    """Name the range of the number of rows in the hub's words."""
     low = [None, *_SIZES]
     place = sum(rows >= 1000 * 10**power for power in range(len(_SIZES)))
     if place == 0:
@@ -176,12 +179,12 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
 
 
 def _kept(hub: Any, card: Any, existing: str | None) -> str:  # noqa: ANN401 - huggingface_hub and its DatasetCard
-    """Gives the card with what its owner has written around our part."""
+    """Keep the owner's text and metadata of the present card around our part."""
     if existing is None:
         return str(card)
     try:
         there = hub.DatasetCard(existing)
-    except Exception as error:  # of YAML, in many classes
+    except Exception as error:  # YAML raises errors of many classes
         raise UserError(f"README.md: cannot be read as a card: {one_line(error)}; mend it on the hub") from error
     ours: Mapping[str, Any] = card.data.to_dict()
     for key, value in ours.items():

@@ -1,4 +1,4 @@
-"""Croissant metadata (version 1.0) of a folder on the hub: which files there are, what their columns hold."""
+"""Write Croissant metadata (version 1.0) of a folder on the hub, with its files and their columns."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -44,35 +44,36 @@ _CONTEXT: dict[str, Any] = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-"""What the words of the file mean: the context that version 1.0 of the format prescribes."""
+"""The meaning of the file's words, which is the context that version 1.0 of the format prescribes."""
 _REPOSITORY = "repository"
 
 
 class Table(NamedTuple):
-    """Parquet files of one schema."""
+    """Parquet files with the same schema."""
 
     name: str
     pattern: str
-    """Of their paths in the dataset."""
+    """The pattern of their paths in the dataset."""
     description: str
     schema: pa.Schema
     columns: Mapping[str, str]
-    """What each holds, by name. One without an entry is left out, as bytes are, for which the format has no type."""
+    """The description of each column, by name. Columns without one are left out, such as bytes, which the format has no
+    type for."""
 
 
 def croissant(
     name: str, address: str, description: str, version: str, date: str, licence: str | None, tables: Sequence[Table]
 ) -> bytes:
-    """Gives the metadata as indented JSON.
+    """Encode the metadata as indented JSON.
 
     Args:
         name: OWNER/NAME.
-        address: of the dataset's page.
-        description: a paragraph.
-        version: of sea-pipeline, which wrote the files.
-        date: when the last of them was finished, ISO 8601.
-        licence: what the card says; None leaves it out.
-        tables: what the dataset holds.
+        address: the URL of the dataset's page.
+        description: one paragraph.
+        version: the version of sea-pipeline, which wrote the files.
+        date: the time at which the last shard was finished, ISO 8601.
+        licence: the licence that the card names; None leaves it out.
+        tables: the tables of the dataset.
     """
     repository = {
         "@type": "cr:FileObject",
@@ -81,7 +82,7 @@ def croissant(
         "description": "The dataset on the hub.",
         "contentUrl": address,
         "encodingFormat": "git+https",
-        # It has no hash, as it changes; the format wants one.
+        # The format requires a hash, but a repository changes and has none.
         "sha256": "https://github.com/mlcommons/croissant/issues/80",
     }
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The files of a folder and of a dataset on the hub, by path, size and hash, and what is the same in both."""
+"""List the files of a folder and of a dataset on the hub, and compare them by size and hash."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ CARD, CROISSANT = "README.md", "croissant.json"
 
 
 class HubFile(NamedTuple):
-    """A file of a dataset at one commit, as the hub's listing tells of it."""
+    """A file of a dataset at one commit, as the hub lists it."""
 
     bytes: int
     blob: str
-    """What git calls it: the sha1 of a header and the bytes. Of a file over LFS it is of the pointer."""
+    """Its name in git, the sha1 of a header and the bytes. For a file in LFS it is the pointer's."""
     sha256: str | None
-    """Of a file over LFS."""
+    """The hash of a file in LFS; None for others."""
 
 
 def hub_files(name: str, revision: str) -> dict[str, HubFile]:
-    """Lists the files of a dataset by path.
+    """List the files of a dataset by path.
 
     Raises:
         UserError: see `storage.hub.asking`.
@@ -36,12 +36,15 @@ def hub_files(name: str, revision: str) -> dict[str, HubFile]:
         return {
             file.path: HubFile(file.size, file.blob_id, file.lfs.sha256 if file.lfs else None)
             for file in found
-            if hasattr(file, "blob_id")  # else a folder
+            if hasattr(file, "blob_id")  # folders have none
         }
 
 
 def is_same(path: Path, file: HubFile, sha256: str | None = None) -> bool:
-    """Tells whether a file of this machine has the bytes of one on the hub; `sha256` is its own, if it is known."""
+    """Tell whether a file of this machine has the bytes of one on the hub.
+
+    `sha256` is the local file's hash if it is known.
+    """
     if not path.is_file() or path.stat().st_size != file.bytes:
         return False
     if file.sha256 is None:
@@ -54,7 +57,7 @@ def is_same(path: Path, file: HubFile, sha256: str | None = None) -> bool:
 
 
 def paths_of(dataset: Dataset, manifest: Manifest) -> list[str]:
-    """Gives the paths of all that makes up a finished folder, in the order in which they are pushed."""
+    """List the paths of all files of a finished folder, in the order in which they are pushed."""
     tables = {file.path for file in manifest.other_files}
     paths = [DATASET, *(file.path for file in dataset.files)]
     for shard, file in enumerate(manifest.shards):
@@ -65,17 +68,20 @@ def paths_of(dataset: Dataset, manifest: Manifest) -> list[str]:
 
 
 def known_hashes(ledger: Ledger) -> dict[str, str]:
-    """Gives the sha256 of every file that the records of a finished folder name."""
+    """Return the sha256 of each file that the records of a finished folder name, by path.
+
+    No record names the commits and `manifest.json`.
+    """
     manifest = ledger.manifest()
     files: Iterable[File] = [*ledger.dataset.files, *manifest.other_files, *manifest.shards]
     return {file.path: file.sha256 for file in files}
 
 
 def refuse_other_names(name: str) -> None:
-    """Refuses what is not OWNER/NAME, as the hub calls a dataset.
+    """Refuse a name that is not OWNER/NAME, as the hub calls a dataset.
 
     Raises:
-        UserError: it is not.
+        UserError: the name is not of that form.
     """
     with asking(name):
         require("huggingface_hub.utils", "data").validate_repo_id(name)
@@ -84,10 +90,10 @@ def refuse_other_names(name: str) -> None:
 
 
 def refuse_other_than_finished(ledger: Ledger) -> None:
-    """Refuses what cannot be pushed: a folder elsewhere than on this machine, or one that is not finished.
+    """Refuse a folder that is not on this machine or is not finished, because it cannot be pushed.
 
     Raises:
-        UserError: it is so.
+        UserError: the folder is such a one.
     """
     if not isinstance(ledger.root, Path):
         raise UserError(f"{ledger.root}: expected a folder of this machine to push; copy it here, and push that")

@@ -1,4 +1,7 @@
-"""The picture of a dataset's card: figures over all images, and no image, which have terms of their own."""
+"""Draw the picture of a dataset's card, with figures over all images.
+
+It shows no image, because images have terms of their own.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ PICTURE = "figures.png"
 
 
 def draw_picture(ledger: Ledger, stats: Statistics | None, path: Path) -> None:
-    """Draws SEA's Figure 6 of labels, or the mean attention over the grid of targets, as a PNG file.
+    """Draw SEA's Figure 6 of labels, or the mean attention over the grid of targets, as a PNG file.
 
     Raises:
         UserError: matplotlib is not installed, or the file cannot be written.
@@ -26,7 +29,7 @@ def draw_picture(ledger: Ledger, stats: Statistics | None, path: Path) -> None:
 
 
 def _attention(ledger: Ledger) -> npt.NDArray[np.float64]:
-    """(m,): the mean of a over all images (BASIC Eq. 5)."""
+    """Return the mean of a over all images (BASIC Eq. 5), (m,)."""
     total, rows = np.zeros(1), 0
     for shard in ledger.manifest().shards:
         with ledger.reading(shard):

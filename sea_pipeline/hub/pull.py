@@ -1,7 +1,7 @@
-"""A dataset on the hub that `push` has written, to a folder of this machine: whole and verified, or not there.
+"""Pull a dataset that `push` has written into a folder of this machine, complete and verified or not at all.
 
-Files go into a folder beside the output whose name says that they are on their way. A pull that is killed is finished
-by the same command, which keeps what has its hash.
+Files go into a temporary folder next to the output, `.NAME.pulling`. The same command finishes a pull that was killed,
+and keeps the files that have the right hash.
 """
 
 import shutil
@@ -27,24 +27,24 @@ from sea_pipeline.storage.paths import entries, place
 from sea_pipeline.storage.publish import make_folder, sync, sync_folder, writing
 
 _AT_ONCE = 8
-"""Files."""
+"""The number of files that are fetched at once."""
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A pull that is done."""
+    """The result of a finished pull."""
 
     name: str
     revision: str
-    """The commit."""
+    """The commit on the hub."""
     folder: str
     files: int
     bytes: int
     fetched: int
-    """Files that were not there from an earlier attempt."""
+    """The number of files that no earlier attempt had fetched."""
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: the fields above."""
+        """Return the fields above for machines."""
         return asdict(self)
 
 
@@ -55,17 +55,19 @@ def pull(
     revision: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Pulled:
-    """Fetches the folder that a dataset was pushed from, byte for byte, without what push has put beside it.
+    """Fetch the folder that a dataset was pushed from, byte for byte.
+
+    Files that push has added to the dataset are left out.
 
     Args:
         name: OWNER/NAME.
         out: the folder, which is new or holds the same; None for one below `runs/labels` or `runs/targets`.
-        revision: a branch, a tag or a commit; None for what is there now.
-        reporter: hears what goes on, and how far it is.
+        revision: a branch, a tag or a commit; None for the present state.
+        reporter: shows messages and progress.
 
     Raises:
-        UserError: there is no such dataset or revision, it was not pushed to its end or by sea-pipeline, `out` holds
-            something else, a file is not what its record says, or the hub cannot be reached.
+        UserError: there is no such dataset or revision, sea-pipeline did not push it or did not finish, `out` holds
+            something else, a file differs from its record, or the hub cannot be reached.
     """
     refuse_other_names(name)
     commit = commit_of(name, revision)
@@ -88,10 +90,10 @@ def pull(
 
 
 def _named(name: str, commit: str, there: dict[str, HubFile], shown: str) -> tuple[str, list[str]]:
-    """Gives the kind of the folder, and the paths of all that belongs to it.
+    """Return the kind of the folder, and the paths of all its files.
 
     Raises:
-        UserError: it was not pushed to its end, or its records do not agree.
+        UserError: its push was not finished, or its records do not agree.
     """
     if lacking := [file for file in (DATASET, MANIFEST) if file not in there]:
         raise UserError(
@@ -114,10 +116,12 @@ def _named(name: str, commit: str, there: dict[str, HubFile], shown: str) -> tup
 
 
 def _is_there(target: Path, there: dict[str, HubFile], reporter: Reporter) -> bool:
-    """Tells whether a folder is what would be pulled; one that is absent or empty is not.
+    """Tell whether a folder already holds what would be pulled.
+
+    A folder that is absent or empty does not.
 
     Raises:
-        UserError: it holds something else, or is damaged.
+        UserError: the folder holds something else, or is damaged.
     """
     if not target.exists() or (target.is_dir() and not entries(target)):
         return False
@@ -135,12 +139,12 @@ def _is_there(target: Path, there: dict[str, HubFile], reporter: Reporter) -> bo
 def _fetch(
     name: str, commit: str, there: dict[str, HubFile], scratch: Path, paths: Sequence[str], reporter: Reporter
 ) -> int:
-    """Fetches the files that are not there with their hashes; how many those were."""
+    """Fetch the files that are absent or have another hash, and return how many these were."""
     hub = require("huggingface_hub", "data")
     missing = [path for path in paths if not is_same(scratch / path, there[path])]
 
     def fetch(path: str) -> None:
-        (scratch / path).unlink(missing_ok=True)  # the client takes a file for whole by its times
+        (scratch / path).unlink(missing_ok=True)  # the client would believe that the file is whole, by its times
         with asking(f"{name}@{commit[:12]}"), writing(scratch / path):
             hub.hf_hub_download(name, path, repo_type="dataset", revision=commit, local_dir=scratch)
 
@@ -152,7 +156,7 @@ def _fetch(
             for _ in pool.map(fetch, missing):
                 advance(1)
         finally:
-            pool.shutdown(cancel_futures=True)  # of the first that fails, the others are not waited for
+            pool.shutdown(cancel_futures=True)  # if one fails, do not wait for the others
     for path in missing:
         if not is_same(scratch / path, there[path]):
             (scratch / path).unlink(missing_ok=True)
@@ -161,10 +165,10 @@ def _fetch(
 
 
 def _settle(scratch: Path, paths: Sequence[str], shown: str) -> None:
-    """Leaves the folder's own files alone in it, verified and on disk."""
-    shutil.rmtree(scratch / ".cache", ignore_errors=True)  # of huggingface_hub
+    """Remove all but the folder's own files, verify them and flush them to disk."""
+    shutil.rmtree(scratch / ".cache", ignore_errors=True)  # made by huggingface_hub
     for path in [each for each in scratch.rglob("*") if each.is_file()]:
-        if path.relative_to(scratch).as_posix() not in set(paths):  # of another revision
+        if path.relative_to(scratch).as_posix() not in set(paths):  # left by a pull of another revision
             path.unlink()
     if problems := check_files(Ledger.open(scratch)).problems:
         raise UserError(f"{shown}: its files do not agree with its records: {problems[0]}")

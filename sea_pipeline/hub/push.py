@@ -1,10 +1,10 @@
-"""A finished folder to a dataset on the hub: what is missing there is sent, what replaces something comes last.
+"""Push a finished folder to a dataset on the hub, sending only the missing files and replacing files last.
 
 A commit of the hub is all or nothing. The first push sends the records that a folder begins with, then shards with
-their commits, then labels by word, in commits of some files each; the last one adds the manifest, without which a
-reader sees an unfinished folder. When a folder has been extended since, its new shards come first, and all that
-replaces a file comes in the last commit: until then readers have the earlier state, whole. A push that is killed is
-finished by the same command, which asks what is there.
+their commits, then labels by word, in commits of some files each. The last commit adds the manifest, without which a
+reader sees an unfinished folder. If a folder has been extended since, its new shards come first, and every file that
+replaces another comes in the last commit. Until then readers have the whole earlier state. The same command finishes a
+push that was killed, because it asks which files exist.
 """
 
 import hashlib
@@ -50,33 +50,33 @@ from sea_pipeline.storage.publish import make_folder, publish_bytes
 FILES_PER_COMMIT = 100
 BYTES_PER_COMMIT = 1 << 29
 _BESIDE = {CARD, CROISSANT, PICTURE}
-"""What a dataset holds beside the folder's own files and labels by word."""
+"""The files that a dataset holds in addition to the folder's own files and labels by word."""
 _OWNERS = {".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
-"""What may be there before the first push, and stays."""
+"""The files that may exist before the first push, and stay."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """A push that is done."""
+    """The result of a finished push."""
 
     name: str
     address: str
-    """Of its page."""
+    """The URL of its page."""
     revision: str
-    """The commit."""
+    """The commit on the hub."""
     files: int
     bytes: int
-    """Of all files that were sent or were there."""
+    """The size of all files, sent now or earlier."""
     sent: int
-    """Files that were not there."""
+    """The number of files that were sent now."""
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: the fields above."""
+        """Return the fields above for machines."""
         return asdict(self)
 
 
 class _Sent(NamedTuple):
-    """A file to be in the dataset."""
+    """A file that the dataset must have."""
 
     path: str
     local: Path
@@ -90,15 +90,15 @@ def push(
     public: bool = False,
     reporter: Reporter = SILENT,
 ) -> Pushed:
-    """Sends a finished folder of labels or targets to a dataset of the hub, or what is missing of it there.
+    """Send a finished folder of labels or targets, or its missing files, to a dataset of the hub.
 
-    Beside the folder's files the dataset gets a card, Croissant metadata, a picture and, of labels, `by_word/`.
+    The dataset also gets a card, Croissant metadata, a picture and, for labels, `by_word/`.
 
     Args:
         folder: the output folder, on this machine.
-        name: OWNER/NAME; a dataset that does not exist is made.
-        public: whether one that is made can be read by everybody; else by its owner alone.
-        reporter: hears what goes on, and how far it is.
+        name: OWNER/NAME; the dataset is made if it does not exist.
+        public: whether a new dataset can be read by everybody; else only by its owner.
+        reporter: shows messages and progress.
 
     Raises:
         UserError: the folder is not finished or damaged, the dataset holds something else, or the hub refuses or cannot
@@ -117,7 +117,7 @@ def push(
     _refuse_others(name, head, there, ledger)
     own = _own_files(ledger)
     if not _missing(own, there) and set(there) >= {file.path for file in own} | _BESIDE:
-        return _verified(name, head, own, sent=0)  # the last commit brought the rest, too
+        return _verified(name, head, own, sent=0)  # the last commit also brought the derived files
     reporter.message(
         f"sending {ledger.root} to {name}; with it go the paths in dataset.json ({ledger.dataset.image_root}) and the "
         "names of machines in commits/"
@@ -137,7 +137,7 @@ def push(
 
 
 def refuse_without_token(name: str) -> None:
-    """Refuses, before any work is done, what cannot be sent.
+    """Refuse, before any work, what cannot be sent.
 
     Raises:
         UserError: `name` is not OWNER/NAME, or nobody is logged in on this machine.
@@ -148,7 +148,7 @@ def refuse_without_token(name: str) -> None:
 
 
 def _refuse_others(name: str, head: str, there: dict[str, HubFile], ledger: Ledger) -> None:
-    """Refuses a dataset that holds what this folder, or an earlier state of it, does not."""
+    """Refuse a dataset that is not of this folder or of an earlier state of it."""
     ours = ledger.dataset
     if DATASET not in there:
         if strangers := sorted(path for path in there if path not in _BESIDE | _OWNERS):
@@ -179,7 +179,7 @@ def _own_files(ledger: Ledger) -> list[_Sent]:
 def _derived(
     ledger: Ledger, name: str, head: str, there: dict[str, HubFile], work: Path, reporter: Reporter
 ) -> list[_Sent]:
-    """Makes what the dataset holds beside the folder's files."""
+    """Make the files that the dataset holds in addition to the folder's own."""
     store, stats = _look(ledger, reporter)
     paths = {}
     if store is not None:
@@ -213,7 +213,10 @@ def _missing(files: Sequence[_Sent], there: dict[str, HubFile]) -> list[_Sent]:
 def _commits(
     missing: Sequence[_Sent], there: dict[str, HubFile], kind: str, wanted: set[str]
 ) -> Iterator[tuple[list[_Sent], list[str]]]:
-    """Gives the files of each commit, and the paths that it deletes: see the module's docstring."""
+    """Yield the files that each commit adds and the paths that it deletes.
+
+    See the module's docstring.
+    """
     last = {MANIFEST, *_BESIDE}
     batch: list[_Sent] = []
     size = 0
@@ -236,7 +239,7 @@ def _commits(
 
 
 def _send(name: str, head: str, files: Sequence[_Sent], gone: Sequence[str]) -> str:
-    """Makes one commit; the commit that it is."""
+    """Make one commit on top of `head`, and return its id."""
     hub = require("huggingface_hub", "data")
     adds = [hub.CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=str(file.local)) for file in files]
     deletes = [hub.CommitOperationDelete(path_in_repo=path) for path in gone]
@@ -250,7 +253,7 @@ def _send(name: str, head: str, files: Sequence[_Sent], gone: Sequence[str]) -> 
 
 
 def _verified(name: str, revision: str, files: Sequence[_Sent], sent: int) -> Pushed:
-    """Compares what the hub says that it holds with what was to be there, by hash."""
+    """Compare by hash the files that the hub lists with those that were to be sent."""
     there = hub_files(name, revision)
     if wrong := _missing(files, there):
         raise UserError(

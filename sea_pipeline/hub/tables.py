@@ -1,4 +1,4 @@
-"""What the Parquet files of a folder hold, column by column, for its metadata on the hub."""
+"""Describe the columns of a folder's Parquet files, for its metadata on the hub."""
 
 from sea_pipeline.hub.by_word import BY_WORD
 from sea_pipeline.hub.by_word import SCHEMA as BY_WORD_SCHEMA
@@ -33,7 +33,7 @@ _BY_WORD = {
 
 
 def tables_of(ledger: Ledger) -> list[Table]:
-    """Gives the tables of a finished folder as it is on the hub."""
+    """Return the tables that a finished folder has on the hub."""
     kind, manifest = ledger.dataset.kind, ledger.manifest()
     shard = open_parquet(ledger.root / manifest.shards[0].path).schema_arrow if manifest.shards else None
     found = []

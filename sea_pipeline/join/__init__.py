@@ -1,4 +1,4 @@
-"""Folders of labels made of other ones: several become one, or some of the images of one.
+"""Make folders of labels from others, by merging several or by selecting images of one.
 
 It may import `labels` and what is below.
 """

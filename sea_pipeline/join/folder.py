@@ -1,4 +1,4 @@
-"""What a folder that is made of others is begun with and ended with: the contract of `label`, with no image read."""
+"""Begin and finish a folder that is made of others, as `label` does but without reading an image."""
 
 import os
 import shutil
@@ -23,28 +23,28 @@ from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publis
 
 @dataclass(frozen=True)
 class Joined:
-    """A folder that was made of others."""
+    """The result of making a folder of others."""
 
     folder: str
     images: int
-    """With a row."""
+    """The number of images with a row."""
     bad: int
     shards: int
     linked: int
-    """Shards whose bytes are the same file as before, so that they take no space."""
+    """The number of shards that are hard links to the old files, so that they take no space."""
     rewritten: int
-    """Shards whose rows were written anew."""
+    """The number of shards whose rows were written anew."""
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: the fields above."""
+        """Return the fields above for machines."""
         return asdict(self)
 
 
 def open_sources(folders: Sequence[str | Place]) -> list[Ledger]:
-    """Opens finished folders of labels; their shards are not read yet.
+    """Open finished folders of labels, without reading their shards yet.
 
     Raises:
-        UserError: one is none, is not finished, or is damaged.
+        UserError: a folder is not one of labels, is not finished, or is damaged.
     """
     ledgers = []
     for folder in folders:
@@ -59,16 +59,16 @@ def open_sources(folders: Sequence[str | Place]) -> list[Ledger]:
 
 
 def begin_folder(out: str | Place, dataset: Dataset, plans: Mapping[str, Any], words: Place) -> Ledger:
-    """Begins the folder, or goes on with it if it was begun as the same one.
+    """Begin the folder, or continue it if it was begun as the same one.
 
     Args:
         out: the folder.
-        dataset: what it is to be, without its files.
-        plans: by the name of a plan's file, what writes it to a path; the first one first.
+        dataset: the dataset that the folder is to have, without its files.
+        plans: for the name of each plan file, a function that writes it to a path; the first plan comes first.
         words: the file of the word list.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the folder holds something else.
     """
     root = place(out)
     refuse_without_locks(root)
@@ -95,28 +95,28 @@ def begin_folder(out: str | Place, dataset: Dataset, plans: Mapping[str, Any], w
 
 
 def bring(source: Place, scratch: Path) -> bool:
-    """Gives a file of this machine the bytes of another one: a second name of it, if the disk allows, else a copy.
+    """Link a file to a path of this machine if the disk allows hard links, else copy it.
 
     Returns:
-        Whether it is a second name.
+        Whether it is a hard link.
     """
     if not isinstance(source, Path):
         source.download(scratch)
         return False
     try:
         os.link(source, scratch)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a disk without hard links
         shutil.copyfile(source, scratch)
         return False
     return True
 
 
 def finish_folder(ledger: Ledger, sources: Sequence[Ledger]) -> Manifest:
-    """Writes the words' mean similarities and the manifest; every shard must be done.
+    """Write the words' mean similarities and the manifest, once every shard is done.
 
     Args:
         ledger: the folder.
-        sources: the folders that it was made of. The means are theirs, weighted by their images, in float64.
+        sources: the folders that it was made of. Its means are theirs, weighted by their images, in float64.
     """
     weights = [source.manifest().rows for source in sources]
     means = [read_mean_similarity(source.root).astype(np.float64) for source in sources]

@@ -1,4 +1,4 @@
-"""Several folders of labels as one: the same shards under new numbers, by second names where the disk allows."""
+"""Merge several folders of labels by giving their shards new numbers, with hard links if the disk allows."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,17 +27,17 @@ def merge(
     image_root: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Joined:
-    """Makes one folder of labels of several, which were made with the same settings of different images.
+    """Merge several folders, labelled with the same settings, into one.
 
-    The images are in the order of the folders. On one disk the shards get second names and take no space; elsewhere
-    they are copied, and hashed as every output is. Folders of different shard sizes or schema versions are written anew
-    row by row, with the same values.
+    Their images must differ, and are kept in the order of the folders. On one disk the shards become hard links and
+    take no space. Elsewhere they are copied. Both are hashed like every output. Folders of different shard sizes or
+    schema versions are written anew row by row, with the same values.
 
     Args:
         folders: two or more finished folders, on this machine or as URLs.
         out: the new folder, or one that the same call has begun.
-        image_root: where the paths of all images start now; None if all folders have the same root.
-        reporter: hears what goes on, and how far it is.
+        image_root: the root of the paths of all images now; None if all folders have the same root.
+        reporter: shows messages and progress.
 
     Raises:
         UserError: the settings differ, an image is in two folders, the roots differ, or a file is damaged.
@@ -82,7 +82,7 @@ def _common_root(ledgers: Sequence[Ledger]) -> str:
 
 
 def _disjoint(ledgers: Sequence[Ledger]) -> list[tuple[Ledger, int, Sample]]:
-    """Lists all planned images with the folder and the shard that each is in."""
+    """List all planned images, each with its folder and its shard, and refuse an image that is in two folders."""
     found: list[tuple[Ledger, int, Sample]] = []
     owner: dict[str, Ledger] = {}
     for ledger in ledgers:
@@ -116,7 +116,7 @@ def _begin(ledgers: Sequence[Ledger], samples: Sequence[Sample], out: str | Plac
 
 
 def _bring_shards(ledgers: Sequence[Ledger], merged: Ledger, reporter: Reporter) -> int:
-    """Brings the shards that are not there yet; how many became second names."""
+    """Bring the shards that are missing, and return how many became hard links."""
     pairs = [(ledger, shard) for ledger in ledgers for shard in range(ledger.dataset.shards)]
     missing = merged.missing()
 
@@ -148,7 +148,7 @@ def _bring_shards(ledgers: Sequence[Ledger], merged: Ledger, reporter: Reporter)
 
 
 def _bring(ledger: Ledger, file: File, target: Place, merged: Ledger) -> bool:
-    """Brings one file and hashes it where it is now; whether it is a second name."""
+    """Bring one file, hash it at its new place, and return whether it is a hard link."""
     source, linked = ledger.root / file.path, False
     if isinstance(source, Path) or isinstance(target, Path) or not target.copy_from(source):
         with publish(target, merged.root) as scratch:

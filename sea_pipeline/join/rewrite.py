@@ -1,4 +1,4 @@
-"""Rows of labels written anew into shards of another cut: the values as they are, each with its own image."""
+"""Write rows of labels into shards that are cut differently, with unchanged values."""
 
 import hashlib
 from collections import Counter
@@ -24,14 +24,14 @@ from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import local_copy, publish
 
 Chosen = tuple[Ledger, int, Sample]
-"""An image with the folder and the shard that it is in."""
+"""An image with its folder and the number of its shard there."""
 
 
 class _Shard(NamedTuple):
     """A finished shard of a source, in memory."""
 
     rows: dict[str, int]
-    """By image id, the place in the table."""
+    """The place in the table of each image id."""
     table: pa.Table
     bad: dict[str, dict[str, Any]]
     patch_sum: npt.NDArray[np.float64]
@@ -45,18 +45,18 @@ def rewrite(
     image_root: str,
     reporter: Reporter = SILENT,
 ) -> Joined:
-    """Writes some images of some folders into a folder of their own, in shards as `label` cuts them.
+    """Write some images of some folders into a new folder, in shards as `label` cuts them.
 
-    Rows have the values that they had. What a shard says of the sum of its patches' embeddings, from which the means of
-    `words.parquet` come when the folder is extended, is known of whole shards only: of a shard of which some images are
-    taken it is that share of its sum.
+    Rows keep their values. The sum of patch embeddings, from which the means of `words.parquet` come when the folder is
+    extended, is known only for whole shards. If only some images of a shard are taken, that share of the shard's sum is
+    used.
 
     Args:
         ledgers: the sources.
-        chosen: the images in their order, those of one shard beside each other.
+        chosen: the images in their order, those of one shard next to each other.
         out: the new folder, or one that the same call has begun.
-        image_root: where the images' paths start.
-        reporter: hears what goes on, and how far it is.
+        image_root: the root of the images' paths.
+        reporter: shows messages and progress.
 
     Raises:
         UserError: a file is damaged, or the folder holds something else.
@@ -88,7 +88,7 @@ def rewrite(
 
 
 class _Sources:
-    """The shards that rows come from; the latest one is kept, because the next shard may begin in it."""
+    """Reads shards of the sources, and keeps the latest one because the next shard may begin in it."""
 
     def __init__(self) -> None:
         self._key: tuple[Ledger, int] | None = None
@@ -143,6 +143,7 @@ def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], sources: 
                 first = first or row.image_sha256.hex()
                 taken += 1
             if taken:
+                # Only the sum of a whole shard is known, so a part of it counts by its share of the rows.
                 share = 1.0 if taken == len(there.rows) else taken / len(there.rows)
                 patch_sum = patch_sum + there.patch_sum * share
             count += taken

@@ -1,4 +1,4 @@
-"""Some of the images of a folder of labels, by their ids, as a folder of their own."""
+"""Select some images of a folder of labels, by their ids, into a new folder."""
 
 import json
 from collections.abc import Collection
@@ -20,20 +20,20 @@ def select(
     *,
     reporter: Reporter = SILENT,
 ) -> Joined:
-    """Makes a folder of labels with some of the images of another one, as `label` would have made it of these alone.
+    """Make a folder of some images of another one, as `label` would have made it of these images alone.
 
-    Rows and their order are those that `label` gives. Of images that could not be read, the reasons go along; of an
-    image whose crops are labelled, the crops. The mean similarities in `words.parquet` stay those of the whole folder:
-    they follow from embeddings, which are not kept.
+    Rows and their order are those that `label` gives. The reasons of images that could not be read are kept, and so are
+    the crops of an image whose crops are labelled. The mean similarities in `words.parquet` stay those of the whole
+    folder, because they follow from embeddings, which are not kept.
 
     Args:
         folder: a finished folder, on this machine or as a URL.
         ids: the image ids.
         out: the new folder, or one that the same call has begun.
-        reporter: hears what goes on, and how far it is.
+        reporter: shows messages and progress.
 
     Raises:
-        UserError: an id is of no planned image, or a file is damaged.
+        UserError: an id names no planned image, or a file is damaged.
     """
     (ledger,) = open_sources([folder])
     wanted, seen = set(ids), set[str]()
@@ -58,10 +58,10 @@ def select(
 
 
 def read_ids(path: Path) -> list[str]:
-    """Reads image ids from a UTF-8 file: one a line, or a JSON array of strings if its name ends in `.json`.
+    """Read image ids from a UTF-8 file with one id per line, or from a `.json` file with an array of strings.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
     try:
         text = path.read_text("utf-8-sig")

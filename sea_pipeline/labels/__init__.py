@@ -1,4 +1,4 @@
-"""What SEA is about: words for every patch, made, kept, read and measured.
+"""Make, store, read and measure the words of every patch, which is what SEA is about.
 
 It may import all rooms but `report` and `cli`.
 """

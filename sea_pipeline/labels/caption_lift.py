@@ -1,4 +1,4 @@
-"""Whether labels name what captions name, beyond chance: counts, chance and an interval. No model, no torch.
+"""Measure how much more often than by chance labels name what captions name, without a model or torch.
 
 Shapes: N images, V entries of the word list that captions name, R resamples.
 """
@@ -18,100 +18,106 @@ _ENTRIES_AT_A_TIME = 1024
 
 @dataclass(frozen=True)
 class Lift:
-    """How much more often labels hold the words of an image's own caption than chance has it."""
+    """How much more often than by chance labels hold the words of an image's own caption."""
 
     hit: float
-    """Share of (image, word of its caption) whose word is a label of some patch of the image."""
+    """Share of the pairs (image, word of its caption) whose word is a label of some patch of the image."""
     chance: float
-    """The same share where each word is looked for in the images whose captions lack it."""
+    """The same share if each word is looked for in the images whose captions lack it."""
     low: float
     high: float
     """The 95 % interval of `lift` over images."""
 
     @property
     def lift(self) -> float:
-        """The difference, `hit` less `chance`: 0 for labels that know nothing of the image."""
+        """Return `hit` - `chance`, which is 0 for labels that know nothing of the image."""
         return self.hit - self.chance
 
     @property
     def ratio(self) -> float:
-        """Hit / chance; infinite where chance is 0."""
+        """Return `hit` / `chance`, or infinity if `chance` is 0."""
         return self.hit / self.chance if self.chance else float("inf")
 
     def clearly_above(self, other: "Lift") -> bool:
-        """Whether this lift is the higher one and the two intervals do not meet."""
+        """Tell whether this lift is higher than the other and their intervals do not overlap."""
         return self.low > other.high
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What one encoder, path and sign gives on captioned images."""
+    """The figures of one encoder, path and sign on captioned images."""
 
     spec: str
-    """The encoder's, with its path."""
+    """The encoder's spec with its path."""
     sign: int
     images: int
     lift: Lift
     dropped: float
-    """Share of the n labels of each patch that are none, as s < 0 (SEA section 4.1)."""
+    """Share of the n labels of each patch that are dropped because s < 0 (SEA section 4.1)."""
     used: float
     """Share of the word list that is a label of some patch (61.2 % in the paper, on 2of12 and all of its images)."""
     frequent: tuple[tuple[str, int], ...]
-    """The most frequent labels, and of how many patches they are one."""
+    """The most frequent labels, each with its number of patches."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """Counts words of captions by how a word list has them."""
+    """Counts of caption words by how a word list has them."""
 
     as_they_stand: int
     other_form: int
-    """Only in another inflected form: `dogs`, if the list has `dog` alone."""
+    """Only in another inflected form, such as `dogs` if the list has `dog` alone."""
     absent: int
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Return the number of all words."""
         return self.as_they_stand + self.other_form + self.absent
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of what captions say a word list has; see `captions.py` for content words and forms."""
+    """The part of the captions' words that a word list has.
+
+    See `captions.py` for content words and forms.
+    """
 
     words: Held
-    """Distinct content words."""
+    """Counts of distinct content words."""
     occurrences: Held
-    """The same, each as often as it occurs."""
+    """Counts of the occurrences of content words."""
     inflected: tuple[str, ...]
-    """Words that the list has only in another form, the most frequent ones first."""
+    """Words that the list has only in another form, most frequent first."""
     absent: tuple[str, ...]
-    """Words that it has in no form, the most frequent ones first."""
+    """Words that the list has in no form, most frequent first."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What `sea-pipeline probe` found."""
+    """The results of `sea-pipeline probe`."""
 
     probed: tuple[Probed, ...]
-    """Of every encoder and path both signs, one after the other."""
+    """Both signs of every encoder and path, one after the other."""
     images: int
-    """Captioned images that were taken."""
+    """The number of captioned images."""
     top_n: int
     wordlist: str
     listed: int
-    """Words of the list."""
+    """The number of words in the list."""
     coverage: Coverage
-    """Of all captions that were taken."""
+    """The coverage of all captions."""
 
     @property
     def best(self) -> Probed | None:
-        """The largest lift whose interval lies above 0; None where no labels know anything of their images."""
+        """Return the result with the largest lift whose interval is above 0.
+
+        None if no labels know anything of their images.
+        """
         known = [probed for probed in self.probed if probed.lift.low > 0]
         return max(known, key=lambda probed: probed.lift.lift, default=None)
 
     def verdicts(self) -> dict[str, int | None]:
-        """For every encoder and path its better sign; None where the intervals of the two signs meet."""
+        """Return the better sign of each encoder and path, or None if the intervals of the two signs overlap."""
         return {
             ours.spec: ours.sign
             if ours.lift.clearly_above(other.lift)
@@ -122,7 +128,7 @@ class Findings:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: every figure, and the verdicts."""
+        """Return every figure and the verdicts for machines."""
         rows = [{**asdict(probed), "lift": {**asdict(probed.lift), "lift": probed.lift.lift}} for probed in self.probed]
         best = self.best
         return asdict(self) | {
@@ -133,12 +139,12 @@ class Findings:
 
 
 def lift(labelled: Flags, named: Flags, seed: int, resamples: int = RESAMPLES) -> Lift:
-    """Hit rate, chance and their difference, with a percentile bootstrap interval over images.
+    """Compute hit rate, chance and their difference, with a percentile bootstrap interval over images.
 
-    Chance is what captions shuffled among images give, on average over all shuffles that leave no caption with its
-    image. There a word is looked for in every other image equally often, so the average is exact and no shuffle is
-    drawn: for a word that a captions hold, its rate among the N - a images whose captions lack it. An image whose
-    caption holds the word, too, is left out: that the word is found there is no accident. A word that all captions
+    Chance is the average hit rate over all shuffles of captions among images that leave no caption with its image. In
+    them a word is looked for in every other image equally often, so the average is exact and no shuffle is drawn. For a
+    word that a captions hold, it is the word's rate among the N - a images whose captions lack it. An image whose
+    caption holds the word, too, is left out, because finding the word there is no accident. A word that all captions
     hold has no chance level and counts for neither share.
 
     Args:
@@ -150,22 +156,30 @@ def lift(labelled: Flags, named: Flags, seed: int, resamples: int = RESAMPLES) -
     images = len(named)
     once = np.ones((1, images), np.float32)
     hit, chance = _rates(labelled, named, once)
+    # A resample of N images with replacement is a count of each image, (R, N).
     drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
     hits, chances = _rates(labelled, named, drawn.astype(np.float32))
+    # The percentile interval of hit - chance, 95 %.
     low, high = np.quantile(hits - chances, [0.025, 0.975])
     return Lift(float(hit[0]), float(chance[0]), float(low), float(high))
 
 
 def _rates(labelled: Flags, named: Flags, times: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
-    """Hit rate and chance, (R,) each, where image i is there `times[r, i]` times; 0 where no word has both."""
+    """Compute hit rate and chance, (R,) each, with image i occurring `times[r, i]` times.
+
+    Both are 0 if no word has both.
+    """
     pairs, hits, chances = np.zeros((3, len(times)))
     total = times.sum(1, dtype=np.float64)[:, None]
     for start in range(0, named.shape[1], _ENTRIES_AT_A_TIME):
         found, holds = (part[:, start : start + _ENTRIES_AT_A_TIME] for part in (labelled, named))
+        # (R, v) each: images whose captions hold a word, those of them that are labelled with it, all so labelled.
         holding, both, anywhere = (_counted(times, part) for part in (holds, found & holds, found))
-        lacking = total - holding
+        lacking = total - holding  # N - a
         useful = lacking > 0
+        # A word's chance level is its rate among the images whose captions lack it.
         rate = np.divide(anywhere - both, lacking, out=np.zeros_like(both), where=useful)
+        # Each pair (image, word of its caption) counts once, with its hit or with its word's chance level.
         pairs += (holding * useful).sum(1)
         hits += (both * useful).sum(1)
         chances += (holding * rate).sum(1)

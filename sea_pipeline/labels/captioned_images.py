@@ -1,4 +1,4 @@
-"""Images that a LLaVA file has captions of, and which entries of a word list those name."""
+"""Find images with captions in a LLaVA file, and the entries of a word list that the captions name."""
 
 import hashlib
 import heapq
@@ -19,26 +19,27 @@ from sea_pipeline.labels.caption_lift import Coverage, Flags, Held
 
 
 class Captioned(NamedTuple):
-    """An image and all that the file says of it."""
+    """An image and all its captions in the file."""
 
     sample: Sample
     captions: list[str]
 
 
 def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: int) -> list[Captioned]:
-    """Some of the images that a LLaVA file has captions of, by a hash of (seed, image id), sorted by id.
+    """Choose images that a LLaVA file has captions of, by a hash of (seed, image id), sorted by id.
 
-    Which ones does not depend on the order of the records, and few of them change when some are added. A caption is a
-    gpt turn of a record with one image; those of several images do not say which one they mean.
+    The choice does not depend on the order of the records, and changes little when records are added. A caption is a
+    gpt turn of a record with one image. Records of several images do not say which one they mean.
 
     Args:
         path: the file, read once.
-        samples: the images that can be taken.
-        limit: how many at most.
-        seed: another seed, other images.
+        samples: the images to choose from.
+        limit: the largest number of images.
+        seed: another seed chooses other images.
     """
     known = {sample.image_id: sample for sample in samples if sample.problem is None}
     chosen: dict[str, list[str]] = {}
+    # A heap of the `limit` highest hashes so far, whose lowest gives way to a higher one.
     ranks: list[tuple[bytes, str]] = []
     for number, row in records(path):
         with naming(path, number):
@@ -60,16 +61,19 @@ def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: in
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """Which entries of a word list the captions of N images name."""
+    """The entries of a word list that the captions of N images name."""
 
     word_ids: npt.NDArray[np.int64]
-    """(V,), ascending."""
+    """(V,) positions in the word list, ascending."""
     flags: Flags
-    """(N, V)."""
+    """(N, V), true if the image's captions name the entry."""
 
 
 def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Named:
-    """The content words and phrases of each image's captions that a word list has, by the rules of `captions.py`."""
+    """Find the content words and phrases of each image's captions in a word list.
+
+    It follows the rules of `captions.py`.
+    """
     ids = {word.lower(): number for number, word in reversed(list(enumerate(words.words)))}
     found: list[set[int]] = []
     for texts in captions:
@@ -84,9 +88,9 @@ def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Named:
 
 
 def coverage(captions: Sequence[Sequence[str]], words: WordList) -> Coverage:
-    """How a word list has the content words of captions: as they stand, else in another form alone, else not at all.
+    """Count the content words of captions that a word list has as they are, only in another form, or not at all.
 
-    It is finer than what `lift` counts: `named_entries` takes plurals for their singulars, and no other form.
+    It is finer than what `lift` counts, because `named_entries` takes plurals for their singulars and no other form.
     """
     forms = Forms(words.words)
     spoken = Counter(word for texts in captions for text in texts for word in content_words(text))

@@ -1,6 +1,6 @@
-"""What can be wrong with the settings of `label`, `plan` and `probe` and is known without torch, which takes seconds.
+"""Check the settings of `label`, `plan` and `probe` without torch, whose import takes seconds.
 
-The commands ask it before they load anything. What passes is looked at again where it is used.
+The commands check before they load anything. What passes is checked again when it is used.
 """
 
 from pathlib import Path
@@ -14,28 +14,28 @@ from sea_pipeline.storage.paths import Place, is_url, place
 
 
 def check_label(settings: LabelSettings) -> None:
-    """Looks at the settings of `label`, or of `plan`.
+    """Check the settings of `label` or of `plan`.
 
     Raises:
-        UserError: a file or a folder is not there, there is no encoder or device of that name, or options contradict
+        UserError: a file or a folder does not exist, there is no encoder or device of that name, or options contradict
             each other.
     """
     find_wordlist(settings.wordlist)
     if settings.crew.alone:
         check_device_name(settings.device)
     check_encoder(settings.encoder, EncoderOptions(settings.precision, settings.template))
-    from sea_pipeline.inputs.sources import check_input  # here: pyarrow takes a while
+    from sea_pipeline.inputs.sources import check_input  # here because pyarrow takes a while
 
     check_input(settings.images, settings.image_root, streaming=settings.streaming)
-    out = None if settings.out is None or is_url(str(settings.out)) else place(settings.out)  # no store is asked twice
+    out = None if settings.out is None or is_url(str(settings.out)) else place(settings.out)  # never ask a store twice
     check_out(settings, out)
 
 
 def check_out(settings: LabelSettings, out: Place | None) -> None:
-    """Looks at where labels go; None: at a place that is not known yet.
+    """Check the folder that labels go to, or only the options if it is not known yet.
 
     Raises:
-        UserError: it is a file, or lies in the input; or the folder is to be extended by a part of the images.
+        UserError: the folder is a file or is inside the input; or it is to be extended by a part of the images.
     """
     if settings.extend and settings.limit:
         raise UserError(f"--limit {settings.limit}: not with --extend, which adds every image that is new")
@@ -54,10 +54,10 @@ def _lies_inside(out: Place, images: str) -> bool:
 
 
 def check_probe(settings: ProbeSettings) -> None:
-    """Looks at the settings of `probe`.
+    """Check the settings of `probe`.
 
     Raises:
-        UserError: a file is not there, or there is no encoder or device of that name.
+        UserError: a file does not exist, or there is no encoder or device of that name.
     """
     find_wordlist(settings.wordlist)
     if settings.data.suffix.lower() not in (".json", ".jsonl") or not settings.data.is_file():
@@ -68,7 +68,7 @@ def check_probe(settings: ProbeSettings) -> None:
 
 
 def check_llm_probe(settings: LlmProbeSettings) -> str | None:
-    """Looks at the settings of `probe --llm`; gives the text that is to be read, None for that of ours.
+    """Check the settings of `probe --llm`, and return the text to read, None for ours.
 
     Raises:
         UserError: the text cannot be read, or there is no device of that name.

@@ -1,4 +1,4 @@
-"""`sea-pipeline plan` as a function: labels a few images here and says what many would take."""
+"""Run `sea-pipeline plan`, which labels a few images here and forecasts what many would take."""
 
 import tempfile
 import time
@@ -19,12 +19,12 @@ from sea_pipeline.labels.settings import ForecastSettings as ForecastSettings
 from sea_pipeline.labels.stage import LabelStage
 
 _ROUNDS = 4
-"""Batches of each thread at least, or the threads that end first would seem slow."""
+"""The fewest batches of each thread. With fewer, the threads that end first would seem slow."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a number of workers, each like this process, would take."""
+    """The time and cost for a number of workers that are each like this process."""
 
     workers: int
     hours: float
@@ -33,7 +33,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What labelling `planned` images would take, from `measured` ones labelled here."""
+    """The forecast for `planned` images, from `measured` ones that were labelled here."""
 
     planned: int
     measured: int
@@ -41,32 +41,32 @@ class Forecast:
     device: str
     images_per_second: float
     seconds_per_image: dict[str, float]
-    """By part; decoding is summed over its threads and runs beside the others."""
+    """Seconds by part of the work. Decoding is summed over its threads and runs at the same time as the rest."""
     start_seconds: float
-    """For each worker, once: loading the encoder and the words' embeddings; embedding them, if they were not kept."""
+    """Once for each worker: loading the encoder, and loading or making the words' embeddings."""
     words_seconds: float
-    """Of those, for the words' embeddings: next to nothing where they were kept."""
+    """The part of `start_seconds` for the words' embeddings, next to nothing if they were in the cache."""
     bytes_per_image: float
     memory_bytes: int
-    """The peak of this process."""
+    """The peak memory of this process."""
     shards: int
     shares: tuple[Share, ...]
 
     @property
     def bytes(self) -> float:
-        """All shards together."""
+        """Return the size of all shards together."""
         return self.bytes_per_image * self.planned
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, and `bytes`."""
+        """Return the fields and `bytes` for machines."""
         return asdict(self) | {"bytes": self.bytes}
 
 
 def forecast(settings: ForecastSettings, reporter: Reporter = SILENT) -> Forecast:
-    """Labels some images as `label` would, in a folder that is thrown away, and scales the figures.
+    """Label some images as `label` would, in a temporary folder, and scale the figures.
 
     A worker is a process like this one, with as many cores to itself and the same device. Work is handed out by whole
-    shards, so that many workers on few shards wait for the last ones.
+    shards, so many workers with few shards wait for the last ones.
 
     Raises:
         UserError: see `load_wordlist`, `load_encoder` and `list_samples`; or no image could be labelled.
@@ -100,15 +100,16 @@ def forecast(settings: ForecastSettings, reporter: Reporter = SILENT) -> Forecas
 
 
 def busiest(images: int, shard_size: int, workers: int) -> int:
-    """The images of the worker that gets the most, when shards are handed out in turn."""
+    """Count the images of the worker that gets the most, if shards are handed out in turn."""
     shards = -(-images // shard_size)
-    mine = len(range(0, shards, workers))
+    mine = len(range(0, shards, workers))  # the shards of the first worker, which no other exceeds
+    # If the last shard, which may be smaller, is among them, its missing images are subtracted.
     has_last = (shards - 1) % workers == 0
     return mine * shard_size - (shards * shard_size - images if has_last else 0)
 
 
 def _started(settings: ForecastSettings, device: str, reporter: Reporter) -> tuple[LabelStage, float, float]:
-    """The stage; the seconds until it could work, and those of them for the words' embeddings."""
+    """Make the stage and measure the seconds until it is ready and those for the words' embeddings."""
     begun = time.perf_counter()
     words, encoder = words_of(settings), encoder_of(settings, device)
     encoder.load()
@@ -120,7 +121,7 @@ def _started(settings: ForecastSettings, device: str, reporter: Reporter) -> tup
 
 
 def _measured(stage: LabelStage, listing: Listing, count: int, advance: Advance) -> tuple[float, float, ShardResult]:
-    """The seconds, the bytes an image and the result of labelling `count` images; others come first, to warm up."""
+    """Label `count` images, after others to warm up, and return the seconds, the bytes per image and the result."""
     source, chosen = open_source(listing.root), _chosen(listing.samples, count)
     few = len(listing.samples) < count
     warm = listing.samples if few else _chosen(listing.samples, stage.batch_size * stage.lanes)
@@ -130,13 +131,13 @@ def _measured(stage: LabelStage, listing: Listing, count: int, advance: Advance)
         begun = time.perf_counter()
         result = stage.process(chosen, source, target, {}, advance)
         seconds = time.perf_counter() - begun
-        # Rows that are there again and again are compressed away.
+        # With few images, rows repeat and are compressed away, so the size comes from the warm-up.
         size = first.stat().st_size / len(warm) if few else target.stat().st_size / count
         return seconds, size, result
 
 
 def _chosen(samples: list[Sample], count: int) -> list[Sample]:
-    """`count` samples spread over the input in its order, each as often as any other."""
+    """Choose `count` samples spread over the input in its order, each as often as any other."""
     return [samples[place * len(samples) // count] for place in range(count)]
 
 

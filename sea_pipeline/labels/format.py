@@ -1,27 +1,27 @@
-"""The contract for labels: what a label shard holds, how it is written, how it is read.
+"""Define, write and read label shards.
 
-One row an image, in plan order; bad images have no row here but one in the quarantine table. Word ids are positions
-in `words.txt`, which lies beside the shards. Columns:
+A shard has one row for each good image, in plan order. Bad images have a row in the quarantine table instead. Word ids
+are positions in `words.txt`, which is next to the folder of shards. Columns:
 
     image_id      string                  what training data calls the image
     uri           string                  where it was, relative to the image root
     image_sha256  binary[32]              of the file's bytes
     height, width int32                   of the upright image, pixels
     crop_box      float32[4]              x0, y0, x1, y1: the part that the encoder saw, 0..1 of the upright image,
-                                          beyond 0 and 1 where it was padded with bars
+                                          beyond 0 and 1 if it was padded with bars
     words         uint16[rows·columns·n]  word ids, patch by patch (row-major), best first; 65,535: no label
-    scores        float32[same]           similarity s >= 0 of each (SEA Eq. 6), 0 where there is no label; rounded to
+    scores        float32[same]           similarity s >= 0 of each (SEA Eq. 6), 0 if there is no label; rounded to
                                           float16, so that half of its bytes compress to little
 
-In folders of schema version 1 scores are float16 in the same values, and stay so when such a folder is gone on with.
-Other programs read float32 with byte-stream-split, but seldom float16: see docs/labels.md.
+In folders of schema version 1 scores are float16 with the same values, and stay so when such a folder is continued.
+Other programs read float32 with byte-stream-split, but seldom float16, see docs/labels.md.
 
-Beside the shards lie `words.txt`, the list, one word per line, and `words.parquet` with the columns word and
-mean_similarity (float32): the mean of s over all patches of the run, labels or not (SEA Fig. 6b).
+The folder also has `words.txt`, the list with one word per line, and `words.parquet` with the columns word and
+mean_similarity (float32), which is the mean of s over all patches of the run, labels or not (SEA Fig. 6b).
 
-The footer holds, under `sea_pipeline`, a JSON object with the fingerprint and its fields, among them `grid` (rows and
-columns) and `top_n` (n), the number of patches and the sum of their embeddings (base64 of little-endian float64), from
-which those means follow.
+The footer holds, under `sea_pipeline`, a JSON object. It has the fingerprint and its fields, among them `grid` (rows
+and columns) and `top_n` (n), the number of patches and the sum of their embeddings (base64 of little-endian float64).
+The means follow from these sums.
 """
 
 from pathlib import Path
@@ -41,11 +41,11 @@ WORDS = "words.txt"
 MEANS = "words.parquet"
 NO_WORD = 65_535
 ROWS_PER_GROUP = 32
-"""Few enough that one image is read in milliseconds, enough that zstd has something to compress."""
+"""Small enough to read one image in milliseconds, large enough for zstd to compress well."""
 
 
 def label_schema(patches: int, top_n: int, schema_version: int = SCHEMA_VERSION) -> pa.Schema:
-    """The columns of a label shard."""
+    """Return the columns of a label shard."""
     score = pa.float16() if schema_version == 1 else pa.float32()
     size = patches * top_n
     return pa.schema(
@@ -63,7 +63,7 @@ def label_schema(patches: int, top_n: int, schema_version: int = SCHEMA_VERSION)
 
 
 class LabelRow(NamedTuple):
-    """What is stored of one image."""
+    """The stored values of one image."""
 
     image_id: str
     uri: str
@@ -72,9 +72,9 @@ class LabelRow(NamedTuple):
     width: int
     crop_box: CropBox
     word_ids: npt.NDArray[np.integer[Any]]
-    """(patches, n), -1 where there is no label; or as `to_stored` gives them."""
+    """(patches, n), -1 if there is no label; or as `to_stored` gives them."""
     scores: npt.NDArray[np.floating[Any]]
-    """(patches, n), 0 where there is no label."""
+    """(patches, n), 0 if there is no label."""
 
 
 class ShardWriter(RowGroupWriter[LabelRow]):
@@ -85,7 +85,7 @@ class ShardWriter(RowGroupWriter[LabelRow]):
         super().__init__(path, label_schema(patches, top_n, schema_version), ROWS_PER_GROUP, scores)
 
     def arrays(self, rows: list[LabelRow]) -> list[pa.Array]:
-        """See `label_schema`."""
+        """Convert rows to the columns of `label_schema`."""
         words, scores = to_stored(np.stack([row.word_ids for row in rows]), np.stack([row.scores for row in rows]))
         lists: dict[str, npt.NDArray[Any]] = {
             "crop_box": np.array([row.crop_box for row in rows], np.float32),
@@ -101,7 +101,10 @@ class ShardWriter(RowGroupWriter[LabelRow]):
 
 
 def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The word ids and scores of a table of rows: int32 and float32 (rows, patches, n); -1 and 0 for no label."""
+    """Return the word ids and scores of a table of rows.
+
+    They are int32 and float32 (rows, patches, n), with -1 and 0 for no label.
+    """
     words, scores = (table[name].combine_chunks().flatten().to_numpy() for name in ("words", "scores"))
     return from_stored(words, scores, (len(table), -1, top_n))
 
@@ -109,33 +112,39 @@ def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], np
 def to_stored(
     word_ids: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.floating[Any]]
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
-    """Word ids (-1 for no label) and scores in the precision that is stored; what is so already stays as it is."""
+    """Convert word ids (-1 for no label) and scores to the stored precision.
+
+    Stored values stay as they are.
+    """
     return np.where(word_ids < 0, NO_WORD, word_ids).astype(np.uint16), scores.astype(np.float16)
 
 
 def from_stored(
     words: npt.NDArray[np.uint16], scores: npt.NDArray[np.floating[Any]], shape: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Word ids and scores, as stored or as `to_stored` gives them, to int32 and float32; -1 and 0 for no label."""
+    """Convert stored word ids and scores to int32 and float32, with -1 and 0 for no label.
+
+    `shape` is the shape of both results.
+    """
     word_ids = words.astype(np.int32).reshape(shape)
     word_ids[word_ids == NO_WORD] = -1
     return word_ids, scores.astype(np.float32).reshape(shape)
 
 
 def read_words(root: Place) -> tuple[str, ...]:
-    """The word list of a folder of labels."""
+    """Read the word list of a folder of labels."""
     return tuple((root / WORDS).read_text("utf-8").split("\n")[:-1])
 
 
 def write_mean_similarity(path: Path, words: tuple[str, ...], means: npt.NDArray[np.float32]) -> None:
-    """Writes `words.parquet`: every word with the mean of s over all patches."""
+    """Write `words.parquet`, which has every word with its mean of s over all patches."""
     table = pa.table({"word": words, "mean_similarity": means})
     with parquet_writer(path, table.schema) as writer:
         writer.write_table(table)
 
 
 def read_mean_similarity(root: Place) -> npt.NDArray[np.float32]:
-    """(words,): the mean of s over all patches, in the order of the list."""
+    """Read the mean of s over all patches, (words,) in the order of the list."""
     table = open_parquet(root / MEANS).read()
     means: npt.NDArray[np.float32] = table["mean_similarity"].to_numpy()
     return means

@@ -1,6 +1,6 @@
-"""The rows of one shard of labels, from images as they come to a file in plan order.
+"""Write the rows of one shard of labels to a file in plan order, whatever order the images come in.
 
-B images of a batch, P patches, D embedding width, n labels a patch.
+Shapes: B images of a batch, P patches, D embedding width, n labels a patch.
 """
 
 import base64
@@ -23,7 +23,7 @@ _NONE: npt.NDArray[Any] = np.empty(0)
 
 
 class Decoded(NamedTuple):
-    """A good image, ready for the encoder."""
+    """A good image that is ready for the encoder."""
 
     sample: Sample
     sha256: bytes
@@ -34,58 +34,66 @@ class Decoded(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A batch of good images behind encoder and search."""
+    """A batch of good images after encoder and search."""
 
     items: list[Decoded]
-    """With embeddings that are finite; `rest` have others."""
+    """The images with finite embeddings."""
     rest: list[Decoded]
+    """The other images."""
     word_ids: torch.Tensor
-    """int32 (items, P, n); scores likewise, float64."""
+    """int32 (items, P, n)."""
     scores: torch.Tensor
+    """float64 (items, P, n)."""
     patch_sums: torch.Tensor
-    """float64 (items, D): the sum of each one's embeddings."""
+    """float64 (items, D): the sum of each image's patch embeddings."""
     seconds: Seconds
 
 
 class ShardRows(InOrder[LabelRow]):
-    """Writes the rows of a shard in plan order, whichever order they come in.
+    """Writes the rows of a shard in plan order, whatever order they come in.
 
     Args:
-        samples: the shard, in plan order; one that is there twice is written twice.
-        writer: what writes it.
-        folder: where rows that come early wait.
+        samples: the shard's samples in plan order; a sample that occurs twice is written twice.
+        writer: writes the rows.
+        folder: the folder for rows that come early.
         width: D.
     """
 
     def __init__(self, samples: list[Sample], writer: ShardWriter, folder: Path, width: int) -> None:
         super().__init__(self._write, folder)
         self._places: defaultdict[Sample, list[int]] = defaultdict(list)
-        """Those that are not settled yet, the first one last."""
+        """The unsettled places of each sample, in descending order, so that `pop` gives the first."""
         for place in reversed(range(len(samples))):
             self._places[samples[place]].append(place)
         self._bad: dict[int, BadSample] = {}
         self.count = 0
         self.first_sha256: str | None = None
         self.patch_sum = np.zeros(width)
-        """(D,): summed in plan order, so that it is the same to the last bit in whichever order they came."""
+        """(D,): summed in plan order, so that it is the same to the last bit whatever order the rows came in."""
         self._writer = writer
 
     def add_batch(self, found: Labelled, bad: list[BadSample]) -> None:
-        """Settles the places of a batch, and of what has been found to be bad."""
+        """Settle the places of a batch, and of the images that were found to be bad.
+
+        `bad` lists all bad images of the shard so far.
+        """
         stored = to_stored(found.word_ids.numpy(), found.scores.numpy())
         for item, *arrays in zip(found.items, *stored, found.patch_sums.numpy(), strict=True):
             self.add(self._places[item.sample].pop(), _row(item), arrays)
         self.pass_over(bad)
 
     def pass_over(self, bad: list[BadSample]) -> None:
-        """Settles the places of those that have been found to be bad since the last time."""
+        """Settle the places of the images that were found to be bad since the last call.
+
+        `bad` lists all bad images of the shard so far.
+        """
         for image in bad[len(self._bad) :]:
             place = self._places[image.sample].pop()
             self._bad[place] = image
             self.skip(place)
 
     def bad(self) -> list[BadSample]:
-        """Those that have been passed over, in plan order: not by who was found out first."""
+        """Return the bad images in plan order, not in the order in which they were found."""
         return [self._bad[place] for place in sorted(self._bad)]
 
     def _write(self, row: LabelRow, arrays: Sequence[npt.NDArray[Any]]) -> None:
@@ -97,17 +105,20 @@ class ShardRows(InOrder[LabelRow]):
 
 
 def packed(vector: npt.NDArray[np.float64]) -> str:
-    """float64 numbers as base64 of their little-endian bytes: half the size of JSON's digits."""
+    """Encode float64 numbers as base64 of their little-endian bytes.
+
+    This is half the size of JSON's digits.
+    """
     return base64.b64encode(vector.astype("<f8").tobytes()).decode()
 
 
 def unpacked(text: str) -> torch.Tensor:
-    """What `packed` has made text of."""
+    """Decode what `packed` has encoded."""
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f8").astype(np.float64))
 
 
 def _row(item: Decoded) -> LabelRow:
-    """But for its labels."""
+    """Build the row of an image without its labels."""
     width, height = item.size
     return LabelRow(
         image_id=item.sample.image_id,

@@ -1,4 +1,4 @@
-"""`sea-pipeline label` as a function: settings in, a folder of labels out."""
+"""Run `sea-pipeline label`, from settings to a folder of labels."""
 
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from sea_pipeline.storage.paths import Place
 
 @taking_callbacks("begun", "warn", "say", "progress")
 def label_images(settings: LabelSettings, reporter: Reporter = SILENT) -> StageRun:
-    """Labels every image of an input, or what is missing of it.
+    """Label every image of an input, or those that are missing.
 
-    `reporter` hears where the labels go before the work starts, what workers do, and that the encoder's other sign is
-    clearly better; nobody looks for that if it shows no warnings. Two of these on one folder at once both end with the
-    same folder.
+    `reporter` shows where the labels go before the work starts, what workers do, and if the encoder's other sign is
+    clearly better. That is not checked if `reporter` shows no warnings. Two runs on one folder at the same time both
+    end with the same folder.
 
     Raises:
         UserError: see `list_samples`, `load_wordlist`, `load_encoder` and `run_job`.
@@ -42,27 +42,27 @@ def label_images(settings: LabelSettings, reporter: Reporter = SILENT) -> StageR
 
 
 class LabelJob(ShardedJob[LabelSettings]):
-    """The command `label`."""
+    """The job of the command `label`."""
 
     name, doing, kind = "label", "labelling", KIND
     encoder: Encoder
     embeddings: torch.Tensor | None = None
 
     def check(self) -> None:
-        """Refuses more labels than there are words."""
+        """Refuse more labels per patch than there are words."""
         self.words = words_of(self.settings)
         self.threads = cores()
 
     def open(self, ledger: Ledger | None) -> None:
-        """Loads the encoder, and on a worker the folder's words."""
+        """Load the encoder, and on a worker also the folder's words."""
         self.encoder = encoder_of(self.settings, self.device)
         if ledger is not None:
             self.words = WordList.of(self.settings.wordlist, read_words(ledger.root))
-            # As many threads as OMP_NUM_THREADS says, which is this worker's part of the cores.
+            # OMP_NUM_THREADS, which torch follows, is this worker's part of the cores.
             self.threads = torch.get_num_threads()
 
     def listing(self) -> Listing:
-        """Lists the images, and the crops of each behind it."""
+        """List the images, each followed by its crops."""
         asked = self.settings
         listing = list_samples(
             asked.images, asked.image_root, asked.limit, id_column=asked.id_column, streaming=asked.streaming
@@ -72,11 +72,14 @@ class LabelJob(ShardedJob[LabelSettings]):
         return listing
 
     def fields(self) -> dict[str, Any]:
-        """See `LabelStage.fields`."""
+        """Return everything that decides the labels.
+
+        See `LabelStage.fields`.
+        """
         return LabelStage.fields(self.encoder, self.words, self.settings.top_n, self.settings.crops)
 
     def name_parts(self, listing: Listing) -> list[str]:
-        """Names the input, the encoder and the words, and of the settings those that are not the default."""
+        """Name the input, the encoder, the words, n and the settings that are not the default."""
         asked = self.settings
         parts = [listing.name, EncoderSpec.parse(asked.encoder).short_name(), self.words.name, f"n{asked.top_n}"]
         parts += [asked.precision] if asked.precision != "float32" else []
@@ -84,26 +87,29 @@ class LabelJob(ShardedJob[LabelSettings]):
         return parts + ([f"crops{asked.crops}"] if asked.crops else [])
 
     def check_folder(self, out: Place, listing: Listing, reporter: Reporter) -> None:
-        """Refuses a folder among the images."""
+        """Refuse a folder inside the input."""
         check_out(self.settings, out)
 
     def companions(self) -> dict[str, bytes]:
-        """Gives the words, which ids count."""
+        """Return the word list, whose positions are the word ids."""
         return {WORDS: self.words.text().encode()}
 
     def spec(self) -> str:
-        """Gives the encoder's."""
+        """Return the encoder's spec."""
         return self.encoder.spec
 
     def announce(self, ledger: Ledger, reporter: Reporter) -> None:
-        """Says where the labels go."""
+        """Say where the labels go."""
         if isinstance(reporter, Callbacks):
             reporter.begun(ledger)
         else:
             reporter.message(f"labels go to {ledger.root}")
 
     def prepare(self, ledger: Ledger, listing: Listing, reporter: Reporter) -> None:
-        """Embeds the words, which workers find in the cache; in a new folder, looks at captions, see `hint`."""
+        """Embed the words, which workers find in the cache, and check the sign with captions in a new folder.
+
+        See `hint`.
+        """
         asked = self.settings
         self.embeddings = word_embeddings(self.encoder, self.words, reporter)
         looks = reporter.shows_warnings and asked.probe and not ledger.done().shards
@@ -113,14 +119,21 @@ class LabelJob(ShardedJob[LabelSettings]):
                 reporter.warning(line)
 
     def make_stage(self, ledger: Ledger) -> LabelStage:
-        """Makes the stage; of all workers of a host, one embeds the words."""
+        """Make the stage.
+
+        Of all workers of a host, one embeds the words.
+        """
         embeddings = word_embeddings(self.encoder, self.words) if self.embeddings is None else self.embeddings
         version = ledger.dataset.schema_version
         return stage_of(self.settings, self.encoder, embeddings, self.device, self.threads, version)
 
 
 def words_of(settings: LabelSettings) -> WordList:
-    """The word list that is asked for; a `UserError` where it has fewer words than a patch shall get."""
+    """Load the word list that is asked for.
+
+    Raises:
+        UserError: see `load_wordlist`; or it has fewer words than `top_n`.
+    """
     words = load_wordlist(settings.wordlist)
     if settings.top_n > len(words):
         raise UserError(
@@ -131,7 +144,7 @@ def words_of(settings: LabelSettings) -> WordList:
 
 
 def encoder_of(settings: LabelSettings, device: str) -> Encoder:
-    """The encoder that is asked for."""
+    """Load the encoder that is asked for."""
     return load_encoder(settings.encoder, device, EncoderOptions(settings.precision, settings.template))
 
 
@@ -156,7 +169,16 @@ def stage_of(
     threads: int | None = None,
     schema_version: int = SCHEMA_VERSION,
 ) -> LabelStage:
-    """The stage that does what is asked for; `threads` of them decode, None for all cores."""
+    """Make the stage that the settings ask for.
+
+    Args:
+        settings: the settings of `label`.
+        encoder: the encoder.
+        embeddings: of the word list, float32 (W, D).
+        device: the device.
+        threads: decoding threads; None for one per core.
+        schema_version: the folder's.
+    """
     return LabelStage(
         encoder,
         embeddings,

@@ -19,7 +19,7 @@ _TopN = Annotated[int, Field(ge=1, le=1000, description="At most this many label
 
 
 class LabelSettings(Settings):
-    """What `sea-pipeline label` is asked for."""
+    """The options of `sea-pipeline label`."""
 
     images: str | None = None
     """A folder of images; LLaVA's .json or .jsonl; a .csv, .tsv, .txt or .parquet list of paths; .parquet files or
@@ -60,7 +60,7 @@ class LabelSettings(Settings):
 
 
 class ForecastSettings(LabelSettings):
-    """What `sea-pipeline plan` is asked for; `images` of `label` is here what is measured."""
+    """The options of `sea-pipeline plan`, whose `images` are those it measures."""
 
     planned: Annotated[int, Field(ge=1)]
     """How many images there are to label."""
@@ -75,7 +75,7 @@ class ForecastSettings(LabelSettings):
 
 
 class ProbeSettings(Settings):
-    """What `sea-pipeline probe` is asked for."""
+    """The options of `sea-pipeline probe`."""
 
     data: Path
     """A LLaVA .json or .jsonl file with captions."""
@@ -95,13 +95,13 @@ class ProbeSettings(Settings):
 
 
 class LlmProbeSettings(Settings):
-    """What `sea-pipeline probe --llm` is asked for."""
+    """The options of `sea-pipeline probe --llm`."""
 
     llm: str
     """Probe an LLM instead: a LLaVA folder, or an LLM as init takes it, such as packaged."""
     text: Path | None = None
     """With --llm: a text file. Default: plain English of ours."""
-    # Lenses are fitted to the latter in any case.
+    # Lenses are always fitted to the default text.
     layers: Annotated[int, Field(ge=1)] | None = None
     """With --llm: k of BASIC's Eq. 4. Default: half of the LLM's layers."""
     layer_weights: Literal["inc", "const", "dec"] = "inc"

@@ -1,9 +1,9 @@
-"""Which encoder, path and sign puts the words of a caption on its image: `sea-pipeline probe`, and `label`'s hint.
+"""Find the encoder, path and sign that put the words of a caption on its image, for `probe` and for `label`'s hint.
 
 It writes nothing but the cache of word embeddings.
 
-N images, V entries of the word list that their captions name, W words, D embedding width; B images of a batch, P
-patches, n labels a patch.
+Shapes: N images, V entries of the word list that their captions name, W words, D embedding width, B images of a batch,
+P patches, n labels a patch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ from sea_pipeline.search.exact import WordSearch
 
 MOST_FREQUENT = 10
 HINT_LEAST, HINT_MOST = 16, 32
-"""Captioned images that the hint needs, and those that it looks at."""
+"""The fewest captioned images that the hint needs, and the most that it reads."""
 _BATCH = 8
 
 
@@ -50,21 +50,22 @@ def probe(
     device: str,
     seed: int = 0,
 ) -> list[Probed]:
-    """Both signs of one encoder and path, + first, from one pass over the images; nothing of less than two images.
+    """Measure both signs of one encoder and path in one pass over the images.
 
-    The labels are those that `label` gives: the n best words of each patch by s = sign * cos, without those of s < 0.
-    Memory is that of one batch and (N, V) flags for each sign.
+    Returns the results of sign + and of sign -, or nothing for fewer than two images. The labels are those that `label`
+    gives, which are the n best words of each patch by s = sign * cos, without those of s < 0. Memory is that of one
+    batch and of (N, V) flags for each sign.
 
     Args:
         encoder: its own sign does not matter.
         embeddings: of the word list, float32 (W, D).
-        words: the list.
-        named: what captions name.
-        pixels: images as the encoder takes them, with their places in `named`; those that are not there do not count.
-        spec: the encoder's, with its path.
+        words: the word list.
+        named: the entries that captions name.
+        pixels: images in the encoder's input form, with their places in `named`; absent images do not count.
+        spec: the encoder's spec with its path.
         top_n: n.
-        device: where words are searched.
-        seed: of the interval.
+        device: the device that searches words.
+        seed: seed of the interval's bootstrap.
     """
     tallies = [
         _Tally(sign, WordSearch(embeddings, top_n=top_n, sign=sign, device=device), named, len(words))
@@ -83,7 +84,7 @@ def probe(
 
 
 class _Tally:
-    """What the labels of one sign hold, image by image."""
+    """Counts the labels of one sign, image by image."""
 
     def __init__(self, sign: int, search: WordSearch, named: Named, words: int) -> None:
         self._sign = sign
@@ -94,7 +95,12 @@ class _Tally:
         self._slots = 0
 
     def add(self, images: Sequence[int], vectors: torch.Tensor) -> None:
-        """Counts the labels of a batch: places in `Named`, and float32 (B, P, D)."""
+        """Count the labels of a batch.
+
+        Args:
+            images: places in `Named`.
+            vectors: patch embeddings, float32 (B, P, D).
+        """
         found = self._search(vectors.flatten(0, 1))[0].numpy()
         self._slots += found.size
         for image, labels in zip(images, np.split(found, len(images)) if images else [], strict=True):
@@ -103,7 +109,7 @@ class _Tally:
             self._uses += uses
 
     def result(self, words: WordList, images: list[int], spec: str, seed: int) -> Probed:
-        """The figures over some of the images."""
+        """Compute the figures over some of the images."""
         images = sorted(images)
         frequent = [int(word) for word in np.argsort(-self._uses, kind="stable")[:MOST_FREQUENT] if self._uses[word]]
         return Probed(
@@ -118,7 +124,10 @@ class _Tally:
 
 
 def signed(spec: str, sign: int | None) -> str:
-    """A spec with a path and that sign, None for the path's own; the spec of an encoder without paths as it is."""
+    """Return a spec that has a path with this sign, None being the path's own.
+
+    The spec of an encoder without paths is returned as it is.
+    """
     parsed = EncoderSpec.parse(spec)
     return str(replace(parsed, sign=sign)) if parsed.path else spec
 
@@ -126,7 +135,10 @@ def signed(spec: str, sign: int | None) -> str:
 def prepared(
     encoder: Encoder, images: Sequence[Captioned], root: str, advance: Advance = lambda _: None
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """The images that can be read, as the encoder takes them, with their places; the others are passed over."""
+    """Yield the readable images in the encoder's input form, with their places.
+
+    Images that cannot be read are skipped.
+    """
     source = open_source(root)
     for place, image in enumerate(images):
         advance(1)
@@ -140,10 +152,10 @@ def prepared(
 def hint(
     encoder: Encoder, embeddings: torch.Tensor, words: WordList, path: Path, listing: Listing, top_n: int, device: str
 ) -> str | None:
-    """One line where captioned images say clearly that the encoder's other sign is the better one; else None.
+    """Return one line if captioned images clearly say that the encoder's other sign is better, else None.
 
-    Costs reading the file once more, decoding and encoding `HINT_MOST` images at most, and searching with both signs;
-    nothing where the captions are of less than `HINT_LEAST` images. See `probe`.
+    It reads the file once more, decodes and encodes `HINT_MOST` images at most, and searches with both signs. It
+    decodes nothing if fewer than `HINT_LEAST` images have captions. See `probe`.
     """
     images = captioned_images(path, listing.samples, HINT_MOST, seed=0)
     named = named_entries([image.captions for image in images], words)
@@ -167,11 +179,11 @@ def hint(
 
 
 def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> Findings:
-    """Both signs of every path of every encoder, on the same captioned images.
+    """Measure both signs of every path of every encoder on the same captioned images.
 
     Raises:
-        UserError: see `list_samples`, `load_wordlist` and `load_encoder`; or there are no two images with captions, or
-            no caption names a word of the list.
+        UserError: see `list_samples`, `load_wordlist` and `load_encoder`; or fewer than two images have captions, or no
+            caption names a word of the list.
     """
     check_probe(settings)
     words = load_wordlist(settings.wordlist)

@@ -1,10 +1,10 @@
-"""The labelling of one shard: decode, encode, search, write (SEA section 4.1).
+"""Label one shard by decoding, encoding, searching and writing its images (SEA section 4.1).
 
-Three things go on at once, so that none waits for the others: threads decode the images of later batches; others encode
-and search, each a batch of its own (a single one for a GPU, one for each core of a CPU); the caller's thread writes.
-Images are read in the order that their bytes lie in, and written in that of the plan.
+Three kinds of threads work at the same time, so that none waits for the others. Some decode the images of later
+batches. Others encode and search, each a batch of its own, one thread for a GPU or one for each core of a CPU. The
+caller's thread writes. Images are read in the order of their bytes in the input, and written in plan order.
 
-B images, P patches, D embedding width, n labels a patch.
+Shapes: B images, P patches, D embedding width, n labels a patch.
 """
 
 import threading
@@ -39,28 +39,28 @@ from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish
 
 LABEL_VERSION = 1
-"""Part of every fingerprint; raise it when the same settings would give other labels."""
+"""Part of every fingerprint. Raise it when the same settings would give other labels."""
 BATCH_SIZES = {"cpu": 8, "cuda": 64}
-"""Images at once at most, by device: a GPU is kept busy by a batch while Python issues the next one's kernels."""
+"""The most images at once, by device. On a GPU a batch takes so long that Python can issue the next one's kernels."""
 _CPU_PATCHES = 1568
-"""At once on a CPU, as far as that is no less than an image: larger batches gain nothing, and the last one keeps one
+"""The most patches at once on a CPU, but at least one image. Larger batches gain nothing, and the last one keeps one
 core busy while the others wait."""
 _WORDS_PER_PART = 4096
 _MOST_LANES = 16
-"""Each has buffers of its own, and Python lets one at a time issue its operations."""
+"""The most threads that encode. Each has its own buffers, and Python lets one at a time issue operations."""
 
 
 class LabelStage:
     """Turns the images of a shard into word labels.
 
     Args:
-        encoder: where patches and words get their embeddings.
-        embeddings: those of the word list, float32 (W, D); see `word_embeddings`.
-        top_n: n, labels per patch at most.
+        encoder: embeds patches and words.
+        embeddings: of the word list, float32 (W, D); see `word_embeddings`.
+        top_n: n, the most labels per patch.
         backend, device: see `WordSearch`.
         threads: decoding threads.
-        crops: how many labelled crops of each image are among the samples, by their ids.
-        schema_version: of the folder.
+        crops: the number of labelled crops of each image among the samples, by their ids.
+        schema_version: the folder's.
     """
 
     def __init__(
@@ -86,21 +86,21 @@ class LabelStage:
         kind = torch.device(device).type
         fitting = max(1, _CPU_PATCHES // (encoder.grid[0] * encoder.grid[1]))
         self.batch_size = min(BATCH_SIZES[kind], fitting) if kind == "cpu" else BATCH_SIZES[kind]
-        """Images that are encoded and searched at once."""
+        """The number of images that are encoded and searched at once."""
         self.lanes = min(torch.get_num_threads(), _MOST_LANES) if kind == "cpu" else 1
-        """Threads that do so."""
+        """The number of threads that encode and search."""
         self.at_once = 2 if kind == "cuda" else 1
-        """Shards."""
+        """The number of shards that are done at once."""
         self._pinned = kind == "cuda"
         self._loading = threading.Lock()
 
     def describe(self) -> dict[str, str]:
-        """Says where it computes, and what proposes candidates, once that is decided."""
+        """Return the device, and the search backend once it is chosen."""
         return {"device": self.device, "backend": self.search.backend}
 
     @staticmethod
     def fields(encoder: Encoder, words: WordList, top_n: int, crops: int = 0) -> dict[str, Any]:
-        """Everything that decides the labels, by name; nothing that does not."""
+        """Return, by name, everything that decides the labels, and nothing else."""
         cropped = {"crops": {"version": 1, "per_image": crops, "least_area": LEAST_AREA}} if crops else {}
         return cropped | {
             "label_version": LABEL_VERSION,
@@ -121,7 +121,10 @@ class LabelStage:
         footer: dict[str, Any],
         advance: Advance,
     ) -> ShardResult:
-        """Labels one shard into the file `target`; the first one waits for the encoder to load. See `Stage`."""
+        """Label one shard into the file `target`.
+
+        The first shard waits for the encoder to load. See `Stage`.
+        """
         seconds = Seconds(float)
         with _timed(seconds, "load"), self._loading:
             self._encoder.load()
@@ -139,7 +142,7 @@ class LabelStage:
             for found in ahead(pool, lambda given: self._labelled(*given), stacked, 2 * self.lanes - 1):
                 advance(len(found.items) + len(found.rest))
                 for part, spent in found.seconds.items():
-                    seconds[part] += spent / self.lanes  # which go on at once
+                    seconds[part] += spent / self.lanes  # the lanes work at the same time
                 bad += [_not_finite(item) for item in found.rest]
                 with _timed(seconds, "write"):
                     rows.add_batch(found, bad)
@@ -148,14 +151,14 @@ class LabelStage:
         return ShardResult(rows.count, rows.bad(), dict(seconds), rows.first_sha256)
 
     def finish(self, ledger: Ledger) -> list[Place]:
-        """Writes `words.parquet`, each word with its mean similarity over all patches, from the shards' footers.
+        """Write `words.parquet`, each word with its mean similarity over all patches, from the shards' footers.
 
-        The mean of s over patches is sign * t_j · mean(v): one product of the words with the mean patch.
+        The mean of s over patches is sign * t_j · mean(v), which takes one product of the words with the mean patch.
         """
         footers = [shard_footer(ledger.shard_path(shard)) for shard in range(ledger.dataset.shards)]
         patch_sum = sum(unpacked(footer["patch_sum"]) for footer in footers)
         count = max(1, sum(footer["patches"] for footer in footers))
-        parts = torch.split(self._embeddings, _WORDS_PER_PART)  # no copy of all words in float64
+        parts = torch.split(self._embeddings, _WORDS_PER_PART)  # in parts, to avoid a copy of all words in float64
         mean = torch.cat([part.double() @ (patch_sum / count) for part in parts]) * self._encoder.sign
         with publish(ledger.root / MEANS, ledger.root) as scratch:
             write_mean_similarity(scratch, read_words(ledger.root), mean.float().numpy())
@@ -169,7 +172,7 @@ class LabelStage:
         seconds: Seconds,
         advance: Advance,
     ) -> Generator[Decoded]:
-        """The good images in their order, decoded ahead in threads; the bad ones go to `bad`."""
+        """Yield the good images in their order, decoded ahead in threads, and append the bad ones to `bad`."""
 
         def decode(sample: Sample) -> tuple[Decoded | BadSample, float]:
             begun = time.thread_time()
@@ -198,7 +201,7 @@ class LabelStage:
         return Decoded(sample, sha256, image.size, pixels.values, inside(pixels.crop_box, crop))
 
     def _stacked(self, batch: list[Decoded]) -> torch.Tensor:
-        """The encoder's input, uint8 (B, S, S, 3); for a GPU where it can fetch it by itself."""
+        """Stack the encoder's input, uint8 (B, S, S, 3), in pinned memory if a GPU is to fetch it."""
         first = batch[0].pixels
         pixels = torch.empty(len(batch), *first.shape, dtype=torch.uint8, pin_memory=self._pinned)
         np.stack([item.pixels for item in batch], out=pixels.numpy())
@@ -213,9 +216,11 @@ class LabelStage:
             [item for item, good in zip(batch, finite, strict=True) if good == wanted] for wanted in (True, False)
         )
         with _timed(seconds, "search"):
+            # Search all patches of the batch as one matrix, (items · P, D).
             vectors = vectors[finite] if rest else vectors
             found = self.search(vectors.flatten(0, 1))
             word_ids, scores = (part.view(*vectors.shape[:2], self._top_n) for part in found)
+            # The sum of v over an image's patches, from which `finish` gets the mean of s (SEA Fig. 6b).
             patch_sums = vectors.sum(1, dtype=torch.float64).cpu()
         return Labelled(items, rest, word_ids, scores, patch_sums, seconds)
 

@@ -1,4 +1,4 @@
-"""Numbers from label shards: no model, no torch; one row group in memory at a time."""
+"""Count labels from their shards, without a model or torch, with one row group in memory at a time."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,39 +18,39 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What a run's labels are like; SEA's Figure 6 and the numbers in its section 5.1."""
+    """The figures of a run's labels, as in SEA's Figure 6 and section 5.1."""
 
     images: int
     patches: int
     labelled_patches: int
-    """Patches with at least one label."""
+    """The number of patches with at least one label."""
     labels: int
     word_uses: Counts
-    """(words,): how many labels each word is."""
+    """(words,): the number of labels that each word is."""
     best_uses: Counts
-    """(words,): how many patches each word is the best label of."""
+    """(words,): the number of patches whose best label each word is."""
     score_bins: Counts
-    """Labels by their score s in steps of `BIN_WIDTH` from 0 to 1: the histogram of Figure 6a."""
+    """Counts of labels by score s in steps of `BIN_WIDTH` from 0 to 1, which is the histogram of Figure 6a."""
     mean_similarity: npt.NDArray[np.float32]
-    """(words,): mean s over all patches, labels or not: the distribution of Figure 6b."""
+    """(words,): mean s over all patches, labels or not, which is the distribution of Figure 6b."""
 
     @property
     def words_used(self) -> int:
-        """Words that are a label of some patch; the paper's "utilization"."""
+        """Count the words that are a label of some patch, the paper's "utilization"."""
         return int((self.word_uses > 0).sum())
 
     @property
     def share_used(self) -> float:
-        """`words_used` as a share of the list (61.2 % in the paper)."""
+        """Return `words_used` as a share of the list (61.2 % in the paper)."""
         return self.words_used / len(self.word_uses)
 
     @property
     def share_below_zero(self) -> float:
-        """Share of the list's words whose mean similarity is below 0 (32.7 % in the paper)."""
+        """Return the share of the list's words whose mean similarity is below 0 (32.7 % in the paper)."""
         return float((self.mean_similarity < 0).mean())
 
     def to_json(self, words: tuple[str, ...], most: int = MOST_FREQUENT) -> dict[str, Any]:
-        """For machines: the numbers above, the histogram's edges and the most frequent words."""
+        """Return the figures above, the histogram's edges and the most frequent words for machines."""
         frequent = np.argsort(-self.word_uses, kind="stable")[:most]
         return {
             "images": self.images,
@@ -75,7 +75,10 @@ class Statistics:
 
 
 def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statistics:
-    """Counts over all labels of a run; `advance` hears of the images."""
+    """Count all labels of a run.
+
+    Calls `advance` with the number of images that have passed.
+    """
     patches = labelled = 0
     uses = np.zeros(len(store.words), np.int64)
     best_uses = np.zeros(len(store.words), np.int64)
@@ -83,11 +86,12 @@ def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statisti
     for table in store.tables():
         word_ids, scores = label_arrays(table, store.top_n)
         there = word_ids >= 0
-        best = word_ids[..., 0]
+        best = word_ids[..., 0]  # labels are sorted by score
         patches += best.size
         labelled += int((best >= 0).sum())
         uses += np.bincount(word_ids[there], minlength=len(uses))
         best_uses += np.bincount(best[best >= 0], minlength=len(uses))
+        # The last bin includes s = 1.
         steps = np.minimum(scores[there] / BIN_WIDTH, len(bins) - 1).astype(np.int64)
         bins += np.bincount(steps, minlength=len(bins))
         advance(len(table))
@@ -95,7 +99,10 @@ def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statisti
 
 
 def image_words(labels: Labels, most: int = 10) -> list[tuple[int, float]]:
-    """The words of one image with the highest score summed over its patches: (word id, sum), best first."""
+    """Return the words of one image with the highest score sum over its patches.
+
+    Each item is (word id, sum), best first.
+    """
     there = labels.word_ids >= 0
     words, places = np.unique(labels.word_ids[there], return_inverse=True)
     sums = np.bincount(places, weights=labels.scores[there], minlength=len(words))
@@ -104,7 +111,7 @@ def image_words(labels: Labels, most: int = 10) -> list[tuple[int, float]]:
 
 
 def labels_to_json(image_id: str, labels: Labels, words: tuple[str, ...]) -> dict[str, Any]:
-    """For machines: the words and scores of every patch of one image."""
+    """Return the words and scores of every patch of one image for machines."""
     there = labels.word_ids >= 0
     patches = range(len(there))
     return {

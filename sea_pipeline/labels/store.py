@@ -1,4 +1,4 @@
-"""Reading labels: what training, reports and other people's scripts use."""
+"""Open and read labels, for training, reports and other people's scripts."""
 
 from dataclasses import dataclass
 
@@ -19,13 +19,13 @@ class Labels:
     """The labels of one image."""
 
     word_ids: npt.NDArray[np.int32]
-    """(patches, n): positions in the word list, best first; -1 where there is no label."""
+    """(patches, n): positions in the word list, best first; -1 if there is no label."""
     scores: npt.NDArray[np.float32]
-    """(patches, n): similarity s (SEA Eq. 6), not negative; 0 where there is no label."""
+    """(patches, n): similarity s (SEA Eq. 6), not negative; 0 if there is no label."""
     grid: tuple[int, int]
     """(rows, columns); patches are row-major."""
     crop_box: CropBox
-    """x0, y0, x1, y1: the part of the upright image that the grid covers, 0..1; beyond it where bars were added."""
+    """x0, y0, x1, y1: the part of the upright image that the grid covers, 0..1; beyond it if bars were added."""
 
 
 class LabelStore(RowStore):
@@ -40,15 +40,15 @@ class LabelStore(RowStore):
         self.top_n: int = manifest.fields["top_n"]
 
     def __getitem__(self, image_id: str) -> Labels:
-        """The labels of one image.
+        """Return the labels of one image.
 
         Raises:
-            KeyError: there is no such image; says how many there are and shows the nearest id.
+            KeyError: there is no such image; the message counts the images and shows the nearest id.
         """
         return self._labels(self._row(image_id))
 
     def mean_similarity(self) -> npt.NDArray[np.float32]:
-        """(words,): the mean of s over all patches of the run, for each word of the list (SEA Fig. 6b)."""
+        """Read the mean of s over all patches of the run, (words,) in the order of the list (SEA Fig. 6b)."""
         return read_mean_similarity(self.path)
 
     def _labels(self, row: pa.Table) -> Labels:
@@ -58,14 +58,15 @@ class LabelStore(RowStore):
 
 
 def open_labels(path: str | Place, *, verify: bool = True) -> LabelStore:
-    """Opens the labels that `sea-pipeline label` wrote.
+    """Open the labels that `sea-pipeline label` wrote.
 
     Args:
-        path: the output folder, of this machine or as the URL of a store elsewhere (`s3://…`).
-        verify: hash every shard first. Without it damage is still found, but only when the damaged page is read.
+        path: the output folder, on this machine or as the URL of a store elsewhere (`s3://…`).
+        verify: hash every shard first. Otherwise damage is found only when the damaged page is read.
 
     Raises:
-        ValueError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
+        ValueError: the folder is not one of labels, is not finished, or has a file that is not as written. The
+            message names the file.
     """
     ledger, manifest = open_finished(path, KIND, verify=verify)
     return LabelStore(ledger, manifest, read_words(ledger.root))

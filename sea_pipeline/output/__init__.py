@@ -1,4 +1,4 @@
-"""An output folder: planned, done, missing, damaged; the same for every kind of rows.
+"""Plan, commit, check and mend an output folder, the same way for every kind of rows.
 
 It may import `inputs` and what is below.
 """

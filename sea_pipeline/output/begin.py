@@ -1,4 +1,4 @@
-"""Beginning an output folder, or going on with it: when a folder and a run belong together."""
+"""Begin an output folder, or continue one if the folder and the run belong together."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ from sea_pipeline.storage.paths import Place, entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
 
 Growing = Mapping[str, Callable[[Any], bool]]
-"""By name, fields that grow with the input: whether the value asked for has grown out of an earlier one."""
+"""By name of each field that grows with the input, a test whether this run's value has grown out of an earlier one."""
 
 
 def begin(
@@ -43,10 +43,10 @@ def begin(
     extend: bool = False,
     growing: Growing | None = None,
 ) -> Ledger:
-    """Begins a folder, or goes on with one that was begun with the same fields and the same images.
+    """Begin an output folder, or continue one that has the same fields and the same images.
 
-    `companions` are small files that belong beside the shards, by name; `encoder` is a spec, see `Dataset`. With
-    `extend`, images that are new become shards of their own behind those that are planned.
+    `companions` are small files, by name, that are written next to the shards. `encoder` is a spec, see `Dataset`. With
+    `extend`, new images become shards of their own after the planned ones.
 
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
@@ -81,7 +81,10 @@ def begin(
 def _create(
     root: Place, dataset: Dataset, samples: Sequence[Sample], companions: dict[str, bytes], locked: bool
 ) -> Dataset | None:
-    """What the folder was begun as; None where another process, without a lock between us, was first."""
+    """Create the folder and return its dataset, or None if another process was first.
+
+    That can only happen without a lock between the two.
+    """
     plan = root / "plan.parquet"
     found = {path.name for path in entries(root)}
     if DATASET in found:
@@ -106,7 +109,7 @@ def _create(
 
 
 def _has_lost_all(root: Place, dataset: Dataset) -> bool:
-    """Tells whether a folder is one of this run that has lost its commits, too: by its plan and its manifest."""
+    """Tell, from its plan and its manifest, whether a folder of this run has lost its commits, too."""
     if any(entries(root / COMMITS)):
         return False
     try:
@@ -120,7 +123,10 @@ def _has_lost_all(root: Place, dataset: Dataset) -> bool:
 
 
 def _write_first(path: Place, root: Place, write: Callable[[Path], object], locked: bool) -> None:
-    """Writes a file that the folder is begun with. Where nothing locks, the first process decides what is in it."""
+    """Write a file that the folder is begun with.
+
+    If there are no locks, the first process to write it decides its content.
+    """
     try:
         with publish(path, root, exclusive=not locked) as scratch:
             write(scratch)
@@ -134,14 +140,17 @@ def _write_first(path: Place, root: Place, write: Callable[[Path], object], lock
 
 
 class _Difference(NamedTuple):
-    """How the samples of a run differ from those that are planned; without order, as parts are sorted by themselves."""
+    """The difference between the samples of a run and the planned ones.
+
+    Order does not count, because each part is sorted by itself.
+    """
 
     new: list[Sample]
     gone: list[Sample]
     grown: dict[str, Any]
-    """Fields that have grown with the input."""
+    """The fields that have grown with the input."""
     others: list[str]
-    """Other fields, each as a phrase."""
+    """A phrase for each other field that differs."""
 
     def __str__(self) -> str:
         changed = {sample.image_id for sample in self.new} & {sample.image_id for sample in self.gone}
@@ -161,7 +170,7 @@ def _belonging(
     extend: bool,
     locked: bool,
 ) -> Ledger:
-    """The folder, if it and the run belong together, or do so when it is extended."""
+    """Return the folder's ledger if the folder and the run belong together, extending the folder if asked."""
     while True:
         ledger = Ledger(root, Ledger.open(root).dataset, wanted.image_root)
         grown, others = _differing(ledger, wanted, growing)
@@ -189,7 +198,7 @@ def _belonging(
 
 
 def _differing(ledger: Ledger, wanted: Dataset, growing: Growing) -> tuple[dict[str, Any], list[str]]:
-    """Fields that have grown, and a phrase for each other one that differs."""
+    """Return the fields that have grown, and a phrase for each other field that differs."""
     found = ledger.dataset
     known = found.latest_fields()
     grown = {
@@ -217,7 +226,10 @@ def _compare(
 
 
 def _extend(ledger: Ledger, wanted: Dataset, difference: _Difference, locked: bool) -> None:
-    """Plans new images as a further part; until `dataset.json` is replaced nothing has changed."""
+    """Plan new images as a further part.
+
+    Until `dataset.json` is replaced nothing has changed.
+    """
     root, found = ledger.root, ledger.dataset
     path = root / plan_name(len(found.all_parts()))
     new = difference.new
@@ -244,7 +256,10 @@ def _extend(ledger: Ledger, wanted: Dataset, difference: _Difference, locked: bo
 
 
 def _planned_by_another(path: Place, new: list[Sample]) -> list[Sample]:
-    """What another process that extends at the same time, or was killed as it did, has planned: that counts."""
+    """Read the plan that another process has written while it extended the folder.
+
+    That process may run now or may have been killed. Its plan counts.
+    """
     planned = list(read_plan(path))
     if not {_identity(sample) for sample in planned} <= {_identity(sample) for sample in new}:
         raise UserError(
@@ -255,7 +270,10 @@ def _planned_by_another(path: Place, new: list[Sample]) -> list[Sample]:
 
 
 def _write_places(ledger: Ledger, wanted: Dataset) -> None:
-    """Writes where the images are now, of which no hash says that it is as it was written, if that has changed."""
+    """Write where the images are now, if that has changed.
+
+    No hash covers these fields of `dataset.json`.
+    """
     places = {name: getattr(wanted, name) for name in ("source", "image_root", "encoder")}
     dataset = ledger.dataset.model_copy(update=places)
     if dataset != ledger.dataset:
@@ -264,7 +282,10 @@ def _write_places(ledger: Ledger, wanted: Dataset) -> None:
 
 
 def _refuse_other_places(ledger: Ledger, samples: Sequence[Sample]) -> None:
-    """The plan says where in a tar or a table an image is: another tar of the same names would give others' bytes."""
+    """Refuse samples whose place in their tar or table differs from the planned one.
+
+    The plan holds these places, so another tar with the same names would give the bytes of other images.
+    """
     places = {_identity(sample): sample.uri for sample in samples}
     moved = next((sample for sample in ledger.plan if places[_identity(sample)] != sample.uri), None)
     if moved is not None or kind_of(ledger.dataset.image_root) != kind_of(ledger.image_root):
@@ -275,7 +296,10 @@ def _refuse_other_places(ledger: Ledger, samples: Sequence[Sample]) -> None:
 
 
 def _refuse_other_images(ledger: Ledger) -> None:
-    """Compares the first image of a few finished shards: names alone do not tell two folders apart."""
+    """Compare the first image of a few finished shards with the input's image of that name.
+
+    Names alone do not tell two folders apart.
+    """
     source = open_source(ledger.image_root)
     begun = (commit for commit in ledger.commits() if commit.rows)
     firsts: dict[str, bytes] = {}
@@ -283,13 +307,13 @@ def _refuse_other_images(ledger: Ledger) -> None:
         try:
             row = open_parquet(ledger.shard_path(commit.shard)).read_row_group(0, columns=["uri", "image_sha256"])
             first = row.slice(0, 1).to_pylist()[0]
-        except (OSError, LookupError, ValueError, pa.ArrowException):  # damaged: it is found and made again later
+        except (OSError, LookupError, ValueError, pa.ArrowException):  # damaged: `take_back_damaged` finds it later
             continue
         firsts[first["uri"]] = first["image_sha256"]
     for first in sorted(firsts, key=source.where):
         try:
             data = source.read(first)
-        except BadImageError:  # it is gone, which the run says if it needs it
+        except BadImageError:  # it is gone: the run says so if it needs it
             continue
         if hashlib.sha256(data).digest() != firsts[first]:
             raise UserError(

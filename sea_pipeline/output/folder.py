@@ -1,4 +1,4 @@
-"""What lies in an output folder, by name; how far one is; and what brings back a file of it that is damaged or gone."""
+"""Name the parts of an output folder, measure its progress, and say how to bring back a lost file."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ _AGAIN = "run the command that made the folder again, which makes it anew"
 
 @dataclass(frozen=True)
 class Done:
-    """How far a folder is."""
+    """The progress of an output folder, from its commits."""
 
     shards: int
     images: int
-    """Images with a row."""
+    """The number of images with a row."""
     bad: int
     reasons: Counter[str]
     """Bad images by stage and error."""
     bytes: int
-    """Of the shards and quarantine tables."""
+    """The size of the shards and quarantine tables."""
     last: str | None
-    """When the latest shard was finished, ISO 8601."""
+    """The time at which the latest shard was finished, ISO 8601; None without one."""
 
     @classmethod
     def of(cls, commits: Sequence[Commit]) -> Self:
-        """How far a folder with these commits is."""
+        """Sum up the progress of a folder with these commits."""
         return cls(
             shards=len(commits),
             images=sum(commit.rows for commit in commits),
@@ -46,38 +46,44 @@ class Done:
 
 
 def advised(problem: str) -> str:
-    """What is wrong with a file of a folder, and what brings it back."""
+    """Add to a problem with a file the advice that brings the file back."""
     first = "remove it, and" if problem.endswith(("found a folder", "found a file")) else "restore it, or"
     return f"{problem}; {first} {_AGAIN}"
 
 
 def lost_beginning(problem: str) -> str:
-    """The same of `dataset.json`, which only its absence makes anew: it may be a later version's."""
+    """Add to a problem with `dataset.json` the advice that brings the file back.
+
+    A damaged one must be restored or deleted first, because it may be a later version's.
+    """
     if problem.endswith(("found a folder", "expected a file; found none")):
         return advised(problem)
     return f"{problem}; restore it, or delete it and {_AGAIN}"
 
 
 def is_ours(root: Place) -> bool:
-    """Whether a folder was begun by a command that works shard by shard."""
+    """Tell whether a command that works shard by shard began this folder."""
     return any((root / name).exists() for name in (DATASET, MANIFEST)) or (root / COMMITS).is_dir()
 
 
 def check_is_ours(path: str | Place) -> None:
-    """Refuses a folder of this machine that no such command has begun; one elsewhere is not asked.
+    """Refuse a folder of this machine that no such command has begun.
+
+    A folder in a store elsewhere is not checked.
 
     Raises:
-        UserError: there is none.
+        UserError: the path holds something else, or nothing.
     """
+    # A URL costs requests to check; opening the folder refuses it anyway.
     if not is_url(str(path)):
         refuse_others(place(path))
 
 
 def refuse_others(root: Place) -> None:
-    """Refuses a folder that no such command has begun.
+    """Refuse a folder that no such command has begun.
 
     Raises:
-        UserError: there is none.
+        UserError: the path holds something else, or nothing.
     """
     if not is_ours(root):
         raise UserError(
@@ -87,7 +93,7 @@ def refuse_others(root: Place) -> None:
 
 
 def other_than_ours(root: Place) -> str:
-    """What lies at a path that is no such folder, for people."""
+    """Describe for people what is at a path that is no such folder."""
     if not root.is_dir():
         return "a file" if root.exists() else "no such folder"
     run = (root / "run.json").is_file()

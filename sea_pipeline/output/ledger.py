@@ -1,14 +1,14 @@
-"""What is planned and what is done, as files: the same for every stage that works shard by shard.
+"""Read and write the files that say what is planned and what is done, for every stage that works shard by shard.
 
     OUT/
-      dataset.json              what this folder is: named fields and their fingerprint; written last of what begins it
+      dataset.json              what this folder is: named fields and their fingerprint; the last file of the beginning
       plan.parquet              every image, cut into shards; one row group a shard
       plan-NNNNN.parquet        the images of the NNNNNth --extend; then dataset.json is replaced, again last
       <kind>/part-NNNNN-of-MMMMM.parquet    MMMMM: how many shards there were to be when this one was planned
-      quarantine/NNNNN.parquet  the shard's bad images with stage and reason, where there are any
+      quarantine/NNNNN.parquet  the shard's bad images with stage and reason, if there are any
       commits/NNNNN.json        written last: the shard exists from then on
       manifest.json             written when all commits are there
-      .tmp/                     unfinished files; of stores elsewhere, in the cache folder of this machine
+      .tmp/                     unfinished files; for stores elsewhere they are in this machine's cache folder
 
 A shard's commit holds the hashes of its files and the fingerprint of the settings that made them; nothing counts
 without it. A second writer of the same shard writes the same rows, so the last rename wins without harm.
@@ -55,20 +55,20 @@ from sea_pipeline.storage.retry import StoreError
 
 
 class Ledger:
-    """An output folder: its plan, its finished shards, what is missing."""
+    """The plan, the finished shards and the missing shards of an output folder."""
 
     def __init__(self, root: Place, dataset: Dataset, image_root: str | None = None) -> None:
         self.root = root
         self.dataset = dataset
         self.plan = Plan(root, dataset)
         self.image_root = image_root or dataset.image_root
-        """Where the planned `uri`s start, for `open_source`; elsewhere than at the beginning if images have moved."""
+        """The root of the planned `uri`s, for `open_source`; it differs from the dataset's if images have moved."""
         self.fields = dataset.latest_fields()
-        """As this run has them: an input may have grown since without bringing an image."""
+        """The fields of this run: an input may have grown since the last extension without bringing an image."""
 
     @classmethod
     def open(cls, root: Place) -> "Ledger":
-        """Opens a folder that a run has begun.
+        """Open a folder that a run has begun.
 
         Raises:
             UserError: it is not such a folder, or was written by a newer version.
@@ -83,27 +83,27 @@ class Ledger:
             raise UserError(lost_beginning(str(problem))) from problem
 
     def samples(self, shard: int) -> list[Sample]:
-        """The planned images of one shard."""
+        """Read the planned images of one shard."""
         return self.plan.samples(shard)
 
     def shard_path(self, shard: int) -> Place:
-        """Where a shard's file is or will be."""
+        """Return the path of a shard's file, written or not."""
         name = f"part-{shard:05d}-of-{self.plan.file_of(shard).end:05d}.parquet"
         return self.root / self.dataset.kind / name
 
     def quarantine_path(self, shard: int) -> Place:
-        """Where the table of a shard's bad images is or will be."""
+        """Return the path of the table of a shard's bad images, written or not."""
         return self.root / QUARANTINE / f"{shard:05d}.parquet"
 
     def commit_path(self, shard: int) -> Place:
-        """Where a shard's commit is or will be."""
+        """Return the path of a shard's commit, written or not."""
         return self.root / COMMITS / f"{shard:05d}.json"
 
     def read_commit(self, shard: int) -> Commit | None:
-        """The shard's commit; None if there is none.
+        """Read a shard's commit and check that its files exist, or return None if there is no commit.
 
         Raises:
-            UserError: it is damaged, is not this run's or this shard's, or its files are not there in their sizes.
+            UserError: it is damaged, belongs to another run or shard, or a file is absent or has another size.
         """
         commit = self.recorded(shard)
         files = commit.files if commit else []
@@ -112,10 +112,10 @@ class Ledger:
         return commit
 
     def recorded(self, shard: int) -> Commit | None:
-        """Reads a shard's commit, whether or not its files are there; None if there is none.
+        """Read a shard's commit without looking at its files, or return None if there is no commit.
 
         Raises:
-            UserError: it is damaged, or is not this run's or this shard's.
+            UserError: it is damaged, or belongs to another run or shard.
         """
         if (commit := find_record(self.commit_path(shard), Commit)) is None:
             return None
@@ -126,7 +126,10 @@ class Ledger:
         return commit
 
     def commit(self, shard: int) -> Commit | None:
-        """The shard's commit, if it stands; see `read_commit`."""
+        """Return the shard's commit if it is valid, else None.
+
+        A valid commit passes `read_commit`.
+        """
         try:
             return self.read_commit(shard)
         except StoreError:
@@ -135,26 +138,29 @@ class Ledger:
             return None
 
     def commits(self) -> Iterator[Commit]:
-        """The commits that stand, in plan order."""
+        """Yield the valid commits in plan order."""
         return filter(None, spread(self.root, self.commit, range(self.dataset.shards)))
 
     def done(self) -> Done:
-        """How far this folder is, from its commits."""
+        """Sum up the progress of this folder from its commits."""
         return Done.of(list(self.commits()))
 
     def missing(self) -> list[int]:
-        """The shards that are not finished."""
+        """List the shards that are not finished."""
         done = {commit.shard for commit in self.commits()}
         return [shard for shard in range(self.dataset.shards) if shard not in done]
 
     @property
     def finished(self) -> bool:
-        """Whether there is a manifest of all that is planned."""
+        """Tell whether a manifest covers everything that is planned."""
         return self._finished() is not None
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do: finished, every shard still stands, and the other files are as written."""
+        """Tell whether nothing is left to do.
+
+        The folder is finished, every shard's commit is valid, and the other files are as written.
+        """
         manifest = self._finished()
         if manifest is None or self.missing():
             return False
@@ -162,11 +168,11 @@ class Ledger:
 
     @property
     def command(self) -> str:
-        """What goes on with an unfinished folder, for people."""
+        """Name for people the command that continues an unfinished folder."""
         return f"the command that {'extended' if self.dataset.parts else 'began'} it"
 
     def write_quarantine(self, shard: int, bad: Sequence[BadSample]) -> None:
-        """Writes the table of a shard's bad images; without any there is none."""
+        """Write the table of a shard's bad images, or remove an old one if there are none."""
         path = self.quarantine_path(shard)
         if not bad:
             path.unlink(missing_ok=True)  # of an earlier attempt that was taken back
@@ -175,7 +181,10 @@ class Ledger:
             write_quarantine(scratch, bad)
 
     def quarantined(self) -> Iterator[dict[str, Any]]:
-        """The bad images of the finished shards: image_id, uri, stage, error, message, image_sha256."""
+        """Yield the bad images of the finished shards.
+
+        Each has image_id, uri, stage, error, message and image_sha256.
+        """
         for commit in self.commits():
             if commit.bad:
                 with self.reading(commit.files[1]):
@@ -184,7 +193,7 @@ class Ledger:
 
     @contextmanager
     def reading(self, file: File) -> Iterator[None]:
-        """Says of a file that cannot be read what `verify` says of it."""
+        """Replace the error of a file that cannot be read by what `verify` says of the file."""
         try:
             yield
         except StoreError:
@@ -194,15 +203,16 @@ class Ledger:
             raise UserError(advised(problem)) from error
 
     def refuse_damage(self) -> None:
-        """Raises a UserError where the plan or another file from the beginning is not what was written."""
+        """Raise a UserError if the plan or another file of the beginning differs from what was written."""
         for file in self.dataset.files:
             if problem := check_file(self.root, file):
                 raise UserError(advised(problem))
 
     def take_back_bad_shards(self, max_bad: float, shards: range | None = None) -> None:
-        """Takes back finished shards with more than this share of bad images: their input may have been mended.
+        """Remove the commits of finished shards with more than this share of bad images, so that they are done again.
 
-        What a manifest names has been accepted: that goes only where no bad image is allowed.
+        Their input may have been mended. Shards that a manifest names are accepted. They are taken back only if
+        `max_bad` is 0, which allows no bad image.
         """
         manifest = self.read_manifest() if max_bad else None
         accepted = len(manifest.shards) if manifest else 0
@@ -213,7 +223,10 @@ class Ledger:
                 self.commit_path(commit.shard).unlink(missing_ok=True)
 
     def record(self, shard: int, **facts: Any) -> Commit:  # noqa: ANN401 - the remaining fields of Commit
-        """Writes a shard's commit; its data and its quarantine must stand. Or another run's, if it stands."""
+        """Write a shard's commit, or return another run's if that one is valid.
+
+        The shard's data and its quarantine must be written before.
+        """
         files = [self.shard_path(shard)] + ([self.quarantine_path(shard)] if facts["bad"] else [])
         commit = Commit(
             schema_version=self.dataset.schema_version,
@@ -229,19 +242,21 @@ class Ledger:
         path, data = self.commit_path(shard), commit.to_bytes()
         try:
             publish_bytes(path, data, self.root, exclusive=True)
-        except FileExistsError:  # another run's, without a lock between us, or one that does not stand any more
+        except FileExistsError:  # another run's, written without a lock between us, or one that is not valid any more
             faster = self.commit(shard)
-            if faster and not any(check_file(self.root, file) for file in faster.files):  # not if ours came behind it
+            if faster and not any(check_file(self.root, file) for file in faster.files):  # ours may have replaced them
                 return faster
             publish_bytes(path, data, self.root)
         return commit
 
     def finish(self, other_files: Sequence[Place]) -> Manifest:
-        """Writes the manifest from all commits; every shard must be finished.
+        """Write the manifest from all commits.
+
+        Every shard must be finished.
 
         Raises:
-            UserError: the plan or the word list is not what the shards were made with, or another process, running
-                beside this one, has taken shards back.
+            UserError: the plan or the word list is not what the shards were made with, or another process has taken
+                shards back at the same time.
         """
         self.refuse_damage()
         commits = list(self.commits())
@@ -249,11 +264,11 @@ class Ledger:
             raise UserError(f"{self.root}: another run takes shards back at the same time; run the command again")
         manifest = self.manifest_of(commits, [file_record(self.root, path) for path in other_files])
         publish_bytes(self.root / MANIFEST, manifest.to_bytes(), self.root)
-        sweep(self.root)  # of runs beside this one that were killed
+        sweep(self.root)  # files of killed runs
         return manifest
 
     def manifest_of(self, commits: Sequence[Commit], others: Sequence[File]) -> Manifest:
-        """The manifest that follows from all commits and what the stage has written beside the shards."""
+        """Build the manifest from all commits and the stage's files next to the shards."""
         return Manifest(
             **self.dataset.model_dump(include={"schema_version", "kind", "fields", "fingerprint", "plan"}),
             rows=sum(commit.rows for commit in commits),
@@ -264,7 +279,7 @@ class Ledger:
         )
 
     def manifest(self) -> Manifest:
-        """The manifest of a finished folder.
+        """Return the manifest of a finished folder.
 
         Raises:
             UserError: the folder is not finished, or its manifest is damaged.
@@ -279,7 +294,9 @@ class Ledger:
         return manifest
 
     def read_manifest(self) -> Manifest | None:
-        """The manifest as it lies there, of all that is planned or of what was before an extension; None without one.
+        """Read the manifest if there is one, else return None.
+
+        It covers all that is planned, or what was planned before an extension.
 
         Raises:
             UserError: it is damaged.
@@ -291,7 +308,7 @@ class Ledger:
         return None if manifest is None or self.is_extended_since(manifest) else manifest
 
     def is_extended_since(self, manifest: Manifest) -> bool:
-        """Whether a manifest is of what was before an extension."""
+        """Tell whether the folder was extended after this manifest was written."""
         return bool(self.dataset.parts) and len(manifest.shards) < self.dataset.shards
 
 

@@ -1,8 +1,8 @@
-"""What of an output folder is not as it was written, taken back or made again, so that the same command mends it.
+"""Mend an output folder when its command runs again: take back damaged shards and rewrite damaged files.
 
-Shards that are damaged are taken back, and the run does them again. The plan and the small files that a folder is begun
-with follow from the same input; `dataset.json` follows from them and the commits; the manifest and what a stage writes
-beside the shards follow from the commits when the run ends.
+The run does damaged shards again. The plan and the small files of the beginning follow from the same input.
+`dataset.json` follows from them and the commits. The manifest, and the files that a stage writes next to the shards,
+follow from the commits when the run ends.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,12 +34,12 @@ def take_back_damaged(
     shards: range,
     reporter: Reporter = SILENT,
 ) -> None:
-    """Takes back finished shards whose files are not as written, and a manifest that does not follow from the commits.
+    """Take back finished shards with damaged files, and a manifest that does not follow from the commits.
 
-    Hashes every finished shard of `shards`; `reporter` hears of each, and of what is done again.
+    Hashes every finished shard of `shards`. `reporter` shows the progress and names everything that is done again.
 
     Raises:
-        UserError: a folder stands where a file belongs.
+        UserError: a folder is in the place of a file, or a file in the place of a folder.
     """
     if problem := misplaced(ledger):
         raise UserError(problem)
@@ -63,7 +63,10 @@ def take_back_damaged(
 
 
 def _damage(ledger: Ledger, shard: int) -> str | None:
-    """What is wrong with the files of a finished shard; None if it is not finished, and so is done again anyway."""
+    """Return the first problem with the files of a finished shard.
+
+    None if there is none, or if the shard is not finished and so is done again anyway.
+    """
     commit = ledger.commit(shard)
     if commit is None:
         return None
@@ -86,15 +89,15 @@ def _manifest_problem(ledger: Ledger) -> str | None:
 
 
 def restored(ledger: Ledger, samples: Sequence[Sample], companions: Mapping[str, bytes]) -> Ledger:
-    """Writes the plan and the small files that a folder is begun with again, if they are not as they were.
+    """Rewrite the plan and the small files of the beginning if they differ from their records.
 
     Args:
-        ledger: of the same fields as this run.
-        samples: of this run, in their order.
-        companions: of this run.
+        ledger: the folder, with the same fields as this run.
+        samples: this run's samples in their order.
+        companions: this run's small files, by name.
 
     Raises:
-        UserError: they do not follow from this run's input.
+        UserError: the files do not follow from this run's input, or a folder is in the place of one.
     """
     root, records = ledger.root, {file.path: file for file in ledger.dataset.files}
     plans = [part.path for part in ledger.plan.files]
@@ -111,7 +114,7 @@ def restored(ledger: Ledger, samples: Sequence[Sample], companions: Mapping[str,
                 chosen = _planned(ledger, path, samples, problem or "")
                 with publish(path, root) as scratch:
                     write_plan(scratch, chosen, ledger.dataset.shard_size)
-            file = file_record(root, path)  # another version of a library may spell the same otherwise
+            file = file_record(root, path)  # another version of a library may write other bytes
         files.append(file)
     if files == ledger.dataset.files:
         return ledger
@@ -121,7 +124,10 @@ def restored(ledger: Ledger, samples: Sequence[Sample], companions: Mapping[str,
 
 
 def _planned(ledger: Ledger, path: Place, samples: Sequence[Sample], problem: str) -> list[Sample]:
-    """The samples of the part whose plan file is lost: those that the other parts do not hold."""
+    """Find the samples of the part whose plan file is lost.
+
+    They are the ones that no other part holds.
+    """
     part = next(part for part in ledger.plan.files if part.path == path)
     records = {file.path: file for file in ledger.dataset.files}
     held: set[tuple[str, str | None]] = set()
@@ -138,7 +144,10 @@ def _planned(ledger: Ledger, path: Place, samples: Sequence[Sample], problem: st
 
 
 def is_lost(path: Place) -> bool:
-    """Whether `dataset.json` is gone or no JSON any more: what is JSON may be a later version's."""
+    """Tell whether `dataset.json` is absent or is not JSON.
+
+    A file that is JSON may be a later version's.
+    """
     try:
         json_object(path.read_bytes())
     except FileNotFoundError:
@@ -153,14 +162,19 @@ def is_lost(path: Place) -> bool:
 def rebuild_dataset(
     root: Place, wanted: Dataset, samples: Sequence[Sample], companions: Mapping[str, bytes], growing: Collection[str]
 ) -> bool:
-    """Writes `dataset.json` of a folder that has lost it again, if its commits are of this run; says whether it did.
+    """Rewrite a lost `dataset.json` if the folder's commits belong to this run.
+
+    Returns whether it was written.
 
     Args:
         root: the folder.
-        wanted: as this run would begin one.
-        samples: of this run, in their order.
-        companions: of this run.
-        growing: the names of fields that grow with the input.
+        wanted: the dataset as this run would begin it.
+        samples: this run's samples in their order.
+        companions: this run's small files, by name.
+        growing: the names of the fields that grow with the input.
+
+    Raises:
+        UserError: a folder is in the place of a plan file.
     """
     lost = _lost_dataset(root, wanted, samples, growing)
     if lost is None:
@@ -170,7 +184,7 @@ def rebuild_dataset(
     for path, planned in zip(plans, held, strict=True):
         if path.is_dir():
             raise UserError(advised(f"{path}: expected a file; found a folder"))
-        with publish(path, root) as scratch:  # no record says that its bytes are as they were, although it can be read
+        with publish(path, root) as scratch:  # readable, but no record proves its bytes
             write_plan(scratch, planned, dataset.shard_size)
     for name, content in companions.items():
         publish_bytes(root / name, content, root)
@@ -182,7 +196,10 @@ def rebuild_dataset(
 def _lost_dataset(
     root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Collection[str]
 ) -> tuple[Dataset, list[Sequence[Sample]]] | None:
-    """It without its `files`, and what its plans hold; None if there is no commit of it."""
+    """Rebuild the lost dataset without its `files`, and return it with the content of its plans.
+
+    None if no commit belongs to it.
+    """
     fields = wanted.fields
     with suppress(UserError):
         manifest = load_record(root / MANIFEST, Manifest)
@@ -196,7 +213,10 @@ def _lost_dataset(
 
 
 def _committed(root: Place, wanted: Dataset, plans: list[Sequence[Sample]], fields: dict[str, Any]) -> Dataset | None:
-    """The dataset of these plans if there is a commit of it; takes away those of an extension that was not taken up."""
+    """Return the dataset of these plans if there is a commit of it.
+
+    Removes from `plans` the plans of an extension that no commit follows.
+    """
     while plans:
         whole = [sample for plan in plans for sample in plan]
         parts = [_part(plan, wanted.shard_size) for plan in plans]
@@ -212,12 +232,15 @@ def _committed(root: Place, wanted: Dataset, plans: list[Sequence[Sample]], fiel
         last = ledger.plan.files[-1]
         if commit := next(_recorded(ledger, range(last.first, last.end)), None):
             return ledger.dataset.model_copy(update={"schema_version": commit.schema_version})
-        plans.pop()  # of an extension that was not taken up
+        plans.pop()  # an extension without a commit
     return None
 
 
 def _recorded(ledger: Ledger, shards: range) -> Iterator[Commit]:
-    """Gives the commits of this run, also those whose files are gone: such a shard is done again."""
+    """Yield this run's commits, also those whose files are gone.
+
+    Such a shard is done again.
+    """
     for shard in shards:
         try:
             commit = ledger.recorded(shard)
@@ -234,7 +257,7 @@ def _part(plan: Sequence[Sample], shard_size: int) -> Part:
 
 
 def _plans(root: Place) -> list[Sequence[Sample]]:
-    """What the plan files hold, in their order, up to the first that is absent or damaged."""
+    """Read the plan files in their order, up to the first that is absent or damaged."""
     plans: list[Sequence[Sample]] = []
     with suppress(OSError, ValueError, pa.ArrowException):
         while True:

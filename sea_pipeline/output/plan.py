@@ -1,6 +1,7 @@
-"""The plan: every image of an input in its order, cut into shards; written before the work starts, then never changed.
+"""Write and read the plan, which lists every image of an input in its order, cut into shards.
 
-Images that come later are a further part with a plan file of its own; their shards follow those that are there.
+It is written before the work starts and never changed. Images that come later are a further part with its own plan
+file. Their shards follow the earlier ones.
 """
 
 import hashlib
@@ -22,23 +23,30 @@ _SCHEMA = pa.schema([(name, pa.string()) for name in Sample._fields])
 
 
 class PlanFile(NamedTuple):
-    """Where one part of a plan is, and which shards it holds."""
+    """One part of a plan, with its file and its shards."""
 
     path: Place
     first: int
     end: int
-    """One behind its last shard: how many shards there were to be when it was written."""
+    """The number after its last shard, which is how many shards were planned when it was written."""
     sha256: str
-    """Of its ids; see `plan_sha256`."""
+    """The hash of its ids; see `plan_sha256`."""
     images: int
     shard_size: int
 
     def images_of(self, shard: int) -> int:
-        """How many images a shard has."""
+        """Count the images of a shard."""
         return min(self.shard_size, self.images - (shard - self.first) * self.shard_size)
 
     def differs(self, commit: Commit, shard: int, fingerprint: str, files: list[str]) -> str | None:
-        """How a commit differs from what that of a shard of this part says, with these files below the folder."""
+        """Describe the first difference between a commit and what it must say, or return None.
+
+        Args:
+            commit: the commit that was read.
+            shard: the number of its shard, which belongs to this part.
+            fingerprint: the folder's fingerprint.
+            files: the paths below the folder that the commit must name.
+        """
         pairs = {
             "shard": (shard, commit.shard),
             "fingerprint": (fingerprint, commit.fingerprint),
@@ -52,7 +60,7 @@ class PlanFile(NamedTuple):
 
 
 class Plan:
-    """All planned images of a folder. Iterating gives them in their order."""
+    """All planned images of a folder, in their order when iterated."""
 
     def __init__(self, root: Place, dataset: Dataset) -> None:
         parts = dataset.all_parts()
@@ -63,11 +71,11 @@ class Plan:
         ]
 
     def file_of(self, shard: int) -> PlanFile:
-        """The part that a shard belongs to."""
+        """Return the part that a shard belongs to."""
         return next(file for file in self.files if shard < file.end)
 
     def samples(self, shard: int) -> list[Sample]:
-        """The planned images of one shard."""
+        """Read the planned images of one shard."""
         file = self.file_of(shard)
         return _samples(open_parquet(file.path).read_row_group(shard - file.first))
 
@@ -77,12 +85,15 @@ class Plan:
 
 
 def plan_name(part: int) -> str:
-    """The name of the plan file of a part, counted from 0."""
+    """Name the plan file of a part, counted from 0."""
     return f"plan-{part:05d}.parquet" if part else "plan.parquet"
 
 
 def plan_sha256(samples: Iterable[Sample]) -> str:
-    """The hash of the ids in their order. Where the files are does not count: images may move between runs."""
+    """Hash the ids in their order.
+
+    The places of the images do not count, because images may move between runs.
+    """
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(canonical_json([sample.image_id, sample.problem]) + b"\n")
@@ -90,7 +101,7 @@ def plan_sha256(samples: Iterable[Sample]) -> str:
 
 
 def write_plan(path: Path, samples: Sequence[Sample], shard_size: int) -> None:
-    """One row group per shard."""
+    """Write a plan file with one row group per shard."""
     with parquet_writer(path, _SCHEMA) as writer:
         for start in range(0, len(samples), shard_size):
             columns = [list(column) for column in zip(*samples[start : start + shard_size], strict=True)]
@@ -98,7 +109,7 @@ def write_plan(path: Path, samples: Sequence[Sample], shard_size: int) -> None:
 
 
 def read_plan(path: Place) -> Iterator[Sample]:
-    """All images of one plan file."""
+    """Yield all images of one plan file."""
     with local_copy(path) as copy:
         file = open_parquet(copy)
         for group in range(file.num_row_groups):

@@ -1,4 +1,4 @@
-"""The table of a shard's bad images: which, where they failed, and why."""
+"""Write and read the table of a shard's bad images, with the stage and the reason of each failure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _SCHEMA = pa.schema(
 
 
 def write_quarantine(path: Path, bad: Sequence[BadSample]) -> None:
-    """Writes the bad images of one shard."""
+    """Write the table of one shard's bad images."""
     rows = [(item.sample.image_id, item.sample.uri, *item[1:]) for item in bad]
     columns = [list(column) for column in zip(*rows, strict=True)]
     with parquet_writer(path, _SCHEMA) as writer:
@@ -28,7 +28,9 @@ def write_quarantine(path: Path, bad: Sequence[BadSample]) -> None:
 
 
 def read_quarantine(path: Place) -> list[dict[str, Any]]:
-    """The bad images of one shard: image_id, uri, stage, error, message, image_sha256.
+    """Read the bad images of one shard.
+
+    Each has image_id, uri, stage, error, message and image_sha256.
 
     Raises:
         UserError: it is damaged.

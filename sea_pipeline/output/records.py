@@ -1,4 +1,4 @@
-"""The small JSON files of an output folder: what it is, what is done, what is in it."""
+"""Define the small JSON files of an output folder, and read and check them."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -12,25 +12,25 @@ from sea_pipeline.storage.json_files import Count, Moment, PathInside, Seconds, 
 from sea_pipeline.storage.paths import Place, below
 
 FILES = "files.json"
-"""Beside the files that it names."""
+"""The name of a `FilesRecord`, which is next to the files that it names."""
 SCHEMA_VERSION = 2
-"""Of folders that are begun now; one that was begun in another version stays in it. 2: scores of labels are float32."""
+"""The version of folders begun now. A folder keeps the version it was begun in. In 2, label scores are float32."""
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
 
 _Record = TypeVar("_Record", bound="Record")
 
 
 class OtherVersionError(UserError):
-    """A record is of a version of the schema that this one does not read."""
+    """A record has a version of the schema that this version cannot read."""
 
 
 class Record(Strict):
-    """A small JSON file of an output folder: each value has its one type, and every number is finite."""
+    """A small JSON file of an output folder, with strict types and finite numbers."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     def to_bytes(self) -> bytes:
-        """Indented JSON with a newline at its end."""
+        """Encode the record as indented JSON that ends with a newline."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
@@ -43,24 +43,24 @@ class File(Record):
 
 
 class Part(Record):
-    """Images that were planned together: those that a folder was begun with, or those of one `--extend`."""
+    """Images that were planned together, when the folder was begun or by one `--extend`."""
 
     plan: Sha256
-    """sha256 of the planned ids in their order; the commits of its shards name it."""
+    """sha256 of the planned ids in their order. The commits of its shards name it."""
     images: Count
     shards: Count
     fields: dict[str, Any] = Field(default_factory=dict)
-    """Of the dataset's fields those that have grown with the input, as they were for this part."""
+    """Values, when this part was planned, of the dataset's fields that grow with the input."""
 
 
 class Dataset(Record):
-    """`dataset.json`: what an output folder is."""
+    """`dataset.json`, which says what an output folder is."""
 
     schema_version: Count
     kind: Annotated[str, Field(pattern="^[a-z]+$")]
     """What the shards hold: `labels`."""
     fields: dict[str, Any]
-    """Everything that decides the shards' content, by name. Paths, batch sizes and devices do not."""
+    """Everything that decides the content of the shards, by name. Paths, batch sizes and devices decide nothing."""
     fingerprint: Sha256
     """sha256 of the canonical JSON of `fields`."""
     plan: Sha256
@@ -69,15 +69,15 @@ class Dataset(Record):
     shards: Count
     shard_size: Annotated[Count, Field(ge=1)]
     source: Text
-    """What the images were listed from; for people."""
+    """The input that the images were listed from, for people."""
     image_root: Text
-    """Where the `uri`s of the images start, as text that `sources.open_source` reads images from."""
+    """The root of the images' `uri`s, as text that `sources.open_source` opens."""
     encoder: Text | None = None
-    """Of labels: the spec that loads the encoder again. Where its weights lie decides nothing, so it is no field."""
+    """For labels, the spec that loads the encoder again. It is not in `fields`, because a path decides nothing."""
     files: list[File]
-    """`plan.parquet` and what else was written before the first shard."""
+    """`plan.parquet` and the other files that were written before the first shard."""
     parts: list[Part] = Field(default_factory=list)
-    """Of a folder that was extended: all that was planned, in its order. Else it is one part, and this is absent."""
+    """The parts of an extended folder in their order. Absent from the file of a folder that is one part."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -91,21 +91,21 @@ class Dataset(Record):
         return self
 
     def all_parts(self) -> list[Part]:
-        """What was planned, in its order; the first part is what the folder was begun with."""
+        """Return the planned parts in their order, the first being what the folder was begun with."""
         return self.parts or [Part(plan=self.plan, images=self.images, shards=self.shards)]
 
     def latest_fields(self) -> dict[str, Any]:
-        """The fields, with those that grow with the input as they were when it was last extended."""
+        """Return the fields, with the values of the last extension for those that grow with the input."""
         return self.fields | self.all_parts()[-1].fields
 
     def to_bytes(self) -> bytes:
-        """See `Record`."""
+        """Encode the dataset as `Record` does, without `parts` if there are none."""
         shown = self.model_dump_json(indent=2, exclude=None if self.parts else {"parts"})
         return (shown + "\n").encode()
 
 
 class Commit(Record):
-    """`commits/NNNNN.json`: one finished shard."""
+    """`commits/NNNNN.json`, the record of one finished shard."""
 
     schema_version: Count = 1
     """The dataset's; absent in version 1."""
@@ -115,13 +115,13 @@ class Commit(Record):
     rows: Count
     bad: Count
     files: Annotated[list[File], Field(min_length=1, max_length=2)]
-    """The shard first, then its quarantine where there is one."""
+    """The shard, then its quarantine if it has bad images."""
     reasons: dict[str, Count]
     """Bad images by stage and error."""
     seconds: dict[str, Seconds]
-    """Time by part; decoding runs beside the others and is summed over its threads."""
+    """Time by part of the work. Decoding runs at the same time as the rest and is summed over its threads."""
     first_image_sha256: Sha256 | None
-    """Of the bytes of the shard's first good image: other images under the same names are noticed by it."""
+    """sha256 of the bytes of the shard's first good image, which reveals other images under the same names."""
     peak_memory_bytes: Count
     attempt: Annotated[Count, Field(ge=1)]
     host: str
@@ -129,19 +129,22 @@ class Commit(Record):
     finished: Moment
 
     def to_bytes(self) -> bytes:
-        """See `Record`."""
+        """Encode the commit as `Record` does, without `schema_version` in version 1."""
         shown = self.model_dump_json(indent=2, exclude={"schema_version"} if self.schema_version == 1 else None)
         return (shown + "\n").encode()
 
 
 class FilesRecord(Record):
-    """`files.json`: what a folder holds that is written once and read as a whole, such as a checkpoint."""
+    """`files.json`, which names the files of a folder that is written once and read whole, such as a checkpoint."""
 
     files: list[File]
 
 
 class Manifest(Record):
-    """`manifest.json`: a finished folder. The same input and settings give the same bytes."""
+    """`manifest.json`, the record of a finished folder.
+
+    The same input and settings give the same bytes.
+    """
 
     schema_version: Count
     kind: str
@@ -157,10 +160,10 @@ class Manifest(Record):
 
 
 def load_record(path: Place, record: type[_Record]) -> _Record:
-    """Reads one of the JSON files above.
+    """Read one of the JSON files above.
 
     Raises:
-        UserError: it is absent, is not JSON, or holds something else than this version writes.
+        UserError: the file is absent, is not JSON, or holds something that this version does not write.
     """
     data = _read(path)
     try:
@@ -182,7 +185,11 @@ def load_record(path: Place, record: type[_Record]) -> _Record:
 
 
 def find_record(path: Place, record: type[_Record]) -> _Record | None:
-    """The same, or None if it is absent."""
+    """Read one of the JSON files above, or return None if it is absent.
+
+    Raises:
+        UserError: see `load_record`.
+    """
     try:
         return load_record(path, record)
     except UserError as problem:
@@ -203,7 +210,7 @@ def _read(path: Place) -> bytes:
 
 
 def first_problem(error: ValidationError) -> str:
-    """What is wrong with the first value that is: behind "damaged" in a message."""
+    """Describe the first wrong value as text that follows "damaged" in a message."""
     item = error.errors(include_url=False)[0]
     where = "".join(f"{part}: " for part in [".".join(map(str, item["loc"]))] if part)
     if item["type"] == "extra_forbidden":
@@ -215,12 +222,15 @@ def first_problem(error: ValidationError) -> str:
 
 
 def file_record(root: Place, path: Place) -> File:
-    """Size and hash of a file below `root`, as they are now: from a store elsewhere it is read back."""
+    """Record the present size and hash of a file below `root`.
+
+    A file of a store elsewhere is read back.
+    """
     return File(path=below(root, path), bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def check_file(root: Place, file: File) -> str | None:
-    """One line that says how a file differs from its record, or None."""
+    """Describe in one line how a file differs from its record, or return None."""
     path = root / file.path
     try:
         if problem := check_size(root, file):
@@ -233,7 +243,10 @@ def check_file(root: Place, file: File) -> str | None:
 
 
 def check_size(root: Place, file: File) -> str | None:
-    """The same without reading it: whether it is a file of its size."""
+    """Describe in one line how a file's kind or size differs from its record, or return None.
+
+    The file is not read.
+    """
     path = root / file.path
     try:
         size = path.stat().st_size

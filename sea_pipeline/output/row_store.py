@@ -1,4 +1,4 @@
-"""Reading the rows of a finished folder by image id; what labels and targets have in common."""
+"""Read the rows of a finished folder by image id, for labels and for targets."""
 
 import bisect
 import difflib
@@ -17,11 +17,11 @@ from sea_pipeline.storage.paths import Place, place, spread
 from sea_pipeline.storage.publish import local_copy
 
 _OF_NO_ROW = {"image_id", "image_sha256", "height", "width"}
-"""Columns that nobody asks for of a single image; not to read them saves a tenth of the time."""
+"""Columns that no caller needs for a single image. Leaving them out saves a tenth of the time."""
 
 
 class RowStore:
-    """The rows of a finished folder, a collection of image ids.
+    """The rows of a finished folder, as a collection of image ids.
 
     It can be used from threads, pickled, and carried into forked processes: no file stays open between two reads.
     """
@@ -34,14 +34,14 @@ class RowStore:
         self.manifest: dict[str, Any] = manifest.model_dump()
         """`manifest.json` as a dictionary."""
         self.image_root = ledger.dataset.image_root
-        """Where the `uri`s start: `sources.open_source` reads the images from it."""
+        """The root of the `uri`s, from which `sources.open_source` reads the images."""
         self._ledger = ledger
         self._shards = manifest.shards
         self._columns = columns
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the row group that was read last."""
+        """Return the state without the cached row group."""
         return self.__dict__ | {"_cached": None}
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class RowStore:
 
     @cached_property
     def ids(self) -> list[str]:
-        """The image ids in the order of the rows."""
+        """Return the image ids in the order of the rows."""
         return [image_id for ids in spread(self.path, self._ids, self._shards) for image_id in ids]
 
     def __iter__(self) -> Iterator[str]:
@@ -60,25 +60,32 @@ class RowStore:
         return image_id in self._index
 
     def uri(self, image_id: str) -> str:
-        """Where the image was when its row was made, below `image_root`."""
+        """Return the place below `image_root` at which the image was when its row was made."""
         uri: str = self._row(image_id)["uri"][0].as_py()
         return uri
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """All rows in plan order, one row group at a time; only these columns, if they are named."""
+        """Yield all rows in plan order, one row group at a time.
+
+        Args:
+            columns: the columns to read; None for all.
+        """
         for shard in self._shards:
-            # Whole: elsewhere, every row group would cost several requests.
+            # Copy the whole file: in a store elsewhere, each row group would cost several requests.
             with self._ledger.reading(shard), local_copy(self.path / shard.path) as copy:
                 groups = open_parquet(copy).num_row_groups
                 yield from (self._read(copy, group, shard, columns) for group in range(groups))
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
-        """The bad images: image_id, uri, stage, error, message, image_sha256."""
+        """Yield the bad images.
+
+        Each has image_id, uri, stage, error, message and image_sha256.
+        """
         return self._ledger.quarantined()
 
     @cached_property
     def _index(self) -> dict[str, tuple[int, int, int]]:
-        """Where every image is: shard, row group, row in it."""
+        """Map each image id to its shard, its row group and its row in that group."""
         sizes = spread(self.path, self._group_sizes, zip(self._shards, self.manifest["shard_rows"], strict=True))
         places = (
             (shard, group, row)
@@ -89,7 +96,7 @@ class RowStore:
         return dict(zip(self.ids, places, strict=True))
 
     def _row(self, image_id: str) -> pa.Table:
-        """A table of one row.
+        """Read one image's row as a table of one row.
 
         Raises:
             KeyError: there is no such image; says how many there are and shows the nearest id.
@@ -106,7 +113,7 @@ class RowStore:
     def _read(self, path: Place, group: int, shard: File, columns: Sequence[str] | None) -> pa.Table:
         with self._ledger.reading(shard):
             rows = open_parquet(path).read_row_group(group, columns, use_threads=False)
-            # Checksums cover pages, not names of columns.
+            # Checksums cover pages, not the names of columns, so a damaged name must be looked for.
             if missing := set(columns or self._columns).difference(rows.column_names):
                 raise LookupError(f"expected a column {min(missing)!r}")
         return rows
@@ -128,7 +135,10 @@ class RowStore:
 
 
 def no_such_image(image_id: object, ids: Iterable[str]) -> KeyError:
-    """What to raise where none of `ids` is the one asked for: it says how many there are and shows the nearest one."""
+    """Build the error for an id that is none of `ids`.
+
+    Its message counts the ids and shows the nearest one.
+    """
     ordered, wanted = sorted(ids), str(image_id)
     name = wanted.rsplit("/", 1)[-1]
     place = bisect.bisect(ordered, wanted)
@@ -140,7 +150,7 @@ def no_such_image(image_id: object, ids: Iterable[str]) -> KeyError:
 
 
 def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:
-    """The ledger and the manifest of a finished folder of one kind, its files checked; the shards if `verify`.
+    """Open a finished folder of one kind and check its files, those of shards only if `verify`.
 
     Raises:
         UserError: it is no such folder, is not finished, or a file in it is not what was written; names the file.

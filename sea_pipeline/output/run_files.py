@@ -1,4 +1,4 @@
-"""The small files that a training run leaves, as reports, exports and later commands read them."""
+"""Read the small files that a training run leaves, for reports, exports and later commands."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from sea_pipeline.storage.json_files import Count, Seconds, Text, json_object, r
 
 
 class RunFile(Record):
-    """What `run.json` of a training run says, as far as others read it."""
+    """The parts of a training run's `run.json` that other commands read."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -23,7 +23,7 @@ class RunFile(Record):
 
 
 class SummaryFile(Record):
-    """The same of `summary.json`."""
+    """The parts of a training run's `summary.json` that other commands read."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -35,10 +35,12 @@ class SummaryFile(Record):
 
 
 def read_run_file(path: Path, record: type[RunFile | SummaryFile]) -> dict[str, Any]:
-    """The object in a training run's `run.json` or `summary.json`; a key that an older version lacks is absent.
+    """Read a training run's `run.json` or `summary.json` as an object.
+
+    A key that an older version does not write is absent.
 
     Raises:
-        UserError: it cannot be read, or a value is none that a run writes.
+        UserError: the file cannot be read, or holds a value that no run writes.
     """
     found = read_json(path)
     try:
@@ -52,7 +54,10 @@ def read_run_file(path: Path, record: type[RunFile | SummaryFile]) -> dict[str, 
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The logged objects of a run's `metrics.jsonl`; a line that is damaged, or cut in half by a kill, ends them."""
+    """Read the logged objects of a run's `metrics.jsonl`.
+
+    The list ends before the first line that is damaged or cut in half by a kill.
+    """
     lines: list[dict[str, Any]] = []
     for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:

@@ -1,4 +1,4 @@
-"""How far a folder is, how fast it grows and what fails in it, from its files alone: another process may be at it."""
+"""Measure a folder's progress, speed and failures from its files alone, while another process may write to it."""
 
 import datetime
 from itertools import pairwise
@@ -10,24 +10,24 @@ from sea_pipeline.output.records import Commit
 from sea_pipeline.storage.paths import entries
 
 _SHARDS = 50
-"""The latest ones, over which the rate is taken."""
+"""The number of latest shards over which the rate is measured."""
 _PAUSE = 60.0
-"""Seconds without a finished shard that are a pause, or three times what the slowest shard took."""
+"""Seconds without a finished shard that count as a pause, or three times the slowest shard's time if that is longer."""
 
 
 class Pace(NamedTuple):
-    """How fast a folder grows; None where it does not, or too few shards are finished to tell."""
+    """The speed of a folder, with None if it does not grow or too few shards are finished to tell."""
 
     images_per_second: float | None
-    """Of the latest shards, whoever made them, bad images included; pauses between runs do not count."""
+    """Rate over the latest shards of all processes, with bad images and without pauses between runs."""
     seconds_left: float | None
-    """At this rate."""
+    """The time that is left at this rate."""
     seconds_since: float | None
-    """Since the latest shard was finished."""
+    """The time since the latest shard was finished."""
 
 
 def pace(ledger: Ledger, now: datetime.datetime) -> Pace:
-    """The pace of a folder at a time, with its zone."""
+    """Measure the pace of a folder at a time, which must have a time zone."""
     commits = sorted(ledger.commits(), key=_finished)
     if not commits:
         return Pace(None, None, None)
@@ -43,9 +43,9 @@ def pace(ledger: Ledger, now: datetime.datetime) -> Pace:
 
 
 def failing(ledger: Ledger) -> dict[int, str]:
-    """The last line of the latest log of every shard that has failed and is not finished since, by shard."""
+    """Return the last line of the latest log of each shard that has failed and is not finished since."""
     found: dict[int, str] = {}
-    for log in entries(ledger.root / LOGS):  # by name, so that a shard's attempts come in their order
+    for log in entries(ledger.root / LOGS):  # sorted by name, so a shard's last attempt comes last
         shard, _, rest = log.name.partition("-attempt-")
         number = int(shard) if rest and shard.isascii() and shard.isdecimal() else ledger.dataset.shards
         if number < ledger.dataset.shards and ledger.commit(number) is None:
@@ -63,7 +63,7 @@ def _images(commit: Commit) -> int:
 
 
 def _unbroken(commits: list[Commit], longest: float) -> list[Commit]:
-    """The commits since the last pause."""
+    """Return the commits since the last pause."""
     begun = 0
     for place, (one, other) in enumerate(pairwise(commits)):
         if (_finished(other) - _finished(one)).total_seconds() > longest:
@@ -72,7 +72,10 @@ def _unbroken(commits: list[Commit], longest: float) -> list[Commit]:
 
 
 def status_to_json(ledger: Ledger) -> dict[str, Any]:
-    """For machines: how far an output folder is, and how fast it grows while another process is at it; see `Pace`."""
+    """Report the progress and the speed of an output folder as JSON values.
+
+    Another process may be writing to it. See `Pace`.
+    """
     done, speed = ledger.done(), pace(ledger, datetime.datetime.now(datetime.UTC))
     return {
         "kind": ledger.dataset.kind,

@@ -1,4 +1,7 @@
-"""Whether an output folder's files are as they were written, and its records agree; every reader asks it."""
+"""Check that an output folder's files are as written and its records agree.
+
+Every reader uses it.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,20 +21,19 @@ from sea_pipeline.storage.paths import Place, entries, spread
 from sea_pipeline.storage.retry import StoreError
 
 _SUFFIXES = {".json", ".parquet", ".safetensors", ".txt"}
-"""Of the files beside the folders."""
+"""The suffixes of the files next to the folders."""
 HASHING = 4
-"""Files that are hashed at once."""
-"""Threads; more gain little on one disk."""
+"""Threads that hash files. More gain little on one disk."""
 
 
 class Checked(NamedTuple):
-    """What `check_files` found."""
+    """The result of `check_files`."""
 
     files: list[File]
-    """Every file that a record names."""
+    """All files that a record names."""
     problems: list[str]
-    """A line for each that differs from its record, and for each record that is damaged or gone: what it is, and what
-    brings it back."""
+    """A line for each file that differs from its record and for each record that is damaged or gone. It says what is
+    wrong and what brings the file back."""
     missing: list[int]
     """The shards that are not finished."""
     finished: bool
@@ -39,10 +41,10 @@ class Checked(NamedTuple):
 
 
 def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bool = True) -> Checked:
-    """Compares the records of a folder, finished or not, with each other and with every file that they name.
+    """Compare the records of a folder, finished or not, with each other and with the files they name.
 
-    Files are hashed, those of shards only if `shards`, because that takes long; else their sizes are looked at. Tells
-    `advance` of the shards.
+    Files are hashed. Those of shards are hashed only if `shards`, because that takes long. Otherwise their sizes are
+    compared. Calls `advance` with 1 for each file of a shard and with 0 for each other file.
     """
     root, dataset = ledger.root, ledger.dataset
     if problem := misplaced(ledger):
@@ -59,7 +61,7 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
         blamed = contradictions(ledger, manifest, commits)
     if (problems or blamed) and not lines and (problem := plan_problem(ledger)):
         return Checked(dataset.files, [problem], [], finished=False)
-    # Files beside the shards may be newer than a manifest that is not of all shards.
+    # Files next to the shards may be newer than a manifest that does not cover all shards.
     others = manifest.other_files if manifest is not None and finished and MANIFEST not in blamed else []
     named = [*others, *(file for commit in commits for file in commit.files), *dataset.files]
     files = list({file.path: file for file in named}.values())
@@ -79,13 +81,16 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
 
 
 def refuse_damage(ledger: Ledger) -> None:
-    """Raises a UserError with the first problem that `check_files` finds without reading shards."""
+    """Raise a UserError with the first problem that `check_files` finds without reading shards."""
     if problems := check_files(ledger, shards=False).problems:
         raise UserError(problems[0])
 
 
 def misplaced(ledger: Ledger) -> str | None:
-    """A line on a folder in the place of a file, or a file in that of a folder; a store elsewhere has no folders."""
+    """Describe a folder in the place of a file, or a file in the place of a folder, or return None.
+
+    A store elsewhere has no folders.
+    """
     root = ledger.root
     if not isinstance(root, Path):
         return None
@@ -99,7 +104,10 @@ def misplaced(ledger: Ledger) -> str | None:
 
 
 def dataset_problem(ledger: Ledger) -> str | None:
-    """How the numbers of `dataset.json` differ from those of the plan, whose files are as written; a line, or None."""
+    """Describe how the numbers of `dataset.json` differ from those of the plan files, or return None.
+
+    The plan files must be as written.
+    """
     records = {file.path: file for file in ledger.dataset.files}
     for part in ledger.plan.files:
         if part.path.name not in records:
@@ -118,7 +126,7 @@ def dataset_problem(ledger: Ledger) -> str | None:
 
 
 def plan_problem(ledger: Ledger) -> str | None:
-    """Whether `dataset.json` names another plan, version or kind than it was written with: a line, or None."""
+    """Describe a plan, version or kind in `dataset.json` that is not what was written, or return None."""
     path, plan, dataset = ledger.root / DATASET, ledger.plan, ledger.dataset
     hashes = {part.sha256: plan_sha256(read_plan(part.path)) for part in plan.files}
     hashes[dataset.plan] = plan_sha256(plan)
@@ -141,7 +149,7 @@ def plan_problem(ledger: Ledger) -> str | None:
 
 
 def _other_fingerprint(ledger: Ledger) -> str | None:
-    """Gives the fingerprint that two or more of the other records have, if none of them has that of `dataset.json`."""
+    """Return the fingerprint of two or more other records, if none has that of `dataset.json`."""
     found: Counter[str] = Counter()
     with suppress(UserError):
         found[load_record(ledger.root / MANIFEST, Manifest).fingerprint] += 1
@@ -163,7 +171,10 @@ def _manifest(ledger: Ledger) -> tuple[Manifest | None, str | None]:
 
 
 def _commits(ledger: Ledger, covered: int) -> tuple[list[Commit], list[str]]:
-    """The commits that stand, and a line for each that does not or, of the first `covered`, is gone."""
+    """Read the valid commits, and a line for each other one.
+
+    A line is written for a damaged commit and for one of the first `covered` shards that is absent.
+    """
 
     def look(shard: int) -> Commit | str | None:
         try:
@@ -180,7 +191,10 @@ def _commits(ledger: Ledger, covered: int) -> tuple[list[Commit], list[str]]:
 
 
 def contradictions(ledger: Ledger, manifest: Manifest, commits: Sequence[Commit]) -> dict[str, str]:
-    """By path, what the manifest and the commits say differently, and who is right; all shards have commits."""
+    """Describe, by path, what the manifest and the commits say differently, and which is right.
+
+    All shards must have commits.
+    """
     root = ledger.root
     tables = [file for commit in commits for file in commit.files[1:]]
     beginning, behind = len(ledger.dataset.files), len(manifest.other_files) - len(tables)
@@ -200,7 +214,7 @@ def contradictions(ledger: Ledger, manifest: Manifest, commits: Sequence[Commit]
 
 
 def _difference(expected: Any, found: Any, name: str = "") -> str | None:  # noqa: ANN401 - whatever JSON holds
-    """Where two JSON values differ first, and how."""
+    """Describe the first difference between two JSON values, or return None."""
     if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
         pairs = [(f"{name}.{key}", expected[key], found[key]) for key in expected]
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):

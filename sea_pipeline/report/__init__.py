@@ -1,4 +1,4 @@
-"""Labels and training runs as one HTML file, and figures for papers.
+"""Show labels and training runs in one HTML file, and draw figures for papers.
 
 It may import `labels` and what is below.
 """

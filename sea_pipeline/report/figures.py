@@ -1,6 +1,7 @@
-"""Figures for papers: a photo with a word on each patch, and SEA's Figure 6; PNG, or PDF and SVG with text as text.
+"""Draw figures for papers, which are a photo with a word on each patch and SEA's Figure 6.
 
-Drawn with matplotlib's objects, without pyplot: nothing here opens a window or keeps a figure.
+They are PNG, or PDF and SVG whose text stays text. They use matplotlib's objects without pyplot, so nothing here opens
+a window or keeps a figure.
 """
 
 import hashlib
@@ -27,9 +28,9 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 Kind = Literal["hit", "miss", "none"]
 _CELL = 0.42
-"""Inches: words of six letters stay legible in a column of a paper."""
+"""The side of a patch in inches, at which words of six letters are legible in a column of a paper."""
 _LETTER = 0.075
-"""Inches of a title's letter, at most on average."""
+"""The width of a title's letter in inches, at most on average."""
 _HIT, _FILL, _MISS, _INK = "#0a6b5e", "#d3efe8", "#973d00", "#14171a"
 _MOST_POINTS, _LEAST_POINTS = 7.5, 3.5
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a7bc8", "#7a6200")
@@ -37,20 +38,21 @@ _OPTIONS = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.family": "sans-ser
 
 
 class Panel(NamedTuple):
-    """A photo's patches and what each bears."""
+    """A photo's patches with a text on each."""
 
     title: str
     texts: Sequence[str]
-    """One a patch, row-major; empty where there is none."""
+    """A text for each patch, row-major, empty if it has none."""
     kinds: Sequence[Kind] | None = None
-    """None: patches of one text share a colour; else hits are boxed and bold, misses are not."""
+    """The kind of each patch: hits are boxed and bold, misses are not. None: patches with the same text share a
+    colour."""
 
 
 def check_figure(path: Path) -> None:
-    """Before any work is done: whether a figure can be written there.
+    """Check, before any work, that a figure can be written to this path.
 
     Raises:
-        UserError: the suffix is of no format that is written, or matplotlib is not installed.
+        UserError: the suffix names no known format, or matplotlib is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
@@ -62,14 +64,16 @@ def check_figure(path: Path) -> None:
 def patches_figure(
     photo: Image.Image, box: CropBox, grid: tuple[int, int], panels: Sequence[Panel], columns: int
 ) -> Any:  # noqa: ANN401 - matplotlib's Figure
-    """The part of a photo that a grid covers, once a panel, with the panel's words on it (SEA Fig. 1, BASIC Fig. 2).
+    """Draw the part of a photo that a grid covers, once for each panel, with the panel's words on it.
+
+    It is like SEA's Fig. 1 and BASIC's Fig. 2.
 
     Args:
-        photo: upright.
-        box: x0, y0, x1, y1 of that part, as shares of the photo.
+        photo: the upright photo.
+        box: x0, y0, x1, y1 of the part, as shares of the photo.
         grid: (rows, columns).
-        panels: at least one; each with rows * columns texts.
-        columns: panels beside each other.
+        panels: at least one, each with rows * columns texts.
+        columns: the number of panels in a row.
     """
     rows = -(-len(panels) // columns)
     size = (columns * (grid[1] * _CELL + 0.15), rows * (grid[0] * _CELL + 0.35))
@@ -91,14 +95,14 @@ def patches_figure(
 
 
 def labels_figure(photo: Image.Image, labels: Labels, words: Sequence[str]) -> Any:  # noqa: ANN401 - matplotlib's Figure
-    """A photo with the best word of every patch on it, under the photo's ten words."""
+    """Draw a photo with the best word of each patch on it, under the photo's ten words."""
     best = [words[word] if word >= 0 else "" for word in labels.word_ids[:, 0]]
     title = " · ".join(words[word] for word, _ in image_words(labels))
     return patches_figure(photo, labels.crop_box, labels.grid, [Panel(title, best)], 1)
 
 
 def statistics_figure(stats: Statistics) -> Any:  # noqa: ANN401 - matplotlib's Figure
-    """SEA's Figure 6: (a) the scores of all labels, (b) the mean similarity of every word of the list."""
+    """Draw SEA's Figure 6, with (a) the scores of all labels and (b) the mean similarity of each word of the list."""
     with require("matplotlib", "report").rc_context(_OPTIONS):
         figure = require("matplotlib.figure", "report").Figure(figsize=(7, 2.4), layout="constrained")
         scores, means = figure.subplots(1, 2)
@@ -115,12 +119,12 @@ def statistics_figure(stats: Statistics) -> Any:  # noqa: ANN401 - matplotlib's 
 
 
 def save_figure(figure: Any, path: Path) -> str:  # noqa: ANN401 - matplotlib's Figure
-    """Writes a figure in the format of its name, whole or not at all; the same figure gives the same PDF.
+    """Write a figure in the format that its file name says, completely or not at all.
 
-    Returns the characters that the font does not have and the figure shows as boxes.
+    The same figure gives the same PDF. Returns the characters that the font lacks and the figure shows as boxes.
 
     Raises:
-        UserError: see `check_figure`; the file cannot be written.
+        UserError: see `check_figure`; or the file cannot be written.
     """
     check_figure(path)
     kind = path.suffix.lower().removeprefix(".")
@@ -134,10 +138,10 @@ def save_figure(figure: Any, path: Path) -> str:  # noqa: ANN401 - matplotlib's 
 
 
 def photo_of(store: LabelStore, image_id: str) -> Image.Image:
-    """The upright photo of a row.
+    """Read the upright photo of a row.
 
     Raises:
-        UserError: it is not where it was any more.
+        UserError: the photo cannot be read from its place any more.
     """
     root, uri = store.image_root, store.uri(image_id)
     try:
@@ -165,12 +169,12 @@ def _write(axes: Any, grid: tuple[int, int], panel: Panel) -> None:  # noqa: ANN
 
 
 def _plain(text: str) -> str:
-    """Text that is not read as mathematics, on one line."""
+    """Put text on one line and escape what matplotlib would read as mathematics."""
     return " ".join(text.split()).replace("$", r"\$")
 
 
 def _colour(text: str) -> str:
-    """The same colour for the same word in every figure."""
+    """Choose a colour for a word, the same one in every figure."""
     return _COLOURS[hashlib.sha256(text.encode()).digest()[0] % len(_COLOURS)]
 
 

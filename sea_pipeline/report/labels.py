@@ -1,4 +1,4 @@
-"""A run's labels as the data of the report's pages on photos and words."""
+"""Collect a run's labels as the data of the report's pages on photos and words."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.report.packing import packed, thumbnail
 
 NONE = 65_535
-"""No label, as a position in the report's words."""
+"""The value that means no label, among positions in the report's words."""
 MOST_BAD = 200
 _MEAN_BIN = 0.02
 _FREQUENT = 30
@@ -32,18 +32,18 @@ class _Photo(NamedTuple):
 
 
 def labels_data(store: LabelStore, limit: int | None, most: int, longest: int, reporter: Reporter) -> dict[str, Any]:
-    """What the report shows of labels.
+    """Collect what the report shows of labels.
 
-    `photos` are objects of `id` and `src`, a data URI, null where the photo is gone. `word_ids` (photos, patches, k)
-    are positions in `words`, which holds those that occur here, 65,535 for none; `scores` are s * 255. The numbers
-    under `statistics` are of all images, crops too, whatever is shown.
+    `photos` are objects with `id` and `src`, a data URI or null if the photo is gone. `word_ids` (photos, patches, k)
+    are positions in `words`, which holds the words that occur here, with 65,535 for none. `scores` are s * 255. The
+    numbers under `statistics` cover all images and crops, whatever is shown.
 
     Args:
         store: finished labels.
-        limit: the first so many photos; crops are never shown.
-        most: k, words of a patch at most.
-        longest: of a thumbnail, pixels.
-        reporter: hears of the photos.
+        limit: the number of photos, the first ones; None for all. Crops are never shown.
+        most: k, the most words of a patch.
+        longest: the longer side of a thumbnail, in pixels.
+        reporter: shows the progress of the photos.
     """
     photos, word_ids, scores = _rows(store, limit, min(most, store.top_n))
     used, places = np.unique(word_ids, return_inverse=True)
@@ -114,7 +114,7 @@ def _counted(pictures: Iterator[str | None], advance: Advance) -> Iterator[str |
 def _source(store: LabelStore) -> Source | None:
     try:
         return open_source(str(store.image_root))
-    except UserError:  # the whole source is gone, and the labels can be looked at all the same
+    except UserError:  # the whole source is gone, but the labels can still be shown
         return None
 
 

@@ -1,4 +1,7 @@
-"""What becomes part of the file: arrays as base64, which a browser reads as typed arrays, and small photos."""
+"""Encode arrays and small photos as base64, which becomes part of the report's file.
+
+A browser reads the arrays as typed arrays.
+"""
 
 import base64
 import io
@@ -14,10 +17,12 @@ from sea_pipeline.inputs.pixels import BadImageError
 
 
 def packed(values: npt.ArrayLike, kind: str) -> dict[str, str]:
-    """An array, row-major, as `{"type": kind, "data": base64}`; `core.js: unpack` is the inverse.
+    """Encode an array, row-major, as `{"type": kind, "data": base64}`.
+
+    `core.js: unpack` is the inverse.
 
     Args:
-        values: numbers that fit.
+        values: numbers that fit `kind`.
         kind: u8, u16, u32 or f32.
     """
     dtype = {"u8": "<u1", "u16": "<u2", "u32": "<u4", "f32": "<f4"}[kind]
@@ -26,22 +31,25 @@ def packed(values: npt.ArrayLike, kind: str) -> dict[str, str]:
 
 
 def narrow(count: int) -> str:
-    """The kind for numbers below `count`."""
+    """Choose the kind for whole numbers below `count`."""
     return "u16" if count <= 1 << 16 else "u32"
 
 
 BUDGET = 20_000
-"""Bytes of a photo as base64, at most."""
+"""The largest size of a photo as base64, in bytes."""
 _QUALITIES = (72, 55, 40, 25)
 
 
 def thumbnail(read: Callable[[], Image.Image], box: CropBox, longest: int) -> str | None:
-    """The part of a photo that a grid covers, as a data URI of WebP; None where the photo is gone or damaged.
+    """Encode the part of a photo that a grid covers as a data URI of WebP, or return None.
+
+    None means that the photo is gone or damaged.
 
     Args:
-        read: gives the upright image, or raises `BadImageError` or `OSError`.
-        box: x0, y0, x1, y1 as shares of the image; what lies beyond its edges is black.
-        longest: pixels of the longer side at most; fewer where the photo is smaller, or too many bytes.
+        read: returns the upright image, or raises `BadImageError` or `OSError`.
+        box: x0, y0, x1, y1 as shares of the image; what is beyond its edges is black.
+        longest: the largest length of the longer side, in pixels. It is shorter if the photo is smaller or takes more
+            than `BUDGET` bytes.
     """
     try:
         image = read().convert("RGB")

@@ -1,7 +1,7 @@
-"""Data, style and scripts to one HTML file that may reach no network.
+"""Put data, style and scripts into one HTML file that may not use the network.
 
-What comes from data is text wherever it goes: jinja2 escapes it, the JSON has no character that ends a script, and the
-scripts set `textContent`. The page's policy forbids every script and style but these, by their hashes.
+Data stays text everywhere. jinja2 escapes it, the JSON has no character that ends a script, and the scripts set
+`textContent`. The page's policy allows only these scripts and styles, by their hashes.
 """
 
 import base64
@@ -15,16 +15,16 @@ from sea_pipeline.core.extras import require
 
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("core", "charts", "grid", "words", "photos", "tokens", "training", "main")
-"""In the order in which they need each other."""
+"""The scripts, each after those it needs."""
 _ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
 def render(data: dict[str, Any], title: str) -> bytes:
-    """The page, UTF-8.
+    """Render the page as UTF-8.
 
     Args:
-        data: JSON; `labels` and `runs`, either of which may be absent.
-        title: what the page is about.
+        data: JSON values with `labels` and `runs`, either of which may be absent.
+        title: the page's title.
 
     Raises:
         UserError: jinja2 is not installed.
@@ -48,7 +48,7 @@ def render(data: dict[str, Any], title: str) -> bytes:
 
 
 def json_text(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
-    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    """Encode JSON for a script element, so that nothing in it ends the element or begins a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.translate(_ESCAPED)
 

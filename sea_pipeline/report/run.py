@@ -1,7 +1,7 @@
-"""The report: labels and runs as one HTML file that opens in any browser, without a network.
+"""Write the report of labels and runs, one HTML file that any browser opens without a network.
 
-Numbers become compact JSON here (`labels`, `runs`), which `page` puts into a template with its style and scripts.
-What a run's model makes of images comes from its `views.json`, which the trainer writes: no model runs here.
+Numbers become compact JSON here (`labels`, `runs`), which `page` puts into a template with style and scripts. A
+model's output for images comes from the run's `views.json`, which the trainer writes, so no model runs here.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,12 @@ __all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views
 
 
 def find_inputs(folders: Sequence[str | Place]) -> tuple[LabelStore | None, list[RunInput]]:
-    """Labels and runs among folders; a folder whose subfolders are runs stands for these, in the order of their start.
+    """Find the labels and the runs among folders.
+
+    A folder whose subfolders are runs gives these runs, in the order of their start.
 
     Raises:
-        UserError: a folder is neither, is not finished, or there are several of labels.
+        UserError: a folder is neither or is not finished, or several are labels.
     """
     stores: list[LabelStore] = []
     runs: list[RunInput] = []
@@ -47,7 +49,7 @@ def find_inputs(folders: Sequence[str | Place]) -> tuple[LabelStore | None, list
 
 
 def _runs_in(folder: Place) -> list[RunInput]:
-    if not isinstance(folder, Path):  # runs are of this machine
+    if not isinstance(folder, Path):  # runs are always on this machine
         return []
     if (folder / "run.json").is_file():
         return [RunInput.of(folder, folder.name)]
@@ -56,7 +58,7 @@ def _runs_in(folder: Place) -> list[RunInput]:
 
 
 def check_out(out: Path) -> None:
-    """Before any work is done: whether the report can be written there, and with what.
+    """Check, before any work, that the report can be written to this path.
 
     Raises:
         UserError: it cannot, or jinja2 is not installed.
@@ -72,7 +74,7 @@ def write_report(
     *,
     reporter: Reporter,
 ) -> dict[str, int]:
-    """Writes the file; returns the number of photos shown, of those that are gone, and the bytes.
+    """Write the file, and return the numbers of photos shown, of photos gone, and of bytes.
 
     Raises:
         UserError: labels are damaged, or the file cannot be written.

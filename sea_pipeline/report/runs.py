@@ -1,4 +1,4 @@
-"""Training runs as the data of the report's pages on tokens, texts, metrics and recipes."""
+"""Collect training runs as the data of the report's pages on tokens, texts, metrics and recipes."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from sea_pipeline.storage.hashing import leaves
 from sea_pipeline.storage.json_files import json_object
 
 MOST_POINTS = 600
-"""Of a curve; of more, every so many-th is kept."""
+"""The most points of a curve. Longer curves are thinned evenly."""
 VIEWS = "views.json"
 _AGAIN = "remove it, and run the same command again, which makes it anew or goes without"
 _NOT_CURVES = ("step", "seconds", "epoch")
@@ -29,24 +29,24 @@ _NOT_CURVES = ("step", "seconds", "epoch")
 
 @dataclass
 class RunInput:
-    """A finished run's folder, what it is called, and its views, once they are there."""
+    """A finished run's folder, its name, and its views, if they exist."""
 
     path: Path
     name: str
     record: dict[str, Any]
-    """`run.json`."""
+    """The content of `run.json`."""
     summary: dict[str, Any]
     views: dict[str, Any] | None = None
-    """`views.json`, see `trainer.training.report_views.run_views`."""
+    """The content of `views.json`, see `trainer.training.report_views.run_views`."""
     note: str = ""
-    """Why there are no views."""
+    """The reason why views could not be made now."""
 
     @classmethod
     def of(cls, path: Path, name: str) -> "RunInput":
-        """Reads a run's small files.
+        """Read a run's small files.
 
         Raises:
-            UserError: one is damaged, or the run is not finished.
+            UserError: a file is damaged, or the run is not finished.
         """
         if not (path / "summary.json").is_file():
             raise UserError(
@@ -60,7 +60,7 @@ class RunInput:
 
 
 def kept_views(run: Path) -> dict[str, Any] | None:
-    """A run's `views.json` as it lies there; None where there is none.
+    """Read a run's `views.json`, or return None if there is none.
 
     Raises:
         UserError: it is damaged.
@@ -73,10 +73,10 @@ def kept_views(run: Path) -> dict[str, Any] | None:
 
 
 def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
-    """What the report shows of runs.
+    """Collect what the report shows of runs.
 
-    `list` has an object a run; `pictures` the photos that they looked at, each once, by image id; `differences` the
-    recipe's keys whose values differ between the runs, with the values in the order of the runs.
+    `list` has an object for each run. `pictures` has the photos that the runs show, each once, by image id.
+    `differences` has the recipe's keys whose values differ between the runs, with the values in the order of the runs.
     """
     pictures: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -101,7 +101,7 @@ def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
 
 @contextmanager
 def _whole_views(run: RunInput) -> Iterator[None]:
-    """Says which file it is that does not hold what `run_views` writes."""
+    """Name the file if it does not hold what `run_views` writes."""
     try:
         yield
     except UserError:
@@ -150,7 +150,7 @@ def _image(image: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _curves(path: Path) -> dict[str, dict[str, list[float]]]:
-    """By metric: the steps and values that were logged, but for those that are not finite."""
+    """Read, for each metric, the logged steps and values that are finite."""
     curves: dict[str, dict[str, list[float]]] = {}
     for line in read_log(path):
         for name, value in line.items():

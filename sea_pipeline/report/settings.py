@@ -9,7 +9,7 @@ from sea_pipeline.core.settings import Settings
 
 
 class ReportSettings(Settings):
-    """What `sea-pipeline report` is asked for."""
+    """The options of `sea-pipeline report`."""
 
     folders: tuple[str, ...] = ()
     """A folder of labels, runs, or both; several runs are shown side by side."""

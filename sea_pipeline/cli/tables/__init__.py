@@ -1,4 +1,4 @@
-"""What a terminal shows of results.
+"""Print results in a terminal.
 
 It may import `cli.terminal`, and for types whatever is shown.
 """

@@ -1,4 +1,4 @@
-"""What a terminal shows of labels, of output folders and of a forecast."""
+"""Print labels, output folders and forecasts in a terminal."""
 
 import datetime
 from itertools import islice
@@ -23,7 +23,10 @@ _MOST_BAD = 20
 
 
 def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
-    """The table at the end of a command that works shard by shard: `kind` is made, images are `done_to`."""
+    """Print the table at the end of a command that works shard by shard.
+
+    `kind` names what was made, and `done_to` says what was done to images.
+    """
     report, ledger = run.report, run.ledger
     done = ledger.done()
     rows = {
@@ -57,7 +60,7 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
 
 
 def status_tables(ledger: "Ledger") -> None:
-    """The tables of `status`."""
+    """Print the tables of `status`."""
     from sea_pipeline.output.folder import QUARANTINE
 
     done, planned = ledger.done(), ledger.dataset
@@ -97,7 +100,7 @@ def _pace_rows(ledger: "Ledger") -> dict[str, str]:
 
 
 def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
-    """The tables of `inspect LABELS`: SEA's Figure 6 and the most frequent words."""
+    """Print the tables of `inspect LABELS`, with SEA's Figure 6 and the most frequent words."""
     import numpy as np
 
     from sea_pipeline.labels.statistics import BIN_WIDTH, MOST_FREQUENT
@@ -147,7 +150,10 @@ def _histogram(title: str, starts: "npt.NDArray[Any]", counts: "npt.NDArray[Any]
 
 
 def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> None:
-    """The tables of `inspect LABELS IMAGE`: the image's words, and the best word of every patch in its place."""
+    """Print the tables of `inspect LABELS IMAGE`.
+
+    They show the image's words, and the best word of each patch in its place.
+    """
     from sea_pipeline.labels.statistics import image_words
 
     top = "  ".join(f"{words[word]} {total:.1f}" for word, total in image_words(labels))
@@ -175,7 +181,7 @@ def image_tables(image_id: str, labels: "Labels", words: tuple[str, ...]) -> Non
 
 
 def forecast_tables(found: "Forecast") -> None:
-    """What was measured, what all images would take, and hours by workers."""
+    """Print what was measured, what all images would take, and the hours by number of workers."""
     words = found.words_seconds
     embedded = f", {words:,.0f} s of them to embed words, which are kept now" if words > 1 else ""
     parts = ", ".join(f"{part} {1000 * spent:,.1f}" for part, spent in found.seconds_per_image.items())

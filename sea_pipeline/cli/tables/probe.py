@@ -1,4 +1,4 @@
-"""What a terminal shows of probing."""
+"""Print the results of `probe` in a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _MOST_WORDS = 10
 
 
 def probe_tables(findings: Findings) -> None:
-    """What was probed, the figures of every encoder, path and sign, and which sign is better."""
+    """Print what was probed, the figures of each encoder, path and sign, and the better signs."""
     held = findings.coverage
     unread = findings.images - min(probed.images for probed in findings.probed)
     terminal.print_table(
@@ -35,7 +35,10 @@ def probe_tables(findings: Findings) -> None:
 
 
 def llm_tables(found: Mapping[str, Any]) -> None:
-    """What an LLM's layers, and V^, make of text, and what it says of BASIC: the object of `--json`."""
+    """Print how near an LLM's layers, and V^, are to its words, and what follows for BASIC.
+
+    found: the object of `--json`.
+    """
     terminal.print_table(
         {
             "LLM": f"{found['llm']}, {found['vocabulary']:,} tokens in its vocabulary",

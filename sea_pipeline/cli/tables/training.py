@@ -1,4 +1,4 @@
-"""What a terminal shows of training: parts, metrics, runs."""
+"""Print models, metrics, training runs and evaluations in a terminal."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.training.run import TrainRun
 
 _TOKEN = 20
-"""Characters shown of a token at most: some are runs of spaces."""
+"""The most characters shown of a token. Some tokens are long runs of spaces."""
 
 _MEANINGS = {
     "lm_loss": "nats per trained token: lower is better",
@@ -50,11 +50,11 @@ _MEANINGS = {
 }
 _COUNTS = ("distinct_tokens", "trained_tokens", "yes_no_questions", "vqa_questions")
 _ROOM = 80
-"""Columns of a terminal that also shows the meanings."""
+"""The fewest columns of a terminal at which meanings are shown, too."""
 
 
 def train_reporter() -> "TrainReporter":
-    """Makes what prints what a run does."""
+    """Make the reporter that prints what a training run does."""
     from trainer.training.reporter import TrainReporter
 
     class TrainingTerminal(terminal.Terminal, TrainReporter):
@@ -71,7 +71,7 @@ def train_reporter() -> "TrainReporter":
 
 
 def run_table(run: "TrainRun", stage: str = "") -> None:
-    """A finished run: its metrics at the start and at the end, and where its model is."""
+    """Print a finished run's metrics at the start and at the end, and the place of its model."""
     summary = run.summary
     if summary["end"]:
         metrics_table({"start": summary["start"], f"after {summary['steps']:,} steps": summary["end"]}, stage)
@@ -79,7 +79,7 @@ def run_table(run: "TrainRun", stage: str = "") -> None:
 
 
 def token_row(row: "RowTokens") -> None:
-    """What a row trains, token by token: trained tokens stand between « and »."""
+    """Print what a row trains, token by token, with the trained tokens between « and »."""
     terminal.output.print(f"{row.id}: {_counts(row)}", style="bold", highlight=False, markup=False, soft_wrap=True)
     shown = []
     for run, trained in row.runs():
@@ -97,7 +97,7 @@ def _counts(row: "RowTokens") -> str:
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -> None:
-    """Metrics by name, a column for each of several models or moments."""
+    """Print metrics by name, with a column for each of several models or moments."""
     table = terminal.plain_table(title=title or None)
     table.add_column(no_wrap=True)
     for name in columns:
@@ -114,7 +114,7 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]], title: str = "") -
 
 
 def layers_table(layers: Sequence["Layer"]) -> None:
-    """What the visual tokens of each layer are nearest to, a row a layer."""
+    """Print what the visual tokens of each layer are nearest to, a row for each layer."""
     names = {
         "meaningful": "meaningful",
         "meaningful_chance": "chance",
@@ -136,7 +136,10 @@ def layers_table(layers: Sequence["Layer"]) -> None:
 
 
 def replace_tables(found: Mapping[str, Any]) -> None:
-    """What the model says of each image, from V and from replaced tokens, and how often an answer's word is in it."""
+    """Print the model's text for each image, from V and from replaced tokens.
+
+    A table shows how often such a text has a content word of the answer.
+    """
     for text in found["texts"]:
         control = f"; control: the replaced tokens of {text['control_of']}" if "control" in text else ""
         terminal.output.print(f"\n{text['image']}{control}")
@@ -156,7 +159,7 @@ def replace_tables(found: Mapping[str, Any]) -> None:
 
 
 def export_table(done: "Exported") -> None:
-    """What an export wrote, and what its reader must know."""
+    """Print what an export wrote, and what its reader must know."""
     rows = {"folder": str(done.out), "holds": done.what, "tensors": f"{done.tensors:,}, {decimal(done.bytes)}"}
     rows["read by"] = done.reader
     if done.pushed is not None:
@@ -167,7 +170,7 @@ def export_table(done: "Exported") -> None:
 
 
 def rows_tables(rows: Sequence["PaperRow"]) -> None:
-    """The rows of the papers, table by table, with the papers' numbers where they have room."""
+    """Print the rows of the papers, table by table, with the papers' numbers if they fit."""
     narrow = False
     for (paper, title), group in groupby(rows, key=lambda row: (row.paper, row.table)):
         members = list(group)
@@ -192,7 +195,7 @@ def rows_tables(rows: Sequence["PaperRow"]) -> None:
 
 
 def row_page(row: "PaperRow") -> None:
-    """A row of a paper: its numbers, what it takes, what is set over which recipe, and its commands."""
+    """Print a row of a paper, with its numbers, its hardware, its changes to a recipe, and its commands."""
     numbers = "  ".join(f"{name} {value}" for name, value in row.expected.items() if value is not None)
     page = {
         "row": f"{row.paper}, {row.table}: {row.label}",
@@ -206,7 +209,7 @@ def row_page(row: "PaperRow") -> None:
 
 
 def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> None:
-    """The commands of a suite as a shell script, each below what must be known of it."""
+    """Print the commands of a suite as a shell script, each below its note."""
     for name, pin in pins.items():
         print(f"# {name.replace('_', '-')} {pin.version}: {pin.install}")
     if "lmms_eval" in pins:
@@ -217,7 +220,7 @@ def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> Non
 
 
 def collected_table(found: "Collected") -> None:
-    """The papers' numbers, a row each, with what the harnesses found below them."""
+    """Print the papers' numbers, a row each, with the harnesses' results below them."""
     table = terminal.plain_table()
     table.add_column("")
     table.add_column("")
@@ -235,7 +238,7 @@ def collected_table(found: "Collected") -> None:
 
 
 def curve_tables(found: "Curves") -> None:
-    """A table a column: a line a step, a run beside the other."""
+    """Print a table for each column, with a line for each step and a column for each run."""
     for name, curve in found.curves.items():
         table = terminal.plain_table(title=f"\n{name}")
         table.add_column("step", justify="right")
@@ -257,7 +260,7 @@ def _cells(scores: Mapping[str, float | None], form: str) -> list[str]:
 
 
 def plain_metrics(found: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of `evaluate_model` that are one number each."""
+    """Select the metrics of `evaluate_model` that are one number each."""
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
@@ -294,7 +297,7 @@ def _number(name: str, value: float) -> str:
 
 
 def _with_error(name: str, values: Mapping[str, float]) -> str:
-    """A metric with its standard error behind it, if it has one."""
+    """Format a metric with its standard error, if it has one."""
     if name not in values:
         return ""
     error = values.get(f"{name}_se")
@@ -307,7 +310,7 @@ _SHOWN = [
 
 
 def lens_table(found: Mapping[str, Any]) -> None:
-    """What the visual tokens of each layer say through the contextual lens, and through the nearest input embedding."""
+    """Print what the visual tokens of each layer mean by the contextual lens and by the nearest input embedding."""
     index, layers = found["index"], found["layers"]
     title = (
         "\nshare of visual tokens nearest to a word of their photo's captions, and gain over another photo's, by layer"
