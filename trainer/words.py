@@ -23,13 +23,13 @@ __getattr__ = renamed(__name__, "trainer.losses.embeddings", {"llm_embeddings", 
 
 Prefix = Literal["space", "none", "both-mean"]
 _BEFORE = "a"
-"""The text put before a word to tokenize it as in running text."""
+"""The text put before a word to tokenise it as in running text."""
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _BYTE_LEVEL, _SENTENCE_PIECE = "Ġ", "▁"
 
 
 def word_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], prefix: Prefix) -> list[list[list[int]]]:
-    """Tokenize words, without BOS and EOS.
+    """Tokenise words, without BOS and EOS.
 
     Args:
         tokenizer: any of transformers.
