@@ -60,7 +60,7 @@ class Tapped:
     ) -> None:
         """Add the attention of one layer to the sum.
 
-        Only the layer's first call counts. `AttentionTap` describes the arguments.
+        Only the layer's first call counts. `_received` and `_bias` give the shapes of the arguments.
         """
         if layer not in self._waiting:  # gradient checkpointing computes a layer twice
             return
@@ -192,9 +192,9 @@ def _received(
 def _bias(mask: torch.Tensor | None, chunk: _Chunk, window: int | None) -> torch.Tensor:
     """Return which keys each row may attend to, bool (b, n, end), or what is added to its scores.
 
-    It follows the attention's own mask. That is either (B, 1, L, L), which holds everything. Or, for flash attention or
-    without padding, it is None or a bool (B, L) that is False for padding, and the attention function itself does
-    causality and the sliding window.
+    It follows the attention's own mask. A mask (B, 1, L, L) holds everything. For flash attention, or without padding,
+    the mask is None or a bool (B, L) that is False for padding. Then the attention function itself does causality and
+    the sliding window, and so does this one.
     """
     if mask is not None and mask.dim() == 4:
         assert mask.shape[1] == 1, "a mask for each head"

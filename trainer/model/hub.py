@@ -20,9 +20,9 @@ def is_name(name: str) -> bool:
 
 
 def find_file(spec: str, name: str) -> Path | None:
-    """Return the path of a file of a folder or of a hub name.
+    """Return the path of a file of a folder or of a hub name, or None.
 
-    None if it does not exist, or if the hub cannot be asked.
+    It is None if the file does not exist, or if the hub cannot be asked.
     """
     from transformers.utils.hub import cached_file  # here, because it takes a while and `check` does not need it
 

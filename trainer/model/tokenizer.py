@@ -94,7 +94,7 @@ def _begins_alike(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _spaced(tokenizer: PreTrainedTokenizerBase, name: str, behind: str) -> PreTrainedTokenizerBase:
     """Copy the tokenizer with a normalizer that puts a space after a special token.
 
-    `behind` is the pattern of the token where a space belongs.
+    `behind` is a regular expression that matches the token if a space belongs after it.
     """
     copied = rebuilt(tokenizer, tokenizer.backend_tokenizer)
     copied.add_tokens([AddedToken(name, special=True, normalized=True)])
