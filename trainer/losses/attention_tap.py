@@ -1,4 +1,4 @@
-"""Reads the attention of text on images (Eq. 5 of BASIC) beside the LLM's own attention, whatever computes that.
+"""Reads the attention of text on images (Eq. 5 of BASIC) while any attention implementation runs the LLM.
 
 Shapes: B samples of L tokens, H heads of width w that share G heads of keys, n rows (text tokens that attend).
 """
@@ -134,7 +134,7 @@ class AttentionTap:
         assert 1 <= layers <= len(self._llm.layers), layers
         assert all(layer.self_attn.config is config for layer in self._llm.layers)
         self._name = _PREFIX + found
-        # not set_attn_implementation, which takes every name with "flash" in it for a kernel to be fetched
+        # Not by set_attn_implementation, which takes a name with "flash" in it for a kernel to download.
         config._attn_implementation = self._name
 
     @contextmanager

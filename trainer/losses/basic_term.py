@@ -69,6 +69,7 @@ class BasicTerm:
             trained = torch.zeros_like(rows).flatten()
             trained[batch["predict"] + 1] = True
             rows = rows & ~trained.view_as(rows)
+        # `normalise: unit` brings V^ back to the mean length of E.
         length = self.embeddings(embed).float().norm(dim=-1).mean() if supervision.needs_length else None
         with supervision.watching(columns, rows, valid, length=length) as seen:
             yield seen
@@ -100,6 +101,7 @@ class BasicTerm:
         targets = refined.reshape(-1, visual.shape[-1])
         found = {f"visual_{name}": visual.flatten(0, 1) for name in self.terms}
         if "das" in self.terms:
+            # Not the mean length of V^, which layers have made longer than embeddings
             ordinary = ordinary_length(embed, self._vocabulary)
             found["das"] = equations.das(found["visual_das"], targets, weights, ordinary=ordinary)
         if "sds" in self.terms:

@@ -54,6 +54,7 @@ class SeaTerm(nn.Module):
             for word, ids in enumerate(spelled):
                 padded[form, word, : len(ids)] = torch.tensor(ids)
         self.register_buffer("tokens", padded, persistent=False)
+        # Words with equal tokens in all spellings share a key.
         _, same = torch.unique(padded.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
         self.register_buffer("keys", same if dedupe == "tokens" else torch.arange(len(same)), persistent=False)
         self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]), requires_grad=learnable)  # FSDP cuts no scalar
@@ -80,6 +81,7 @@ class SeaTerm(nn.Module):
         if self.gather:
             if dist.is_initialized() and dist.get_world_size() > 1:
                 chosen, words, seed = gathered(chosen, words, seed)
+            # A word twice in the batch would be its own negative in Eq. 9.
             kept = _one_per_key(self.keys[words], seed)
             chosen, words = chosen[kept], words[kept]
         loss = equations.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
@@ -95,6 +97,7 @@ class SeaTerm(nn.Module):
         there = (ids >= 0).unsqueeze(-1)
         vectors = embed.forward(ids.clamp(min=0))  # no call: FSDP's hooks count those, and these are too many
         vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        # Eq. 8: the mean over a word's own tokens, as `there` leaves out the padding; then the mean over spellings
         mean: torch.Tensor = ((vectors * there).sum(2) / there.sum(2)).mean(0)
         return mean
 
@@ -132,6 +135,7 @@ def gathered(visual: torch.Tensor, words: torch.Tensor, seed: int) -> tuple[torc
     everyones = [torch.zeros_like(own) for _ in range(world)]
     dist.all_gather(everyones, own)
     sizes, seeds = zip(*torch.stack(everyones).tolist(), strict=True)
+    # N differs between processes and all_gather wants equal shapes: pad to the largest, gather, cut to the sizes.
     padded_visual = visual.new_zeros(max(sizes), visual.shape[-1])
     padded_words = words.new_zeros(max(sizes))
     padded_visual[: len(visual)] = visual.detach()

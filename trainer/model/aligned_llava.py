@@ -193,7 +193,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         # Under FSDP either all processes go back through all layers, or none does.
         if nothing is not None and isinstance(self, FSDPModule):
             given = {"inputs_embeds": self.get_input_embeddings()(input_ids) + nothing}
-        # No mask: padding is on the right, where causality hides it from all that counts; CUDA's flash takes none.
+        # No mask: padding is on the right, so causality hides it from all that counts. CUDA's flash takes no mask.
         hidden = self.model(use_cache=False, **given).last_hidden_state
         logits = self.lm_head(hidden.flatten(0, 1)[batch["predict"]])
         return F.cross_entropy(logits.float(), batch["targets"], reduction="sum" if self.training else "none")

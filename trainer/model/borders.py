@@ -35,7 +35,7 @@ _SURROUNDINGS = re.compile(
     r"allocat|out of memory|CUDA (error|driver)|CUDNN|CUBLAS|NCCL|[Cc]onnection|[Tt]imed out|Broken pipe|"
     r"DataLoader worker|inline_container|os error|No space left|Too many open files"
 )
-"""Messages about the machine, whoever raises them."""
+"""Patterns of messages about the machine, from any library."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 

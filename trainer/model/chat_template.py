@@ -191,7 +191,7 @@ def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a
     """Render a question, or return None if it is lost or cannot be written."""
     try:
         text, _ = _rendered(template, [{"role": "user", "content": content}], True)
-    except (TemplateError, TypeError):  # a list where it adds strings
+    except (TemplateError, TypeError):  # the template adds strings and got a list
         return None
     return text if _PROBE in text else None
 

@@ -118,7 +118,7 @@ class ShardingTrainer(Trainer):
                 policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
                 self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
             os.environ.pop("ACCELERATE_USE_FSDP", None)  # accelerate sets it; it would hold for later stages, too
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody writes over
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing writes to them
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:

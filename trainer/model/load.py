@@ -142,7 +142,7 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
 def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:
     """Make each part that trains float32 as a whole.
 
-    Then no layer of it gives the next one another precision.
+    Then its layers all pass on the same precision.
 
     The LLM under adapters is frozen; they have their own precision. Batch norms compute in float32 for any input.
     """

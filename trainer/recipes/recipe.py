@@ -16,7 +16,7 @@ SAMPLES = "samples"
 
 Weight = Annotated[float, Field(ge=0)] | Literal["auto"]
 AspectRatio = Literal["square", "pad"]
-"""LLaVA's `image_aspect_ratio`: the tower's own image processor alone, or behind bars that make a square."""
+"""LLaVA's `image_aspect_ratio`: the tower's own image processor alone, or after bars that make a square."""
 
 
 def _step(value: object) -> object:
