@@ -47,8 +47,7 @@ def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDE
 
     A message with one `<image>` gets it at its front, with a newline after it, as in LLaVA. Several stay where they
     are, if there are as many images. If there is one image for each such message, they become one, as in LLaVA. Images
-    without any `<image>` go to the front of the first question. An answer before the first question is left out, as in
-    LLaVA.
+    without any `<image>` go to the front of the first question. As in LLaVA, an answer before that is left out.
 
     Args:
         conversations: the field of that name: a list of {"from": human | gpt | system, "value": text}.
@@ -56,9 +55,8 @@ def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDE
         image_token: the tokenizer's name for an image.
 
     Raises:
-        UserError: these are not such turns, or not an optional system turn and then human and gpt in alternation; the
-            numbers of `<image>` and of images do not agree; an image token is in a turn that is no question, or the
-            text has `image_token` in place of `<image>`.
+        UserError: these are not turns of human and gpt in alternation after an optional system turn; the numbers of
+            `<image>` and of images do not agree; or an image token is in an answer, or has another name than `<image>`.
     """
     messages = [_message(turn, number) for number, turn in enumerate(_turns(conversations), start=1)]
     first = int(messages[0]["role"] == "system")
