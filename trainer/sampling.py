@@ -1,7 +1,7 @@
-"""Which patches and which of their words enter a step (SEA section 4.2): windows, Eq. 7, one patch per word.
+"""Draws the patches and words that enter a step (SEA section 4.2), by windows, Eq. 7 and one patch per word.
 
-Pure functions of arrays and a seed: what an epoch draws for a sample depends on (seed, epoch, sample) alone, so a
-resumed run draws what an uninterrupted one would have drawn.
+These are pure functions of arrays and a seed. What an epoch draws for a sample depends on (seed, epoch, sample) alone,
+so a resumed run draws what an uninterrupted one would have drawn.
 
 Shapes: P = rows * columns patches, n labels per patch, K patches drawn from an image, N patches of a batch.
 """
@@ -24,7 +24,7 @@ class Drawn(NamedTuple):
 
 
 def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
-    """The random numbers of one sample in one epoch."""
+    """Make the random number generator of one sample in one epoch."""
     return np.random.default_rng((seed, epoch, sample))
 
 
@@ -37,18 +37,18 @@ def draw(
     window: int = 2,
     ragged: Literal["keep", "drop"] = "keep",
 ) -> Drawn:
-    """Draws one patch from every window and one of its words.
+    """Draw one patch from each window, and one of its words.
 
-    The patch is uniform over the window, the word follows Eq. 7: S_norm = S / sum(S) over the patch's labels. A window
-    whose patch has no label, or labels of score 0 only, takes no part.
+    The patch is uniform over the window. The word follows Eq. 7, S_norm = S / sum(S) over the patch's labels. A window
+    takes no part if its patch has no label, or only labels of score 0.
 
     Args:
-        word_ids: (P, n), -1 where there is no label.
+        word_ids: (P, n), -1 for no label.
         scores: (P, n), not negative.
         grid: (rows, columns); patches are row-major.
         random: see `generator`.
         window: k of the k x k windows; 1 takes every patch.
-        ragged: whether the smaller windows at the right and lower edge take part, where k does not divide the grid.
+        ragged: whether the smaller windows at the right and lower edge take part, if k does not divide the grid.
 
     Raises:
         ValueError: the arrays do not fit the grid or each other, the window is not positive, or `ragged` is neither.
@@ -66,38 +66,45 @@ def draw(
     row = _one_in_each(rows, window, ragged)
     column = _one_in_each(columns, window, ragged)
     shape = (len(row), len(column))
+    # Uniform in each window: its start plus floor(u * length), u in [0, 1)
     picked_rows = row[:, :1] + (random.random(shape) * row[:, 1:]).astype(np.int64)
     picked_columns = column[:, 0] + (random.random(shape) * column[:, 1]).astype(np.int64)
     patches = (picked_rows * columns + picked_columns).ravel()
 
+    # Eq. 7 by inversion: u * sum(S) falls into a label's piece of the cumulated scores with probability S / sum(S).
     mass = np.where(word_ids[patches] >= 0, scores[patches], 0).astype(np.float64).cumsum(-1)
+    # One number for each patch, labelled or not, so that the draws of a sample do not depend on which have labels.
     point = random.random(len(patches)) * mass[:, -1]
     chosen = (mass <= point[:, None]).sum(-1)  # the first label whose share of the mass holds the point
     labelled = mass[:, -1] > 0
+    # Windows go row by row, patches of neighbouring windows do not: sort to row-major order.
     order = patches[labelled].argsort()
     patches, chosen = patches[labelled][order], chosen[labelled][order]
     return Drawn(patches, word_ids[patches, chosen].astype(np.int64))
 
 
 def one_patch_per_word(words: Ids, random: np.random.Generator) -> Ids:
-    """Of the patches of a batch that share a word, keeps one at random ("we randomly retain only one patch").
+    """Keep one patch at random for each word of a batch ("we randomly retain only one patch").
 
-    Returns the kept positions among the N given, ascending; each kept word is there once.
+    Returns:
+        The kept positions among the N given, ascending. Each kept word occurs once.
 
     Raises:
-        ValueError: -1 is among them, which stands for no label.
+        ValueError: -1, which means no label, is among them.
     """
     if (words < 0).any():
         raise ValueError(f"expected word ids, none below 0; found {words.min()}")
     shuffled = random.permutation(len(words))
+    # np.unique gives the first place of each word, which is a random one in shuffled order.
     _, first = np.unique(words[shuffled], return_index=True)
     kept: Ids = np.sort(shuffled[first])
     return kept
 
 
 def _one_in_each(length: int, window: int, ragged: Literal["keep", "drop"]) -> Ids:
-    """The windows along one side: (count, 2) with start and length of each."""
+    """Return start and length of each window along one side, (count, 2)."""
     starts = np.arange(0, length, window)
+    # The last window is shorter if the window does not divide the side.
     lengths = np.minimum(window, length - starts)
     windows = np.stack([starts, lengths], -1)
     return windows if ragged == "keep" else windows[lengths == window]

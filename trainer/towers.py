@@ -1,6 +1,6 @@
-"""Vision towers that transformers lacks, registered with its Auto classes when this module is imported.
+"""Registers vision towers that transformers lacks with its Auto classes when this module is imported.
 
-A folder whose vision part is one of these loads in stock transformers classes once `trainer.towers` is imported.
+After that a folder whose vision part is one of these loads in stock transformers classes.
 
 Shapes: B images, m = g * g visual tokens in row-major order, d the tower's width.
 """
@@ -32,7 +32,10 @@ class _Tower(PreTrainedModel):
     _supports_attention_backend = True
 
     def get_input_embeddings(self) -> nn.Module:
-        """The module that sees the pixels; transformers hooks it when inputs must require gradients."""
+        """Return the module that sees the pixels.
+
+        transformers hooks it if inputs must require gradients.
+        """
         raise NotImplementedError
 
     def _output(
@@ -40,7 +43,10 @@ class _Tower(PreTrainedModel):
         features: torch.Tensor,
         hidden_states: bool | int | list[int] | None,
     ) -> BaseModelOutputWithPooling:
-        """Wraps (B, m, d) features; 0 is a layer, so `hidden_states` may not be tested for truth."""
+        """Wrap (B, m, d) features in transformers' output class.
+
+        `hidden_states` may not be tested for truth, because 0 is a layer.
+        """
         wanted = self.config.output_hidden_states if hidden_states is None else hidden_states is not False
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
@@ -50,7 +56,7 @@ class _Tower(PreTrainedModel):
 
 
 class PackagedTowerConfig(PreTrainedConfig):
-    """EfficientNet-Lite0 before its classifier; sizes in pixels."""
+    """The configuration of EfficientNet-Lite0 before its classifier, with sizes in pixels."""
 
     model_type = "sea_packaged"
     base_config_key = "vision_config"
@@ -60,17 +66,17 @@ class PackagedTowerConfig(PreTrainedConfig):
     patch_size: int = 32
     num_channels: int = 3
     num_hidden_layers: int = 0
-    """No layer but the last is given out."""
+    """0, because only the last layer is given out."""
 
 
 class PackagedTower(_Tower):
     """EfficientNet-Lite0's features before the classifier, stride 32: the tower of the packaged demo.
 
-    Batch norms use their running statistics in training, too: the tower is a feature extractor. Gradients flow to its
-    parameters where they require one.
+    The tower is a feature extractor, so batch norms use their running statistics in training, too. Gradients flow to
+    its parameters that require one.
 
     Raises:
-        UserError: the package with the network's code is not installed. The one with its weights is not needed here.
+        UserError: the package with the network's code is not installed. The package with its weights is not needed.
     """
 
     config_class = PackagedTowerConfig
@@ -83,13 +89,13 @@ class PackagedTower(_Tower):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Switches the tower's flag; the network itself stays in eval mode."""
+        """Set the tower's training flag, but keep the network in eval mode."""
         super().train(mode)
         self.network.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first convolution."""
+        """Return the first convolution."""
         stem: nn.Module = self.network._conv_stem
         return stem
 
@@ -99,19 +105,19 @@ class PackagedTower(_Tower):
         output_hidden_states: bool | int | list[int] | None = None,
         **_: Any,  # noqa: ANN401 - what transformers hands to every tower
     ) -> BaseModelOutputWithPooling:
-        """Runs the network.
+        """Run the network.
 
         Args:
             pixel_values: (B, 3, height, width), (x - 127) / 128 of 8-bit RGB; 448 x 448 gives m = 196.
             output_hidden_states: True, or the layers wanted, asks for `hidden_states`.
 
         Returns:
-            `last_hidden_state` (B, m, 1280); `hidden_states` holds the same tensor alone, so that layer -1 is it.
+            `last_hidden_state` (B, m, 1280). `hidden_states` holds the same tensor alone, so that it is layer -1.
         """
         images = pixel_values.to(self.dtype)
         if self._is_frozen_here(images):
             features = _tokens(frozen_features(self.network, images))
-        elif images.device.type == "cpu":  # one image's activations stay in the cache: half the time of a batch
+        elif images.device.type == "cpu":  # one image's activations fit the cache: half the time of a batch
             features = torch.cat([self._features(image) for image in torch.split(images, 1)])
         else:
             features = self._features(images)
@@ -121,7 +127,10 @@ class PackagedTower(_Tower):
         return _tokens(self.network.extract_features(images.contiguous(memory_format=torch.channels_last)))
 
     def _is_frozen_here(self, images: torch.Tensor) -> bool:
-        """Whether nobody wants a gradient, and all weights are here and float32: FSDP's may be cut."""
+        """Tell whether the fast path for a frozen network on a CPU applies.
+
+        It does if no gradient is asked for, and all weights are whole float32 parameters. FSDP's may be cut.
+        """
         if images.device.type != "cpu" or images.dtype != torch.float32 or not has_onednn():
             return False
         if torch.is_autocast_enabled("cpu") or not all(type(one) is nn.Parameter for one in self.parameters()):
@@ -130,12 +139,15 @@ class PackagedTower(_Tower):
 
 
 def _tokens(maps: torch.Tensor) -> torch.Tensor:
-    """(B, d, g, g) to (B, m, d)."""
+    """Flatten feature maps, (B, d, g, g), to tokens, (B, m, d)."""
     return maps.flatten(2).transpose(1, 2).contiguous()
 
 
 class S2TowerConfig(PreTrainedConfig):
-    """A base tower run at several scales. Everything below the first four fields is derived from them."""
+    """The configuration of a base tower run at several scales.
+
+    `hidden_size`, `image_size` and `patch_size` are derived from the other fields.
+    """
 
     model_type = "sea_s2"
     base_config_key = "vision_config"
@@ -146,11 +158,11 @@ class S2TowerConfig(PreTrainedConfig):
     scales: list[int] | tuple[int, ...] = S2_SCALES
     """Multiples of the base resolution, ascending; their features are joined in this order."""
     feature_layer: int = -2
-    """Index into the base tower's hidden states."""
+    """The index into the base tower's hidden states."""
     feature_select_strategy: str = "default"
     """"default" drops the base's first token (CLS), "full" keeps all."""
     tile_size: int | None = None
-    """Side in pixels of what the base tower sees at once; None: its `image_size`."""
+    """The side in pixels of the image that the base tower sees at once; None: its `image_size`."""
 
     hidden_size: int | None = None
     image_size: int | None = None
@@ -159,7 +171,7 @@ class S2TowerConfig(PreTrainedConfig):
     num_hidden_layers: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
-        """Derives the sizes."""
+        """Derive the sizes."""
         super().__post_init__(**kwargs)
         base: Any = self.base
         self.scales = list(self.scales)
@@ -172,9 +184,9 @@ class S2TowerConfig(PreTrainedConfig):
 class S2Tower(_Tower):
     """Scaling on Scales (Shi et al. 2024, arXiv 2403.13043) around any vision tower.
 
-    At scale s the image is resized to s times the base resolution and cut into s * s tiles; the base tower sees each
-    tile alone; the tiles' features, put together again, form an (s g) x (s g) map, which area averaging brings to
-    g x g. The scales' maps are joined along the channels: m = g * g tokens, d = (number of scales) * (base width).
+    At scale s the image is resized to s times the base resolution and cut into s * s tiles. The base tower sees each
+    tile alone. The tiles' features, put together again, form an (s g) x (s g) map, which area averaging brings to
+    g x g. The scales' maps are joined along the channels, so m = g * g and d = (number of scales) * (base width).
     """
 
     config_class = S2TowerConfig
@@ -185,7 +197,7 @@ class S2Tower(_Tower):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The base tower's."""
+        """Return the base tower's input module."""
         embeddings: nn.Module = self.base.get_input_embeddings()
         return embeddings
 
@@ -195,29 +207,31 @@ class S2Tower(_Tower):
         output_hidden_states: bool | int | list[int] | None = None,
         **_: Any,  # noqa: ANN401 - what transformers hands to every tower
     ) -> BaseModelOutputWithPooling:
-        """Runs the base tower at every scale.
+        """Run the base tower at each scale.
 
         Args:
             pixel_values: (B, 3, s t, s t), t the tile's side and s the largest scale, preprocessed as for the base.
             output_hidden_states: True, or the layers wanted, asks for `hidden_states`.
 
         Returns:
-            `last_hidden_state` (B, m, d) without CLS; `hidden_states` holds the same tensor alone, as layer -1.
+            `last_hidden_state` (B, m, d) without CLS. `hidden_states` holds the same tensor alone, as layer -1.
         """
         features = torch.cat([self._at_scale(pixel_values, scale) for scale in self.config.scales], dim=1)
         return self._output(features.flatten(2).transpose(1, 2), output_hidden_states)
 
     def _at_scale(self, pixels: torch.Tensor, scale: int) -> torch.Tensor:
-        """(B, base width, g, g)."""
+        """Compute the base tower's features at one scale, (B, base width, g, g)."""
         tile = self.config.tile_size
         side = scale * tile
         if pixels.shape[-2:] != (side, side):  # bicubic without antialiasing, as in the authors' code
             exact = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
             pixels = F.interpolate(exact, size=(side, side), mode="bicubic").to(pixels.dtype)
         count, channels = pixels.shape[:2]
+        # (B, 3, s t, s t) to (B s s, 3, t, t), tiles of an image row by row
         tiles = pixels.reshape(count, channels, scale, tile, scale, tile).permute(0, 2, 4, 1, 3, 5)
         tokens = self._base_tokens(tiles.reshape(-1, channels, tile, tile))
         grid = isqrt(tokens.shape[1])
+        # (B s s, g g, width) to (B, width, s g, s g): the tiles put together again
         maps = tokens.reshape(count, scale, scale, grid, grid, -1).permute(0, 5, 1, 3, 2, 4)
         return F.avg_pool2d(maps.reshape(count, -1, scale * grid, scale * grid), scale)
 
@@ -228,10 +242,10 @@ class S2Tower(_Tower):
 
 
 def tower_grid(config: LlavaConfig) -> tuple[int, int]:
-    """Rows and columns of the visual tokens of one image.
+    """Return rows and columns of the visual tokens of one image.
 
     Raises:
-        UserError: `image_seq_length` is no square number.
+        UserError: `image_seq_length` is not a square number.
     """
     side = isqrt(config.image_seq_length)
     if side * side != config.image_seq_length:

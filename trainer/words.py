@@ -1,7 +1,8 @@
-"""Words and the LLM's tokens: Eq. 8's table for a word list, and which tokens are words on their own.
+"""Converts between words and the LLM's tokens, for Eq. 8's table of a word list and for tokens that are words.
 
-Tokenizers are those of transformers, by what they do: byte-level BPE (Llama 3, SmolLM2) writes the space before a word
-as "Ġ", SentencePiece (Llama 2, Gemma, T5) as "▁", and some of the latter put that space before a text by themselves.
+Tokenizers are those of transformers, told apart by what they do. Byte-level BPE (Llama 3, SmolLM2) writes the space
+before a word as "Ġ", SentencePiece (Llama 2, Gemma, T5) as "▁". Some of the latter add that space before a text by
+themselves.
 """
 
 import re
@@ -22,24 +23,24 @@ __getattr__ = renamed(__name__, "trainer.losses.embeddings", {"llm_embeddings", 
 
 Prefix = Literal["space", "none", "both-mean"]
 _BEFORE = "a"
-"""The text before a word where it is tokenized as in running text."""
+"""The text put before a word to tokenise it as in running text."""
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _BYTE_LEVEL, _SENTENCE_PIECE = "Ġ", "▁"
 
 
 def word_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], prefix: Prefix) -> list[list[list[int]]]:
-    """The token ids of words, without BOS and EOS.
+    """Tokenise words, without BOS and EOS.
 
     Args:
         tokenizer: any of transformers.
         words: q words or phrases.
-        prefix: "space" takes a word as it is in running text, after a space: what "a word" has beyond "a". So the space
-            is there once, whether the tokenizer adds one by itself (Llama 2 reads " cat" as two spaces) or not. "none"
-            takes the word as a text of its own; a tokenizer that adds a space by itself gives the same as for "space".
-            "both-mean" gives both forms, "space" first; the caller averages their embeddings.
+        prefix: "space" takes a word as in running text, after a space: the tokens that "a word" has beyond "a". So
+            there is one space, even if the tokenizer adds one by itself (Llama 2 would read " cat" as two spaces).
+            "none" takes the word as a text of its own; a tokenizer that adds a space by itself gives the same as for
+            "space". "both-mean" gives both forms, "space" first; the caller averages their embeddings.
 
     Returns:
-        forms -> words -> ids; one form, or two for "both-mean". A word may have no token.
+        For each form, for each word, its ids. There is one form, or two for "both-mean". A word may have no token.
 
     Raises:
         UserError: the tokenizer joins a word with the one before it, so that it has no tokens of its own.
@@ -55,7 +56,7 @@ def word_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], pref
 def llm_word_table(
     embeddings: torch.Tensor, tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], prefix: Prefix
 ) -> torch.Tensor:
-    """Eq. 8 for a word list: the mean of the LLM's input embeddings over each word's tokens.
+    """Compute Eq. 8 for a word list, the mean of the LLM's input embeddings over each word's tokens.
 
     Args:
         embeddings: (V, d), the LLM's input embedding matrix.
@@ -67,7 +68,7 @@ def llm_word_table(
         (q, d) in the matrix's dtype, without a gradient; means are taken in float32.
 
     Raises:
-        UserError: a word has no token; names it.
+        UserError: a word has no token; the message names it.
     """
     tables = []
     for form in word_tokens(tokenizer, words, prefix):
@@ -79,17 +80,19 @@ def llm_word_table(
 
 
 def whole_words(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> dict[int, str]:
-    """The tokens that are a word on their own, as it is in running text: "Ġcat" or "▁cat", not the "cat" in "bobcat".
+    """Find the tokens that are a word on their own, as in running text.
 
-    Letters only, at least two, with hyphens and apostrophes between them; no special tokens. That a token may go on, as
-    "Ġcat" does in "category", and that it may be no word of any language, is not looked at.
+    That is "Ġcat" or "▁cat", not the "cat" in "bobcat".
+
+    Such a token has letters only, at least two, with hyphens and apostrophes between them, and is not special. Two
+    things are not checked: a token may go on, as "Ġcat" does in "category", and it may be no word of any language.
 
     Args:
         tokenizer: one that marks the space before a word in its tokens, with "Ġ" or "▁".
-        vocabulary: ids from here on, such as rows that only pad the embedding matrix, are left out.
+        vocabulary: ids from this one on, such as rows that only pad the embedding matrix, are left out.
 
     Returns:
-        Token id -> word, lower-cased, ids ascending; "ĠCat" and "Ġcat" both stand for "cat".
+        Token id -> word, lower-cased, ids ascending. "ĠCat" and "Ġcat" both give "cat".
 
     Raises:
         UserError: no token begins with either mark.
@@ -113,7 +116,10 @@ def whole_words(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> dict[i
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """The ids of all special tokens: the end of a text or turn, what marks roles, padding."""
+    """Return the ids of all special tokens.
+
+    They are the ends of texts and turns, marks of roles, and padding.
+    """
     added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 

@@ -1,4 +1,4 @@
-"""The attention of text on images, read beside the LLM's own attention (Eq. 5 of BASIC), whatever computes that.
+"""Reads the attention of text on images (Eq. 5 of BASIC) while any attention implementation runs the LLM.
 
 Shapes: B samples of L tokens, H heads of width w that share G heads of keys, n rows (text tokens that attend).
 """
@@ -19,30 +19,31 @@ from sea_pipeline.core.errors import UserError
 FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3", "olmo2", "smollm3", "granite")
 """Model types whose attention is softmax(scaling * q k), causal, through transformers' `AttentionInterface`."""
 DECODERS = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "gemma3_text")
-"""The same of decoders that are parts of models with towers of their own; see `trainer.attach`."""
+"""Model types of such decoders inside models with towers of their own; see `trainer.attach`."""
 IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
 ROWS = {"cpu": 256, "gpu": 2048}
-"""So many rows of attention are held at once: H * ROWS * L numbers; on a CPU of one sample, which a cache may hold."""
+"""Rows of attention held at once, H * ROWS * L numbers. A CPU takes one sample at a time, which its cache may hold."""
 
 _PREFIX = "sea_tap_"
 _OPEN = "_sea_tap_open"
-"""In the `__dict__` of an attention module while it is tapped."""
+"""The key in an attention module's `__dict__` while it is tapped."""
 
 
 class Tapped:
-    """The attention on some columns, summed up as the LLM runs once."""
+    """The attention on some columns, summed while the LLM runs once."""
 
     def __init__(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, layers: list[nn.Module]) -> None:
         self._columns, self._waiting = columns, set(layers)
         self._sum: torch.Tensor | None = None
-        # by causality, text in front of all images has no attention on them
+        # Causality: text before all images has no attention on them.
         self._chunks = list(_chunks((rows & valid & (columns.cumsum(1) > 0)).cpu(), columns.device))
 
     @property
     def attention(self) -> torch.Tensor:
-        """float32, or float64 as the model, (B, L): over the layers and the rows the sum, over the heads the mean.
+        """The attention of the rows on each token, (B, L); float32, or float64 if the model is.
 
-        0 outside the columns; no graph. To be read when the LLM has run.
+        It is the sum over layers and rows of the mean over heads, 0 outside the columns, without a graph. Read it when
+        the LLM has run.
         """
         assert self._sum is not None, "the LLM has not run since the tap was opened"
         assert not self._waiting, f"{len(self._waiting)} layers ran without the tap"
@@ -57,12 +58,16 @@ class Tapped:
         scaling: float | None,
         window: int | None,
     ) -> None:
-        """One layer's share, for the layer's first call; see `AttentionTap` for what is given."""
+        """Add the attention of one layer to the sum.
+
+        Only the layer's first call counts. `_received` and `_bias` give the shapes of the arguments.
+        """
         if layer not in self._waiting:  # gradient checkpointing computes a layer twice
             return
         self._waiting.remove(layer)
         length = self._columns.shape[1]
         assert query.shape[2] == key.shape[2] == length, "the tap was opened for another length, or there is a cache"
+        # The scale of softmax(scaling * q k) is 1 / sqrt(w) unless the model says otherwise.
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
             if self._sum is None:
@@ -72,24 +77,25 @@ class Tapped:
 
 
 class _Chunk(NamedTuple):
-    """Rows of b samples whose attention is computed at once."""
+    """The rows of b samples whose attention is computed at once."""
 
     samples: slice
     rows: torch.Tensor
     """int64 (b, n)."""
     there: torch.Tensor
-    """bool (b, n): False where a sample has fewer rows, which are then its first."""
+    """bool (b, n): False for filled-up places of samples with fewer rows."""
     end: int
-    """Behind the last of the rows."""
+    """One more than the largest row. By causality no row attends to later keys."""
 
 
 def _chunks(chosen: torch.Tensor, device: torch.device) -> Iterator[_Chunk]:
-    """The chosen rows of a batch, bool (B, L) on the CPU, to a device."""
+    """Split the chosen rows of a batch, bool (B, L) on the CPU, into chunks on a device."""
     kind = "cpu" if device.type == "cpu" else "gpu"
     most, together = ROWS[kind], 1 if kind == "cpu" else len(chosen)  # a GPU has no use for small kernels
     for first in range(0, len(chosen), together):
         samples = slice(first, first + together)
         each = [one.nonzero().squeeze(1) for one in chosen[samples]]
+        # Samples have different numbers of rows: shorter lists are filled up with row 0, which `there` leaves out.
         rows = torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
         there = torch.arange(rows.shape[1]) < torch.tensor([[len(one)] for one in each])
         for part, known in zip(*(both.split(max(1, most // len(each)), 1) for both in (rows, there)), strict=True):
@@ -100,8 +106,8 @@ def _chunks(chosen: torch.Tensor, device: torch.device) -> Iterator[_Chunk]:
 class AttentionTap:
     """Reads the attention of an LLM's first layers while the LLM computes it as before.
 
-    Constructing it switches the LLM to a twin of its attention implementation. The twin calls the implementation;
-    between `open` and its end it also computes the chosen rows of the softmax, in float32 at least, without a graph.
+    Constructing it switches the LLM to a twin of its attention implementation. The twin calls the implementation.
+    Inside `open` it also computes the chosen rows of the softmax, in float32 at least, without a graph.
 
     Args:
         llm: a base decoder such as `LlamaModel`, the `language_model` of a LLaVA.
@@ -128,16 +134,16 @@ class AttentionTap:
         assert 1 <= layers <= len(self._llm.layers), layers
         assert all(layer.self_attn.config is config for layer in self._llm.layers)
         self._name = _PREFIX + found
-        # not set_attn_implementation, which takes every name with "flash" in it for a kernel to be fetched
+        # Not by set_attn_implementation, which takes a name with "flash" in it for a kernel to download.
         config._attn_implementation = self._name
 
     @contextmanager
     def open(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor) -> Iterator[Tapped]:
-        """Reads the attention of `rows` on `columns` in the one run of the LLM that follows inside.
+        """Read the attention of `rows` on `columns` in the one run of the LLM inside this block.
 
         Args:
-            columns: bool (B, L), what is attended to: the visual tokens.
-            rows: bool (B, L), what attends: text tokens.
+            columns: bool (B, L), the tokens attended to, which are the visual ones.
+            rows: bool (B, L), the text tokens that attend.
             valid: bool (B, L), False for padding, whose rows never count.
         """
         assert self._llm.config._attn_implementation == self._name, "the LLM's attention was switched"
@@ -165,32 +171,36 @@ def _received(
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
-    """What each key gets of the chunk's rows, (b, end): mean over heads, sum over rows.
+    """Compute the attention that each key gets from the chunk's rows, (b, end).
 
-    Queries are (B, H, L, w), keys (B, G, L, w).
+    It is the mean over heads of the sum over rows. Queries are (B, H, L, w), keys (B, G, L, w).
     """
     heads, groups, wide = query.shape[1], key.shape[1], _wide(query)
     keys = key[chunk.samples, :, : chunk.end].to(wide)
     chosen = query[chunk.samples].gather(2, chunk.rows[:, None, :, None].expand(-1, heads, -1, query.shape[-1]))
-    # the heads that share keys are neighbours: as more rows of one head they need no copies of the keys
+    # Grouped-query attention: heads that share keys are neighbours, so they become rows of one head without copies.
     grouped = chosen.to(wide).reshape(len(keys), groups, -1, query.shape[-1])
+    # scaling * q k', (b, H, n, end)
     scores = (grouped @ keys.mT).mul_(scaling).view(len(keys), heads, -1, chunk.end)
     bias = _bias(mask, chunk, window).unsqueeze(1)
     scores = scores.masked_fill_(~bias, -torch.inf) if bias.dtype == torch.bool else scores.add_(bias)
+    # The softmax is over keys up to `end`: causality gives later keys nothing. Padded rows are multiplied by 0.
     received: torch.Tensor = scores.softmax(-1).mul_(chunk.there[:, None, :, None]).sum((1, 2))
     return received / heads
 
 
 def _bias(mask: torch.Tensor | None, chunk: _Chunk, window: int | None) -> torch.Tensor:
-    """Which keys each row may look at, bool (b, n, end), or what is added to its scores: by the attention's own mask.
+    """Return which keys each row may attend to, bool (b, n, end), or what is added to its scores.
 
-    That is a mask (B, 1, L, L) that holds everything, or (flash attention; no padding) None or a bool (B, L) of
-    what is no padding, beside which causality and the sliding window are the function's own matter.
+    It follows the attention's own mask. A mask (B, 1, L, L) holds everything. For flash attention, or without padding,
+    the mask is None or a bool (B, L) that is False for padding. Then the attention function itself does causality and
+    the sliding window, and so does this one.
     """
     if mask is not None and mask.dim() == 4:
         assert mask.shape[1] == 1, "a mask for each head"
         whole = mask[:, 0, :, : chunk.end] if len(mask) == 1 else mask[chunk.samples, 0, :, : chunk.end]
         return whole.expand(len(chunk.rows), -1, -1).gather(1, chunk.rows.unsqueeze(-1).expand(-1, -1, chunk.end))
+    # No whole mask: the position of the row less that of the key; causal if not negative.
     distance = chunk.rows.unsqueeze(-1) - torch.arange(chunk.end, device=chunk.rows.device)
     allowed = distance >= 0
     if window is not None:
@@ -199,7 +209,7 @@ def _bias(mask: torch.Tensor | None, chunk: _Chunk, window: int | None) -> torch
 
 
 class _As:
-    """An object with other values of some attributes."""
+    """A view of an object in which some attributes have other values."""
 
     def __init__(self, what: object, **instead: object) -> None:
         self.__dict__.update(instead, what=what)

@@ -1,4 +1,4 @@
-"""BASIC's terms of the loss as the model holds them: where their targets come from, which vocabulary they compare with.
+"""BASIC's terms of the loss as the model holds them, with the source of their targets and the vocabulary.
 
 Shapes: B samples of L tokens, I images of m visual tokens, d the LLM's width, V its vocabulary.
 """
@@ -16,16 +16,16 @@ from trainer.losses.supervision import Supervision, degrees, image_weights
 
 
 class BasicTerm:
-    """L_das (Eq. 6) and L_sds (Eq. 7) of a batch's visual tokens.
+    """Computes L_das (Eq. 6) and L_sds (Eq. 7) of a batch's visual tokens.
 
-    It holds no parameters, and neither loss has a gradient by anything but the visual tokens it is given.
+    It holds no parameters. Both losses have a gradient w.r.t. the given visual tokens only.
 
     Args:
         terms: which of "das" and "sds" are computed.
-        vocabulary: how many of the LLM's token ids are real ones; `<image>` and padding rows come behind them.
-        supervision: makes the targets from the running LLM; None where they are read from a cache.
+        vocabulary: how many of the LLM's token ids are real ones; `<image>` and padding rows come after them.
+        supervision: makes the targets from the running LLM; None if they are read from a cache.
         equal: every token of an image counts the same.
-        prompt_only: attention degrees from the text that is not trained alone.
+        prompt_only: take attention degrees only from text that is not trained.
         temperature, matmul_dtype: see `losses.sds`.
     """
 
@@ -49,7 +49,9 @@ class BasicTerm:
 
     @contextmanager
     def watching(self, batch: dict[str, Any], columns: torch.Tensor, embed: nn.Module) -> Iterator[Any]:
-        """Makes targets of what the LLM does inside this block; gives None where they come with the batch.
+        """Make targets from what the LLM does inside this block.
+
+        It yields the `Seen` of supervision, or None if the targets come with the batch.
 
         Args:
             batch: with `attention_mask` (B, L) and `predict`.
@@ -63,9 +65,11 @@ class BasicTerm:
         valid = batch["attention_mask"].bool()
         rows = valid & ~columns
         if self._prompt_only:
+            # `predict` holds the positions before the trained tokens.
             trained = torch.zeros_like(rows).flatten()
             trained[batch["predict"] + 1] = True
             rows = rows & ~trained.view_as(rows)
+        # `normalise: unit` brings V^ back to the mean length of E.
         length = self.embeddings(embed).float().norm(dim=-1).mean() if supervision.needs_length else None
         with supervision.watching(columns, rows, valid, length=length) as seen:
             yield seen
@@ -78,23 +82,26 @@ class BasicTerm:
         images: torch.Tensor,
         embed: nn.Module,
     ) -> dict[str, torch.Tensor]:
-        """The terms by name: sums over an image's tokens, means over a sample's images, then over samples.
+        """Compute the terms by name.
 
-        Beside each, V on its way into it as `visual_NAME`, (I * m, d), whose gradient is that of the term alone.
+        Each is a sum over an image's tokens, then a mean over a sample's images, then over samples. For each term the
+        result also has V on its way into it as `visual_NAME`, (I * m, d), whose gradient is that of the term alone.
 
         Args:
             visual: V, (I, m, d), with a graph to the projector alone.
             refined: V^, (I, m, d) or (I * m, d).
             attention: (I, m) or (I * m,), not negative; normalised over each image here (Eq. 5).
-            images: int64 (B,), how many of the images are each sample's.
+            images: int64 (B,), the number of images of each sample.
             embed: the LLM's input embedding module.
         """
         samples = torch.arange(len(images), device=images.device).repeat_interleave(images)
         shares = image_weights(samples).to(visual.device)
+        # a_i * (share of the image): the sums of Eq. 6 and 7 over all tokens are then means over images and samples.
         weights = (self.degrees(attention.view(visual.shape[:2])) * shares.unsqueeze(-1)).flatten()
         targets = refined.reshape(-1, visual.shape[-1])
         found = {f"visual_{name}": visual.flatten(0, 1) for name in self.terms}
         if "das" in self.terms:
+            # Not the mean length of V^, which layers have made longer than embeddings
             ordinary = ordinary_length(embed, self._vocabulary)
             found["das"] = equations.das(found["visual_das"], targets, weights, ordinary=ordinary)
         if "sds" in self.terms:
@@ -102,9 +109,12 @@ class BasicTerm:
         return found
 
     def degrees(self, attention: torch.Tensor) -> torch.Tensor:
-        """The a of Eq. 5 from attention that is not normalised, (I, m); each image's sum to 1."""
+        """Compute a of Eq. 5 from attention, (I, m), that is not normalised.
+
+        Each image's degrees sum to 1.
+        """
         return degrees(torch.zeros_like(attention) if self._equal else attention)
 
     def embeddings(self, embed: nn.Module) -> torch.Tensor:
-        """E, (V, d), see `llm_embeddings`."""
+        """Return E, (V, d), see `llm_embeddings`."""
         return llm_embeddings(embed, self._vocabulary)

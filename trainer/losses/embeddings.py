@@ -1,4 +1,4 @@
-"""The LLM's input embeddings as it uses them."""
+"""Reads the LLM's input embeddings as the LLM uses them."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     pass
 
 _LOOKED_AT = 1024
-"""Embeddings that a mean length is taken over."""
+"""How many embeddings the mean length is taken over, about."""
 
 
 @torch.no_grad()
 def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
-    """E, (V, d): the LLM's input embeddings as it uses them (Gemma's are scaled), without rows that only pad.
+    """Return E, (V, d), the LLM's input embeddings as it uses them, without padding rows.
+
+    Gemma's module scales them, so its weight alone is not E.
 
     Args:
         embed: the LLM's input embedding module.
@@ -25,16 +27,18 @@ def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
     if type(embed) is nn.Embedding and whole and len(weight) >= vocabulary:
         return weight[:vocabulary]
     ids = torch.arange(vocabulary, device=weight.device)
-    every: torch.Tensor = embed.forward(ids) if whole else embed(ids)  # the call puts FSDP's pieces together
+    every: torch.Tensor = embed.forward(ids) if whole else embed(ids)  # the call gathers FSDP's pieces
     return every
 
 
 @torch.no_grad()
 def ordinary_length(embed: nn.Module, vocabulary: int) -> torch.Tensor:
-    """How long a token is that the LLM knows, a scalar in float32: the mean over some 1,000 of its embeddings.
+    """Compute the mean length of about 1,000 of the LLM's embeddings, a scalar in float32.
+
+    It is how long a token is that the LLM knows.
 
     Args:
-        embed: the LLM's input embedding module; under FSDP its pieces must have been put together before.
+        embed: the LLM's input embedding module; under FSDP its pieces must have been gathered before.
         vocabulary: V, how many of the LLM's token ids are real ones.
     """
     ids = torch.arange(

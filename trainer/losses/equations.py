@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from sea_pipeline.core.devices import onednn_is_faster
 
 MAX_SCALE = 100.0
-"""1 / tau never grows beyond this, as in CLIP: past it a learnable temperature runs away."""
+"""The limit of 1 / tau, as in CLIP, because a learnable temperature runs away beyond it."""
 
 SHORT = 0.1
-"""Of an ordinary token's length: what is shorter does not get the gradient of its own length, see `_directions`."""
+"""A share of an ordinary token's length. Shorter tokens get less gradient than the formula gives, see `_directions`."""
 
 _LEAST = -80.0
-"""Of a logit below the highest: e^-80 counts as nothing, and what is smaller is denormal, which CPUs compute slowly."""
+"""The least that a logit may be relative to the highest: e^-80 counts as nothing, and CPUs are slow with denormals."""
 
 
 def word_table(embeddings: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Eq. 8: t_i, the mean of the LLM's input embeddings over the tokens of word i.
+    """Compute t_i of Eq. 8, the mean of the LLM's input embeddings over the tokens of word i.
 
     Args:
         embeddings: (V, d), the LLM's input embedding matrix.
@@ -34,7 +34,7 @@ def word_table(embeddings: torch.Tensor, tokens: Sequence[Sequence[int]]) -> tor
         (q, d) in the matrix's dtype, averaged in float32; no gradient flows to the embeddings.
 
     Raises:
-        ValueError: a word has no token, or one that is none of V.
+        ValueError: a word has no token, or a token that is not one of V.
     """
     for index, ids in enumerate(tokens):
         if not ids:
@@ -44,13 +44,14 @@ def word_table(embeddings: torch.Tensor, tokens: Sequence[Sequence[int]]) -> tor
     lengths = torch.tensor([len(ids) for ids in tokens])
     flat = torch.tensor([token for ids in tokens for token in ids], device=embeddings.device)
     offsets = (lengths.cumsum(0) - lengths).to(embeddings.device)
+    # Only the rows that occur are converted to float32: the whole matrix may take gigabytes.
     used, places = torch.unique(flat, return_inverse=True)
     means = F.embedding_bag(places, embeddings.detach()[used].float(), offsets, mode="mean")
     return means.to(embeddings.dtype)
 
 
 def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-    """Eq. 9: the symmetric InfoNCE between visual tokens and the embeddings of their words.
+    """Compute Eq. 9, the symmetric InfoNCE between visual tokens and the embeddings of their words.
 
         L_a = -1/2N sum_i [log softmax_j(phi(x_i, t_j) / tau)_i + log softmax_j(phi(t_i, x_j) / tau)_i],  phi = cosine
 
@@ -64,7 +65,7 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
     Tokens shorter than `SHORT` of the words' mean length get a smaller gradient than Eq. 9 gives, see `_directions`.
 
     Returns:
-        A scalar; 0 with a graph where N is 0, so that a batch without labels steps like any other.
+        A scalar. If N is 0, it is 0 with a graph, so that a batch without labels steps like any other.
 
     Raises:
         ValueError: `words` has another shape than `visual`.
@@ -79,6 +80,7 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
         directions = _directions(visual.to(dtype), ordinary)
         similarity = directions @ F.normalize(words.to(dtype), dim=-1).T  # phi(x_i, t_j)
     logits = scale * similarity
+    # Eq. 9: rows are the softmax over words for each patch, columns the softmax over patches for each word.
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -86,15 +88,15 @@ def sea(visual: torch.Tensor, words: torch.Tensor, log_scale: torch.Tensor) -> t
 def das(
     visual: torch.Tensor, refined: torch.Tensor, attention: torch.Tensor, *, ordinary: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """BASIC's Eq. 6, direction alignment: sum_i a_i || v_i / |v_i| - v^_i / |v^_i| ||^2.
+    """Compute BASIC's Eq. 6, direction alignment, sum_i a_i || v_i / |v_i| - v^_i / |v^_i| ||^2.
 
     Args:
         visual: V, (m, d), the projector's output; any float dtype, computed in float32 at least.
         refined: V^, (m, d), the supervisory embeddings (Eq. 4); no gradient flows to them.
         attention: a, (m,), the attention degrees (Eq. 5); they sum to 1 over an image, and get no gradient.
-        ordinary: scalar, how long a token is that the LLM knows, the mean length of its embeddings; None for that of
-            V^, which has gone through layers and may be many times longer. Tokens shorter than `SHORT` of it get a
-            smaller gradient than Eq. 6 gives, see `_directions`.
+        ordinary: scalar, the mean length of the LLM's embeddings; None for that of V^, which has gone through layers
+            and may be many times longer. Tokens shorter than `SHORT` of it get a smaller gradient than Eq. 6 gives, see
+            `_directions`.
 
     Returns:
         A scalar, the sum over the tokens given.
@@ -106,6 +108,7 @@ def das(
     dtype = torch.promote_types(visual.dtype, torch.float32)
     refined = refined.detach().to(dtype)
     ordinary = refined.norm(dim=-1).mean() if ordinary is None else ordinary.detach().to(dtype)
+    # Eq. 6: |u - u^|^2 of two unit vectors is 2 (1 - cosine).
     difference = _directions(visual.to(dtype), ordinary) - F.normalize(refined, dim=-1)
     return (attention.detach().to(dtype) * difference.square().sum(-1)).sum()
 
@@ -120,19 +123,22 @@ def sds(
     block: int | None = None,
     matmul_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """BASIC's Eq. 7, semantic distributions: sum_i a_i KL(p_i || q_i), P = softmax(V^ E'), Q = softmax(V E').
+    """Compute BASIC's Eq. 7, the divergence sum_i a_i KL(p_i || q_i) of distributions over the vocabulary.
 
-    One pass over the vocabulary gives the value and the gradient together; nothing of the size m x V is kept. With the
-    means mu_p = p E and mu_q = q E, KL = (v^ - v) . mu_p - lse(v^ E') + lse(v E'); its gradient by v is mu_q - mu_p.
+    P = softmax(V^ E') and Q = softmax(V E').
+
+    One pass over the vocabulary gives the value and the gradient together. Nothing of the size m x V is kept. With the
+    means mu_p = p E and mu_q = q E, KL = (v^ - v) . mu_p - lse(v^ E') + lse(v E'), and its gradient w.r.t. v is
+    mu_q - mu_p.
 
     Args:
         visual: V, (m, d); the only argument that gets a gradient.
         refined: V^, (m, d).
         attention: a, (m,).
-        embeddings: E, (V, d), the LLM's input embeddings as it uses them, without rows that are no tokens.
+        embeddings: E, (V, d), the LLM's input embeddings as it uses them, without padding rows.
         temperature: divides the logits of both; the paper has none.
-        block: vocabulary entries at a time; None for 1024, or 4096 on CUDA, where the pass over the means of width d
-            that each block costs would weigh as much as its products.
+        block: vocabulary entries at a time; None for 1024, or 4096 on CUDA, because each block costs a pass over the
+            means of width d, which would take as long as the products of a small block.
         matmul_dtype: for the products with E, such as torch.bfloat16; None computes them like the rest, in the dtype of
             `visual` and in float32 at least.
 
@@ -150,6 +156,7 @@ def sds(
     )
     dtype = torch.promote_types(visual.dtype, torch.float32)
     if temperature != 1:
+        # Dividing the vectors divides the logits, and gives the chain rule's factor 1 / temperature to the gradient.
         visual, refined = visual.to(dtype) / temperature, refined.to(dtype) / temperature
     block = block or (4096 if visual.is_cuda else 1024)
     value: torch.Tensor = _Sds.apply(
@@ -159,23 +166,26 @@ def sds(
 
 
 def _directions(tokens: torch.Tensor, ordinary: torch.Tensor) -> torch.Tensor:
-    """Gives u = x / |x| of each token, with a gradient that does not grow without end as x becomes short.
+    """Compute u = x / |x| for each token, with a gradient that stays bounded as x becomes short.
 
-    By x it is (1 - uu') / |x|. A projector that starts at zero, as Gemma 3's, would get 1 / 1e-12. With R the
-    ordinary length and r = SHORT * R, |x| below r counts as r^2 / |x|, and as no more than R: the gradient falls again
-    as it rose, and a token of no length gets that of an ordinary one. Values are those of the formula at any length.
+    The exact gradient w.r.t. x is (1 - uu') / |x|. A projector that starts at zero, such as Gemma 3's, would get
+    1 / 1e-12. With R the ordinary length and r = SHORT * R, the gradient divides by r^2 / |x| instead of |x| if |x| is
+    below r, and by R at most. So the gradient falls again as x becomes shorter, and a token of length 0 gets the
+    gradient of an ordinary one. The values are those of the formula at any length.
     """
     ordinary = ordinary.clamp_min(1e-12)
     length = tokens.detach().norm(dim=-1, keepdim=True)
     some = length > 0
+    # The length that the gradient divides by: r^2 / |x|, at most R. A token of length 0 counts as an ordinary one.
     counted = torch.minimum((SHORT * ordinary).square() / length.where(some, ordinary), ordinary)
+    # Same direction, longer: the added part has no graph, so that the quotient rule sees the counted length alone.
     lengthened = tokens + tokens.detach() * (torch.maximum(length, counted) / length.where(some, ordinary) - 1)
     directions: torch.Tensor = lengthened / lengthened.norm(dim=-1, keepdim=True).where(some, ordinary)
     return directions
 
 
 def _check_shapes(visual: torch.Tensor, **expected: tuple[torch.Tensor, Sequence[int]]) -> None:
-    """Other shapes would be broadcast, to values that look like losses."""
+    """Refuse other shapes, which would be broadcast to values that look like losses."""
     if visual.dim() != 2:
         raise ValueError(f"visual: expected two dimensions, tokens and width; found {tuple(visual.shape)}")
     for name, (tensor, shape) in expected.items():
@@ -199,9 +209,12 @@ class _Sds(torch.autograd.Function):
         queries = torch.cat([visual.to(attention.dtype), refined.to(attention.dtype)])
         with torch.autocast(visual.device.type, enabled=False):  # `matmul_dtype` decides
             mean, lse = _softmax_mean(queries, embeddings, block, matmul_dtype)
-        seen = queries.to(matmul_dtype).to(queries.dtype)  # by the products: of others, near ones have a KL below 0
+        # The vectors as the products saw them. With unrounded ones, a KL near 0 would come out below 0.
+        seen = queries.to(matmul_dtype).to(queries.dtype)
         (v, v_hat), (mu_q, mu_p), (lse_q, lse_p) = seen.chunk(2), mean.chunk(2), lse.chunk(2)
+        # d KL / d v = mu_q - mu_p, weighted by a: all that the backward pass needs.
         ctx.save_for_backward((attention.unsqueeze(-1) * (mu_q - mu_p)).to(visual.dtype))
+        # KL(p || q) = E_p[log p - log q] = (v^ - v) . mu_p - lse(v^ E') + lse(v E')
         divergence = ((v_hat - v) * mu_p).sum(-1) - lse_p + lse_q
         return (attention * divergence).sum()
 
@@ -214,7 +227,10 @@ class _Sds(torch.autograd.Function):
 def _softmax_mean(
     queries: torch.Tensor, embeddings: torch.Tensor, block: int, matmul_dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(Q E') E, (k, d), and the logarithm of each softmax's denominator, (k,), block by block of E's rows."""
+    """Compute softmax(Q E') E, (k, d), and the logarithm of each softmax's denominator, (k,).
+
+    It goes through E block by block, with the running maximum and sums of an online softmax.
+    """
     highest = queries.new_full((len(queries), 1), -torch.inf)
     total = torch.zeros_like(highest)
     weighted = torch.zeros_like(queries)
@@ -222,6 +238,7 @@ def _softmax_mean(
     for rows in torch.split(embeddings, block):
         entries = rows.to(matmul_dtype)
         share = _product(left, entries.T, queries.dtype)
+        # A new maximum shrinks the sums so far by e^(old - new).
         before, highest = highest, torch.maximum(highest, share.amax(-1, keepdim=True))
         shrink = (before - highest).clamp_(min=_LEAST).exp_()
         share.sub_(highest).clamp_(min=_LEAST).exp_()
@@ -231,11 +248,15 @@ def _softmax_mean(
             weighted.addmm_(share, entries)
         else:
             weighted.add_(_product(share.to(matmul_dtype), entries, queries.dtype))
+    # lse = max + log(sum of e^(logit - max))
     return weighted.div_(total), highest.add_(total.log_()).squeeze(-1)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Multiplies left @ right into another dtype; on CUDA its sums, float32 anyway, are not rounded on the way."""
+    """Multiply left @ right into another dtype.
+
+    On CUDA the sums, which are float32 anyway, are not rounded on the way.
+    """
     if left.dtype == dtype and _by_onednn(left):
         found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
         return found

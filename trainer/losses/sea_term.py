@@ -1,4 +1,4 @@
-"""SEA's term of the loss as the model holds it: its words as LLM tokens, its temperature, its negatives.
+"""SEA's term of the loss as the model holds it, with its words as LLM tokens, its temperature and its negatives.
 
 Shapes: q words of the list, F spellings of each (`word_prefix`), N drawn patches of a batch, d the LLM's width.
 """
@@ -15,26 +15,26 @@ from trainer.losses import equations
 
 
 class SeaTerm(nn.Module):
-    """L_a (Eq. 9) of a batch's drawn patches and words, with the learnable temperature.
+    """Computes L_a (Eq. 9) of a batch's drawn patches and words, with the learnable temperature.
 
-    Eq. 8 is computed for the words of the batch alone: N rows instead of a table of q, and right while the LLM's
-    embeddings train, too.
+    Eq. 8 is computed for the words of the batch alone. That is N rows instead of a table of q, and it stays right while
+    the LLM's embeddings train.
 
     Args:
         tokens: for each of F spellings, for each of q words, its LLM token ids; see `word_tokens`.
         log_scale: log(1 / tau) at the start.
         learnable: whether the temperature trains.
-        gather: negatives, and one patch per word, over all processes.
-        dedupe: with `gather`, what patches must not share: the word, or its LLM tokens.
+        gather: take negatives, and one patch per word, over all processes.
+        dedupe: with `gather`, what no two patches may share, the word or its LLM tokens.
 
     Raises:
         ValueError: the spellings are not of the same words, or a word has no token.
     """
 
     tokens: torch.Tensor
-    """int64 (F, q, longest word), -1 behind a shorter word's end."""
+    """int64 (F, q, longest word), -1 after a shorter word's end."""
     keys: torch.Tensor
-    """int64 (q,): of the patches of equal keys one is kept, with `gather`."""
+    """int64 (q,): with `gather`, one of the patches with equal keys is kept."""
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class SeaTerm(nn.Module):
             for word, ids in enumerate(spelled):
                 padded[form, word, : len(ids)] = torch.tensor(ids)
         self.register_buffer("tokens", padded, persistent=False)
+        # Words with equal tokens in all spellings share a key.
         _, same = torch.unique(padded.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
         self.register_buffer("keys", same if dedupe == "tokens" else torch.arange(len(same)), persistent=False)
         self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]), requires_grad=learnable)  # FSDP cuts no scalar
@@ -67,19 +68,20 @@ class SeaTerm(nn.Module):
         embed: nn.Module,
         seed: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_a, and N as it entered.
+        """Compute L_a and the number N of pairs that entered it.
 
         Args:
             visual: V, (images * m, d), the projector's output.
             patches: int64 (N,), rows of `visual`.
             words: int64 (N,), word ids; distinct unless `gather` is on.
             embed: the LLM's input embedding module.
-            seed: decides which of the patches that share a word stays, with `gather`.
+            seed: with `gather`, decides which of the patches that share a word stays.
         """
         chosen = visual[patches]
         if self.gather:
             if dist.is_initialized() and dist.get_world_size() > 1:
                 chosen, words, seed = gathered(chosen, words, seed)
+            # A word twice in the batch would be its own negative in Eq. 9.
             kept = _one_per_key(self.keys[words], seed)
             chosen, words = chosen[kept], words[kept]
         loss = equations.sea(chosen, self.word_embeddings(words, embed), self.log_scale.squeeze())
@@ -87,42 +89,53 @@ class SeaTerm(nn.Module):
 
     @torch.no_grad()
     def word_embeddings(self, words: torch.Tensor, embed: nn.Module) -> torch.Tensor:
-        """Eq. 8: t of the given words, float32 at least, (N, d), the mean over tokens and then over spellings."""
+        """Compute t of Eq. 8 for the given words, (N, d), in float32 at least.
+
+        The mean is over tokens and then over spellings.
+        """
         ids = self.tokens[:, words]  # (F, N, longest)
         there = (ids >= 0).unsqueeze(-1)
         vectors = embed.forward(ids.clamp(min=0))  # no call: FSDP's hooks count those, and these are too many
         vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        # Eq. 8: the mean over a word's own tokens, as `there` leaves out the padding; then the mean over spellings
         mean: torch.Tensor = ((vectors * there).sum(2) / there.sum(2)).mean(0)
         return mean
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Brings a 1 / tau that a step took beyond `MAX_SCALE` back: there it has no gradient, and could not return."""
+        """Bring 1 / tau back to `MAX_SCALE` if a step took it beyond.
+
+        Beyond it the temperature has no gradient, and could not return.
+        """
         self.log_scale.clamp_(
             max=math.log(equations.MAX_SCALE) - 1e-6
         )  # float32 may round the logarithm itself upwards
 
     def extra_repr(self) -> str:
-        """The size of the word list, for printing."""
+        """Return the size of the word list for printing."""
         return f"words={self.tokens.shape[1]}, spellings={self.tokens.shape[0]}"
 
 
 def gathered(visual: torch.Tensor, words: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The drawn patches and words of all processes, in the order of the ranks, and the first one's seed.
+    """Gather the drawn patches and words of all processes, in the order of the ranks.
 
-    Every process computes the same loss of all rows, and DDP averages gradients over processes: the gradient by this
-    process's own rows is multiplied by their number, so that the average is the gradient of that one loss.
+    Every process computes the same loss of all rows, and DDP averages gradients over processes. So the gradient w.r.t.
+    this process's own rows is multiplied by the number of processes, and the average is the gradient of that one loss.
 
     Args:
         visual: (N, d), with a graph.
         words: int64 (N,); N may differ between processes.
         seed: of this process.
+
+    Returns:
+        The patches, the words, and the seed of the first process.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     own = torch.tensor([len(words), seed], device=words.device)
     everyones = [torch.zeros_like(own) for _ in range(world)]
     dist.all_gather(everyones, own)
     sizes, seeds = zip(*torch.stack(everyones).tolist(), strict=True)
+    # N differs between processes and all_gather wants equal shapes: pad to the largest, gather, cut to the sizes.
     padded_visual = visual.new_zeros(max(sizes), visual.shape[-1])
     padded_words = words.new_zeros(max(sizes))
     padded_visual[: len(visual)] = visual.detach()
@@ -132,14 +145,20 @@ def gathered(visual: torch.Tensor, words: torch.Tensor, seed: int) -> tuple[torc
     dist.all_gather(all_visual, padded_visual)
     dist.all_gather(all_words, padded_words)
     rows = [part[:size] for part, size in zip(all_visual, sizes, strict=True)]
+    # The value of V, and `world` times its gradient.
     rows[rank] = visual.detach() + world * (visual - visual.detach())
     return torch.cat(rows), torch.cat([part[:size] for part, size in zip(all_words, sizes, strict=True)]), seeds[0]
 
 
 def _one_per_key(keys: torch.Tensor, seed: int) -> torch.Tensor:
-    """Of the patches that share a key, one at random: their positions, ascending; alike on every process."""
+    """Keep one patch at random for each key.
+
+    Returns:
+        Their positions, ascending, and the same on every process.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(keys), generator=generator).to(keys.device)
+    # A stable sort by key of a random order: the first of each key is a random one.
     by_key = order[torch.argsort(keys[order], stable=True)]
     first = torch.ones_like(by_key, dtype=torch.bool)
     first[1:] = keys[by_key][1:] != keys[by_key][:-1]

@@ -1,4 +1,4 @@
-"""BASIC's supervision from a running LLM: refined visual tokens (Eq. 4) and how much each patch counts (Eq. 5).
+"""BASIC's supervision from a running LLM: refined visual tokens (Eq. 4) and the weight of each patch (Eq. 5).
 
 Shapes: B samples of L tokens, I images of m visual tokens, T = I * m of them, d the LLM's width, k layers.
 """
@@ -19,11 +19,13 @@ from trainer.losses.lens import Lens
 from trainer.recipes.recipe import Basic
 
 EPS = 1e-12
-"""An image with no more attention than this has equal patches."""
+"""The least attention on an image. With no more than this its patches count equally."""
 
 
 def layers_of(basic: Basic, layers: int) -> int:
-    """Gives k of Eq. 4 and 5: what is asked for, or half of the LLM's layers, rounded down, at least 1.
+    """Return k of Eq. 4 and 5, the number of layers that supervise.
+
+    It is what the recipe asks for, or half of the LLM's layers, rounded down, at least 1.
 
     Raises:
         UserError: the LLM has fewer.
@@ -35,7 +37,10 @@ def layers_of(basic: Basic, layers: int) -> int:
 
 
 def layer_weights(kind: Literal["inc", "const", "dec"], k: int) -> list[float]:
-    """w_1 to w_k of Eq. 4, which sum to 1: proportional to i^2 (`inc`), all the same, or to (k + 1 - i)^2 (`dec`)."""
+    """Compute the weights w_1 to w_k of Eq. 4, which sum to 1.
+
+    They are proportional to i^2 (`inc`), all the same (`const`), or proportional to (k + 1 - i)^2 (`dec`).
+    """
     by_kind: dict[str, Callable[[int], int]] = {"inc": lambda i: i**2, "const": lambda i: 1}
     by_kind["dec"] = lambda i: (k + 1 - i) ** 2
     raw = [by_kind[kind](i) for i in range(1, k + 1)]
@@ -43,32 +48,44 @@ def layer_weights(kind: Literal["inc", "const", "dec"], k: int) -> list[float]:
 
 
 def degrees(attention: torch.Tensor) -> torch.Tensor:
-    """a_i of Eq. 5: the attention on each image's patches, (I, m) to (I, m) in float32 at least, each row's sum 1.
+    """Normalise the attention on each image's patches to a_i of Eq. 5.
 
-    A row whose sum is not above `EPS` becomes 1 / m: no text looks at that image.
+    Args:
+        attention: (I, m), not negative.
+
+    Returns:
+        (I, m) in float32 at least, without a graph; each row sums to 1. A row whose sum is not above `EPS` becomes
+        1 / m, because no text looks at that image.
     """
     attention = attention.detach().to(torch.promote_types(attention.dtype, torch.float32))
+    # Eq. 5: a_i is the share of patch i in the attention that its image gets.
     total = attention.sum(-1, keepdim=True)
     return torch.where(total > EPS, attention / total.clamp_min(EPS), 1 / max(attention.shape[-1], 1))
 
 
 def image_weights(images_of: Sequence[int] | torch.Tensor) -> torch.Tensor:
-    """What each image counts in a batch: the mean over a sample's images, then over the samples that have any.
+    """Compute what each image counts in a batch.
+
+    The mean is first over a sample's images, then over the samples that have any.
 
     Args:
         images_of: the sample (0 to B - 1) of each of I images.
 
     Returns:
-        float32 (I,), where `images_of` is; its sum is 1.
+        float32 (I,), on the device of `images_of`; its sum is 1.
     """
     samples = torch.as_tensor(images_of, dtype=torch.int64)
+    # 1 / (images of the sample * samples with images)
     _, which, counts = samples.unique(return_inverse=True, return_counts=True)
     weights: torch.Tensor = 1.0 / (counts[which] * len(counts))
     return weights
 
 
 class Seen:
-    """What one run of the LLM shows; to be read when it has run. Nothing here has a graph."""
+    """The supervision that one run of the LLM gives.
+
+    Read it when the LLM has run. Nothing here has a graph.
+    """
 
     def __init__(
         self,
@@ -85,51 +102,60 @@ class Seen:
         self.tapped: Tapped | None = None
 
     def layer(self, number: int, _module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401
-        """A forward hook of the layer `number`, from 0; what it returns is (B, L, d), or a tuple that begins so."""
+        """Add the output of a layer to the sum of Eq. 4.
+
+        It is a forward hook of the layer `number`, from 0. The layer gives (B, L, d), or a tuple that begins with it.
+        """
         weight = self._waiting.pop(number, None)
         if weight is None:  # gradient checkpointing computes a layer twice
             return
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         with torch.no_grad():
+            # Eq. 4: V^ = sum_i w_i H_i at the visual tokens, summed in float32 at least.
             visual = hidden.flatten(0, 1)[self._at]
             visual = visual.to(torch.promote_types(visual.dtype, torch.float32))
             if self._lens is not None:
                 visual = self._lens(number, visual)
             if self._basic.normalise == "unit":
-                visual = F.normalize(visual, dim=-1)
+                visual = F.normalize(visual, dim=-1)  # later layers' longer tokens would outweigh their w_i
             self._sum = weight * visual if self._sum is None else self._sum.add_(visual, alpha=weight)
 
     @cached_property
     def refined(self) -> torch.Tensor:
-        """V^ of Eq. 4, float32, or float64 as the model, (T, d): in the order of `columns.nonzero()`."""
+        """V^ of Eq. 4, (T, d), in the order of `columns.nonzero()`; float32, or float64 if the model is."""
         assert self._sum is not None, "the LLM has not run since watching began"
         assert not self._waiting, f"the layers {sorted(self._waiting)} did not run"
+        # With `normalise: unit` the layers were summed at length 1; this brings back the length of embeddings.
         refined = self._sum if self._length is None else self._sum * self._length
         if self._basic.outliers:
             refined = refined.clone()
+            # The dimensions of the largest mean square over the batch
             refined[:, refined.square().mean(0).topk(self._basic.outliers).indices] = 0
         return refined
 
     @cached_property
     def attention(self) -> torch.Tensor:
-        """Eq. 5 before it is normalised, float32, or float64 as the model, (T,); for `degrees`. With `equal`: ones."""
+        """The attention of Eq. 5 before `degrees` normalises it, (T,); float32, or float64 if the model is.
+
+        With `degree: equal` it is all ones.
+        """
         if self.tapped is None:
             return torch.ones(len(self._at), device=self._at.device)
         return self.tapped.attention.flatten()[self._at]
 
 
 class Supervision:
-    """Watches the first k layers of an LLM refine visual tokens.
+    """Watches how the first k layers of an LLM refine visual tokens.
 
     Args:
         llm: a base decoder such as `LlamaModel`, the `language_model` of a LLaVA. With `degree: auto` its attention
             implementation is switched; see `AttentionTap`.
         basic: k, the weights, and what is done to V^.
-        lens: what each layer's visual tokens go through before the sum; there if `basic.lens` is not "none".
+        lens: the maps that each layer's visual tokens go through before the sum; None if `basic.lens` is "none".
 
     Attributes:
         k: the number of layers watched, see `layers_of`.
-        lens: as it is given.
+        lens: the lens that was given.
         needs_length: whether `watching` must be given a length.
 
     Raises:
@@ -158,13 +184,13 @@ class Supervision:
         *,
         length: float | torch.Tensor | None = None,
     ) -> Iterator[Seen]:
-        """Watches the one run of the LLM that follows inside.
+        """Watch the one run of the LLM inside this block.
 
         Args:
             columns: bool (B, L), the visual tokens.
-            rows: bool (B, L), the text tokens whose attention counts; those in front of an image have none on it.
+            rows: bool (B, L), the text tokens whose attention counts; those before an image have no attention on it.
             valid: bool (B, L), False for padding.
-            length: by which V^ is multiplied with `normalise: unit`: the mean length of the LLM's embeddings.
+            length: the mean length of the LLM's embeddings; with `normalise: unit` V^ is multiplied by it.
         """
         assert length is not None or not self.needs_length, "normalise: unit needs a length"
         seen = Seen(columns, self._weights, self._basic, length if self.needs_length else None, self.lens)

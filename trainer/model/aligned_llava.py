@@ -1,4 +1,4 @@
-"""The model as it trains: a stock LLaVA whose forward also gives the losses.
+"""Defines the model that trains, a stock LLaVA whose forward also gives the losses.
 
 Shapes: B samples of L tokens, I images of m visual tokens, d the LLM's width, T trained tokens.
 """
@@ -19,7 +19,7 @@ from trainer.losses.sea_term import SeaTerm
 
 
 class Batch(TypedDict, total=False):
-    """What the collator gives and the forward takes; right-padded, image tokens expanded."""
+    """A batch from the collator for the forward, right-padded, with image tokens expanded."""
 
     input_ids: torch.Tensor
     """int64 (B, L)."""
@@ -30,52 +30,52 @@ class Batch(TypedDict, total=False):
     targets: torch.Tensor
     """int64 (T,): those next tokens."""
     pixel_values: torch.Tensor
-    """float32 (I, 3, height, width); absent where no sample has an image."""
+    """float32 (I, 3, height, width); absent if no sample has an image."""
     features: torch.Tensor
-    """float32 (I, m, tower width), what enters the projector, in place of `pixel_values`."""
+    """float32 (I, m, tower width), the projector's input, in place of `pixel_values`."""
     sea_patches: torch.Tensor
     """int64 (N,): drawn patches as rows of the flattened (I * m)."""
     sea_words: torch.Tensor
     """int64 (N,): their words."""
     refined: torch.Tensor
-    """float32 (I, m, d): V^ of Eq. 4 from a teacher's cache; absent where it is computed."""
+    """float32 (I, m, d): V^ of Eq. 4 from a teacher's cache; absent if it is computed."""
     attention: torch.Tensor
     """float32 (I, m): a of Eq. 5, with `refined`."""
     rows: torch.Tensor
     """int64 (B,): the samples' rows in the data."""
     seed: int
-    """Of what is drawn for the batch as a whole."""
+    """The seed of the draws for the batch as a whole."""
 
 
 class Losses(TypedDict, total=False):
-    """What a training forward gives; a term that is switched off is absent."""
+    """The result of a training forward; a term that is switched off is absent."""
 
     lm: torch.Tensor
     """L_lm summed over the trained tokens, a scalar."""
     lm_tokens: torch.Tensor
-    """In evaluation mode what it is the sum of: nats of each of `Batch.targets`."""
+    """The summands of `lm` in evaluation mode: the loss in nats of each of `Batch.targets`, (T,)."""
     sea: torch.Tensor
     """L_a, a scalar."""
     sea_pairs: torch.Tensor
-    """N of Eq. 9, after everything is dropped."""
+    """N of Eq. 9, the pairs that are left after all dropping."""
     das: torch.Tensor
     """L_das, a scalar."""
     sds: torch.Tensor
     """L_sds, a scalar."""
     visual_norm: torch.Tensor
-    """Mean length of V, with BASIC's terms."""
+    """The mean length of V, with BASIC's terms."""
     refined_norm: torch.Tensor
-    """Mean length of V^."""
+    """The mean length of V^, with BASIC's terms."""
     nothing: torch.Tensor
-    """0 with a graph to the projector and the temperature, of a batch without images: both get a gradient anyway."""
+    """0 with a graph to the projector and the temperature, so that a batch without images gives both a gradient."""
     visual: torch.Tensor
-    """V, (I, m, d); (1, N, d) of the drawn patches alone where L_lm is off."""
+    """V, (I, m, d); (1, N, d) of the drawn patches alone if L_a is the only term."""
     visual_lm: torch.Tensor
-    """V on its way into the LLM: the same numbers, a gradient of its own."""
+    """V on its way into the LLM, with the same numbers and a gradient of its own."""
     visual_sea: torch.Tensor
     """V on its way into L_a, (I * m, d)."""
     visual_das: torch.Tensor
-    """V on its way into L_das, (I * m, d); no gradient goes on from it to the tower."""
+    """V on its way into L_das, (I * m, d); its gradient stops before the tower."""
     visual_sds: torch.Tensor
     """V on its way into L_sds, as for L_das."""
 
@@ -83,7 +83,7 @@ class Losses(TypedDict, total=False):
 class AlignedLlava(LlavaForConditionalGeneration):
     """LLaVA with the papers' terms inside its forward, where DDP and FSDP see every use of the projector.
 
-    Without `targets` the forward is the stock one, and so is what `save_pretrained` writes.
+    Without `targets` the forward is the stock one. `save_pretrained` writes a stock folder.
     """
 
     def __init__(self, config: LlavaConfig) -> None:
@@ -94,7 +94,10 @@ class AlignedLlava(LlavaForConditionalGeneration):
         """Whether L_lm is computed; without it the LLM's layers are not touched."""
 
     def forward(self, input_ids: torch.Tensor | None = None, **batch: Any) -> Any:  # noqa: ANN401
-        """`Losses` of a `Batch`; without `targets` what the stock model gives."""
+        """Compute `Losses` from a `Batch`.
+
+        Without `targets` it gives what the stock model gives.
+        """
         if "targets" not in batch:
             return super().forward(input_ids=input_ids, **batch)
         given = Losses()
@@ -103,11 +106,12 @@ class AlignedLlava(LlavaForConditionalGeneration):
             features = self.tower_output(batch["pixel_values"] if has_images else self._blank())
         patches = batch.get("sea_patches")
         if not self.with_lm and self.basic_term is None and patches is not None:
-            features = features.flatten(0, 1)[patches].unsqueeze(0)  # nobody looks at the other visual tokens
+            features = features.flatten(0, 1)[patches].unsqueeze(0)  # no term uses the other visual tokens
             patches = torch.arange(len(patches), device=patches.device)
         visual = self.projected(features)
         encoded, term = None, self.sea_term
-        in_term = term is not None and patches is not None and (has_images or term.gather)  # all processes meet in it
+        # With `gather` all processes meet in L_a, even one whose batch has no images.
+        in_term = term is not None and patches is not None and (has_images or term.gather)
         if has_images or in_term:
             given["visual"], given["visual_lm"] = visual, visual.view_as(visual)
         if has_images:
@@ -133,7 +137,10 @@ class AlignedLlava(LlavaForConditionalGeneration):
         batch: dict[str, Any],
         encoded: Any,  # noqa: ANN401
     ) -> None:
-        """Adds L_lm, where it is on, and BASIC's terms: their targets are from the same pass through the LLM."""
+        """Add BASIC's terms, and L_lm if it is on.
+
+        The targets come from the same pass through the LLM.
+        """
         term, embed = self.basic_term, self.get_input_embeddings()
         assert term is not None
         columns = input_ids == self.config.image_token_id
@@ -141,21 +148,27 @@ class AlignedLlava(LlavaForConditionalGeneration):
             if self.with_lm:
                 given |= _spoken(self._language_loss(input_ids, batch, encoded))
         refined, attention = (batch["refined"], batch["attention"]) if seen is None else (seen.refined, seen.attention)
-        if features.requires_grad:  # a tower that trains: its gradient must not be BASIC's
+        if features.requires_grad:  # a tower that trains must not get BASIC's gradient
             visual = self.projected(features.detach())
         given |= term(visual, refined, attention, columns.sum(1) // visual.shape[1], embed)  # type: ignore[typeddict-item]
         given["visual_norm"] = visual.detach().norm(dim=-1).mean()
         given["refined_norm"] = refined.float().norm(dim=-1).mean()
 
     def tower_output(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What enters the projector: (I, 3, height, width) to (I, m, tower width), by the folder's layer and tokens."""
+        """Compute the projector's input, (I, m, tower width), from pixels, (I, 3, height, width).
+
+        The folder's config says which layer and which tokens it is.
+        """
         layer, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy
         hidden = self.model.vision_tower(pixels, output_hidden_states=layer, return_dict=True).hidden_states
         chosen = [hidden[one] for one in ([layer] if isinstance(layer, int) else layer)]
         return torch.cat([one[:, 1:] if strategy == "default" else one for one in chosen], -1)
 
     def projected(self, features: torch.Tensor) -> torch.Tensor:
-        """V, in float32 at least: accelerate gives out copies of lower precisions, outside the losses' graph."""
+        """Compute V from the tower's output, in float32 at least.
+
+        accelerate gives out copies of lower precisions, which are outside the losses' graph.
+        """
         projector = self.model.multi_modal_projector
         visual: torch.Tensor = projector(features.to(projector.linear_1.weight.dtype))
         return visual.to(torch.promote_types(visual.dtype, torch.float32))
@@ -172,11 +185,15 @@ class AlignedLlava(LlavaForConditionalGeneration):
         encoded: Any,  # noqa: ANN401
         nothing: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """L_lm summed over the trained tokens, in evaluation mode of each; the logits are computed at these only."""
+        """Compute L_lm, with logits at the trained tokens only.
+
+        It is the sum over them, a scalar. In evaluation mode it is the loss of each, (T,).
+        """
         given = {"input_ids": input_ids, "mm_encoder_outputs": {"image": encoded}}
-        if nothing is not None and isinstance(self, FSDPModule):  # all processes go back through all layers, or none
+        # Under FSDP either all processes go back through all layers, or none does.
+        if nothing is not None and isinstance(self, FSDPModule):
             given = {"inputs_embeds": self.get_input_embeddings()(input_ids) + nothing}
-        # No mask: padding is on the right, where causality hides it from all that counts; CUDA's flash takes none.
+        # No mask: padding is on the right, so causality hides it from all that counts. CUDA's flash takes no mask.
         hidden = self.model(use_cache=False, **given).last_hidden_state
         logits = self.lm_head(hidden.flatten(0, 1)[batch["predict"]])
         return F.cross_entropy(logits.float(), batch["targets"], reduction="sum" if self.training else "none")
@@ -186,7 +203,10 @@ class AlignedLlava(LlavaForConditionalGeneration):
         save_directory: Any,  # noqa: ANN401
         **options: Any,  # noqa: ANN401
     ) -> None:
-        """Writes a stock `LlavaForConditionalGeneration` folder: its name, its tensors."""
+        """Write a stock `LlavaForConditionalGeneration` folder.
+
+        Its class name and its tensors are the stock ones.
+        """
         state = options.pop("state_dict", None) or self.state_dict()
         state = {name: tensor for name, tensor in state.items() if not name.startswith("sea_term.")}
         super().save_pretrained(save_directory, state_dict=state, **options)
@@ -197,18 +217,21 @@ class AlignedLlava(LlavaForConditionalGeneration):
 
 
 def _spoken(loss: torch.Tensor) -> Losses:
-    """L_lm of the batch, and of its tokens where they are there."""
+    """Name L_lm of the batch, and of its tokens if the loss has them."""
     return Losses(lm=loss.sum(), lm_tokens=loss) if loss.ndim else Losses(lm=loss)
 
 
-# Files spell weights otherwise than the model does; for a class of ours transformers would leave lm_head random.
+# Files and the model spell weights differently. Without this mapping transformers would leave our lm_head random.
 register_checkpoint_conversion_mapping(
     AlignedLlava.__name__, get_checkpoint_conversion_mapping("llava"), overwrite=True
 )
 
 
 def part(name: str) -> str:
-    """The part that a parameter of `AlignedLlava` belongs to: projector, vision, llm, lora or alignment."""
+    """Return the part that a parameter of `AlignedLlava` belongs to.
+
+    It is projector, vision, llm, lora or alignment.
+    """
     if "sea_term." in name:
         return "alignment"
     for within, found in (("multi_modal_projector", "projector"), ("vision_tower", "vision"), (".lora_", "lora")):

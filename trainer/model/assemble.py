@@ -1,4 +1,4 @@
-"""Parts to a model folder: any vision tower and any causal LM become a stock `LlavaForConditionalGeneration`."""
+"""Makes a stock `LlavaForConditionalGeneration` folder from any vision tower and any causal LM."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ from trainer.model.settings import Projector
 from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer
 
 _ROWS = 64
-"""Embedding matrices grow to a multiple of this."""
+"""Embedding matrices grow to a multiple of this many rows."""
 
 
 def init_model(
@@ -41,19 +41,19 @@ def init_model(
     seed: int = 0,
     dtype: str = "float32",
 ) -> Path:
-    """Makes a model folder of a vision tower, a new projector and an LLM; whole or not at all.
+    """Make a model folder from a vision tower, a new projector and an LLM, whole or not at all.
 
     The folder holds what transformers writes for a LLaVA (config, safetensors, generation config, tokenizer, processor
-    with chat template) and `alignment.json`: version, `vocabulary` (how many token ids the LLM had before ours were
-    added), and the arguments `vision`, `llm`, `projector`, `seed`.
+    with chat template) and `alignment.json`. That has the version, `vocabulary` (the number of token ids that the LLM
+    had before ours were added), and the arguments `vision`, `llm`, `projector` and `seed`.
 
     Args:
         vision: see `parts.load_vision`.
         llm: see `parts.load_llm`.
         out: the folder, absent or empty.
-        projector: "mlp2x_gelu" is LLaVA-1.5's, with the biases and the initialisation of `torch.nn.Linear`; "linear"
-            makes the second of LLaVA's two layers the identity, and whoever trains must keep it so.
-        feature_layer: which hidden state of the tower is used; None: the tower's usual one.
+        projector: "mlp2x_gelu" is LLaVA-1.5's, with the biases and the initialisation of `torch.nn.Linear`. "linear"
+            makes the second of LLaVA's two layers the identity, and training must keep it so.
+        feature_layer: the hidden state of the tower to use; None: the tower's usual one.
         seed: of the projector's weights.
         dtype: of all weights: "float32", "bfloat16" or "float16".
 
@@ -61,7 +61,7 @@ def init_model(
         `out`.
 
     Raises:
-        UserError: `out` holds something, or a part is unknown, incomplete or does not fit.
+        UserError: `out` is not empty, or a part is unknown, incomplete or does not fit.
     """
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype = {dtype}: expected float32, bfloat16 or float16")
@@ -73,13 +73,17 @@ def init_model(
         alignment = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
         (scratch / ALIGNMENT).write_bytes(canonical_json(alignment | {"projector": projector, "seed": seed}))
         check_model_folder(scratch)
-        for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
+        for file in scratch.glob("*.safetensors"):  # they are written readable by their owner only
             shutil.copymode(scratch / "config.json", file)
     return out
 
 
 def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector: Projector, seed: int) -> int:
-    """Writes transformers' files; returns how many token ids the LLM had of its own."""
+    """Write transformers' files.
+
+    Returns:
+        The number of token ids that the LLM had of its own.
+    """
     model: Any = llm.model
     probe = torch.arange(8).unsqueeze(0)
     expected = _logits(model, probe)
@@ -89,11 +93,11 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     ends |= _ids(model.generation_config.eos_token_id)
     _grow(model, vocabulary, len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.name_or_path = ""  # a path of this machine
+    model.config.name_or_path = ""  # it is a path of this machine
 
     config = _config(vision, model, tokenizer, projector)
     llava = _assemble(config, vision, model, _projector(config, seed))
-    step = torch.finfo(model.dtype).eps  # in which a longer head may round the same sums otherwise
+    step = torch.finfo(model.dtype).eps  # a longer head may round the same sums differently by this
     found = _logits(llava, probe)
     if not torch.allclose(found[..., :vocabulary], expected[..., :vocabulary], rtol=max(1e-3, 2 * step), atol=1e-3):
         raise UserError(
@@ -136,7 +140,10 @@ def _processor(vision: VisionPart, tokenizer: PreTrainedTokenizerBase) -> LlavaP
 
 
 def _grow(model: Any, vocabulary: int, tokens: int) -> None:  # noqa: ANN401 - any causal LM
-    """Makes room for `tokens` ids; the rows of added ids become the mean of the `vocabulary` rows before them."""
+    """Make room for `tokens` ids.
+
+    The rows of added ids become the mean of the `vocabulary` rows before them.
+    """
     before = model.get_input_embeddings().num_embeddings
     if tokens > before:
         model.resize_token_embeddings(tokens, pad_to_multiple_of=_ROWS, mean_resizing=False)
@@ -149,7 +156,7 @@ def _grow(model: Any, vocabulary: int, tokens: int) -> None:  # noqa: ANN401 - a
 
 
 def _projector(config: LlavaConfig, seed: int) -> nn.Module:
-    """LLaVA's projector as LLaVA initialises it, not with transformers' normal(0.02)."""
+    """Make LLaVA's projector as LLaVA initialises it, not with transformers' normal(0.02)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projector = LlavaMultiModalProjector(config)
@@ -160,7 +167,7 @@ def _projector(config: LlavaConfig, seed: int) -> nn.Module:
 
 
 def _assemble(config: LlavaConfig, vision: VisionPart, llm: Any, projector: nn.Module) -> Any:  # noqa: ANN401 - untyped
-    """The parts in a LLaVA, shared and not copied."""
+    """Put the parts into a LLaVA without copying them."""
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower = vision.tower

@@ -1,7 +1,7 @@
-"""Other libraries' errors, told in one line where they come in; a mistake of ours stays a traceback.
+"""Turns other libraries' errors into one line; a mistake of ours stays a traceback.
 
-No library lists what it raises, so an error is not looked up by its name. What counts is whose it is: who defined its
-class, and whose code raised it.
+No library lists what it raises, so an error is not looked up by its name. What counts is where its class is defined,
+and whose code raised it.
 """
 
 import os
@@ -23,9 +23,9 @@ _OUR_FOLDERS = tuple(str(Path(sea_pipeline.__file__).parent.parent / name) + os.
 _STDLIB = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib")})
 _INSTALLED = tuple({sysconfig.get_path(kind) + os.sep for kind in ("purelib", "platlib")})
 _MISTAKES = (TypeError, AssertionError, AttributeError, NameError, LookupError, ArithmeticError)
-"""What a wrong program raises, and a library that finds in a file what it did not expect."""
+"""Errors of a wrong program, or of a library that finds something unexpected in a file."""
 _COMPUTING = ("torch/", "transformers/")
-"""Libraries whose RuntimeErrors and ValueErrors are about tensors, and so about our code, but for the parts below."""
+"""Libraries whose RuntimeErrors and ValueErrors are about tensors, and so about our code, except the parts below."""
 _APART = (
     "torch/_utils.py", "torch/distributed/", "torch/multiprocessing/", "torch/serialization.py", "torch/utils/data/",
     "torch/utils/tensorboard/", "transformers/integrations/integration_utils.py", "transformers/trainer",
@@ -35,7 +35,7 @@ _SURROUNDINGS = re.compile(
     r"allocat|out of memory|CUDA (error|driver)|CUDNN|CUBLAS|NCCL|[Cc]onnection|[Tt]imed out|Broken pipe|"
     r"DataLoader worker|inline_container|os error|No space left|Too many open files"
 )
-"""Of what the machine does, whoever says so."""
+"""Patterns of messages about the machine, from any library."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 
@@ -45,16 +45,18 @@ Advice = str | Callable[[BaseException], str]
 
 @contextmanager
 def border(place: str, advice: Advice, *, given: bool = False) -> Iterator[None]:
-    """Turns an error of another library, or of the machine, into a `UserError`: the place, what it says, the advice.
+    """Turn an error of another library, or of the machine, into a `UserError`.
+
+    Its line names the place, the error and the advice.
 
     Args:
         place: what could not be done, or the file or option.
-        advice: what to do, in the imperative; a function is asked when there is an error.
-        given: a library is given the user's files or settings here, so that all that its own code raises is about
-            them: a damaged file makes any exception.
+        advice: what to do, in the imperative, or a function that is called when there is an error.
+        given: a library is given the user's files or settings here. Then all that its own code raises is about them,
+            because a damaged file can cause any exception.
 
     Raises:
-        UserError: see above; one from inside is passed on, on one line.
+        UserError: see above. One from inside the block is passed on, on one line.
     """
     try:
         yield
@@ -70,7 +72,9 @@ def border(place: str, advice: Advice, *, given: bool = False) -> Iterator[None]
 
 @contextmanager
 def saving(path: Path, problem: str = "cannot be written") -> Iterator[None]:
-    """The border where a file or a folder is written: of a full disk every library says something else.
+    """Turn errors of writing a file or a folder into a `UserError`.
+
+    Each library reports a full disk in its own way.
 
     Raises:
         UserError: it cannot be written.
@@ -80,10 +84,10 @@ def saving(path: Path, problem: str = "cannot be written") -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if number := _OS_ERROR.search(str(error)):  # safetensors'
+            if number := _OS_ERROR.search(str(error)):  # safetensors' errors
                 code = int(number[1])
                 raise OSError(code, os.strerror(code), str(path)) from error
-            # torch's says nothing of a disk
+            # torch's error does not mention the disk
             if type(error) is RuntimeError and is_theirs(error) and not lacks_memory(error):
                 there = next(folder for folder in (path, *path.parents) if folder.exists())
                 free = shutil.disk_usage(there).free
@@ -94,20 +98,26 @@ def saving(path: Path, problem: str = "cannot be written") -> Iterator[None]:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether there was too little memory, of this machine's or of a device."""
+    """Tell whether there was too little memory, on this machine or on a device."""
     return isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)) is not None
 
 
 def has_lost_others(error: BaseException) -> bool:
-    """Whether another process of the run has ended, of which this one has heard nothing else."""
+    """Tell whether another process of the run has ended.
+
+    This one knows of it only by the lost connection.
+    """
     return re.search("onnection (closed|reset|refused)|NCCL|Socket|Broken pipe", str(error)) is not None
 
 
 def is_theirs(error: BaseException, *, given: bool = False) -> bool:
-    """Whether the user can do something about an error; else it is a mistake in our code. `given`: see `border`."""
+    """Tell whether the user can do something about an error.
+
+    Otherwise it is a mistake in our code. `border` describes `given`.
+    """
     defined = _root(type(error).__module__)
     if not isinstance(error, Exception):
-        return defined == "torch"  # its CheckpointException; not Ctrl-C
+        return defined == "torch"  # its CheckpointException, but not Ctrl-C
     if isinstance(error, ImportError):
         return _root(error.name or "") not in _OURS
     if isinstance(error, OSError | MemoryError):
@@ -125,7 +135,7 @@ def is_theirs(error: BaseException, *, given: bool = False) -> bool:
 
 
 def _raised_in(error: BaseException) -> str:
-    """The file whose code raised an error, or called what the standard library did not like."""
+    """Find the file whose code raised an error, or called the standard library with what it refused."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if _WORKER.search(str(error)):
         files += re.findall(r'File "([^"]+)"', str(error))
@@ -146,7 +156,7 @@ def _root(module: str) -> str:
 
 
 def _said(error: BaseException) -> str:
-    if failures := getattr(error, "failures", None):  # torch's CheckpointException: by rank, with tracebacks
+    if failures := getattr(error, "failures", None):  # torch's CheckpointException has them by rank, with tracebacks
         return _said(next(iter(failures.values()))[0])
     if _WORKER.search(str(error)):  # torch wraps what a process that reads data raised in the text of a traceback
         behind = re.split(r'\n  File "[^\n]*', str(error))[-1]

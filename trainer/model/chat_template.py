@@ -1,7 +1,7 @@
-"""The chat template of a model folder: the LLM's own, made to take content as a string and as a list of parts.
+"""Makes the chat template of a model folder from the LLM's own, for content as a string and as a list of parts.
 
-Harnesses differ: some give the tokenizer's template a string with `<image>` in it, others give the processor's a list
-of `{"type": "image"}` and `{"type": "text", "text": ...}`. One template, saved for both, gives both the same text.
+Harnesses differ. Some give the tokenizer's template a string with `<image>` in it, others give the processor's a list
+of `{"type": "image"}` and `{"type": "text", "text": ...}`. One template, saved for both, gives them the same text.
 """
 
 import json
@@ -15,10 +15,10 @@ from sea_pipeline.core.errors import UserError
 from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, front
 
 IMAGE_TOKEN = "<image>"
-"""The literal that evaluation harnesses write; another would not be replaced by image tokens."""
+"""The literal that evaluation harnesses write. Another would not be replaced by image tokens."""
 
 BOS_FIRST = "{{- bos_token -}}"
-"""Put before a template that does not write a BOS."""
+"""The prelude of a template that does not write a BOS."""
 
 _BOS = "<s>"
 _EOS = "</s>"
@@ -82,7 +82,7 @@ _MARKS = """\
 {%- endfor -%}
 {{- whole[done.end:] -}}
 """
-"""Around a template that does not mark its answers: renders up to each answer and through it, and so finds it."""
+"""The frame of a template that does not mark its answers. It renders up to each answer and through it to find it."""
 
 _VICUNA = """\
 {%- if messages[0]['role'] == 'system' -%}
@@ -103,20 +103,23 @@ _VICUNA = """\
 
 
 def chat_template(own: str | None) -> str:
-    """The template to save: `own` after a prelude that turns lists of parts into strings, images first.
+    """Make the template to save, with a prelude that turns lists of parts into strings.
+
+    Images go first.
 
     Args:
-        own: the LLM's template; None stands for vicuna_v1, LLaVA-1.5's, with generation marks around each answer and
-            the token that ends it.
+        own: the LLM's template; None takes vicuna_v1, LLaVA-1.5's, with generation marks around each answer and the
+            token that ends it.
     """
     return _STRINGS + (own or _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'")))
 
 
 def both_forms(own: str) -> str:
-    """A template that takes content as a string and as a list of parts, from one that takes either or both.
+    """Make a template take content as a string and as a list of parts.
 
     Args:
-        own: of a folder that others made; LLaVA's on the hub take lists alone. In a string, the images go to its front.
+        own: takes either form or both; those of LLaVA folders on the hub take lists alone. In a string, the images go
+            to its front.
     """
     string = _question(own, f"{IMAGE_TOKEN}\n{_PROBE}")
     if string is None:
@@ -126,10 +129,10 @@ def both_forms(own: str) -> str:
 
 
 def with_marks(own: str) -> str:
-    """A template that writes the same text with `{% generation %}` around each answer and the token that ends it.
+    """Add `{% generation %}` around each answer and the token that ends it, without changing the text.
 
-    A template that has such marks is given back as it is, and so is one whose answers are not found so: where a later
-    turn changes what was written before it. What it refuses, such as a turn of the system, it refuses as before.
+    A template that has such marks is returned as it is. So is one whose answers cannot be found this way, because a
+    later turn changes what was written before it. What the template refuses, such as a system turn, it still refuses.
     """
     if GENERATION.search(own):
         return own
@@ -145,9 +148,9 @@ def with_marks(own: str) -> str:
 
 
 def without_final_eos(own: str) -> str:
-    """The template without the EOS that it writes behind a conversation that is over, as Phi-3's does.
+    """Remove the EOS that a template writes after a finished conversation, as Phi-3's does.
 
-    That EOS belongs to no turn: with it, a conversation does not begin as its first turns alone would be written.
+    That EOS belongs to no turn. With it, the text of a conversation does not begin with the text of its first turns.
     """
     bare = _WITHOUT_EOS + own
     whole, cut = (_text(template, _CHAT, False) for template in (own, bare))
@@ -156,15 +159,18 @@ def without_final_eos(own: str) -> str:
 
 
 def with_own_eos(own: str, eos: str) -> str:
-    """The template that writes `eos` whatever the tokenizer's is; unchanged if it writes none."""
+    """Make a template write `eos` whatever the tokenizer's is.
+
+    A template that writes no EOS is returned unchanged.
+    """
     writes = _text(own, _CHAT, False) != _text(_WITHOUT_EOS + own, _CHAT, False)
     return f"{{%- set eos_token = {json.dumps(eos)} -%}}{own}" if writes else own
 
 
 def with_bos(own: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A template that begins as training does: with the BOS that the tokenizer puts in front of a text by itself.
+    """Make a template begin as training does, with the BOS that the tokenizer adds before a text.
 
-    Readers tokenise what a template wrote without adding anything to it. One that writes a BOS is given back as it is.
+    Readers tokenise a template's text without adding anything. A template that writes a BOS is returned as it is.
     """
     if not adds_bos(tokenizer) or writes_bos(own):
         return own
@@ -172,26 +178,26 @@ def with_bos(own: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts a BOS in front of a text by itself."""
+    """Tell whether the tokenizer adds a BOS before a text."""
     return tokenizer.bos_token_id is not None and front(tokenizer) == [tokenizer.bos_token_id]
 
 
 def writes_bos(own: str) -> bool:
-    """Whether what a template writes begins with a BOS."""
+    """Tell whether the text of a template begins with a BOS."""
     return (_text(own, _CHAT, False) or "").startswith(_BOS)
 
 
 def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a template takes it
-    """A question as the template writes it; None where it is lost, or cannot be written."""
+    """Render a question, or return None if it is lost or cannot be written."""
     try:
         text, _ = _rendered(template, [{"role": "user", "content": content}], True)
-    except (TemplateError, TypeError):  # a list where it adds strings
+    except (TemplateError, TypeError):  # the template adds strings and got a list
         return None
     return text if _PROBE in text else None
 
 
 def _text(template: str, messages: list[dict[str, Any]], prompt: bool) -> str | None:
-    """A conversation as the template writes it; None where it refuses it."""
+    """Render a conversation, or return None if the template refuses it."""
     try:
         return _rendered(template, messages, prompt)[0]
     except TemplateError:
@@ -201,7 +207,7 @@ def _text(template: str, messages: list[dict[str, Any]], prompt: bool) -> str | 
 def _rendered(
     template: str, messages: list[dict[str, Any]], prompt: bool, *, marks: bool = False
 ) -> tuple[str, list[str]]:
-    """The text, and with `marks` what of it is marked."""
+    """Render a conversation, and with `marks` return its marked parts."""
     rendered: Any = render_jinja_template(
         [messages],
         chat_template=template,
@@ -215,11 +221,11 @@ def _rendered(
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
-    """The special token that the tokenizer's template puts after an answer, None where it puts none.
+    """Return the special token that the tokenizer's template puts after an answer, or None.
 
     Args:
         tokenizer: with its `chat_template` set.
-        source: what to call the LLM in an error.
+        source: the LLM's name in an error.
 
     Raises:
         UserError: the template cannot render one question with its answer.

@@ -1,10 +1,11 @@
-"""Checkpoints that hold what trains and nothing else, each of them whole or not there.
+"""Writes and reads checkpoints that hold only what trains, each of them whole or absent.
 
-A checkpoint of stage 1 is the projector, not the LLM: the frozen parts are in the folder that the run started from.
+A checkpoint of stage 1 is the projector, not the LLM, because the frozen parts are in the folder that the run started
+from.
 
-One is written in a folder aside. When all of it is on disk, `files.json` is written into it, with the size and the hash
-of every file, and the folder gets its name. Checkpoints of versions that kept no such record count if each of their
-files can be read from one end to the other.
+A checkpoint is written in a separate folder. When all of it is on disk, `files.json` is written into it, with the size
+and the hash of each file, and the folder gets its name. Checkpoints of versions without such a record count if each of
+their files can be read from beginning to end.
 """
 
 import json
@@ -29,11 +30,11 @@ from trainer.model.fsdp import load_state, trained
 TRAINED = "trained.safetensors"
 _BALANCE = "balance."
 _PARTS = (TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
-"""What a run cannot go on without as if it had not been stopped."""
+"""The files that a run needs to go on as if it had not been stopped."""
 
 
 def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Path) -> None:
-    """Writes every parameter that trains, by name, and what the balances have measured."""
+    """Write each parameter that trains, by name, and what the balances have measured."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value.contiguous() for name, value in state.items()}
     kept |= {f"{_BALANCE}{name}": value for name, value in balances.state_dict().items()}
@@ -41,7 +42,7 @@ def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Pa
 
 
 def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
-    """Reads what `save_trained` wrote.
+    """Read what `save_trained` wrote.
 
     Raises:
         UserError: it belongs to a run in which other parameters train.
@@ -52,37 +53,41 @@ def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
     parameters = trained(model)
     if differing := sorted(parameters.keys() ^ found.keys()):
         raise UserError(f"{folder}: holds other trained parameters than this recipe's, such as {differing[0]}")
-    load_state(model, {name: value.view(parameters[name].shape) for name, value in found.items()})  # old scalars
+    # Old checkpoints hold scalars of shape (), which FSDP could not cut.
+    load_state(model, {name: value.view(parameters[name].shape) for name, value in found.items()})
 
 
 def unfinished(folder: Path) -> Path:
-    """Where the checkpoints of a run are while they are written; what a kill leaves there is nothing."""
+    """Return the folder in which a run's checkpoints are written.
+
+    What a kill leaves there is worthless.
+    """
     return folder / TEMPORARY
 
 
 def clear(folder: Path) -> None:
-    """Removes what a stopped run has left half-written."""
+    """Remove what a stopped run has left half-written."""
     shutil.rmtree(unfinished(folder), ignore_errors=True)
 
 
 def publish(written: Path, folder: Path, *, limit: int | None = None, best: int | None = None) -> None:
-    """Gives a checkpoint that is written its name in `folder`, and removes the oldest beyond `limit`.
+    """Give a written checkpoint its name in `folder`, and remove the oldest beyond `limit`.
 
     Args:
-        written: below `unfinished`; its own name is the one that it gets.
-        folder: where the run has its checkpoints.
-        limit: how many to keep, this one included; None or 0 keeps all.
-        best: the step of one to keep in any case.
+        written: a folder below `unfinished`, with the name that the checkpoint gets.
+        folder: the folder of the run's checkpoints.
+        limit: the number to keep, this one included; None or 0 keeps all.
+        best: the step of a checkpoint to keep in any case.
     """
     sync_folder(written)
     paths = sorted(path for path in written.rglob("*") if path.is_file())
-    with ThreadPoolExecutor() as pool:  # two large files are hashed side by side
+    with ThreadPoolExecutor() as pool:  # large files are hashed in parallel
         record = FilesRecord(files=list(pool.map(partial(file_record, written), paths)))
     (written / FILES).write_bytes(record.to_bytes())
     sync(written / FILES)
     sync(written)
     path = folder / written.name
-    _remove(path, folder)  # a damaged one, of the run as it was before it went on from an older one
+    _remove(path, folder)  # a damaged one, from before the run went on from an older one
     written.rename(path)
     sync(folder)
     others = [other for other in _numbered(folder) if other != path]
@@ -95,7 +100,10 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
 
 
 def _remove(checkpoint: Path, folder: Path) -> None:
-    """In one step for all who look: a kill leaves no half of it."""
+    """Remove a checkpoint in one step for all readers.
+
+    A kill leaves no half of it in `folder`.
+    """
     if checkpoint.exists():
         aside = unfinished(folder) / f"removed-{checkpoint.name}"
         checkpoint.rename(aside)
@@ -103,7 +111,9 @@ def _remove(checkpoint: Path, folder: Path) -> None:
 
 
 def latest(folder: Path, reporter: Reporter = SILENT) -> Path | None:
-    """The newest whole checkpoint of a run, or None if there is none at all; `reporter` hears of newer, damaged ones.
+    """Find the newest whole checkpoint of a run, or None if there is none at all.
+
+    `reporter` is told of newer, damaged ones.
 
     Raises:
         UserError: there are checkpoints, and none of them is whole.
@@ -125,23 +135,26 @@ def latest(folder: Path, reporter: Reporter = SILENT) -> Path | None:
 
 
 def complete(folder: Path) -> dict[int, Path]:
-    """By step, the checkpoints of a run of which every file is there in its size."""
+    """Return the checkpoints of a run, by step, in which each file exists with its size."""
     return {step_of(checkpoint): checkpoint for checkpoint in _numbered(folder) if _has_all(checkpoint)}
 
 
 def has_record(checkpoint: Path) -> bool:
-    """Whether it says what it holds; those of older versions do not."""
+    """Tell whether a checkpoint lists its files.
+
+    Those of older versions do not.
+    """
     return (checkpoint / FILES).exists()
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """By step."""
+    """List the checkpoints of a folder by step."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=step_of)
 
 
 def _problem(checkpoint: Path) -> str | None:
-    """One line that says what of a checkpoint is not as it was written, or None."""
+    """Say in one line what of a checkpoint is not as it was written, or return None."""
     if not has_record(checkpoint):
         return _unrecorded_problem(checkpoint)
     try:
@@ -160,7 +173,7 @@ def _unrecorded_problem(checkpoint: Path) -> str | None:
         for path in files:
             try:
                 _read_through(path)
-            except Exception as error:  # whatever a damaged file makes of a reader
+            except Exception as error:  # a damaged file can raise nearly anything
                 return f"{path}: damaged: {one_line(error)}"
     return None
 
@@ -171,14 +184,14 @@ def _read_through(path: Path) -> None:
     elif path.suffix == ".safetensors":
         with safe_open(path, framework="pt"):  # compares what the header names with the file's size
             pass
-    elif path.is_file():  # else FSDP's folder, of an optimizer in pieces
+    elif path.is_file():  # otherwise it is FSDP's folder of an optimizer in pieces
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} has another checksum")
 
 
 def _has_all(checkpoint: Path) -> bool:
-    """Whether every file is there in its size, without reading gigabytes."""
+    """Check whether each file exists with its size, without reading gigabytes."""
     if not has_record(checkpoint):
         return all(any(checkpoint.glob(pattern)) for pattern in _PARTS)
     try:
@@ -189,16 +202,19 @@ def _has_all(checkpoint: Path) -> bool:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer steps that a checkpoint has behind it."""
+    """Return the optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def processes_of(checkpoint: Path) -> int:
-    """How many processes wrote a checkpoint: each has left the state of its random numbers."""
+    """Count the processes that wrote a checkpoint.
+
+    Each has left the state of its random numbers.
+    """
     return len(list(checkpoint.glob("rng_state*.pth")))
 
 
 def kept(folder: Path) -> str:
-    """For a message: what is not lost."""
+    """Say for a message which checkpoint is not lost."""
     found = list(complete(folder).values())
     return f"{found[-1]} is kept" if found else "there is no checkpoint yet"

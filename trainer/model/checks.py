@@ -1,4 +1,4 @@
-"""What can be wrong with the settings of `init` and is known without torch, which takes seconds."""
+"""Checks the settings of `init` without torch, which takes seconds to load."""
 
 from sea_pipeline.encoders.spec import packaged_side, split_s2
 from sea_pipeline.storage.publish import check_new_folder
@@ -6,7 +6,7 @@ from trainer.model.settings import InitSettings
 
 
 def check_init(settings: InitSettings) -> None:
-    """Looks at the settings of `init`.
+    """Check the settings of `init`.
 
     Raises:
         UserError: the folder holds something, or the packaged tower does not see images of that size.

@@ -1,4 +1,4 @@
-"""Checks what a model's configuration says: quantised weights are refused, and keys without a meaning dropped."""
+"""Refuses quantised weights by a model's configuration, and drops keys without a meaning."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,21 +9,21 @@ from sea_pipeline.core.errors import UserError
 
 _QUANTISED = ("quantization_config", "compression_config")
 _DROPPED = (*_QUANTISED, "auto_map")
-"""Of no meaning once the weights are plain numbers in a class of transformers; `auto_map` names files left behind."""
+"""Keys without a meaning if the weights are plain and the class is of transformers. `auto_map` names absent files."""
 
 
 def check_plain(source: str, config: Mapping[str, Any]) -> None:
-    """Refuses quantised weights, those of one part of a model included.
+    """Refuse quantised weights, including those of one part of a model.
 
-    Transformers reads some methods with a package of their own, leaves others out, and takes the rest for plain
-    weights without a word.
+    transformers reads some methods with a package of their own, leaves others out, and silently takes the rest for
+    plain weights.
 
     Args:
-        source: the model, as a message names it.
-        config: what its `config.json` holds.
+        source: the model's name in a message.
+        config: the content of its `config.json`.
 
     Raises:
-        UserError: a method of quantisation is named anywhere in it.
+        UserError: it names a method of quantisation anywhere.
     """
     for said in _found(config):
         by_bits = next((name for name in ("load_in_4bit", "load_in_8bit") if said.get(name)), None)
@@ -43,7 +43,7 @@ def _found(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def drop_leftovers(config: PreTrainedConfig) -> None:
-    """Removes from a configuration and its parts what a folder that is made of them must not say."""
+    """Remove keys from a configuration and its parts that a folder made of them must not have."""
     for name in _DROPPED:
         vars(config).pop(name, None)
     for part in vars(config).values():

@@ -1,4 +1,4 @@
-"""What a model folder is, by the hashes of what it holds, and which one a run begins with."""
+"""Hashes what a model folder holds, and finds the folder that a run begins with."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from trainer.model.tensor_files import PROJECTOR, tensors_of
 from trainer.recipes.recipe import Parts, Recipe
 
 MODELS = Path("runs") / "models"
-"""Where models made from parts are kept: runs from the same parts and seed start from the same folder."""
+"""The folder of models made from parts. Runs from the same parts and seed start from the same model."""
 _PROCESSING = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -18,11 +18,14 @@ _PROCESSING = (
     "preprocessor_config.json",
 )
 _LOOKED_AT = 4096
-"""Bytes at the begin of each tensor."""
+"""The number of bytes hashed at the beginning of each tensor."""
 
 
 def start_folder(recipe: Recipe) -> Path:
-    """The model folder that a run begins with, which for parts need not be there yet."""
+    """Return the model folder that a run begins with.
+
+    For a model made from parts it need not exist yet.
+    """
     if not isinstance(recipe.model, Parts):
         return recipe.model
     parts = recipe.model
@@ -32,7 +35,10 @@ def start_folder(recipe: Recipe) -> Path:
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of the projector's values and of the begin of every other tensor: all of many gigabytes cost minutes."""
+    """Hash the projector's values and the beginning of every other tensor with sha256.
+
+    Hashing all of many gigabytes would take minutes.
+    """
     digest = hashlib.sha256()
     for path in files_like(folder, "*.safetensors"):
         digest.update(f"{path.name}:{path.stat().st_size};".encode())
@@ -47,12 +53,16 @@ def weights_digest(folder: Path) -> str:
 
 
 def processing_digests(folder: Path) -> dict[str, str]:
-    """sha256 of the files of a model folder that decide a prompt's tokens and an image's pixels, by name."""
+    """Hash the files of a model folder that decide a prompt's tokens and an image's pixels.
+
+    Returns:
+        sha256 by file name, of those that exist.
+    """
     return {name: file_sha256(folder / name) for name in _PROCESSING if (folder / name).is_file()}
 
 
 def _part_digest(part: Path) -> str:
-    """Of a tower's or an LLM's folder, or of a file of weights."""
+    """Hash a tower's or an LLM's folder, or name a file of weights by its size and time."""
     if part.is_file():
         return f"{part.stat().st_size}:{part.stat().st_mtime_ns}"
     config = file_sha256(part / "config.json") if (part / "config.json").is_file() else ""

@@ -1,4 +1,4 @@
-"""Whether a model folder's parts agree: the processor's image tokens and the tower's features, before any training."""
+"""Checks before training that a model folder's processor and tower agree on the number of an image's tokens."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +21,15 @@ class Checked(NamedTuple):
 
     config: LlavaConfig
     processor: Any
-    """With what older versions of transformers did not write: see `_complete`."""
+    """The processor, with the settings that older versions of transformers did not write, see `_complete`."""
     visual_tokens: int
-    """Of one image."""
+    """The number of visual tokens of one image."""
 
 
 def check_model_folder(folder: Path) -> Checked:
-    """Passes one grey image through the processor, and its shape through the tower; no weights are read.
+    """Pass one grey image through the processor, and its shape through the tower.
+
+    No weights are read.
 
     Raises:
         UserError: the folder is no LLaVA folder, or its processor gives an image another number of tokens than its
@@ -39,7 +41,7 @@ def check_model_folder(folder: Path) -> Checked:
     shape = image_shape(processor.image_processor)
     try:
         states = _states(config, shape)
-    except (ValueError, IndexError) as error:  # the tower's own words on a wrong size, or a layer that it lacks
+    except (ValueError, IndexError) as error:  # the tower's errors for a wrong size, or a layer that it lacks
         raise UserError(f"{folder}: its tower cannot take what its processor gives ({error})") from error
     _complete(processor, config, folder, states, shape)
     features = states - 1 if config.vision_feature_select_strategy == "default" else states
@@ -60,7 +62,10 @@ def check_model_folder(folder: Path) -> Checked:
 
 
 def _read(folder: Path) -> tuple[LlavaConfig, Any]:
-    """Reads the configuration and the processor; damaged files end in nearly any kind of error."""
+    """Read the configuration and the processor.
+
+    Damaged files can raise nearly any kind of error.
+    """
     with border(
         f"{folder}: its configuration or processor cannot be loaded",
         "restore it, or make it with sea-pipeline init",
@@ -70,7 +75,7 @@ def _read(folder: Path) -> tuple[LlavaConfig, Any]:
 
 
 def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tuple[int, ...]) -> None:  # noqa: ANN401
-    """Sets what transformers before 4.46 or so left out, or left to the call: how many tokens an image becomes.
+    """Set how many tokens an image becomes, which transformers before 4.46 or so left out, or left to the call.
 
     Also gives processor and tokenizer one chat template, which takes content in both forms.
     """
@@ -92,7 +97,7 @@ def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tup
 
 
 def image_shape(image_processor: Any) -> tuple[int, ...]:  # noqa: ANN401 - one class per family
-    """(1, 3, height, width) of any image after preprocessing.
+    """Return the shape of any image after preprocessing, (1, 3, height, width).
 
     Raises:
         UserError: not every image becomes a square of one size.
@@ -114,7 +119,7 @@ def _grey(width: int, height: int) -> Image.Image:
 
 
 def _states(config: LlavaConfig, shape: tuple[int, ...]) -> int:
-    """How many tokens the layer that LLaVA uses has, by running the tower without numbers."""
+    """Count the tokens of the layer that LLaVA uses, by running the tower on the meta device."""
     layers = config.vision_feature_layer
     first = layers if isinstance(layers, int) else layers[0]
     with torch.device("meta"), torch.no_grad():

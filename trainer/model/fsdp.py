@@ -1,4 +1,4 @@
-"""FSDP: weights that are cut over the processes, what accelerate leaves open of it, and what all agree on."""
+"""Handles FSDP: weights that are cut over the processes, what accelerate leaves undone, and errors of any process."""
 
 import os
 import warnings
@@ -20,12 +20,18 @@ from sea_pipeline.core.errors import UserError
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
-    """A tensor put together of all processes' pieces; each of them must ask for it at the same time."""
+    """Gather a tensor from all processes' pieces.
+
+    Each process must call it at the same time.
+    """
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Gives parameters and buffers, or this process's pieces of them, by name; tied ones by their first name."""
+    """Return parameters and buffers, or this process's pieces of them, by name.
+
+    Tied ones have their first name only.
+    """
     once: dict[int, tuple[str, torch.Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         once.setdefault(id(value), (name, value))
@@ -33,16 +39,18 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Gives the parameters that train, as `state_of` does."""
+    """Return the parameters that train, as `state_of` does."""
     return {name: value for name, value in state_of(model).items() if value.requires_grad}
 
 
 def whole_state(model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Puts weights together of all processes' pieces, in the first process's memory; the others get nothing.
+    """Gather weights from all processes' pieces in the first process's memory.
+
+    The other processes get nothing.
 
     Args:
-        model: every process asks for its weights at the same time.
-        names: of parameters and buffers, as `state_of` gives them.
+        model: each process must ask for its weights at the same time.
+        names: of parameters and buffers, as in `state_of`.
     """
     own = state_of(model)
     frozen = any(isinstance(own[name], nn.Parameter) and not own[name].requires_grad for name in names)
@@ -52,23 +60,29 @@ def whole_state(model: nn.Module, names: Collection[str]) -> dict[str, torch.Ten
 
 
 def round_state(state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """Rounds what is no integer in place, one tensor after the other: all may not fit beside themselves."""
+    """Round all but integers to a dtype, in place.
+
+    It goes tensor by tensor, because memory may not hold all of them twice.
+    """
     for name, value in state.items():
         if value.is_floating_point():
             state[name] = value.to(dtype)
 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Writes whole tensors over parameters of their names, or the first process's over the pieces of all."""
-    cut = any(isinstance(value, DTensor) for value in model.parameters())  # what is whole is copied to its place
+    """Write whole tensors over the parameters of their names.
+
+    If parameters are cut, the first process's tensors go over the pieces of all.
+    """
+    cut = any(isinstance(value, DTensor) for value in model.parameters())  # whole parameters are copied in each process
     options = StateDictOptions(full_state_dict=cut, broadcast_from_rank0=cut, strict=False)
     set_model_state_dict(model, cast("dict[str, Any]", state), options=options)
 
 
 class _WholeEmbeddings(TrainerCallback):
-    """Has the LLM's input embeddings made whole once in a forward, not at each use.
+    """Makes FSDP gather the LLM's input embeddings once in a forward, not at each use.
 
-    The terms use them where there are images; a process whose batch has none would miss the second time.
+    The terms use them if there are images. A process whose batch has none would miss the second gathering.
     """
 
     def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:  # noqa: ANN401 - as in TrainerCallback
@@ -78,21 +92,23 @@ class _WholeEmbeddings(TrainerCallback):
 
 
 class ShardingTrainer(Trainer):
-    """A Trainer that FSDP works in: on CPUs, too, in the right precision, and with small checkpoints."""
+    """A Trainer in which FSDP works on CPUs, too, in the right precision and with small checkpoints."""
 
     def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
         super().__init__(*given, **named)
         self.add_callback(_WholeEmbeddings())
 
     def create_accelerator_and_postprocess(self) -> None:
-        """The Trainer's, with FSDP on CPUs, too, where accelerate trains without it and does not say so.
+        """Create the Trainer's accelerator, with FSDP on CPUs, too.
 
-        With `bf16`, weights travel and compute in bfloat16; gradients are summed, and losses given, in float32.
+        accelerate would silently train without FSDP there.
+
+        With `bf16`, weights are sent and used in bfloat16, but gradients are summed and losses given in float32.
         accelerate's own choice is bfloat16 for all of these, which leaves a loss three digits.
         """
         super().create_accelerator_and_postprocess()
         if self.args.fsdp:
-            for state in (PartialState(), self.accelerator.state):  # the one is written over the other, again and again
+            for state in (PartialState(), self.accelerator.state):  # accelerate copies one over the other repeatedly
                 state.distributed_type = DistributedType.FSDP
             if not self.is_fsdp_enabled:
                 assert self.args.fsdp_plugin_args is not None
@@ -101,15 +117,15 @@ class ShardingTrainer(Trainer):
             if self.args.bf16:
                 policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
                 self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
-            os.environ.pop("ACCELERATE_USE_FSDP", None)  # accelerate's; it would hold for later stages, too
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody writes over
+            os.environ.pop("ACCELERATE_USE_FSDP", None)  # accelerate sets it; it would hold for later stages, too
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing writes to them
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        # By torch's get_optimizer_state_dict, whole or in pieces as fsdp_config says, and as the Trainer loads it;
-        # the Trainer itself would write the whole model beside it.
+        # This uses torch's get_optimizer_state_dict, whole or in pieces as fsdp_config says, as the Trainer loads it.
+        # The Trainer itself would also write the whole model.
         plugin = self.accelerator.state.fsdp_plugin
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
@@ -119,13 +135,15 @@ class ShardingTrainer(Trainer):
 
 @contextmanager
 def agreed() -> Iterator[list[str]]:
-    """Waits until every process has left the block; if one could not finish it, none of them goes on.
+    """Wait until each process has left the block.
 
-    Nobody may leave the block before a meeting of all processes inside it: what fails earlier goes into the list that
-    this gives.
+    If one of them could not finish it, none goes on.
+
+    No process may leave the block before a collective operation inside it. So a problem found before one goes into the
+    list that this yields.
 
     Raises:
-        UserError: one was raised here or in another process.
+        UserError: it was raised here or in another process.
     """
     problems: list[str] = []
     try:

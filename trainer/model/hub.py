@@ -1,4 +1,4 @@
-"""The Hugging Face hub: files of models, uploads; nothing is uploaded unless it is asked for."""
+"""Finds files of models on the Hugging Face hub, and uploads folders if the user asks for it."""
 
 import shlex
 from contextlib import suppress
@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError, one_line
 
 
 def is_name(name: str) -> bool:
-    """Tells whether it is OWNER/NAME, as the hub calls a model."""
+    """Tell whether a name is OWNER/NAME, the form of the hub's models."""
     with suppress(HFValidationError):
         validate_repo_id(name)
         return "/" in name
@@ -20,8 +20,11 @@ def is_name(name: str) -> bool:
 
 
 def find_file(spec: str, name: str) -> Path | None:
-    """Gives the path of a file of a folder or of a hub name; None if it is not there, or nobody can be asked."""
-    from transformers.utils.hub import cached_file  # here: it takes a while, and `check` needs none of it
+    """Return the path of a file of a folder or of a hub name, or None.
+
+    It is None if the file does not exist, or if the hub cannot be asked.
+    """
+    from transformers.utils.hub import cached_file  # here, because it takes a while and `check` does not need it
 
     try:
         found = cached_file(spec, name)
@@ -31,7 +34,7 @@ def find_file(spec: str, name: str) -> Path | None:
 
 
 def check(name: str) -> None:
-    """Refuses, before any work is done, what cannot be uploaded.
+    """Refuse before any work a name that cannot be uploaded to.
 
     Raises:
         UserError: `name` is not OWNER/NAME, or nobody is logged in.
@@ -43,7 +46,9 @@ def check(name: str) -> None:
 
 
 def push(folder: Path, name: str) -> str:
-    """Uploads every file of a folder; a repository that does not exist is made, private.
+    """Upload all files of a folder.
+
+    A repository that does not exist is made, private.
 
     Returns:
         The address of the upload.
@@ -55,7 +60,7 @@ def push(folder: Path, name: str) -> str:
     try:
         api.create_repo(name, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by sea-pipeline export"))
-    except Exception as error:  # of the hub, of the connection, of a proxy: all end the same way
+    except Exception as error:  # errors of the hub, the connection or a proxy all end the same way
         reason, by_hand = one_line(error), shlex.join(["hf", "upload", "--private", name, str(folder)])
         raise UserError(
             f"--push {name}: {folder} is complete, but was not uploaded ({type(error).__name__}: {reason}); upload it "

@@ -1,4 +1,7 @@
-"""Whether a folder says of itself that it is a LLaVA; `folder_check` says whether its parts agree. Loads no torch."""
+"""Checks whether a folder's own files say that it is a LLaVA, without loading torch.
+
+`folder_check` checks whether its parts agree.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,21 +10,23 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
 
 ALIGNMENT = "alignment.json"
-"""What the training needs to know of a folder and transformers' own files do not say."""
+"""The file with what training needs to know of a folder and transformers' own files do not say."""
 
 
 def check_llava_folder(folder: Path) -> None:
-    """Looks at what a model folder's own files say of it.
+    """Check what a model folder's own files say of it.
 
     Raises:
-        UserError: there is none, it is another model's, or one that was written for another program.
+        UserError: there is no folder, it is another model's, or it was written for another program.
     """
     read_alignment(folder)
     read_config(folder)
 
 
 def read_alignment(folder: Path) -> dict[str, Any]:
-    """Reads `alignment.json`; of a folder that others wrote it is empty.
+    """Read `alignment.json`.
+
+    It is empty for a folder that other programs wrote.
 
     Raises:
         UserError: the folder was written for another program.
@@ -36,7 +41,7 @@ def read_alignment(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads the `config.json` of a LLaVA.
+    """Read the `config.json` of a LLaVA.
 
     Raises:
         UserError: there is none, or it is another model's.

@@ -1,4 +1,4 @@
-"""A model folder to a model that trains: which parts do, in which precision, and with which terms."""
+"""Loads a model folder as a model that trains, and sets the parts that train and their precision."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from trainer.towers import tower_grid
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A LLaVA folder and what is derived from it."""
+    """A LLaVA folder and the facts derived from it."""
 
     path: Path
     config: Any
@@ -31,28 +31,28 @@ class ModelFolder:
     grid: tuple[int, int]
     """(rows, columns) of an image's visual tokens."""
     vocabulary: int
-    """How many of the LLM's token ids are real ones; later rows only pad its matrix."""
+    """The number of the LLM's token ids that are real ones. Later rows only pad its matrix."""
     linear_projector: bool
-    """The projector's second layer is the identity, and stays it."""
+    """Whether the projector's second layer is the identity, and must stay it."""
     other_pixels: bool = False
-    """The processor's images are not what the folder's files say: a stage asked for another aspect ratio."""
+    """Whether the processor differs from the folder's files, because a stage asked for another aspect ratio."""
 
 
 def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None) -> ModelFolder:
-    """Reads everything but the weights, and checks that the token counts agree.
+    """Read everything but the weights, and check that the token counts agree.
 
     Args:
         path: the folder.
         image_aspect_ratio: what the processor does with images, see `Data`; None: what the folder says.
 
     Raises:
-        UserError: it is no LLaVA folder, or does not fit together; its image processor cannot do it behind bars.
+        UserError: it is no LLaVA folder, its parts do not fit together, or its image processor cannot pad.
     """
     extra = read_alignment(path)
     with quiet():
         checked = check_model_folder(path)
     config, processor = checked.config, checked.processor
-    config.image_seq_length = checked.visual_tokens  # older folders say 576 whatever the tower
+    config.image_seq_length = checked.visual_tokens  # older folders say 576 for any tower
     vocabulary = extra.get("vocabulary") or _vocabulary(config, processor)
     own = processor.image_processor
     processor.image_processor = with_aspect_ratio(own, image_aspect_ratio, path)
@@ -68,7 +68,10 @@ def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None)
 
 
 def _vocabulary(config: Any, processor: Any) -> int:  # noqa: ANN401 - transformers'
-    """How many ids the LLM had before `<image>` was added, and what was added after it, in a folder of others."""
+    """Count the ids that the LLM had before `<image>` was added.
+
+    It is for folders of others, in which more tokens may have been added after it.
+    """
     tokenizer, image = processor.tokenizer, config.image_token_id
     ids = set(tokenizer.get_vocab().values())
     if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
@@ -77,7 +80,10 @@ def _vocabulary(config: Any, processor: Any) -> int:  # noqa: ANN401 - transform
 
 
 class _Headless(AlignedLlava):
-    """Without the LLM's output matrix, which L_lm alone needs: it is as large as the embedding matrix."""
+    """The model without the LLM's output matrix.
+
+    Only L_lm needs that matrix, which is as large as the embedding matrix.
+    """
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config)
@@ -88,17 +94,19 @@ register_checkpoint_conversion_mapping(_Headless.__name__, get_checkpoint_conver
 
 
 def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None) -> AlignedLlava:
-    """The model with its parts frozen as the recipe says; what trains is float32.
+    """Load the model with its parts frozen as the recipe says.
+
+    The parts that train are float32.
 
     With `loss.lm` 0 the LLM is its embedding matrix: its layers and its head are neither read nor kept.
 
     Args:
         folder: the model's.
         recipe: of the run.
-        layers: load only so many of the LLM's first layers, for whoever looks no further.
+        layers: load only this number of the LLM's first layers; None for all.
 
     Raises:
-        UserError: a weight is missing; the files are damaged, or need a package that is not installed.
+        UserError: a weight is missing, or the files are damaged, or need a package that is not installed.
     """
     frozen = _frozen_dtype(recipe)
     trains = recipe.learning_rates
@@ -115,7 +123,7 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         "vision_config": torch.float32 if trains.vision else frozen,
     }
     advice = "copy the folder again, or make it with sea-pipeline init"
-    # Of the files only the tensors that the model has are read, each by itself.
+    # Only the tensors that the model has are read from the files, each by itself.
     with quiet(), border(f"{folder.path}: cannot be loaded", advice, given=True):
         loaded: Any = kind.from_pretrained(folder.path, config=config, dtype=dtypes, output_loading_info=True)
     model: AlignedLlava = loaded[0]
@@ -132,9 +140,11 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
 
 
 def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:
-    """What trains is float32, and with it all of its part, so that no layer gives the next one another precision.
+    """Make each part that trains float32 as a whole.
 
-    Beside adapters, which bring their own, the LLM is frozen. Batch norms compute in float32 whatever they are given.
+    Then its layers all pass on the same precision.
+
+    The LLM under adapters is frozen; they have their own precision. Batch norms compute in float32 for any input.
     """
     every = list(model.named_parameters())
     trains = {part(name) for name, parameter in every if parameter.requires_grad} | {"projector"}
@@ -146,16 +156,18 @@ def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:
 
 
 def keep_layers(config: Any, count: int) -> None:  # noqa: ANN401 - a LlavaConfig
-    """Makes a configuration whose LLM has its embeddings and its first `count` layers."""
+    """Cut a config so that the LLM has its embeddings and its first `count` layers."""
     config.text_config.num_hidden_layers = count
     if getattr(config.text_config, "layer_types", None) is not None:
         config.text_config.layer_types = config.text_config.layer_types[:count]
 
 
 def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool, adapted: bool = False) -> None:
-    """Sets what trains: the parts with a learning rate, but for weights that no gradient can reach.
+    """Set which parameters train.
 
-    Of an adapted LLM, whose rate is the adapters', nothing else trains.
+    They are the parts with a learning rate, except weights that no gradient can reach.
+
+    In an adapted LLM only the adapters train, at the LLM's rate.
     """
     on = {"projector": rates.projector, "vision": rates.vision, "alignment": rates.projector}
     on |= {"llm": None if adapted else rates.llm, "lora": rates.llm}
@@ -166,7 +178,10 @@ def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool,
 
 
 def unreached_vision(model: AlignedLlava) -> set[int]:
-    """The tower's parameters behind the layer whose output LLaVA uses: found by one backward pass of a blank image."""
+    """Find the tower's parameters after the layer whose output LLaVA uses.
+
+    They are those without a gradient in one backward pass of a blank image.
+    """
     tower, layer = model.model.vision_tower, model.config.vision_feature_layer
     parameters = list(tower.parameters())
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) on the LLM, through peft: W x + (alpha / rank) B A x with A and B trained."""
+"""Adds LoRA (Hu et al. 2021, arXiv 2106.09685) to the LLM by peft: W x + (alpha / rank) B A x with A and B trained."""
 
 import torch
 from torch import nn
@@ -10,16 +10,18 @@ from trainer.model.tensor_files import Stored, canonical
 from trainer.recipes.recipe import Lora
 
 _A, _B = ".lora_A.", ".lora_B."
-"""In names, behind a layer: the factors of its adapter."""
+"""The infix of a parameter's name, after its layer, for the two factors of an adapter."""
 
 
 def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
-    """Puts adapters beside linear layers, in place; B starts at 0, so that the LLM gives what it gave.
+    """Add adapters to linear layers, in place.
+
+    B starts at 0, so that the LLM gives what it gave before.
 
     The layers stay where they are in the LLM, and every parameter of an adapter has `lora_` in its name.
 
     Args:
-        llm: a base decoder such as `LlamaModel`; its head is not part of it, and so has no adapter.
+        llm: a base decoder such as `LlamaModel`. The head is not part of it, so it has no adapter.
         lora: of the recipe.
         seed: of A.
 
@@ -38,7 +40,7 @@ def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
 
 
 def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lora: Lora, dtype: torch.dtype) -> torch.Tensor:
-    """W + (alpha / rank) B A in float32, rounded once.
+    """Compute W + (alpha / rank) B A in float32, rounded once.
 
     Args:
         base: W, (out, in).
@@ -52,16 +54,16 @@ def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lora: Lo
 
 
 def plain(name: str) -> str:
-    """Spells a parameter as it is without adapters beside it."""
+    """Spell a parameter as it is named without adapters."""
     return name.replace(".base_layer.", ".")
 
 
 def merge_adapters(state: dict[str, torch.Tensor], files: Stored, lora: Lora, dtype: torch.dtype) -> None:
-    """Puts merged weights in place of adapters, so that the names are a stock model's again.
+    """Put merged weights in place of adapters, so that the names are a stock model's again.
 
     Args:
-        state: adapters, whole, and what is no file's; changed in place.
-        files: what adapters are added to; a model's own weights may have been rounded to compute.
+        state: whole adapters, and weights that are in no file; changed in place.
+        files: the weights that adapters are added to, because the model's own may have been rounded to compute.
         lora: of the recipe.
         dtype: see `merged_weight`.
     """

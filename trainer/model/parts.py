@@ -1,4 +1,4 @@
-"""The parts of a model folder, loaded: a vision tower with its image processor, an LLM with its tokenizer."""
+"""Loads the parts of a model folder: a vision tower with its image processor, and an LLM with its tokenizer."""
 
 import io
 from collections.abc import Iterator
@@ -38,25 +38,28 @@ from trainer.model.sentence_piece import faithful
 from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
 
 _CLS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
-"""Tokens before the patches, of the towers taken from transformers."""
+"""The number of tokens before the patches, by the tower's type in transformers."""
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _KNOWN_TOWERS = "packaged, s2:SPEC, CLIP, SigLIP (or SigLIP 2 of a fixed resolution), DINOv2 without registers"
 
 
 @dataclass(frozen=True)
 class VisionPart:
-    """A tower and what LLaVA must know about it."""
+    """A tower and the facts that LLaVA needs about it."""
 
     tower: PreTrainedModel
     image_processor: Any
     feature_layer: int
-    """Index into the tower's hidden states."""
+    """The index into the tower's hidden states."""
     cls_tokens: int
-    """Tokens before the patches, 0 or 1."""
+    """The number of tokens before the patches, 0 or 1."""
 
     @property
     def select_strategy(self) -> Literal["default", "full"]:
-        """LLaVA's word for it: "default" drops the first token."""
+        """Return LLaVA's name for the tokens that are kept.
+
+        "default" drops the first token.
+        """
         return "default" if self.cls_tokens else "full"
 
 
@@ -70,7 +73,10 @@ class LlmPart:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it transformers prints neither bars nor reports: what matters of them is raised as an error."""
+    """Silence transformers' progress bars and reports inside this block.
+
+    What matters of the reports is raised as an error.
+    """
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -84,17 +90,17 @@ def quiet() -> Iterator[None]:
 
 
 def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None) -> VisionPart:
-    """Loads a tower with its weights.
+    """Load a tower with its weights.
 
     Args:
-        spec: `packaged`, `packaged@224` (see `encoders.spec`), `s2:SPEC` or `s2@1,2:SPEC` (scales 1, 2 and 3 where none
-            are given), else a transformers folder or the name of one on the hub.
+        spec: `packaged`, `packaged@224` (see `encoders.spec`), `s2:SPEC` or `s2@1,2:SPEC` (scales 1, 2 and 3 if none
+            are given), or a transformers folder, or the name of one on the hub.
         dtype: of the weights.
-        feature_layer: which hidden state to use; None: the last but one of a transformer, the only one of `packaged`.
-            With `s2` it is the base tower's.
+        feature_layer: the hidden state to use. None is the last but one of a transformer, and the only one of
+            `packaged`. With `s2` it is the base tower's.
 
     Raises:
-        UserError: the spec names no vision tower that is known here, or its weights are incomplete.
+        UserError: the spec names no known vision tower, or its weights are incomplete.
     """
     scales, base = split_s2(spec)
     if scales and base:
@@ -116,10 +122,10 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
 
 
 def load_llm(spec: str, dtype: torch.dtype) -> LlmPart:
-    """Loads a causal LM with its weights and tokenizer.
+    """Load a causal LM with its weights and tokenizer.
 
     Args:
-        spec: `packaged` (SmolLM2-135M-Instruct), a GGUF file, else a transformers folder or the name of one on the hub.
+        spec: `packaged` (SmolLM2-135M-Instruct), a GGUF file, a transformers folder, or the name of one on the hub.
         dtype: of the weights; a quantised GGUF file is dequantised.
 
     Raises:
@@ -140,13 +146,15 @@ def load_llm(spec: str, dtype: torch.dtype) -> LlmPart:
 
 
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
-    """Loads an LLM's tokenizer with the ids of the LLM's own files, see `faithful`; no weights are read.
+    """Load an LLM's tokenizer with the ids of the LLM's own files, see `faithful`.
+
+    No weights are read.
 
     Args:
         spec: see `load_llm`.
 
     Raises:
-        UserError: there is none, it is not a fast one, or its ids are others than its files give.
+        UserError: there is none, it is not a fast one, or its ids differ from those that its files give.
     """
     if spec == "packaged" or spec.endswith(".gguf"):
         file = _packaged_gguf() if spec == "packaged" else Path(spec)
@@ -177,7 +185,7 @@ def _packaged_processor(side: int) -> CLIPImageProcessor:
 
 
 def _image_processor(spec: str, config: PreTrainedConfig) -> Any:  # noqa: ANN401 - one class per family
-    """The folder's own; without one, the family's usual preprocessing at the config's resolution."""
+    """Load the folder's image processor, or make the family's usual one at the config's resolution."""
     try:
         return AutoImageProcessor.from_pretrained(spec, trust_remote_code=False)
     except Exception as error:
@@ -232,7 +240,7 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> LlmPart:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a GGUF file of a causal LM")
     require("accelerate", "train")
-    with named(str(file)), _parsed_once(), redirect_stderr(io.StringIO()):  # its progress bar heeds no setting
+    with named(str(file)), _parsed_once(), redirect_stderr(io.StringIO()):  # its progress bar has no setting
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
@@ -243,9 +251,10 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> LlmPart:
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Within it transformers parses a GGUF file and maps its names once.
+    """Make transformers parse a GGUF file and map its names once inside this block.
 
-    By itself it parses for the tokenizer, the config and the weights, and maps for every module: most of the time.
+    By itself it parses for the tokenizer, the config and the weights, and maps for each module, which takes most of the
+    time.
     """
     gguf = require("gguf", "train")
     plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}

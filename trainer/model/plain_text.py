@@ -1,7 +1,7 @@
-"""Plain English of the project's own, as much as is asked for: simple sentences, filled from short lists and 2of12.
+"""Writes any amount of plain English: simple sentences, filled from short lists and the word list 2of12.
 
-What an LLM does to visual tokens can be asked of text, too, whose own tokens are known. Its words are those of any
-text (articles, prepositions, common nouns) and, one or two a sentence, words of the packaged list, none of them twice.
+It lets one measure what an LLM does to text, whose own tokens are known. The words are those of any text (articles,
+prepositions, common nouns) and, one or two in a sentence, words of the packaged list, none of them twice.
 """
 
 import random
@@ -55,11 +55,13 @@ _BEFORE_VOWEL = re.compile(r"(?<=\b[Aa])(?= [aeiou])")
 
 
 def plain_text(sentences: int, skip: int = 0) -> str:
-    """Gives so many sentences, the same ones each time, with a space between them.
+    """Write sentences with a space between them.
+
+    They are the same ones each time.
 
     Args:
         sentences: how many.
-        skip: leave out so many before them: what two texts have of the word list is not the same.
+        skip: the number of sentences to leave out before them, so that two texts share no words of the word list.
     """
     return " ".join(islice(_sentences(), skip, skip + sentences))
 

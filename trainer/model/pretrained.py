@@ -1,4 +1,4 @@
-"""Reads configuration, weights and tokenizer of a folder of the hub's form; says in a line what is wrong with it."""
+"""Reads configuration, weights and tokenizer of a model folder, and says in one line what is wrong with it."""
 
 import json
 import pickle
@@ -37,12 +37,12 @@ from trainer.model.hub import find_file
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LFS = b"version https://git-lfs"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Of these transformers reads the first that is there."""
+"""transformers reads the first of these that exists."""
 
 
 @contextmanager
 def named(spec: str) -> Iterator[None]:
-    """Turns any error within it into one line that names the folder, or the file in it that is at fault."""
+    """Turn any error inside this block into one line that names the folder, or the file in it that is at fault."""
     with border(f"{spec}: cannot be loaded", "check the folder or the hub name", given=True):
         try:
             yield
@@ -55,10 +55,10 @@ def named(spec: str) -> Iterator[None]:
 
 
 def load_config(spec: str) -> PreTrainedConfig:
-    """Reads the configuration of a folder or of a hub name, without the keys that a new model must not keep.
+    """Read the configuration of a folder or hub name, without the keys that a new model must not keep.
 
     Raises:
-        UserError: there is none; it is an adapter's folder; its weights are quantised; transformers lacks its type.
+        UserError: there is none, it is an adapter's folder, its weights are quantised, or transformers lacks its type.
     """
     with named(spec):
         _check_there(spec)
@@ -77,7 +77,7 @@ def load_config(spec: str) -> PreTrainedConfig:
 
 
 def _check_there(spec: str) -> None:
-    """Refuses what is no folder with a model, and no name that the hub could have."""
+    """Refuse a spec that is neither a model folder nor a possible name on the hub."""
     folder = Path(spec)
     if not folder.exists() and not _HUB_NAME.fullmatch(spec):
         raise UserError(
@@ -89,7 +89,10 @@ def _check_there(spec: str) -> None:
 
 
 def _check_whole(spec: str) -> None:
-    """Refuses an adapter, which transformers would load into the model that it names, wherever that is."""
+    """Refuse an adapter's folder.
+
+    transformers would load the adapter into the model that it names, wherever that is.
+    """
     file = find_adapter_config_file(spec)
     if file is None:
         return
@@ -103,16 +106,16 @@ def _check_whole(spec: str) -> None:
 
 
 def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401
-    """Loads a model with all its weights.
+    """Load a model with all its weights.
 
     Args:
         kind: an Auto class or a model class.
         spec: a folder, or a name on the hub.
-        config: of the model; files may hold other parts beside it.
+        config: of the model; files may hold other parts, too.
         dtype: of the weights.
 
     Raises:
-        UserError: a weight is missing, has another shape, or stands where the model has no place for it.
+        UserError: a weight is missing, has another shape, or has no place in the model.
     """
     with named(spec):
         model, report = kind.from_pretrained(
@@ -120,7 +123,7 @@ def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dt
             config=config,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # else it refers to a report that it prints
+            ignore_mismatched_sizes=True,  # otherwise its error refers to a report that it prints
             trust_remote_code=False,
         )
     if extra := _without_place(model, report["unexpected_keys"]):
@@ -136,7 +139,7 @@ def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dt
             f"{spec}: config.json says other shapes than the weights have, {_some([one[0] for one in mismatched])}: "
             f"expected {tuple(expected)}, found {tuple(found)}; give the config.json that belongs to them"
         )
-    model.config.name_or_path = ""  # a path of this machine
+    model.config.name_or_path = ""  # it is a path of this machine
     loaded: PreTrainedModel = model
     return loaded
 
@@ -146,9 +149,9 @@ def _some(names: list[str]) -> str:
 
 
 def _without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: ANN401 - any model
-    """Finds tensors of the model's own modules that these lack: biases, or what quantised weights are read by.
+    """Find weights that a module of the model has no place for, such as biases or scales of quantisation.
 
-    Other unexpected tensors belong to parts that the model does without, or are buffers that old versions kept.
+    Other unexpected tensors belong to parts that the model does not use, or are buffers that old versions kept.
     """
     modules = {name.removeprefix("vision_model."): module for name, module in model.named_modules() if name}
     found = []
@@ -161,9 +164,9 @@ def _without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa:
 
 
 def check_files(folder: Path) -> None:
-    """Refuses a file that was not fetched, is missing, or is damaged.
+    """Refuse a file that was not fetched, is missing, or is damaged.
 
-    Weights are opened and not read; no code of a pickle runs.
+    Weights are opened but not read, and no code of a pickle runs.
     """
     weights = _weight_files(folder)
     for file in sorted({*files_like(folder, "*.json", "*.model"), *weights}):
@@ -189,7 +192,7 @@ def check_files(folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Lists the weight files that transformers reads, whether they are there or not."""
+    """List the weight files that transformers reads, whether they exist or not."""
     first = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
     if first is None or first.suffix != ".json":
         return [] if first is None else [first]
@@ -204,15 +207,15 @@ _WORDLESS = "{}: its tokenizer has no words; expected a tokenizer.json or tokeni
 
 
 def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a folder or of a hub name.
+    """Load the tokenizer of a folder or of a hub name.
 
-    Without a tokenizer_config.json, tokenizer.json says it all: transformers would put it into the class that is usual
+    Without a tokenizer_config.json, tokenizer.json alone decides. transformers would load it as the class that is usual
     for the model's type, whatever it holds. A tokenizer.model alone begins a text with its BOS unless the folder says
     otherwise, as it did until transformers 5, and with a space if SentencePiece does. If no file names an EOS,
     config.json does.
 
     Raises:
-        UserError: it cannot be read, is code that comes with it, is not a fast one, or knows no words.
+        UserError: it cannot be read, comes as code, is not a fast one, or knows no words.
     """
     with named(spec):
         said = get_tokenizer_config(spec)
@@ -242,7 +245,10 @@ def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
 
 
 def _begin_with_space(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Puts a space before a text if the SentencePiece model does; transformers forgets it if no class says so."""
+    """Put a space before a text if the SentencePiece model does.
+
+    transformers forgets it if no class says so.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.pre_tokenizer is not None:
         return
@@ -254,7 +260,7 @@ def _begin_with_space(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
 
 
 def _explain_tokenizer(spec: str, said: dict[str, Any], error: Exception) -> None:
-    """Raises our words where transformers names another cause, or gives advice that cannot be followed here."""
+    """Raise our own error if transformers names another cause, or gives advice that cannot be followed here."""
     if "auto_map" in said and "trust_remote_code" in str(error):
         raise UserError(
             f"{spec}: its tokenizer comes as code (auto_map), which is never run here; add a tokenizer.json, remove "
@@ -263,8 +269,8 @@ def _explain_tokenizer(spec: str, said: dict[str, Any], error: Exception) -> Non
     folder = Path(spec)
     if folder.is_dir():
         check_files(folder)
-    if "tiktoken" in str(error):  # what it tries where SentencePiece fails, and names where there is no file at all
-        require("sentencepiece.sentencepiece_model_pb2", "train")  # with protobuf, and one that is new enough for it
+    if "tiktoken" in str(error):  # tried if SentencePiece fails; also named if there is no file
+        require("sentencepiece.sentencepiece_model_pb2", "train")  # needs a protobuf that is new enough
         if not find_file(spec, "tokenizer.model"):
             raise UserError(_WORDLESS.format(spec)) from error
         raise UserError(

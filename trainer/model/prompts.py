@@ -1,7 +1,7 @@
-"""A conversation as the text that a model reads, and which characters of it are trained.
+"""Renders a conversation as the text that a model reads, and finds the characters of it that are trained.
 
-The spans come from the template itself, never from tokenising pieces again: LLaVA's way of finding them drops a sample
-without a word wherever a tokenizer disagrees with itself.
+The spans come from the template itself, never from tokenising pieces again. LLaVA finds them by tokenising, and drops a
+sample silently if a tokenizer disagrees with itself.
 """
 
 import re
@@ -20,7 +20,7 @@ Message: TypeAlias = dict[str, str]
 """`role` (system, user, assistant) and `content`, as chat templates take them."""
 
 PLACEHOLDER = "<image>"
-"""Stands for an image in LLaVA's data, whatever the tokenizer calls its image token."""
+"""The mark of an image in LLaVA's data, whatever the tokenizer calls its image token."""
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -43,25 +43,25 @@ Template: TypeAlias = Callable[[list[Message]], Rendered]
 
 
 def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDER) -> list[Message]:  # noqa: ANN401
-    """LLaVA's turns as messages in which `image_token` stands where each image goes.
+    """Convert LLaVA's turns to messages with `image_token` at the place of each image.
 
     A message with one `<image>` gets it at its front, with a newline after it, as in LLaVA. Several stay where they
-    are, if there are as many images; for one image a message they become one, as in LLaVA. Images without any `<image>`
-    go to the front of the first question. An answer before the first question is left out, as in LLaVA.
+    are, if there are as many images. If there is one image for each such message, they become one, as in LLaVA. Images
+    without any `<image>` go to the front of the first question. As in LLaVA, an answer before that is left out.
 
     Args:
         conversations: the field of that name: a list of {"from": human | gpt | system, "value": text}.
         images: how many images the sample has.
-        image_token: what the tokenizer calls an image.
+        image_token: the tokenizer's name for an image.
 
     Raises:
-        UserError: no such turns; not an optional system turn, then human and gpt by turns; as many `<image>` as images
-            only; an image token in an answer, or in the text under another name.
+        UserError: these are not turns of human and gpt in alternation after an optional system turn; the numbers of
+            `<image>` and of images do not agree; or an image token is in an answer, or has another name than `<image>`.
     """
     messages = [_message(turn, number) for number, turn in enumerate(_turns(conversations), start=1)]
     first = int(messages[0]["role"] == "system")
     if [message["role"] for message in messages[first : first + 1]] == ["assistant"]:
-        del messages[first]  # LLaVA leaves an answer to nothing out, too
+        del messages[first]  # LLaVA leaves out an answer without a question, too
     _check_order([message["role"] for message in messages])
     for number, message in enumerate(messages, start=1):
         for token in {PLACEHOLDER, image_token}:
@@ -121,17 +121,18 @@ def _check_order(roles: list[str]) -> None:
 
 
 def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_token: str = PLACEHOLDER) -> Template:
-    """The function that renders messages.
+    """Return the function that renders messages.
 
-    `plain` is LLaVA's first stage: images, caption, newline; the question is thrown away, caption and newline are
-    trained, no EOS. `vicuna_v1` is its second: `<system> USER: Q ASSISTANT: A</s>USER: ...` with the tokenizer's EOS
-    for `</s>`; trained is what follows each `ASSISTANT:`, EOS included. As LLaVA writes it, an empty message is `USER:`
-    or `ASSISTANT:` alone, with no space or EOS behind it; an empty answer trains nothing. `own` is the tokenizer's chat
-    template: trained is what its `{% generation %}` marks, or each answer up to the token that ends its turn.
+    `plain` is LLaVA's first stage: images, caption, newline. The question is dropped, caption and newline are trained,
+    and there is no EOS. `vicuna_v1` is its second: `<system> USER: Q ASSISTANT: A</s>USER: ...` with the tokenizer's
+    EOS for `</s>`. The text after each `ASSISTANT:` is trained, EOS included. As in LLaVA, an empty message is `USER:`
+    or `ASSISTANT:` alone, with no space or EOS after it, and an empty answer trains nothing. `own` is the tokenizer's
+    chat template. The text that its `{% generation %}` marks is trained, or each answer up to the token that ends its
+    turn.
 
     Raises:
-        UserError: the tokenizer has no EOS (`vicuna_v1`) or no chat template (`own`); when called, messages that the
-            template cannot render.
+        UserError: the tokenizer has no EOS (`vicuna_v1`) or no chat template (`own`). The function raises it for
+            messages that the template cannot render.
     """
     if name == "plain":
         return lambda messages: _plain(messages, image_token)
@@ -151,7 +152,7 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The tokenizer's chat template as text, if it has one."""
+    """Return the tokenizer's chat template as text, or None."""
     try:
         return str(tokenizer.get_chat_template())
     except ValueError:
@@ -159,7 +160,10 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Gives the ids that the tokenizer puts in front of a text by itself: BOS, or none."""
+    """Return the ids that the tokenizer puts before a text by itself.
+
+    They are BOS, or none.
+    """
     whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
     return list(whole[: starts[0]]) if starts else []

@@ -1,4 +1,4 @@
-"""An LLM reads plain text: what its layers make of tokens whose own embeddings are known.
+"""Reads plain text with an LLM, for the hidden states of tokens whose own embeddings are known.
 
 Shapes: R rows of L tokens, T of them looked at, d the LLM's width, V its vocabulary, l decoder layers.
 """
@@ -20,17 +20,17 @@ from trainer.losses.embeddings import llm_embeddings
 from trainer.model.prompts import front
 
 ROW = 128
-"""Tokens of text that the LLM reads at once; shorter texts make one row."""
+"""The number of tokens of text in a row. A shorter text makes one row."""
 _AT_ONCE = 8
 _LOOKED_AT = 1024
-"""Values at the begin of each weight."""
+"""The number of values hashed at the beginning of each weight."""
 _ASIDE = ("_name_or_path", "architectures", "dtype", "transformers_version", "vocab_size", "tie_word_embeddings")
-"""Of an LLM's configuration, with names of tokens: what changes no state of a layer."""
+"""Keys of an LLM's configuration that change no state of a layer, besides the ids of tokens."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """An LLM and how it takes text.
+    """An LLM with what it needs to read text.
 
     Args:
         llm: a base decoder such as `LlamaModel`, whose `layers` give the residual stream.
@@ -46,25 +46,27 @@ class Reader:
 
     @property
     def device(self) -> torch.device:
-        """Where the LLM is."""
+        """Return the device of the LLM."""
         return next(self.embed.parameters()).device
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """E, float32 (V, d), see `llm_embeddings`."""
+        """Return E, float32 (V, d), see `llm_embeddings`."""
         return llm_embeddings(self.embed, self.vocabulary).float()
 
     @cached_property
     def front(self) -> list[int]:
-        """What the tokenizer puts before a text by itself."""
+        """Return the ids that the tokenizer puts before a text by itself."""
         return front(self.tokenizer)
 
     def rows(self, text: str, tokens: int) -> torch.Tensor:
-        """The first tokens of a text, cut into rows: int64 (R, L), each row behind `front`.
+        """Cut the first tokens of a text into rows, int64 (R, L).
+
+        Each row begins with `front`.
 
         Args:
-            text: any; a rest that fills no row is left out, unless there is no other row.
-            tokens: how many of it at most.
+            text: any. A rest that fills no row is left out, unless there is no other row.
+            tokens: the most tokens of it to take.
         """
         ids = self.tokenizer([text], add_special_tokens=False, verbose=False)["input_ids"][0][:tokens]
         length = min(ROW, len(ids)) or 1
@@ -73,7 +75,10 @@ class Reader:
         return torch.tensor(rows, dtype=torch.int64).view(len(rows), len(self.front) + length)
 
     def columns(self, rows: torch.Tensor) -> torch.Tensor:
-        """Which tokens of rows are looked at, bool (R, L): not the first of a row, which layers use as a sink."""
+        """Tell which tokens of rows are looked at, bool (R, L).
+
+        The first of a row are not, because layers use them as a sink.
+        """
         looked_at = torch.ones_like(rows, dtype=torch.bool)
         looked_at[:, : max(len(self.front), 1)] = False
         return looked_at
@@ -86,13 +91,13 @@ class Reader:
         layers: int | None = None,
         advance: Advance = lambda _: None,
     ) -> None:
-        """Has the LLM read rows, some at a time, and gives what its layers make of the tokens that are looked at.
+        """Let the LLM read rows, a few at a time, and pass on the states of the tokens that are looked at.
 
         Args:
             rows: int64 (R, L).
-            look: is called with 0 and the input embeddings, float32 (T, d), and with i and the i-th layer's output.
-            layers: how many layers are looked at; None for all.
-            advance: told how many rows are done.
+            look: called with 0 and the input embeddings, float32 (T, d), and with i and the i-th layer's output.
+            layers: the number of layers that are looked at; None for all.
+            advance: called with the number of rows done since the last call.
         """
         with self.at_rest():
             for some in rows.to(self.device).split(_AT_ONCE):
@@ -106,7 +111,7 @@ class Reader:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Within it the LLM drops nothing out."""
+        """Switch dropout of the LLM off inside this block."""
         training = self.llm.training
         self.llm.eval()
         try:
@@ -115,7 +120,10 @@ class Reader:
             self.llm.train(training)
 
     def digest(self) -> str:
-        """sha256 of the LLM's sizes and of the begin of each weight; adapters, which begin as nothing, do not count."""
+        """Hash the LLM's sizes and the beginning of each weight with sha256.
+
+        Adapters do not count, because they change nothing at the start.
+        """
         config = self.llm.config.to_dict()
         said = {key: value for key, value in config.items() if key not in _ASIDE and not key.endswith("_token_id")}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())

@@ -1,4 +1,4 @@
-"""What `run.json` says of a run, and where the checkpoints are that it keeps."""
+"""Reads `run.json` of a run, and finds the checkpoints that the run keeps."""
 
 import re
 from pathlib import Path
@@ -10,27 +10,27 @@ from trainer.recipes.recipe import Recipe
 
 
 class RunRecord(NamedTuple):
-    """What `run.json` says of a run."""
+    """The content of a run's `run.json`."""
 
     recipe: Recipe
     began_with: str
-    """`weights_digest` of the model folder that it began with."""
+    """The `weights_digest` of the model folder that it began with."""
     fingerprint: str
 
 
 def kept_path(run: Path, step: int) -> Path:
-    """The folder of the checkpoint that a run keeps of a step, whether it is there or not."""
+    """Return the folder of the checkpoint that a run keeps of a step, whether it exists or not."""
     return run / "kept" / f"checkpoint-{step}"
 
 
 def kept_steps(run: Path) -> list[int]:
-    """The steps of the checkpoints that a run has kept so far."""
+    """List the steps of the checkpoints that a run has kept so far."""
     names = [path.name for path in (run / "kept").glob("checkpoint-*")]
     return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name)))
 
 
 def last_step(run: Path) -> int | None:
-    """How many steps a finished run has; None for one that is not finished.
+    """Return how many steps a finished run has, or None if the run is not finished.
 
     Raises:
         UserError: its summary is damaged.
@@ -45,14 +45,14 @@ def last_step(run: Path) -> int | None:
 
 
 def read_run(run: Path, *, finished: bool = True) -> RunRecord:
-    """The record of a run.
+    """Read the record of a run.
 
     Args:
         run: its folder.
-        finished: refuse one that is not.
+        finished: refuse a run that is not finished.
 
     Raises:
-        UserError: the folder is none of a run, or of another version; see `finished`.
+        UserError: the folder is not a run's, or is of another version; see `finished`, too.
     """
     try:
         found = read_run_file(run / "run.json", RunFile)

@@ -1,4 +1,4 @@
-"""The trained model as a stock LLaVA folder, whole or not at all."""
+"""Writes the trained model as a stock LLaVA folder, whole or not at all."""
 
 import shutil
 from pathlib import Path
@@ -19,22 +19,22 @@ from trainer.model.tensor_files import PROJECTOR, canonical, read_weights, tenso
 from trainer.recipes.recipe import Lora
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""As weight files name them."""
+"""The dtypes by their names in weight files."""
 
 
 def save_model(
     model: AlignedLlava, start: ModelFolder, out: Path, *, lora: Lora | None = None, write: bool = True
 ) -> None:
-    """Writes the folder `out`: everything of the folder that the run started from, with the weights as they are now.
+    """Write the folder `out`, a copy of the starting folder with the weights as they are now.
 
     Its image processor is the one that the run saw images through.
 
-    Weights keep the precision that the starting folder says, which is what every reader expects of it, and those that
-    did not train its values, in whatever precision they were computed with. Adapters of LoRA are merged. Where the
-    run has several processes each of them calls this, and the first one has `write`.
+    Weights keep the precision that the starting folder says, which every reader expects of it. Those that did not train
+    keep its values, whatever precision they were computed with. Adapters of LoRA are merged. If the run has several
+    processes, each of them calls this, and only the first has `write`.
 
     Raises:
-        UserError: the folder cannot be written; every process says so.
+        UserError: the folder cannot be written; every process raises it.
     """
     files = {entry.name: entry.read for entry in read_weights(start.path)} if model.with_lm else {}
     own = state_of(model)
@@ -46,14 +46,14 @@ def save_model(
             dtype = start.config.dtype or torch.float32
             if lora is not None:
                 merge_adapters(state, files, lora, dtype)
-            # What did not train is the files', as it may have been rounded to compute.
+            # What did not train comes from the files, because the model's copy may have been rounded to compute.
             state |= {name: files[canonical(name)]() for name in stored.values() if name not in state}
             round_state(state, dtype)
             _write(model, start, out, state)
 
 
 def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor]) -> None:
-    shutil.rmtree(out, ignore_errors=True)  # of an earlier, unfinished call
+    shutil.rmtree(out, ignore_errors=True)  # left by an earlier, unfinished call
     with quiet(), publish_folder(out) as scratch:
         for file in files_like(start.path, "*"):
             holds_weights = file.name.startswith(("model", "pytorch_model"))
@@ -64,14 +64,17 @@ def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str
         if model.with_lm:
             model.save_pretrained(scratch, state_dict=weights)
             shutil.copy2(start.path / "config.json", scratch / "config.json")  # training has changed its use_cache
-            for file in scratch.glob("*.safetensors"):  # they come readable by their owner only
+            for file in scratch.glob("*.safetensors"):  # they are written readable by their owner only
                 shutil.copymode(scratch / "config.json", file)
         else:
             _with_projector(model, start.path, scratch)
 
 
 def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
-    """The starting folder's own files, with the projector in place: the LLM's layers were never loaded."""
+    """Copy the starting folder's own files with the trained projector in them.
+
+    The LLM's layers were never loaded.
+    """
     trained = {name: value.detach().cpu() for name, value in model.model.multi_modal_projector.state_dict().items()}
     written: set[str] = set()
     shutil.copy2(start / "config.json", folder / "config.json")
@@ -84,9 +87,12 @@ def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
 
 
 def _overwrite(file: Path, trained: dict[str, torch.Tensor]) -> set[str]:
-    """Writes the projector's values over those in a weight file, and returns their names.
+    """Write the projector's values over those in a weight file.
 
-    The file stays as it is otherwise and is not read: it may hold gigabytes of the LLM's layers.
+    The file stays as it is otherwise and is not read, because it may hold gigabytes of the LLM's layers.
+
+    Returns:
+        The names of the values written.
     """
     written = set()
     with file.open("r+b") as weights:

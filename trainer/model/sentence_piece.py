@@ -1,9 +1,9 @@
-"""A tokenizer that gives the ids of its own model: compared with SentencePiece, or with its tokenizer.json, and mended.
+"""Compares a tokenizer with its own SentencePiece model or tokenizer.json, and mends it.
 
-transformers writes a SentencePiece model (`tokenizer.model`) down as byte-pair merges, and rebuilds a `tokenizer.json`
-by the rules of a tokenizer class. Either may change ids, and then the LLM reads other tokens than it was trained on.
-`piece_model` writes such a file again: llama.cpp's converter finds no tokenizer for Gemma without it, and for Llama no
-order of merges.
+transformers converts a SentencePiece model (`tokenizer.model`) to byte-pair merges, and rebuilds a `tokenizer.json` by
+the rules of a tokenizer class. Either may change ids, and then the LLM reads other tokens than it was trained on.
+`piece_model` writes such a model again. Without it llama.cpp's converter finds no tokenizer for Gemma, and no order of
+merges for Llama.
 """
 
 import json
@@ -36,25 +36,25 @@ TEXTS = (
     "\u03b1\u2264\u03b2 \U0001f642 \U0001f408\u200d\u2b1b \u00a0 \u3000 \u200b \ufeff \u2581 \u2581\u2581x",
     "\nline", "\tx\ty", " one", "  two", "", " ", "\n", "\u2581",
 )  # fmt: skip
-"""Code, runs of spaces, several scripts; the packaged word list is compared, too."""
+"""Texts with code, runs of spaces and several scripts. The packaged word list is compared, too."""
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
-"""Kinds of pieces in SentencePiece's format."""
+"""The kinds of pieces in SentencePiece's format."""
 
 
 def faithful(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
-    """Gives back a tokenizer that tokenises texts as the model's own files do.
+    """Return a tokenizer that tokenises texts as the model's own files do.
 
     Args:
         tokenizer: as transformers loads it from `source`.
-        source: a folder, or a hub name whose files are here.
+        source: a folder, or a hub name whose files are on this machine.
 
     Returns:
-        `tokenizer`; or, if its ids are others, one with SentencePiece's order of merges, or the file `tokenizer.json`
-        to the letter.
+        `tokenizer` if its ids are right. Otherwise one with SentencePiece's order of merges, or one that is the file
+        `tokenizer.json` to the letter.
 
     Raises:
-        UserError: no mending gives the ids of the model's own files; names a text and both ids.
+        UserError: no mending gives the ids of the model's own files; the message names a text and both ids.
     """
     model, written = find_file(source, "tokenizer.model"), find_file(source, "tokenizer.json")
     pieces = _Pieces.read(model, written is None) if model else None
@@ -79,7 +79,10 @@ def faithful(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToken
 
 
 def same_tokenizer(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, *prompts: str) -> bool:
-    """Whether two tokenizers give the same ids to the texts of the comparison, and to `prompts` with special tokens."""
+    """Check whether two tokenizers give the same ids to the texts of the comparison.
+
+    `prompts` are compared with special tokens, too.
+    """
     if tokenizer.backend_tokenizer.to_str() == other.backend_tokenizer.to_str():
         return True
     texts = _texts()
@@ -89,7 +92,10 @@ def same_tokenizer(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenize
 
 
 def same_pieces(tokenizer: PreTrainedTokenizerBase, model: bytes) -> bool:
-    """Whether SentencePiece gives the texts of the comparison a tokenizer's ids, by a model as its file holds it."""
+    """Check whether SentencePiece gives a tokenizer's ids to the texts of the comparison.
+
+    `model` is the content of SentencePiece's file.
+    """
     processor = require("sentencepiece", "train").SentencePieceProcessor()
     processor.LoadFromSerializedProto(model)
     texts = _texts()
@@ -97,7 +103,9 @@ def same_pieces(tokenizer: PreTrainedTokenizerBase, model: bytes) -> bool:
 
 
 def rebuilt(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """Wraps another backend with the special tokens and options of a tokenizer; its file alone says how it tokenises.
+    """Wrap another backend with the special tokens and options of a tokenizer.
+
+    The backend alone decides how the result tokenises.
 
     transformers builds a class such as LlamaTokenizer anew from the file's vocabulary, without the file's normalizer.
     """
@@ -110,18 +118,24 @@ def rebuilt(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> PreTraine
 
 @cache
 def _texts() -> list[str]:
-    """What tokenizers are compared on: `TEXTS`, and all words of the packaged list, some in a line."""
+    """Return the texts that tokenizers are compared on.
+
+    They are `TEXTS` and all words of the packaged list, 16 in a line.
+    """
     words = load_wordlist("2of12").words
     return [*TEXTS, *(" ".join(words[start : start + 16]) for start in range(0, len(words), 16))]
 
 
 def _is_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
-    """Whether a tokenizer is what the file says in every part, so that their ids need no comparison."""
+    """Check whether a tokenizer is the same as its file in every part.
+
+    Then their ids need no comparison.
+    """
     return bool(Tokenizer.from_file(str(file)).to_str() == tokenizer.backend_tokenizer.to_str())
 
 
 class _Pieces:
-    """A SentencePiece model."""
+    """Tokenises with a SentencePiece model, and gives its merges."""
 
     def __init__(self, processor: Any) -> None:  # noqa: ANN401 - the library ships no types
         from sentencepiece import sentencepiece_model_pb2
@@ -137,7 +151,10 @@ class _Pieces:
 
     @classmethod
     def read(cls, file: Path, needed: bool) -> "_Pieces | None":
-        """A model from its file; None if the file is of another kind (Llama 3's) and is not `needed`."""
+        """Read a model from its file.
+
+        Returns None if the file is of another kind (Llama 3's) and is not `needed`.
+        """
         library = require("sentencepiece", "train")
         processor = library.SentencePieceProcessor()
         try:
@@ -152,15 +169,15 @@ class _Pieces:
         return cls(processor)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """The ids of texts, each as a text of its own."""
+        """Tokenise texts, each as a text of its own."""
         found: list[list[int]] = self._processor.encode(texts)
         return found
 
     def merges(self, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-        """Every way to put a piece together from two, in the order in which SentencePiece merges: by the whole's score.
+        """List the ways to put a piece together from two, in the order in which SentencePiece merges.
 
-        Of pieces with one score, SentencePiece takes the leftmost first: Llama's runs of spaces all have one, and grow
-        from the left. So the way with the longer left part comes first.
+        That is the order of the whole's score. Among pieces with one score SentencePiece takes the leftmost first.
+        Llama's runs of spaces all have one score, and grow from the left. So ways with longer left parts come first.
         """
         known = {piece for piece in self.merged if piece in vocabulary}
         ways = [
@@ -176,7 +193,7 @@ class _Pieces:
 def _candidates(
     tokenizer: PreTrainedTokenizerBase, pieces: _Pieces | None, written: Path | None
 ) -> Iterator[PreTrainedTokenizerBase]:
-    """The tokenizer, then mended ones."""
+    """Yield the tokenizer, then mended ones."""
     yield tokenizer
     if written is not None:
         yield rebuilt(tokenizer, Tokenizer.from_file(str(written)))
@@ -197,7 +214,10 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Without the space that SentencePiece puts before a space: some files called tokenizer.json leave it out."""
+    """Tokenise without the space that SentencePiece puts before a space.
+
+    Some files called tokenizer.json leave it out.
+    """
     found: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return found
 
@@ -214,10 +234,10 @@ def _short(ids: list[int]) -> str:
 
 
 def piece_model(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
-    """Writes a tokenizer that imitates SentencePiece down as the model that it imitates.
+    """Write a tokenizer that imitates SentencePiece as the model that it imitates.
 
     Returns:
-        The file's content; None if SentencePiece gives other ids by it, as for byte-level tokenizers.
+        The file's content. None if SentencePiece would give other ids by it, as for byte-level tokenizers.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     if state["model"]["type"] != "BPE" or not state["model"].get("byte_fallback") or tokenizer.unk_token is None:
@@ -241,7 +261,10 @@ def piece_model(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
 
 
 def _pieces(state: dict[str, Any]) -> list[tuple[str, float, int]]:
-    """By id each token's text, its score and its kind; what is merged first has the highest score."""
+    """List each token's text, score and kind, by id.
+
+    The piece that is merged first has the highest score.
+    """
     rank: dict[str, int] = {}
     for number, (left, right) in enumerate(state["model"]["merges"]):
         rank.setdefault(left + right, number)
@@ -263,6 +286,6 @@ def _pieces(state: dict[str, Any]) -> list[tuple[str, float, int]]:
 
 
 def _begins_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text gets a space in front, by the tokenizer's pre-tokenizer or by its normalizer."""
+    """Tell whether a text gets a space in front, by the tokenizer's pre-tokenizer or its normalizer."""
     first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
     return adds_space(tokenizer) or str(first).startswith("\u2581")

@@ -1,4 +1,4 @@
-"""The tensors of a model folder, read one at a time under one spelling of their names, and written file by file."""
+"""Reads a model folder's tensors one at a time under one spelling of their names, and writes them file by file."""
 
 import json
 import re
@@ -24,13 +24,13 @@ _SPELLINGS = (
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^vision_tower\.vision_model\.", TOWER),
 )
-"""What transformers has called a LLaVA's tensors over time, and what 5 calls them in its files."""
+"""Patterns of the names that transformers has had for a LLaVA's tensors, and the names in transformers 5's files."""
 _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
-"""In files of old versions, which kept what is computed."""
+"""Computed values, which files of old versions kept."""
 
 
 class Entry(NamedTuple):
-    """A tensor to be written: `read` gives it when its turn has come."""
+    """A tensor of a file. `read` loads it only when it is needed."""
 
     name: str
     bytes: int
@@ -38,18 +38,23 @@ class Entry(NamedTuple):
 
 
 Stored = Mapping[str, Callable[[], torch.Tensor]]
-"""By canonical name, what gives a tensor of a folder's files."""
+"""Functions that read the tensors of a folder's files, by canonical name."""
 
 
 def canonical(name: str) -> str:
-    """A LLaVA's tensor as transformers 5 calls it in files: `vision_tower.encoder…`, `language_model.model.layers…`."""
+    """Spell a LLaVA's tensor as transformers 5 does in files.
+
+    Examples are `vision_tower.encoder…` and `language_model.model.layers…`.
+    """
     for pattern, spelled in _SPELLINGS:
         name = re.sub(pattern, spelled, name)
     return name
 
 
 def read_weights(folder: Path) -> list[Entry]:
-    """A LLaVA folder's tensors by their canonical names, in the order of its files. The files are mapped, not read.
+    """List a LLaVA folder's tensors by their canonical names, in the order of its files.
+
+    The files are mapped, not read.
 
     Raises:
         UserError: there is no safetensors file, or one is damaged.
@@ -63,7 +68,7 @@ def read_weights(folder: Path) -> list[Entry]:
 
 
 def read_file(file: Path, advice: str = "copy it again") -> list[Entry]:
-    """A safetensors file's tensors, as `read_weights` gives those of a folder.
+    """List a safetensors file's tensors, as `read_weights` does for a folder.
 
     Raises:
         UserError: it cannot be read; the line ends with `advice`.
@@ -81,7 +86,10 @@ def read_file(file: Path, advice: str = "copy it again") -> list[Entry]:
 
 
 def tensors_of(file: BinaryIO) -> tuple[int, dict[str, Any]]:
-    """Where the tensors of a safetensors file begin, and by name what its header says of each: dtype, shape, offsets.
+    """Read the header of a safetensors file.
+
+    Returns:
+        The offset in bytes at which the tensors begin; and by name what the header says of each: dtype, shape, offsets.
 
     Raises:
         UserError: it is damaged.
@@ -104,16 +112,16 @@ def _reader(opened: safe_open, name: str) -> Callable[[], torch.Tensor]:
 
 
 def write_weights(entries: Iterable[Entry], folder: Path, *, max_shard_size: int | str = "4GB") -> tuple[int, int]:
-    """Writes `model.safetensors`, or several files with their index, as transformers does.
+    """Write `model.safetensors`, or several files with their index, as transformers does.
 
-    A file holds at most `max_shard_size`, unless one tensor does not fit. In the index `total_parameters` counts every
-    value that is stored, which for the packaged tower includes batch norm's running means.
+    A file holds at most `max_shard_size`, unless a single tensor is larger. In the index `total_parameters` counts all
+    stored values, which for the packaged tower include batch norm's running means.
 
-    Tensors that come from mapped files go through the system's cache to the new file: of the memory that is the
-    process's own, no more than the tensors of one file that were computed is in use.
+    Tensors of mapped files go through the system's cache to the new file. So the process's own memory holds at most the
+    computed tensors of one file.
 
     Returns:
-        How many tensors, and their bytes.
+        The number of tensors, and their bytes.
     """
     tensors = {entry.name: entry for entry in entries}
     split = split_state_dict_into_shards_factory(

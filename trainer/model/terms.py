@@ -1,4 +1,4 @@
-"""The terms of a recipe's loss, made for a model and its folder."""
+"""Makes the terms of a recipe's loss for a model and its folder."""
 
 from collections.abc import Sequence
 
@@ -19,13 +19,13 @@ from trainer.words import word_tokens
 
 
 def reader_of(model: AlignedLlava, folder: ModelFolder) -> Reader:
-    """The model's LLM, to read plain text."""
+    """Return the model's LLM as a reader of plain text."""
     llm = model.model.language_model
     return Reader(llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
 
 
 def sea_term(folder: ModelFolder, words: tuple[str, ...], sea: Sea) -> SeaTerm:
-    """SEA's term for a word list and the folder's tokenizer.
+    """Make SEA's term for a word list and the folder's tokenizer.
 
     Raises:
         UserError: a word has no token of the LLM.
@@ -44,7 +44,10 @@ def sea_term(folder: ModelFolder, words: tuple[str, ...], sea: Sea) -> SeaTerm:
 
 
 def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, reporter: Reporter = SILENT) -> Lens | None:
-    """The lens that the recipe asks for, fitted on the model's LLM as it is before the run, or kept since then."""
+    """Return the lens that the recipe asks for, or None.
+
+    It is fitted on the model's LLM as it is before the run, or comes from the cache.
+    """
     basic = recipe.loss.basic
     layers = layers_of(basic, len(model.model.language_model.layers)) if basic.lens != "none" else 0
     return text_lenses(reader_of(model, folder), [basic.lens], layers, reporter).get(basic.lens) if layers else None
@@ -53,7 +56,9 @@ def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, reporter: 
 def basic_term(
     model: AlignedLlava, folder: ModelFolder, recipe: Recipe, terms: Sequence[str], lens: Lens | None = None
 ) -> BasicTerm:
-    """BASIC's terms of a model, with supervision by its own LLM unless the recipe names a teacher.
+    """Make BASIC's terms for a model.
+
+    Supervision is by the model's own LLM unless the recipe names a teacher.
 
     Args:
         model: with the LLM's layers, unless there is a teacher.
@@ -63,7 +68,7 @@ def basic_term(
         lens: see `lens_of`.
 
     Raises:
-        UserError: the LLM is of a family whose attention cannot be looked at.
+        UserError: the LLM is of a family whose attention cannot be read.
     """
     basic, precision = recipe.loss.basic, recipe.loss.sds.precision
     half = precision == "bfloat16" or (precision == "auto" and recipe.training_arguments.get("bf16"))

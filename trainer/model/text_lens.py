@@ -1,7 +1,7 @@
-"""The lens of an LLM: fitted once on plain text, then kept in the cache.
+"""Fits the lens of an LLM once on plain text, and keeps it in the cache.
 
-The text is the same for every recipe and this project's own, not the recipe's: so a lens depends on the LLM alone, is
-fitted once for all runs, and tells the projector nothing of the captions that it is trained and measured on.
+The text is this project's own and the same for every recipe. So a lens depends on the LLM alone, is fitted once for all
+runs, and tells the projector nothing of the captions that it is trained and measured on.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from trainer.model.plain_text import plain_text
 from trainer.model.reader import Reader
 
 LENS_VERSION = 1
-"""Part of what a run is; raise it when the same LLM would get another lens."""
+"""A part of a run's identity. Raise it when the same LLM would get another lens."""
 SENTENCES = 1_200
 TOKENS, HELD_OUT = 12_288, 1_536
-"""Tokens of the text that are read, and those of them, at its end, that the penalty is chosen by."""
+"""The number of tokens read, and how many of them, at the end, choose the penalty."""
 
 
 def lens_fields() -> dict[str, Any]:
-    """What a lens is made from beside the LLM, by name and hash."""
+    """Return by name what a lens is made from besides the LLM."""
     text = hashlib.sha256(plain_text(SENTENCES).encode()).hexdigest()
     return {"version": LENS_VERSION, "text": text, "tokens": TOKENS, "held_out": HELD_OUT, "penalties": list(PENALTIES)}
 
@@ -35,13 +35,15 @@ def lens_fields() -> dict[str, Any]:
 def text_lenses(
     reader: Reader, kinds: Iterable[LensKind], layers: int, reporter: Reporter = SILENT
 ) -> dict[LensKind, Lens]:
-    """Gives lenses for the first layers of an LLM, from the cache if they have been fitted before.
+    """Return lenses for the first layers of an LLM.
+
+    They come from the cache if they have been fitted before.
 
     Args:
         reader: the LLM, as it is before any training.
         kinds: which of them; "none" is left out.
         layers: k.
-        reporter: hears of the rows that are read.
+        reporter: is told of the rows that are read.
 
     Raises:
         UserError: the cache cannot be written, or the LLM gives numbers that are not finite.
@@ -71,7 +73,10 @@ def text_lenses(
 def _pairs(
     reader: Reader, rows: torch.Tensor, layers: int, reporter: Reporter
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """E, float32 (T, d), and H of each layer, on the CPU: for a large LLM they are gigabytes."""
+    """Read E, float32 (T, d), and H of each layer.
+
+    They stay on the CPU, because for a large LLM they are gigabytes.
+    """
     seen: list[list[torch.Tensor]] = [[] for _ in range(layers + 1)]
     with reporter.progress("fitting a lens on text", len(rows)) as advance:
         reader.read(rows, lambda layer, states: seen[layer].append(states.cpu()), layers, advance)

@@ -1,4 +1,4 @@
-"""Rendered conversations to token ids, the mask of what is trained, and a length that fits."""
+"""Turns rendered conversations into token ids that fit a length, and the mask of those that are trained."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,22 +15,22 @@ SPACES = (" ", "\u2581")
 
 
 class Tokens(NamedTuple):
-    """A text of its own as token ids, without BOS and EOS."""
+    """The token ids of a text of its own, without BOS and EOS."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
-    """Half-open character ranges of the text, one a token; a space that was added has the first character's."""
+    """The half-open character range of each token in the text. An added space has the first character's range."""
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Tokens]:
-    """Tokenises texts, each as a text of its own, in one call that uses all cores.
+    """Tokenise texts, each as a text of its own, in one call that uses all cores.
 
     SentencePiece puts a space before every text. Its imitation in `tokenizers` leaves that space out if the text begins
-    with a space already; it is put back here.
+    with a space already. It is put back here.
 
     Args:
         tokenizer: a fast one.
-        texts: any number, empty ones too.
+        texts: any number of them; they may be empty.
     """
     if not texts:
         return []
@@ -52,7 +52,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[T
 
 
 def adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts a space before a text, but for one that begins with a space."""
+    """Tell whether the tokenizer puts a space before a text that does not begin with one."""
     pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
     return pre_tokenizer is not None and _adds_space(json.loads(pre_tokenizer.__getstate__()))
 
@@ -67,26 +67,26 @@ class Conversation(NamedTuple):
     """A sample before it is tokenised."""
 
     number: int
-    """Its place in the file, from 1."""
+    """Its position in the file, from 1."""
     id: str
     images: list[str]
     rendered: Rendered | str
-    """Or why it cannot be trained."""
+    """The rendered text, or the reason why it cannot be trained."""
 
 
 class Encoder:
-    """Tokenises conversations as LLaVA does: what stands before, between and behind images is a text of its own.
+    """Tokenises conversations as LLaVA does, with each text before, between and after images on its own.
 
-    So the text behind an image begins as any text does, for SentencePiece with a space. A token is trained if any of
-    its characters is: the token that fuses a space with an answer's first letters is trained, as in LLaVA; image tokens
-    never are. What the tokenizer puts in front of a text by itself (BOS) stands in front of the first, what it puts
-    behind (EOS) is left out: an EOS is there only where the template wrote one.
+    So the text after an image begins as any text does, for SentencePiece with a space. A token is trained if any of
+    its characters is. So the token that fuses a space with an answer's first letters is trained, as in LLaVA, and image
+    tokens never are. What the tokenizer adds before a text (BOS) comes before the first text only. What it adds after a
+    text (EOS) is left out, because the template writes the EOS.
 
     Args:
         tokenizer: a fast one.
         image_token: an added token of it.
-        image_tokens: tokens that each image token becomes in the model.
-        max_length: tokens a sample may have after that.
+        image_tokens: the number of tokens that each image token becomes in the model.
+        max_length: the most tokens that a sample may have after that.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class Encoder:
         self._front = front(tokenizer)
 
     def __call__(self, conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
-        """Yields the rows of `conversations.FEATURES`, from one call of the tokenizer.
+        """Yield the rows of `conversations.FEATURES`, from one call of the tokenizer.
 
-        Refused is what was refused before, a template that lost an image token, and a row of which nothing trained is
-        left within `max_length`.
+        A row is refused if its conversation was refused before, if the template lost an image token, or if no trained
+        token is left within `max_length`.
         """
         cut = [
             [] if isinstance(one.rendered, str) else one.rendered.text.split(self._image_token) for one in conversations
@@ -125,7 +125,7 @@ class Encoder:
     def _joined(
         self, rendered: Rendered, pieces: list[str], found: list[Tokens]
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Ids and mask of the pieces of a text with an image token between each two."""
+        """Join the pieces of a text with an image token between each two, and return its ids and mask."""
         ids: list[int] = []
         trained: list[npt.NDArray[np.bool_]] = []
         if found[0].ids[: len(self._front)] != self._front:  # a chat template may have written it
@@ -174,7 +174,7 @@ def _refused(conversation: Conversation, reason: str) -> dict[str, Any]:
 
 
 def _within(ranges: npt.NDArray[np.int64], spans: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    """Which of the character ranges, (tokens, 2), have a character in one of the spans."""
+    """Tell which of the character ranges, (tokens, 2), have a character in one of the spans."""
     start, end = ranges.T
     inside = np.zeros(len(ranges), bool)
     for first, last in spans:

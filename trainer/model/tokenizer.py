@@ -1,4 +1,4 @@
-"""The LLM's tokenizer as a model folder has it: with `<image>`, a chat template, a pad token and the end of a turn."""
+"""Prepares the LLM's tokenizer for a model folder, with `<image>`, a chat template, a pad token and an EOS."""
 
 import json
 import re
@@ -27,18 +27,18 @@ _PROMPTS = (
     f"One: {IMAGE_TOKEN}\nWhat? {IMAGE_TOKEN} one",
     f"A {IMAGE_TOKEN}a",
 )
-"""With images, for comparisons of what is saved with what is in memory, and of prompts with what is trained."""
+"""Texts with images, to compare saved tokenizers with those in memory, and prompts with what is trained."""
 
 
 def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> PreTrainedTokenizerBase:
-    """Adds the image token, behind which a text begins anew.
+    """Add the image token, after which a text begins anew.
 
-    Training tokenises what stands behind an image as a text of its own, see `tokenise.Encoder`. A processor of
-    transformers tokenises a prompt whole, and a tokenizer that imitates SentencePiece then puts no space behind the
-    image. Here its normalizer does, so that a prompt has the ids that were trained.
+    Training tokenises the text after an image as a text of its own, see `tokenise.Encoder`. A processor of transformers
+    tokenises a prompt whole, and a tokenizer that imitates SentencePiece then puts no space after the image. Here its
+    normalizer does, so that a prompt has the ids that were trained.
 
     Returns:
-        The same tokenizer; or another with the same ids for any text without an image.
+        The same tokenizer, or another with the same ids for any text without an image.
     """
     there = image_token in tokenizer.get_added_vocab()
     if there and _as_trained(tokenizer, image_token):
@@ -53,7 +53,7 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
 
 
 def _as_trained(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
-    """Whether prompts, tokenised whole, have the ids that training gives their pieces."""
+    """Check whether prompts, tokenised whole, have the ids that training gives their pieces."""
     image = (tokenizer.convert_tokens_to_ids(image_token),)
     for prompt in _PROMPTS:
         prompt = prompt.replace(IMAGE_TOKEN, image_token)
@@ -65,13 +65,13 @@ def _as_trained(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
 
 
 def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Makes a text that the chat template writes begin with the ids that the tokenizer gives it without a template.
+    """Make texts from the chat template begin with the ids that the tokenizer gives texts without a template.
 
-    That is BOS, see `with_bos`, and behind it what SentencePiece puts before a text: readers tokenise what a template
-    wrote without adding anything, and no space would follow a BOS that is written out.
+    These are BOS, see `with_bos`, and after it what SentencePiece puts before a text. Readers tokenise a template's
+    text without adding anything, so no space would follow a BOS that is written out.
 
     Returns:
-        The same tokenizer; or another with the same ids for any text in which no BOS is written out.
+        The same tokenizer, or another with the same ids for any text in which no BOS is written out.
     """
     own = str(tokenizer.chat_template)
     template = with_bos(own, tokenizer)
@@ -84,7 +84,7 @@ def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def _begins_alike(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text has the same ids behind a BOS that is written out and behind the tokenizer's own."""
+    """Check whether a text has the same ids after a written BOS and after the tokenizer's own."""
     return all(
         tokenizer.encode(f"{tokenizer.bos_token}{text}", add_special_tokens=False) == tokenizer.encode(text)
         for text in ("A chat", "a", IMAGE_TOKEN, *_PROMPTS)
@@ -92,31 +92,36 @@ def _begins_alike(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _spaced(tokenizer: PreTrainedTokenizerBase, name: str, behind: str) -> PreTrainedTokenizerBase:
-    """The tokenizer with a normalizer that puts a space behind a special token; `behind` matches the token there."""
+    """Copy the tokenizer with a normalizer that puts a space after a special token.
+
+    `behind` is a regular expression that matches the token if a space belongs after it.
+    """
     copied = rebuilt(tokenizer, tokenizer.backend_tokenizer)
     copied.add_tokens([AddedToken(name, special=True, normalized=True)])
     state = json.loads(copied.backend_tokenizer.to_str())
     for token in state["added_tokens"]:
         if token["content"] == name:
-            token["normalized"] = True  # only then is it looked for in what the normalizer gives
+            token["normalized"] = True  # only then is it looked for in the normalizer's result
     space = {"type": "Replace", "pattern": {"Regex": behind}, "content": f"{name}{SPACES[1]}"}
     state["normalizer"] = _joined(space, state["normalizer"])
     return rebuilt(tokenizer, Tokenizer.from_str(json.dumps(state)))
 
 
 def _joined(first: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:
-    """One normalizer before those that are there, once."""
+    """Put a normalizer before the others, unless it is among them."""
     there = [] if others is None else others["normalizers"] if others["type"] == "Sequence" else [others]
     every = there if first in there else [first, *there]
     return every[0] if len(every) == 1 else {"type": "Sequence", "normalizers": every}
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[PreTrainedTokenizerBase, set[int]]:
-    """Adds `<image>`, the chat template and a pad token, on the left, and makes the end of a turn the eos.
+    """Add `<image>`, the chat template and a pad token, and make the end of a turn the EOS.
+
+    Padding is on the left.
 
     Args:
         tokenizer: the LLM's own.
-        source: what to call the LLM in an error.
+        source: the LLM's name in an error.
 
     Returns:
         The tokenizer, see `with_image_token` and `begin_with_bos`, and the ids that end an answer.
@@ -131,20 +136,23 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[
     _set_template(tokenizer, source)
     tokenizer = begin_with_bos(tokenizer)
     pad_left(tokenizer)
-    if tokenizer.pad_token in (None, tokenizer.eos_token):  # padding that looks like an end would teach nothing to end
+    if tokenizer.pad_token in (None, tokenizer.eos_token):  # trainers that mask padding would mask the EOS, too
         unknown = tokenizer.unk_token
         tokenizer.add_special_tokens({"pad_token": "<pad>" if unknown in (None, tokenizer.eos_token) else unknown})
     return tokenizer, ends | {tokenizer.eos_token_id}
 
 
 def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Has prompts of a batch end together, where their answers begin, for readers of its files, too."""
+    """Pad on the left, so that the prompts of a batch end together, where their answers begin.
+
+    Readers of the saved files do the same.
+    """
     tokenizer.padding_side = "left"
-    tokenizer.init_kwargs["padding_side"] = "left"  # only what is in these is saved; a class may pad so by itself
+    tokenizer.init_kwargs["padding_side"] = "left"  # only these are saved; a class may pad on the left by itself
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Makes the template take both forms of content, and the end of its turns the EOS."""
+    """Make the template take both forms of content, and make the end of its turns the EOS."""
     said, eos = tokenizer.chat_template, str(tokenizer.eos_token)
     own: str | None = said.get("default") if isinstance(said, dict) else said
     for template in (own and without_final_eos(own), own):
@@ -158,7 +166,7 @@ def _set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
 
 
 def check_saved_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Reads a saved tokenizer again and compares its ids.
+    """Read a saved tokenizer again and compare its ids.
 
     Raises:
         UserError: they are others.

@@ -1,4 +1,4 @@
-"""Recipes as files: YAML over a base, cut into stages, with overrides from the command line."""
+"""Reads recipe files: YAML over a base, cut into stages, with overrides from the command line."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from trainer.recipes.recipe import PRESETS, Recipe
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-3, without a dot, for text; here it is a number."""
+    """A YAML loader that reads 1e-3 as a number, which YAML 1.1 reads as text for lack of a dot."""
 
 
 _FAULTS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What a text that is no YAML raises: dates that are none are ValueErrors, bytes that are no text too; the other ones
-come of PyYAML's own handling of tags and of depth."""
+"""The errors of a text that is not YAML. Wrong dates and bytes that are not text are ValueErrors; the others come from
+PyYAML's own handling of tags and of depth."""
 
 _Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
@@ -28,19 +28,21 @@ _Yaml.add_implicit_resolver(
 
 
 def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
-    """The runs that a recipe file asks for, by name and in order; one named "" unless the file has `stages`.
+    """Read the runs that a recipe file asks for, by name and in order.
 
-    `stages` is a mapping of names to what is different in each; every stage but the first starts from the model that
-    the one before it left. `base` names another recipe file beside it, whose keys hold where this one's say
-    nothing; a stage of null leaves out a stage of the base.
+    There is one, named "", unless the file has `stages`.
+
+    `stages` maps names to the keys that differ in each. Each stage but the first starts from the model that the one
+    before it left. `base` names another recipe file in the same folder, whose keys hold if this one's do not say
+    otherwise. A stage of null leaves out a stage of the base.
 
     Args:
         path: a YAML file.
-        overrides: `key.inner=value` with the value in YAML; for every stage, or with `stages.NAME.` in front for one;
+        overrides: `key.inner=value` with the value in YAML, for all stages, or with `stages.NAME.` in front for one.
             `stages.NAME=null` leaves a stage out.
 
     Raises:
-        UserError: one line with everything that is wrong.
+        UserError: something is wrong; one line names everything.
     """
     content = _read(path)
     stages = content.pop("stages", None) or {"": {}}
@@ -65,7 +67,7 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's keys, over those of the file that its `base` names."""
+    """Read a file's keys, over those of the file that its `base` names."""
     try:
         content = yaml.load(path.read_text("utf-8"), _Yaml)
     except OSError as error:
@@ -118,12 +120,12 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
 
 
 def _with_text_as_names(stages: Mapping[Any, Any]) -> dict[str, Any]:
-    """YAML takes 1 for a number."""
+    """Convert the names of stages to text, because YAML takes 1 for a number."""
     return {str(name): keys for name, keys in stages.items()}
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, key by key."""
+    """Merge `above` over `below`, key by key."""
     merged = dict(below)
     for key, value in above.items():
         before = merged.get(key)
@@ -136,12 +138,12 @@ _Place = tuple[str | int, ...]
 
 
 def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -> str:
-    """Everything that is wrong, each with the place that it comes from: `--set` or the recipe's file.
+    """Describe everything that is wrong, each with `--set` or the recipe's file as its place.
 
     Args:
         error: of `Recipe`.
         where: the recipe, and the stage.
-        overrides: by what comes before their keys on the command line ("" or "stages.NAME."), the keys that it sets.
+        overrides: the keys set on the command line, by the prefix that they have there ("" or "stages.NAME.").
     """
     found: dict[_Place, list[Any]] = {}
     for item in error.errors():
@@ -163,7 +165,10 @@ def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -
 
 
 def _located(item: Any) -> tuple[_Place, type[BaseModel] | None]:  # noqa: ANN401 - pydantic's error
-    """The keys to a value, without pydantic's names for the types of a union, and the model that they end in."""
+    """Return the keys to a value and the model that they end in.
+
+    pydantic's names for the types of a union are left out.
+    """
     location = item["loc"]
     place: list[str | int] = []
     model: type[BaseModel] | None = Recipe
@@ -180,7 +185,7 @@ def _located(item: Any) -> tuple[_Place, type[BaseModel] | None]:  # noqa: ANN40
 
 
 def _holds(keys: Any, place: _Place) -> bool:  # noqa: ANN401 - any YAML
-    """Whether overrides set what is at a place, or something around it that is no mapping."""
+    """Tell whether overrides set the value at a place, or something around it that is not a mapping."""
     for part in place:
         if not isinstance(keys, Mapping):
             return True

@@ -1,4 +1,4 @@
-"""Rows of the papers' tables: each a recipe of `jobs/` with what is set over it, and what the paper expects of it."""
+"""Reads the rows of the papers' tables: a recipe of `jobs/`, what is set over it, and the paper's numbers."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from trainer.recipes.names import PAPERS, builtin_recipes, papers_file
 from trainer.recipes.recipe import Recipe
 
 LAUNCH = "torchrun --nproc-per-node 8 -m sea_pipeline"
-"""The papers' eight GPUs."""
+"""The launcher for the papers' eight GPUs."""
 
 
 class _Tower(Strict):
@@ -31,7 +31,7 @@ class _Parts(Strict):
 
 
 class _Said(Strict):
-    """What a row says, or its table for all of them."""
+    """The keys that a row sets, or its table for all rows."""
 
     recipe: str | None = None
     tower: str = "clip-l"
@@ -60,31 +60,35 @@ class PaperRow(NamedTuple):
     """A row of a table that can be trained."""
 
     name: str
-    """What `sea-pipeline train` takes."""
+    """The name that `sea-pipeline train` takes."""
     paper: str
     table: str
     label: str
-    """As the table has it."""
+    """The row's name in the paper."""
     recipe: str
     """A file of `jobs/`, without `.yaml`."""
     overrides: tuple[str, ...]
-    """What is set over the recipe, see `read_recipes`."""
+    """The overrides of the recipe, see `read_recipes`."""
     vision: str
     llm: str
     encoder: str
     """For `init` and `label`."""
     expected: dict[str, float | None]
-    """The paper's numbers by benchmark; None where they are drawn and not written."""
+    """The paper's numbers by benchmark; None if the paper only draws them."""
     hardware: str
 
     def recipes(self, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
-        """The row's stages, see `read_recipes`; `overrides` go over the row's own."""
+        """Read the row's stages, see `read_recipes`.
+
+        `overrides` go over the row's own.
+        """
         return read_recipes(builtin_recipes()[self.recipe], [*self.overrides, *overrides])
 
     def commands(self) -> list[str]:
-        """From parts and data to a trained model: `init`, `label` where a stage needs labels, `train`.
+        """List the commands from parts and data to a trained model.
 
-        Where a stage keeps checkpoints, `eval-commands` along it follows, and the table of what its commands find.
+        They are `init`, `label` for each stage that needs labels, and `train`. If a stage keeps checkpoints,
+        `eval-commands` along it follows, and the command for the table of its results.
         """
         stages = list(self.recipes().values())
         parts: list[object] = ["--vision", self.vision, "--llm", self.llm]
@@ -104,7 +108,7 @@ class PaperRow(NamedTuple):
 
 
 def paper_rows() -> dict[str, PaperRow]:
-    """Every row of both papers by its name, in the papers' order."""
+    """Return all rows of both papers by name, in the papers' order."""
     parts = _Parts.model_validate(papers_file("parts"))
     rows = {}
     for file in PAPERS:
@@ -116,7 +120,7 @@ def paper_rows() -> dict[str, PaperRow]:
 
 
 def named_recipes(spec: str, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
-    """The runs of a recipe that is named in whichever way, see `read_recipes`.
+    """Read the runs of a recipe by its file or its name.
 
     Args:
         spec: a YAML file, a row of a paper such as `sea-table2-gemma-2b`, or a recipe that comes with the project such

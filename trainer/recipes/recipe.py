@@ -1,7 +1,7 @@
-"""What a training run is asked for, checked as a whole; `files.py` reads it.
+"""Declares what a training run is asked for, and checks it as a whole; `files.py` reads it.
 
-A recipe has a few groups; each field says what it means and in which unit. Where the papers leave something open, the
-field is named after the question, and `preset: paper` sets all of SEA's as we read it; docs/readings.md lists them.
+A recipe has a few groups, and each field says what it means and in which unit. If the papers leave something open, the
+field is named after the question. `preset: paper` sets all of SEA's as we read it; docs/readings.md lists them.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ SAMPLES = "samples"
 
 Weight = Annotated[float, Field(ge=0)] | Literal["auto"]
 AspectRatio = Literal["square", "pad"]
-"""LLaVA's `image_aspect_ratio`: the tower's own image processor alone, or behind bars that make a square."""
+"""LLaVA's `image_aspect_ratio`: the tower's own image processor alone, or after bars that make a square."""
 
 
 def _step(value: object) -> object:
@@ -175,7 +175,7 @@ class Loss(Strict):
     """Steps between two measurements of the gradient norms on the projector; with `auto` the weight follows them."""
 
     def terms(self) -> dict[str, Sea | Das | Sds]:
-        """The terms beside L_lm that are switched on, by name."""
+        """Return the terms besides L_lm that are switched on, by name."""
         every: dict[str, Sea | Das | Sds] = {"sea": self.sea, "das": self.das, "sds": self.sds}
         return {name: term for name, term in every.items() if term.weight}
 

@@ -1,4 +1,4 @@
-"""A teacher's targets as files: the contract, written and read.
+"""Writes and reads a teacher's targets as files.
 
 It may import `sea_pipeline` alone.
 """

@@ -1,9 +1,9 @@
-"""How a teacher's refined embeddings V^ become bytes, and bytes V^ again.
+"""Encodes a teacher's refined embeddings V^ as bytes, and decodes them.
 
-Three codecs for vectors of width d. float16 takes 2 d bytes a vector. int8 takes d + 2: dimensions are standardised
-first, because a few of them are a hundred times larger than the others. pq64 takes 64, whatever d; it is for a first
-look. A codec is fitted to a sample of vectors, then fixed. Only fitting pq64 needs FAISS; the rest is numpy. Judge a
-codec by the gradients of the losses, not by their values, which hide damage.
+There are three codecs for vectors of width d. float16 takes 2 d bytes a vector. int8 takes d + 2 bytes; it standardises
+dimensions first, because a few of them are a hundred times larger than the others. pq64 takes 64 bytes for any d, and
+is for a first look. A codec is fitted to a sample of vectors, then fixed. Only fitting pq64 needs FAISS; the rest is
+numpy. Judge a codec by the gradients of the losses, not by their values, which hide damage.
 """
 
 import hashlib
@@ -26,20 +26,20 @@ _VERSION = 1
 _SUBSPACES = 64
 _CENTROIDS = 256
 _COMPONENTS = 256
-"""Principal components that pq64 keeps at most: 64 bytes say nothing of the rest."""
+"""The most principal components that pq64 keeps, because 64 bytes say nothing of the rest."""
 _LEAST_SPREAD = 1e-4
-"""Of a dimension's spread, relative to that of all."""
+"""The least spread of a dimension, as a share of the spread of all."""
 _OUTLIERS = 0.03
-"""Of a dimension's standard deviation: its spread at least, so that vectors far out are not held too coarsely."""
+"""The least spread of a dimension, as a share of its standard deviation, so that outliers are not held too coarsely."""
 _LEAST_SCALE = np.float32(2.0**-14)
-"""Below it float16 loses digits."""
+"""The least scale of a vector, because float16 loses digits below it."""
 
 _Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
 
 
 class Codec(Protocol):
-    """V^ to bytes and back; n vectors of width d."""
+    """Encodes V^, n vectors of width d, and decodes it."""
 
     @property
     def name(self) -> CodecName: ...  # noqa: D102
@@ -49,30 +49,35 @@ class Codec(Protocol):
     def bytes_per_vector(self) -> int: ...  # noqa: D102
 
     def encode(self, vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-        """Floats (n, d), computed in float32, to uint8 (n, bytes_per_vector).
+        """Encode floats (n, d), computed in float32, as uint8 (n, bytes_per_vector).
 
         Raises:
-            ValueError: the shape is another one, or a value is not finite or beyond what the codec can hold (float16:
-                a UserError, which is one).
+            ValueError: the shape is another one, or a value is not finite or too large for the codec. float16 raises a
+                UserError for the latter, which is a ValueError, too.
         """
         ...
 
     def decode(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """uint8 (n, bytes_per_vector) to float32 (n, d); a ValueError where the shape or dtype is another one."""
+        """Decode uint8 (n, bytes_per_vector) to float32 (n, d).
+
+        Raises:
+            ValueError: the shape or dtype is another one.
+        """
         ...
 
     def parameters(self) -> dict[str, npt.NDArray[np.float32]]: ...  # noqa: D102
 
 
 def bytes_per_vector(name: CodecName, width: int) -> int:
-    """How many bytes a vector of this width becomes."""
+    """Return how many bytes a vector of this width takes."""
     return {"float16": 2 * width, "int8": width + 2, "pq64": _SUBSPACES}[name]
 
 
 def fit_codec(name: CodecName, sample: npt.NDArray[np.floating[Any]]) -> Codec:
-    """Fits a codec to a sample of vectors, floats (N, d), N >= 1; the same sample gives the same codec.
+    """Fit a codec to a sample of vectors, floats (N, d), N >= 1.
 
-    pq64 wants some 10,000 vectors. With fewer than 256 its codebooks hold those of the sample, and little else.
+    The same sample gives the same codec. pq64 wants some 10,000 vectors. With fewer than 256 its codebooks hold those
+    of the sample, and little else.
 
     Raises:
         ValueError: there is no vector, or a value is not finite.
@@ -87,19 +92,22 @@ def fit_codec(name: CodecName, sample: npt.NDArray[np.floating[Any]]) -> Codec:
 
 
 def save_codec(codec: Codec) -> bytes:
-    """The codec as the bytes of a safetensors file; equal codecs give equal bytes."""
+    """Write a codec as the bytes of a safetensors file.
+
+    Equal codecs give equal bytes.
+    """
     parameters = {name: np.ascontiguousarray(values, "<f4") for name, values in codec.parameters().items()}
     about = {"codec": codec.name, "version": _VERSION, "width": codec.width, "sha256": codec_sha256(codec)}
-    metadata = {_KEY: json.dumps(about)}  # one key: safetensors writes several in any order
+    metadata = {_KEY: json.dumps(about)}  # one key, because safetensors writes several in any order
     saved: bytes = require("safetensors.numpy", "train").save(parameters, metadata)
     return saved
 
 
 def load_codec(path: Place) -> Codec:
-    """The codec that `save_codec` made.
+    """Load the codec that `save_codec` wrote.
 
     Raises:
-        UserError: the file is absent, damaged, no codec, or one of another version.
+        UserError: the file is absent, damaged, not a codec, or a codec of another version.
     """
     safetensors = require("safetensors", "train")
     try:
@@ -138,12 +146,15 @@ class _Fitted:
 
 @dataclass(frozen=True, eq=False)
 class Float16Codec(_Fitted):
-    """Every value as the nearest float16, little-endian; what float16 cannot hold is an error, not an infinity."""
+    """Encodes each value as the nearest float16, little-endian.
+
+    A value that float16 cannot hold is an error, not an infinity.
+    """
 
     name = "float16"
 
     def encode(self, vectors: npt.NDArray[np.floating[Any]]) -> _Bytes:
-        """See `Codec`."""
+        """Encode vectors, see `Codec`."""
         exact = _vectors(vectors, self.width)
         with np.errstate(over="ignore"):
             halves = exact.astype("<f2")
@@ -153,40 +164,43 @@ class Float16Codec(_Fitted):
         return halves.view(np.uint8)
 
     def decode(self, codes: _Bytes) -> _Floats:
-        """See `Codec`."""
+        """Decode vectors, see `Codec`."""
         return _codes(codes, self).view("<f2").astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Int8Codec(_Fitted):
-    """x = centre + spread * scale * q: dimensions standardised by the sample, then one float16 scale a vector.
+    """Encodes x = centre + spread * scale * q, with one float16 scale for each vector.
 
-    The bytes of a vector are q (d int8, -127 to 127), then its scale (little-endian). The error of a value is half a
-    step, scale * spread / 2, at most. The scale grows with the vector, so one outside the sample's range is held, too.
+    Dimensions are standardised by the sample first. The bytes of a vector are q (d int8, -127 to 127), then its scale
+    (little-endian). The error of a value is at most half a step, scale * spread / 2. The scale grows with the vector,
+    so a vector outside the sample's range is held, too.
     """
 
     name = "int8"
     centre: _Floats
     """(d,), medians."""
     spread: _Floats
-    """(d,), positive: half of what the middle 68 % span, the standard deviation of a normal distribution."""
+    """(d,), positive: half the range of the middle 68 %, which for a normal distribution is the standard deviation."""
 
     def encode(self, vectors: npt.NDArray[np.floating[Any]]) -> _Bytes:
-        """See `Codec`."""
+        """Encode vectors, see `Codec`."""
         exact = _vectors(vectors, self.width)
         with np.errstate(over="ignore"):
             standard = (exact - self.centre) / self.spread
+            # The largest value of a vector becomes q = 127.
             largest = np.abs(standard).max(axis=1, keepdims=True, initial=0)
             scales = np.maximum(largest / 127, _LEAST_SCALE).astype("<f2")
         if not np.isfinite(scales).all():
             raise ValueError(
                 f"expected values within 8,000,000 spreads of the sample's median, found one at {largest.max():,.0f}"
             )
+        # Divide by the scale as float16 holds it, which is what `decode` multiplies by.
         steps = np.rint(standard / scales.astype(np.float32)).clip(-127, 127).astype(np.int8)
         return np.concatenate([steps.view(np.uint8), scales.view(np.uint8)], axis=1)
 
     def decode(self, codes: _Bytes) -> _Floats:
-        """See `Codec`."""
+        """Decode vectors, see `Codec`."""
         codes = _codes(codes, self)
         scales = np.ascontiguousarray(codes[:, self.width :]).view("<f2").astype(np.float32)
         return codes[:, : self.width].view(np.int8) * scales * self.spread + self.centre
@@ -194,7 +208,7 @@ class Int8Codec(_Fitted):
 
 @dataclass(frozen=True, eq=False)
 class Pq64Codec(_Fitted):
-    """A product quantizer over principal components: x = mean + [c_1[code_1] ... c_64[code_64]] @ axes.
+    """Encodes x = mean + [c_1[code_1] ... c_64[code_64]] @ axes, a product quantizer over principal components.
 
     The axes are dealt out to 64 subspaces of like variance (Ge et al., Optimized Product Quantization, the parametric
     solution). On V^ of SmolLM2 the mean 1 - cosine is .012, that of a plain product quantizer .023, of FAISS's OPQ .02.
@@ -209,17 +223,18 @@ class Pq64Codec(_Fitted):
     """(64, 256, r / 64)"""
 
     def encode(self, vectors: npt.NDArray[np.floating[Any]]) -> _Bytes:
-        """See `Codec`: in each subspace the nearest of 256 centroids."""
+        """Encode vectors by the nearest of 256 centroids in each subspace, see `Codec`."""
         parts = (_vectors(vectors, self.width) - self.mean) @ self.axes.T
         parts = parts.reshape(len(vectors), _SUBSPACES, self.codebooks.shape[-1])
         codes = np.empty((len(parts), _SUBSPACES), np.uint8)
         for place, centroids in enumerate(self.codebooks):
+            # |x - c|^2 / 2 without |x|^2, which is the same for all centroids: |c|^2 / 2 - x . c
             distances = np.square(centroids).sum(-1) / 2 - parts[:, place] @ centroids.T
-            codes[:, place] = distances.argmin(-1)  # halved, and without |x|^2
+            codes[:, place] = distances.argmin(-1)
         return codes
 
     def decode(self, codes: _Bytes) -> _Floats:
-        """See `Codec`."""
+        """Decode vectors, see `Codec`."""
         parts = self.codebooks[np.arange(_SUBSPACES), _codes(codes, self)]
         decoded: _Floats = parts.reshape(len(codes), len(self.axes)) @ self.axes + self.mean
         return decoded
@@ -236,7 +251,7 @@ def _shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _fit_int8(vectors: _Floats) -> Int8Codec:
-    # Quantiles: a few tokens are a hundred times longer than the rest, and would decide mean and standard deviation.
+    # Quantiles, because a few tokens are a hundred times longer than the rest and would decide mean and deviation.
     low, centre, high = np.quantile(vectors.astype(np.float64), (0.1587, 0.5, 0.8413), axis=0)
     spread = np.maximum((high - low) / 2, _OUTLIERS * vectors.std(0, dtype=np.float64))
     overall = np.sqrt(np.square(spread).mean())
@@ -247,18 +262,22 @@ def _fit_int8(vectors: _Floats) -> Int8Codec:
 
 def _fit_pq64(vectors: _Floats) -> Pq64Codec:
     faiss: Any = require("faiss", "cpu")
-    faiss.cvar.distance_compute_blas_threshold = 20  # as in search.py: ten times faster
+    faiss.cvar.distance_compute_blas_threshold = 20  # as in the search: ten times faster
     mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
     axes = _balanced_axes(vectors - mean)
     quantizer = faiss.ProductQuantizer(len(axes), _SUBSPACES, 8)
-    quantizer.cp.min_points_per_centroid = 1  # else FAISS writes to stderr
+    quantizer.cp.min_points_per_centroid = 1  # otherwise FAISS writes to stderr
+    # FAISS wants at least 256 vectors; np.resize repeats those of a smaller sample.
     quantizer.train(np.resize((vectors - mean) @ axes.T, (max(_CENTROIDS, len(vectors)), len(axes))))
     codebooks = faiss.vector_to_array(quantizer.centroids).reshape(_SUBSPACES, _CENTROIDS, -1)
     return Pq64Codec(vectors.shape[1], mean, axes, codebooks)
 
 
 def _balanced_axes(centred: _Floats) -> _Floats:
-    """(r, d): the principal axes, each given to the subspace with room whose variances have the least product."""
+    """Order the principal axes for 64 subspaces of like variance, (r, d).
+
+    Each axis, by falling variance, goes to the subspace with room whose variances have the least product.
+    """
     r, width = _shapes("pq64", centred.shape[1])["axes"]
     variances, vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred / len(centred))
     variances, vectors = variances[::-1][:r], vectors[:, ::-1][:, :r]
@@ -270,6 +289,7 @@ def _balanced_axes(centred: _Floats) -> _Floats:
         axes[place, members[place]] = axis
         members[place] += 1
         full = members[place] == r // _SUBSPACES
+        # The logarithm of the product of variances; inf closes a full subspace.
         products[place] = np.inf if full else products[place] + np.log(max(variance, least) / least)
     return axes.reshape(r, width)
 
@@ -292,7 +312,10 @@ def _codes(codes: _Bytes, codec: Codec) -> _Bytes:
 
 
 def codec_sha256(codec: Codec) -> str:
-    """Of its name, width and parameters: the same codec reads the same codes."""
+    """Hash a codec's name, width and parameters.
+
+    Codecs with equal hashes read the same codes.
+    """
     digest = hashlib.sha256(f"{codec.name} {codec.width}".encode())
     for _, values in sorted(codec.parameters().items()):
         digest.update(np.ascontiguousarray(values, "<f4").tobytes())

@@ -1,20 +1,20 @@
-"""The contract for a teacher's targets (BASIC section 4.1): what a shard holds, how it is written, how it is read.
+"""Writes and reads shards of a teacher's targets (BASIC section 4.1).
 
-One row an image, in plan order; bad images have no row here but one in the quarantine table. m patches, row-major;
-refined embeddings V^ of width d. Columns:
+There is one row for each image, in plan order. Bad images have no row here, but one in the quarantine table. An image
+has m patches, row-major, with refined embeddings V^ of width d. Columns:
 
-    image_id      string             what training data calls the image
-    uri           string             where it was, relative to the image root
+    image_id      string             the image's name in training data
+    uri           string             its path, relative to the image root
     image_sha256  binary[32]         of the file's bytes
     attention     float32[m]         a, the degree of supervision of each patch (BASIC Eq. 5); sums to 1
     codes         binary[m * bytes]  V^ (BASIC Eq. 4) patch by patch, as the folder's codec writes it
 
-Beside the shards lies `codec.safetensors`, without which codes are only bytes; see `codecs.py`. The manifest's fields
-hold `grid`, [rows, columns] with rows * columns = m; `width`, d; and `codec`, the codec's name.
+The folder also has `codec.safetensors`, which decodes the codes; see `codecs.py`. The manifest's fields hold `grid`,
+[rows, columns] with rows * columns = m; `width`, d; and `codec`, the codec's name.
 
 The footer holds, under `sea_pipeline`, a JSON object with the fingerprint, its fields, and the `codec_sha256` of the
-codec that wrote the codes; shards of older versions lack it. A row group holds about 1 MiB of codes, so that one image
-is read without many others.
+codec that wrote the codes. Shards of older versions lack it. A row group holds about 1 MiB of codes, so that reading
+one image reads few others.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ _SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What a teacher says of one image."""
+    """A teacher's targets for one image."""
 
     refined: npt.NDArray[np.float32]
     """V^, (m, d) (BASIC Eq. 4); patches are row-major."""
@@ -51,7 +51,7 @@ class Targets:
 
 
 class TargetRow(NamedTuple):
-    """What is stored of one image."""
+    """The stored row of one image."""
 
     image_id: str
     uri: str
@@ -60,7 +60,7 @@ class TargetRow(NamedTuple):
 
 
 def target_schema(patches: int, bytes_per_vector: int) -> pa.Schema:
-    """The columns of a shard of targets."""
+    """Return the columns of a shard of targets."""
     element = pa.field("element", pa.float32(), nullable=False)
     return pa.schema(
         [
@@ -74,7 +74,10 @@ def target_schema(patches: int, bytes_per_vector: int) -> pa.Schema:
 
 
 def bytes_per_image(patches: int, codec: CodecName, width: int) -> int:
-    """The bytes of one image's codes and attention before compression, which saves little."""
+    """Return the bytes of one image's codes and attention before compression.
+
+    Compression saves little.
+    """
     return patches * (bytes_per_vector(codec, width) + 4)
 
 
@@ -84,7 +87,7 @@ class TargetWriter(RowGroupWriter[TargetRow]):
     Args:
         path: the file.
         patches: m.
-        codec: what V^ is encoded with; the folder's `codec.safetensors`.
+        codec: encodes V^; the folder's `codec.safetensors`.
     """
 
     def __init__(self, path: Path, patches: int, codec: Codec) -> None:
@@ -94,11 +97,11 @@ class TargetWriter(RowGroupWriter[TargetRow]):
         super().__init__(path, target_schema(patches, codec.bytes_per_vector), rows)
 
     def add(self, row: TargetRow) -> None:
-        """Appends one image.
+        """Append one image.
 
         Raises:
             ValueError: the targets are of other shapes or not finite, the attention does not sum to 1, or the codec
-                cannot hold the V^ of this row or of one since the last row group.
+                cannot hold the V^ of this row, or of an earlier row of the same row group.
         """
         refined, attention = row.targets.refined, row.targets.attention
         if (refined.shape, attention.shape) != (self._shape, self._shape[:1]):
@@ -112,7 +115,7 @@ class TargetWriter(RowGroupWriter[TargetRow]):
         super().add(row)
 
     def arrays(self, rows: list[TargetRow]) -> list[pa.Array]:
-        """See `target_schema`."""
+        """Convert rows to the columns of `target_schema`."""
         columns = {
             "attention": [row.targets.attention.astype(np.float32) for row in rows],
             "codes": [self._codec.encode(row.targets.refined).tobytes() for row in rows],
@@ -124,7 +127,10 @@ class TargetWriter(RowGroupWriter[TargetRow]):
 
 
 class TargetStore(RowStore):
-    """The targets of a finished run, by image id. Open it with `open_targets`."""
+    """Gives the targets of a finished run by image id.
+
+    Open it with `open_targets`.
+    """
 
     def __init__(self, ledger: Ledger, manifest: Manifest, codec: Codec) -> None:
         super().__init__(ledger, manifest, target_schema(1, 1).names)
@@ -133,10 +139,12 @@ class TargetStore(RowStore):
         self.codec = codec
 
     def __getitem__(self, image_id: str) -> Targets:
-        """The targets of one image, arrays of its own.
+        """Return the targets of one image.
+
+        The arrays belong to the caller.
 
         Raises:
-            KeyError: there is no such image; says how many there are and shows the nearest id.
+            KeyError: there is no such image; the message gives the number of images and the nearest id.
         """
         row = self._row(image_id)
         codes = np.frombuffer(row["codes"][0].as_buffer(), np.uint8).reshape(-1, self.codec.bytes_per_vector)
@@ -145,14 +153,14 @@ class TargetStore(RowStore):
 
 
 def open_targets(path: str | Place, *, verify: bool = True) -> TargetStore:
-    """Opens the targets that `sea-pipeline teacher` wrote.
+    """Open the targets that `sea-pipeline teacher` wrote.
 
     Args:
-        path: the output folder, of this machine or as the URL of a store elsewhere (`s3://…`).
-        verify: hash every shard first. Without it damage is still found, but only when the damaged page is read.
+        path: the output folder, on this machine or the URL of a store elsewhere (`s3://…`).
+        verify: hash each shard first. Without it, damage is found only when the damaged page is read.
 
     Raises:
-        ValueError: it is no such folder, is not finished, or a file in it is not what was written; names the file.
+        ValueError: it is no such folder, is not finished, or a file in it is damaged; the message names the file.
     """
     ledger, manifest = open_finished(path, KIND, verify=verify)
     codec = load_codec(ledger.root / CODEC)
