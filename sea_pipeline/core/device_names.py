@@ -1,4 +1,4 @@
-"""How devices are called; `devices` says whether they are there."""
+"""Check how a device is named; `devices` checks that it exists."""
 
 import re
 
@@ -6,7 +6,7 @@ from sea_pipeline.core.errors import UserError
 
 
 def check_device_name(spec: str) -> None:
-    """Refuses what is no device's name.
+    """Refuse a string that names no device.
 
     Raises:
         UserError: it is neither auto, cpu, cuda nor cuda:N.

@@ -1,4 +1,4 @@
-"""Which device computes, on how many cores, and how exactly."""
+"""Choose the device, count the cores and set how exactly float32 is computed."""
 
 import os
 import platform
@@ -15,24 +15,26 @@ from sea_pipeline.core.errors import UserError
 
 
 def resolve_device(spec: str) -> str:
-    """`auto` becomes CUDA where there is one, else the CPU; anything else must exist.
+    """Return the device to compute on, and check that it exists.
+
+    `auto` means CUDA if this machine has it, else the CPU. Nothing falls back to the CPU in silence.
 
     Raises:
-        UserError: the device is not there; nothing falls back to the CPU in silence.
+        UserError: the device does not exist on this machine.
     """
     if spec == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     check_device_name(spec)
     try:
         torch.zeros(1, device=spec)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA raises AssertionError
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--device {spec}: expected a device of this machine; torch says: {reason}") from error
     return spec
 
 
 def processor() -> str:
-    """The maker and the model of this machine's processor, as far as the system says."""
+    """Return the maker and the model of this machine's processor, as far as the system names them."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n\n")[0].split("\n")
     except OSError:
@@ -42,21 +44,22 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_onednn() -> bool:
-    """Whether oneDNN's float32 products of a matrix with a layer's weights can be asked for by name."""
+    """Tell whether torch offers oneDNN's float32 product of a matrix with a layer's weights by name."""
     built = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 faster than torch's BLAS does; by a rule, so that runs stay alike.
+    """Tell whether oneDNN is expected to multiply float32 faster than torch's BLAS.
 
-    MKL takes half of what the cores of other makers than Intel can do.
+    The answer follows a rule and no measurement, so that runs on one machine always choose alike. On processors of
+    other makers than Intel, MKL reaches about half of the possible speed.
     """
     by_mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
     return has_onednn() and by_mkl and "Intel" not in processor()
@@ -64,9 +67,10 @@ def onednn_is_faster() -> bool:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Products of float32 that are float32, and sums of float16's that are, on CUDA, too: no TF32.
+    """Keep float32 products and the sums of float16 products in full float32 on CUDA, without TF32.
 
-    The settings are the whole process's: of several threads that are within, the last one out puts them back.
+    The settings belong to the whole process. If several threads are inside the block, the last one that leaves restores
+    them.
     """
     global _within
     with _LOCK:
@@ -84,11 +88,12 @@ def exact_float32() -> Iterator[None]:
 
 _LOCK, _SETTINGS, _within = threading.Lock(), ExitStack(), 0
 _ROUGH = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
-"""What has CUDA add parts of a float16 product in float16; older versions of torch know the first alone."""
+"""Switches that let CUDA add parts of a float16 product in float16; older versions of torch have only the first."""
 
 
 @contextmanager
 def _exact() -> Iterator[None]:
+    """Switch TF32 and float16 sums off inside the block, then restore torch's settings."""
     matmul = torch.backends.cuda.matmul
     kept = torch.get_float32_matmul_precision()
     rough = {name: getattr(matmul, name) for name in _ROUGH if hasattr(matmul, name)}

@@ -1,7 +1,7 @@
-"""What a person can mend, said in one line."""
+"""Define the error that a user can mend, and shorten other libraries' messages to one line."""
 
 MOST = 300
-"""Characters of what a library says, at most: some say pages."""
+"""The most characters of a library's message that are shown; some libraries write pages."""
 
 
 class UserError(ValueError):
@@ -13,9 +13,10 @@ class UserError(ValueError):
 
 
 def one_line(problem: BaseException) -> str:
-    """What another library's exception says, for a message of ours: its text on one line of at most `MOST` characters.
+    """Return the message of another library's exception as one line.
 
-    A longer one ends in "…"; of an exception without a text it is the type's name.
+    The line has at most `MOST` characters; a longer one is cut and ends in "…". If the exception has no text, the line
+    is the name of its type.
     """
     text = " ".join(str(problem).split()) or type(problem).__name__
     return text if len(text) <= MOST else f"{text[: MOST - 1]}…"

@@ -1,4 +1,4 @@
-"""Packages that come with extras: found, or asked for with the line that installs them."""
+"""Find packages that come with an extra, or name the command that installs them."""
 
 import importlib
 from importlib.util import find_spec
@@ -9,14 +9,14 @@ from sea_pipeline.core.errors import UserError
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports a module of an extra.
+    """Import a module that comes with an extra.
 
     Raises:
         UserError: it is not installed, or does not load.
     """
     try:
         return importlib.import_module(module)
-    except Exception as error:  # a GPU wheel without its CUDA libraries raises RuntimeError and worse, not ImportError
+    except Exception as error:  # not only ImportError: a GPU wheel without its CUDA libraries raises RuntimeError
         raise UserError(
             f"the Python module {module!r} cannot be imported ({type(error).__name__}: {error}); install it with: "
             + install_line(extra)
@@ -24,7 +24,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def package_folder(package: str, extra: str) -> Path:
-    """The folder of an installed package, without importing it.
+    """Find the folder of an installed package without importing it.
 
     Raises:
         UserError: it is not installed.
@@ -36,5 +36,9 @@ def package_folder(package: str, extra: str) -> Path:
 
 
 def install_line(extras: str) -> str:
-    """The command that installs extras, which are separated by commas."""
+    """Return the command that installs extras.
+
+    Args:
+        extras: names of extras, separated by commas.
+    """
     return f"pip install 'sea-pipeline[{extras}]'"

@@ -1,7 +1,7 @@
-"""The package `trainer` that comes with this one, and not another one of that name.
+"""Make `import trainer` load the package that comes with this one.
 
-Others have the name, too: a user's own trainer.py, other projects on the package index. Python takes the first that it
-finds on its path, and `python -m` puts the working folder in front of everything.
+Other packages have the same name: a user's own trainer.py, and other projects on the package index. Python takes the
+first that it finds on its path, and `python -m` puts the working folder first.
 """
 
 import sys
@@ -15,23 +15,26 @@ _NAME = "trainer"
 _HERE = Path(__file__).resolve().parents[2]
 """The folder that holds both packages."""
 _MARK = "sea-pipeline"
-"""What our package's first file says, and no other's."""
+"""Text in the first file of our package that no other package of this name has."""
 
 
 def leave_working_folder() -> None:
-    """Takes off Python's path what `python -m` has put in front: the working folder, if we do not come from it."""
+    """Remove the working folder that `python -m` put first on Python's path.
+
+    It stays if this package lies in it.
+    """
     if not sys.flags.safe_path and Path(sys.path[0]).resolve() == Path.cwd() != _HERE:
         del sys.path[0]
 
 
 def take_own_trainer() -> None:
-    """Has `import trainer` mean ours, in this process and in those that it starts.
+    """Make `import trainer` load our package, in this process and in those that it starts.
 
-    If the working folder holds a file or a package of that name, the folder leaves Python's path, on which the command
-    `sea-pipeline` does not have it either.
+    If the working folder holds a file or a package of that name, the folder is removed from Python's path. The command
+    `sea-pipeline` does not have it on the path either.
 
     Raises:
-        UserError: another `trainer` is loaded already, comes first on the path, or has overwritten ours; says which.
+        UserError: another `trainer` is loaded already, comes first on the path, or has overwritten ours; names which.
     """
     first = _HERE / _NAME / "__init__.py"
     if not first.is_file() or _MARK not in first.read_text("utf-8", "replace"):
@@ -51,7 +54,10 @@ _ADVICE = "rename it, take its folder off PYTHONPATH, or install sea-pipeline in
 
 
 def _folder_of(spec: ModuleSpec | None) -> Path | None:
-    """The entry of the path that a module is found at; None if there is no module, or a folder without code."""
+    """Return the entry of Python's path that holds a module.
+
+    None if there is no module, or if it is a folder without code.
+    """
     if spec is None or spec.origin is None:
         return None
     file = Path(spec.origin).resolve()
@@ -59,13 +65,14 @@ def _folder_of(spec: ModuleSpec | None) -> Path | None:
 
 
 def _named(folder: Path | None) -> Path:
-    """What to call the other one: its folder or its file."""
+    """Return the folder or the file of the other `trainer`, for a message."""
     package = (folder or Path()) / _NAME
     return package if package.is_dir() else package.with_suffix(".py")
 
 
 def _overwritten(folder: Path) -> str:
-    from importlib.metadata import packages_distributions  # here: it takes a while, and is seldom needed
+    """Describe that our `trainer` was overwritten or removed, and name the packages that have the same name."""
+    from importlib.metadata import packages_distributions  # here, because it is slow and seldom needed
 
     others = sorted(set(packages_distributions().get(_NAME, [])) - {"sea-pipeline"})
     by = f" by {', '.join(others)}" if others else ""

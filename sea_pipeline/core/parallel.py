@@ -1,4 +1,4 @@
-"""Work done ahead by threads, in order; and what comes in any order, given on in its own."""
+"""Run work in threads ahead of its use, and put results back in order."""
 
 import tempfile
 import threading
@@ -19,7 +19,10 @@ _Result = TypeVar("_Result")
 
 
 def batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
-    """`size` items at a time; the last ones may be fewer."""
+    """Yield lists of `size` items.
+
+    The last list may be shorter.
+    """
     while batch := list(islice(items, size)):
         yield batch
 
@@ -27,7 +30,11 @@ def batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
 def ahead(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], count: int
 ) -> Iterator[_Result]:
-    """The results of `work` in the order of `items`, at most `count` of them computed before they are asked for."""
+    """Yield the results of `work` in the order of `items`, computed in the pool ahead of their use.
+
+    At most `count` results are computed or under way beyond the one that is asked for. What has not begun is cancelled
+    when the caller stops.
+    """
     waiting: deque[Future[_Result]] = deque()
     try:
         for item in items:
@@ -44,9 +51,16 @@ def ahead(
 def side_by_side(
     work: Callable[[_Item], _Result], items: Iterable[_Item], count: int, leaving: threading.Event
 ) -> Generator[_Result]:
-    """The results of `work` in the order of `items`, `count` at once: one alone in the caller's thread.
+    """Yield the results of `work` in the order of `items`, with `count` of them under way at once.
 
-    `leaving` is set when the caller closes this, or is interrupted: for the work of other threads to end early.
+    A count of 1 works in the caller's thread, without a pool.
+
+    Args:
+        work: computes the result of one item.
+        items: what to work on.
+        count: threads.
+        leaving: set when the pool ends, also if the caller closes this generator or is interrupted, so that the work
+            of other threads can end early.
     """
     if count == 1:
         yield from map(work, items)
@@ -60,10 +74,10 @@ def side_by_side(
 
 @contextmanager
 def lanes(count: int) -> Iterator[ThreadPoolExecutor]:
-    """So many threads for torch's work, which share its cores: each is to compute a batch of its own.
+    """Open a pool of `count` threads that share torch's cores, for work of which each thread computes its own batch.
 
-    Cores that share each operation wait for each other at its end, a thousand times an image, and for whatever else
-    runs on one of them.
+    This is faster than all cores on one batch: cores that share an operation wait for each other at its end, about a
+    thousand times an image, and for other programs that run on one of them.
     """
     import torch
 
@@ -73,7 +87,7 @@ def lanes(count: int) -> Iterator[ThreadPoolExecutor]:
         with ThreadPoolExecutor(count, "lane", initializer=lambda: torch.set_num_threads(each)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(cores)  # torch keeps the number by thread, and for the process
+        torch.set_num_threads(cores)  # the threads of the pool have also set the number of the process
 
 
 _Arrays = Sequence[npt.NDArray[Any]]
@@ -82,17 +96,17 @@ _Arrays = Sequence[npt.NDArray[Any]]
 class _Waiting(NamedTuple):
     item: Any
     start: int
-    """Where its arrays begin in the file, one behind the other."""
+    """Offset of its first array in the file; the others follow."""
     kinds: list[tuple[np.dtype[Any], tuple[int, ...]]]
-    """The type and the shape of each."""
+    """The type and the shape of each array."""
 
 
 class InOrder(Generic[_Item]):
     """Gives items on in the order of their places 0, 1, 2, …, each as soon as all places before it are settled.
 
     Args:
-        give: told of an item and its arrays.
-        folder: where the arrays of early items wait, in a file without a name: a kill leaves nothing behind.
+        give: receives an item and its arrays.
+        folder: where the arrays of early items wait, in a file without a name, so that a kill leaves nothing there.
     """
 
     def __init__(self, give: Callable[[_Item, _Arrays], None], folder: Path) -> None:
@@ -113,7 +127,10 @@ class InOrder(Generic[_Item]):
             self._opened.close()
 
     def add(self, place: int, item: _Item, arrays: _Arrays) -> None:
-        """Settles a place with an item, which stays in memory, and its arrays, which do not."""
+        """Settle a place with an item and its arrays.
+
+        An early item waits in memory, its arrays in the file.
+        """
         if place == self._next:
             self._give(item, arrays)
             self._settle()
@@ -125,7 +142,7 @@ class InOrder(Generic[_Item]):
             self._end += self._file.write(np.ascontiguousarray(array).tobytes())
 
     def skip(self, place: int) -> None:
-        """Settles a place with nothing."""
+        """Settle a place that has no item."""
         if place == self._next:
             self._settle()
         else:

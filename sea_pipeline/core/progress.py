@@ -1,4 +1,4 @@
-"""How functions that take long tell what they do, and how much memory a process has had."""
+"""Report the progress of long functions, and measure the peak memory of a process."""
 
 import sys
 from collections.abc import Callable
@@ -9,21 +9,24 @@ Advance = Callable[[int], None]
 
 
 class Reporter:
-    """Hears what a function does; this one shows nothing, and a subclass shows what it overrides."""
+    """Receives the progress of a function. This one shows nothing; a subclass shows what it overrides."""
 
     def message(self, line: str) -> None:
-        """Hears one line about how it goes."""
+        """Receive one line about the course of the work."""
 
     def warning(self, line: str) -> None:
-        """Hears one line about something that goes on all the same."""
+        """Receive one line about a problem that does not stop the work."""
 
     def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
-        """Opens a bar for `total` items, of which `done` were there before; gives what is called as they pass."""
+        """Open a bar for `total` items, `done` of which exist already, and yield the function that advances it."""
         return nullcontext(lambda _: None)
 
     @property
     def shows_warnings(self) -> bool:
-        """Whether anybody sees a warning; what is computed for a warning alone is left out if not."""
+        """Tell whether anybody sees warnings.
+
+        If not, what only a warning needs is not computed.
+        """
         return type(self).warning is not Reporter.warning
 
 
@@ -38,8 +41,8 @@ class ProgressOnly(Reporter):
 
 
 def process_peak_bytes() -> int:
-    """The most resident memory that this process has had."""
-    import resource  # here: Windows lacks it, and reads labels all the same
+    """Return the largest resident memory that this process has had, in bytes."""
+    import resource  # here, because Windows lacks it and can read labels nevertheless
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

@@ -1,4 +1,4 @@
-"""Old names of public modules, functions and arguments, which work for one more version."""
+"""Keep old names of public modules, functions and arguments working for one more version."""
 
 import functools
 import importlib
@@ -13,12 +13,12 @@ _R = TypeVar("_R")
 
 
 def renamed(old: str, new: str, names: Collection[str] = ()) -> Callable[[str], object]:
-    """Makes the `__getattr__` of a module whose names are elsewhere now.
+    """Make the `__getattr__` of a module whose names have moved.
 
     Args:
         old: the module.
-        new: where the names are.
-        names: which ones; none of them for all.
+        new: the module that has the names now.
+        names: the names that moved; empty for all of them.
     """
 
     def find(name: str) -> object:
@@ -34,7 +34,7 @@ def renamed(old: str, new: str, names: Collection[str] = ()) -> Callable[[str], 
 
 
 class Callbacks(Reporter):
-    """Calls the callbacks that were arguments before there were reporters; `begun` hears of a folder, see `label`."""
+    """Calls the callbacks that functions took before there were reporters; `begun` is told of a folder, see `label`."""
 
     def __init__(self, **callbacks: Any) -> None:  # noqa: ANN401 - each of its own kind
         given = {name: callback for name, callback in callbacks.items() if callback is not None}
@@ -45,14 +45,19 @@ class Callbacks(Reporter):
 
     @property
     def shows_warnings(self) -> bool:
-        """Whether `warn` was given."""
+        """Tell whether `warn` was given."""
         return self._warns
 
 
 def taking_callbacks(
     *names: str, made_by: Callable[..., Reporter] = Callbacks
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Lets a public function take callbacks by their old names, too: `made_by` makes its `reporter` of them."""
+    """Let a public function also accept callbacks by their old names.
+
+    Args:
+        names: the old names.
+        made_by: makes the function's `reporter` from the callbacks that were given.
+    """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(function)

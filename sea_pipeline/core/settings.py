@@ -1,4 +1,4 @@
-"""What a person writes down, checked as a whole: the settings of a command; recipes and records have the same base."""
+"""Define the base of settings, recipes and records, which are checked as a whole."""
 
 from typing import Annotated, Any, Self
 
@@ -15,7 +15,7 @@ _KINDS = {
 
 
 class Strict(BaseModel):
-    """Frozen, and unknown names are refused."""
+    """A frozen model that refuses unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,13 +24,13 @@ Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N.")]
 
 
 class Settings(Strict):
-    """The base of a command's settings; the fields are its options, and their docstrings the help."""
+    """The base of a command's settings: its fields are the options, and their docstrings the help."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     @classmethod
     def of(cls, **values: object) -> Self:
-        """Settings from options.
+        """Make settings from options.
 
         Raises:
             UserError: one line with every value that is out of range.
@@ -46,7 +46,7 @@ class Settings(Strict):
 
 
 def complaint(item: Any) -> str:  # noqa: ANN401 - one of pydantic's `errors()`
-    """What pydantic says of one value, without the names of our classes."""
+    """Return pydantic's message about one value, without the names of our classes."""
     if kind := _KINDS.get(item["type"]):
         return f"input should be {kind}"
     message: str = item["msg"].removeprefix("Value error, ").partition(", unable to ")[0]

@@ -11,7 +11,9 @@ __all__ = ["Encoder", "EncoderOptions", "EncoderSpec", "Preprocess", "check_enco
 
 
 def load_encoder(spec: str, device: str, options: EncoderOptions = EncoderOptions()) -> Encoder:  # noqa: B008 - frozen
-    """The encoder that a spec names (see `spec.py`). Weights are loaded when they are first needed.
+    """Make the encoder that a spec names (see `spec.py`).
+
+    Its weights are loaded when they are first needed.
 
     Raises:
         UserError: there is no such encoder, it does not have what the options or the path ask for, or its packages
@@ -27,7 +29,9 @@ def load_encoder(spec: str, device: str, options: EncoderOptions = EncoderOption
 
 
 def check_encoder(spec: str, options: EncoderOptions) -> EncoderSpec:
-    """Parses a spec; whether open_clip has such a model, and the model such a path, is not looked at.
+    """Parse a spec and check it against the options.
+
+    It does not check that open_clip has such a model, or the model such a path.
 
     Raises:
         UserError: it is no spec, or the packaged encoder does not have what the options ask for.
@@ -42,7 +46,9 @@ def check_encoder(spec: str, options: EncoderOptions) -> EncoderSpec:
 
 
 def paths_of(spec: str, device: str) -> list[str]:
-    """The specs of all paths that the encoder of a spec has, each with its own sign; [spec] if the spec names a path.
+    """List the specs of all paths that the encoder of a spec has, each with its own sign.
+
+    If the spec names a path, the list is only this spec.
 
     Raises:
         UserError: see `load_encoder`.

@@ -1,4 +1,4 @@
-"""What the pipeline asks of an encoder, and how images become its input.
+"""Define what the pipeline needs of an encoder, and how images become its input.
 
 Shapes: B images, P = rows * columns patches, W words, D embedding width, S input side in pixels.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 _UNIT = 1e-3
-"""How far from 1 the length of a patch's vector may be."""
+"""The largest distance from 1 of the length of a patch's vector."""
 
 
 class Pixels(NamedTuple):
-    """An encoder's input from one image."""
+    """An encoder's input made from one image."""
 
     values: npt.NDArray[np.uint8]
     """(S, S, 3), RGB."""
@@ -32,16 +32,19 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """An image of any shape to `size` x `size` pixels."""
+    """Turns an image of any shape into `size` x `size` pixels."""
 
     size: int
     mode: Literal["shortest", "squash", "longest"] = "shortest"
-    """The centre square; the whole image, squeezed; or the whole image with bars of grey level `fill` around it."""
+    """The centre square; the whole image, squashed; or the whole image, padded with grey level `fill`."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     fill: int = 0
 
     def __call__(self, image: Image.Image) -> Pixels:
-        """The encoder's input from an upright RGB image of any size. Runs in decoding threads."""
+        """Make the encoder's input from an upright RGB image of any size.
+
+        It runs in decoding threads.
+        """
         resample = Image.Resampling[self.interpolation.upper()]
         width, height = image.size
         if self.mode == "squash":
@@ -63,63 +66,75 @@ class Preprocess:
         )
 
     def fields(self) -> dict[str, Any]:
-        """What decides the pixels, for the fingerprint."""
+        """Return the settings that decide the pixels, for the fingerprint."""
         crop = {"shortest": "centre square", "squash": "none", "longest": f"none, padded with {self.fill}"}
         return {"crop": crop[self.mode], "resize": self.interpolation, "size": self.size}
 
 
 class Encoder(Protocol):
-    """Image patches and words in one space (SEA Eq. 4 and 5).
+    """Embeds image patches and words in one space (SEA Eq. 4 and 5).
 
     Constructing one is cheap; the first call of `load`, `patches` or `words` loads the weights.
     """
 
     spec: str
-    """What `load_encoder` takes to make it again."""
+    """The text from which `load_encoder` makes it again."""
     grid: tuple[int, int]
     """(rows, columns) of patches."""
     width: int
-    """D."""
+    """D, the embedding width."""
     sign: int
-    """+1 or -1: the similarity of a patch and a word is s = sign * cos (SEA Eq. 6 has -1 for CLIP)."""
+    """+1 or -1; the similarity of a patch and a word is s = sign * cos (SEA Eq. 6 has -1 for CLIP)."""
     preprocess: Preprocess
     device: str
-    """Where it runs, and its vectors are; pixels may come from the CPU."""
+    """The device that it runs on and that holds its vectors; pixels may be on the CPU."""
 
     def fields(self) -> Mapping[str, Any]:
-        """Everything that decides the embeddings, by name and as JSON: weights, layer, preprocessing, precision.
+        """Return everything that decides the embeddings, as JSON by name.
 
-        Not where the weights lie: a file may move.
+        That is weights, layer, preprocessing and precision, and not the path of the weights, because a file may move.
         """
         ...
 
     def word_fields(self) -> Mapping[str, Any]:
-        """Everything that decides the embeddings of words, and nothing that decides those of patches alone."""
+        """Return everything that decides the embeddings of words, and nothing that only decides those of patches."""
         ...
 
     def load(self) -> None:
-        """Loads what `patches` needs; then several threads may call that at once."""
+        """Load what `patches` needs, after which several threads may call `patches` at once."""
         ...
 
     def patches(self, pixels: "torch.Tensor") -> "torch.Tensor":
-        """V = f(X) (Eq. 4): uint8, or float32 in 0..255, (B, S, S, 3) to float32 (B, P, D).
+        """Embed the patches of images, V = f(X) (SEA Eq. 4).
 
-        Patches are in row-major order and of unit length.
+        Args:
+            pixels: (B, S, S, 3), uint8, or float32 in 0..255.
+
+        Returns:
+            float32 (B, P, D), patches in row-major order, of unit length.
         """
         ...
 
     def words(self, words: Sequence[str], advance: Advance) -> "torch.Tensor":
-        """T = h(W) (Eq. 5): float32 (W, D), unit length; `advance` is told how many words are done."""
+        """Embed words, T = h(W) (SEA Eq. 5).
+
+        Args:
+            words: W words.
+            advance: told how many more words are done.
+
+        Returns:
+            float32 (W, D), unit length.
+        """
         ...
 
 
 def finite_images(encoder: Encoder, vectors: "torch.Tensor") -> list[bool]:
-    """Of each image of a batch whether its patches' vectors are finite.
+    """Tell for each image of a batch whether the vectors of its patches are finite.
 
     Raises:
-        UserError: they are other than `Encoder.patches` says: the encoder's fault, not an image's.
+        UserError: the vectors are other than `Encoder.patches` says, which is the encoder's fault and not an image's.
     """
-    import torch  # here: what an encoder is called is checked before torch is loaded
+    import torch  # here, because the name of an encoder is checked before torch is loaded
 
     rows, columns = encoder.grid
     if vectors.dtype != torch.float32 or vectors.shape[1:] != (rows * columns, encoder.width):
@@ -127,9 +142,10 @@ def finite_images(encoder: Encoder, vectors: "torch.Tensor") -> list[bool]:
             f"--encoder {encoder.spec}: expected float32 vectors of {rows * columns} patches, {rows} x {columns}, and "
             f"width {encoder.width}; found {vectors.dtype} and {tuple(vectors.shape[1:])}"
         )
-    lengths = vectors.norm(dim=-1).cpu()  # once: each look at a GPU's numbers waits for them
+    lengths = vectors.norm(dim=-1).cpu()  # one copy, because each look at a number on a GPU waits for the GPU
     finite = lengths.isfinite()
-    if (far := ((lengths - 1).abs() > _UNIT) & finite & (lengths > 0)).any():  # normalised, 0 stays 0
+    # A zero vector passes, because normalising leaves it zero.
+    if (far := ((lengths - 1).abs() > _UNIT) & finite & (lengths > 0)).any():
         raise UserError(f"--encoder {encoder.spec}: expected vectors of unit length; found {float(lengths[far][0]):g}")
     images: list[bool] = finite.all(-1).tolist()
     return images

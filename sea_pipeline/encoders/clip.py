@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and their kin as open_clip builds them."""
+"""Encode with CLIP, SigLIP and similar models, as open_clip builds them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,14 +18,14 @@ from sea_pipeline.encoders.spec import SIGNS, EncoderOptions, EncoderSpec
 from sea_pipeline.encoders.text_tower import TextTower
 
 _CPU_TOKENS = 1024
-"""Patches at once on a CPU: one image's activations stay in the cache, and small images do not go one by one."""
+"""Patches at once on a CPU, so that one image's activations stay in the cache and small images go several at a time."""
 
 
 class ClipEncoder:
-    """An image tower and a text tower trained together; `patch_paths.py` says which vectors of a patch there are.
+    """An image tower and a text tower trained together; `patch_paths.py` lists the vectors that a patch has.
 
     Args:
-        spec: which model, path and sign; its scales are not looked at.
+        spec: the model, the path and the sign; its scales are ignored.
         device: where it runs.
         options: see `EncoderOptions`.
 
@@ -60,7 +60,7 @@ class ClipEncoder:
         }
 
     def word_fields(self) -> Mapping[str, Any]:
-        """See `Encoder.word_fields`; the same for all paths and precisions of a model."""
+        """See `Encoder.word_fields`. They are the same for all paths and precisions of a model."""
         return self._source.word_fields() | {"template": self._options.template}
 
     def load(self) -> None:
@@ -89,13 +89,16 @@ class ClipEncoder:
 
     @cached_property
     def _mean_and_std(self) -> list[torch.Tensor]:
-        """(3,) each, of pixels in 0..255; on the device once, as every copy waits for what it has to do."""
+        """Return the mean and the standard deviation of pixels in 0..255, (3,) each.
+
+        They are copied to the device once, because every copy waits for the device's pending work.
+        """
         return [torch.tensor(three, device=self.device) * 255 for three in self._source.mean_and_std]
 
     @cached_property
     def _towers(self) -> tuple[Tower, TextTower]:
         model = self._source.load()
-        visual, model.visual = model.visual, None  # so that only the image tower gets the precision
+        visual, model.visual = model.visual, None  # apart, so that only the image tower gets the precision
         precision = getattr(torch, self._options.precision)
         visual.to(self.device, precision)
         if self.device == "cpu":
@@ -105,7 +108,7 @@ class ClipEncoder:
 
 
 def _layout(source: ModelSource) -> Tower:
-    """The image tower without its weights."""
+    """Build the image tower on the meta device, without its weights."""
     open_clip = require("open_clip", "clip")
     if "multimodal_cfg" in source.config:
         raise UserError(
@@ -116,6 +119,6 @@ def _layout(source: ModelSource) -> Tower:
     try:
         with torch.device("meta"):
             model = open_clip.CLIP(source.config["embed_dim"], vision, {}, bool(source.config.get("quick_gelu")))
-    except Exception as error:  # whatever a constructor makes of a config
+    except Exception as error:  # on a bad config the constructors raise any kind of exception
         raise UserError(f"{source.option}: its vision_cfg cannot be built: {type(error).__name__}: {error}") from error
     return tower_of(model.visual, source.option)

@@ -1,4 +1,4 @@
-"""Where an open_clip model comes from: its config at once, its weights when they are needed."""
+"""Find an open_clip model, with its config at once and its weights when they are needed."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -24,53 +24,53 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """One open_clip model."""
+    """One open_clip model and where its files come from."""
 
     option: str
     """The option that asks for it, for messages."""
     model: str
-    """As a spec has it, with files and folders absolute."""
+    """Its name in a spec, with files and folders absolute."""
     name: str
-    """As `open_clip.create_model` has it."""
+    """Its name for `open_clip.create_model`."""
     config: Mapping[str, Any]
     """open_clip's `model_cfg`: embed_dim, vision_cfg, text_cfg, …"""
     pixels: Mapping[str, Any]
-    """open_clip's `preprocess_cfg`, complete but for the size."""
+    """open_clip's `preprocess_cfg`, complete except for the size."""
     find_weights: Callable[[], Path]
     folder: Path | None = None
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        """How images become the model's input."""
+        """Return how images become the model's input."""
         size = self.config["vision_cfg"].get("image_size", 224)
         if not isinstance(size, int):
             if len(set(size)) > 1:
                 raise UserError(f"{self.option}: expected a model for square images; found image_size {list(size)}")
             size = size[0]
-        bilinear = self.pixels["interpolation"] == "bilinear"  # "random" is of training
+        bilinear = self.pixels["interpolation"] == "bilinear"  # "random" is for training, and means bicubic here
         return Preprocess(
             size, self.pixels["resize_mode"], "bilinear" if bilinear else "bicubic", int(self.pixels["fill_color"])
         )
 
     @cached_property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Three numbers each, of pixels in 0..1."""
+        """Return the mean and the standard deviation of pixels in 0..1, three numbers each."""
         mean, std = (self.pixels[name] for name in ("mean", "std"))
         return (tuple(mean), tuple(std)) if isinstance(mean, tuple | list) else ((mean,) * 3, (std,) * 3)
 
     @cached_property
     def weights(self) -> Path:
-        """The file of weights, downloaded where it is a listed one."""
+        """Return the file of weights, downloaded if open_clip lists it."""
         with self._telling("its weights cannot be fetched"):
             return self.find_weights()
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Of the file of weights."""
+        """Return the sha256 of the file of weights."""
         return file_sha256(self.weights)
 
     def load(self) -> Any:  # noqa: ANN401 - an untyped package's model
-        """The model with its weights: float32, on the CPU, for evaluation.
+        """Load the model with its weights, in float32, on the CPU, for evaluation.
 
         Raises:
             UserError: the weights are damaged, hold more than weights, or are of another model.
@@ -88,13 +88,13 @@ class ModelSource:
         return model.eval().requires_grad_(False)
 
     def tokenizer(self) -> Callable[..., Any]:
-        """open_clip's tokenizer of the model: a list of texts to int64 (texts, context length)."""
+        """Load the model's tokenizer, which turns a list of texts into int64 (texts, context length)."""
         with self._telling("its tokenizer cannot be loaded"):
             found: Callable[..., Any] = require("open_clip", "clip").get_tokenizer(self.name)
         return found
 
     def word_fields(self) -> dict[str, Any]:
-        """What of the model decides the embeddings of words."""
+        """Return what of the model decides the embeddings of words."""
         text = {name: self.config.get(name) for name in ("embed_dim", "text_cfg", "quick_gelu")}
         return {
             "text_config": fingerprint_of(text),
@@ -103,7 +103,7 @@ class ModelSource:
         }
 
     def fields(self) -> dict[str, Any]:
-        """What of the model decides any embedding."""
+        """Return what of the model decides any embedding."""
         mean, std = self.mean_and_std
         return {
             "config": fingerprint_of(dict(self.config)),
@@ -126,15 +126,17 @@ class ModelSource:
             yield
         except UserError:
             raise
-        except Exception as error:  # whatever open_clip, torch, safetensors and huggingface_hub raise
+        except Exception as error:  # from open_clip, torch, safetensors or huggingface_hub
             raise UserError(f"{self.option}: {what}: {one_line(error)}") from error
 
 
 def find_model(model: str, option: str) -> ModelSource:
-    """The model that stands behind `open_clip:` in a spec; of a `hf-hub:` one the config is downloaded.
+    """Find the model that a spec names after `open_clip:`.
+
+    The config of a `hf-hub:` model is downloaded.
 
     Raises:
-        UserError: there is none, or its config is not open_clip's.
+        UserError: there is no such model, or its config is not open_clip's.
     """
     folder = Path(model).expanduser()
     if model.startswith(_HUB):
@@ -169,7 +171,8 @@ def _listed_model(model: str, option: str) -> ModelSource:
             f"{option}: expected {arch}/ and then a tag of open_clip or a file of weights; found "
             f"{pretrained or 'nothing'}{_near(pretrained, tags)}"
         )
-    # A checkpoint of open_clip's trainer does not say how its pixels were made.
+    # A checkpoint of open_clip's trainer does not say how its pixels were made. If all listed tags of the architecture
+    # agree, theirs is taken.
     shared = listed[0] if listed and all(_pixels(tag) == _pixels(listed[0]) for tag in listed) else {}
     return ModelSource(option, f"{arch}/{file}", arch, config, _pixels(shared), lambda: file)
 
@@ -188,14 +191,14 @@ def _hub_model(model: str, option: str) -> ModelSource:
     name = model.removeprefix(_HUB)
     try:
         file = fetch(name, filename=_CONFIG)
-    except Exception as error:  # whatever huggingface_hub raises
+    except Exception as error:  # from huggingface_hub
         raise UserError(f"{option}: {_CONFIG} of {name} cannot be fetched: {one_line(error)}") from error
     config, pixels = _read_config(Path(file), option)
     return ModelSource(option, model, model, config, pixels, lambda: Path(fetch(name)))
 
 
 def _read_config(file: Path, option: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A model's config and preprocessing from `open_clip_config.json`."""
+    """Read a model's config and preprocessing from `open_clip_config.json`."""
     try:
         values = json.loads(file.read_bytes())
         config = values["model_cfg"]

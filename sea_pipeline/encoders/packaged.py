@@ -1,8 +1,8 @@
-"""The default encoder: real pretrained models that come as Python packages, so that nothing is downloaded.
+"""Encode with real pretrained models that come as Python packages, the default, which downloads nothing.
 
-ConSE (Norouzi et al. 2013, arXiv 1312.5650), densely: an ImageNet classifier says at every grid cell which of 1000
-classes it sees; the embeddings of its ten likeliest class names, weighted by their probabilities, are the cell's
-embedding. Classifier: EfficientNet-Lite0. Embeddings: all-MiniLM-L6-v2, which also embeds the word list.
+It is ConSE (Norouzi et al. 2013, arXiv 1312.5650), densely. At every grid cell an ImageNet classifier gives the
+probabilities of 1000 classes. The embeddings of the ten likeliest class names, weighted by their probabilities, are the
+cell's embedding. Classifier: EfficientNet-Lite0. Embeddings: all-MiniLM-L6-v2, which also embeds the word list.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from sea_pipeline.storage.hashing import file_sha256
 
 _CLASSES_PER_PATCH = 10
 _TOKENS_PER_BATCH = 2048
-"""Of texts of one length: nothing is padded, and on a CPU the activations stay in the cache."""
+"""Tokens of a batch of texts of one length; nothing is padded, and on a CPU the activations stay in the cache."""
 
 
 class PackagedEncoder:
-    """EfficientNet-Lite0 and MiniLM, joined by ConSE: 384-d, sign +, a cell each 32 pixels, 14 x 14 of 448.
+    """EfficientNet-Lite0 and MiniLM, joined by ConSE: 384-d, sign +, one cell for 32 x 32 pixels, 14 x 14 cells of 448.
 
     Args:
-        device: of the computation.
-        side: pixels of the square that is seen, a multiple of 32.
+        device: where it runs.
+        side: pixels of the square input, a multiple of 32.
     """
 
     spec = "packaged"
@@ -83,17 +83,18 @@ class PackagedEncoder:
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`."""
-        if self.device == "cpu":  # one image's activations stay in the cache: half the time that batches of 16 take
+        if self.device == "cpu":  # one by one, in half the time of batches of 16, because activations stay in the cache
             return torch.cat([self._patches(image) for image in torch.split(pixels, 1)])
         return self._patches(pixels)
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().sub(127.0).div_(128.0)
-        with exact_float32():  # on CUDA the same labels as on a CPU
+        with exact_float32():  # so that CUDA gives the same labels as a CPU
             features = self._classifier.extract_features(images)
         features = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 1280)
         head = self._classifier._fc
         chance, classes = F.linear(features, head.weight, head.bias).softmax(-1).topk(_CLASSES_PER_PATCH)
+        # ConSE: the sum of the class names' embeddings, weighted by the probabilities of the ten likeliest classes.
         mixed = (chance.unsqueeze(-2) @ self._class_embeddings[classes]).squeeze(-2)  # (B, P, D)
         return F.normalize(mixed, dim=-1)
 
@@ -134,13 +135,16 @@ class PackagedEncoder:
         return text_embeddings(self, names, sha256).to(self.device)
 
     def _class_names(self) -> list[str]:
-        """The first lemma of each class, from timm's files: importing timm takes longer than labelling a few photos."""
+        """Read the first lemma of each class from timm's files.
+
+        Importing timm would take longer than labelling a few photos.
+        """
         lemmas = dict(line.split("\t") for line in self._classes_file.read_text("utf-8").splitlines())
         return [lemmas[synset].split(",")[0] for synset in self._order_file.read_text("utf-8").splitlines()]
 
 
 def _equally_long(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Batches of texts of equal numbers of tokens, as places, each text once."""
+    """Yield batches of texts with equal numbers of tokens, as indices, each text once."""
     by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for length, group in groupby(by_length, key=lambda index: len(texts[index])):
         while chosen := list(islice(group, max(1, _TOKENS_PER_BATCH // length))):
@@ -148,7 +152,10 @@ def _equally_long(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def _fuse_batch_norms(network: Any) -> None:  # noqa: ANN401 - an untyped package's model
-    """Folds every batch norm into the convolution before it: the same numbers to 1e-5, in two thirds of the time."""
+    """Fold every batch norm into the convolution before it.
+
+    That gives the same numbers to 1e-5, in two thirds of the time.
+    """
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
         pairs += [(block, "_expand_conv", "_bn0")] if hasattr(block, "_expand_conv") else []
@@ -165,7 +172,11 @@ class _Layer(NamedTuple):
     activated: bool
 
     def __call__(self, maps: torch.Tensor) -> torch.Tensor:
-        """The convolution with its norm and ReLU6; torch's own, on one thread, leaves 1 x 1 to BLAS: twice the time."""
+        """Compute the convolution with its norm and ReLU6.
+
+        oneDNN is called by name, because on one thread torch's own convolution leaves 1 x 1 kernels to BLAS, which
+        takes twice as long.
+        """
         left, right, top, bottom = getattr(self.conv.static_padding, "padding", (0, 0, 0, 0))
         border = [top, left]
         if (left, top) != (right, bottom):
@@ -179,9 +190,10 @@ class _Layer(NamedTuple):
 
 @torch.no_grad()
 def frozen_features(network: Any, images: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - an untyped package's model
-    """Computes what `extract_features` gives, float32 on a CPU, without gradients: to 1e-5, in half of the time.
+    """Compute what `extract_features` returns, in float32 on a CPU, without gradients.
 
-    Norms are folded anew in each call, so that weights may change between calls; by oneDNN, see `has_onednn`.
+    The numbers agree to 1e-5, in half of the time. Norms are folded anew in each call, so that weights may change
+    between calls. It needs oneDNN, see `has_onednn`.
 
     Args:
         network: an EfficientNet-Lite in eval mode.
@@ -211,6 +223,8 @@ def frozen_features(network: Any, images: torch.Tensor) -> torch.Tensor:  # noqa
 
 
 def _folded(conv: Any, norm: Any, *, activated: bool = True) -> _Layer:  # noqa: ANN401
+    """Fold a batch norm into the convolution before it."""
+    # norm(conv(x)) = scale conv(x) + (bias - mean scale), with scale = weight / sqrt(var + eps)
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = (conv.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
     return _Layer(weight, norm.bias - norm.running_mean * scale, conv, activated)

@@ -1,7 +1,8 @@
-"""Linear layers of an encoder's towers on a CPU, multiplied by oneDNN with weights that are laid out for it once.
+"""Multiply the linear layers of an encoder's towers on a CPU by oneDNN, with weights laid out for it once.
 
-torch lays bfloat16 weights out anew in each call, and multiplies float32 by MKL, which takes half of what the cores of
-other makers than Intel can do. Only layers are replaced whose owners do nothing with them but call them.
+torch lays bfloat16 weights out anew in each call, and multiplies float32 by MKL, which on processors of other makers
+than Intel reaches about half of the possible speed. Only layers that their owners do nothing with but call are
+replaced.
 """
 
 from functools import cached_property
@@ -14,7 +15,7 @@ from torch import nn
 from sea_pipeline.core.devices import has_onednn, onednn_is_faster
 
 _ROWS = 577
-"""Tokens at a time that the layout is chosen for; others give the same numbers."""
+"""The number of tokens that the layout is chosen for; other numbers of tokens give the same results."""
 _LAYERS = {
     "open_clip.transformer.ResidualAttentionBlock": ("mlp.c_fc", "mlp.c_proj"),
     "timm.layers.attention.Attention": ("qkv", "proj"),
@@ -24,11 +25,11 @@ _LAYERS = {
     "transformers.models.bert.modeling_bert.BertIntermediate": ("dense",),
     "transformers.models.bert.modeling_bert.BertOutput": ("dense",),
 }
-"""By the class of their owner."""
+"""The layers to replace, by the class of their owner."""
 
 
 class PackedLinear(nn.Module):
-    """What an `nn.Linear` computes; it is not to be trained."""
+    """Computes what an `nn.Linear` does. It cannot be trained."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -37,19 +38,19 @@ class PackedLinear(nn.Module):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) to (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(tokens, self._packed, self.bias, "none", [], "")
         return found
 
     @cached_property
     def weight(self) -> torch.Tensor:
-        """(out_features, in_features), for who asks for it: a copy."""
+        """Return a dense copy of the weight, (out_features, in_features), for code that asks for it."""
         dense: torch.Tensor = self._packed.to_dense()
         return dense
 
 
 class PackedAttention(nn.Module):
-    """What an `nn.MultiheadAttention` of open_clip's towers computes, by one fused attention."""
+    """Computes what an `nn.MultiheadAttention` of open_clip's towers does, by one fused attention."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -60,13 +61,16 @@ class PackedAttention(nn.Module):
 
     @property
     def in_proj_weight(self) -> torch.Tensor:
-        """(3 C, C), of queries, keys and values."""
+        """Return the weight of queries, keys and values, (3 C, C)."""
         return self.qkv.weight
 
     def forward(
         self, tokens: torch.Tensor, *_: torch.Tensor, need_weights: bool, attn_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, None]:
-        """(B, N, C) to the same; `attn_mask` (N, N) is added to the scores."""
+        """Attend over tokens, (B, N, C) to the same.
+
+        `attn_mask` (N, N) is added to the scores.
+        """
         assert not need_weights
         count, length, width = tokens.shape
         queries, keys, values = self.qkv(tokens).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -75,9 +79,9 @@ class PackedAttention(nn.Module):
 
 
 def pack(tower: nn.Module, precision: torch.dtype) -> None:
-    """Replaces the linear layers of a tower's blocks, if that is faster here; by a rule, so that runs stay alike.
+    """Replace the linear layers of a tower's blocks if that is faster here.
 
-    What is packed already stays.
+    A rule and no measurement decides, so that runs stay alike. Layers that are packed already stay.
     """
     if not _is_faster(precision):
         return
@@ -90,7 +94,7 @@ def pack(tower: nn.Module, precision: torch.dtype) -> None:
                 bias = None if layer.bias is None else layer.bias.detach()
                 setattr(parent, last, PackedLinear(layer.weight.detach(), bias))
         attention: Any = getattr(owner, "attn", None)
-        # In bfloat16 torch's own attention rounds otherwise, and is what others compute with the same weights.
+        # In bfloat16 torch's own attention rounds differently, and others get its numbers from the same weights.
         if kind.__name__ == "ResidualAttentionBlock" and precision == torch.float32 and _is_plain(attention):
             owner.attn = PackedAttention(attention)
 

@@ -1,4 +1,4 @@
-"""The paths through an image tower of open_clip: which vector of a patch is compared with words.
+"""Compute the patch vectors that are compared with words, along the paths through an image tower of open_clip.
 
 B images, N tokens, P of them patches, C the tower's width, D that of the space shared with words, L blocks.
 
@@ -7,16 +7,16 @@ B images, N tokens, P of them patches, C the tower's width, D that of the space 
     vv       CLIP Surgery (Li et al. 2023, arXiv 2304.05653, SEA's [30])
     pool     for towers that end in attention pooling (SigLIP): each patch alone through the pool
 
-`value` is what MaskCLIP does to a ResNet's attention pool, done to a ViT's last block: values, then the output
-projection, then norm and projection as ever; no residual and no MLP. MaskCLIP's own code for ViTs keeps both; later
-dense uses of it (FeatUp among them) drop them, as the residual stream is what carries the wrong patches.
+`value` does to a ViT's last block what MaskCLIP does to a ResNet's attention pool: values, then the output projection,
+then the usual norm and projection, without residual and MLP. MaskCLIP's own code for ViTs keeps both. Later dense uses
+of it (FeatUp among them) drop them, because the residual stream is what carries the wrong patches.
 
-`vv` is CLIP Surgery's architecture surgery: from block L - 6 on, a second path starts at that block's input and adds
-the block's attention with softmax(v vᵀ · scale) for softmax(q kᵀ · scale), and no MLP; v comes from the original path,
-which goes on as ever. Its feature surgery, which subtracts what all labels have in common, is not done.
+`vv` is CLIP Surgery's architecture surgery. From block L - 6 on, a second path starts at that block's input and adds
+the block's attention with softmax(v vᵀ · scale) instead of softmax(q kᵀ · scale), and no MLP. v comes from the original
+path, which is unchanged. CLIP Surgery's feature surgery, which subtracts what all labels have in common, is not done.
 
-`pool` is MaskCLIP's trick at the pool: over one key softmax is 1, so a patch alone is value → output projection → MLP
-with its residual. As the pool is the tower's last attention, such towers have no `value` and `vv` of blocks.
+`pool` is MaskCLIP's trick at the pool: the softmax over one key is 1, so a patch alone is value → output projection →
+MLP with its residual. Because the pool is the tower's last attention, such towers have no `value` and `vv` of blocks.
 """
 
 from collections.abc import Callable
@@ -32,47 +32,52 @@ _VV_BLOCKS = 6
 
 
 class Tower(Protocol):
-    """An image tower with patch tokens; it may lie on the meta device, to be looked at only."""
+    """An image tower with patch tokens. It may be on the meta device, if only its shapes are needed."""
 
     grid: tuple[int, int]
     paths: list[str]
-    """The first is the default."""
+    """The names of its paths; the first is the default."""
 
     def patches(self, path: str, images: torch.Tensor) -> torch.Tensor:
-        """(B, P, D) of any length, from normalised images (B, 3, S, S) in the tower's precision."""
+        """Compute the vectors of a path, (B, P, D), of any length.
+
+        `images` are normalised, (B, 3, S, S), in the tower's precision.
+        """
         ...
 
 
 class _Branch(NamedTuple):
-    """The attention branch of a block, as far as `value` and `vv` need it."""
+    """The parts of a block's attention branch that `value` and `vv` need."""
 
     norm: Callable[[torch.Tensor], torch.Tensor]
     weight: torch.Tensor
-    """Of the values, (C, C); bias likewise."""
+    """The value projection's weight, (C, C)."""
     bias: torch.Tensor | None
+    """The value projection's bias, (C,), or None."""
     heads: int
     project: Callable[[torch.Tensor], torch.Tensor]
 
     def value(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Each token's own value, projected: (B, N, C)."""
+        """Project each token's own value, (B, N, C)."""
         return self.project(F.linear(self.norm(tokens), self.weight, self.bias))
 
     def attended(self, tokens: torch.Tensor) -> torch.Tensor:
-        """softmax(v vᵀ · scale) v, projected: (B, N, C)."""
+        """Compute softmax(v vᵀ · scale) v and project it, (B, N, C)."""
         values = F.linear(self.norm(tokens), self.weight, self.bias)
         values = values.view(*values.shape[:2], self.heads, -1).transpose(1, 2)
+        # v takes the place of q and k. torch's default scale, 1 / sqrt(C / heads), is the block's own.
         mixed = F.scaled_dot_product_attention(values, values, values)
         return self.project(mixed.transpose(1, 2).flatten(2))
 
 
 class _BlockTower:
-    """`value` and `vv` for towers of pre-norm blocks."""
+    """Computes `value` and `vv` for towers of pre-norm blocks."""
 
     grid: tuple[int, int]
     paths: list[str]
     _blocks: Any
     _prefix = 1
-    """Tokens before the patches."""
+    """The number of tokens before the patches."""
 
     def patches(self, path: str, images: torch.Tensor) -> torch.Tensor:
         """See `Tower.patches`."""
@@ -80,35 +85,38 @@ class _BlockTower:
         return tokens
 
     def _final(self, images: torch.Tensor) -> torch.Tensor:
+        """Take the last block's output."""
         tokens = self._embedded(images)
         for block in self._blocks:
             tokens = block(tokens)
         return self._projected(tokens)
 
     def _value(self, images: torch.Tensor) -> torch.Tensor:
+        """Take the last block's projected values, without its residual and MLP."""
         tokens = self._embedded(images)
         for block in self._blocks[:-1]:
             tokens = block(tokens)
         return self._projected(self._branch(self._blocks[-1]).value(tokens))
 
     def _vv(self, images: torch.Tensor) -> torch.Tensor:
+        """Add the v-v attention of the last blocks to a second path, and let the original path give the values."""
         tokens = self._embedded(images)
         first = max(0, len(self._blocks) - _VV_BLOCKS)
         for block in self._blocks[:first]:
             tokens = block(tokens)
         path = tokens
         for number, block in enumerate(self._blocks[first:], first):
-            path = path + self._branch(block).attended(tokens)
+            path = path + self._branch(block).attended(tokens)  # v comes from the original path
             if number < len(self._blocks) - 1:
                 tokens = block(tokens)
         return self._projected(path)
 
     def _embedded(self, images: torch.Tensor) -> torch.Tensor:
-        """The first block's input, (B, N, C)."""
+        """Compute the first block's input, (B, N, C)."""
         raise NotImplementedError
 
     def _projected(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Norm and projection of the patches among (B, N, C) tokens: (B, P, D)."""
+        """Apply the norm and the projection to the patches among (B, N, C) tokens, (B, P, D)."""
         raise NotImplementedError
 
     def _branch(self, block: Any) -> _Branch:  # noqa: ANN401 - an untyped package's block
@@ -122,7 +130,7 @@ class _OpenClipTower(_BlockTower):
         self._visual = visual
         self._blocks = visual.transformer.resblocks
         self.grid = tuple(visual.grid_size)
-        plain = type(self._blocks[0]).__name__ == "ResidualAttentionBlock"  # the others scale or normalise attention
+        plain = type(self._blocks[0]).__name__ == "ResidualAttentionBlock"  # others scale or normalise the attention
         self.paths = ["final", "value", "vv"] if plain else ["final"]
 
     def _embedded(self, images: torch.Tensor) -> torch.Tensor:
@@ -169,10 +177,12 @@ class _TimmTower(_BlockTower):
         return self._headed(self._trunk.forward_features(images)[:, self._prefix :])
 
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
+        """Pool each patch alone."""
         pool = self._trunk.attn_pool
         tokens = self._trunk.forward_features(images)[:, self._prefix :]
         width = tokens.shape[-1]
         values = F.linear(tokens, pool.kv.weight[width:], None if pool.kv.bias is None else pool.kv.bias[width:])
+        # With one key the softmax is 1, so the attention is the value itself.
         pooled = pool.proj(values)
         if pool.mlp is not None:
             pooled = pooled + pool.mlp(pool.norm(pooled))
@@ -186,7 +196,7 @@ class _TimmTower(_BlockTower):
         return self._headed(self._trunk.norm(tokens[:, self._prefix :]))
 
     def _headed(self, normed: torch.Tensor) -> torch.Tensor:
-        """What follows pooling, of each token."""
+        """Apply to each token what follows the pooling."""
         vectors: torch.Tensor = self._visual.head(self._trunk.head(self._trunk.fc_norm(normed)))
         return vectors
 
@@ -202,7 +212,7 @@ class _TimmTower(_BlockTower):
 
 
 def tower_of(visual: Any, option: str) -> Tower:  # noqa: ANN401 - an untyped package's model
-    """The paths through an open_clip model's `visual`.
+    """Return the paths through an open_clip model's `visual`.
 
     Raises:
         UserError: it gives no vector for each patch.

@@ -1,4 +1,7 @@
-"""Any encoder at several scales: Scaling on Scales (Shi et al. 2024, arXiv 2403.13043), SEA 5.1's S2-Wrapper."""
+"""Run any encoder at several scales, as in Scaling on Scales.
+
+It is Shi et al. 2024, arXiv 2403.13043; SEA 5.1 calls it S2-Wrapper.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,14 +16,16 @@ from sea_pipeline.encoders.spec import EncoderSpec
 
 
 class S2Encoder:
-    """Patch vectors of the base encoder at several scales, on the base's grid, in the base's space.
+    """Averages the base encoder's patch vectors of several scales, on the base's grid and in the base's space.
 
-    An image is preprocessed at the largest scale, and the smaller scales are made of it by bicubic interpolation
-    without antialiasing, as the authors' code does. At scale s it is s * s tiles of the base's size; the tiles' maps,
-    put together, are averaged over cells of s x s. S2 joins the scales' vectors u along the channels; with a word t
-    repeated once a scale, and each u of unit length, cos([u, u', …], [t, t, …]) is the mean of the cos(u, t). So a
-    patch's vector here is the mean of the u. It is brought to unit length, a factor of the patch that changes neither
-    the order of its words nor their shares in Eq. 7.
+    An image is preprocessed at the largest scale. The smaller scales are made from it by bicubic interpolation without
+    antialiasing, as in the authors' code. At scale s it is cut into s * s tiles of the base's size. The tiles' maps are
+    joined and averaged over cells of s x s.
+
+    S2 joins the scales' vectors u along the channels. With a word t repeated once for each scale, and each u of unit
+    length, cos([u, u', …], [t, t, …]) is the mean of the cos(u, t). So a patch's vector here is the mean of the u. It
+    is normalised to unit length, which multiplies all cosines of the patch by one factor. That changes neither the
+    order of its words nor their shares in Eq. 7.
     """
 
     def __init__(self, base: Encoder, scales: Sequence[int]) -> None:
@@ -38,33 +43,33 @@ class S2Encoder:
         return {**base, "name": self._scales_text + base["name"], "scales": list(self._scales), "preprocess": pixels}
 
     def word_fields(self) -> Mapping[str, Any]:
-        """The base's."""
+        """Return the base's fields."""
         return self._base.word_fields()
 
     def words(self, words: Sequence[str], advance: Advance = lambda _: None) -> torch.Tensor:
-        """The base's."""
+        """Embed words by the base."""
         return self._base.words(words, advance)
 
     def load(self) -> None:
-        """The base's."""
+        """Load the base."""
         self._base.load()
 
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See `Encoder.patches`; one image's tiles of all scales go through the base at once."""
+        """See `Encoder.patches`. The tiles of one image at all scales go through the base at once."""
         pixels = pixels.to(self.device, non_blocking=True)
         return torch.stack([self._patches(image) for image in pixels])
 
     def _patches(self, image: torch.Tensor) -> torch.Tensor:
-        """(S, S, 3) to (P, D)."""
+        """Embed one image, (S, S, 3) to (P, D)."""
         exact = image.permute(2, 0, 1).unsqueeze(0).float()
         vectors = self._base.patches(torch.cat([self._tiles(exact, scale) for scale in self._scales]))
         by_scale = torch.split(vectors, [scale * scale for scale in self._scales])
         maps = [self._map(part, scale) for part, scale in zip(by_scale, self._scales, strict=True)]
-        return F.normalize(torch.stack(maps).mean(0), dim=-1)
+        return F.normalize(torch.stack(maps).mean(0), dim=-1)  # the mean of the scales' unit vectors u
 
     def _tiles(self, image: torch.Tensor, scale: int) -> torch.Tensor:
-        """(1, 3, S, S) to (scale * scale, s, s, 3), row-major, s the base's size."""
+        """Cut (1, 3, S, S) into tiles (scale * scale, s, s, 3), row-major, with s the base's size."""
         tile = self._base.preprocess.size
         side = tile * scale
         if image.shape[-1] != side:
@@ -73,10 +78,11 @@ class S2Encoder:
         return cut.permute(1, 3, 2, 4, 0).flatten(0, 1)
 
     def _map(self, tiles: torch.Tensor, scale: int) -> torch.Tensor:
-        """The tiles' (scale * scale, P, D) to (P, D): unit vectors on the base's grid."""
+        """Join the tiles' vectors, (scale * scale, P, D), to unit vectors on the base's grid, (P, D)."""
         rows, columns = self.grid
         whole = (
             tiles.reshape(scale, scale, rows, columns, -1).transpose(1, 2).reshape(scale * rows, scale * columns, -1)
         )
+        # Average over cells of scale x scale positions, then normalise.
         cells = whole.reshape(rows, scale, columns, scale, -1).mean((1, 3))
         return F.normalize(cells.flatten(0, 1), dim=-1)

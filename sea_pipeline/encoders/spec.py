@@ -1,4 +1,4 @@
-"""What `--encoder` says: which model, which of its patch vectors, at which scales.
+"""Parse `--encoder`, which says the model, its patch vectors and the scales.
 
     packaged                                   at 448 pixels; packaged@224: at another multiple of 32
     open_clip:ARCH/PRETRAINED[#PATH[SIGN]]     PRETRAINED: a tag that open_clip lists for ARCH, or a file of weights
@@ -6,7 +6,7 @@
     open_clip:hf-hub:ORG/NAME[#PATH[SIGN]]
     s2:… or s2@1,2:…                           any of them at several scales; s2: is s2@1,2,3:
 
-PATH says which of a model's patch vectors, SIGN (+ or -) overrides the path's own sign.
+PATH chooses one of the model's kinds of patch vectors, and SIGN (+ or -) overrides the path's own sign.
 """
 
 import re
@@ -20,13 +20,13 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Template = Literal["bare", "photo", "ensemble"]
 
 SIGNS = {"final": -1, "value": 1, "vv": 1, "pool": 1}
-"""The paths, and with which sign a patch and a word are similar unless the spec says otherwise (SEA Eq. 6)."""
+"""The paths, and the sign of the similarity of a patch and a word unless the spec says otherwise (SEA Eq. 6)."""
 S2_SCALES = (1, 2, 3)
 
 _S2 = re.compile(r"s2(?:@(\d+(?:,\d+)*))?:(.*)", re.DOTALL)
 _PACKAGED = re.compile(r"packaged(?:@(.*))?", re.DOTALL)
 PACKAGED_SIDE = 448
-"""Pixels a side of what the packaged encoder sees."""
+"""The side in pixels of the packaged encoder's input, unless the spec says otherwise."""
 PACKAGED_STRIDE = 32
 _PATH = re.compile(rf"(.*)#({'|'.join(SIGNS)})([+-]?)", re.DOTALL)
 _OPEN_CLIP = "open_clip:"
@@ -35,7 +35,7 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """What decides embeddings beside the spec."""
+    """What decides embeddings in addition to the spec."""
 
     precision: Precision = "float32"
     """Of the image tower's weights and activations; words are embedded in float32 always."""
@@ -45,20 +45,20 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A parsed spec; `str` of it is its one canonical spelling."""
+    """A parsed spec; its `str` is its one canonical spelling."""
 
     model: str | None
-    """What follows `open_clip:`; None: the packaged encoder."""
+    """The text after `open_clip:`; None for the packaged encoder."""
     path: str | None = None
     sign: int | None = None
     scales: tuple[int, ...] | None = None
-    """None: without S2."""
+    """The scales of S2; None without S2."""
     side: int = PACKAGED_SIDE
-    """Of the packaged encoder's images, in pixels."""
+    """The side of the packaged encoder's images, in pixels."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The parts of a spec. Whether such a model and such a path exist is not looked at.
+        """Parse a spec, without checking that such a model and such a path exist.
 
         Raises:
             UserError: it is no spec.
@@ -85,11 +85,11 @@ class EncoderSpec:
         return f"{self.scales_text()}{_OPEN_CLIP}{self.model}" + (f"#{self.path}{sign}" if self.path else "")
 
     def at(self, path: str) -> Self:
-        """The same with a path of its own sign."""
+        """Return the same spec with another path, which has its own sign."""
         return replace(self, path=path, sign=None)
 
     def short_name(self) -> str:
-        """A short name for folders; not unique."""
+        """Return a short name for folders, which need not be unique."""
         parts = PurePath((self.model or self._packaged()).removeprefix("hf-hub:")).parts
         last = re.sub(r"\.(pt|pth|bin|safetensors)$", "", parts[-1])
         name = last if len(parts) == 1 or parts[0] in ("/", "~", "..") else f"{parts[0]}-{last}"
@@ -101,14 +101,14 @@ class EncoderSpec:
         return "packaged" if self.side == PACKAGED_SIDE else f"packaged@{self.side}"
 
     def scales_text(self) -> str:
-        """The part before the encoder that S2 wraps."""
+        """Return the part in front of the encoder that S2 wraps."""
         if self.scales is None:
             return ""
         return "s2:" if self.scales == S2_SCALES else f"s2@{','.join(map(str, self.scales))}:"
 
 
 def packaged_side(text: str) -> int | None:
-    """Gives the side in pixels of `packaged` or `packaged@SIDE`, None of another spec.
+    """Return the side in pixels of `packaged` or `packaged@SIDE`, or None for another spec.
 
     Raises:
         UserError: the network cannot see images of this size.
@@ -126,7 +126,7 @@ def packaged_side(text: str) -> int | None:
 
 
 def split_s2(text: str) -> tuple[tuple[int, ...] | None, str]:
-    """The scales that `s2:` or `s2@1,2:` in front of a spec asks for, None without it, and the spec behind it."""
+    """Split a spec into the scales that `s2:` or `s2@1,2:` in front of it asks for, or None, and the rest."""
     if not (found := _S2.fullmatch(text)):
         return None, text
     return tuple(map(int, found[1].split(","))) if found[1] else S2_SCALES, found[2]

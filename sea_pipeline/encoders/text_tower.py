@@ -1,6 +1,6 @@
-"""Words to vectors by the text tower of an open_clip model.
+"""Embed words by the text tower of an open_clip model.
 
-W words, n texts, N tokens of a text, D the width of the space that images share.
+W words, n texts, N tokens of a text, D the width of the space shared with images.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,10 @@ _TEXTS_PER_BATCH = 128
 
 
 def templates(name: Template) -> Sequence[Callable[[str], str]]:
-    """What a word is put into; `ensemble` is OpenAI's 80 for ImageNet, as open_clip has them."""
+    """Return the functions that put a word into a text.
+
+    `ensemble` is OpenAI's 80 for ImageNet, from open_clip.
+    """
     if name == "ensemble":
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
@@ -27,7 +30,7 @@ def templates(name: Template) -> Sequence[Callable[[str], str]]:
 
 
 class TextTower:
-    """h of SEA Eq. 5.
+    """Embeds words, as h of SEA Eq. 5.
 
     Args:
         model: an open_clip model; float32, on `device`.
@@ -47,9 +50,12 @@ class TextTower:
 
     @torch.inference_mode()
     def words(self, words: Sequence[str], template: Template, advance: Advance) -> torch.Tensor:
-        """T (Eq. 5): float32 (W, D) on the CPU, unit length: the mean of a word's texts, each of unit length."""
+        """Embed words, T of SEA Eq. 5, float32 (W, D) on the CPU, unit length.
+
+        A word's vector is the mean of the vectors of its texts, each of unit length, normalised again.
+        """
         if self._device == "cpu":
-            pack(self._model, torch.float32)  # only now: words that are in the cache need no tower
+            pack(self._model, torch.float32)  # only now, because words that are in the cache need no tower
         forms = templates(template)
         by_length = sorted(range(len(words)), key=lambda index: (len(words[index]), index))
         embeddings: list[torch.Tensor] = []
@@ -63,7 +69,7 @@ class TextTower:
         return torch.cat(embeddings)[order.argsort()]
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """float32 (n, D) on the tower's device, unit length."""
+        """Embed texts, float32 (n, D) on the tower's device, unit length."""
         tokens = self._tokenizer(list(texts)).to(self._device)
         if not self._cuts:
             return torch.cat(
@@ -75,14 +81,17 @@ class TextTower:
         return torch.cat([self._unit(self._cut(tokens[part], ends[part])) for part in parts])[order.argsort()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The place of the token that stands for its text, (n)."""
+        """Find the position of the token whose vector stands for its text, (n,)."""
         if self._pooling == "argmax":
             return tokens.argmax(-1)
         eos: int = self._tower.text_eos_id if self._tower is self._model else self._tower.eos_id
         return tokens.eq(eos).int().argmax(-1)
 
     def _cut(self, tokens: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """encode_text without the tokens behind the last end, which no end can see: attention is causal. (n, D)."""
+        """Compute `encode_text` without the tokens after the last end, (n, D).
+
+        The attention is causal, so no end token can see them.
+        """
         tower = self._tower
         length = int(ends.max()) + 1
         hidden = tower.token_embedding(tokens[:, :length]) + tower.positional_embedding[:length]

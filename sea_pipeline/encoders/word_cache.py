@@ -1,4 +1,4 @@
-"""Embeddings of words are computed once for an encoder and a list, and kept on disk."""
+"""Compute the embeddings of words once for an encoder and a list, and keep them on disk."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def word_embeddings(encoder: Encoder, words: WordList, reporter: Reporter = SILENT) -> torch.Tensor:
-    """T = h(W) (SEA Eq. 5): float32 (W, D), from the cache where the same text encoder has embedded the list before."""
+    """Embed a word list, T = h(W) (SEA Eq. 5), float32 (W, D), or read the embeddings from the cache.
+
+    The cache has them if the same text encoder has embedded the same list before.
+    """
     with reporter.progress("embedding words", len(words)) as advance:
         return text_embeddings(encoder, words.words, words.sha256, advance)
 
@@ -26,7 +29,13 @@ def word_embeddings(encoder: Encoder, words: WordList, reporter: Reporter = SILE
 def text_embeddings(
     encoder: Encoder, texts: Sequence[str], sha256: str, advance: Advance = lambda _: None
 ) -> torch.Tensor:
-    """Embeds texts, float32 (T, D), or reads them from the cache; `sha256` tells them from other texts.
+    """Embed texts, float32 (T, D), or read their embeddings from the cache.
+
+    Args:
+        encoder: what embeds them.
+        texts: T texts.
+        sha256: a hash that differs for other texts.
+        advance: told how many more texts are done.
 
     Raises:
         UserError: the cache cannot be written, or a text has no embedding of unit length.
@@ -52,19 +61,20 @@ def _embedded(encoder: Encoder, texts: Sequence[str], advance: Advance) -> torch
 
 def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # a zip: checksums are checked
+        # The file is a zip archive, whose checksums are checked.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             values = torch.from_numpy(archive["embeddings"])
-    except Exception:  # absent, or damaged in one of the many ways of zip files: it is made again
+    except Exception:  # absent, or damaged in one of the many ways of zip files, so it is made again
         return None
     return values if values.shape == shape and _not_unit(values) is None else None
 
 
 def _write(embeddings: torch.Tensor, path: Path) -> None:
-    with path.open("wb") as file:  # to a path that ends otherwise NumPy would add .npz
+    with path.open("wb") as file:  # an open file, because to another suffix of a path NumPy would add .npz
         np.savez(file, embeddings=embeddings.numpy())
 
 
 def _not_unit(embeddings: torch.Tensor) -> int | None:
-    """The first row that is not finite and of unit length."""
+    """Find the first row that is not finite and of unit length, or None."""
     bad = (~((embeddings.norm(dim=-1) - 1).abs() < 1e-3)).nonzero()
     return int(bad[0, 0]) if len(bad) else None

@@ -1,16 +1,16 @@
-"""Captions as words: what a LLaVA record says of its image, and which entries of a word list that names.
+"""Split captions into words: what a LLaVA record says of its image, and which entries of a word list it names.
 
 The rules are few and for English; other languages' function words count as content.
 
 - A word is a run of letters, with hyphens or an apostrophe inside, in lower case and Unicode form NFC; `'s` is cut off.
 - A content word is a word of two letters or more that is not in `FUNCTION_WORDS` and no contraction (`don't`).
-- A phrase is two or three words that stand side by side, nothing but space between them, the first and the last of them
+- A phrase is two or three adjacent words with nothing but space between them, of which the first and the last are
   content words: `glass of wine`.
-- A plural in -s, -es, -ies or -men stands for its singular where the list has only that: `dogs` names `dog`, and
-  `glasses` names `glasses` where the list has both.
+- A plural in -s, -es, -ies or -men stands for its singular if the list has only the singular: `dogs` names `dog`, and
+  `glasses` names `glasses` if the list has both.
 - Two words are forms of one word if one is an inflected form of the other, or both are of a third: `dogs` and `dog`,
   `ran` and `running`. Inflected forms are plurals, and a verb's -s, -ed and -ing, by spelling (`_regular_bases`) or as
-  `_IRREGULAR` has them. Comparatives are words of their own, because most words in -er are none (`player`).
+  listed in `_IRREGULAR`. Comparatives are words of their own, because most words in -er are none (`player`).
 """
 
 import re
@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 LONGEST_PHRASE = 3
-"""Words of a phrase at most."""
+"""The most words of a phrase."""
 
 _FUNCTION_WORDS = """
 articles and quantities
@@ -44,7 +44,7 @@ auxiliaries
 FUNCTION_WORDS = frozenset(
     word for line in _FUNCTION_WORDS.splitlines() if line.startswith(" ") for word in line.split()
 )
-"""What is never a content word."""
+"""Words that are never content words."""
 
 _IRREGULAR = """
 nouns
@@ -70,7 +70,7 @@ verbs
     take took taken, teach taught, tear tore torn, tell told, think thought, throw threw thrown, tread trod trodden,
     understand understood, wake woke woken, wear wore worn, weave wove woven, weep wept, win won, write wrote written
 """
-"""A word, then its irregular forms; without those that are more often another word, as `ground` and `rose`."""
+"""A word, then its irregular forms, without those that are more often another word, such as `ground` and `rose`."""
 _SHORT = re.compile(r"[^aeiouy]*(?:qu)?[aeiouy][^aeiouywx]")
 """A syllable with one vowel letter before one consonant, which is doubled before -ed and -ing: `hop`, `run`, `quit`."""
 
@@ -78,7 +78,10 @@ _TOKEN = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")  # noqa: RUF001 - both apostr
 
 
 def gpt_turns(row: Mapping[str, Any]) -> list[str]:
-    """What a LLaVA record says of its image: the texts of its gpt turns, in their order; other turns are ignored."""
+    """Return the texts of a LLaVA record's gpt turns in their order.
+
+    Other turns are ignored.
+    """
     turns = row.get("conversations")
     return [
         turn["value"]
@@ -88,7 +91,7 @@ def gpt_turns(row: Mapping[str, Any]) -> list[str]:
 
 
 def word_runs(caption: str) -> list[list[str]]:
-    """The words of a caption in their order, a new list wherever something else than space stands between two."""
+    """Split a caption into runs of words, with a new run if anything but space stands between two words."""
     runs: list[list[str]] = [[]]
     for token in _TOKEN.findall(unicodedata.normalize("NFC", caption.lower())):
         if (word := _word(token)) is not None:
@@ -99,34 +102,34 @@ def word_runs(caption: str) -> list[list[str]]:
 
 
 def content_spans(caption: str) -> list[tuple[int, int]]:
-    """Gives where the content words of a caption stand: half-open ranges of its characters, ascending."""
+    """Find the content words of a caption, as half-open ranges of its characters, ascending."""
     found = ((match.span(), _word(match[0].lower())) for match in _TOKEN.finditer(caption))
     return [span for span, word in found if word is not None and is_content(word)]
 
 
 def _word(token: str) -> str | None:
-    """What a run of characters in lower case is as a word, None where it is none."""
+    """Normalise a run of lower-case characters to a word, or None if it is none."""
     word = token.replace("’", "'").removesuffix("'s")  # noqa: RUF001
     return word if word.replace("-", "").replace("'", "").isalpha() else None
 
 
 def is_content(word: str) -> bool:
-    """Whether a word of `word_runs` is a content word."""
+    """Tell whether a word of `word_runs` is a content word."""
     return len(word) > 1 and "'" not in word and word not in FUNCTION_WORDS
 
 
 def is_entry(words: Sequence[str]) -> bool:
-    """Whether words that stand side by side are a content word or a phrase, by the rules above."""
+    """Tell whether adjacent words are a content word or a phrase, by the rules above."""
     return is_content(words[0]) and is_content(words[-1])
 
 
 def content_words(caption: str) -> list[str]:
-    """The content words of a caption, repeated as they are there."""
+    """List the content words of a caption, with repetitions."""
     return [word for run in word_runs(caption) for word in run if is_content(word)]
 
 
 def phrases(caption: str) -> list[str]:
-    """The phrases of a caption, two words before three, repeated as they are there."""
+    """List the phrases of a caption, those of two words before those of three, with repetitions."""
     runs = word_runs(caption)
     return [
         " ".join(words)
@@ -138,17 +141,17 @@ def phrases(caption: str) -> list[str]:
 
 
 def windows(run: Sequence[str], length: int) -> Iterator[Sequence[str]]:
-    """Every `length` words of a run that stand side by side."""
+    """Yield every `length` adjacent words of a run."""
     return (run[start : start + length] for start in range(len(run) - length + 1))
 
 
 def in_list(entry: str, words: Collection[str]) -> str | None:
-    """The word or phrase as `words` has it: itself, else its singular, else None."""
+    """Find a word or phrase in `words`, as it is or as its singular, or None if neither is there."""
     return entry if entry in words else singular(entry, words)
 
 
 def singular(entry: str, words: Collection[str]) -> str | None:
-    """The singular of a word, or of a phrase's last word, that is among `words`; None where none is."""
+    """Find the singular of a word, or of a phrase's last word, among `words`, or None if there is none."""
     before, space, last = entry.rpartition(" ")
     return next((single for form in _singulars(last) if (single := before + space + form) in words), None)
 
@@ -165,18 +168,18 @@ def _singulars(word: str) -> Iterator[str]:
 
 
 class Forms:
-    """The words of a list in all their forms, by the rules above; case does not count."""
+    """The words of a list in all their forms, by the rules above; case does not matter."""
 
     def __init__(self, words: Collection[str]) -> None:
         self._words = {word.lower() for word in words}
         self._bases = {base for word in self._words for base in bases(word)}
 
     def has(self, word: str) -> bool:
-        """Whether a word is in the list as it stands."""
+        """Tell whether a word is in the list as it is written."""
         return word in self._words
 
     def has_other(self, word: str) -> bool:
-        """Whether another form of a word is in the list."""
+        """Tell whether another form of a word is in the list."""
         return word in self._bases or any(base in self._words or base in self._bases for base in bases(word))
 
 
@@ -193,24 +196,31 @@ _BASES = _irregular_bases()
 
 
 def bases(word: str) -> Iterator[str]:
-    """What a word may be an inflected form of, `stop` of `stopped`; not all of it need be words."""
+    """Yield what a word may be an inflected form of, `stop` for `stopped`.
+
+    Some of it may be no word.
+    """
     yield from _BASES.get(word, ())
     yield from _singulars(word)
     yield from _regular_bases(word)
 
 
 def _regular_bases(word: str) -> Iterator[str]:
-    """The verbs of which a word can be the regular -ed or -ing: what stands before it, with -e, or undoubled."""
+    """Yield the verbs of which a word can be the regular -ed or -ing.
+
+    They are the stem before the ending, the stem with -e, and the stem with its doubled consonant made single.
+    """
     ending = next((ending for ending in ("ing", "ed") if word.endswith(ending)), None)
     stem = word.removesuffix(ending or "")
     last = stem.rpartition("-")[2]
+    # A stem without a vowel is no verb (`bring`, `red`), and `feed` or `need` is no form of `fe` or `ne`.
     if (
         ending is None
         or not re.search("[aeiouy]", last)
         or (word.endswith("eed") and not re.search("[aeiouy].*e", last))
     ):
         return
-    if not _SHORT.fullmatch(last):
+    if not _SHORT.fullmatch(last):  # a short stem would have doubled its consonant: `hoped` is not of `hop`
         yield stem
     yield stem + "e"
     if len(stem) > 2 and stem[-1] == stem[-2] and stem[-1] not in "aeiouy":

@@ -1,4 +1,4 @@
-"""A JSON array one value at a time, as Python and pandas write it: with NaN and Infinity, which JSON has not."""
+"""Read a JSON array value by value, also with the NaN and Infinity that Python and pandas write and JSON lacks."""
 
 import re
 from collections.abc import Iterator
@@ -9,11 +9,14 @@ import ijson
 
 _CHUNK = 1 << 20
 _TOKEN = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")|".*\Z|[-A-Za-z]+\Z|-?Infinity|NaN', re.DOTALL)
-"""A whole string (the group), one that goes on behind the bytes, a word that may go on there, or such a number."""
+"""A whole string (the group), a string that continues after these bytes, a word that may, or a number JSON lacks."""
 
 
 def array_values(file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """The values with their numbers from 1; None in place of numbers that JSON has not.
+    """Yield the values with their numbers from 1, and None for each number that JSON lacks.
+
+    The file is parsed as it is. Only if the parser finds such a number, it is read again from the start through
+    `JsonNumbers`, and the values that were given already are skipped.
 
     Raises:
         ijson.JSONError: it is no JSON, or not in UTF-8.
@@ -30,9 +33,9 @@ def array_values(file: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 
 class JsonNumbers:
-    """A file to read forward, with `null` for each number that JSON has not: what it stands for is missing.
+    """A file to read forward, in which each NaN or infinity is `null`, because the value it stands for is missing.
 
-    Slower than the file: every string is looked at, for a number to be none of its words.
+    It is slower than the file, because it looks at every string so as not to change the words in it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -40,7 +43,10 @@ class JsonNumbers:
         self._rest = b""
 
     def read(self, size: int) -> bytes:
-        """The next bytes, not just so many; none at the end, and none where none are asked for."""
+        """Read the next bytes, not necessarily `size` of them.
+
+        Returns no bytes at the end, or if none are asked for.
+        """
         while size:
             data = self._file.read(_CHUNK)
             text, self._rest = self._rest + data, b""
@@ -49,7 +55,10 @@ class JsonNumbers:
         return b""
 
     def _unless_cut(self, token: re.Match[bytes]) -> bytes:
-        """The token as JSON; if it may go on behind these bytes, it is kept for later."""
+        """Write the token as JSON.
+
+        If it may continue after these bytes, keep it for the next read.
+        """
         if token[1] is None and token.end() == len(token.string):
             self._rest = token[0]
             return b""

@@ -1,4 +1,4 @@
-"""LLaVA's JSON and JSONL, one record at a time: the file is never held in memory."""
+"""Read LLaVA's JSON and JSONL one record at a time, so that the file is never held in memory."""
 
 import codecs
 import hashlib
@@ -23,11 +23,11 @@ from sea_pipeline.inputs.json_array import array_values
 
 
 def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
-    """Reads the records of a `.json` (an array) or `.jsonl` (one object a line) file in their order.
+    """Read the records of a `.json` (an array) or `.jsonl` (one object a line) file in their order.
 
     Args:
         path: the file.
-        strict: stop at a record that is none of LLaVA's; else it is given as it stands, see `check_record`.
+        strict: refuse a record that is not LLaVA's; if False it is yielded as it is, see `check_record`.
 
     Yields:
         The number of the entry or, in a `.jsonl`, of the line, from 1; and the record. A record has `image` or
@@ -46,10 +46,16 @@ def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
 def records_of(
     file: BinaryIO, path: str, *, strict: bool = True, unheld: Callable[[int, str], None] | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """The same of an open file that is called `path`.
+    """Read the records of an open file that is called `path`.
 
-    With `unheld`, a line of a `.jsonl` that is JSON but holds what Python does not (text that is not UTF-8, a number of
-    thousands of digits) is told to it and passed over.
+    See `records`.
+
+    Args:
+        file: the file, from its beginning.
+        path: its name, for the kind of file and for messages.
+        strict: see `records`.
+        unheld: told of each line of a `.jsonl` that is JSON but holds what Python cannot (text that is not UTF-8, a
+            number of thousands of digits), with its number and the problem. The line is skipped. None refuses it.
     """
     for number, row in _json_lines(file, path, unheld) if _has_lines(path) else _json_array(file, path):
         if strict:
@@ -59,10 +65,10 @@ def records_of(
 
 
 def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
-    """Refuses what is no record of LLaVA's.
+    """Refuse a value that is no record of LLaVA's.
 
     Raises:
-        UserError: says what it is.
+        UserError: names what it is.
     """
     if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
         keys = ", ".join(map(shown, sorted(map(str, row))[:6])) if isinstance(row, dict) else ""
@@ -71,7 +77,7 @@ def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
 
 
 def shown(value: Any) -> str:  # noqa: ANN401 - whatever a data file holds
-    """A value for a message: short, however long or deep it is."""
+    """Format a value for a message, in at most 80 characters however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 80
     return short.repr(value)[:80]
@@ -79,7 +85,7 @@ def shown(value: Any) -> str:  # noqa: ANN401 - whatever a data file holds
 
 @contextmanager
 def naming(path: Path | str, number: int) -> Iterator[None]:
-    """Puts a record's place in front of what is wrong with it."""
+    """Put a record's place in the file before the message of a `UserError` in the block."""
     try:
         yield
     except UserError as error:
@@ -87,15 +93,15 @@ def naming(path: Path | str, number: int) -> Iterator[None]:
 
 
 def place(path: Path | str, number: int) -> str:
-    """What `records` counts in this file, for a message: `entry 3` or `line 3`."""
+    """Name a record as `records` counts it in this file, `entry 3` or `line 3`."""
     return f"{'line' if _has_lines(path) else 'entry'} {number}"
 
 
 def grew_from(path: Path, sha256: str) -> bool:
-    """Whether an earlier file of this sha256 has become this one by records behind those that it had.
+    """Tell whether an earlier file of this sha256 became this one by records appended after its own.
 
-    The bytes up to the end of some record, and then what ends the file, are the earlier file. What that said of an
-    image is then still the first that is said of it.
+    It did if the bytes up to the end of some record, followed by what ends the file, are the earlier file. Then the
+    first record of an image is still the same.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         end = data[data.rfind(b"}") + 1 :]
@@ -110,7 +116,7 @@ def grew_from(path: Path, sha256: str) -> bool:
 
 
 def images_of(row: dict[str, Any]) -> list[Any]:
-    """The images of a record as they stand in the file; empty if it has text only.
+    """Return the images of a record as the file has them, or none if it has text only.
 
     They are read from `image`, a path or a list of paths, or from `images` in its place.
 
@@ -130,9 +136,9 @@ def images_of(row: dict[str, Any]) -> list[Any]:
 
 
 def _media_keys(row: dict[str, Any]) -> list[str]:
-    """The keys of a record, and of its turns, that name media other than `image` and `images` and hold something.
+    """List the keys of a record and its turns that hold media and are neither `image` nor `images`.
 
-    In a record without an image it is also a key of any name that holds the name of a picture, a film or a sound.
+    In a record without an image, a key of any name counts if its value is the name of a picture, a film or a sound.
     """
     turns = row.get("conversations")
     inner = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
@@ -157,7 +163,10 @@ def _speaks_of_media(key: str) -> bool:
 
 
 def _names_media(key: str) -> bool:
-    """`video`, `image_path`, `imageUrls`, `imgfile`; not `image_id` or `image_size`, which say something of one."""
+    """Tell whether a key is named like media, such as `video`, `image_path`, `imageUrls` or `imgfile`.
+
+    `image_id` and `image_size` are not, because they only describe an image.
+    """
     words = _words(key)
     if _COMPOUND.fullmatch(key):
         return True
@@ -165,7 +174,7 @@ def _names_media(key: str) -> bool:
 
 
 def _is_media(value: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
-    """Whether a value is the name or the address of a file of media, or a list of such."""
+    """Tell whether a value is the name or the address of a media file, or a list of such."""
     if isinstance(value, list):
         return bool(value) and _is_media(value[0])
     if isinstance(value, dict):
@@ -189,11 +198,11 @@ _MEDIA_FILE = re.compile(
 
 
 def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 - whatever a data file holds
-    """An entry of `image` as a normalised path below the image root.
+    """Normalise an entry of `image` to a path below the image root.
 
     Args:
-        image: a path that starts at the root, or one written in full that lies below it: absolute, or `file://`.
-        root: the folder or URL that paths start at; None if a path written in full is no path below it.
+        image: a path that starts at the root, or a full path below it, absolute or `file://`.
+        root: the folder or URL that paths start at; None if full paths are refused.
 
     Raises:
         ValueError: it is no path, names no file, or leaves the root; says which.
@@ -215,7 +224,7 @@ def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 -
 
 
 def check_path(image: Any) -> None:  # noqa: ANN401 - whatever a data file holds
-    """Refuses an entry of `image` that is no path, wherever the root is.
+    """Refuse an entry of `image` that is no path, whatever the root is.
 
     Raises:
         ValueError: says why.
@@ -229,7 +238,10 @@ def check_path(image: Any) -> None:  # noqa: ANN401 - whatever a data file holds
 
 
 def _below(path: str, root: str) -> str | None:
-    """A path that begins with the root or with where its links lead, without that; None if it begins with neither."""
+    """Return the part of a path below the root, or None if it does not lie there.
+
+    The path may begin with the root as it is written, or with the folder that the root's links lead to.
+    """
     plain, real = _roots(root)
     full = posixpath.normpath(posixpath.join(plain, path))
     for candidate in (full, None):
@@ -263,20 +275,23 @@ def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: expected LLaVA's JSON, an array of records; found {found}")
     number = 0
     digits = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)  # ijson's C code ends the process at a longer number
+    sys.set_int_max_str_digits(0)  # no limit, because ijson's C code ends the process at a number beyond it
     try:
         for number, row in array_values(file):
             yield number, row
     except UserError:
         raise
-    except (ijson.JSONError, ArithmeticError, ValueError, RecursionError) as error:  # what is no UTF-8, too
+    except (ijson.JSONError, ArithmeticError, ValueError, RecursionError) as error:  # also for bytes that are no UTF-8
         raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {_said(error)}") from error
     finally:
         sys.set_int_max_str_digits(digits)
 
 
 def _said(error: Exception) -> str:
-    """What the parser says, without its drawing of the place; of text that is no UTF-8 it says bytes."""
+    """Return the parser's message without its drawing of the place.
+
+    The parser's message is in bytes if the text is no UTF-8.
+    """
     said = error.args[0] if error.args else ""
     if isinstance(error, ArithmeticError):
         return "a number that is too large"
@@ -290,7 +305,7 @@ def _json_lines(
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
-                yield number, json.loads(line, parse_constant=lambda _: None)  # NaN is null, in .json, too
+                yield number, json.loads(line, parse_constant=lambda _: None)  # NaN becomes None, as in .json
             except (ValueError, RecursionError) as error:
                 said = f"expected one JSON object a line; {error}"
                 if unheld is None or isinstance(error, json.JSONDecodeError | RecursionError):

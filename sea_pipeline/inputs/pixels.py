@@ -1,4 +1,4 @@
-"""Reads a file or its bytes as an upright 8-bit RGB image, or says why not and what the file is instead."""
+"""Read a file or its bytes as an upright 8-bit RGB image, or say why not and what the file is instead."""
 
 import errno
 import hashlib
@@ -33,13 +33,13 @@ DECODE_VERSION = 2
 MAX_FILE_BYTES = 1 << 29
 
 _FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
-"""Not all that Pillow opens: it would hand PostScript to another program."""
+"""Fewer formats than Pillow opens, because it would hand PostScript to another program."""
 _WEAK_MAGIC = ("DIB", "TGA")
 PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
-"""`errno` of faults of the machine or the network."""
+"""Values of `errno` for faults of the machine or the network."""
 _LARGE = 32_000_000
 _one_large_image = threading.Lock()
-"""Images of more than `_LARGE` pixels are decoded one at a time, or the threads would need gigabytes."""
+"""Lets one image of more than `_LARGE` pixels be decoded at a time, because several would need gigabytes."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,14 +49,14 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by EXIF's orientation."""
+"""The transposition that makes a picture upright, by EXIF's orientation."""
 _SAYS_HOW_TURNED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-"""Left out of a turned picture's `info`, or a library that turns pictures itself would turn it again."""
+"""Removed from a turned picture's `info`, because a library that turns pictures itself would turn it again."""
 
 
 @dataclass
 class BadImageError(Exception):
-    """Why one image cannot be used. `stage` is where it failed: read, decode, encode."""
+    """The reason why one image cannot be used. `stage` is the step that failed: read, decode, encode."""
 
     stage: str
     error: str
@@ -72,12 +72,15 @@ class DecodedImage(NamedTuple):
 
 
 def read_image(path: Path) -> DecodedImage:
-    """Reads a file and decodes it; raises what `read_file` and `decode_image` raise."""
+    """Read a file and decode it.
+
+    Raises what `read_file` and `decode_image` raise.
+    """
     return decode_image(read_file(path))
 
 
 def read_file(path: Path, start: int = 0, length: int | None = None) -> bytes:
-    """A file's bytes, or `length` of them from `start` on; fewer where it ends.
+    """Read a file's bytes, or `length` of them from `start` on, or fewer if it ends before.
 
     Raises:
         BadImageError: the file cannot be read, or what is asked for is larger than `MAX_FILE_BYTES`.
@@ -101,11 +104,11 @@ def read_file(path: Path, start: int = 0, length: int | None = None) -> bytes:
 
 
 def decode_image(data: bytes) -> DecodedImage:
-    """The first frame of a file's bytes, turned as its EXIF data says, alpha over white, RGB.
+    """Decode the first frame of a file's bytes to RGB, upright by its EXIF data, with alpha over white.
 
-    Grey of more than 8 bits is scaled by what it holds: a greatest value of at most 255 is read as 8 bits, of at most
-    65,535 as 16; floating point of at most 1.0 as shares of white; anything greater by that greatest value.
-    Damaged metadata is left out, with the orientation if it cannot be read.
+    Grey of more than 8 bits is scaled by its greatest value. If that is at most 255, the values are read as 8 bits, and
+    if at most 65,535 as 16 bits. Floating-point values of at most 1.0 are shares of white. Anything greater is divided
+    by that greatest value. Damaged metadata is ignored, including the orientation if it cannot be read.
 
     Raises:
         BadImageError: there are no bytes, they are no image, are damaged, or are more than Pillow's limit against
@@ -119,7 +122,7 @@ def decode_image(data: bytes) -> DecodedImage:
     except BadImageError as error:
         error.sha256 = sha256
         raise
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+    except Exception as error:  # on damaged bytes Pillow's decoders raise any kind of exception
         raise BadImageError("decode", type(error).__name__, _reason(error, data), sha256) from error
 
 
@@ -137,22 +140,23 @@ def _decode(data: bytes) -> Image.Image:
         image = _open(data)
     if data.startswith(JPEG):
         end = check_jpeg(data)
+        # If more data before the end marker changes the pixels, the picture's own data ended too early.
         if end and _may_be_filled(image) and image.tobytes() != _open(padded_jpeg(data, end)).tobytes():
             raise DamagedError("the JPEG's end is missing: its decoder filled the rest with grey; copy the file again")
     return image
 
 
 def _may_be_filled(image: Image.Image) -> bool:
-    """Whether a corner has the grey with which JPEG's decoder fills what is missing."""
+    """Tell whether a corner has the grey with which JPEG's decoder fills missing pixels."""
     right, low = image.width - 1, image.height - 1
     return any(image.getpixel(corner) == (128, 128, 128) for corner in ((right, low), (0, 0), (right, 0), (0, low)))
 
 
 def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
-        # Odd metadata and images between one and two times Pillow's limit; past two times it raises.
+        # Pillow warns of odd metadata, and of images over its limit of pixels; over twice the limit it raises.
         warnings.simplefilter("ignore")
-        Image.init()  # else Pillow knows its five commonest formats only
+        Image.init()  # without it Pillow knows only its five commonest formats
         with Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
             large = opened.width * opened.height > _LARGE
             with _one_large_image if large else nullcontext():
@@ -161,7 +165,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Not Pillow's exif_transpose: it writes all EXIF data anew and so fails by tags that nobody needs.
+    # Not Pillow's exif_transpose, because it writes all EXIF data anew and so fails at tags that nobody needs.
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data says nothing about the pixels
@@ -176,8 +180,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
-        return image.copy() if getattr(image, "is_animated", False) else image  # an animation may load again
-    if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip at 255
+        return image.copy() if getattr(image, "is_animated", False) else image  # an animation may load another frame
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert() would clip at 255
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
@@ -186,7 +190,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey of any depth in 8 bits, by the rule in `decode_image`."""
+    """Scale grey of any depth to 8 bits, by the rule in `decode_image`."""
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadImageError(
@@ -201,7 +205,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
         top = 255.0
     elif high <= 65_535:
         if values.dtype.kind != "f":
-            return (values // 257).astype(np.uint8)
+            return (values // 257).astype(np.uint8)  # 65,535 / 255 = 257
         top = 65_535.0
     else:
         top = float(high)
@@ -254,7 +258,7 @@ _KINDS: list[tuple[bytes, str]] = [
     (rb"8BPS", f"a Photoshop document; {_CONVERT}"),
     (rb"\x89PNG(?!\r\n\x1a\n)", "a PNG whose line ends were changed; copy it again in binary mode"),
 ]
-"""Byte patterns from a file's start, the most particular first, and what such a file is."""
+"""Byte patterns of a file's start, the most specific first, and what such a file is."""
 _CODECS = {
     "avif": (rb"....ftyp(?:avi[fs]|mi[af]1.{4,60}?avif)", "an AVIF picture"),
     "webp": (rb"RIFF....WEBP", "a WebP picture"),
@@ -270,7 +274,7 @@ _HEAD = 4096
 
 
 def known_kind(data: bytes) -> str | None:
-    """What the bytes are and what to do about it, in one line; None if they are of no kind known here."""
+    """Describe in one line what the bytes are and what to do about it, or None if no kind here matches."""
     if data and data.count(0) == len(data):
         return f"expected an image; all {len(data):,} bytes are zeros: the file was never written; copy it again"
     head = data[:_HEAD]

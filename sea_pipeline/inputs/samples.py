@@ -1,4 +1,4 @@
-"""One image of an input, before it is read, and the list of them all."""
+"""Describe one image of an input before it is read, and the list of all of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from typing import NamedTuple
 class Sample(NamedTuple):
     """One image, not yet read.
 
-    `image_id` is what training data calls it: the LLaVA `image` field, the path relative to the folder, a column's
-    value. `uri` is where its bytes are, as the listing's source spells it. `problem` says why it cannot be read, as far
-    as the listing tells.
+    `image_id` is the name that training data uses: the LLaVA `image` field, the path relative to the folder, or a
+    column's value. `uri` says where its bytes are, as the listing's source writes it. `problem` says why it cannot be
+    read, if the listing shows that already.
     """
 
     image_id: str
@@ -19,7 +19,7 @@ class Sample(NamedTuple):
 
 
 class BadSample(NamedTuple):
-    """An image that cannot be used, where it failed (list, read, decode, encode) and why."""
+    """An image that cannot be used, with the stage that failed (list, read, decode, encode) and the reason."""
 
     sample: Sample
     stage: str
@@ -30,18 +30,18 @@ class BadSample(NamedTuple):
 
 @dataclass
 class Listing:
-    """All images of an input, each id once, and what was left out. Sorted by id, but for streams."""
+    """All images of an input, each id once, and what was left out. They are sorted by id, except in streams."""
 
     name: str
     origin: str
     root: str
-    """Where the `uri`s start; `sources.open_source` reads images from it."""
+    """The location that the `uri`s start from; `sources.open_source` reads images from it."""
     samples: list[Sample]
     notes: dict[str, int] = field(default_factory=dict)
-    """What was left out or folded together, and how often; for people."""
+    """What was left out or merged, and how often, for people to read."""
     ids: str = "paths"
-    """What the ids are; for people."""
+    """What the ids are, for people to read."""
     streamed: bool = False
-    """Whether the order is a stream's, which is read forward."""
+    """Whether the order is that of a stream, which is read forward."""
     pieces: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Of tables, by file: the first row of each piece that can only be read forward; see `sources.order`."""
+    """For tables, by file: the first row of each piece that can only be read forward; see `sources.order`."""

@@ -1,7 +1,7 @@
-"""A word list mined from captions (SEA v2): their content words and frequent phrases, then a general list.
+"""Mine a word list from captions (SEA v2), their content words and frequent phrases, followed by a general list.
 
-What a word and a phrase are is in `captions.py`. Counts are of occurrences in all gpt turns of records with an image,
-and no count is an estimate, so the order of the records does not change the list.
+`captions.py` defines words and phrases. Counts are of occurrences in all gpt turns of records with an image. All counts
+are exact, so the order of the records does not change the list.
 """
 
 import math
@@ -14,29 +14,30 @@ from sea_pipeline.inputs.captions import LONGEST_PHRASE, gpt_turns, is_content, 
 from sea_pipeline.inputs.llava_json import images_of, naming, records
 
 LEAST_SHARE = 1e-5
-"""Occurrences per caption that an entry needs: 6 in 558,000, so that misspellings do not fill the list."""
+"""Occurrences per caption that an entry needs (6 in 558,000), so that misspellings do not fill the list."""
 LEAST_PHRASE = 3
-"""Occurrences that a phrase needs, in small files too."""
+"""Occurrences that a phrase needs, however small the file is."""
 LEAST_NPMI = 0.3
 """The association that a phrase needs; see `association`."""
 
 
 def mine(path: Path, general: Sequence[str], most: int) -> tuple[str, ...]:
-    """What the captions of a LLaVA `.json` or `.jsonl` name, most frequent first, then the words of a general list.
+    """List the words and phrases of captions, most frequent first, then the words of a general list.
 
-    A plural that the general list lacks counts as its singular, where that list or the captions have one. Entries of
-    one count are in alphabetical order. The file is read three times; memory grows with its distinct words.
+    A plural that the general list lacks counts as its singular, if that list or the captions have the singular. Entries
+    of equal count are in alphabetical order. The file is read three times; memory grows with its distinct words.
 
     Args:
-        path: the captions.
-        general: the words that follow, in their order, but for those that are there already.
-        most: entries at most; what is over is cut from the end.
+        path: LLaVA's `.json` or `.jsonl` with the captions.
+        general: the words that follow, in their order, without those that are there already.
+        most: the most entries; the rest is cut from the end.
 
     Raises:
         UserError: see `llava_json.records`; or no caption holds a content word.
     """
     counts, least = _counts(path)
     total = sum(counts[0].values())
+    # The entries: frequent content words, and frequent phrases whose words belong together.
     words = {word: count for word, count in counts[0].items() if count >= least and is_content(word)}
     phrases = {
         phrase: count
@@ -50,36 +51,40 @@ def mine(path: Path, general: Sequence[str], most: int) -> tuple[str, ...]:
             f"--wordlist mine:{path}: expected captions, gpt turns of records with an image; found no content word in "
             "any; give a file with captions"
         )
+    # Captions are in lower case; an entry takes the general list's spelling, and a plural the name of its singular.
     spelled = {word.lower(): word for word in reversed(general)}
     known = spelled.keys() | words.keys() | phrases.keys()
     found: Counter[str] = Counter()
     for entry, count in (words | phrases).items():
         name = entry if entry in spelled else singular(entry, known) or entry
         found[spelled.get(name, name)] += count
+    # The most frequent first, then in alphabetical order.
     mined = sorted(found, key=lambda entry: (-found[entry], entry))
     return tuple(dict.fromkeys([*mined, *general]))[:most]
 
 
 def association(together: int, alone: Sequence[int], total: int) -> float:
-    """Normalised pointwise mutual information of words that stand side by side (Bouma 2009; for n words, over n - 1).
+    """Compute the normalised pointwise mutual information of adjacent words.
 
-    ln(p / prod p_i) / (-(n - 1) ln p): 0 where they meet as often as chance has it, 1 where none is ever without the
-    others.
+    It is ln(p / prod p_i) / (-(n - 1) ln p), for two words as Bouma (2009) defines it, and for n words divided by n -
+    1. It is 0 if the words meet as often as by chance, and 1 if none of them ever occurs without the others.
 
     Args:
-        together: how often they stand side by side.
+        together: how often they are adjacent in this order.
         alone: how often each of them occurs, n numbers.
         total: occurrences of all words.
     """
     p = together / total
+    # ln(p / prod p_i)
     surprise = math.log(p) - sum(math.log(count / total) for count in alone)
     return surprise / (-(len(alone) - 1) * math.log(p))
 
 
 def _counts(path: Path) -> tuple[list[Counter[str]], int]:
-    """How often each run of one, two and three words occurs, rare long ones left out; and what an entry needs.
+    """Count each run of one, two and three words, and return the counts and the least count of an entry.
 
-    A phrase is no more frequent than its parts, so only those of frequent parts are counted.
+    Rare longer runs are left out. A phrase is never more frequent than its parts, so only phrases of frequent parts are
+    counted.
     """
     counts: list[Counter[str]] = []
     frequent: set[str] = set()
@@ -93,6 +98,7 @@ def _counts(path: Path) -> tuple[list[Counter[str]], int]:
                     if length == 1 or {" ".join(words[1:]), " ".join(words[:-1])} <= frequent:
                         counter[" ".join(words)] += 1
         least = max(1, math.ceil(LEAST_SHARE * captions))
+        # Runs from which longer ones may be built.
         frequent = {words for words, count in counter.items() if count >= max(least, LEAST_PHRASE)}
         counts.append(counter if length == 1 else Counter({words: counter[words] for words in frequent}))
     return counts, least

@@ -1,4 +1,4 @@
-"""Word lists: read, normalised, checked, hashed. Word ids are positions in the normalised list."""
+"""Read, normalise, check and hash word lists; word ids are positions in the normalised list."""
 
 import codecs
 import hashlib
@@ -12,28 +12,28 @@ from sea_pipeline.inputs.wordlist_mining import mine
 from sea_pipeline.storage.paths import data_folder
 
 MAX_WORDS = 65_535
-"""Word ids are stored as uint16 and 65,535 means "no label"."""
+"""The most words of a list, because word ids are stored as uint16 and 65,535 means "no label"."""
 MINED = "mine:"
-"""In front of a file of captions: a list mined from them, then `GENERAL`; see `wordlist_mining.mine`."""
+"""Prefix of a file of captions from which a list is mined, then `GENERAL` follows; see `wordlist_mining.mine`."""
 GENERAL = "2of12"
 _UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
-"""Categories of Unicode: control and format characters, those of private use, and what separates."""
+"""Unicode's categories of control and format characters, of private use, and of separators."""
 _ALSO_UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
     *range(0x180B, 0x1810),
     *range(0xFE00, 0xFE10),
     *range(0xE0100, 0xE01F0),
 }
-"""Letters and marks that Unicode has programs draw as nothing (Default_Ignorable_Code_Point), and blank Braille."""
+"""Letters and marks that programs draw as nothing (Unicode's Default_Ignorable_Code_Point), and blank Braille."""
 _JOINERS = "\u200c\u200d"
 _VIRAMA = 9
-"""The combining class of the mark that takes a letter's vowel away."""
+"""The combining class of the mark that removes a letter's vowel."""
 
 
 @dataclass(frozen=True)
 class WordList:
     """A normalised list of distinct words.
 
-    `sha256` is that of `text()`: two lists are the same if and only if their hashes are, whatever their names.
+    `sha256` is the hash of `text()`, so two lists are the same if and only if their hashes are, whatever their names.
     """
 
     name: str
@@ -42,27 +42,27 @@ class WordList:
 
     @classmethod
     def of(cls, name: str, words: tuple[str, ...]) -> "WordList":
-        """A list of words that are normalised and distinct already."""
+        """Make a list of words that are normalised and distinct already."""
         return cls(name, words, hashlib.sha256(_text(words).encode()).hexdigest())
 
     def __len__(self) -> int:
         return len(self.words)
 
     def text(self) -> str:
-        """The normalised list as a file holds it: UTF-8, one word per line."""
+        """Return the normalised list as a file holds it, in UTF-8 with one word per line."""
         return _text(self.words)
 
 
 def load_wordlist(spec: str) -> WordList:
-    """Reads a word list by its name (`2of12`), from a file (UTF-8, one word or phrase per line), or mines it.
+    """Read a word list by its name (`2of12`) or from a file, or mine it from captions.
 
-    Words are stripped and brought to Unicode form NFC; blank lines and the mark that a file begins with (BOM) are left
-    out; order and case are kept. With `mine:` in front, the file is LLaVA's JSON or JSONL, and the list is what its
-    captions name and then 2of12: see `wordlist_mining.mine`.
+    A file is UTF-8 with one word or phrase per line. Words are stripped and brought to Unicode form NFC. Blank lines
+    and a byte order mark at the beginning are dropped; order and case are kept. With `mine:` in front, the file is
+    LLaVA's JSON or JSONL, and the list is what its captions name, followed by 2of12; see `wordlist_mining.mine`.
 
     Raises:
-        UserError: no such list, not UTF-8, empty, a word twice, characters that nobody sees, or over 65,535 words; or a
-            file of captions that is none.
+        UserError: no such list, not UTF-8, empty, a word twice, invisible characters, or over 65,535 words; or a file
+            of captions that is none.
     """
     path = find_wordlist(spec)
     if spec.startswith(MINED):
@@ -76,7 +76,7 @@ def load_wordlist(spec: str) -> WordList:
 
 
 def find_wordlist(spec: str) -> Path:
-    """Gives the file of a list, or that of the captions which it is mined from; nothing is read.
+    """Find the file of a list, or the captions that it is mined from, without reading it.
 
     Raises:
         UserError: there is none.
@@ -99,7 +99,14 @@ def find_wordlist(spec: str) -> Path:
 
 
 def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
-    """The normalised words of a file's bytes; `origin` names the file in errors. See `load_wordlist`."""
+    """Parse and normalise the words of a file's bytes.
+
+    See `load_wordlist`.
+
+    Args:
+        raw: the bytes.
+        origin: the file's name, for errors.
+    """
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -135,7 +142,7 @@ def _numbered_words(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _unseen(word: str) -> int | None:
-    """Where a word has a character that nobody sees, or that is not a plain space and looks like one."""
+    """Find the first character of a word that is invisible or only looks like a space, or None if there is none."""
     for place, character in enumerate(word):
         unseen = unicodedata.category(character) in _UNSEEN or ord(character) in _ALSO_UNSEEN
         if unseen and character != " " and not (character in _JOINERS and _is_needed(word, place)):
@@ -144,7 +151,7 @@ def _unseen(word: str) -> int | None:
 
 
 def _is_needed(word: str, place: int) -> bool:
-    """Whether a joiner decides how its neighbours look: behind a virama, and between Arabic letters (RFC 5892)."""
+    """Tell whether a joiner changes how its neighbours look, after a virama or between Arabic letters (RFC 5892)."""
     before, behind = word[place - 1 : place], word[place + 1 : place + 2]
     if before and unicodedata.combining(before) == _VIRAMA:
         return True

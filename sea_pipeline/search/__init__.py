@@ -6,4 +6,4 @@ It may import `core` and `storage`.
 from typing import Literal
 
 Backend = Literal["auto", "int8", "faiss", "torch"]
-"""What proposes candidates: `exact.WordSearch` says what each name means."""
+"""The method that proposes candidates; `exact.WordSearch` says what each name means."""

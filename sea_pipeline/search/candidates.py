@@ -1,4 +1,4 @@
-"""What every search for words that may be among the best is made of.
+"""Define what every search for candidate words shares.
 
 Shapes: P patches, W words, D embedding width.
 """
@@ -14,22 +14,22 @@ import torch
 from sea_pipeline.core.devices import has_onednn
 
 GROUP = 32
-"""Words whose highest score stands for all of them."""
+"""Words of a group, whose highest score bounds the scores of all of them."""
 WORDS_PER_BLOCK = 4096
 _TRIED, _TRIALS = 64, 3
-"""Patches that products are tried with, and how often."""
+"""The patches with which products are timed, and the number of trials."""
 _HOPELESS = 3
-"""Times the fastest so far: what takes as long is not tried again."""
+"""An action that takes this many times as long as the fastest so far is not tried again."""
 
 
 class Candidates(Protocol):
-    """What proposes words; on a CPU several threads may ask at once."""
+    """Proposes words for patches. On a CPU several threads may ask at once."""
 
     patches_per_call: int
-    """P at most."""
+    """The largest P of a call."""
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Proposes k words for each of the patches, float32 (P, D), with n <= k <= W.
+        """Propose k words for each of the patches, float32 (P, D), with n <= k <= W.
 
         Returns:
             Scores float32 (P, k), highest first, within `rounding_bound` of the inner products, and ids int64 (P, k).
@@ -39,24 +39,26 @@ class Candidates(Protocol):
 
 
 def rounding_bound(width: int) -> float:
-    """How far a matmul's inner product of two unit vectors may be from the true one: gamma_D (Higham, 3.1)."""
+    """Bound the rounding error of a matmul's inner product of two unit vectors, as gamma_D in Higham (3.1)."""
     try:
         exact = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set by way of torch's newer, finer settings
+    except RuntimeError:  # torch refuses to answer if its newer, finer settings were used
         exact = False
+    # gamma_D = D u / (1 - D u), with a little room. The unit u is float32's, or bfloat16's if torch may use less than
+    # float32 for products (TF32 is finer than bfloat16).
     unit = 2.0**-24 if exact else 2.0**-8
     return 1.01 * (width + 2) * unit
 
 
 class Scratch(threading.local):
-    """A tensor for each thread that asks, made when it first does and kept for as long as it lives."""
+    """A tensor for each thread that asks. It is made at the thread's first use and kept as long as the thread lives."""
 
     def __init__(self, make: Callable[[], torch.Tensor]) -> None:
         self._make = make
 
     @cached_property
     def tensor(self) -> torch.Tensor:
-        """This thread's."""
+        """Return this thread's tensor."""
         return self._make()
 
 
@@ -69,7 +71,10 @@ def _by_onednn(patches: torch.Tensor, words: torch.Tensor, out: torch.Tensor) ->
 
 
 def fastest_product(words: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
-    """What writes patches @ words.T into a tensor, float32: MKL takes half of what AMD's processors can do."""
+    """Choose the fastest function that writes patches @ words.T into a tensor, float32.
+
+    On AMD's processors MKL reaches about half of the possible speed, so oneDNN is tried, too.
+    """
     products = {"blas": _by_blas}
     if words.device.type == "cpu" and has_onednn():
         products["oneDNN"] = _by_onednn
@@ -83,9 +88,16 @@ def fastest_product(words: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor
 def best_by_groups(
     scores: torch.Tensor, maxima: torch.Tensor, members: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k highest of (P, words) scores and their ids int64: they are in the k groups of the highest maxima.
+    """Find the k highest of (P, words) scores and their ids, int64, by way of the maxima of groups of words.
 
-    `maxima` (P, G) are those of groups of words, and `members` (G, GROUP) the ids in each.
+    They all lie in the k groups of the highest maxima. Proof: a word outside of these groups is at most its group's
+    maximum, and k words, the maxima of the k groups, are at least that.
+
+    Args:
+        scores: (P, words).
+        maxima: (P, G), the highest score in each group.
+        members: (G, GROUP), the ids of the words in each group.
+        k: how many to find.
     """
     groups = maxima.topk(min(k, maxima.shape[-1]), sorted=False).indices
     ids = members[groups].flatten(1)
@@ -94,14 +106,18 @@ def best_by_groups(
 
 
 def ranking(actions: Mapping[str, Callable[[], object]]) -> list[str]:
-    """The names of actions, the fastest first, by a few calls of each; a single one is not called."""
+    """Rank actions by their time, the fastest first, from a few calls of each.
+
+    A single action is not called.
+    """
     if len(actions) == 1:
         return list(actions)
-    clock = time.perf_counter if torch.get_num_threads() > 1 else time.thread_time  # other threads may be at work
+    # With one thread its own CPU time is measured, because other threads may be working at the same time.
+    clock = time.perf_counter if torch.get_num_threads() > 1 else time.thread_time
     least: dict[str, float] = {}
     for name, action in actions.items():
         spent = []
-        for _ in range(_TRIALS):  # the first call also starts what computes
+        for _ in range(_TRIALS):  # the first call is slower, because it also starts the library
             began = clock()
             action()
             spent.append(clock() - began)

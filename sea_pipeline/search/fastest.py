@@ -1,7 +1,7 @@
-"""What proposes words the fastest on this machine for these vectors: tried on the first patches, and remembered.
+"""Find the fastest search on this machine for these vectors, by a trial on the first patches, and remember it.
 
-Which one is the fastest depends on the processor and on the libraries that multiply, and for int8 on the vectors: where
-its bound cannot tell words apart it is no help. All have the same answers, so that nothing but time depends on it.
+Which one is the fastest depends on the processor, on the libraries that multiply, and for int8 on the vectors, because
+its bound may not be able to tell the words apart. All give the same answers, so the choice changes only the time.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from sea_pipeline.storage.publish import publish_bytes
 
 _LOG = logging.getLogger(__name__)
 _TRIED = 128
-"""Patches of a trial: enough for matrices to be multiplied as in a run, and no more than a few images have."""
+"""Patches of a trial, enough to multiply matrices as in a run, and no more than a few images have."""
 _WORDS_HASHED = 64
 
 
 class FastestCandidates:
-    """Asks the fastest of int8, torch and FAISS, as far as they are there; on a CPU.
+    """Asks the fastest of int8, torch and FAISS that are available, on a CPU.
 
     Args:
         words: float32 (W, D), unit length.
-        made_by: those that there are, by name, and how to make one; None for what this machine has.
+        made_by: how to make each available one, by name; None for those of this machine.
     """
 
     patches_per_call = 512
@@ -47,7 +47,7 @@ class FastestCandidates:
         self._made: dict[str, Candidates] = {}
         self._lock = threading.RLock()
         self.names: list[str] = list(self._made_by) if len(self._made_by) == 1 else []
-        """The fastest first; empty until it is known: at the first call, unless an earlier run has kept it."""
+        """The fastest first. Empty until the first call, unless an earlier run has kept the ranking."""
         self._kept = cache_folder() / "search" / f"{self._key()}.json"
         if not self.names and sorted(kept := _read(self._kept)) == sorted(self._made_by):
             self.names = kept
@@ -62,18 +62,21 @@ class FastestCandidates:
         return fastest(patches, n, k)
 
     def _one(self, name: str) -> Candidates:
+        """Return a search by its name, made at its first use."""
         if name not in self._made:
             self._made[name] = self._made_by[name]()
+            # For patches that int8 cannot decide, it asks the next fastest instead of torch's search.
             if isinstance(made := self._made[name], Int8Candidates):
                 made.otherwise = self._next
         return self._made[name]
 
     def _next(self) -> Candidates:
-        """The fastest that scores all words in float32."""
+        """Return the fastest search that scores all words in float32."""
         with self._lock:
             return self._one(next(name for name in [*self.names, "torch"] if name != "int8"))
 
     def _try(self, patches: torch.Tensor, n: int, k: int) -> None:
+        """Time all searches on some patches, keep the ranking in the cache, and drop all but the fastest."""
         self.names = ranking({name: partial(self._one(name), patches, n, k) for name in self._made_by})
         self._made = {name: one for name, one in self._made.items() if name == self.names[0]}
         _LOG.debug("the fastest search is %s, then %s", self.names[0], self.names[1:])
@@ -83,7 +86,7 @@ class FastestCandidates:
             _LOG.debug("the fastest search is not kept: %s", error)
 
     def _key(self) -> str:
-        """Names what the ranking depends on."""
+        """Name the ranking after what it depends on."""
         some = self._words[:: 1 + len(self._words) // _WORDS_HASHED].contiguous()
         return fingerprint_of(
             {
@@ -108,7 +111,7 @@ def _there(words: torch.Tensor) -> dict[str, Callable[[], Candidates]]:
 def _read(path: Path) -> list[str]:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # absent, or damaged: it is tried again
+    except (OSError, ValueError):  # absent or damaged, so the searches are timed again
         return []
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 

@@ -1,18 +1,18 @@
-"""Words that may be among the best, by int8 scores of all words with a bound on their error.
+"""Propose words by int8 scores of all words with a bound on their error.
 
 The n-th best of a few float32 scores is a threshold: only words whose int8 score plus bound reaches it can be among the
-n best. These are scored in float32, the candidates of neighbouring patches in one matmul, as neighbours share most of
-them.
+n best. These are scored in float32. The candidates of neighbouring patches are scored in one matmul, because neighbours
+share most of them.
 
 With m the mean word, x = Qᵀp and y = Qᵀ(w - m) are a patch and a word in the K principal directions Q of the words.
-Both are scaled against each other, h = x / l and g = l y, turned at random so that all K coordinates are alike, and
-rounded to int8. With p' and w' what the int8 numbers stand for, and p_t and w_t what lies outside of Q,
+Both are scaled against each other, h = x / l and g = l y, then rotated at random so that all K coordinates are alike,
+and rounded to int8. With p' and w' the vectors that the int8 numbers stand for, and p_t and w_t the parts outside of Q,
 
     p·w = p·m + p'·w' + error,   |error| <= |h - p'||g| + |p'||g - w'| + |p_t||w_t| + skew |p||w - m|
 
-where `skew` is how far the two bases are from undoing each other. The rounding errors are shares of |h| and |g|, and
-|h||g| is least where l is the fourth root of the ratio of the mean squares of x and y: a direction in which patches or
-words hardly differ then costs little. The first patches that are searched say what to expect of x.
+where `skew` is how far the two bases are from undoing each other. The rounding errors are shares of |h| and |g|. |h||g|
+is least if l is the fourth root of the ratio of the mean squares of x and y: then a direction in which patches or words
+hardly differ costs little. The first patches that are searched give the mean squares of x.
 
 Shapes: P patches, W words, D embedding width, K principal directions, G groups of words.
 """
@@ -30,37 +30,37 @@ from sea_pipeline.search.float32 import TorchCandidates
 _CLIP = 4.5
 """The largest int8 number, in standard deviations of a word's coordinates."""
 _ROUNDED = 0.018
-"""About what share of |h||g| the two terms of rounding are; it only decides how many directions are kept."""
+"""The approximate share of |h||g| in the two rounding terms; it only decides how many directions are kept."""
 _TAIL = 0.2
-"""What the directions that are left out may add to these, as a share."""
+"""What the directions that are left out may add to the rounding terms, as a share of them."""
 _COLUMNS = 64
-"""K is a multiple of it, or D."""
+"""K is a multiple of this, or D."""
 _LEAST = 1e-4
-"""The least mean square of a coordinate, as a share of their mean: no direction is scaled without bounds."""
+"""The least mean square of a coordinate, as a share of their mean, so that no direction is scaled without bounds."""
 _GROUPS_PER_BLOCK = 64
 _ROWS = 32
 _WORDS_PER_STEP = 4096
 _WORDS_SEEN = 8192
-"""At most, for the directions and their scales."""
+"""The most words from which the directions and their scales are computed."""
 _TINY = 1e-15
 
 
 class Int8Table:
-    """See the top of this file.
+    """The words in int8 with the terms of their bound, see the top of this file.
 
     Args:
         words: float32 (W, D).
-        patches: float32 (P, D), at least one: what patches are like.
+        patches: float32 (P, D), at least one, as examples of what will be searched.
     """
 
     def __init__(self, words: torch.Tensor, patches: torch.Tensor) -> None:
         groups = -(-len(words) // GROUP)
         blocks = -(-groups // _GROUPS_PER_BLOCK)
         self.groups = -(-groups // blocks)
-        """Of a block; all blocks are as long."""
+        """The number of groups in a block; all blocks have the same."""
         self.mean = words.mean(0)
         self._bases(words, patches)
-        # A GPU multiplies multiples of 8 columns and no fewer than 17 rows.
+        # On a GPU an int8 product needs a multiple of 8 columns and at least 17 rows, hence the zeros here.
         width = self.word_basis.shape[-1]
         int8 = words.new_zeros(blocks * self.groups * GROUP, -(-width // 8) * 8, dtype=torch.int8)
         norms = words.new_zeros(len(int8), 4)
@@ -69,46 +69,57 @@ class Int8Table:
             int8[part, :width], norms[part] = self.rounded_words(words[part])
         self.int8 = int8.view(blocks, -1, int8.shape[-1])
         self.norms = norms.view(-1, GROUP, 4).amax(1).T.contiguous()
-        """(4, G), as the terms of the bound."""
+        """(4, G), the words' factors in the four terms of the bound, each the largest in its group."""
 
     def _bases(self, words: torch.Tensor, patches: torch.Tensor) -> None:
-        """The two bases float32 (D, K), scaled by a part of the words and by patches, and what is lost by them."""
+        """Compute the two bases, float32 (D, K), from a part of the words and the patches, and bound what they lose."""
+        # Q: the eigenvectors of the covariance of w - m, those of the largest variance first.
         centred = words[:: 1 + len(words) // _WORDS_SEEN] - self.mean
         variances, directions = torch.linalg.eigh((centred.T @ centred).double() / len(centred))
         variances, directions = variances.clamp_min(0).flip(0), directions.flip(1)
+        # The mean squares of x and y in each direction, relative to their means and with a floor.
         seen = (patches.double() @ directions).square().mean(0)
         seen, spread = (part / part.mean().clamp_min(_TINY**2) + _LEAST for part in (seen, variances))
         width = _directions_kept(seen, spread)
         kept = directions[:, :width]
+        # l, and a random rotation R from the QR decomposition of a Gaussian matrix; its seed is fixed.
         scale = (seen[:width] / spread[:width]).sqrt().sqrt()
         random = torch.randn(width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         turn = torch.linalg.qr(random).Q.to(words.device)
+        # h = p @ (Q / l) R and g = (w - m) @ (Q l) R. R is orthogonal, so h·g = x·y.
         self.patch_basis, self.word_basis = ((kept / scale) @ turn).float(), ((kept * scale) @ turn).float()
         self._kept = None if width == len(directions) else kept.float()
+        # skew = |QQᵀ - patch_basis word_basisᵀ|, which is 0 but for rounding; without a cut QQᵀ is the identity.
         whole = torch.eye(len(directions), dtype=torch.float64, device=words.device)
         wanted = whole if self._kept is None else kept @ kept.T
         self.skew = float((wanted - self.patch_basis.double() @ self.word_basis.double().T).norm())
         self._outside = None if self._kept is None else whole - wanted
+        # The float32 products that give h and g round, too: by at most `_loose` |basis| |vector|.
         self._loose = rounding_bound(len(directions))
         self._patch_loose, self._word_loose = (
             self._loose * float(basis.norm()) for basis in (self.patch_basis, self.word_basis)
         )
         self._turned_words = self.word_basis.T.contiguous()
         self._multiply = fastest_product(self._turned_words)
+        # One int8 unit of g: 127 units are `_CLIP` standard deviations of a coordinate.
         self.step = max(_TINY, float(self._turned(centred).square().mean().sqrt()) * _CLIP / 127)
 
     def _turned(self, centred: torch.Tensor) -> torch.Tensor:
+        """Compute g of centred words, (W, K)."""
         out = centred.new_empty(len(centred), len(self._turned_words))
         self._multiply(centred, self._turned_words, out)
         return out
 
     def rounded_words(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Words in int8 (W, K), and norms (W, 4), as the terms of the bound."""
+        """Round words to int8 (W, K), and compute their factors in the four terms of the bound, (W, 4).
+
+        These are |g|, |g - w'|, |w_t| and skew |w - m|.
+        """
         centred = words - self.mean
         inside = self._turned(centred)
         rounded = (inside / self.step).round_().clamp_(-127, 127)
         length = centred.norm(dim=-1)
-        lost = self._word_loose * length  # of what the float32 product and the mean rounded
+        lost = self._word_loose * length  # the rounding of the float32 product and of the mean
         kept, error = inside.norm(dim=-1), torch.add(inside, rounded, alpha=-self.step).norm(dim=-1)
         outside = torch.zeros_like(length)
         if self._outside is not None:
@@ -116,48 +127,55 @@ class Int8Table:
         return rounded.to(torch.int8), torch.stack([kept + lost, error + lost, outside, self.skew * length], -1)
 
     def rounded(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Patches in int8 (P, K), the score that one unit of their products stands for, (P,), and norms (P, 4)."""
+        """Round patches to int8 (P, K), and compute the unit of their products, (P,), and factors of the bound, (P, 4).
+
+        The unit is the score that 1 of an int8 product stands for. The factors are |h - p'|, |p'|, |p_t| and |p|.
+        """
         inside = patches @ self.patch_basis
+        # Each patch has a step of its own, so no coordinate is clipped.
         step = inside.abs().amax(-1, keepdim=True).clamp_min_(_TINY) / 127
         rounded = (inside / step).round_()
         length, kept = patches.norm(dim=-1), inside.norm(dim=-1)
         error = torch.addcmul(inside, rounded, step, value=-1).norm(dim=-1) + self._patch_loose * length
         outside = torch.zeros_like(length)
         if self._kept is not None:
+            # |p_t|² = |p|² - |Qᵀp|², and at most what rounding may have taken from it.
             within = (patches @ self._kept).square().sum(-1)
             lost = 4 * self._loose * self._kept.shape[-1] ** 0.5 * length.square()
             outside = ((length.square() - within).clamp_min_(0) + lost).sqrt()
-        norms = torch.stack([error, kept + error, outside, length], -1)
+        norms = torch.stack([error, kept + error, outside, length], -1)  # |p'| <= |h| + |h - p'|
         columns = self.int8.shape[-1] - rounded.shape[-1]
         int8 = F.pad(rounded, (0, columns, 0, max(0, _ROWS - len(rounded)))).to(torch.int8)
         return int8, step[:, 0] * self.step, norms
 
 
 def _directions_kept(seen: torch.Tensor, spread: torch.Tensor) -> int:
-    """K: as few of the directions as will do, by the mean squares of patches and words in each, (D,)."""
+    """Choose K, the fewest directions that suffice, from the mean squares of patches and words in each, (D,)."""
     width = len(seen)
     for count in range(_COLUMNS, width, _COLUMNS):
+        # With the best l, |h|² and |g|² are both the sum of sqrt(seen spread), which is |h||g| (relative).
         rounding = _ROUNDED * float((seen[:count] * spread[:count]).sqrt().sum())
+        # |p_t||w_t| of the directions left out must be small against the rounding terms.
         if float((seen[count:].sum() * spread[count:].sum()).sqrt()) <= _TAIL * rounding:
             return count
     return width
 
 
 _NEIGHBOURS = 64
-"""Patches whose candidates are scored together."""
+"""Neighbouring patches whose candidates are scored together."""
 _CROWDED = 1 / 4
-"""The share of all groups from which on float32 scores of all words cost less."""
+"""If more than this share of all groups is possible, float32 scores of all words cost less."""
 _LONGEST_REST = 32
-"""Calls in a row at most that do without int8."""
+"""The most calls in a row that skip int8."""
 _CHECKED_ROWS, _CHECKED_COLUMNS = 32, 64
-"""Of a product that says whether they are right."""
+"""Rows and columns of the product that shows whether this machine multiplies int8 correctly."""
 
 
 class Int8Candidates:
-    """See the top of this file.
+    """Proposes words by int8 scores, see the top of this file.
 
     Raises:
-        UserError: int8 products are not what they should be on this processor.
+        UserError: this processor does not compute int8 products correctly.
     """
 
     patches_per_call = 512
@@ -169,17 +187,17 @@ class Int8Candidates:
             )
         self._words = words
         self.crowded = 0
-        """Patches so far with too many candidates, which got float32 scores of all words."""
+        """The number of patches so far with too many candidates, which got float32 scores of all words."""
         self._rest = self._rested = 0
-        """Calls that shall do without int8, as it told nothing the last times, and those that have since."""
+        """The calls that shall skip int8, because it excluded too little before, and those that have skipped it."""
         self._lock = threading.Lock()
         self.otherwise: Callable[[], Candidates] = self._in_float32
-        """Makes what scores all words in float32, for patches with too many candidates."""
+        """Returns the search that scores all words in float32, for patches with too many candidates."""
         self._all_words: Candidates | None = None
         self._table: Int8Table | None = None
 
     def _table_for(self, patches: torch.Tensor) -> Int8Table:
-        """The words in int8, made for the first patches that come."""
+        """Return the words in int8, made from the first patches that come."""
         with self._lock:
             if self._table is None:
                 self._table = Int8Table(self._words, patches)
@@ -196,24 +214,29 @@ class Int8Candidates:
             self.crowded += len(patches) * rests
         if rests:
             return self.otherwise()(patches, n, k)
+        # Step 1: p'·w' for all words in int8 units, and the highest of each group of words.
         table = self._table_for(patches)
         int8, unit, norms = table.rounded(patches)
         products, maxima = self._products(table, int8)
         maxima = maxima[: len(patches)]
+        # Step 2: the best word of each of the n best groups. The n-th best float32 score of these, and of those of the
+        # neighbouring patches, is a lower bound of the n-th best score of all words: `least`.
         places = torch.arange(len(patches), device=patches.device).unsqueeze(-1)
         groups = maxima.topk(min(n, maxima.shape[-1]), sorted=False).indices
         words = groups * GROUP + products[_place(table, places, groups, len(int8))].argmax(-1)
         compared = self._compared(GROUP * table.norms.shape[-1], len(patches), k)
         self._mark(compared, places.expand_as(words), words)
         least = self._best(patches, compared, n)[0][:, -1]
-
-        # In units of the int8 products; 4 of them for the rounding of these few operations themselves.
+        # Step 3: the product that a word of each group needs, (least - slack - p·m - bound) / unit. `slack` is for the
+        # rounding of float32 scores, 4 units for that of these operations; the bound is the product of the factors.
         slack = 2 * rounding_bound(patches.shape[-1]) * patches.norm(dim=-1)
         least = (least - slack - patches @ table.mean) / unit
         needed = torch.addmm(least.unsqueeze(-1) - 4, norms / unit.unsqueeze(-1), table.norms, alpha=-1.001)
-        possible = ~(maxima < needed)  # where a bound is not a number, too
+        # Step 4: a group without such a word is excluded. `~(a < b)` keeps groups whose bound is NaN.
+        possible = ~(maxima < needed)
         crowded = possible.sum(-1) > max(n, _CROWDED * possible.shape[-1])
         possible[crowded] = False
+        # Step 5: mark the single words that reach it, and score all marked words in float32.
         rows, groups = possible.nonzero(as_tuple=True)
         each = products.index_select(0, _place(table, rows, groups, len(int8)))
         reached = ~(each < needed[rows, groups].unsqueeze(-1))
@@ -223,14 +246,20 @@ class Int8Candidates:
         too_many = int(crowded.sum())
         if too_many:
             scores[crowded], ids[crowded] = self.otherwise()(patches[crowded], n, k)
-        with self._lock:  # most patches crowded: a rest that doubles with every such try; one good try ends it
+        # If most patches are crowded, the next calls skip int8, twice as many after every such try, until a good one.
+        with self._lock:
             self._rest = min(2 * self._rest + 1, _LONGEST_REST) if 2 * too_many > len(patches) else 0
             self._rested = 0
             self.crowded += too_many
         return scores, ids
 
     def _products(self, table: Int8Table, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """With all words: int32 (P * G, 32), at `_place` each, and the maxima of groups float32 (P, G)."""
+        """Multiply patches with all words.
+
+        Returns:
+            The products, int32 (P * G, 32), in which `_place` finds a patch and a group, and the maxima of groups,
+            float32 (P, G).
+        """
         blocks, length, _ = table.int8.shape
         products = self._scratch.tensor[: blocks * len(patches) * length].view(blocks, len(patches), length)
         maxima = products.new_empty(blocks, len(patches), table.groups)
@@ -240,17 +269,21 @@ class Int8Candidates:
         return products.view(-1, GROUP), maxima.transpose(0, 1).flatten(1).float()
 
     def _compared(self, words: int, count: int, k: int) -> torch.Tensor:
-        """Which of so many words the patches of each neighbourhood are compared with; k at least."""
+        """Make a table of the words with which each neighbourhood of patches is compared.
+
+        The first k are marked.
+        """
         table = torch.zeros(-(-count // _NEIGHBOURS), words, dtype=torch.bool)
         table[:, :k] = True
         return table.to(self._words.device)
 
     def _mark(self, table: torch.Tensor, patches: torch.Tensor, words: torch.Tensor) -> None:
+        """Mark words for the neighbourhoods of patches, but no padding."""
         table[patches // _NEIGHBOURS, words] = True
         table[:, len(self._words) :] = False
 
     def _best(self, patches: torch.Tensor, table: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k best of the words in the table: float32 scores, highest first, and ids (P, k)."""
+        """Find the k best of the marked words, as float32 scores, highest first, and ids (P, k)."""
         found = []
         for part, marked in zip(torch.split(patches, _NEIGHBOURS), table, strict=True):
             words = marked.nonzero()[:, 0]
@@ -265,17 +298,20 @@ class Int8Candidates:
 
 
 def _place(table: Int8Table, patches: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """Where the products of patches, of which there are `count`, with groups are."""
+    """Return the row of a patch and a group in the products of `count` patches."""
     return (groups // table.groups * count + patches) * table.groups + groups % table.groups
 
 
 def is_fast(device: torch.device) -> bool:
-    """Whether int8 products are known to be fast there: on CPUs that have instructions for them (VNNI, AMX)."""
+    """Tell whether int8 products are known to be fast, which is so on CPUs with instructions for them (VNNI, AMX)."""
     return device.type == "cpu" and torch.cpu._is_vnni_supported() and _are_right(device)
 
 
 def _are_right(device: torch.device) -> bool:
-    """Without instructions for them, some CPUs add products of int8 in 16 bits, which overflow."""
+    """Tell whether this device computes int8 products correctly.
+
+    Without instructions for them, some CPUs add products of int8 in 16 bits, which overflow.
+    """
     sign = torch.where(torch.arange(_CHECKED_COLUMNS) % 3 == 0, -127, 127).expand(_CHECKED_ROWS, -1)
     left, right = (
         sign.to(device, torch.int8),

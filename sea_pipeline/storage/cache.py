@@ -1,4 +1,4 @@
-"""What is computed once and kept in the cache, under a name that tells what it was computed from."""
+"""Keep computed values in the cache, under names that say what they were computed from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +18,15 @@ def remembered(
     make: Callable[[], _Kept],
     write: Callable[[_Kept, Path], object],
 ) -> _Kept:
-    """Reads something from the cache, or makes it and keeps it; of several processes, one makes it.
+    """Read a value from the cache, or make it and keep it there.
+
+    Of several processes that need it at once, one makes it and the others wait.
 
     Args:
-        name: `FOLDER/FILE` below the cache; the file's name tells it from everything else.
-        read: gives it, or None if the file is absent or damaged.
-        make: makes it.
-        write: writes it to a file.
+        name: `FOLDER/FILE` below the cache. The file's name must differ for every other value.
+        read: returns the value, or None if the file is absent or damaged.
+        make: makes the value.
+        write: writes the value to a file.
 
     Raises:
         UserError: the cache cannot be written.
@@ -39,7 +41,7 @@ def remembered(
     lock = path.with_suffix(".lock")
     lock.touch()
     with alone(lock):
-        if (kept := read(path)) is None:
+        if (kept := read(path)) is None:  # another process may have made it while this one waited
             sweep(path.parent)
             kept = make()
             with publish(path, path.parent) as scratch:

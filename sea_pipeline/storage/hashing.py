@@ -1,4 +1,4 @@
-"""Hashes that name files and settings, and what differs between two that should be equal."""
+"""Hash files and settings, and list what differs between two settings."""
 
 import hashlib
 import json
@@ -9,30 +9,30 @@ from sea_pipeline.storage.publish import local_copy
 
 
 def file_sha256(path: Place) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
+    """Return the hexadecimal sha256 of a file's bytes."""
     with local_copy(path) as copy, copy.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - whatever JSON holds
-    """The one spelling of a JSON value that is hashed: sorted keys, no spaces, no NaN."""
+    """Encode a JSON value in the one spelling that is hashed, with sorted keys, no spaces and no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def fingerprint_of(fields: dict[str, Any]) -> str:
-    """sha256 of the canonical JSON of the named fields."""
+    """Return the hexadecimal sha256 of the canonical JSON of the named fields."""
     return hashlib.sha256(canonical_json(fields)).hexdigest()
 
 
 def differing_fields(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """One phrase for each leaf of nested fields that differs: its dotted name and both values."""
+    """Describe each leaf of nested fields that differs, by its dotted name and both values."""
     names = sorted(leaves(found).keys() | leaves(wanted).keys())
     pairs = [(name, leaves(found).get(name), leaves(wanted).get(name)) for name in names]
     return [f"{name}: {json.dumps(a)} there, {json.dumps(b)} asked for" for name, a, b in pairs if a != b]
 
 
 def leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields as one level, with the keys joined by dots."""
+    """Flatten nested fields to one level, with the keys joined by dots."""
     found: dict[str, Any] = {}
     for key, value in fields.items():
         found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub: which commit is read, and what the hub's refusals mean to the user."""
+"""Resolve datasets of the Hugging Face hub to a commit, and explain the hub's refusals."""
 
 import importlib
 import re
@@ -14,9 +14,9 @@ _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+
 
 
 def pinned(url: str) -> str:
-    """Gives the URL of a dataset at the commit that its revision names now, so that a reader sees one state of it.
+    """Return the URL of a dataset at the commit that its revision names now, so that a reader sees one state of it.
 
-    Other URLs come back as they are.
+    Other URLs come back unchanged.
 
     Raises:
         UserError: see `commit_of`.
@@ -29,28 +29,32 @@ def pinned(url: str) -> str:
 
 
 def is_dataset(url: str) -> bool:
-    """Tells whether a URL is of a dataset on the hub, or of something in one."""
+    """Tell whether a URL names a dataset on the hub, or something in one."""
     return _DATASET.fullmatch(url) is not None
 
 
 def commit_of(name: str, revision: str | None = None) -> str:
-    """Gives the commit that a branch, a tag or a commit of a dataset is; None means `main`.
+    """Ask the hub which commit a branch, a tag or a commit of a dataset is.
+
+    Args:
+        name: OWNER/NAME of the dataset.
+        revision: the branch, tag or commit; None means `main`.
 
     Raises:
-        UserError: there is no such dataset or revision for this token, or the hub cannot be reached.
+        UserError: the dataset or the revision does not exist for this token, or the hub cannot be reached.
     """
     with asking(f"{name}@{revision}" if revision else name):
         return str(hub_api().repo_info(name, repo_type="dataset", revision=revision).sha)
 
 
 def hub_api() -> Any:  # noqa: ANN401 - huggingface_hub.HfApi, which takes a second to import
-    """Gives the hub's client, at the address in HF_ENDPOINT, with the token of this machine."""
+    """Return the hub's client, for the address in HF_ENDPOINT and with the token of this machine."""
     return _client("").HfApi()
 
 
 @contextmanager
 def silent_client() -> Iterator[None]:
-    """Keeps the hub's client from drawing bars and from telling of what it tries again, for the time of its block."""
+    """Keep the hub's client from drawing bars and from reporting what it tries again, inside the block."""
     utils, constants = _client(".utils"), _client(".constants")
     shows = not utils.are_progress_bars_disabled() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
     level = utils.logging.get_verbosity()
@@ -67,7 +71,12 @@ def silent_client() -> Iterator[None]:
 
 @contextmanager
 def asking(shown: str, right: str = "read") -> Iterator[None]:
-    """Turns what the hub's client raises in its block into a `UserError` of one line about `shown`."""
+    """Turn what the hub's client raises in the block into a `UserError` of one line about `shown`.
+
+    Args:
+        shown: the dataset, as the message calls it.
+        right: what the token must allow, for the message.
+    """
     errors = _client(".errors")
     address = _client(".constants").ENDPOINT
     try:
@@ -87,7 +96,7 @@ def asking(shown: str, right: str = "read") -> Iterator[None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{shown}: the dataset has no such revision; give a branch, a tag or a commit of it") from error
-    except Exception as error:  # of the hub, of the connection, of a proxy
+    except Exception as error:  # from the hub, the connection or a proxy
         raise UserError(f"{shown}: {_failure(error, address, right)}") from error
 
 
@@ -99,7 +108,8 @@ def _client(module: str) -> Any:  # noqa: ANN401 - huggingface_hub or a module o
 
 
 def _failure(error: BaseException, address: str, right: str) -> str:
-    if type(error) is RuntimeError and error.__cause__ is not None:  # the client's, around what a thread of it met
+    # The client wraps what one of its threads has raised.
+    if type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     reason = one_line(error)
     if {401, 403} & error_statuses(error):

@@ -1,4 +1,4 @@
-"""Reads JSON files, and holds each value of ours to what it may be."""
+"""Read JSON files, and check the values in ours."""
 
 import datetime
 import json
@@ -35,18 +35,18 @@ def _without_nul(text: str) -> str:
 
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""As `hashing.file_sha256` spells it."""
+"""A sha256 as `hashing.file_sha256` writes it."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-"""So that every reader of JSON holds it exactly."""
+"""An integer that every reader of JSON holds exactly, below 2**53."""
 Seconds = Annotated[float, Field(ge=0)]
 Moment = Annotated[str, AfterValidator(_moment)]
 PathInside = Annotated[str, AfterValidator(_inside)]
-"""Relative, with slashes, without a way up."""
+"""A relative path with slashes that does not leave its folder."""
 Text = Annotated[str, AfterValidator(_without_nul)]
 
 
 def json_object(data: bytes) -> dict[str, Any]:
-    """The object that a JSON file of ours holds.
+    """Parse the object that a JSON file of ours holds.
 
     Raises:
         ValueError: it is empty, no UTF-8, no JSON, no object, or holds a number that is not finite.
@@ -68,14 +68,22 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 
 def finite(text: str) -> float:
-    """A number of a JSON text, which json reads as NaN or an infinity, too; a ValueError if it is not finite."""
+    """Convert a number of a JSON text, which json also reads as NaN or an infinity.
+
+    Raises:
+        ValueError: it is not finite.
+    """
     if not math.isfinite(number := float(text)):
         raise ValueError(f"expected finite numbers; found {text:.20}")
     return number
 
 
 def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The object in a JSON file that other programs may have written; `absent` where there is none, if that may be.
+    """Read the object in a JSON file that other programs may have written.
+
+    Args:
+        path: the file.
+        absent: what to return if the file does not exist; None if it must exist.
 
     Raises:
         UserError: it cannot be read, or holds something else.

@@ -1,11 +1,14 @@
-"""What systems, file servers and editors leave in folders: no file of the user's, and none of ours."""
+"""Recognise files that systems, file servers and editors leave in folders.
+
+They are neither the user's files nor ours.
+"""
 
 import re
 from functools import lru_cache
 from pathlib import Path
 
 LEFTOVERS = "files that systems and programs leave behind"
-"""What they are called where they are counted."""
+"""The name of these files in messages that count them."""
 
 _NAMES = (
     # macOS: AppleDouble files, Finder, Spotlight, Time Machine, archives, netatalk
@@ -28,13 +31,17 @@ _LEFTOVER = re.compile("|".join(_NAMES), re.IGNORECASE | re.DOTALL)
 
 
 def is_leftover(name: str) -> bool:
-    """Tells whether a file, by its path with slashes, is one that is left behind, or lies in such a folder."""
+    """Tell whether a file was left behind by a program, or lies in a folder that was.
+
+    Args:
+        name: the file's path, with slashes.
+    """
     folder, _, last = name.rpartition("/")
     return _is_one(last) or (bool(folder) and _lies_in_one(folder))
 
 
 def files_like(folder: Path, *patterns: str) -> list[Path]:
-    """The files of a folder that match a pattern, by name, but for those that are left behind."""
+    """List the files of a folder that match a pattern, sorted by path and without leftovers."""
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if not is_leftover(path.name)})
 
 

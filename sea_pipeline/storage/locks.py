@@ -1,4 +1,4 @@
-"""Locks on folders: who works on one alone."""
+"""Lock folders, so that one process at a time works on them."""
 
 import os
 import time
@@ -18,11 +18,11 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 HAS_LOCKS = fcntl is not None
-"""Whether this system can lock a folder. Windows cannot: labels are read there, and written elsewhere."""
+"""Whether this system can lock a folder. Windows cannot, so labels can be read there but not written."""
 
 
 def refuse_without_locks(folder: "Place") -> None:
-    """Refuses to write a folder of this machine if nothing here can keep two processes apart that write it.
+    """Refuse to write a folder of this machine if the system has no locks to keep two writers apart.
 
     Raises:
         UserError: this system has no locks on folders.
@@ -36,10 +36,10 @@ def refuse_without_locks(folder: "Place") -> None:
 
 @contextmanager
 def alone(folder: "Place") -> Iterator[bool]:
-    """Waits until no other process is inside this block for the folder; a kill lets the next one in.
+    """Wait until no other process is inside this block for the folder.
 
-    Yields whether anybody waits: on file systems and systems without locks and in stores elsewhere nobody does, and
-    `publish` with `exclusive` says who came first.
+    A killed process frees the lock. Yields whether the folder is locked: systems, file systems and stores without locks
+    yield False, and nobody waits. There `publish` with `exclusive` tells who came first.
     """
     if not isinstance(folder, Path) or not HAS_LOCKS:
         yield False
@@ -56,10 +56,14 @@ def alone(folder: "Place") -> Iterator[bool]:
 
 @contextmanager
 def claimed(folder: Path, seconds: float = 20) -> Iterator[None]:
-    """As `alone`, for blocks of hours: who comes second waits some seconds, as a killed one's children may live on.
+    """Lock a folder for hours, and fail if another process holds it.
+
+    Args:
+        folder: the folder, on this machine.
+        seconds: how long to wait for the lock, because children of a killed run may still be ending.
 
     Raises:
-        UserError: another process goes on with the folder, or nothing here can lock it.
+        UserError: another process still works on the folder, or this system has no locks.
     """
     refuse_without_locks(folder)
     descriptor, give_up = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
@@ -74,7 +78,12 @@ def claimed(folder: Path, seconds: float = 20) -> Iterator[None]:
 
 
 def _is_claimed(descriptor: int) -> bool:
-    """Whether another process has the lock; else this one has it now, where the file system knows of locks."""
+    """Tell whether another process has the lock.
+
+    If not, take it.
+
+    A file system without locks counts as free.
+    """
     with suppress(OSError):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

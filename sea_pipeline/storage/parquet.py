@@ -1,4 +1,4 @@
-"""Parquet files row group by row group, as every shard is: zstd, page checksums, JSON in the footer."""
+"""Write and read Parquet files as shards are written, with zstd, page checksums and JSON in the footer."""
 
 import json
 import os
@@ -20,13 +20,13 @@ Row = TypeVar("Row")
 
 
 class RowGroupWriter(ABC, Generic[Row]):
-    """Writes rows as they come; holds one row group in memory.
+    """Writes rows as they come, and holds one row group in memory.
 
     Args:
         path: the file.
-        schema: its columns; `image_id` among them.
-        rows_per_group: few enough that one image is read without many others.
-        column_encoding: by column, where it is not plain.
+        schema: its columns; `image_id` is one of them.
+        rows_per_group: rows of a group; few, so that one image can be read without many others.
+        column_encoding: by column, for columns that are not encoded plainly.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RowGroupWriter(ABC, Generic[Row]):
         self.schema = schema
         self._rows_per_group = rows_per_group
         self._rows: list[Row] = []
-        # Our own file object: Python's OSError says why a disk cannot be written, Arrow's may not.
+        # Our own file object, because Python's OSError says why a disk cannot be written and Arrow's may not.
         self._file = path.open("wb")
         self._writer = pq.ParquetWriter(
             self._file,
@@ -60,23 +60,23 @@ class RowGroupWriter(ABC, Generic[Row]):
                 self._flush()
                 self._writer.close()
             else:
-                # Else Arrow closes it later, when the file is gone. The file is thrown away in any case.
+                # If it stays open, Arrow closes it later, when the file is gone. The file is deleted in any case.
                 with suppress(Exception):
                     self._writer.close()
 
     def add(self, row: Row) -> None:
-        """Appends one image."""
+        """Append one image."""
         self._rows.append(row)
         if len(self._rows) == self._rows_per_group:
             self._flush()
 
     def set_footer(self, footer: dict[str, Any]) -> None:
-        """Sets the JSON object of the footer; before the writer closes."""
+        """Set the JSON object of the footer, which must happen before the writer closes."""
         self._writer.add_key_value_metadata({_FOOTER: json.dumps(footer, sort_keys=True)})
 
     @abstractmethod
     def arrays(self, rows: list[Row]) -> list[pa.Array]:
-        """The columns of some rows, in the order of the schema."""
+        """Build the columns of some rows, in the order of the schema."""
 
     def _flush(self) -> None:
         if self._rows:
@@ -87,7 +87,7 @@ class RowGroupWriter(ABC, Generic[Row]):
 
 @contextmanager
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Writes a small table, zstd and with page checksums."""
+    """Open a writer of a small table, with zstd and page checksums."""
     with (
         path.open("wb") as file,
         pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
@@ -96,12 +96,13 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 def refuse_other_counts(metadata: pq.FileMetaData) -> None:
-    """Refuses a footer whose numbers of rows differ: it has no checksum, and rows that it does not count are not read.
+    """Refuse a footer whose row counts contradict each other.
 
-    What it says of columns is not asked for: of some damage there, pyarrow ends the process.
+    The footer has no checksum, and rows that it does not count are never read. Its columns are not checked, because
+    some damage there makes pyarrow end the process.
 
     Raises:
-        pa.ArrowInvalid: says what it says.
+        pa.ArrowInvalid: the row groups hold another number of rows than the footer says; names both.
     """
     rows = sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
     if rows != metadata.num_rows:
@@ -109,9 +110,10 @@ def refuse_other_counts(metadata: pq.FileMetaData) -> None:
 
 
 def open_parquet(path: Place) -> pq.ParquetFile:
-    """A Parquet file whose pages are checked as they are read; of a store elsewhere, only what is read is fetched.
+    """Open a Parquet file whose pages are checked as they are read.
 
-    Arrow gets files that are open, here and in `parquet_writer`, and never a path: it takes `run:1/x` for a URL.
+    From a store elsewhere only what is read is fetched. Arrow always gets an open file, here and in `parquet_writer`,
+    and never a path, because it takes `run:1/x` for a URL.
     """
     if isinstance(path, Path):
         return pq.ParquetFile(pa.memory_map(os.fsencode(path)), page_checksum_verification=True)
@@ -119,6 +121,6 @@ def open_parquet(path: Place) -> pq.ParquetFile:
 
 
 def shard_footer(path: Place) -> dict[str, Any]:
-    """The JSON object in a shard's footer."""
+    """Return the JSON object in a shard's footer."""
     footer: dict[str, Any] = json.loads(open_parquet(path).metadata.metadata[_FOOTER])
     return footer

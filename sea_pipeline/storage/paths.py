@@ -1,4 +1,4 @@
-"""Files and folders of this machine or of a store elsewhere, and what lies in them."""
+"""Name files and folders of this machine or of a store elsewhere, and list them."""
 
 import os
 import re
@@ -18,23 +18,25 @@ if TYPE_CHECKING:
     Place = Path | RemotePath
 else:
     Place = Path
-"""A file or a folder, of this machine or of a store; `place` makes one from what a user gives."""
+"""A file or a folder, on this machine or in a store; `place` makes one from what a user gives."""
 
 _URL = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
 _REQUESTS = 16
-"""At once, where each one waits for a network."""
+"""How many requests to a store are under way at once; each mostly waits for the network."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 def is_url(text: str) -> bool:
-    """Whether fsspec is asked for, and not a file of this machine: `PROTOCOL://…`, or `CACHE::PROTOCOL://…`."""
+    """Tell whether a text is a URL for fsspec, `PROTOCOL://…` or `CACHE::PROTOCOL://…`, and no path of this machine."""
     return _URL.match(text) is not None
 
 
 def place(text: str | Place) -> Place:
-    """What a user calls a file or a folder: a path of this machine, or the URL of one that fsspec can write.
+    """Convert a user's name of a file or a folder to a path.
+
+    A URL becomes a path of a store that fsspec can write, anything else a path of this machine.
 
     Raises:
         UserError: the URL's protocol is unknown, or needs a package that is not installed.
@@ -51,31 +53,37 @@ def place(text: str | Place) -> Place:
 
 
 def cache_folder() -> Path:
-    """Where computed files are kept between runs: `$SEA_PIPELINE_CACHE`, or the user's cache folder."""
+    """Return the folder that keeps computed files between runs, `$SEA_PIPELINE_CACHE` or the user's cache folder."""
     return Path(os.environ.get("SEA_PIPELINE_CACHE") or platformdirs.user_cache_dir("sea-pipeline"))
 
 
 def data_folder(name: str) -> Path:
-    """A folder of files that come with this package: inside the wheel, or at the top of a checkout."""
+    """Return a folder of files that come with this package, inside the wheel or at the top of a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "data" / name
     return inside if inside.is_dir() else package.parent / name
 
 
 def entries(folder: Place) -> list[Place]:
-    """What lies in a folder, by name, but for what systems leave behind; nothing if it is absent."""
+    """List the entries of a folder by name, without leftovers.
+
+    An absent folder has none.
+    """
     with suppress(FileNotFoundError):
         return sorted((one for one in folder.iterdir() if not is_leftover(one.name)), key=lambda entry: entry.name)
     return []
 
 
 def below(root: Place, path: Place) -> str:
-    """The way from a folder to a path inside it, with slashes."""
+    """Return the path from a folder to something inside it, with slashes."""
     return path.relative_to(root).as_posix()  # type: ignore[arg-type]  # both of this machine, or both of one store
 
 
 def spread(root: Place, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """The results of `work` in the order of `items`; several at once where `root` is in a store elsewhere."""
+    """Yield the results of `work` in the order of `items`.
+
+    If `root` is in a store elsewhere, several are computed at once.
+    """
     if isinstance(root, Path):
         yield from map(work, items)
         return

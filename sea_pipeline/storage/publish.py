@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and on disk before they appear."""
+"""Write files and folders that appear whole or not at all, and are on disk before they appear."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from sea_pipeline.storage.paths import Place, cache_folder, entries
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
 TEMPORARY = ".tmp"
-"""Folder inside every output folder: a rename is atomic only within one file system."""
+"""Folder inside every output folder for unfinished files, because a rename is atomic only within one file system."""
 _CANNOT_WRITE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "raise the disk quota or free some space",
@@ -31,10 +31,12 @@ _CANNOT_WRITE = {
 
 @contextmanager
 def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> Iterator[None]:
-    """Turns a full disk, a read-only disk or missing rights into a `UserError` that names `path`.
+    """Turn a full disk, a read-only disk or missing rights into a `UserError` that names `path`.
 
-    With `root`, errors that name a file outside it pass: they are not the output's. `in_parts`: what was written before
-    stays.
+    Args:
+        path: what the block writes.
+        root: if given, errors that name a file outside this folder pass unchanged, because they are not the output's.
+        in_parts: what was written before the error stays, and the message says so.
     """
     try:
         yield
@@ -50,7 +52,13 @@ def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> 
 
 
 def make_folder(path: Place) -> None:
-    """Creates a folder and its parents; a `UserError` where that is not possible. Stores elsewhere need none."""
+    """Create a folder and its parents.
+
+    Stores elsewhere need none.
+
+    Raises:
+        UserError: it cannot be created.
+    """
     if isinstance(path, Path):
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -58,11 +66,17 @@ def make_folder(path: Place) -> None:
 
 @contextmanager
 def publish(path: Place, root: Place, *, exclusive: bool = False, scratch: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path of this machine; on success its file appears at `path` below `root`, whole.
+    """Yield a temporary path of this machine whose file appears at `path` on success, whole.
 
-    After an exception or a kill nothing has appeared at `path`, and what stood there before still stands. On this
-    machine the file is on disk, then renamed; in a store elsewhere it is one request, and whoever is last wins. With
-    `exclusive` it is whoever is first, and `FileExistsError` for the others. `scratch` is for who has a temporary path.
+    After an exception or a kill nothing new has appeared at `path`, and an older file there is unchanged. On this
+    machine the file is synced to disk and then renamed. In a store elsewhere it is written in one request. If several
+    processes write, the last one wins; with `exclusive` the first one wins, and the others get `FileExistsError`.
+
+    Args:
+        path: where the file appears.
+        root: the output folder that holds it, and the temporary folder.
+        exclusive: fail if the file exists.
+        scratch: the temporary path to use; None creates one.
     """
     scratch = scratch or scratch_path(root, path.name)
     make_folder(scratch.parent)
@@ -81,14 +95,20 @@ def publish(path: Place, root: Place, *, exclusive: bool = False, scratch: Path 
 
 
 def publish_bytes(path: Place, data: bytes, root: Place, *, exclusive: bool = False) -> None:
-    """Writes a small file, whole or not at all; see `publish`."""
+    """Write a small file, whole or not at all.
+
+    See `publish`.
+    """
     with publish(path, root, exclusive=exclusive) as scratch:
         scratch.write_bytes(data)
 
 
 @contextmanager
 def local_copy(path: Place) -> Iterator[Path]:
-    """A file on this machine with the bytes of `path`: that itself, or a copy for the time of this block."""
+    """Yield a file on this machine that has the bytes of `path`.
+
+    It is `path` itself if that is on this machine, else a copy that exists inside this block.
+    """
     if isinstance(path, Path):
         yield path
         return
@@ -104,10 +124,11 @@ def local_copy(path: Place) -> Iterator[Path]:
 
 @contextmanager
 def publish_folder(path: Path) -> Iterator[Path]:
-    """Yields a new folder beside `path`, which becomes `path` on success: until then that is absent or empty.
+    """Yield a new folder next to `path` that becomes `path` on success.
 
-    What systems leave behind does not count, and goes along. After an exception or a kill nothing has appeared at
-    `path`. What a killed process left beside it goes when the next one of this machine begins.
+    Until then `path` is absent or empty; leftovers of systems do not count, and move into the new folder. After an
+    exception or a kill nothing has appeared at `path`. The next process of this machine that writes here removes what a
+    killed one left.
 
     Raises:
         UserError: `path` holds something, or cannot be written.
@@ -120,7 +141,8 @@ def publish_folder(path: Path) -> Iterator[Path]:
             scratch.mkdir()
             yield scratch
             with writing(path, in_parts=False):
-                for left in [one for one in path.glob("*") if is_leftover(one.name)]:  # only an empty folder gives way
+                # A rename replaces only an empty folder.
+                for left in [one for one in path.glob("*") if is_leftover(one.name)]:
                     left.replace(scratch / left.name)
             scratch.replace(path)
     finally:
@@ -128,7 +150,9 @@ def publish_folder(path: Path) -> Iterator[Path]:
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuses a place where something lies already; what systems leave behind does not count.
+    """Refuse a path at which something exists already.
+
+    Leftovers of systems do not count.
 
     Raises:
         UserError: there is a file, or a folder that holds something.
@@ -138,7 +162,7 @@ def check_new_folder(path: Path) -> None:
 
 
 def sweep(root: Place) -> None:
-    """Removes what killed processes of this machine left in the temporary folder."""
+    """Remove what killed processes of this machine left in the temporary folder."""
     for leftover in _scratch_folder(root).glob("*"):
         if is_abandoned(leftover):
             with suppress(OSError):
@@ -146,7 +170,10 @@ def sweep(root: Place) -> None:
 
 
 def scratch_path(root: Place, name: str) -> Path:
-    """A path of this machine for an unfinished file of `root`, this process's own; `sweep` removes it after a kill."""
+    """Return a path of this machine for an unfinished file of `root`, which only this process uses.
+
+    After a kill `sweep` removes the file.
+    """
     return _scratch_folder(root) / scratch_name(name)
 
 
@@ -155,7 +182,11 @@ def _scratch_folder(root: Place) -> Path:
 
 
 def _appear(scratch: Path, path: Path, *, exclusive: bool) -> None:
-    """One step: a rename, or where `exclusive` a link, which of two machines on one file system only one gets."""
+    """Put a finished file in place in one step.
+
+    A rename replaces an older file. If `exclusive`, a hard link is made instead, because only one of two machines on a
+    file system can make it.
+    """
     if exclusive:
         try:
             path.hardlink_to(scratch)
@@ -169,8 +200,8 @@ def _appear(scratch: Path, path: Path, *, exclusive: bool) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on disk."""
-    if os.name != "posix":  # Windows opens no folders
+    """Wait until a file's bytes, or the names in a folder, are on disk."""
+    if os.name != "posix":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -180,17 +211,17 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until a folder and all that is below it are on disk."""
+    """Wait until a folder and everything below it are on disk."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
 
 
 def check_result(out: Path) -> None:
-    """Before any work is done: whether a file can be written there; its folder is made.
+    """Check that a file can be written at `out`, before any work is done, and make its folder.
 
     Raises:
-        UserError: it cannot, or a folder has that name.
+        UserError: it cannot be written, or a folder has that name.
     """
     if out.is_dir():
         raise UserError(f"--out {out}: expected a file to write; found a folder; name a file in it")
@@ -203,6 +234,9 @@ def check_result(out: Path) -> None:
 
 @contextmanager
 def publish_result(out: Path) -> Iterator[Path]:
-    """Yields a temporary path; on success its file appears at `out`, whole. See `publish`."""
+    """Yield a temporary path whose file appears at `out` on success, whole.
+
+    See `publish`.
+    """
     with publish(out, out.parent, scratch=scratch_beside(out)) as scratch:
         yield scratch

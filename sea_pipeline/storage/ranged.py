@@ -1,15 +1,21 @@
-"""A file of which every read is a request of its own: nothing stays open in between."""
+"""Read a file by single requests, with nothing open in between."""
 
 import io
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
 _BLOCK = 1 << 16
-"""Bytes of the least read, where a list or the headers of a tar are read."""
+"""Bytes of the smallest read, so that lists and the headers of tars need few requests."""
 
 
 def ranged_file(part: Callable[[str, int, int], bytes], name: str, size: int) -> BinaryIO:
-    """A buffered file of `size` bytes over what reads a part of it: name, start, length."""
+    """Make a buffered, seekable file from a function that reads parts of it.
+
+    Args:
+        part: returns bytes, given the name, the start and the length.
+        name: the file, for `part`.
+        size: its bytes.
+    """
     return cast(BinaryIO, io.BufferedReader(_RangeFile(part, name, size), _BLOCK))
 
 

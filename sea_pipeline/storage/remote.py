@@ -1,4 +1,4 @@
-"""Paths behind URLs: what `pathlib.Path` is for this machine, for every store that fsspec can write."""
+"""Give paths in stores elsewhere the methods of `pathlib.Path`, for every store that fsspec can write."""
 
 import os
 import re
@@ -21,18 +21,21 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "data"}
 
 
 class RemotePath(ProxyUPath):
-    """A path of a store, with the names of `pathlib.Path`. Make one with `paths.place`.
+    """A path in a store, with the names of `pathlib.Path`. Make one with `paths.place`.
 
-    Every request is tried again where a fault may pass, and nothing is remembered between two of them: others write
-    there, too. A file that is absent is `FileNotFoundError`, as it is on this machine; what else goes wrong is a
-    `StoreError`. Writing is `upload`, of whole files.
+    Every request is repeated if its fault may pass. Nothing is remembered between two requests, because others write
+    there, too. An absent file raises `FileNotFoundError`, as on this machine; every other fault raises `StoreError`.
+    `upload` writes, and only whole files.
     """
 
     __slots__ = ()
 
     @property
     def fs(self) -> AbstractFileSystem:
-        """What speaks with the store. A forked process gets its own: connections cannot be shared."""
+        """Return the client of the store.
+
+        A forked process gets its own, because connections cannot be shared.
+        """
         found = self.__wrapped__.fs
         own = getattr(found, "_pid", os.getpid()) == os.getpid()
         return found if own else type(found)(**self.storage_options)
@@ -50,7 +53,10 @@ class RemotePath(ProxyUPath):
         return self._asked(self.__wrapped__.stat)
 
     def iterdir(self) -> Iterator[Self]:
-        """What lies in this folder; nothing where it is absent, as stores have no folders."""
+        """Yield the entries of this folder.
+
+        An absent one has none, because stores have no folders.
+        """
         if self.is_dir():
             yield from self._asked(lambda: list(super(RemotePath, self).iterdir()))
 
@@ -62,7 +68,7 @@ class RemotePath(ProxyUPath):
         return self.read_bytes().decode(encoding or "utf-8")
 
     def open(self, mode: str = "rb", *_: object) -> BinaryIO:  # type: ignore[override]
-        """The file, to read and seek in."""
+        """Open the file to read and to seek in."""
         assert mode == "rb", "files are written whole, by upload"
         return ranged_file(self._part, self.path, self.stat().st_size)
 
@@ -74,13 +80,18 @@ class RemotePath(ProxyUPath):
                 raise
 
     def download(self, file: Path) -> None:
-        """Writes a copy into a file of this machine."""
+        """Write a copy of it to a file of this machine."""
         self._asked(lambda: self.fs.get_file(self.path, str(file)))
 
     def upload(self, file: Path, *, exclusive: bool = False) -> None:
-        """Writes a whole file of this machine here, in one request: until that has succeeded nothing changes.
+        """Write a whole file of this machine to this path, in one request.
 
-        With `exclusive`, in a store that can do it, there is none yet: else `FileExistsError`.
+        Until the request has succeeded, nothing changes in the store.
+
+        Raises:
+            FileExistsError: `exclusive` is set, the store supports it, and there is a file already.
+            UserError: the path is a dataset on the hub, which `sea-pipeline push` writes.
+            StoreError: the store refuses it, or fails for long.
         """
         if is_dataset(str(self)):
             raise UserError(f"{self}: expected a folder; the hub is written by sea-pipeline push, from a finished one")
@@ -93,7 +104,10 @@ class RemotePath(ProxyUPath):
             )
 
     def copy_from(self, other: "RemotePath") -> bool:
-        """Has the store copy a file here by itself; does nothing and gives False if the other is of another store."""
+        """Let the store copy another of its files to this path, without a download.
+
+        Return False, and do nothing, if the other file is in another store.
+        """
         same = (self.protocol, self.storage_options) == (other.protocol, other.storage_options)
         if same:
             self._asked(lambda: self.fs.cp_file(other.path, self.path), "written")
@@ -115,6 +129,7 @@ class RemotePath(ProxyUPath):
         return data
 
     def _asked(self, action: Callable[[], _Result], what: str = "read") -> _Result:
+        """Make a request, repeated if its fault may pass, and turn its errors into ours."""
         try:
             return patiently(action, str(self))
         except PassingError as error:
@@ -127,14 +142,20 @@ class RemotePath(ProxyUPath):
             raise
         except Exception as error:
             if "PreconditionFailed" in error_codes(error) or 412 in error_statuses(error):
-                raise FileExistsError(str(self)) from error  # some S3 services do not say of which condition
+                raise FileExistsError(str(self)) from error  # some S3 services do not name the condition that failed
             raise StoreError(
                 f"{self}: cannot be {what}: {one_line(error)}; the rights to list, read, write and delete are needed"
             ) from error
 
 
 def remote_path(url: str) -> RemotePath:
-    """The path behind a URL, of a dataset on the hub at its commit of now; raises as `opening` and `pinned`."""
+    """Return the path of a URL.
+
+    A dataset on the hub is read at its present commit.
+
+    Raises:
+        UserError: see `opening` and `pinned`.
+    """
     url = pinned(url)
     with opening(url):
         path = RemotePath(url if url.endswith("://") else url.rstrip("/"), use_listings_cache=False)
@@ -144,7 +165,7 @@ def remote_path(url: str) -> RemotePath:
 
 @contextmanager
 def opening(url: str) -> Iterator[None]:
-    """Tells what is wrong with a URL.
+    """Turn the errors of a bad URL into a `UserError`.
 
     Raises:
         UserError: it holds a password, its protocol is unknown, or needs a package that is not installed.

@@ -1,4 +1,4 @@
-"""What of a network's faults may pass, and trying again where one does."""
+"""Tell which faults of a network may pass, and try again after one."""
 
 import errno
 import random
@@ -11,7 +11,7 @@ from sea_pipeline.core.errors import UserError, one_line
 _Result = TypeVar("_Result")
 
 WAITS = (0.2, 1.0, 4.0)
-"""Seconds between attempts, each times 0.5 to 1.5: many workers must not come back at the same moment."""
+"""Seconds between attempts, each times 0.5 to 1.5, so that many workers do not come back at the same moment."""
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _NETWORK = {
     "aiohttp", "aiobotocore", "botocore", "http", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "ssl",
@@ -22,19 +22,19 @@ _CREDENTIALS = {
     "PartialCredentialsError", "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
 _AT_ONCE = {"ConditionalRequestConflict", "OperationAborted"}
-"""What a store says to one of two that write the same file at the same moment; 409, but it passes."""
+"""Codes of a store for one of two that write a file at the same moment; their status is 409, but they pass."""
 
 
 class PassingError(OSError):
-    """The network or a service failed repeatedly; not the image's fault."""
+    """The network or a service failed repeatedly, and the image is not at fault."""
 
 
 class StoreError(UserError):
-    """A store elsewhere cannot be used: it fails for long, refuses us, or is not there."""
+    """A store elsewhere cannot be used: it fails for long, refuses us, or does not exist."""
 
 
 def patiently(action: Callable[[], _Result], shown: str) -> _Result:
-    """What `action` gives, tried again a few times where the network or the service fails.
+    """Call `action`, a few times if the network or the service fails, and return its result.
 
     Raises:
         PassingError: it failed every time.
@@ -58,10 +58,13 @@ def patiently(action: Callable[[], _Result], shown: str) -> _Result:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether an error is the network's or the service's: timeouts, resets, throttling, status 5xx."""
+    """Tell whether an error is the network's or the service's and may pass.
+
+    Timeouts, resets, throttling and status 5xx may.
+    """
     statuses = error_statuses(error)
     if any(status in (408, 425, 429) or status >= 500 for status in statuses) or _AT_ONCE & error_codes(error):
-        return True  # some packages say FileNotFoundError for these, too
+        return True  # before the types below, because some packages raise FileNotFoundError for these, too
     if any(400 <= status < 500 for status in statuses) or isinstance(error, _LASTING):
         return False
     of_the_network = type(error).__module__.partition(".")[0] in _NETWORK
@@ -69,7 +72,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def error_codes(error: BaseException) -> set[str]:
-    """How an error and its causes name themselves: their classes, and what an S3 service calls them."""
+    """Collect the names of an error and its causes, which are their classes and the codes of an S3 service."""
     codes = set()
     for cause in _causes(error):
         response = getattr(cause, "response", None)
@@ -79,7 +82,7 @@ def error_codes(error: BaseException) -> set[str]:
 
 
 def error_statuses(error: BaseException) -> set[int]:
-    """The HTTP statuses that an error and its causes are about."""
+    """Collect the HTTP statuses of an error and its causes."""
     return {status for cause in _causes(error) if (status := _status(cause))}
 
 

@@ -1,4 +1,4 @@
-"""Names of unfinished files and folders: they say which process writes them, so that a dead one's are known."""
+"""Name unfinished files and folders after the process that writes them, so that a dead process's are recognised."""
 
 import glob
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def scratch_name(name: str) -> str:
-    """A name of its own for this process's `name`."""
+    """Return a unique name for an unfinished `name`, which says which process of which machine writes it."""
     return f"{name}.{host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
 
 
 def scratch_beside(path: Path) -> Path:
-    """A name beside `path` for what is to become it; what dead processes left there under such names goes."""
+    """Return a name in the folder of `path` for what will become it, and remove what dead processes left there."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
         if is_abandoned(leftover):
             with suppress(OSError):
@@ -24,18 +24,18 @@ def scratch_beside(path: Path) -> Path:
 
 
 def is_abandoned(scratch: Path) -> bool:
-    """Whether a process of this machine that is no more left it."""
+    """Tell whether a process of this machine that has ended left this file."""
     named, process = ["", "", *scratch.name.split(".")][-3:-1]
     return named == host() and process.isdigit() and not _alive(int(process))
 
 
 def host() -> str:
-    """This machine's name, as one part of a file's."""
+    """Return this machine's name, without dots, as one part of a file's name."""
     return socket.gethostname().replace(".", "-")
 
 
 def _alive(process: int) -> bool:
-    if os.name != "posix":  # Windows: signal 0 is Ctrl-C there, for a whole group of processes
+    if os.name != "posix":  # on Windows signal 0 is Ctrl-C, for a whole group of processes
         return True
     try:
         os.kill(process, 0)
@@ -43,6 +43,7 @@ def _alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    with suppress(OSError):  # Linux. In a container whose first process asks after no child, the dead keep their number
+    # On Linux a zombie keeps its number, if the first process of a container never waits for its children.
+    with suppress(OSError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     return True

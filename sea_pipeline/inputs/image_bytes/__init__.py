@@ -1,4 +1,4 @@
-"""Tells a file's pixels from its metadata: damage to the first is an error, damage to the second costs nothing."""
+"""Separate a file's pixels from its metadata: damage to pixels is an error, damage to metadata is ignored."""
 
 import struct
 
@@ -12,7 +12,7 @@ __all__ = ["JPEG", "PNG", "DamagedError", "check_jpeg", "padded_jpeg", "png_pixe
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """The same picture with only the metadata that it needs to be shown; None if nothing can be left out."""
+    """Return the same picture with only the metadata that it needs to be shown, or None if nothing can be left out."""
     try:
         if data.startswith(JPEG[:2]):
             rest = jpeg_pixels(data)

@@ -1,5 +1,5 @@
-"""What the formats share."""
+"""Define the error that all formats share."""
 
 
 class DamagedError(ValueError):
-    """A picture's own data is damaged; the message says what of it."""
+    """A picture's own data is damaged; the message says which part."""

@@ -1,4 +1,4 @@
-"""A JPEG's segments without metadata, and the damage that its decoder passes over in silence."""
+"""Remove a JPEG's metadata, and find the damage that its decoder ignores in silence."""
 
 import re
 import struct
@@ -16,9 +16,12 @@ _MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 
 
 def _segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment, up to the first scan's or to what is no segment."""
+    """Yield the marker, the start and the end of each segment.
+
+    It ends with the segment of the first scan, or before bytes that are no segment.
+    """
     while at + 4 <= len(data) and data[at] == 0xFF:
-        if (marker := data[at + 1]) == 0xFF:  # a filling byte
+        if (marker := data[at + 1]) == 0xFF:  # a fill byte before the marker
             at += 1
             continue
         if marker not in _HEADS:
@@ -31,7 +34,7 @@ def _segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
 
 
 def jpeg_pixels(data: bytes) -> bytes:
-    """The same JPEG with what turns it and says its colours, but no other metadata."""
+    """Return the same JPEG without metadata, except what says how it is turned and what its colours mean."""
     kept = [data[:2]]
     marker = at = end = 2
     while marker != 0xDA:
@@ -39,14 +42,14 @@ def jpeg_pixels(data: bytes) -> bytes:
             if _is_needed(marker, data[start + 4 : end], data[end : end + 1] == b"\xff"):
                 kept.append(data[start:end])
             at = start
-        if marker != 0xDA:  # the last segment's length is wrong, or the next one's marker
+        if marker != 0xDA:  # the length of the last segment or the marker of the next one is damaged
             at = _tables(data, at + 2)
     return b"".join((*kept, data[end:]))
 
 
 def _is_needed(marker: int, text: bytes, is_followed: bool) -> bool:
-    """Whether a segment is a table or a frame, or says how the picture is turned or what its colours mean."""
-    if 0xC0 <= marker <= 0xC2:  # one bit away from the markers of metadata
+    """Tell whether a segment is a table or a frame, or says how the picture is turned or what its colours mean."""
+    if 0xC0 <= marker <= 0xC2:  # one wrong bit turns a marker of metadata into these, so the length must match
         return len(text) > 5 and len(text) == 6 + 3 * text[5]
     if marker != 0xFE and not 0xE0 <= marker <= 0xEF:
         return True
@@ -58,7 +61,7 @@ def _is_needed(marker: int, text: bytes, is_followed: bool) -> bool:
 
 
 def _tables(data: bytes, at: int) -> int:
-    """Where the segments of the largest picture after `at` begin: a thumbnail's may come before them."""
+    """Find the segments of the largest picture after `at`, because those of a thumbnail may come before them."""
     best, where = 0, -1
     for found in _HEAD.finditer(data, at, at + _SEARCHED):
         starts = {marker: start for marker, start, _ in _segments(data, found.start())}
@@ -73,13 +76,13 @@ def _tables(data: bytes, at: int) -> int:
 
 
 def check_jpeg(data: bytes) -> int | None:
-    """Looks for damage that the decoder passes over in silence.
+    """Look for damage that the decoder ignores in silence.
 
-    JPEG has no checksum: changed bits that still decode are not found, nor a progressive JPEG that ends early with an
-    end marker.
+    JPEG has no checksum. So changed bits that still decode are not found, nor a progressive JPEG that ends early with
+    an end marker.
 
     Returns:
-        Where the picture's end marker is, if it has one.
+        The position of the picture's end marker, or None if it has none.
 
     Raises:
         DamagedError: a scan holds what no scan can, lacks a part between its restart markers, or its end is zeros.
@@ -92,11 +95,11 @@ def check_jpeg(data: bytes) -> int | None:
             frame = start + 4
         elif marker == 0xDA:
             scan = end
-    if not scan:  # odd segments that the decoder found its way through
+    if not scan:  # the decoder has read odd segments that `_segments` does not understand
         return None
     first, at = None, scan
     while (found := _MARKER.search(data, at)) and (marker := data[found.end() - 1]) != 0xD9:
-        # Between two scans: tables, comments, the number of lines, the next scan.
+        # Allowed between two scans are tables, comments, the number of lines and the next scan.
         if marker not in (0xC4, *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE):
             said = f"the JPEG's scan holds {found[0].hex()} at byte {found.start():,}, which no scan can; copy it again"
             raise DamagedError(said)
@@ -111,16 +114,24 @@ def check_jpeg(data: bytes) -> int | None:
 
 
 def padded_jpeg(data: bytes, end: int) -> bytes:
-    """The same JPEG with more data before its end marker, which its pixels need only if they end early."""
+    """Return the same JPEG with more data before its end marker.
+
+    The added data changes its pixels only if its own data ends early.
+    """
     return data[:end] + b"\x55" * 256 + data[end:]
 
 
 def _check_restarts(scan: bytes, frame: bytes, interval: int, components: int) -> None:
-    """Counts the restart markers of a scan that holds all components of a sequential JPEG."""
+    """Count the restart markers of a scan that holds all components of a sequential JPEG.
+
+    Raises:
+        DamagedError: some are missing or out of order.
+    """
     height, width, layers = struct.unpack_from(">HHB", frame, 1)
     if components != layers or not height:
         return
     factors = [frame[7 + 3 * i] for i in range(layers)] if layers > 1 else [0x11]
+    # A restart interval counts MCUs. An MCU has 8 pixels times the largest sampling factor, each way.
     across, down = 8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors)
     blocks = -(-width // across) * -(-height // down)
     expected = -(-blocks // interval) - 1

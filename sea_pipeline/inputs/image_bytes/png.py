@@ -1,4 +1,4 @@
-"""A PNG's chunks: checked, and those left out that say nothing about its pixels."""
+"""Check a PNG's chunks, and remove those that say nothing about its pixels."""
 
 import re
 import struct
@@ -10,16 +10,16 @@ PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_LIMIT = 1 << 20
 """Pillow refuses a PNG whose text is longer than this once decompressed."""
 _BLOCK, _TAIL = 65_536, 256
-"""What Pillow reads of a chunk at once, and how much of the pixels' end must come in one piece."""
+"""Bytes of a chunk that Pillow reads at once, and bytes of the pixels' end that must come in one piece."""
 _TURNED_BY = (b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""Keywords of the texts in which Pillow looks for how a PNG is turned."""
+"""Keywords of the texts in which Pillow looks for the orientation of a PNG."""
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
 _NEXT = re.compile(b"(?=" + b"|".join((*_PIXEL_CHUNKS, b"[a-z][A-Za-z][A-Z][A-Za-z]")) + b")")
-"""Looks ahead, because a length's bytes may be letters, too."""
+"""Matches of no width, because the bytes of a length may be letters, too, and matches may overlap."""
 
 
 def png_pixels(data: bytes) -> bytes:
-    """Checks a PNG's chunks and leaves out those that say nothing about its pixels.
+    """Check a PNG's chunks and leave out those that say nothing about its pixels.
 
     Raises:
         DamagedError: a chunk that holds pixels, the palette or the transparency differs from its checksum, or the
@@ -46,7 +46,7 @@ def png_pixels(data: bytes) -> bytes:
 
 
 def _joined(data: memoryview, kept: list[tuple[bytes, int, int]]) -> bytes:
-    """The chunks as a file whose last IDAT chunk holds its stream's checksum and pixels, too.
+    """Join the chunks to a file whose last IDAT chunk also holds the end of the pixels and its stream's checksum.
 
     Pillow stops as soon as it has all pixels, and would not see a checksum that it had to read separately.
     """
@@ -69,7 +69,10 @@ def _png_chunk(data: bytes, at: int) -> tuple[int, bytes]:
 
 
 def _is_chunk(data: bytes, at: int) -> bool:
-    """Whether a chunk begins here: one that is needed, even if it is damaged, or any other that fits its checksum."""
+    """Tell whether a chunk begins here.
+
+    A chunk that is needed counts even if it is damaged; any other must match its checksum.
+    """
     return data[at + 4 : at + 8] in _PIXEL_CHUNKS or _is_sound(data, at)
 
 
@@ -81,13 +84,17 @@ def _is_sound(data: bytes, at: int) -> bool:
 
 
 def _was_needed(data: bytes, at: int, end: int) -> bool:
-    """Whether the checksum fits once the chunk bears the name of one that is needed."""
+    """Tell whether the checksum matches if the chunk is given the name of a needed one."""
     expected = int.from_bytes(data[end - 4 : end])
     return any(zlib.crc32(data[at + 8 : end - 4], zlib.crc32(name)) == expected for name in _PIXEL_CHUNKS)
 
 
 def _next_chunk(data: bytes, at: int) -> int:
-    """Where the next sound chunk begins, after one at `at` whose length or name cannot be right."""
+    """Find the next sound chunk, after one at `at` whose length or name cannot be right.
+
+    Raises:
+        DamagedError: that chunk is a needed one, or there is none after it.
+    """
     name = data[at + 4 : at + 8]
     if name not in _PIXEL_CHUNKS:
         for found in _NEXT.finditer(data, at + 8):

@@ -1,4 +1,4 @@
-"""A TIFF without the tags that its pixels do not need."""
+"""Remove the tags of a TIFF that its pixels do not need."""
 
 import struct
 
@@ -8,11 +8,11 @@ _TAGS = {
     *range(512, 522),  # the first form of JPEG in TIFF
     *(529, 530, 531, 532),
 }
-"""The tags that say how to read a TIFF's pixels, and which way is up."""
+"""The tags that say how to read a TIFF's pixels, and how it is turned."""
 
 
 def tiff_pixels(data: bytes) -> bytes:
-    """The same TIFF with the tags of `_TAGS` alone, and no second picture."""
+    """Return the same TIFF with only the tags in `_TAGS`, and without a second picture."""
     order = "<" if data.startswith(b"II") else ">"
     big = b"+" in data[:4]
     count_form, step, offset_form = ("Q", 20, "Q") if big else ("H", 12, "I")
@@ -26,5 +26,5 @@ def tiff_pixels(data: bytes) -> bytes:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether a file says that it is a TIFF or a BigTIFF."""
+    """Tell whether a file begins as a TIFF or a BigTIFF does."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -1,4 +1,4 @@
-"""A WebP without its metadata."""
+"""Remove the metadata of a WebP."""
 
 import re
 import struct
@@ -11,7 +11,10 @@ _CHUNK = re.compile(rb"VP8[ LX]|ALPH|ANIM|ANMF|ICCP|EXIF|XMP ")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of each chunk; past a wrong length, of those that fit into the file."""
+    """Yield the name, the start and the end of each chunk.
+
+    A chunk of metadata with a wrong length is skipped, up to the next name of a chunk.
+    """
     at = 12
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)
@@ -25,7 +28,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_pixels(data: bytes) -> bytes:
-    """The same WebP without its colour profile and XMP, and without EXIF that is cut off."""
+    """Return the same WebP without its colour profile and XMP, and without EXIF that is cut off."""
     chunks = [(name, start, end) for name, start, end in _chunks(data) if name in _PIXELS or end <= len(data)]
     has_exif = any(name == b"EXIF" for name, _, _ in chunks)
     kept = b""
@@ -39,5 +42,5 @@ def webp_pixels(data: bytes) -> bytes:
 
 
 def is_webp(data: bytes) -> bool:
-    """Whether a file says that it is a WebP."""
+    """Tell whether a file begins as a WebP does."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"

@@ -1,7 +1,7 @@
-"""Where images come from: how an input is listed, and how its images are read again later.
+"""List the images of an input, and read them again later.
 
-A listing reads names, never pixels. What is wrong with one image's name is kept beside it (`Sample.problem`) and costs
-that image; what is wrong with the whole input stops the run. Each kind of input has a file here that lists and reads.
+A listing reads names, never pixels. A problem with one image's name is kept in its sample (`Sample.problem`) and costs
+only that image; a problem with the whole input stops the run. Each kind of input has a file here that lists and reads.
 """
 
 import os
@@ -32,7 +32,10 @@ _PACKAGED_PHOTOS = {
 
 
 def open_source(location: str) -> Source:
-    """What reads the images of a listing, from its `root`, which `dataset.json` calls `image_root`.
+    """Open the source that reads the images of a listing.
+
+    Args:
+        location: the listing's `root`, which `dataset.json` calls `image_root`.
 
     Raises:
         UserError: a package is not installed, or a dataset cannot be loaded.
@@ -47,7 +50,10 @@ def open_source(location: str) -> Source:
 
 
 def kind_of(location: str) -> str:
-    """How images are spelled below a location: the prefix of tars, tables, datasets; empty for files."""
+    """Return the prefix of a location.
+
+    It says whether the images lie in tars, tables or datasets, and is empty for files.
+    """
     prefixes = (hub.PREFIX, hub.STREAM, tars.PREFIX, tables.PREFIX)
     return next((prefix for prefix in prefixes if location.startswith(prefix) and not is_url(location)), "")
 
@@ -60,14 +66,16 @@ def list_samples(
     id_column: str | None = None,
     streaming: bool = False,
 ) -> Listing:
-    """Lists an input in a stable order: sorted by id, so that neither a file system nor a shuffled JSON changes it.
+    """List the images of an input in a stable order.
+
+    They are sorted by id, so that neither the file system nor a shuffled JSON changes the order.
 
     Args:
         images: `forms.FORMS` says what it may be; None for the packaged sample photos.
         image_root: where the paths in a list of images start, a folder or a URL; by default the folder of the list.
-        limit: keep the first so many.
-        id_column: the column of a table that ids come from; None for the first of `base.ID_COLUMNS` that will do.
-        streaming: read an `hf:` dataset forward, in the order that it has.
+        limit: keep only this many, the first ones.
+        id_column: the column of a table that ids come from; None for the first suitable one of `base.ID_COLUMNS`.
+        streaming: read an `hf:` dataset forward, in its own order.
 
     Raises:
         UserError: no such input, not of its format, or nothing in it.
@@ -93,7 +101,7 @@ def list_samples(
 
 
 def check_input(images: str | None, image_root: str | Path | None = None, *, streaming: bool = False) -> None:
-    """Refuses what `list_samples` would refuse of an input of this machine before it lists anything.
+    """Refuse an input of this machine that `list_samples` would refuse before it lists anything.
 
     Raises:
         UserError: nothing is there, or nothing of a form that is known; or the options contradict each other.
@@ -152,7 +160,8 @@ def _is_hub(images: str | None) -> bool:
 
 
 def _once(found: Iterable[Sample], left_out: Counter[str]) -> list[Sample]:
-    # Escaped names and names as they are may spell the same id: a problem never takes a good image's place.
+    # An escaped name may equal another image's real name. So the problem is part of the key, and a sample with a
+    # problem never replaces a good one.
     by_id: dict[tuple[str, str], Sample] = {}
     total = 0
     for sample in found:

@@ -1,4 +1,4 @@
-"""What every source of images is, and what names and ids must be."""
+"""Define what every source of images is, and what names and ids must be."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -12,24 +12,24 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
     | {".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-"""Names that a listing takes for images; what they really are is seen when they are read."""
+"""Suffixes of files that a listing takes for images; reading them shows what they really are."""
 OTHER_FILES = "files without an image's suffix"
 ID_COLUMNS = ("image_id", "id", "key", "__key__", "file_name")
-"""Columns that are taken for ids, the first one whose values are all there and differ."""
+"""Columns that may be ids; the first one whose values are all present and differ is taken."""
 ROW_NUMBERS = "row numbers"
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes")
 
 
 class Source(Protocol):
-    """Where images are read from; `open_source` makes one from a location. It can be used from threads."""
+    """Reads images; `open_source` makes one from a location. Several threads can use it at once."""
 
     readers: int
-    """How many reads at once keep it busy."""
+    """How many concurrent reads keep it busy."""
     random_access: bool
-    """Whether any image is as near as the next one."""
+    """Whether reading any image takes as long as reading the next one."""
 
     def read(self, uri: str) -> bytes:
-        """The bytes of one image, as its file or its row holds them.
+        """Read the bytes of one image, as its file or its row holds them.
 
         Raises:
             BadImageError: this image is not there, or cannot be read (stage `read`).
@@ -39,12 +39,15 @@ class Source(Protocol):
         ...
 
     def where(self, uri: str) -> tuple[str, int]:
-        """Where an image's bytes lie, to be sorted by: images are read fastest in that order, equal ones in any."""
+        """Return a sort key for the position of an image's bytes.
+
+        Images are read fastest in the order of their keys. Equal keys may be read in any order.
+        """
         ...
 
 
 class Found(NamedTuple):
-    """What a listing found: where the `uri`s start, the samples, and what their ids are."""
+    """The result of a listing: where the `uri`s start, the samples, and what their ids are."""
 
     root: str
     samples: list[Sample]
@@ -54,14 +57,17 @@ class Found(NamedTuple):
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name ends as images do."""
+    """Tell whether a name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def named(image_id: str, uri: str, what: str) -> Sample:
-    """A sample; one with a problem where the name of `what` (a file, a tar's member) is not UTF-8.
+    """Make a sample, with a problem if its name is not UTF-8 or holds a NUL.
 
-    Bytes that are not UTF-8 stand in `image_id` and `uri` as Python's surrogate escapes.
+    Args:
+        image_id: the id; bytes that are not UTF-8 are Python's surrogate escapes, here and in `uri`.
+        uri: where its bytes are.
+        what: what bears the name (a file, a tar's member), for the problem.
     """
     try:
         image_id.encode()
@@ -74,7 +80,7 @@ def named(image_id: str, uri: str, what: str) -> Sample:
 
 
 def escaped(text: str) -> str:
-    """Text that can be written, with what is not UTF-8 as backslash escapes."""
+    """Replace what is not UTF-8 in a text by backslash escapes, so that it can be written."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a UTF-16 pair, from JSON
@@ -82,18 +88,25 @@ def escaped(text: str) -> str:
 
 
 def row_id(row: int) -> str:
-    """A row number as an id: of a fixed width, so that ids sort as rows do."""
+    """Format a row number as an id of fixed width, so that ids sort as rows do."""
     return f"{row:09d}"
 
 
 def row_place(uri: str) -> tuple[str, int]:
-    """`FILE#ROW` as its parts."""
+    """Split `FILE#ROW` into its parts."""
     name, _, row = uri.rpartition("#")
     return name, int(row)
 
 
 def row_sample(image_id: str | NoId, uri: str, row: str, column: str) -> Sample:
-    """The sample of a row, by its id in `column`; one with a problem, called `row`, where it has none."""
+    """Make the sample of a row.
+
+    Args:
+        image_id: its id; if there is none, the sample has a problem.
+        uri: where its bytes are.
+        row: what the sample is called if it has no id.
+        column: the column of the ids.
+    """
     if isinstance(image_id, NoId):
         return Sample(row, uri, f"expected an id in the column {column!r}; found {image_id.found}")
     return named(image_id, uri, "image")
@@ -102,12 +115,12 @@ def row_sample(image_id: str | NoId, uri: str, row: str, column: str) -> Sample:
 def chosen_ids(
     columns: Mapping[str, Callable[[], list[str | NoId]]], asked: str | None
 ) -> tuple[str, list[str | NoId]] | None:
-    """The name and the values of the column that ids come from; None where no column will do.
+    """Choose the column that ids come from, and return its name and values, or None if no column is suitable.
 
     Args:
         columns: the columns that may be asked for, and what reads one.
-        asked: the one that must be taken; None for the first of `columns` with a different value in every row, and none
-            missing.
+        asked: the column that must be taken; None for the first of `columns` that has a different value in every row,
+            and none missing.
     """
     if asked is not None:
         return asked, columns[asked]()
@@ -120,7 +133,7 @@ def chosen_ids(
 
 
 def candidates(names: list[str], asked: str | None, shown: str) -> list[str]:
-    """The columns that may hold ids, the best first.
+    """List the columns that may hold ids, the best first.
 
     Raises:
         UserError: there is no column `asked`.
@@ -133,7 +146,7 @@ def candidates(names: list[str], asked: str | None, shown: str) -> list[str]:
 
 
 def image_column(eligible: list[str], shown: str) -> str | None:
-    """Which of the columns that hold bytes is the image's; None where there is none.
+    """Choose the image's column among those that hold bytes, or None if there are none.
 
     Raises:
         UserError: there are several, and none has a name that says so.

@@ -1,4 +1,4 @@
-"""Which column of a table, or of a dataset, holds the images, and which ones may hold their ids."""
+"""Find the column of a table or a dataset that holds the images, and those that may hold their ids."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from sea_pipeline.inputs.sources.values import IDS, IMAGES, described, is_bytes,
 
 
 class Leaf(NamedTuple):
-    """A column, or a field of one that holds structs."""
+    """A column, or a field of a column that holds structs."""
 
     column: str
     child: str | None = None
@@ -20,14 +20,16 @@ class Leaf(NamedTuple):
         return f"{self.column}.{self.child}" if self.child else self.column
 
     def of(self, rows: pa.RecordBatch | pa.Table) -> Iterator[pa.Array]:
-        """Its values in some rows."""
+        """Yield its values in some rows, chunk by chunk."""
         values = rows.column(self.column)
         for chunk in values.chunks if isinstance(values, pa.ChunkedArray) else [values]:
             yield chunk.flatten()[chunk.type.get_field_index(self.child)] if self.child else chunk
 
 
 def image_leaf(schema: pa.Schema, shown: str) -> Leaf | None:
-    """What holds the images' bytes: `bytes` in a column of structs, or a column; None where there is none.
+    """Find what holds the images' bytes, a column or the field `bytes` of a column of structs.
+
+    None if nothing does.
 
     Bytes of a rarer type (dictionaries, views, lists of numbers from 0 to 255) count if no column has the usual one.
 
@@ -46,13 +48,13 @@ def image_leaf(schema: pa.Schema, shown: str) -> Leaf | None:
 
 
 def path_leaf(schema: pa.Schema, image: Leaf) -> Leaf | None:
-    """The path beside the bytes, if there is one."""
+    """Find the field `path` in the struct of the image's bytes, or None if there is none."""
     path = _child(schema.field(image.column).type, "path") if image.child else None
     return Leaf(image.column, "path") if path is not None and is_text(path) else None
 
 
 def id_columns(schema: pa.Schema, asked: str | None, shown: str) -> list[str]:
-    """The columns that ids may come from, the best first.
+    """List the columns that ids may come from, the best first.
 
     Raises:
         UserError: there is no column `asked`, or it holds what cannot be ids.
@@ -67,7 +69,7 @@ def id_columns(schema: pa.Schema, asked: str | None, shown: str) -> list[str]:
 
 
 def no_images(schema: pa.Schema) -> str:
-    """What there is in place of a column of images."""
+    """Describe what a table has instead of a column of images."""
     found = described(schema)
     return f"expected a column of images{f' ({IMAGES})' if '(' in found else ''}; found {found}"
 

@@ -1,4 +1,4 @@
-"""Files below a root, by name: on this machine, or through fsspec."""
+"""Read and list files below a root, on this machine or through fsspec."""
 
 import glob
 import os
@@ -16,35 +16,48 @@ from sea_pipeline.storage.ranged import ranged_file
 
 
 class Files(Protocol):
-    """Files below a root. It is a source of images, too, whose `uri`s are the names of the files."""
+    """Files below a root. It is also a source of images, whose `uri`s are the names of the files."""
 
     root: str
     readers: int
     random_access: bool
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
-        """A file's bytes, or a part of them; fewer where the file ends. See `Source.read`."""
+        """Read a file's bytes, or a part of them, or fewer if the file ends before.
+
+        See `Source.read`.
+        """
         ...
 
     def where(self, uri: str) -> tuple[str, int]:
-        """See `Source`: files are equally near."""
+        """Return the same key for every file, because all are equally near.
+
+        See `Source.where`.
+        """
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read and seek in; `OSError` where that is not possible."""
+        """Open a file to read and to seek in.
+
+        Raises:
+            OSError: that is not possible.
+        """
         ...
 
     def names(self, left_out: Counter[str]) -> Iterator[str]:
-        """Every file below the root, in any order; names that are not UTF-8 with surrogate escapes."""
+        """Yield the name of every file below the root, in any order.
+
+        Names that are not UTF-8 have surrogate escapes.
+        """
         ...
 
     def matching(self, pattern: str) -> list[str]:
-        """The files that a glob pattern means."""
+        """List the files that match a glob pattern."""
         ...
 
 
 def open_files(root: str) -> Files:
-    """The files below a folder of this machine, or below a URL.
+    """Open the files below a folder of this machine, or below a URL.
 
     Raises:
         UserError: the URL's protocol is unknown, or needs a package that is not installed.
@@ -59,27 +72,30 @@ def open_files(root: str) -> Files:
 
 
 def on_disk(name: str) -> str:
-    """What Python calls a file whose name is these characters in UTF-8: the same, unless the locale is another one."""
+    """Convert a name in UTF-8 to Python's name of the file, which differs if the locale has another encoding."""
     return os.fsdecode(name.encode("utf-8", "surrogateescape"))
 
 
 def in_utf8(path: str) -> str:
-    """The name in UTF-8 of what Python calls `path`: the other way round; surrogate escapes for what is no UTF-8."""
+    """Convert Python's name of a file to UTF-8, with surrogate escapes for other bytes, as the inverse of `on_disk`."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def _as_it_is(root: str) -> Path:
-    """The folder that a user's text or a record means, of which the latter is in UTF-8 whatever the locale is."""
+    """Find the folder that a user or a record means.
+
+    A record's text is in UTF-8 whatever the locale is, a user's text is in the locale's encoding.
+    """
     path, other = Path(root), Path(on_disk(root))
     try:
         return path if path == other or path.exists() else other
-    except UnicodeEncodeError:  # the locale's encoding has no such character
+    except UnicodeEncodeError:  # the locale's encoding lacks a character of it
         return other
 
 
 @contextmanager
 def reading(shown: str) -> Iterator[None]:
-    """Turns an `OSError` into one line about an input that is read as a whole: a list, a tar's headers."""
+    """Turn an `OSError` in the block into one line about an input that is read as a whole, such as a list."""
     try:
         yield
     except BadImageError as error:
@@ -91,7 +107,7 @@ def reading(shown: str) -> Iterator[None]:
 
 
 class LocalFiles:
-    """The files below a folder."""
+    """The files below a folder of this machine."""
 
     readers = 1
     random_access = True
@@ -101,7 +117,7 @@ class LocalFiles:
         self.root = in_utf8(str(self._root))
 
     def is_there(self) -> bool:
-        """Whether there is such a folder."""
+        """Tell whether the folder exists."""
         return self._root.is_dir()
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
@@ -132,7 +148,7 @@ class LocalFiles:
         return [in_utf8(name) for name in found if (self._root / name).is_file()]
 
     def names(self, left_out: Counter[str]) -> Iterator[str]:
-        """See `Files`. Links to folders are followed unless they lead back to where we came from."""
+        """See `Files`. Follow links to folders unless they lead back to a folder above them."""
         top = os.fsencode(self._root)
         stack: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(b"", ())]
         while stack:
@@ -144,7 +160,7 @@ class LocalFiles:
             except OSError as error:
                 if not inner:
                     raise UserError(f"{self.root}: cannot be listed: {error.strerror}") from error
-                is_left = is_leftover(os.fsdecode(inner))  # as `lost+found` is, which is root's
+                is_left = is_leftover(os.fsdecode(inner))  # such as `lost+found`, which only root may read
                 left_out[LEFTOVERS if is_left else "folders that cannot be listed"] += 1
                 continue
             identity = (status.st_dev, status.st_ino)

@@ -1,4 +1,4 @@
-"""What `--images` says: a folder, a file, or several, here or at a URL."""
+"""Find the files that `--images` means: a folder, a file, or several, on this machine or at a URL."""
 
 import glob
 import os
@@ -20,7 +20,7 @@ FORMS = (
     "{000..009}), a URL of one of these, or hf:NAME[:SPLIT]"
 )
 LISTS = {".json", ".jsonl", ".csv", ".tsv", ".txt"}
-"""Of files that name images; a .parquet file names them or holds them."""
+"""Suffixes of files that name images; a .parquet file, which is not here, names them or holds them."""
 _SEVERAL = {".parquet", ".tar"}
 _SUFFIXES = LISTS | _SEVERAL
 _BRACES = re.compile(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}")
@@ -28,7 +28,7 @@ _MOST_NAMES = 1_000_000
 
 
 class Input(NamedTuple):
-    """Files below a root: images (an empty suffix), or files that hold or name images, all of one suffix."""
+    """Files below a root: images (with an empty suffix), or files of one suffix that hold or name images."""
 
     files: Files
     names: list[str]
@@ -37,7 +37,7 @@ class Input(NamedTuple):
 
 
 def find_input(images: str, left_out: Counter[str]) -> Input:
-    """The files that `--images` means.
+    """Find the files that `--images` means.
 
     Raises:
         UserError: nothing is there, or nothing that is an input.
@@ -46,7 +46,7 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
         images = images.removeprefix(local)
     if not is_url(images):
         path = Path(images)
-        if os.path.isdir(path):  # noqa: PTH112 - of a pattern that is longer than names may be, Path raises
+        if os.path.isdir(path):  # noqa: PTH112 - Path raises on a pattern that is longer than a name may be
             return _folder(LocalFiles(path), images, left_out)
         if os.path.exists(path):  # noqa: PTH110
             return _several(LocalFiles(path.parent), [in_utf8(path.name)], images)
@@ -61,7 +61,7 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
 
 
 def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
-    """A folder of images or, without any, of tars or Parquet files."""
+    """List a folder of images or, if it has none, of tars or Parquet files."""
     names: list[str] = []
     several: dict[str, list[str]] = {suffix: [] for suffix in sorted(_SEVERAL)}
     others = 0
@@ -109,7 +109,7 @@ def _several(files: Files, names: list[str], images: str) -> Input:
 
 
 def _expanded(pattern: str, images: str) -> list[str]:
-    """The patterns that braces mean, as in a shell: `{000..009}`, `{train,val}`, one inside another."""
+    """Expand the braces of a pattern as a shell does, `{000..009}` or `{train,val}`, also nested ones."""
     ahead, done = [pattern], []
     while ahead:
         piece = ahead.pop()
@@ -142,7 +142,7 @@ def _parent(images: str) -> str:
 
 
 def is_pattern(images: str) -> bool:
-    """Whether it stands for names that are looked for, as `*` and `{000..009}` do."""
+    """Tell whether a text is a pattern of names, with `*` or `{000..009}`."""
     return re.search(r"[*?\[]", images) is not None or _BRACES.search(images) is not None
 
 

@@ -1,6 +1,6 @@
-"""Rows that can only be read forward, for readers that ask for them nearly in order, from several threads.
+"""Serve rows that can only be read forward to threads that ask for them nearly in order.
 
-There may be two such readers, each with an order of its own: on a GPU two shards are read at once.
+There may be two readers, each with an order of its own, because on a GPU two shards are read at once.
 """
 
 import threading
@@ -21,17 +21,17 @@ class _Reader(Generic[_Row]):
     rows: Iterator[_Row]
     next: int
     piece: int
-    """The first row of the piece that it is in."""
+    """The first row of the piece that it reads."""
 
 
 class Forward(Generic[_Row]):
-    """Rows by their number; the latest ones stay, at most 64 or 64 MB, whichever is more.
+    """Rows by their number. The latest 64 rows or 64 MB, whichever is more, stay in memory.
 
     Args:
-        begin: opens an iterator at or before a row; gives the row that it begins with, and the iterator. After an
-            exception out of it, the next row asked for begins anew.
-        size: of a row, in bytes.
-        start: the first row of the piece that a row is in; an iterator ends with its piece.
+        begin: opens an iterator at or before a row; returns the row that it begins with, and the iterator. After an
+            exception from it, the next row asked for begins anew.
+        size: returns the bytes of a row.
+        start: returns the first row of the piece that a row is in; an iterator ends with its piece.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Forward(Generic[_Row]):
         self._kept: OrderedDict[int, _Row] = OrderedDict()
         self._bytes = 0
         self._readers: list[_Reader[_Row]] = []
-        """The one that was asked last is the last one."""
+        """In the order of their use, the latest one last."""
 
     def __getitem__(self, row: int) -> _Row:
-        """One row.
+        """Return one row.
 
         Raises:
-            IndexError: there are not so many rows.
+            IndexError: there are fewer rows.
         """
         with self._lock:
             if row in self._kept:
@@ -72,7 +72,7 @@ class Forward(Generic[_Row]):
             return self._kept[row]
 
     def _reader(self, row: int) -> _Reader[_Row]:
-        """The nearest one before a row in its piece, or a new one."""
+        """Return the nearest reader before a row in its piece, or open a new one."""
         piece = self._start(row)
         ahead = [reader for reader in self._readers if reader.piece == piece and reader.next <= row]
         if ahead:

@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face's `datasets`: from the hub, or from a folder."""
+"""List and read datasets of Hugging Face's `datasets`, from the hub or from a folder."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 PREFIX = "hf:"
 STREAM = "hf-stream:"
 _BEHIND = 64
-"""Rows before the one asked for that a stream begins with: threads ask nearly in order."""
+"""Rows before the one asked for at which a stream begins, because threads ask only nearly in order."""
 _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 
@@ -32,7 +32,7 @@ class _Cell(NamedTuple):
 
 
 class HubSource:
-    """Reads rows; a `uri` is the row's number, from 0."""
+    """Reads rows of a dataset; a `uri` is the row's number, from 0."""
 
     def __init__(self, location: str) -> None:
         self.random_access = not location.startswith(STREAM)
@@ -70,7 +70,10 @@ class HubSource:
         return first, map(self._cell, self._rows.skip(first) if first else self._rows)
 
     def _cell(self, row: pa.Table) -> _Cell:
-        """A row's cell, copied: a part of an Arrow table keeps all of it in memory. Damage ends no stream of rows."""
+        """Copy a row's cell, because a slice of an Arrow table keeps all of the table in memory.
+
+        Damage is kept in the cell, so that it does not end a stream of rows.
+        """
         try:
             (data,) = (data for values in _values(row, self._leaf) for data in bytes_of(values))
             path = path_leaf(row.schema, self._leaf) if data is None else None
@@ -85,9 +88,10 @@ def _size(cell: _Cell) -> int:
 
 
 def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: bool) -> Found:
-    """The rows of a split, `NAME[:SPLIT]`, by the first id column whose values all differ, else their row numbers.
+    """List the rows of a split, `NAME[:SPLIT]`.
 
-    A stream's columns of ids are read in a pass of their own, its images not yet; with `limit`, only so far.
+    Their ids are the first id column whose values all differ, or else their row numbers. A stream's id columns are read
+    in a pass of their own, without the images, and only as far as `limit`.
 
     Raises:
         UserError: no such dataset, split or column, or the hub cannot be reached.
@@ -121,7 +125,10 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """`NAME[:SPLIT]` as its parts; a folder's name may have colons, a split's slice may, too."""
+    """Split `NAME[:SPLIT]` into its parts.
+
+    The name of a folder and the slice of a split may have colons, too.
+    """
     places = [place for place, character in enumerate(text) if character == ":"]
     for place in (len(text), *reversed(places)):
         if Path(text[:place]).exists():
@@ -156,7 +163,7 @@ def _only_split(name: str) -> str:
 
 
 def _place(name: str) -> str:
-    """A folder from the root on, as `datasets` takes `data:x` for a URL; else what the hub calls it."""
+    """Return the absolute path of a folder, because `datasets` takes `data:x` for a URL, or else the hub's name."""
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
@@ -168,7 +175,7 @@ def _is_saved(name: str) -> bool:
 def _loading(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # what a dataset's files, the hub and the network raise
+    except Exception as error:  # from a dataset's files, the hub or the network
         hint = ""
         if isinstance(error, ConnectionError | TimeoutError):
             hint = "; is this machine offline? A folder will do: --images hf:FOLDER"
@@ -180,18 +187,18 @@ def _loading(name: str) -> Iterator[None]:
 
 @contextmanager
 def _as_a_whole(shown: str) -> Iterator[None]:
-    """Turns what reading columns raises into one line."""
+    """Turn errors of reading whole columns into one line."""
     try:
         yield
     except (OSError, UserError):
         raise
-    except Exception as error:  # whatever a dataset's files lead its packages to
+    except Exception as error:  # on a dataset's files its packages raise any kind of exception
         raise UserError(f"{shown}: cannot be read: {one_line(error)}") from error
 
 
 @contextmanager
 def _faults(shown: str) -> Iterator[None]:
-    """Turns what the network's packages raise into the `OSError` that a shard is tried again for."""
+    """Turn errors of the network's packages into the `OSError` after which a shard is tried again."""
     try:
         yield
     except OSError:
@@ -214,31 +221,31 @@ def _image_leaf(features: Any, shown: str) -> Leaf:  # noqa: ANN401
 
 
 def _arrow(rows: Any, columns: list[str]) -> Any:  # noqa: ANN401
-    """Some columns as Arrow holds them: images as the bytes or the path that are stored, text that may not be UTF-8."""
+    """Select columns in Arrow's form, in which images are the stored bytes or path, and text need not be UTF-8."""
     return rows.select_columns(columns).with_format("arrow")
 
 
 def _columns(rows: Any, names: list[str], limit: int | None = None) -> dict[str, list[str | NoId]]:  # noqa: ANN401
-    """Columns of ids, of the first `limit` rows."""
+    """Read columns of ids, of the first `limit` rows."""
     some = rows if limit is None else rows.take(limit)
     batches = list(_arrow(some, names).iter(1000))
     return {name: id_texts([chunk for batch in batches for chunk in _values(batch, Leaf(name))]) for name in names}
 
 
 def _values(rows: pa.Table, leaf: Leaf) -> Iterator[pa.Array]:
-    """The values of a column, each of which lies inside its buffers.
+    """Yield the values of a column, after checking that each of them lies inside its buffers.
 
-    Arrow takes the offsets of a file that is mapped into memory as they stand, and a damaged one ends the process.
+    Arrow trusts the offsets of a file that is mapped into memory, and a damaged one ends the process.
 
     Raises:
-        pa.ArrowInvalid: one does not.
+        pa.ArrowInvalid: a value lies outside its buffers.
     """
     for chunk in rows.column(leaf.column).chunks:
         chunk.validate()
     for values in leaf.of(rows):
         stored = plain(values)
         is_letters = is_text(stored.type) and not pa.types.is_string_view(stored.type)
-        # As bytes: text that is not UTF-8 costs its own row.
+        # Text is checked as bytes, because text that is not UTF-8 must cost only its own row.
         (stored.view(_BYTES_OF.get(stored.type, stored.type)) if is_letters else stored).validate(full=True)
         yield values
 
@@ -252,7 +259,7 @@ def _length(rows: Any, image: str, split: str, limit: int | None) -> int:  # noq
 
 
 def _paths(rows: Any, path: Leaf, name: str) -> list[str | NoId]:  # noqa: ANN401
-    """The images' own paths, from the dataset's folder on, or their last part; not their bytes."""
+    """Read the images' own paths, relative to the dataset's folder or only their last part, without the bytes."""
     batches = _arrow(rows, [path.column]).iter(1000)
     folder = Path(name).absolute()
     texts = (text for batch in batches for text in id_texts(list(_values(batch, path))))
@@ -266,7 +273,11 @@ def _relative(path: str, folder: Path) -> str:
 
 
 def _file(path: str, name: str) -> bytes:
-    """A file beside the data: below the dataset's folder, in the caches of `datasets`, or on the hub."""
+    """Read a file that a row names, below the dataset's folder, in the caches of `datasets`, or on the hub.
+
+    Raises:
+        BadImageError: it lies elsewhere, or cannot be read.
+    """
     if path.startswith("hf://") or "::hf://" in path:
         fsspec = require("fsspec", "data")
 

@@ -1,8 +1,8 @@
-"""The order that images are read in, and the one that they are planned in.
+"""Choose the order in which images are read, and the order in which they are planned.
 
-Rows of a table can only be read forward, from where their piece (a row group) begins. So a shard's images are read in
-the order of their bytes, whatever order they have in the shard. Where the ids strew each shard's rows over the whole
-table, that is not enough, because every shard would read all of it: the shards themselves are cut in the table's order.
+Rows of a table can only be read forward, from the start of their piece (a row group). So a shard's images are read in
+the order of their bytes, whatever their order in the shard. If the ids scatter each shard's rows over the whole table,
+that is not enough, because every shard would read all of it. Then the shards themselves are cut in the table's order.
 """
 
 import bisect
@@ -15,30 +15,34 @@ from sea_pipeline.inputs.sources.base import Source, row_place
 OPEN_FILES = 4
 """Files that `tables` keeps open."""
 _FEW = 2048
-"""So many rows more are read in no time."""
+"""Reading this many more rows takes no noticeable time."""
 
 _Place = tuple[str, int]
 
 
 def reading_order(samples: Iterable[Sample], source: Source) -> list[Sample]:
-    """The images of a shard as their bytes lie; those that cannot be read first."""
+    """Sort the images of a shard by the position of their bytes, with those that cannot be read first."""
     return sorted(samples, key=lambda sample: ("", -1) if sample.problem is not None else source.where(sample.uri))
 
 
 def planning_order(listing: Listing, shard_size: int) -> list[Sample]:
-    """The listed images in the order that a new folder plans them in: that of the listing, nearly always.
+    """Return the listed images in the order in which a new folder plans them.
 
-    It is that of the table's rows if shards of the listing would read a quarter more rows than they need, or worse.
+    It is the order of the listing, except if shards cut from the listing would read over a quarter more rows, and over
+    `_FEW` more, than shards cut from the table. Then it is the order of the table's rows.
     """
     if not listing.pieces:
         return listing.samples
-    order = sorted(listing.samples, key=_place)  # stable: the crops of an image stay as they are
+    order = sorted(listing.samples, key=_place)  # stable, so the crops of an image keep their order
     by_place, as_listed = (_rows_read(samples, listing.pieces, shard_size) for samples in (order, listing.samples))
     return order if as_listed - by_place > max(_FEW, by_place // 4) else listing.samples
 
 
 def _rows_read(samples: Sequence[Sample], pieces: Mapping[str, Sequence[int]], shard_size: int) -> int:
-    """How many rows are read for all shards, one after the other, by what goes on where it is, if it can."""
+    """Count the rows that are read for all shards, one after the other.
+
+    A reader that is in the right piece, at or before the row, continues; any other starts at the piece's first row.
+    """
     at: OrderedDict[str, tuple[int, int]] = OrderedDict()
     rows = 0
     for first in range(0, len(samples), shard_size):
@@ -55,5 +59,8 @@ def _rows_read(samples: Sequence[Sample], pieces: Mapping[str, Sequence[int]], s
 
 
 def _place(sample: Sample) -> _Place:
-    """Of a file that is damaged, in front of its rows."""
+    """Return the file and the row of a sample.
+
+    A damaged file comes before its rows.
+    """
     return row_place(sample.uri) if sample.uri.rpartition("#")[2].isdecimal() else (sample.uri, -1)

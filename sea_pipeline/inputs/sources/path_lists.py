@@ -1,4 +1,4 @@
-"""Lists of images' paths: LLaVA's JSON and JSONL, CSV, TSV, plain text, Parquet."""
+"""Read lists of images' paths from LLaVA's JSON and JSONL, CSV, TSV, plain text and Parquet."""
 
 import csv
 import io
@@ -24,19 +24,19 @@ PATH_COLUMNS = ("path", "image", "file_name", "uri")
 """Columns that hold a path, the best first."""
 
 _Columns = tuple[list[str | None], dict[str, list[str | NoId]]]
-"""The paths, and by column what may be the ids."""
+"""The paths, and the possible ids by column."""
 
 
 def list_paths(files: Files, name: str, image_root: Files, id_column: str | None, left_out: Counter[str]) -> Found:
-    """The images that a file names, by what it calls them.
+    """List the images that a file names.
 
     Args:
         files: where the list is.
-        name: of the list.
-        image_root: where its paths start. A path that leaves it costs that image.
-        id_column: the column that holds the ids; None for the first that `ID_COLUMNS` names whose values all differ, or
-            else the paths as they are written.
-        left_out: told of records without an image.
+        name: its name there.
+        image_root: where its paths start. A path that leaves it costs only that image.
+        id_column: the column that holds the ids; None for the first of `ID_COLUMNS` whose values all differ, or else
+            the paths as they are written.
+        left_out: counts records without an image.
 
     Raises:
         UserError: it cannot be read, or is no such list.
@@ -62,7 +62,10 @@ def list_paths(files: Files, name: str, image_root: Files, id_column: str | None
 
 
 def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str]) -> Iterator[Sample]:
-    """The images of a LLaVA file, one at a time; a record that cannot be read, or has other media, is a bad sample."""
+    """Yield the images of a LLaVA file one at a time.
+
+    A record that cannot be read, or that has other media, becomes a sample with a problem.
+    """
     bad: list[Sample] = []
 
     def unread(number: int, problem: object) -> None:
@@ -82,7 +85,10 @@ def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str])
 
 
 def _sample(image_id: Any, path: Any, root: str) -> Sample:  # noqa: ANN401 - whatever a data file holds
-    """One image; a path or URL that is written in full may begin with the root."""
+    """Make the sample of one image.
+
+    A full path or URL may begin with the root.
+    """
     try:
         if image_id is None:
             raise ValueError("expected an id; found none")
@@ -107,7 +113,10 @@ def _text(file: Any, shown: str, suffix: str, id_column: str | None) -> _Columns
 
 
 def _rows(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: ANN401
-    """The names of the columns, then the rows. What is not UTF-8 costs its own row: it comes as surrogate escapes."""
+    """Yield the names of the columns, then the rows.
+
+    Bytes that are not UTF-8 become surrogate escapes, so that they cost only their own row.
+    """
     lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     if suffix == ".txt":
         yield ["path"]
@@ -125,7 +134,7 @@ def _rows(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: A
 
 
 def _parquet(file: Any, shown: str, id_column: str | None) -> _Columns:  # noqa: ANN401
-    """The same of a Parquet file, of which only the columns are read that can matter."""
+    """Read the paths and ids of a Parquet file, and no other columns."""
     try:
         table = pq.ParquetFile(file, page_checksum_verification=True)
         schema = table.schema_arrow

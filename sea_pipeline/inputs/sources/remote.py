@@ -1,6 +1,6 @@
-"""Files through fsspec.
+"""Read and list files through fsspec.
 
-Credentials are fsspec's business: the environment, and the configuration files of the service's own package.
+Credentials are left to fsspec: the environment, and the configuration files of the service's own package.
 """
 
 import errno
@@ -21,7 +21,7 @@ _Answer = TypeVar("_Answer")
 
 
 class RemoteFiles:
-    """The files below a URL. Names are literal: what is special in an fsspec URL is not so in them."""
+    """The files below a URL. Names are literal, so characters that an fsspec URL gives a meaning have none in them."""
 
     readers = 16
     random_access = True
@@ -54,7 +54,7 @@ class RemoteFiles:
         return "", 0
 
     def part(self, name: str, start: int, length: int) -> bytes:
-        """At most `length` bytes of a file from `start` on; fewer where it ends."""
+        """Read at most `length` bytes of a file from `start` on, or fewer if it ends before."""
         if not length:
             return b""
 
@@ -92,7 +92,7 @@ class RemoteFiles:
             return []
         except UserError:
             raise
-        except Exception as error:  # a name that the service forbids is no OSError
+        except Exception as error:  # a name that the service forbids raises no OSError
             raise UserError(f"{self.root}: cannot be listed: {one_line(error)}") from error
         top = f"{self._top}/"
         return [path[len(top) :] for path in paths if path.startswith(top) and not path.endswith("/")]
@@ -106,11 +106,11 @@ class RemoteFiles:
 
 
 def _asked(action: Callable[[], _Answer], shown: str) -> _Answer:
-    """The same as `patiently`, with an `OSError` for whatever a service's package says of a refusal."""
+    """Call `patiently`, and turn whatever a service's package raises on a refusal into an `OSError`."""
     try:
         return patiently(action, shown)
     except (OSError, UserError):
         raise
-    except Exception as error:  # aiohttp's are no OSErrors
+    except Exception as error:  # not all of aiohttp's exceptions are OSErrors
         kind = PermissionError if {401, 403} & error_statuses(error) else OSError
         raise kind(one_line(error)) from error

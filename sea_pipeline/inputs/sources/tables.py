@@ -1,4 +1,4 @@
-"""Images as bytes in Parquet files: Hugging Face's struct of bytes and path, or a plain binary column."""
+"""List and read images that Parquet files hold as bytes, in Hugging Face's struct or in a plain binary column."""
 
 import bisect
 import threading
@@ -24,13 +24,13 @@ from sea_pipeline.storage.parquet import refuse_other_counts
 
 PREFIX = "parquet:"
 _BUFFER = 1 << 20
-"""Bytes of a column read ahead: a row group is never held as a whole, however large."""
+"""Bytes of a column that are read ahead, so that a large row group is never held as a whole."""
 _BATCH = 8
 """Rows decoded at a time."""
 
 
 class _Damage(NamedTuple):
-    """What a row has in place of bytes."""
+    """The reason why a row has no bytes."""
 
     reason: str
 
@@ -39,7 +39,7 @@ _Cell = bytes | _Damage | None
 
 
 class TableSource:
-    """Reads rows; a `uri` is `FILE#ROW`, from 0. Rows are near in the order of the files."""
+    """Reads rows of tables; a `uri` is `FILE#ROW`, from 0. They are read fastest in the order of the files."""
 
     readers = 1
     random_access = True
@@ -97,13 +97,16 @@ def _forward(files: Files, name: str) -> Forward[_Cell]:
 
 
 def _starts(table: pq.ParquetFile) -> list[int]:
-    """The first row of each row group, and behind the last one the number of rows."""
+    """Return the first row of each row group, and the number of rows as the last entry."""
     groups = range(table.metadata.num_row_groups)
     return [0, *accumulate(table.metadata.row_group(group).num_rows for group in groups)]
 
 
 def _cells(table: pq.ParquetFile, column: Leaf, group: int, rows: int) -> Iterator[_Cell]:
-    """The rows of a row group; behind a damaged place each of them is the damage."""
+    """Yield the rows of a row group.
+
+    From a damaged place on, every row is the damage.
+    """
     given = 0
     try:
         for values in _column(table, column, [group]):
@@ -120,13 +123,19 @@ def _size(cell: _Cell) -> int:
 
 
 def _refuse_passing(error: Exception) -> None:
-    """Raises what is the machine's or the network's fault; what Arrow itself finds wrong has no `errno`."""
+    """Raise an error that is the machine's or the network's fault.
+
+    What Arrow itself finds wrong has no `errno`.
+    """
     if isinstance(error, OSError) and error.errno in PASSING:
         raise error
 
 
 def is_table_of_images(files: Files, name: str) -> bool:
-    """Whether a Parquet file has a column of bytes; one that cannot be opened is none."""
+    """Tell whether a Parquet file has a column of bytes.
+
+    A file that cannot be opened has none.
+    """
     with reading(f"{files.root}/{name}"), files.open(name) as file:
         try:
             return image_leaf(pq.ParquetFile(file).schema_arrow, f"{files.root}/{name}") is not None
@@ -136,7 +145,9 @@ def is_table_of_images(files: Files, name: str) -> bool:
 
 
 def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_out: Counter[str]) -> Found:
-    """The images of Parquet files, by the first id column whose values all differ, else by their row numbers.
+    """List the images of Parquet files.
+
+    Their ids are the first id column whose values all differ, or else their row numbers.
 
     Raises:
         UserError: a column that is asked for is not there; the only file is no Parquet.
@@ -173,7 +184,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
 
 
 def _id_leaves(schema: pa.Schema, id_column: str | None, shown: str) -> list[Leaf] | None:
-    """What the ids of a table may come from, the best first; None where it has no images."""
+    """List the columns that ids of a table may come from, the best first, or None if it has no images."""
     image = image_leaf(schema, shown)
     if image is None:
         return None
@@ -200,7 +211,7 @@ def _ids(files: Files, pieces: Mapping[str, Sequence[int]], column: Leaf) -> lis
 
 
 def _column(table: pq.ParquetFile, column: Leaf, groups: list[int] | None = None) -> Iterator[pa.Array]:
-    """The values of a column, some rows at a time."""
+    """Yield the values of a column, some rows at a time."""
     batch_size = 65_536 if groups is None else _BATCH
     for batch in table.iter_batches(batch_size, row_groups=groups, columns=[str(column)], use_threads=False):
         yield from column.of(batch)

@@ -1,4 +1,4 @@
-"""The members of a tar to the end of its file, behind end markers, holes and damage, too; where its links lead."""
+"""Read the members of a tar to the end of its file, past end markers, holes and damage, and follow its links."""
 
 import io
 import tarfile
@@ -11,16 +11,16 @@ from sea_pipeline.core.errors import one_line
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _LONGEST = 1 << 20
-"""Bytes of a name or of a pax header, at most: a damaged one may say any number."""
+"""The most bytes of a name or a pax header, because a damaged one may claim any number."""
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"PK\3\4", b"7z\xbc\xaf")
-"""How files begin that tars are packed in; such a file is not searched for headers."""
+"""The first bytes of compressed files; such a file is not searched for headers."""
 _PACKED = "it is compressed"
 _MAGIC, _TO_MAGIC = b"ustar", 257
-"""What headers hold there, but for those of the seventies."""
+"""The magic of a header and its offset; only headers of the 1970s lack it."""
 
 
 class Members:
-    """What lies in a tar, in its order. What is wrong with it is known when all members have been asked for.
+    """Yields the members of a tar in its order. What is wrong with the tar is known after the last of them.
 
     `tarfile` itself stops at the first block that is no header, and `cat a.tar b.tar` has such blocks in its middle.
     """
@@ -29,11 +29,11 @@ class Members:
         self.damage: list[str] = []
         """A phrase for each place that is damaged."""
         self.markers = 0
-        """How often members follow behind blocks of zeros."""
+        """How often members follow after blocks of zeros."""
         self._raw = file
         self._size = file.seek(0, io.SEEK_END)
         self._file = _Bounded(file, self._size)
-        # Not over our file at once: it refuses one that begins with a hole.
+        # TarFile gets our file only afterwards, because its constructor refuses a file that begins with a hole.
         self._tar = tarfile.TarFile(fileobj=io.BytesIO(bytes(_BLOCK)), encoding="utf-8", errors="surrogateescape")
         self._tar.fileobj = cast(BinaryIO, self._file)
 
@@ -53,17 +53,17 @@ class Members:
                     place, data = swallowed, None
                     continue
                 behind_zeros, data = behind_zeros or place < self._size, None
-                self._tar.pax_headers = {}  # those of a whole archive, which ends here
+                self._tar.pax_headers = {}  # global headers hold for one archive, which ends here
                 place = self._skip_zeros(place)
             else:
                 self.damage.append(member)
-                # A member that was cut off holds the headers of what was put behind it.
+                # If a member was cut off, the headers of the next members lie inside its stated size.
                 place, data = self._search(place + 1 if data is None else data), None
         if not (behind_zeros or self.damage):
             self.damage.append("it has no end marker, so it may have been cut off" if self._size else "it is empty")
 
     def _member(self, place: int) -> tarfile.TarInfo | str:
-        """The member whose header is there, or why there is none."""
+        """Read the member whose header is at `place`, or return why there is none."""
         self._file.seek(place)
         try:
             member = tarfile.TarInfo.fromtarfile(self._tar)
@@ -71,7 +71,7 @@ class Members:
                 raise tarfile.HeaderError(f"it says a size of {member.size:,} bytes")
             if not member.name:
                 raise tarfile.HeaderError("it says no name")
-        except Exception as error:  # what damaged numbers, maps and names lead `tarfile` to
+        except Exception as error:  # on damaged numbers, maps and names `tarfile` raises any kind of exception
             if self._file.failed:
                 raise
             if place == 0 and self._block(0).startswith(_COMPRESSED):
@@ -82,16 +82,19 @@ class Members:
         return member
 
     def _behind(self, member: tarfile.TarInfo) -> int:
-        """Where the header behind a member is, or the next one that is found if it says more than the file holds."""
+        """Find the header after a member.
+
+        If its size reaches beyond the file, search for the next header.
+        """
         if self._tar.offset <= self._size:
             return self._tar.offset
         self.damage.append(f"the member at byte {member.offset:,} ends behind the end of the file")
         return self._search(member.offset_data)
 
     def _swallowed(self, data: int, end: int) -> int | None:
-        """Finds a header in the bytes of a member behind which there is none: bytes before it have been lost.
+        """Find a header inside a member that no header follows, which means that bytes before it were lost.
 
-        A member that is a tar itself begins with a header, and holds others by right.
+        A member that is a tar itself begins with a header, and rightly holds others.
         """
         if _is_header(self._block(data)):
             return None
@@ -99,7 +102,7 @@ class Members:
         return found if found < min(end, self._size) else None
 
     def _search(self, place: int, end: int | None = None) -> int:
-        """Where the next header is; the file's end if there is none, or if the file is compressed."""
+        """Find the next header, or the file's end if there is none or the file is compressed."""
         if self.damage == [_PACKED]:
             return self._size
         for start in range(place, self._size if end is None else end, _CHUNK):
@@ -112,7 +115,7 @@ class Members:
         return self._size
 
     def _skip_zeros(self, place: int) -> int:
-        """Where the next block is that holds something else; the file's end if there is none."""
+        """Find the next block that is not all zeros, or the file's end if there is none."""
         for start in range(place, self._size, _CHUNK):
             chunk = self._read(start, _CHUNK)
             if rest := chunk.lstrip(b"\0"):
@@ -128,11 +131,11 @@ class Members:
 
 
 class _Bounded:
-    """A file for `tarfile`, which asks for as many bytes as a header says."""
+    """A file for `tarfile` that limits reads, because `tarfile` asks for as many bytes as a header says."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.failed = False
-        """Whether it could not be read, which says nothing about what is in it."""
+        """Whether the last read failed, which says nothing about the contents."""
         self._file = file
         self._size = size
 
@@ -158,15 +161,15 @@ def _is_header(block: bytes) -> bool:
 
 
 _MOST_LINKS = 40
-"""On one way, as Linux has it: more go in circles."""
+"""The most links on one path, as in Linux; more of them go in circles."""
 
 
 def followed(path: str, links: Mapping[str, str]) -> str | None:
-    """Follows the links on the way to a member; None if that leaves the tar or goes in circles.
+    """Follow the links on the path to a member, or None if they leave the tar or go in circles.
 
     Args:
         path: normalised, with slashes.
-        links: what symbolic links say, by their own paths.
+        links: the targets of symbolic links, by the links' own paths.
     """
     done: list[str] = []
     ahead = deque(path.split("/"))
@@ -190,7 +193,10 @@ def followed(path: str, links: Mapping[str, str]) -> str | None:
 
 
 def folders(paths: Iterable[str]) -> dict[str, list[str]]:
-    """What lies in each folder, by the paths of files and links; the top is called ""."""
+    """List the entries of each folder, from the paths of files and links.
+
+    The top folder is "".
+    """
     inner: defaultdict[str, list[str]] = defaultdict(list)
     known = set()
     for path in paths:
@@ -205,9 +211,10 @@ def folders(paths: Iterable[str]) -> dict[str, list[str]]:
 def through_folders(
     tree: Mapping[str, list[str]], links: Mapping[str, str], left_out: Counter[str]
 ) -> Iterator[tuple[str, str]]:
-    """Gives what links to folders lead to: the path through the link, and that of the member or of a further link.
+    """Yield what links to folders lead to, each as its path through the link and the path of the entry itself.
 
-    As in a folder, a link is followed unless it leads back to where we came from; those are counted in `left_out`.
+    The entry is a member or a further link. As in a folder, a link is followed unless it leads back to a folder above
+    it; those are counted in `left_out`.
     """
     ahead = deque((link, link, _above(link)) for link in links if followed(link, links) in tree)
     while ahead:
@@ -222,6 +229,6 @@ def through_folders(
 
 
 def _above(path: str) -> frozenset[str]:
-    """The folders that a path lies in."""
+    """Return the folders that a path lies in."""
     parts = path.split("/")
     return frozenset("/".join(parts[:count]) for count in range(len(parts)))

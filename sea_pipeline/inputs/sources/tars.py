@@ -1,4 +1,4 @@
-"""Images in tars (webdataset): listed once by the members' headers, read by their place and length."""
+"""List the images in tars (webdataset) by their members' headers, and read them by offset and length."""
 
 import posixpath
 import tarfile
@@ -21,7 +21,7 @@ _MARKERS = "blocks of zeros inside a tar, which was read on behind them"
 
 
 class TarSource:
-    """Reads members; a `uri` is `TAR#OFFSET+LENGTH`, in bytes."""
+    """Reads members of tars; a `uri` is `TAR#OFFSET+LENGTH`, in bytes."""
 
     random_access = True
 
@@ -50,7 +50,7 @@ def _member(uri: str) -> tuple[str, int, int]:
 
 
 class _Place(NamedTuple):
-    """Where a member's bytes are, or why it has none."""
+    """The position of a member's bytes, or why it has none."""
 
     uri: str
     problem: str | None = None
@@ -59,19 +59,19 @@ class _Place(NamedTuple):
 class _Tar(NamedTuple):
     name: str
     images: dict[str, _Place]
-    """By the member's name, as the tar has it."""
+    """By the member's name, as the tar writes it."""
     left_out: Counter[str]
     damage: str | None
 
 
 def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Found:
-    """The images of tars. Their ids are the members' names, with the tar's name in front where two tars share one.
+    """List the images of tars by the names of their members, with the tar's name in front if two tars share a name.
 
-    A tar is read to the end of its file, whatever lies between its members. Damage is itself among the samples, with
-    its problem. Of two members of one name the later counts, as in a folder that the tar is unpacked into.
+    A tar is read to the end of its file, whatever lies between its members. Damage of a tar is a sample of its own,
+    with a problem. Of two members of one name the later one counts, as in a folder that the tar is unpacked into.
 
     Raises:
-        UserError: the only tar is none.
+        UserError: there is only one tar, and it is none.
     """
     with ThreadPoolExecutor(files.readers) as pool:
         tars = list(pool.map(lambda name: _listed(files, name), names))
@@ -122,15 +122,15 @@ class _Contents:
     def __init__(self, tar: str) -> None:
         self.left_out: Counter[str] = Counter()
         self.named = 0
-        """Members that are called as images are."""
+        """The number of members with an image's suffix."""
         self.shown: dict[str, str] = {}
-        """Their names, by path."""
+        """The names of those members, by normalised path."""
         self._tar = tar
         self._places: dict[str, _Place] = {}
         self._links: dict[str, str] = {}
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Takes one more member, in the tar's order."""
+        """Add one more member, in the tar's order."""
         path, target = _path(member.name), _path(member.linkname)
         if is_leftover(path):
             self.left_out[LEFTOVERS] += not member.isdir()
@@ -154,7 +154,7 @@ class _Contents:
             self.left_out[OTHER_FILES] += 1
 
     def images(self) -> Iterator[tuple[str, _Place]]:
-        """The images by name, when all members are there."""
+        """Yield the images by name, after all members were added."""
         tree = folders((*self._places, *self._links)) if self._links else {}
         real = {path: followed(path, self._links) for path in self._links}
         self.left_out[OTHER_FILES] += sum(not is_image_name(path) and real[path] not in tree for path in self._links)

@@ -1,6 +1,7 @@
-"""Values of Arrow's columns as the bytes of images and as ids, whatever system wrote them.
+"""Convert values of Arrow's columns to the bytes of images and to ids, whatever system wrote them.
 
-Arrow holds what Python does not: text that is not UTF-8, dates beyond the year 9999. Such a value costs its own row.
+Arrow holds values that Python cannot, such as text that is not UTF-8 and dates beyond the year 9999. Such a value costs
+only its own row.
 """
 
 import datetime
@@ -14,19 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 IDS = "text, bytes, UUIDs, numbers, booleans, dates or times"
-"""What a column of ids holds."""
+"""What a column of ids may hold, for messages."""
 IMAGES = "binary, or a struct of bytes and path, one image a row"
-"""What a column of images holds."""
+"""What a column of images may hold, for messages."""
 FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What reading a file with Arrow raises; the last one for names of columns."""
+"""The exceptions of reading a file with Arrow; the last one comes from names of columns."""
 
 _UNITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
-"""Digits behind a second's point."""
+"""Decimal digits of a second, by unit."""
 _DAY = 24 * 60 * 60
 
 
 class NoId(NamedTuple):
-    """What a row has in place of an id."""
+    """What was found in a row instead of an id."""
 
     found: str
 
@@ -36,7 +37,7 @@ NOT_A_NUMBER = NoId("NaN")
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """What values have for a type: without dictionaries, runs, and names that extensions give to numbers or bytes."""
+    """Return the type of the values themselves, without dictionaries, runs and extensions of numbers or bytes."""
     while True:
         if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
             kind = kind.value_type
@@ -47,7 +48,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain(values: pa.Array) -> pa.Array:
-    """The same values in their `plain_type`."""
+    """Convert values to their `plain_type`."""
     while values.type != plain_type(values.type):
         if isinstance(values, pa.ExtensionArray):
             values = values.storage
@@ -59,12 +60,12 @@ def plain(values: pa.Array) -> pa.Array:
 
 
 def is_plain_bytes(kind: pa.DataType) -> bool:
-    """Whether a column is of bytes as nearly everybody writes them."""
+    """Tell whether a column holds bytes in one of the two usual types."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether each value is a number of bytes, of any type."""
+    """Tell whether each value is a sequence of bytes, of any type."""
     kind = plain_type(kind)
     if _is_list(kind):
         return bool(pa.types.is_uint8(kind.value_type) or pa.types.is_int8(kind.value_type))
@@ -72,13 +73,16 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column is of text."""
+    """Tell whether a column holds text."""
     kind = plain_type(kind)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def is_id(kind: pa.DataType) -> bool:
-    """Whether the values of a column can be ids; see `IDS`."""
+    """Tell whether the values of a column can be ids.
+
+    See `IDS`.
+    """
     kind = plain_type(kind)
     tests = (
         *(is_text, is_plain_bytes, pa.types.is_binary_view, pa.types.is_fixed_size_binary, pa.types.is_boolean),
@@ -89,7 +93,7 @@ def is_id(kind: pa.DataType) -> bool:
 
 
 def described(schema: pa.Schema) -> str:
-    """The columns by name, with the types of those that hold neither text nor numbers; cut at 200 letters."""
+    """Describe the columns by name, with the types of those that hold neither text nor numbers, in 200 characters."""
     shown = [
         name if is_text(kind) or pa.types.is_primitive(kind) else f"{name} ({kind})"
         for name, kind in zip(schema.names, schema.types, strict=True)
@@ -98,7 +102,7 @@ def described(schema: pa.Schema) -> str:
 
 
 def bytes_of(values: pa.Array) -> Iterator[bytes | None]:
-    """Each value of a column for which `is_bytes` holds; None where there is none."""
+    """Yield each value of a column for which `is_bytes` holds, or None if a row has none."""
     values = plain(values)
     if not _is_list(values.type):
         yield from values.to_pylist()
@@ -109,10 +113,11 @@ def bytes_of(values: pa.Array) -> Iterator[bytes | None]:
 
 
 def id_texts(chunks: Sequence[pa.Array]) -> list[str | NoId]:
-    """A file's column for which `is_id` holds, as ids.
+    """Convert a file's column for which `is_id` holds to ids.
 
-    Text stays as it is, bytes are UTF-8 (else they come as surrogate escapes), 16 bytes of a fixed size are a UUID, if
-    not all of them are letters; numbers are as Python writes them, dates and times as ISO 8601 does, at UTC.
+    Text stays as it is. Bytes are decoded as UTF-8, with surrogate escapes for others. Fixed-size values of 16 bytes
+    are UUIDs, unless all of them are letters. Numbers are written as Python writes them, dates and times in ISO 8601,
+    at UTC.
     """
     if not chunks:
         return []
@@ -126,7 +131,7 @@ def id_texts(chunks: Sequence[pa.Array]) -> list[str | NoId]:
 
 
 def text_ids(values: Iterable[str | None]) -> list[str | NoId]:
-    """The same of a list in text."""
+    """Convert a column of a text file to ids, with `MISSING` for empty values."""
     return [value or MISSING for value in values]
 
 
@@ -142,7 +147,7 @@ def _texts(values: pa.Array) -> Iterable[str | NoId | None]:
 def _decoded(values: pa.Array) -> list[str | None]:
     try:
         texts: list[str | None] = values.to_pylist()
-    except UnicodeDecodeError:  # one by one: bytes that are not UTF-8 as surrogate escapes
+    except UnicodeDecodeError:  # one by one, with surrogate escapes for bytes that are not UTF-8
         stored = (value.as_buffer().to_pybytes() if value.is_valid else None for value in values)
         return [None if value is None else value.decode(errors="surrogateescape") for value in stored]
     return texts
@@ -161,7 +166,7 @@ def _written(value: Any) -> str | NoId:  # noqa: ANN401 - a bool, a number, byte
 
 
 def _when(kind: pa.DataType) -> Callable[[int | None], str | NoId | None]:
-    """What writes the numbers that dates and times of a type are stored as."""
+    """Return a function that writes the stored numbers of a date or time type as text."""
     digits = 0 if pa.types.is_date32(kind) else 3 if pa.types.is_date64(kind) else _UNITS[kind.unit]
     seconds = _DAY if pa.types.is_date32(kind) else 1
 
