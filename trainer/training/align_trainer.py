@@ -81,7 +81,7 @@ class AlignTrainer(ResumingTrainer):
         self._gradients: dict[str, torch.Tensor] = {}
         """Sums over this step so far of each term's gradient w.r.t. the projector's parameters."""
         self._micro_batches: Sequence[torch.Tensor | int] = ()
-        """Number of this step's micro-batches over all processes, and of those with images; empty before the first step."""
+        """Number of this step's micro-batches over all processes, and of those with images; empty before step 1."""
 
     def compute_loss(
         self,
