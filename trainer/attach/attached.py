@@ -202,7 +202,7 @@ class Attached:
         """List the names of the values in a step's log line."""
         return [f"loss_{name}" for name in self.weights] + (["sea_pairs"] if "sea" in self.weights else [])
 
-    # What is looked up
+    # Lookups
 
     @property
     def watch(self) -> Watch:
@@ -313,7 +313,7 @@ class Attached:
         term.to(device)
         term.clamp_scale()
         patches, words = self._drawn(kept, ids, step)
-        if not sea.gather:
+        if not sea.gather:  # with `gather` the term keeps one patch per word over all processes
             keys = term.keys.cpu().numpy()[words]
             kept_ones = one_patch_per_word(keys, np.random.default_rng((self._seed, step, *_numbers(ids))))
             patches, words = patches[kept_ones], words[kept_ones]

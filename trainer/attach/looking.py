@@ -124,7 +124,7 @@ def _nats(outputs: Any, labels: torch.Tensor, kept: Kept) -> list[npt.NDArray[np
     trained = _trained(labels, kept)
     found = []
     for logits, targets, chosen in zip(outputs.logits, labels, trained, strict=True):
-        places = chosen.nonzero().squeeze(1)
+        places = chosen.nonzero().squeeze(1)  # the logits at position t - 1 predict token t
         cost = F.cross_entropy(logits[places - 1].float(), targets[places], reduction="none")
         found.append(cost.double().cpu().numpy())
     return found
@@ -154,6 +154,7 @@ def _with_others(
         return [None] * len(labels)
     lengths = [one.tokens for one in laid]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    # The partner's visual tokens in place of the image's own; an image without a partner keeps its own.
     parts = [
         np.arange(lengths[number]) + starts[number if other is None else other] for number, other in enumerate(partner)
     ]

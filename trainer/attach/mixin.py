@@ -71,6 +71,7 @@ class AttachMixin(_Base):
         self.attached.step = self.state.global_step
         terms = self.attached.loss(self._ids)
         self._remember()
+        # The Trainer sums micro-batches if its loss is scaled already, and divides by their number if not.
         steps = self.current_gradient_accumulation_steps if self._is_scaled(num_items_in_batch) else 1
         loss = loss + terms.to(loss.device) / steps
         return (loss, *outputs) if return_outputs else loss
@@ -102,7 +103,7 @@ class AttachMixin(_Base):
         self.log(dict(named))
         return found | named
 
-    # What of the data travels
+    # Names in rows and batches
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -116,7 +117,7 @@ class AttachMixin(_Base):
             inputs = {name: value for name, value in inputs.items() if name != IDS}
         return super()._prepare_inputs(inputs)
 
-    # What a log line says
+    # Logging
 
     def _remember(self) -> None:
         for name, value in self.attached.terms.items():

@@ -66,6 +66,7 @@ def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[to
     """
     assert kept.visual is not None and kept.columns is not None and kept.seen is not None  # noqa: PT018
     device = kept.visual.device
+    # Sample of each visual token, in the order in which they enter the LLM.
     samples = kept.columns.nonzero()[:, 0].to(device)
     if laid is None:
         lengths = kept.columns.sum(1).to(device)
@@ -80,6 +81,7 @@ def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[to
         at = torch.cat(cells).sort().values.to(device)
     image = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
     shares = image_weights(samples[lengths.cumsum(0) - lengths]).to(device)
+    # a_i of Eq. 5 sums to 1 over an image's tokens; the share makes a mean over images, then over samples.
     attention = kept.seen.attention.to(device)[at]
     parts = (torch.ones_like(attention) if equal else attention).split(torch.bincount(image[at]).tolist())
     weights = [degrees(part.unsqueeze(0))[0] * share for part, share in zip(parts, shares, strict=True)]
@@ -89,13 +91,14 @@ def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[to
 def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: Kept) -> torch.Tensor:
     """Return a term whose gradient reaches the projector's weights, but nothing in front of the projector.
 
-    The gradient w.r.t. V goes back to the projector's output, through whatever puts V together. From there it goes on
-    through the same projector on an input without a graph.
+    The gradient w.r.t. the projector's weights is the term's own. The gradient w.r.t. V goes back to the projector's
+    output, through whatever puts V together. From there it goes on through the same projector on an input without a
+    graph.
     """
     assert kept.made is not None and kept.apart is not None and kept.visual is not None  # noqa: PT018
-    # dL/dV, then dL/d(projector's output).
+    # dL/dV, then by the chain rule the gradient w.r.t. the projector's output.
     (by_visual,) = torch.autograd.grad(value, visual, retain_graph=True)
     (by_made,) = torch.autograd.grad(kept.visual, kept.made, by_visual, retain_graph=True)
     carried = (kept.apart.to(value.dtype) * by_made.to(value.dtype)).sum()
-    # The value is the term's; the gradient is that of `carried`, by the chain rule that of the term.
+    # d(carried)/d(weights) is the term's gradient; its value is taken off again.
     return value.detach() + carried - carried.detach()

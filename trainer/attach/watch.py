@@ -153,7 +153,7 @@ class Watch:
             self._projector = projector
             self._stand_in(projector, "forward", self._project)
 
-    # What stands in
+    # The replaced methods
 
     def _forward(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
         if self._running is not None or (self._first and self.kept is not None):

@@ -44,7 +44,7 @@ FEATURES = datasets.Features(
 
 
 class Summary(NamedTuple):
-    """The counts of what a dataset holds."""
+    """The counts of a dataset's rows and images."""
 
     rows: int
     text_only: int
@@ -95,7 +95,7 @@ def read_conversations(
             checked here.
 
     Raises:
-        UserError: the file, the tokenizer or the template does not fit, or the file holds no records.
+        UserError: the tokenizer or the template does not fit, or the file is not LLaVA's or holds no records.
     """
     _check_arguments(path, tokenizer, image_token, image_tokens, max_length, image_root)
     settings = [VERSION, template, image_token, image_tokens, max_length, _tokenizer_sha256(tokenizer)]

@@ -40,7 +40,7 @@ def _shown(side: int, padded: int, share: float) -> tuple[float, float]:
     `padded` is the side after padding, in pixels; the result is in shares of the image. If the bars have an odd number
     of pixels in all, the second one is wider.
     """
-    bar = (padded - side) // 2
+    bar = (padded - side) // 2  # the first bar; the middle share of the padded side begins at padded * (1 - share) / 2
     return (padded * (1 - share) / 2 - bar) / side, (padded * (1 + share) / 2 - bar) / side
 
 
@@ -90,6 +90,7 @@ def _cells(
     start: float, end: float, count: int, target_start: float, target_end: float, target_count: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Find the source cell of each target cell's centre along one side, and whether it exists."""
+    # Centre of target cell i in shares of the image, then its place on the source grid in cells.
     centres = target_start + (np.arange(target_count) + 0.5) / target_count * (target_end - target_start)
     place = (centres - start) / (end - start) * count
     return np.clip(np.floor(place), 0, count - 1).astype(np.int64), (place >= 0) & (place < count)
@@ -119,6 +120,7 @@ def without_bars(labels: Labels) -> Labels:
     """
     (x0, y0, x1, y1), (rows, columns) = labels.crop_box, labels.grid
     y, x = y0 + (np.arange(rows) + 0.5) / rows * (y1 - y0), x0 + (np.arange(columns) + 0.5) / columns * (x1 - x0)
+    # Centres outside 0..1 lie in bars.
     there = (((y >= 0) & (y < 1))[:, None] & ((x >= 0) & (x < 1))[None]).ravel()[:, None]
     if there.all():
         return labels

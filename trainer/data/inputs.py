@@ -1,4 +1,4 @@
-"""Open what a run reads, which are labels that fit its conversations, and a teacher's targets."""
+"""Open a run's inputs, which are labels that fit its conversations and a teacher's targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Check that rows that `datasets` keeps on disk are as they were written.
+"""Check that rows cached by `datasets` are as they were written.
 
 Its files have no checksums and are mapped into memory: a flipped bit would train other tokens, or crash the process. So
 a record in the same folder holds each file's size and hash.

@@ -173,6 +173,7 @@ def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basi
         # All rows of the batch lie one after the other; for each token, the last trained and last other token of its
         # row are looked up by segments.
         starts, place = np.cumsum(lengths) - lengths, np.arange(len(image))
+        # An image sees no prompt if the text after it is all trained: nothing else follows it, but something trained.
         last_trained, last_other = (
             np.repeat(np.maximum.reduceat(np.where(chosen, place, -1), starts), lengths)
             for chosen in (trained, ~trained & ~image)

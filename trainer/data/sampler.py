@@ -90,6 +90,7 @@ class EpochSampler(Sampler[int]):
         size = self._batch_size // self._micro_batches
         parts: list[list[int]] = [[] for _ in range(self._micro_batches)]
         open_parts = [(0, number) for number in range(self._micro_batches)]
+        # Longest first into the emptiest open micro-batch; a full one is not put back on the heap.
         for sample in step[np.argsort(-self._lengths[step], kind="stable")].tolist():
             tokens, number = heapq.heappop(open_parts)
             parts[number].append(sample)

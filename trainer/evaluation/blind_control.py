@@ -85,6 +85,7 @@ def mean_over_photos(sums: npt.ArrayLike, tokens: npt.ArrayLike, photos: Sequenc
     d, n = np.asarray(sums, float), np.asarray(tokens, float)
     value = d.sum() / n.sum()
     counted = n > 0
+    # (d_i - G * n_i) / sum n, the part of each sample in the deviation; the parts sum to 0.
     parts = (d - value * n) / n.sum()
     return Mean(float(value), standard_error(parts[counted], np.asarray(photos, str)[counted]))
 
@@ -99,6 +100,7 @@ def standard_error(parts: npt.ArrayLike, photos: npt.ArrayLike) -> float | None:
         photos: the photo of each observation.
     """
     names, place = np.unique(np.asarray(photos, str), return_inverse=True)
+    # One sum per photo: parts of one photo are not independent, photos are.
     by_photo = np.bincount(place, np.asarray(parts, float), len(names))
     count = len(names)
     return float(np.sqrt(count / (count - 1) * np.square(by_photo).sum())) if count > 1 else None

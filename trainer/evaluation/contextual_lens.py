@@ -119,6 +119,7 @@ def build_index(
             part = chosen[start : start + _TEXTS]
             places = [(row, place) for row, (_, found) in enumerate(part) for place in found]
             word += [words.setdefault(place.word, len(words)) for _, place in places]
+            # Layer 0: each token that is a whole word, with the word of its first appearance.
             new = {part[row][0][place.at]: words[place.word] for row, place in places if place.whole}
             embedded |= {token: number for token, number in new.items() if token not in embedded}
             for layer, states in _states(model, [ids for ids, _ in part], places).items():

@@ -36,8 +36,8 @@ from trainer.recipes.recipe import Data, LabelSource, Recipe
 def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -> dict[str, Any]:
     """Compute the metrics of `Evaluator` over all samples, and of `questions.Asker` if there are questions.
 
-    With `layers` the result has `layers`, a list of `nearest_by_layer.Layer`. With `replace` it has `replace`, the
-    numbers of `token_replacement.Replace` and `texts`, a list of `token_replacement.Described`, each with its `image`
+    With `layers` the result has `layers`, a list of `nearest_by_layer.Layer`. With `replace` it has `replace`: the
+    numbers of `token_replacement.Replace`, and `texts`, a list of `token_replacement.Described`, each with its `image`
     and `sample`. With `lens` it has `lens`: `data`, its file; `index`, a `contextual_lens.Size`; `photos`, their
     number; `layers`, a list of `contextual_shares.LensLayer`.
 

@@ -83,7 +83,7 @@ def model_card(
 
 
 def _metadata(folder: ModelFolder, kind: str, runs: Sequence[Mapping[str, Any]]) -> ModelCardData:
-    """Build the metadata by which the hub lists a model."""
+    """Build the metadata that the hub lists a model by."""
     made_of = read_json(folder.path / ALIGNMENT, absent={})
     parts = [split_s2(str(made_of.get(part, "")))[1] for part in (("llm",) if kind == "llm" else ("vision", "llm"))]
     bases = [name for name in parts if hub.is_name(name) and not Path(name).exists()]

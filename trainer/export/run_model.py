@@ -70,7 +70,7 @@ def _steps(run: Path) -> dict[int, Path | None]:
     Step 0 maps to None.
     """
     found: dict[int, Path | None] = {0: None} | checkpoints.complete(run / "checkpoints")
-    found |= {step: kept_path(run, step) for step in kept_steps(run)}  # in the model folder's dtype
+    found |= {step: kept_path(run, step) for step in kept_steps(run)}  # rounded as the model folder is
     return dict(sorted(found.items()))
 
 

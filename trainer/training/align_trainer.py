@@ -108,6 +108,7 @@ class AlignTrainer(ResumingTrainer):
         loss = given.get("nothing", 0.0)
         if "lm" in given:
             loss = loss + self.recipe.loss.lm * share * given["lm"]
+        # With `gather` L_a spans all processes, so a micro-step has one even if some micro-batches are blank.
         of_step = {"sea": 1 / steps if self.recipe.loss.sea.gather else processes / every}
         for name in (name for name in self.balances if name in given):
             self._terms[name] = given[name]
@@ -156,7 +157,7 @@ class AlignTrainer(ResumingTrainer):
         trained, *self._micro_batches = gathered.unbind()
         return batches, trained.clamp(min=1)
 
-    # What a log line says
+    # Logging
 
     def _remember(self, given: dict[str, torch.Tensor]) -> None:
         for name, value in self._terms.items():

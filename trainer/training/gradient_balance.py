@@ -49,6 +49,7 @@ class Balance(nn.Module):
             # A mean of 0 has not been measured yet; the first measurement is taken as it is.
             mean.copy_(_KEEP * mean + (1 - _KEEP) * new if mean > 0 else torch.tensor(new))
         if self.auto:
+            # weight * |grad L_term| = target * |grad L_lm|, solved for the weight with the running means.
             self.weight.copy_(self.target * self.lm_norm / self.term_norm)
         return float(self.weight) * term_norm / lm_norm
 
@@ -100,6 +101,7 @@ class Probe:
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
             visual = functional_call(self._projector, weights, (features.to(parameters[0].dtype),))
             found = {}
+            # Chain rule: dL/dW = (dL/dV) (dV/dW), for each term with its own dL/dV.
             for name, gradient in gradients.items():
                 by_parameter = torch.autograd.grad(
                     visual, parameters, gradient.view_as(visual).to(visual.dtype), retain_graph=True

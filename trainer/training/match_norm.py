@@ -37,6 +37,7 @@ def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> floa
         if features is None:
             features = model.tower_output(batch["pixel_values"].to(model.device))
         lengths.append(model.projected(features.to(model.device)).float().norm(dim=-1).flatten())
+    # The last layer is linear, so scaling its weight and bias scales V and keeps all directions.
     factor = float(wanted / torch.cat(lengths).mean())
     projector = model.model.multi_modal_projector
     last = projector.linear_2 if projector.linear_2.weight.requires_grad else projector.linear_1
