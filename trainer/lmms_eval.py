@@ -1,7 +1,7 @@
-"""Starts lmms-eval with what it lacks for our exports: `python -m trainer.lmms_eval`, with lmms-eval's arguments.
+"""Start lmms-eval with our towers and prompts that begin with one BOS, by `python -m trainer.lmms_eval ARGS`.
 
-That is our towers, and one BOS where it would have two: it lets the chat template write a prompt, and has the
-processor tokenise what was written, which puts the tokenizer's own BOS before the template's.
+lmms-eval lets the chat template write a prompt and has the processor tokenise it, which adds the tokenizer's own BOS
+before the template's.
 """
 
 import runpy
@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import LlavaProcessor
 
-import trainer.towers  # noqa: F401 - transformers knows them from then on
+import trainer.towers  # noqa: F401 - the import registers them with transformers
 
 
 def write_bos_once() -> None:
-    """Has LLaVA's processor add no BOS to a text that begins with one."""
+    """Make LLaVA's processor add no BOS to a text that begins with one."""
     call: Any = LlavaProcessor.__call__
 
     def once(self: Any, images: Any = None, text: Any = None, **named: Any) -> Any:  # noqa: ANN401 - transformers'

@@ -1,4 +1,4 @@
-"""SEA's and BASIC's terms on a model that exists already, beside whatever loss it is trained with.
+"""Put SEA's and BASIC's terms on a model that exists already, next to the loss it is trained with.
 
 Shapes: B samples, I images, T visual tokens of a forward, N drawn patches, q words, d the LLM's width.
 """
@@ -30,7 +30,7 @@ from trainer.sampling import draw, generator, one_patch_per_word
 from trainer.words import word_tokens
 
 ImageIds = Iterable[str | Iterable[str]]
-"""Images' names in the labels, in the order of the images in a batch; flat, or a list for each sample."""
+"""The images' names in the labels, in the order of the images in a batch, as a flat list or a list per sample."""
 
 
 def attach(
@@ -44,35 +44,40 @@ def attach(
     basic: Group | None = None,
     seed: int = 0,
 ) -> "Attached":
-    """Puts SEA, BASIC or both on a model; nothing of it changes, and `detach` leaves no trace.
+    """Put SEA, BASIC or both on a model.
+
+    The model's weights and code do not change, and `detach` leaves no trace.
 
     Args:
-        model: of a family in `FAMILIES`, with or without peft's adapters; before DDP, FSDP or torch.compile get it.
+        model: a model of a family in `FAMILIES`, with or without peft's adapters. Attach before DDP, FSDP or
+            torch.compile wrap it.
         processor: the model's own; its image processor must make the model's images.
-        labels: of `open_labels`; SEA needs them, and so do `label_hit` and `gap`. They are carried to the grids and
-            crops of the family.
-        sea: SEA's L_a, with the keys of a recipe's `loss.sea`; None is off. Without `weight` it is 1.
-        das: BASIC's L_das, as `loss.das`; without `weight` 1.
-        sds: BASIC's L_sds, as `loss.sds`; without `weight` 0.01.
-        basic: how BASIC's targets are made, as `loss.basic`; without `das` and `sds` it switches both on.
-        seed: of the patches and words that SEA draws.
+        labels: the result of `open_labels`, needed by SEA, `label_hit` and `gap`. They are transferred to the
+            family's grids and crops.
+        sea: settings of SEA's L_a, with the keys of a recipe's `loss.sea`; None means off. `weight` defaults to 1.
+        das: settings of BASIC's L_das, as `loss.das`; `weight` defaults to 1.
+        sds: settings of BASIC's L_sds, as `loss.sds`; `weight` defaults to 0.01.
+        basic: how BASIC's targets are made, as `loss.basic`. Given without `das` and `sds` it switches both on.
+        seed: seed of the patches and words that SEA draws.
 
     Raises:
-        UserError: the family, a setting, the tokenizer or the LLM does not do; the model is attached to already.
+        UserError: the family, a setting, the tokenizer or the LLM is not supported; the model is attached to already.
     """
     return Attached(model, processor, labels, read_settings(sea, das, sds, basic), seed)
 
 
 class Attached:
-    """The terms on one model: call `loss` after each forward of it. `attach` makes it.
+    """The terms on one model, made by `attach`.
+
+    Call `loss` after each forward of the model.
 
     Attributes:
-        model: as given.
-        terms: L_a, L_das and L_sds of the last `loss`, by "sea", "das", "sds"; scalars with their graphs, not weighted.
-        pairs: N of the last L_a.
-        weights: of the terms that are on, by name.
-        last_ids: the images of the last `loss`.
-        step: decides what is drawn, with the seed and the images' names; one more after each `loss`, or set it.
+        model: the model that was given.
+        terms: unweighted L_a, L_das and L_sds of the last `loss`, keyed "sea", "das", "sds"; scalars with their graphs.
+        pairs: N of the last L_a, the number of drawn patches.
+        weights: weight of each term that is on, by name.
+        last_ids: ids of the images of the last `loss`.
+        step: decides what is drawn, together with the seed and the images' names. Each `loss` adds 1; you may set it.
     """
 
     def __init__(
@@ -105,21 +110,21 @@ class Attached:
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self._vocabulary)
 
     def loss(self, image_ids: ImageIds = ()) -> torch.Tensor:
-        """Computes the weighted sum of the terms over the visual tokens of the model's last forward.
+        """Compute the weighted sum of the terms over the visual tokens of the model's last forward.
 
-        Add it to the model's own loss; under gradient accumulation divide it as you divide that. Text alone gives 0.
-        SEA is a mean over the drawn patches, BASIC a mean over samples with images.
+        Add it to the model's own loss. Under gradient accumulation divide it as you divide that one. It is 0 for text
+        without images. SEA is a mean over the drawn patches, BASIC a mean over samples with images.
 
         Args:
-            image_ids: the batch's images in order, as the labels call them; one that has no labels takes no part in
-                SEA. BASIC alone needs none.
+            image_ids: the batch's images in order, by their names in the labels. SEA skips an image without labels.
+                BASIC alone needs no ids.
 
         Returns:
             A scalar in float32 at least, with a graph to the projector, to the tower (SEA) if that trains, and to the
             temperature.
 
         Raises:
-            UserError: there was no forward, or its images are not these.
+            UserError: there was no forward, or its images do not match the ids.
         """
         kept = self.kept()
         ids = self.last_ids = _flat(image_ids)
@@ -140,7 +145,7 @@ class Attached:
         return torch.as_tensor(total)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Gives what trains beside the model: SEA's temperature, log(1 / tau), if it is learnable.
+        """List what trains besides the model, which is SEA's temperature, log(1 / tau), if it is learnable.
 
         Give it to the optimizer, without weight decay.
         """
@@ -150,7 +155,10 @@ class Attached:
 
     @torch.no_grad()
     def average_gradients(self) -> None:
-        """Averages the temperature's gradient over processes, as DDP does the model's; every one calls it."""
+        """Average the temperature's gradient over processes, as DDP does for the model's gradients.
+
+        All processes must call it.
+        """
         if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
             return
         for parameter in self.parameters():
@@ -159,23 +167,23 @@ class Attached:
             parameter.grad = gradient / torch.distributed.get_world_size()
 
     def metrics(self, batches: Iterable[Mapping[str, Any]] | None = None) -> dict[str, float]:
-        """Measures `label_hit@1`, `label_hit@10`, `gap`, and what the right photo is worth to L_lm.
+        """Measure `label_hit@1`, `label_hit@10`, `gap`, and how much the right photo lowers L_lm.
 
         Args:
-            batches: each what the model takes, with `image_ids` beside it and, if captions are given, `labels`; None
-                for the images of the last `loss`, without L_lm. Of samples with `labels`, `right_photo_gain` and the
-                others of `Evaluator` are against another photo of the batch with as many visual tokens.
+            batches: arguments of the model, with `image_ids` added and, for captions, `labels`. None measures the
+                images of the last `loss`, without L_lm. For samples with `labels`, `right_photo_gain` and the other
+                metrics of `Evaluator` compare with another photo of the batch that has equally many visual tokens.
 
         Raises:
-            UserError: the images are not those of the ids; there was no forward.
+            UserError: the images do not match the ids, or there was no forward.
         """
-        from trainer.attach.looking import check_batches, looked_at  # here: it brings in what training has no use for
+        from trainer.attach.looking import check_batches, looked_at  # imported here because training does not need it
 
         check_batches(batches)
         return looked_at(self, batches)
 
     def detach(self) -> None:
-        """Takes everything off the model, which is then as it was."""
+        """Remove everything from the model, which is then as it was."""
         if self._watch is not None:
             self._watch.end()
             self._watch = None
@@ -185,33 +193,33 @@ class Attached:
 
     @property
     def scale(self) -> float:
-        """1 / tau, as L_a uses it."""
+        """Return 1 / tau, as L_a uses it."""
         assert self.words is not None
         return min(float(self.words.log_scale.detach().exp()), losses.MAX_SCALE)
 
     @property
     def logged(self) -> list[str]:
-        """What a log line says of each step."""
+        """List the names of the values in a step's log line."""
         return [f"loss_{name}" for name in self.weights] + (["sea_pairs"] if "sea" in self.weights else [])
 
-    # What is looked up
+    # Lookups
 
     @property
     def watch(self) -> Watch:
-        """What stands in for the model's methods.
+        """Return what replaces the model's methods.
 
         Raises:
-            UserError: it has been detached.
+            UserError: `detach` was called.
         """
         if self._watch is None:
             raise UserError("attached: it was detached; call attach() again")
         return self._watch
 
     def kept(self) -> Kept:
-        """Gives what the last forward made.
+        """Return what the last forward made.
 
         Raises:
-            UserError: there was none.
+            UserError: there was no forward.
         """
         if (kept := self.watch.kept) is None:
             raise UserError(
@@ -221,7 +229,10 @@ class Attached:
 
     @cached_property
     def _vocabulary(self) -> int:
-        """How many ids are real ones and no placeholders: E's rows behind them only pad it."""
+        """Count the token ids that are real ones.
+
+        E's rows after them are placeholders or padding.
+        """
         tokenizer, config = self.processor.tokenizer, self._parts.inner.config
         ids: set[int] = set(tokenizer.get_vocab().values())
         image, rows = config.image_token_id, config.get_text_config().vocab_size
@@ -231,12 +242,12 @@ class Attached:
 
     @cached_property
     def cache(self) -> Any:  # noqa: ANN401 - LabelCache, or nothing
-        """The labels unpacked, a collection of image ids."""
+        """Unpack the labels, or return an empty collection of image ids if there are none."""
         return {} if self._labels is None else label_cache(self._labels)
 
     @cached_property
     def _sizes(self) -> dict[str, Size]:
-        """(width, height) of every labelled image."""
+        """Map each labelled image to its (width, height)."""
         assert self._labels is not None
         columns = ("image_id", "width", "height")
         tables = (table.to_pydict() for table in self._labels.tables(columns))
@@ -269,10 +280,10 @@ class Attached:
             )
 
     def laid(self, kept: Kept, ids: Sequence[str]) -> list[Laid]:
-        """Gives where a forward's visual tokens lie, image by image.
+        """Locate a forward's visual tokens, image by image.
 
         Raises:
-            UserError: they are not those of the images named.
+            UserError: the visual tokens do not fit the named images.
         """
         call, family = kept.call, self._parts.family
         assert call is not None
@@ -288,13 +299,13 @@ class Attached:
         return laid
 
     def labels_on(self, name: str, tile: Tile) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
-        """Gives an image's labels on one of its grids."""
+        """Return an image's labels on one of its grids."""
         return placed(self.cache[name], tile.grid, tile.box, transfer=True, image_id=name)
 
     # The terms
 
     def _sea(self, kept: Kept, ids: Sequence[str], step: int) -> torch.Tensor:
-        """L_a (Eq. 9) of drawn patches; 0 with a graph of a batch without any."""
+        """Compute L_a (Eq. 9) of drawn patches, or 0 with a graph for a batch without any."""
         term, sea = self.words, self.settings.sea
         assert term is not None
         embed = self.watch.embed
@@ -302,7 +313,7 @@ class Attached:
         term.to(device)
         term.clamp_scale()
         patches, words = self._drawn(kept, ids, step)
-        if not sea.gather:
+        if not sea.gather:  # with `gather` the term keeps one patch per word over all processes
             keys = term.keys.cpu().numpy()[words]
             kept_ones = one_patch_per_word(keys, np.random.default_rng((self._seed, step, *_numbers(ids))))
             patches, words = patches[kept_ones], words[kept_ones]
@@ -315,7 +326,7 @@ class Attached:
         return torch.as_tensor(loss)
 
     def _drawn(self, kept: Kept, ids: Sequence[str], step: int) -> tuple[Any, Any]:
-        """Drawn patches as rows of V, and their words: two int64 (N,)."""
+        """Draw patches as rows of V, and their words, as two int64 arrays (N,)."""
         patches, words = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         sea, start = self.settings.sea, 0
         for name, one in zip(ids, self.laid(kept, ids) if kept.visual is not None else (), strict=True):
@@ -329,7 +340,10 @@ class Attached:
         return np.concatenate(patches), np.concatenate(words)
 
     def _of_basic(self, kept: Kept, ids: Sequence[str]) -> dict[str, torch.Tensor]:
-        """L_das and L_sds; images' tokens are told apart by what the family says of them, else by sample."""
+        """Compute L_das and L_sds.
+
+        Visual tokens are assigned to images by what the family knows of them, else by sample.
+        """
         assert kept.call is not None
         family, laid = self._parts.family, None
         if family.images is not None or ids:
@@ -345,5 +359,5 @@ def _flat(image_ids: ImageIds) -> list[str]:
 
 
 def _numbers(names: Iterable[str]) -> list[int]:
-    """Of names, for seeds."""
+    """Convert names to numbers for seeds."""
     return [zlib.crc32(name.encode()) for name in names]

@@ -1,4 +1,7 @@
-"""The families of models that SEA and BASIC can be attached to, one line each; others are refused by name."""
+"""List the families of models that SEA and BASIC can be attached to, one line each.
+
+Other families are refused by name.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -11,18 +14,18 @@ from trainer.attach.tiles import Call, Laid, Size
 
 
 class Family(NamedTuple):
-    """How one family makes visual tokens."""
+    """The way in which one family makes visual tokens."""
 
     projector: str
-    """The module that gives them the LLM's width, below the model that has `get_image_features`."""
+    """Path of the module that maps to the LLM's width, relative to the model that has `get_image_features`."""
     llm: str
-    """The decoder, likewise."""
+    """Path of the decoder, relative to the same model."""
     lay: Callable[[Call, Sequence[Size | None]], list[Laid]]
-    """Where they lie, from what `get_image_features` was given and the images' sizes."""
+    """Locates visual tokens from the arguments of `get_image_features` and the images' sizes."""
     images: str | None = None
-    """The argument that has an entry for each image; None: only tiles are counted, which follow from images' sizes."""
+    """The argument with an entry per image; None if only tiles are counted, whose number follows from the sizes."""
     late: bool = False
-    """Visual tokens are what the projector gives after `get_image_features`."""
+    """True if the projector runs after `get_image_features`, so that its output is the visual tokens."""
 
 
 FAMILIES = {
@@ -39,11 +42,11 @@ FAMILIES = {
     "internvl": Family("multi_modal_projector", "language_model", tiles.canvas),
     "llama4": Family("multi_modal_projector", "language_model.model", tiles.padded, late=True),
 }
-"""By the model type of a model's configuration."""
+"""The families by the `model_type` of a model's configuration."""
 
 
 class Parts(NamedTuple):
-    """A model's parts."""
+    """The parts of a model."""
 
     name: str
     """The model type."""
@@ -54,16 +57,16 @@ class Parts(NamedTuple):
 
     @property
     def projector(self) -> nn.Module:
-        """As it is now: adapters may have put a copy in its place."""
+        """Return the current projector, because adapters may have replaced it by a copy."""
         projector: nn.Module = self.inner.get_submodule(self.family.projector)
         return projector
 
 
 def parts_of(model: nn.Module) -> Parts:
-    """Finds a model's parts; adapters of peft around it do not matter.
+    """Find a model's parts, with or without peft's adapters around it.
 
     Raises:
-        UserError: its family is none of `FAMILIES`, or its tower has no grid.
+        UserError: its family is not in `FAMILIES`, or its tower has no fixed grid.
     """
     base: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
     name = getattr(getattr(base, "config", None), "model_type", type(base).__name__)

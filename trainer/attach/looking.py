@@ -1,4 +1,4 @@
-"""Where an attached model's visual tokens lie, and what the right photo is worth to it.
+"""Measure where an attached model's visual tokens lie, and how much the right photo lowers its loss.
 
 Shapes: B samples of L tokens, T visual tokens of a forward, T_l trained tokens of a sample.
 """
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from trainer.attach.attached import Attached
 
 _BLOCK = 4096
-"""Words at a time whose embeddings are made."""
+"""Number of words whose embeddings are computed at a time."""
 
 
 class _Looked:
-    """What is added up over batches."""
+    """Sum the measurements over batches."""
 
     def __init__(self) -> None:
         self.hits = np.zeros((2, 2), np.int64)
         """Hits and labelled patches, for k = 1 and 10."""
         self.gap = np.zeros(2)
-        """The sum over visual tokens, and their number."""
+        """The sum over visual tokens, and the number of these."""
         self.controls = Controls()
 
     def metrics(self) -> dict[str, float]:
@@ -53,7 +53,7 @@ class _Looked:
 
 @torch.no_grad()
 def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None) -> dict[str, float]:
-    """See `Attached.metrics`."""
+    """Measure the metrics of `Attached.metrics`."""
     looked = _Looked()
     if batches is None:
         kept = attached.kept()
@@ -82,7 +82,7 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
 
 
 def _of_all(looked: _Looked) -> _Looked:
-    """Adds up what the processes have looked at; each of them gets the sum."""
+    """Sum the measurements of all processes, on each of them."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return looked
     everyones: list[Any] = [None] * dist.get_world_size()
@@ -96,7 +96,7 @@ def _of_all(looked: _Looked) -> _Looked:
 
 
 def _look(attached: "Attached", kept: Kept, ids: Sequence[str], looked: _Looked, table: torch.Tensor) -> None:
-    """Adds label_hit and gap of a forward's visual tokens that lie in an image."""
+    """Add label_hit and gap of those visual tokens of a forward that lie in an image."""
     start = 0
     assert kept.visual is not None
     for name, one in zip(ids, attached.laid(kept, ids), strict=True):
@@ -111,7 +111,7 @@ def _look(attached: "Attached", kept: Kept, ids: Sequence[str], looked: _Looked,
 
 
 def _word_table(attached: "Attached") -> torch.Tensor:
-    """Eq. 8 of the whole list, (q, d)."""
+    """Compute Eq. 8 for the whole word list, (q, d)."""
     assert attached.words is not None
     embed, device = attached.watch.embed, attached.watch.embed.weight.device
     attached.words.to(device)
@@ -120,18 +120,18 @@ def _word_table(attached: "Attached") -> torch.Tensor:
 
 
 def _nats(outputs: Any, labels: torch.Tensor, kept: Kept) -> list[npt.NDArray[np.float64]]:  # noqa: ANN401
-    """What each trained token of text costs, by sample: B arrays (T_l,)."""
+    """Compute the loss of each trained text token in nats, as B arrays (T_l,)."""
     trained = _trained(labels, kept)
     found = []
     for logits, targets, chosen in zip(outputs.logits, labels, trained, strict=True):
-        places = chosen.nonzero().squeeze(1)
+        places = chosen.nonzero().squeeze(1)  # the logits at position t - 1 predict token t
         cost = F.cross_entropy(logits[places - 1].float(), targets[places], reduction="none")
         found.append(cost.double().cpu().numpy())
     return found
 
 
 def _trained(labels: torch.Tensor, kept: Kept) -> torch.Tensor:
-    """Tells which tokens of text are predicted, bool (B, L)."""
+    """Mark the text tokens that are predicted, bool (B, L)."""
     trained = labels != -100
     trained[:, 0] = False
     return trained if kept.columns is None else trained & ~kept.columns
@@ -145,12 +145,16 @@ def _with_others(
     laid: Sequence[Laid],
     ids: Sequence[str],
 ) -> list[npt.NDArray[np.float64] | None]:
-    """The same with other photos' visual tokens; None of a sample that has no photo, or one without a partner."""
+    """Compute the same losses with the visual tokens of other photos.
+
+    The entry is None for a sample without a photo, or with a photo that has no partner.
+    """
     partner = _partners([one.tokens for one in laid], ids)
     if not any(other is not None for other in partner):
         return [None] * len(labels)
     lengths = [one.tokens for one in laid]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    # The partner's visual tokens in place of the image's own; an image without a partner keeps its own.
     parts = [
         np.arange(lengths[number]) + starts[number if other is None else other] for number, other in enumerate(partner)
     ]
@@ -163,7 +167,10 @@ def _with_others(
 
 
 def _partners(lengths: Sequence[int], ids: Sequence[str]) -> list[int | None]:
-    """For each image another one of as many tokens, in the order of their ids' hashes; None where there is none."""
+    """Choose for each image another one with equally many tokens.
+
+    The partner is the next image in the order of the ids' hashes; None if there is no other.
+    """
     alike: dict[int, dict[str, int]] = defaultdict(dict)
     for number, (length, name) in enumerate(zip(lengths, ids, strict=True)):
         alike[length].setdefault(name, number)
@@ -176,7 +183,7 @@ def _partners(lengths: Sequence[int], ids: Sequence[str]) -> list[int | None]:
 
 
 def _samples(kept: Kept, laid: Sequence[Laid]) -> list[int]:
-    """The sample of each image."""
+    """Find the sample of each image."""
     assert kept.columns is not None
     rows = kept.columns.nonzero()[:, 0].tolist()
     starts = np.cumsum([0, *(one.tokens for one in laid)])
@@ -219,10 +226,10 @@ def _evaluating(model: nn.Module) -> "Iterator[None]":
 
 
 def check_batches(batches: object) -> None:
-    """Refuses what is no collection of batches.
+    """Refuse what is not a collection of batches.
 
     Raises:
-        UserError: it is a batch itself, or nothing that can be gone through.
+        UserError: it is a batch itself, or cannot be iterated.
     """
     if isinstance(batches, Mapping) or (batches is not None and not isinstance(batches, Iterable)):
         raise UserError(

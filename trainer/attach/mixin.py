@@ -1,4 +1,4 @@
-"""transformers' Trainer, and trainers that are built on it such as TRL's, with the terms of an attached model."""
+"""Add the terms of an attached model to transformers' Trainer, and to trainers built on it such as TRL's."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,19 +20,19 @@ else:
     _Base = object
 
 IDS = "image_ids"
-"""The column of the data, and the key of a batch."""
+"""The column of the data and the key of a batch that hold the images' names."""
 
 
 class AttachMixin(_Base):
-    """Put it in front of a trainer: `class MyTrainer(AttachMixin, SFTTrainer): ...`, and give it `attached`.
+    """Add the terms to a trainer, as in `class MyTrainer(AttachMixin, SFTTrainer)`, made with `attached=`.
 
-    The rows of the data have a column `image_ids`, their images' names in the labels, in order. What is beside the
-    trainer's own: the weighted terms are added to the loss of a training step; the temperature has an AdamW of its own
-    at the trainer's learning rate, and its state in trainer_state.json; logs have `loss_sea`, `loss_das`, `loss_sds`,
-    `sea_pairs` and `sea_scale`; an evaluation has the metrics of `Attached.metrics`.
+    The rows of the data need a column `image_ids`, the names of their images in the labels, in order. The mixin adds to
+    the trainer: the weighted terms in the loss of a training step; an AdamW for the temperature at the trainer's
+    learning rate, with its state in trainer_state.json; `loss_sea`, `loss_das`, `loss_sds`, `sea_pairs` and `sea_scale`
+    in logs; the metrics of `Attached.metrics` in an evaluation.
 
     Args:
-        attached: of `attach`, on the model that the trainer is given.
+        attached: the result of `attach` on the trainer's model.
 
     Raises:
         UserError: the trainer has several GPUs in one process.
@@ -58,7 +58,10 @@ class AttachMixin(_Base):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401 - as in Trainer
-        """The trainer's loss and, in training, the weighted terms, as a mean over micro-batches and processes."""
+        """Compute the trainer's loss plus, in training, the weighted terms.
+
+        The terms are a mean over micro-batches and processes.
+        """
         compute = partial(super().compute_loss, model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         if not model.training:
             return compute()
@@ -68,12 +71,16 @@ class AttachMixin(_Base):
         self.attached.step = self.state.global_step
         terms = self.attached.loss(self._ids)
         self._remember()
+        # The Trainer sums micro-batches if its loss is scaled already, and divides by their number if not.
         steps = self.current_gradient_accumulation_steps if self._is_scaled(num_items_in_batch) else 1
         loss = loss + terms.to(loss.device) / steps
         return (loss, *outputs) if return_outputs else loss
 
     def _is_scaled(self, items: Any) -> bool:  # noqa: ANN401 - the Trainer's
-        """Whether the trainer's loss is divided by the micro-batches of a step already, by the Trainer's own rule."""
+        """Tell whether the trainer's loss is already divided by the number of micro-batches in a step.
+
+        This is the Trainer's own rule.
+        """
         if self.loss_is_scaled_for_ga is not None:
             return bool(self.loss_is_scaled_for_ga)
         return (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
@@ -84,10 +91,10 @@ class AttachMixin(_Base):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """The trainer's metrics, and those of `Attached.metrics`."""
+        """Compute the trainer's metrics and those of `Attached.metrics`."""
         found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(chosen, Mapping):  # the trainer comes here again for each of them
+        if isinstance(chosen, Mapping):  # the trainer calls this method again for each data set
             return found
         loader = self.get_eval_dataloader(eval_dataset)
         with self.accelerator.autocast():
@@ -96,7 +103,7 @@ class AttachMixin(_Base):
         self.log(dict(named))
         return found | named
 
-    # What of the data travels
+    # Names in rows and batches
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -110,7 +117,7 @@ class AttachMixin(_Base):
             inputs = {name: value for name, value in inputs.items() if name != IDS}
         return super()._prepare_inputs(inputs)
 
-    # What a log line says
+    # Logging
 
     def _remember(self) -> None:
         for name, value in self.attached.terms.items():
@@ -119,9 +126,9 @@ class AttachMixin(_Base):
             self._sums["sea_pairs"].append(self.attached.pairs)
 
     def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
-        """The trainer's log line, with the terms, not weighted, as means over micro-batches and processes."""
+        """Write the trainer's log line, with the unweighted terms as means over micro-batches and processes."""
         if "loss" in logs:
-            for name in self.attached.logged:  # the same names on every process
+            for name in self.attached.logged:  # the same names on all processes, because `reduce` waits for all
                 values = self._sums.pop(name, [])
                 own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
                 total, count = self.accelerator.reduce(own, "sum").tolist()
@@ -133,18 +140,18 @@ class AttachMixin(_Base):
 
 
 class CarryIds:
-    """A collator that also carries images' names, whatever the one within it makes of the rows.
+    """Carry the images' names around a collator that may drop them.
 
     Args:
-        collate: the trainer's own.
-        needed: rows without names are refused.
+        collate: the trainer's own collator.
+        needed: whether rows without names are refused.
     """
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any], needed: bool) -> None:
         self.collate, self.needed = collate, needed
 
     def __call__(self, rows: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever a collator gives
-        """Gives the collator's batch with a list of names for each row, if rows have them."""
+        """Collate rows, and add a list of names for each row if the rows have them."""
         if not all(isinstance(row, Mapping) and IDS in row for row in rows):
             if self.needed:
                 raise UserError(
@@ -159,7 +166,10 @@ class CarryIds:
 
 
 class _Temperature(TrainerCallback, ExportableState):
-    """Trains the temperature beside the trainer's optimizer, which FSDP lets hold the model's parameters alone."""
+    """Train the temperature with an optimizer of its own.
+
+    With FSDP the trainer's optimizer may hold the model's parameters alone.
+    """
 
     def __init__(self, attached: Attached) -> None:
         self._attached = attached
@@ -167,7 +177,7 @@ class _Temperature(TrainerCallback, ExportableState):
         self._optimizer = torch.optim.AdamW(parameters, weight_decay=0.0) if parameters else None
 
     def state(self) -> dict[str, Any]:
-        """What trainer_state.json keeps."""
+        """Return what trainer_state.json keeps."""
         if self._optimizer is None:
             return {"args": {}, "attributes": {}}
         (parameter,) = self._attached.parameters()
@@ -177,7 +187,7 @@ class _Temperature(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, model: Any = None, **__: Any) -> None:  # noqa: ANN401
         embed = model.get_input_embeddings()
-        if isinstance(embed, FSDPModule):  # the terms use them behind the forward
+        if isinstance(embed, FSDPModule):  # the terms use them after the forward
             embed.set_reshard_after_forward(False)
         kept = state.stateful_callbacks.get(type(self).__name__)
         kept = kept[0] if isinstance(kept, list) else kept

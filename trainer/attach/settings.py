@@ -1,4 +1,4 @@
-"""What `attach` is asked for: the groups of a recipe's `loss`, checked by the recipe's own classes."""
+"""Check what `attach` is asked for, which is groups of a recipe's `loss`, by the recipe's own classes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from trainer.recipes.recipe import Loss, Recipe
 
 Group = Mapping[str, Any]
 WEIGHTS = {"sea": 1.0, "das": 1.0, "sds": 0.01}
-"""Of a term that is asked for without one: SEA's paper gives none, BASIC's these."""
+"""Default weights of the terms. BASIC's are from its paper; SEA's paper gives none."""
 _OF_RUNS = {
     "sea": {
         "ratio": "goes with weight: auto, which attach does not have",
@@ -21,14 +21,16 @@ _OF_RUNS = {
     "sds": {"ratio": "goes with weight: auto, which attach does not have"},
     "basic": {},
 }
-"""Settings that a run alone follows."""
+"""Settings that only a run of `sea-pipeline train` can follow, with the reason."""
 
 
 def read_settings(sea: Group | None, das: Group | None, sds: Group | None, basic: Group | None) -> Loss:
-    """Gives the settings of the terms; one that is None is off, and `basic` alone switches on both of BASIC's.
+    """Read the settings of the terms.
+
+    A term whose group is None is off, but `basic` alone switches on both of BASIC's terms.
 
     Raises:
-        UserError: one line with everything that is wrong.
+        UserError: a setting is wrong. One line names everything that is.
     """
     groups: dict[str, Group | None] = {"sea": sea, "das": das, "sds": sds, "basic": basic}
     if basic is not None and das is None and sds is None:

@@ -1,4 +1,4 @@
-"""BASIC's terms of what one forward made, whatever its images' sizes.
+"""Compute BASIC's terms from one forward, whatever the sizes of its images.
 
 Shapes: B samples, I images, T visual tokens of a forward, t of them that lie in an image, d the LLM's width.
 """
@@ -21,19 +21,19 @@ from trainer.recipes.recipe import Loss
 def basic_terms(
     names: Sequence[str], kept: Kept, laid: Sequence[Laid] | None, settings: Loss, embed: nn.Module, vocabulary: int
 ) -> dict[str, torch.Tensor]:
-    """Computes L_das (Eq. 6) and L_sds (Eq. 7), means over a sample's images and then over samples with images.
+    """Compute L_das (Eq. 6) and L_sds (Eq. 7), as means over a sample's images and then over samples with images.
 
     Args:
-        names: which of "das" and "sds".
-        kept: of a forward in training mode, with images.
-        laid: where its visual tokens lie; those that lie nowhere take no part. None if nobody knows: then all images
-            of a sample are one.
-        settings: of the terms.
+        names: which of "das" and "sds" to compute.
+        kept: what a forward in training mode made, with images.
+        laid: where its visual tokens lie. Tokens outside all images are left out. None if this is unknown; then all
+            images of a sample count as one.
+        settings: settings of the terms.
         embed: the LLM's input embeddings.
-        vocabulary: how many of the LLM's token ids are real ones.
+        vocabulary: number of the LLM's token ids that are real ones.
 
     Returns:
-        Scalars by name, whose gradient goes to the projector alone.
+        Scalars by name, whose gradient reaches the projector alone.
 
     Raises:
         UserError: the forward was in evaluation mode.
@@ -60,9 +60,13 @@ def basic_terms(
 
 
 def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which visual tokens count, int64 (t,), and how much each does, (t,): a_i of Eq. 5, by image and by sample."""
+    """Select the visual tokens that count, int64 (t,), and compute their weights, (t,).
+
+    The weight of a token is a_i of Eq. 5, normalised over its image, times the image's share of its sample.
+    """
     assert kept.visual is not None and kept.columns is not None and kept.seen is not None  # noqa: PT018
     device = kept.visual.device
+    # Sample of each visual token, in the order in which they enter the LLM.
     samples = kept.columns.nonzero()[:, 0].to(device)
     if laid is None:
         lengths = kept.columns.sum(1).to(device)
@@ -77,6 +81,7 @@ def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[to
         at = torch.cat(cells).sort().values.to(device)
     image = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
     shares = image_weights(samples[lengths.cumsum(0) - lengths]).to(device)
+    # a_i of Eq. 5 sums to 1 over an image's tokens; the share makes a mean over images, then over samples.
     attention = kept.seen.attention.to(device)[at]
     parts = (torch.ones_like(attention) if equal else attention).split(torch.bincount(image[at]).tolist())
     weights = [degrees(part.unsqueeze(0))[0] * share for part, share in zip(parts, shares, strict=True)]
@@ -84,13 +89,16 @@ def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[to
 
 
 def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: Kept) -> torch.Tensor:
-    """Gives a term whose gradient by the projector's weights is its own, and by anything in front of it none.
+    """Return a term whose gradient reaches the projector's weights, but nothing in front of the projector.
 
-    The gradient by V goes back to what the projector gave, through whatever puts V together; from there it goes on
-    through the same projector on an input without a graph.
+    The gradient w.r.t. the projector's weights is the term's own. The gradient w.r.t. V goes back to the projector's
+    output, through whatever puts V together. From there it goes on through the same projector on an input without a
+    graph.
     """
     assert kept.made is not None and kept.apart is not None and kept.visual is not None  # noqa: PT018
+    # dL/dV, then by the chain rule the gradient w.r.t. the projector's output.
     (by_visual,) = torch.autograd.grad(value, visual, retain_graph=True)
     (by_made,) = torch.autograd.grad(kept.visual, kept.made, by_visual, retain_graph=True)
     carried = (kept.apart.to(value.dtype) * by_made.to(value.dtype)).sum()
+    # d(carried)/d(weights) is the term's gradient; its value is taken off again.
     return value.detach() + carried - carried.detach()

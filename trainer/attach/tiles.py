@@ -1,7 +1,7 @@
-"""Where visual tokens lie in their images: each family's grids, crops and order of tiles.
+"""Locate visual tokens in their images by each family's grids, crops and order of tiles.
 
 Shapes: I images of a call, T visual tokens of all of them in the order in which they enter the LLM. Boxes are as in
-`geometry`; beyond 0..1 they reach into bars that the family adds.
+`geometry`; beyond 0..1 they cover bars that the family adds.
 """
 
 import math
@@ -30,41 +30,41 @@ Size = tuple[int, int]
 
 
 class Tile(NamedTuple):
-    """A part of an image that has a grid of visual tokens of its own: the image, a view of it, or a tile."""
+    """A part of an image that has its own grid of visual tokens, which is the image, a view of it, or a tile."""
 
     grid: tuple[int, int]
     """(rows, columns)."""
     box: CropBox
     cells: npt.NDArray[np.int64]
-    """(rows * columns,): the place of each cell, row by row, among the image's visual tokens."""
+    """(rows * columns,): index of each cell, row by row, among the image's visual tokens."""
 
 
 class Laid(NamedTuple):
-    """An image's visual tokens."""
+    """The visual tokens of an image."""
 
     tokens: int
-    """All of them; some families have tokens that lie nowhere, such as the ends of rows."""
+    """Number of all tokens. Some families have tokens that belong to no place, such as the ends of rows."""
     tiles: list[Tile]
 
 
 class Call(NamedTuple):
-    """What one call of a model's `get_image_features` was given, and how many tokens it made."""
+    """The arguments of one call of a model's `get_image_features`, and how many tokens it made."""
 
     family: str
     inner: Any
     processor: Any
     given: dict[str, Any]
-    """Its arguments by name."""
+    """The arguments of the call by name."""
     counts: list[int]
-    """Visual tokens of each entry of what it returned: an image, a tile, or all images of a sample."""
+    """Number of visual tokens of each entry of the result: an image, a tile, or all images of a sample."""
 
     @property
     def total(self) -> int:
-        """T."""
+        """Sum the visual tokens to T."""
         return sum(self.counts)
 
     def unlike(self, expected: str, found: object) -> UserError:
-        """What to raise if the tokens are not those of the images."""
+        """Make the error to raise if the tokens do not fit the images."""
         return UserError(
             f"{self.family}: expected {expected}; found {found}; give the model the images as they were labelled, "
             "upright and whole, through its own processor, and their ids in the order of the images in the batch"
@@ -72,14 +72,20 @@ class Call(NamedTuple):
 
 
 def cells(grid: tuple[int, int], start: int = 0, row: int | None = None) -> npt.NDArray[np.int64]:
-    """Counts a grid's cells row by row, from `start`; a row is `row` tokens long, or as long as the grid is wide."""
+    """Count a grid's cells row by row, from `start`.
+
+    A row is `row` tokens long, or as long as the grid is wide.
+    """
     rows, columns = grid
     places: npt.NDArray[np.int64] = start + np.arange(rows)[:, None] * (row or columns) + np.arange(columns)[None]
     return places.ravel()
 
 
 def fixed(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
-    """One grid for every image, as LLaVA-1.5 and PaliGemma have it: squeezed, cropped or padded to a square."""
+    """Lay out one grid per image, as LLaVA-1.5 and PaliGemma have it.
+
+    The image is squeezed, cropped or padded to a square.
+    """
     pixels = call.given["pixel_values"]
     grid = _patches(call, pixels)
     tokens = call.total // len(pixels)
@@ -91,7 +97,7 @@ def fixed(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
 
 
 def merged(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
-    """A grid for each image, merged 2 x 2, of the whole image: the Qwen-VL families."""
+    """Lay out a grid of the whole image, merged 2 x 2, for each image of the Qwen-VL families."""
     merge = call.inner.visual.spatial_merge_size
     laid = []
     for (frames, height, width), size in zip(call.given["image_grid_thw"].tolist(), sizes, strict=True):
@@ -105,9 +111,10 @@ def merged(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
 
 
 def anyres(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
-    """A view of the whole image, then tiles as one grid, without bars, a token behind each row: LLaVA-NeXT, OneVision.
+    """Lay out a view of the whole image, then its tiles as one grid, for LLaVA-NeXT and OneVision.
 
-    OneVision thins out the grid of large images; several images of a sample are padded to squares, without tiles.
+    The grid of tiles has no bars, and a token after each row. OneVision thins out the grid of large images. If a sample
+    has several images, they are padded to squares, without tiles.
     """
     laid = []
     counts = call.given.get("batch_num_images")
@@ -131,7 +138,7 @@ def anyres(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
 
 
 def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], CropBox]:
-    """The grid of all tiles once the bars' cells are cut off, and what of the image it covers."""
+    """Compute the grid of all tiles after the bars' cells are cut off, and the part of the image that it covers."""
     config, (height, width) = call.inner.config, size
     canvas = select_best_resolution(size, config.image_grid_pinpoints)
     rows, columns = (base[0] * side // config.vision_config.image_size for side in canvas)
@@ -145,6 +152,7 @@ def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> tuple
     box_y = _along(top, kept.shape[0], canvas[0] / rows, (canvas[0] - inner[0]) // 2, inner[0])
     box_x = _along(left, kept.shape[1], canvas[1] / columns, (canvas[1] - inner[1]) // 2, inner[1])
     grid = (kept.shape[0], kept.shape[1])
+    # OneVision interpolates a grid of more than `most` tiles down to about that many, anyres_max_9 for example.
     if (kind := getattr(config, "vision_aspect_ratio", None)) is not None:
         most = int((call.given.get("vision_aspect_ratio") or kind).removeprefix("anyres_max_"))
         ratio = math.sqrt(grid[0] * grid[1] / (most * base[0] ** 2))
@@ -154,12 +162,15 @@ def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> tuple
 
 
 def _along(first: int, count: int, cell: float, bar: int, inner: int) -> tuple[float, float]:
-    """Along one side: what of the image so many cells cover, in shares of it."""
+    """Compute along one side which part of the image `count` cells from `first` on cover, in shares of it."""
     return (first * cell - bar) / inner, ((first + count) * cell - bar) / inner
 
 
 def split(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
-    """Square tiles row by row, of an image squeezed to whole tiles, then a view of the whole: Idefics3, SmolVLM."""
+    """Lay out square tiles row by row, then a view of the whole image, for Idefics3 and SmolVLM.
+
+    The image is squeezed to whole tiles.
+    """
     height, width = call.given["pixel_values"].shape[-2:]
     patch, scale = call.inner.config.vision_config.patch_size, call.inner.config.scale_factor
     grid = (height // patch // scale, width // patch // scale)
@@ -185,7 +196,10 @@ def _split_tiles(call: Call, size: Size) -> tuple[int, int]:
 
 
 def _longest(width: int, height: int, longest: int) -> Size:
-    """As Idefics3 resizes: the longer side to `longest`, the other one to an even number, none beyond 4096 pixels."""
+    """Resize as Idefics3 does.
+
+    The longer side becomes `longest`, the other one an even number, and neither exceeds 4096 pixels.
+    """
     ratio = width / height
     if width >= height:
         width, height = longest, int(longest / ratio)
@@ -199,7 +213,10 @@ def _longest(width: int, height: int, longest: int) -> Size:
 
 
 def canvas(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
-    """Square tiles row by row, of an image squeezed to a canvas of them, then a view of the whole: InternVL."""
+    """Lay out square tiles row by row, then a view of the whole image, for InternVL.
+
+    The image is squeezed to a canvas of tiles.
+    """
     height, width = call.given["pixel_values"].shape[-2:]
     patch, ratio = call.inner.config.vision_config.patch_size, call.inner.config.downsample_ratio
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
@@ -215,10 +232,13 @@ def _canvas_tiles(call: Call, size: Size) -> tuple[int, int]:
 
 
 def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tiles_of: Any) -> list[Laid]:  # noqa: ANN401
-    """Images as whole numbers of tiles that cover them, and a view of the whole behind more than one."""
+    """Lay out images as whole numbers of tiles that cover them.
+
+    A view of the whole image follows if there is more than one tile.
+    """
     tokens = grid[0] * grid[1]
     wanted = [tiles_of(call, _known(call, size)) for size in sizes]
-    if call.total == len(sizes) * tokens:  # tiling is off, perhaps for this call alone
+    if call.total == len(sizes) * tokens:  # tiling is off, perhaps for this call only
         wanted = [(1, 1)] * len(sizes)
     laid = []
     for rows, columns in wanted:
@@ -231,7 +251,7 @@ def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tile
 
 
 def _views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> Laid:
-    """An image's views of one grid each, one behind the other."""
+    """Lay out an image's views one after the other, all with the same grid."""
     tokens = grid[0] * grid[1]
     return Laid(
         tokens * len(boxes), [Tile(grid, box, cells(grid, number * tokens)) for number, box in enumerate(boxes)]
@@ -239,7 +259,7 @@ def _views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> Laid:
 
 
 def scanned(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
-    """The whole image squeezed to a square, then the crops of pan and scan, if it is on: Gemma 3."""
+    """Lay out the whole image squeezed to a square, then the crops of pan and scan if it is on, for Gemma 3."""
     side = math.isqrt(call.inner.config.mm_tokens_per_image)
     if call.total == len(sizes) * side * side:
         return [_views((side, side), [WHOLE]) for _ in sizes]
@@ -247,11 +267,15 @@ def scanned(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
 
 
 def _scans(call: Call, size: Size) -> list[CropBox]:
-    """The crops that Gemma 3's processor cuts, by its own function, out of the numbers of columns and rows."""
+    """Compute the crops that Gemma 3's processor cuts.
+
+    The processor's own function is run on an image of column numbers and one of row numbers, so that the crops hold
+    their bounds.
+    """
     processor, (width, height) = call.processor.image_processor, size
     names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
     chosen = {f"pan_and_scan_{name}": getattr(processor, f"pan_and_scan_{name}", None) for name in names}
-    defaults = getattr(call.processor, "images_kwargs", None) or {}  # which come before the image processor's own
+    defaults = getattr(call.processor, "images_kwargs", None) or {}  # these take precedence
     chosen = {name: value if defaults.get(name) is None else defaults[name] for name, value in chosen.items()}
     columns = processor.pan_and_scan_batched(torch.arange(width).expand(1, height, width), **chosen)
     rows = processor.pan_and_scan_batched(torch.arange(height)[None, :, None].expand(1, height, width), **chosen)
@@ -262,7 +286,10 @@ def _scans(call: Call, size: Size) -> list[CropBox]:
 
 
 def padded(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
-    """Square tiles row by row, of an image with bars at the right and below, then a view of the whole: Llama 4."""
+    """Lay out square tiles row by row, then a view of the whole image, for Llama 4.
+
+    The image has bars on the right and at the bottom.
+    """
     config, processor = call.inner.config.vision_config, call.processor.image_processor
     side = int(config.image_size // config.patch_size * config.pixel_shuffle_ratio)
     resolutions = torch.tensor(find_supported_resolutions(processor.max_patches, processor.size))
@@ -307,19 +334,19 @@ def _listed(values: Any) -> list[Any]:  # noqa: ANN401 - a tensor, or lists
 
 
 def _square_box(width: int, height: int) -> CropBox:
-    """What a square around an image with bars on both sides covers."""
+    """Compute the box of a square around an image that has bars on both sides."""
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
     return (-left / width, -top / height, (side - left) / width, (side - top) / height)
 
 
 def _mirrored(shape: tuple[int, int], size: Size) -> bool:
-    """Whether (height, width) is that of the image on its side: it was not turned upright."""
+    """Tell whether (height, width) is that of the image on its side, which was not turned upright."""
     return shape[0] != shape[1] and shape == size
 
 
 def _check_shape(call: Call, grid: tuple[int, int], size: Size) -> None:
-    """A grid has its image's shape, to a cell on each side."""
+    """Refuse a grid that differs in shape from its image by more than a cell on each side."""
     rows, columns = grid
     ratio = size[1] / size[0]
     least = max(rows - 1, 0.5) / (columns + 1)

@@ -1,6 +1,6 @@
-"""A model watched: what its last forward made of images, kept as it is made, with nothing left behind afterwards.
+"""Watch a model, and keep what its last forward makes of images.
 
-Shapes: B samples of L tokens, T visual tokens of a forward, d the LLM's width.
+Nothing is left on the model afterwards. Shapes: B samples of L tokens, T visual tokens of a forward, d the LLM's width.
 """
 
 import inspect
@@ -22,30 +22,30 @@ from trainer.losses.supervision import Seen, Supervision
 
 _ABSENT = object()
 _MARK = "_sea_attached"
-"""On what stands in for a method."""
+"""Attribute that marks a replaced method."""
 
 
 @dataclass
 class Kept:
-    """What one forward made."""
+    """The results of one forward."""
 
     call: Call | None = None
-    """None without images."""
+    """None if the forward had no images."""
     visual: torch.Tensor | None = None
     """V, (T, d), in the order in which it enters the LLM, with its graph."""
     columns: torch.Tensor | None = None
-    """bool (B, L): where it enters."""
+    """bool (B, L): the columns at which V enters the LLM."""
     seen: Seen | None = None
-    """BASIC's supervision, in training mode."""
+    """BASIC's supervision; None in evaluation mode, or if BASIC is off."""
     made: torch.Tensor | None = None
-    """What the projector gave, of which V is put together, if its gradient goes on to a tower that trains."""
+    """The projector's output, from which V is put together; None unless BASIC is on and the tower trains."""
     apart: torch.Tensor | None = None
-    """The same from an input without a graph: its gradient ends at the projector."""
+    """The projector's output for an input without a graph, so that its gradient ends at the projector."""
 
 
 @dataclass
 class _Method:
-    """A method of one module, and what stood in its place before."""
+    """A replaced method of one module, and what was in its place before."""
 
     module: nn.Module
     name: str
@@ -54,13 +54,13 @@ class _Method:
 
 
 class Watch:
-    """Stands in for some methods of a model, on the instance alone, until `end`.
+    """Replace some methods of a model, on the instance alone, until `end`.
 
     Args:
-        parts: the model's.
-        processor: the model's; for `Call`.
+        parts: the model's parts.
+        processor: the model's processor; it is passed on in `Call`.
         supervision: makes BASIC's targets in training mode; None if its terms are off.
-        vocabulary: how many of the LLM's token ids are real ones.
+        vocabulary: number of the LLM's token ids that are real ones.
 
     Raises:
         UserError: the model is attached to already.
@@ -83,11 +83,11 @@ class Watch:
         self._stand_in(parts.inner, "get_image_features", self._images)
         self._projector: nn.Module | None = None
         self._stand_in_projector()
-        if supervision is not None:  # its hooks come and go with each forward, which compiled code does not see
+        if supervision is not None:  # compiled code would not see its hooks, which come and go with each forward
             self._stand_in(parts.llm, "forward", self._decode, eager=True)
 
     def end(self) -> None:
-        """Puts back what stood there before."""
+        """Restore the methods that were there before."""
         for method in self._methods:
             placed = method.module.__dict__
             if placed.get(method.name) is method.now:
@@ -99,7 +99,10 @@ class Watch:
 
     @contextmanager
     def first_forward(self) -> Iterator[None]:
-        """Within it the first of several forwards is kept: some trainers run a second one for their metrics."""
+        """Keep the first of several forwards within this block.
+
+        Some trainers run a second forward for their metrics.
+        """
         self.kept, self._first = None, True
         try:
             yield
@@ -108,7 +111,10 @@ class Watch:
 
     @contextmanager
     def reordered(self, order: torch.Tensor) -> Iterator[None]:
-        """Within it visual tokens enter the LLM in another order, int64 (T,): as if of other photos."""
+        """Let visual tokens enter the LLM in another order, int64 (T,), within this block.
+
+        This feeds the LLM the tokens of other photos.
+        """
         self._order = order
         try:
             yield
@@ -117,7 +123,7 @@ class Watch:
 
     @property
     def embed(self) -> Any:  # noqa: ANN401 - a module with a weight
-        """The LLM's input embeddings."""
+        """Return the LLM's input embeddings."""
         return self.parts.inner.get_input_embeddings()
 
     def _stand_in(self, module: nn.Module, name: str, around: Callable[..., Any], *, eager: bool = False) -> None:
@@ -125,14 +131,14 @@ class Watch:
         original = getattr(module, name)
 
         def method(this: nn.Module, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as the method
-            if this is not module:  # a copy of the model, which nobody watches
+            if this is not module:  # a copy of the model, which is not watched
                 return getattr(type(this), name)(this, *given, **named)
             return around(original, given, named)
 
         update_wrapper(method, original)
         signature = inspect.signature(original)
         this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        # Compiled code holds neither what is kept nor the time of it; what the method calls is compiled.
+        # Compiled code cannot keep results on this object. The original method, which this one calls, is compiled.
         function: Any = torch.compiler.disable(method, recursive=eager)
         function.__signature__ = signature.replace(parameters=[this, *signature.parameters.values()])
         setattr(function, _MARK, True)
@@ -141,13 +147,13 @@ class Watch:
         self._methods.append(_Method(module, name, before, now))
 
     def _stand_in_projector(self) -> None:
-        """Again where adapters put a copy in the projector's place."""
+        """Replace the projector's method, again if adapters have put a copy in its place."""
         projector = self.parts.projector
         if projector is not self._projector and (self._supervision is not None or self.parts.family.late):
             self._projector = projector
             self._stand_in(projector, "forward", self._project)
 
-    # What stands in
+    # The replaced methods
 
     def _forward(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
         if self._running is not None or (self._first and self.kept is not None):
@@ -221,7 +227,10 @@ class Watch:
 
     @property
     def _watching(self) -> bool:
-        """BASIC learns in training mode alone: generation keeps states, which the tap cannot read."""
+        """Tell whether BASIC's supervision is on, which it is in training mode alone.
+
+        Generation keeps states, which the attention tap cannot read.
+        """
         return self._supervision is not None and self.parts.inner.training
 
     def _keep(self, kept: Kept, visual: torch.Tensor, counts: list[int]) -> None:
@@ -231,7 +240,7 @@ class Watch:
 
 
 def _by_name(method: Callable[..., Any], given: Any, named: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A call's arguments by name."""
+    """Map a call's arguments to their names."""
     bound = inspect.signature(method).bind_partial(*given, **named)
     kinds = bound.signature.parameters
     others = [name for name in bound.arguments if kinds[name].kind is inspect.Parameter.VAR_KEYWORD]
@@ -240,7 +249,7 @@ def _by_name(method: Callable[..., Any], given: Any, named: Any) -> dict[str, An
 
 
 def _in_order(features: Any, order: torch.Tensor) -> Any:  # noqa: ANN401 - a tensor, or a list of them
-    """Puts visual tokens into another order, in the form in which they were given."""
+    """Put visual tokens into another order, and keep the form in which they were given."""
     if isinstance(features, torch.Tensor):
         return features.flatten(0, -2)[order].view_as(features)
     return torch.split(torch.cat(list(features))[order], [len(one) for one in features])

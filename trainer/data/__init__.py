@@ -1,4 +1,4 @@
-"""Conversations, photos, labels and targets to batches.
+"""Turn conversations, photos, labels and targets into batches.
 
 It may import `model` and what is below.
 """

@@ -1,4 +1,4 @@
-"""Rows of data that cannot be trained: all of them found, counted by kind, and refused or left out."""
+"""Find all rows of data that cannot be trained, count them by kind, and refuse or leave them out."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ from sea_pipeline.inputs.llava_json import place, relative_path, shown
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 
 _IDS = 10
-"""Ids that are named of a kind."""
+"""At most this many ids of each kind are named in an error."""
 _BATCH = 10_000
 
 
@@ -26,33 +26,33 @@ class BadRow(NamedTuple):
     """One row that cannot be trained."""
 
     number: int
-    """Its place in the file, from 1."""
+    """Place in the file, counted from 1."""
     id: str
     reason: str
 
     @property
     def kind(self) -> str:
-        """What was expected, without this row's own values."""
+        """Return what was expected, without the values of this row."""
         expected = re.split(r"[;:,]? found ", self.reason, maxsplit=1)[0]
         return re.sub(r"\d+", "N", expected)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a run does without."""
+    """The rows that a run leaves out."""
 
     rows: tuple[BadRow, ...] = ()
 
     def kinds(self) -> dict[str, int]:
-        """Counts the rows by kind, the commonest first."""
+        """Count the rows by kind, the most common kind first."""
         return dict(Counter(row.kind for row in self.rows).most_common())
 
     def sha256(self) -> str:
-        """Hashes the rows' numbers."""
+        """Hash the row numbers, in order."""
         return hashlib.sha256(",".join(str(row.number) for row in sorted(self.rows)).encode()).hexdigest()
 
     def and_more(self, rows: Iterable[BadRow]) -> "LeftOut":
-        """Adds rows."""
+        """Return a copy with more rows."""
         return LeftOut((*self.rows, *rows))
 
 
@@ -60,23 +60,27 @@ NOTHING = LeftOut()
 
 
 def bad_rows(rows: Rows) -> list[BadRow]:
-    """The rows, with columns `number` and `refused`, that were refused as they were tokenised."""
+    """List the rows that were refused when they were tokenised.
+
+    The dataset has the columns `number`, `id` and `refused`; `refused` is the reason, or null for a good row.
+    """
     is_bad = rows.with_format("arrow")["refused"][:].is_valid().to_numpy(zero_copy_only=False)
     chosen = rows.select_columns(["number", "id", "refused"]).select(np.flatnonzero(is_bad))
     return [BadRow(row["number"], row["id"], row["refused"]) for row in chosen]
 
 
 def refuse(path: Path, rows: Iterable[BadRow], total: int, *, nothing_left: bool = False) -> None:
-    """Stops if there are bad rows.
+    """Raise an error if there are bad rows.
 
     Args:
         path: the file.
-        rows: the bad ones.
-        total: how many rows the file has.
-        nothing_left: they are to be left out, and no others are there.
+        rows: the bad rows, in any order; none is fine.
+        total: number of rows in the file.
+        nothing_left: the bad rows are to be left out, but no other row exists.
 
     Raises:
-        UserError: one line that counts them by kind, each with what is wrong with its first row, and ten ids.
+        UserError: there are bad rows. The message is one line with the count of each kind, the fault of its first
+            row, and up to ten ids.
     """
     every = sorted(rows)
     if not every:
@@ -99,7 +103,7 @@ def refuse(path: Path, rows: Iterable[BadRow], total: int, *, nothing_left: bool
 
 
 def image_names(rows: Rows) -> set[str]:
-    """Every image of the rows, as the data calls it."""
+    """Collect the name of each image in the rows, spelled as in the data."""
     names: set[str] = set()
     for batch in rows.select_columns(["images"]).with_format("arrow").iter(_BATCH):
         names.update(pc.unique(pc.list_flatten(batch["images"])).to_pylist())
@@ -107,7 +111,7 @@ def image_names(rows: Rows) -> set[str]:
 
 
 def missing_images(rows: Rows, root: Path) -> dict[str, str]:
-    """The images that are no files below the image root, each with the reason."""
+    """Find the images that are not files below the image root, each with the reason."""
     found = {}
     for name in image_names(rows):
         try:
@@ -122,7 +126,10 @@ def missing_images(rows: Rows, root: Path) -> dict[str, str]:
 
 
 def unreadable_images(names: Iterable[str], locate: Callable[[str], Path]) -> dict[str, str]:
-    """Which of some images cannot be decoded, with the reason; for those that labelling could not read."""
+    """Find the images that cannot be decoded, each with the reason.
+
+    Decoding is slow, so only those images are given that labelling could not read.
+    """
     found = {}
     for name in names:
         try:
@@ -135,7 +142,10 @@ def unreadable_images(names: Iterable[str], locate: Callable[[str], Path]) -> di
 
 
 def rows_with(rows: Rows, images: Mapping[str, str]) -> list[BadRow]:
-    """The rows, with a column `number`, that show one of these images."""
+    """List the rows that show one of these images.
+
+    The dataset has a column `number`. A row with several such images is listed once, with the reason of its first.
+    """
     if not images:
         return []
     wanted = pa.array(sorted(images))
@@ -154,7 +164,7 @@ def rows_with(rows: Rows, images: Mapping[str, str]) -> list[BadRow]:
 
 
 def without(rows: Rows, bad: Iterable[BadRow]) -> Rows:
-    """The rows but for the bad ones."""
+    """Select the rows that are not bad."""
     numbers = np.fromiter((row.number for row in bad), np.int64)
     if not len(numbers):
         return rows

@@ -1,4 +1,4 @@
-"""LLaVA's conversations as token ids with the mask of what is trained: read once, then memory-mapped."""
+"""Tokenise LLaVA's conversations once, with the mask of trained tokens, and map the result into memory later."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_temp
 from trainer.model.tokenise import Conversation, Encoder
 
 VERSION = 4
-"""Raised with every change of what a row holds: older caches are then not found any more."""
+"""Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 _CHUNK = 64
 """Rows tokenised in one call, which spreads them over the cores."""
@@ -40,28 +40,28 @@ FEATURES = datasets.Features(
         "refused": datasets.Value("string"),
     }
 )
-"""Of the cache."""
+"""The columns of the cache."""
 
 
 class Summary(NamedTuple):
-    """What a dataset holds, in counts."""
+    """The counts of a dataset's rows and images."""
 
     rows: int
     text_only: int
-    """Rows without an image, those included whose images were cut off."""
+    """Rows without an image, including rows whose images were cut off."""
     truncated: int
     """Rows that were cut at `max_length`."""
     images: int
-    """Entries, not distinct images."""
+    """Number of entries; an image in two rows counts twice."""
 
 
 class Read(NamedTuple):
-    """What a file of conversations holds."""
+    """The rows of a file of conversations, good and bad."""
 
     rows: datasets.Dataset
-    """Those that can be trained."""
+    """The rows that can be trained."""
     bad: list[BadRow]
-    """The others."""
+    """The rows that cannot be trained."""
 
 
 def read_conversations(
@@ -74,27 +74,28 @@ def read_conversations(
     max_length: int = 2048,
     image_root: Path | None = None,
 ) -> Read:
-    """Tokenises LLaVA's JSON or JSONL in one streaming pass, or finds what an earlier call made of the same input.
+    """Tokenise LLaVA's JSON or JSONL in one streaming pass, or load what an earlier call cached for the same input.
 
-    Columns: `id` (the number of the entry or line where a record has none); `images`, image ids, as the file has them;
-    `input_ids`, int32, one image token per image; `trained`, bool, as many: a token of which any character is trained;
-    `length`, int32, tokens once each image token has become `image_tokens` of them; `truncated`, bool; `number`, int64,
-    the record's place in the file, from 1.
+    Columns: `id` (the number of the entry or line if a record has none); `images`, image ids as the file spells them;
+    `input_ids`, int32, one image token per image; `trained`, bool, one per id, true if any character of the token is
+    trained; `length`, int32, the number of tokens after each image token is expanded to `image_tokens` tokens;
+    `truncated`, bool; `number`, int64, the record's place in the file, from 1.
 
-    A conversation longer than `max_length` loses its end, and an image that does not fit whole goes with all that
+    A conversation longer than `max_length` loses its end. An image that does not fit whole is dropped with all that
     follows it, from `images` too.
 
     Args:
         path: a `.json` or `.jsonl` file.
-        tokenizer: a fast one, which knows `image_token`. Its own BOS is kept, an EOS only where the template has one.
+        tokenizer: a fast one that knows `image_token`. Its own BOS is kept; an EOS comes from the template alone.
         template: see `templates.load_template`.
-        image_token: the tokenizer's name of an image; data files always say `<image>`.
-        image_tokens: tokens an image becomes in the model.
-        max_length: tokens a row may have, expanded images included.
-        image_root: where the paths of images start; by default the folder of `path`. Only that it exists is checked.
+        image_token: the tokenizer's name of an image; data files always use `<image>`.
+        image_tokens: number of tokens that an image becomes in the model.
+        max_length: most tokens of a row, expanded images included.
+        image_root: folder that image paths are relative to; by default the folder of `path`. Only its existence is
+            checked here.
 
     Raises:
-        UserError: the file, the tokenizer or the template does not fit; it holds something else than LLaVA's records.
+        UserError: the tokenizer or the template does not fit, or the file is not LLaVA's or holds no records.
     """
     _check_arguments(path, tokenizer, image_token, image_tokens, max_length, image_root)
     settings = [VERSION, template, image_token, image_tokens, max_length, _tokenizer_sha256(tokenizer)]
@@ -121,10 +122,12 @@ def read_conversations(
 
 
 def load_conversations(path: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> datasets.Dataset:  # noqa: ANN401
-    """Gives the rows of a file of which every row can be trained, see `read_conversations`.
+    """Load the rows of a file in which each row can be trained.
+
+    See `read_conversations` for the arguments and columns.
 
     Raises:
-        UserError: see there; a row cannot be trained.
+        UserError: see `read_conversations`; or a row cannot be trained.
     """
     read = read_conversations(path, tokenizer, **settings)
     refuse(path, read.bad, len(read.rows) + len(read.bad))
@@ -141,20 +144,20 @@ def conversation_rows(
     max_length: int = 2048,
     limit: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Tokenises the records of a file one after the other; nothing is kept.
+    """Tokenise the records of a file one after the other, without a cache.
 
     Args:
-        path: see `read_conversations`, as for those up to `max_length`.
-        tokenizer: see there.
-        template: see there.
-        image_token: see there.
-        image_tokens: see there.
-        max_length: see there.
-        limit: only so many records.
+        path: see `read_conversations`.
+        tokenizer: see `read_conversations`.
+        template: see `read_conversations`.
+        image_token: see `read_conversations`.
+        image_tokens: see `read_conversations`.
+        max_length: see `read_conversations`.
+        limit: stop after this many records; None reads all.
 
     Yields:
-        The columns of `FEATURES`; `number` is the record's place in the file, from 1, and `refused` why it cannot be
-        trained, or None. A refused row has no tokens.
+        Rows with the columns of `FEATURES`. `number` is the record's place in the file, from 1. `refused` is why it
+        cannot be trained, or None; a refused row has no tokens.
 
     Raises:
         UserError: the file or the template does not fit.
@@ -171,7 +174,10 @@ def conversation_rows(
 
 
 def summary(dataset: datasets.Dataset) -> Summary:
-    """Counts the rows of a dataset that `load_conversations` made, from two small columns."""
+    """Count the rows, images and cuts of a dataset that `load_conversations` made.
+
+    Reads two small columns only.
+    """
     text_only = truncated = images = 0
     for batch in dataset.select_columns(["images", "truncated"]).with_format("arrow").iter(10_000):
         lengths = pc.list_value_length(batch["images"]).to_numpy()
@@ -184,15 +190,17 @@ def summary(dataset: datasets.Dataset) -> Summary:
 def split_rows(
     dataset: datasets.Dataset, held_out: int | float, seed: int
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Sets rows aside by a hash of (seed, id), so that neither order nor added rows move one to the other side.
+    """Set rows aside by a hash of (seed, id).
+
+    The hash of a row does not depend on the others: neither their order nor added rows change it.
 
     Args:
         dataset: with a column `id`; rows that share an id stay together.
-        held_out: how many rows, or as a float which share of them; rows that share the last id drawn come on top.
-        seed: another seed, another split.
+        held_out: an int is a number of rows, a float a share of them; rows that share the last id drawn are added.
+        seed: seed of the hash; another seed gives another split.
 
     Returns:
-        The rows to train on and those held out, each in their order.
+        The rows to train on and the rows held out, both in the dataset's order.
 
     Raises:
         UserError: nothing would be left to train on, or `held_out` is negative.
@@ -238,14 +246,14 @@ def _check_arguments(
 
 def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Earlier calls leave these two behind; ours set them.
+    # Calls of the tokenizer leave these two in its state. They do not change our rows, because we set both.
     backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
     parts = [backend, chat_template(tokenizer), tokenizer.special_tokens_map]
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
 def _conversation(number: int, row: Any, render: Template, image_token: str) -> Conversation:  # noqa: ANN401
-    """A record as text, or why it cannot be trained."""
+    """Render a record as text, or state why it cannot be trained."""
     given = row.get("id") if isinstance(row, dict) else None
     name = str(number if given is None else given).encode("utf-8", "backslashreplace").decode()
     try:

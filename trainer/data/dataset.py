@@ -1,4 +1,7 @@
-"""From a tokenised row and its labels to a batch. Pixels are read as labelling does."""
+"""Turn tokenised rows and their labels into samples and batches.
+
+Pixels are read as labelling reads them.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +27,7 @@ from trainer.targets.store import Targets, TargetStore
 
 
 class Sample(TypedDict):
-    """One sample of an epoch. k images of m visual tokens, l tokens, K drawn patches."""
+    """A sample of an epoch with k images of m visual tokens each, l tokens and K drawn patches."""
 
     row: int
     epoch: int
@@ -35,50 +38,52 @@ class Sample(TypedDict):
     images: torch.Tensor | None
     """float32 (k, 3, height, width), or with kept features (k, m, tower width)."""
     patches: npt.NDArray[np.int64]
-    """(K,): drawn patches, counted through the sample's images."""
+    """(K,): indices of the drawn patches; patch p of the sample's image i is i * m + p."""
     words: npt.NDArray[np.int64]
-    """(K,)."""
+    """(K,): the word id drawn for each of these patches."""
     targets: list[Targets]
-    """Of each image, where they are read from a teacher's cache; else empty."""
+    """The targets of each image if they are read from a teacher's folder; else empty."""
 
 
 class Kept(NamedTuple):
-    """An image as the model takes it, pixels or the tower's output, and what of the image that shows."""
+    """An image as the model takes it (pixels or the tower's output), and the part of the image that it shows."""
 
     values: torch.Tensor
     box: CropBox
 
 
 class Labels:
-    """Where a sample's words come from, and how they are drawn: SEA's section 4.2 from a label cache."""
+    """The labels of a run's images, and the settings by which words are drawn from them (SEA section 4.2)."""
 
     def __init__(self, cache: LabelCache, sea: Sea, transfer: bool, token_keys: npt.NDArray[np.int64] | None) -> None:
         self.cache = cache
         self.sea = sea
         self.transfer = transfer
         self.token_keys = token_keys
-        """(q,): equal where two words are the same LLM tokens; None: every word is its own."""
+        """(q,): equal for two words with the same LLM tokens; None if all words count as different."""
 
     def of(self, image_id: str, grid: tuple[int, int], box: CropBox) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
-        """The labels of an image on the tower's grid and crop, or None where it has none."""
+        """Return the labels of an image on the tower's grid and crop, or None if the image has no labels."""
         if image_id not in self.cache:
             return None
         return geometry.placed(self.cache[image_id], grid, box, transfer=self.transfer, image_id=image_id)
 
 
 class TrainingData(Dataset[Sample]):
-    """Samples by `epoch * len + row`, see `EpochSampler`; what is drawn depends on (seed, epoch, row) alone.
+    """Samples by the index `epoch * len + row` of an `EpochSampler`.
+
+    What is drawn for a sample depends on (seed, epoch, row) alone, so a resumed run draws the same.
 
     Args:
-        rows: of `load_conversations`.
-        locate: the file of an image id.
-        processor: the model folder's; its image processor makes the tower's input.
-        grid: (rows, columns) of visual tokens of an image.
-        labels: None where no term needs words.
-        targets: of a teacher, of every image; None where no term needs them.
-        crops: how many labelled crops each image has; one of them or the image itself is drawn.
-        random_crop: least share of the largest square's area; None leaves images whole.
-        seed: of crops and drawn words.
+        rows: tokenised rows, see `read_conversations`.
+        locate: returns the file of an image id.
+        processor: the model folder's processor; its image processor makes the tower's input.
+        grid: (rows, columns) of an image's visual tokens, so m = rows * columns.
+        labels: None if no loss term needs words.
+        targets: a teacher's targets of all images; None if no loss term needs them.
+        crops: number of labelled crops of each image; one of them or the whole image is drawn.
+        random_crop: smallest crop, as a share of the area of the image's largest square; None leaves images whole.
+        seed: seed of crops and drawn words.
     """
 
     def __init__(
@@ -99,7 +104,7 @@ class TrainingData(Dataset[Sample]):
         self.grid = grid
         self.labels = labels
         self.kept: dict[str, Kept] | None = None
-        """By view, see `tower_features`; given in place of pixels."""
+        """The tower's output for each view, see `tower_features`; used in place of pixels if it is set."""
         self.targets = targets
         self._locate = locate
         self._crops = crops
@@ -110,7 +115,7 @@ class TrainingData(Dataset[Sample]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """One sample; at `BLANK` a token of which nothing is trained.
+        """Return one sample, or at `BLANK` a single token of which nothing is trained.
 
         Raises:
             UserError: an image cannot be read, or its labels do not fit the tower.
@@ -144,7 +149,10 @@ class TrainingData(Dataset[Sample]):
         )
 
     def image(self, view: str, sample: str, random: np.random.Generator | None = None) -> tuple[Image.Image, CropBox]:
-        """An upright image, or its crop, and what the tower will see of it; with `random` crops may be random."""
+        """Read an upright image or its crop, with the part of it that the tower will see.
+
+        A random crop is taken only if `random` is given.
+        """
         image_id, number = image_and_crop(view) if self._crops else (view, 0)
         path = self._locate(image_id)
         try:
@@ -163,7 +171,7 @@ class TrainingData(Dataset[Sample]):
         return image, inside(box, crop)
 
     def views(self, image_id: str) -> list[str]:
-        """The image and its labelled crops, where they are in use."""
+        """List the view names of an image, which are the image itself and its labelled crops."""
         return [crop_id(image_id, number) for number in range(self._crops + 1)]
 
     def _given(self, view: str, sample: str, random: np.random.Generator) -> Kept:
@@ -173,7 +181,7 @@ class TrainingData(Dataset[Sample]):
         return Kept(self.pixels(image), box)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """The tower's input from an upright image: float32 (3, height, width)."""
+        """Make the tower's input, float32 (3, height, width), from an upright image."""
         values: torch.Tensor = self.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
         return values
 
@@ -192,13 +200,13 @@ def _blank() -> Sample:
 
 
 class Collator:
-    """Samples to a right-padded `Batch`: one patch per word among them all (SEA section 4.2).
+    """Collate samples to a right-padded `Batch` with one patch per word among all of them (SEA section 4.2).
 
     Args:
-        pad: token id behind a shorter sample's end.
+        pad: token id that fills up shorter samples.
         visual_tokens: m of an image.
-        data: where samples come from; its labels say how patches that share a word are told.
-        seed: of what is drawn for a batch as a whole.
+        data: the samples' dataset; its labels say when two words count as the same.
+        seed: seed of what is drawn for a batch as a whole.
     """
 
     def __init__(self, data: TrainingData, pad: int, seed: int) -> None:
@@ -209,13 +217,17 @@ class Collator:
         self._seed = seed
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """See `Batch`; blank samples are left out, but where there are no others."""
+        """Collate samples to a `Batch`.
+
+        Blank samples are dropped, unless all samples are blank. Then one of them stays.
+        """
         samples = [sample for sample in samples if sample["row"] != BLANK] or samples[:1]
         rows = [sample["row"] for sample in samples if sample["row"] != BLANK]
         ids = [sample["input_ids"] for sample in samples]
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self._pad)
         trained = torch.nn.utils.rnn.pad_sequence([sample["trained"] for sample in samples], batch_first=True)
         lengths = torch.tensor([len(one) for one in ids])
+        # Position t predicts token t + 1, so the mask and the targets are shifted by one.
         predict = trained[:, 1:].nonzero()
         random = np.random.default_rng((self._seed, samples[0]["epoch"], *rows))
         batch = Batch(
@@ -239,7 +251,10 @@ class Collator:
         return batch
 
     def _seed_of(self, samples: Sequence[Sample]) -> int:
-        """By the first sample alone: the first process of several then draws what one with all the samples would."""
+        """Draw the batch's seed from its first sample alone.
+
+        The first of several processes then draws the same seed as a single process with all the samples would.
+        """
         first = samples[0]
         return int(np.random.default_rng((self._seed, first["epoch"], first["row"] + 1)).integers(2**31))
 
@@ -250,7 +265,7 @@ class Collator:
         starts = self._visual_tokens * np.concatenate([[0], np.cumsum(images)[:-1]]).astype(np.int64)
         patches = np.concatenate([sample["patches"] + start for sample, start in zip(samples, starts, strict=True)])
         words = np.concatenate([sample["words"] for sample in samples])
-        if not labels.sea.gather:  # with it, one patch per word is kept over all processes, in the term
+        if not labels.sea.gather:  # with `gather` the loss term keeps one patch per word over all processes
             keys = words if labels.token_keys is None else labels.token_keys[words]
             kept = one_patch_per_word(keys, random)
             patches, words = patches[kept], words[kept]

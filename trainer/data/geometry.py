@@ -1,6 +1,7 @@
-"""Which part of an image the vision tower sees, and labels carried from one grid to another.
+"""Compute which part of an image the vision tower sees, and carry labels from one grid to another.
 
-Boxes are (x0, y0, x1, y1) in the upright image, 0..1; where an image is padded to a square they reach beyond it.
+Boxes are (x0, y0, x1, y1) as shares of the upright image's width and height. If an image is padded to a square, its box
+reaches beyond 0..1.
 """
 
 from typing import Any
@@ -13,11 +14,11 @@ from sea_pipeline.labels.store import Labels
 from trainer.model.aspect_ratio import pads
 
 _TOLERANCE = 0.25
-"""Of a grid cell: how far two boxes may differ and still be the same crop, rounded differently."""
+"""In grid cells: two boxes whose edges differ by at most this are one crop, rounded in two ways."""
 
 
 def processor_box(image_processor: Any, width: int, height: int) -> CropBox:  # noqa: ANN401 - any image processor
-    """The part of a `width` x `height` image that an image processor's output shows.
+    """Compute the part of a `width` x `height` image that an image processor's output shows.
 
     Reads the settings that CLIP's, SigLIP's, DINOv2's and LLaVA's processors share: pad to a square, resize, centre
     crop.
@@ -34,11 +35,12 @@ def processor_box(image_processor: Any, width: int, height: int) -> CropBox:  # 
 
 
 def _shown(side: int, padded: int, share: float) -> tuple[float, float]:
-    """Along one side: what the middle `share` of it shows once it is padded to so many pixels, in shares of the image.
+    """Compute along one side which part of the image the middle `share` of the padded side shows.
 
-    Where the bars are of an odd number of pixels, the second one is wider.
+    `padded` is the side after padding, in pixels; the result is in shares of the image. If the bars have an odd number
+    of pixels in all, the second one is wider.
     """
-    bar = (padded - side) // 2
+    bar = (padded - side) // 2  # the first bar; the middle share of the padded side begins at padded * (1 - share) / 2
     return (padded * (1 - share) / 2 - bar) / side, (padded * (1 + share) / 2 - bar) / side
 
 
@@ -54,7 +56,7 @@ def _resized(image_processor: Any, width: int, height: int) -> tuple[float, floa
 
 
 def same_place(labels: Labels, grid: tuple[int, int], box: CropBox) -> bool:
-    """Whether labels sit on the same grid over the same part of the image."""
+    """Tell whether labels have the same grid and cover the same part of the image."""
     if tuple(labels.grid) != tuple(grid):
         return False
     cells = (grid[1], grid[0], grid[1], grid[0])
@@ -64,13 +66,13 @@ def same_place(labels: Labels, grid: tuple[int, int], box: CropBox) -> bool:
 
 
 def carried(labels: Labels, grid: tuple[int, int], box: CropBox) -> Labels:
-    """Labels on another grid over another part of the same image.
+    """Transfer labels to another grid over another part of the same image.
 
-    A target cell takes the labels of the source cell in which its centre lies; where that is outside the labelled
-    part it has none.
+    A target cell takes the labels of the source cell that contains its centre. A cell whose centre lies outside the
+    labelled part has no labels.
 
     Args:
-        labels: as read from shards.
+        labels: labels as read from shards.
         grid: (rows, columns) of the target.
         box: the part of the image that the target's grid covers.
     """
@@ -87,17 +89,18 @@ def carried(labels: Labels, grid: tuple[int, int], box: CropBox) -> Labels:
 def _cells(
     start: float, end: float, count: int, target_start: float, target_end: float, target_count: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Along one side: the source cell of each target cell's centre, and whether there is one."""
+    """Find the source cell of each target cell's centre along one side, and whether it exists."""
+    # Centre of target cell i in shares of the image, then its place on the source grid in cells.
     centres = target_start + (np.arange(target_count) + 0.5) / target_count * (target_end - target_start)
     place = (centres - start) / (end - start) * count
     return np.clip(np.floor(place), 0, count - 1).astype(np.int64), (place >= 0) & (place < count)
 
 
 def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: bool, image_id: str) -> Labels:
-    """Labels for the tower's grid and crop: as they are, or carried over where that is allowed.
+    """Return labels for the tower's grid and crop, transferred if they differ and `transfer` allows it.
 
     Raises:
-        UserError: they differ and `transfer` is False.
+        UserError: grid or crop differ and `transfer` is False.
     """
     if same_place(labels, grid, box):
         return without_bars(labels)
@@ -111,9 +114,13 @@ def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: boo
 
 
 def without_bars(labels: Labels) -> Labels:
-    """Labels of which cells have none whose centre lies outside the image, in bars; an encoder may have named those."""
+    """Remove the labels of cells whose centre lies outside the image.
+
+    Those cells show the bars of a padded image, to which an encoder may have given words.
+    """
     (x0, y0, x1, y1), (rows, columns) = labels.crop_box, labels.grid
     y, x = y0 + (np.arange(rows) + 0.5) / rows * (y1 - y0), x0 + (np.arange(columns) + 0.5) / columns * (x1 - x0)
+    # Centres outside 0..1 lie in bars.
     there = (((y >= 0) & (y < 1))[:, None] & ((x >= 0) & (x < 1))[None]).ravel()[:, None]
     if there.all():
         return labels

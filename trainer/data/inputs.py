@@ -1,4 +1,4 @@
-"""What a run reads: the labels that fit its conversations, a teacher's targets, and all of it together."""
+"""Open a run's inputs, which are labels that fit its conversations and a teacher's targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +29,14 @@ def open_label_source(
     *,
     make: Callable[[LabelSettings], StageRun] = label_images,
 ) -> LabelStore | None:
-    """The labels of a run: the folder named, else the newest that fits, else new ones where L_a needs them.
+    """Open the labels of a run, or make them.
+
+    Takes the folder that the recipe names, else the newest one that fits, else makes new labels if L_a has a weight.
+    Returns None if nothing fits and L_a has no weight.
 
     Raises:
-        UserError: the folder named is none, or shares no image with the data; see `label_images`.
+        UserError: the named folder is no label folder, shares no image with the data or has too few crops; or see
+            `label_images`.
     """
     labels = recipe.labels
     wanted = conversations.image_ids
@@ -86,7 +90,7 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> Label
         except UserError:
             continue
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
-        padded = pads(folder.processor.image_processor)  # which few labels are of, and those can be named
+        padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images
         fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
         if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and wanted <= held:
             return open_labels(manifest.parent)
@@ -94,7 +98,10 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> Label
 
 
 def _as_named(store: LabelStore, labels: LabelSource, words: WordList | None) -> bool:
-    """Whether list, encoder and n are those that the recipe names; what it does not name may be any."""
+    """Tell whether word list, encoder and n are those that the recipe names.
+
+    What the recipe leaves to its default may have any value.
+    """
     named = labels.model_fields_set
     if "top_n" in named and store.top_n != labels.top_n:
         return False
@@ -107,7 +114,7 @@ def _as_named(store: LabelStore, labels: LabelSource, words: WordList | None) ->
 
 
 def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> Labels:
-    """What draws a sample's words."""
+    """Make the `Labels` that a run's words are drawn from."""
     keys = None
     if sea.dedupe == "tokens":
         spelled = word_tokens(folder.processor.tokenizer, store.words, sea.word_prefix)
@@ -118,14 +125,15 @@ def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bo
 
 
 def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversations) -> TargetStore | None:
-    """The teacher's targets that a recipe names, where a term needs them.
+    """Open the teacher's targets that a recipe names, if a loss term needs them.
 
     Raises:
-        UserError: the folder is none, is of another grid or width, or lacks an image of the data.
+        UserError: the folder holds no targets, has another grid, width, aspect ratio or setting of the supervision,
+            or lacks an image of the data.
     """
     if recipe.teacher is None or not {"das", "sds"} & recipe.loss.terms().keys():
         return None
-    store = open_targets(recipe.teacher, verify=False)  # hundreds of gigabytes; damage is found where it is read
+    store = open_targets(recipe.teacher, verify=False)  # too large; damage is found on reading
     wanted, found = (*folder.grid, folder.config.text_config.hidden_size), (*store.grid, store.width)
     if wanted != found:
         raise UserError(
@@ -140,9 +148,9 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
             f"found {seen}; run sea-pipeline teacher with --image-aspect-ratio {shown}, or set the key to {seen}"
         )
     asked, made = recipe.loss.basic, store.manifest["fields"]["basic"]
-    for name in sorted(asked.model_fields_set - {"lens"}):  # which a recipe with a teacher has none of
+    for name in sorted(asked.model_fields_set - {"lens"}):  # a recipe with a teacher cannot have a lens
         value = getattr(asked, name)
-        if value not in (None, made[name]) and (name, value) != ("degree", "equal"):  # that is as easily done later
+        if value not in (None, made[name]) and (name, value) != ("degree", "equal"):  # fits any targets
             raise UserError(
                 f"loss.basic.{name}: {value!r}, but the targets of {recipe.teacher} were made with {made[name]!r}; "
                 "leave it out, or run sea-pipeline teacher with it"
@@ -157,7 +165,7 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads."""
+    """All inputs that a run reads."""
 
     recipe: Recipe
     folder: ModelFolder

@@ -1,7 +1,7 @@
-"""A frozen tower's output, computed once and kept in memory: for data that is small and seen many times.
+"""Compute a frozen tower's output once and keep it in memory, for small data that is seen many times.
 
-An epoch then costs no decoding and no tower. 4 bytes a value: 160 images of 196 tokens of width 1280 take 160 MB, half
-a million of 576 x 1024 more than a terabyte.
+An epoch then costs no decoding and no tower. A value takes 4 bytes: 160 images of 196 tokens of width 1280 take 160 MB,
+half a million images of 576 x 1024 take more than a terabyte.
 """
 
 import os
@@ -17,18 +17,19 @@ from trainer.data.dataset import Kept, TrainingData
 from trainer.model.aligned_llava import AlignedLlava
 
 _SHARE = 0.5
-"""Of the machine's memory, at most."""
+"""At most this share of the machine's memory is used."""
 _BATCHES = {"cpu": 8, "gpu": 64}
 
 
 @torch.no_grad()
 def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = lambda _: None) -> dict[str, Kept]:
-    """What enters the projector, by view: float32 (m, width) each, of every image in the data and its labelled crops.
+    """Compute the projector's input for each view, float32 (m, width).
 
-    Computed where the tower is; images are read ahead by as many threads as there are cores.
+    The views are all images of the data and their labelled crops. They are computed on the tower's device; one thread
+    per core reads images ahead.
 
     Raises:
-        UserError: they would not fit into the memory.
+        UserError: they would take more than half of the machine's memory.
     """
     owners: dict[str, str] = {}
     for row in data.rows.select_columns(["id", "images"]):

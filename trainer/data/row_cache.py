@@ -1,6 +1,7 @@
-"""Rows that `datasets` keeps on disk, as they were written: its files have no checksums and are mapped into memory.
+"""Check that rows cached by `datasets` are as they were written.
 
-Beside them a record says what each file was; a bit that flips in one would train other tokens, or end the process.
+Its files have no checksums and are mapped into memory: a flipped bit would train other tokens, or crash the process. So
+a record in the same folder holds each file's size and hash.
 """
 
 import shutil
@@ -21,13 +22,15 @@ Rows = Callable[[], Iterator[dict[str, Any]]]
 
 
 def kept_rows(rows: Rows, features: datasets.Features, folder: Path, fingerprint: str) -> datasets.Dataset:
-    """What an earlier call made under this fingerprint, if it is as it was written; else it is made.
+    """Load the rows that an earlier call cached under this fingerprint, or make them.
+
+    A cache that has changed since it was written is made anew.
 
     Args:
-        rows: makes them.
-        features: their columns.
-        folder: of the cache, which is made.
-        fingerprint: of all that decides the rows.
+        rows: yields the rows; called only if they must be made.
+        features: columns of the rows.
+        folder: folder of the cache; created if it does not exist.
+        fingerprint: hash of everything that decides the rows.
 
     Raises:
         UserError: `rows` raises it, or the folder cannot be written.
@@ -35,7 +38,7 @@ def kept_rows(rows: Rows, features: datasets.Features, folder: Path, fingerprint
     make_folder(folder)
     record = folder / f"{fingerprint}.json"
     if _is_damaged(folder, record):
-        with alone(folder):  # the processes of a training run all come at once; the first one makes it anew
+        with alone(folder):  # all processes of a training run come here at once; the first one removes the cache
             if _is_damaged(folder, record):
                 for file in folder.rglob(f"*{fingerprint}*"):
                     shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)
@@ -44,13 +47,16 @@ def kept_rows(rows: Rows, features: datasets.Features, folder: Path, fingerprint
         held = {path for file in found.cache_files for path in Path(file["filename"]).parent.iterdir()}
         paths = sorted(path for path in held if path.is_file() and path.suffix != ".lock")
         written = FilesRecord(files=[file_record(folder, path) for path in paths])
-        with suppress(FileExistsError):  # another process was first
+        with suppress(FileExistsError):  # another process was faster
             publish_bytes(record, written.to_bytes(), folder, exclusive=True)
     return found
 
 
 def _is_damaged(folder: Path, record: Path) -> bool:
-    """Whether there is a record and it, or a file that it names, is another one; what has none is not finished."""
+    """Tell whether the record or a file that it names has changed.
+
+    A cache without a record was not finished, and does not count as damaged.
+    """
     if not (record.exists() or record.is_symlink()):
         return False
     try:
@@ -61,7 +67,10 @@ def _is_damaged(folder: Path, record: Path) -> bool:
 
 
 def _generated(rows: Rows, features: datasets.Features, folder: Path, fingerprint: str) -> datasets.Dataset:
-    """What datasets wrote under this fingerprint; it writes beside and renames, so half a cache is never found."""
+    """Load or generate the dataset of this fingerprint.
+
+    datasets writes to a temporary folder and renames it, so half a cache is never found.
+    """
     with _quiet(), writing(folder):
         try:
             return datasets.Dataset.from_generator(
@@ -75,7 +84,7 @@ def _generated(rows: Rows, features: datasets.Features, folder: Path, fingerprin
 
 
 def _mendable(error: BaseException) -> BaseException | None:
-    """What stopped the generator, from below datasets' own errors, if it is for the user or for `writing`."""
+    """Find a UserError or OSError among the causes of datasets' own error, if there is one."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, UserError | OSError):
         inner = inner.__cause__ or inner.__context__

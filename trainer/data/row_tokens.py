@@ -1,4 +1,7 @@
-"""The command `tokens` as a function: what each row of a data file trains, token by token; no weights are read."""
+"""Show what each row of a data file trains, token by token.
+
+This is the command `tokens` as a function. It reads no weights.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +22,12 @@ from trainer.model.parts import load_tokenizer, quiet
 from trainer.model.tokenizer import prepare_tokenizer
 
 Run = tuple[list[str | tuple[str, int]], bool]
-"""Tokens as text, an image with how many tokens it becomes; and whether they are trained."""
+"""A list of tokens as text, with ("image", number of visual tokens) for images, and whether they are trained."""
 
 
 @dataclass(frozen=True)
 class RowTokens:
-    """One row as it is trained, or why it is not."""
+    """A row as it is trained, or why it is not trained."""
 
     id: str
     ids: list[int | tuple[str, int]]
@@ -33,21 +36,21 @@ class RowTokens:
     """Half-open ranges of positions, each image counted as its visual tokens."""
     refused: str | None
     tokens: list[str]
-    """The same as `ids`, as text; empty for images."""
+    """The text of each entry of `ids`; an empty string for images."""
 
     @property
     def length(self) -> int:
-        """Tokens, images counted as their visual tokens."""
+        """Count the tokens, images as their visual tokens."""
         return sum(one[1] if isinstance(one, tuple) else 1 for one in self.ids)
 
     def to_json(self) -> dict[str, Any]:
-        """`id`, and `ids` with `trained`, or `refused`."""
+        """Return `id` and `ids` with `trained`, or `id` and `refused`."""
         if self.refused is not None:
             return {"id": self.id, "refused": self.refused}
         return {"id": self.id, "ids": self.ids, "trained": self.trained}
 
     def runs(self) -> Iterator[Run]:
-        """The tokens as text, in runs that are trained or not."""
+        """Yield the tokens as text, split into runs that are trained or not."""
         edges = sorted({0, self.length, *(edge for span in self.trained for edge in span)})
         starts = {first for first, _ in self.trained}
         place, position = 0, 0
@@ -62,7 +65,7 @@ class RowTokens:
 
 
 def row_tokens(settings: TokensSettings) -> Iterator[RowTokens]:
-    """Tokenises the rows of a data file as training does.
+    """Tokenise the rows of a data file as training does.
 
     Raises:
         UserError: the model, the file or the template does not fit.
@@ -83,7 +86,7 @@ def row_tokens(settings: TokensSettings) -> Iterator[RowTokens]:
 
 
 def _tokenizer(settings: TokensSettings) -> tuple[PreTrainedTokenizerBase, int]:
-    """The tokenizer that training would use, and how many tokens an image becomes."""
+    """Load the tokenizer that training would use, and the number of tokens that an image becomes."""
     folder, wanted = Path(settings.model), settings.visual_tokens
     config = read_json(folder / "config.json", absent={}) if folder.is_dir() else {}
     if config.get("model_type") == "llava":

@@ -1,4 +1,4 @@
-"""The conversations that a run reads, with their images: all that is bad of them is found here."""
+"""Open the conversations that a run reads, with their images, and find everything that is wrong with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from trainer.recipes.recipe import SAMPLES, Basic, Data
 
 @dataclass(frozen=True)
 class Conversations:
-    """Rows to train on and rows held out, and where their images are."""
+    """Rows to train on and rows held out, with the place of their images."""
 
     train: Rows
     held_out: Rows | None
@@ -44,18 +44,20 @@ class Conversations:
     bad: LeftOut = NOTHING
     """Rows of `file` that are left out."""
     evaluate_file: Path | None = None
-    """Of the rows held out, if they are another file's."""
+    """The file of the rows held out, if it is another one than `file`."""
     evaluate_bad: LeftOut = NOTHING
-    """Rows of that file that are left out."""
+    """Rows of `evaluate_file` that are left out."""
 
     @cached_property
     def image_ids(self) -> set[str]:
-        """Every image of the rows to train on."""
+        """Collect the images of the rows to train on."""
         return image_names(self.train)
 
 
 def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
-    """Reads the recipe's data for a model: tokenised by its tokenizer, split, every image file seen to be there.
+    """Read the recipe's data for a model.
+
+    The rows are tokenised by the model's tokenizer and split, and each image file is checked to exist.
 
     Raises:
         UserError: see `read_conversations`; a row cannot be trained or its image is missing, and it is not left out.
@@ -101,17 +103,17 @@ def _opened(
 
 
 def _accepted(file: Path, data: Data, rows: Rows, bad: list[BadRow], unread: int = 0) -> tuple[Rows, list[BadRow]]:
-    """The rows without the bad ones, if the recipe leaves those out.
+    """Return the rows without the bad ones, if the recipe leaves those out.
 
     Args:
-        file: of the rows.
-        data: the recipe's.
-        rows: good ones, and some of the bad ones.
-        bad: all that were found bad.
-        unread: how many of them are not among `rows`.
+        file: file of the rows.
+        data: the recipe's data settings.
+        rows: the good rows, and those bad rows that could be tokenised.
+        bad: all bad rows.
+        unread: number of bad rows that are not among `rows`.
 
     Raises:
-        UserError: there are bad ones, and they are not to be left out; or nothing else is left.
+        UserError: there are bad rows that are not to be left out, or no other rows are left.
     """
     if data.bad_rows == "stop":
         refuse(file, bad, len(rows) + unread)
@@ -122,10 +124,10 @@ def _accepted(file: Path, data: Data, rows: Rows, bad: list[BadRow], unread: int
 
 
 def without_unreadable(conversations: Conversations, data: Data, store: LabelStore | None) -> Conversations:
-    """Looks again at the images of the data that labelling could not read.
+    """Drop the rows of images that labelling could not read and that still cannot be read.
 
     Raises:
-        UserError: some cannot be read, and their rows are not to be left out.
+        UserError: some cannot be read and their rows are not to be left out, or no other rows are left.
     """
     if store is None:
         return conversations
@@ -147,16 +149,18 @@ def without_unreadable(conversations: Conversations, data: Data, store: LabelSto
 
 
 def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basic, option: str) -> None:
-    """Looks for images whose patches would count alike, though attention was asked for: none of the text sees them.
+    """Refuse images that no text of the prompt attends to, if degrees are to come from that attention.
+
+    All patches of such an image would count the same.
 
     Args:
-        conversations: of the run; rows that are trained on.
-        folder: the model's.
-        basic: how the supervision is made; only `text: prompt` leaves text out.
-        option: what sets `text`, for the message.
+        conversations: the run's conversations; rows to train on are checked.
+        folder: the model's folder.
+        basic: settings of the supervision; only `text: prompt` leaves text out.
+        option: name of what sets `text`, for the message.
 
     Raises:
-        UserError: behind an image there is text, and all of it is trained, as with the template `plain`.
+        UserError: all text after an image is trained, such as with the template `plain`.
     """
     if (basic.degree, basic.text) != ("auto", "prompt"):
         return
@@ -166,7 +170,10 @@ def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basi
         lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
         image = pc.list_flatten(batch["input_ids"]).to_numpy() == folder.processor.image_token_id
         trained = pc.list_flatten(batch["trained"]).to_numpy(zero_copy_only=False)
+        # All rows of the batch lie one after the other; for each token, the last trained and last other token of its
+        # row are looked up by segments.
         starts, place = np.cumsum(lengths) - lengths, np.arange(len(image))
+        # An image sees no prompt if the text after it is all trained: nothing else follows it, but something trained.
         last_trained, last_other = (
             np.repeat(np.maximum.reduceat(np.where(chosen, place, -1), starts), lengths)
             for chosen in (trained, ~trained & ~image)
@@ -184,7 +191,7 @@ def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basi
 
 
 def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[[str], Path]]:
-    """The file of conversations, the folder that its images are in, and the file of an image id."""
+    """Return the file of conversations, the folder of its images, and a function from image id to file."""
     if train == SAMPLES:
         listing = list_samples(None)
         root = Path(listing.root)
@@ -195,5 +202,5 @@ def place_of(train: str, image_root: Path | None) -> tuple[Path, Path, Callable[
 
 
 def below(root: Path, image_id: str) -> Path:
-    """Gives the file of an image id below an image root."""
+    """Return the file of an image id below an image root."""
     return root / relative_path(image_id, str(root))

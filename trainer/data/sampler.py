@@ -1,7 +1,7 @@
-"""The order of samples: a function of the seed and the epoch alone, so that a resumed run goes on exactly.
+"""Order samples by a function of the seed and the epoch alone, so that a resumed run goes on exactly.
 
-An index that the sampler gives carries its epoch, `epoch * length + sample`: whichever process reads the sample knows
-the epoch without being told.
+An index that the sampler yields carries its epoch, `epoch * length + sample`, so a process that reads the sample knows
+the epoch from the index.
 """
 
 import heapq
@@ -12,23 +12,23 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 BLANK = -1
-"""In place of an index: no sample."""
+"""Stands for no sample; it is yielded in place of an index."""
 
 
 class EpochSampler(Sampler[int]):
-    """Every sample once an epoch, in an order drawn from (seed, epoch).
+    """Yield each sample once an epoch, in an order drawn from (seed, epoch).
 
     Args:
-        length: samples in the data.
-        seed: of the order.
-        lengths: (length,) tokens of each sample; given, the order is LLaVA's for stage 2: a step's samples all have
-            images or none has, and its micro-batches are alike long.
-        has_image: (length,), goes with `lengths`.
-        batch_size: samples of a step over all processes, goes with `lengths`.
-        micro_batches: of a step over all processes, of equal size, goes with `lengths`.
-        multiple: samples that all processes read at a time; `BLANK` fills the last time up, so that each reads as often
-            and no sample is read twice.
-        drop: of this many samples the last batch must be whole, or is left out.
+        length: number of samples in the data.
+        seed: seed of the order.
+        lengths: (length,) tokens of each sample. If given, the order is LLaVA's for stage 2: either all samples of a
+            step have images or none has, and the micro-batches of a step have about equally many tokens.
+        has_image: (length,) whether a sample has images; used with `lengths`.
+        batch_size: samples of a step over all processes; used with `lengths`.
+        micro_batches: number of micro-batches of a step over all processes, of equal size; used with `lengths`.
+        multiple: pad the epoch with `BLANK` to a multiple of this, the samples that all processes read at a time, so
+            that each process reads equally often and no sample twice.
+        drop: batch size; an incomplete last batch of this size is dropped.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EpochSampler(Sampler[int]):
         self._blanks = -self._kept % multiple
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch, the resumed one too."""
+        """Set the epoch, as the data loader does before each epoch, including a resumed one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -67,9 +67,10 @@ class EpochSampler(Sampler[int]):
         yield from [BLANK] * self._blanks
 
     def _grouped(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
-        """LLaVA's order: each modality shuffled and cut into steps, the steps shuffled, what is left over behind them.
+        """Draw LLaVA's order for stage 2.
 
-        Samples are long and short within a step; only among its micro-batches their tokens are shared out evenly.
+        Each modality is shuffled and cut into steps, the steps are shuffled, and what does not fill a step comes last.
+        A step mixes long and short samples; only among its micro-batches are tokens shared out evenly.
         """
         steps: list[npt.NDArray[np.int64]] = []
         rest: list[npt.NDArray[np.int64]] = []
@@ -81,11 +82,15 @@ class EpochSampler(Sampler[int]):
         return np.concatenate([*(steps[place] for place in random.permutation(len(steps))), *rest])
 
     def _shared_out(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """A step's samples by micro-batch: the longest first, each to the micro-batch with the fewest tokens so far."""
+        """Share a step's samples out to its micro-batches.
+
+        Takes the longest sample first, and gives each to the micro-batch with the fewest tokens that still has room.
+        """
         assert self._lengths is not None
         size = self._batch_size // self._micro_batches
         parts: list[list[int]] = [[] for _ in range(self._micro_batches)]
         open_parts = [(0, number) for number in range(self._micro_batches)]
+        # Longest first into the emptiest open micro-batch; a full one is not put back on the heap.
         for sample in step[np.argsort(-self._lengths[step], kind="stable")].tolist():
             tokens, number = heapq.heappop(open_parts)
             parts[number].append(sample)

@@ -1,4 +1,4 @@
-"""What a model has learnt: metrics, analyses of the papers, questions, the public harnesses.
+"""Measure what a model says and where its visual tokens lie.
 
 It may import `data`, `export` and what is below.
 """

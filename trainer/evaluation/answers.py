@@ -1,4 +1,4 @@
-"""Scores of answers: VQA v2's accuracy, means over groups with their errors, and what questions alone allow."""
+"""Score answers by VQA v2's accuracy, by means over groups with their errors, and by what questions alone allow."""
 
 import re
 from collections import defaultdict
@@ -21,16 +21,17 @@ class Question(NamedTuple):
     image: str
     text: str
     answers: tuple[str, ...]
-    """Of people; `yes` or `no` alone for a yes/no question."""
+    """People's answers; only `yes` or `no` for a yes/no question."""
     yes_no: bool
     group: str = ""
-    """What it asks after; accuracies of yes/no questions are means over these."""
+    """What the question is about. The accuracy of yes/no questions is a mean over groups."""
 
 
 def normalised(answer: str) -> str:
-    """An answer as VQA v2 compares it: lower case, no punctuation or articles, small numbers as digits.
+    """Normalise an answer as VQA v2 compares it.
 
-    Apostrophes are left out on both sides, in place of VQA's list of contractions that lack one.
+    That is lower case, no punctuation or articles, and small numbers as digits. Apostrophes are removed from both
+    answers; VQA has a list of contractions that lack one instead.
     """
     text = re.sub(r"(?<=\d),(?=\d)", "", answer.strip().lower())
     text = re.sub(r"(?<!\d)\.|\.(?!\d)|['\u2019`]", "", text)
@@ -39,10 +40,10 @@ def normalised(answer: str) -> str:
 
 
 def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
-    """VQA v2's accuracy of an answer, 0..1: a third for each of the other people who gave it, at most 1.
+    """Compute VQA v2's accuracy of an answer, 0..1.
 
-    It is the mean over people of min(1, matches among the others / 3). With fewer than four people it is 1 if anyone
-    gave the answer.
+    It is the mean over people of min(1, matches among the other people / 3). With fewer than four people it is 1 if
+    anyone gave the answer.
     """
     given, said = normalised(answer), [normalised(one) for one in answers]
     if len(said) < 4:
@@ -52,28 +53,30 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
 
 
 def mean_over_groups(values: npt.ArrayLike, groups: Sequence[str], photos: Sequence[str]) -> Mean:
-    """Computes the mean over groups of their means, with its standard error over photos.
+    """Compute the mean over groups of their means, with its standard error over photos.
 
     With w_i = 1 / (groups * size of i's group), the error is sqrt(P / (P - 1) * sum over photos p of
     (sum over p's questions of w_i * (value_i - mean of i's group))^2).
 
     Args:
         values: (questions,), 0..1.
-        groups: of each question.
-        photos: of each question.
+        groups: the group of each question.
+        photos: the photo of each question.
     """
     scores = np.asarray(values, float)
     _, group = np.unique(np.asarray(groups, str), return_inverse=True)
     sizes = np.bincount(group)
     means = np.bincount(group, scores) / sizes
+    # w_i * (value_i - mean of i's group); the parts sum to 0.
     parts = (scores - means[group]) / (len(sizes) * sizes[group])
     return Mean(float(means.mean()), standard_error(parts, photos))
 
 
 def question_only(questions: Sequence[Question]) -> list[float]:
-    """Scores the best answers that the questions alone allow, chosen on the file itself: an upper bound.
+    """Score the best answers that the questions alone allow.
 
-    A yes/no question gets the commoner label of those with its words, another one the best answer by its first three.
+    The answers are chosen on the file itself, so this is an upper bound. A yes/no question gets the more common label
+    of the questions with the same words, another question the best answer to those with the same first three words.
     """
     asked: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, question in enumerate(questions):

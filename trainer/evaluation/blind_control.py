@@ -1,6 +1,6 @@
-"""The blind control: what the right photo is worth to L_lm, beside another photo's visual tokens.
+"""Measure how much the right photo lowers L_lm, compared with another photo's visual tokens (the blind control).
 
-A model that does not look at the photo loses nothing when it is shown another one. P: photos, T: trained tokens.
+A model that does not look at the photo loses nothing if it is shown another one. P: photos, T: trained tokens.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from trainer.model.aligned_llava import Batch
 
 
 def by_sample(batch: Batch, nats: torch.Tensor) -> list[npt.NDArray[np.float64]]:
-    """Splits what each trained token of a batch costs by sample: B arrays (T,)."""
+    """Split the losses of a batch's trained tokens by sample, into B arrays (T,)."""
     sample = (batch["predict"] // batch["input_ids"].shape[1]).cpu().numpy()
     values = nats.double().cpu().numpy()
     return [values[sample == number] for number in range(len(batch["rows"]))]
@@ -33,27 +33,31 @@ class Mean(NamedTuple):
 
     value: float
     error: float | None
-    """None of fewer than two photos."""
+    """None for fewer than two photos."""
 
 
 def others(images: Iterable[str]) -> dict[str, str]:
-    """Gives each photo another one, each once: the next in the order of their ids' hashes, whatever the data's order.
+    """Assign another photo to each photo, so that each is used once.
 
-    Empty where there are fewer than two.
+    It is the next one in the order of the ids' hashes, so the order of the data does not matter. The result is empty
+    for fewer than two photos.
     """
     ordered = sorted(set(images), key=lambda image: hashlib.sha256(image.encode()).digest())
     return dict(zip(ordered, [*ordered[1:], *ordered[:1]], strict=True)) if len(ordered) > 1 else {}
 
 
 def with_other_photos(data: TrainingData, other: Mapping[str, str]) -> TrainingData:
-    """Gives the same samples with other photos: their texts, `other`'s visual tokens."""
+    """Return the same samples with other photos.
+
+    The texts stay; `other` maps each photo to the one that replaces it.
+    """
     shown = copy(data)
     shown.rows = cast("Any", _OtherPhotos(data.rows, other))
     return shown
 
 
 class _OtherPhotos:
-    """Rows whose images are others."""
+    """Replace the images of rows."""
 
     def __init__(self, rows: Any, other: Mapping[str, str]) -> None:  # noqa: ANN401 - datasets'
         self._rows, self._other = rows, other
@@ -67,33 +71,36 @@ class _OtherPhotos:
 
 
 def mean_over_photos(sums: npt.ArrayLike, tokens: npt.ArrayLike, photos: Sequence[str]) -> Mean:
-    """Computes the mean over tokens, and its standard error as of a ratio of two sums over photos.
+    """Compute the mean over tokens, and its standard error as a ratio of two sums over photos.
 
     With d_p and n_p the sums and tokens of photo p, and G = sum d_p / sum n_p, the error is
-    sqrt(P / (P - 1) * sum (d_p - G * n_p)^2) / sum n_p: tokens of one photo are not independent.
+    sqrt(P / (P - 1) * sum (d_p - G * n_p)^2) / sum n_p. The sums are over photos because tokens of one photo are not
+    independent.
 
     Args:
         sums: float (samples,), summed over a sample's tokens.
-        tokens: int (samples,), how many there are.
-        photos: of each sample; samples that share a photo count as one.
+        tokens: int (samples,), number of tokens of each sample.
+        photos: the photo of each sample; samples that share a photo count as one.
     """
     d, n = np.asarray(sums, float), np.asarray(tokens, float)
     value = d.sum() / n.sum()
     counted = n > 0
+    # (d_i - G * n_i) / sum n, the part of each sample in the deviation; the parts sum to 0.
     parts = (d - value * n) / n.sum()
     return Mean(float(value), standard_error(parts[counted], np.asarray(photos, str)[counted]))
 
 
 def standard_error(parts: npt.ArrayLike, photos: npt.ArrayLike) -> float | None:
-    """Computes the standard error of a mean from each observation's part in its deviation, clustered by photo.
+    """Compute the standard error of a mean from each observation's part in its deviation, clustered by photo.
 
-    It is sqrt(P / (P - 1) * sum over photos of (sum of a photo's parts)^2); None of fewer than two photos.
+    It is sqrt(P / (P - 1) * sum over photos of (sum of a photo's parts)^2), or None for fewer than two photos.
 
     Args:
         parts: float (observations,), which sum to 0.
-        photos: of each observation.
+        photos: the photo of each observation.
     """
     names, place = np.unique(np.asarray(photos, str), return_inverse=True)
+    # One sum per photo: parts of one photo are not independent, photos are.
     by_photo = np.bincount(place, np.asarray(parts, float), len(names))
     count = len(names)
     return float(np.sqrt(count / (count - 1) * np.square(by_photo).sum())) if count > 1 else None
@@ -102,12 +109,12 @@ def standard_error(parts: npt.ArrayLike, photos: npt.ArrayLike) -> float | None:
 def content_tokens(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], trained: Sequence[bool]
 ) -> npt.NDArray[np.bool_]:
-    """Tells which trained tokens are a content word or part of one, by `captions.py`'s rules: bool (T,).
+    """Mark the trained tokens that are a content word or part of one, by the rules of `captions.py`, bool (T,).
 
     Args:
-        tokenizer: a fast one.
-        ids: of a sample.
-        trained: as many; each run of trained tokens is a text of its own.
+        tokenizer: a fast tokenizer.
+        ids: token ids of a sample.
+        trained: whether each of them is trained; each run of trained tokens is a text of its own.
     """
     special = set(tokenizer.all_special_ids)
     found: list[bool] = []
@@ -120,12 +127,12 @@ def content_tokens(
 
 
 def _of_content(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
-    """Which tokens of a text are of its content words."""
+    """Mark the tokens of a text that belong to its content words."""
     backend = cast("Any", tokenizer).backend_tokenizer
     stream, text, ranges, waiting = DecodeStream(skip_special_tokens=False), "", [], 0
     for token in ids:
         waiting += 1
-        if (piece := stream.step(backend, token)) is not None:  # half a character waits for its other half
+        if (piece := stream.step(backend, token)) is not None:  # a character may need several tokens
             ranges += [(len(text), len(text) + len(piece))] * waiting
             text, waiting = text + piece, 0
     ranges += [(len(text), len(text))] * waiting
@@ -134,11 +141,14 @@ def _of_content(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
 
 
 class _Sample(NamedTuple):
-    """What the metrics need of a sample; nats are sums over its trained tokens, or its content words' alone."""
+    """The numbers that the metrics need of a sample.
+
+    Losses are in nats, summed over its trained tokens or over those of content words.
+    """
 
     photo: str
     shown: bool
-    """It has a photo."""
+    """Whether it has a photo."""
     tokens: int
     own: float
     other: float
@@ -148,7 +158,7 @@ class _Sample(NamedTuple):
 
 
 class Controls:
-    """Gathers what samples lose with their own photos and with others', and makes metrics of it."""
+    """Collect the losses of samples with their own and with other photos, and compute metrics from them."""
 
     def __init__(self) -> None:
         self._samples: list[_Sample] = []
@@ -161,16 +171,16 @@ class Controls:
         own: npt.NDArray[Any],
         other: npt.NDArray[Any] | None,
     ) -> None:
-        """Takes a sample.
+        """Add a sample.
 
         Args:
-            number: of the sample.
-            images: its photos; without any it counts for the losses with own photos alone.
+            number: number of the sample.
+            images: the sample's photos. A sample without photos counts only for the losses with own photos.
             content: (T,), see `content_tokens`.
-            own: nats (T,).
-            other: the same with another photo; None without photos.
+            own: losses with its own photos, (T,), in nats.
+            other: losses with another photo, (T,), in nats; None if the sample has no photos.
         """
-        photo = "\n".join(images) or f"\n{number}"  # a text alone is a cluster of its own
+        photo = "\n".join(images) or f"\n{number}"  # a text without a photo is a cluster of its own
         shown = own if other is None else other
         sums = (float(own[content].sum()), float(shown[content].sum()))
         self._samples.append(
@@ -178,14 +188,20 @@ class Controls:
         )
 
     def join(self, others: "Controls", part: int) -> None:
-        """Takes what another process has gathered; samples without photos are told apart by its number, `part`."""
+        """Add what another process has collected.
+
+        `part` is that process's number, which keeps its samples without photos apart from ours.
+        """
         self._samples += [
             sample._replace(photo=f"{sample.photo}\n{part}") if sample.photo.startswith("\n") else sample
             for sample in others._samples
         ]
 
     def metrics(self) -> Iterator[tuple[str, float]]:
-        """Yields the metrics by name, each but the count with its `_se`; see `Evaluator`."""
+        """Yield the metrics by name, see `Evaluator`.
+
+        Each metric but the count is followed by its `_se`.
+        """
         everything = [sample for sample in self._samples if sample.tokens]
         shown = [sample for sample in everything if sample.shown]
         if not everything:

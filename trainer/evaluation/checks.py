@@ -1,4 +1,4 @@
-"""What can be wrong with the settings of `evaluate` and is known without torch, which takes seconds."""
+"""Check the settings of `evaluate` without torch, whose import takes seconds."""
 
 from pathlib import Path
 
@@ -14,10 +14,12 @@ from trainer.recipes.recipe import Data
 
 
 def check_evaluate(settings: EvaluateSettings) -> Data | None:
-    """Looks at the settings of `evaluate`; gives the conversations that the lens is made of, None without one.
+    """Check the settings of `evaluate`.
+
+    Returns the conversations that the lens is made from, or None without a lens.
 
     Raises:
-        UserError: a file or a folder is not there or cannot be written, there is no device of that name, or options
+        UserError: a file or a folder does not exist or cannot be written, the device does not exist, or options
             contradict each other.
     """
     if settings.out is not None:
@@ -40,7 +42,7 @@ def check_evaluate(settings: EvaluateSettings) -> Data | None:
 
 
 def _captions(settings: EvaluateSettings) -> Data | None:
-    """The conversations whose answers the lens is made of; None without one."""
+    """Choose the conversations whose answers the lens is made from, or None without a lens."""
     if settings.lens is None:
         if settings.lens_data is not None:
             raise UserError(f"--lens-data {settings.lens_data}: is for --lens contextual; give that, or leave it out")
@@ -67,10 +69,12 @@ def _captions(settings: EvaluateSettings) -> Data | None:
 
 
 def read_questions_text(path: Path) -> str:
-    """Reads a file of questions, see `questions.read_questions`.
+    """Read the text of a file of questions.
+
+    See `questions.read_questions`.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         return path.read_text("utf-8")

@@ -1,7 +1,7 @@
-"""The contextual lens: states of the LLM over the words of plain texts, for visual tokens to be compared with.
+"""Build the contextual lens from an LLM's states over the words of plain texts, to compare visual tokens with.
 
-After LatentLens (arXiv 2602.00462), whose finding it is that visual tokens lie nearer to the states of words that the
-LLM has read in a sentence than to its input embeddings.
+It follows LatentLens (arXiv 2602.00462), which finds that visual tokens lie nearer to the states of words that the LLM
+has read in a sentence than to its input embeddings.
 
 Shapes: l decoder layers, d the LLM's width, N states, W words.
 """
@@ -24,40 +24,40 @@ from trainer.model.prompts import front
 from trainer.model.tokenise import tokenise
 
 TOKENS = 20_000
-"""Words of the texts that enter the index, at each of its layers; its size is at most 4 * d bytes for each of them."""
+"""Number of words of the texts in the index, at each of its layers. A word at a layer takes at most 4 * d bytes."""
 SEED = 0
-"""Of the order in which texts are taken."""
+"""Seed of the order in which texts are read."""
 _QUARTERS = 4
-"""The index has layer 0 and the layers after a quarter, a half and three quarters of the LLM: the last ones have turned
-to the next word."""
+"""The index has layer 0 and the layers after a quarter, a half and three quarters of the LLM. The last layers are left
+out because they predict the next word."""
 _TEXTS = 32
-"""Texts at a time."""
+"""Number of texts in one forward pass."""
 
 
 class Index(NamedTuple):
-    """States of the LLM over words of plain texts, and which words they are."""
+    """States of the LLM over words of plain texts, with their words."""
 
     states: torch.Tensor
-    """float32 (N, d), unit length, the layers ascending."""
+    """float32 (N, d), unit length, in ascending order of layers."""
     layer: torch.Tensor
-    """int64 (N,)."""
+    """int64 (N,): the layer of each state."""
     word: torch.Tensor
-    """int64 (N,), positions in `words`."""
+    """int64 (N,): the word of each state, as a position in `words`."""
     words: list[str]
     """W content words, lower-cased, each once."""
     tokens: int
-    """How many words of the texts were looked at."""
+    """Number of content words of the texts that were read."""
     texts: int
-    """How many texts."""
+    """Number of texts that were read."""
 
     @property
     def embeddings(self) -> int:
-        """How many of the states, the first ones, are of layer 0: input embeddings."""
+        """Count the states of layer 0, which are input embeddings and come first."""
         return int((self.layer == 0).sum())
 
 
 class Size(TypedDict):
-    """What an index is made of."""
+    """What an index is made of, in numbers."""
 
     layers: list[int]
     texts: int
@@ -65,22 +65,22 @@ class Size(TypedDict):
     words: int
     states: int
     embeddings: int
-    """How many of the states are input embeddings: one each of the words that are one token."""
+    """Number of states that are input embeddings, one for each token that is a whole word."""
     bytes: int
 
 
 class _Place(NamedTuple):
-    """A content word in a text's tokens."""
+    """The place of a content word in a text's tokens."""
 
     word: str
     at: int
-    """Its last token: before it the LLM has not read the word."""
+    """Position of its last token, at which the LLM has read the whole word."""
     whole: bool
-    """It is one token."""
+    """Whether the word is a single token."""
 
 
 def index_layers(count: int) -> list[int]:
-    """The layers of the index of an LLM with so many decoder layers, ascending."""
+    """List the layers of the index for an LLM with `count` decoder layers, in ascending order."""
     return sorted({count * quarter // _QUARTERS for quarter in range(_QUARTERS)})
 
 
@@ -92,20 +92,20 @@ def build_index(
     tokens: int = TOKENS,
     advance: Advance = lambda _: None,
 ) -> Index:
-    """Runs the LLM over texts, without an image, and keeps its states over their content words.
+    """Run the LLM over texts without an image, and keep its states over their content words.
 
-    A word's state is that of its last token; of layer 0 there are words of one token alone, and each token once.
-    Without a BOS before it a text's first token is left out: LLMs keep there what is of no word.
+    A word's state is that of its last token. Layer 0 has only words of a single token, and each token once. Without a
+    BOS a text's first token is left out, because LLMs keep there what belongs to no word.
 
     Args:
-        model: with the LLM's layers; left in the mode it was in.
-        tokenizer: the LLM's, a fast one.
-        texts: such as captions; taken in an order drawn with `SEED` until there are enough.
-        tokens: how many words of them at most.
-        advance: told how many words are done.
+        model: a model with the LLM's layers; its mode is restored afterwards.
+        tokenizer: the LLM's fast tokenizer.
+        texts: texts such as captions, read in an order drawn with `SEED` until there are enough words.
+        tokens: most words to read.
+        advance: called with the number of words done.
 
     Raises:
-        UserError: no text has a content word; the LLM gives numbers that are not finite.
+        UserError: no text has a content word, or a state is not finite.
     """
     chosen = list(_drawn(tokenizer, texts, tokens))
     if not chosen:
@@ -119,6 +119,7 @@ def build_index(
             part = chosen[start : start + _TEXTS]
             places = [(row, place) for row, (_, found) in enumerate(part) for place in found]
             word += [words.setdefault(place.word, len(words)) for _, place in places]
+            # Layer 0: each token that is a whole word, with the word of its first appearance.
             new = {part[row][0][place.at]: words[place.word] for row, place in places if place.whole}
             embedded |= {token: number for token, number in new.items() if token not in embedded}
             for layer, states in _states(model, [ids for ids, _ in part], places).items():
@@ -136,7 +137,7 @@ def build_index(
 def _drawn(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int
 ) -> Iterator[tuple[list[int], list[_Place]]]:
-    """Texts as token ids, with their content words, until there are enough of these."""
+    """Yield texts as token ids, with their content words, until there are enough words."""
     first = front(tokenizer)
     order = np.random.default_rng(SEED).permutation(len(texts))
     for start in range(0, len(order), _TEXTS):
@@ -151,7 +152,10 @@ def _drawn(
 
 
 def _places(text: str, offsets: Sequence[tuple[int, int]], first: int) -> Iterator[_Place]:
-    """The content words of a text, `first` tokens behind its begin; not the one that begins with no token before it."""
+    """Yield the content words of a text that starts after `first` tokens.
+
+    A word that ends at position 0, with no token in front of it, is skipped.
+    """
     for begin, end in content_spans(text):
         within = [at for at, (start, stop) in enumerate(offsets) if start < stop and start < end and begin < stop]
         found = content_words(text[begin:end])
@@ -162,7 +166,7 @@ def _places(text: str, offsets: Sequence[tuple[int, int]], first: int) -> Iterat
 def _states(
     model: AlignedLlava, texts: Sequence[Sequence[int]], places: Sequence[tuple[int, _Place]]
 ) -> dict[int, torch.Tensor]:
-    """By layer of the index but 0: the states at these places, float32 (places, d), unit length."""
+    """Compute the states at these places for each layer of the index but 0, float32 (places, d), unit length."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(each) for each in texts], batch_first=True)
     rows = torch.tensor([row for row, _ in places])
     columns = torch.tensor([place.at for _, place in places])
@@ -174,16 +178,16 @@ def _states(
 
     wanted = index_layers(len(decoder_layers(model, "--lens")))
     with watching_layers(model, look, "--lens"):
-        # No mask: padding is on the right, where causality hides it.
+        # No mask is needed: padding is on the right, where causal attention does not see it.
         model.model.language_model(input_ids=ids.to(model.device), use_cache=False)
     return kept
 
 
 def unit(states: torch.Tensor) -> torch.Tensor:
-    """Gives states in float32 and of unit length.
+    """Convert states to float32 and normalise them to unit length.
 
     Raises:
-        UserError: some are not finite.
+        UserError: a state is not finite.
     """
     found = F.normalize(states.float(), dim=-1)
     if not found.isfinite().all():
@@ -195,15 +199,17 @@ def unit(states: torch.Tensor) -> torch.Tensor:
 
 
 def nearest_states(queries: torch.Tensor, states: torch.Tensor, block: int = 2048) -> torch.Tensor:
-    """The nearest state by cosine for each query, exact but for float32; nothing of the size k x N is kept.
+    """Find the nearest state by cosine for each query.
+
+    The result is exact but for float32. Nothing of the size k x N is kept.
 
     Args:
         queries: float32 (k, d), unit length.
-        states: float32 (N, d), unit length; at least one.
-        block: rows of either at a time.
+        states: float32 (N, d), unit length, N >= 1.
+        block: number of queries, and of states, in one product.
 
     Returns:
-        int64 (k,); of equal scores the lowest index.
+        int64 (k,): the index of the nearest state, the lowest one among equal scores.
     """
     found = []
     with torch.autocast(queries.device.type, enabled=False):
@@ -219,7 +225,7 @@ def nearest_states(queries: torch.Tensor, states: torch.Tensor, block: int = 204
 
 
 def size_of(index: Index) -> Size:
-    """What an index is made of, and how large it is."""
+    """Describe what an index is made of, and how large it is."""
     return Size(
         layers=index.layer.unique().tolist(),
         texts=index.texts,

@@ -1,7 +1,7 @@
-"""What visual tokens say through the contextual lens and through the nearest input embedding, layer by layer.
+"""Measure what visual tokens say through the contextual lens and the nearest input embedding, layer by layer.
 
-Both lenses stand side by side by one definition: the same words, and a hit if the nearest one is of the photo's own
-captions, beside another photo's. They differ in this alone: whether the LLM has read the word in a sentence.
+Both lenses have the same words and the same hits: the nearest word is one of the photo's own captions, or of another
+photo's for comparison. They differ only in whether the LLM has read the word in a sentence.
 
 Shapes: P photos of m visual tokens, I images of a batch, l decoder layers, W words.
 """
@@ -25,49 +25,49 @@ from trainer.evaluation.token_replacement import answer_text
 from trainer.model.aligned_llava import AlignedLlava, Batch
 
 LENSES = ("contextual", "word")
-"""All of an index, and its input embeddings alone."""
+"""`contextual` compares with all states of an index, `word` with its input embeddings alone."""
 
 
 class LensLayer(TypedDict, total=False):
     """What a layer's visual tokens are nearest to.
 
-    Beside these keys each lens, `contextual` and `word` (the index's input embeddings alone), has its shares of all
-    visual tokens, 0..1: `LENS_share`, whose nearest word is one of the photo's own captions; `LENS_share_other`, the
-    same with another photo's captions; `LENS_gain`, their difference; with labels `LENS_label_share` and so on, where
-    a photo's words are the best labels of its patches. Each has its standard error over photos as `_se`. What two
-    photos are needed for is absent with fewer.
+    In addition to these keys each of the lenses `contextual` and `word` has shares of all visual tokens, 0..1.
+    `LENS_share` is the share whose nearest word is in the photo's own captions, `LENS_share_other` the same with
+    another photo's captions, and `LENS_gain` their difference. With labels there are `LENS_label_share` and so on, for
+    which a photo's words are the best labels of its patches. Each has its standard error over photos as `_se`. A value
+    that needs two photos is absent with fewer.
     """
 
     layer: int
     matched_layer: float
-    """Median of the layers of the index that the nearest states are of."""
+    """Median of the index layers of the nearest states."""
     matched: dict[str, float]
-    """Share of the nearest states, by layer of the index."""
+    """Share of the nearest states that belong to each layer of the index."""
     frequent: list[Frequent]
-    """The words that are nearest most often, at most `FREQUENT`."""
+    """The words that are nearest most often, at most `FREQUENT` of them."""
 
 
 class Lens(NamedTuple):
-    """What `look_through` finds."""
+    """The result of `look_through`."""
 
     words: torch.Tensor
-    """int32 (l + 1, P, m), the nearest words by the contextual lens, positions in the index's."""
+    """int32 (l + 1, P, m): the nearest words by the contextual lens, as positions in the index's words."""
     own: npt.NDArray[np.bool_]
-    """(P, W): which words are of a photo's own captions."""
+    """(P, W): whether a word is in a photo's own captions."""
     summary: list[LensLayer]
 
 
 def captioned_photos(evaluator: Evaluator, limit: int | None = None) -> dict[Shown, set[str]]:
-    """Gives the photos of the evaluator's data, where they are shown first, with the content words said of them.
+    """Collect the photos of the evaluator's data at their first appearance, with the content words said of them.
 
-    A photo's captions are what is trained of all samples that show it; without a content word it is passed over.
+    A photo's captions are the trained texts of all samples that show it. A photo without a content word is skipped.
 
     Args:
-        evaluator: its samples.
-        limit: how many photos at most; None for all.
+        evaluator: the evaluator with the samples.
+        limit: most photos; None takes all.
 
     Raises:
-        UserError: there is none.
+        UserError: no photo has a content word.
     """
     said: dict[str, set[str]] = {}
     first: dict[str, Shown] = {}
@@ -93,17 +93,19 @@ def look_through(
     photos: Mapping[Shown, set[str]],
     advance: Advance = lambda _: None,
 ) -> Lens:
-    """Looks at photos through both lenses, each with the text that stands before it where it is shown first.
+    """Look at photos through both lenses.
+
+    A photo is read with the text in front of it at its first appearance.
 
     Args:
-        evaluator: its samples and, for shares of labels, its labels.
-        model: the one that the index is of; left in the mode it was in.
+        evaluator: the evaluator with the samples and, for shares of labels, the labels.
+        model: the model that the index was built with; its mode is restored afterwards.
         index: see `build_index`.
         photos: see `captioned_photos`.
-        advance: told how many photos are done.
+        advance: called with the number of photos done.
 
     Raises:
-        UserError: the model gives numbers that are not finite.
+        UserError: a state is not finite.
     """
     found = []
     with evaluating(model):
@@ -124,7 +126,7 @@ def look_through(
         told = _matched(number, index.layer[nearest[0, number]], words[0, number], index.words)
         for lens, one in zip(
             LENSES, words[:, number].numpy(), strict=False
-        ):  # without input embeddings the first alone
+        ):  # without input embeddings there is only the first
             for kind, own in truths.items():
                 told |= cast("LensLayer", dict(_shares(f"{lens}_{kind}", one, own, other)))
         summary.append(told)
@@ -132,14 +134,17 @@ def look_through(
 
 
 def _others(images: Sequence[str]) -> list[int] | None:
-    """For each photo the number of the one whose words it is held against, too; None if there is no other one."""
+    """Find for each photo the number of the photo to compare with, or return None if there is no other photo."""
     place = {image: number for number, image in enumerate(images)}
     swap = others(images)
     return [place[swap[image]] for image in images] if swap else None
 
 
 def _nearest(model: AlignedLlava, batch: Batch, index: Index) -> torch.Tensor:
-    """The nearest state of all, and of the input embeddings if there are any: int64 (1 or 2, l + 1, I, m)."""
+    """Find the nearest state among all, and among the input embeddings if there are any.
+
+    The result is int64 (1 or 2, l + 1, I, m).
+    """
     found: list[torch.Tensor] = []
     tables = [index.states, *([index.states[: index.embeddings]] if index.embeddings else [])]
 
@@ -153,7 +158,10 @@ def _nearest(model: AlignedLlava, batch: Batch, index: Index) -> torch.Tensor:
 
 
 def _owned(words: Sequence[str], own: Sequence[set[str]]) -> npt.NDArray[np.bool_]:
-    """Which words are among each photo's own, a plural and its singular being one: bool (photos, W)."""
+    """Mark the words that are among each photo's own, bool (photos, W).
+
+    A plural and its singular count as one word.
+    """
     every = {*words}.union(*own)
     base = {word: singular(word, every) or word for word in every}
     columns: dict[str, list[int]] = {}
@@ -166,7 +174,7 @@ def _owned(words: Sequence[str], own: Sequence[set[str]]) -> npt.NDArray[np.bool
 
 
 def _matched(number: int, layers: torch.Tensor, nearest: torch.Tensor, words: Sequence[str]) -> LensLayer:
-    """Which layers of the index the nearest states of a layer are of, and which words."""
+    """Count the index layers and the words of the states nearest to a layer."""
     ids, counts = nearest.unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:FREQUENT]
     which, hits = layers.unique(return_counts=True)
@@ -184,13 +192,13 @@ def _matched(number: int, layers: torch.Tensor, nearest: torch.Tensor, words: Se
 def _shares(
     name: str, nearest: npt.NDArray[np.int64], own: npt.NDArray[np.bool_], other: Sequence[int] | None
 ) -> Iterator[tuple[str, float]]:
-    """Yields the share, the other photos' share and the gain, each with its standard error.
+    """Yield the share, the other photos' share and the gain, each with its standard error.
 
     Args:
-        name: what their names begin with.
-        nearest: (P, m), words.
+        name: prefix of the names.
+        nearest: (P, m), the nearest words.
         own: (P, W), see `_owned`.
-        other: for each photo the one whose words it is held against, too.
+        other: for each photo the number of the photo to compare with; None if there is none.
     """
     photos = [str(number) for number in range(len(nearest))]
 

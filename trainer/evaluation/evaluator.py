@@ -1,4 +1,4 @@
-"""The metrics of a model on held-out samples: how well it speaks, and where its visual tokens lie.
+"""Measure a model on held-out samples, both how well it speaks and where its visual tokens lie.
 
 Shapes: I images of m visual tokens, d the LLM's width, q words of the list, V its vocabulary.
 """
@@ -28,7 +28,10 @@ from trainer.words import Prefix, llm_word_table, whole_words
 
 
 class Shown(NamedTuple):
-    """An image of a sample; one image may be part of several."""
+    """An image as part of a sample.
+
+    An image may be part of several samples.
+    """
 
     row: int
     """The sample's row in the data."""
@@ -36,31 +39,33 @@ class Shown(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What the metrics need of the images seen so far; a list has an entry a batch of i images."""
+    """What the metrics need of the images seen so far.
+
+    A list has one entry for each batch of i images.
+    """
 
     words: list[torch.Tensor]
-    """(i, m, n) labels, -1 where there are none."""
+    """(i, m, n): labels, -1 if a patch has fewer."""
     tokens: list[torch.Tensor]
-    """(i, m) nearest vocabulary tokens."""
+    """(i, m): nearest vocabulary tokens."""
     gaps: list[float]
     hits: np.ndarray[Any, Any]
     """(2, 2): hits and labelled patches, for k = 1 and 10."""
 
 
 class Evaluator:
-    """Evaluates a model on the same held-out samples again and again.
+    """Evaluate a model on the same held-out samples again and again.
 
     Args:
         data: held-out samples, without crops.
-        labels: the words of their images; None leaves out the metrics that need them.
-        store: the labels' store, for its word list and encoder; goes with `labels`.
-        vocabulary: how many of the LLM's token ids are real ones; later rows only pad its matrix.
+        labels: the labels of their images; None leaves out the metrics that need them.
+        store: the labels' store, for its word list and encoder; required with `labels`.
+        vocabulary: number of the LLM's token ids that are real ones; later rows only pad its matrix.
         prefix: how words are spelled, see `Sea.word_prefix`.
-        batch_size: samples at a time.
-        device: of the text encoder.
+        batch_size: number of samples in one forward pass.
+        device: device of the text encoder.
 
-    What it looks through is open to the analyses that look at the same samples, `nearest_by_layer` and
-    `token_replacement`.
+    Its helpers are public for the analyses of the same samples, `nearest_by_layer` and `token_replacement`.
     """
 
     def __init__(
@@ -85,16 +90,17 @@ class Evaluator:
         self._content_tokens: dict[int, np.ndarray[Any, Any]] = {}
 
     def __call__(self, model: AlignedLlava, advance: Advance = lambda _: None) -> dict[str, float]:
-        """Gives all metrics by name; the model is left in the mode it was in.
+        """Compute all metrics by name, and leave the model in the mode it was in.
 
-        With the LLM's layers: `trained_tokens`, how many are scored; `lm_loss`, nats per trained token;
-        `lm_loss_other`, the same with another photo's visual tokens, of samples with photos; `right_photo_gain`, how
-        much more that is than theirs with their own: 0 of a model that does not look. `lm_loss_content` and
-        `right_photo_gain_content` are of tokens of content words alone. Each with its standard error over photos as
-        `NAME_se`, see `blind_control.mean_over_photos`; what two photos or more are needed for is absent with fewer.
+        With the LLM's layers: `trained_tokens`, the number of scored tokens; `lm_loss`, nats per trained token;
+        `lm_loss_other`, the same with another photo's visual tokens, over samples with photos; `right_photo_gain`, how
+        much higher that is than the loss of these samples with their own photos, which is 0 for a model that does not
+        look. `lm_loss_content` and `right_photo_gain_content` are over tokens of content words alone. Each has its
+        standard error over photos as `NAME_se`, see `blind_control.mean_over_photos`. A value that needs two photos is
+        absent with fewer.
 
-        `tacs`, of content words; and with labels `label_hit@1`, `label_hit@10`, `gap`, `meaningful`,
-        `meaningful_chance` and `distinct_tokens`; see `metrics`.
+        For images: `tacs`, over content words; with labels also `label_hit@1`, `label_hit@10`, `gap`, `meaningful`,
+        `meaningful_chance` and `distinct_tokens`. See `metrics`.
         """
         with evaluating(model):
             return dict(self._metrics(model, advance))
@@ -104,7 +110,7 @@ class Evaluator:
         seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
         for number, batch in enumerate(self.batches(model.device)):
             given = model(**batch)
-            if not number:  # FSDP wants a call of the whole model before one of a part
+            if not number:  # FSDP needs a call of the whole model before one of a part
                 embeddings = self.embeddings(model)
                 table = self.word_table(embeddings)
             if model.with_lm:
@@ -127,7 +133,7 @@ class Evaluator:
         yield from spoken.items()
 
     def _control(self, model: AlignedLlava, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
-        """Adds a batch's samples, whose trained tokens cost so much, and what they cost with other photos."""
+        """Add a batch's samples with the losses of their trained tokens, and measure the losses with other photos."""
         images = {row: self.data.rows[row]["images"] for row in batch["rows"].tolist()}
         shown = [row for row in images if self._other and images[row]]
         other: dict[int, Any] = {}
@@ -139,7 +145,10 @@ class Evaluator:
             controls.add(row, images[row], content[len(content) - len(one) :], one, other.get(row))
 
     def _content(self, row: int) -> np.ndarray[Any, Any]:
-        """Which of a sample's trained tokens are of content words, bool (T,); kept, as the next evaluation asks."""
+        """Mark a sample's trained tokens that belong to content words, bool (T,).
+
+        The result is cached for the next evaluation.
+        """
         if row not in self._content_tokens:
             sample = self.data.rows[row]
             tokenizer = self.data.processor.tokenizer
@@ -148,13 +157,13 @@ class Evaluator:
 
     @cached_property
     def _other(self) -> dict[str, str]:
-        """Another photo for each photo of the data."""
+        """Assign another photo to each photo of the data."""
         return others(image_names(self.data.rows))
 
     def _look(
         self, batch: Batch, visual: torch.Tensor, embeddings: torch.Tensor, table: torch.Tensor, seen: _Seen
     ) -> None:
-        """Adds a batch's images, V (I, m, d), to what is seen."""
+        """Add a batch's images, V (I, m, d), to what is seen."""
         flat = visual.flatten(0, 1)
         words = self.words(self.images(batch["rows"].tolist()))
         nearest = metrics.nearest(flat, table, measure="cosine").indices.cpu()
@@ -176,9 +185,9 @@ class Evaluator:
         yield "distinct_tokens", float(found.distinct)
 
     def nearest_words(self, model: AlignedLlava, row: int, table: torch.Tensor | None = None) -> list[str]:
-        """The nearest list word of every visual token of a sample's first image, row-major.
+        """Find the nearest list word for each visual token of a sample's first image, row-major.
 
-        `table` is the model's `word_table`, from a caller who asks for many rows.
+        A caller with many rows passes the model's `word_table` as `table`.
         """
         table = self.word_table(self.embeddings(model)) if table is None else table
         assert table is not None
@@ -189,17 +198,17 @@ class Evaluator:
         return [self._store.words[index] for index in found.tolist()]
 
     def word(self, word_id: int) -> str:
-        """A word of the labels' list."""
+        """Return a word of the labels' list."""
         assert self._store is not None
         return self._store.words[word_id]
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels."""
+        """Tell whether there are labels."""
         return self._labels is not None
 
     def batches(self, device: torch.device, rows: Sequence[int] | None = None) -> Iterator[Batch]:
-        """The samples of these rows, by default all, as batches on a device."""
+        """Yield the samples of these rows, by default all, as batches on a device."""
         chosen = range(len(self.data)) if rows is None else rows
         for start in range(0, len(chosen), self.batch_size):
             yield self._batch(self.data, chosen[start : start + self.batch_size], device)
@@ -210,13 +219,15 @@ class Evaluator:
         return cast("Batch", moved)
 
     def images(self, rows: Iterable[int]) -> Iterator[Shown]:
-        """The images of these rows, in the order in which their visual tokens enter the model."""
+        """Yield the images of these rows, in the order in which their visual tokens enter the model."""
         for row in rows:
             for image_id in self.data.rows[row]["images"]:
                 yield Shown(row, image_id)
 
     def first_images(self, limit: int | None = None) -> list[Shown]:
-        """The first images of the data, at most `limit`; samples without one are passed over.
+        """List the first images of the data, at most `limit`.
+
+        Samples without an image are skipped.
 
         Raises:
             UserError: no sample has an image.
@@ -229,16 +240,19 @@ class Evaluator:
         return shown
 
     def words(self, images: Iterable[Shown]) -> torch.Tensor:
-        """int64 (images, m, n): the labels of images on the model's grid, best first, -1 where there are none."""
+        """Look up the labels of images on the model's grid, int64 (images, m, n).
+
+        They are sorted best first; -1 fills up a patch with fewer labels.
+        """
         return torch.stack([self._words_of(image_id, self.data.rows[row]["id"]) for row, image_id in images])
 
     def meaningful(self, tokens: torch.Tensor, words: torch.Tensor) -> metrics.Meaningful:
-        """`metrics.meaningful` of nearest tokens, int64 (images, m), and the images' `words`."""
+        """Apply `metrics.meaningful` to nearest tokens, int64 (images, m), and the images' `words`."""
         whole_word, token_text, word_text = self._texts
         return metrics.meaningful(tokens, whole_word, token_text, word_text, words)
 
     def describing(self, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        """Which of them count for `meaningful`, bool (images, m)."""
+        """Mark the tokens that count for `meaningful`, bool (images, m)."""
         whole_word, token_text, word_text = self._texts
         return metrics.describing(tokens, whole_word, token_text, word_text, words)
 
@@ -252,24 +266,27 @@ class Evaluator:
         return torch.from_numpy(np.asarray(labels.word_ids, np.int64))
 
     def content_words(self, row: int) -> torch.Tensor:
-        """Gives the trained token ids of a sample that are content words or parts of them, int64 (c,)."""
+        """List the trained token ids of a sample that are content words or parts of them, int64 (c,)."""
         sample = self.data.rows[row]
         trained = np.asarray(sample["input_ids"], np.int64)[np.asarray(sample["trained"], bool)]
         return torch.from_numpy(trained[self._content(row)])
 
     def embeddings(self, model: AlignedLlava) -> torch.Tensor:
-        """E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
+        """Return E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
         return llm_embeddings(model.get_input_embeddings(), self._vocabulary).float()
 
     def word_table(self, embeddings: torch.Tensor) -> torch.Tensor | None:
-        """Eq. 8 for the labels' word list, float32 (q, d), given `embeddings`; None without labels."""
+        """Compute Eq. 8 for the labels' word list, float32 (q, d), from `embeddings`, or None without labels."""
         if self._store is None:
             return None
         return llm_word_table(embeddings, self.data.processor.tokenizer, self._store.words, self._prefix)
 
     @cached_property
     def _texts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`whole_word`, `token_text` and `word_text` of `metrics.meaningful`; the list's words begin `token_text`."""
+        """Compute `whole_word`, `token_text` and `word_text` of `metrics.meaningful`.
+
+        The list's words are the first rows of `token_text`.
+        """
         assert self._store is not None
         listed = self._store.words
         by_token = whole_words(self.data.processor.tokenizer, self._vocabulary)
@@ -289,9 +306,12 @@ class Evaluator:
 
 @contextmanager
 def evaluating(model: AlignedLlava) -> Iterator[None]:
-    """Within it a model is in evaluation mode, and nothing keeps a graph; it is left in the mode it was in."""
+    """Put a model in evaluation mode without gradients within this block, and restore its mode afterwards.
+
+    BASIC's term is switched off.
+    """
     training, basic = model.training, model.basic_term
-    model.basic_term = None  # no metric is of it, and a teacher's targets are of the training data
+    model.basic_term = None  # no metric needs it, and a teacher has targets of training data only
     model.eval()
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Figures of what visual tokens are nearest to, for papers: SEA's Figure 1, and BASIC's 2, 7 and 8."""
+"""Draw figures of what visual tokens are nearest to, such as SEA's Figure 1 and BASIC's 2, 7 and 8."""
 
 import re
 from pathlib import Path
@@ -12,17 +12,17 @@ from trainer.evaluation.nearest_by_layer import LayerTokens
 from trainer.model.aligned_llava import AlignedLlava
 
 IMAGES = 8
-"""How many images by default."""
+"""Default number of images."""
 _SUFFIXES = (".pdf", ".png")
 _LAYERS = 6
-"""Panels of a figure of layers."""
+"""Number of panels in a figure of layers."""
 
 
 def check_figures(*, labelled: bool, layers: bool) -> None:
-    """Before any work is done: whether there will be something to draw, and something to draw with.
+    """Check before any work that there will be something to draw, and a library to draw with.
 
     Raises:
-        UserError: there will be neither words nor layers; matplotlib is not installed.
+        UserError: there will be neither words nor layers, or matplotlib is not installed.
     """
     if not labelled and not layers:
         raise UserError("--save-figures: draws words with --labels and tokens with --layers; give one of them, or both")
@@ -32,17 +32,18 @@ def check_figures(*, labelled: bool, layers: bool) -> None:
 def save_figures(
     evaluator: Evaluator, model: AlignedLlava, layers: LayerTokens | None, folder: Path, limit: int | None = None
 ) -> list[Path]:
-    """Draws the first image of the first samples, at most `limit` (`IMAGES`), each as PDF and as PNG.
+    """Draw the first images of the data, at most `limit` (default `IMAGES`), each as PDF and as PNG.
 
     Args:
-        evaluator: its samples; with labels, `NAME.words` shows the list's nearest word on each patch, hits boxed.
-        model: left in the mode it was in.
-        layers: what `look_at_layers` found of the same images; `NAME.layers` shows the nearest tokens at six layers.
-        folder: made where there is none.
-        limit: of images.
+        evaluator: the evaluator with the samples. If it has labels, `NAME.words` shows the list's nearest word on each
+            patch, with a box around hits.
+        model: the model; its mode is not changed.
+        layers: result of `look_at_layers` for the same images. `NAME.layers` shows the nearest tokens at six layers.
+        folder: folder of the files; created if it does not exist.
+        limit: most images; None means `IMAGES`.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
         UserError: an image cannot be read, a file cannot be written.

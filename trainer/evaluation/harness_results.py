@@ -1,4 +1,4 @@
-"""What the harnesses found, as the papers' table: read from the JSON that lmms-eval and lm-eval leave."""
+"""Read the JSON that lmms-eval and lm-eval leave, and arrange the results as the papers' table."""
 
 import math
 import re
@@ -13,24 +13,24 @@ from trainer.evaluation.harness_tasks import Column, Suite, llm_columns, suite_c
 from trainer.recipes.paper_rows import paper_rows
 
 _NAME = re.compile(r"results_.+\.json|\d{8}_\d{6}_results\.json")
-"""lm-eval's, and lmms-eval's, which leaves files for the benchmarks' servers beside its own."""
+"""Names of the result files of lm-eval and lmms-eval. lmms-eval also writes files for the benchmarks' servers."""
 
 Scores = dict[str, float | None]
-"""By column, in the papers' percent; None is an empty cell."""
+"""Scores by column, in percent as in the papers; None is an empty cell."""
 
 
 class _File(BaseModel):
-    """What we read of a harness's file; both write the same keys."""
+    """The parts of a harness's file that we read, under keys that both harnesses use."""
 
     results: dict[str, dict[str, Any]]
-    """Metrics by task; a metric is called `exact_match,none`, the filter of the answers behind the comma."""
+    """Metrics by task. A metric's name ends with a comma and the filter of the answers, as in `exact_match,none`."""
     group_subtasks: dict[str, list[str]] = {}
     samples: dict[str, dict[str, int]] = Field(default={}, alias="n-samples")
-    """`original` and `effective` of each task that is no group."""
+    """The numbers `original` and `effective` of each task that is no group."""
     model_name: str = ""
 
     def members(self, task: str) -> set[str]:
-        """A task and, of a group, everything in it."""
+        """Collect a task and, if it is a group, all tasks in it."""
         found, ahead = set(), [task]
         while ahead:
             if (name := ahead.pop()) not in found:
@@ -40,44 +40,47 @@ class _File(BaseModel):
 
 
 class Collected(NamedTuple):
-    """A table: the papers' rows, and what was found."""
+    """A table of the papers' rows and the collected results."""
 
     columns: tuple[str, ...]
     papers: dict[str, tuple[str, Scores]]
-    """Label and numbers of each row of the paper, by the name that `sea-pipeline train` takes."""
+    """Label and scores of each row of the paper, by the name that `sea-pipeline train` takes."""
     ours: Scores
     baseline: Scores | None
     difference: Scores | None
     """Ours minus the baseline's."""
     notes: list[str]
-    """What a reader of the table must know, a line each."""
+    """What a reader of the table must know, one line each."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, rows of the paper with `label` and `scores`."""
+        """Return the fields, with the papers' rows as `label` and `scores`."""
         papers = {name: {"label": label, "scores": scores} for name, (label, scores) in self.papers.items()}
         return {**self._asdict(), "papers": papers}
 
 
 class Curves(NamedTuple):
-    """What was found along runs: by column, run and step."""
+    """The collected results along runs, by column, run and step."""
 
     curves: dict[str, dict[str, dict[int, float | None]]]
     papers: dict[str, Scores]
-    """The papers' numbers for the end, by run and column, of runs that are called as a row of theirs."""
+    """The papers' final scores by run and column, for runs that have the name of a paper's row."""
     notes: list[str]
-    """What a reader of the tables must know, a line each."""
+    """What a reader of the tables must know, one line each."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields; steps are text there."""
+        """Return the fields.
+
+        JSON turns steps into text.
+        """
         return self._asdict()
 
 
 def collect_curves(suite: Suite, results: Path) -> Curves | None:
-    """What lies in folders `NAME/step-STEP`, as `curve_steps` has it; None where there are none.
+    """Collect results from folders `NAME/step-STEP`, as `curve_steps` makes them, or return None if there are none.
 
     Args:
-        suite: whose columns.
-        results: a folder; runs are called by the way from there.
+        suite: suite that names the columns.
+        results: a folder; a run's name is its path relative to this folder.
 
     Raises:
         UserError: see `collect`.
@@ -101,22 +104,22 @@ def collect_curves(suite: Suite, results: Path) -> Curves | None:
 
 
 def _step_folders(results: Path) -> list[tuple[int, Path]]:
-    """Those with results in them, by step."""
+    """List the step folders that hold results, by step."""
     named = ((re.fullmatch(r"step-(\d+)", folder.name), folder) for folder in sorted(results.rglob("step-*")))
     found = [(int(match[1]), folder) for match, folder in named if match]
     return sorted((step, folder) for step, folder in found if _result_paths(folder))
 
 
 def collect(suite: Suite, results: Path, baseline: Path | None = None) -> Collected:
-    """The papers' table with what the harnesses found.
+    """Collect the harnesses' results as the papers' table.
 
     Args:
-        suite: whose columns.
-        results: the harnesses' output folder, searched, or one file of it.
-        baseline: another one, to be set beside it.
+        suite: suite that names the columns.
+        results: the harnesses' output folder, which is searched, or one file of it.
+        baseline: results of another model to compare with.
 
     Raises:
-        UserError: there are no results; a file is damaged; results of several models.
+        UserError: there are no results, a file is damaged, or results are of several models.
     """
     columns = suite_columns(suite)
     runs: list[Scores] = []
@@ -144,7 +147,7 @@ def _difference(ours: Scores, theirs: Scores) -> Scores:
 
 
 def _files(path: Path) -> dict[Path, _File]:
-    """The harnesses' files, the newest last: their names begin with the time."""
+    """Read the harnesses' files in order of time, which their names begin with."""
     if not path.exists():
         raise UserError(f"{path}: expected a harness's results; there is no such folder or file")
     if not (paths := _result_paths(path)):
@@ -171,7 +174,10 @@ def _read(file: Path) -> _File:
 
 
 def _score(column: Column, files: Mapping[Path, _File], notes: list[str]) -> float | None:
-    """The newest number of a column's task; None, with a note where there should be one."""
+    """Return the newest score of a column's task.
+
+    None if there is none; a note is added if there should be one.
+    """
     found = [(path, file) for path, file in files.items() if column.task in file.results]
     if not found:
         return None
@@ -194,7 +200,7 @@ def _score(column: Column, files: Mapping[Path, _File], notes: list[str]) -> flo
 
 
 def _metric(result: Mapping[str, Any], metric: str) -> float | None:
-    """A number by its name, whatever the filter, if only one filter was in use."""
+    """Look up a score by its name without the filter, if only one filter was used."""
     found = [value for name, value in result.items() if name.partition(",")[0] == metric]
     if len(found) != 1 or isinstance(found[0], bool) or not isinstance(found[0], int | float):
         return None

@@ -1,4 +1,4 @@
-"""Evaluation by the public harnesses: which of their tasks make the papers' columns, and the command of each."""
+"""List the public harnesses' tasks that make the papers' columns, and build the command of each."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,26 +17,26 @@ from trainer.model.run_record import kept_steps, last_step, read_run
 
 Suite = Literal["sea", "basic", "smoke"]
 Harness = Literal["lmms_eval", "lm_eval"]
-"""As their Python modules are called; a folder of `jobs/eval` with that name holds our own tasks for it."""
+"""Names of the harnesses' Python modules. A folder of `jobs/eval` with that name holds our own tasks for it."""
 
 
 class Pin(Strict):
-    """The version of a harness that the tasks were looked up in."""
+    """The version of a harness in which the tasks were looked up."""
 
     version: str
     install: str
 
 
 class Column(Strict):
-    """Where a column of a table comes from."""
+    """The task that a column of a table comes from."""
 
     harness: Harness
     task: str
     metric: str
     scale: float
-    """The papers' percent are this times the harness's number."""
+    """Factor from the harness's score to the papers' percent."""
     note: str
-    """Which split, what needs a key or a server, how it differs from the papers'."""
+    """Which split it is, what needs a key or a server, and how it differs from the papers'."""
     options: tuple[str, ...] = ()
 
 
@@ -62,15 +62,15 @@ class SuiteSettings(Settings):
 
 
 class Step(NamedTuple):
-    """One command."""
+    """A command of a suite."""
 
     column: str
-    """Empty where it makes something that a later one needs."""
+    """The column that it fills; empty if it prepares a later command."""
     note: str
     command: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """`column`, `note`, `command` as its arguments, `shell` as one line."""
+        """Return `column`, `note`, `command` as its arguments, and `shell` as one line."""
         return {**self._asdict(), "shell": shlex.join(self.command)}
 
 
@@ -80,32 +80,32 @@ def _content() -> _Content:
 
 
 def suite_columns(suite: Suite) -> dict[str, Column]:
-    """The columns of a suite by their names, in the paper's order."""
+    """Return the columns of a suite by name, in the paper's order."""
     content = _content()
     return {name: content.columns[name] for name in content.suites[suite]}
 
 
 def llm_columns(suite: Suite) -> dict[str, Column]:
-    """Those of a suite that ask the LLM alone."""
+    """Return the columns of a suite that test the LLM alone."""
     return {name: column for name, column in suite_columns(suite).items() if column.harness == "lm_eval"}
 
 
 def suite_pins(suite: Suite, steps: Sequence[Step] | None = None) -> dict[Harness, Pin]:
-    """The harnesses that a suite needs, or some of its commands do."""
+    """Return the harnesses that a suite, or some of its commands, needs."""
     asked = None if steps is None else {step.column for step in steps}
     needed = {column.harness for name, column in suite_columns(suite).items() if asked is None or name in asked}
     return {name: pin for name, pin in _content().harnesses.items() if name in needed}
 
 
 def eval_steps(settings: SuiteSettings) -> list[Step]:
-    """The commands of a suite, in the order in which they can be run; of a run, those of `curve_steps`.
+    """List the commands of a suite in an order in which they can be run.
 
-    Prompts are written by the chat template of the folder; the model answers greedily, one question at a time, in
-    bfloat16 on a GPU and in float32 on a CPU.
+    For a run's folder they are those of `curve_steps`. Prompts are written by the folder's chat template. The model
+    answers greedily, one question at a time, in bfloat16 on a GPU and in float32 on a CPU.
 
     Raises:
-        UserError: the folder holds no LLaVA with a chat template; its name breaks the harnesses' arguments; a tower of
-            ours with several GPUs.
+        UserError: the folder holds no LLaVA with a chat template, its name would break the harnesses' arguments, or
+            its tower is one of ours and several GPUs are asked for.
     """
     if (settings.folder / "run.json").is_file():
         return curve_steps(settings)
@@ -133,13 +133,14 @@ def eval_steps(settings: SuiteSettings) -> list[Step]:
 
 
 def curve_steps(settings: SuiteSettings) -> list[Step]:
-    """The commands that evaluate the LLM along a run: as it began, at each step that is kept so far, at the end.
+    """List the commands that evaluate the LLM along a run.
 
-    Results go to `NAME/step-STEP` below `out`, NAME being the run's, and each step's LLM beside them, to
-    `step-STEP-llm`.
+    They cover the run's start, each step kept so far, and its end. Results go to `NAME/step-STEP` below `out`, with the
+    run's name; each step's LLM goes next to them, to `step-STEP-llm`.
 
     Raises:
-        UserError: the run has kept nothing; no column of the suite is for the LLM alone; `out` holds another run.
+        UserError: the run has kept no checkpoint, no column of the suite is for the LLM alone, or `out` holds another
+            run.
     """
     run, columns = settings.folder, llm_columns(settings.suite)
     if not columns:
@@ -181,7 +182,10 @@ def _ask_llm(llm: Path, settings: SuiteSettings) -> list[str]:
 
 
 def _launch(module: str, gpus: int, *, ours: bool = False) -> list[str]:
-    """How a harness starts; with `ours`, in a process that knows our towers."""
+    """Build the start of a harness's command.
+
+    With `ours` its process knows our towers.
+    """
     if ours:
         return [
             "python",
@@ -190,16 +194,16 @@ def _launch(module: str, gpus: int, *, ours: bool = False) -> list[str]:
             f"import runpy, trainer.towers; runpy.run_module('{module}', run_name='__main__')",
         ]
     python = ["python"] if gpus == 1 else ["accelerate", "launch", "--num_processes", str(gpus)]
-    if module.startswith("trainer."):  # not a user's own trainer.py, in the folder that the script is run in
+    if module.startswith("trainer."):  # else a trainer.py in the current folder would be run
         python = ["python", "-P"] if gpus == 1 else ["env", "PYTHONSAFEPATH=1", *python]
     return [*python, "-m", module]
 
 
 def _model(kind: str, path: Path, settings: SuiteSettings) -> list[str]:
     arguments = f"pretrained={path},dtype={'float32' if settings.device == 'cpu' else 'bfloat16'}"
-    if settings.gpus > 1:  # accelerate gives each process its GPU
+    if settings.gpus > 1:  # accelerate assigns a GPU to each process
         return ["--model", kind, "--model_args", arguments]
-    if kind == "llava_hf":  # its default, an empty device_map, is refused by transformers
+    if kind == "llava_hf":  # transformers refuses the default, an empty device_map
         arguments += f",device_map={settings.device}"
     return ["--model", kind, "--model_args", arguments, "--device", settings.device]
 
@@ -211,13 +215,16 @@ def _task(column: Column, out: Path) -> list[str]:
 
 
 def _beside(folder: Path, ending: str) -> Path:
-    """A folder's neighbour that is called after it; `.` and `..` have their names from where they are."""
+    """Append an ending to a folder's name.
+
+    `.` and `..` are resolved first.
+    """
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(named.name + ending)
 
 
 def _llava_config(folder: Path) -> Mapping[str, Any]:
-    """The folder's `config.json`; refuses what the harnesses cannot read."""
+    """Read the folder's `config.json`, and refuse what the harnesses cannot read."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: expected a LLaVA folder, such as sea-pipeline export writes; found no config.json")
     config = read_json(folder / "config.json")
@@ -230,14 +237,17 @@ def _llava_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _has_our_tower(config: Mapping[str, Any]) -> bool:
-    """Whether the tower is one that transformers lacks."""
-    from trainer.towers import OURS  # torch
+    """Tell whether the tower is one that transformers lacks."""
+    from trainer.towers import OURS  # imported here because it loads torch
 
     return (config.get("vision_config") or {}).get("model_type") in OURS
 
 
 def _doubles_bos(folder: Path) -> bool:
-    """Whether the chat template writes the BOS that the tokenizer adds, too: lmms-eval would have both do it."""
+    """Tell whether both the chat template and the tokenizer add the BOS.
+
+    lmms-eval would then write it twice.
+    """
     if not (folder / "tokenizer_config.json").is_file():
         return False
     from transformers import AutoTokenizer

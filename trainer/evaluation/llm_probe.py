@@ -1,4 +1,4 @@
-"""`sea-pipeline probe --llm` as a function: an LLM in, what its layers make of plain text out.
+"""Measure what an LLM's layers make of plain text (`sea-pipeline probe --llm` as a function).
 
 It writes nothing but the cache of lenses.
 """
@@ -28,17 +28,17 @@ from trainer.recipes.recipe import Basic, LearningRates, Recipe
 
 KINDS: tuple[LensKind, ...] = ("none", "ridge", "centred", "shuffled")
 _LEAST = 16
-"""Tokens of a text that say anything."""
+"""Least number of tokens for figures that mean something."""
 
 
 @dataclass(frozen=True)
 class LlmProbed:
-    """What was found; see `Nearness` and `Control`."""
+    """The result of a probe, see `Nearness` and `Control`."""
 
     llm: str
     text: str
     tokens: int
-    """Of the text, that were looked at."""
+    """Number of tokens of the text that were measured."""
     vocabulary: int
     k: int
     layer_weights: str
@@ -46,12 +46,12 @@ class LlmProbed:
     control: dict[LensKind, Control]
 
     def verdicts(self) -> list[str]:
-        """Of V^ as it is, and through the lens, a sentence each."""
+        """Judge V^ without a lens and V^ through the ridge lens."""
         kinds: tuple[LensKind, ...] = ("none", "ridge")
         return [verdict(self.on_text.refined[kind], self.control[kind], self.vocabulary, kind) for kind in kinds]
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: every figure, and the verdicts."""
+        """Return all figures and the verdicts, for machines."""
         found = asdict(self) | {"on_text": None}
         del found["on_text"], found["control"]
         layers = [{"layer": number, **near._asdict()} for number, near in enumerate(self.on_text.layers)]
@@ -63,10 +63,11 @@ class LlmProbed:
 
 
 def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmProbed:
-    """Has an LLM read text, and compares what its layers make of it, and V^, with the tokens' own embeddings.
+    """Let an LLM read text, and compare its layers' outputs and V^ with the tokens' own embeddings.
 
     Raises:
-        UserError: the LLM or the text cannot be read, or the LLM has fewer layers than are asked for.
+        UserError: the LLM or the text cannot be read, the text is too short, or the LLM has fewer layers than are
+            asked for.
     """
     text = check_llm_probe(settings)
     device = torch.device(resolve_device(settings.device))
@@ -87,7 +88,7 @@ def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmPro
 
 
 def _reader(llm: str, device: torch.device) -> Reader:
-    """The LLM of a LLaVA folder, or an LLM by itself."""
+    """Load the LLM of a LLaVA folder, or an LLM by itself."""
     path = Path(llm)
     said = read_json(path / "config.json", absent={}) if path.is_dir() else {}
     if said.get("model_type") == "llava" or (not said and (path / "model" / "config.json").is_file()):

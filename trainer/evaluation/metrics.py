@@ -1,8 +1,8 @@
-"""How close visual tokens are to words: label_hit, TACS, gap and meaningful, pure functions of tensors.
+"""Measure how close visual tokens are to words, by label_hit, TACS, gap and meaningful, as functions of tensors.
 
-Shapes: P patches, n labels per patch; m visual tokens of one image; d the LLM's embedding width; V its vocabulary;
-q words of the list; D the width of the label encoder's text side. All is computed in float32, within autocast too, and
-without gradients. A token that is not finite gives a value that is not, never a good one.
+Shapes: P patches, n labels per patch; m visual tokens of one image; d the LLM's embedding width; V its vocabulary; q
+words of the list; D the width of the label encoder's text side. Everything is computed in float32 without gradients,
+even within autocast. A token that is not finite gives a value that is not finite, never a good one.
 """
 
 from collections.abc import Iterator
@@ -18,35 +18,37 @@ class Nearest(NamedTuple):
     """The nearest row of a table for each of k queries."""
 
     indices: torch.Tensor
-    """(k,), int64; 0 for a query that is not finite."""
+    """(k,), int64: index of the nearest row; 0 for a query that is not finite."""
     values: torch.Tensor
-    """(k,), float32: the cosine, or the L2 distance in the unit of the embeddings."""
+    """(k,), float32: the cosine, or the L2 distance in units of the embeddings."""
 
 
 class Meaningful(NamedTuple):
-    """What `meaningful` counts."""
+    """The result of `meaningful`."""
 
     share: float
-    """0..1, of all visual tokens."""
+    """Share of all visual tokens that are meaningful, 0..1."""
     chance: float | None
-    """The same share with the labels of another photo; None where there is one image only."""
+    """The same share with the labels of another photo; None for a single image."""
     distinct: int
-    """The number of distinct nearest tokens: few of them mean that the visual tokens have collapsed."""
+    """Number of distinct nearest tokens. Few of them mean that the visual tokens have collapsed."""
 
 
 @torch.no_grad()
 def nearest(queries: torch.Tensor, table: torch.Tensor, *, measure: Measure, block: int = 2048) -> Nearest:
-    """The nearest row of a table by cosine or by L2 distance; nothing of the size k x q is kept.
+    """Find the nearest row of a table for each query, by cosine or by L2 distance.
+
+    Nothing of the size k x q is kept.
 
     Args:
         queries: (k, d), any float dtype.
         table: (q, d), any float dtype, on the device of the queries. Leave out rows that are no words or tokens.
         measure: cosine takes the highest, l2 the lowest value.
-        block: rows of the table, and queries, at a time.
+        block: number of table rows, and of queries, in one product.
 
     Returns:
-        Of equal rows the one of the lowest index, although a matmul may score them differently. The values are
-        computed again from the rows found, so that they do not suffer from the matmul's rounding.
+        The nearest rows and their values. Among equal rows the lowest index is returned, although a matmul may score
+        them differently. The values are computed again from the rows found, without the matmul's rounding.
 
     Raises:
         ValueError: the table is empty.
@@ -59,12 +61,14 @@ def nearest(queries: torch.Tensor, table: torch.Tensor, *, measure: Measure, blo
     with torch.autocast(queries.device.type, enabled=False):
         for start, rows in _blocks(table, block):
             entries = rows.float() if measure == "l2" else F.normalize(rows.float(), dim=-1)
-            offset = entries.square().sum(-1) / 2 if measure == "l2" else 0  # |x - t|^2 = |x|^2 - 2 (x.t - |t|^2 / 2)
+            # L2: |x - t|^2 = |x|^2 - 2 (x.t - |t|^2 / 2), so the nearest t has the highest x.t - |t|^2 / 2.
+            offset = entries.square().sum(-1) / 2 if measure == "l2" else 0
             for chunk, index, value in views:
                 score, place = (chunk.float() @ entries.T - offset).max(-1)
                 higher = score > value
                 value.copy_(torch.where(higher, score, value))
                 index.copy_(torch.where(higher, place + start, index))
+        # Rows with equal hashes may be equal. The index moves to the lowest of them only if the rows really are.
         lowest = _lowest_equal(table, block)
         for chunk, index, value in views:
             equal = (table[lowest[index]] == table[index]).all(-1)
@@ -74,15 +78,17 @@ def nearest(queries: torch.Tensor, table: torch.Tensor, *, measure: Measure, blo
 
 
 def label_hits(nearest_words: torch.Tensor, word_ids: torch.Tensor, k: int) -> tuple[int, int]:
-    """label_hit@k as two counts, to be added over images: the patches whose nearest word is one of their own labels.
+    """Count the patches whose nearest word is one of their own labels, and the labelled patches.
+
+    Both counts are added over images, and label_hit@k is hits / labelled.
 
     Args:
         nearest_words: (P,), integer: the nearest word by cosine over the word table.
-        word_ids: (P, n), integer, best first; -1 where there is no label.
-        k: how many of a patch's labels count.
+        word_ids: (P, n), integer, best first; -1 if there is no label.
+        k: number of a patch's labels that count.
 
     Returns:
-        hits and labelled patches, those with a first label; label_hit@k is hits / labelled.
+        Hits and labelled patches. A patch is labelled if it has a first label.
 
     Raises:
         ValueError: k is not positive, or the shapes do not fit.
@@ -97,15 +103,17 @@ def label_hits(nearest_words: torch.Tensor, word_ids: torch.Tensor, k: int) -> t
 
 @torch.no_grad()
 def tacs(visual: torch.Tensor, caption: torch.Tensor, best: int = 10) -> float:
-    """TACS of one image (SEA v2, arXiv 2408.11813v2): the mean over the `best` tokens of their highest cosine.
+    """Compute TACS of one image (SEA v2, arXiv 2408.11813v2).
+
+    A visual token's score is its highest cosine with a caption token; TACS is the mean over the `best` highest scores.
 
     Args:
         visual: (m, d), any float dtype.
         caption: (c, d), the LLM's input embeddings of the caption's tokens, without special tokens.
-        best: how many visual tokens count; all m where there are fewer.
+        best: number of visual tokens that count; all m if there are fewer.
 
     Returns:
-        -1..1; the paper takes the mean over images.
+        TACS, -1..1; the paper takes the mean over images.
 
     Raises:
         ValueError: there is no visual token or no caption token.
@@ -113,12 +121,15 @@ def tacs(visual: torch.Tensor, caption: torch.Tensor, best: int = 10) -> float:
     if min(len(visual), len(caption), best) < 1:
         raise ValueError(f"expected tokens; found {len(visual)} visual, {len(caption)} of the caption, best = {best}")
     with torch.autocast(visual.device.type, enabled=False):
+        # (m, c) cosines; the maximum over c is a visual token's score.
         cosines = F.normalize(visual.float(), dim=-1) @ F.normalize(caption.float(), dim=-1).T
         return float(cosines.amax(-1).topk(min(best, len(visual))).values.mean())
 
 
 def gap(visual: torch.Tensor, table: torch.Tensor, *, block: int = 2048) -> float:
-    """D of SEA v2: the mean L2 distance from visual tokens to the nearest word, in the unit of the embeddings.
+    """Compute D of SEA v2, the mean L2 distance from visual tokens to their nearest word.
+
+    It is in units of the embeddings.
 
     Args:
         visual: (k, d), the tokens of one image or of many.
@@ -144,21 +155,21 @@ def meaningful(
     threshold: float = 0.5,
     block: int = 1024,
 ) -> Meaningful:
-    """An automatic stand-in for BASIC's human count of visual tokens whose nearest token describes their patch.
+    """Measure the share of visual tokens whose nearest LLM token describes their patch.
 
-    A visual token counts if its nearest token is a whole word whose text embedding has a cosine of at least `threshold`
-    with that of one of the patch's own labels. The denominator is all visual tokens: a patch without a label, and a
-    nearest token that is no whole word, count as not meaningful. For the chance level, image i is held against the
-    labels of image (i + 1) mod images at the same patch.
+    This is an automatic stand-in for BASIC's count by people. A visual token counts if its nearest token is a whole
+    word whose text embedding has a cosine of at least `threshold` with that of one of the patch's own labels. The
+    denominator is all visual tokens: a patch without a label, and a nearest token that is no whole word, count as not
+    meaningful. For the chance level, image i is compared with the labels of image (i + 1) mod images at the same patch.
 
     Args:
-        nearest_tokens: (images, m), integer below V: the nearest by cosine over the LLM's input embeddings.
-        whole_word: (V,), int64: the row of each token in `token_text`, -1 where it is no whole word (`words.py`).
-        token_text: (W, D), unit vectors, the label encoder's text side.
-        word_text: (q, D), unit vectors, likewise.
-        word_ids: (images, m, n), integer, -1 where there is no label.
-        threshold: the least cosine.
-        block: patches at a time, each with n vectors of width D.
+        nearest_tokens: (images, m), integer below V: the nearest token by cosine over the LLM's input embeddings.
+        whole_word: (V,), int64: the row of each token in `token_text`, -1 if it is no whole word (`words.py`).
+        token_text: (W, D), unit vectors of the label encoder's text side for W whole words.
+        word_text: (q, D), unit vectors of the label encoder's text side for the words of the list.
+        word_ids: (images, m, n), integer, -1 if there is no label.
+        threshold: least cosine.
+        block: number of patches in one step, each with n vectors of width D.
 
     Raises:
         ValueError: there is no visual token, or the shapes do not fit.
@@ -183,13 +194,17 @@ def describing(
     threshold: float = 0.5,
     block: int = 1024,
 ) -> torch.Tensor:
-    """Which visual tokens count for `meaningful`, bool (images, m); the arguments and errors are its."""
+    """Mark the visual tokens that count for `meaningful`, bool (images, m).
+
+    It has the arguments and errors of `meaningful`.
+    """
     if nearest_tokens.numel() == 0 or word_ids.shape[:2] != nearest_tokens.shape:
         raise ValueError(f"expected (images, m) and (images, m, n); found {nearest_tokens.shape} and {word_ids.shape}")
     rows = whole_word[nearest_tokens].flatten()
     counts = torch.zeros(len(rows), dtype=torch.bool)
     parts = (torch.split(each, block) for each in (rows, word_ids.flatten(0, 1), counts))
     for row, ids, count in zip(*parts, strict=True):
+        # Only patches whose nearest token is a whole word can count.
         kept, own = row[row >= 0], ids[row >= 0].long()
         cosines = (token_text[kept].float().unsqueeze(-2) * word_text[own.clamp(min=0)].float()).sum(-1)
         count[row.cpu() >= 0] = ((cosines >= threshold) & (own >= 0)).any(-1).cpu()
@@ -208,7 +223,10 @@ def _value(queries: torch.Tensor, rows: torch.Tensor, measure: Measure) -> torch
 
 
 def _lowest_equal(table: torch.Tensor, block: int) -> torch.Tensor:
-    """(q,): for each row the lowest index of a row of the same 64-bit hash; equal rows have equal hashes."""
+    """Find for each row the lowest index of a row with the same 64-bit hash, (q,).
+
+    Equal rows have equal hashes, but not the other way round.
+    """
     generator = torch.Generator().manual_seed(0)
     weights = torch.randint(-(2**62), 2**62, (table.shape[-1],), generator=generator).to(table.device)
     hashes = [(rows.float().view(torch.int32).long() * weights).sum(-1) for _, rows in _blocks(table, block)]

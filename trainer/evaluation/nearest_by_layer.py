@@ -1,8 +1,8 @@
-"""The nearest vocabulary token of every visual token, layer by layer: BASIC's Fig. 2 as numbers and as text.
+"""Find the nearest vocabulary token of each visual token, layer by layer (BASIC's Fig. 2 as numbers and text).
 
-Shapes: I images of m visual tokens, l decoder layers, d the LLM's width, V its vocabulary. Layer 0 is the visual tokens
-as the projector gives them, layer i the output of the LLM's i-th decoder layer: the residual stream, before any final
-norm. A layer's states are looked at as they pass and not kept.
+Shapes: I images of m visual tokens, l decoder layers, d the LLM's width, V its vocabulary. Layer 0 is the projector's
+output, layer i the output of the LLM's i-th decoder layer, which is the residual stream before any final norm. A
+layer's states are measured as they pass and are not kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,49 +22,49 @@ from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
 
 FREQUENT = 5
-"""How many of a layer's most frequent tokens are told."""
+"""Number of a layer's most frequent tokens that are reported."""
 
 _ANCHOR = "a"
-"""The text before a token where it is decoded: some decoders drop the space that a text begins with."""
+"""Text put before a token to decode it, because some decoders drop the space at the start of a text."""
 
 
 class Frequent(TypedDict):
-    """A nearest token and how often it is one."""
+    """A nearest token, and how often it is one."""
 
     token: str
-    """Readable, see `token_texts`."""
+    """The token as readable text, see `token_texts`."""
     share: float
-    """0..1, of all visual tokens of the layer."""
+    """Share of all visual tokens of the layer, 0..1."""
 
 
 class Layer(TypedDict, total=False):
-    """What a layer's visual tokens are nearest to; shares are 0..1 of all I * m visual tokens."""
+    """What a layer's visual tokens are nearest to, in shares 0..1 of all I * m visual tokens."""
 
     layer: int
     special: float
-    """The share nearest to a special token, such as the end of a text: BASIC's finding (ii), for deep layers."""
+    """Share nearest to a special token, such as the end of a text. It is BASIC's finding (ii) for deep layers."""
     distinct_tokens: int
     meaningful: float
-    """See `metrics.meaningful`: BASIC's finding (i), for shallow layers. Absent without labels, as is its chance."""
+    """See `metrics.meaningful`. It is BASIC's finding (i) for shallow layers. Absent without labels, as its chance."""
     meaningful_chance: float
-    """The same share with the labels of another image; absent where there is one image only."""
+    """The same share with the labels of another image; absent for a single image."""
     frequent: list[Frequent]
-    """At most `FREQUENT` of them, the most frequent first, of equal ones the lowest id."""
+    """At most `FREQUENT` tokens, the most frequent first, among equal ones the lowest id first."""
 
 
 class LayerTokens(NamedTuple):
-    """What `look_at_layers` finds."""
+    """The result of `look_at_layers`."""
 
     images: list[Shown]
     tokens: torch.Tensor
-    """int32 (l + 1, I, m), the ids of the nearest tokens."""
+    """int32 (l + 1, I, m): ids of the nearest tokens."""
     summary: list[Layer]
-    """By layer."""
+    """One entry for each layer."""
     texts: dict[int, str]
     """Each nearest token as readable text."""
 
     def by_layer(self, image: int) -> list[list[str]]:
-        """The tokens of one image as text: layers, then m tokens, row-major."""
+        """Return the tokens of one image as text, as l + 1 lists of m tokens, row-major."""
         return [[self.texts[token] for token in row] for row in self.tokens[:, image].tolist()]
 
 
@@ -74,17 +74,19 @@ def look_at_layers(
     limit: int | None = None,
     advance: Advance = lambda _: None,
 ) -> LayerTokens:
-    """Looks at the first images of the evaluator's data, each with the text that stands before it.
+    """Find the nearest tokens, by layer, of the first images of the evaluator's data.
+
+    An image is read with the text in front of it.
 
     Args:
-        evaluator: its samples and, for `meaningful`, its labels.
-        model: with the LLM's layers; left in the mode it was in.
-        limit: how many images at most; None for all. Memory grows by 4 * (l + 1) * m bytes an image.
-        advance: told how many images are done.
+        evaluator: the evaluator with the samples and, for `meaningful`, the labels.
+        model: a model with the LLM's layers; its mode is restored afterwards.
+        limit: most images; None takes all. Memory grows by 4 * (l + 1) * m bytes per image.
+        advance: called with the number of images done.
 
     Raises:
-        UserError: no sample has an image; the LLM has no decoder layers under the usual name; a layer gives numbers
-            that are not finite.
+        UserError: no sample has an image, the LLM has no decoder layers under the usual name, or a state is not
+            finite.
     """
     images = evaluator.first_images(limit)
     found = []
@@ -93,7 +95,7 @@ def look_at_layers(
         for batch in evaluator.batches(embeddings.device, list(dict.fromkeys(row for row, _ in images))):
             found.append(nearest_by_layer(model, batch, embeddings).int().cpu())
             advance(found[-1].shape[1])
-    tokens = torch.cat(found, 1)[:, : len(images)]  # the last sample may have more images than were asked for
+    tokens = torch.cat(found, 1)[:, : len(images)]  # the last sample may have more images than the limit allows
     tokenizer = evaluator.data.processor.tokenizer
     texts = token_texts(tokenizer, torch.unique(tokens).tolist())
     words = evaluator.words(images) if evaluator.labelled else None
@@ -113,15 +115,15 @@ def look_at_layers(
 
 @torch.no_grad()
 def nearest_by_layer(model: AlignedLlava, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
-    """Eq. 2 of BASIC for every visual token at every layer.
+    """Compute Eq. 2 of BASIC for all visual tokens at all layers.
 
     Args:
-        model: in evaluation mode, with the LLM's layers.
-        batch: with `pixel_values`; samples without an image, and padding behind a sample's end, change nothing.
+        model: a model in evaluation mode, with the LLM's layers.
+        batch: a batch with `pixel_values`. Samples without an image and padding after a sample's end have no effect.
         embeddings: float32 (V, d), see `Evaluator.embeddings`.
 
     Returns:
-        int64 (l + 1, I, m): the nearest row by cosine; images in the batch's order, visual tokens row-major.
+        int64 (l + 1, I, m): the nearest row by cosine, with images in the batch's order and visual tokens row-major.
 
     Raises:
         UserError: see `look_at_layers`.
@@ -144,13 +146,15 @@ def nearest_by_layer(model: AlignedLlava, batch: Batch, embeddings: torch.Tensor
 def watch_visual(
     model: AlignedLlava, batch: Batch, look: Callable[[int, torch.Tensor], None], option: str = "--layers"
 ) -> None:
-    """Runs a model without its head, which would give logits of every token, and shows its visual tokens.
+    """Run a model without its head, and show its visual tokens at each layer.
+
+    The head would compute logits for all tokens.
 
     Args:
-        model: in evaluation mode, with the LLM's layers.
-        batch: with `pixel_values`.
-        look: told of each layer from 0 on, and its visual tokens (I * m, d), images in the batch's order.
-        option: what asks for it, for a message.
+        model: a model in evaluation mode, with the LLM's layers.
+        batch: a batch with `pixel_values`.
+        look: called with each layer from 0 on and its visual tokens (I * m, d), images in the batch's order.
+        option: option that asks for it, for the error message.
 
     Raises:
         UserError: see `decoder_layers`.
@@ -172,7 +176,7 @@ def watch_visual(
 def watching_layers(
     model: AlignedLlava, look: Callable[[int, torch.Tensor], None], option: str = "--layers"
 ) -> Iterator[None]:
-    """Within it `look` is told of each decoder layer that has run, from 1 on, and its output (B, L, d).
+    """Call `look` with each decoder layer that has run, from 1 on, and its output (B, L, d), within this block.
 
     Raises:
         UserError: see `decoder_layers`.
@@ -188,10 +192,12 @@ def watching_layers(
 
 
 def decoder_layers(model: AlignedLlava, option: str = "--layers") -> nn.ModuleList:
-    """The LLM's decoder layers, first to last; `option` is what asks for them.
+    """Return the LLM's decoder layers, first to last.
+
+    `option` is the option that asks for them, for the error message.
 
     Raises:
-        UserError: it has none under the name that transformers gives them in nearly every LLM.
+        UserError: the LLM has none under the name `layers`, which transformers uses in nearly all LLMs.
     """
     llm = model.model.language_model
     layers = getattr(llm, "layers", None)
@@ -204,9 +210,10 @@ def decoder_layers(model: AlignedLlava, option: str = "--layers") -> nn.ModuleLi
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str]:
-    """Tokens as they read in running text: " cat" for "Ġcat" or "▁cat", "cat" for one that goes on a word.
+    """Decode tokens as they read in running text.
 
-    Special tokens are their own names. A part of a character reads as U+FFFD, so different tokens may read alike.
+    That is " cat" for "Ġcat" or "▁cat", and "cat" for a token that continues a word. Special tokens are their own
+    names. A part of a character reads as U+FFFD, so different tokens may read alike.
     """
     chosen = list(ids)
     (anchor,) = tokenizer([_ANCHOR], add_special_tokens=False)["input_ids"]
@@ -217,7 +224,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[
 
 
 def _spread(tokens: torch.Tensor, texts: dict[int, str]) -> Layer:
-    """Which tokens there are, int64 of any shape, and how often."""
+    """Count distinct tokens, int64 of any shape, and list the most frequent ones."""
     ids, counts = tokens.unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:FREQUENT]
     return Layer(

@@ -1,7 +1,7 @@
-"""Whether BASIC can lead to words on an LLM, found on plain text, where the right answer is known.
+"""Test whether BASIC can lead to words on an LLM, on plain text, whose right answer is known.
 
-BASIC takes for granted that layers 1 to k move visual tokens towards the input embeddings of fitting words (Fig. 2).
-Of a token of text the fitting word is known, it is the token itself; so V^ of text should be near its own embeddings.
+BASIC assumes that layers 1 to k move visual tokens towards the input embeddings of fitting words (Fig. 2). The fitting
+word of a text token is the token itself, so V^ of text should be near its own embeddings.
 
 Shapes: T tokens of text, I images of m visual tokens, d the LLM's width, V its vocabulary, l decoder layers.
 """
@@ -28,61 +28,61 @@ from trainer.recipes.recipe import Basic
 from trainer.words import whole_words
 
 TOKENS = 384
-"""Of text that are looked at: enough for a share to some percent, and seconds on a CPU."""
+"""Number of text tokens that are measured. It gives shares to a few percent, and takes seconds on a CPU."""
 NEAR = 0.25
-"""Least cosine of V^ to its own embeddings at which it is called near: L_das of words is then 1.5, by chance 2."""
+"""Least cosine of V^ to its own embeddings that is called near. L_das of words is then 1.5; by chance it is 2."""
 RANK = 10
-"""Greatest median rank of a token's own embedding beside it: a mean of all embeddings has cosines, too, but no rank."""
+"""Greatest median rank of the own embedding that is called near. A mean of all embeddings may pass on cosine alone."""
 LOWER = 0.9
-"""Greatest share of a random start's L_das that words may have for the loss to lead to them."""
+"""The loss can lead to words if their L_das is at most this share of that of random vectors."""
 IMAGES, PER_IMAGE, BEFORE = 8, 32, 8
-"""Of the control: images, words of each, tokens of text before them."""
+"""Sizes of the control: images, words of each image, and tokens of text before them."""
 _ALIKE = 1e-5
-"""Cosines that differ by less are equal: vocabularies have rows that are the same."""
+"""Cosines that differ by less count as equal, because vocabularies have equal rows."""
 _VERSION = 1
 
 Lenses = Mapping[LensKind, Lens | None]
-"""By kind; "none" has None."""
+"""Lenses by kind; "none" has None."""
 
 
 class Nearness(NamedTuple):
     """How near vectors of T tokens are to the tokens' own input embeddings, by cosine among the whole vocabulary."""
 
     own: float
-    """0..1: the share that no other embedding is nearer to."""
+    """Share of vectors to which no other embedding is nearer, 0..1."""
     cosine: float
-    """-1..1: to the own one, the mean."""
+    """Mean cosine with the own embedding, -1..1."""
     rank: float
-    """Median over tokens of the own one's place, 1 to V."""
+    """Median over tokens of the own embedding's rank, 1 to V."""
 
 
 class Control(NamedTuple):
-    """L_das (Eq. 6, every token counts alike) of what stands where an image's visual tokens would."""
+    """L_das (Eq. 6, with equal degrees) of vectors in the place of an image's visual tokens."""
 
     words: float
-    """Of the embeddings of words."""
+    """L_das of the embeddings of words."""
     random: float
-    """Of random vectors of their length: no better than a projector that has learnt nothing."""
+    """L_das of random vectors of the same length, as from a projector that has learnt nothing."""
 
 
 class OnText(NamedTuple):
-    """What `look_at_text` finds."""
+    """The result of `look_at_text`."""
 
     layers: list[Nearness]
-    """0: the embeddings themselves; i: the output of the i-th layer, up to l."""
+    """Entry 0 is of the embeddings themselves, entry i of the output of the i-th layer, up to l."""
     refined: dict[LensKind, Nearness]
-    """V^ of Eq. 4, by the lens that it is made through."""
+    """Nearness of V^ of Eq. 4, by the lens that it is made through."""
 
 
 @torch.no_grad()
 def nearness(vectors: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tensor, block: int = 64) -> Nearness:
-    """Compares vectors with all input embeddings.
+    """Compare vectors with all input embeddings.
 
     Args:
         vectors: (T, d).
-        tokens: int64 (T,), their own tokens, each below V.
+        tokens: int64 (T,), the vectors' own tokens, each below V.
         embeddings: float32 (V, d).
-        block: vectors at a time.
+        block: number of vectors in one product.
     """
     table = F.normalize(embeddings, dim=-1)
     own, ranks = [], []
@@ -90,27 +90,28 @@ def nearness(vectors: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tens
         cosines = F.normalize(some.to(table), dim=-1) @ table.T
         found = cosines.gather(1, ids.unsqueeze(1))
         own.append(found.squeeze(1))
+        # The rank is 1 plus the number of embeddings that are nearer than the own one.
         ranks.append((cosines > found + _ALIKE).sum(1) + 1)
     rank = torch.cat(ranks).double()
     return Nearness(float((rank == 1).double().mean()), float(torch.cat(own).mean()), float(rank.quantile(0.5)))
 
 
 def text_rows(reader: Reader, text: str | None = None) -> torch.Tensor:
-    """The text that is looked at, int64 (R, L): the given one, or plain text that no lens is fitted to."""
+    """Tokenise the given text, or plain text that no lens is fitted to, as int64 (R, L)."""
     return reader.rows(plain_text(60, skip=SENTENCES) if text is None else text, TOKENS)
 
 
 def look_at_text(
     reader: Reader, rows: torch.Tensor, basic: Basic, lenses: Lenses, *, every_layer: bool = True
 ) -> OnText:
-    """What the LLM's layers, and V^ with each lens, are near to.
+    """Measure how near the outputs of the LLM's layers, and V^ with each lens, are to the tokens' own embeddings.
 
     Args:
         reader: the LLM.
         rows: see `text_rows`.
-        basic: how V^ is made; its lens and its attention do not matter here.
+        basic: settings of V^; its lens and its attention are ignored here.
         lenses: see `Lenses`.
-        every_layer: look at the layers themselves, too, which takes l + 1 products with the vocabulary.
+        every_layer: also measure the layers themselves, which takes l + 1 products with the vocabulary.
     """
     rows = rows.to(reader.device)
     columns = reader.columns(rows)
@@ -128,9 +129,9 @@ def look_at_text(
 
 @torch.no_grad()
 def control(reader: Reader, basic: Basic, lenses: Lenses) -> dict[LensKind, Control]:
-    """L_das, with each lens, of images whose visual tokens are the embeddings of words, and of random ones.
+    """Compute L_das, with each lens, for images whose visual tokens are embeddings of words, and random vectors.
 
-    A loss that is no lower for the former cannot lead to words.
+    A loss that is no lower for words cannot lead to words.
 
     Raises:
         UserError: see `whole_words`.
@@ -147,7 +148,7 @@ def control(reader: Reader, basic: Basic, lenses: Lenses) -> dict[LensKind, Cont
 
 
 def _das(reader: Reader, basic: Basic, lenses: Lenses, visual: torch.Tensor) -> dict[LensKind, float]:
-    """L_das by lens, of (I, m, d) behind some tokens of text."""
+    """Compute L_das for each lens, for visual tokens (I, m, d) that follow some tokens of text."""
     before = reader.rows(plain_text(10), BEFORE)[:1].to(reader.device)
     text = reader.embed(before)
     inputs = torch.cat([text.expand(len(visual), -1, -1), visual.to(text)], 1)
@@ -163,7 +164,10 @@ def _das(reader: Reader, basic: Basic, lenses: Lenses, visual: torch.Tensor) -> 
 
 @contextmanager
 def _watching(reader: Reader, basic: Basic, lenses: Lenses, columns: torch.Tensor) -> Iterator[dict[LensKind, Seen]]:
-    """Watches the one run of the LLM that follows, with each lens; attention is not looked at."""
+    """Watch the next run of the LLM with each lens, within this block.
+
+    Attention is not recorded.
+    """
     length = ordinary_length(reader.embed, reader.vocabulary)
     everything = torch.ones_like(columns)
     with ExitStack() as stack:
@@ -176,20 +180,22 @@ def _watching(reader: Reader, basic: Basic, lenses: Lenses, columns: torch.Tenso
 
 
 class Premise(NamedTuple):
-    """What V^ of text is near to, as a run says it before it begins."""
+    """The result of the test, as a run announces it before it begins."""
 
     near: bool
     text: str
 
 
 def premise(reader: Reader, basic: Basic, lens: Lens | None, model: str) -> Premise:
-    """Looks at V^ of text through the lens of the settings: seconds, and less if the LLM has been looked at before.
+    """Measure V^ of text through the lens of the settings.
+
+    It takes seconds, and less if the result for the LLM is in the cache.
 
     Args:
-        reader: the LLM, as it is before any training.
-        basic: how V^ is made.
-        lens: that of the settings.
-        model: what `probe --llm` is to be given.
+        reader: the LLM before any training.
+        basic: settings of V^.
+        lens: the lens that the settings name; None for "none".
+        model: argument of `probe --llm`, for the message.
 
     Raises:
         UserError: the cache cannot be written.
@@ -214,18 +220,18 @@ def premise(reader: Reader, basic: Basic, lens: Lens | None, model: str) -> Prem
 
 
 def is_near(near: Nearness) -> bool:
-    """Whether V^ of text can be called near its own embeddings, see `NEAR` and `RANK`."""
+    """Tell whether V^ of text is near its own embeddings, see `NEAR` and `RANK`."""
     return near.cosine >= NEAR and near.rank <= RANK
 
 
 def verdict(near: Nearness, compared: Control, vocabulary: int, lens: LensKind = "none") -> str:
-    """Whether BASIC can lead to words on an LLM, in a sentence.
+    """State whether BASIC can lead to words on an LLM, with the figures.
 
     Args:
-        near: of V^ of text.
-        compared: of words as visual tokens.
+        near: nearness of V^ of text.
+        compared: L_das of words and random vectors as visual tokens.
         vocabulary: V.
-        lens: that both were seen through.
+        lens: lens through which both were measured.
     """
     holds, lower = is_near(near), compared.words <= LOWER * compared.random
     through = "" if lens == "none" else f" through the lens `{lens}`"
@@ -238,7 +244,7 @@ def verdict(near: Nearness, compared: Control, vocabulary: int, lens: LensKind =
 
 
 def _figures(near: Nearness, vocabulary: int) -> str:
-    cosine = round(near.cosine, 2) + 0.0  # no minus before a zero
+    cosine = round(near.cosine, 2) + 0.0  # turns -0.0 into 0.0
     return f"cosine {cosine:+.2f}, the nearest for {near.own:.0%}, median rank {near.rank:,.0f} of {vocabulary:,}"
 
 

@@ -1,7 +1,7 @@
-"""Questions about photos: how many a model answers rightly, with their own photos and with others'.
+"""Measure how many questions about photos a model answers rightly, with their own photos and with others'.
 
-A yes/no question is answered by the probabilities of the two words, a question with people's answers by what the model
-writes, greedily. Beside them stands what someone reaches who reads the questions alone.
+A yes/no question is answered by the probabilities of the two words, a question with people's answers by the text that
+the model writes greedily. For comparison, the score that the questions alone allow is reported.
 """
 
 import json
@@ -28,9 +28,9 @@ from trainer.model.prompts import PLACEHOLDER, Message, TemplateName, load_templ
 from trainer.model.tokenise import Conversation, Encoder
 
 SHORT = "Answer the question using a single word or phrase."
-"""What LLaVA-1.5 writes behind a question that asks for a short answer."""
+"""What LLaVA-1.5 appends to a question that asks for a short answer."""
 NEW_TOKENS = 10
-"""Of a short answer, at most."""
+"""Most tokens of a short answer."""
 
 _FORMS = (
     "a list of objects with `image`, `question` and `label` (yes or no) or `answers` (a list of texts), or an object "
@@ -39,22 +39,22 @@ _FORMS = (
 
 
 class Questions(NamedTuple):
-    """What a file asks."""
+    """The questions of a file."""
 
     asked: list[Question]
     left: dict[str, int]
-    """By section, how many entries are of another form."""
+    """Number of entries of another form, by section."""
 
 
 def read_questions(path: Path) -> Questions:
-    """Reads a file of questions.
+    """Read a file of questions.
 
     Args:
-        path: JSON: a list of objects `{"image", "question", "label": "yes" | "no", "object"}` or `{"image", "question",
-            "answers": [text, ...]}`; or an object of sections, each `{image: [question, ...]}`.
+        path: a JSON file with a list of objects `{"image", "question", "label": "yes" | "no", "object"}` or `{"image",
+            "question", "answers": [text, ...]}`, or with an object of sections, each `{image: [question, ...]}`.
 
     Raises:
-        UserError: it cannot be read, or asks nothing.
+        UserError: the file cannot be read, or has no questions.
     """
     text = read_questions_text(path)
     try:
@@ -95,24 +95,25 @@ def _question(image: Any, entry: Any) -> Question | None:  # noqa: ANN401 - what
 
 
 class Prompt(NamedTuple):
-    """A question up to where its answer begins, as training would have it."""
+    """A question up to where its answer begins, tokenised as in training."""
 
     ids: torch.Tensor
     """int64 (L,), image tokens expanded."""
     yes: frozenset[int]
-    """Tokens that `Yes` and `yes` begin with there, and `No` and `no` do not."""
+    """First tokens of the answers `Yes` and `yes` that are not first tokens of `No` or `no`."""
     no: frozenset[int]
+    """First tokens of the answers `No` and `no` that are not first tokens of `Yes` or `yes`."""
 
 
 class Asker:
-    """Asks a model questions about photos.
+    """Ask a model questions about photos.
 
     Args:
-        model: in evaluation mode, with the LLM's layers.
-        folder: its folder, whose tokenizer and image processor write the questions.
-        picture: the photo of an image id.
+        model: a model in evaluation mode, with the LLM's layers.
+        folder: the model's folder; its tokenizer and image processor prepare the questions.
+        picture: returns the photo of an image id.
         template: how conversations are written, see `prompts.load_template`.
-        batch_size: questions at a time.
+        batch_size: number of questions in one forward pass.
 
     Raises:
         UserError: the template cannot write a question with its answer.
@@ -134,16 +135,17 @@ class Asker:
         self._encode = Encoder(processor.tokenizer, processor.image_token, self._tokens, max_length=1 << 30)
 
     def __call__(self, questions: Sequence[Question], advance: Advance = lambda _: None) -> dict[str, float]:
-        """Asks all with their own photos and with others', and scores what the model says.
+        """Ask all questions with their own photos and with others', and score the answers.
 
         Args:
-            questions: of a file.
-            advance: told how many questions are done; each is asked twice.
+            questions: the questions of a file.
+            advance: called with the number of questions done; each is asked twice.
 
         Returns:
-            By kind, `yes_no` or `vqa`: `KIND_questions`, `KIND_accuracy` and `KIND_accuracy_other` (another photo's),
-            each with `_se`; `KIND_accuracy_question_only`, see there; `vqa_accuracy_yes` of always saying yes and
-            `vqa_accuracy_people` of people's commonest answer.
+            For each KIND of `yes_no` and `vqa`: `KIND_questions`, their number; `KIND_accuracy` and
+            `KIND_accuracy_other` (with another photo), each with `_se`; `KIND_accuracy_question_only`, see
+            `question_only`. `vqa_accuracy_yes` is that of always saying yes, and `vqa_accuracy_people` that of the
+            people's most common answer.
         """
         found: dict[str, float] = {}
         for kind, yes_no in (("yes_no", True), ("vqa", False)):
@@ -175,9 +177,10 @@ class Asker:
                 yield f"vqa_accuracy_{name}", float(np.mean([vqa_accuracy(each, one.answers) for each, one in pairs]))
 
     def prompts(self, questions: Sequence[Question]) -> list[Prompt]:
-        """Writes each question with both answers; what the two rows share is the prompt, and then they part.
+        """Write each question with both answers, and split it where the answers part.
 
-        In lower case they count, too, if they part from the prompt at the same place.
+        The tokens that the rows with `Yes` and `No` share are the prompt. The lower-case answers count too, if they
+        part from the prompt at the same place.
         """
         image, spelled = self._processor.image_token, ("Yes", "yes", "No", "no")
         conversations = [
@@ -204,7 +207,7 @@ class Asker:
         return read_messages(turns, 1, image_token)
 
     def _say(self, prompts: Sequence[Prompt], images: Sequence[str], *, yes_no: bool) -> list[str]:
-        """What the model answers to prompts, each with a photo."""
+        """Answer prompts, each with a photo."""
         shown = [self._picture(image) for image in images]
         pixels = [self._processor.image_processor(image, return_tensors="pt")["pixel_values"] for image in shown]
         given = self._batch(prompts, left=not yes_no) | {"pixel_values": torch.cat(pixels).to(self._model.device)}
@@ -222,7 +225,7 @@ class Asker:
         return ["yes" if yes > no else "no" for yes, no in sums]
 
     def _batch(self, prompts: Sequence[Prompt], *, left: bool) -> dict[str, torch.Tensor]:
-        """Prompts with their mask; with `left` they end together, else they begin together."""
+        """Pad prompts and their mask, on the left with `left`, so that they end together, else on the right."""
         ids = [one.ids for one in prompts]
         padded = {
             "input_ids": (ids, self._processor.tokenizer.pad_token_id or 0),

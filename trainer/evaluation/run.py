@@ -1,4 +1,4 @@
-"""`sea-pipeline evaluate` as a function: a model folder and data in, metrics out."""
+"""Compute the metrics of a model folder on data (`sea-pipeline evaluate` as a function)."""
 
 import json
 from typing import Any
@@ -34,17 +34,17 @@ from trainer.recipes.recipe import Data, LabelSource, Recipe
 
 @taking_callbacks("progress")
 def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -> dict[str, Any]:
-    """The metrics of `Evaluator`, of every sample of the data, and of `questions.Asker` where there are questions.
+    """Compute the metrics of `Evaluator` over all samples, and of `questions.Asker` if there are questions.
 
-    With `layers` a list of `nearest_by_layer.Layer` by that name comes on top, with `replace` the numbers of
-    `token_replacement.Replace` and under `texts` what was generated, a list of `token_replacement.Described`, each with
-    its `image` and `sample`. With `lens` there is `lens`: `data`, its file; `index`, a `contextual_lens.Size`;
-    `photos`, how many; `layers`, a list of `contextual_shares.LensLayer`.
+    With `layers` the result has `layers`, a list of `nearest_by_layer.Layer`. With `replace` it has `replace`: the
+    numbers of `token_replacement.Replace`, and `texts`, a list of `token_replacement.Described`, each with its `image`
+    and `sample`. With `lens` it has `lens`: `data`, its file; `index`, a `contextual_lens.Size`; `photos`, their
+    number; `layers`, a list of `contextual_shares.LensLayer`.
 
-    The file `out` holds `model`, `data`, `layers`, `lens` and `replace` without the texts, and `images`: objects with
-    `image`, `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the
-    projector's) and `generated` (a `Described`), the last two where they were asked for and the image was among the
-    first ones.
+    The file `out` holds `model`, `data`, `layers`, `lens` and `replace` without the texts, and `images`, a list of
+    objects with `image`, `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the
+    projector's output) and `generated` (a `Described`). The last two exist if they were asked for and the image is
+    among the first ones.
 
     Raises:
         UserError: an input does not fit, or `out` cannot be written.
@@ -84,7 +84,10 @@ def _through_lens(
     model: AlignedLlava,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """What the lens shows; its captions need no photos."""
+    """Compute what the lens shows.
+
+    Its captions need no photos.
+    """
     file, *_ = place_of(captions.train, None)
     processor = evaluator.data.processor
     rows, columns = evaluator.data.grid
@@ -109,7 +112,7 @@ def _through_lens(
 def _answers(
     settings: EvaluateSettings, folder: ModelFolder, model: AlignedLlava, reporter: Reporter
 ) -> dict[str, float]:
-    """What the model makes of the questions."""
+    """Score the model's answers to the questions, if there are any."""
     if settings.questions is None:
         return {}
     questions = read_questions(settings.questions)
@@ -136,7 +139,7 @@ def _analyses(
     captions: Data | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """What `layers`, `lens` and `replace` add to the metrics; also writes the file."""
+    """Run the analyses `layers`, `lens` and `replace`, and write the file `out`."""
     layers: LayerTokens | None = None
     replaced: Replaced | None = None
     found: dict[str, Any] = {}
@@ -171,7 +174,10 @@ def _analyses(
 
 
 def _by_image(evaluator: Evaluator, layers: LayerTokens | None, replaced: Replaced | None) -> list[dict[str, Any]]:
-    """The file's images: both analyses begin at the first one, so one list is the beginning of the other."""
+    """List the images of the file.
+
+    Both analyses begin at the first image, so the shorter list is the beginning of the longer one.
+    """
     listed = max((found.images for found in (layers, replaced) if found is not None), key=len)
     images = []
     for place, (row, image_id) in enumerate(listed):

@@ -9,7 +9,7 @@ from sea_pipeline.core.settings import Device, Settings
 from trainer.recipes.options import BadRows, ConversationsFile, ConversationTemplate, ImageRoot
 
 NEW_TOKENS = 48
-"""Of a description, at most."""
+"""Most tokens of a description."""
 
 
 class EvaluateSettings(Settings):

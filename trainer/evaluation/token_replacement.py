@@ -1,8 +1,8 @@
-"""Visual tokens replaced by their nearest token embeddings, and what the model then says of an image: BASIC's Fig. 3.
+"""Replace visual tokens by their nearest token embeddings, and compare what the model then says (BASIC's Fig. 3).
 
-Three texts of every image: from its visual tokens, from those replaced, and, as a control, from the replaced tokens of
-another image. Decoding is greedy, so the control is that other image's own text. As a number: how often a text has a
-word of the sample's answer, beside how often the texts of the other images have one.
+There are three texts for each image: from its visual tokens, from the replaced ones, and, as a control, from the
+replaced tokens of another image. Decoding is greedy, so the control is that other image's own text. The number is how
+often a text has a word of the sample's answer, compared with how often the texts of other images have one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,48 +24,48 @@ from trainer.evaluation.settings import NEW_TOKENS as NEW_TOKENS
 from trainer.model.aligned_llava import AlignedLlava
 
 PROMPT = "Please describe the image in detail."
-"""The paper's, supplementary C."""
+"""The prompt of the paper, supplementary C."""
 IMAGES = 8
-"""How many images by default: generating is slow."""
+"""Default number of images; generating is slow."""
 _ASKED = frozenset(content_words(PROMPT))
 
 
 class Described(TypedDict, total=False):
-    """What the model says of one image."""
+    """The texts that the model writes about one image."""
 
     visual: str
-    """From its visual tokens."""
+    """The text from its visual tokens."""
     replaced: str
-    """From the embeddings of the tokens nearest to them."""
+    """The text from the embeddings of the tokens nearest to them."""
     control: str
-    """From those of another image of another sample; absent where there is none, as is the next."""
+    """The text from those of another sample's image. It and `control_of` are absent if there is none."""
     control_of: str
-    """That image's id."""
+    """Id of that other image."""
 
 
 class Replace(TypedDict, total=False):
-    """The numbers; each share is 0..1."""
+    """The numbers of the comparison, with shares in 0..1."""
 
     prompt: str
     images: int
     scored: int
-    """Images of which the sample's answers have a content word; the shares are of these, absent where there is none."""
+    """Number of images whose sample's answers have a content word. Shares are of these, and absent if there is none."""
     visual: float
-    """The share of texts from visual tokens that have a content word of the sample's answers."""
+    """Share of texts from visual tokens that have a content word of the sample's answers."""
     visual_control: float
-    """The mean share over the texts of the images of other samples: what a text of any image reaches. Absent where
+    """Mean share over the texts of the images of other samples, which is what a text of any image reaches. Absent if
     there are none."""
     replaced: float
-    """The same of replaced visual tokens."""
+    """The same as `visual`, from replaced visual tokens."""
     replaced_control: float
 
 
 class Replaced(NamedTuple):
-    """What `replace_and_describe` finds."""
+    """The result of `replace_and_describe`."""
 
     images: list[Shown]
     described: list[Described]
-    """By image."""
+    """One entry for each image."""
     summary: Replace
 
 
@@ -76,17 +76,19 @@ def replace_and_describe(
     new_tokens: int = NEW_TOKENS,
     advance: Advance = lambda _: None,
 ) -> Replaced:
-    """Lets the model describe the first images of the evaluator's data, each on its own, in its own chat template.
+    """Let the model describe the first images of the evaluator's data.
+
+    Each image is described on its own, in the model's chat template.
 
     Args:
-        evaluator: its samples; the answers are those that are trained, labels are not looked at.
-        model: with the LLM's layers; left in the mode it was in.
-        limit: how many images at most.
-        new_tokens: of a text, at most.
-        advance: told how many images are done.
+        evaluator: the evaluator with the samples. The answers are their trained texts; labels are not used.
+        model: a model with the LLM's layers; its mode is restored afterwards.
+        limit: most images.
+        new_tokens: most tokens of a text.
+        advance: called with the number of images done.
 
     Raises:
-        UserError: no sample has an image; the folder's processor cannot write the prompt.
+        UserError: no sample has an image, or the folder's processor cannot write the prompt.
     """
     images = evaluator.first_images(limit)
     processor = evaluator.data.processor
@@ -118,7 +120,10 @@ def replace_and_describe(
 
 @contextmanager
 def nearest_in_place(model: AlignedLlava, embeddings: torch.Tensor) -> Iterator[None]:
-    """Within it every visual token is the embedding, float32 (V, d), of the token nearest to it by cosine, Eq. 2."""
+    """Replace visual tokens by the embeddings of their nearest tokens by cosine (Eq. 2), within this block.
+
+    `embeddings` is float32 (V, d).
+    """
 
     def replace(_module: nn.Module, _inputs: object, visual: torch.Tensor) -> torch.Tensor:
         nearest = metrics.nearest(visual.flatten(0, 1).float(), embeddings, measure="cosine").indices
@@ -132,10 +137,10 @@ def nearest_in_place(model: AlignedLlava, embeddings: torch.Tensor) -> Iterator[
 
 
 def prompted(processor: Any, pictures: Sequence[Image.Image]) -> Any:  # noqa: ANN401 - transformers'
-    """`PROMPT` under each picture, in the processor's chat template up to where the answer begins: a BatchFeature.
+    """Write `PROMPT` under each picture, in the processor's chat template up to the answer, as a BatchFeature.
 
     Raises:
-        UserError: there is no chat template, or it cannot write one image and one question, or drops the image.
+        UserError: the chat template does not exist, cannot write one image and one question, or drops the image.
     """
     question = {"type": "text", "text": PROMPT}
     chats = [[{"role": "user", "content": [{"type": "image", "image": each}, question]}] for each in pictures]
@@ -152,7 +157,10 @@ def prompted(processor: Any, pictures: Sequence[Image.Image]) -> Any:  # noqa: A
 
 
 def generate(model: AlignedLlava, inputs: Any, new_tokens: int) -> torch.Tensor:  # noqa: ANN401 - transformers'
-    """Greedy decoding by transformers: int64 (images, at most new_tokens), after a text's end padding."""
+    """Decode greedily with transformers, as int64 (images, at most new_tokens).
+
+    Padding follows a text's end.
+    """
     ends = model.generation_config
     settings = GenerationConfig(
         max_new_tokens=new_tokens,
@@ -168,16 +176,16 @@ def generate(model: AlignedLlava, inputs: Any, new_tokens: int) -> torch.Tensor:
 def shares(
     name: str, texts: Sequence[str], answers: Sequence[set[str]], others: Sequence[Sequence[int]]
 ) -> dict[str, float]:
-    """How many texts have a word of their own answer, and how many of the others' have one.
+    """Compute the shares of texts with a word of their own answer, and with a word of other images' answers.
 
     Args:
-        name: of the result.
-        texts: of each image.
+        name: name of the first share.
+        texts: the text of each image.
         answers: the content words of each image's answers; an image without any is left out of both shares.
-        others: for each image those whose texts are held against its answers, too.
+        others: for each image the images whose texts are compared with its answers for the control.
 
     Returns:
-        `name` and `name`_control, 0..1; either is absent where there is nothing to count.
+        `name` and `name`_control, 0..1; either is absent if there is nothing to count.
     """
     said = [said_words(text) for text in texts]
     scored = [image for image, answer in enumerate(answers) if answer]
@@ -188,17 +196,17 @@ def shares(
 
 
 def said_words(text: str) -> set[str]:
-    """Its content words, by the rules of `captions.py`, without those of `PROMPT`."""
+    """Collect the content words of a text, by the rules of `captions.py`, without those of `PROMPT`."""
     return {*content_words(text)} - _ASKED
 
 
 def answer_text(evaluator: Evaluator, row: int) -> str:
-    """All that is trained of a sample, its answers, as text."""
+    """Decode all trained text of a sample, which is its answers."""
     return trained_text(evaluator.data.processor, evaluator.data.rows[row])
 
 
 def trained_text(processor: Any, sample: Mapping[str, Any]) -> str:  # noqa: ANN401 - transformers'
-    """All that is trained of a row with `input_ids` and `trained`, as text."""
+    """Decode all trained text of a row with `input_ids` and `trained`."""
     spans: list[list[int]] = [[]]
     for token, trained in zip(sample["input_ids"], sample["trained"], strict=True):
         if trained:
@@ -214,7 +222,7 @@ def _texts(processor: Any, ids: Any) -> list[str]:  # noqa: ANN401 - transformer
 
 
 def _others(images: Sequence[Shown], number: int) -> list[int]:
-    """The images that neither are this one nor belong to its sample, from the next one on."""
+    """List the images that differ from this one and belong to another sample, from the next one on."""
     order = [(number + step) % len(images) for step in range(1, len(images))]
     return [
         other
@@ -224,7 +232,10 @@ def _others(images: Sequence[Shown], number: int) -> list[int]:
 
 
 def stock(model: AlignedLlava) -> Any:  # noqa: ANN401 - transformers' types do not know its own generate
-    """The same weights in transformers' own class: its `generate` goes by the arguments that a forward names."""
+    """Put the same weights in transformers' own class.
+
+    `generate` looks at the arguments that a class's forward names.
+    """
     with torch.device("meta"):
         stock = LlavaForConditionalGeneration(model.config)
     stock.model, stock.lm_head = model.model, model.lm_head

@@ -1,4 +1,4 @@
-"""What can be wrong with the settings of `export` and is known without torch, which takes seconds."""
+"""Check the settings of `export` without torch, whose import takes seconds."""
 
 from pathlib import Path
 
@@ -9,10 +9,11 @@ from trainer.model.llava_folder import check_llava_folder
 
 
 def check_export(settings: ExportSettings) -> None:
-    """Looks at the settings of `export`.
+    """Check the settings of `export`.
 
     Raises:
-        UserError: options contradict each other; the source is not there; `out` holds something; nobody can upload.
+        UserError: options contradict each other, the source does not exist, `out` is not empty, or an upload is not
+            possible.
     """
     if settings.format == "bin" and settings.kind != "projector":
         raise UserError("--format bin: is for --projector-only; models are written as safetensors")
@@ -22,7 +23,7 @@ def check_export(settings: ExportSettings) -> None:
         if settings.kind == "projector" and version is not None:
             raise UserError(f"{option} {version}: makes no difference to a projector's file; leave it out")
     if settings.push is not None:
-        from trainer.model import hub  # here: uploads are seldom asked for
+        from trainer.model import hub  # imported here because few exports are uploaded
 
         hub.check(settings.push)
     if not is_run(settings.source, settings.checkpoint):
@@ -31,10 +32,10 @@ def check_export(settings: ExportSettings) -> None:
 
 
 def is_run(source: Path, checkpoint: int | None) -> bool:
-    """Tells whether a folder is a run's.
+    """Tell whether a folder is a run's.
 
     Raises:
-        UserError: it holds several, or is none and a step of one was asked for.
+        UserError: the folder holds several runs, or `checkpoint` is given and it holds none.
     """
     if (source / "run.json").is_file():
         return True

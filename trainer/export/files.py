@@ -1,4 +1,4 @@
-"""The small files of an export: tokenizer, processor, templates, configurations."""
+"""Write the small files of an export, which are tokenizer, processor, templates and configurations."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,17 @@ from trainer.model.sentence_piece import piece_model, same_tokenizer
 from trainer.model.tokenizer import begin_with_bos, check_saved_tokenizer, pad_left, with_image_token
 
 _PRIVATE = ("_name_or_path", "is_local", "local_files_only", "name_or_path")
-"""In configurations: paths of the machine that wrote them."""
+"""Keys of configurations that hold paths of the machine that wrote them."""
 
 
 def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[str]:
-    """Writes tokenizer, generation configuration and, with `processor`, the processor; all know where a turn ends.
+    """Write the tokenizer, the generation configuration and, with `processor`, the processor.
 
-    The template begins as training began, and a batch of prompts is padded on the left. A tokenizer of SentencePiece's
-    kind is written as `tokenizer.model`, too.
+    All three know where a turn ends. The template begins a conversation as training began it, and a batch of prompts is
+    padded on the left. A tokenizer of SentencePiece's kind is written as `tokenizer.model`, too.
 
     Returns:
-        What a reader must know, a sentence each.
+        What the user of the folder must know, one sentence each.
 
     Raises:
         UserError: the tokenizer cannot be saved as it is, or its template cannot render a conversation.
@@ -55,21 +55,21 @@ def write_texts(folder: ModelFolder, scratch: Path, *, processor: bool) -> list[
 
 
 def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
-    """Makes files of the old spelling beside or in place of the new, and has readers stop that would misread them.
+    """Rewrite configurations in the spelling of transformers 4 or 5, and make a version that would misread them stop.
 
     Args:
         scratch: a folder as transformers 5 writes it.
-        names: the version whose spelling it is to have; None for 4's where it can say what 5's says.
-        rescaled: the projector was divided for transformers 4.
+        names: the version whose spelling the folder gets; None chooses 4's if it can express the configuration.
+        rescaled: whether the projector was divided by sqrt(width) for transformers 4.
 
     Returns:
-        The readers of the folder.
+        The libraries that read the folder, as a line.
 
     Raises:
-        UserError: 4's spelling cannot say it.
+        UserError: 4's spelling cannot express it.
     """
     config = read_json(scratch / "config.json")
-    config.pop("pruned_heads", None)  # of an earlier export, see `legacy.refused_by_4`
+    config.pop("pruned_heads", None)  # of an earlier export, see `transformers4.refused_by_4`
     old = names == 4 or (names is None and transformers4.has_one_rope(config))
     scaled = transformers4.scales_inputs(config.get("text_config", {}).get("model_type", ""))
     if old:
@@ -93,10 +93,12 @@ def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
 
 
 def read_again(scratch: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Reads the tokenizer of a folder that is whole: transformers 5 takes its own class for some types of LLMs.
+    """Check that AutoTokenizer reads the same tokenizer back from a complete folder.
+
+    For some types of LLMs transformers 5 ignores the saved class and takes its own.
 
     Returns:
-        What a reader must know if that gives other ids, a sentence.
+        One sentence for the folder's user if AutoTokenizer gives other ids; else nothing.
     """
     read = AutoTokenizer.from_pretrained(scratch)
     if same_tokenizer(read, tokenizer):
@@ -108,7 +110,7 @@ def read_again(scratch: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def clean(scratch: Path) -> None:
-    """Removes paths of this machine from the configurations."""
+    """Remove paths of this machine from the configurations."""
     for name in ("config.json", "tokenizer_config.json"):
         write_json(scratch / name, _without_private(read_json(scratch / name)))
 
@@ -120,12 +122,12 @@ def _without_private(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
 
 
 def alignment(folder: ModelFolder) -> dict[str, Any]:
-    """What `alignment.json` says, the parts by name: where they lay is nobody's business."""
+    """Build the content of `alignment.json`, with parts by name instead of by local path."""
     stated = read_json(folder.path / ALIGNMENT, absent={"version": 1, "vocabulary": folder.vocabulary})
     named = {name: Path(str(stated[name])) for name in ("vision", "llm") if name in stated}
     return stated | {name: path.name for name, path in named.items() if path.is_absolute()}
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """An object to a file, to be read by people too."""
+    """Write an object to a JSON file that people can read, too."""
     file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

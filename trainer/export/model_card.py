@@ -1,4 +1,4 @@
-"""The README.md of an exported model, filled from what its runs wrote down."""
+"""Fill the README.md of an exported model from what its runs recorded."""
 
 import math
 import re
@@ -21,15 +21,16 @@ from trainer.recipes.recipe import Recipe
 from trainer.towers import OURS
 
 _TASKS = {"model": "image-text-to-text", "llm": "text-generation"}
-"""As the hub calls them."""
+"""The hub's name of the task of each kind."""
 _RELATIONS = {"model": "finetune", "projector": "adapter"}
-"""To the tower and the LLM; of two base models the hub would infer `merge`, which is of weights."""
+"""Relation of each kind to the tower and the LLM. Without it the hub would infer `merge` from two base models, which
+means merged weights."""
 _NUMBER = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?|0o[0-7]+", re.IGNORECASE)
-"""Text that the hub's YAML 1.2 reads as a number and PyYAML's 1.1 does not quote, such as 1e-3, is among these."""
+"""Matches at least all text that the hub's YAML 1.2 reads as a number and PyYAML's 1.1 does not quote, such as 1e-3."""
 _PATHS = ("model", "train", "image_root", "path", "teacher", "evaluate")
-"""Keys of a recipe that may hold paths of the machine it ran on: only what they end with is shown."""
+"""Keys of a recipe that may hold paths of the machine it ran on; only the last part of such a path is shown."""
 _FOLDERS = re.compile(r"(^|[:=,/])~?/(?:.*/)?", re.DOTALL)
-"""An absolute path up to what it ends with, alone or in a spec."""
+"""The folders of an absolute path, which stands alone or in a spec."""
 
 
 def model_card(
@@ -42,16 +43,18 @@ def model_card(
     *,
     checkpoint: int | None = None,
 ) -> str:
-    """Writes the card as Markdown with the hub's metadata; the licence is left to the person who uploads.
+    """Render the card as Markdown with the hub's metadata.
+
+    The licence is left to the person who uploads the model.
 
     Args:
-        folder: the model's.
-        source: what was exported; if it is a run, the card tells of it and of the runs before it.
+        folder: the model folder.
+        source: what was exported; the card describes a run and the runs that it started from.
         kind: "model", "llm" or "projector".
-        what: a line on the parts.
-        reader: the library that reads it.
-        notes: what a reader must know.
-        checkpoint: the step of the run that was exported; None for its end.
+        what: a line that names the parts.
+        reader: the libraries that read it.
+        notes: what the user must know, one sentence each.
+        checkpoint: the exported step of the run; None for its end.
 
     Raises:
         UserError: a file of a run is damaged.
@@ -80,16 +83,16 @@ def model_card(
 
 
 def _metadata(folder: ModelFolder, kind: str, runs: Sequence[Mapping[str, Any]]) -> ModelCardData:
-    """What the hub lists a model by."""
+    """Build the metadata that the hub lists a model by."""
     made_of = read_json(folder.path / ALIGNMENT, absent={})
     parts = [split_s2(str(made_of.get(part, "")))[1] for part in (("llm",) if kind == "llm" else ("vision", "llm"))]
     bases = [name for name in parts if hub.is_name(name) and not Path(name).exists()]
-    measured = runs[-1:] if kind == "model" else []  # its parts alone were not measured
+    measured = runs[-1:] if kind == "model" else []  # the run measured the whole model, not its parts
     results = [
         EvalResult(_TASKS[kind], "held-out", f"{run['held_out']} (held out)", metric, value, metric_name=metric)
         for run in measured
         for metric, value in run["end"].items()
-        if math.isfinite(value)  # the model index knows no NaN
+        if math.isfinite(value)  # the hub's model index accepts no NaN
     ]
     name = runs[-1]["name"] or "LLaVA" if results else ""
     return ModelCardData(
@@ -104,7 +107,7 @@ def _metadata(folder: ModelFolder, kind: str, runs: Sequence[Mapping[str, Any]])
 
 
 def _chain(source: Path) -> list[Path]:
-    """A run and those whose models it and they began with, the first one first."""
+    """List a run and the runs whose models it started from, the earliest run first."""
     chain: list[Path] = []
     while (source / "run.json").is_file() and source not in chain:
         chain.insert(0, source)
@@ -116,7 +119,10 @@ def _chain(source: Path) -> list[Path]:
 
 
 def _run(path: Path, checkpoint: int | None) -> dict[str, Any]:
-    """What the card says of one run, or of its first steps, whose end has nothing to say of them."""
+    """Collect what the card says of a run.
+
+    If a checkpoint is given, the run's summary is left out, because it describes the end.
+    """
     run = read_run_file(path / "run.json", RunFile)
     start: dict[str, float] = {}
     end: dict[str, float] = {}
@@ -143,7 +149,7 @@ def _run(path: Path, checkpoint: int | None) -> dict[str, Any]:
 
 
 def _changed(value: Any, default: Any, key: str = "") -> Any:  # noqa: ANN401 - a recipe's value
-    """What a value of a recipe says beyond its default, without the folders of paths."""
+    """Return what differs from the default in a value of a recipe, with paths cut to their last part."""
     if isinstance(value, Mapping):
         known = default if isinstance(default, Mapping) else {}
         found = {name: _changed(one, known.get(name), name) for name, one in value.items() if one != known.get(name)}

@@ -1,4 +1,4 @@
-"""`sea-pipeline export` as a function: a run or a model folder in, a folder for other programs out."""
+"""Export a run or a model folder to a folder for other programs (`sea-pipeline export` as a function)."""
 
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -28,7 +28,7 @@ from trainer.towers import OURS
 
 @dataclass
 class Exported:
-    """What was written."""
+    """What an export wrote."""
 
     out: Path
     kind: Kind
@@ -37,24 +37,25 @@ class Exported:
     bytes: int
     reader: str
     notes: list[str] = field(default_factory=list)
-    """What a reader of the folder must know, a sentence each."""
+    """What the user of the folder must know, one sentence each."""
     pushed: str | None = None
     """The address of the upload."""
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: the fields, `out` as `folder`."""
+        """Return the fields for machines, with `out` as `folder`."""
         fields = asdict(self)
         return {"folder": str(fields.pop("out")), **fields}
 
 
 def export_model(settings: ExportSettings) -> Exported:
-    """Writes the folder, whole or not at all, and uploads it where asked.
+    """Write the folder as a whole or not at all, and upload it if that is asked for.
 
-    Weights go from file to file; see `write_weights` for the memory.
+    Weights are copied from file to file, see `write_weights` for the memory.
 
     Raises:
-        UserError: the source is no LLaVA, no finished run or has no such checkpoint; `out` holds something; 4's names
-            cannot say what it is, or its projector needs no rescaling; the upload failed, and the folder stays.
+        UserError: the source is no LLaVA folder and no finished run, or has no such checkpoint; `out` is not empty;
+            4's names cannot express the model, or its projector needs no rescaling; the upload failed, in which case
+            the folder stays.
     """
     check_export(settings)
     source = open_source(settings.source, settings.checkpoint)
@@ -71,7 +72,7 @@ def export_model(settings: ExportSettings) -> Exported:
             folder, settings.source, done.kind, done.what, done.reader, done.notes, checkpoint=source.step
         )
         (scratch / "README.md").write_text(card, "utf-8")
-        for file in scratch.iterdir():  # safetensors come readable by their owner only
+        for file in scratch.iterdir():  # safetensors writes files that only their owner can read
             shutil.copymode(scratch / "README.md", file)
     if settings.push is not None:
         done.pushed = hub.push(settings.out, settings.push)
@@ -79,7 +80,7 @@ def export_model(settings: ExportSettings) -> Exported:
 
 
 def _for_reader(settings: ExportSettings, tower: str, llm: str) -> ExportSettings:
-    """The settings without `compat`, seen to fit the model."""
+    """Check the settings against the model, and replace `compat` by what it stands for."""
     names = settings.names or settings.compat
     rescale = settings.rescale_projector or (
         settings.compat == 4 and settings.kind == "model" and transformers4.scales_inputs(llm)
@@ -133,7 +134,7 @@ def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> E
 
 
 def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
-    """`language_model` and `lm_head` as the causal LM that they are."""
+    """Write `language_model` and `lm_head` as a causal LM."""
     folder, config = source.folder, source.folder.config.text_config
     notes = write_texts(folder, scratch, processor=False)
     config.architectures = [_causal_lm(config.model_type)]
@@ -152,7 +153,10 @@ def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exp
 
 
 def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) -> Exported:
-    """LLaVA's `mm_projector.bin`: `model.mm_projector.0.weight` and so on; a linear one has no numbers."""
+    """Write the projector with LLaVA's names, `model.mm_projector.0.weight` and so on.
+
+    A linear projector's names have no number.
+    """
     folder = source.folder
     layers = {"linear_1": ""} if folder.linear_projector else {"linear_1": "0.", "linear_2": "2."}
     stored = {}

@@ -1,4 +1,4 @@
-"""The model of a run, finished or as it was at a step: a folder's files and the tensors that belong to them."""
+"""Open the model of a run at its end or at a step, as a folder's files and the tensors that belong to them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,33 +17,34 @@ from trainer.model.tensor_files import Entry, read_file, read_weights
 from trainer.recipes.recipe import Lora
 
 _ADAPTER = ".lora_"
-"""Between a layer's name and that of a factor of its adapter, `A` or `B`."""
+"""Separates a layer's name from `A` or `B`, the factors of its adapter."""
 _BESIDE = ("sea_term.", "balance.")
-"""Beginnings of what a checkpoint holds of the losses."""
+"""Prefixes of a checkpoint's tensors that belong to the losses, not to the model."""
 
 
 class RunModel(NamedTuple):
-    """What an export is made of."""
+    """What an export is made from."""
 
     folder: ModelFolder
-    """Everything but the weights."""
+    """The model folder, used for everything but the weights."""
     weights: list[Entry]
     step: int | None = None
-    """Of a checkpoint; None where it is the run's end, or no run."""
+    """The step of a checkpoint; None for the run's end or a model folder."""
     notes: tuple[str, ...] = ()
-    """What a reader must know, a sentence each."""
+    """What the user must know, one sentence each."""
 
 
 def open_source(source: Path, checkpoint: int | None = None) -> RunModel:
-    """The model of a finished run, of a LLaVA folder, or of a run at a step.
+    """Open the model of a finished run, of a run at a step, or of a LLaVA folder.
 
     Args:
         source: a run's folder, or a LLaVA folder.
-        checkpoint: optimizer steps: 0 for what the run began with, those that are kept, those that it could go on from,
-            and the last one.
+        checkpoint: number of optimizer steps: 0 for the weights that the run began with, the step of a kept
+            checkpoint or of one to resume from, or the last step. None for the end.
 
     Raises:
-        UserError: there is no such run or no checkpoint of that step; what the run began with is not there any more.
+        UserError: the run or the step's checkpoint does not exist, or the folder that the run began with is missing or
+            has changed.
     """
     if not is_run(source, checkpoint):
         return _of_folder(source)
@@ -64,9 +65,12 @@ def _of_folder(path: Path) -> RunModel:
 
 
 def _steps(run: Path) -> dict[int, Path | None]:
-    """The steps before a run's end of which there are weights, in order: where."""
+    """Map each step before a run's end that has weights to their folder, in order.
+
+    Step 0 maps to None.
+    """
     found: dict[int, Path | None] = {0: None} | checkpoints.complete(run / "checkpoints")
-    found |= {step: kept_path(run, step) for step in kept_steps(run)}  # as the model folder would have them
+    found |= {step: kept_path(run, step) for step in kept_steps(run)}  # rounded as the model folder is
     return dict(sorted(found.items()))
 
 
@@ -103,14 +107,14 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
 def _with_trained(
     weights: list[Entry], trained: list[Entry], lora: Lora | None, dtype: torch.dtype | None, start: Path
 ) -> list[Entry]:
-    """A folder's tensors with what has trained since in their places; adapters are merged.
+    """Replace a folder's tensors by their trained values, and merge adapters.
 
     Args:
-        weights: of the folder.
-        trained: of a checkpoint.
-        lora: of the recipe.
-        dtype: of the result; None for that which each tensor has in the folder.
-        start: the folder, for a message.
+        weights: tensors of the folder.
+        trained: tensors of a checkpoint.
+        lora: the recipe's adapters.
+        dtype: dtype of the result. None keeps each tensor's dtype in the folder; merged weights are then float32.
+        start: the folder, for error messages.
     """
     there = {entry.name: entry for entry in weights}
     own = {entry.name: entry for entry in trained if not entry.name.startswith(_BESIDE)}

@@ -1,8 +1,8 @@
-"""A model folder as transformers 4 spells it: names of tensors, configuration, tokenizer, image processor.
+"""Spell a model folder as transformers 4 does (names of tensors, configuration, tokenizer, image processor).
 
-Version 5 and vLLM read the old spelling; version 4 reads none of the new one, and what it does not find it takes from
-its defaults without a word: a rope base of 10,000, weights drawn at random. So what a version would read wrongly gets a
-line in its configuration that this version stops at, see `refused_by_4` and `refused_by_5`.
+Version 5 and vLLM read the old spelling. Version 4 does not read the new one, and takes what it does not find from its
+defaults without a word: a rope base of 10,000, weights drawn at random. So what a version would misread gets a line in
+its configuration at which this version stops, see `refused_by_4` and `refused_by_5`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,11 +15,11 @@ from sea_pipeline.core.errors import UserError
 from trainer.model.tensor_files import PROJECTOR, TOWER, Entry
 
 VERSION = "4.57.6"
-"""Of transformers 4, which the tests read exports with."""
+"""The version of transformers 4 with which the tests read exports."""
 VLLM = "0.33.0"
-"""Which was run over exports on a CPU, see `tests/readers`."""
+"""The version of vLLM with which exports were read on a CPU, see `tests/readers`."""
 _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
-"""Towers whose tensors have one more level in their names."""
+"""Towers whose tensors have one more level, `vision_model`, in version 4's names."""
 _READ_BY_4 = (*_WITH_LEVEL, "dinov2")
 _SCALED_INPUTS = ("gemma", "gemma2", "vaultgemma")
 """LLMs whose inputs version 4 multiplies by sqrt(width), visual tokens included; 5 and vLLM scale words alone."""
@@ -27,10 +27,10 @@ _LONGROPE = ("short_factor", "long_factor")
 
 
 def check_tower(model_type: str) -> None:
-    """Refuses what transformers 4 cannot load.
+    """Refuse a tower that transformers 4 cannot load.
 
     Raises:
-        UserError: the tower is one of ours, whose code needs transformers 5.
+        UserError: transformers 4 has no such tower, such as one of ours, whose code needs transformers 5.
     """
     if model_type not in _READ_BY_4:
         raise UserError(
@@ -40,34 +40,44 @@ def check_tower(model_type: str) -> None:
 
 
 def scales_inputs(llm_type: str) -> bool:
-    """Whether version 4 multiplies visual tokens by sqrt(width) and version 5 does not."""
+    """Tell whether version 4 multiplies visual tokens by sqrt(width) and version 5 does not."""
     return llm_type in _SCALED_INPUTS
 
 
 def refused_by_4(written: dict[str, Any], line: str) -> dict[str, Any]:
-    """A configuration that version 4 stops at, with the line in its error: it takes these keys for numbers."""
+    """Return a configuration that makes version 4 stop with `line` in its error.
+
+    It converts the keys of `pruned_heads` to numbers, which fails on text.
+    """
     return written | {"pruned_heads": {line: []}}
 
 
 def refused_by_5(written: dict[str, Any], line: str) -> dict[str, Any]:
-    """A LLaVA's configuration that version 5, and so vLLM, stops at, with the line in its error: it checks types."""
+    """Return a LLaVA's configuration that makes version 5 and vLLM stop with `line` in their error.
+
+    Version 5 checks types, and `image_seq_length` must be a number.
+    """
     return written | {"image_seq_length": line}
 
 
 def has_one_rope(written: dict[str, Any]) -> bool:
-    """Whether version 4's configuration can say what this one does; several ropes it spells by model."""
+    """Tell whether version 4's configuration can express the ropes.
+
+    Version 4 spells several ropes differently for each model.
+    """
     parts = (written, written.get("text_config", {}))
     return all("rope_theta" in part["rope_parameters"] for part in parts if part.get("rope_parameters"))
 
 
 def readers(written: dict[str, Any], *, by_4: bool, by_others: bool, names: int | None) -> str:
-    """The libraries that read a folder with this configuration, as a line for people.
+    """Name the libraries that read a folder with this configuration, as a line for people.
 
     Args:
-        written: its configuration.
-        by_4: whether transformers 4 does, if it knows the tower.
-        by_others: whether transformers 5 and vLLM do.
-        names: that were asked for; vLLM knows no other tower's names than 4's, and no linear projector.
+        written: the folder's configuration.
+        by_4: whether transformers 4 reads it, provided that it knows the tower.
+        by_others: whether transformers 5 and vLLM read it.
+        names: the version of the names that was asked for. vLLM reads only 4's names of a tower, and no linear
+            projector.
     """
     tower = written.get("vision_config", {}).get("model_type")
     mapped = written.get("projector_hidden_act") != "linear"
@@ -80,13 +90,15 @@ def readers(written: dict[str, Any], *, by_4: bool, by_others: bool, names: int 
 
 
 def config(written: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with `torch_dtype` beside `dtype`, and `rope_theta` and `rope_scaling` beside `rope_parameters`.
+    """Add version 4's keys to a configuration.
+
+    These are `torch_dtype` next to `dtype`, and `rope_theta` and `rope_scaling` next to `rope_parameters`.
 
     Args:
         written: `config.json` of a LLaVA or of an LLM, as version 5 writes it.
 
     Raises:
-        UserError: the LLM has a rope for each kind of layer, which version 4 spells by model.
+        UserError: the LLM has several ropes, which version 4 spells differently for each model.
     """
     old = dict(written)
     for part in ("text_config", "vision_config"):
@@ -106,7 +118,7 @@ def _rope(rope: dict[str, Any], model_type: str) -> dict[str, Any]:
             "leave it out"
         )
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
-    if model_type == "phi3" and scaling.get("rope_type") == "longrope":  # it takes these three and no more
+    if model_type == "phi3" and scaling.get("rope_type") == "longrope":  # version 4 refuses other keys for it
         scaling = {"type": "longrope"} | {name: scaling[name] for name in _LONGROPE}
     old = {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
     if scaling.get("rope_type") == "default":
@@ -117,14 +129,17 @@ def _rope(rope: dict[str, Any], model_type: str) -> dict[str, Any]:
 
 
 def tokenizer_config(written: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer_config.json` with a class that version 4 knows; `tokenizer.json` says the rest to both."""
+    """Rewrite `tokenizer_config.json` with a class that version 4 knows.
+
+    Both versions read the rest from `tokenizer.json`.
+    """
     old = {name: value for name, value in written.items() if name != "backend"}
     old["tokenizer_class"] = "PreTrainedTokenizerFast"
     old.setdefault(
         "model_input_names", ["input_ids", "attention_mask"]
-    )  # its default adds token types, which LLMs refuse
+    )  # the default of version 4 adds token types, which LLMs refuse
     extra = old.pop("extra_special_tokens", None)
-    if isinstance(extra, list):  # there it is a mapping of names
+    if isinstance(extra, list):  # in version 4 it is a mapping of names
         old["additional_special_tokens"] = extra
     elif extra:
         old["extra_special_tokens"] = extra
@@ -132,10 +147,10 @@ def tokenizer_config(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def processor_configs(written: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`processor_config.json` as that file and `preprocessor_config.json`, of the image processor.
+    """Split `processor_config.json` into that file and `preprocessor_config.json` of the image processor.
 
-    Version 5's image processors compute as version 4's "fast" ones do, its "Pil" ones as the others, which resize a
-    little differently.
+    Version 5's image processors compute as version 4's "fast" ones do. Its "Pil" ones compute as version 4's others,
+    which resize a little differently.
     """
     image = dict(written["image_processor"])
     kind: str = image["image_processor_type"]
@@ -145,7 +160,7 @@ def processor_configs(written: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def renamed(new: Iterable[Entry], tower: str) -> Iterator[Entry]:
-    """The tensors of a LLaVA under version 4's names."""
+    """Yield the tensors of a LLaVA under version 4's names."""
     for entry in new:
         if entry.name.startswith(TOWER) and tower in _WITH_LEVEL:
             yield entry._replace(name=f"{TOWER}vision_model.{entry.name.removeprefix(TOWER)}")
@@ -154,10 +169,10 @@ def renamed(new: Iterable[Entry], tower: str) -> Iterator[Entry]:
 
 
 def rescaled(given: Iterable[Entry], width: int) -> Iterator[Entry]:
-    """The tensors of a LLaVA whose projector's last layer is divided by sqrt(width), for an LLM that scales its inputs.
+    """Yield the tensors of a LLaVA with the projector's last layer divided by sqrt(width).
 
-    The divisor is rounded as version 4 rounds it in the weights' precision. In float32 the two cancel; in half
-    precision the layer is rounded once more.
+    This is for an LLM that scales its inputs. The divisor is rounded to the weights' precision as version 4 rounds it.
+    In float32 division and multiplication cancel; in half precision the layer is rounded once more.
     """
     for entry in given:
         last = entry.name.startswith(f"{PROJECTOR}linear_2.")

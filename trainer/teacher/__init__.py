@@ -1,4 +1,4 @@
-"""A teacher's targets computed by a running model.
+"""Compute a teacher's targets with a running model.
 
 It may import `data`, `export` and what is below.
 """

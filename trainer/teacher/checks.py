@@ -1,4 +1,4 @@
-"""What can be wrong with the settings of `teacher` and is known without torch, which takes seconds."""
+"""Check the settings of `teacher` without torch, whose import takes seconds."""
 
 from sea_pipeline.core.device_names import check_device_name
 from sea_pipeline.core.errors import UserError
@@ -8,10 +8,10 @@ from trainer.teacher.settings import TeachSettings
 
 
 def check_teacher(settings: TeachSettings) -> None:
-    """Looks at the settings of `teacher`.
+    """Check the settings of `teacher`.
 
     Raises:
-        UserError: a file or a folder is not there, there is no device of that name, or options contradict each other.
+        UserError: a file, a folder or a device does not exist, or options contradict each other.
     """
     if settings.extend and (settings.limit or settings.out is None):
         raise UserError(

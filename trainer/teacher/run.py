@@ -1,4 +1,4 @@
-"""`sea-pipeline teacher` as a function: a model folder and data in, a folder of BASIC's targets out."""
+"""Make a folder of BASIC's targets from a model folder and data (`sea-pipeline teacher` as a function)."""
 
 import hashlib
 from contextlib import suppress
@@ -42,34 +42,38 @@ from trainer.teacher.settings import TeachSettings as TeachSettings
 from trainer.teacher.stage import TEACH_VERSION, Teacher, TeachStage
 
 _LARGE = 100e9
-"""Bytes; more are asked about."""
+"""Bytes. A larger folder needs --yes."""
 _CALIBRATION = 64, 16_384
-"""Images and vectors that the codec is fitted to, at most."""
+"""The most images and vectors that the codec is fitted to."""
 
 
 @taking_callbacks("say", "progress")
 def teach_images(settings: TeachSettings, reporter: Reporter = SILENT) -> StageRun:
-    """Stores the targets of every image of the data, or what is missing of them.
+    """Store the targets of all images of the data that are not stored yet.
 
-    Two of these on one folder at once both end with the same folder.
+    Two processes on one folder end with the same folder.
 
     Raises:
-        UserError: an input does not fit; the folder would be large and `yes` is not given; see `run_job`.
+        UserError: an input does not fit; the folder would take more than 100 GB and `yes` is not given; or see
+            `run_job`.
     """
     return run_job(TeachJob(settings), reporter)
 
 
 class TeachJob(ShardedJob[TeachSettings]):
-    """The command `teacher`."""
+    """Run the command `teacher` as a sharded job."""
 
     name, doing, kind = "teach", "teaching", KIND
 
     def check(self) -> None:
-        """Refuses what is wrong with the settings before anything is loaded; see `check_teacher`."""
+        """Refuse wrong settings before anything is loaded.
+
+        See `check_teacher`.
+        """
         check_teacher(self.settings)
 
     def open(self, ledger: Ledger | None) -> None:
-        """Opens the model folder and the data."""
+        """Open the model folder and the data."""
         self.folder = open_model_folder(self.settings.model, self.settings.image_aspect_ratio)
         self.recipe = _recipe(self.settings, self.folder)
         self.conversations = open_conversations(self.recipe.data, self.folder)
@@ -77,21 +81,21 @@ class TeachJob(ShardedJob[TeachSettings]):
             check_prompts(self.conversations, self.folder, self.settings.basic, "--text")
 
     def listing(self) -> Listing:
-        """Lists the images of the data, or the sample photos."""
+        """List the images of the data, or the sample photos."""
         asked, samples = self.settings, self.settings.data == SAMPLES
         data, root = (None, None) if samples else (asked.data, self.conversations.image_root)
         return list_samples(data, root, asked.limit)
 
     def fields(self) -> dict[str, Any]:
-        """Gives everything that decides the targets."""
+        """Return everything that decides the targets."""
         return _fields(self.settings, self.recipe, self.folder, self.conversations)
 
     def name_parts(self, listing: Listing) -> list[str]:
-        """Names the data, the model and the codec."""
+        """Name the data, the model and the codec."""
         return [listing.name, self.settings.model.resolve().name, self.settings.codec]
 
     def check_folder(self, out: Place, listing: Listing, reporter: Reporter) -> None:
-        """Says how large the folder will be; asks about a very large one."""
+        """Announce the size of the folder, and refuse a very large one without `yes`."""
         asked, width = self.settings, int(self.folder.config.text_config.hidden_size)
         images = len(listing.samples)
         size = bytes_per_image(self.folder.grid[0] * self.folder.grid[1], asked.codec, width) * images
@@ -103,11 +107,14 @@ class TeachJob(ShardedJob[TeachSettings]):
             )
 
     def growing(self) -> Growing:
-        """Gives the data: records behind the others change nothing of an image that is there, see `TeachSettings`."""
+        """Return the fields that may grow, which is the data.
+
+        Records added at the end change nothing of an image that is already stored, see `TeachSettings`.
+        """
         return {"data": lambda earlier: grew_from(self.conversations.file, earlier)}
 
     def make_stage(self, ledger: Ledger) -> TeachStage:
-        """Loads the model; the first of several processes fits the folder's codec."""
+        """Load the model, and fit the folder's codec if this process is the first."""
         model = load_model(self.folder, self.recipe, layers=self.recipe.loss.basic.layers)
         model.to(torch.device(self.device)).eval()  # type: ignore[arg-type]
         term = basic_term(model, self.folder, self.recipe, ("das", "sds"))
@@ -118,7 +125,10 @@ class TeachJob(ShardedJob[TeachSettings]):
 
 
 def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
-    """Nothing trains; the weights of the terms do not matter here."""
+    """Make a recipe for reading the model and the data.
+
+    Nothing is trained, so the weights of the loss terms do not matter.
+    """
     llm = folder.config.text_config
     layers = settings.basic.layers or max(1, llm.num_hidden_layers // 2)
     if layers > llm.num_hidden_layers:
@@ -149,7 +159,7 @@ def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
 def _fields(
     settings: TeachSettings, recipe: Recipe, folder: ModelFolder, conversations: Conversations
 ) -> dict[str, Any]:
-    """Everything that decides the targets, by name."""
+    """Return everything that decides the targets, by name."""
     weights = {path.name: file_sha256(path) for path in files_like(folder.path, "*.safetensors")}
     bars = {"image_aspect_ratio": "pad"} if pads(folder.processor.image_processor) else {}
     bad = conversations.bad
@@ -175,14 +185,17 @@ def _fields(
 
 
 def _codec(ledger: Ledger, name: CodecName, teacher: Teacher) -> Codec:
-    """The folder's codec; fitted to some of its images and written before the first shard, or again if it is lost."""
+    """Load the folder's codec, or fit and write it.
+
+    It is fitted to some of the folder's images before the first shard, and again if the file is lost.
+    """
     path = ledger.root / CODEC
-    with alone(ledger.root):  # of several processes that fit at once, the first one's codes would be another's
+    with alone(ledger.root):  # two processes that fit at once would get two codecs, and write shards with both
         problem = _codec_problem(ledger, path)
         if problem is None:
             return load_codec(path)
         images, vectors = (1, 1) if name == "float16" else _CALIBRATION
-        begun_with = range(ledger.plan.files[0].end)  # images that were added later change no codec
+        begun_with = range(ledger.plan.files[0].end)  # images that were added later do not change the codec
         samples = [sample for shard in begun_with for sample in ledger.samples(shard)]
         chosen = samples[:: max(1, len(samples) // images)][:images]
         ignored: list[BadSample] = []
@@ -196,14 +209,17 @@ def _codec(ledger: Ledger, name: CodecName, teacher: Teacher) -> Codec:
                 f"{problem}; the one that is fitted now is another than finished shards were written with; restore it, "
                 f"or remove {ledger.root / COMMITS} and run the same command again, which teaches every image again"
             )
-        with suppress(FileExistsError):  # of a store without locks
-            is_link = isinstance(path, Path) and path.is_symlink()  # which may lead nowhere
+        with suppress(FileExistsError):  # the store may have no locks, and another process was faster
+            is_link = isinstance(path, Path) and path.is_symlink()  # a broken one does not exist, yet blocks
             publish_bytes(path, save_codec(fitted), ledger.root, exclusive=not (path.exists() or is_link))
     return load_codec(path)
 
 
 def _codec_problem(ledger: Ledger, path: Place) -> str | None:
-    """Why the codec that lies there, if any, cannot be that of the finished shards; None if it can."""
+    """Tell why the stored codec is missing or cannot be that of the finished shards.
+
+    Returns None if nothing is wrong with it.
+    """
     try:
         fits = _wrote_shards(ledger, load_codec(path), unless_known=True)
     except StoreError:
@@ -214,14 +230,17 @@ def _codec_problem(ledger: Ledger, path: Place) -> str | None:
 
 
 def _wrote_shards(ledger: Ledger, codec: Codec, *, unless_known: bool) -> bool:
-    """Whether finished shards, if there are any, were written with a codec; `unless_known` where none of them says."""
+    """Tell whether the finished shards were written with a codec.
+
+    True if there are none; `unless_known` if neither a shard nor the manifest says.
+    """
     commits = list(ledger.commits())
     for commit in commits:
         with ledger.reading(commit.files[0]):
             said = shard_footer(ledger.shard_path(commit.shard)).get("codec_sha256")
         if said is not None:
             return bool(said == codec_sha256(codec))
-    manifest = ledger.read_manifest()  # shards of older versions do not say
+    manifest = ledger.read_manifest()  # shards of older versions do not name their codec
     saved = hashlib.sha256(save_codec(codec)).hexdigest()
     records = [] if manifest is None else [file.sha256 == saved for file in manifest.other_files if file.path == CODEC]
     return not commits or (records[0] if records else unless_known)

@@ -1,4 +1,4 @@
-"""A teacher's targets for one shard of images: what BASIC's Eq. 4 and 5 see in an LLM as it reads a caption.
+"""Compute a teacher's targets for a shard of images, as BASIC's Eq. 4 and 5 see them in an LLM that reads a caption.
 
 Shapes: B images of a batch, m visual tokens, d the LLM's width.
 """
@@ -38,17 +38,17 @@ class _Image(NamedTuple):
     sample: Sample
     encoded: Encoded
     place: int
-    """Which of the sample's images it is."""
+    """Index of the image among the sample's images."""
 
 
 class Teacher:
-    """V^ and a of images, as the first sample that shows them makes them.
+    """Compute V^ (m, d) and a (m,) of images, as the first sample that shows an image yields them.
 
     Args:
-        model: frozen; only the layers that count need be there.
-        term: with its supervision, see `BasicTerm`.
+        model: a frozen model; it needs only the layers that the term reads.
+        term: the loss term with its supervision, see `BasicTerm`.
         data: the samples, without crops.
-        batch_size: images at a time.
+        batch_size: images per forward pass.
     """
 
     def __init__(self, model: AlignedLlava, term: BasicTerm, data: TrainingData, batch_size: int) -> None:
@@ -66,7 +66,7 @@ class Teacher:
     def __call__(
         self, samples: Sequence[Sample], bad: list[BadSample], advance: Advance = lambda _: None
     ) -> Iterator[tuple[Sample, Targets]]:
-        """The targets of the good images in their order; the others go to `bad`."""
+        """Yield the targets of the good images in their order, and append the others to `bad`."""
         for start in range(0, len(samples), self._batch_size):
             images = [
                 found for sample in samples[start : start + self._batch_size] if (found := self._read(sample, bad))
@@ -105,7 +105,7 @@ class Teacher:
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         columns = batch["input_ids"] == model.config.image_token_id
         with self._term.watching(batch, columns, model.get_input_embeddings()) as seen:
-            # no mask, as in training
+            # No attention mask, as in training: pads are on the right, where causal attention does not see them.
             model.model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False)
         tokens = self.data.grid[0] * self.data.grid[1]
         refined = seen.refined.float().view(-1, tokens, seen.refined.shape[-1]).cpu().numpy()
@@ -116,7 +116,7 @@ class Teacher:
 
 
 class TeachStage(Stage):
-    """Writes a shard of targets."""
+    """Write a shard of targets."""
 
     def __init__(self, teacher: Teacher, codec: Codec, locate: Callable[[str], Path], name: str) -> None:
         self._teacher = teacher
@@ -125,7 +125,7 @@ class TeachStage(Stage):
         self._name = name
 
     def describe(self) -> dict[str, str]:
-        """Says where it computes, and the codec."""
+        """Return the device and the codec."""
         return {"device": self._teacher.device, "backend": self._name}
 
     def process(
@@ -136,7 +136,7 @@ class TeachStage(Stage):
         footer: dict[str, Any],
         advance: Advance,
     ) -> ShardResult:
-        """The targets of one shard into the file `target`."""
+        """Write the targets of one shard to the file `target`."""
         seconds: defaultdict[str, float] = defaultdict(float)
         bad: list[BadSample] = []
         rows, first = 0, None
@@ -155,5 +155,5 @@ class TeachStage(Stage):
         return ShardResult(rows, bad, dict(seconds), first)
 
     def finish(self, ledger: Ledger) -> list[Place]:
-        """Names the codec, which every shard needs."""
+        """Return the codec's file, which all shards need."""
         return [ledger.root / CODEC]

@@ -1,4 +1,4 @@
-"""A run: its folder, its trainer, its checkpoints, its report.
+"""Train a model, which makes a run's folder, trainer, checkpoints and report.
 
 It may import all other rooms.
 """

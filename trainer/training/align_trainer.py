@@ -1,4 +1,7 @@
-"""transformers.Trainer with our losses: what is different, and nothing else."""
+"""Train with transformers.Trainer and our losses.
+
+Only what differs from the Trainer is here.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,22 +27,22 @@ from trainer.training.resume import ResumingTrainer
 from trainer.training.schedule import check_schedule, schedule_options
 
 _LENGTHS = ("visual_norm", "refined_norm")
-"""What is logged beside BASIC's terms."""
+"""Lengths that are logged with BASIC's terms."""
 
 
 class AlignTrainer(ResumingTrainer):
-    """Trains an `AlignedLlava`.
+    """Train an `AlignedLlava`.
 
-    Beyond the Trainer: the sum of the terms and its scaling, learning rates by part, an order of samples that depends
-    on (seed, epoch) alone, small checkpoints, our metrics, and a stop where a loss is not finite.
+    It adds to the Trainer: the scaled sum of the terms, learning rates by part, an order of samples that depends on
+    (seed, epoch) alone, small checkpoints, our metrics, and a stop if a loss is not finite.
 
     Args:
-        model: with the terms that are on, parts frozen.
-        balances: the weights of the terms beside L_lm, by name ("sea", "das", "sds").
+        model: the model with the terms that are on; frozen parts are frozen already.
+        balances: the weights of the terms other than L_lm, by name ("sea", "das", "sds").
         data: samples for training.
-        recipe: of the run.
-        args: of `training_arguments`.
-        evaluator: gives the metrics by name; None: there are no held-out samples.
+        recipe: the run's recipe.
+        args: the result of `training_arguments`.
+        evaluator: computes the metrics by name; None if there are no held-out samples.
     """
 
     def __init__(
@@ -76,9 +79,9 @@ class AlignTrainer(ResumingTrainer):
         }
         self._measured: dict[str, float] = {}
         self._gradients: dict[str, torch.Tensor] = {}
-        """Of this step so far, by term, on the projector's parameters."""
+        """Sums over this step so far of each term's gradient w.r.t. the projector's parameters."""
         self._micro_batches: Sequence[torch.Tensor | int] = ()
-        """Of this step over all processes: all, and those with images; empty until the first step is read."""
+        """Number of this step's micro-batches over all processes, and of those with images; empty before step 1."""
 
     def compute_loss(
         self,
@@ -87,12 +90,16 @@ class AlignTrainer(ResumingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401 - as in Trainer
-        """The weighted sum of the terms, see `Loss`, scaled so that micro-batches and processes of a step add up."""
+        """Compute the weighted sum of the terms, see `Loss`.
+
+        It is scaled so that the micro-batches and processes of a step add up to the step's loss.
+        """
         with self._probe.watching():
             given = model(**inputs)
         trained, processes = max(1, len(inputs["targets"])), self.accelerator.num_processes
         steps = self.current_gradient_accumulation_steps
         every, with_images = self._micro_batches or (steps * processes, steps * processes)
+        # Gradients are averaged over processes, so each share is multiplied by their number.
         share = processes / (trained * every)
         if self.recipe.loss.norm == "token":
             assert num_items_in_batch is not None
@@ -101,6 +108,7 @@ class AlignTrainer(ResumingTrainer):
         loss = given.get("nothing", 0.0)
         if "lm" in given:
             loss = loss + self.recipe.loss.lm * share * given["lm"]
+        # With `gather` L_a spans all processes, so a micro-step has one even if some micro-batches are blank.
         of_step = {"sea": 1 / steps if self.recipe.loss.sea.gather else processes / every}
         for name in (name for name in self.balances if name in given):
             self._terms[name] = given[name]
@@ -116,10 +124,10 @@ class AlignTrainer(ResumingTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One micro-batch, forward and backward.
+        """Run one micro-batch forward and backward.
 
         Raises:
-            UserError: a term is not finite; the optimizer has not moved.
+            UserError: a term is not finite. The weights have not been changed then.
         """
         rows = inputs["rows"]
         if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
@@ -139,7 +147,7 @@ class AlignTrainer(ResumingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """A step's micro-batches, as in the Trainer, and how many tokens train in all processes."""
+        """Fetch a step's micro-batches as the Trainer does, and count the trained tokens of all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = sum(len(batch["targets"]) for batch in batches)
         filled = sum(len(batch["rows"]) > 0 for batch in batches)
@@ -149,7 +157,7 @@ class AlignTrainer(ResumingTrainer):
         trained, *self._micro_batches = gathered.unbind()
         return batches, trained.clamp(min=1)
 
-    # What a log line says
+    # Logging
 
     def _remember(self, given: dict[str, torch.Tensor]) -> None:
         for name, value in self._terms.items():
@@ -159,9 +167,12 @@ class AlignTrainer(ResumingTrainer):
                 self._sums[name].append(given[name])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer's log line, with each term, N, the temperature, and the last measurement of the gradients."""
+        """Write the Trainer's log line.
+
+        It also has each term, N, the temperature, and the last measurement of the gradients.
+        """
         if "loss" in logs:
-            for name, values in self._sums.items():  # the same names on every process, whatever its batches held
+            for name, values in self._sums.items():  # the same names on all processes, because `reduce` waits for all
                 own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
                 total, count = self.accelerator.reduce(own, "sum").tolist()
                 values.clear()
@@ -177,7 +188,7 @@ class AlignTrainer(ResumingTrainer):
     # The gradients' norms
 
     def _due(self) -> bool:
-        """Whether this step is measured: one of every so many."""
+        """Tell whether gradients are measured at this step, which is each `measure_every`-th one."""
         return (
             len(self.balances) > 0
             and self.recipe.loss.lm > 0
@@ -186,7 +197,10 @@ class AlignTrainer(ResumingTrainer):
         )
 
     def _measure(self) -> None:
-        """Adds a step's micro-batches and processes up: how it is cut into them does not matter."""
+        """Add up the gradients of a step, and update the balances at its end.
+
+        The sum runs over micro-batches and processes, so the way in which the step is cut into them does not matter.
+        """
         if not self._due():
             return
         for name, gradient in self._probe.gradients().items():
@@ -206,7 +220,7 @@ class AlignTrainer(ResumingTrainer):
     # Parts, their learning rates, their order
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer with a group for each part, with and without weight decay."""
+        """Create the Trainer's optimizer with a group for each learning rate, with and without weight decay."""
         if self.optimizer is None:
             chosen = cast("AlignedLlava", self.model if model is None else model)
             decayed = {name for name in self.get_decay_parameter_names(chosen) if not name.endswith("log_scale")}
@@ -233,7 +247,7 @@ class AlignTrainer(ResumingTrainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:  # noqa: ANN401 - as in Trainer
-        """The Trainer's, seen not to rise above a rate at any step."""
+        """Create the Trainer's schedule after a check that it never rises above a peak rate."""
         if self.lr_scheduler is None:
             assert self.optimizer is not None
             peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -259,9 +273,9 @@ class AlignTrainer(ResumingTrainer):
     # Evaluation and checkpoints
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # noqa: ANN401 - as in Trainer
-        """Our metrics on the held-out samples, logged as `eval_NAME`."""
+        """Measure our metrics on the held-out samples, and log them as `eval_NAME`."""
         assert self._evaluator is not None
-        with self.accelerator.autocast():  # the Trainer's own holds for its forward only
+        with self.accelerator.autocast():  # the Trainer's own autocast covers its forward only
             found = self._evaluator(self.accelerator.unwrap_model(self.model))
         metrics = {f"eval_{name}": value for name, value in found.items()}
         followed = self.args.metric_for_best_model
@@ -274,14 +288,17 @@ class AlignTrainer(ResumingTrainer):
         return metrics
 
     def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
-        """One epoch, but none behind the last step: the Trainer would take one more from the last checkpoint."""
+        """Run an epoch, unless the last step is done.
+
+        The Trainer would run one more epoch when it resumes from the last checkpoint.
+        """
         self.control.should_training_stop = self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
             super()._run_epoch(*given, **named)
 
 
 def learning_rate(name: str, recipe: Recipe) -> float:
-    """The peak rate of a parameter that trains, by its name in `AlignedLlava`."""
+    """Return the peak rate of a trained parameter, by its name in `AlignedLlava`."""
     rates = recipe.learning_rates
     if name.endswith("sea_term.log_scale"):
         rate = rates.logit_scale or rates.projector

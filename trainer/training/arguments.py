@@ -1,4 +1,4 @@
-"""The recipe's `training_arguments` as transformers takes them."""
+"""Convert the recipe's `training_arguments` to transformers' `TrainingArguments`."""
 
 import os
 from collections.abc import Mapping
@@ -33,16 +33,16 @@ DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
     "remove_unused_columns": False,
     "label_names": [],
-    "ddp_find_unused_parameters": False,  # all that trains gets a gradient; else outputs are cut from the losses' graph
-    "logging_nan_inf_filter": False,  # a loss that is not finite stops the run
+    "ddp_find_unused_parameters": False,  # everything trained gets a gradient; True cuts outputs from the losses' graph
+    "logging_nan_inf_filter": False,  # so that AlignTrainer sees a loss that is not finite, and stops
     "dataloader_pin_memory": torch.cuda.is_available(),
-    "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,  # a GPU would wait for pictures to be read
+    "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,  # else a GPU would wait for images to be read
     "use_cpu": not torch.accelerator.is_available(),
 }
-"""Where the recipe's `training_arguments` say nothing else.
+"""Values for keys that the recipe's `training_arguments` do not set.
 
-Schedule, warm-up, weight decay, epochs and logging are LLaVA-1.5's. Clipping is not: LLaVA does none, and its recipes
-say `max_grad_norm: 0`. Batch size and checkpoints are of our own choice.
+Schedule, warm-up, weight decay, epochs and logging are LLaVA-1.5's. Clipping is not, because LLaVA does not clip; its
+recipes say `max_grad_norm: 0`. Batch size and checkpoints are our own choice.
 """
 
 
@@ -56,10 +56,10 @@ _REFUSED: dict[str, tuple[object, str]] = {
     "eval_strategy": (None, "set `evaluate_every`"),
     "eval_steps": (None, "set `evaluate_every`"),
 }
-"""Arguments that would do harm or nothing, with the value that may be given and the reason."""
+"""Arguments that would do harm or have no effect, with the only value that is accepted and the reason."""
 
 _YES = ("y", "yes", "t", "true", "on", "1")
-"""As accelerate and transformers read it."""
+"""The values of an environment variable that accelerate and transformers read as true."""
 _INSTEAD = (
     "weights are put together of FSDP's pieces alone; begin with torchrun, and set training_arguments.fsdp: true and "
     "fsdp_config: {version: 2, transformer_layer_cls_to_wrap: [LlamaDecoderLayer]}, or the LLM's own layer"
@@ -67,18 +67,18 @@ _INSTEAD = (
 
 
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
-    """The recipe's arguments over `DEFAULTS`.
+    """Combine the recipe's arguments with `DEFAULTS`.
 
     Raises:
-        UserError: transformers does not know one, or refuses its value; FSDP where there is nothing to cut; DeepSpeed;
-            a learning rate that would rise above its peak.
+        UserError: transformers does not know an argument or refuses its value; FSDP has nothing to shard; DeepSpeed is
+            asked for; a learning rate would rise above its peak.
     """
     given, peaks = recipe.training_arguments, _peaks(recipe)
     fixed = {"output_dir": str(out / "checkpoints"), "seed": recipe.seed, "data_seed": recipe.seed}
     if both := set(fixed) & set(given) | {"learning_rate"} & set(given):
         raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
     _refuse(given)
-    fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives from it, too
+    fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives other values from it
     evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
     if given.get("lr_scheduler_type") in BY_EVALUATION:
         if not evaluation:
@@ -86,19 +86,19 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
                 f"training_arguments.lr_scheduler_type: {given['lr_scheduler_type']} follows a metric of held-out "
                 "samples; set `evaluate_every`"
             )
-        evaluation |= {"metric_for_best_model": "lm_loss"}  # transformers' own would be a loss that we do not have
-    if isinstance(given.get("fsdp_config"), Mapping):  # transformers writes into it
+        evaluation |= {"metric_for_best_model": "lm_loss"}  # transformers' default would be a loss that we do not have
+    if isinstance(given.get("fsdp_config"), Mapping):  # a copy, because transformers writes into it
         given = given | {"fsdp_config": dict(given["fsdp_config"])}
     with border("training_arguments", "set another value, or leave it out", given=True):
         try:
             args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
-        except TypeError as error:  # an argument that there is not, which is a mistake of the recipe's
+        except TypeError as error:  # the recipe names an argument that does not exist
             reason = one_line(error).replace("TrainingArguments.__init__() got an", "found an")
             raise UserError(f"training_arguments: {reason}") from error
-        with suppress(ValueError):  # of those that want the model first
+        with suppress(ValueError):  # some optimizers need the model first
             Trainer.get_optimizer_cls_and_kwargs(args)
         get_reporting_integration_callbacks(args.report_to)
-    services = set(cast("list[str]", args.report_to)) - {"azure_ml", "flyte"}  # of which the list below says nothing
+    services = set(cast("list[str]", args.report_to)) - {"azure_ml", "flyte"}  # which the list below never has
     for service in sorted(services - set(get_available_reporting_integrations())):
         raise UserError(
             f"training_arguments.report_to: the package of {service} is not installed, or it is switched off; install "
@@ -106,14 +106,14 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         )
     if args.fsdp:
         _check_fsdp(args, recipe)
-    if peaks:  # of so many steps, before the data says of how many
+    if peaks:  # a first check; the data has yet to say how many steps there are
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
         check_schedule(args, peaks, steps)
     return args
 
 
 def _peaks(recipe: Recipe) -> list[float]:
-    """The learning rates of what trains."""
+    """List the learning rates of what trains."""
     rates, sea = recipe.learning_rates, recipe.loss.sea
     scale = rates.logit_scale if sea.weight and sea.logit_scale_learnable else None
     return [rate for rate in (rates.projector, rates.llm, rates.vision, scale) if rate is not None]
@@ -122,7 +122,7 @@ def _peaks(recipe: Recipe) -> list[float]:
 def _refuse(given: Mapping[str, Any]) -> None:
     if given.get("deepspeed"):
         raise UserError(f"training_arguments.deepspeed: {_INSTEAD}")
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):  # as accelerate launch sets them
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):  # set by accelerate launch
         if (said := os.environ.get(name, "")).lower() in _YES:
             raise UserError(f"the environment variable {name} is {said!r}: {_INSTEAD}, and unset {name}")
     for name, (allowed, reason) in _REFUSED.items():

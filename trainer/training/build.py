@@ -1,4 +1,4 @@
-"""A run's inputs to a trainer that is ready: model, terms, data, metrics."""
+"""Build a trainer, with its model, terms, data and metrics, from a run's inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from trainer.training.gradient_balance import Balance
 
 
 def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -> AlignTrainer:
-    """The trainer of a run, whose checkpoints go below `out`.
+    """Build the trainer of a run, whose checkpoints go below `out`.
 
     Raises:
         UserError: an input does not fit; see `load_model`, `sea_term`, `basic_term` and `tower_features`.
@@ -34,7 +34,7 @@ def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -
         assert store is not None
         model.sea_term = sea_term(folder, store.words, sea)
     if basic := [name for name in recipe.loss.terms() if name != "sea"]:
-        model.model.language_model.to(args.device)  # the trainer moves all of the model, but later
+        model.model.language_model.to(args.device)  # needed before the trainer moves the whole model
         model.basic_term = basic_term(model, folder, recipe, basic, lens_of(model, folder, recipe, reporter))
     balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
     data = _data(inputs, labels if sea.weight else None)
@@ -49,7 +49,10 @@ def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -
 
 
 def premise_of(model: AlignedLlava, inputs: Inputs) -> Premise | None:
-    """What BASIC's premise is worth on the model's LLM; None if no term is made of its layers."""
+    """Check BASIC's premise on the model's LLM.
+
+    Returns None if no term is made from the LLM's layers.
+    """
     term, basic = model.basic_term, inputs.recipe.loss.basic
     if term is None or term.supervision is None:
         return None
@@ -87,7 +90,10 @@ def _evaluator(inputs: Inputs, labels: Labels | None, batch_size: int, device: s
 
 
 def trainable(model: AlignedLlava, recipe: Recipe) -> dict[str, tuple[int, int, float | None]]:
-    """By part: parameters, those that train, and their peak learning rate."""
+    """Count the parameters of each part.
+
+    The values are all parameters, those that train, and their peak learning rate.
+    """
     found: dict[str, tuple[int, int, float | None]] = {}
     for name, parameter in model.named_parameters():
         total, trains, rate = found.get(part(name), (0, 0, None))

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl for machines, a progress bar for people."""
+"""Report a run while it trains, in metrics.jsonl for machines and by a progress bar for people."""
 
 import json
 import time
@@ -13,15 +13,17 @@ from sea_pipeline.output.run_files import read_log
 from sea_pipeline.storage.publish import publish_bytes, writing
 
 _FEW = 64
-"""Pairs that L_a contrasts; the papers' micro-batches have thousands."""
+"""Fewer pairs than this in L_a are warned about; the papers' micro-batches have thousands."""
 
 
 class MetricsLog(TrainerCallback):
-    """Appends one JSON object a logged step to a file: `step`, `epoch`, `seconds` of training so far, and the values.
+    """Append a JSON object for each logged step to a file.
+
+    Its keys are `step`, `epoch`, `seconds` of training so far, and the logged values.
 
     Args:
         path: `metrics.jsonl`.
-        shown: hears of evaluations, by title.
+        shown: called with a title and the metrics of each evaluation.
     """
 
     def __init__(self, path: Path, shown: Callable[[str, dict[str, float]], None]) -> None:
@@ -29,16 +31,16 @@ class MetricsLog(TrainerCallback):
         self._shown = shown
         self._begun = time.monotonic()
         self.before = 0.0
-        """Seconds of training before this process."""
+        """Seconds of training in earlier processes of the run."""
 
     def cut(self, step: int) -> None:
-        """Forgets what a stopped run logged after `step`, which will be done again."""
+        """Remove the lines that a stopped run logged after `step`, because those steps will be run again."""
         kept = self._keep(lambda line: line["step"] <= step)
         self.before = kept[-1]["seconds"] if kept else 0.0
         self._begun = time.monotonic()
 
     def forget_evaluation(self, step: int) -> None:
-        """Forgets the metrics of a step, whose model has changed since."""
+        """Remove the metrics of a step whose model has changed since."""
         self._keep(lambda line: line["step"] != step or not is_evaluation(line))
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
@@ -47,15 +49,18 @@ class MetricsLog(TrainerCallback):
         return kept
 
     def lines(self) -> list[dict[str, Any]]:
-        """All logged objects; see `read_log`."""
+        """Read all logged objects.
+
+        See `read_log`.
+        """
         return read_log(self._path)
 
     def seconds(self) -> float:
-        """Of training, over all processes that had a part in the run."""
+        """Sum the seconds of training of this process and of the run's earlier ones."""
         return self.before + time.monotonic() - self._begun
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
-        """Called by the Trainer."""
+        """Write a logged step to the file, and show evaluations."""
         summary = "train_runtime" in logs and "loss" not in logs and not is_evaluation(logs)
         if not state.is_world_process_zero or summary:
             return
@@ -68,19 +73,19 @@ class MetricsLog(TrainerCallback):
 
 
 def is_evaluation(line: dict[str, Any]) -> bool:
-    """Whether a line of `metrics.jsonl` holds metrics of held-out samples."""
+    """Tell whether a line of `metrics.jsonl` holds metrics of held-out samples."""
     return any(name.startswith("eval_") for name in line)
 
 
 class FewPairs(TrainerCallback):
-    """Says once when L_a contrasts so few pairs that it teaches little."""
+    """Announce once that L_a contrasts too few pairs to teach much."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._said = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
-        """Called by the Trainer."""
+        """Check the number of pairs of a logged step."""
         pairs = logs.get("sea_pairs", _FEW)
         if pairs < _FEW and not self._said:
             self._said = True
@@ -91,7 +96,7 @@ class FewPairs(TrainerCallback):
 
 
 class Screen(TrainerCallback):
-    """A progress bar of optimizer steps."""
+    """Show a progress bar of optimizer steps."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -99,16 +104,16 @@ class Screen(TrainerCallback):
         self._advance: Advance = lambda _: None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
-        """Called by the Trainer."""
+        """Open the progress bar in the first process."""
         if state.is_world_process_zero:
             self._open = self._reporter.progress("training", state.max_steps, state.global_step)
             self._advance = self._open.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
-        """Called by the Trainer."""
+        """Advance the progress bar."""
         self._advance(1)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
-        """Called by the Trainer."""
+        """Close the progress bar."""
         if self._open is not None:
             self._open.__exit__(None, None, None)

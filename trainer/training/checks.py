@@ -1,4 +1,4 @@
-"""What can be wrong with a recipe's files and is known without torch, which takes seconds."""
+"""Check a recipe's files without torch, whose import takes seconds."""
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, check_encoder
@@ -10,10 +10,12 @@ from trainer.recipes.recipe import Parts, Recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Looks at what the first stage of a recipe reads; later ones read what those before them have left.
+    """Check the files that the first stage of a recipe reads.
+
+    Later stages read what earlier ones have written.
 
     Raises:
-        UserError: nothing would train; a file or a folder is not there; labels are to be made of what is not there.
+        UserError: nothing would train, a file or a folder does not exist, or labels cannot be made.
     """
     rates, labels = recipe.learning_rates, recipe.labels
     if not (rates.projector or rates.llm or rates.vision):
@@ -25,7 +27,7 @@ def check_recipe(recipe: Recipe) -> None:
         check_conversations_file(conversations_file(recipe.data.evaluate))
     if labels.path is not None:
         check_is_ours(labels.path)
-    elif recipe.loss.sea.weight and not LABELS.is_dir():  # else labels that fit may be there, without their list
+    elif recipe.loss.sea.weight and not LABELS.is_dir():  # labels in this folder may fit, and need no word list
         find_wordlist(labels.wordlist)
         check_encoder(labels.encoder, EncoderOptions())
     if recipe.teacher is not None and {"das", "sds"} & recipe.loss.terms().keys():

@@ -1,4 +1,4 @@
-"""Gradient norms of the terms on the projector: measured, logged, and with `auto` what sets a term's weight."""
+"""Measure the terms' gradient norms on the projector, and set a term's weight from them if it is `auto`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +11,19 @@ from torch.func import functional_call
 from trainer.model.fsdp import whole
 
 _KEEP = 0.9
-"""Of the running means, at each measurement."""
+"""Weight of the old value in the running means."""
 
 
 class Balance(nn.Module):
-    """The weight of a term beside L_lm; with `auto` it holds |weight * grad L_term| / |grad L_lm| at a stated value.
+    """Hold the weight of a term next to L_lm.
 
-    The gradients are those by the projector's parameters, of a whole step, with no weight applied. What it has
-    measured is part of a checkpoint, so that a resumed run goes on with the same weight.
+    With `auto` the weight keeps |weight * grad L_term| / |grad L_lm| at `ratio`. The gradients are those w.r.t. the
+    projector's parameters, of a whole step, with no weight applied. The measurements are part of a checkpoint, so that
+    a resumed run goes on with the same weight.
 
     Args:
-        weight: a number, or `auto`: 1 until the first measurement.
-        ratio: what `auto` holds.
+        weight: a number, or `auto`, which is 1 until the first measurement.
+        ratio: the value at which `auto` keeps the ratio of gradient norms.
     """
 
     weight: torch.Tensor
@@ -37,21 +38,24 @@ class Balance(nn.Module):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
     def update(self, lm_norm: float, term_norm: float) -> float | None:
-        """Takes a measurement, moves the weight where it is `auto`, and gives |weight * grad L_term| / |grad L_lm|.
+        """Record a measurement, and move the weight if it is `auto`.
 
-        A measurement in which either norm is 0 or not finite says nothing: None.
+        Returns |weight * grad L_term| / |grad L_lm|, or None if either norm is 0 or not finite. Such a measurement is
+        ignored.
         """
         if not (0 < lm_norm < float("inf") and 0 < term_norm < float("inf")):
             return None
         for mean, new in ((self.lm_norm, lm_norm), (self.term_norm, term_norm)):
+            # A mean of 0 has not been measured yet; the first measurement is taken as it is.
             mean.copy_(_KEEP * mean + (1 - _KEEP) * new if mean > 0 else torch.tensor(new))
         if self.auto:
+            # weight * |grad L_term| = target * |grad L_lm|, solved for the weight with the running means.
             self.weight.copy_(self.target * self.lm_norm / self.term_norm)
         return float(self.weight) * term_norm / lm_norm
 
 
 class Probe:
-    """Remembers what one forward and backward pass show of the projector, for `gradients`."""
+    """Remember what a forward and backward pass show of the projector, for `gradients`."""
 
     def __init__(self, projector: nn.Module) -> None:
         self._projector = projector
@@ -60,7 +64,7 @@ class Probe:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Remembers what enters the projector inside this block."""
+        """Remember the projector's input within this block."""
 
         def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             self._features = inputs[0].detach()
@@ -72,7 +76,10 @@ class Probe:
             handle.remove()
 
     def follow(self, name: str, visual: torch.Tensor | None, scale: float) -> None:
-        """Takes the gradient by V when the backward pass reaches it, divided by `scale`; None: there is no V."""
+        """Record the gradient w.r.t. V, divided by `scale`, when the backward pass reaches it.
+
+        Nothing is recorded if `visual` is None.
+        """
 
         def keep(gradient: torch.Tensor) -> None:
             self._gradients[name] = gradient.detach() / scale
@@ -81,7 +88,10 @@ class Probe:
             visual.register_hook(keep)
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Each gradient on the projector's parameters, (`size`,): one more forward of the projector alone."""
+        """Compute the gradient of each term w.r.t. the projector's parameters, (`size`,).
+
+        It takes one more forward of the projector alone: dL/dV is carried on by the chain rule.
+        """
         weights = {name: whole(value.detach()) for name, value in self._projector.named_parameters()}
         features, gradients = self._features, self._gradients
         self._features, self._gradients = None, {}
@@ -91,6 +101,7 @@ class Probe:
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
             visual = functional_call(self._projector, weights, (features.to(parameters[0].dtype),))
             found = {}
+            # Chain rule: dL/dW = (dL/dV) (dV/dW), for each term with its own dL/dV.
             for name, gradient in gradients.items():
                 by_parameter = torch.autograd.grad(
                     visual, parameters, gradient.view_as(visual).to(visual.dtype), retain_graph=True
@@ -100,7 +111,7 @@ class Probe:
 
     @property
     def size(self) -> int:
-        """How many values a gradient has."""
+        """Count the values of a gradient."""
         trained = self._trained()
         return sum(value.numel() for name, value in self._projector.named_parameters() if name in trained)
 

@@ -1,6 +1,6 @@
-"""Checkpoints that a run keeps for good, at the steps of a recipe's `keep_checkpoints`: weights alone, for export.
+"""Keep checkpoints for good at the steps of a recipe's `keep_checkpoints`, with weights alone, for export.
 
-They lie apart from those that a run goes on from, which hold the optimizer too, and of which only the newest stay.
+They lie apart from the checkpoints that a run resumes from. Those hold the optimizer, too, and only the newest stay.
 """
 
 import math
@@ -25,16 +25,17 @@ from trainer.recipes.recipe import Recipe
 
 
 def steps_to_keep(asked: Sequence[float], last: int) -> list[int]:
-    """The steps of a run that `keep_checkpoints` names, in order, without the last one: that is the model folder.
+    """List the steps of a run that `keep_checkpoints` names, in order.
 
-    Shares are rounded up, as transformers does it with those of `save_steps`.
+    The last step is left out, because its weights are the model folder. Shares are rounded up, as transformers rounds
+    those of `save_steps`.
 
     Args:
-        asked: steps from 1 on, or shares of all of them below 1.
-        last: how many steps the run has.
+        asked: steps from 1 on, or shares of all steps if below 1.
+        last: number of steps of the run.
 
     Raises:
-        UserError: one lies behind the last step.
+        UserError: a step lies after the last one.
     """
     if beyond := [step for step in asked if step > last]:
         raise UserError(
@@ -46,35 +47,37 @@ def steps_to_keep(asked: Sequence[float], last: int) -> list[int]:
 
 
 class KeptCheckpoints(TrainerCallback):
-    """Writes what trains at each step that is to be kept; every process has its part in it.
+    """Write the trained weights at each step that is to be kept.
+
+    All processes take part.
 
     Args:
-        recipe: of the run.
-        run: its folder.
-        dtype: of the model folder that the run leaves.
-        reporter: hears of steps that come too late to be kept.
+        recipe: the run's recipe.
+        run: the run's folder.
+        dtype: dtype of the model folder that the run writes at its end.
+        reporter: is told of steps that are already past and cannot be kept.
     """
 
     def __init__(self, recipe: Recipe, run: Path, dtype: torch.dtype, reporter: Reporter) -> None:
         self._asked = recipe.keep_checkpoints
         self._run = run
-        # Adapters are merged before anything is rounded; without the LLM, the folder's file says how its values are.
+        # Adapters are merged before anything is rounded. Without L_lm each tensor keeps its dtype in the model folder.
         self._dtype = dtype if recipe.loss.lm and recipe.lora is None else None
         self._reporter = reporter
         self._steps: list[int] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ANN401
-        """Called by the Trainer."""
+        """Choose the steps, and write the current one if it is to be kept and is not yet."""
         now = state.global_step
         self._steps = steps_to_keep(self._asked, state.max_steps)
         absent = [step for step in self._steps if step <= now and not kept_path(self._run, step).is_dir()]
-        if now in absent:  # the key was added to a run that goes on from just there
+        if now in absent:  # the key was added to a run that resumes at exactly this step
             self._write(now, model, write=args.should_save)
         if behind := ", ".join(str(step) for step in absent if step < now):
             self._reporter.message(f"keep_checkpoints: the run is at step {now}; not kept: {behind}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ANN401
-        """Called by the Trainer."""
+        """Write the step if it is to be kept."""
         if state.global_step in self._steps:
             self._write(state.global_step, model, write=args.should_save)
 
@@ -85,7 +88,7 @@ class KeptCheckpoints(TrainerCallback):
             round_state(state, self._dtype)
         with agreed(), saving(out):
             if write:
-                shutil.rmtree(out, ignore_errors=True)  # of the same run, before it went on from an earlier step
+                shutil.rmtree(out, ignore_errors=True)  # written before the run resumed from an earlier step
                 with publish_folder(out) as scratch:
                     checkpoints.save_trained(state, nn.ModuleDict(), scratch)
                     sync_folder(scratch)

@@ -1,4 +1,4 @@
-"""The length of visual tokens: L_a is blind to it, the LLM is not."""
+"""Match the length of visual tokens to the LLM's embeddings, because L_a ignores it and the LLM does not."""
 
 from itertools import islice
 
@@ -15,18 +15,18 @@ _BATCH = 8
 
 @torch.no_grad()
 def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> float:
-    """Scales the projector's last layer so that visual tokens are as long as the LLM's embeddings, both on average.
+    """Scale the projector's last layer so that visual tokens have the mean length of the LLM's embeddings.
 
-    Eq. 9 is a function of cosines: training on it alone leaves the lengths to chance (they grow), and an LLM that is
-    then given tokens three times too long learns slowly. Directions, and so every cosine, stay.
+    Eq. 9 is a function of cosines, so training on it alone leaves the lengths to chance, and they grow. An LLM that is
+    then given tokens three times too long learns slowly. Directions, and so all cosines, do not change.
 
     Args:
-        model: trained without L_lm.
-        data: what it was trained on; the first samples with images are looked at.
-        vocabulary: how many of the LLM's token ids are real ones.
+        model: a model trained without L_lm; it is changed in place.
+        data: its training data, of which the first samples with images are measured.
+        vocabulary: number of the LLM's token ids that are real ones.
 
     Returns:
-        The factor.
+        The factor by which the last layer was multiplied.
     """
     wanted = llm_embeddings(model.get_input_embeddings(), vocabulary).float().norm(dim=-1).mean()
     collate, lengths = Collator(data, pad=0, seed=0), []
@@ -37,6 +37,7 @@ def match_norm(model: AlignedLlava, data: TrainingData, vocabulary: int) -> floa
         if features is None:
             features = model.tower_output(batch["pixel_values"].to(model.device))
         lengths.append(model.projected(features.to(model.device)).float().norm(dim=-1).flatten())
+    # The last layer is linear, so scaling its weight and bias scales V and keeps all directions.
     factor = float(wanted / torch.cat(lengths).mean())
     projector = model.model.multi_modal_projector
     last = projector.linear_2 if projector.linear_2.weight.requires_grad else projector.linear_1

@@ -1,4 +1,4 @@
-"""What a run shows of itself in a report: the words at which its visual tokens lie, kept as `views.json` in its folder.
+"""Compute the words nearest to a run's visual tokens for its report, kept as `views.json` in its folder.
 
 Shapes: I images of m visual tokens, l decoder layers, n labels a patch.
 """
@@ -39,10 +39,10 @@ from trainer.recipes.recipe import Basic, Loss, Recipe, Sea
 
 VIEWS = "views.json"
 VERSION = 3
-"""Raised with every change of what the file holds: older files are then computed again."""
+"""Increase it with each change of what the file holds, so that older files are computed again."""
 IMAGES = 8
 LENS_TOKENS = 4000
-"""Words of the training captions that the contextual lens is made of: a fifth of what `evaluate` takes."""
+"""Number of words of the training captions in the contextual lens, a fifth of those of `evaluate`."""
 
 Made = TypeVar("Made")
 
@@ -58,19 +58,22 @@ class ViewSettings(Settings):
 
 
 def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Reporter = SILENT) -> dict[str, Any]:
-    """The views of a finished run: those of `views.json` where it fits, else computed now and kept there.
+    """Load the views of a finished run from `views.json`, or compute and store them if the file does not fit.
 
     The file holds `key` (the hash of all that decides it), `held_out`, `grid` [rows, columns], `labelled`, `texts`,
-    `summary` (a `nearest_by_layer.Layer` each), `lens` (a `contextual_shares.LensLayer` each, of the words that are
-    trained), `replace` (a `token_replacement.Replace`), `notes` (what is missing: why) and `images`: objects of
-    `image`, `file`, `answer`, `box` (the part that the tower sees, 0..1), `labels` (m lists), `before` and `after`
-    (`nearest` and `cosine`, m each: the word of the list, without labels the LLM's token, nearest to a visual token by
-    cosine), `layers` (l + 1 lists of m), `describing` (l + 1 strings of m 0 and 1: what `meaningful` counts), `degree`
-    (m: a_i of Eq. 5 of BASIC) and `generated` (a `token_replacement.Described`). Words and tokens are positions in
-    `texts`. What is missing is absent.
+    `summary` (a list of `nearest_by_layer.Layer`), `lens` (a list of `contextual_shares.LensLayer` over the words that
+    are trained), `replace` (a `token_replacement.Replace`), `notes` (why a part is missing, by its name) and `images`.
+
+    An image has `image`, `file`, `answer`, `box` (the part that the tower sees, 0..1), `labels` (m lists), `before` and
+    `after`, `layers` (l + 1 lists of m), `describing` (l + 1 strings of m characters 0 and 1, for what `meaningful`
+    counts), `degree` (m values a_i of Eq. 5 of BASIC) and `generated` (a `token_replacement.Described`). `before` and
+    `after` have `nearest` and `cosine`, m values each: the nearest word of the list to a visual token by cosine, or
+    without labels the nearest LLM token.
+
+    Words and tokens are positions in `texts`. A part that could not be computed is absent.
 
     Raises:
-        UserError: the run is not finished, or what it was made of is not there any more.
+        UserError: the run is not finished, or its inputs do not exist any more.
     """
     settings = settings or ViewSettings()
     views = _Views(run, settings)
@@ -81,14 +84,14 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
     with reporter.progress(f"looking at {run.name}", 3 * len(views.images)) as advance:
         made = views.compute(advance)
     text = json.dumps(made, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    with suppress(UserError):  # somebody else's run may be read-only: next time they are computed again
+    with suppress(UserError):  # the run may be read-only; the next call computes them again
         publish_bytes(run / VIEWS, text.encode(), run)
     return made
 
 
 @dataclass
 class _Texts:
-    """Texts by number, each once."""
+    """Number texts, each once."""
 
     places: dict[str, int] = field(default_factory=dict)
 
@@ -100,7 +103,7 @@ class _Texts:
 
 
 class _Views:
-    """The inputs of a run, opened, and what is found of its images."""
+    """Open the inputs of a run, and compute what its images show."""
 
     def __init__(self, run: Path, settings: ViewSettings) -> None:
         record = read_run(run)
@@ -129,7 +132,10 @@ class _Views:
         )
 
     def compute(self, advance: Advance) -> dict[str, Any]:
-        """See `run_views`; `advance` hears of each image three times."""
+        """Compute the views, see `run_views`.
+
+        `advance` counts each image three times.
+        """
         device = torch.device(resolve_device(self._settings.device))
         images = [self._image(shown) for shown in self.images]
         self._add(images, "before", self._tried("before", lambda: self._before(device)))
@@ -145,7 +151,7 @@ class _Views:
         advance(len(images))
         made["lens"] = self._tried("lens", lambda: self._lens(model))
         made["replace"] = self._tried("generated", lambda: self._generated(model, images))
-        # last: the tap switches the LLM's attention
+        # Last, because the attention tap changes the LLM's attention implementation.
         self._add(images, "degree", self._tried("degree", lambda: self._degrees(model)))
         advance(len(images))
         made |= {"images": images, "texts": list(self._texts.places), "notes": self.notes}
@@ -191,7 +197,7 @@ class _Views:
         return image
 
     def _start(self) -> Path | None:
-        """The model folder that the run began with, if it is still the same."""
+        """Return the model folder that the run began with, if it exists and has not changed."""
         path = start_folder(self.recipe)
         same = (path / "config.json").is_file() and weights_digest(path) == self._began_with
         return path if same else None
@@ -199,13 +205,13 @@ class _Views:
     def _before(self, device: torch.device) -> list[Any]:
         if (path := self._start()) is None:
             raise UserError(f"the model folder that the run began with is not at {start_folder(self.recipe)} any more")
-        alone = Loss(lm=0, sea=Sea(weight=1))  # the LLM's layers are not even loaded
+        alone = Loss(lm=0, sea=Sea(weight=1))  # so that the LLM's layers are not loaded
         model = load_model(open_model_folder(path), Recipe(model=path, loss=alone))
         model.to(device)  # type: ignore[arg-type]
         return self._nearest(model)
 
     def _nearest(self, model: AlignedLlava) -> list[Any]:
-        """`before` or `after` of each image."""
+        """Compute `before` or `after` of each image."""
         evaluator = self.evaluator
         with evaluating(model):
             embeddings = evaluator.embeddings(model)
@@ -266,15 +272,17 @@ class _Views:
 
 
 def visual_tokens(model: AlignedLlava, batch: Any) -> torch.Tensor:  # noqa: ANN401 - a Batch with `pixel_values`
-    """V, float32 (images, m, d), without the LLM."""
+    """Compute V, float32 (images, m, d), without the LLM."""
     return model.projected(model.tower_output(batch["pixel_values"])).float()
 
 
 def labels_of(recipe: Recipe, folder: ModelFolder, conversations: Conversations) -> LabelStore | None:
-    """The labels of a run as they are found now; none are made, None where there are none that fit.
+    """Find the labels of a run, or return None if none fit.
+
+    No labels are made.
 
     Raises:
-        UserError: the folder that the recipe names is none, or does not fit.
+        UserError: the folder that the recipe names is no label folder, or does not fit.
     """
     return open_label_source(recipe, folder, conversations, make=_none_made)
 

@@ -1,4 +1,4 @@
-"""Who hears what a training run does: of lines and bars, and of what becomes a table."""
+"""Report what a training run does, as lines, bars and tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,24 +7,30 @@ from sea_pipeline.core.progress import Reporter
 from sea_pipeline.core.renamed import Callbacks
 
 Part = tuple[int, int, float | None]
-"""Of a model: parameters, those that train, learning rate."""
+"""A part of a model as its number of parameters, the number of those that train, and their learning rate."""
 
 
 class TrainReporter(Reporter):
-    """Hears of tables, too; this one shows nothing."""
+    """A reporter that also receives tables.
+
+    This one ignores them.
+    """
 
     def data(self, rows: Mapping[str, int]) -> None:
-        """Hears of the data: rows by what they are, and those left out by kind."""
+        """Show the number of rows of each sort, and of those left out by kind."""
 
     def trainable(self, parts: Mapping[str, Part]) -> None:
-        """Hears what trains, by part of the model."""
+        """Show what trains, by part of the model."""
 
     def metrics(self, title: str, values: Mapping[str, float]) -> None:
-        """Hears of metrics by name under a title."""
+        """Show metrics by name under a title."""
 
 
 class Told(Callbacks, TrainReporter):
-    """Calls the callbacks that were given to `train` before there were reporters; goes with version 0.2."""
+    """Call the callbacks that were given to `train` before there were reporters.
+
+    It goes with version 0.2.
+    """
 
     def __init__(self, **callbacks: Any) -> None:  # noqa: ANN401 - each of its own kind
         super().__init__(**callbacks)
@@ -33,5 +39,5 @@ class Told(Callbacks, TrainReporter):
 
 
 def of_told(told: Reporter) -> Reporter:
-    """Makes a reporter of the old argument `told`, which is one."""
+    """Return the old argument `told`, which is a reporter already."""
     return told

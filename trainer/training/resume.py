@@ -1,4 +1,4 @@
-"""A Trainer whose checkpoints hold what trains, and are whole or not there, whichever process fails."""
+"""Write checkpoints that hold what trains, and that are whole or absent, whichever process fails."""
 
 import shutil
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from trainer.training.gradient_balance import Balance
 
 
 class ResumingTrainer(ShardingTrainer):
-    """Writes checkpoints aside, and gives them their names when all of their files are on disk."""
+    """Write checkpoints to a temporary folder, and rename them when all files are on disk."""
 
     balances: Mapping[str, Balance]
     """The weights of the losses, which are part of a checkpoint."""
     _problems: list[str]
-    """Why the checkpoint that is being written will not be whole."""
+    """Reasons why the checkpoint that is being written is incomplete."""
 
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ANN401 - as in Trainer
         return str(checkpoints.unfinished(Path(super()._get_output_dir(trial))))
@@ -40,11 +40,14 @@ class ResumingTrainer(ShardingTrainer):
                         best=self.state.best_global_step,
                     )
         except UserError:
-            shutil.rmtree(checkpoints.unfinished(folder), ignore_errors=True)  # the room that half of it takes
+            shutil.rmtree(checkpoints.unfinished(folder), ignore_errors=True)  # it takes disk space
             raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes what trains, and no more; every process has its part in it."""
+        """Write the trained weights and nothing else.
+
+        All processes take part.
+        """
         assert output_dir is not None
         model = self.accelerator.unwrap_model(self.model)
         state = whole_state(model, trained(model))
@@ -55,7 +58,7 @@ class ResumingTrainer(ShardingTrainer):
         except UserError as error:
             if not _internal_call:
                 raise
-            self._problems.append(str(error))  # all processes are to meet for the optimizer's state
+            self._problems.append(str(error))  # raised later, because all processes must still save the optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = cast("nn.Module", self.model if model is None else model)

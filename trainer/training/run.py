@@ -1,7 +1,8 @@
-"""`sea-pipeline train` as a function: a recipe in, a folder with a trained model and its metrics out.
+"""Train the model of a recipe, and write it with its metrics to a folder (`sea-pipeline train` as a function).
 
-The folder: `run.json` (what the run is), `metrics.jsonl` (one object a logged step), `checkpoints/`, `kept/` (weights
-along the run), `model/` (a stock LLaVA folder, there once it is whole) and `summary.json`, written last.
+The folder has `run.json` (what the run is), `metrics.jsonl` (one object per logged step), `checkpoints/`, `kept/`
+(weights along the run), `model/` (a stock LLaVA folder, which exists only when it is complete) and `summary.json`,
+written last.
 """
 
 import json
@@ -56,28 +57,28 @@ class TrainRun:
 
     @property
     def model(self) -> Path:
-        """The trained model's folder."""
+        """Return the trained model's folder."""
         return self.out / "model"
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: `folder`, `model`, and `summary.json` as `summary`."""
+        """Return `folder`, `model`, and `summary.json` as `summary`, for machines."""
         return {"folder": str(self.out), "model": str(self.model), "summary": self.summary}
 
 
 @taking_callbacks("told", made_by=of_told)
 def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, reporter: Reporter = SILENT) -> TrainRun:
-    """Trains what a recipe says, or what is missing of it.
+    """Train what a recipe says, or finish a run that was stopped.
 
     Args:
         recipe: see `Recipe`.
-        out: the run's folder; None for one below runs/train whose name tells the settings apart.
-        resume: refuse to begin anew: there must be a run to go on with. A run that was stopped goes on in any case.
-        reporter: hears of it; of tables, too, if it is a `TrainReporter`.
+        out: the run's folder; None for one below runs/train whose name depends on the settings.
+        resume: require a run to resume. A run that was stopped is resumed even without it.
+        reporter: receives messages and progress, and tables if it is a `TrainReporter`.
 
     Raises:
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
-    args = training_arguments(recipe, Path())  # refuses what does not fit before any work is done
+    args = training_arguments(recipe, Path())  # a check before any work is done
     check_recipe(recipe)
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {NO_RUN}")
@@ -88,7 +89,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
     if recipe.evaluate_every and inputs.conversations.held_out is None and not (out / "summary.json").is_file():
         raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
     make_folder(out.parent)
-    with alone(out.parent):  # the processes of a run come at once; the first one begins it
+    with alone(out.parent):  # all processes of a run come here at once; the first one begins it
         begin_run(out, fields, recipe, resume)
     reporter = reporter if args.process_index == 0 else SILENT
     if (out / "summary.json").is_file():
@@ -103,7 +104,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
 
 
 def _inputs(recipe: Recipe, reporter: Reporter) -> Inputs:
-    """Opens what a run reads."""
+    """Open what a run reads."""
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -121,7 +122,7 @@ def _inputs(recipe: Recipe, reporter: Reporter) -> Inputs:
 
 
 def _after(out: Path, error: BaseException) -> str:
-    """What to do when another library could not go on, and what is not lost."""
+    """Say what to do after an error of another library, and what is not lost."""
     kept = checkpoints.kept(out / "checkpoints")
     if lacks_memory(error):
         return (
@@ -139,13 +140,13 @@ def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
     parts = recipe.model
     path = start_folder(recipe)
     make_folder(MODELS)
-    with alone(MODELS):  # the processes of a run all come at once; the first one makes it
+    with alone(MODELS):  # all processes of a run come here at once; the first one makes it
         if not path.is_dir():
             reporter.message(f"making {path} of {parts.vision} and {parts.llm}")
             try:
                 init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
             except UserError:
-                if not path.is_dir():  # else another machine, without a lock between us, was first
+                if not path.is_dir():  # another machine that does not share the lock may have made it
                     raise
     return path
 
@@ -158,7 +159,7 @@ def _label(reporter: Reporter, settings: LabelSettings) -> StageRun:
 
 
 class _Run:
-    """One run, from its inputs to its summary."""
+    """Train one run from its inputs to its summary."""
 
     def __init__(self, inputs: Inputs, out: Path, fields: dict[str, Any], reporter: Reporter) -> None:
         self.inputs = inputs
@@ -172,7 +173,7 @@ class _Run:
         self.trainer = build(inputs, out, reporter, callbacks)
 
     def finish(self) -> TrainRun:
-        """Trains from the newest checkpoint or from the start, evaluates, saves."""
+        """Train from the newest checkpoint or from the start, evaluate, and save."""
         self.tables.data(self._rows())
         model = cast("AlignedLlava", self.trainer.model)
         self.tables.trainable(trainable(model, self.inputs.recipe))
@@ -182,7 +183,7 @@ class _Run:
         if self.trainer.is_world_process_zero():
             self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)
         if checkpoint is None:
-            cast("torch.nn.Module", self.trainer.model).to(self.trainer.args.device)  # FSDP has yet to cut it
+            cast("torch.nn.Module", self.trainer.model).to(self.trainer.args.device)  # FSDP has not sharded it yet
             self._evaluate(0)
         else:
             self.reporter.message(f"going on from {checkpoint}{self._exactness(checkpoint)}")
@@ -202,10 +203,12 @@ class _Run:
         return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
 
     def _checkpoint(self) -> Path | None:
-        """The newest whole one, as the first process sees it, which also clears half-written ones away.
+        """Find the newest complete checkpoint, and remove incomplete ones.
+
+        The first process looks, and all processes get its answer.
 
         Raises:
-            UserError: none of those that there are is whole; every process says so.
+            UserError: there are checkpoints, but none is complete. All processes raise it.
         """
         folder = self.out / "checkpoints"
         found: list[Path | UserError | None] = [None]
@@ -221,7 +224,10 @@ class _Run:
         return found[0]
 
     def _exactness(self, checkpoint: Path) -> str:
-        """What is not as it was, if anything: a version without records, another number of processes."""
+        """Describe in what the resumed run differs, if at all.
+
+        Its checkpoint may be of an older version without records, or of another number of processes.
+        """
         before, now = checkpoints.processes_of(checkpoint), self.trainer.args.world_size
         aside = "" if checkpoints.has_record(checkpoint) else ", which an older version wrote; all of it can be read"
         if before == now:
@@ -232,14 +238,14 @@ class _Run:
         )
 
     def _evaluate(self, step: int) -> None:
-        """The metrics at a step, unless they are logged already."""
+        """Measure the metrics at a step, unless they are logged already."""
         logged = [any(line["step"] == step and is_evaluation(line) for line in self.log.lines())]
         broadcast_object_list(logged)  # the first process's file decides for all
         if self.trainer.eval_dataset is not None and not logged[0]:
             self.trainer.evaluate()
 
     def _rows(self) -> dict[str, int]:
-        """The rows that are trained on, by what they are, and those left out by kind."""
+        """Count the rows to train on by sort, and those left out by kind."""
         conversations = self.inputs.conversations
         counts = summary(conversations.train)
         rows = {"rows": counts.rows, "text alone": counts.text_only, "images": counts.images}
@@ -273,13 +279,13 @@ class _Run:
 def train_stages(
     recipes: dict[str, Recipe], out: Path | None = None, *, resume: bool = False, reporter: Reporter = SILENT
 ) -> dict[str, TrainRun]:
-    """Trains each stage, or finds that it is finished; see `train`.
+    """Train each stage that is not finished, see `train`.
 
     Args:
-        recipes: of `read_recipes`, in order.
-        out: the folder; with several stages, a folder of theirs is below it for each.
-        resume: as in `train`: the first stage at least must have begun.
-        reporter: hears of it; of tables, too, if it is a `TrainReporter`.
+        recipes: the result of `read_recipes`, in order.
+        out: the folder; several stages each get a folder below it.
+        resume: require that the first stage has begun, see `train`.
+        reporter: receives messages and progress, and tables if it is a `TrainReporter`.
 
     Raises:
         UserError: see `train`.

@@ -1,4 +1,4 @@
-"""`run.json`: what a training run is, by name and hash, and its folder begun, or found to be of the same run.
+"""Describe a training run by name and hash in `run.json`, and begin or recognise its folder.
 
 Two runs whose fields are equal give the same weights.
 """
@@ -28,11 +28,14 @@ NO_RUN = "expected a run to go on with; found none; leave out --resume to begin 
 ACCUMULATION = "gradient_accumulation_steps"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
 _ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
-"""Beginnings of training arguments that change what a run writes or how fast, and no weight."""
+"""Prefixes of training arguments that change what a run writes or how fast it is, but no weight."""
 
 
 def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
-    """Everything that decides the trained weights, by name: how many micro-batches a step has, not who reads them."""
+    """Collect everything that decides the trained weights, by name.
+
+    The number of micro-batches in a step is part of it, but not how they are shared among processes.
+    """
     recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
     aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every", "keep_checkpoints"}
     aside |= {"lora"} if recipe.lora is None else set()
@@ -44,7 +47,7 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
         settings["loss"]["basic"]["lens"] = {"kind": lens, **lens_fields()}
     elsewhere = ("train", "image_root", "evaluate", "bad_rows")
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
-    if recipe.data.image_aspect_ratio is None:  # as before there was such a key
+    if recipe.data.image_aspect_ratio is None:  # so that runs from before this key keep their fields
         del settings["data"]["image_aspect_ratio"]
     arguments = settings["training_arguments"]
     settings["training_arguments"] = {key: value for key, value in arguments.items() if not key.startswith(_ASIDE)}
@@ -60,14 +63,17 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
         "processing": processing_digests(folder.path),
         "data": file_sha256(inputs.conversations.file),
         "labels": None if labels is None else labels.fingerprint,
-        # Of one fingerprint, a folder may since hold labels of more images; those that it had are as they were.
+        # A label folder may grow under one fingerprint: old labels stay, but more of our images may have labels.
         "labelled": None if labels is None else sum(image in labels for image in inputs.conversations.image_ids),
         "teacher": None if targets is None else [targets.fingerprint, file_sha256(targets.path / CODEC)],
     }
 
 
 def beside(inputs: Inputs) -> dict[str, Any]:
-    """What else tells runs apart whose folder nobody has named; a run that goes on may have its images elsewhere."""
+    """Collect what else distinguishes runs without a named folder.
+
+    It is no part of the run's fields, because a resumed run may find its images elsewhere.
+    """
     evaluate = inputs.recipe.data.evaluate
     return {
         "image_root": str(inputs.conversations.image_root.resolve()),
@@ -76,16 +82,16 @@ def beside(inputs: Inputs) -> dict[str, Any]:
 
 
 def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
-    """Begins a run's folder, or finds that it is this run's.
+    """Begin a run's folder, or check that the folder is this run's.
 
     Args:
         out: the folder.
         fields: what the run is, see `run_fields`.
-        recipe: for the record.
-        resume: there must be a run to go on with.
+        recipe: recipe to write to the record.
+        resume: require a run to resume.
 
     Raises:
-        UserError: the folder holds another run, or other files; there is none to go on with.
+        UserError: the folder holds another run or other files, or `resume` is set and it holds no run.
     """
     described = out / "run.json"
     held = {path.name for path in entries(out)}
@@ -100,7 +106,7 @@ def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -
         record["versions"] = {
             "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
         }  # fmt: skip
-        with suppress(FileExistsError):  # of another machine's process, without a lock between us
+        with suppress(FileExistsError):  # another machine that does not share the lock was faster
             publish_bytes(described, (json.dumps(record, indent=2) + "\n").encode(), out, exclusive=True)
             return
     try:

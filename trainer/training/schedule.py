@@ -1,4 +1,4 @@
-"""Learning rates along a run: transformers' schedules, of which none leaves the range from 0 to the recipe's rate."""
+"""Check transformers' learning-rate schedules, none of which may leave the range from 0 to the recipe's rate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,21 +10,21 @@ from transformers import SchedulerType, TrainingArguments, get_scheduler
 from sea_pipeline.core.errors import UserError, one_line
 
 BY_EVALUATION = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-"""Those that follow a metric of held-out samples."""
+"""Schedules that follow a metric of held-out samples."""
 
 _WITHOUT = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
-"""Those that would drop any option without a word."""
+"""Schedules that would ignore any option without a word."""
 _FLOORS = {"min_lr": "min_lr_rate", "lr_end": ""}
-"""Options that are rates, and what says the same as a share of the peak, where there is such an option."""
+"""Options that are rates, with the option that says the same as a share of the peak, or an empty name."""
 _SHARES = (SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)
 _WHERE = "training_arguments.lr_scheduler_kwargs"
 
 
 def schedule_options(args: TrainingArguments, peaks: Sequence[float]) -> dict[str, Any]:
-    """The options of the schedule of an optimizer whose groups have these peak rates.
+    """Return the options of the schedule for an optimizer whose groups have these peak rates.
 
     Raises:
-        UserError: one is a rate where there are several peaks, or is above the peak; one would be dropped.
+        UserError: an option is a rate although there are several peaks, or is above the peak, or would be ignored.
     """
     kind, given = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs or {}
     if isinstance(given, str):
@@ -39,7 +39,7 @@ def schedule_options(args: TrainingArguments, peaks: Sequence[float]) -> dict[st
             raise UserError(f"{_WHERE}.max_lr: no rate rises above its own in learning_rates; leave it out")
         if not 0 < options.get("factor", 0.5) < 1:
             raise UserError(f"{_WHERE}.factor: expected more than 0 and less than 1; found {options['factor']}")
-        options = {"min_lr": 0.0} | options | {"max_lr": list(peaks)}  # its own are 1e-3 and 1, whatever the peak
+        options = {"min_lr": 0.0} | options | {"max_lr": list(peaks)}  # the defaults are 1e-3 and 1, whatever the peak
     return options
 
 
@@ -59,10 +59,10 @@ def _check_floor(name: str, value: Any, kind: SchedulerType, peaks: Sequence[flo
 
 
 def check_schedule(args: TrainingArguments, peaks: Sequence[float], steps: int) -> None:
-    """Goes through a run's steps with an optimizer of one number, before anything trains.
+    """Run a schedule over a run's steps with an optimizer of one number, before anything trains.
 
     Raises:
-        UserError: see `schedule_options`; the options do not fit; a rate leaves the range from 0 to its peak.
+        UserError: the options do not fit, see also `schedule_options`; or a rate leaves the range from 0 to its peak.
     """
     kind, warmup = SchedulerType(args.lr_scheduler_type), args.get_warmup_steps(steps)
     options = schedule_options(args, peaks)
@@ -77,7 +77,7 @@ def check_schedule(args: TrainingArguments, peaks: Sequence[float], steps: int) 
             f"{_WHERE}: {kind.value} over {steps} steps, {warmup} of them warm-up, is not possible: {said}; give other "
             "options, or fewer warmup_steps"
         ) from error
-    for step, share in enumerate(shares[:-1]):  # the last one comes when all steps are done
+    for step, share in enumerate(shares[:-1]):  # the last value is never used
         if not -1e-9 <= share <= 1 + 1e-9:
             raise UserError(
                 f"{_WHERE}: at step {step + 1} of {steps} {kind.value} would have {share:.3g} times the learning rate; "
