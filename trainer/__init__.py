@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Gives `attach` without an import of its own, and only where somebody asks for it: it brings in transformers."""
+    """Import `attach` only when it is asked for, because it brings in transformers."""
     if name == "attach":
         return import_module("trainer.attach")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ _COMMON = frozenset({"a", "an", "and", "at", "between", "from", "in", "its", "of
 
 
 def photo(doc: dict[str, Any]) -> list[Any]:
-    """The PIL image of a row of samples.json, in RGB."""
+    """Open the image of a row of samples.json, in RGB."""
     from PIL import Image
 
     for package, folder in _FOLDERS.items():
@@ -22,12 +22,12 @@ def photo(doc: dict[str, Any]) -> list[Any]:
 
 
 def question(doc: dict[str, Any]) -> str:
-    """The question, without the placeholder of the image, which the harness adds."""
+    """Give the question without the placeholder of the image, which the harness adds."""
     return str(doc["conversations"][0]["value"]).replace("<image>", "").strip()
 
 
 def caption(doc: dict[str, Any]) -> str:
-    """The answer of the row."""
+    """Give the answer of the row."""
     return str(doc["conversations"][1]["value"])
 
 
