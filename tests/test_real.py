@@ -129,7 +129,7 @@ def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, 
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
     """All of it, with less of everything: labels, parts, training without and with SEA, the report."""
     from sea_pipeline.cli import demo
-    from trainer.data import run_rows
+    from trainer.data import files
     from trainer.evaluation.token_replacement import replace_and_describe
     from trainer.recipes import names as recipe_names
     from trainer.training import report_views
@@ -141,7 +141,7 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
         text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 11", r"max_steps: 60, \1: 2", text)
         (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "samples.json").write_text(json.dumps(json.loads((jobs / "samples.json").read_text())[:2]))
-    monkeypatch.setattr(run_rows, "data_folder", lambda name: tmp_path)
+    monkeypatch.setattr(files, "data_folder", lambda name: tmp_path)
     monkeypatch.setattr(recipe_names, "data_folder", lambda name: tmp_path)
     monkeypatch.setattr(demo, "_PHOTOS", 1)
     monkeypatch.setattr(report_views, "replace_and_describe", lambda *given: replace_and_describe(*given[:3], 8))

@@ -138,6 +138,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(label_run, "label_images", stopped)
     monkeypatch.setattr("sea_pipeline.open_labels", stopped, raising=False)
+    monkeypatch.setattr("trainer.export.checks.check_export", lambda *_, **__: None)
     monkeypatch.setattr("trainer.export.run.export_model", stopped)
     code, stdout, stderr = command(*arguments)
     assert (code, stdout, stderr.strip()) == (130, "", f"error: stopped; {said}")

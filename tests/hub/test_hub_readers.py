@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ PHRASES = ["zèbre à rayures", "it's", 'a "quoted" one', "日本", "a|b `c` <d>
 
 
 @pytest.fixture
-def loading(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def loading(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """`datasets` means the stand-in, and keeps nothing; its bars are silent."""
     if Version(datasets.__version__) < Version("5.1"):
         pytest.skip("datasets older than 5.1 has no type for 32 bytes")
@@ -53,6 +53,8 @@ def loading(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
     monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "hf"))
     datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
 
 
 def by_hand(store: LabelStore) -> Found:
