@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.mend import is_lost, rebuild_dataset, restored
 from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
-from sea_pipeline.output.records import SCHEMA_VERSION, Dataset, Manifest, Part, file_record, load_record
+from sea_pipeline.output.records import SCHEMA_VERSION, Dataset, Manifest, Part, file_record, whole_record
 from sea_pipeline.output.verify import dataset_problem, plan_problem
 from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
 from sea_pipeline.storage.locks import alone, refuse_without_locks
@@ -117,9 +116,8 @@ def _has_lost_all(root: Place, dataset: Dataset) -> bool:
             return False
     except (OSError, LookupError, ValueError, pa.ArrowException):
         return False
-    with suppress(UserError):
-        return load_record(root / MANIFEST, Manifest).fingerprint == dataset.fingerprint
-    return True
+    manifest = whole_record(root / MANIFEST, Manifest)
+    return manifest is None or manifest.fingerprint == dataset.fingerprint
 
 
 def _write_first(path: Place, root: Place, write: Callable[[Path], object], locked: bool) -> None:

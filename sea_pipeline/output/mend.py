@@ -19,7 +19,7 @@ from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output.folder import DATASET, MANIFEST, advised
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
-from sea_pipeline.output.records import Commit, Dataset, File, Manifest, Part, check_file, file_record, load_record
+from sea_pipeline.output.records import Commit, Dataset, File, Manifest, Part, check_file, file_record, whole_record
 from sea_pipeline.output.verify import HASHING, contradictions, misplaced
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.json_files import json_object
@@ -201,8 +201,7 @@ def _lost_dataset(
     None if no commit belongs to it.
     """
     fields = wanted.fields
-    with suppress(UserError):
-        manifest = load_record(root / MANIFEST, Manifest)
+    if manifest := whole_record(root / MANIFEST, Manifest):
         grown = {name: fields[name] for name in growing if name in fields}
         if fingerprint_of(manifest.fields) == manifest.fingerprint and manifest.fields | grown == fields:
             fields = manifest.fields  # as they were at first

@@ -10,6 +10,7 @@ from sea_pipeline.core.settings import Strict, complaint
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.json_files import Count, Moment, PathInside, Seconds, Sha256, Text, json_object
 from sea_pipeline.storage.paths import Place, below
+from sea_pipeline.storage.retry import StoreError
 
 FILES = "files.json"
 """The name of a `FilesRecord`, which is next to the files that it names."""
@@ -196,6 +197,20 @@ def find_record(path: Place, record: type[_Record]) -> _Record | None:
         if isinstance(problem.__cause__, FileNotFoundError):
             return None
         raise
+
+
+def whole_record(path: Place, record: type[_Record]) -> _Record | None:
+    """Read one of the JSON files above, or return None if it is absent or damaged.
+
+    Raises:
+        StoreError: the store cannot be asked, which says nothing about the file.
+    """
+    try:
+        return load_record(path, record)
+    except StoreError:
+        raise
+    except UserError:
+        return None
 
 
 def _read(path: Place) -> bytes:

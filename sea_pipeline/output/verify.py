@@ -6,7 +6,6 @@ Every reader uses it.
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from sea_pipeline.core.progress import Advance
 from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE, advised, lost_beginning
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, read_plan
-from sea_pipeline.output.records import Commit, File, Manifest, check_file, check_size, file_record, load_record
+from sea_pipeline.output.records import Commit, File, Manifest, check_file, check_size, file_record, whole_record
 from sea_pipeline.storage.parquet import open_parquet
 from sea_pipeline.storage.paths import Place, entries, spread
 from sea_pipeline.storage.retry import StoreError
@@ -133,8 +132,7 @@ def plan_problem(ledger: Ledger) -> str | None:
     for said, found in hashes.items():
         if said != found:
             return lost_beginning(f"{path}: damaged: plan: expected {found[:12]}…, as the plan has; found {said[:12]}…")
-    with suppress(UserError):
-        commit = load_record(ledger.commit_path(0), Commit)
+    if commit := whole_record(ledger.commit_path(0), Commit):
         if commit.schema_version != dataset.schema_version:
             versions = f"expected {commit.schema_version}, as the commits say; found {dataset.schema_version}"
             return lost_beginning(f"{path}: damaged: schema_version: {versions}")
@@ -151,11 +149,11 @@ def plan_problem(ledger: Ledger) -> str | None:
 def _other_fingerprint(ledger: Ledger) -> str | None:
     """Return the fingerprint of two or more other records, if none has that of `dataset.json`."""
     found: Counter[str] = Counter()
-    with suppress(UserError):
-        found[load_record(ledger.root / MANIFEST, Manifest).fingerprint] += 1
+    if manifest := whole_record(ledger.root / MANIFEST, Manifest):
+        found[manifest.fingerprint] += 1
     for path in entries(ledger.root / COMMITS):
-        with suppress(UserError):
-            found[load_record(path, Commit).fingerprint] += 1
+        if commit := whole_record(path, Commit):
+            found[commit.fingerprint] += 1
         if ledger.dataset.fingerprint in found:
             return None
     return next((fingerprint for fingerprint, count in found.most_common(1) if count > 1), None)
