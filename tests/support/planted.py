@@ -81,7 +81,7 @@ def conversations(folder: ModelFolder, tmp_path: Path) -> Any:
 def aligned(planted: Planted) -> AlignedLlava:
     with quiet():
         loaded: AlignedLlava = AlignedLlava.from_pretrained(planted.folder.path, dtype=torch.float32).eval()
-    loaded.sea_term = sea_term(planted.folder, planted.words, Sea())
+    loaded.sea_term = sea_term(planted.folder.processor.tokenizer, planted.words, Sea())
     return loaded
 
 

@@ -23,11 +23,10 @@ from trainer.attach.terms import basic_terms
 from trainer.attach.tiles import Laid, Size, Tile
 from trainer.attach.watch import Kept, Watch
 from trainer.data.geometry import placed
-from trainer.losses.sea_term import SeaTerm
 from trainer.losses.supervision import Supervision
+from trainer.model.terms import sea_term
 from trainer.recipes.recipe import Loss
 from trainer.sampling import draw, generator, one_patch_per_word
-from trainer.words import word_tokens
 
 ImageIds = Iterable[str | Iterable[str]]
 """The images' names in the labels, in the order of the images in a batch, as a flat list or a list per sample."""
@@ -105,7 +104,7 @@ class Attached:
         if self._basic:
             supervision = Supervision(self._parts.llm, settings.basic)
         self._switched = switched
-        self.words = self._sea_term() if labels is not None else None
+        self.words = sea_term(processor.tokenizer, labels.words, self.settings.sea) if labels is not None else None
         """The words as LLM tokens, and the temperature; None without labels."""
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self._vocabulary)
 
@@ -256,21 +255,6 @@ class Attached:
             for table in tables
             for name, width, height in zip(*map(table.get, columns), strict=True)
         }
-
-    def _sea_term(self) -> SeaTerm:
-        assert self._labels is not None
-        sea, words = self.settings.sea, self._labels.words
-        tokens = word_tokens(self.processor.tokenizer, words, sea.word_prefix)
-        for form in tokens:
-            if empty := [word for word, ids in zip(words, form, strict=True) if not ids]:
-                raise UserError(f"the LLM's tokenizer has no token for the word {empty[0]!r}; leave it out of the list")
-        return SeaTerm(
-            tokens,
-            log_scale=sea.logit_scale_init,
-            learnable=sea.logit_scale_learnable,
-            gather=sea.gather,
-            dedupe=sea.dedupe,
-        )
 
     def _check_whole(self) -> None:
         if isinstance(self.watch.embed.weight, DTensor):

@@ -1,6 +1,7 @@
 """Makes the terms of a recipe's loss for a model and its folder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -24,13 +25,13 @@ def reader_of(model: AlignedLlava, folder: ModelFolder) -> Reader:
     return Reader(llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
 
 
-def sea_term(folder: ModelFolder, words: tuple[str, ...], sea: Sea) -> SeaTerm:
-    """Make SEA's term for a word list and the folder's tokenizer.
+def sea_term(tokenizer: Any, words: tuple[str, ...], sea: Sea) -> SeaTerm:  # noqa: ANN401 - any tokenizer
+    """Make SEA's term for a word list and the LLM's tokenizer.
 
     Raises:
         UserError: a word has no token of the LLM.
     """
-    tokens = word_tokens(folder.processor.tokenizer, words, sea.word_prefix)
+    tokens = word_tokens(tokenizer, words, sea.word_prefix)
     for form in tokens:
         if empty := [word for word, ids in zip(words, form, strict=True) if not ids]:
             raise UserError(f"the LLM's tokenizer has no token for the word {empty[0]!r}; leave it out of the list")

@@ -32,7 +32,7 @@ def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -
     labels = labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store else None
     if sea.weight:
         assert store is not None
-        model.sea_term = sea_term(folder, store.words, sea)
+        model.sea_term = sea_term(folder.processor.tokenizer, store.words, sea)
     if basic := [name for name in recipe.loss.terms() if name != "sea"]:
         model.model.language_model.to(args.device)  # needed before the trainer moves the whole model
         model.basic_term = basic_term(model, folder, recipe, basic, lens_of(model, folder, recipe, reporter))

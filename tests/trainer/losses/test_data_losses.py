@@ -113,7 +113,7 @@ def test_features_that_would_not_fit(planted: Planted, model: AlignedLlava, monk
 def test_a_batch_without_images_gives_every_process_a_gradient(
     planted: Planted, model: AlignedLlava, gather: bool, with_lm: bool
 ) -> None:
-    model.sea_term = sea_term(planted.folder, planted.words, Sea(gather=gather))
+    model.sea_term = sea_term(planted.folder.processor.tokenizer, planted.words, Sea(gather=gather))
     model.with_lm = with_lm
     given = model(**planted.batch("text", data=planted.data(Sea(gather=gather))))
     assert ("sea" in given) is gather  # the other processes' pairs are this one's loss, too
