@@ -6,7 +6,7 @@ from typing import Any
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.extras import require
 from sea_pipeline.execution.cluster_settings import Crew, Existing, LocalCluster
-from sea_pipeline.execution.run_report import Report
+from sea_pipeline.execution.run_report import RunReport
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.status import status_to_json
@@ -18,7 +18,7 @@ class StageRun:
 
     ledger: Ledger
     listing: Listing
-    report: Report
+    report: RunReport
     about: dict[str, str]
     """The stage's description of itself, see `Stage.describe`. It is `device` alone if nothing was left to do."""
 

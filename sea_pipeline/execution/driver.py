@@ -19,7 +19,7 @@ from sea_pipeline.execution import worker as workers
 from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.execution.dask_clusters import connected
 from sea_pipeline.execution.local import finish_where_due
-from sea_pipeline.execution.run_report import Report, Tally
+from sea_pipeline.execution.run_report import RunReport, RunTotals
 from sea_pipeline.execution.shard import ATTEMPTS, log_attempt
 from sea_pipeline.execution.worker import Job, StagePlugin
 from sea_pipeline.execution.worker_pool import Outcome, WorkerPool
@@ -40,7 +40,7 @@ def distribute(
     max_bad: float,
     advance: Advance,
     reporter: Reporter,
-) -> tuple[Report, dict[str, str]]:
+) -> tuple[RunReport, dict[str, str]]:
     """Run a stage on the workers that the options ask for.
 
     Returns the report, and a worker's description of its stage. SIGTERM ends the run as Ctrl-C does, so the workers
@@ -81,16 +81,16 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def stage_plugin(job: Job, ledger: Ledger) -> Iterator[StagePlugin]:
     """Make the plugin for the workers, and a file by which they check that they see the run's folder."""
     name = f"{job.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
-    ledger, probe = copy(ledger), None
+    ledger, visible_file = copy(ledger), None
     if isinstance(ledger.root, Path):
         ledger.root = ledger.root.absolute()  # workers may have another current folder
-        probe = scratch_path(ledger.root, "workers")
-        publish_bytes(probe, b"", ledger.root)
+        visible_file = scratch_path(ledger.root, "workers")
+        publish_bytes(visible_file, b"", ledger.root)
     try:
-        yield StagePlugin(job, ledger, probe, name)
+        yield StagePlugin(job, ledger, visible_file, name)
     finally:
-        if probe:
-            probe.unlink(missing_ok=True)
+        if visible_file:
+            visible_file.unlink(missing_ok=True)
 
 
 class _Task(NamedTuple):
@@ -124,7 +124,7 @@ class Driver:
     ) -> None:
         self._pool = pool
         self._ledger = ledger
-        self._tally = Tally(ledger, max_bad)
+        self._totals = RunTotals(ledger, max_bad)
         self._shard_timeout = shard_timeout
         self._advance = advance
         self._waiting: list[tuple[int, int]] = []
@@ -133,13 +133,13 @@ class Driver:
         """The task of each busy worker."""
         self._failures: Counter[tuple[int, str]] = Counter()
 
-    def run(self, shards: range | None = None) -> Report:
+    def run(self, shards: range | None = None) -> RunReport:
         """Finish the missing shards as `local.run` does, and return the report.
 
         Raises:
             UserError: see `local.run` and `WorkerPool.news`. Commits stay.
         """
-        for todo in self._tally.rounds(shards):
+        for todo in self._totals.rounds(shards):
             self._waiting = [(shard, 1) for shard in todo]
             self._hand_out()
             while self._waiting or self._tasks:
@@ -147,19 +147,19 @@ class Driver:
                     self._take(self._tasks.pop(worker), outcome)
                 self._end_stuck()
                 self._hand_out()
-        finish_where_due(self._ledger, shards, self._tally.report, self._finish)
-        return self._tally.closed()
+        finish_where_due(self._ledger, shards, self._totals.report, self._finish)
+        return self._totals.closed()
 
     def _hand_out(self) -> None:
         while self._waiting and self._pool.idle:
             shard, attempt = heapq.heappop(self._waiting)
             if attempt == 1 and (commit := self._ledger.commit(shard)):  # by another run, since this one began
                 self._advance(commit.rows + commit.bad)
-                self._tally.check(commit)
+                self._totals.check(commit)
                 continue
             worker = self._pool.give(f"{shard:05d}", workers.process, shard, attempt)
             self._tasks[worker] = _Task(shard, attempt, time.monotonic())
-            report = self._tally.report
+            report = self._totals.report
             report.workers = max(report.workers, len(self._tasks))
 
     def _take(self, task: _Task, outcome: Outcome) -> None:
@@ -184,7 +184,7 @@ class Driver:
 
     def _count(self, commit: Commit) -> None:
         self._advance(commit.rows + commit.bad)
-        self._tally.add(commit)
+        self._totals.add(commit)
 
     def _again(self, task: _Task, kind: str, most: int, problem: str, *, log: bool = False) -> None:
         shard, attempt, begun = task
@@ -194,7 +194,7 @@ class Driver:
         if self._failures[shard, kind] < most:
             heapq.heappush(self._waiting, (shard, attempt + 1))
         else:
-            self._tally.report.failed[shard] = f"{problem}; attempt {attempt}, {shard:05d}-attempt-{attempt}.log"
+            self._totals.report.failed[shard] = f"{problem}; attempt {attempt}, {shard:05d}-attempt-{attempt}.log"
 
     def _finish(self) -> None:
         for _ in range(DEATHS):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sea_pipeline.core.parallel import side_by_side
 from sea_pipeline.core.progress import Advance
-from sea_pipeline.execution.run_report import Report, Tally
+from sea_pipeline.execution.run_report import RunReport, RunTotals
 from sea_pipeline.execution.shard import ATTEMPTS, ShardError, process_shard
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.sources import open_source
@@ -23,7 +23,7 @@ def run(
     max_bad: float,
     shards: range | None = None,
     advance: Advance = lambda _: None,
-) -> Report:
+) -> RunReport:
     """Finish the missing shards one after the other, and write the manifest when none is missing.
 
     Several runs of one folder at the same time do no harm. Each skips shards that another one has committed. If two
@@ -39,7 +39,7 @@ def run(
     Raises:
         UserError: too many bad images, or the output cannot be written. Commits stay.
     """
-    tally = Tally(ledger, max_bad, stage.at_once)
+    totals = RunTotals(ledger, max_bad, stage.at_once)
     source = open_source(ledger.image_root)
     leaving = threading.Event()
 
@@ -59,18 +59,18 @@ def run(
                 reason = str(failure)
         return _Done(shard, None, reason=reason)
 
-    for todo in tally.rounds(shards):
+    for todo in totals.rounds(shards):
         with closing(side_by_side(done, todo, stage.at_once, leaving)) as each:
             for shard, commit, ours, reason in each:
                 if commit is None:
-                    tally.report.failed[shard] = reason
+                    totals.report.failed[shard] = reason
                 else:
-                    (tally.add if ours else tally.check)(commit)
-    finish_where_due(ledger, shards, tally.report, lambda: ledger.finish(stage.finish(ledger)))
-    return tally.closed()
+                    (totals.add if ours else totals.check)(commit)
+    finish_where_due(ledger, shards, totals.report, lambda: ledger.finish(stage.finish(ledger)))
+    return totals.closed()
 
 
-def finish_where_due(ledger: Ledger, shards: range | None, report: Report, finish: Callable[[], object]) -> None:
+def finish_where_due(ledger: Ledger, shards: range | None, report: RunReport, finish: Callable[[], object]) -> None:
     """Write the manifest if it is due, unless somebody has extended the folder.
 
     A run for all shards without a failure must write it, or say why it cannot. The manifest of an extended folder is

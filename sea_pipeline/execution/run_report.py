@@ -15,7 +15,7 @@ _ROUNDS = 3
 
 
 @dataclass
-class Report:
+class RunReport:
     """The sums of one run, without the work of other runs."""
 
     images: int = 0
@@ -32,11 +32,11 @@ class Report:
     """The number of shards that each of them did at once."""
 
 
-class Tally:
+class RunTotals:
     """Adds up the work of a run, and ends the run if too many images of the folder are bad."""
 
     def __init__(self, ledger: Ledger, max_bad: float, at_once: int = 1) -> None:
-        self.report = Report(at_once=at_once)
+        self.report = RunReport(at_once=at_once)
         self._begun = time.perf_counter()
         self._ledger = ledger
         self._max_bad = max_bad
@@ -81,7 +81,7 @@ class Tally:
         self._reasons.update(commit.reasons)
         self._refuse_too_many()
 
-    def closed(self) -> Report:
+    def closed(self) -> RunReport:
         """Return the report with the time that has passed."""
         self.report.wall_seconds = time.perf_counter() - self._begun
         return self.report

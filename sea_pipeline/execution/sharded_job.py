@@ -10,7 +10,7 @@ from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.execution.dispatch import StageRun, driver_device
 from sea_pipeline.execution.local import run
-from sea_pipeline.execution.run_report import Report
+from sea_pipeline.execution.run_report import RunReport
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.output.begin import Growing, begin
@@ -190,7 +190,7 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
     job.announce(ledger, reporter)
     _take_back(settings, ledger, reporter)
     if ledger.complete:
-        return StageRun(ledger, listing, Report(), {"device": job.device})
+        return StageRun(ledger, listing, RunReport(), {"device": job.device})
     if prepares:
         job.prepare(ledger, listing, reporter)
     stage = job.make_stage(ledger) if settings.crew.alone else None
@@ -205,7 +205,7 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
 
 def _by_workers(
     job: ShardedJob[Any], ledger: Ledger, advance: Advance, reporter: Reporter
-) -> tuple[Report, dict[str, str]]:
+) -> tuple[RunReport, dict[str, str]]:
     from sea_pipeline.execution.driver import distribute
 
     settings = job.settings

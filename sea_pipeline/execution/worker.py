@@ -96,17 +96,18 @@ class StagePlugin(NamedPlugin):
     Args:
         job: makes the stage.
         ledger: the output folder.
-        probe: a file of the driver below the folder, by which a worker knows that it sees the folder; None for stores.
+        visible_file: a file of the driver below the folder, by which a worker knows that it sees the folder; None for
+            stores.
         name: the name of this run.
     """
 
-    def __init__(self, job: Job, ledger: Ledger, probe: Path | None, name: str) -> None:
+    def __init__(self, job: Job, ledger: Ledger, visible_file: Path | None, name: str) -> None:
         self.name = name
         # The worker unpickles the job only after it has checked that its `trainer` is ours.
         self._job = pickle.dumps(job)
         self._is_of_trainer = type(job).__module__.startswith("trainer.")
         self._ledger = ledger
-        self._probe = probe
+        self._visible_file = visible_file
 
     def setup(self, worker: Worker) -> None:
         """Start loading the stage, called by dask on every worker, also on later ones."""
@@ -122,7 +123,7 @@ class StagePlugin(NamedPlugin):
 
     def _load(self) -> tuple[Stage, Source]:
         give_up = time.monotonic() + _SEEN_SECONDS
-        while self._probe is not None and not self._probe.is_file():
+        while self._visible_file is not None and not self._visible_file.is_file():
             if time.monotonic() > give_up:
                 raise UserError(
                     f"{self._ledger.root}: the worker on {platform.node()} does not see the folder that the run writes "

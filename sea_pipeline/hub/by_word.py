@@ -44,11 +44,11 @@ SCHEMA = pa.schema(
     ]
 )
 _TYPES: tuple[Any, ...] = np.uint16, np.uint32, np.uint16, np.float32
-"""The types of the columns of `_Labels`."""
+"""The types of the columns of `_LabelColumns`."""
 _DICTIONARIES = ["word", "image_id", "cell_rows.list.element", "cell_columns.list.element"]
 
 
-class _Labels(NamedTuple):
+class _LabelColumns(NamedTuple):
     """Some labels of a file, in columns of equal length."""
 
     word: npt.NDArray[Any]
@@ -60,10 +60,10 @@ class _Labels(NamedTuple):
     score: npt.NDArray[Any]
     """float32: the similarity s."""
 
-    def by_word(self) -> "_Labels":
+    def by_word(self) -> "_LabelColumns":
         """Sort the labels by word, keeping the order of those of one word."""
         order = np.argsort(self.word, kind="stable")  # numpy sorts 16-bit integers by radix
-        return _Labels(*(column[order] for column in self))
+        return _LabelColumns(*(column[order] for column in self))
 
 
 def write_by_word(
@@ -103,7 +103,7 @@ def write_by_word(
             for _, _, table in pieces:
                 advance(len(table))
             continue
-        with publish(path, folder) as scratch, _Runs(folder, len(words)) as runs:
+        with publish(path, folder) as scratch, _SortedRuns(folder, len(words)) as runs:
             for block in _blocks(pieces, store, ranks, labels_per_block // per_image, advance):
                 runs.add(block)
             names = pa.array(ids[number * per_file : (number + 1) * per_file], pa.string())
@@ -111,18 +111,18 @@ def write_by_word(
     return paths
 
 
-class _Runs:
+class _SortedRuns:
     """Keeps labels on disk in sorted runs, and merges them word by word."""
 
     def __init__(self, folder: Path, words: int) -> None:
         self._words = words
-        self._paths = [scratch_path(folder, name) for name in _Labels._fields]
+        self._paths = [scratch_path(folder, name) for name in _LabelColumns._fields]
         self._ends: list[npt.NDArray[np.int64]] = []
         """For each run, the end of each word's labels in the files."""
         self._files: list[BinaryIO] = []
         self._open = ExitStack()
 
-    def __enter__(self) -> "_Runs":
+    def __enter__(self) -> "_SortedRuns":
         for path in self._paths:
             make_folder(path.parent)
             self._open.callback(path.unlink, missing_ok=True)
@@ -132,7 +132,7 @@ class _Runs:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def add(self, labels: _Labels) -> None:
+    def add(self, labels: _LabelColumns) -> None:
         """Append a sorted run of labels, whose images follow those of the earlier runs."""
         labels = labels.by_word()
         for column, file in zip(labels, self._files, strict=True):
@@ -140,7 +140,7 @@ class _Runs:
         first = self._ends[-1][-1] if self._ends else 0
         self._ends.append(first + np.cumsum(np.bincount(labels.word, minlength=self._words)))
 
-    def merged(self, most: int) -> Iterator[_Labels]:
+    def merged(self, most: int) -> Iterator[_LabelColumns]:
         """Yield all labels sorted by word.
 
         Each item has `most` labels at most, unless one word has more.
@@ -161,7 +161,7 @@ class _Runs:
                 slice(int(ends[word - 1]) if word else begin, int(ends[end - 1]))
                 for ends, begin in zip(self._ends, begins, strict=True)
             ]
-            labels = _Labels(*(np.concatenate(self._read(number, parts)) for number in range(len(_TYPES))))
+            labels = _LabelColumns(*(np.concatenate(self._read(number, parts)) for number in range(len(_TYPES))))
             if len(labels.word):
                 yield labels.by_word()
             word = end
@@ -200,7 +200,7 @@ def _blocks(
     ranks: npt.NDArray[np.uint16],
     images: int,
     advance: Callable[[int], None],
-) -> Iterator[_Labels]:
+) -> Iterator[_LabelColumns]:
     """Yield the labels of the pieces, in blocks of `images` images or a few more.
 
     Args:
@@ -210,23 +210,23 @@ def _blocks(
         images: the number of images at which a block ends.
         advance: called with the number of images that have passed.
     """
-    parts: list[_Labels] = []
+    parts: list[_LabelColumns] = []
     held = 0
     for _, first, table in pieces:
         word_ids, scores = label_arrays(table, store.top_n)
         image, patch, _ = there = np.nonzero(word_ids >= 0)
         words = ranks[word_ids[there]]
-        parts.append(_Labels(words, (first + image).astype(np.uint32), patch.astype(np.uint16), scores[there]))
+        parts.append(_LabelColumns(words, (first + image).astype(np.uint32), patch.astype(np.uint16), scores[there]))
         held += len(table)
         if held >= images:
-            yield _Labels(*map(np.concatenate, zip(*parts, strict=True)))
+            yield _LabelColumns(*map(np.concatenate, zip(*parts, strict=True)))
             parts, held = [], 0
         advance(len(table))
     if parts:
-        yield _Labels(*map(np.concatenate, zip(*parts, strict=True)))
+        yield _LabelColumns(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _write(path: Path, blocks: Iterable[_Labels], words: pa.Array, names: pa.Array, columns: int) -> None:
+def _write(path: Path, blocks: Iterable[_LabelColumns], words: pa.Array, names: pa.Array, columns: int) -> None:
     options: dict[str, Any] = {"column_encoding": {"score": "BYTE_STREAM_SPLIT"}, "use_dictionary": _DICTIONARIES}
     with (
         path.open("wb") as file,

@@ -9,7 +9,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
 from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import Dataset, File, Manifest
+from sea_pipeline.output.records import DatasetFile, File, Manifest
 from sea_pipeline.storage.hub import asking, hub_api
 
 CARD, CROISSANT = "README.md", "croissant.json"
@@ -56,7 +56,7 @@ def is_same(path: Path, file: HubFile, sha256: str | None = None) -> bool:
     return sha256 == file.sha256
 
 
-def paths_of(dataset: Dataset, manifest: Manifest) -> list[str]:
+def paths_of(dataset: DatasetFile, manifest: Manifest) -> list[str]:
     """List the paths of all files of a finished folder, in the order in which they are pushed."""
     tables = {file.path for file in manifest.other_files}
     paths = [DATASET, *(file.path for file in dataset.files)]

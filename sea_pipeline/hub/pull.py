@@ -19,7 +19,7 @@ from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.hub.files import HubFile, hub_files, is_same, paths_of, refuse_other_names
 from sea_pipeline.output.folder import DATASET, MANIFEST
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import Dataset, Manifest, load_record
+from sea_pipeline.output.records import DatasetFile, Manifest, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hub import asking, commit_of, silent_client
 from sea_pipeline.storage.locks import claimed
@@ -101,7 +101,7 @@ def _named(name: str, commit: str, there: dict[str, HubFile], shown: str) -> tup
             "finishes it by the same push"
         )
     remote = place(f"hf://datasets/{name}@{commit}")
-    dataset, manifest = load_record(remote / DATASET, Dataset), load_record(remote / MANIFEST, Manifest)
+    dataset, manifest = load_record(remote / DATASET, DatasetFile), load_record(remote / MANIFEST, Manifest)
     if dataset.shards != len(manifest.shards):
         raise UserError(
             f"{shown}: expected a manifest of {dataset.shards:,} shards, as its dataset.json says; found one of "

@@ -39,7 +39,7 @@ from sea_pipeline.labels.statistics import Statistics, statistics
 from sea_pipeline.labels.store import LabelStore, open_labels
 from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import Dataset, load_record
+from sea_pipeline.output.records import DatasetFile, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.hub import asking, commit_of, hub_api, silent_client
@@ -157,7 +157,7 @@ def _refuse_others(name: str, head: str, there: dict[str, HubFile], ledger: Ledg
                 "name"
             )
         return
-    theirs = load_record(place(f"hf://datasets/{name}@{head}/{DATASET}"), Dataset)
+    theirs = load_record(place(f"hf://datasets/{name}@{head}/{DATASET}"), DatasetFile)
     parts = [(part.plan, part.images) for part in theirs.all_parts()]
     if (theirs.kind, theirs.fingerprint) != (ours.kind, ours.fingerprint):
         difference = f"{theirs.kind} of other settings, fingerprint {theirs.fingerprint[:12]}… there"

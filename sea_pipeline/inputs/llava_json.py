@@ -89,10 +89,10 @@ def naming(path: Path | str, number: int) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: {place(path, number)}: {error}") from error
+        raise UserError(f"{path}: {record_name(path, number)}: {error}") from error
 
 
-def place(path: Path | str, number: int) -> str:
+def record_name(path: Path | str, number: int) -> str:
     """Name a record as `records` counts it in this file, `entry 3` or `line 3`."""
     return f"{'line' if _has_lines(path) else 'entry'} {number}"
 

@@ -14,7 +14,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.format import KIND, MEANS, WORDS, read_mean_similarity, read_words, write_mean_similarity
 from sea_pipeline.output.folder import DATASET
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import Dataset, Manifest, file_record, find_record
+from sea_pipeline.output.records import DatasetFile, Manifest, file_record, find_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.locks import alone, refuse_without_locks
 from sea_pipeline.storage.paths import Place, entries, place
@@ -58,7 +58,7 @@ def open_sources(folders: Sequence[str | Place]) -> list[Ledger]:
     return ledgers
 
 
-def begin_folder(out: str | Place, dataset: Dataset, plans: Mapping[str, Any], words: Place) -> Ledger:
+def begin_folder(out: str | Place, dataset: DatasetFile, plans: Mapping[str, Any], words: Place) -> Ledger:
     """Begin the folder, or continue it if it was begun as the same one.
 
     Args:
@@ -77,7 +77,7 @@ def begin_folder(out: str | Place, dataset: Dataset, plans: Mapping[str, Any], w
     make_folder(root)
     first, *others = plans
     with alone(root):
-        found = find_record(root / DATASET, Dataset)
+        found = find_record(root / DATASET, DatasetFile)
         if found is not None:
             if found.model_copy(update={"files": []}) != dataset:
                 raise UserError(f"{root}: holds something else than what was asked for; choose another --out")

@@ -13,7 +13,7 @@ from sea_pipeline.join.rewrite import rewrite
 from sea_pipeline.labels.format import WORDS
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_name, plan_sha256
-from sea_pipeline.output.records import Commit, Dataset, File, file_record
+from sea_pipeline.output.records import Commit, DatasetFile, File, file_record
 from sea_pipeline.output.verify import HASHING
 from sea_pipeline.storage.hashing import leaves
 from sea_pipeline.storage.paths import Place, below
@@ -101,7 +101,7 @@ def _begin(ledgers: Sequence[Ledger], samples: Sequence[Sample], out: str | Plac
     first = ledgers[0].dataset
     parts = [part for ledger in ledgers for part in ledger.dataset.all_parts()]
     plans = [file.path for ledger in ledgers for file in ledger.plan.files]
-    dataset = Dataset(
+    dataset = DatasetFile(
         **first.model_dump(include={"schema_version", "kind", "fields", "fingerprint", "shard_size", "encoder"}),
         plan=plan_sha256(samples),
         images=len(samples),

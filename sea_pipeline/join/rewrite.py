@@ -18,7 +18,7 @@ from sea_pipeline.labels.format import WORDS, LabelRow, ShardWriter
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, write_plan
 from sea_pipeline.output.quarantine import read_quarantine
-from sea_pipeline.output.records import Dataset
+from sea_pipeline.output.records import DatasetFile
 from sea_pipeline.storage.parquet import open_parquet, shard_footer
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import local_copy, publish
@@ -63,7 +63,7 @@ def rewrite(
     """
     first = max((ledger.dataset for ledger in ledgers), key=lambda dataset: dataset.schema_version)
     size, samples = ledgers[0].dataset.shard_size, [sample for _, _, sample in chosen]
-    dataset = Dataset(
+    dataset = DatasetFile(
         **first.model_dump(include={"schema_version", "kind", "fields", "fingerprint", "encoder"}),
         plan=plan_sha256(samples),
         images=len(samples),

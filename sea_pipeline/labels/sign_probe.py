@@ -67,8 +67,8 @@ def probe(
         device: the device that searches words.
         seed: seed of the interval's bootstrap.
     """
-    tallies = [
-        _Tally(sign, WordSearch(embeddings, top_n=top_n, sign=sign, device=device), named, len(words))
+    counters = [
+        _LabelCounter(sign, WordSearch(embeddings, top_n=top_n, sign=sign, device=device), named, len(words))
         for sign in (1, -1)
     ]
     seen: list[int] = []
@@ -77,13 +77,13 @@ def probe(
         vectors = encoder.patches(torch.from_numpy(np.stack([values for _, values in batch])))
         finite = finite_images(encoder, vectors)
         images = [image for (image, _), good in zip(batch, finite, strict=True) if good]
-        for tally in tallies:
-            tally.add(images, vectors[finite])
+        for counter in counters:
+            counter.add(images, vectors[finite])
         seen += images
-    return [tally.result(words, seen, spec, seed) for tally in tallies] if len(seen) > 1 else []
+    return [counter.result(words, seen, spec, seed) for counter in counters] if len(seen) > 1 else []
 
 
-class _Tally:
+class _LabelCounter:
     """Counts the labels of one sign, image by image."""
 
     def __init__(self, sign: int, search: WordSearch, named: Named, words: int) -> None:

@@ -18,7 +18,7 @@ from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.mend import is_lost, rebuild_dataset, restored
 from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
-from sea_pipeline.output.records import SCHEMA_VERSION, Dataset, Manifest, Part, file_record, whole_record
+from sea_pipeline.output.records import SCHEMA_VERSION, DatasetFile, Manifest, Part, file_record, whole_record
 from sea_pipeline.output.verify import dataset_problem, plan_problem
 from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
 from sea_pipeline.storage.locks import alone, refuse_without_locks
@@ -44,15 +44,15 @@ def begin(
 ) -> Ledger:
     """Begin an output folder, or continue one that has the same fields and the same images.
 
-    `companions` are small files, by name, that are written next to the shards. `encoder` is a spec, see `Dataset`. With
-    `extend`, new images become shards of their own after the planned ones.
+    `companions` are small files, by name, that are written next to the shards. `encoder` is a spec, see `DatasetFile`.
+    With `extend`, new images become shards of their own after the planned ones.
 
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
     """
     refuse_without_locks(root)
     samples = planning_order(listing, shard_size)
-    wanted = Dataset(
+    wanted = DatasetFile(
         schema_version=SCHEMA_VERSION,
         kind=kind,
         fields=fields,
@@ -78,8 +78,8 @@ def begin(
 
 
 def _create(
-    root: Place, dataset: Dataset, samples: Sequence[Sample], companions: dict[str, bytes], locked: bool
-) -> Dataset | None:
+    root: Place, dataset: DatasetFile, samples: Sequence[Sample], companions: dict[str, bytes], locked: bool
+) -> DatasetFile | None:
     """Create the folder and return its dataset, or None if another process was first.
 
     That can only happen without a lock between the two.
@@ -107,7 +107,7 @@ def _create(
     return dataset
 
 
-def _has_lost_all(root: Place, dataset: Dataset) -> bool:
+def _has_lost_all(root: Place, dataset: DatasetFile) -> bool:
     """Tell, from its plan and its manifest, whether a folder of this run has lost its commits, too."""
     if any(entries(root / COMMITS)):
         return False
@@ -161,7 +161,7 @@ class _Difference(NamedTuple):
 
 def _belonging(
     root: Place,
-    wanted: Dataset,
+    wanted: DatasetFile,
     samples: Sequence[Sample],
     companions: dict[str, bytes],
     growing: Growing,
@@ -195,7 +195,7 @@ def _belonging(
         _extend(ledger, wanted, difference, locked)
 
 
-def _differing(ledger: Ledger, wanted: Dataset, growing: Growing) -> tuple[dict[str, Any], list[str]]:
+def _differing(ledger: Ledger, wanted: DatasetFile, growing: Growing) -> tuple[dict[str, Any], list[str]]:
     """Return the fields that have grown, and a phrase for each other field that differs."""
     found = ledger.dataset
     known = found.latest_fields()
@@ -212,7 +212,7 @@ def _differing(ledger: Ledger, wanted: Dataset, growing: Growing) -> tuple[dict[
 
 
 def _compare(
-    ledger: Ledger, wanted: Dataset, samples: Sequence[Sample], grown: dict[str, Any], others: list[str]
+    ledger: Ledger, wanted: DatasetFile, samples: Sequence[Sample], grown: dict[str, Any], others: list[str]
 ) -> _Difference:
     if ledger.dataset.plan == wanted.plan:
         return _Difference([], [], grown, others)
@@ -223,7 +223,7 @@ def _compare(
     return _Difference(new, gone, grown, others)
 
 
-def _extend(ledger: Ledger, wanted: Dataset, difference: _Difference, locked: bool) -> None:
+def _extend(ledger: Ledger, wanted: DatasetFile, difference: _Difference, locked: bool) -> None:
     """Plan new images as a further part.
 
     Until `dataset.json` is replaced nothing has changed.
@@ -267,7 +267,7 @@ def _planned_by_another(path: Place, new: list[Sample]) -> list[Sample]:
     return planned
 
 
-def _write_places(ledger: Ledger, wanted: Dataset) -> None:
+def _write_places(ledger: Ledger, wanted: DatasetFile) -> None:
     """Write where the images are now, if that has changed.
 
     No hash covers these fields of `dataset.json`.

@@ -39,7 +39,7 @@ from sea_pipeline.output.plan import Plan
 from sea_pipeline.output.quarantine import read_quarantine, write_quarantine
 from sea_pipeline.output.records import (
     Commit,
-    Dataset,
+    DatasetFile,
     File,
     Manifest,
     OtherVersionError,
@@ -57,7 +57,7 @@ from sea_pipeline.storage.retry import StoreError
 class Ledger:
     """The plan, the finished shards and the missing shards of an output folder."""
 
-    def __init__(self, root: Place, dataset: Dataset, image_root: str | None = None) -> None:
+    def __init__(self, root: Place, dataset: DatasetFile, image_root: str | None = None) -> None:
         self.root = root
         self.dataset = dataset
         self.plan = Plan(root, dataset)
@@ -76,7 +76,7 @@ class Ledger:
         path = root / DATASET
         refuse_others(root)
         try:
-            return cls(root, load_record(path, Dataset))
+            return cls(root, load_record(path, DatasetFile))
         except (StoreError, OtherVersionError):
             raise
         except UserError as problem:

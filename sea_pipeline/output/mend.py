@@ -19,7 +19,7 @@ from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output.folder import DATASET, MANIFEST, advised
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
-from sea_pipeline.output.records import Commit, Dataset, File, Manifest, Part, check_file, file_record, whole_record
+from sea_pipeline.output.records import Commit, DatasetFile, File, Manifest, Part, check_file, file_record, whole_record
 from sea_pipeline.output.verify import HASHING, contradictions, misplaced
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.json_files import json_object
@@ -160,7 +160,11 @@ def is_lost(path: Place) -> bool:
 
 
 def rebuild_dataset(
-    root: Place, wanted: Dataset, samples: Sequence[Sample], companions: Mapping[str, bytes], growing: Collection[str]
+    root: Place,
+    wanted: DatasetFile,
+    samples: Sequence[Sample],
+    companions: Mapping[str, bytes],
+    growing: Collection[str],
 ) -> bool:
     """Rewrite a lost `dataset.json` if the folder's commits belong to this run.
 
@@ -194,8 +198,8 @@ def rebuild_dataset(
 
 
 def _lost_dataset(
-    root: Place, wanted: Dataset, samples: Sequence[Sample], growing: Collection[str]
-) -> tuple[Dataset, list[Sequence[Sample]]] | None:
+    root: Place, wanted: DatasetFile, samples: Sequence[Sample], growing: Collection[str]
+) -> tuple[DatasetFile, list[Sequence[Sample]]] | None:
     """Rebuild the lost dataset without its `files`, and return it with the content of its plans.
 
     None if no commit belongs to it.
@@ -211,7 +215,9 @@ def _lost_dataset(
     return None
 
 
-def _committed(root: Place, wanted: Dataset, plans: list[Sequence[Sample]], fields: dict[str, Any]) -> Dataset | None:
+def _committed(
+    root: Place, wanted: DatasetFile, plans: list[Sequence[Sample]], fields: dict[str, Any]
+) -> DatasetFile | None:
     """Return the dataset of these plans if there is a commit of it.
 
     Removes from `plans` the plans of an extension that no commit follows.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.output.records import Commit, Dataset
+from sea_pipeline.output.records import Commit, DatasetFile
 from sea_pipeline.storage.hashing import canonical_json
 from sea_pipeline.storage.parquet import open_parquet, parquet_writer
 from sea_pipeline.storage.paths import Place
@@ -62,7 +62,7 @@ class PlanFile(NamedTuple):
 class Plan:
     """All planned images of a folder, in their order when iterated."""
 
-    def __init__(self, root: Place, dataset: Dataset) -> None:
+    def __init__(self, root: Place, dataset: DatasetFile) -> None:
         parts = dataset.all_parts()
         ends = accumulate(part.shards for part in parts)
         self.files = [

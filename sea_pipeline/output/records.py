@@ -54,7 +54,7 @@ class Part(Record):
     """Values, when this part was planned, of the dataset's fields that grow with the input."""
 
 
-class Dataset(Record):
+class DatasetFile(Record):
     """`dataset.json`, which says what an output folder is."""
 
     schema_version: Count

@@ -25,7 +25,7 @@ HASHING = 4
 """Threads that hash files. More gain little on one disk."""
 
 
-class Checked(NamedTuple):
+class CheckResult(NamedTuple):
     """The result of `check_files`."""
 
     files: list[File]
@@ -39,7 +39,7 @@ class Checked(NamedTuple):
     """See `Ledger.finished`."""
 
 
-def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bool = True) -> Checked:
+def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bool = True) -> CheckResult:
     """Compare the records of a folder, finished or not, with each other and with the files they name.
 
     Files are hashed. Those of shards are hashed only if `shards`, because that takes long. Otherwise their sizes are
@@ -47,10 +47,10 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
     """
     root, dataset = ledger.root, ledger.dataset
     if problem := misplaced(ledger):
-        return Checked([], [problem], [], finished=False)
+        return CheckResult([], [problem], [], finished=False)
     lines = [advised(problem) for file in dataset.files if (problem := check_file(root, file))]
     if not lines and (problem := dataset_problem(ledger)):
-        return Checked(dataset.files, [problem], [], finished=False)
+        return CheckResult(dataset.files, [problem], [], finished=False)
     manifest, problem = _manifest(ledger)
     commits, problems = _commits(ledger, len(manifest.shards) if manifest is not None else 0)
     problems += [problem] if problem else []
@@ -59,7 +59,7 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
     if manifest is not None and finished and not (lines or problems) and len(commits) == dataset.shards:
         blamed = contradictions(ledger, manifest, commits)
     if (problems or blamed) and not lines and (problem := plan_problem(ledger)):
-        return Checked(dataset.files, [problem], [], finished=False)
+        return CheckResult(dataset.files, [problem], [], finished=False)
     # Files next to the shards may be newer than a manifest that does not cover all shards.
     others = manifest.other_files if manifest is not None and finished and MANIFEST not in blamed else []
     named = [*others, *(file for commit in commits for file in commit.files), *dataset.files]
@@ -76,7 +76,7 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
         problems += [*blamed.values(), *filter(None, pool.map(differs, files))]
     missing = sorted(set(range(dataset.shards)) - {commit.shard for commit in commits})
     lines += [advised(problem) for problem in dict.fromkeys(problems)]
-    return Checked(files, lines, missing, finished)
+    return CheckResult(files, lines, missing, finished)
 
 
 def refuse_damage(ledger: Ledger) -> None:

@@ -14,7 +14,7 @@ from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import open_labels
 from tests.bench.measure import Figure
-from trainer.data.dataset import Collator, Labels, TrainingData
+from trainer.data.dataset import Collator, TrainingData, TrainingLabels
 from trainer.data.run_rows import place_of
 from trainer.recipes.recipe import Sea
 
@@ -44,7 +44,7 @@ def figures() -> list[Figure]:
         images = sorted({record["image"] for record in json.loads(file.read_text()) if "image" in record})
         row: dict[str, Any] = {"input_ids": [2, IMAGE, *range(3, 90)], "trained": [False] * 30 + [True] * 59}
         rows = Dataset.from_list([row | {"id": name, "images": [name]} for name in images])
-        data = TrainingData(rows, locate, _Processor(), GRID, labels=Labels(cache, Sea(), True, None))
+        data = TrainingData(rows, locate, _Processor(), GRID, labels=TrainingLabels(cache, Sea(), True, None))
         return [_figure(data, Collator(data, 0, 0))]
 
 

@@ -19,7 +19,7 @@ from sea_pipeline.execution.cluster_settings import LocalCluster
 from sea_pipeline.execution.dask_clusters import connected
 from sea_pipeline.execution.driver import Driver, stage_plugin
 from sea_pipeline.execution.local import run
-from sea_pipeline.execution.run_report import Report
+from sea_pipeline.execution.run_report import RunReport
 from sea_pipeline.execution.worker_pool import WorkerPool
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output.ledger import Ledger
@@ -36,14 +36,14 @@ def client() -> Iterator[Client]:
         yield client
 
 
-Work = Callable[..., Report]
+Work = Callable[..., RunReport]
 
 
 @pytest.fixture
 def work(client: Client, tmp_path: Path) -> Work:
     """Does a folder's shards by the two workers."""
 
-    def work(ledger: Ledger, job: PlantedJob | None = None, shards: range | None = None, **given: Any) -> Report:
+    def work(ledger: Ledger, job: PlantedJob | None = None, shards: range | None = None, **given: Any) -> RunReport:
         said: list[str] = given.pop("said", [])
         with stage_plugin(job or PlantedJob(tmp_path / "faults"), ledger) as plugin:
             pool = WorkerPool(client, plugin, workers.ready, start_timeout=60, reporter=Heard(said))
@@ -188,8 +188,8 @@ def test_a_worker_that_sees_another_folder_is_refused(
     client.run(_see_for, 0.1)
     ledger = planted_ledger(tmp_path / "out")
     with stage_plugin(PlantedJob(tmp_path / "faults"), ledger) as plugin:
-        assert plugin._probe is not None
-        plugin._probe.unlink()  # as on a host that has a folder of that name of its own
+        assert plugin._visible_file is not None
+        plugin._visible_file.unlink()  # as on a host that has a folder of that name of its own
         pool = WorkerPool(client, plugin, workers.ready, start_timeout=20, reporter=SILENT)
         with pool.open(), pytest.raises(UserError, match="does not see the folder that the run writes to; give --out"):
             Driver(pool, ledger, max_bad=0.5).run()

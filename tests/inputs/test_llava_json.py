@@ -7,7 +7,7 @@ import pytest
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs import json_array
 from sea_pipeline.inputs.json_array import JsonNumbers
-from sea_pipeline.inputs.llava_json import images_of, place, records, relative_path
+from sea_pipeline.inputs.llava_json import images_of, record_name, records, relative_path
 
 ROW = {"id": 1, "image": "a.jpg", "conversations": [{"from": "human", "value": "Hi"}]}
 
@@ -18,7 +18,7 @@ def test_records_come_with_the_number_of_their_entry_or_line(tmp_path: Path) -> 
     lines.write_text(f"\n{json.dumps(ROW)}\n\n{json.dumps(ROW)}")
     assert list(records(array)) == [(1, ROW), (2, ROW)]
     assert list(records(lines)) == [(2, ROW), (4, ROW)]
-    assert (place(array, 2), place(lines, 4)) == ("entry 2", "line 4")
+    assert (record_name(array, 2), record_name(lines, 4)) == ("entry 2", "line 4")
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])

@@ -14,7 +14,7 @@ from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import Dataset
+from sea_pipeline.output.records import DatasetFile
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from tests.support.contents import content, rows
@@ -67,7 +67,9 @@ def test_only_new_images_are_labelled_and_old_files_stay(
 
 def test_a_folder_that_is_not_extended_looks_as_before(label: Label, photos: Path, tmp_path: Path) -> None:
     label(images=str(photos))
-    assert set(json.loads((tmp_path / "labels" / "dataset.json").read_text())) == set(Dataset.model_fields) - {"parts"}
+    assert set(json.loads((tmp_path / "labels" / "dataset.json").read_text())) == set(DatasetFile.model_fields) - {
+        "parts"
+    }
     grow(photos)
     label(images=str(photos), extend=True)
     written = json.loads((tmp_path / "labels" / "dataset.json").read_text())

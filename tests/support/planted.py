@@ -14,7 +14,7 @@ from sea_pipeline.labels import run as label_run
 from tests.support.tiny_runs import World, label_settings
 from tests.support.world import COLOURS, draw
 from trainer.data.conversations import load_conversations
-from trainer.data.dataset import Collator, Labels, TrainingData
+from trainer.data.dataset import Collator, TrainingData, TrainingLabels
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, open_model_folder
 from trainer.model.parts import quiet
@@ -44,7 +44,7 @@ class Planted(NamedTuple):
     words: tuple[str, ...]
 
     def data(self, sea: Sea | None = None, **settings: Any) -> TrainingData:
-        given = {"labels": Labels(self.cache, sea or Sea(window=1), True, None)} | settings
+        given = {"labels": TrainingLabels(self.cache, sea or Sea(window=1), True, None)} | settings
         locate = partial(Path.joinpath, self.photos)
         return TrainingData(self.rows, locate, self.folder.processor, self.folder.grid, **given)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.llava_json import place, relative_path, shown
+from sea_pipeline.inputs.llava_json import record_name, relative_path, shown
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 
 _IDS = 10
@@ -88,7 +88,7 @@ def refuse(path: Path, rows: Iterable[BadRow], total: int, *, nothing_left: bool
     if len(every) == 1:
         (row,) = every
         left = "; no other row is left to train on" if nothing_left else ""
-        raise UserError(f"{path}: {place(path, row.number)}, id {row.id!r}: {row.reason}{left}")
+        raise UserError(f"{path}: {record_name(path, row.number)}, id {row.id!r}: {row.reason}{left}")
     kinds: dict[str, list[BadRow]] = defaultdict(list)
     for row in every:
         kinds[row.kind].append(row)

@@ -20,7 +20,7 @@ from trainer.data.bad_rows import BadRow, bad_rows, refuse, without
 from trainer.data.files import check_conversations_file, check_image_root
 from trainer.data.row_cache import kept_rows
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
-from trainer.model.tokenise import Conversation, Encoder
+from trainer.model.tokenise import Conversation, ConversationTokenizer
 
 VERSION = 4
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
@@ -163,7 +163,7 @@ def conversation_rows(
         UserError: the file or the template does not fit.
     """
     render = load_template(template, tokenizer, image_token)
-    encode = Encoder(tokenizer, image_token, image_tokens, max_length)
+    encode = ConversationTokenizer(tokenizer, image_token, image_tokens, max_length)
     rows = islice(records(path, strict=False), limit)
     found = False
     while chunk := [_conversation(number, row, render, image_token) for number, row in islice(rows, _CHUNK)]:

@@ -26,7 +26,7 @@ from trainer.sampling import draw, generator, one_patch_per_word
 from trainer.targets.store import Targets, TargetStore
 
 
-class Sample(TypedDict):
+class TrainingSample(TypedDict):
     """A sample of an epoch with k images of m visual tokens each, l tokens and K drawn patches."""
 
     row: int
@@ -52,7 +52,7 @@ class Kept(NamedTuple):
     box: CropBox
 
 
-class Labels:
+class TrainingLabels:
     """The labels of a run's images, and the settings by which words are drawn from them (SEA section 4.2)."""
 
     def __init__(self, cache: LabelCache, sea: Sea, transfer: bool, token_keys: npt.NDArray[np.int64] | None) -> None:
@@ -69,7 +69,7 @@ class Labels:
         return geometry.placed(self.cache[image_id], grid, box, transfer=self.transfer, image_id=image_id)
 
 
-class TrainingData(Dataset[Sample]):
+class TrainingData(Dataset[TrainingSample]):
     """Samples by the index `epoch * len + row` of an `EpochSampler`.
 
     What is drawn for a sample depends on (seed, epoch, row) alone, so a resumed run draws the same.
@@ -93,7 +93,7 @@ class TrainingData(Dataset[Sample]):
         processor: Any,  # noqa: ANN401 - transformers'
         grid: tuple[int, int],
         *,
-        labels: Labels | None = None,
+        labels: TrainingLabels | None = None,
         targets: TargetStore | None = None,
         crops: int = 0,
         random_crop: float | None = None,
@@ -114,7 +114,7 @@ class TrainingData(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TrainingSample:
         """Return one sample, or at `BLANK` a single token of which nothing is trained.
 
         Raises:
@@ -137,7 +137,7 @@ class TrainingData(Dataset[Sample]):
                 patches.append(drawn.patches + position * visual_tokens)
                 words.append(drawn.words)
         ids, trained = self._expanded(row)
-        return Sample(
+        return TrainingSample(
             row=place,
             epoch=epoch,
             input_ids=ids,
@@ -191,10 +191,10 @@ class TrainingData(Dataset[Sample]):
         return ids.repeat_interleave(repeats), trained.repeat_interleave(repeats)
 
 
-def _blank() -> Sample:
+def _blank() -> TrainingSample:
     none = np.zeros(0, np.int64)
     token, trained = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
-    return Sample(
+    return TrainingSample(
         row=BLANK, epoch=0, input_ids=token, trained=trained, images=None, patches=none, words=none, targets=[]
     )
 
@@ -216,7 +216,7 @@ class Collator:
         self._features = data.kept is not None
         self._seed = seed
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
+    def __call__(self, samples: Sequence[TrainingSample]) -> Batch:
         """Collate samples to a `Batch`.
 
         Blank samples are dropped, unless all samples are blank. Then one of them stays.
@@ -250,7 +250,7 @@ class Collator:
             batch["sea_patches"], batch["sea_words"] = self._pairs(samples, self._labels, random)
         return batch
 
-    def _seed_of(self, samples: Sequence[Sample]) -> int:
+    def _seed_of(self, samples: Sequence[TrainingSample]) -> int:
         """Draw the batch's seed from its first sample alone.
 
         The first of several processes then draws the same seed as a single process with all the samples would.
@@ -259,7 +259,7 @@ class Collator:
         return int(np.random.default_rng((self._seed, first["epoch"], first["row"] + 1)).integers(2**31))
 
     def _pairs(
-        self, samples: Sequence[Sample], labels: Labels, random: np.random.Generator
+        self, samples: Sequence[TrainingSample], labels: TrainingLabels, random: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         images = [0 if sample["images"] is None else len(sample["images"]) for sample in samples]
         starts = self._visual_tokens * np.concatenate([[0], np.cumsum(images)[:-1]]).astype(np.int64)

@@ -12,7 +12,7 @@ from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import LabelStore, open_labels
-from trainer.data.dataset import Labels
+from trainer.data.dataset import TrainingLabels
 from trainer.data.files import LABELS as LABELS
 from trainer.data.run_rows import Conversations
 from trainer.model.aspect_ratio import pads
@@ -113,15 +113,15 @@ def _as_named(store: LabelStore, labels: LabelSource, words: WordList | None) ->
     return words is None or bool(store.manifest["fields"]["wordlist"]["sha256"] == words.sha256)
 
 
-def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> Labels:
-    """Make the `Labels` that a run's words are drawn from."""
+def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> TrainingLabels:
+    """Make the `TrainingLabels` that a run's words are drawn from."""
     keys = None
     if sea.dedupe == "tokens":
         spelled = word_tokens(folder.processor.tokenizer, store.words, sea.word_prefix)
         sequences = [tuple(tuple(form[word]) for form in spelled) for word in range(len(store.words))]
         numbers = {sequence: number for number, sequence in enumerate(dict.fromkeys(sequences))}
         keys = np.array([numbers[sequence] for sequence in sequences])
-    return Labels(label_cache(store), sea, transfer, keys)
+    return TrainingLabels(label_cache(store), sea, transfer, keys)
 
 
 def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversations) -> TargetStore | None:

@@ -140,7 +140,7 @@ def _of_content(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     return [any(start < stop and begin < end for begin, stop in spans) for start, end in ranges]
 
 
-class _Sample(NamedTuple):
+class _SampleLosses(NamedTuple):
     """The numbers that the metrics need of a sample.
 
     Losses are in nats, summed over its trained tokens or over those of content words.
@@ -161,7 +161,7 @@ class Controls:
     """Collect the losses of samples with their own and with other photos, and compute metrics from them."""
 
     def __init__(self) -> None:
-        self._samples: list[_Sample] = []
+        self._samples: list[_SampleLosses] = []
 
     def add(
         self,
@@ -184,7 +184,9 @@ class Controls:
         shown = own if other is None else other
         sums = (float(own[content].sum()), float(shown[content].sum()))
         self._samples.append(
-            _Sample(photo, other is not None, len(own), float(own.sum()), float(shown.sum()), int(content.sum()), *sums)
+            _SampleLosses(
+                photo, other is not None, len(own), float(own.sum()), float(shown.sum()), int(content.sum()), *sums
+            )
         )
 
     def join(self, others: "Controls", part: int) -> None:
@@ -217,7 +219,7 @@ class Controls:
 
 
 def _mean(
-    name: str, samples: Sequence[_Sample], of: Callable[[_Sample], tuple[float, int]]
+    name: str, samples: Sequence[_SampleLosses], of: Callable[[_SampleLosses], tuple[float, int]]
 ) -> Iterator[tuple[str, float]]:
     sums, tokens = zip(*map(of, samples), strict=True) if samples else ((), ())
     if sum(tokens):

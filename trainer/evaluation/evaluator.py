@@ -19,7 +19,7 @@ from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.store import LabelStore
 from trainer.data.bad_rows import image_names
-from trainer.data.dataset import Collator, Labels, TrainingData
+from trainer.data.dataset import Collator, TrainingData, TrainingLabels
 from trainer.evaluation import metrics
 from trainer.evaluation.blind_control import Controls, by_sample, content_tokens, others, with_other_photos
 from trainer.losses.embeddings import llm_embeddings
@@ -71,7 +71,7 @@ class Evaluator:
     def __init__(
         self,
         data: TrainingData,
-        labels: Labels | None,
+        labels: TrainingLabels | None,
         store: LabelStore | None,
         *,
         vocabulary: int,

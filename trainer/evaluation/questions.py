@@ -25,7 +25,7 @@ from trainer.evaluation.token_replacement import generate, stock
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder
 from trainer.model.prompts import PLACEHOLDER, Message, TemplateName, load_template, read_messages
-from trainer.model.tokenise import Conversation, Encoder
+from trainer.model.tokenise import Conversation, ConversationTokenizer
 
 SHORT = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 appends to a question that asks for a short answer."""
@@ -132,7 +132,9 @@ class Asker:
         self._model, self._processor, self._picture, self._batch_size = model, processor, picture, batch_size
         self._tokens = folder.grid[0] * folder.grid[1]
         self._render = load_template(template, processor.tokenizer, processor.image_token)
-        self._encode = Encoder(processor.tokenizer, processor.image_token, self._tokens, max_length=1 << 30)
+        self._encode = ConversationTokenizer(
+            processor.tokenizer, processor.image_token, self._tokens, max_length=1 << 30
+        )
 
     def __call__(self, questions: Sequence[Question], advance: Advance = lambda _: None) -> dict[str, float]:
         """Ask all questions with their own photos and with others', and score the answers.

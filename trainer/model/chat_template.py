@@ -23,8 +23,8 @@ BOS_FIRST = "{{- bos_token -}}"
 _BOS = "<s>"
 _EOS = "</s>"
 _WITHOUT_EOS = "{%- set eos_token = '' -%}"
-_PROBE = "some-question"
-_TURNS = [("user", _PROBE), ("assistant", "an answer\n"), ("user", " another\n"), ("assistant", "x")]
+_EXAMPLE_QUESTION = "some-question"
+_TURNS = [("user", _EXAMPLE_QUESTION), ("assistant", "an answer\n"), ("user", " another\n"), ("assistant", "x")]
 _CHAT = [{"role": role, "content": text} for role, text in _TURNS]
 _ANSWERS = [text for role, text in _TURNS if role == "assistant"]
 _CHATS = ((_CHAT, False), (_CHAT[:3], True), ([{"role": "system", "content": "be brief"}, *_CHAT[:2]], False))
@@ -121,10 +121,10 @@ def both_forms(own: str) -> str:
         own: takes either form or both; those of LLaVA folders on the hub take lists alone. In a string, the images go
             to its front.
     """
-    string = _question(own, f"{IMAGE_TOKEN}\n{_PROBE}")
+    string = _question(own, f"{IMAGE_TOKEN}\n{_EXAMPLE_QUESTION}")
     if string is None:
         return _PARTS + own
-    both = string == _question(own, [{"type": "image"}, {"type": "text", "text": _PROBE}])
+    both = string == _question(own, [{"type": "image"}, {"type": "text", "text": _EXAMPLE_QUESTION}])
     return own if both else _STRINGS + own
 
 
@@ -193,7 +193,7 @@ def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a
         text, _ = _rendered(template, [{"role": "user", "content": content}], True)
     except (TemplateError, TypeError):  # the template adds strings and got a list
         return None
-    return text if _PROBE in text else None
+    return text if _EXAMPLE_QUESTION in text else None
 
 
 def _text(template: str, messages: list[dict[str, Any]], prompt: bool) -> str | None:

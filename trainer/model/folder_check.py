@@ -16,7 +16,7 @@ from trainer.model.config_check import check_plain
 from trainer.model.llava_folder import read_config
 
 
-class Checked(NamedTuple):
+class LlavaFolder(NamedTuple):
     """A LLaVA folder without its weights."""
 
     config: LlavaConfig
@@ -26,7 +26,7 @@ class Checked(NamedTuple):
     """The number of visual tokens of one image."""
 
 
-def check_model_folder(folder: Path) -> Checked:
+def check_model_folder(folder: Path) -> LlavaFolder:
     """Pass one grey image through the processor, and its shape through the tower.
 
     No weights are read.
@@ -58,7 +58,7 @@ def check_model_folder(folder: Path) -> Checked:
             "equal numbers: correct vision_feature_select_strategy, patch_size and num_additional_image_tokens in "
             'config.json and processor_config.json ("default" drops a first token, which SigLIP does not have)'
         )
-    return Checked(config, processor, features)
+    return LlavaFolder(config, processor, features)
 
 
 def _read(folder: Path) -> tuple[LlavaConfig, Any]:

@@ -74,7 +74,7 @@ class Conversation(NamedTuple):
     """The rendered text, or the reason why it cannot be trained."""
 
 
-class Encoder:
+class ConversationTokenizer:
     """Tokenises conversations as LLaVA does, with each text before, between and after images on its own.
 
     So the text after an image begins as any text does, for SentencePiece with a space. A token is trained if any of

@@ -21,8 +21,7 @@ from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.paths import Place
-from trainer.data.dataset import Collator, TrainingData
-from trainer.data.dataset import Sample as Encoded
+from trainer.data.dataset import Collator, TrainingData, TrainingSample
 from trainer.losses.basic_term import BasicTerm
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.targets.codecs import Codec, codec_sha256
@@ -36,7 +35,7 @@ class _Image(NamedTuple):
     """A planned image with the first sample that shows it."""
 
     sample: Sample
-    encoded: Encoded
+    encoded: TrainingSample
     place: int
     """Index of the image among the sample's images."""
 

@@ -22,7 +22,7 @@ from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.borders import border
 from trainer.model.fsdp import whole
 from trainer.recipes.recipe import Recipe
-from trainer.training.gradient_balance import Balance, Probe
+from trainer.training.gradient_balance import Balance, GradientRecorder
 from trainer.training.resume import ResumingTrainer
 from trainer.training.schedule import check_schedule, schedule_options
 
@@ -70,7 +70,7 @@ class AlignTrainer(ResumingTrainer):
         self.balances = dict(balances)
         self.data = data
         self._evaluator = evaluator
-        self._probe = Probe(model.model.multi_modal_projector)
+        self._recorder = GradientRecorder(model.model.multi_modal_projector)
         self._terms: dict[str, torch.Tensor] = {}
         beside = {"sea": ["sea_pairs"], "das": _LENGTHS, "sds": _LENGTHS}
         logged = [name for term in balances for name in (f"loss_{term}", *beside[term])]
@@ -94,7 +94,7 @@ class AlignTrainer(ResumingTrainer):
 
         It is scaled so that the micro-batches and processes of a step add up to the step's loss.
         """
-        with self._probe.watching():
+        with self._recorder.watching():
             given = model(**inputs)
         trained, processes = max(1, len(inputs["targets"])), self.accelerator.num_processes
         steps = self.current_gradient_accumulation_steps
@@ -114,9 +114,9 @@ class AlignTrainer(ResumingTrainer):
             self._terms[name] = given[name]
             loss = loss + float(self.balances[name].weight) * of_step.get(name, processes / with_images) * given[name]
         if self._due() and "lm" in given:
-            self._probe.follow("lm", given.get("visual_lm"), scale=self.recipe.loss.lm)
+            self._recorder.follow("lm", given.get("visual_lm"), scale=self.recipe.loss.lm)
             for name, balance in self.balances.items():
-                self._probe.follow(name, given.get(f"visual_{name}"), scale=float(balance.weight))
+                self._recorder.follow(name, given.get(f"visual_{name}"), scale=float(balance.weight))
         if len(inputs["rows"]):
             self._remember(given)
         return (loss, given) if return_outputs else loss
@@ -203,11 +203,11 @@ class AlignTrainer(ResumingTrainer):
         """
         if not self._due():
             return
-        for name, gradient in self._probe.gradients().items():
+        for name, gradient in self._recorder.gradients().items():
             self._gradients[name] = self._gradients[name] + gradient if name in self._gradients else gradient
         if not self.accelerator.sync_gradients:  # more micro-batches of this step follow
             return
-        nothing = torch.zeros(self._probe.size, device=self.args.device)
+        nothing = torch.zeros(self._recorder.size, device=self.args.device)
         lm, *terms = (
             float(self.accelerator.reduce(self._gradients.get(name, nothing), "mean").norm())
             for name in ("lm", *self.balances)

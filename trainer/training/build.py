@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline.core.progress import Reporter
-from trainer.data.dataset import Labels, TrainingData
+from trainer.data.dataset import TrainingData, TrainingLabels
 from trainer.data.inputs import Inputs, labels_for
 from trainer.data.kept_features import tower_features
 from trainer.evaluation.evaluator import Evaluator
@@ -59,7 +59,7 @@ def premise_of(model: AlignedLlava, inputs: Inputs) -> Premise | None:
     return premise(reader_of(model, inputs.folder), basic, term.supervision.lens, str(inputs.folder.path))
 
 
-def _data(inputs: Inputs, labels: Labels | None) -> TrainingData:
+def _data(inputs: Inputs, labels: TrainingLabels | None) -> TrainingData:
     recipe, folder, conversations = inputs.recipe, inputs.folder, inputs.conversations
     return TrainingData(
         conversations.train,
@@ -74,7 +74,7 @@ def _data(inputs: Inputs, labels: Labels | None) -> TrainingData:
     )
 
 
-def _evaluator(inputs: Inputs, labels: Labels | None, batch_size: int, device: str) -> Evaluator | None:
+def _evaluator(inputs: Inputs, labels: TrainingLabels | None, batch_size: int, device: str) -> Evaluator | None:
     folder, conversations = inputs.folder, inputs.conversations
     if conversations.held_out is None:
         return None

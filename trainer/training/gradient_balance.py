@@ -54,7 +54,7 @@ class Balance(nn.Module):
         return float(self.weight) * term_norm / lm_norm
 
 
-class Probe:
+class GradientRecorder:
     """Remember what a forward and backward pass show of the projector, for `gradients`."""
 
     def __init__(self, projector: nn.Module) -> None:

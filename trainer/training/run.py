@@ -100,7 +100,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         claimed(out) if args.process_index == 0 else nullcontext(),
         border(f"{out}: training has stopped", partial(_after, out)),
     ):
-        return _Run(inputs, out, fields, reporter).finish()
+        return _Training(inputs, out, fields, reporter).finish()
 
 
 def _inputs(recipe: Recipe, reporter: Reporter) -> Inputs:
@@ -158,7 +158,7 @@ def _label(reporter: Reporter, settings: LabelSettings) -> StageRun:
         return label_images(settings, ProgressOnly(reporter))
 
 
-class _Run:
+class _Training:
     """Train one run from its inputs to its summary."""
 
     def __init__(self, inputs: Inputs, out: Path, fields: dict[str, Any], reporter: Reporter) -> None:

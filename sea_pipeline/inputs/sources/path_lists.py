@@ -69,7 +69,7 @@ def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str])
     bad: list[Sample] = []
 
     def unread(number: int, problem: object) -> None:
-        name = llava_json.place(shown, number)
+        name = llava_json.record_name(shown, number)
         bad.append(Sample(name, name, str(problem)))
 
     for number, row in llava_json.records_of(file, shown, unheld=unread):

@@ -17,18 +17,18 @@ from tests.support.spoken import Row, load, record, rows_of, written
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.data import conversations
 from trainer.data.conversations import split_rows, summary
-from trainer.model.tokenise import Encoder
+from trainer.model.tokenise import ConversationTokenizer
 
 
 def test_the_same_input_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    encode = Encoder.__call__
+    encode = ConversationTokenizer.__call__
 
-    def counted(self: Encoder, rows: Any) -> Iterator[Row]:
+    def counted(self: ConversationTokenizer, rows: Any) -> Iterator[Row]:
         calls.append(len(rows))
         return encode(self, rows)
 
-    monkeypatch.setattr(Encoder, "__call__", counted)
+    monkeypatch.setattr(ConversationTokenizer, "__call__", counted)
     data = written(tmp_path, record([("a", "b")]))
     first = load(data, byte_level(), "own")
     used = byte_level()

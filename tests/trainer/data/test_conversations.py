@@ -13,7 +13,7 @@ from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, lla
 from trainer.data.bad_rows import missing_images
 from trainer.data.conversations import Summary, summary
 from trainer.model.prompts import VICUNA_SYSTEM, Rendered
-from trainer.model.tokenise import Conversation, Encoder
+from trainer.model.tokenise import Conversation, ConversationTokenizer
 
 # The slow twins: LLaVA tokenises what stands between images by itself, and finds masks by counting tokens of pieces.
 
@@ -223,7 +223,7 @@ def test_a_token_is_trained_if_any_of_its_characters_is(tmp_path: Path) -> None:
 def test_images_and_what_the_tokenizer_puts_in_front_are_never_trained() -> None:
     tokenizer = llama_like()
     everything = Rendered("<image>cat", [(0, 10)])
-    (row,) = Encoder(tokenizer, "<image>", 5, 100)([Conversation(1, "1", ["a.jpg"], everything)])
+    (row,) = ConversationTokenizer(tokenizer, "<image>", 5, 100)([Conversation(1, "1", ["a.jpg"], everything)])
     assert row["input_ids"][:2].tolist() == [1, tokenizer.get_added_vocab()["<image>"]]
     assert row["trained"].tolist() == [False, False] + [True] * (len(row["input_ids"]) - 2)
 

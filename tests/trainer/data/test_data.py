@@ -11,7 +11,7 @@ import torch
 from sea_pipeline.core.errors import UserError
 from tests.support.planted import ROWS, M, Planted, aligned, colours, pairs, plant
 from tests.support.tiny_runs import World
-from trainer.data.dataset import Labels
+from trainer.data.dataset import TrainingLabels
 from trainer.data.kept_features import tower_features
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.recipes.recipe import Sea
@@ -58,7 +58,7 @@ def test_every_drawn_patch_shows_its_word(planted: Planted) -> None:
 
 def test_an_image_without_labels_has_its_place(planted: Planted) -> None:
     cache = {image: planted.cache[image] for image in ("2.png", "sub/3.png")}
-    data = planted.data(labels=Labels(cache, Sea(window=1, gather=True), False, None))  # type: ignore[arg-type]
+    data = planted.data(labels=TrainingLabels(cache, Sea(window=1, gather=True), False, None))  # type: ignore[arg-type]
     given = planted.batch("one", "two", "long", data=data)
     seen = list(colours(planted, given["pixel_values"]))
     assert pairs(planted, given) == [(patch, seen[patch]) for patch in range(2 * M, 4 * M)]
@@ -76,7 +76,7 @@ def test_a_word_is_there_once_in_a_batch(planted: Planted) -> None:
     images = {patch // M for epoch in range(8) for patch, _ in pairs(planted, planted.batch("one", "two", epoch=epoch))}
     assert images == {0, 1, 2}  # any of them may stay
     keys = np.array([0, 0, 1, 1, 2, 2, 2, 2])  # words of the same tokens
-    labels = Labels(planted.cache, Sea(window=1, dedupe="tokens"), True, keys)
+    labels = TrainingLabels(planted.cache, Sea(window=1, dedupe="tokens"), True, keys)
     fewer = planted.batch("one", "two", "same", data=planted.data(labels=labels))
     assert sorted(keys[fewer["sea_words"]]) == [0, 1, 2]
 
@@ -126,7 +126,7 @@ def test_labels_follow_a_random_crop(planted: Planted, monkeypatch: pytest.Monke
 
 
 def test_labels_of_another_place_need_leave(planted: Planted) -> None:
-    data = planted.data(labels=Labels(planted.cache, Sea(), False, None), random_crop=0.2)
+    data = planted.data(labels=TrainingLabels(planted.cache, Sea(), False, None), random_crop=0.2)
     with pytest.raises(UserError, match=r"labels of '0\.png'.*carry them over: labels\.transfer: true in a recipe"):
         [data[epoch * len(ROWS)] for epoch in range(5)]
 

@@ -19,7 +19,7 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.labels.store import LabelStore
 from tests.support.world import COLOURS, ColourEncoder, word_file
-from trainer.data.dataset import Collator, Labels, TrainingData
+from trainer.data.dataset import Collator, TrainingData, TrainingLabels
 from trainer.data.geometry import carried, processor_box
 from trainer.recipes.recipe import Sea
 
@@ -183,7 +183,7 @@ def test_a_training_batch_has_the_words_of_what_the_tower_sees(
         partial(Path.joinpath, photos),
         SimpleNamespace(image_processor=view.processor, image_token_id=7),
         view.grid,
-        labels=Labels(label_cache(store), Sea(window=1), True, None),
+        labels=TrainingLabels(label_cache(store), Sea(window=1), True, None),
     )
     samples = [data[number] for number in range(len(rows))]
     for sample, photo in zip(samples, SIZES, strict=True):

@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution import sharded_job
 from sea_pipeline.execution.cluster_settings import Crew
 from sea_pipeline.execution.local import run
-from sea_pipeline.execution.run_report import Report
+from sea_pipeline.execution.run_report import RunReport
 from sea_pipeline.execution.worker import Job
 from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.output.ledger import Ledger
@@ -74,7 +74,7 @@ def test_records_that_bring_no_image_leave_the_folder_as_it_is(
         assert teach_images(settings(world, out, **asked, extend=extend)).report.images == 0
     (out / "commits" / "00001.json").unlink()
 
-    def by_a_worker(job: Job, ledger: Ledger, *_: Any) -> tuple[Report, dict[str, str]]:
+    def by_a_worker(job: Job, ledger: Ledger, *_: Any) -> tuple[RunReport, dict[str, str]]:
         stage = pickle.loads(pickle.dumps(job)).stage(pickle.loads(pickle.dumps(ledger)))
         return run(ledger, stage, max_bad=0), stage.describe()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.training.gradient_balance import Balance, Probe
+from trainer.training.gradient_balance import Balance, GradientRecorder
 
 
 class Projector(nn.Module):
@@ -50,9 +50,9 @@ def alone(projector: nn.Module, features: torch.Tensor, loss_of: object) -> floa
     return math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
 
 
-def norms_of(probe: Probe) -> dict[str, float]:
-    gradients = probe.gradients()
-    assert all(gradient.shape == (probe.size,) for gradient in gradients.values())
+def norms_of(recorder: GradientRecorder) -> dict[str, float]:
+    gradients = recorder.gradients()
+    assert all(gradient.shape == (recorder.size,) for gradient in gradients.values())
     return {name: float(gradient.norm()) for name, gradient in gradients.items()}
 
 
@@ -61,17 +61,17 @@ def norms_of(probe: Probe) -> dict[str, float]:
 def test_the_norms_are_autograds(frozen: bool, weight: float, share: float, scale: float) -> None:
     projector, features = Projector(), random(2, 3, 5, seed=1)
     projector.linear_2.requires_grad_(not frozen)
-    probe = Probe(projector)
-    with probe.watching():
+    recorder = GradientRecorder(projector)
+    with recorder.watching():
         visual = projector(features)
     visual_term, visual_lm = visual.view_as(visual), visual.view_as(visual)
     term, lm = term_loss(visual_term), lm_loss(visual_lm)
-    probe.follow("sea", visual_term, weight)
-    probe.follow("lm", visual_lm, scale)
-    probe.follow("das", None, 1.0)
+    recorder.follow("sea", visual_term, weight)
+    recorder.follow("lm", visual_lm, scale)
+    recorder.follow("das", None, 1.0)
     (weight * term + share * lm).backward()
     before = {name: parameter.grad for name, parameter in projector.named_parameters()}
-    norms = norms_of(probe)
+    norms = norms_of(recorder)
     assert norms.keys() == {"sea", "lm"}
     assert math.isclose(norms["sea"], alone(projector, features, term_loss), rel_tol=1e-12)
     assert math.isclose(norms["lm"], alone(projector, features, lm_loss) * share / scale, rel_tol=1e-12)
@@ -85,37 +85,37 @@ def test_the_norms_are_autograds(frozen: bool, weight: float, share: float, scal
 
 def test_a_measurement_is_of_the_last_forward_and_given_once() -> None:
     projector = Projector()
-    probe = Probe(projector)
+    recorder = GradientRecorder(projector)
     for seed in (1, 2):
         features = random(2, 3, 5, seed=seed)
-        with probe.watching():
+        with recorder.watching():
             visual = projector(features)
-        probe.follow("sea", visual, 1.0)
+        recorder.follow("sea", visual, 1.0)
         term_loss(visual).backward()
     projector(random(2, 3, 5, seed=3))  # not watched
-    assert math.isclose(norms_of(probe)["sea"], alone(projector, features, term_loss), rel_tol=1e-12)
-    assert norms_of(probe) == {}
+    assert math.isclose(norms_of(recorder)["sea"], alone(projector, features, term_loss), rel_tol=1e-12)
+    assert norms_of(recorder) == {}
 
 
 def test_nothing_measured_costs_nothing() -> None:
     projector = Projector()
-    probe = Probe(projector)
-    with probe.watching():
+    recorder = GradientRecorder(projector)
+    with recorder.watching():
         projector(random(2, 3, 5))
-    assert norms_of(probe) == {}
+    assert norms_of(recorder) == {}
     assert projector.calls == 1
 
 
 def test_under_autocast_the_projector_is_measured_in_its_own_precision() -> None:
     projector, features = Projector().float(), random(2, 3, 5, seed=1).float()
-    probe = Probe(projector)
-    with torch.autocast("cpu", torch.bfloat16), probe.watching():
+    recorder = GradientRecorder(projector)
+    with torch.autocast("cpu", torch.bfloat16), recorder.watching():
         visual = projector(features).float()
     followed = visual.view_as(visual)
-    probe.follow("sea", followed, 1.0)
+    recorder.follow("sea", followed, 1.0)
     term_loss(followed.double()).backward(retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        found = norms_of(probe)["sea"]
+        found = norms_of(recorder)["sea"]
     by_visual = torch.autograd.grad(term_loss(visual.double()), visual)[0]
     expected = alone(projector, features, lambda again: (again * by_visual).sum())
     assert math.isclose(found, expected, rel_tol=1e-6)

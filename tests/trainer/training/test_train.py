@@ -94,7 +94,7 @@ def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
 def test_a_finished_run_returns_at_once(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(short(tiny), tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in first.out.rglob("*")}
-    monkeypatch.setattr("trainer.training.run._Run", None)
+    monkeypatch.setattr("trainer.training.run._Training", None)
     assert train(short(tiny), tmp_path / "out") == first
     assert train(short(tiny), tmp_path / "out", resume=True) == first
     assert {path: path.stat().st_mtime_ns for path in first.out.rglob("*")} == before
