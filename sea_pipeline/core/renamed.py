@@ -3,7 +3,7 @@
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from sea_pipeline.core.progress import Reporter
@@ -12,21 +12,22 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def renamed(old: str, new: str, names: Collection[str] = ()) -> Callable[[str], object]:
+def renamed(old: str, new: str, names: Collection[str] | Mapping[str, str] = ()) -> Callable[[str], object]:
     """Make the `__getattr__` of a module whose names have moved.
 
     Args:
         old: the module.
         new: the module that has the names now.
-        names: the names that moved; empty for all of them.
+        names: the names that moved; empty for all of them. A mapping gives each its new name.
     """
 
     def find(name: str) -> object:
         if name.startswith("__") or (names and name not in names):
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        found: object = getattr(importlib.import_module(new), name)
+        now = names[name] if isinstance(names, Mapping) else name
+        found: object = getattr(importlib.import_module(new), now)
         warnings.warn(
-            f"{old}.{name} is {new}.{name} now; the old name goes with version 0.2", DeprecationWarning, stacklevel=2
+            f"{old}.{name} is {new}.{now} now; the old name goes with version 0.2", DeprecationWarning, stacklevel=2
         )
         return found
 

@@ -6,14 +6,18 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.renamed import renamed
 from sea_pipeline.core.settings import Settings, complaint
 from sea_pipeline.storage.paths import data_folder
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, __name__, {"Crew": "WorkerSettings", "Existing": "ExistingCluster"})
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -103,7 +107,7 @@ class SlurmCluster(_Cluster):
     start_timeout: Annotated[float, Field(gt=0)] = 24 * 3600
 
 
-class Existing(_Cluster):
+class ExistingCluster(_Cluster):
     """The workers of a scheduler that already runs and stays."""
 
     kind: Literal["existing"] = "existing"
@@ -111,12 +115,12 @@ class Existing(_Cluster):
     start_timeout: Annotated[float, Field(gt=0)] = 60
 
 
-Cluster = LocalCluster | CudaCluster | SshCluster | SlurmCluster | Existing
+Cluster = LocalCluster | CudaCluster | SshCluster | SlurmCluster | ExistingCluster
 _InFiles = LocalCluster | CudaCluster | SshCluster | SlurmCluster
 _FILE: TypeAdapter[_InFiles] = TypeAdapter(Annotated[_InFiles, Field(discriminator="kind")])
 
 
-class Crew(Settings):
+class WorkerSettings(Settings):
     """The options that choose who does the shards, which is this process alone by default."""
 
     workers: _Count | None = None
@@ -148,7 +152,7 @@ class Crew(Settings):
         return crew
 
     @property
-    def alone(self) -> bool:
+    def in_process(self) -> bool:
         """Tell whether this process does the work itself, without dask."""
         return self.workers is None and self.scheduler is None and self.cluster is None
 
@@ -159,7 +163,7 @@ class Crew(Settings):
         part, parts = map(int, self.shard_range.split("/"))
         return range((part - 1) * count // parts, part * count // parts)
 
-    def described(self, device: str) -> Cluster:
+    def cluster_for(self, device: str) -> Cluster:
         """Return the cluster to start or to connect to, for work on `device`.
 
         `auto` is a GPU if there is one.
@@ -173,7 +177,7 @@ class Crew(Settings):
                 "them with CUDA_VISIBLE_DEVICES"
             )
         if self.scheduler is not None:
-            return Existing(address=self.scheduler)
+            return ExistingCluster(address=self.scheduler)
         if self.cluster is not None:
             cluster = load_cluster(self.cluster)
             return _on_gpus(cluster.gpus, None, cluster) if isinstance(cluster, CudaCluster) else cluster

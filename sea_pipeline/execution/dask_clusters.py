@@ -49,7 +49,7 @@ def connected(cluster: Cluster, *, dashboard: bool, reporter: Reporter) -> Itera
     """
     with _quiet(), _environment_kept(), dask.config.set(_configuration(cluster)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Port .* is already in use")
-        if isinstance(cluster, cluster_settings.Existing):
+        if isinstance(cluster, cluster_settings.ExistingCluster):
             problem = _NO_SCHEDULER.format(cluster.address)
             with _client(scheduler_address(cluster.address), problem) as client:
                 yield client

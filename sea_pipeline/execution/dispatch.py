@@ -5,7 +5,7 @@ from typing import Any
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.extras import require
-from sea_pipeline.execution.cluster_settings import Crew, Existing, LocalCluster
+from sea_pipeline.execution.cluster_settings import ExistingCluster, LocalCluster, WorkerSettings
 from sea_pipeline.execution.run_report import RunReport
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.output.ledger import Ledger
@@ -46,20 +46,20 @@ class StageRun:
         return {"folder": str(self.ledger.root), **status_to_json(self.ledger), "run": run}
 
 
-def driver_device(crew: Crew, device: str) -> tuple[str, bool]:
+def driver_device(crew: WorkerSettings, device: str) -> tuple[str, bool]:
     """Choose this process's device, and tell whether it embeds words and the like.
 
     Without workers it does both itself. With workers it computes on the CPU, because GPU memory that it held would be
     missing to them. It then embeds words only if it starts local workers without GPUs.
 
     Raises:
-        UserError: see `resolve_device`, `Crew.described` and `scheduler_address`; or dask is not installed.
+        UserError: see `resolve_device`, `WorkerSettings.cluster_for` and `scheduler_address`; or dask is not installed.
     """
-    if crew.alone:
+    if crew.in_process:
         return resolve_device(device), True
     require("distributed", "dask")
-    cluster = crew.described(device)
-    if isinstance(cluster, Existing):
+    cluster = crew.cluster_for(device)
+    if isinstance(cluster, ExistingCluster):
         from sea_pipeline.execution.dask_clusters import scheduler_address
 
         scheduler_address(cluster.address)

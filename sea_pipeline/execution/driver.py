@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance, Reporter
 from sea_pipeline.execution import worker as workers
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dask_clusters import connected
 from sea_pipeline.execution.local import finish_where_due
 from sea_pipeline.execution.run_report import RunReport, RunTotals
@@ -32,7 +32,7 @@ DEATHS = 3
 
 
 def distribute(
-    crew: Crew,
+    crew: WorkerSettings,
     job: Job,
     ledger: Ledger,
     device: str,
@@ -47,9 +47,9 @@ def distribute(
     that were started for it end before this process.
 
     Raises:
-        UserError: see `Crew.described`, `connected` and `Driver.run`.
+        UserError: see `WorkerSettings.cluster_for`, `connected` and `Driver.run`.
     """
-    cluster = crew.described(device)
+    cluster = crew.cluster_for(device)
     with (
         _terminated_as_interrupted(),
         stage_plugin(job, ledger) as plugin,

@@ -48,16 +48,16 @@ def run(
             raise KeyboardInterrupt  # Ctrl-C or an error is already ending the run in the main thread
         advance(images)
 
-    def done(shard: int) -> _Done:
+    def done(shard: int) -> _ShardOutcome:
         if commit := ledger.commit(shard):  # another run has committed it since this one began
             heard(commit.rows + commit.bad)
-            return _Done(shard, commit, ours=False)
+            return _ShardOutcome(shard, commit, ours=False)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return _Done(shard, process_shard(ledger, stage, source, shard, attempt, heard))
+                return _ShardOutcome(shard, process_shard(ledger, stage, source, shard, attempt, heard))
             except ShardError as failure:
                 reason = str(failure)
-        return _Done(shard, None, reason=reason)
+        return _ShardOutcome(shard, None, reason=reason)
 
     for todo in totals.rounds(shards):
         with closing(side_by_side(done, todo, stage.at_once, leaving)) as each:
@@ -84,7 +84,7 @@ def finish_where_due(ledger: Ledger, shards: range | None, report: RunReport, fi
             finish()
 
 
-class _Done(NamedTuple):
+class _ShardOutcome(NamedTuple):
     shard: int
     commit: Commit | None
     """None if all attempts have failed."""

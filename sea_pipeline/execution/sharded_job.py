@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dispatch import StageRun, driver_device
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.run_report import RunReport
@@ -47,7 +47,7 @@ class ShardedSettings(Protocol):
         ...
 
     @property
-    def crew(self) -> Crew:
+    def crew(self) -> WorkerSettings:
         """Return the settings of the workers."""
         ...
 
@@ -193,7 +193,7 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
         return StageRun(ledger, listing, RunReport(), {"device": job.device})
     if prepares:
         job.prepare(ledger, listing, reporter)
-    stage = job.make_stage(ledger) if settings.crew.alone else None
+    stage = job.make_stage(ledger) if settings.crew.in_process else None
     done = ledger.done()
     with reporter.progress(job.doing, ledger.dataset.images, done.images + done.bad) as advance:
         if stage is None:

@@ -17,7 +17,7 @@ _ENTRIES_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
-class Lift:
+class HitRateGain:
     """How much more often than by chance labels hold the words of an image's own caption."""
 
     hit: float
@@ -26,10 +26,10 @@ class Lift:
     """The same share if each word is looked for in the images whose captions lack it."""
     low: float
     high: float
-    """The 95 % interval of `lift` over images."""
+    """The 95 % interval of `gain` over images."""
 
     @property
-    def lift(self) -> float:
+    def gain(self) -> float:
         """Return `hit` - `chance`, which is 0 for labels that know nothing of the image."""
         return self.hit - self.chance
 
@@ -38,8 +38,8 @@ class Lift:
         """Return `hit` / `chance`, or infinity if `chance` is 0."""
         return self.hit / self.chance if self.chance else float("inf")
 
-    def clearly_above(self, other: "Lift") -> bool:
-        """Tell whether this lift is higher than the other and their intervals do not overlap."""
+    def clearly_above(self, other: "HitRateGain") -> bool:
+        """Tell whether this gain is higher than the other and their intervals do not overlap."""
         return self.low > other.high
 
 
@@ -51,7 +51,7 @@ class Probed:
     """The encoder's spec with its path."""
     sign: int
     images: int
-    lift: Lift
+    lift: HitRateGain
     dropped: float
     """Share of the n labels of each patch that are dropped because s < 0 (SEA section 4.1)."""
     used: float
@@ -61,7 +61,7 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class Held:
+class FormCounts:
     """Counts of caption words by how a word list has them."""
 
     as_they_stand: int
@@ -82,9 +82,9 @@ class Coverage:
     See `captions.py` for content words and forms.
     """
 
-    words: Held
+    words: FormCounts
     """Counts of distinct content words."""
-    occurrences: Held
+    occurrences: FormCounts
     """Counts of the occurrences of content words."""
     inflected: tuple[str, ...]
     """Words that the list has only in another form, most frequent first."""
@@ -93,7 +93,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ProbeFindings:
     """The results of `sea-pipeline probe`."""
 
     probed: tuple[Probed, ...]
@@ -109,12 +109,12 @@ class Findings:
 
     @property
     def best(self) -> Probed | None:
-        """Return the result with the largest lift whose interval is above 0.
+        """Return the result with the largest gain whose interval is above 0.
 
         None if no labels know anything of their images.
         """
         known = [probed for probed in self.probed if probed.lift.low > 0]
-        return max(known, key=lambda probed: probed.lift.lift, default=None)
+        return max(known, key=lambda probed: probed.lift.gain, default=None)
 
     def verdicts(self) -> dict[str, int | None]:
         """Return the better sign of each encoder and path, or None if the intervals of the two signs overlap."""
@@ -129,7 +129,7 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """Return every figure and the verdicts for machines."""
-        rows = [{**asdict(probed), "lift": {**asdict(probed.lift), "lift": probed.lift.lift}} for probed in self.probed]
+        rows = [{**asdict(probed), "lift": {**asdict(probed.lift), "lift": probed.lift.gain}} for probed in self.probed]
         best = self.best
         return asdict(self) | {
             "probed": rows,
@@ -138,7 +138,7 @@ class Findings:
         }
 
 
-def lift(labelled: Flags, named: Flags, seed: int, resamples: int = RESAMPLES) -> Lift:
+def hit_rate_gain(labelled: Flags, named: Flags, seed: int, resamples: int = RESAMPLES) -> HitRateGain:
     """Compute hit rate, chance and their difference, with a percentile bootstrap interval over images.
 
     Chance is the average hit rate over all shuffles of captions among images that leave no caption with its image. In
@@ -161,7 +161,7 @@ def lift(labelled: Flags, named: Flags, seed: int, resamples: int = RESAMPLES) -
     hits, chances = _rates(labelled, named, drawn.astype(np.float32))
     # The percentile interval of hit - chance, 95 %.
     low, high = np.quantile(hits - chances, [0.025, 0.975])
-    return Lift(float(hit[0]), float(chance[0]), float(low), float(high))
+    return HitRateGain(float(hit[0]), float(chance[0]), float(low), float(high))
 
 
 def _rates(labelled: Flags, named: Flags, times: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:

@@ -15,7 +15,7 @@ from sea_pipeline.inputs.captions import Forms, content_words, gpt_turns, in_lis
 from sea_pipeline.inputs.llava_json import images_of, naming, records
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.labels.caption_lift import Coverage, Flags, Held
+from sea_pipeline.labels.caption_lift import Coverage, Flags, FormCounts
 
 
 class Captioned(NamedTuple):
@@ -101,8 +101,8 @@ def coverage(captions: Sequence[Sequence[str]], words: WordList) -> Coverage:
         [word for word in frequent if not forms.has(word) and not forms.has_other(word)],
     )
     return Coverage(
-        Held(*map(len, kinds)),
-        Held(*(sum(spoken[word] for word in kind) for kind in kinds)),
+        FormCounts(*map(len, kinds)),
+        FormCounts(*(sum(spoken[word] for word in kind) for kind in kinds)),
         inflected=tuple(kinds[1]),
         absent=tuple(kinds[2]),
     )

@@ -21,7 +21,7 @@ def check_label(settings: LabelSettings) -> None:
             each other.
     """
     find_wordlist(settings.wordlist)
-    if settings.crew.alone:
+    if settings.crew.in_process:
         check_device_name(settings.device)
     check_encoder(settings.encoder, EncoderOptions(settings.precision, settings.template))
     from sea_pipeline.inputs.sources import check_input  # here because pyarrow takes a while

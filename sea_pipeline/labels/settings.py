@@ -7,7 +7,7 @@ from pydantic import Field
 
 from sea_pipeline.core.settings import Device, Settings
 from sea_pipeline.encoders.spec import Precision, Template
-from sea_pipeline.execution.cluster_settings import Crew, Extend, MaxBad, RetryBad, ShardSize
+from sea_pipeline.execution.cluster_settings import Extend, MaxBad, RetryBad, ShardSize, WorkerSettings
 from sea_pipeline.search import Backend
 
 _WordList = Annotated[str, Field(description="2of12, a UTF-8 file with one word per line, or mine:CAPTIONS.json.")]
@@ -56,7 +56,7 @@ class LabelSettings(Settings):
     probe: bool = True
     """In a new folder, warn if 32 captioned images say that the encoder's other sign is better. The labels are the
     same; takes as long as labelling some forty images."""
-    crew: Crew = Crew()
+    crew: WorkerSettings = WorkerSettings()
 
 
 class ForecastSettings(LabelSettings):

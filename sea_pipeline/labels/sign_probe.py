@@ -26,7 +26,7 @@ from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
-from sea_pipeline.labels.caption_lift import Findings, Probed, lift
+from sea_pipeline.labels.caption_lift import Probed, ProbeFindings, hit_rate_gain
 from sea_pipeline.labels.captioned_images import Captioned, Named, captioned_images, coverage, named_entries
 from sea_pipeline.labels.checks import check_probe
 from sea_pipeline.labels.settings import ProbeSettings as ProbeSettings
@@ -116,7 +116,7 @@ class _LabelCounter:
             spec=spec,
             sign=self._sign,
             images=len(images),
-            lift=lift(self._labelled[images], self._named.flags[images], seed),
+            lift=hit_rate_gain(self._labelled[images], self._named.flags[images], seed),
             dropped=1 - int(self._uses.sum()) / self._slots,
             used=float((self._uses > 0).mean()),
             frequent=tuple((words.words[word], int(self._uses[word])) for word in frequent),
@@ -178,7 +178,7 @@ def hint(
     )
 
 
-def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> Findings:
+def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> ProbeFindings:
     """Measure both signs of every path of every encoder on the same captioned images.
 
     Raises:
@@ -221,4 +221,4 @@ def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> Find
             )
         probed += found
     held = coverage([image.captions for image in images], words)
-    return Findings(tuple(probed), len(images), settings.top_n, words.name, len(words), held)
+    return ProbeFindings(tuple(probed), len(images), settings.top_n, words.name, len(words), held)

@@ -18,7 +18,7 @@ _AGAIN = "run the command that made the folder again, which makes it anew"
 
 
 @dataclass(frozen=True)
-class Done:
+class FolderProgress:
     """The progress of an output folder, from its commits."""
 
     shards: int

@@ -30,7 +30,7 @@ from sea_pipeline.output.folder import (
     DATASET,
     MANIFEST,
     QUARANTINE,
-    Done,
+    FolderProgress,
     advised,
     lost_beginning,
     refuse_others,
@@ -141,9 +141,9 @@ class Ledger:
         """Yield the valid commits in plan order."""
         return filter(None, spread(self.root, self.commit, range(self.dataset.shards)))
 
-    def done(self) -> Done:
+    def done(self) -> FolderProgress:
         """Sum up the progress of this folder from its commits."""
-        return Done.of(list(self.commits()))
+        return FolderProgress.of(list(self.commits()))
 
     def missing(self) -> list[int]:
         """List the shards that are not finished."""

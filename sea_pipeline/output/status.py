@@ -15,7 +15,7 @@ _PAUSE = 60.0
 """Seconds without a finished shard that count as a pause, or three times the slowest shard's time if that is longer."""
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """The speed of a folder, with None if it does not grow or too few shards are finished to tell."""
 
     images_per_second: float | None
@@ -26,23 +26,23 @@ class Pace(NamedTuple):
     """The time since the latest shard was finished."""
 
 
-def pace(ledger: Ledger, now: datetime.datetime) -> Pace:
+def throughput(ledger: Ledger, now: datetime.datetime) -> Throughput:
     """Measure the pace of a folder at a time, which must have a time zone."""
     commits = sorted(ledger.commits(), key=_finished)
     if not commits:
-        return Pace(None, None, None)
+        return Throughput(None, None, None)
     since = max(0.0, (now - _finished(commits[-1])).total_seconds())
     longest = max(_PAUSE, 3 * max(sum(commit.seconds.values()) for commit in commits[-_SHARDS:]))
     latest = _unbroken(commits[-_SHARDS:], longest)
     spent = (_finished(latest[-1]) - _finished(latest[0])).total_seconds()
     if not spent:
-        return Pace(None, None, since)
+        return Throughput(None, None, since)
     rate = sum(map(_images, latest[1:])) / spent
     left = ledger.dataset.images - sum(map(_images, commits))
-    return Pace(rate, left / rate if since < longest else None, since)
+    return Throughput(rate, left / rate if since < longest else None, since)
 
 
-def failing(ledger: Ledger) -> dict[int, str]:
+def failing_shards(ledger: Ledger) -> dict[int, str]:
     """Return the last line of the latest log of each shard that has failed and is not finished since."""
     found: dict[int, str] = {}
     for log in entries(ledger.root / LOGS):  # sorted by name, so a shard's last attempt comes last
@@ -74,9 +74,9 @@ def _unbroken(commits: list[Commit], longest: float) -> list[Commit]:
 def status_to_json(ledger: Ledger) -> dict[str, Any]:
     """Report the progress and the speed of an output folder as JSON values.
 
-    Another process may be writing to it. See `Pace`.
+    Another process may be writing to it. See `Throughput`.
     """
-    done, speed = ledger.done(), pace(ledger, datetime.datetime.now(datetime.UTC))
+    done, speed = ledger.done(), throughput(ledger, datetime.datetime.now(datetime.UTC))
     return {
         "kind": ledger.dataset.kind,
         "finished": ledger.complete,
@@ -90,5 +90,5 @@ def status_to_json(ledger: Ledger) -> dict[str, Any]:
         "last_finished": done.last,
         "images_per_second": speed.images_per_second,
         "seconds_left": speed.seconds_left,
-        "failing": failing(ledger),
+        "failing": failing_shards(ledger),
     }

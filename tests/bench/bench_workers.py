@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure
@@ -47,7 +47,7 @@ def _rate(photos: Path, out: Path, name: str, threads: int) -> float:
 
 def measure(photos: str, out: str, name: str) -> None:
     """Labels the photos; prints images per second from the end of the first shards to the end of the last ones."""
-    crew = Crew(workers=2, dashboard=False) if name == "workers" else Crew()
+    crew = WorkerSettings(workers=2, dashboard=False) if name == "workers" else WorkerSettings()
     settings = LabelSettings.of(
         images=photos, out=Path(out), shard_size=SHARD_SIZE, device="cpu", crew=crew, probe=False
     )

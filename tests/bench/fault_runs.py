@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution import driver, worker
-from sea_pipeline.execution.cluster_settings import Cluster, Existing, LocalCluster
+from sea_pipeline.execution.cluster_settings import Cluster, ExistingCluster, LocalCluster
 from sea_pipeline.execution.dask_clusters import connected
 from sea_pipeline.execution.driver import Driver, stage_plugin
 from sea_pipeline.execution.local import run
@@ -56,7 +56,7 @@ def alone(out: str, limit: int | None = None, seconds: float = 0) -> None:
 
 
 def drive(out: str, faults: str, scheduler: str) -> None:
-    cluster: Cluster = Existing(address=scheduler) if scheduler else LocalCluster(workers=2)
+    cluster: Cluster = ExistingCluster(address=scheduler) if scheduler else LocalCluster(workers=2)
     begun = begun_ledger(place(out))
     job = PlantedJob(Path(faults), SECONDS)
     try:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from sea_pipeline import open_labels
 from sea_pipeline.encoders.base import Preprocess
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.sources import list_samples
@@ -136,7 +136,7 @@ def processes(folder: Path, count: int) -> None:
         ["tests.support.worker_world"]
     )  # before dask is imported
     label_run.load_encoder = lambda spec, device, options: world.ColourEncoder()  # type: ignore[assignment]
-    label_images(_settings(folder, crew=Crew.of(workers=count)))
+    label_images(_settings(folder, crew=WorkerSettings.of(workers=count)))
 
 
 def _label(folder: Path, side: int) -> None:

@@ -20,7 +20,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.inputs.captions import content_words, in_list
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.labels.caption_lift import Coverage, Flags, Lift, lift
+from sea_pipeline.labels.caption_lift import Coverage, Flags, HitRateGain, hit_rate_gain
 from sea_pipeline.labels.captioned_images import captioned_images, coverage
 from sea_pipeline.labels.store import LabelStore
 from tests.bench.measure import machine
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     """Share of (photo, content word of its captions) whose word is a label of some patch of the photo."""
     other: float
     """The same with the captions of the next photo by name, the control."""
-    lift: Lift
+    lift: HitRateGain
     """As `probe` has it: `own` beside the mean over all shuffles of the captions."""
 
 
@@ -79,7 +79,9 @@ def row(store: LabelStore, images: Sequence[str], captions: Sequence[Sequence[st
     for place, image in enumerate(images):
         held = set(np.unique(store[image].word_ids).tolist())
         labelled[place] = [not ids.isdisjoint(held) for ids in naming]
-    return Row(_hit(labelled, named), _hit(labelled, np.roll(named, -1, axis=0)), lift(labelled, named, seed=0))
+    return Row(
+        _hit(labelled, named), _hit(labelled, np.roll(named, -1, axis=0)), hit_rate_gain(labelled, named, seed=0)
+    )
 
 
 def _naming(listed: Sequence[str], words: Sequence[str], phrases: bool) -> list[set[int]]:
@@ -103,7 +105,7 @@ def _shares(held: Coverage) -> tuple[str, str]:
 
 def _figures(found: Row) -> tuple[str, ...]:
     gained = found.lift
-    return f"{found.own:.1%}", f"{found.other:.1%}", f"{gained.lift:+.1%}", f"{gained.low:+.1%} to {gained.high:+.1%}"
+    return f"{found.own:.1%}", f"{found.other:.1%}", f"{gained.gain:+.1%}", f"{gained.low:+.1%} to {gained.high:+.1%}"
 
 
 if __name__ == "__main__":

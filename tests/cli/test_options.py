@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sea_pipeline.cli import app
 from sea_pipeline.cli.options import options_of, settings_of
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.labels.settings import ForecastSettings, LabelSettings, LlmProbeSettings, ProbeSettings
 from sea_pipeline.report.settings import ReportSettings
 from trainer.data.settings import TokensSettings
@@ -35,7 +35,7 @@ MADE: list[tuple[str, type[Settings]]] = [
 ]
 ABSENT = {
     "plan": {"id_column", "streaming", "out", "crops", "limit", "extend", "max_bad", "retry_bad", "probe"}
-    | Crew.model_fields.keys() - {"workers"},  # its own workers are how many to forecast for
+    | WorkerSettings.model_fields.keys() - {"workers"},  # its own workers are how many to forecast for
     "teacher": {"outliers", "lens"},  # depend on a batch, or on training
     "export": {"kind"},  # --llm-only and --projector-only
 }
@@ -80,7 +80,7 @@ def test_defaults_and_help_are_those_of_the_fields(name: str, settings: type[Set
 
 
 def test_label_and_teacher_have_the_same_options_of_workers() -> None:
-    for name in Crew.model_fields:
+    for name in WorkerSettings.model_fields:
         of_label, of_teacher = (
             next(option for option in COMMANDS[command].params if option.name == name)
             for command in ("label", "teacher")

@@ -10,7 +10,7 @@ from sea_pipeline.core.renamed import Callbacks, taking_callbacks
 from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.support.heard import Heard
 from tests.support.world import ColourEncoder, draw_folder
-from trainer.training.reporter import Told, of_told
+from trainer.training.reporter import TrainCallbacks, reporter_of_told
 
 OLD = "reporter= takes the place of {}; the old name goes with version 0.2"
 
@@ -38,7 +38,7 @@ def test_label_hears_as_before(encoder: ColourEncoder, words: Path, tmp_path: Pa
 
 
 def test_train_hears_as_before() -> None:
-    @taking_callbacks("told", made_by=of_told)
+    @taking_callbacks("told", made_by=reporter_of_told)
     def work(*, reporter: Reporter = SILENT) -> Reporter:
         reporter.message("a line")
         return reporter
@@ -46,8 +46,8 @@ def test_train_hears_as_before() -> None:
     rows: list[Any] = []
     lines: list[str] = []
     with pytest.warns(DeprecationWarning, match=OLD.format("told=")):
-        told = work(told=Told(say=lines.append, data=rows.append))  # type: ignore[call-arg]
-    assert isinstance(told, Told)
+        told = work(told=TrainCallbacks(say=lines.append, data=rows.append))  # type: ignore[call-arg]
+    assert isinstance(told, TrainCallbacks)
     told.data({"rows": 1})
     told.trainable({})
     told.warning("nobody hears it")

@@ -9,20 +9,22 @@ import pytest
 from trainer import losses
 
 RENAMED = {
-    "sea_pipeline.shards.ShardWriter": "sea_pipeline.labels.format",
-    "sea_pipeline.teacher.open_targets": "trainer.targets.store",
-    "trainer.recipe.Recipe": "trainer.recipes.recipe",
-    "trainer.words.llm_embeddings": "trainer.losses.embeddings",
-    "trainer.words.ordinary_length": "trainer.losses.embeddings",
+    "sea_pipeline.shards.ShardWriter": "sea_pipeline.labels.format.ShardWriter",
+    "sea_pipeline.teacher.open_targets": "trainer.targets.store.open_targets",
+    "sea_pipeline.execution.cluster_settings.Crew": "sea_pipeline.execution.cluster_settings.WorkerSettings",
+    "sea_pipeline.execution.cluster_settings.Existing": "sea_pipeline.execution.cluster_settings.ExistingCluster",
+    "trainer.recipe.Recipe": "trainer.recipes.recipe.Recipe",
+    "trainer.words.llm_embeddings": "trainer.losses.embeddings.llm_embeddings",
+    "trainer.words.ordinary_length": "trainer.losses.embeddings.ordinary_length",
 }
 
 
 @pytest.mark.parametrize("old", RENAMED)
 def test_an_old_name_warns_and_is_what_it_was(old: str) -> None:
-    module, _, name = old.rpartition(".")
-    with pytest.warns(DeprecationWarning, match=f"{old} is {RENAMED[old]}.{name} now"):
+    (module, _, name), (new_module, _, new_name) = old.rpartition("."), RENAMED[old].rpartition(".")
+    with pytest.warns(DeprecationWarning, match=f"{old} is {RENAMED[old]} now"):
         found = getattr(importlib.import_module(module), name)
-    assert found is getattr(importlib.import_module(RENAMED[old]), name)
+    assert found is getattr(importlib.import_module(new_module), new_name)
 
 
 def test_the_warning_is_of_the_line_that_imports() -> None:

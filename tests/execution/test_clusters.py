@@ -16,11 +16,11 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.execution import cluster_settings, dask_clusters
 from sea_pipeline.execution.cluster_settings import (
-    Crew,
-    Existing,
+    ExistingCluster,
     LocalCluster,
     SlurmCluster,
     SshCluster,
+    WorkerSettings,
     load_cluster,
     visible_gpus,
 )
@@ -55,7 +55,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )
 def test_options_that_make_no_sense_are_one_line(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as problem:
-        Crew.of(**options)
+        WorkerSettings.of(**options)
     assert str(problem.value).startswith(expected)
     assert "\n" not in str(problem.value)
 
@@ -63,33 +63,33 @@ def test_options_that_make_no_sense_are_one_line(options: dict[str, Any], expect
 @pytest.mark.parametrize("count", [0, 1, 7, 12])
 @pytest.mark.parametrize("parts", [1, 3, 16])
 def test_ranges_are_every_shard_once(count: int, parts: int) -> None:
-    ranges = [Crew.of(shard_range=f"{part}/{parts}").shards(count) for part in range(1, parts + 1)]
+    ranges = [WorkerSettings.of(shard_range=f"{part}/{parts}").shards(count) for part in range(1, parts + 1)]
     assert [shard for one in ranges for shard in one or ()] == list(range(count))
     lengths = [len(one) for one in ranges if one is not None]
     assert max(lengths) - min(lengths) <= 1
-    assert Crew().shards(count) is None
+    assert WorkerSettings().shards(count) is None
 
 
 def test_each_worker_has_a_gpu_of_its_own(gpus: list[str]) -> None:
-    found = Crew.of(workers=3).described("auto")
+    found = WorkerSettings.of(workers=3).cluster_for("auto")
     assert isinstance(found, LocalCluster)
     assert (found.workers, found.gpus) == (3, ("0", "1", "2"))
-    whole = Crew.of(cluster="cuda").described("cuda")
+    whole = WorkerSettings.of(cluster="cuda").cluster_for("cuda")
     assert isinstance(whole, LocalCluster)
     assert whole.gpus == ("0", "1", "2", "3")
-    assert Crew.of(workers=3).described("cpu") == LocalCluster(workers=3)
+    assert WorkerSettings.of(workers=3).cluster_for("cpu") == LocalCluster(workers=3)
     with pytest.raises(UserError, match=r"and 4 are visible; give --workers 4, or --device cpu$"):
-        Crew.of(workers=5).described("auto")
+        WorkerSettings.of(workers=5).cluster_for("auto")
     with pytest.raises(UserError, match="--device cuda:1: expected auto, cpu or cuda, for each worker has"):
-        Crew.of(workers=2).described("cuda:1")
+        WorkerSettings.of(workers=2).cluster_for("cuda:1")
     gpus.clear()
-    assert Crew.of(workers=2).described("auto") == LocalCluster(workers=2)
+    assert WorkerSettings.of(workers=2).cluster_for("auto") == LocalCluster(workers=2)
     with pytest.raises(
         UserError, match=r"--workers 2: each worker has a GPU of its own, and 0 are visible; give --device cpu$"
     ):
-        Crew.of(workers=2).described("cuda")
+        WorkerSettings.of(workers=2).cluster_for("cuda")
     with pytest.raises(UserError, match=r"--cluster: each worker has .* and 0 are visible; use --cluster local$"):
-        Crew.of(cluster="cuda").described("auto")
+        WorkerSettings.of(cluster="cuda").cluster_for("auto")
 
 
 def test_gpus_are_counted_by_the_names_that_the_environment_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPat
         pytest.raises(
             UserError, match=f"--scheduler {address}: expected the address of a dask scheduler, .* [Tt]imed out"
         ),
-        connected(Existing(address=address), dashboard=False, reporter=SILENT),
+        connected(ExistingCluster(address=address), dashboard=False, reporter=SILENT),
     ):
         pass
 
@@ -246,11 +246,11 @@ def test_what_is_no_scheduler_is_told_before_any_work(
         Path(f"{stem}.json").write_text(text)
     monkeypatch.setattr(dask_clusters, "Client", lambda *_, **__: pytest.fail("nobody is called"))
     with pytest.raises(UserError, match=f"^--scheduler {name}: expected the address .*; {found}") as problem:
-        driver_device(Crew.of(scheduler=name), "cpu")
+        driver_device(WorkerSettings.of(scheduler=name), "cpu")
     assert "\n" not in str(problem.value)
     with (
         pytest.raises(UserError, match=found),
-        connected(Existing(address=name), dashboard=False, reporter=SILENT),
+        connected(ExistingCluster(address=name), dashboard=False, reporter=SILENT),
     ):
         pass
     assert scheduler_address("whole.json") == scheduler_address("tcp://127.0.0.1:8786") == "tcp://127.0.0.1:8786"
@@ -282,7 +282,7 @@ def test_a_task_of_the_job_array_does_its_part(tmp_path: Path, environment: dict
     script = ["bash", data_folder("jobs") / "slurm-array.sh", "--images", "my photos"]
     done = subprocess.run(script, env=given, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["label", "--shard-range", part, "--images", "my photos"]
-    Crew.of(shard_range=part)
+    WorkerSettings.of(shard_range=part)
 
 
 def test_dask_says_nothing_by_itself_meanwhile() -> None:

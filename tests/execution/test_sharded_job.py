@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.sharded_job import run_job
 from sea_pipeline.output.verify import check_files
@@ -125,6 +125,6 @@ def test_other_settings_are_another_folder(images: Path, tmp_path: Path, monkeyp
 
 def test_workers_count_the_same(images: Path, tmp_path: Path) -> None:
     count(images, tmp_path / "whole")
-    run = count(images, tmp_path / "out", crew=Crew(workers=2, dashboard=False))
+    run = count(images, tmp_path / "out", crew=WorkerSettings(workers=2, dashboard=False))
     assert (run.report.failed, run.about) == ({}, {"device": "cpu"})
     assert content(tmp_path / "out") == content(tmp_path / "whole")

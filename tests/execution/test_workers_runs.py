@@ -16,7 +16,7 @@ import distributed
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from tests.support.contents import content
@@ -80,7 +80,7 @@ def test_any_number_of_workers_labels_the_same(
     label: Label, photos: Path, tmp_path: Path, whole: dict[str, bytes], workers: int
 ) -> None:
     with dask.config.set({"distributed.worker.preload": [PRELOAD]}):
-        done = label(images=str(photos), shard_size=2, crew=Crew(workers=workers, dashboard=False))
+        done = label(images=str(photos), shard_size=2, crew=WorkerSettings(workers=workers, dashboard=False))
     assert content(tmp_path / "labels") == whole
     assert (done.report.images, done.report.bad, done.device) == (17, 1, "cpu")
     assert 1 <= done.report.workers <= workers
@@ -198,10 +198,10 @@ def test_a_job_that_begins_again_takes_back_only_its_own_shards(
 ) -> None:
     """A bad image makes its shard one that is read again: that of another job is the other job's to read."""
     out = tmp_path / "labels"
-    label(images=str(photos), shard_size=2, crew=Crew(shard_range="1/2"))
+    label(images=str(photos), shard_size=2, crew=WorkerSettings(shard_range="1/2"))
     (bad,) = (commit.shard for commit in Ledger.open(out).commits() if commit.bad)
     before = (out / "commits" / f"{bad:05d}.json").stat().st_mtime_ns
-    label(images=str(photos), shard_size=2, crew=Crew(shard_range="2/2"))
+    label(images=str(photos), shard_size=2, crew=WorkerSettings(shard_range="2/2"))
     assert (out / "commits" / f"{bad:05d}.json").stat().st_mtime_ns == before
     assert content(out) == whole
 
@@ -216,4 +216,4 @@ def test_alone_dask_is_never_imported(command: Callable[..., list[str]]) -> None
 def test_without_dask_one_line_names_the_extra(label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UserError, match=r"'distributed' cannot be imported .*pip install 'sea-pipeline\[dask\]'"):
-        label(images=str(photos), crew=Crew(workers=2))
+        label(images=str(photos), crew=WorkerSettings(workers=2))

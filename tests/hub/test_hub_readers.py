@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread", "no_long_waits"),
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own
 ]
-Found = dict[tuple[str, str], tuple[float, list[tuple[int, int]]]]
+LabelsByImage = dict[tuple[str, str], tuple[float, list[tuple[int, int]]]]
 """By word and image: the highest score, and the cells."""
 PHRASES = ["zèbre à rayures", "it's", 'a "quoted" one', "日本", "a|b `c` <d> *e* [f](g) $h$", "Zebra", "zebra crossing"]
 
@@ -57,7 +57,7 @@ def loading(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     datasets.enable_progress_bars()
 
 
-def by_hand(store: LabelStore) -> Found:
+def by_hand(store: LabelStore) -> LabelsByImage:
     """The same, patch by patch."""
     found: dict[tuple[str, str], list[tuple[float, tuple[int, int]]]] = defaultdict(list)
     for image in store:
@@ -69,7 +69,7 @@ def by_hand(store: LabelStore) -> Found:
     return {key: (max(score for score, _ in held), [cell for _, cell in held]) for key, held in found.items()}
 
 
-def in_tables(rows: Any) -> Found:
+def in_tables(rows: Any) -> LabelsByImage:
     keys = [(row["word"], row["image_id"]) for row in rows]
     assert len(set(keys)) == len(keys)
     return {

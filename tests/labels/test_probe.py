@@ -51,8 +51,8 @@ def captioned(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def probing(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Callable[..., caption_lift.Findings]:
-    def run(**settings: Any) -> caption_lift.Findings:
+def probing(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Callable[..., caption_lift.ProbeFindings]:
+    def run(**settings: Any) -> caption_lift.ProbeFindings:
         monkeypatch.setattr(sign_probe, "load_encoder", lambda spec, device, options: Named(-1))
         monkeypatch.setattr(sign_probe, "paths_of", lambda spec, device: [f"{spec}#final", f"{spec}#value-"])
         given = {"data": captioned, "image_root": captioned.parent / "photos", "wordlist": str(words), "top_n": 3}
@@ -62,7 +62,7 @@ def probing(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Ca
     return run
 
 
-def test_the_sign_that_was_planted_wins(probing: Callable[..., caption_lift.Findings]) -> None:
+def test_the_sign_that_was_planted_wins(probing: Callable[..., caption_lift.ProbeFindings]) -> None:
     findings = probing(top_n=1)
     assert [(one.spec, one.sign) for one in findings.probed] == [
         (f"open_clip:colours/here#{path}", sign) for path in ("final", "value") for sign in (1, -1)
@@ -71,18 +71,18 @@ def test_the_sign_that_was_planted_wins(probing: Callable[..., caption_lift.Find
     assert right.hit == 1
     assert right.chance < 0.4  # a colour that the caption lacks is the third one in a quarter of pictures
     assert right.low > 0.6
-    assert (wrong.hit, wrong.lift) == (0, -wrong.chance)
+    assert (wrong.hit, wrong.gain) == (0, -wrong.chance)
     assert wrong.high < -0.5
     assert findings.verdicts() == {"open_clip:colours/here#final": 1, "open_clip:colours/here#value": 1}
     assert findings.best is findings.probed[0]
     assert (findings.images, findings.listed) == (24, 8)
-    assert findings.coverage.words == caption_lift.Held(6, 0, 2)
-    assert findings.coverage.occurrences == caption_lift.Held(2 * 24, 0, 2 * 24)
+    assert findings.coverage.words == caption_lift.FormCounts(6, 0, 2)
+    assert findings.coverage.occurrences == caption_lift.FormCounts(2 * 24, 0, 2 * 24)
     assert (findings.coverage.inflected, findings.coverage.absent) == ((), ("thing", "zzyzxes"))
 
 
 def test_figures_are_those_of_the_labels_that_label_writes(
-    probing: Callable[..., caption_lift.Findings],
+    probing: Callable[..., caption_lift.ProbeFindings],
     captioned: Path,
     words: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -141,7 +141,7 @@ def test_how_a_list_has_what_captions_say(
     words: tuple[str, ...], distinct: Any, occurrences: Any, inflected: str, absent: str
 ) -> None:
     held = coverage(PLANTED, WordList.of("x", words))
-    assert (held.words, held.occurrences) == (caption_lift.Held(*distinct), caption_lift.Held(*occurrences))
+    assert (held.words, held.occurrences) == (caption_lift.FormCounts(*distinct), caption_lift.FormCounts(*occurrences))
     assert set(held.inflected) == set(inflected.split())
     assert set(held.absent) == set(absent.split())
 
@@ -149,19 +149,19 @@ def test_how_a_list_has_what_captions_say(
 def test_a_list_of_every_form_has_all() -> None:
     spoken = tuple(word for texts in PLANTED for text in texts for word in content_words(text))
     held = coverage(PLANTED, WordList.of("x", tuple(dict.fromkeys(spoken))))
-    assert (held.words, held.occurrences) == (caption_lift.Held(10, 0, 0), caption_lift.Held(12, 0, 0))
+    assert (held.words, held.occurrences) == (caption_lift.FormCounts(10, 0, 0), caption_lift.FormCounts(12, 0, 0))
     assert held.words.as_they_stand == held.words.total
     assert (held.inflected, held.absent) == ((), ())
 
 
 def test_the_command_says_100_percent_of_a_list_of_every_form(
-    probing: Callable[..., caption_lift.Findings], command: Any, captioned: Path, words: Path
+    probing: Callable[..., caption_lift.ProbeFindings], command: Any, captioned: Path, words: Path
 ) -> None:
     words.write_text("\n".join([*COLOURS, "thing", "zzyzxes"]))
     findings = probing()  # leaves the colour encoder in place
     assert (findings.coverage.words, findings.coverage.occurrences) == (
-        caption_lift.Held(8, 0, 0),
-        caption_lift.Held(96, 0, 0),
+        caption_lift.FormCounts(8, 0, 0),
+        caption_lift.FormCounts(96, 0, 0),
     )
     arguments = ["--data", captioned, "--image-root", captioned.parent / "photos", "--wordlist", words, "--top-n", 3]
     stdout = command("probe", *arguments, "--encoder", "open_clip:colours/here")[1]
@@ -263,7 +263,7 @@ def test_the_probe_changes_nothing(hinted: Callable[..., list[str]], tmp_path: P
 
 
 def test_the_command_prints_tables_and_json(
-    probing: Callable[..., caption_lift.Findings], command: Any, captioned: Path, words: Path
+    probing: Callable[..., caption_lift.ProbeFindings], command: Any, captioned: Path, words: Path
 ) -> None:
     findings = probing()  # leaves the colour encoder in place
     arguments = ["--data", captioned, "--image-root", captioned.parent / "photos", "--wordlist", words, "--top-n", 3]
@@ -296,7 +296,7 @@ def test_the_command_prints_tables_and_json(
     ],
 )
 def test_a_mistake_is_one_clear_line(
-    probing: Callable[..., caption_lift.Findings],
+    probing: Callable[..., caption_lift.ProbeFindings],
     captioned: Path,
     tmp_path: Path,
     settings: dict[str, Any],

@@ -10,7 +10,7 @@ import pytest
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.shard import log_attempt
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.status import failing, pace
+from sea_pipeline.output.status import failing_shards, throughput
 from tests.support.worker_world import PlantedStage, planted_ledger
 
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
@@ -35,7 +35,7 @@ def finished_at(ledger: Ledger, *seconds: float) -> None:
 def test_the_rate_is_that_of_the_latest_shards_without_the_night(ledger: Ledger) -> None:
     """Three shards, a night, then five at 4 s each, out of order: 10 images in 4 s, 20 images to go."""
     finished_at(ledger, 0, 10, 20, 40_008, 40_004, 40_000, 40_012, 40_016)
-    found = pace(ledger, NOON + datetime.timedelta(seconds=40_017))
+    found = throughput(ledger, NOON + datetime.timedelta(seconds=40_017))
     assert found.images_per_second == pytest.approx(2.5)
     assert found.seconds_left == pytest.approx(20 / 2.5)
     assert found.seconds_since == pytest.approx(1.0)
@@ -43,23 +43,23 @@ def test_the_rate_is_that_of_the_latest_shards_without_the_night(ledger: Ledger)
 
 def test_nothing_is_left_to_wait_for_where_nobody_works(ledger: Ledger) -> None:
     finished_at(ledger, *range(0, 32, 4))
-    found = pace(ledger, NOON + datetime.timedelta(hours=2))
+    found = throughput(ledger, NOON + datetime.timedelta(hours=2))
     assert found.seconds_left is None
     assert found.images_per_second == pytest.approx(2.5)
 
 
 def test_one_shard_has_no_rate(tmp_path: Path) -> None:
     ledger = planted_ledger(tmp_path / "out")
-    assert pace(ledger, NOON) == (None, None, None)
+    assert throughput(ledger, NOON) == (None, None, None)
     run(ledger, PlantedStage(tmp_path / "none"), max_bad=1, shards=range(1))
-    assert pace(ledger, NOON)[:2] == (None, None)
+    assert throughput(ledger, NOON)[:2] == (None, None)
 
 
 def test_what_has_failed_and_is_not_done_since_is_told_by_its_last_log(ledger: Ledger, command: Any) -> None:
     for attempt in (1, 2):
         log_attempt(ledger, 9, attempt, f"Traceback\n  …\nRuntimeError: number {attempt}\n")
     log_attempt(ledger, 3, 1, "done since\n")
-    assert failing(ledger) == {9: "RuntimeError: number 2"}
+    assert failing_shards(ledger) == {9: "RuntimeError: number 2"}
     code, stdout, _ = command("status", ledger.root, "--json")
     assert code == 0
     answer = json.loads(stdout)
@@ -67,7 +67,7 @@ def test_what_has_failed_and_is_not_done_since_is_told_by_its_last_log(ledger: L
     assert answer["images_per_second"] > 0
     assert answer["seconds_left"] > 0
     log_attempt(ledger, 9, 1, "another day: the disk is gone\n")
-    assert failing(ledger) == {9: "another day: the disk is gone"}
+    assert failing_shards(ledger) == {9: "another day: the disk is gone"}
     stdout = command("status", ledger.root)[1]
     assert "shard 9 fails" in stdout
     assert "images/s" in stdout

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Told = dict[str, Any]
+Answers = dict[str, Any]
 Row = dict[str, str]
 """The cells of an export by their names; each begins with "ok", "refused" or "other"."""
-Says = Callable[[str, list[int]], Told]
+Says = Callable[[str, list[int]], Answers]
 """A chat's name and its prompt's ids to what our model says next: `made`, and `first` by token."""
 ARCHITECTURES = ("LlavaForConditionalGeneration", "TransformersMultiModalForCausalLM")
 """vLLM's own code, and its way to run transformers' classes."""
@@ -19,15 +19,15 @@ NEAR = 1e-4
 class Beside(NamedTuple):
     """Our answers, what a reader told, and our model, to ask it of the reader's own prompts."""
 
-    ours: Told
-    told: Told
+    ours: Answers
+    told: Answers
     says: Says
 
 
 Cell = Callable[[Beside], str]
 
 
-def cells(ours: Told, told: Told, says: Says) -> Row:
+def cells(ours: Answers, told: Answers, says: Says) -> Row:
     """Judges what a reader told of one export."""
     beside = Beside(ours, told, says)
     return {name: _filled(judge, beside) for name, judge in CELLS.items()}

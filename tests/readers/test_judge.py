@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from tests.readers.by_vllm import compared
 from tests.readers.cases import CASES, Ours, make_chats, make_model
-from tests.readers.judge import CELLS, Beside, Says, Told, cells
+from tests.readers.judge import CELLS, Answers, Beside, Says, cells
 
 
 @pytest.fixture(scope="module")
-def rightly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Told, Says]:
+def rightly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answers, Answers, Says]:
     """Our answers, and what a reader tells that reads and says the same."""
     root = tmp_path_factory.mktemp("readers")
     chats = make_chats(root)
@@ -34,14 +34,14 @@ def rightly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Told, Says]
     return answers, told, lambda name, ids: said[name] if ids == answers["chats"][name]["trained"] else {}
 
 
-def test_all_is_well(rightly: tuple[Told, Told, Says]) -> None:
+def test_all_is_well(rightly: tuple[Answers, Answers, Says]) -> None:
     found = cells(*rightly)
     assert {name: cell for name, cell in found.items() if not cell.startswith("ok")} == {}
     assert found["first tokens"].startswith("ok 32 tokens")
 
 
-def put(*path: Any, value: Any) -> Callable[[Told], None]:
-    def change(told: Told) -> None:
+def put(*path: Any, value: Any) -> Callable[[Answers], None]:
+    def change(told: Answers) -> None:
         for key in path[:-1]:
             told = told[key]
         told[path[-1]] = value(told[path[-1]])
@@ -66,14 +66,14 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("cell", SPOILT)
-def test_a_fault_is_seen(cell: str, rightly: tuple[Told, Told, Says]) -> None:
+def test_a_fault_is_seen(cell: str, rightly: tuple[Answers, Answers, Says]) -> None:
     answers, told, says = rightly
     told = copy.deepcopy(told)
     SPOILT[cell](told)
     assert CELLS[cell](Beside(answers, told, says)).startswith("other")
 
 
-def test_what_is_refused_says_why(rightly: tuple[Told, Told, Says]) -> None:
+def test_what_is_refused_says_why(rightly: tuple[Answers, Answers, Says]) -> None:
     answers, told, says = rightly
     found = cells(answers, {"config": told["config"], "refused": "ValueError: no such tower"}, says)
     assert found.pop("configuration").startswith("ok")

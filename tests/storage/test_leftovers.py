@@ -15,7 +15,7 @@ from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.shard import log_attempt
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.status import failing
+from sea_pipeline.output.status import failing_shards
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.leftovers import LEFTOVERS, files_like, is_leftover
 from sea_pipeline.storage.paths import place
@@ -146,7 +146,7 @@ def test_in_an_output_folder_it_does_no_harm(
             files.pipe_file(path, b"left behind")
     ledger = Ledger.open(place(out))
     assert check_files(ledger).problems == []
-    assert (ledger.done().shards, failing(ledger)) == (3, {})
+    assert (ledger.done().shards, failing_shards(ledger)) == (3, {})
     assert len(open_labels(out)) == 9
     for arguments in (("verify", out), ("status", out), ("inspect", out), ("inspect", out, "000.png")):
         code, _, said = command(*arguments)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.core.settings import Settings
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.sharded_job import ShardedJob
 from sea_pipeline.execution.stage import ShardResult, Stage
 from sea_pipeline.inputs.pixels import DECODE_VERSION, BadImageError, decode_image
@@ -32,7 +32,7 @@ class CountSettings(Settings):
     device: str = "cpu"
     max_bad: float = 0.5
     retry_bad: bool = False
-    crew: Crew = Crew()
+    crew: WorkerSettings = WorkerSettings()
 
 
 class CountJob(ShardedJob[CountSettings], Stage):

@@ -21,7 +21,7 @@ from trainer.attach.families import parts_of
 from trainer.attach.settings import Group, read_settings
 from trainer.attach.terms import basic_terms
 from trainer.attach.tiles import Laid, Size, Tile
-from trainer.attach.watch import Kept, Watch
+from trainer.attach.watch import ForwardResults, Watch
 from trainer.data.geometry import placed
 from trainer.losses.supervision import Supervision
 from trainer.model.terms import sea_term
@@ -214,7 +214,7 @@ class Attached:
             raise UserError("attached: it was detached; call attach() again")
         return self._watch
 
-    def kept(self) -> Kept:
+    def kept(self) -> ForwardResults:
         """Return what the last forward made.
 
         Raises:
@@ -263,7 +263,7 @@ class Attached:
                 "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
             )
 
-    def laid(self, kept: Kept, ids: Sequence[str]) -> list[Laid]:
+    def laid(self, kept: ForwardResults, ids: Sequence[str]) -> list[Laid]:
         """Locate a forward's visual tokens, image by image.
 
         Raises:
@@ -288,7 +288,7 @@ class Attached:
 
     # The terms
 
-    def _sea(self, kept: Kept, ids: Sequence[str], step: int) -> torch.Tensor:
+    def _sea(self, kept: ForwardResults, ids: Sequence[str], step: int) -> torch.Tensor:
         """Compute L_a (Eq. 9) of drawn patches, or 0 with a graph for a batch without any."""
         term, sea = self.words, self.settings.sea
         assert term is not None
@@ -309,7 +309,7 @@ class Attached:
         self.pairs = int(pairs)
         return torch.as_tensor(loss)
 
-    def _drawn(self, kept: Kept, ids: Sequence[str], step: int) -> tuple[Any, Any]:
+    def _drawn(self, kept: ForwardResults, ids: Sequence[str], step: int) -> tuple[Any, Any]:
         """Draw patches as rows of V, and their words, as two int64 arrays (N,)."""
         patches, words = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         sea, start = self.settings.sea, 0
@@ -323,7 +323,7 @@ class Attached:
             start += one.tokens
         return np.concatenate(patches), np.concatenate(words)
 
-    def _of_basic(self, kept: Kept, ids: Sequence[str]) -> dict[str, torch.Tensor]:
+    def _of_basic(self, kept: ForwardResults, ids: Sequence[str]) -> dict[str, torch.Tensor]:
         """Compute L_das and L_sds.
 
         Visual tokens are assigned to images by what the family knows of them, else by sample.

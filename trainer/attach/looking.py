@@ -18,7 +18,7 @@ from torch import nn
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach.tiles import Laid
-from trainer.attach.watch import Kept
+from trainer.attach.watch import ForwardResults
 from trainer.evaluation import metrics
 from trainer.evaluation.blind_control import Controls, content_tokens
 
@@ -95,7 +95,7 @@ def _of_all(looked: _Looked) -> _Looked:
     return whole
 
 
-def _look(attached: "Attached", kept: Kept, ids: Sequence[str], looked: _Looked, table: torch.Tensor) -> None:
+def _look(attached: "Attached", kept: ForwardResults, ids: Sequence[str], looked: _Looked, table: torch.Tensor) -> None:
     """Add label_hit and gap of those visual tokens of a forward that lie in an image."""
     start = 0
     assert kept.visual is not None
@@ -119,7 +119,7 @@ def _word_table(attached: "Attached") -> torch.Tensor:
     return torch.cat([attached.words.word_embeddings(some, embed) for some in every.split(_BLOCK)])
 
 
-def _nats(outputs: Any, labels: torch.Tensor, kept: Kept) -> list[npt.NDArray[np.float64]]:  # noqa: ANN401
+def _nats(outputs: Any, labels: torch.Tensor, kept: ForwardResults) -> list[npt.NDArray[np.float64]]:  # noqa: ANN401
     """Compute the loss of each trained text token in nats, as B arrays (T_l,)."""
     trained = _trained(labels, kept)
     found = []
@@ -130,7 +130,7 @@ def _nats(outputs: Any, labels: torch.Tensor, kept: Kept) -> list[npt.NDArray[np
     return found
 
 
-def _trained(labels: torch.Tensor, kept: Kept) -> torch.Tensor:
+def _trained(labels: torch.Tensor, kept: ForwardResults) -> torch.Tensor:
     """Mark the text tokens that are predicted, bool (B, L)."""
     trained = labels != -100
     trained[:, 0] = False
@@ -141,7 +141,7 @@ def _with_others(
     attached: "Attached",
     given: Mapping[str, Any],
     labels: torch.Tensor,
-    kept: Kept,
+    kept: ForwardResults,
     laid: Sequence[Laid],
     ids: Sequence[str],
 ) -> list[npt.NDArray[np.float64] | None]:
@@ -182,7 +182,7 @@ def _partners(lengths: Sequence[int], ids: Sequence[str]) -> list[int | None]:
     return found
 
 
-def _samples(kept: Kept, laid: Sequence[Laid]) -> list[int]:
+def _samples(kept: ForwardResults, laid: Sequence[Laid]) -> list[int]:
     """Find the sample of each image."""
     assert kept.columns is not None
     rows = kept.columns.nonzero()[:, 0].tolist()
@@ -196,7 +196,7 @@ def _add(
     number: int,
     input_ids: torch.Tensor,
     labels: torch.Tensor,
-    kept: Kept,
+    kept: ForwardResults,
     own: Sequence[npt.NDArray[np.float64]],
     other: Sequence[npt.NDArray[np.float64] | None],
     laid: Sequence[Laid],

@@ -12,14 +12,19 @@ from torch import nn
 from sea_pipeline.core.errors import UserError
 from trainer import losses
 from trainer.attach.tiles import Laid
-from trainer.attach.watch import Kept
+from trainer.attach.watch import ForwardResults
 from trainer.losses.embeddings import llm_embeddings, ordinary_length
 from trainer.losses.supervision import degrees, image_weights
 from trainer.recipes.recipe import Loss
 
 
 def basic_terms(
-    names: Sequence[str], kept: Kept, laid: Sequence[Laid] | None, settings: Loss, embed: nn.Module, vocabulary: int
+    names: Sequence[str],
+    kept: ForwardResults,
+    laid: Sequence[Laid] | None,
+    settings: Loss,
+    embed: nn.Module,
+    vocabulary: int,
 ) -> dict[str, torch.Tensor]:
     """Compute L_das (Eq. 6) and L_sds (Eq. 7), as means over a sample's images and then over samples with images.
 
@@ -38,14 +43,14 @@ def basic_terms(
     Raises:
         UserError: the forward was in evaluation mode.
     """
-    if kept.seen is None or kept.visual is None:
+    if kept.recorder is None or kept.visual is None:
         raise UserError(
             "attached.loss: das and sds learn from forwards in training mode; found one in evaluation mode; call "
             "model.train() before the forward"
         )
     at, weights = _shares(kept, laid, equal=settings.basic.degree == "equal")
     visual = kept.visual if kept.apart is None else kept.visual.detach().requires_grad_()
-    chosen, refined = visual[at], kept.seen.refined.to(visual.device)[at]
+    chosen, refined = visual[at], kept.recorder.refined.to(visual.device)[at]
     found = {}
     if "das" in names:
         found["das"] = losses.das(chosen, refined, weights, ordinary=ordinary_length(embed, vocabulary))
@@ -59,12 +64,12 @@ def basic_terms(
     return found
 
 
-def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _shares(kept: ForwardResults, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Select the visual tokens that count, int64 (t,), and compute their weights, (t,).
 
     The weight of a token is a_i of Eq. 5, normalised over its image, times the image's share of its sample.
     """
-    assert kept.visual is not None and kept.columns is not None and kept.seen is not None  # noqa: PT018
+    assert kept.visual is not None and kept.columns is not None and kept.recorder is not None  # noqa: PT018
     device = kept.visual.device
     # Sample of each visual token, in the order in which they enter the LLM.
     samples = kept.columns.nonzero()[:, 0].to(device)
@@ -82,13 +87,13 @@ def _shares(kept: Kept, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[to
     image = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
     shares = image_weights(samples[lengths.cumsum(0) - lengths]).to(device)
     # a_i of Eq. 5 sums to 1 over an image's tokens; the share makes a mean over images, then over samples.
-    attention = kept.seen.attention.to(device)[at]
+    attention = kept.recorder.attention.to(device)[at]
     parts = (torch.ones_like(attention) if equal else attention).split(torch.bincount(image[at]).tolist())
     weights = [degrees(part.unsqueeze(0))[0] * share for part, share in zip(parts, shares, strict=True)]
     return at, torch.cat(weights)
 
 
-def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: Kept) -> torch.Tensor:
+def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: ForwardResults) -> torch.Tensor:
     """Return a term whose gradient reaches the projector's weights, but nothing in front of the projector.
 
     The gradient w.r.t. the projector's weights is the term's own. The gradient w.r.t. V goes back to the projector's

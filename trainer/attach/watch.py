@@ -18,7 +18,7 @@ from sea_pipeline.core.errors import UserError
 from trainer.attach.families import Parts
 from trainer.attach.tiles import Call
 from trainer.losses.embeddings import llm_embeddings
-from trainer.losses.supervision import Seen, Supervision
+from trainer.losses.supervision import LayerRecorder, Supervision
 
 _ABSENT = object()
 _MARK = "_sea_attached"
@@ -26,7 +26,7 @@ _MARK = "_sea_attached"
 
 
 @dataclass
-class Kept:
+class ForwardResults:
     """The results of one forward."""
 
     call: Call | None = None
@@ -35,7 +35,7 @@ class Kept:
     """V, (T, d), in the order in which it enters the LLM, with its graph."""
     columns: torch.Tensor | None = None
     """bool (B, L): the columns at which V enters the LLM."""
-    seen: Seen | None = None
+    recorder: LayerRecorder | None = None
     """BASIC's supervision; None in evaluation mode, or if BASIC is off."""
     made: torch.Tensor | None = None
     """The projector's output, from which V is put together; None unless BASIC is on and the tower trains."""
@@ -68,13 +68,13 @@ class Watch:
 
     def __init__(self, parts: Parts, processor: Any, supervision: Supervision | None, vocabulary: int) -> None:  # noqa: ANN401
         self.parts = parts
-        self.kept: Kept | None = None
+        self.kept: ForwardResults | None = None
         self._order: torch.Tensor | None = None
         self._first = False
         self._processor = processor
         self._supervision, self._vocabulary = supervision, vocabulary
         self._given: dict[str, Any] | None = None
-        self._running: Kept | None = None
+        self._running: ForwardResults | None = None
         self._valid: torch.Tensor | None = None
         if getattr(parts.inner.forward, _MARK, False):
             raise UserError("attach: the model is attached to already; call detach() of that first")
@@ -167,7 +167,7 @@ class Watch:
                 )
         self._stand_in_projector()
         ids, mask = bound.get("input_ids"), bound.get("attention_mask")
-        self._running = self.kept = kept = Kept()
+        self._running = self.kept = kept = ForwardResults()
         if ids is not None:
             kept.columns = ids == self.parts.inner.config.image_token_id
             self._valid = torch.ones_like(kept.columns) if mask is None or mask.dim() != 2 else mask.bool()
@@ -221,8 +221,8 @@ class Watch:
         if self._supervision.needs_length:
             length = llm_embeddings(self.embed, self._vocabulary).float().norm(dim=-1).mean()
         rows = self._valid & ~kept.columns
-        with self._supervision.watching(kept.columns, rows, self._valid, length=length) as seen:
-            kept.seen = seen
+        with self._supervision.watching(kept.columns, rows, self._valid, length=length) as recorder:
+            kept.recorder = recorder
             return original(*given, **named)
 
     @property
@@ -233,7 +233,7 @@ class Watch:
         """
         return self._supervision is not None and self.parts.inner.training
 
-    def _keep(self, kept: Kept, visual: torch.Tensor, counts: list[int]) -> None:
+    def _keep(self, kept: ForwardResults, visual: torch.Tensor, counts: list[int]) -> None:
         assert self._given is not None
         kept.visual = visual
         kept.call = Call(self.parts.name, self.parts.inner, self._processor, self._given, counts)

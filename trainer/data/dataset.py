@@ -45,7 +45,7 @@ class TrainingSample(TypedDict):
     """The targets of each image if they are read from a teacher's folder; else empty."""
 
 
-class Kept(NamedTuple):
+class TowerInput(NamedTuple):
     """An image as the model takes it (pixels or the tower's output), and the part of the image that it shows."""
 
     values: torch.Tensor
@@ -103,7 +103,7 @@ class TrainingData(Dataset[TrainingSample]):
         self.processor = processor
         self.grid = grid
         self.labels = labels
-        self.kept: dict[str, Kept] | None = None
+        self.kept: dict[str, TowerInput] | None = None
         """The tower's output for each view, see `tower_features`; used in place of pixels if it is set."""
         self.targets = targets
         self._locate = locate
@@ -174,11 +174,11 @@ class TrainingData(Dataset[TrainingSample]):
         """List the view names of an image, which are the image itself and its labelled crops."""
         return [crop_id(image_id, number) for number in range(self._crops + 1)]
 
-    def _given(self, view: str, sample: str, random: np.random.Generator) -> Kept:
+    def _given(self, view: str, sample: str, random: np.random.Generator) -> TowerInput:
         if self.kept is not None:
             return self.kept[view]
         image, box = self.image(view, sample, random)
-        return Kept(self.pixels(image), box)
+        return TowerInput(self.pixels(image), box)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Make the tower's input, float32 (3, height, width), from an upright image."""

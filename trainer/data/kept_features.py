@@ -13,7 +13,7 @@ from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import ahead, batched
 from sea_pipeline.core.progress import Advance
-from trainer.data.dataset import Kept, TrainingData
+from trainer.data.dataset import TowerInput, TrainingData
 from trainer.model.aligned_llava import AlignedLlava
 
 _SHARE = 0.5
@@ -22,7 +22,7 @@ _BATCHES = {"cpu": 8, "gpu": 64}
 
 
 @torch.no_grad()
-def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = lambda _: None) -> dict[str, Kept]:
+def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = lambda _: None) -> dict[str, TowerInput]:
     """Compute the projector's input for each view, float32 (m, width).
 
     The views are all images of the data and their labelled crops. They are computed on the tower's device; one thread
@@ -46,16 +46,16 @@ def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = l
     device = next(model.model.vision_tower.parameters()).device
     size = _BATCHES["cpu" if device.type == "cpu" else "gpu"]
 
-    def read(view: str) -> Kept:
+    def read(view: str) -> TowerInput:
         image, box = data.image(view, owners[view])
-        return Kept(data.pixels(image), box)
+        return TowerInput(data.pixels(image), box)
 
-    kept: dict[str, Kept] = {}
+    kept: dict[str, TowerInput] = {}
     with ThreadPoolExecutor(cores()) as pool:
         given = zip(owners, ahead(pool, read, owners, 2 * size), strict=True)
         for batch in batched(given, size):
             pixels = torch.stack([one.values for _, one in batch]).to(device)
             for (view, (_, box)), features in zip(batch, model.tower_output(pixels).float().cpu(), strict=True):
-                kept[view] = Kept(features, box)
+                kept[view] = TowerInput(features, box)
             advance(len(batch))
     return kept

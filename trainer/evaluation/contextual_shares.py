@@ -19,7 +19,7 @@ from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_words, singular
 from trainer.evaluation.blind_control import mean_over_photos, others
 from trainer.evaluation.contextual_lens import Index, nearest_states, unit
-from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.nearest_by_layer import FREQUENT, Frequent, watch_visual
 from trainer.evaluation.token_replacement import answer_text
 from trainer.model.aligned_llava import AlignedLlava, Batch
@@ -57,7 +57,7 @@ class Lens(NamedTuple):
     summary: list[LensLayer]
 
 
-def captioned_photos(evaluator: Evaluator, limit: int | None = None) -> dict[Shown, set[str]]:
+def captioned_photos(evaluator: Evaluator, limit: int | None = None) -> dict[ShownImage, set[str]]:
     """Collect the photos of the evaluator's data at their first appearance, with the content words said of them.
 
     A photo's captions are the trained texts of all samples that show it. A photo without a content word is skipped.
@@ -70,12 +70,12 @@ def captioned_photos(evaluator: Evaluator, limit: int | None = None) -> dict[Sho
         UserError: no photo has a content word.
     """
     said: dict[str, set[str]] = {}
-    first: dict[str, Shown] = {}
+    first: dict[str, ShownImage] = {}
     for row in range(len(evaluator.data)):
         if images := evaluator.data.rows[row]["images"]:
             words = content_words(answer_text(evaluator, row))
             for image in images:
-                first.setdefault(image, Shown(row, image))
+                first.setdefault(image, ShownImage(row, image))
                 said.setdefault(image, set()).update(words)
     found = {shown: said[image] for image, shown in first.items() if said[image]}
     if not found:
@@ -90,7 +90,7 @@ def look_through(
     evaluator: Evaluator,
     model: AlignedLlava,
     index: Index,
-    photos: Mapping[Shown, set[str]],
+    photos: Mapping[ShownImage, set[str]],
     advance: Advance = lambda _: None,
 ) -> Lens:
     """Look at photos through both lenses.

@@ -27,7 +27,7 @@ from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import Prefix, llm_word_table, whole_words
 
 
-class Shown(NamedTuple):
+class ShownImage(NamedTuple):
     """An image as part of a sample.
 
     An image may be part of several samples.
@@ -38,8 +38,8 @@ class Shown(NamedTuple):
     image_id: str
 
 
-class _Seen(NamedTuple):
-    """What the metrics need of the images seen so far.
+class _MetricSums(NamedTuple):
+    """What the metrics need of the images read so far.
 
     A list has one entry for each batch of i images.
     """
@@ -107,7 +107,7 @@ class Evaluator:
 
     def _metrics(self, model: AlignedLlava, advance: Advance) -> Iterator[tuple[str, float]]:
         controls, tacs = Controls(), list[float]()
-        seen = _Seen([], [], [], np.zeros((2, 2), np.int64))
+        sums = _MetricSums([], [], [], np.zeros((2, 2), np.int64))
         for number, batch in enumerate(self.batches(model.device)):
             given = model(**batch)
             if not number:  # FSDP needs a call of the whole model before one of a part
@@ -121,15 +121,15 @@ class Evaluator:
                     if len(caption := self.content_words(row)):
                         tacs.append(metrics.tacs(one, embeddings[caption.to(one.device)]))
                 if table is not None:
-                    self._look(batch, visual, embeddings, table, seen)
+                    self._look(batch, visual, embeddings, table, sums)
             advance(len(batch["rows"]))
         spoken = dict(controls.metrics())
         if "lm_loss" in spoken:
             yield "lm_loss", spoken.pop("lm_loss")
         if tacs:
             yield "tacs", float(np.mean(tacs))
-        if seen.tokens:
-            yield from self._word_metrics(seen)
+        if sums.tokens:
+            yield from self._word_metrics(sums)
         yield from spoken.items()
 
     def _control(self, model: AlignedLlava, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
@@ -161,24 +161,24 @@ class Evaluator:
         return others(image_names(self.data.rows))
 
     def _look(
-        self, batch: Batch, visual: torch.Tensor, embeddings: torch.Tensor, table: torch.Tensor, seen: _Seen
+        self, batch: Batch, visual: torch.Tensor, embeddings: torch.Tensor, table: torch.Tensor, sums: _MetricSums
     ) -> None:
-        """Add a batch's images, V (I, m, d), to what is seen."""
+        """Add a batch's images, V (I, m, d), to the sums."""
         flat = visual.flatten(0, 1)
         words = self.words(self.images(batch["rows"].tolist()))
         nearest = metrics.nearest(flat, table, measure="cosine").indices.cpu()
         for place, k in enumerate((1, 10)):
-            seen.hits[place] += metrics.label_hits(nearest, words.flatten(0, 1), k)
-        seen.gaps.append(metrics.gap(flat, table))
-        seen.words.append(words)
-        seen.tokens.append(metrics.nearest(flat, embeddings, measure="cosine").indices.cpu().view(visual.shape[:2]))
+            sums.hits[place] += metrics.label_hits(nearest, words.flatten(0, 1), k)
+        sums.gaps.append(metrics.gap(flat, table))
+        sums.words.append(words)
+        sums.tokens.append(metrics.nearest(flat, embeddings, measure="cosine").indices.cpu().view(visual.shape[:2]))
 
-    def _word_metrics(self, seen: _Seen) -> Iterator[tuple[str, float]]:
-        for k, (hits, labelled) in zip((1, 10), seen.hits.tolist(), strict=True):
+    def _word_metrics(self, sums: _MetricSums) -> Iterator[tuple[str, float]]:
+        for k, (hits, labelled) in zip((1, 10), sums.hits.tolist(), strict=True):
             yield f"label_hit@{k}", hits / max(1, labelled)
-        images = [len(words) for words in seen.words]
-        yield "gap", float(np.average(seen.gaps, weights=images))
-        found = self.meaningful(torch.cat(seen.tokens), torch.cat(seen.words))
+        images = [len(words) for words in sums.words]
+        yield "gap", float(np.average(sums.gaps, weights=images))
+        found = self.meaningful(torch.cat(sums.tokens), torch.cat(sums.words))
         yield "meaningful", found.share
         if found.chance is not None:
             yield "meaningful_chance", found.chance
@@ -218,13 +218,13 @@ class Evaluator:
         moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         return cast("Batch", moved)
 
-    def images(self, rows: Iterable[int]) -> Iterator[Shown]:
+    def images(self, rows: Iterable[int]) -> Iterator[ShownImage]:
         """Yield the images of these rows, in the order in which their visual tokens enter the model."""
         for row in rows:
             for image_id in self.data.rows[row]["images"]:
-                yield Shown(row, image_id)
+                yield ShownImage(row, image_id)
 
-    def first_images(self, limit: int | None = None) -> list[Shown]:
+    def first_images(self, limit: int | None = None) -> list[ShownImage]:
         """List the first images of the data, at most `limit`.
 
         Samples without an image are skipped.
@@ -239,7 +239,7 @@ class Evaluator:
             )
         return shown
 
-    def words(self, images: Iterable[Shown]) -> torch.Tensor:
+    def words(self, images: Iterable[ShownImage]) -> torch.Tensor:
         """Look up the labels of images on the model's grid, int64 (images, m, n).
 
         They are sorted best first; -1 fills up a patch with fewer labels.

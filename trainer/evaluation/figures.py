@@ -7,7 +7,7 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.report.figures import Kind, Panel, check_figure, patches_figure, save_figure
-from trainer.evaluation.evaluator import Evaluator, Shown
+from trainer.evaluation.evaluator import Evaluator, ShownImage
 from trainer.evaluation.nearest_by_layer import LayerTokens
 from trainer.model.aligned_llava import AlignedLlava
 
@@ -68,7 +68,7 @@ def save_figures(
     return saved
 
 
-def _words(evaluator: Evaluator, model: AlignedLlava, shown: Shown, table: torch.Tensor) -> Panel:
+def _words(evaluator: Evaluator, model: AlignedLlava, shown: ShownImage, table: torch.Tensor) -> Panel:
     nearest = evaluator.nearest_words(model, shown.row, table)
     labels = evaluator.words([shown])[0].tolist()
     names = [{evaluator.word(word) for word in row if word >= 0} for row in labels]

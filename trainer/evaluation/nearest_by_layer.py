@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from trainer.evaluation import metrics
-from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
 
@@ -55,7 +55,7 @@ class Layer(TypedDict, total=False):
 class LayerTokens(NamedTuple):
     """The result of `look_at_layers`."""
 
-    images: list[Shown]
+    images: list[ShownImage]
     tokens: torch.Tensor
     """int32 (l + 1, I, m): ids of the nearest tokens."""
     summary: list[Layer]

@@ -20,7 +20,7 @@ from sea_pipeline.storage.hashing import fingerprint_of
 from trainer.losses import equations
 from trainer.losses.embeddings import ordinary_length
 from trainer.losses.lens import Lens, LensKind
-from trainer.losses.supervision import Seen, Supervision
+from trainer.losses.supervision import LayerRecorder, Supervision
 from trainer.model.plain_text import plain_text
 from trainer.model.reader import Reader
 from trainer.model.text_lens import SENTENCES, lens_fields
@@ -122,9 +122,9 @@ def look_at_text(
         if every_layer:
             layers.append(nearness(states, tokens, embeddings))
 
-    with _watching(reader, basic, lenses, columns) as seen:
+    with _watching(reader, basic, lenses, columns) as recorders:
         reader.read(rows, look, None if every_layer else 0)
-    return OnText(layers, {kind: nearness(one.refined, tokens, embeddings) for kind, one in seen.items()})
+    return OnText(layers, {kind: nearness(one.refined, tokens, embeddings) for kind, one in recorders.items()})
 
 
 @torch.no_grad()
@@ -154,16 +154,18 @@ def _das(reader: Reader, basic: Basic, lenses: Lenses, visual: torch.Tensor) -> 
     inputs = torch.cat([text.expand(len(visual), -1, -1), visual.to(text)], 1)
     columns = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     columns[:, text.shape[1] :] = True
-    with reader.at_rest(), _watching(reader, basic, lenses, columns) as seen:
+    with reader.at_rest(), _watching(reader, basic, lenses, columns) as recorders:
         reader.llm(inputs_embeds=inputs, use_cache=False)
     flat = visual.flatten(0, 1)
     weights = torch.full((len(flat),), 1 / len(flat), device=flat.device)
     length = ordinary_length(reader.embed, reader.vocabulary)
-    return {kind: float(equations.das(flat, one.refined, weights, ordinary=length)) for kind, one in seen.items()}
+    return {kind: float(equations.das(flat, one.refined, weights, ordinary=length)) for kind, one in recorders.items()}
 
 
 @contextmanager
-def _watching(reader: Reader, basic: Basic, lenses: Lenses, columns: torch.Tensor) -> Iterator[dict[LensKind, Seen]]:
+def _watching(
+    reader: Reader, basic: Basic, lenses: Lenses, columns: torch.Tensor
+) -> Iterator[dict[LensKind, LayerRecorder]]:
     """Watch the next run of the LLM with each lens, within this block.
 
     Attention is not recorded.
@@ -171,12 +173,12 @@ def _watching(reader: Reader, basic: Basic, lenses: Lenses, columns: torch.Tenso
     length = ordinary_length(reader.embed, reader.vocabulary)
     everything = torch.ones_like(columns)
     with ExitStack() as stack:
-        seen = {}
+        recorders = {}
         for kind, lens in lenses.items():
             settings = basic.model_copy(update={"degree": "equal", "lens": kind})
             supervision = Supervision(reader.llm, settings, lens)
-            seen[kind] = stack.enter_context(supervision.watching(columns, everything, everything, length=length))
-        yield seen
+            recorders[kind] = stack.enter_context(supervision.watching(columns, everything, everything, length=length))
+        yield recorders
 
 
 class Premise(NamedTuple):

@@ -19,7 +19,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_words
 from trainer.evaluation import metrics
-from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.settings import NEW_TOKENS as NEW_TOKENS
 from trainer.model.aligned_llava import AlignedLlava
 
@@ -63,7 +63,7 @@ class Replace(TypedDict, total=False):
 class Replaced(NamedTuple):
     """The result of `replace_and_describe`."""
 
-    images: list[Shown]
+    images: list[ShownImage]
     described: list[Described]
     """One entry for each image."""
     summary: Replace
@@ -221,7 +221,7 @@ def _texts(processor: Any, ids: Any) -> list[str]:  # noqa: ANN401 - transformer
     return [text.strip() for text in decoded]
 
 
-def _others(images: Sequence[Shown], number: int) -> list[int]:
+def _others(images: Sequence[ShownImage], number: int) -> list[int]:
     """List the images that differ from this one and belong to another sample, from the next one on."""
     order = [(number + step) % len(images) for step in range(1, len(images))]
     return [

@@ -29,7 +29,7 @@ _OPEN = "_sea_tap_open"
 """The key in an attention module's `__dict__` while it is tapped."""
 
 
-class Tapped:
+class AttentionRecording:
     """The attention on some columns, summed while the LLM runs once."""
 
     def __init__(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, layers: list[nn.Module]) -> None:
@@ -138,7 +138,7 @@ class AttentionTap:
         config._attn_implementation = self._name
 
     @contextmanager
-    def open(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor) -> Iterator[Tapped]:
+    def open(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor) -> Iterator[AttentionRecording]:
         """Read the attention of `rows` on `columns` in the one run of the LLM inside this block.
 
         Args:
@@ -149,11 +149,11 @@ class AttentionTap:
         assert self._llm.config._attn_implementation == self._name, "the LLM's attention was switched"
         layers: list[nn.Module] = [layer.self_attn for layer in self._llm.layers[: self._layers]]
         assert not any(_OPEN in layer.__dict__ for layer in layers), "the tap is open already"
-        tapped = Tapped(columns, rows, valid, layers)
+        recording = AttentionRecording(columns, rows, valid, layers)
         try:
             for layer in layers:
-                layer.__dict__[_OPEN] = tapped
-            yield tapped
+                layer.__dict__[_OPEN] = recording
+            yield recording
         finally:
             for layer in layers:
                 layer.__dict__.pop(_OPEN, None)
@@ -239,9 +239,9 @@ def _twin(base: str) -> Callable[..., Any]:
         attention_mask: torch.Tensor | None,
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        tapped = module.__dict__.get(_OPEN)
-        if tapped is not None:
-            tapped.add(module, query, key, attention_mask, options.get("scaling"), options.get("sliding_window"))
+        recording = module.__dict__.get(_OPEN)
+        if recording is not None:
+            recording.add(module, query, key, attention_mask, options.get("scaling"), options.get("sliding_window"))
         return _attend(base, module, query, key, value, attention_mask, **options)
 
     return attend

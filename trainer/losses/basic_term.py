@@ -51,7 +51,7 @@ class BasicTerm:
     def watching(self, batch: dict[str, Any], columns: torch.Tensor, embed: nn.Module) -> Iterator[Any]:
         """Make targets from what the LLM does inside this block.
 
-        It yields the `Seen` of supervision, or None if the targets come with the batch.
+        It yields the `LayerRecorder` of supervision, or None if the targets come with the batch.
 
         Args:
             batch: with `attention_mask` (B, L) and `predict`.
@@ -71,8 +71,8 @@ class BasicTerm:
             rows = rows & ~trained.view_as(rows)
         # `normalise: unit` brings V^ back to the mean length of E.
         length = self.embeddings(embed).float().norm(dim=-1).mean() if supervision.needs_length else None
-        with supervision.watching(columns, rows, valid, length=length) as seen:
-            yield seen
+        with supervision.watching(columns, rows, valid, length=length) as recorder:
+            yield recorder
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sea_pipeline.core.errors import UserError
-from trainer.losses.attention_tap import AttentionTap, Tapped
+from trainer.losses.attention_tap import AttentionRecording, AttentionTap
 from trainer.losses.lens import Lens
 from trainer.recipes.recipe import Basic
 
@@ -81,7 +81,7 @@ def image_weights(images_of: Sequence[int] | torch.Tensor) -> torch.Tensor:
     return weights
 
 
-class Seen:
+class LayerRecorder:
     """The supervision that one run of the LLM gives.
 
     Read it when the LLM has run. Nothing here has a graph.
@@ -99,7 +99,7 @@ class Seen:
         self._waiting = dict(enumerate(weights))
         self._basic, self._length, self._lens = basic, length, lens
         self._sum: torch.Tensor | None = None
-        self.tapped: Tapped | None = None
+        self.attention_recording: AttentionRecording | None = None
 
     def layer(self, number: int, _module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401
         """Add the output of a layer to the sum of Eq. 4.
@@ -139,9 +139,9 @@ class Seen:
 
         With `degree: equal` it is all ones.
         """
-        if self.tapped is None:
+        if self.attention_recording is None:
             return torch.ones(len(self._at), device=self._at.device)
-        return self.tapped.attention.flatten()[self._at]
+        return self.attention_recording.attention.flatten()[self._at]
 
 
 class Supervision:
@@ -183,7 +183,7 @@ class Supervision:
         valid: torch.Tensor,
         *,
         length: float | torch.Tensor | None = None,
-    ) -> Iterator[Seen]:
+    ) -> Iterator[LayerRecorder]:
         """Watch the one run of the LLM inside this block.
 
         Args:
@@ -193,10 +193,10 @@ class Supervision:
             length: the mean length of the LLM's embeddings; with `normalise: unit` V^ is multiplied by it.
         """
         assert length is not None or not self.needs_length, "normalise: unit needs a length"
-        seen = Seen(columns, self._weights, self._basic, length if self.needs_length else None, self.lens)
+        recorder = LayerRecorder(columns, self._weights, self._basic, length if self.needs_length else None, self.lens)
         with ExitStack() as stack:
             if self._tap is not None:
-                seen.tapped = stack.enter_context(self._tap.open(columns, rows, valid))
+                recorder.attention_recording = stack.enter_context(self._tap.open(columns, rows, valid))
             for number, layer in enumerate(self._llm.layers[: self.k]):
-                stack.callback(layer.register_forward_hook(partial(seen.layer, number)).remove)
-            yield seen
+                stack.callback(layer.register_forward_hook(partial(recorder.layer, number)).remove)
+            yield recorder

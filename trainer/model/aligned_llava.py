@@ -144,10 +144,12 @@ class AlignedLlava(LlavaForConditionalGeneration):
         term, embed = self.basic_term, self.get_input_embeddings()
         assert term is not None
         columns = input_ids == self.config.image_token_id
-        with term.watching(batch, columns, embed) as seen:
+        with term.watching(batch, columns, embed) as recorder:
             if self.with_lm:
                 given |= _spoken(self._language_loss(input_ids, batch, encoded))
-        refined, attention = (batch["refined"], batch["attention"]) if seen is None else (seen.refined, seen.attention)
+        refined, attention = (
+            (batch["refined"], batch["attention"]) if recorder is None else (recorder.refined, recorder.attention)
+        )
         if features.requires_grad:  # a tower that trains must not get BASIC's gradient
             visual = self.projected(features.detach())
         given |= term(visual, refined, attention, columns.sum(1) // visual.shape[1], embed)  # type: ignore[typeddict-item]

@@ -33,9 +33,9 @@ _PROMPTS = (
 def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> PreTrainedTokenizerBase:
     """Add the image token, after which a text begins anew.
 
-    Training tokenises the text after an image as a text of its own, see `tokenise.ConversationTokenizer`. A processor of transformers
-    tokenises a prompt whole, and a tokenizer that imitates SentencePiece then puts no space after the image. Here its
-    normalizer does, so that a prompt has the ids that were trained.
+    Training tokenises the text after an image as a text of its own, see `tokenise.ConversationTokenizer`. A
+    processor of transformers tokenises a prompt whole, and a tokenizer that imitates SentencePiece then puts no space
+    after the image. Here its normalizer does, so that a prompt has the ids that were trained.
 
     Returns:
         The same tokenizer, or another with the same ids for any text without an image.

@@ -30,7 +30,7 @@ class _Parts(Strict):
     llms: dict[str, _Llm]
 
 
-class _Said(Strict):
+class _RowDefaults(Strict):
     """The keys that a row sets, or its table for all rows."""
 
     recipe: str | None = None
@@ -39,12 +39,12 @@ class _Said(Strict):
     set: tuple[str, ...] = ()
 
 
-class _Row(_Said):
+class _Row(_RowDefaults):
     label: str
     expected: tuple[float | None, ...] = ()
 
 
-class _Table(_Said):
+class _Table(_RowDefaults):
     title: str
     columns: tuple[str, ...]
     hardware: str
@@ -140,12 +140,12 @@ def named_recipes(spec: str, overrides: Sequence[str] = ()) -> dict[str, Recipe]
 
 
 def _paper_row(name: str, row: _Row, table: _Table, paper: str, parts: _Parts) -> PaperRow:
-    def said(key: Literal["recipe", "tower", "llm"]) -> str:
+    def own_or_table(key: Literal["recipe", "tower", "llm"]) -> str:
         value: str = getattr(row if key in row.model_fields_set else table, key)
         return value
 
-    tower, llm = parts.towers[said("tower")], parts.llms[said("llm")]
-    model = f"model=models/{said('tower')}-{said('llm')}"
+    tower, llm = parts.towers[own_or_table("tower")], parts.llms[own_or_table("llm")]
+    model = f"model=models/{own_or_table('tower')}-{own_or_table('llm')}"
     numbers: Mapping[str, float | None] = (
         dict(zip(table.columns, row.expected, strict=True)) if row.expected else dict.fromkeys(table.columns)
     )
@@ -154,7 +154,7 @@ def _paper_row(name: str, row: _Row, table: _Table, paper: str, parts: _Parts) -
         paper,
         table.title,
         row.label,
-        said("recipe"),
+        own_or_table("recipe"),
         (f"name={name}", model, *llm.set, *table.set, *row.set),
         tower.vision,
         llm.llm,

@@ -17,7 +17,7 @@ def check_teacher(settings: TeachSettings) -> None:
         raise UserError(
             "--extend: expected --out, the folder to extend, and no --limit: every image that is new is added"
         )
-    if settings.crew.alone:
+    if settings.crew.in_process:
         check_device_name(settings.device)
     check_llava_folder(settings.model)
     check_conversations(settings.data, settings.image_root)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sea_pipeline.core.settings import Device, Settings
-from sea_pipeline.execution.cluster_settings import Crew, Extend, MaxBad, RetryBad, ShardSize
+from sea_pipeline.execution.cluster_settings import Extend, MaxBad, RetryBad, ShardSize, WorkerSettings
 from trainer.recipes.options import BadRows, ConversationsFile, ConversationTemplate, ImageRoot
 from trainer.recipes.recipe import AspectRatio, Basic
 from trainer.targets.codecs import CodecName
@@ -44,4 +44,4 @@ class TeachSettings(Settings):
     retry_bad: RetryBad = False
     yes: bool = False
     """Write more than 100 GB without asking."""
-    crew: Crew = Crew()
+    crew: WorkerSettings = WorkerSettings()

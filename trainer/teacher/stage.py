@@ -103,12 +103,12 @@ class Teacher:
         batch: dict[str, Any] = dict(self._collate([image.encoded for image in images]))
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         columns = batch["input_ids"] == model.config.image_token_id
-        with self._term.watching(batch, columns, model.get_input_embeddings()) as seen:
+        with self._term.watching(batch, columns, model.get_input_embeddings()) as recorder:
             # No attention mask, as in training: pads are on the right, where causal attention does not see them.
             model.model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False)
         tokens = self.data.grid[0] * self.data.grid[1]
-        refined = seen.refined.float().view(-1, tokens, seen.refined.shape[-1]).cpu().numpy()
-        attention = self._term.degrees(seen.attention.view(-1, tokens)).float().cpu().numpy()
+        refined = recorder.refined.float().view(-1, tokens, recorder.refined.shape[-1]).cpu().numpy()
+        attention = self._term.degrees(recorder.attention.view(-1, tokens)).float().cpu().numpy()
         starts = np.cumsum([0, *(len(image.encoded["images"]) for image in images)])[:-1]  # type: ignore[arg-type]
         places = [int(start) + image.place for start, image in zip(starts, images, strict=True)]
         return [Targets(refined[place], attention[place]) for place in places]

@@ -26,7 +26,7 @@ from trainer.data.run_rows import Conversations, open_conversations, without_unr
 from trainer.evaluation import metrics
 from trainer.evaluation.contextual_lens import build_index
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
-from trainer.evaluation.evaluator import Evaluator, Shown, evaluating
+from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.nearest_by_layer import look_at_layers, token_texts
 from trainer.evaluation.token_replacement import NEW_TOKENS, answer_text, replace_and_describe, trained_text
 from trainer.losses.supervision import degrees
@@ -185,7 +185,7 @@ class _Views:
             device=resolve_device(self._settings.device),
         )
 
-    def _image(self, shown: Shown) -> dict[str, Any]:
+    def _image(self, shown: ShownImage) -> dict[str, Any]:
         data = self.evaluator.data
         _, box = data.image(shown.image_id, data.rows[shown.row]["id"])
         image: dict[str, Any] = {"image": shown.image_id, "file": str(self._conversations.locate(shown.image_id))}
@@ -264,9 +264,9 @@ class _Views:
         with evaluating(model):
             for batch in self.evaluator.batches(model.device, self._rows()):
                 columns = batch["input_ids"] == model.config.image_token_id
-                with term.watching(dict(batch), columns, model.get_input_embeddings()) as seen:
+                with term.watching(dict(batch), columns, model.get_input_embeddings()) as recorder:
                     model(**batch)
-                attention = seen.attention.view(len(batch["pixel_values"]), -1)
+                attention = recorder.attention.view(len(batch["pixel_values"]), -1)
                 found += [[round(share, 6) for share in row] for row in degrees(attention).tolist()]
         return found[: len(self.images)]
 

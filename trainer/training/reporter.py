@@ -26,7 +26,7 @@ class TrainReporter(Reporter):
         """Show metrics by name under a title."""
 
 
-class Told(Callbacks, TrainReporter):
+class TrainCallbacks(Callbacks, TrainReporter):
     """Call the callbacks that were given to `train` before there were reporters.
 
     It goes with version 0.2.
@@ -38,6 +38,6 @@ class Told(Callbacks, TrainReporter):
             setattr(self, name, callbacks.get(name, getattr(self, name)))
 
 
-def of_told(told: Reporter) -> Reporter:
+def reporter_of_told(told: Reporter) -> Reporter:
     """Return the old argument `told`, which is a reporter already."""
     return told

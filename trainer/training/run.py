@@ -44,7 +44,7 @@ from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluati
 from trainer.training.checks import check_recipe
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
-from trainer.training.reporter import TrainReporter, of_told
+from trainer.training.reporter import TrainReporter, reporter_of_told
 from trainer.training.run_folder import NO_RUN, begin_run, beside, run_fields
 
 
@@ -65,7 +65,7 @@ class TrainRun:
         return {"folder": str(self.out), "model": str(self.model), "summary": self.summary}
 
 
-@taking_callbacks("told", made_by=of_told)
+@taking_callbacks("told", made_by=reporter_of_told)
 def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, reporter: Reporter = SILENT) -> TrainRun:
     """Train what a recipe says, or finish a run that was stopped.
 
@@ -275,7 +275,7 @@ class _Training:
         publish_bytes(self.out / "summary.json", (json.dumps(written, indent=2) + "\n").encode(), self.out)
 
 
-@taking_callbacks("told", made_by=of_told)
+@taking_callbacks("told", made_by=reporter_of_told)
 def train_stages(
     recipes: dict[str, Recipe], out: Path | None = None, *, resume: bool = False, reporter: Reporter = SILENT
 ) -> dict[str, TrainRun]:

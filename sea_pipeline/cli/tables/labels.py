@@ -88,15 +88,15 @@ def status_tables(ledger: "Ledger") -> None:
 
 
 def _pace_rows(ledger: "Ledger") -> dict[str, str]:
-    from sea_pipeline.output.status import failing, pace
+    from sea_pipeline.output.status import failing_shards, throughput
 
-    speed, rows = pace(ledger, datetime.datetime.now(datetime.UTC)), {}
+    speed, rows = throughput(ledger, datetime.datetime.now(datetime.UTC)), {}
     if speed.images_per_second and not ledger.complete:
         left = None if speed.seconds_left is None else datetime.timedelta(seconds=round(speed.seconds_left))
         quiet = datetime.timedelta(seconds=round(speed.seconds_since or 0))
         state = f"about {left} left" if left is not None else f"nothing finished for {quiet}: does it still run?"
         rows["rate"] = f"{speed.images_per_second:.1f} images/s of the latest shards, {state}"
-    return rows | {f"shard {shard} fails": line for shard, line in failing(ledger).items()}
+    return rows | {f"shard {shard} fails": line for shard, line in failing_shards(ledger).items()}
 
 
 def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 from rich.table import Table
 
 from sea_pipeline.cli import terminal
-from sea_pipeline.labels.caption_lift import Coverage, Findings, Probed
+from sea_pipeline.labels.caption_lift import Coverage, Probed, ProbeFindings
 
 _MOST_WORDS = 10
 
 
-def probe_tables(findings: Findings) -> None:
+def probe_tables(findings: ProbeFindings) -> None:
     """Print what was probed, the figures of each encoder, path and sign, and the better signs."""
     held = findings.coverage
     unread = findings.images - min(probed.images for probed in findings.probed)
@@ -74,7 +74,7 @@ def _some(words: Sequence[str]) -> str:
     return f" ({', '.join(words[:_MOST_WORDS])}{more})" if words else ""
 
 
-def _figures(findings: Findings) -> Table:
+def _figures(findings: ProbeFindings) -> Table:
     table = terminal.plain_table()
     table.add_column("encoder", overflow="fold")
     table.add_column("sign")
@@ -94,13 +94,13 @@ def _figures(findings: Findings) -> Table:
 
 
 def _numbers(probed: Probed) -> tuple[str, ...]:
-    lift = probed.lift
+    gain = probed.lift
     return (
-        f"{lift.hit:.1%}",
-        f"{lift.chance:.1%}",
-        _change(lift.lift),
-        f"{_change(lift.low)} to {_change(lift.high)}",
-        f"{lift.ratio:.2f}",
+        f"{gain.hit:.1%}",
+        f"{gain.chance:.1%}",
+        _change(gain.gain),
+        f"{_change(gain.low)} to {_change(gain.high)}",
+        f"{gain.ratio:.2f}",
         f"{probed.dropped:.1%}",
         f"{probed.used:.1%}",
     )

@@ -13,7 +13,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import package_folder
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import hub, tables, tars
-from sea_pipeline.inputs.sources.base import Found, Source, named
+from sea_pipeline.inputs.sources.base import FoundImages, Source, named
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.inputs.sources.forms import LISTS, Input, find_input, is_pattern
 from sea_pipeline.inputs.sources.path_lists import list_paths
@@ -124,7 +124,7 @@ def _refuse_contradictions(images: str | None, image_root: str | Path | None, st
 
 def _found(
     asked: Input, images: str, image_root: str | Path | None, id_column: str | None, left_out: Counter[str]
-) -> Found:
+) -> FoundImages:
     files, names = asked.files, asked.names
     listed = [named(name, name, "file") for name in names]
     written = [sample.uri for sample in listed if not sample.problem]
@@ -133,7 +133,7 @@ def _found(
     elif asked.suffix == ".tar":
         found = tars.list_tars(files, written, left_out)
     elif not asked.suffix:
-        found = Found(files.root, listed)
+        found = FoundImages(files.root, listed)
     else:
         return list_paths(files, names[0], _image_root(image_root, files), id_column, left_out)
     if asked.suffix:
@@ -176,10 +176,10 @@ def _described(left_out: Counter[str]) -> str:
     return f" (left out: {'; '.join(parts)})" if parts else ""
 
 
-def _packaged_photos() -> Found:
+def _packaged_photos() -> FoundImages:
     photos: dict[str, Path] = {}
     for package, names in _PACKAGED_PHOTOS.items():
         folder = package_folder(package, "demo")
         photos.update({Path(name).name: folder / name for name in names.split()})
     root = Path(os.path.commonpath(photos.values()))
-    return Found(str(root), [Sample(name, path.relative_to(root).as_posix()) for name, path in photos.items()])
+    return FoundImages(str(root), [Sample(name, path.relative_to(root).as_posix()) for name, path in photos.items()])

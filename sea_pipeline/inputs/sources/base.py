@@ -46,7 +46,7 @@ class Source(Protocol):
         ...
 
 
-class Found(NamedTuple):
+class FoundImages(NamedTuple):
     """The result of a listing: where the `uri`s start, the samples, and what their ids are."""
 
     root: str

@@ -12,7 +12,7 @@ import pyarrow as pa
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.inputs.pixels import BadImageError, read_file
-from sea_pipeline.inputs.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_sample
+from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
@@ -87,7 +87,7 @@ def _size(cell: _Cell) -> int:
     return len(cell.data or b"")
 
 
-def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: bool) -> Found:
+def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: bool) -> FoundImages:
     """List the rows of a split, `NAME[:SPLIT]`.
 
     Their ids are the first id column whose values all differ, or else their row numbers. A stream's id columns are read
@@ -121,7 +121,7 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
         row_sample(image_id, str(row), f"row {row}", ids[0] if ids else "") for row, image_id in enumerate(shown_ids)
     ]
     root = f"{STREAM if streaming else PREFIX}{_place(name)}:{split}"
-    return Found(root, samples, ids[0] if ids else ROW_NUMBERS)
+    return FoundImages(root, samples, ids[0] if ids else ROW_NUMBERS)
 
 
 def split_name(text: str) -> tuple[str, str]:

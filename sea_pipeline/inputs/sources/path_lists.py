@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs import llava_json
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources.base import Found, candidates, chosen_ids, escaped, named
+from sea_pipeline.inputs.sources.base import FoundImages, candidates, chosen_ids, escaped, named
 from sea_pipeline.inputs.sources.columns import id_columns
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.values import FAULTS, IMAGES, NoId, described, id_texts, is_text, text_ids
@@ -27,7 +27,9 @@ _Columns = tuple[list[str | None], dict[str, list[str | NoId]]]
 """The paths, and the possible ids by column."""
 
 
-def list_paths(files: Files, name: str, image_root: Files, id_column: str | None, left_out: Counter[str]) -> Found:
+def list_paths(
+    files: Files, name: str, image_root: Files, id_column: str | None, left_out: Counter[str]
+) -> FoundImages:
     """List the images that a file names.
 
     Args:
@@ -47,7 +49,7 @@ def list_paths(files: Files, name: str, image_root: Files, id_column: str | None
         if suffix in (".json", ".jsonl"):
             if id_column is not None:
                 raise UserError(f"--id-column {id_column}: goes with tables; LLaVA's ids are what `image` says")
-            return Found(image_root.root, list(_llava_images(file, shown, image_root.root, left_out)))
+            return FoundImages(image_root.root, list(_llava_images(file, shown, image_root.root, left_out)))
         read = partial(_parquet, file, shown) if suffix == ".parquet" else partial(_text, file, shown, suffix)
         paths, columns = read(id_column)
     chosen = chosen_ids({column: values.copy for column, values in columns.items()}, id_column)
@@ -58,7 +60,7 @@ def list_paths(files: Files, name: str, image_root: Files, id_column: str | None
         else _sample(image_id, path, image_root.root)
         for row, (image_id, path) in enumerate(zip(ids, paths, strict=True), 1)
     ]
-    return Found(image_root.root, samples, f"the column {chosen[0]}" if chosen else "paths")
+    return FoundImages(image_root.root, samples, f"the column {chosen[0]}" if chosen else "paths")
 
 
 def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str]) -> Iterator[Sample]:

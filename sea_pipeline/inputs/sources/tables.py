@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import PASSING, BadImageError
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources.base import ROW_NUMBERS, Found, chosen_ids, row_id, row_place, row_sample
+from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_place, row_sample
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.forward import Forward
@@ -144,7 +144,7 @@ def is_table_of_images(files: Files, name: str) -> bool:
             return False
 
 
-def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_out: Counter[str]) -> Found:
+def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_out: Counter[str]) -> FoundImages:
     """List the images of Parquet files.
 
     Their ids are the first id column whose values all differ, or else their row numbers.
@@ -180,7 +180,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
         for image_id, (name, row) in zip(shown, places, strict=True)
     ]
     samples += [Sample(name, name, problem) for name, problem in damaged.items()]
-    return Found(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces)
+    return FoundImages(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces)
 
 
 def _id_leaves(schema: pa.Schema, id_column: str | None, shown: str) -> list[Leaf] | None:

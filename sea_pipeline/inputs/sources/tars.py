@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources.base import OTHER_FILES, Found, escaped, is_image_name, named
+from sea_pipeline.inputs.sources.base import OTHER_FILES, FoundImages, escaped, is_image_name, named
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.tar_members import Members, folders, followed, through_folders
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
@@ -64,7 +64,7 @@ class _Tar(NamedTuple):
     damage: str | None
 
 
-def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Found:
+def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> FoundImages:
     """List the images of tars by the names of their members, with the tar's name in front if two tars share a name.
 
     A tar is read to the end of its file, whatever lies between its members. Damage of a tar is a sample of its own,
@@ -86,7 +86,9 @@ def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Fou
         for member, place in tar.images.items()
     ]
     samples += [Sample(tar.name, tar.name, tar.damage) for tar in tars if tar.damage]
-    return Found(PREFIX + files.root, samples, "members' names, their tar in front" if shared else "members' names")
+    return FoundImages(
+        PREFIX + files.root, samples, "members' names, their tar in front" if shared else "members' names"
+    )
 
 
 def _sample(image_id: str, place: _Place) -> Sample:

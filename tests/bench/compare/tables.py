@@ -40,7 +40,7 @@ CHARTED = {
 _BAR, _DOT = "#56b4e9", "#14171a"
 
 
-class Found(NamedTuple):
+class MetricMean(NamedTuple):
     """A metric of a row over its seeds."""
 
     values: list[float]
@@ -63,11 +63,11 @@ Metrics = Mapping[int, Mapping[str, float]]
 """Of a row: by seed, metrics by name."""
 
 
-def found(metrics: Metrics, name: str) -> Found | None:
+def found(metrics: Metrics, name: str) -> MetricMean | None:
     """Gathers a metric over seeds; None if no seed has it."""
     values = [one[name] for one in metrics.values() if name in one]
     errors = [one[f"{name}_se"] for one in metrics.values() if f"{name}_se" in one]
-    return Found(values, statistics.mean(errors) if errors else None) if values else None
+    return MetricMean(values, statistics.mean(errors) if errors else None) if values else None
 
 
 def table(rows: Sequence[Row], metrics: Mapping[str, Metrics]) -> str:
@@ -83,7 +83,7 @@ def table(rows: Sequence[Row], metrics: Mapping[str, Metrics]) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def _cell(one: Found | None, digits: int) -> str:
+def _cell(one: MetricMean | None, digits: int) -> str:
     if one is None:
         return ""
     spread = "" if one.spread is None else f" ± {one.spread:.{digits}f}"

@@ -29,7 +29,7 @@ IMAGES = 558_128
 """LLaVA-1.5's data for stage 1."""
 FAILED = ".failed"
 """Ends the name of a figure that stands for what could not be measured."""
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Setup(NamedTuple):
@@ -77,7 +77,7 @@ class Setup(NamedTuple):
         if self.device != "cpu":
             torch.cuda.empty_cache()
 
-    def if_fits(self, measure: Callable[[], Found]) -> Found | None:
+    def if_fits(self, measure: Callable[[], Result]) -> Result | None:
         """What `measure` gives, or None where the memory of the GPU does not hold it."""
         try:
             return measure()

@@ -21,8 +21,8 @@ from tests.bench.gpu.shapes import Shape, batch_of, shape_of, trainer_of
 from tests.bench.measure import Figure
 from tests.bench.steps import taking
 from trainer.losses import equations
-from trainer.losses.attention_tap import Tapped
-from trainer.losses.supervision import Seen
+from trainer.losses.attention_tap import AttentionRecording
+from trainer.losses.supervision import LayerRecorder
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.training.align_trainer import AlignTrainer
 
@@ -39,7 +39,7 @@ PARTS = (
     (equations, "das", "L_das, forward"),
     (equations, "sds", "L_sds, with its gradient"),
 )
-WITHIN = ((Tapped, "add", "a_i: the tap"), (Seen, "layer", "V^: sums over layers"))
+WITHIN = ((AttentionRecording, "add", "a_i: the tap"), (LayerRecorder, "layer", "V^: sums over layers"))
 """Parts of the LLM's forward."""
 REST = "the rest: backward, optimizer"
 

@@ -13,7 +13,7 @@ from sea_pipeline.labels.store import open_labels
 from tests.support.looking import M, Make, Planted, Ready, nearest_twin
 from tests.support.tiny_runs import World
 from tests.support.tiny_tokenizers import byte_level, llama_like
-from trainer.evaluation.evaluator import Shown
+from trainer.evaluation.evaluator import ShownImage
 from trainer.evaluation.nearest_by_layer import look_at_layers, nearest_by_layer, token_texts
 from trainer.evaluation.token_replacement import replace_and_describe
 
@@ -49,7 +49,12 @@ def test_nearest_tokens_are_those_of_a_slow_twin(ready: Make, mixed: Path, batch
     made = ready(mixed, batch_size=batch_size)
     told: list[int] = []
     found = look_at_layers(made.evaluator, made.model, advance=told.append)
-    assert found.images == [Shown(1, "00.png"), Shown(2, "01.png"), Shown(2, "03.png"), Shown(3, "04.png")]
+    assert found.images == [
+        ShownImage(1, "00.png"),
+        ShownImage(2, "01.png"),
+        ShownImage(2, "03.png"),
+        ShownImage(3, "04.png"),
+    ]
     assert (found.tokens.dtype, tuple(found.tokens.shape)) == (torch.int32, (3, 4, M))
     assert sum(told) == 4
     twins = [layers_twin(made, row) for row in (1, 2, 3)]
@@ -119,7 +124,7 @@ def test_layer_0_agrees_with_the_metrics(ready: Make) -> None:
 
 def test_meaningful_finds_planted_labels_at_layer_0_only(ready: Make, tiny: World) -> None:
     made = ready(labelled=True)
-    words = made.evaluator.words([Shown(0, "00.png")])[0, :, 0].tolist()
+    words = made.evaluator.words([ShownImage(0, "00.png")])[0, :, 0].tolist()
     names = open_labels(tiny.labels).words
     made.model.model.multi_modal_projector = Planted(made.embeddings[[made.id(f"Ġ{names[word]}") for word in words]])
     first = look_at_layers(made.evaluator, made.model, 1).summary

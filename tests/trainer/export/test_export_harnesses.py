@@ -35,7 +35,7 @@ class Alone(NamedTuple):
     bos: int | None
 
 
-class Told(NamedTuple):
+class Answers(NamedTuple):
     ours: dict[str, Ours]
     alone: dict[str, Alone]
     lmms: dict[str, Any]
@@ -43,7 +43,7 @@ class Told(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+def told(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     root = tmp_path_factory.mktemp("harnesses")
     make_pictures(root)
     with few_texts():
@@ -62,7 +62,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         first.wait()
         second.wait()
     found = [{Path(folder).parent.name: said for folder, said in torch.load(file).items()} for file in (lmms, lm)]
-    return Told(mine, alone, *found)
+    return Answers(mine, alone, *found)
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def check_bos(ids: list[int], bos: int | None) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("check", [check for _, check in cells(LMMS_EVAL)])
-def test_lmms_eval(name: str, check: str, told: Told) -> None:
+def test_lmms_eval(name: str, check: str, told: Answers) -> None:
     mine, found = told.ours[name].chats, told.lmms[name]
     if check == PROMPTS:
         assert {chat: asked["ids"] for chat, asked in found.items()} == {chat: one.ids for chat, one in mine.items()}
@@ -103,7 +103,7 @@ def test_lmms_eval(name: str, check: str, told: Told) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("check", [check for _, check in cells(LM_EVAL)])
-def test_lm_eval(name: str, check: str, told: Told) -> None:
+def test_lm_eval(name: str, check: str, told: Answers) -> None:
     mine, found = told.alone[name], told.lm[name]
     if check == LOGITS:
         assert found[1]["likely"] == pytest.approx(mine.likely, abs=1e-3)

@@ -83,7 +83,7 @@ REFUSED = {
 """Exports, and readers that would misread them."""
 
 
-class Told(NamedTuple):
+class Answers(NamedTuple):
     ours: dict[str, Ours]
     by: dict[int, dict[str, Any]]
     """By version, and by case and export, what transformers says."""
@@ -97,7 +97,7 @@ class Told(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+def told(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """What each reader says of each case."""
     if not COMPAT4.is_dir():
         pytest.skip("transformers 4 is not there: `make .venv` installs it")
@@ -129,7 +129,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         said = torch.load(root / f"{version}.pt")
         assert said["version"].startswith(f"{version}.")
         by[version] = {str(Path(folder).relative_to(root)): found for folder, found in said["folders"].items()}
-    return Told(mine, by)
+    return Answers(mine, by)
 
 
 def begin(root: Path, names: list[str], version: int) -> Reader:
@@ -224,7 +224,7 @@ PIPED = {PROMPTS: piped_prompts, TEXT: piped("one"), **{check: piped(chat) for c
 
 
 @pytest.mark.parametrize(("reader", "check"), cells(FIVE, FOUR, PIPELINE_FIVE, PIPELINE_FOUR))
-def test_a_reader(reader: str, check: str, told: Told) -> None:
+def test_a_reader(reader: str, check: str, told: Answers) -> None:
     """A cell of docs/readers.md, of every case."""
     by_pipeline = reader in (PIPELINE_FIVE, PIPELINE_FOUR)
     looked_at = PIPED[check] if by_pipeline else READ[check]
@@ -239,7 +239,7 @@ def test_a_reader(reader: str, check: str, told: Told) -> None:
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip", "dinov2"])
-def test_bars_are_seen(vision: str, told: Told) -> None:
+def test_bars_are_seen(vision: str, told: Answers) -> None:
     with_bars, without = (
         told.by[4][f"{name}/model"]["model"]["chats"]["one"] for name in (f"{vision} padded", f"{vision}-llama")
     )
@@ -248,7 +248,7 @@ def test_bars_are_seen(vision: str, told: Told) -> None:
 
 
 @pytest.mark.parametrize("name", LLM_ALONE)
-def test_the_same_llm(name: str, told: Told) -> None:
+def test_the_same_llm(name: str, told: Answers) -> None:
     mine = told.ours[name]
     exports = [told.by[version][f"{name}/llm"] for version in (5, 4)]
     exports += [told.by[5][f"{name}/llm-names-5"]] if name in NAMES_5 else []
@@ -259,7 +259,7 @@ def test_the_same_llm(name: str, told: Told) -> None:
         assert theirs["type"].lower() == f"{CASES[name].llm}forcausallm"
 
 
-def test_templates_and_ends(told: Told) -> None:
+def test_templates_and_ends(told: Answers) -> None:
     """The eos is what ends a turn; ChatML has no marks of its own, and its eos is not the tokenizer's."""
     ends = {"chatml": "<|im_end|>", "vicuna": "</s>", "mistral": "</s>", "gemma": "<end_of_turn>"}
     for name, case in CASES.items():
@@ -270,6 +270,6 @@ def test_templates_and_ends(told: Told) -> None:
 
 
 @pytest.mark.parametrize(("export", "version"), REFUSED)
-def test_a_reader_stops_at_what_it_would_misread(export: str, version: int, told: Told) -> None:
+def test_a_reader_stops_at_what_it_would_misread(export: str, version: int, told: Answers) -> None:
     for read in told.by[version][export].values():
         assert REFUSED[export, version] in read["refused"]

@@ -37,20 +37,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_refined_is_equation_4(kind: Any, k: int, degree: Any) -> None:
     model = llm().double()
     wanted = eq4(states(model), k, kind)
-    seen = watch(model, Basic(layers=k, layer_weights=kind, degree=degree))
-    assert seen.refined.dtype == torch.float64
-    assert not seen.refined.requires_grad
+    recorder = watch(model, Basic(layers=k, layer_weights=kind, degree=degree))
+    assert recorder.refined.dtype == torch.float64
+    assert not recorder.refined.requires_grad
     assert wanted.abs().max() > 0.1
-    torch.testing.assert_close(seen.refined, wanted, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(recorder.refined, wanted, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_in_float32(family: str) -> None:
     model = llm(family)
-    seen = watch(model, Basic(layers=LAYERS))
-    assert seen.refined.dtype == torch.float32
+    recorder = watch(model, Basic(layers=LAYERS))
+    assert recorder.refined.dtype == torch.float32
     wanted = eq4(states(model), LAYERS)
-    torch.testing.assert_close(seen.refined.double(), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-5)
+    torch.testing.assert_close(recorder.refined.double(), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("layers", "half"), [(1, 1), (2, 1), (4, 2), (5, 2)])
@@ -95,27 +95,27 @@ def test_outliers_are_zeroed(normalise: Any, count: int) -> None:
     squares = [sum(float(row[dimension]) ** 2 for row in wanted) / len(wanted) for dimension in range(WIDTH)]
     for dimension in sorted(range(WIDTH), key=lambda one: -squares[one])[:count]:
         wanted[:, dimension] = 0
-    seen = watch(model, Basic(layers=3, normalise=normalise, outliers=count), length=2.5)
-    torch.testing.assert_close(seen.refined, wanted, atol=1e-12, rtol=1e-12)
-    assert (seen.refined == 0).all(0).sum() == count
+    recorder = watch(model, Basic(layers=3, normalise=normalise, outliers=count), length=2.5)
+    torch.testing.assert_close(recorder.refined, wanted, atol=1e-12, rtol=1e-12)
+    assert (recorder.refined == 0).all(0).sum() == count
 
 
 @pytest.mark.parametrize("k", [1, 3, LAYERS])
 def test_degrees_of_the_attention_are_equation_5(k: int) -> None:
     wanted = eq5(plain(llm(attention="eager"), output_attentions=True).attentions, k)
-    seen = watch(llm(), Basic(layers=k))
-    assert seen.attention.shape == (len(IMAGES) * PATCHES,)
-    assert (seen.attention[-PATCHES:] == 0).all()  # no text behind that image
-    found = degrees(seen.attention.view(len(IMAGES), PATCHES))
+    recorder = watch(llm(), Basic(layers=k))
+    assert recorder.attention.shape == (len(IMAGES) * PATCHES,)
+    assert (recorder.attention[-PATCHES:] == 0).all()  # no text behind that image
+    found = degrees(recorder.attention.view(len(IMAGES), PATCHES))
     torch.testing.assert_close(found.double(), wanted, atol=2e-6, rtol=0)
     assert wanted.max() > 0.5
 
 
 def test_equal_degrees_leave_the_attention_alone() -> None:
     model = llm()
-    seen = watch(model, Basic(degree="equal"))
+    recorder = watch(model, Basic(degree="equal"))
     assert model.config._attn_implementation == "sdpa"
-    assert torch.equal(degrees(seen.attention.view(-1, PATCHES)), torch.full((4, PATCHES), 1 / PATCHES))
+    assert torch.equal(degrees(recorder.attention.view(-1, PATCHES)), torch.full((4, PATCHES), 1 / PATCHES))
 
 
 def test_degrees_at_known_points() -> None:
@@ -148,10 +148,10 @@ def test_no_images() -> None:
     _, rows, valid, embeds = batch()
     for basic in (Basic(outliers=2), Basic(normalise="unit", degree="equal")):
         model = llm()
-        with Supervision(model, basic).watching(torch.zeros_like(valid), rows, valid, length=1.0) as seen:
+        with Supervision(model, basic).watching(torch.zeros_like(valid), rows, valid, length=1.0) as recorder:
             model(inputs_embeds=embeds.float(), attention_mask=valid.long())
-        assert seen.refined.shape == (0, WIDTH)
-        assert seen.attention.shape == (0,)
+        assert recorder.refined.shape == (0, WIDTH)
+        assert recorder.attention.shape == (0,)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -164,15 +164,15 @@ def test_gradient_checkpointing(reentrant: bool, inside: bool) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     start = embeds.float().requires_grad_()
-    with Supervision(model, Basic(layers=3)).watching(columns, rows, valid) as seen:
+    with Supervision(model, Basic(layers=3)).watching(columns, rows, valid) as recorder:
         hidden = model(inputs_embeds=start, attention_mask=valid.long()).last_hidden_state
         if inside:
             hidden.sum().backward()
     if not inside:
         hidden.sum().backward()
     assert start.grad is not None
-    assert torch.equal(seen.refined, wanted.refined)
-    assert torch.equal(seen.attention, wanted.attention)
+    assert torch.equal(recorder.refined, wanted.refined)
+    assert torch.equal(recorder.attention, wanted.attention)
 
 
 def test_bfloat16_autocast_and_weights() -> None:
@@ -210,44 +210,44 @@ class TupleLayer(nn.Linear):
 def test_layers_that_return_tuples() -> None:
     columns, rows, valid, embeds = batch()
     model = Tuples(nn.ModuleList(TupleLayer(WIDTH, WIDTH) for _ in range(2))).double()
-    with Supervision(model, Basic(layers=2, degree="equal")).watching(columns, rows, valid) as seen:
+    with Supervision(model, Basic(layers=2, degree="equal")).watching(columns, rows, valid) as recorder:
         model(embeds)
     first = embeds + nn.functional.linear(embeds, model.layers[0].weight, model.layers[0].bias)
     second = first + nn.functional.linear(first, model.layers[1].weight, model.layers[1].bias)
-    torch.testing.assert_close(seen.refined, eq4([first.detach(), second.detach()], 2), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(recorder.refined, eq4([first.detach(), second.detach()], 2), atol=1e-12, rtol=1e-12)
 
 
 def test_watching_ends() -> None:
     columns, rows, valid, embeds = batch()
     model = llm()
     supervision = Supervision(model, Basic(layers=2))
-    seen = watch(model, Basic(layers=2))
-    first = seen.refined.clone()
+    recorder = watch(model, Basic(layers=2))
+    first = recorder.refined.clone()
     plain(model)
-    assert torch.equal(seen.refined, first)
-    with pytest.raises(ZeroDivisionError), supervision.watching(columns, rows, valid) as seen:
+    assert torch.equal(recorder.refined, first)
+    with pytest.raises(ZeroDivisionError), supervision.watching(columns, rows, valid) as recorder:
         raise ZeroDivisionError
     assert not any(layer._forward_hooks for layer in model.layers)
     with pytest.raises(AssertionError, match="has not run"):
-        _ = seen.refined
-    with supervision.watching(columns, rows, valid) as seen:
+        _ = recorder.refined
+    with supervision.watching(columns, rows, valid) as recorder:
         start = embeds.float()
         model.layers[0](start, position_embeddings=model.rotary_emb(start, torch.arange(LENGTH)[None]))
     with pytest.raises(AssertionError, match=r"layers \[1\] did not run"):
-        _ = seen.refined
+        _ = recorder.refined
     with pytest.raises(AssertionError, match="1 layers ran without"):
-        _ = seen.attention
+        _ = recorder.attention
 
 
 def test_only_the_first_run_is_watched() -> None:
     columns, rows, valid, embeds = batch()
     model = llm()
     wanted = watch(model, Basic(layers=2))
-    with Supervision(model, Basic(layers=2)).watching(columns, rows, valid) as seen:
+    with Supervision(model, Basic(layers=2)).watching(columns, rows, valid) as recorder:
         plain(model)
         model(inputs_embeds=3 * embeds.float().flip(1), attention_mask=valid.long())
-    assert torch.equal(seen.refined, wanted.refined)
-    assert torch.equal(seen.attention, wanted.attention)
+    assert torch.equal(recorder.refined, wanted.refined)
+    assert torch.equal(recorder.attention, wanted.attention)
 
 
 def test_the_gradient_is_the_models_own() -> None:

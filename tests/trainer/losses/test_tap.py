@@ -12,7 +12,7 @@ from transformers import (
 from tests.support.pretend_gpu import pretend_gpu
 from tests.support.tapped import LAYERS, LENGTH, batch, close, expected, llm, random, run, tapped_run
 from trainer.losses import attention_tap
-from trainer.losses.attention_tap import FAMILIES, AttentionTap, Tapped
+from trainer.losses.attention_tap import FAMILIES, AttentionRecording, AttentionTap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,7 +110,7 @@ def test_no_2d_mask_hides_keys_that_are_padding_in_front() -> None:
     query, key = random(1, 2, 5, 4, seed=1), random(1, 2, 5, 4, seed=2)
     columns, rows, valid = (torch.tensor([[bit == "1" for bit in bits]]) for bits in ("00110", "00001", "01111"))
     layer = torch.nn.Identity()
-    found = Tapped(columns, rows, valid, [layer])
+    found = AttentionRecording(columns, rows, valid, [layer])
     found.add(layer, query, key, valid, 0.7, None)
     logits = [[0.7 * float(query[0, head, 4] @ key[0, head, i]) for i in range(1, 5)] for head in range(2)]
     for i in (2, 3):
@@ -176,7 +176,7 @@ def test_precision() -> None:
     values = []
     for dtype, lowered in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
         layer = torch.nn.Identity()
-        seen = Tapped(columns, rows, valid, [layer])
+        seen = AttentionRecording(columns, rows, valid, [layer])
         with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
             given = (query.bfloat16().to(dtype), key.bfloat16().to(dtype))
             seen.add(layer, *given, None, 0.5, None)

@@ -10,7 +10,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution import sharded_job
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.run_report import RunReport
 from sea_pipeline.execution.worker import Job
@@ -79,7 +79,7 @@ def test_records_that_bring_no_image_leave_the_folder_as_it_is(
         return run(ledger, stage, max_bad=0), stage.describe()
 
     monkeypatch.setattr(sharded_job, "_by_workers", by_a_worker)
-    again = teach_images(settings(world, out, **asked, crew=Crew(workers=1)))
+    again = teach_images(settings(world, out, **asked, crew=WorkerSettings(workers=1)))
     assert again.report.images == len(again.ledger.samples(1)) > 0
     assert again.ledger.complete
     assert (out / "dataset.json").read_bytes() == before

@@ -5,7 +5,7 @@ from pathlib import Path
 import distributed
 import numpy as np
 
-from sea_pipeline.execution.cluster_settings import Crew
+from sea_pipeline.execution.cluster_settings import WorkerSettings
 from tests.support.tiny_runs import make_world
 from trainer.targets.store import TargetStore, open_targets
 from trainer.teacher.run import TeachSettings, teach_images
@@ -16,7 +16,7 @@ assert distributed.__version__  # its settings must be there before any is chang
 def test_two_workers_teach_the_same(tmp_path: Path) -> None:
     world = make_world(tmp_path)
 
-    def teach(name: str, crew: Crew) -> TargetStore:
+    def teach(name: str, crew: WorkerSettings) -> TargetStore:
         settings = TeachSettings.of(
             model=world.model, data=str(world.data), image_root=world.data.parent / "images", out=tmp_path / name,
             codec="float16", shard_size=3, device="cpu", crew=crew,
@@ -25,7 +25,7 @@ def test_two_workers_teach_the_same(tmp_path: Path) -> None:
         assert (done.report.failed, done.device, done.backend) == ({}, "cpu", "float16")
         return open_targets(tmp_path / name)
 
-    alone, workers = teach("alone", Crew()), teach("workers", Crew(workers=2, dashboard=False))
+    alone, workers = teach("alone", WorkerSettings()), teach("workers", WorkerSettings(workers=2, dashboard=False))
     assert list(alone.ids) == list(workers.ids)
     assert alone.fingerprint == workers.fingerprint
     for image_id in alone.ids:  # not to the last bit: that depends on the threads of a process
