@@ -22,7 +22,7 @@ from sea_pipeline.labels.format import from_stored
 from sea_pipeline.labels.store import Labels, LabelStore
 from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
 from sea_pipeline.output.row_store import no_such_image
-from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_folder
 
@@ -99,7 +99,7 @@ def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache
     folder = root / hashlib.sha256(manifest).hexdigest()[:32]
     found = _made(folder)
     if not _is_whole(folder):
-        with alone(root):  # all processes of a training run come at once, and the first one unpacks
+        with locked(root):  # all processes of a training run come at once, and the first one unpacks
             if _made(folder) == found:
                 _unpack_anew(store, folder)
     return LabelCache(folder, store.grid, store.top_n)

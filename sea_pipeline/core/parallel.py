@@ -27,7 +27,7 @@ def batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
         yield batch
 
 
-def ahead(
+def prefetched_map(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], count: int
 ) -> Iterator[_Result]:
     """Yield the results of `work` in the order of `items`, computed in the pool ahead of their use.
@@ -48,7 +48,7 @@ def ahead(
             future.cancel()
 
 
-def side_by_side(
+def map_in_order(
     work: Callable[[_Item], _Result], items: Iterable[_Item], count: int, leaving: threading.Event
 ) -> Generator[_Result]:
     """Yield the results of `work` in the order of `items`, with `count` of them under way at once.
@@ -67,13 +67,13 @@ def side_by_side(
         return
     with ThreadPoolExecutor(count, "beside") as pool:
         try:
-            yield from ahead(pool, work, items, count - 1)
+            yield from prefetched_map(pool, work, items, count - 1)
         finally:
             leaving.set()
 
 
 @contextmanager
-def lanes(count: int) -> Iterator[ThreadPoolExecutor]:
+def torch_thread_pool(count: int) -> Iterator[ThreadPoolExecutor]:
     """Open a pool of `count` threads that share torch's cores, for work of which each thread computes its own batch.
 
     This is faster than all cores on one batch: cores that share an operation wait for each other at its end, about a

@@ -153,7 +153,7 @@ def _listed_model(model: str, option: str) -> ModelSource:
     if config is None:
         raise UserError(
             f"{option}: expected an architecture of open_clip, a folder or hf-hub:ORG/NAME; found {arch or model!r}"
-            f"{_near(arch, open_clip.list_models())}"
+            f"{_suggestions(arch, open_clip.list_models())}"
         )
     tags = open_clip.list_pretrained_tags_by_model(arch)
     listed = [open_clip.get_pretrained_cfg(arch, tag) for tag in tags]
@@ -169,7 +169,7 @@ def _listed_model(model: str, option: str) -> ModelSource:
     if not pretrained or not file.is_file():
         raise UserError(
             f"{option}: expected {arch}/ and then a tag of open_clip or a file of weights; found "
-            f"{pretrained or 'nothing'}{_near(pretrained, tags)}"
+            f"{pretrained or 'nothing'}{_suggestions(pretrained, tags)}"
         )
     # A checkpoint of open_clip's trainer does not say how its pixels were made. If all listed tags of the architecture
     # agree, theirs is taken.
@@ -217,6 +217,6 @@ def _pixels(overlay: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in merged.items()}
 
 
-def _near(name: str, names: list[str]) -> str:
+def _suggestions(name: str, names: list[str]) -> str:
     near = get_close_matches(name, names, 4, 0.4) or (names if len(names) < 8 else [])
     return f"; near it: {', '.join(near)}" if near else ""

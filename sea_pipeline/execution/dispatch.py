@@ -1,7 +1,7 @@
 """Report what a command that works shard by shard did, and choose the driver's device."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.extras import require
@@ -46,8 +46,16 @@ class StageRun:
         return {"folder": str(self.ledger.root), **status_to_json(self.ledger), "run": run}
 
 
-def driver_device(crew: WorkerSettings, device: str) -> tuple[str, bool]:
-    """Choose this process's device, and tell whether it embeds words and the like.
+class DriverRole(NamedTuple):
+    """The work of the process that starts a run."""
+
+    device: str
+    embeds_words: bool
+    """Whether it embeds words and the like."""
+
+
+def driver_role(crew: WorkerSettings, device: str) -> DriverRole:
+    """Choose what this process does, and on which device.
 
     Without workers it does both itself. With workers it computes on the CPU, because GPU memory that it held would be
     missing to them. It then embeds words only if it starts local workers without GPUs.
@@ -56,11 +64,11 @@ def driver_device(crew: WorkerSettings, device: str) -> tuple[str, bool]:
         UserError: see `resolve_device`, `WorkerSettings.cluster_for` and `scheduler_address`; or dask is not installed.
     """
     if crew.in_process:
-        return resolve_device(device), True
+        return DriverRole(resolve_device(device), embeds_words=True)
     require("distributed", "dask")
     cluster = crew.cluster_for(device)
     if isinstance(cluster, ExistingCluster):
         from sea_pipeline.execution.dask_clusters import scheduler_address
 
         scheduler_address(cluster.address)
-    return "cpu", isinstance(cluster, LocalCluster) and not cluster.gpus
+    return DriverRole("cpu", embeds_words=isinstance(cluster, LocalCluster) and not cluster.gpus)

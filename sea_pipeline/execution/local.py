@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import NamedTuple
 
-from sea_pipeline.core.parallel import side_by_side
+from sea_pipeline.core.parallel import map_in_order
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.execution.run_report import RunReport, RunTotals
 from sea_pipeline.execution.shard import ATTEMPTS, ShardError, process_shard
@@ -13,7 +13,7 @@ from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
-from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.locks import locked
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
         return _ShardOutcome(shard, None, reason=reason)
 
     for todo in totals.rounds(shards):
-        with closing(side_by_side(done, todo, stage.at_once, leaving)) as each:
+        with closing(map_in_order(done, todo, stage.at_once, leaving)) as each:
             for shard, commit, ours, reason in each:
                 if commit is None:
                     totals.report.failed[shard] = reason
@@ -79,7 +79,7 @@ def finish_where_due(ledger: Ledger, shards: range | None, report: RunReport, fi
     due = not ledger.missing() or (shards is None and not report.failed)
     if not due:
         return
-    with alone(ledger.root):
+    with locked(ledger.root):
         if Ledger.open(ledger.root).dataset.shards == ledger.dataset.shards:
             finish()
 

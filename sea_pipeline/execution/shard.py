@@ -12,7 +12,7 @@ from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
-from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import entries
 from sea_pipeline.storage.publish import publish, publish_bytes
 
@@ -74,7 +74,7 @@ def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: 
             with publish(ledger.shard_path(shard), ledger.root) as scratch:
                 result = stage.process(samples, source, scratch, footer, count)
                 # Another run's rows may differ in a score's last bit, so file and commit must come from the same run.
-                until_committed.enter_context(alone(ledger.root))
+                until_committed.enter_context(locked(ledger.root))
                 if faster := ledger.commit(shard):
                     raise _FasterError
         except _FasterError:

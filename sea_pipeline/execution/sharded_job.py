@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.execution.cluster_settings import WorkerSettings
-from sea_pipeline.execution.dispatch import StageRun, driver_device
+from sea_pipeline.execution.dispatch import StageRun, driver_role
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.run_report import RunReport
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.samples import Listing
-from sea_pipeline.output.begin import Growing, begin
+from sea_pipeline.output.begin import Growing, open_or_create
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.mend import take_back_damaged
+from sea_pipeline.output.mend import reopen_damaged_shards
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.paths import Place, place
 
@@ -32,7 +32,7 @@ class ShardedSettings(Protocol):
     def extend(self) -> bool:
         """Tell whether new images are added to a folder that was begun without them.
 
-        See `begin`.
+        See `open_or_create`.
         """
         ...
 
@@ -128,14 +128,14 @@ class ShardedJob(ABC, Generic[S]):
     def spec(self) -> str | None:
         """Return the encoder's spec for `dataset.json`.
 
-        See `Dataset`.
+        See `DatasetFile`.
         """
         return None
 
     def growing(self) -> Growing:
         """Return the fields that grow with the input.
 
-        See `begin`.
+        See `open_or_create`.
         """
         return {}
 
@@ -173,25 +173,27 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
     Two runs on one folder at the same time both end with the same folder.
 
     Raises:
-        UserError: see the job's methods, `driver_device`, `begin`, `take_back_damaged`, `local.run`, `distribute`.
+        UserError: see the job's methods, `driver_role`, `open_or_create`, `reopen_damaged_shards`, `local.run`,
+            `distribute`.
     """
     settings = job.settings
     job.check()
-    job.device, prepares = driver_device(settings.crew, settings.device)
+    role = driver_role(settings.crew, settings.device)
+    job.device = role.device
     job.open(None)
     listing = job.listing()
     fields = job.fields()
     out = place(settings.out or _default_folder(job, listing, fields))
     job.check_folder(out, listing, reporter)
-    ledger = begin(
+    ledger = open_or_create(
         out, job.kind, fields, listing, settings.shard_size, job.companions(),
         encoder=job.spec(), extend=settings.extend, growing=job.growing(),
     )  # fmt: skip
     job.announce(ledger, reporter)
-    _take_back(settings, ledger, reporter)
+    _reopen_shards(settings, ledger, reporter)
     if ledger.complete:
         return StageRun(ledger, listing, RunReport(), {"device": job.device})
-    if prepares:
+    if role.embeds_words:
         job.prepare(ledger, listing, reporter)
     stage = job.make_stage(ledger) if settings.crew.in_process else None
     done = ledger.done()
@@ -214,18 +216,18 @@ def _by_workers(
     )
 
 
-def _take_back(settings: ShardedSettings, ledger: Ledger, reporter: Reporter) -> None:
+def _reopen_shards(settings: ShardedSettings, ledger: Ledger, reporter: Reporter) -> None:
     """Take back finished shards that are damaged, or whose bad images may have been mended.
 
     The run does them again.
 
     Raises:
-        UserError: see `take_back_damaged`.
+        UserError: see `reopen_damaged_shards`.
     """
     shards = settings.crew.shards(ledger.dataset.shards)
-    take_back_damaged(ledger, range(ledger.dataset.shards) if shards is None else shards, reporter)
+    reopen_damaged_shards(ledger, range(ledger.dataset.shards) if shards is None else shards, reporter)
     if settings.retry_bad or not ledger.finished:
-        ledger.take_back_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
+        ledger.reopen_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
 
 
 def _default_folder(job: ShardedJob[Any], listing: Listing, fields: dict[str, Any]) -> Path:

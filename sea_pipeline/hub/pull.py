@@ -22,7 +22,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile, Manifest, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hub import asking, commit_of, silent_client
-from sea_pipeline.storage.locks import claimed
+from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import entries, place
 from sea_pipeline.storage.publish import make_folder, sync, sync_folder, writing
 
@@ -81,7 +81,7 @@ def pull(
     scratch = target.with_name(f".{target.name}.pulling")
     make_folder(scratch)
     reporter.message(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
-    with claimed(scratch), silent_client():
+    with claimed_for_run(scratch), silent_client():
         fetched = _fetch(name, commit, there, scratch, paths, reporter)
         _settle(scratch, paths, shown)
         scratch.replace(target)

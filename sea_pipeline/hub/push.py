@@ -43,7 +43,7 @@ from sea_pipeline.output.records import DatasetFile, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.hub import asking, commit_of, hub_api, silent_client
-from sea_pipeline.storage.locks import claimed
+from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import cache_folder, place
 from sea_pipeline.storage.publish import make_folder, publish_bytes
 
@@ -124,7 +124,7 @@ def push(
     )
     work = cache_folder() / "push" / hashlib.sha256((ledger.root / MANIFEST).read_bytes()).hexdigest()[:32]
     make_folder(work)
-    with claimed(work), silent_client():
+    with claimed_for_run(work), silent_client():
         files = [*own, *_derived(ledger, name, head, there, work, reporter)]
         missing = _missing(files, there)
         with reporter.progress("sending", len(files), len(files) - len(missing)) as advance:

@@ -16,7 +16,7 @@ from sea_pipeline.output.folder import DATASET
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile, Manifest, file_record, find_record
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.storage.locks import alone, refuse_without_locks
+from sea_pipeline.storage.locks import locked, refuse_without_locks
 from sea_pipeline.storage.paths import Place, entries, place
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
 
@@ -76,7 +76,7 @@ def begin_folder(out: str | Place, dataset: DatasetFile, plans: Mapping[str, Any
         raise UserError(f"--out {root}: expected a folder; found a file")
     make_folder(root)
     first, *others = plans
-    with alone(root):
+    with locked(root):
         found = find_record(root / DATASET, DatasetFile)
         if found is not None:
             if found.model_copy(update={"files": []}) != dataset:

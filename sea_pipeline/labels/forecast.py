@@ -76,7 +76,7 @@ def forecast(settings: ForecastSettings, reporter: Reporter = SILENT) -> Forecas
     listing = list_samples(
         settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
     )
-    count = max(settings.measure, _ROUNDS * stage.batch_size * stage.lanes)
+    count = max(settings.measure, _ROUNDS * stage.batch_size * stage.encode_threads)
     with reporter.progress("measuring", count) as advance:
         seconds, bytes_per_image, result = _measured(stage, listing, count, advance)
     if not result.rows:
@@ -124,7 +124,7 @@ def _measured(stage: LabelStage, listing: Listing, count: int, advance: Advance)
     """Label `count` images, after others to warm up, and return the seconds, the bytes per image and the result."""
     source, chosen = open_source(listing.root), _chosen(listing.samples, count)
     few = len(listing.samples) < count
-    warm = listing.samples if few else _chosen(listing.samples, stage.batch_size * stage.lanes)
+    warm = listing.samples if few else _chosen(listing.samples, stage.batch_size * stage.encode_threads)
     with tempfile.TemporaryDirectory(prefix="sea-pipeline-") as folder:
         first, target = Path(folder) / "warm.parquet", Path(folder) / "measured.parquet"
         stage.process(warm, source, first, {}, lambda _: None)

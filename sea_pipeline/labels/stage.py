@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sea_pipeline.core.devices import exact_float32
-from sea_pipeline.core.parallel import ahead, batched, lanes
+from sea_pipeline.core.parallel import batched, prefetched_map, torch_thread_pool
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.base import Encoder, finite_images
 from sea_pipeline.execution.stage import ShardResult
@@ -46,7 +46,7 @@ _CPU_PATCHES = 1568
 """The most patches at once on a CPU, but at least one image. Larger batches gain nothing, and the last one keeps one
 core busy while the others wait."""
 _WORDS_PER_PART = 4096
-_MOST_LANES = 16
+_MOST_ENCODE_THREADS = 16
 """The most threads that encode. Each has its own buffers, and Python lets one at a time issue operations."""
 
 
@@ -79,7 +79,7 @@ class LabelStage:
         self._encoder = encoder
         self._embeddings = embeddings
         self._top_n = top_n
-        self._threads = threads
+        self._decode_threads = threads
         self._crops = crops
         self._schema_version = schema_version
         self.device = device
@@ -87,7 +87,7 @@ class LabelStage:
         fitting = max(1, _CPU_PATCHES // (encoder.grid[0] * encoder.grid[1]))
         self.batch_size = min(BATCH_SIZES[kind], fitting) if kind == "cpu" else BATCH_SIZES[kind]
         """The number of images that are encoded and searched at once."""
-        self.lanes = min(torch.get_num_threads(), _MOST_LANES) if kind == "cpu" else 1
+        self.encode_threads = min(torch.get_num_threads(), _MOST_ENCODE_THREADS) if kind == "cpu" else 1
         """The number of threads that encode and search."""
         self.at_once = 2 if kind == "cuda" else 1
         """The number of shards that are done at once."""
@@ -136,13 +136,15 @@ class LabelStage:
             ShardWriter(target, patches, self._top_n, self._schema_version) as writer,
             ShardRows(samples, writer, target.parent, self._encoder.width) as rows,
             closing(self._decoded(order, source, bad, seconds, advance)) as decoded,
-            lanes(self.lanes) as pool,
+            torch_thread_pool(self.encode_threads) as pool,
         ):
             stacked = ((batch, self._stacked(batch)) for batch in batched(decoded, self.batch_size))
-            for found in ahead(pool, lambda given: self._labelled(*given), stacked, 2 * self.lanes - 1):
+            for found in prefetched_map(
+                pool, lambda given: self._labelled(*given), stacked, 2 * self.encode_threads - 1
+            ):
                 advance(len(found.items) + len(found.rest))
                 for part, spent in found.seconds.items():
-                    seconds[part] += spent / self.lanes  # the lanes work at the same time
+                    seconds[part] += spent / self.encode_threads  # the threads work at the same time
                 bad += [_not_finite(item) for item in found.rest]
                 with _timed(seconds, "write"):
                     rows.add_batch(found, bad)
@@ -179,8 +181,8 @@ class LabelStage:
             decoded = self._decode(sample, source)
             return decoded, time.thread_time() - begun
 
-        with ThreadPoolExecutor(max(self._threads, source.readers), thread_name_prefix="decode") as pool:
-            for decoded, spent in ahead(pool, decode, samples, 2 * self.batch_size * self.lanes):
+        with ThreadPoolExecutor(max(self._decode_threads, source.readers), thread_name_prefix="decode") as pool:
+            for decoded, spent in prefetched_map(pool, decode, samples, 2 * self.batch_size * self.encode_threads):
                 seconds["decode"] += spent
                 if isinstance(decoded, BadSample):
                     bad.append(decoded)

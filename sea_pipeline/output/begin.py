@@ -21,7 +21,7 @@ from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_pl
 from sea_pipeline.output.records import SCHEMA_VERSION, DatasetFile, Manifest, Part, file_record, whole_record
 from sea_pipeline.output.verify import dataset_problem, plan_problem
 from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
-from sea_pipeline.storage.locks import alone, refuse_without_locks
+from sea_pipeline.storage.locks import locked, refuse_without_locks
 from sea_pipeline.storage.parquet import open_parquet
 from sea_pipeline.storage.paths import Place, entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
@@ -30,7 +30,7 @@ Growing = Mapping[str, Callable[[Any], bool]]
 """By name of each field that grows with the input, a test whether this run's value has grown out of an earlier one."""
 
 
-def begin(
+def open_or_create(
     root: Place,
     kind: str,
     fields: dict[str, Any],
@@ -68,17 +68,17 @@ def begin(
     )
     grows: Growing = growing or {}
     make_folder(root)
-    with alone(root) as locked:
+    with locked(root) as has_lock:
         lost = is_lost(root / DATASET) and not rebuild_dataset(root, wanted, samples, companions, grows)
-        if lost and (created := _create(root, wanted, samples, companions, locked)):
+        if lost and (created := _create(root, wanted, samples, companions, has_lock)):
             return Ledger(root, created)
-        ledger = _belonging(root, wanted, samples, companions, grows, extend, locked)
+        ledger = _continue_or_refuse(root, wanted, samples, companions, grows, extend, has_lock)
     sweep(root)
     return ledger
 
 
 def _create(
-    root: Place, dataset: DatasetFile, samples: Sequence[Sample], companions: dict[str, bytes], locked: bool
+    root: Place, dataset: DatasetFile, samples: Sequence[Sample], companions: dict[str, bytes], has_lock: bool
 ) -> DatasetFile | None:
     """Create the folder and return its dataset, or None if another process was first.
 
@@ -95,9 +95,9 @@ def _create(
             "choose another --out"
         )
     sweep(root)
-    _write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size), locked)
+    _write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size), has_lock)
     for name, content in companions.items():
-        _write_first(root / name, root, partial(Path.write_bytes, data=content), locked)
+        _write_first(root / name, root, partial(Path.write_bytes, data=content), has_lock)
     files = [file_record(root, root / name) for name in (plan.name, *companions)]
     dataset = dataset.model_copy(update={"files": files})
     try:
@@ -120,13 +120,13 @@ def _has_lost_all(root: Place, dataset: DatasetFile) -> bool:
     return manifest is None or manifest.fingerprint == dataset.fingerprint
 
 
-def _write_first(path: Place, root: Place, write: Callable[[Path], object], locked: bool) -> None:
+def _write_first(path: Place, root: Place, write: Callable[[Path], object], has_lock: bool) -> None:
     """Write a file that the folder is begun with.
 
     If there are no locks, the first process to write it decides its content.
     """
     try:
-        with publish(path, root, exclusive=not locked) as scratch:
+        with publish(path, root, exclusive=not has_lock) as scratch:
             write(scratch)
             ours = file_sha256(scratch)
     except FileExistsError:
@@ -159,14 +159,14 @@ class _Difference(NamedTuple):
         return "; ".join(parts + [f"{name}: it has grown" for name in self.grown])
 
 
-def _belonging(
+def _continue_or_refuse(
     root: Place,
     wanted: DatasetFile,
     samples: Sequence[Sample],
     companions: dict[str, bytes],
     growing: Growing,
     extend: bool,
-    locked: bool,
+    has_lock: bool,
 ) -> Ledger:
     """Return the folder's ledger if the folder and the run belong together, extending the folder if asked."""
     while True:
@@ -192,7 +192,7 @@ def _belonging(
             _write_places(ledger, wanted)
             ledger.fields |= difference.grown
             return ledger
-        _extend(ledger, wanted, difference, locked)
+        _extend(ledger, wanted, difference, has_lock)
 
 
 def _differing(ledger: Ledger, wanted: DatasetFile, growing: Growing) -> tuple[dict[str, Any], list[str]]:
@@ -223,7 +223,7 @@ def _compare(
     return _Difference(new, gone, grown, others)
 
 
-def _extend(ledger: Ledger, wanted: DatasetFile, difference: _Difference, locked: bool) -> None:
+def _extend(ledger: Ledger, wanted: DatasetFile, difference: _Difference, has_lock: bool) -> None:
     """Plan new images as a further part.
 
     Until `dataset.json` is replaced nothing has changed.
@@ -232,7 +232,7 @@ def _extend(ledger: Ledger, wanted: DatasetFile, difference: _Difference, locked
     path = root / plan_name(len(found.all_parts()))
     new = difference.new
     try:
-        with publish(path, root, exclusive=not locked) as scratch:
+        with publish(path, root, exclusive=not has_lock) as scratch:
             write_plan(scratch, new, found.shard_size)
     except FileExistsError:
         if Ledger.open(root).dataset != found:
@@ -305,7 +305,7 @@ def _refuse_other_images(ledger: Ledger) -> None:
         try:
             row = open_parquet(ledger.shard_path(commit.shard)).read_row_group(0, columns=["uri", "image_sha256"])
             first = row.slice(0, 1).to_pylist()[0]
-        except (OSError, LookupError, ValueError, pa.ArrowException):  # damaged: `take_back_damaged` finds it later
+        except (OSError, LookupError, ValueError, pa.ArrowException):  # damaged: `reopen_damaged_shards` finds it later
             continue
         firsts[first["uri"]] = first["image_sha256"]
     for first in sorted(firsts, key=source.where):

@@ -49,7 +49,7 @@ from sea_pipeline.output.records import (
     find_record,
     load_record,
 )
-from sea_pipeline.storage.paths import Place, below, spread
+from sea_pipeline.storage.paths import Place, below, map_over_store
 from sea_pipeline.storage.publish import publish, publish_bytes, sweep
 from sea_pipeline.storage.retry import StoreError
 
@@ -139,7 +139,7 @@ class Ledger:
 
     def commits(self) -> Iterator[Commit]:
         """Yield the valid commits in plan order."""
-        return filter(None, spread(self.root, self.commit, range(self.dataset.shards)))
+        return filter(None, map_over_store(self.root, self.commit, range(self.dataset.shards)))
 
     def done(self) -> FolderProgress:
         """Sum up the progress of this folder from its commits."""
@@ -164,7 +164,7 @@ class Ledger:
         manifest = self._finished()
         if manifest is None or self.missing():
             return False
-        return not any(spread(self.root, lambda file: check_file(self.root, file), manifest.other_files))
+        return not any(map_over_store(self.root, lambda file: check_file(self.root, file), manifest.other_files))
 
     @property
     def command(self) -> str:
@@ -208,7 +208,7 @@ class Ledger:
             if problem := check_file(self.root, file):
                 raise UserError(advised(problem))
 
-    def take_back_bad_shards(self, max_bad: float, shards: range | None = None) -> None:
+    def reopen_bad_shards(self, max_bad: float, shards: range | None = None) -> None:
         """Remove the commits of finished shards with more than this share of bad images, so that they are done again.
 
         Their input may have been mended. Shards that a manifest names are accepted. They are taken back only if

@@ -23,13 +23,13 @@ from sea_pipeline.output.records import Commit, DatasetFile, File, Manifest, Par
 from sea_pipeline.output.verify import HASHING, contradictions, misplaced
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.json_files import json_object
-from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish, publish_bytes
 from sea_pipeline.storage.retry import StoreError
 
 
-def take_back_damaged(
+def reopen_damaged_shards(
     ledger: Ledger,
     shards: range,
     reporter: Reporter = SILENT,
@@ -52,11 +52,11 @@ def take_back_damaged(
     with reporter.progress("checking what is there", len(shards)) as advance, ThreadPoolExecutor(HASHING) as pool:
         for shard, problem in pool.map(partial(damage, advance), shards):
             if problem:
-                with alone(ledger.root):  # another run may have done it again since
+                with locked(ledger.root):  # another run may have done it again since
                     if problem := _damage(ledger, shard):
                         reporter.message(f"{problem}; shard {shard} is done again")
                         ledger.commit_path(shard).unlink(missing_ok=True)
-    with alone(ledger.root):
+    with locked(ledger.root):
         if problem := _manifest_problem(ledger):
             reporter.message(f"{problem}; it is made again")
             (ledger.root / MANIFEST).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File, Manifest
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.parquet import open_parquet
-from sea_pipeline.storage.paths import Place, place, spread
+from sea_pipeline.storage.paths import Place, map_over_store, place
 from sea_pipeline.storage.publish import local_copy
 
 _OF_NO_ROW = {"image_id", "image_sha256", "height", "width"}
@@ -51,7 +51,7 @@ class RowStore:
     @cached_property
     def ids(self) -> list[str]:
         """Return the image ids in the order of the rows."""
-        return [image_id for ids in spread(self.path, self._ids, self._shards) for image_id in ids]
+        return [image_id for ids in map_over_store(self.path, self._ids, self._shards) for image_id in ids]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -86,7 +86,9 @@ class RowStore:
     @cached_property
     def _index(self) -> dict[str, tuple[int, int, int]]:
         """Map each image id to its shard, its row group and its row in that group."""
-        sizes = spread(self.path, self._group_sizes, zip(self._shards, self.manifest["shard_rows"], strict=True))
+        sizes = map_over_store(
+            self.path, self._group_sizes, zip(self._shards, self.manifest["shard_rows"], strict=True)
+        )
         places = (
             (shard, group, row)
             for shard, groups in enumerate(sizes)

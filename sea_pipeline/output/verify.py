@@ -16,7 +16,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, read_plan
 from sea_pipeline.output.records import Commit, File, Manifest, check_file, check_size, file_record, whole_record
 from sea_pipeline.storage.parquet import open_parquet
-from sea_pipeline.storage.paths import Place, entries, spread
+from sea_pipeline.storage.paths import Place, entries, map_over_store
 from sea_pipeline.storage.retry import StoreError
 
 _SUFFIXES = {".json", ".parquet", ".safetensors", ".txt"}
@@ -184,7 +184,7 @@ def _commits(ledger: Ledger, covered: int) -> tuple[list[Commit], list[str]]:
         gone = commit is None and shard < covered
         return f"{ledger.commit_path(shard)}: expected the record of a finished shard; found none" if gone else commit
 
-    found = list(spread(ledger.root, look, range(ledger.dataset.shards)))
+    found = list(map_over_store(ledger.root, look, range(ledger.dataset.shards)))
     return [each for each in found if isinstance(each, Commit)], [each for each in found if isinstance(each, str)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish, sweep
 
@@ -40,7 +40,7 @@ def remembered(
         raise UserError(f"{path.parent}: cannot be created; set SEA_PIPELINE_CACHE to a folder that can be") from error
     lock = path.with_suffix(".lock")
     lock.touch()
-    with alone(lock):
+    with locked(lock):
         if (kept := read(path)) is None:  # another process may have made it while this one waited
             sweep(path.parent)
             kept = make()

@@ -35,7 +35,7 @@ def refuse_without_locks(folder: "Place") -> None:
 
 
 @contextmanager
-def alone(folder: "Place") -> Iterator[bool]:
+def locked(folder: "Place") -> Iterator[bool]:
     """Wait until no other process is inside this block for the folder.
 
     A killed process frees the lock. Yields whether the folder is locked: systems, file systems and stores without locks
@@ -44,18 +44,18 @@ def alone(folder: "Place") -> Iterator[bool]:
     if not isinstance(folder, Path) or not HAS_LOCKS:
         yield False
         return
-    descriptor, locked = os.open(folder, os.O_RDONLY), False
+    descriptor, has_lock = os.open(folder, os.O_RDONLY), False
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            locked = True
-        yield locked
+            has_lock = True
+        yield has_lock
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def claimed(folder: Path, seconds: float = 20) -> Iterator[None]:
+def claimed_for_run(folder: Path, seconds: float = 20) -> Iterator[None]:
     """Lock a folder for hours, and fail if another process holds it.
 
     Args:

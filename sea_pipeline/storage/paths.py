@@ -79,7 +79,7 @@ def below(root: Place, path: Place) -> str:
     return path.relative_to(root).as_posix()  # type: ignore[arg-type]  # both of this machine, or both of one store
 
 
-def spread(root: Place, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+def map_over_store(root: Place, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
     """Yield the results of `work` in the order of `items`.
 
     If `root` is in a store elsewhere, several are computed at once.

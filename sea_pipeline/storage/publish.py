@@ -86,7 +86,7 @@ def publish(path: Place, root: Place, *, exclusive: bool = False, scratch: Path 
             yield scratch
             if isinstance(path, Path):
                 sync(scratch)
-                _appear(scratch, path, exclusive=exclusive)
+                _put_in_place(scratch, path, exclusive=exclusive)
                 sync(path.parent)
             else:
                 path.upload(scratch, exclusive=exclusive)
@@ -181,7 +181,7 @@ def _scratch_folder(root: Place) -> Path:
     return (root if isinstance(root, Path) else cache_folder()) / TEMPORARY
 
 
-def _appear(scratch: Path, path: Path, *, exclusive: bool) -> None:
+def _put_in_place(scratch: Path, path: Path, *, exclusive: bool) -> None:
     """Put a finished file in place in one step.
 
     A rename replaces an older file. If `exclusive`, a hard link is made instead, because only one of two machines on a

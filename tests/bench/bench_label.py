@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sea_pipeline import open_labels
-from sea_pipeline.core.parallel import lanes
+from sea_pipeline.core.parallel import torch_thread_pool
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.execution.local import run
@@ -20,7 +20,7 @@ from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import load_wordlist
 from sea_pipeline.labels.format import KIND, LabelRow, ShardWriter
 from sea_pipeline.labels.stage import BATCH_SIZES, LabelStage
-from sea_pipeline.output.begin import begin
+from sea_pipeline.output.begin import open_or_create
 from sea_pipeline.search.exact import WordSearch
 from tests.bench.measure import Figure, in_turn
 
@@ -63,7 +63,7 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
         fields = LabelStage.fields(encoder, words, TOP_N)
         companions = {"words.txt": words.text().encode()}
         out = folder / f"out{next(runs)}"
-        run(begin(out, KIND, fields, listing, 2048, companions), stage, max_bad=0)
+        run(open_or_create(out, KIND, fields, listing, 2048, companions), stage, max_bad=0)
 
     def decode() -> list[np.ndarray]:
         with ThreadPoolExecutor(threads) as pool:
@@ -82,7 +82,7 @@ def _figures(folder: Path, photos: str) -> Iterator[Figure]:
             writer.set_footer({})
 
     def by_lanes(work: Callable[[torch.Tensor], object], parts: Sequence[torch.Tensor]) -> None:
-        with lanes(stage.lanes) as pool:
+        with torch_thread_pool(stage.encode_threads) as pool:
             list(pool.map(work, parts))
 
     times = in_turn(

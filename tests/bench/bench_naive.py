@@ -24,7 +24,7 @@ from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import load_wordlist
 from sea_pipeline.labels.format import KIND
 from sea_pipeline.labels.stage import LabelStage
-from sea_pipeline.output.begin import begin
+from sea_pipeline.output.begin import open_or_create
 from tests.bench.bench_label import crops
 from tests.bench.measure import Figure, in_turn
 
@@ -59,7 +59,11 @@ def _figures(folder: Path, photos: str, model: CLIPVisionModelWithProjection) ->
         threads = os.cpu_count() or 1
         stage = LabelStage(encoder, embeddings, top_n=TOP_N, backend="auto", device="cpu", threads=threads)
         companions = {"words.txt": words.text().encode()}
-        run(begin(out, KIND, LabelStage.fields(encoder, words, TOP_N), listing, 2048, companions), stage, max_bad=0)
+        run(
+            open_or_create(out, KIND, LabelStage.fields(encoder, words, TOP_N), listing, 2048, companions),
+            stage,
+            max_bad=0,
+        )
         return out
 
     def naive() -> None:

@@ -75,7 +75,7 @@ def drive(out: str, faults: str, scheduler: str) -> None:
 
 
 def begun_ledger(out: Place) -> Ledger:
-    """A folder that is begun, or gone on with: there are no image files that `begin` could compare."""
+    """A folder that is begun, or gone on with: there are no image files that `open_or_create` could compare."""
     if not (out / "dataset.json").is_file():
         return planted_ledger(out, IMAGES, SHARD_SIZE)
     sweep(out)

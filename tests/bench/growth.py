@@ -34,7 +34,7 @@ from sea_pipeline.labels.format import KIND, WORDS, LabelRow, ShardWriter, write
 from sea_pipeline.labels.rows import packed
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.stage import LabelStage
-from sea_pipeline.output.begin import begin
+from sea_pipeline.output.begin import open_or_create
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.status import status_to_json
 from sea_pipeline.search.exact import WordSearch
@@ -95,7 +95,7 @@ def plan(folder: Path, count: int) -> None:
     """Lists the images and begins a folder, as `label` does."""
     listing = list_samples(str(folder / "images"))
     fields = LabelStage.fields(Colours(2), WordList.of("colours", tuple(world.COLOURS)), _TOP_N)
-    begin(folder / "labels", KIND, fields, listing, 2048, {WORDS: _word_text()})
+    open_or_create(folder / "labels", KIND, fields, listing, 2048, {WORDS: _word_text()})
 
 
 def finish(folder: Path, count: int) -> None:

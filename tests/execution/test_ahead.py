@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sea_pipeline import open_labels
-from sea_pipeline.core.parallel import ahead, batched, lanes
+from sea_pipeline.core.parallel import batched, prefetched_map, torch_thread_pool
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.search.exact import Backend, WordSearch
@@ -32,7 +32,7 @@ def test_results_come_in_order_and_not_too_early() -> None:
         return number * number
 
     with ThreadPoolExecutor(3) as pool:
-        results = ahead(pool, work, iter(range(9)), 2)
+        results = prefetched_map(pool, work, iter(range(9)), 2)
         assert next(results) == 0
         assert set(begun) <= {0, 1, 2}
         assert list(results) == [number * number for number in range(1, 9)]
@@ -48,7 +48,7 @@ def test_an_error_of_one_ends_it_and_the_rest_is_left() -> None:
         return number
 
     with ThreadPoolExecutor(1) as pool:
-        results = ahead(pool, work, range(100), 3)
+        results = prefetched_map(pool, work, range(100), 3)
         with pytest.raises(RuntimeError, match="two"):
             list(results)
     assert max(done) < 7
@@ -65,7 +65,7 @@ def test_lanes_share_the_cores_and_leave_the_setting_as_it_was(
         together.wait(20)
         return torch.get_num_threads()
 
-    with pytest.raises(ZeroDivisionError), lanes(count) as pool:
+    with pytest.raises(ZeroDivisionError), torch_thread_pool(count) as pool:
         assert list(pool.map(seen, range(count))) == [each] * count
         _ = 1 / 0
     assert torch.get_num_threads() == 3
@@ -123,5 +123,5 @@ def test_threads_that_search_at_once_get_the_float64_answer(backend: Backend) ->
     search = WordSearch(table, top_n=10, sign=1, backend=backend)
     parts = [unit(200, 16, seed) for seed in range(2, 26)]
     expected = [twin(queries, table, 10, 1) for queries in parts]
-    with lanes(4) as pool:
+    with torch_thread_pool(4) as pool:
         list(pool.map(lambda queries, answer: agree(search, queries, answer), parts, expected))

@@ -25,7 +25,7 @@ from sea_pipeline.execution.cluster_settings import (
     visible_gpus,
 )
 from sea_pipeline.execution.dask_clusters import connected, scheduler_address, slurm_arguments, ssh_arguments
-from sea_pipeline.execution.dispatch import driver_device
+from sea_pipeline.execution.dispatch import driver_role
 from sea_pipeline.storage.paths import data_folder
 
 WHOLE = '{"type": "Scheduler", "address": "tcp://127.0.0.1:8786"}'
@@ -246,7 +246,7 @@ def test_what_is_no_scheduler_is_told_before_any_work(
         Path(f"{stem}.json").write_text(text)
     monkeypatch.setattr(dask_clusters, "Client", lambda *_, **__: pytest.fail("nobody is called"))
     with pytest.raises(UserError, match=f"^--scheduler {name}: expected the address .*; {found}") as problem:
-        driver_device(WorkerSettings.of(scheduler=name), "cpu")
+        driver_role(WorkerSettings.of(scheduler=name), "cpu")
     assert "\n" not in str(problem.value)
     with (
         pytest.raises(UserError, match=found),

@@ -36,7 +36,7 @@ def test_a_kill_around_any_rename_loses_nothing(
     (photos / "003.png").write_bytes(b"bad")
     label(images=str(photos), out=tmp_path / "whole")
     shutil.rmtree(tmp_path / "cache")
-    with killed_around(publish, "_appear", call, before=moment == "before the rename"):
+    with killed_around(publish, "_put_in_place", call, before=moment == "before the rename"):
         label(images=str(photos))
     label(images=str(photos))
     assert content(tmp_path / "labels") == content(tmp_path / "whole")

@@ -83,7 +83,7 @@ def test_mended_images_are_counted_when_asked(images: Path, tmp_path: Path) -> N
 def test_a_kill_loses_nothing(images: Path, tmp_path: Path, call: int, before: bool) -> None:
     """Plan, dataset, 3 x (rows, commit), one quarantine, manifest: 10 renames."""
     count(images, tmp_path / "whole")
-    with killed_around(publish, "_appear", call, before=before):
+    with killed_around(publish, "_put_in_place", call, before=before):
         count(images, tmp_path / "out")
     count(images, tmp_path / "out")
     assert content(tmp_path / "out") == content(tmp_path / "whole")

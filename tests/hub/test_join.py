@@ -149,7 +149,7 @@ def test_a_killed_merge_is_finished_by_the_same_call(parts: list[Path], tmp_path
     whole = stored(str(tmp_path / "whole"))
     for call, before in itertools.product(range(1, 20), (True, False)):
         out = tmp_path / f"killed{call}{before}"
-        with killed_around(publish, "_appear", call, before=before):
+        with killed_around(publish, "_put_in_place", call, before=before):
             merge(parts, out)
         if (out / "dataset.json").exists() and not (out / "manifest.json").exists():
             with pytest.raises(UserError, match="expected a finished folder"):
@@ -334,7 +334,7 @@ def test_a_killed_selection_is_finished_by_the_same_call(label: Label, photos: P
     select(tmp_path / "whole", ids, tmp_path / "straight")
     for call, before in itertools.product(range(1, 13), (True, False)):
         out = tmp_path / f"killed{call}{before}"
-        with killed_around(publish, "_appear", call, before=before):
+        with killed_around(publish, "_put_in_place", call, before=before):
             select(tmp_path / "whole", ids, out)
         select(tmp_path / "whole", ids, out)
         assert stored(str(out)) == stored(str(tmp_path / "straight")), (call, before)

@@ -109,9 +109,9 @@ def test_writing_without_locks_is_refused_in_a_line(label: Any, tmp_path: Path, 
     monkeypatch.setattr(locks, "HAS_LOCKS", False)
     with pytest.raises(UserError, match=r"labels: expected Linux or macOS, whose locks .*; run the same command there"):
         label(images=str(photos))
-    with pytest.raises(UserError, match="expected Linux or macOS"), locks.claimed(tmp_path):
+    with pytest.raises(UserError, match="expected Linux or macOS"), locks.claimed_for_run(tmp_path):
         pass
-    with locks.alone(tmp_path) as locked:
+    with locks.locked(tmp_path) as locked:
         assert not locked
     assert begin.refuse_without_locks is locks.refuse_without_locks
 

@@ -211,7 +211,7 @@ def test_a_kill_around_any_rename_of_an_extension_loses_nothing(
     shutil.copytree(tmp_path / "whole", tmp_path / "labels")
     grow(photos)
     label(images=str(photos), out=tmp_path / "whole", extend=True)
-    with killed_around(publish, "_appear", call, before=moment == "before the rename"):
+    with killed_around(publish, "_put_in_place", call, before=moment == "before the rename"):
         label(images=str(photos), extend=True)
     happened = call - (moment == "before the rename")
     if 2 <= happened < 8:

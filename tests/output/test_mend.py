@@ -163,7 +163,7 @@ def test_a_kill_at_any_step_of_mending_loses_nothing(
             for name in ("words.parquet", "words.txt", "plan.parquet", "dataset.json"):
                 (out / name).unlink()
             flip(out / "labels" / "part-00000-of-00003.parquet", 70)
-            with killed_around(publish, "_appear", call, before=before):
+            with killed_around(publish, "_put_in_place", call, before=before):
                 label(images=str(photos))
             label(images=str(photos))
             assert content(out) == whole

@@ -10,7 +10,7 @@ from sea_pipeline.execution.local import run
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source
-from sea_pipeline.output.begin import begin
+from sea_pipeline.output.begin import open_or_create
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.publish import publish_bytes
 from trainer.targets.codecs import Codec, CodecName, fit_codec, save_codec
@@ -67,7 +67,7 @@ def codec_of(name: CodecName) -> Codec:
 def teach(out: Path, name: CodecName = "int8") -> Path:
     samples = sorted(Sample(image_id(number), image_id(number)) for number in range(COUNT))
     fields = {"grid": list(GRID), "width": WIDTH, "codec": name}
-    ledger = begin(out, KIND, fields, Listing("x", "x.json", str(out.parent), samples), SHARD, {})
+    ledger = open_or_create(out, KIND, fields, Listing("x", "x.json", str(out.parent), samples), SHARD, {})
     codec = codec_of(name)
     publish_bytes(out / CODEC, save_codec(codec), out)
     run(ledger, PlantedStage(codec), max_bad=0.5)

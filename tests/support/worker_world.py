@@ -18,7 +18,7 @@ from sea_pipeline.core.progress import Advance
 from sea_pipeline.execution.stage import ShardResult, Stage
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source
-from sea_pipeline.output.begin import begin
+from sea_pipeline.output.begin import open_or_create
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish_bytes
@@ -54,7 +54,7 @@ def planted_ledger(root: Place, images: int = 23, shard_size: int = 2) -> Ledger
     """A folder whose work is planned; the images are names alone."""
     samples = [Sample(f"{number:03d}.png", f"{number:03d}.png") for number in range(images)]
     listing = Listing("planted", "planted", "/", samples)
-    return begin(root, "planted", FIELDS, listing, shard_size, {})
+    return open_or_create(root, "planted", FIELDS, listing, shard_size, {})
 
 
 class PlantedStage(Stage):

@@ -11,7 +11,7 @@ import torch
 
 from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.parallel import ahead, batched
+from sea_pipeline.core.parallel import batched, prefetched_map
 from sea_pipeline.core.progress import Advance
 from trainer.data.dataset import TowerInput, TrainingData
 from trainer.model.aligned_llava import AlignedLlava
@@ -52,7 +52,7 @@ def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = l
 
     kept: dict[str, TowerInput] = {}
     with ThreadPoolExecutor(cores()) as pool:
-        given = zip(owners, ahead(pool, read, owners, 2 * size), strict=True)
+        given = zip(owners, prefetched_map(pool, read, owners, 2 * size), strict=True)
         for batch in batched(given, size):
             pixels = torch.stack([one.values for _, one in batch]).to(device)
             for (view, (_, box)), features in zip(batch, model.tower_output(pixels).float().cpu(), strict=True):

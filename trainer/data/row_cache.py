@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.records import FilesRecord, check_file, file_record, load_record
-from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes, writing
 
 Rows = Callable[[], Iterator[dict[str, Any]]]
@@ -38,7 +38,7 @@ def kept_rows(rows: Rows, features: datasets.Features, folder: Path, fingerprint
     make_folder(folder)
     record = folder / f"{fingerprint}.json"
     if _is_damaged(folder, record):
-        with alone(folder):  # all processes of a training run come here at once; the first one removes the cache
+        with locked(folder):  # all processes of a training run come here at once; the first one removes the cache
             if _is_damaged(folder, record):
                 for file in folder.rglob(f"*{fingerprint}*"):
                     shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from sea_pipeline.output.folder import COMMITS
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.leftovers import files_like
-from sea_pipeline.storage.locks import alone
+from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish_bytes
@@ -190,7 +190,7 @@ def _codec(ledger: Ledger, name: CodecName, teacher: Teacher) -> Codec:
     It is fitted to some of the folder's images before the first shard, and again if the file is lost.
     """
     path = ledger.root / CODEC
-    with alone(ledger.root):  # two processes that fit at once would get two codecs, and write shards with both
+    with locked(ledger.root):  # two processes that fit at once would get two codecs, and write shards with both
         problem = _codec_problem(ledger, path)
         if problem is None:
             return load_codec(path)

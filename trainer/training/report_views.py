@@ -113,7 +113,7 @@ class _Views:
         self._began_with = record.began_with
         self._folder = open_model_folder(run / "model")
         self._conversations = open_conversations(self.recipe.data, self._folder)
-        self._store = self._tried("labels", lambda: labels_of(self.recipe, self._folder, self._conversations))
+        self._store = self._or_note("labels", lambda: labels_of(self.recipe, self._folder, self._conversations))
         self._conversations = without_unreadable(self._conversations, self.recipe.data, self._store)
         self.evaluator = self._evaluator()
         self.images = self.evaluator.first_images(settings.images)
@@ -138,7 +138,7 @@ class _Views:
         """
         device = torch.device(resolve_device(self._settings.device))
         images = [self._image(shown) for shown in self.images]
-        self._add(images, "before", self._tried("before", lambda: self._before(device)))
+        self._add(images, "before", self._or_note("before", lambda: self._before(device)))
         model = load_model(self._folder, Recipe(model=self._folder.path))
         model.to(device)  # type: ignore[arg-type]
         self._add(images, "after", self._nearest(model))
@@ -147,17 +147,17 @@ class _Views:
         held_out = self._conversations.held_out is not None and data.evaluate != data.train
         made: dict[str, Any] = {"key": self.key, "held_out": held_out}
         made |= {"grid": list(self._folder.grid), "labelled": self._store is not None}
-        made["summary"] = self._tried("layers", lambda: self._layers(model, images))
+        made["summary"] = self._or_note("layers", lambda: self._layers(model, images))
         advance(len(images))
-        made["lens"] = self._tried("lens", lambda: self._lens(model))
-        made["replace"] = self._tried("generated", lambda: self._generated(model, images))
+        made["lens"] = self._or_note("lens", lambda: self._lens(model))
+        made["replace"] = self._or_note("generated", lambda: self._generated(model, images))
         # Last, because the attention tap changes the LLM's attention implementation.
-        self._add(images, "degree", self._tried("degree", lambda: self._degrees(model)))
+        self._add(images, "degree", self._or_note("degree", lambda: self._degrees(model)))
         advance(len(images))
         made |= {"images": images, "texts": list(self._texts.places), "notes": self.notes}
         return {name: value for name, value in made.items() if value is not None}
 
-    def _tried(self, name: str, make: Callable[[], Made]) -> Made | None:
+    def _or_note(self, name: str, make: Callable[[], Made]) -> Made | None:
         try:
             return make()
         except UserError as problem:

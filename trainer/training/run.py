@@ -24,7 +24,7 @@ from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.output.run_files import SummaryFile, read_run_file
 from sea_pipeline.storage.hashing import fingerprint_of
-from sea_pipeline.storage.locks import alone, claimed
+from sea_pipeline.storage.locks import claimed_for_run, locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.data.conversations import summary
 from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher
@@ -45,7 +45,7 @@ from trainer.training.checks import check_recipe
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
-from trainer.training.run_folder import NO_RUN, begin_run, beside, run_fields
+from trainer.training.run_folder import NO_RUN, begin_run, default_name_fields, run_fields
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
     set_seed(recipe.seed)
     inputs = _inputs(recipe, reporter)
     fields = run_fields(inputs, args.world_size)
-    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | beside(inputs))[:8]}"
+    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | default_name_fields(inputs))[:8]}"
     if recipe.evaluate_every and inputs.conversations.held_out is None and not (out / "summary.json").is_file():
         raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
     make_folder(out.parent)
-    with alone(out.parent):  # all processes of a run come here at once; the first one begins it
+    with locked(out.parent):  # all processes of a run come here at once; the first one begins it
         begin_run(out, fields, recipe, resume)
     reporter = reporter if args.process_index == 0 else SILENT
     if (out / "summary.json").is_file():
@@ -97,7 +97,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         return TrainRun(out, read_run_file(out / "summary.json", SummaryFile))
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     with (
-        claimed(out) if args.process_index == 0 else nullcontext(),
+        claimed_for_run(out) if args.process_index == 0 else nullcontext(),
         border(f"{out}: training has stopped", partial(_after, out)),
     ):
         return _Training(inputs, out, fields, reporter).finish()
@@ -140,7 +140,7 @@ def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
     parts = recipe.model
     path = start_folder(recipe)
     make_folder(MODELS)
-    with alone(MODELS):  # all processes of a run come here at once; the first one makes it
+    with locked(MODELS):  # all processes of a run come here at once; the first one makes it
         if not path.is_dir():
             reporter.message(f"making {path} of {parts.vision} and {parts.llm}")
             try:
@@ -153,7 +153,7 @@ def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
 
 def _label(reporter: Reporter, settings: LabelSettings) -> StageRun:
     make_folder(LABELS)
-    with alone(LABELS):
+    with locked(LABELS):
         reporter.message("making labels, as none fit")
         return label_images(settings, ProgressOnly(reporter))
 

@@ -27,7 +27,7 @@ from trainer.targets.store import CODEC
 NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 ACCUMULATION = "gradient_accumulation_steps"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
-_ASIDE = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
+_NOT_IDENTITY = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
 """Prefixes of training arguments that change what a run writes or how fast it is, but no weight."""
 
 
@@ -50,7 +50,9 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
     if recipe.data.image_aspect_ratio is None:  # so that runs from before this key keep their fields
         del settings["data"]["image_aspect_ratio"]
     arguments = settings["training_arguments"]
-    settings["training_arguments"] = {key: value for key, value in arguments.items() if not key.startswith(_ASIDE)}
+    settings["training_arguments"] = {
+        key: value for key, value in arguments.items() if not key.startswith(_NOT_IDENTITY)
+    }
     if processes > 1:
         settings["training_arguments"][ACCUMULATION] = processes * arguments.get(ACCUMULATION, 1)
     labels = store if store is not None and recipe.loss.sea.weight else None
@@ -69,7 +71,7 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
     }
 
 
-def beside(inputs: Inputs) -> dict[str, Any]:
+def default_name_fields(inputs: Inputs) -> dict[str, Any]:
     """Collect what else distinguishes runs without a named folder.
 
     It is no part of the run's fields, because a resumed run may find its images elsewhere.

@@ -92,7 +92,7 @@ def list_samples(
         asked = find_input(images, left_out)
         found = _found(asked, images, image_root, id_column, left_out)
         name, origin = PurePosixPath(images).stem, images if is_url(images) else in_utf8(str(Path(images).absolute()))
-    samples = _once(found.samples, left_out)
+    samples = _deduplicated(found.samples, left_out)
     if not samples:
         raise UserError(f"{origin}: expected images, found none{_described(left_out)}")
     notes = {what: count for what, count in left_out.items() if count}
@@ -159,7 +159,7 @@ def _is_hub(images: str | None) -> bool:
     return images is not None and images.startswith(hub.PREFIX) and not is_url(images)
 
 
-def _once(found: Iterable[Sample], left_out: Counter[str]) -> list[Sample]:
+def _deduplicated(found: Iterable[Sample], left_out: Counter[str]) -> list[Sample]:
     # An escaped name may equal another image's real name. So the problem is part of the key, and a sample with a
     # problem never replaces a good one.
     by_id: dict[tuple[str, str], Sample] = {}

@@ -22,7 +22,7 @@ from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.labels.format import KIND
 from sea_pipeline.labels.stage import LabelStage
-from sea_pipeline.output.begin import begin
+from sea_pipeline.output.begin import open_or_create
 from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.search.float32 import TorchCandidates
 from tests.bench.bench_label import crops
@@ -132,7 +132,7 @@ def _whole(
         """Seconds of a run, as the command makes it once models are loaded."""
         listing, out = list_samples(photos, limit=limit), setup.scratch / f"out{next(runs)}"
         companions = {"words.txt": words.text().encode()}
-        ledger = begin(out, KIND, LabelStage.fields(encoder, words, TOP_N), listing, 2048, companions)
+        ledger = open_or_create(out, KIND, LabelStage.fields(encoder, words, TOP_N), listing, 2048, companions)
         report = run(ledger, stage, max_bad=0)
         assert report.images == len(listing.samples), report
         return report.wall_seconds / report.images

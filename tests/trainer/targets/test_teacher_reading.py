@@ -17,7 +17,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.samples import Listing, Sample
-from sea_pipeline.output.begin import begin
+from sea_pipeline.output.begin import open_or_create
 from sea_pipeline.storage.publish import publish_bytes
 from tests.support.planted_targets import (
     BAD,
@@ -93,7 +93,7 @@ def test_folders_that_do_not_fit_are_refused(folder: Path, label: Callable[..., 
 def test_a_codec_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
     samples = [Sample(image_id(0), image_id(0))]
     fields = {"grid": list(GRID), "width": WIDTH, "codec": "float16"}
-    ledger = begin(tmp_path / "x", KIND, fields, Listing("x", "x.json", str(tmp_path), samples), SHARD, {})
+    ledger = open_or_create(tmp_path / "x", KIND, fields, Listing("x", "x.json", str(tmp_path), samples), SHARD, {})
     publish_bytes(tmp_path / "x" / CODEC, save_codec(codec_of("int8")), tmp_path / "x")
     run(ledger, PlantedStage(codec_of("int8")), max_bad=0)
     with pytest.raises(UserError, match=r"expected float16 of width 70, as manifest\.json says; found int8"):

@@ -97,7 +97,7 @@ def test_a_half_written_checkpoint_is_left_out(harm: Callable[[Path], Any], tiny
 @pytest.mark.parametrize("before", [True, False])
 def test_a_run_that_is_killed_as_it_begins_goes_on(tiny: World, tmp_path: Path, before: bool) -> None:
     recipe = tiny_recipe(tiny, training_arguments={"max_steps": 2})
-    with killed_around(publish, "_appear", 1, before=before):
+    with killed_around(publish, "_put_in_place", 1, before=before):
         train(recipe, tmp_path / "out")
     assert train(recipe, tmp_path / "out").summary["steps"] == 2
 
@@ -131,10 +131,10 @@ def test_two_at_once_train_one_after_the_other(tiny: World, tmp_path: Path, prog
 
 
 def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
-    with locks.claimed(tmp_path), pytest.raises(UserError, match="another process works on it"):  # noqa: SIM117
-        with locks.claimed(tmp_path, seconds=0.1):
+    with locks.claimed_for_run(tmp_path), pytest.raises(UserError, match="another process works on it"):  # noqa: SIM117
+        with locks.claimed_for_run(tmp_path, seconds=0.1):
             pass
-    with locks.claimed(tmp_path, seconds=0.1):
+    with locks.claimed_for_run(tmp_path, seconds=0.1):
         pass
 
 
@@ -142,7 +142,7 @@ def test_a_kill_as_the_log_is_cut_loses_none_of_it(tiny: World, tmp_path: Path) 
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)})
     whole = train(recipe, tmp_path / "whole")
     out = copied(whole.out, tmp_path / "out", 4)
-    with killed_around(publish, "_appear", 1, before=True):
+    with killed_around(publish, "_put_in_place", 1, before=True):
         train(recipe, out)
     again = train(recipe, out)
     assert values(out) == values(whole.out)
