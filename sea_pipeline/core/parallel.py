@@ -126,27 +126,27 @@ class InOrder(Generic[_Item]):
         if self._opened is not None:
             self._opened.close()
 
-    def add(self, place: int, item: _Item, arrays: _Arrays) -> None:
+    def add(self, position: int, item: _Item, arrays: _Arrays) -> None:
         """Settle a place with an item and its arrays.
 
         An early item waits in memory, its arrays in the file.
         """
-        if place == self._next:
+        if position == self._next:
             self._give(item, arrays)
             self._settle()
             return
         kinds = [(array.dtype, array.shape) for array in arrays]
-        self._waiting[place] = _Waiting(item, self._end, kinds)
+        self._waiting[position] = _Waiting(item, self._end, kinds)
         self._file.seek(self._end)
         for array in arrays:
             self._end += self._file.write(np.ascontiguousarray(array).tobytes())
 
-    def skip(self, place: int) -> None:
+    def skip(self, position: int) -> None:
         """Settle a place that has no item."""
-        if place == self._next:
+        if position == self._next:
             self._settle()
         else:
-            self._waiting[place] = None
+            self._waiting[position] = None
 
     def _settle(self) -> None:
         self._next += 1

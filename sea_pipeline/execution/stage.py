@@ -43,8 +43,8 @@ class Stage(Protocol):
         """Write a shard to the file `target`, with `footer` in its footer.
 
         Calls `advance` with the number of images as they pass. The file is Parquet, with a row for each good image, in
-        the order of the samples. From the columns `uri` and `image_sha256` (32 bytes) `open_or_create` knows whether a folder's
-        images are still the same. A bad image goes to the result's `bad`. An exception fails the shard.
+        the order of the samples. From the columns `uri` and `image_sha256` (32 bytes) `open_or_create` knows whether a
+        folder's images are still the same. A bad image goes to the result's `bad`. An exception fails the shard.
         """
         ...
 

@@ -110,10 +110,10 @@ def _configs(ledger: Ledger, manifest: Manifest) -> list[dict[str, Any]]:
 def _size(rows: int) -> str:
     """Name the range of the number of rows in the hub's words."""
     low = [None, *_SIZES]
-    place = sum(rows >= 1000 * 10**power for power in range(len(_SIZES)))
-    if place == 0:
+    thousands = sum(rows >= 1000 * 10**power for power in range(len(_SIZES)))
+    if thousands == 0:
         return f"n<{_SIZES[0]}"
-    return f"{low[place]}<n<{_SIZES[place]}" if place < len(_SIZES) else f"n>{_SIZES[-1]}"
+    return f"{low[thousands]}<n<{_SIZES[thousands]}" if thousands < len(_SIZES) else f"n>{_SIZES[-1]}"
 
 
 def _what(ledger: Ledger, manifest: Manifest) -> str:

@@ -211,8 +211,8 @@ def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 -
     local = root is not None and "://" not in root
     text: str = image if local or root is None else image.removeprefix(f"{root.rstrip('/')}/")
     if text[:5].lower() == "file:":
-        place = urlsplit(text)
-        text = unquote(place.path) if place.netloc in ("", "localhost") else f"//{text}"
+        url = urlsplit(text)
+        text = unquote(url.path) if url.netloc in ("", "localhost") else f"//{text}"
     path = posixpath.normpath(text)
     if root is not None and local and path.startswith(("/", "../")):
         path = _below(path, root) or path

@@ -118,10 +118,10 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
         ) from error
     first_line: dict[str, int] = {}
     for number, word in _numbered_words(text):
-        if (place := _unseen(word)) is not None:
+        if (position := _unseen(word)) is not None:
             raise UserError(
-                f"{origin}: line {number} holds {_called(word[place])} (U+{ord(word[place]):04X}), which nobody sees, "
-                f"in {word!a:.80}; expected one word or phrase per line; remove it, or write a space"
+                f"{origin}: line {number} holds {_called(word[position])} (U+{ord(word[position]):04X}), which nobody "
+                f"sees, in {word!a:.80}; expected one word or phrase per line; remove it, or write a space"
             )
         if word in first_line:
             raise UserError(
@@ -143,16 +143,16 @@ def _numbered_words(text: str) -> Iterator[tuple[int, str]]:
 
 def _unseen(word: str) -> int | None:
     """Find the first character of a word that is invisible or only looks like a space, or None if there is none."""
-    for place, character in enumerate(word):
+    for position, character in enumerate(word):
         unseen = unicodedata.category(character) in _UNSEEN or ord(character) in _ALSO_UNSEEN
-        if unseen and character != " " and not (character in _JOINERS and _is_needed(word, place)):
-            return place
+        if unseen and character != " " and not (character in _JOINERS and _is_needed(word, position)):
+            return position
     return None
 
 
-def _is_needed(word: str, place: int) -> bool:
+def _is_needed(word: str, position: int) -> bool:
     """Tell whether a joiner changes how its neighbours look, after a virama or between Arabic letters (RFC 5892)."""
-    before, behind = word[place - 1 : place], word[place + 1 : place + 2]
+    before, behind = word[position - 1 : position], word[position + 1 : position + 2]
     if before and unicodedata.combining(before) == _VIRAMA:
         return True
     return all(letter and unicodedata.bidirectional(letter) == "AL" for letter in (before, behind))

@@ -117,7 +117,7 @@ def _read_shard(ledger: Ledger, shard: int) -> _Shard:
             bad = {row["image_id"]: row for row in read_quarantine(ledger.quarantine_path(shard))}
     from sea_pipeline.labels.rows import unpacked
 
-    rows = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+    rows = {image_id: position for position, image_id in enumerate(table["image_id"].to_pylist())}
     return _Shard(rows, table, bad, unpacked(footer["patch_sum"]).numpy())
 
 
@@ -163,9 +163,11 @@ def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], sources: 
 
 
 def _row(shard: _Shard, sample: Sample, patches: int) -> LabelRow:
-    place = shard.rows[sample.image_id]
-    columns = {name: shard.table[name][place] for name in LabelRow._fields if name in shard.table.column_names}
-    words, scores = (np.asarray(shard.table[name][place].values).reshape(patches, -1) for name in ("words", "scores"))
+    position = shard.rows[sample.image_id]
+    columns = {name: shard.table[name][position] for name in LabelRow._fields if name in shard.table.column_names}
+    words, scores = (
+        np.asarray(shard.table[name][position].values).reshape(patches, -1) for name in ("words", "scores")
+    )
     found = {name: value.as_py() for name, value in columns.items() if name != "scores"}
     found["crop_box"] = tuple(found["crop_box"])
     return LabelRow(**found, word_ids=words, scores=scores)

@@ -90,7 +90,8 @@ def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Named:
 def coverage(captions: Sequence[Sequence[str]], words: WordList) -> Coverage:
     """Count the content words of captions that a word list has as they are, only in another form, or not at all.
 
-    It is finer than what `hit_rate_gain` counts, because `named_entries` takes plurals for their singulars and no other form.
+    It is finer than what `hit_rate_gain` counts, because `named_entries` takes plurals for their singulars and no
+    other form.
     """
     forms = Forms(words.words)
     spoken = Counter(word for texts in captions for text in texts for word in content_words(text))

@@ -138,7 +138,7 @@ def _measured(stage: LabelStage, listing: Listing, count: int, advance: Advance)
 
 def _chosen(samples: list[Sample], count: int) -> list[Sample]:
     """Choose `count` samples spread over the input in its order, each as often as any other."""
-    return [samples[place * len(samples) // count] for place in range(count)]
+    return [samples[position * len(samples) // count] for position in range(count)]
 
 
 def _shares(settings: ForecastSettings, rate: float, start: float) -> Iterator[Share]:

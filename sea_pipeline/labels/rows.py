@@ -61,10 +61,10 @@ class ShardRows(InOrder[LabelRow]):
 
     def __init__(self, samples: list[Sample], writer: ShardWriter, folder: Path, width: int) -> None:
         super().__init__(self._write, folder)
-        self._places: defaultdict[Sample, list[int]] = defaultdict(list)
+        self._positions: defaultdict[Sample, list[int]] = defaultdict(list)
         """The unsettled places of each sample, in descending order, so that `pop` gives the first."""
-        for place in reversed(range(len(samples))):
-            self._places[samples[place]].append(place)
+        for position in reversed(range(len(samples))):
+            self._positions[samples[position]].append(position)
         self._bad: dict[int, BadSample] = {}
         self.count = 0
         self.first_sha256: str | None = None
@@ -79,7 +79,7 @@ class ShardRows(InOrder[LabelRow]):
         """
         stored = to_stored(found.word_ids.numpy(), found.scores.numpy())
         for item, *arrays in zip(found.items, *stored, found.patch_sums.numpy(), strict=True):
-            self.add(self._places[item.sample].pop(), _row(item), arrays)
+            self.add(self._positions[item.sample].pop(), _row(item), arrays)
         self.pass_over(bad)
 
     def pass_over(self, bad: list[BadSample]) -> None:
@@ -88,13 +88,13 @@ class ShardRows(InOrder[LabelRow]):
         `bad` lists all bad images of the shard so far.
         """
         for image in bad[len(self._bad) :]:
-            place = self._places[image.sample].pop()
-            self._bad[place] = image
-            self.skip(place)
+            position = self._positions[image.sample].pop()
+            self._bad[position] = image
+            self.skip(position)
 
     def bad(self) -> list[BadSample]:
         """Return the bad images in plan order, not in the order in which they were found."""
-        return [self._bad[place] for place in sorted(self._bad)]
+        return [self._bad[position] for position in sorted(self._bad)]
 
     def _write(self, row: LabelRow, arrays: Sequence[npt.NDArray[Any]]) -> None:
         word_ids, scores, patch_sum = arrays

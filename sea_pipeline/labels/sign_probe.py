@@ -140,13 +140,13 @@ def prepared(
     Images that cannot be read are skipped.
     """
     source = open_source(root)
-    for place, image in enumerate(images):
+    for position, image in enumerate(images):
         advance(1)
         try:
             values = encoder.preprocess(decode_image(source.read(image.sample.uri)).image).values
         except (BadImageError, OSError):
             continue
-        yield place, values
+        yield position, values
 
 
 def hint(

@@ -107,7 +107,7 @@ def image_words(labels: Labels, most: int = 10) -> list[tuple[int, float]]:
     words, places = np.unique(labels.word_ids[there], return_inverse=True)
     sums = np.bincount(places, weights=labels.scores[there], minlength=len(words))
     order = np.argsort(-sums, kind="stable")[:most]
-    return [(int(words[place]), float(sums[place])) for place in order]
+    return [(int(words[position]), float(sums[position])) for position in order]
 
 
 def labels_to_json(image_id: str, labels: Labels, words: tuple[str, ...]) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def _images(commit: Commit) -> int:
 def _unbroken(commits: list[Commit], longest: float) -> list[Commit]:
     """Return the commits since the last pause."""
     begun = 0
-    for place, (one, other) in enumerate(pairwise(commits)):
+    for position, (one, other) in enumerate(pairwise(commits)):
         if (_finished(other) - _finished(one)).total_seconds() > longest:
-            begun = place + 1
+            begun = position + 1
     return commits[begun:]
 
 

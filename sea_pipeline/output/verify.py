@@ -216,7 +216,7 @@ def _difference(expected: Any, found: Any, name: str = "") -> str | None:  # noq
     if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
         pairs = [(f"{name}.{key}", expected[key], found[key]) for key in expected]
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        pairs = [(f"{name}.{place}", *pair) for place, pair in enumerate(zip(expected, found, strict=True))]
+        pairs = [(f"{name}.{position}", *pair) for position, pair in enumerate(zip(expected, found, strict=True))]
     else:
         return None if expected == found else f"{name[1:]}: expected {expected!r:.80}; found {found!r:.80}"
-    return next(filter(None, (_difference(one, other, place) for place, one, other in pairs)), None)
+    return next(filter(None, (_difference(one, other, position) for position, one, other in pairs)), None)

@@ -179,5 +179,5 @@ def _colour(text: str) -> str:
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (int(colour[position : position + 2], 16) / 255 for position in (1, 3, 5))
     return red, green, blue

@@ -101,8 +101,8 @@ def best_by_groups(
     """
     groups = maxima.topk(min(k, maxima.shape[-1]), sorted=False).indices
     ids = members[groups].flatten(1)
-    top, place = scores.gather(-1, ids).topk(k)
-    return top, ids.gather(-1, place)
+    top, position = scores.gather(-1, ids).topk(k)
+    return top, ids.gather(-1, position)
 
 
 def ranking(actions: Mapping[str, Callable[[], object]]) -> list[str]:

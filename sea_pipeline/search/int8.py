@@ -287,8 +287,8 @@ class Int8Candidates:
         found = []
         for part, marked in zip(torch.split(patches, _NEIGHBOURS), table, strict=True):
             words = marked.nonzero()[:, 0]
-            scores, place = torch.mm(part, self._words.index_select(0, words).T).topk(k)
-            found.append((scores, words[place]))
+            scores, position = torch.mm(part, self._words.index_select(0, words).T).topk(k)
+            found.append((scores, words[position]))
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
     def _in_float32(self) -> Candidates:

@@ -40,7 +40,7 @@ def asked(tmp_path: Path, words: Path, **settings: Any) -> ForecastSettings:
 def test_hours_follow_from_the_rate_and_the_start(
     encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_stage, "_MOST_LANES", 1)
+    monkeypatch.setattr(label_stage, "_MOST_ENCODE_THREADS", 1)
     found = forecast(asked(tmp_path, words, measure=40, workers=6, price=2.0, shard_size=1000))
     assert (found.measured, found.bad, found.shards) == (40, 0, 10)
     assert [share.workers for share in found.shares] == [1, 2, 4, 6]
@@ -74,7 +74,7 @@ def test_every_thread_has_its_part_of_what_is_measured(
 def test_images_are_spread_over_the_input_and_bad_ones_are_told(
     encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_stage, "_MOST_LANES", 1)
+    monkeypatch.setattr(label_stage, "_MOST_ENCODE_THREADS", 1)
     photos = draw_folder(tmp_path / "photos", 32)
     for path in sorted(photos.rglob("*.png"))[16:]:
         path.write_bytes(b"")

@@ -122,9 +122,9 @@ class TrainingData(Dataset[TrainingSample]):
         """
         if index == BLANK:
             return _blank()
-        epoch, place = divmod(int(index), len(self.rows))
-        row = self.rows[place]
-        random = generator(self._seed, epoch, place)
+        epoch, sample = divmod(int(index), len(self.rows))
+        row = self.rows[sample]
+        random = generator(self._seed, epoch, sample)
         visual_tokens = self.grid[0] * self.grid[1]
         images, patches, words = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for position, image_id in enumerate(row["images"]):
@@ -138,7 +138,7 @@ class TrainingData(Dataset[TrainingSample]):
                 words.append(drawn.words)
         ids, trained = self._expanded(row)
         return TrainingSample(
-            row=place,
+            row=sample,
             epoch=epoch,
             input_ids=ids,
             trained=trained,

@@ -92,8 +92,8 @@ def _cells(
     """Find the source cell of each target cell's centre along one side, and whether it exists."""
     # Centre of target cell i in shares of the image, then its place on the source grid in cells.
     centres = target_start + (np.arange(target_count) + 0.5) / target_count * (target_end - target_start)
-    place = (centres - start) / (end - start) * count
-    return np.clip(np.floor(place), 0, count - 1).astype(np.int64), (place >= 0) & (place < count)
+    position = (centres - start) / (end - start) * count
+    return np.clip(np.floor(position), 0, count - 1).astype(np.int64), (position >= 0) & (position < count)
 
 
 def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: bool, image_id: str) -> Labels:

@@ -53,14 +53,14 @@ class RowTokens:
         """Yield the tokens as text, split into runs that are trained or not."""
         edges = sorted({0, self.length, *(edge for span in self.trained for edge in span)})
         starts = {first for first, _ in self.trained}
-        place, position = 0, 0
+        index, position = 0, 0
         for start, end in pairwise(edges):
             run: list[str | tuple[str, int]] = []
             while position < end:
-                one = self.ids[place]
-                run.append(one if isinstance(one, tuple) else self.tokens[place])
+                one = self.ids[index]
+                run.append(one if isinstance(one, tuple) else self.tokens[index])
                 position += one[1] if isinstance(one, tuple) else 1
-                place += 1
+                index += 1
             yield run, start in starts
 
 

@@ -172,13 +172,13 @@ def check_prompts(conversations: Conversations, folder: ModelFolder, basic: Basi
         trained = pc.list_flatten(batch["trained"]).to_numpy(zero_copy_only=False)
         # All rows of the batch lie one after the other; for each token, the last trained and last other token of its
         # row are looked up by segments.
-        starts, place = np.cumsum(lengths) - lengths, np.arange(len(image))
+        starts, position = np.cumsum(lengths) - lengths, np.arange(len(image))
         # An image sees no prompt if the text after it is all trained: nothing else follows it, but something trained.
         last_trained, last_other = (
-            np.repeat(np.maximum.reduceat(np.where(chosen, place, -1), starts), lengths)
+            np.repeat(np.maximum.reduceat(np.where(chosen, position, -1), starts), lengths)
             for chosen in (trained, ~trained & ~image)
         )
-        found = image & (place > last_other) & (place < last_trained)
+        found = image & (position > last_other) & (position < last_trained)
         if found.any() and not unseen:
             example = batch["id"][int(np.searchsorted(starts, found.argmax(), side="right")) - 1].as_py()
         unseen, images = unseen + int(found.sum()), images + int(image.sum())

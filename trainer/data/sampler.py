@@ -79,7 +79,7 @@ class EpochSampler(Sampler[int]):
             whole = len(members) - len(members) % self._batch_size
             steps += [self._shared_out(step) for step in members[:whole].reshape(-1, self._batch_size)]
             rest.append(members[whole:])
-        return np.concatenate([*(steps[place] for place in random.permutation(len(steps))), *rest])
+        return np.concatenate([*(steps[position] for position in random.permutation(len(steps))), *rest])
 
     def _shared_out(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Share a step's samples out to its micro-batches.

@@ -65,8 +65,8 @@ class _OtherPhotos:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        row = self._rows[place]
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        row = self._rows[position]
         return {**row, "images": [self._other[image] for image in row["images"]]}
 
 
@@ -99,9 +99,9 @@ def standard_error(parts: npt.ArrayLike, photos: npt.ArrayLike) -> float | None:
         parts: float (observations,), which sum to 0.
         photos: the photo of each observation.
     """
-    names, place = np.unique(np.asarray(photos, str), return_inverse=True)
+    names, position = np.unique(np.asarray(photos, str), return_inverse=True)
     # One sum per photo: parts of one photo are not independent, photos are.
-    by_photo = np.bincount(place, np.asarray(parts, float), len(names))
+    by_photo = np.bincount(position, np.asarray(parts, float), len(names))
     count = len(names)
     return float(np.sqrt(count / (count - 1) * np.square(by_photo).sum())) if count > 1 else None
 

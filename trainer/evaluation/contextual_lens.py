@@ -69,7 +69,7 @@ class Size(TypedDict):
     bytes: int
 
 
-class _Place(NamedTuple):
+class _WordPosition(NamedTuple):
     """The place of a content word in a text's tokens."""
 
     word: str
@@ -117,14 +117,14 @@ def build_index(
     with evaluating(model):
         for start in range(0, len(chosen), _TEXTS):
             part = chosen[start : start + _TEXTS]
-            places = [(row, place) for row, (_, found) in enumerate(part) for place in found]
-            word += [words.setdefault(place.word, len(words)) for _, place in places]
+            positions = [(row, position) for row, (_, found) in enumerate(part) for position in found]
+            word += [words.setdefault(position.word, len(words)) for _, position in positions]
             # Layer 0: each token that is a whole word, with the word of its first appearance.
-            new = {part[row][0][place.at]: words[place.word] for row, place in places if place.whole}
+            new = {part[row][0][position.at]: words[position.word] for row, position in positions if position.whole}
             embedded |= {token: number for token, number in new.items() if token not in embedded}
-            for layer, states in _states(model, [ids for ids, _ in part], places).items():
+            for layer, states in _states(model, [ids for ids, _ in part], positions).items():
                 kept.setdefault(layer, []).append(states)
-            advance(len(places))
+            advance(len(positions))
         embed = model.get_input_embeddings()
         ids = torch.tensor(list(embedded), dtype=torch.int64, device=model.device)
         table = [unit(embed(ids))] if embedded else []
@@ -136,22 +136,22 @@ def build_index(
 
 def _drawn(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int
-) -> Iterator[tuple[list[int], list[_Place]]]:
+) -> Iterator[tuple[list[int], list[_WordPosition]]]:
     """Yield texts as token ids, with their content words, until there are enough words."""
     first = front(tokenizer)
     order = np.random.default_rng(SEED).permutation(len(texts))
     for start in range(0, len(order), _TEXTS):
         part = [texts[number] for number in order[start : start + _TEXTS]]
         for text, encoded in zip(part, tokenise(tokenizer, part), strict=True):
-            places = list(_places(text, encoded.offsets, len(first)))[:tokens]
-            tokens -= len(places)
-            if places:
-                yield [*first, *encoded.ids], places
+            positions = list(_positions(text, encoded.offsets, len(first)))[:tokens]
+            tokens -= len(positions)
+            if positions:
+                yield [*first, *encoded.ids], positions
             if not tokens:
                 return
 
 
-def _places(text: str, offsets: Sequence[tuple[int, int]], first: int) -> Iterator[_Place]:
+def _positions(text: str, offsets: Sequence[tuple[int, int]], first: int) -> Iterator[_WordPosition]:
     """Yield the content words of a text that starts after `first` tokens.
 
     A word that ends at position 0, with no token in front of it, is skipped.
@@ -160,16 +160,16 @@ def _places(text: str, offsets: Sequence[tuple[int, int]], first: int) -> Iterat
         within = [at for at, (start, stop) in enumerate(offsets) if start < stop and start < end and begin < stop]
         found = content_words(text[begin:end])
         if len(found) == 1 and within and within[-1] + first:
-            yield _Place(found[0], within[-1] + first, len(within) == 1)
+            yield _WordPosition(found[0], within[-1] + first, len(within) == 1)
 
 
 def _states(
-    model: AlignedLlava, texts: Sequence[Sequence[int]], places: Sequence[tuple[int, _Place]]
+    model: AlignedLlava, texts: Sequence[Sequence[int]], positions: Sequence[tuple[int, _WordPosition]]
 ) -> dict[int, torch.Tensor]:
     """Compute the states at these places for each layer of the index but 0, float32 (places, d), unit length."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(each) for each in texts], batch_first=True)
-    rows = torch.tensor([row for row, _ in places])
-    columns = torch.tensor([place.at for _, place in places])
+    rows = torch.tensor([row for row, _ in positions])
+    columns = torch.tensor([position.at for _, position in positions])
     kept: dict[int, torch.Tensor] = {}
 
     def look(layer: int, hidden: torch.Tensor) -> None:
@@ -217,9 +217,9 @@ def nearest_states(queries: torch.Tensor, states: torch.Tensor, block: int = 204
             value = chunk.new_full((len(chunk),), -torch.inf)
             index = torch.zeros(len(chunk), dtype=torch.int64, device=chunk.device)
             for start in range(0, len(states), block):
-                score, place = torch.mm(chunk, states[start : start + block].T).max(-1)
+                score, position = torch.mm(chunk, states[start : start + block].T).max(-1)
                 higher = score > value
-                value, index = torch.where(higher, score, value), torch.where(higher, place + start, index)
+                value, index = torch.where(higher, score, value), torch.where(higher, position + start, index)
             found.append(index)
     return torch.cat(found)
 

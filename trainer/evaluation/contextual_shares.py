@@ -111,7 +111,7 @@ def look_through(
     with evaluating(model):
         for batch in evaluator.batches(model.device, list(dict.fromkeys(row for row, _ in photos))):
             shown = evaluator.images(batch["rows"].tolist())
-            chosen = [place for place, each in enumerate(shown) if each in photos]
+            chosen = [position for position, each in enumerate(shown) if each in photos]
             found.append(_nearest(model, batch, index)[:, :, chosen])
             advance(len(chosen))
     nearest = torch.cat(found, 2)
@@ -135,9 +135,9 @@ def look_through(
 
 def _others(images: Sequence[str]) -> list[int] | None:
     """Find for each photo the number of the photo to compare with, or return None if there is no other photo."""
-    place = {image: number for number, image in enumerate(images)}
+    position = {image: number for number, image in enumerate(images)}
     swap = others(images)
-    return [place[swap[image]] for image in images] if swap else None
+    return [position[swap[image]] for image in images] if swap else None
 
 
 def _nearest(model: AlignedLlava, batch: Batch, index: Index) -> torch.Tensor:

@@ -167,8 +167,8 @@ class Evaluator:
         flat = visual.flatten(0, 1)
         words = self.words(self.images(batch["rows"].tolist()))
         nearest = metrics.nearest(flat, table, measure="cosine").indices.cpu()
-        for place, k in enumerate((1, 10)):
-            sums.hits[place] += metrics.label_hits(nearest, words.flatten(0, 1), k)
+        for position, k in enumerate((1, 10)):
+            sums.hits[position] += metrics.label_hits(nearest, words.flatten(0, 1), k)
         sums.gaps.append(metrics.gap(flat, table))
         sums.words.append(words)
         sums.tokens.append(metrics.nearest(flat, embeddings, measure="cosine").indices.cpu().view(visual.shape[:2]))
@@ -291,10 +291,10 @@ class Evaluator:
         listed = self._store.words
         by_token = whole_words(self.data.processor.tokenizer, self._vocabulary)
         others = tuple(sorted(set(by_token.values()).difference(listed)))
-        place = {word: index for index, word in enumerate((*listed, *others))}
+        position = {word: index for index, word in enumerate((*listed, *others))}
         rows = torch.full((self._vocabulary,), -1, dtype=torch.long)
         for token, word in by_token.items():
-            rows[token] = place[word]
+            rows[token] = position[word]
         fields = self._store.manifest["fields"]["encoder"]
         options = EncoderOptions(template=fields.get("template", "bare"))
         encoder = load_encoder(self._store.encoder, self._device, options)

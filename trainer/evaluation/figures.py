@@ -52,16 +52,16 @@ def save_figures(
     grid = evaluator.data.grid
     table = evaluator.word_table(evaluator.embeddings(model))
     saved = []
-    for place, shown in enumerate(images):
+    for position, shown in enumerate(images):
         photo, box = evaluator.data.image(shown.image_id, evaluator.data.rows[shown.row]["id"])
         drawn: dict[str, list[Panel]] = {}
         if table is not None and shown == next(evaluator.images([shown.row])):
             drawn["words"] = [_words(evaluator, model, shown, table)]
-        if layers is not None and place < len(layers.images):
-            drawn["layers"] = _layers(layers, place)
+        if layers is not None and position < len(layers.images):
+            drawn["layers"] = _layers(layers, position)
         for what, panels in drawn.items():
             figure = patches_figure(photo, box, grid, panels, min(3, len(panels)))
-            name = f"{place:02d}-{re.sub(r'[^0-9A-Za-z_.-]+', '_', shown.image_id)}.{what}"
+            name = f"{position:02d}-{re.sub(r'[^0-9A-Za-z_.-]+', '_', shown.image_id)}.{what}"
             for suffix in _SUFFIXES:
                 saved.append(folder / (name + suffix))
                 save_figure(figure, saved[-1])
@@ -79,8 +79,8 @@ def _words(evaluator: Evaluator, model: AlignedLlava, shown: ShownImage, table: 
     return Panel(f"{hits} of {labelled} patches hit", nearest, kinds)
 
 
-def _layers(layers: LayerTokens, place: int) -> list[Panel]:
-    texts = layers.by_layer(place)
+def _layers(layers: LayerTokens, position: int) -> list[Panel]:
+    texts = layers.by_layer(position)
     last = len(texts) - 1
     chosen = sorted({round(step * last / (_LAYERS - 1)) for step in range(_LAYERS)})
     return [

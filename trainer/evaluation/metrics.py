@@ -64,10 +64,10 @@ def nearest(queries: torch.Tensor, table: torch.Tensor, *, measure: Measure, blo
             # L2: |x - t|^2 = |x|^2 - 2 (x.t - |t|^2 / 2), so the nearest t has the highest x.t - |t|^2 / 2.
             offset = entries.square().sum(-1) / 2 if measure == "l2" else 0
             for chunk, index, value in views:
-                score, place = (chunk.float() @ entries.T - offset).max(-1)
+                score, position = (chunk.float() @ entries.T - offset).max(-1)
                 higher = score > value
                 value.copy_(torch.where(higher, score, value))
-                index.copy_(torch.where(higher, place + start, index))
+                index.copy_(torch.where(higher, position + start, index))
         # Rows with equal hashes may be equal. The index moves to the lowest of them only if the rows really are.
         lowest = _lowest_equal(table, block)
         for chunk, index, value in views:
@@ -230,6 +230,6 @@ def _lowest_equal(table: torch.Tensor, block: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randint(-(2**62), 2**62, (table.shape[-1],), generator=generator).to(table.device)
     hashes = [(rows.float().view(torch.int32).long() * weights).sum(-1) for _, rows in _blocks(table, block)]
-    distinct, place = torch.unique(torch.cat(hashes), return_inverse=True)
+    distinct, position = torch.unique(torch.cat(hashes), return_inverse=True)
     order = torch.arange(len(table), device=table.device)
-    return torch.full_like(distinct, len(table)).scatter_reduce_(0, place, order, "amin")[place]
+    return torch.full_like(distinct, len(table)).scatter_reduce_(0, position, order, "amin")[position]

@@ -195,7 +195,7 @@ class Asker:
         for start in range(0, len(rows), len(spelled)):
             four = rows[start : start + len(spelled)]
             first, _, other, _ = four
-            shared = next(place for place in range(len(first)) if first[place] != other[place])
+            shared = next(position for position in range(len(first)) if first[position] != other[position])
             alike = [len(row) > shared and (row[:shared] == first[:shared]).all() for row in four]
             yes = {int(row[shared]) for row, same in zip(four[:2], alike[:2], strict=True) if same}
             no = {int(row[shared]) for row, same in zip(four[2:], alike[2:], strict=True) if same}

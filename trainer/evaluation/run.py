@@ -180,12 +180,12 @@ def _by_image(evaluator: Evaluator, layers: LayerTokens | None, replaced: Replac
     """
     listed = max((found.images for found in (layers, replaced) if found is not None), key=len)
     images = []
-    for place, (row, image_id) in enumerate(listed):
+    for position, (row, image_id) in enumerate(listed):
         entry: dict[str, Any] = {"image": image_id, "sample": evaluator.data.rows[row]["id"]}
         entry["grid"] = list(evaluator.data.grid)
-        if layers is not None and place < len(layers.images):
-            entry["tokens"] = layers.by_layer(place)
-        if replaced is not None and place < len(replaced.images):
-            entry["generated"] = replaced.described[place]
+        if layers is not None and position < len(layers.images):
+            entry["tokens"] = layers.by_layer(position)
+        if replaced is not None and position < len(replaced.images):
+            entry["generated"] = replaced.described[position]
         images.append(entry)
     return images

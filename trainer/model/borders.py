@@ -44,13 +44,13 @@ Advice = str | Callable[[BaseException], str]
 
 
 @contextmanager
-def border(place: str, advice: Advice, *, given: bool = False) -> Iterator[None]:
+def border(subject: str, advice: Advice, *, given: bool = False) -> Iterator[None]:
     """Turn an error of another library, or of the machine, into a `UserError`.
 
     Its line names the place, the error and the advice.
 
     Args:
-        place: what could not be done, or the file or option.
+        subject: what could not be done, or the file or option.
         advice: what to do, in the imperative, or a function that is called when there is an error.
         given: a library is given the user's files or settings here. Then all that its own code raises is about them,
             because a damaged file can cause any exception.
@@ -67,7 +67,7 @@ def border(place: str, advice: Advice, *, given: bool = False) -> Iterator[None]
     except BaseException as error:
         if not is_theirs(error, given=given):
             raise
-        raise UserError(f"{place}: {_said(error)}; {_advised(advice, error)}") from error
+        raise UserError(f"{subject}: {_said(error)}; {_advised(advice, error)}") from error
 
 
 @contextmanager

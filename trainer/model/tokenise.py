@@ -131,14 +131,14 @@ class ConversationTokenizer:
         if found[0].ids[: len(self._front)] != self._front:  # a chat template may have written it
             ids += self._front
             trained.append(np.zeros(len(self._front), bool))
-        place = 0
+        offset = 0
         for number, (piece, tokens) in enumerate(zip(pieces, found, strict=True)):
             if number:
                 ids.append(self._image_id)
                 trained.append(np.zeros(1, bool))
             ids += tokens.ids
-            trained.append(_within(np.array(tokens.offsets, np.int64).reshape(-1, 2) + place, rendered.spans))
-            place += len(piece) + len(self._image_token)
+            trained.append(_within(np.array(tokens.offsets, np.int64).reshape(-1, 2) + offset, rendered.spans))
+            offset += len(piece) + len(self._image_token)
         return np.array(ids, np.int32), np.concatenate(trained)
 
     def _row(

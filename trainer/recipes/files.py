@@ -134,7 +134,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-_Place = tuple[str | int, ...]
+_KeyPath = tuple[str | int, ...]
 
 
 def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -> str:
@@ -145,16 +145,16 @@ def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -
         where: the recipe, and the stage.
         overrides: the keys set on the command line, by the prefix that they have there ("" or "stages.NAME.").
     """
-    found: dict[_Place, list[Any]] = {}
+    found: dict[_KeyPath, list[Any]] = {}
     for item in error.errors():
         found.setdefault(_located(item)[0], []).append(item)
-    for place in [place for place in found if place]:  # a mapping that would do but for keys inside it
-        if any(other != place and other[: len(place)] == place for other in found):
-            del found[place]
+    for key_path in [key_path for key_path in found if key_path]:  # a mapping that would do but for keys inside it
+        if any(other != key_path and other[: len(key_path)] == key_path for other in found):
+            del found[key_path]
     in_file, on_line = [], []
-    for place, items in found.items():
-        prefix = next((prefix for prefix, keys in overrides.items() if place and _holds(keys, place)), None)
-        line = ".".join(f"{part!s:.80}" for part in place) + (": " if place else "") + _line(place, items)
+    for key_path, items in found.items():
+        prefix = next((prefix for prefix, keys in overrides.items() if key_path and _holds(keys, key_path)), None)
+        line = ".".join(f"{part!s:.80}" for part in key_path) + (": " if key_path else "") + _line(key_path, items)
         if prefix is None:
             in_file.append(line)
         else:
@@ -164,29 +164,29 @@ def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -
     return "; ".join(([f"{where}: {'; '.join(in_file)}"] if in_file else []) + on_line)
 
 
-def _located(item: Any) -> tuple[_Place, type[BaseModel] | None]:  # noqa: ANN401 - pydantic's error
+def _located(item: Any) -> tuple[_KeyPath, type[BaseModel] | None]:  # noqa: ANN401 - pydantic's error
     """Return the keys to a value and the model that they end in.
 
     pydantic's names for the types of a union are left out.
     """
     location = item["loc"]
-    place: list[str | int] = []
+    key_path: list[str | int] = []
     model: type[BaseModel] | None = Recipe
     for index, part in enumerate(location):
         unknown = item["type"] == "extra_forbidden" and index == len(location) - 1
         if isinstance(part, int) or unknown:
-            place.append(part)
+            key_path.append(part)
         elif model is not None and part in model.model_fields:
-            place.append(part)
+            key_path.append(part)
             kind = model.model_fields[part].annotation
             kinds = (kind, *get_args(kind))
             model = next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
-    return tuple(place), model
+    return tuple(key_path), model
 
 
-def _holds(keys: Any, place: _Place) -> bool:  # noqa: ANN401 - any YAML
+def _holds(keys: Any, key_path: _KeyPath) -> bool:  # noqa: ANN401 - any YAML
     """Tell whether overrides set the value at a place, or something around it that is not a mapping."""
-    for part in place:
+    for part in key_path:
         if not isinstance(keys, Mapping):
             return True
         if part not in keys:
@@ -195,12 +195,12 @@ def _holds(keys: Any, place: _Place) -> bool:  # noqa: ANN401 - any YAML
     return True
 
 
-def _line(place: _Place, items: Sequence[Any]) -> str:
+def _line(key_path: _KeyPath, items: Sequence[Any]) -> str:
     if items[0]["type"] == "extra_forbidden":
         _, model = _located(items[0])
         keys = list(model.model_fields) if model else []
-        near = get_close_matches(str(place[-1]), keys, cutoff=0.7)
+        near = get_close_matches(str(key_path[-1]), keys, cutoff=0.7)
         return f"there is no such key; expected {' or '.join(near) or ', '.join(keys)}"
     first, *others = dict.fromkeys(complaint(item) for item in items)
     wanted = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
-    return f"{wanted}, found {items[0]['input']!r:.80}" if place else wanted
+    return f"{wanted}, found {items[0]['input']!r:.80}" if key_path else wanted

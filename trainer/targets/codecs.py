@@ -227,10 +227,10 @@ class Pq64Codec(_Fitted):
         parts = (_vectors(vectors, self.width) - self.mean) @ self.axes.T
         parts = parts.reshape(len(vectors), _SUBSPACES, self.codebooks.shape[-1])
         codes = np.empty((len(parts), _SUBSPACES), np.uint8)
-        for place, centroids in enumerate(self.codebooks):
+        for subspace, centroids in enumerate(self.codebooks):
             # |x - c|^2 / 2 without |x|^2, which is the same for all centroids: |c|^2 / 2 - x . c
-            distances = np.square(centroids).sum(-1) / 2 - parts[:, place] @ centroids.T
-            codes[:, place] = distances.argmin(-1)
+            distances = np.square(centroids).sum(-1) / 2 - parts[:, subspace] @ centroids.T
+            codes[:, subspace] = distances.argmin(-1)
         return codes
 
     def decode(self, codes: _Bytes) -> _Floats:
@@ -285,12 +285,12 @@ def _balanced_axes(centred: _Floats) -> _Floats:
     axes = np.zeros((_SUBSPACES, r // _SUBSPACES, width), np.float32)
     products, members = np.zeros(_SUBSPACES), np.zeros(_SUBSPACES, int)
     for variance, axis in zip(variances, vectors.T, strict=True):
-        place = int(products.argmin())
-        axes[place, members[place]] = axis
-        members[place] += 1
-        full = members[place] == r // _SUBSPACES
+        subspace = int(products.argmin())
+        axes[subspace, members[subspace]] = axis
+        members[subspace] += 1
+        full = members[subspace] == r // _SUBSPACES
         # The logarithm of the product of variances; inf closes a full subspace.
-        products[place] = np.inf if full else products[place] + np.log(max(variance, least) / least)
+        products[subspace] = np.inf if full else products[subspace] + np.log(max(variance, least) / least)
     return axes.reshape(r, width)
 
 

@@ -36,7 +36,7 @@ class _Image(NamedTuple):
 
     sample: Sample
     encoded: TrainingSample
-    place: int
+    position: int
     """Index of the image among the sample's images."""
 
 
@@ -59,8 +59,8 @@ class Teacher:
         self._collate = Collator(data, pad=0, seed=0)
         self._first: dict[str, tuple[int, int]] = {}
         for row, images in enumerate(data.rows["images"]):
-            for place, image_id in enumerate(images):
-                self._first.setdefault(image_id, (row, place))
+            for position, image_id in enumerate(images):
+                self._first.setdefault(image_id, (row, position))
 
     def __call__(
         self, samples: Sequence[Sample], bad: list[BadSample], advance: Advance = lambda _: None
@@ -87,9 +87,9 @@ class Teacher:
             message = "every sample that shows it is left out, or cut off before it; raise --max-length"
             bad.append(BadSample(sample, "list", "CutOff", message))
             return None
-        row, place = self._first[sample.image_id]
+        row, position = self._first[sample.image_id]
         try:
-            return _Image(sample, self.data[row], place)
+            return _Image(sample, self.data[row], position)
         except UserError as error:
             cause = error.__cause__
             if not isinstance(cause, BadImageError):
@@ -110,8 +110,8 @@ class Teacher:
         refined = recorder.refined.float().view(-1, tokens, recorder.refined.shape[-1]).cpu().numpy()
         attention = self._term.degrees(recorder.attention.view(-1, tokens)).float().cpu().numpy()
         starts = np.cumsum([0, *(len(image.encoded["images"]) for image in images)])[:-1]  # type: ignore[arg-type]
-        places = [int(start) + image.place for start, image in zip(starts, images, strict=True)]
-        return [Targets(refined[place], attention[place]) for place in places]
+        positions = [int(start) + image.position for start, image in zip(starts, images, strict=True)]
+        return [Targets(refined[position], attention[position]) for position in positions]
 
 
 class TeachStage(Stage):

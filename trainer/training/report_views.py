@@ -234,8 +234,8 @@ class _Views:
 
     def _layers(self, model: AlignedLlava, images: list[dict[str, Any]]) -> list[Any]:
         found = look_at_layers(self.evaluator, model, len(images))
-        for place, image in enumerate(images):
-            image["layers"] = [self._texts.numbers(found.texts, row) for row in found.tokens[:, place].tolist()]
+        for position, image in enumerate(images):
+            image["layers"] = [self._texts.numbers(found.texts, row) for row in found.tokens[:, position].tolist()]
         if self._store is not None:
             words = self.evaluator.words(self.images)
             flags = [self.evaluator.describing(layer, words).int().tolist() for layer in found.tokens.long()]

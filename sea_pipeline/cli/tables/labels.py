@@ -141,10 +141,12 @@ def _histogram(title: str, starts: "npt.NDArray[Any]", counts: "npt.NDArray[Any]
     table = terminal.plain_table(title=title, show_header=False)
     terminal.output.print()
     filled = counts.nonzero()[0]
-    for place in range(filled[0], filled[-1] + 1) if len(filled) else []:
-        bar = "█" * round(40 * counts[place] / counts.max()) or ("▏" if counts[place] else "")
+    for position in range(filled[0], filled[-1] + 1) if len(filled) else []:
+        bar = "█" * round(40 * counts[position] / counts.max()) or ("▏" if counts[position] else "")
         table.add_row(
-            f"{starts[place] + 0.0:5.2f} to {starts[place] + width:5.2f}", f"{counts[place]:,}", Text(bar, style="cyan")
+            f"{starts[position] + 0.0:5.2f} to {starts[position] + width:5.2f}",
+            f"{counts[position]:,}",
+            Text(bar, style="cyan"),
         )
     terminal.output.print(table)
 

@@ -182,8 +182,8 @@ def rows_tables(rows: Sequence["PaperRow"]) -> None:
         shown = None if needed <= terminal.output.width else 2  # names are copied: none of them may be cut
         narrow |= shown is not None
         table = terminal.plain_table(title=f"\n{paper}, {title}")
-        for place, heading in enumerate(cells[0][:shown]):
-            table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=True)
+        for position, heading in enumerate(cells[0][:shown]):
+            table.add_column(heading, justify="left" if position < 2 else "right", no_wrap=True)
         for line in cells[1:]:
             table.add_row(*line[:shown])
         terminal.output.print(table)

@@ -77,5 +77,5 @@ def no_images(schema: pa.Schema) -> str:
 def _child(kind: pa.DataType, name: str) -> pa.DataType | None:
     if not pa.types.is_struct(kind):
         return None
-    place = kind.get_field_index(name)
-    return kind.field(place).type if place >= 0 else None
+    position = kind.get_field_index(name)
+    return kind.field(position).type if position >= 0 else None

@@ -129,10 +129,10 @@ def split_name(text: str) -> tuple[str, str]:
 
     The name of a folder and the slice of a split may have colons, too.
     """
-    places = [place for place, character in enumerate(text) if character == ":"]
-    for place in (len(text), *reversed(places)):
-        if Path(text[:place]).exists():
-            return text[:place], text[place + 1 :]
+    positions = [position for position, character in enumerate(text) if character == ":"]
+    for position in (len(text), *reversed(positions)):
+        if Path(text[:position]).exists():
+            return text[:position], text[position + 1 :]
     name, _, split = text.partition(":")
     return name, split
 

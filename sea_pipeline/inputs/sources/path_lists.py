@@ -108,9 +108,9 @@ def _text(file: Any, shown: str, suffix: str, id_column: str | None) -> _Columns
     if path is None:
         raise UserError(_no_paths(shown, escaped(", ".join(names)[:200]) or "nothing"))
     ids = candidates(names, id_column, shown)
-    places = {column: names.index(column) for column in (path, *ids)}
-    table = [[row[place] if place < len(row) else None for place in places.values()] for row in rows]
-    columns = {column: [row[place] for row in table] for place, column in enumerate(places)}
+    positions = {column: names.index(column) for column in (path, *ids)}
+    table = [[row[position] if position < len(row) else None for position in positions.values()] for row in rows]
+    columns = {column: [row[position] for row in table] for position, column in enumerate(positions)}
     return columns[path], {column: text_ids(columns[column]) for column in ids}
 
 

@@ -38,47 +38,47 @@ class Members:
         self._tar.fileobj = cast(BinaryIO, self._file)
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        place, behind_zeros = 0, False
+        offset, behind_zeros = 0, False
         data: int | None = None
-        while place < self._size or data is not None:
-            member = self._member(place) if place < self._size else ""
+        while offset < self._size or data is not None:
+            member = self._member(offset) if offset < self._size else ""
             if isinstance(member, tarfile.TarInfo):
                 self.markers += behind_zeros
                 behind_zeros, data = False, member.offset_data
                 yield member
-                place = self._behind(member)
-            elif not self._block(place).strip(b"\0"):  # also at the end of the file
-                if data is not None and (swallowed := self._swallowed(data, place)) is not None:
+                offset = self._behind(member)
+            elif not self._block(offset).strip(b"\0"):  # also at the end of the file
+                if data is not None and (swallowed := self._swallowed(data, offset)) is not None:
                     self.damage.append(f"bytes are missing before the header at byte {swallowed:,}")
-                    place, data = swallowed, None
+                    offset, data = swallowed, None
                     continue
-                behind_zeros, data = behind_zeros or place < self._size, None
+                behind_zeros, data = behind_zeros or offset < self._size, None
                 self._tar.pax_headers = {}  # global headers hold for one archive, which ends here
-                place = self._skip_zeros(place)
+                offset = self._skip_zeros(offset)
             else:
                 self.damage.append(member)
                 # If a member was cut off, the headers of the next members lie inside its stated size.
-                place, data = self._search(place + 1 if data is None else data), None
+                offset, data = self._search(offset + 1 if data is None else data), None
         if not (behind_zeros or self.damage):
             self.damage.append("it has no end marker, so it may have been cut off" if self._size else "it is empty")
 
-    def _member(self, place: int) -> tarfile.TarInfo | str:
-        """Read the member whose header is at `place`, or return why there is none."""
-        self._file.seek(place)
+    def _member(self, offset: int) -> tarfile.TarInfo | str:
+        """Read the member whose header is at `offset`, or return why there is none."""
+        self._file.seek(offset)
         try:
             member = tarfile.TarInfo.fromtarfile(self._tar)
-            if member.size < 0 or self._tar.offset <= place:
+            if member.size < 0 or self._tar.offset <= offset:
                 raise tarfile.HeaderError(f"it says a size of {member.size:,} bytes")
             if not member.name:
                 raise tarfile.HeaderError("it says no name")
         except Exception as error:  # on damaged numbers, maps and names `tarfile` raises any kind of exception
             if self._file.failed:
                 raise
-            if place == 0 and self._block(0).startswith(_COMPRESSED):
+            if offset == 0 and self._block(0).startswith(_COMPRESSED):
                 return _PACKED
-            if not _is_header(self._block(place)):
-                return f"no header at byte {place:,}"
-            return f"the header at byte {place:,} cannot be read: {one_line(error)}"
+            if not _is_header(self._block(offset)):
+                return f"no header at byte {offset:,}"
+            return f"the header at byte {offset:,} cannot be read: {one_line(error)}"
         return member
 
     def _behind(self, member: tarfile.TarInfo) -> int:
@@ -101,11 +101,11 @@ class Members:
         found = self._search(data, end)
         return found if found < min(end, self._size) else None
 
-    def _search(self, place: int, end: int | None = None) -> int:
+    def _search(self, offset: int, end: int | None = None) -> int:
         """Find the next header, or the file's end if there is none or the file is compressed."""
         if self.damage == [_PACKED]:
             return self._size
-        for start in range(place, self._size if end is None else end, _CHUNK):
+        for start in range(offset, self._size if end is None else end, _CHUNK):
             chunk = self._read(start, _CHUNK + _BLOCK)
             magic = chunk.find(_MAGIC, _TO_MAGIC)
             while magic >= 0:
@@ -114,19 +114,19 @@ class Members:
                 magic = chunk.find(_MAGIC, magic + 1)
         return self._size
 
-    def _skip_zeros(self, place: int) -> int:
+    def _skip_zeros(self, offset: int) -> int:
         """Find the next block that is not all zeros, or the file's end if there is none."""
-        for start in range(place, self._size, _CHUNK):
+        for start in range(offset, self._size, _CHUNK):
             chunk = self._read(start, _CHUNK)
             if rest := chunk.lstrip(b"\0"):
                 return start + (len(chunk) - len(rest)) // _BLOCK * _BLOCK
         return self._size
 
-    def _block(self, place: int) -> bytes:
-        return self._read(place, _BLOCK)
+    def _block(self, offset: int) -> bytes:
+        return self._read(offset, _BLOCK)
 
-    def _read(self, place: int, size: int) -> bytes:
-        self._raw.seek(place)
+    def _read(self, offset: int, size: int) -> bytes:
+        self._raw.seek(offset)
         return self._raw.read(size)
 
 
@@ -142,8 +142,8 @@ class _Bounded:
     def tell(self) -> int:
         return self._file.tell()
 
-    def seek(self, place: int) -> int:
-        return self._file.seek(min(max(place, 0), self._size))
+    def seek(self, offset: int) -> int:
+        return self._file.seek(min(max(offset, 0), self._size))
 
     def read(self, size: int) -> bytes:
         self.failed = True

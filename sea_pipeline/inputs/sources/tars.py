@@ -44,12 +44,12 @@ class TarSource:
 
 
 def _member(uri: str) -> tuple[str, int, int]:
-    name, _, place = uri.rpartition("#")
-    start, length = map(int, place.split("+"))
+    name, _, location = uri.rpartition("#")
+    start, length = map(int, location.split("+"))
     return name, start, length
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """The position of a member's bytes, or why it has none."""
 
     uri: str
@@ -58,7 +58,7 @@ class _Place(NamedTuple):
 
 class _Tar(NamedTuple):
     name: str
-    images: dict[str, _Place]
+    images: dict[str, _Location]
     """By the member's name, as the tar writes it."""
     left_out: Counter[str]
     damage: str | None
@@ -81,9 +81,9 @@ def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Fou
         left_out.update(tar.left_out)
     shared = sum(len(tar.images) for tar in tars) > len({member for tar in tars for member in tar.images})
     samples = [
-        _sample(f"{tar.name.removesuffix('.tar')}/{member}" if shared else member, place)
+        _sample(f"{tar.name.removesuffix('.tar')}/{member}" if shared else member, location)
         for tar in tars
-        for member, place in tar.images.items()
+        for member, location in tar.images.items()
     ]
     samples += [Sample(tar.name, tar.name, tar.damage) for tar in tars if tar.damage]
     return FoundImages(
@@ -91,10 +91,10 @@ def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Fou
     )
 
 
-def _sample(image_id: str, place: _Place) -> Sample:
-    if place.problem is None:
-        return named(image_id, place.uri, "member")
-    return Sample(escaped(image_id), escaped(place.uri), escaped(place.problem))
+def _sample(image_id: str, location: _Location) -> Sample:
+    if location.problem is None:
+        return named(image_id, location.uri, "member")
+    return Sample(escaped(image_id), escaped(location.uri), escaped(location.problem))
 
 
 def _listed(files: Files, name: str) -> _Tar:
@@ -128,7 +128,7 @@ class _Contents:
         self.shown: dict[str, str] = {}
         """The names of those members, by normalised path."""
         self._tar = tar
-        self._places: dict[str, _Place] = {}
+        self._locations: dict[str, _Location] = {}
         self._links: dict[str, str] = {}
 
     def add(self, member: tarfile.TarInfo) -> None:
@@ -139,25 +139,25 @@ class _Contents:
             return
         if member.isdir():
             return
-        self._places.pop(path, None)
+        self._locations.pop(path, None)
         self._links.pop(path, None)
         if member.issym() and member.linkname:
             self._links[path] = member.linkname
         elif member.islnk() and target in self._links:
             self._links[path] = self._links[target]
         elif member.islnk():
-            self._places[path] = self._places.get(target) or _astray(path, member.linkname)
+            self._locations[path] = self._locations.get(target) or _astray(path, member.linkname)
         else:
-            self._places[path] = self._place(path, member)
+            self._locations[path] = self._location(path, member)
         if is_image_name(path):
             self.shown[path] = member.name.removeprefix("./")
             self.named += 1
         elif path not in self._links:
             self.left_out[OTHER_FILES] += 1
 
-    def images(self) -> Iterator[tuple[str, _Place]]:
+    def images(self) -> Iterator[tuple[str, _Location]]:
         """Yield the images by name, after all members were added."""
-        tree = folders((*self._places, *self._links)) if self._links else {}
+        tree = folders((*self._locations, *self._links)) if self._links else {}
         real = {path: followed(path, self._links) for path in self._links}
         self.left_out[OTHER_FILES] += sum(not is_image_name(path) and real[path] not in tree for path in self._links)
         for path, name in self.shown.items():
@@ -169,22 +169,22 @@ class _Contents:
             else:
                 self.left_out[OTHER_FILES] += 1
 
-    def _found(self, path: str) -> _Place:
+    def _found(self, path: str) -> _Location:
         if path not in self._links:
-            return self._places[path]
-        return self._places.get(followed(path, self._links) or "") or _astray(path, self._links[path])
+            return self._locations[path]
+        return self._locations.get(followed(path, self._links) or "") or _astray(path, self._links[path])
 
-    def _place(self, path: str, member: tarfile.TarInfo) -> _Place:
+    def _location(self, path: str, member: tarfile.TarInfo) -> _Location:
         if member.issparse():
-            return _Place(path, "its holes are left out, which is not read; pack it again without --sparse")
+            return _Location(path, "its holes are left out, which is not read; pack it again without --sparse")
         if not member.isreg():
-            return _Place(path, f"expected a file or a link; found a member of the type {member.type!r}")
-        return _Place(f"{self._tar}#{member.offset_data}+{member.size}")
+            return _Location(path, f"expected a file or a link; found a member of the type {member.type!r}")
+        return _Location(f"{self._tar}#{member.offset_data}+{member.size}")
 
 
 def _path(name: str) -> str:
     return posixpath.normpath(name).lstrip("/")
 
 
-def _astray(path: str, target: str) -> _Place:
-    return _Place(path, f"is a link to {escaped(target)!r}, which is not in the tar")
+def _astray(path: str, target: str) -> _Location:
+    return _Location(path, f"is a link to {escaped(target)!r}, which is not in the tar")
