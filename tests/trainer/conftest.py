@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.looking import Make, make_ready, record, write
+from tests.support.analysis_models import Make, make_ready, record, write
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import World, colours, make_world
 from trainer.model.assemble import init_model

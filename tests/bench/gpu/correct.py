@@ -22,7 +22,7 @@ from sea_pipeline.encoders import EncoderOptions, load_encoder, paths_of
 from sea_pipeline.search.exact import Backend, WordSearch
 from tests.bench.gpu.common import Setup, main
 from tests.bench.measure import Figure
-from tests.support import search_twin, supervised, tapped
+from tests.support import attention_models, basic_models, search_twin
 from tests.support.clip_walk import Walk, normalised, pixels_of, pooled_alone, unit
 from tests.support.loss_twins import attention, das_twin, random, sds_twin, sea_twin
 from tests.support.s2_twin import slowly
@@ -107,8 +107,10 @@ def _tap(setup: Setup) -> Iterator[Figure]:
 
 def _tapped(setup: Setup, name: str, kind: str, padded: bool, dtype: torch.dtype) -> Iterator[Figure]:
     settings: dict[str, Any] = {"initializer_range": 0.2} if dtype == HALF else {}
-    wanted = tapped.expected(2, padded=padded, double=True, **settings)
-    found = tapped.tapped_run(tapped.llm(attention=kind, **settings).to(setup.device, dtype), 2, padded=padded)
+    wanted = attention_models.expected(2, padded=padded, double=True, **settings)
+    found = attention_models.tapped_run(
+        attention_models.llm(attention=kind, **settings).to(setup.device, dtype), 2, padded=padded
+    )
     error = float((found.double().cpu() - wanted).abs().max())
     said = "sums of attentions in loops, of a float64 model whose norms and softmax are float32"
     yield _checked(name, error, 0.05 if dtype == HALF else 1e-5, said)
@@ -116,13 +118,13 @@ def _tapped(setup: Setup, name: str, kind: str, padded: bool, dtype: torch.dtype
 
 def _supervision(setup: Setup) -> Iterator[Figure]:
     layers = 3
-    states = supervised.states(supervised.llm().double())
-    wanted = supervised.eq4(states, layers)
-    attentions = supervised.plain(supervised.llm(attention="eager").double(), output_attentions=True).attentions
-    shares = supervised.eq5(attentions, layers)
+    states = basic_models.states(basic_models.llm().double())
+    wanted = basic_models.eq4(states, layers)
+    attentions = basic_models.plain(basic_models.llm(attention="eager").double(), output_attentions=True).attentions
+    shares = basic_models.eq5(attentions, layers)
     # The weights are drawn so wide that three layers make 0.035 of bfloat16's rounding, on a CPU, too.
     for dtype, refined_limit, share_limit in ((torch.float32, 1e-5, 1e-5), (HALF, 0.08, 0.1)):
-        seen = supervised.watch(supervised.llm().to(setup.device, dtype), Basic(layers=layers))
+        seen = basic_models.watch(basic_models.llm().to(setup.device, dtype), Basic(layers=layers))
         name = f"supervision.{str(dtype).removeprefix('torch.')}"
         yield _checked(f"{name}.refined", _relative(seen.refined, wanted), refined_limit, "Eq. 4 in loops")
         found = degrees(seen.attention.view(shares.shape))

@@ -14,8 +14,8 @@ from sea_pipeline.inputs.llava_json import images_of, relative_path
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import open_labels
+from tests.support.conversations_json import Row, load, record, written
 from tests.support.heard import Heard
-from tests.support.spoken import Row, load, record, written
 from tests.support.tiny_runs import World, colours, tiny_recipe
 from tests.support.tiny_tokenizers import byte_level
 from trainer.data.bad_rows import BadRow, refuse

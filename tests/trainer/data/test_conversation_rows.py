@@ -12,8 +12,8 @@ import datasets
 import pytest
 
 from sea_pipeline.core.errors import UserError
+from tests.support.conversations_json import Row, load, record, rows_of, written
 from tests.support.programs import Begin
-from tests.support.spoken import Row, load, record, rows_of, written
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.data import conversations
 from trainer.data.conversations import split_rows, summary

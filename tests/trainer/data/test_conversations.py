@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import package_folder
-from tests.support.spoken import ANSWERS, Pairs, Row, load, record, rows_of, samples, written
+from tests.support.conversations_json import ANSWERS, Pairs, Row, load, record, rows_of, samples, written
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.data.bad_rows import missing_images
 from trainer.data.conversations import Summary, summary

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
-from tests.support.planted import ROWS, M, Planted, aligned, colours, pairs, plant
+from tests.support.planted_photos import ROWS, M, Planted, aligned, colours, pairs, plant
 from tests.support.tiny_runs import World
 from trainer.data.dataset import TrainingLabels
 from trainer.data.kept_features import tower_features

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from tests.support.spoken import Row, load, record, written
+from tests.support.conversations_json import Row, load, record, written
 from tests.support.tiny_tokenizers import llama_like
 
 TOKENIZER = llama_like("sentencepiece")

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from sea_pipeline.cli.app import app
 from sea_pipeline.core.errors import UserError
+from tests.support.conversations_json import load, record, written
 from tests.support.sentence_piece import vicuna_like
-from tests.support.spoken import load, record, written
 from tests.support.tiny_models import tiny_model
 from trainer.data.row_tokens import RowTokens, TokensSettings, row_tokens
 from trainer.model.load import open_model_folder

@@ -10,7 +10,7 @@ from torch import nn
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.captions import content_words
-from tests.support.looking import M, Make, Ready, nearest_twin, record, write
+from tests.support.analysis_models import M, Make, Ready, nearest_twin, record, write
 from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_runs import World
 from tests.support.tiny_tokenizers import byte_level

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.inputs.captions import content_spans, content_words
-from tests.support.looking import Make, Ready, record, write
+from tests.support.analysis_models import Make, Ready, record, write
 from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_tokenizers import byte_level
 from tests.support.world import COLOURS

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sea_pipeline.labels.store import open_labels
-from tests.support.looking import Make
+from tests.support.analysis_models import Make
 from tests.support.tiny_runs import SquareEncoder, World
 from trainer.evaluation import evaluator
 from trainer.words import whole_words

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.looking import M, record, write
+from tests.support.analysis_models import M, record, write
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.training.run import train
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline.labels.store import open_labels
-from tests.support.looking import Make
+from tests.support.analysis_models import Make
 from tests.support.tiny_runs import World
 from trainer.evaluation.figures import _layers, _words
 from trainer.evaluation.nearest_by_layer import look_at_layers

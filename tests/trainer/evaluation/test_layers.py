@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.store import open_labels
-from tests.support.looking import M, Make, Planted, Ready, nearest_twin
+from tests.support.analysis_models import M, Make, Planted, Ready, nearest_twin
 from tests.support.tiny_runs import World
 from tests.support.tiny_tokenizers import byte_level, llama_like
 from trainer.evaluation.evaluator import ShownImage

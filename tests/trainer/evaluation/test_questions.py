@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
-from tests.support.looking import Make, Ready, record, write
+from tests.support.analysis_models import Make, Ready, record, write
 from tests.support.world import COLOURS
 from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.evaluation.evaluator import evaluating

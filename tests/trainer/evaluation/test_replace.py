@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from tests.support.looking import M, Make, Planted, Ready, nearest_twin, record, write
+from tests.support.analysis_models import M, Make, Planted, Ready, nearest_twin, record, write
 from tests.support.tiny_runs import World
 from trainer.evaluation.token_replacement import (
     answer_text,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from tests.support.supervised import (
+from tests.support.basic_models import (
     IMAGES,
     LAYERS,
     LENGTH,

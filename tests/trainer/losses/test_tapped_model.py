@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils import logging
 
 from sea_pipeline.core.errors import UserError
-from tests.support.tapped import LAYERS, batch, close, config, expected, llm, random, run, tapped_run
+from tests.support.attention_models import LAYERS, batch, close, config, expected, llm, random, run, tapped_run
 from trainer.losses import attention_tap
 from trainer.losses.attention_tap import AttentionTap
 

@@ -14,7 +14,7 @@ from sea_pipeline.core.errors import UserError
 from tests.support.run_values import ALL, EVEN, ROUNDED, close, values, weights
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import World, colours, logged, tiny_recipe
-from tests.support.together import CUT, WHOLE, Job, launch, said
+from tests.support.two_processes import CUT, WHOLE, Job, launch, said
 from trainer.model.assemble import init_model
 from trainer.recipes.recipe import Recipe
 from trainer.training.arguments import training_arguments

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
-from tests.support.looking import record, write
+from tests.support.analysis_models import record, write
 from tests.support.tiny_runs import World, tiny_recipe, tiny_trainer
 from trainer.data.conversations import FEATURES
 from trainer.data.run_rows import Conversations, check_prompts

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
+from tests.support.conversations_json import Pairs, load, record, written
 from tests.support.sentence_piece import CODE, Slow, sentence_piece, vicuna_like
-from tests.support.spoken import Pairs, load, record, written
 from tests.support.tiny_tokenizers import byte_level
 from trainer.model.parts import load_tokenizer
 from trainer.model.prompts import VICUNA_SYSTEM

@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
 from tests.support.run_values import ALL, EVEN, close, copied, values, weights
 from tests.support.tiny_runs import World, colours, logged, tiny_recipe, tiny_trainer
-from tests.support.together import WHOLE, Ended, Job, launch, said
+from tests.support.two_processes import WHOLE, Ended, Job, launch, said
 from trainer.data.sampler import BLANK
 from trainer.recipes.recipe import Recipe
 from trainer.training.run import train

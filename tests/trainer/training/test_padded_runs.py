@@ -16,7 +16,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.labels import run as label_run
-from tests.support.looking import record, write
+from tests.support.analysis_models import record, write
 from tests.support.tiny_runs import SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
 from tests.support.world import COLOURS, draw
 from trainer.evaluation.run import EvaluateSettings, evaluate_model

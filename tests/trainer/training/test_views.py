@@ -11,7 +11,7 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.store import open_labels
-from tests.support.looking import nearest_twin
+from tests.support.analysis_models import nearest_twin
 from tests.support.tiny_runs import World, colours, tiny_recipe
 from trainer.evaluation.evaluator import evaluating
 from trainer.model.load import load_model, open_model_folder

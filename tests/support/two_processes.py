@@ -1,6 +1,6 @@
 """Runs by two processes: one launch trains many recipes, as a process costs seconds before it does anything.
 
-As a program, `torchrun … -m tests.support.together JOBS.json`; see `launch`.
+As a program, `torchrun … -m tests.support.two_processes JOBS.json`; see `launch`.
 """
 
 import json
@@ -62,7 +62,7 @@ def launch(jobs: list[Job], processes: int = 2) -> Ended:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["--log-dir", str(file.parent / "logs")]  # else a folder in /tmp stays behind
     with subprocess.Popen(
-        [sys.executable, *command, "-m", "tests.support.together", str(file)],
+        [sys.executable, *command, "-m", "tests.support.two_processes", str(file)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         stdout=subprocess.PIPE,
