@@ -93,7 +93,7 @@ def torch_thread_pool(count: int) -> Iterator[ThreadPoolExecutor]:
 _Arrays = Sequence[npt.NDArray[Any]]
 
 
-class _Waiting(NamedTuple):
+class _WaitingItem(NamedTuple):
     item: Any
     start: int
     """Offset of its first array in the file; the others follow."""
@@ -113,7 +113,7 @@ class InOrder(Generic[_Item]):
         self._give = give
         self._folder = folder
         self._next = 0
-        self._waiting: dict[int, _Waiting | None] = {}
+        self._waiting: dict[int, _WaitingItem | None] = {}
         self._opened: BinaryIO | None = None
         self._end = 0
 
@@ -136,7 +136,7 @@ class InOrder(Generic[_Item]):
             self._settle()
             return
         kinds = [(array.dtype, array.shape) for array in arrays]
-        self._waiting[position] = _Waiting(item, self._end, kinds)
+        self._waiting[position] = _WaitingItem(item, self._end, kinds)
         self._file.seek(self._end)
         for array in arrays:
             self._end += self._file.write(np.ascontiguousarray(array).tobytes())
@@ -155,7 +155,7 @@ class InOrder(Generic[_Item]):
                 self._give(waiting.item, self._arrays(waiting))
             self._next += 1
 
-    def _arrays(self, waiting: _Waiting) -> _Arrays:
+    def _arrays(self, waiting: _WaitingItem) -> _Arrays:
         self._file.seek(waiting.start)
         return [
             np.frombuffer(self._file.read(kind.itemsize * int(np.prod(shape))), kind).reshape(shape)

@@ -75,7 +75,7 @@ class Pushed:
         return asdict(self)
 
 
-class _Sent(NamedTuple):
+class _Upload(NamedTuple):
     """A file that the dataset must have."""
 
     path: str
@@ -170,15 +170,15 @@ def _refuse_others(name: str, head: str, there: dict[str, HubFile], ledger: Ledg
     raise UserError(f"{name}: expected a new dataset, or one of {ledger.root}; found {difference}; choose another name")
 
 
-def _own_files(ledger: Ledger) -> list[_Sent]:
+def _own_files(ledger: Ledger) -> list[_Upload]:
     root, known = Path(str(ledger.root)), known_hashes(ledger)
     paths = paths_of(ledger.dataset, ledger.manifest())
-    return [_Sent(path, root / path, known.get(path) or file_sha256(root / path)) for path in paths]
+    return [_Upload(path, root / path, known.get(path) or file_sha256(root / path)) for path in paths]
 
 
 def _derived(
     ledger: Ledger, name: str, head: str, there: dict[str, HubFile], work: Path, reporter: Reporter
-) -> list[_Sent]:
+) -> list[_Upload]:
     """Make the files that the dataset holds in addition to the folder's own."""
     store, stats = _look(ledger, reporter)
     paths = {}
@@ -195,7 +195,7 @@ def _derived(
     publish_bytes(work / CARD, card.encode(), work)
     publish_bytes(work / CROISSANT, metadata, work)
     paths |= {each: work / each for each in (PICTURE, CROISSANT, CARD)}
-    return [_Sent(path, local, file_sha256(local)) for path, local in paths.items()]
+    return [_Upload(path, local, file_sha256(local)) for path, local in paths.items()]
 
 
 def _look(ledger: Ledger, reporter: Reporter) -> tuple[LabelStore | None, Statistics | None]:
@@ -206,19 +206,19 @@ def _look(ledger: Ledger, reporter: Reporter) -> tuple[LabelStore | None, Statis
         return store, statistics(store, advance)
 
 
-def _missing(files: Sequence[_Sent], there: dict[str, HubFile]) -> list[_Sent]:
+def _missing(files: Sequence[_Upload], there: dict[str, HubFile]) -> list[_Upload]:
     return [file for file in files if file.path not in there or not is_same(file.local, there[file.path], file.sha256)]
 
 
 def _commits(
-    missing: Sequence[_Sent], there: dict[str, HubFile], kind: str, wanted: set[str]
-) -> Iterator[tuple[list[_Sent], list[str]]]:
+    missing: Sequence[_Upload], there: dict[str, HubFile], kind: str, wanted: set[str]
+) -> Iterator[tuple[list[_Upload], list[str]]]:
     """Yield the files that each commit adds and the paths that it deletes.
 
     See the module's docstring.
     """
     last = {MANIFEST, *_BESIDE}
-    batch: list[_Sent] = []
+    batch: list[_Upload] = []
     size = 0
     for file in missing:
         if file.path in there or file.path in last:
@@ -238,7 +238,7 @@ def _commits(
         yield rest, gone
 
 
-def _send(name: str, head: str, files: Sequence[_Sent], gone: Sequence[str]) -> str:
+def _send(name: str, head: str, files: Sequence[_Upload], gone: Sequence[str]) -> str:
     """Make one commit on top of `head`, and return its id."""
     hub = require("huggingface_hub", "data")
     adds = [hub.CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=str(file.local)) for file in files]
@@ -252,7 +252,7 @@ def _send(name: str, head: str, files: Sequence[_Sent], gone: Sequence[str]) -> 
     return str(done.oid)
 
 
-def _verified(name: str, revision: str, files: Sequence[_Sent], sent: int) -> Pushed:
+def _verified(name: str, revision: str, files: Sequence[_Upload], sent: int) -> Pushed:
     """Compare by hash the files that the hub lists with those that were to be sent."""
     there = hub_files(name, revision)
     if wrong := _missing(files, there):

@@ -44,7 +44,7 @@ class HitRateGain:
 
 
 @dataclass(frozen=True)
-class Probed:
+class SignFigures:
     """The figures of one encoder, path and sign on captioned images."""
 
     spec: str
@@ -96,7 +96,7 @@ class Coverage:
 class ProbeFindings:
     """The results of `sea-pipeline probe`."""
 
-    probed: tuple[Probed, ...]
+    probed: tuple[SignFigures, ...]
     """Both signs of every encoder and path, one after the other."""
     images: int
     """The number of captioned images."""
@@ -108,7 +108,7 @@ class ProbeFindings:
     """The coverage of all captions."""
 
     @property
-    def best(self) -> Probed | None:
+    def best(self) -> SignFigures | None:
         """Return the result with the largest gain whose interval is above 0.
 
         None if no labels know anything of their images.

@@ -18,14 +18,14 @@ from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.caption_lift import Coverage, Flags, FormCounts
 
 
-class Captioned(NamedTuple):
+class CaptionedImage(NamedTuple):
     """An image and all its captions in the file."""
 
     sample: Sample
     captions: list[str]
 
 
-def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: int) -> list[Captioned]:
+def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: int) -> list[CaptionedImage]:
     """Choose images that a LLaVA file has captions of, by a hash of (seed, image id), sorted by id.
 
     The choice does not depend on the order of the records, and changes little when records are added. A caption is a
@@ -56,11 +56,11 @@ def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: in
             else:
                 continue
             chosen[image] = captions
-    return [Captioned(known[image], chosen[image]) for image in sorted(chosen)]
+    return [CaptionedImage(known[image], chosen[image]) for image in sorted(chosen)]
 
 
 @dataclass(frozen=True, eq=False)
-class Named:
+class CaptionEntries:
     """The entries of a word list that the captions of N images name."""
 
     word_ids: npt.NDArray[np.int64]
@@ -69,7 +69,7 @@ class Named:
     """(N, V), true if the image's captions name the entry."""
 
 
-def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Named:
+def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> CaptionEntries:
     """Find the content words and phrases of each image's captions in a word list.
 
     It follows the rules of `captions.py`.
@@ -84,7 +84,7 @@ def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Named:
     flags = np.zeros((len(captions), len(word_ids)), np.bool_)
     for image, own in enumerate(found):
         flags[image] = np.isin(word_ids, list(own))
-    return Named(word_ids, flags)
+    return CaptionEntries(word_ids, flags)
 
 
 def coverage(captions: Sequence[Sequence[str]], words: WordList) -> Coverage:

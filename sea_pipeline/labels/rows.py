@@ -22,7 +22,7 @@ Seconds = defaultdict[str, float]
 _NONE: npt.NDArray[Any] = np.empty(0)
 
 
-class Decoded(NamedTuple):
+class EncoderInput(NamedTuple):
     """A good image that is ready for the encoder."""
 
     sample: Sample
@@ -33,12 +33,12 @@ class Decoded(NamedTuple):
     crop_box: CropBox
 
 
-class Labelled(NamedTuple):
+class LabelledBatch(NamedTuple):
     """A batch of good images after encoder and search."""
 
-    items: list[Decoded]
+    items: list[EncoderInput]
     """The images with finite embeddings."""
-    rest: list[Decoded]
+    rest: list[EncoderInput]
     """The other images."""
     word_ids: torch.Tensor
     """int32 (items, P, n)."""
@@ -72,7 +72,7 @@ class ShardRows(InOrder[LabelRow]):
         """(D,): summed in plan order, so that it is the same to the last bit whatever order the rows came in."""
         self._writer = writer
 
-    def add_batch(self, found: Labelled, bad: list[BadSample]) -> None:
+    def add_batch(self, found: LabelledBatch, bad: list[BadSample]) -> None:
         """Settle the places of a batch, and of the images that were found to be bad.
 
         `bad` lists all bad images of the shard so far.
@@ -117,7 +117,7 @@ def unpacked(text: str) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f8").astype(np.float64))
 
 
-def _row(item: Decoded) -> LabelRow:
+def _row(item: EncoderInput) -> LabelRow:
     """Build the row of an image without its labels."""
     width, height = item.size
     return LabelRow(

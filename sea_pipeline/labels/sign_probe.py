@@ -26,8 +26,14 @@ from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
-from sea_pipeline.labels.caption_lift import Probed, ProbeFindings, hit_rate_gain
-from sea_pipeline.labels.captioned_images import Captioned, Named, captioned_images, coverage, named_entries
+from sea_pipeline.labels.caption_lift import ProbeFindings, SignFigures, hit_rate_gain
+from sea_pipeline.labels.captioned_images import (
+    CaptionedImage,
+    CaptionEntries,
+    captioned_images,
+    coverage,
+    named_entries,
+)
 from sea_pipeline.labels.checks import check_probe
 from sea_pipeline.labels.settings import ProbeSettings as ProbeSettings
 from sea_pipeline.search.exact import WordSearch
@@ -42,14 +48,14 @@ def probe(
     encoder: Encoder,
     embeddings: torch.Tensor,
     words: WordList,
-    named: Named,
+    named: CaptionEntries,
     pixels: Iterable[tuple[int, npt.NDArray[Any]]],
     *,
     spec: str,
     top_n: int,
     device: str,
     seed: int = 0,
-) -> list[Probed]:
+) -> list[SignFigures]:
     """Measure both signs of one encoder and path in one pass over the images.
 
     Returns the results of sign + and of sign -, or nothing for fewer than two images. The labels are those that `label`
@@ -86,7 +92,7 @@ def probe(
 class _LabelCounter:
     """Counts the labels of one sign, image by image."""
 
-    def __init__(self, sign: int, search: WordSearch, named: Named, words: int) -> None:
+    def __init__(self, sign: int, search: WordSearch, named: CaptionEntries, words: int) -> None:
         self._sign = sign
         self._search = search
         self._named = named
@@ -98,7 +104,7 @@ class _LabelCounter:
         """Count the labels of a batch.
 
         Args:
-            images: places in `Named`.
+            images: places in `CaptionEntries`.
             vectors: patch embeddings, float32 (B, P, D).
         """
         found = self._search(vectors.flatten(0, 1))[0].numpy()
@@ -108,11 +114,11 @@ class _LabelCounter:
             self._labelled[image] = uses[self._named.word_ids] > 0
             self._uses += uses
 
-    def result(self, words: WordList, images: list[int], spec: str, seed: int) -> Probed:
+    def result(self, words: WordList, images: list[int], spec: str, seed: int) -> SignFigures:
         """Compute the figures over some of the images."""
         images = sorted(images)
         frequent = [int(word) for word in np.argsort(-self._uses, kind="stable")[:MOST_FREQUENT] if self._uses[word]]
-        return Probed(
+        return SignFigures(
             spec=spec,
             sign=self._sign,
             images=len(images),
@@ -133,7 +139,7 @@ def signed(spec: str, sign: int | None) -> str:
 
 
 def prepared(
-    encoder: Encoder, images: Sequence[Captioned], root: str, advance: Advance = lambda _: None
+    encoder: Encoder, images: Sequence[CaptionedImage], root: str, advance: Advance = lambda _: None
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Yield the readable images in the encoder's input form, with their places.
 
@@ -204,7 +210,7 @@ def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> Prob
             f"--data {settings.data}: expected captions that name words of {settings.wordlist}; found none in "
             f"the {len(images):,} looked at; try --wordlist mine:{settings.data}, or a larger --limit"
         )
-    probed: list[Probed] = []
+    probed: list[SignFigures] = []
     for spec in specs:
         encoder = load_encoder(spec, device, EncoderOptions(settings.precision, settings.template))
         embeddings = word_embeddings(encoder, words, reporter)

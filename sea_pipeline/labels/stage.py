@@ -30,7 +30,7 @@ from sea_pipeline.inputs.sources import Source
 from sea_pipeline.inputs.sources.order import reading_order
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.format import MEANS, ShardWriter, read_words, write_mean_similarity
-from sea_pipeline.labels.rows import Decoded, Labelled, Seconds, ShardRows, packed, unpacked
+from sea_pipeline.labels.rows import EncoderInput, LabelledBatch, Seconds, ShardRows, packed, unpacked
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.search.exact import Backend, WordSearch
@@ -173,10 +173,10 @@ class LabelStage:
         bad: list[BadSample],
         seconds: Seconds,
         advance: Advance,
-    ) -> Generator[Decoded]:
+    ) -> Generator[EncoderInput]:
         """Yield the good images in their order, decoded ahead in threads, and append the bad ones to `bad`."""
 
-        def decode(sample: Sample) -> tuple[Decoded | BadSample, float]:
+        def decode(sample: Sample) -> tuple[EncoderInput | BadSample, float]:
             begun = time.thread_time()
             decoded = self._decode(sample, source)
             return decoded, time.thread_time() - begun
@@ -190,7 +190,7 @@ class LabelStage:
                 else:
                     yield decoded
 
-    def _decode(self, sample: Sample, source: Source) -> Decoded | BadSample:
+    def _decode(self, sample: Sample, source: Source) -> EncoderInput | BadSample:
         if sample.problem is not None:
             return BadSample(sample, "list", "BadName", sample.problem)
         try:
@@ -200,16 +200,16 @@ class LabelStage:
             pixels = self._encoder.preprocess(shown)
         except BadImageError as error:
             return BadSample(sample, error.stage, error.error, error.message, error.sha256)
-        return Decoded(sample, sha256, image.size, pixels.values, inside(pixels.crop_box, crop))
+        return EncoderInput(sample, sha256, image.size, pixels.values, inside(pixels.crop_box, crop))
 
-    def _stacked(self, batch: list[Decoded]) -> torch.Tensor:
+    def _stacked(self, batch: list[EncoderInput]) -> torch.Tensor:
         """Stack the encoder's input, uint8 (B, S, S, 3), in pinned memory if a GPU is to fetch it."""
         first = batch[0].pixels
         pixels = torch.empty(len(batch), *first.shape, dtype=torch.uint8, pin_memory=self._pinned)
         np.stack([item.pixels for item in batch], out=pixels.numpy())
         return pixels
 
-    def _labelled(self, batch: list[Decoded], pixels: torch.Tensor) -> Labelled:
+    def _labelled(self, batch: list[EncoderInput], pixels: torch.Tensor) -> LabelledBatch:
         seconds = Seconds(float)
         with _timed(seconds, "encode"):
             vectors = self._encoder.patches(pixels)
@@ -224,10 +224,10 @@ class LabelStage:
             word_ids, scores = (part.view(*vectors.shape[:2], self._top_n) for part in found)
             # The sum of v over an image's patches, from which `finish` gets the mean of s (SEA Fig. 6b).
             patch_sums = vectors.sum(1, dtype=torch.float64).cpu()
-        return Labelled(items, rest, word_ids, scores, patch_sums, seconds)
+        return LabelledBatch(items, rest, word_ids, scores, patch_sums, seconds)
 
 
-def _not_finite(item: Decoded) -> BadSample:
+def _not_finite(item: EncoderInput) -> BadSample:
     return BadSample(item.sample, "encode", "NotFinite", "the encoder gives numbers that are not finite", item.sha256)
 
 

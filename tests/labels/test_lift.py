@@ -70,10 +70,12 @@ def test_labels_that_know_nothing_have_no_lift() -> None:
 
 
 def test_nothing_wins_where_intervals_meet() -> None:
-    def probed(sign: int, low: float, high: float) -> caption_lift.Probed:
-        return caption_lift.Probed("x", sign, 9, caption_lift.HitRateGain((low + high) / 2, 0, low, high), 0, 0, ())
+    def probed(sign: int, low: float, high: float) -> caption_lift.SignFigures:
+        return caption_lift.SignFigures(
+            "x", sign, 9, caption_lift.HitRateGain((low + high) / 2, 0, low, high), 0, 0, ()
+        )
 
-    def findings(*rows: caption_lift.Probed) -> caption_lift.ProbeFindings:
+    def findings(*rows: caption_lift.SignFigures) -> caption_lift.ProbeFindings:
         held = caption_lift.FormCounts(1, 0, 0)
         return caption_lift.ProbeFindings(rows, 9, 10, "x", 9, caption_lift.Coverage(held, held, (), ()))
 

@@ -20,7 +20,7 @@ from trainer import losses
 from trainer.attach.families import parts_of
 from trainer.attach.settings import Group, read_settings
 from trainer.attach.terms import basic_terms
-from trainer.attach.tiles import Laid, Size, Tile
+from trainer.attach.tiles import ImageTokens, Size, Tile
 from trainer.attach.watch import ForwardResults, Watch
 from trainer.data.geometry import placed
 from trainer.losses.supervision import Supervision
@@ -263,7 +263,7 @@ class Attached:
                 "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
             )
 
-    def laid(self, kept: ForwardResults, ids: Sequence[str]) -> list[Laid]:
+    def laid(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens]:
         """Locate a forward's visual tokens, image by image.
 
         Raises:

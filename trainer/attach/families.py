@@ -10,7 +10,7 @@ from torch import nn
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach import tiles
-from trainer.attach.tiles import Call, Laid, Size
+from trainer.attach.tiles import Call, ImageTokens, Size
 
 
 class Family(NamedTuple):
@@ -20,7 +20,7 @@ class Family(NamedTuple):
     """Path of the module that maps to the LLM's width, relative to the model that has `get_image_features`."""
     llm: str
     """Path of the decoder, relative to the same model."""
-    lay: Callable[[Call, Sequence[Size | None]], list[Laid]]
+    lay: Callable[[Call, Sequence[Size | None]], list[ImageTokens]]
     """Locates visual tokens from the arguments of `get_image_features` and the images' sizes."""
     images: str | None = None
     """The argument with an entry per image; None if only tiles are counted, whose number follows from the sizes."""

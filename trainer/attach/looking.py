@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from trainer.attach.tiles import Laid
+from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
 from trainer.evaluation import metrics
 from trainer.evaluation.blind_control import Controls, content_tokens
@@ -31,7 +31,7 @@ _BLOCK = 4096
 """Number of words whose embeddings are computed at a time."""
 
 
-class _Looked:
+class _MetricSums:
     """Sum the measurements over batches."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class _Looked:
 @torch.no_grad()
 def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None) -> dict[str, float]:
     """Measure the metrics of `Attached.metrics`."""
-    looked = _Looked()
+    looked = _MetricSums()
     if batches is None:
         kept = attached.kept()
         if kept.visual is not None and attached.words is not None:
@@ -81,13 +81,13 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
     return _of_all(looked).metrics()
 
 
-def _of_all(looked: _Looked) -> _Looked:
+def _of_all(looked: _MetricSums) -> _MetricSums:
     """Sum the measurements of all processes, on each of them."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return looked
     everyones: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyones, looked)
-    whole = _Looked()
+    whole = _MetricSums()
     for rank, one in enumerate(everyones):
         whole.hits += one.hits
         whole.gap += one.gap
@@ -95,7 +95,9 @@ def _of_all(looked: _Looked) -> _Looked:
     return whole
 
 
-def _look(attached: "Attached", kept: ForwardResults, ids: Sequence[str], looked: _Looked, table: torch.Tensor) -> None:
+def _look(
+    attached: "Attached", kept: ForwardResults, ids: Sequence[str], looked: _MetricSums, table: torch.Tensor
+) -> None:
     """Add label_hit and gap of those visual tokens of a forward that lie in an image."""
     start = 0
     assert kept.visual is not None
@@ -142,7 +144,7 @@ def _with_others(
     given: Mapping[str, Any],
     labels: torch.Tensor,
     kept: ForwardResults,
-    laid: Sequence[Laid],
+    laid: Sequence[ImageTokens],
     ids: Sequence[str],
 ) -> list[npt.NDArray[np.float64] | None]:
     """Compute the same losses with the visual tokens of other photos.
@@ -182,7 +184,7 @@ def _partners(lengths: Sequence[int], ids: Sequence[str]) -> list[int | None]:
     return found
 
 
-def _samples(kept: ForwardResults, laid: Sequence[Laid]) -> list[int]:
+def _samples(kept: ForwardResults, laid: Sequence[ImageTokens]) -> list[int]:
     """Find the sample of each image."""
     assert kept.columns is not None
     rows = kept.columns.nonzero()[:, 0].tolist()
@@ -199,7 +201,7 @@ def _add(
     kept: ForwardResults,
     own: Sequence[npt.NDArray[np.float64]],
     other: Sequence[npt.NDArray[np.float64] | None],
-    laid: Sequence[Laid],
+    laid: Sequence[ImageTokens],
     ids: Sequence[str],
 ) -> None:
     trained = _trained(labels, kept)

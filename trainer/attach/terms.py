@@ -11,7 +11,7 @@ from torch import nn
 
 from sea_pipeline.core.errors import UserError
 from trainer import losses
-from trainer.attach.tiles import Laid
+from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
 from trainer.losses.embeddings import llm_embeddings, ordinary_length
 from trainer.losses.supervision import degrees, image_weights
@@ -21,7 +21,7 @@ from trainer.recipes.recipe import Loss
 def basic_terms(
     names: Sequence[str],
     kept: ForwardResults,
-    laid: Sequence[Laid] | None,
+    laid: Sequence[ImageTokens] | None,
     settings: Loss,
     embed: nn.Module,
     vocabulary: int,
@@ -64,7 +64,9 @@ def basic_terms(
     return found
 
 
-def _shares(kept: ForwardResults, laid: Sequence[Laid] | None, *, equal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _shares(
+    kept: ForwardResults, laid: Sequence[ImageTokens] | None, *, equal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Select the visual tokens that count, int64 (t,), and compute their weights, (t,).
 
     The weight of a token is a_i of Eq. 5, normalised over its image, times the image's share of its sample.

@@ -39,7 +39,7 @@ class Tile(NamedTuple):
     """(rows * columns,): index of each cell, row by row, among the image's visual tokens."""
 
 
-class Laid(NamedTuple):
+class ImageTokens(NamedTuple):
     """The visual tokens of an image."""
 
     tokens: int
@@ -81,7 +81,7 @@ def cells(grid: tuple[int, int], start: int = 0, row: int | None = None) -> npt.
     return places.ravel()
 
 
-def fixed(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+def fixed(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     """Lay out one grid per image, as LLaVA-1.5 and PaliGemma have it.
 
     The image is squeezed, cropped or padded to a square.
@@ -93,10 +93,10 @@ def fixed(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
     if leading not in (0, 1) or tokens * len(pixels) != call.total:
         raise call.unlike(f"{grid[0]} x {grid[1]} visual tokens of an image, or one more in front", tokens)
     boxes = [processor_box(call.processor.image_processor, *size) if size else WHOLE for size in sizes]
-    return [Laid(tokens, [Tile(grid, box, cells(grid, leading))]) for box in boxes]
+    return [ImageTokens(tokens, [Tile(grid, box, cells(grid, leading))]) for box in boxes]
 
 
-def merged(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+def merged(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     """Lay out a grid of the whole image, merged 2 x 2, for each image of the Qwen-VL families."""
     merge = call.inner.visual.spatial_merge_size
     laid = []
@@ -106,11 +106,11 @@ def merged(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
         grid = (height // merge, width // merge)
         if size is not None:
             _check_shape(call, grid, size)
-        laid.append(Laid(grid[0] * grid[1], [Tile(grid, WHOLE, cells(grid))]))
+        laid.append(ImageTokens(grid[0] * grid[1], [Tile(grid, WHOLE, cells(grid))]))
     return laid
 
 
-def anyres(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+def anyres(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     """Lay out a view of the whole image, then its tiles as one grid, for LLaVA-NeXT and OneVision.
 
     The grid of tiles has no bars, and a token after each row. OneVision thins out the grid of large images. If a sample
@@ -128,12 +128,12 @@ def anyres(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
         whole = Tile(base, WHOLE, cells(base))
         if alone is not None and not alone[number]:
             box = _square_box(width, height)
-            laid.append(Laid(base[0] * base[1] + 1, [whole._replace(box=box)]))
+            laid.append(ImageTokens(base[0] * base[1] + 1, [whole._replace(box=box)]))
             continue
         grid, box = _unpadded(call, base, (height, width))
         start = base[0] * base[1]
         tiles = Tile(grid, box, cells(grid, start, grid[1] + 1))
-        laid.append(Laid(start + grid[0] * (grid[1] + 1), [whole, tiles]))
+        laid.append(ImageTokens(start + grid[0] * (grid[1] + 1), [whole, tiles]))
     return laid
 
 
@@ -166,7 +166,7 @@ def _along(first: int, count: int, cell: float, bar: int, inner: int) -> tuple[f
     return (first * cell - bar) / inner, ((first + count) * cell - bar) / inner
 
 
-def split(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+def split(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     """Lay out square tiles row by row, then a view of the whole image, for Idefics3 and SmolVLM.
 
     The image is squeezed to whole tiles.
@@ -212,7 +212,7 @@ def _longest(width: int, height: int, longest: int) -> Size:
     return max(width, 1), max(height, 1)
 
 
-def canvas(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+def canvas(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     """Lay out square tiles row by row, then a view of the whole image, for InternVL.
 
     The image is squeezed to a canvas of tiles.
@@ -231,7 +231,7 @@ def _canvas_tiles(call: Call, size: Size) -> tuple[int, int]:
     return rows, columns
 
 
-def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tiles_of: Any) -> list[Laid]:  # noqa: ANN401
+def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tiles_of: Any) -> list[ImageTokens]:  # noqa: ANN401
     """Lay out images as whole numbers of tiles that cover them.
 
     A view of the whole image follows if there is more than one tile.
@@ -250,15 +250,15 @@ def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tile
     return laid
 
 
-def _views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> Laid:
+def _views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> ImageTokens:
     """Lay out an image's views one after the other, all with the same grid."""
     tokens = grid[0] * grid[1]
-    return Laid(
+    return ImageTokens(
         tokens * len(boxes), [Tile(grid, box, cells(grid, number * tokens)) for number, box in enumerate(boxes)]
     )
 
 
-def scanned(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+def scanned(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     """Lay out the whole image squeezed to a square, then the crops of pan and scan if it is on, for Gemma 3."""
     side = math.isqrt(call.inner.config.mm_tokens_per_image)
     if call.total == len(sizes) * side * side:
@@ -285,7 +285,7 @@ def _scans(call: Call, size: Size) -> list[CropBox]:
     ]
 
 
-def padded(call: Call, sizes: Sequence[Size | None]) -> list[Laid]:
+def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     """Lay out square tiles row by row, then a view of the whole image, for Llama 4.
 
     The image has bars on the right and at the bottom.

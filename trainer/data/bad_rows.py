@@ -38,7 +38,7 @@ class BadRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutRows:
     """The rows that a run leaves out."""
 
     rows: tuple[BadRow, ...] = ()
@@ -51,12 +51,12 @@ class LeftOut:
         """Hash the row numbers, in order."""
         return hashlib.sha256(",".join(str(row.number) for row in sorted(self.rows)).encode()).hexdigest()
 
-    def and_more(self, rows: Iterable[BadRow]) -> "LeftOut":
+    def and_more(self, rows: Iterable[BadRow]) -> "LeftOutRows":
         """Return a copy with more rows."""
-        return LeftOut((*self.rows, *rows))
+        return LeftOutRows((*self.rows, *rows))
 
 
-NOTHING = LeftOut()
+NOTHING = LeftOutRows()
 
 
 def bad_rows(rows: Rows) -> list[BadRow]:

@@ -55,7 +55,7 @@ class Summary(NamedTuple):
     """Number of entries; an image in two rows counts twice."""
 
 
-class Read(NamedTuple):
+class ConversationRows(NamedTuple):
     """The rows of a file of conversations, good and bad."""
 
     rows: datasets.Dataset
@@ -73,7 +73,7 @@ def read_conversations(
     image_tokens: int,
     max_length: int = 2048,
     image_root: Path | None = None,
-) -> Read:
+) -> ConversationRows:
     """Tokenise LLaVA's JSON or JSONL in one streaming pass, or load what an earlier call cached for the same input.
 
     Columns: `id` (the number of the entry or line if a record has none); `images`, image ids as the file spells them;
@@ -118,7 +118,7 @@ def read_conversations(
     cached = kept_rows(rows, FEATURES, cache_folder() / "conversations", fingerprint)
     bad = bad_rows(cached)
     good = without(cached, bad) if bad else cached
-    return Read(good.remove_columns("refused"), bad)
+    return ConversationRows(good.remove_columns("refused"), bad)
 
 
 def load_conversations(path: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> datasets.Dataset:  # noqa: ANN401

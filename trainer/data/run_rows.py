@@ -17,7 +17,7 @@ from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import (
     NOTHING,
     BadRow,
-    LeftOut,
+    LeftOutRows,
     image_names,
     missing_images,
     refuse,
@@ -41,11 +41,11 @@ class Conversations:
     locate: Callable[[str], Path]
     file: Path
     image_root: Path
-    bad: LeftOut = NOTHING
+    bad: LeftOutRows = NOTHING
     """Rows of `file` that are left out."""
     evaluate_file: Path | None = None
     """The file of the rows held out, if it is another one than `file`."""
-    evaluate_bad: LeftOut = NOTHING
+    evaluate_bad: LeftOutRows = NOTHING
     """Rows of `evaluate_file` that are left out."""
 
     @cached_property
@@ -97,9 +97,9 @@ def _opened(
     if data.evaluate:
         other = conversations_file(data.evaluate)
         held_out, other_bad = rows(other)
-        found = LeftOut(tuple(bad)), other, LeftOut(tuple(other_bad))
+        found = LeftOutRows(tuple(bad)), other, LeftOutRows(tuple(other_bad))
         return Conversations(train, held_out, locate, file, image_root, *found)
-    return Conversations(train, held_out, locate, file, image_root, LeftOut(tuple(bad)))
+    return Conversations(train, held_out, locate, file, image_root, LeftOutRows(tuple(bad)))
 
 
 def _accepted(file: Path, data: Data, rows: Rows, bad: list[BadRow], unread: int = 0) -> tuple[Rows, list[BadRow]]:

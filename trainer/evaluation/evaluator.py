@@ -246,7 +246,7 @@ class Evaluator:
         """
         return torch.stack([self._words_of(image_id, self.data.rows[row]["id"]) for row, image_id in images])
 
-    def meaningful(self, tokens: torch.Tensor, words: torch.Tensor) -> metrics.Meaningful:
+    def meaningful(self, tokens: torch.Tensor, words: torch.Tensor) -> metrics.MeaningfulShares:
         """Apply `metrics.meaningful` to nearest tokens, int64 (images, m), and the images' `words`."""
         whole_word, token_text, word_text = self._texts
         return metrics.meaningful(tokens, whole_word, token_text, word_text, words)

@@ -39,7 +39,7 @@ class _File(BaseModel):
         return found
 
 
-class Collected(NamedTuple):
+class ResultTable(NamedTuple):
     """A table of the papers' rows and the collected results."""
 
     columns: tuple[str, ...]
@@ -110,7 +110,7 @@ def _step_folders(results: Path) -> list[tuple[int, Path]]:
     return sorted((step, folder) for step, folder in found if _result_paths(folder))
 
 
-def collect(suite: Suite, results: Path, baseline: Path | None = None) -> Collected:
+def collect(suite: Suite, results: Path, baseline: Path | None = None) -> ResultTable:
     """Collect the harnesses' results as the papers' table.
 
     Args:
@@ -130,7 +130,9 @@ def collect(suite: Suite, results: Path, baseline: Path | None = None) -> Collec
             runs.append({name: _score(column, files, notes) for name, column in columns.items()})
             notes += _left_out(path, files, columns)
     ours, theirs = runs[0], runs[1] if len(runs) > 1 else None
-    return Collected(tuple(columns), _papers(suite, columns), ours, theirs, theirs and _difference(ours, theirs), notes)
+    return ResultTable(
+        tuple(columns), _papers(suite, columns), ours, theirs, theirs and _difference(ours, theirs), notes
+    )
 
 
 def _papers(suite: Suite, columns: Mapping[str, Column]) -> dict[str, tuple[str, Scores]]:

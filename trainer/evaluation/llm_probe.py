@@ -16,7 +16,7 @@ from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.labels.checks import check_llm_probe
 from sea_pipeline.labels.settings import LlmProbeSettings as LlmProbeSettings
 from sea_pipeline.storage.json_files import read_json
-from trainer.evaluation.premise import Control, Lenses, OnText, control, is_near, look_at_text, text_rows, verdict
+from trainer.evaluation.premise import Control, Lenses, TextNearness, control, is_near, look_at_text, text_rows, verdict
 from trainer.losses.lens import LensKind
 from trainer.losses.supervision import layers_of
 from trainer.model.load import load_model, open_model_folder
@@ -32,7 +32,7 @@ _LEAST = 16
 
 
 @dataclass(frozen=True)
-class LlmProbed:
+class LlmProbeResult:
     """The result of a probe, see `Nearness` and `Control`."""
 
     llm: str
@@ -42,7 +42,7 @@ class LlmProbed:
     vocabulary: int
     k: int
     layer_weights: str
-    on_text: OnText
+    on_text: TextNearness
     control: dict[LensKind, Control]
 
     def verdicts(self) -> list[str]:
@@ -62,7 +62,7 @@ class LlmProbed:
         return found | {"layers": layers, "refined": refined, "verdicts": self.verdicts()}
 
 
-def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmProbed:
+def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmProbeResult:
     """Let an LLM read text, and compare its layers' outputs and V^ with the tokens' own embeddings.
 
     Raises:
@@ -81,7 +81,7 @@ def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmPro
     lenses: Lenses = {"none": None, **text_lenses(reader, KINDS, k, reporter)}
     on_text = look_at_text(reader, rows, basic, lenses)
     source = "plain English of ours" if settings.text is None else str(settings.text)
-    return LlmProbed(
+    return LlmProbeResult(
         settings.llm, source, tokens, reader.vocabulary, k, settings.layer_weights, on_text,
         control(reader, basic, lenses),
     )  # fmt: skip

@@ -23,7 +23,7 @@ class Nearest(NamedTuple):
     """(k,), float32: the cosine, or the L2 distance in units of the embeddings."""
 
 
-class Meaningful(NamedTuple):
+class MeaningfulShares(NamedTuple):
     """The result of `meaningful`."""
 
     share: float
@@ -154,7 +154,7 @@ def meaningful(
     *,
     threshold: float = 0.5,
     block: int = 1024,
-) -> Meaningful:
+) -> MeaningfulShares:
     """Measure the share of visual tokens whose nearest LLM token describes their patch.
 
     This is an automatic stand-in for BASIC's count by people. A visual token counts if its nearest token is a whole
@@ -180,7 +180,7 @@ def meaningful(
         return float(describing(*given, threshold=threshold, block=block).double().mean())
 
     chance = share(word_ids.roll(-1, 0)) if len(word_ids) > 1 else None
-    return Meaningful(share(word_ids), chance, len(torch.unique(nearest_tokens)))
+    return MeaningfulShares(share(word_ids), chance, len(torch.unique(nearest_tokens)))
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class Control(NamedTuple):
     """L_das of random vectors of the same length, as from a projector that has learnt nothing."""
 
 
-class OnText(NamedTuple):
+class TextNearness(NamedTuple):
     """The result of `look_at_text`."""
 
     layers: list[Nearness]
@@ -103,7 +103,7 @@ def text_rows(reader: Reader, text: str | None = None) -> torch.Tensor:
 
 def look_at_text(
     reader: Reader, rows: torch.Tensor, basic: Basic, lenses: Lenses, *, every_layer: bool = True
-) -> OnText:
+) -> TextNearness:
     """Measure how near the outputs of the LLM's layers, and V^ with each lens, are to the tokens' own embeddings.
 
     Args:
@@ -124,7 +124,7 @@ def look_at_text(
 
     with _watching(reader, basic, lenses, columns) as recorders:
         reader.read(rows, look, None if every_layer else 0)
-    return OnText(layers, {kind: nearness(one.refined, tokens, embeddings) for kind, one in recorders.items()})
+    return TextNearness(layers, {kind: nearness(one.refined, tokens, embeddings) for kind, one in recorders.items()})
 
 
 @torch.no_grad()

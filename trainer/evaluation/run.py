@@ -26,7 +26,7 @@ from trainer.evaluation.figures import check_figures, save_figures
 from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
 from trainer.evaluation.questions import Asker, read_questions
 from trainer.evaluation.settings import EvaluateSettings as EvaluateSettings
-from trainer.evaluation.token_replacement import IMAGES, Replaced, replace_and_describe, trained_text
+from trainer.evaluation.token_replacement import IMAGES, ReplacementResult, replace_and_describe, trained_text
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.recipes.recipe import Data, LabelSource, Recipe
@@ -37,8 +37,8 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
     """Compute the metrics of `Evaluator` over all samples, and of `questions.Asker` if there are questions.
 
     With `layers` the result has `layers`, a list of `nearest_by_layer.Layer`. With `replace` it has `replace`: the
-    numbers of `token_replacement.Replace`, and `texts`, a list of `token_replacement.Described`, each with its `image`
-    and `sample`. With `lens` it has `lens`: `data`, its file; `index`, a `contextual_lens.Size`; `photos`, their
+    numbers of `token_replacement.Replace`, and `texts`, a list of `token_replacement.Descriptions`, each with its
+    `image` and `sample`. With `lens` it has `lens`: `data`, its file; `index`, a `contextual_lens.Size`; `photos`, their
     number; `layers`, a list of `contextual_shares.LensLayer`.
 
     The file `out` holds `model`, `data`, `layers`, `lens` and `replace` without the texts, and `images`, a list of
@@ -141,7 +141,7 @@ def _analyses(
 ) -> dict[str, Any]:
     """Run the analyses `layers`, `lens` and `replace`, and write the file `out`."""
     layers: LayerTokens | None = None
-    replaced: Replaced | None = None
+    replaced: ReplacementResult | None = None
     found: dict[str, Any] = {}
     if settings.layers:
         images = evaluator.first_images(settings.limit_images)
@@ -173,7 +173,9 @@ def _analyses(
     return found
 
 
-def _by_image(evaluator: Evaluator, layers: LayerTokens | None, replaced: Replaced | None) -> list[dict[str, Any]]:
+def _by_image(
+    evaluator: Evaluator, layers: LayerTokens | None, replaced: ReplacementResult | None
+) -> list[dict[str, Any]]:
     """List the images of the file.
 
     Both analyses begin at the first image, so the shorter list is the beginning of the longer one.

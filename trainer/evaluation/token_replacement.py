@@ -30,7 +30,7 @@ IMAGES = 8
 _ASKED = frozenset(content_words(PROMPT))
 
 
-class Described(TypedDict, total=False):
+class Descriptions(TypedDict, total=False):
     """The texts that the model writes about one image."""
 
     visual: str
@@ -60,11 +60,11 @@ class Replace(TypedDict, total=False):
     replaced_control: float
 
 
-class Replaced(NamedTuple):
+class ReplacementResult(NamedTuple):
     """The result of `replace_and_describe`."""
 
     images: list[ShownImage]
-    described: list[Described]
+    described: list[Descriptions]
     """One entry for each image."""
     summary: Replace
 
@@ -75,7 +75,7 @@ def replace_and_describe(
     limit: int = IMAGES,
     new_tokens: int = NEW_TOKENS,
     advance: Advance = lambda _: None,
-) -> Replaced:
+) -> ReplacementResult:
     """Let the model describe the first images of the evaluator's data.
 
     Each image is described on its own, in the model's chat template.
@@ -108,14 +108,14 @@ def replace_and_describe(
     others = [_others(images, number) for number in range(len(images))]
     described = []
     for own, other, number in zip(visual, replaced, others, strict=True):
-        told = Described(visual=own, replaced=other)
+        told = Descriptions(visual=own, replaced=other)
         if number:
-            told |= Described(control=replaced[number[0]], control_of=images[number[0]].image_id)
+            told |= Descriptions(control=replaced[number[0]], control_of=images[number[0]].image_id)
         described.append(told)
     summary = Replace(prompt=PROMPT, images=len(images), scored=sum(map(bool, answers)))
     for name, texts in (("visual", visual), ("replaced", replaced)):
         summary |= cast("Replace", shares(name, texts, answers, others))
-    return Replaced(images, described, summary)
+    return ReplacementResult(images, described, summary)
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def _bias(mask: torch.Tensor | None, chunk: _Chunk, window: int | None) -> torch
     return allowed if mask is None else allowed & mask[chunk.samples, None, : chunk.end].bool()
 
 
-class _As:
+class _OverridingView:
     """A view of an object in which some attributes have other values."""
 
     def __init__(self, what: object, **instead: object) -> None:
@@ -225,8 +225,8 @@ def _attend(base: str, module: nn.Module, *given: Any, **options: Any) -> Any:  
             module, *given, **options
         )
     if base == "flash_attention_2":  # fetches its kernels by the name in the config
-        config = _As(module.config, _attn_implementation=base)
-        return ALL_ATTENTION_FUNCTIONS[base](_As(module, config=config), *given, **options)
+        config = _OverridingView(module.config, _attn_implementation=base)
+        return ALL_ATTENTION_FUNCTIONS[base](_OverridingView(module, config=config), *given, **options)
     return ALL_ATTENTION_FUNCTIONS[base](module, *given, **options)
 
 

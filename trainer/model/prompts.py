@@ -31,7 +31,7 @@ _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class Rendered(NamedTuple):
+class RenderedText(NamedTuple):
     """A conversation as text, without a BOS that the tokenizer adds by itself."""
 
     text: str
@@ -39,7 +39,7 @@ class Rendered(NamedTuple):
     """Half-open character ranges of `text` that are trained, ascending."""
 
 
-Template: TypeAlias = Callable[[list[Message]], Rendered]
+Template: TypeAlias = Callable[[list[Message]], RenderedText]
 
 
 def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDER) -> list[Message]:  # noqa: ANN401
@@ -169,17 +169,17 @@ def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(whole[: starts[0]]) if starts else []
 
 
-def _plain(messages: list[Message], image_token: str) -> Rendered:
+def _plain(messages: list[Message], image_token: str) -> RenderedText:
     if [message["role"] for message in messages] != ["user", "assistant"]:
         raise UserError(
             f"template plain: expected exactly two turns, human and gpt; found {len(messages)}; choose another template"
         )
     images = image_token * messages[0]["content"].count(image_token)
     text = f"{images}{messages[1]['content']}\n"
-    return Rendered(text, [(len(images), len(text))])
+    return RenderedText(text, [(len(images), len(text))])
 
 
-def _vicuna(messages: list[Message], eos: str) -> Rendered:
+def _vicuna(messages: list[Message], eos: str) -> RenderedText:
     system = VICUNA_SYSTEM
     if messages[0]["role"] == "system":
         system, messages = messages[0]["content"], messages[1:]
@@ -190,7 +190,7 @@ def _vicuna(messages: list[Message], eos: str) -> Rendered:
             start = len(text)  # before the space: a tokenizer that keeps it apart must learn it too
             text += f" {answer['content']}{eos}"
             spans.append((start, len(text)))
-    return Rendered(text, spans)
+    return RenderedText(text, spans)
 
 
 def _render(
@@ -217,12 +217,12 @@ def _render(
     return text, spans[0] if marks else []
 
 
-def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> Rendered:
+def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> RenderedText:
     text, spans = _render(messages, tokenizer, source, marks=True)
-    return Rendered(text, [(start, end) for start, end in spans if end > start])
+    return RenderedText(text, [(start, end) for start, end in spans if end > start])
 
 
-def _by_prefix(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> Rendered:
+def _by_prefix(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> RenderedText:
     text, _ = _render(messages, tokenizer, source)
     spans = []
     for index, message in enumerate(messages):
@@ -236,4 +236,4 @@ def _by_prefix(messages: list[Message], tokenizer: PreTrainedTokenizerBase, sour
                     "earlier text; mark them, or choose vicuna_v1"
                 )
             spans.append((len(before), len(before) + len(through[len(before) :].rstrip())))
-    return Rendered(text, spans)
+    return RenderedText(text, spans)

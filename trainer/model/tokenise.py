@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from trainer.model.prompts import Rendered, front
+from trainer.model.prompts import RenderedText, front
 
 SPACES = (" ", "\u2581")
 """A space, and SentencePiece's letter for it."""
@@ -70,7 +70,7 @@ class Conversation(NamedTuple):
     """Its position in the file, from 1."""
     id: str
     images: list[str]
-    rendered: Rendered | str
+    rendered: RenderedText | str
     """The rendered text, or the reason why it cannot be trained."""
 
 
@@ -123,7 +123,7 @@ class ConversationTokenizer:
                 yield self._row(conversation, *self._joined(rendered, pieces, found))
 
     def _joined(
-        self, rendered: Rendered, pieces: list[str], found: list[Tokens]
+        self, rendered: RenderedText, pieces: list[str], found: list[Tokens]
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Join the pieces of a text with an image token between each two, and return its ids and mask."""
         ids: list[int] = []

@@ -132,7 +132,7 @@ def load_codec(path: Place) -> Codec:
 
 
 @dataclass(frozen=True, eq=False)
-class _Fitted:
+class _FittedCodec:
     name: ClassVar[CodecName]
     width: int
 
@@ -145,7 +145,7 @@ class _Fitted:
 
 
 @dataclass(frozen=True, eq=False)
-class Float16Codec(_Fitted):
+class Float16Codec(_FittedCodec):
     """Encodes each value as the nearest float16, little-endian.
 
     A value that float16 cannot hold is an error, not an infinity.
@@ -169,7 +169,7 @@ class Float16Codec(_Fitted):
 
 
 @dataclass(frozen=True, eq=False)
-class Int8Codec(_Fitted):
+class Int8Codec(_FittedCodec):
     """Encodes x = centre + spread * scale * q, with one float16 scale for each vector.
 
     Dimensions are standardised by the sample first. The bytes of a vector are q (d int8, -127 to 127), then its scale
@@ -207,7 +207,7 @@ class Int8Codec(_Fitted):
 
 
 @dataclass(frozen=True, eq=False)
-class Pq64Codec(_Fitted):
+class Pq64Codec(_FittedCodec):
     """Encodes x = mean + [c_1[code_1] ... c_64[code_64]] @ axes, a product quantizer over principal components.
 
     The axes are dealt out to 64 subspaces of like variance (Ge et al., Optimized Product Quantization, the parametric

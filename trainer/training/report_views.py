@@ -66,8 +66,8 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
 
     An image has `image`, `file`, `answer`, `box` (the part that the tower sees, 0..1), `labels` (m lists), `before` and
     `after`, `layers` (l + 1 lists of m), `describing` (l + 1 strings of m characters 0 and 1, for what `meaningful`
-    counts), `degree` (m values a_i of Eq. 5 of BASIC) and `generated` (a `token_replacement.Described`). `before` and
-    `after` have `nearest` and `cosine`, m values each: the nearest word of the list to a visual token by cosine, or
+    counts), `degree` (m values a_i of Eq. 5 of BASIC) and `generated` (a `token_replacement.Descriptions`). `before`
+    and `after` have `nearest` and `cosine`, m values each: the nearest word of the list to a visual token by cosine, or
     without labels the nearest LLM token.
 
     Words and tokens are positions in `texts`. A part that could not be computed is absent.

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from sea_pipeline.cli import terminal
-from sea_pipeline.labels.caption_lift import Coverage, Probed, ProbeFindings
+from sea_pipeline.labels.caption_lift import Coverage, ProbeFindings, SignFigures
 
 _MOST_WORDS = 10
 
@@ -93,7 +93,7 @@ def _figures(findings: ProbeFindings) -> Table:
     return table
 
 
-def _numbers(probed: Probed) -> tuple[str, ...]:
+def _numbers(probed: SignFigures) -> tuple[str, ...]:
     gain = probed.lift
     return (
         f"{gain.hit:.1%}",

@@ -12,7 +12,7 @@ from sea_pipeline.cli import terminal
 
 if TYPE_CHECKING:
     from trainer.data.row_tokens import RowTokens
-    from trainer.evaluation.harness_results import Collected, Curves
+    from trainer.evaluation.harness_results import Curves, ResultTable
     from trainer.evaluation.harness_tasks import Harness, Pin, Step
     from trainer.evaluation.nearest_by_layer import Layer
     from trainer.export.run import Exported
@@ -219,7 +219,7 @@ def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> Non
         print(shlex.join(step.command))
 
 
-def collected_table(found: "Collected") -> None:
+def collected_table(found: "ResultTable") -> None:
     """Print the papers' numbers, a row each, with the harnesses' results below them."""
     table = terminal.plain_table()
     table.add_column("")

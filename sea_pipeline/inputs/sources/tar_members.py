@@ -32,7 +32,7 @@ class Members:
         """How often members follow after blocks of zeros."""
         self._raw = file
         self._size = file.seek(0, io.SEEK_END)
-        self._file = _Bounded(file, self._size)
+        self._file = _BoundedFile(file, self._size)
         # TarFile gets our file only afterwards, because its constructor refuses a file that begins with a hole.
         self._tar = tarfile.TarFile(fileobj=io.BytesIO(bytes(_BLOCK)), encoding="utf-8", errors="surrogateescape")
         self._tar.fileobj = cast(BinaryIO, self._file)
@@ -130,7 +130,7 @@ class Members:
         return self._raw.read(size)
 
 
-class _Bounded:
+class _BoundedFile:
     """A file for `tarfile` that limits reads, because `tarfile` asks for as many bytes as a header says."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:

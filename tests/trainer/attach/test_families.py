@@ -15,7 +15,7 @@ from tests.trainer.attach.families import MAKERS, Tiny, gemma3, llava, llava_one
 from tests.trainer.attach.worlds import Pictures, labelled
 from trainer.attach import FAMILIES, attach
 from trainer.attach.attached import Attached
-from trainer.attach.tiles import Laid, Size
+from trainer.attach.tiles import ImageTokens, Size
 
 GROUND, COLOUR = "grey", "red"
 SHAPES = ((384, 192), (160, 320), (280, 200))
@@ -29,7 +29,7 @@ class Planted:
         self.made = made
         self.attached: Attached = attach(made.model, made.processor, labels=pictures.open(), sea={})
 
-    def tokens(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, list[Laid]]:
+    def tokens(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, list[ImageTokens]]:
         """V of pictures of one size, which must be what enters the LLM, and where it lies."""
         kept, fed = _forward(self.attached, self.made.batch([([image], "a red patch") for image in images]))
         assert torch.equal(fed, kept.visual)
@@ -57,7 +57,7 @@ def painted(size: Size, box: Sequence[float] = (0, 0, 0, 0)) -> Image.Image:
     return Image.fromarray(values)
 
 
-def cell_boxes(laid: Laid) -> Iterator[tuple[int, int, list[float]]]:
+def cell_boxes(laid: ImageTokens) -> Iterator[tuple[int, int, list[float]]]:
     """The tile, the cell and the box of every cell that lies in the image for its larger part."""
     for number, tile in enumerate(laid.tiles):
         x0, y0, x1, y1 = tile.box

@@ -12,7 +12,7 @@ from tests.support.conversations_json import ANSWERS, Pairs, Row, load, record, 
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.data.bad_rows import missing_images
 from trainer.data.conversations import Summary, summary
-from trainer.model.prompts import VICUNA_SYSTEM, Rendered
+from trainer.model.prompts import VICUNA_SYSTEM, RenderedText
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
 # The slow twins: LLaVA tokenises what stands between images by itself, and finds masks by counting tokens of pieces.
@@ -222,7 +222,7 @@ def test_a_token_is_trained_if_any_of_its_characters_is(tmp_path: Path) -> None:
 
 def test_images_and_what_the_tokenizer_puts_in_front_are_never_trained() -> None:
     tokenizer = llama_like()
-    everything = Rendered("<image>cat", [(0, 10)])
+    everything = RenderedText("<image>cat", [(0, 10)])
     (row,) = ConversationTokenizer(tokenizer, "<image>", 5, 100)([Conversation(1, "1", ["a.jpg"], everything)])
     assert row["input_ids"][:2].tolist() == [1, tokenizer.get_added_vocab()["<image>"]]
     assert row["trained"].tolist() == [False, False] + [True] * (len(row["input_ids"]) - 2)

@@ -8,7 +8,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.support.harness_files import lm_file, lmms_file
-from trainer.evaluation.harness_results import Collected, collect, collect_curves
+from trainer.evaluation.harness_results import ResultTable, collect, collect_curves
 from trainer.evaluation.harness_tasks import Suite
 
 FOUND = {
@@ -240,6 +240,6 @@ def test_the_table_as_json(command: Any, results: Path) -> None:
     code, stdout, _ = command("eval-commands", "--suite", "basic", "--collect", results, "--json")
     assert code == 0
     found = json.loads(stdout)
-    assert set(found) == {"suite", *Collected._fields}
+    assert set(found) == {"suite", *ResultTable._fields}
     assert list(found["ours"].values()) == pytest.approx(BASIC)
     assert found["papers"]["basic-table1-7b"]["scores"]["MMB-CN"] == 62.1

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.evaluation.metrics import Meaningful, gap, label_hits, meaningful, nearest, tacs
+from trainer.evaluation.metrics import MeaningfulShares, gap, label_hits, meaningful, nearest, tacs
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -172,7 +172,7 @@ def test_gap_is_the_mean_distance_of_a_loop() -> None:
 
 def meaningful_twin(
     tokens: torch.Tensor, whole: torch.Tensor, token_text: torch.Tensor, word_text: torch.Tensor, ids: torch.Tensor
-) -> Meaningful:
+) -> MeaningfulShares:
     images, m = tokens.shape
 
     def share(shift: int) -> float:
@@ -184,7 +184,7 @@ def meaningful_twin(
                 close += row >= 0 and any(cosine(token_text[row], word_text[label]) >= 0.5 for label in own)
         return close / (images * m)
 
-    return Meaningful(share(0), share(1) if images > 1 else None, len(set(tokens.flatten().tolist())))
+    return MeaningfulShares(share(0), share(1) if images > 1 else None, len(set(tokens.flatten().tolist())))
 
 
 @pytest.mark.parametrize("images", [1, 2, 5])

@@ -18,11 +18,11 @@ from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
 from tests.support.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
 from tests.support.tiny_runs import World, tiny_recipe
-from trainer.evaluation.llm_probe import KINDS, LlmProbed, LlmProbeSettings, probe_llm
+from trainer.evaluation.llm_probe import KINDS, LlmProbeResult, LlmProbeSettings, probe_llm
 from trainer.evaluation.premise import (
     Lenses,
     Nearness,
-    OnText,
+    TextNearness,
     control,
     is_near,
     look_at_text,
@@ -82,10 +82,10 @@ class Planted(nn.Module):
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Reader, Lenses, OnText]]:
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Reader, Lenses, TextNearness]]:
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
 
-    def make(*, turned: bool) -> tuple[Reader, Lenses, OnText]:
+    def make(*, turned: bool) -> tuple[Reader, Lenses, TextNearness]:
         tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
         llm = Planted(turned=turned)
         reader = Reader(llm, llm.embed, tokenizer, len(tokenizer))
@@ -256,7 +256,7 @@ def test_the_command(kind: str, deep: Path, tmp_path: Path, monkeypatch: pytest.
     llm = deep if kind == "a LLaVA" else tiny_llm(tmp_path / "llm", num_hidden_layers=4, initializer_range=0.3)
     (tmp_path / "text.txt").write_text("The picture shows a red square and a green square on a white ground. " * 9)
     found = probe_llm(LlmProbeSettings.of(llm=str(llm), text=tmp_path / "text.txt", device="cpu"))
-    assert isinstance(found, LlmProbed)
+    assert isinstance(found, LlmProbeResult)
     told = found.to_json()
     json.dumps(told)
     assert [layer["layer"] for layer in told["layers"]] == [0, 1, 2, 3, 4]

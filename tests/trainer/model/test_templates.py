@@ -4,7 +4,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
-from trainer.model.prompts import VICUNA_SYSTEM, Message, Rendered, load_template, read_messages
+from trainer.model.prompts import VICUNA_SYSTEM, Message, RenderedText, load_template, read_messages
 
 
 def turns(*values: str, system: str | None = None) -> list[dict[str, str]]:
@@ -12,7 +12,7 @@ def turns(*values: str, system: str | None = None) -> list[dict[str, str]]:
     return [{"from": "system", "value": system}, *spoken] if system is not None else spoken
 
 
-def trained(rendered: Rendered) -> list[str]:
+def trained(rendered: RenderedText) -> list[str]:
     return [rendered.text[start:end] for start, end in rendered.spans]
 
 
@@ -83,9 +83,11 @@ def test_other_names_of_the_roles() -> None:
 
 def test_plain_is_images_and_caption() -> None:
     render = load_template("plain", llama_like())
-    assert render(read_messages(turns("Describe <image> it.", "A cat."), 1)) == Rendered("<image>A cat.\n", [(7, 14)])
-    assert render(read_messages(turns("Both?", "Cats."), 2)) == Rendered("<image><image>Cats.\n", [(14, 20)])
-    assert render(read_messages(turns("No image", "Text."), 0)) == Rendered("Text.\n", [(0, 6)])
+    assert render(read_messages(turns("Describe <image> it.", "A cat."), 1)) == RenderedText(
+        "<image>A cat.\n", [(7, 14)]
+    )
+    assert render(read_messages(turns("Both?", "Cats."), 2)) == RenderedText("<image><image>Cats.\n", [(14, 20)])
+    assert render(read_messages(turns("No image", "Text."), 0)) == RenderedText("Text.\n", [(0, 6)])
     for conversation in (turns("a", "b", "c", "d"), turns("a", "b", system="s")):
         with pytest.raises(UserError, match="plain: expected exactly two turns"):
             render(read_messages(conversation, 0))
