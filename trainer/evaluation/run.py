@@ -38,8 +38,8 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
 
     With `layers` the result has `layers`, a list of `nearest_by_layer.Layer`. With `replace` it has `replace`: the
     numbers of `token_replacement.Replace`, and `texts`, a list of `token_replacement.Descriptions`, each with its
-    `image` and `sample`. With `lens` it has `lens`: `data`, its file; `index`, a `contextual_lens.Size`; `photos`, their
-    number; `layers`, a list of `contextual_shares.LensLayer`.
+    `image` and `sample`. With `lens` it has `lens`: `data`, its file; `index`, a `contextual_lens.Size`; `photos`,
+    their number; `layers`, a list of `contextual_shares.LensLayer`.
 
     The file `out` holds `model`, `data`, `layers`, `lens` and `replace` without the texts, and `images`, a list of
     objects with `image`, `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the
