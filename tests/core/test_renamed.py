@@ -14,6 +14,7 @@ RENAMED = {
     "sea_pipeline.execution.cluster_settings.Crew": "sea_pipeline.execution.cluster_settings.WorkerSettings",
     "sea_pipeline.execution.cluster_settings.Existing": "sea_pipeline.execution.cluster_settings.ExistingCluster",
     "trainer.recipe.Recipe": "trainer.recipes.recipe.Recipe",
+    "trainer.training.reporter.Told": "trainer.training.reporter.TrainCallbacks",
     "trainer.words.llm_embeddings": "trainer.losses.embeddings.llm_embeddings",
     "trainer.words.ordinary_length": "trainer.losses.embeddings.ordinary_length",
 }

@@ -43,7 +43,7 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
 
     The file `out` holds `model`, `data`, `layers`, `lens` and `replace` without the texts, and `images`, a list of
     objects with `image`, `sample`, `grid` [rows, columns], `tokens` (l + 1 layers of m texts, row-major; layer 0 is the
-    projector's output) and `generated` (a `Described`). The last two exist if they were asked for and the image is
+    projector's output) and `generated` (`Descriptions`). The last two exist if they were asked for and the image is
     among the first ones.
 
     Raises:

@@ -1,13 +1,17 @@
 """Report what a training run does, as lines, bars and tables."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sea_pipeline.core.progress import Reporter
-from sea_pipeline.core.renamed import Callbacks
+from sea_pipeline.core.renamed import Callbacks, renamed
 
 Part = tuple[int, int, float | None]
 """A part of a model as its number of parameters, the number of those that train, and their learning rate."""
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, __name__, {"Told": "TrainCallbacks"})
 
 
 class TrainReporter(Reporter):
