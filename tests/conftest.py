@@ -25,8 +25,12 @@ from tests.support.world import ColourEncoder, word_file
 from tests.support.world import main as label_colours
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first: side by side with the others they cost little, behind them all of their time."""
+    for item in items:
+        if item.get_closest_marker("real") or item.get_closest_marker("processes"):
+            item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("real")}
     items.sort(key=lambda item: item.path not in slow)
 
