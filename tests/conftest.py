@@ -21,7 +21,7 @@ from sea_pipeline.search import int8
 from sea_pipeline.storage import retry
 from tests.support.photo_forms import s3_server
 from tests.support.programs import Begin, Program
-from tests.support.world import ColourEncoder, word_file
+from tests.support.world import ColourEncoder, Label, word_file
 from tests.support.world import main as label_colours
 
 
@@ -93,7 +93,7 @@ def words(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def label(encoder: ColourEncoder, words: Path, tmp_path: Path) -> Callable[..., StageRun]:
+def label(encoder: ColourEncoder, words: Path, tmp_path: Path) -> Label:
     """Labels with the tiny world's settings; any of them can be given."""
 
     def run(**settings: Any) -> StageRun:

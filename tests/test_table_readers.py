@@ -1,6 +1,5 @@
 """That programs which know nothing of this package read the tables of output folders as pyarrow does, row for row."""
 
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,13 +10,10 @@ import pytest
 from packaging.version import Version
 
 from sea_pipeline import open_labels
-from sea_pipeline.execution.dispatch import StageRun
 from tests.support.paths import ROOT
 from tests.support.planted_targets import teach
 from tests.support.table_readers import OTHERS, TESTED, difference, tables
-from tests.support.world import draw_folder
-
-Label = Callable[..., StageRun]
+from tests.support.world import Label, draw_folder
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,11 @@ from PIL import Image
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.parallel import batched, prefetched_map, torch_thread_pool
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.search.exact import Backend, WordSearch
 from tests.support.contents import content
 from tests.support.search_twin import agree, twin, unit
-from tests.support.world import ColourEncoder, draw_folder
+from tests.support.world import ColourEncoder, Label, draw_folder
 
 
 def test_batches_are_full_but_for_the_last() -> None:
@@ -74,7 +73,7 @@ def test_lanes_share_the_cores_and_leave_the_setting_as_it_was(
 
 
 def test_the_labels_are_the_same_by_any_number_of_threads(
-    label: Callable[..., StageRun],
+    label: Label,
     encoder: ColourEncoder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -10,7 +10,6 @@ import pytest
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution import local
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
@@ -22,9 +21,7 @@ from tests.support.contents import content
 from tests.support.grown_photos import grow
 from tests.support.grown_photos import photos as photos
 from tests.support.kills import DEAD
-from tests.support.world import draw_folder
-
-Label = Callable[..., StageRun]
+from tests.support.world import Label, draw_folder
 
 
 @pytest.fixture

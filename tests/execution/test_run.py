@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from tests.support.contents import content
-from tests.support.world import ColourEncoder, draw_folder
-
-Label = Callable[..., StageRun]
+from tests.support.world import ColourEncoder, Label, draw_folder
 
 
 @pytest.fixture

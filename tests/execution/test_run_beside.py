@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.local import run
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.ledger import Ledger
 from tests.support.contents import content, stored
 from tests.support.worker_world import PlantedStage, planted_ledger
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
 
 class Beside(PlantedStage):
@@ -84,7 +83,7 @@ def test_what_ends_the_run_ends_the_shard_beside_it(kind: type[BaseException], l
     assert report.images + report.bad == ledger.dataset.images
 
 
-def test_labels_are_the_same(label: Callable[..., StageRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_the_same(label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = str(draw_folder(tmp_path / "photos", 18))
     label(images=photos, out=tmp_path / "alone")
     made = LabelStage.__init__

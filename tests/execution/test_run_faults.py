@@ -2,7 +2,6 @@
 
 import errno
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,13 +10,10 @@ import torch
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.support.contents import content
-from tests.support.world import ColourEncoder, draw_folder
-
-Label = Callable[..., StageRun]
+from tests.support.world import ColourEncoder, Label, draw_folder
 
 
 @pytest.fixture

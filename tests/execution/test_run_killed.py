@@ -4,22 +4,18 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from tests.support.contents import content
 from tests.support.kills import killed_around
 from tests.support.programs import Begin, labelling
-from tests.support.world import draw_folder, word_file
-
-Label = Callable[..., StageRun]
+from tests.support.world import Label, draw_folder, word_file
 
 
 @pytest.fixture

@@ -17,15 +17,13 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.cluster_settings import WorkerSettings
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from tests.support.contents import content
 from tests.support.kills import descendants
 from tests.support.programs import Begin, labelling
 from tests.support.worker_world import FAULTS, plant_fault
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 PRELOAD = "tests.support.worker_world"
 assert distributed.__version__  # its settings must be there before any is changed
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.hub import pull as pulling
 from sea_pipeline.hub.pull import pull
 from sea_pipeline.hub.push import push
@@ -30,9 +28,8 @@ from tests.support.kills import killed_around
 from tests.support.planted_targets import teach
 from tests.support.programs import Begin
 from tests.support.tiny_runs import colours, logged, make_world, tiny_recipe, tiny_trainer
-from tests.support.world import draw, draw_folder
+from tests.support.world import Label, draw, draw_folder
 
-Label = Callable[..., StageRun]
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "no_long_waits"),
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own

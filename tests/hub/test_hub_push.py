@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.hub import by_word
 from sea_pipeline.hub import push as pushing
 from sea_pipeline.hub.push import push
@@ -26,9 +24,8 @@ from tests.support.kills import killed_around
 from tests.support.old_labels import made_old
 from tests.support.planted_targets import teach
 from tests.support.programs import Begin
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "no_long_waits"),
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own

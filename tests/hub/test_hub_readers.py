@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from huggingface_hub import DatasetCard
 from packaging.version import Version
 
 from sea_pipeline import LabelStore, open_labels
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.hub import by_word
 from sea_pipeline.hub.by_word import write_by_word
 from sea_pipeline.hub.card import BEGIN, END
@@ -31,9 +30,8 @@ from tests.hub.stand_in import Hub
 from tests.support.kills import killed_around
 from tests.support.planted_targets import teach
 from tests.support.table_readers import _plain
-from tests.support.world import COLOURS, draw_folder
+from tests.support.world import COLOURS, Label, draw_folder
 
-Label = Callable[..., StageRun]
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "no_long_waits"),
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.join import merge as merging
 from sea_pipeline.join import rewrite as rewriting
 from sea_pipeline.join.merge import merge
@@ -26,9 +24,8 @@ from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.remote import RemotePath
 from tests.support.contents import content, rows, stored
 from tests.support.kills import killed_around
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 pytestmark = pytest.mark.usefixtures("one_thread", "no_long_waits", "empty_memory")
 
 

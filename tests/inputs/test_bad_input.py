@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 
 from sea_pipeline import open_labels
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.storage.publish import publish_bytes
 from tests.support.photo_forms import bomb, jpeg
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
 BAD = {
     "truncated.jpg": ("decode", "truncated"),
@@ -66,9 +65,7 @@ def fill(folder: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/\xe9.png")).write_bytes(b"")
 
 
-def test_bad_pictures_are_quarantined_with_reasons_and_the_rest_is_labelled(
-    label: Callable[..., StageRun], tmp_path: Path
-) -> None:
+def test_bad_pictures_are_quarantined_with_reasons_and_the_rest_is_labelled(label: Label, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", 9)
     label(images=str(photos), out=tmp_path / "clean")
     fill(photos)

@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import numpy as np
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs import wordlist_mining
 from sea_pipeline.inputs.captions import is_entry, word_runs
 from sea_pipeline.inputs.wordlist_mining import association, mine
 from sea_pipeline.inputs.wordlists import MAX_WORDS, load_wordlist
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
 
 def row(*captions: str, image: Any = "x.png") -> dict[str, Any]:
@@ -116,7 +114,7 @@ def test_at_most_as_many_as_ids_can_tell(tmp_path: Path) -> None:
     assert words.words[50_000:] == general[: 65_535 - 50_000]
 
 
-def test_labels_keep_the_mined_list(label: Callable[..., StageRun], tmp_path: Path) -> None:
+def test_labels_keep_the_mined_list(label: Label, tmp_path: Path) -> None:
     draw_folder(tmp_path / "photos", 2)
     captions = write(tmp_path / "c.jsonl", [row("a red thing, a zzyzx")])
     run = label(images=str(tmp_path / "photos"), wordlist=f"mine:{captions}")

@@ -2,7 +2,6 @@
 
 import ast
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,13 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.support.contents import content, read_all
 from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 NAMES = [
     "run:1", "C:/x", "s3:/bucket/x", "file:x", "file:/x", "memory:x", "data:x", "hdfs:x/y", "gs:x", "viewfs:x", "a:b",
     ":x", "x:", "a#b?c", "x%41 y", "abfs:a@b/x", "mock:x", "1:2:3",

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,14 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.report.figures import photo_of
 from tests.support.contents import content
 from tests.support.photo_forms import Photos, copy_to, failing_s3, photos_in, write_list, write_parquet, write_tars
 from tests.support.programs import Begin, labelling
-from tests.support.world import draw_folder, word_file
+from tests.support.world import Label, draw_folder, word_file
 
-Label = Callable[..., StageRun]
 pytestmark = pytest.mark.usefixtures("no_long_waits")
 
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples, open_source
 from tests.support.contents import read_all
 from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 PHOTOS = {f"{number}.png": bytes([number]) * (600 + number) for number in range(9)}
 
 

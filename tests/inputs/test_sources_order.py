@@ -2,7 +2,7 @@
 
 import random
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.parallel import InOrder
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import forward, list_samples, open_source, order, tables
 from sea_pipeline.inputs.sources.forward import Forward
@@ -22,9 +21,8 @@ from sea_pipeline.output.ledger import Ledger
 from tests.support.contents import content
 from tests.support.contents import rows as labels_of
 from tests.support.photo_forms import Photos, copy_to, photos_in, write_dataset, write_parquet, write_tar
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 COUNT, GROUP = 90, 10
 
 

@@ -3,7 +3,6 @@
 import datetime
 import decimal
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.sources.values import MISSING, NoId, bytes_of, id_texts, is_bytes, is_id
 from tests.support.contents import read_all
 from tests.support.photo_forms import photos_in, write_parquet
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 NOT_UTF8 = pa.array([b"ok", b"\xff\xfe", b"c"], pa.binary())
 UTC = datetime.UTC
 A_UUID = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")

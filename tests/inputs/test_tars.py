@@ -4,23 +4,20 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.sources.tar_members import Members
 from sea_pipeline.storage.leftovers import LEFTOVERS
 from tests.support.contents import read_all
 from tests.support.photo_forms import copy_to, photos_in
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 Link = tuple[bytes, str]
 BLOCK = bytes(512)
 MARKERS = "blocks of zeros inside a tar, which was read on behind them"

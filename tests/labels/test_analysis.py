@@ -1,18 +1,16 @@
 """Numbers of labels whose every cell is known."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sea_pipeline import LabelStore, open_labels
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.statistics import image_words, labels_to_json, statistics
-from tests.support.world import COLOURS, GRID, ColourEncoder, draw, similarities
+from tests.support.world import COLOURS, GRID, ColourEncoder, Label, draw, similarities
 
 
 @pytest.fixture
-def store(label: Callable[..., StageRun], tmp_path: Path) -> LabelStore:
+def store(label: Label, tmp_path: Path) -> LabelStore:
     draw(tmp_path / "photos" / "a" / "x.png", GRID, size=(48, 48))
     label(images=str(tmp_path / "photos"), top_n=1)
     return open_labels(tmp_path / "labels")

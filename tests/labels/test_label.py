@@ -12,13 +12,10 @@ import torch
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.labels.format import LabelRow, ShardWriter
 from sea_pipeline.storage.parquet import shard_footer
-from tests.support.world import GRID, ColourEncoder, best, draw, draw_folder, similarities
-
-Label = Callable[..., StageRun]
+from tests.support.world import GRID, ColourEncoder, Label, best, draw, draw_folder, similarities
 
 
 def test_every_patch_gets_the_colour_that_was_drawn_there(label: Label, tmp_path: Path) -> None:

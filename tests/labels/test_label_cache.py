@@ -3,7 +3,6 @@
 import multiprocessing
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,15 @@ import pytest
 
 from sea_pipeline import LabelStore, label_cache, open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.scratch import host
 from tests.support.damage import Harm, changed, flip, made_a_folder
 from tests.support.kills import DEAD
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
 
 @pytest.fixture
-def store(label: Callable[..., StageRun], tmp_path: Path) -> LabelStore:
+def store(label: Label, tmp_path: Path) -> LabelStore:
     photos = draw_folder(tmp_path / "photos", 70)
     (photos / "003.png").write_bytes(b"")
     label(images=str(photos), top_n=8, shard_size=40, max_bad=1)
@@ -116,7 +114,7 @@ def test_an_interrupted_unpacking_leaves_nothing(
     assert not half.exists()
 
 
-def test_other_labels_are_another_cache(store: LabelStore, label: Callable[..., StageRun], tmp_path: Path) -> None:
+def test_other_labels_are_another_cache(store: LabelStore, label: Label, tmp_path: Path) -> None:
     label(images=str(tmp_path / "photos"), top_n=2, out=tmp_path / "two", max_bad=1)
     other = label_cache.label_cache(open_labels(tmp_path / "two"))
     assert other.folder != label_cache.label_cache(store).folder

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelJob, LabelSettings
@@ -19,9 +17,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.support.contents import content
 from tests.support.old_labels import made_old
-from tests.support.world import draw_folder
-
-Label = Callable[..., StageRun]
+from tests.support.world import Label, draw_folder
 
 
 @pytest.fixture

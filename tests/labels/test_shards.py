@@ -1,6 +1,5 @@
 """The contract on disk: exact columns, encodings and values, read back with pyarrow alone and through the store."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.format import LabelRow, ShardWriter
 from sea_pipeline.storage.parquet import shard_footer
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
 
 def rows(count: int, patches: int = 6, top_n: int = 3) -> list[LabelRow]:
@@ -108,9 +106,7 @@ def test_page_checksums_are_written(tmp_path: Path) -> None:
     assert silent == 0
 
 
-def test_the_store_reads_what_the_frozen_interface_promises(
-    label: Callable[..., StageRun], words: Path, tmp_path: Path
-) -> None:
+def test_the_store_reads_what_the_frozen_interface_promises(label: Label, words: Path, tmp_path: Path) -> None:
     run = label(images=str(draw_folder(tmp_path / "photos", 11)), top_n=8)
     store = open_labels(str(tmp_path / "labels"))
     assert len(store) == 11

@@ -11,7 +11,6 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.driver import Driver
 from sea_pipeline.execution.local import run
 from sea_pipeline.labels.stage import LabelStage
@@ -20,9 +19,7 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.publish import publish_folder
 from tests.support.photo_forms import photos_in, write_tars
 from tests.support.worker_world import PlantedStage, planted_ledger
-from tests.support.world import draw_folder
-
-Label = Callable[..., StageRun]
+from tests.support.world import Label, draw_folder
 
 
 @pytest.fixture

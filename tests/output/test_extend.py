@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile
 from sea_pipeline.output.verify import check_files
@@ -22,9 +20,7 @@ from tests.support.grown_photos import grow
 from tests.support.grown_photos import photos as photos
 from tests.support.kills import killed_around
 from tests.support.programs import Begin, labelling
-from tests.support.world import ColourEncoder, draw_folder, word_file
-
-Label = Callable[..., StageRun]
+from tests.support.world import ColourEncoder, Label, draw_folder, word_file
 
 
 def everything(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -1,23 +1,21 @@
 """Damage is found and named."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.publish import publish_bytes
 from tests.support.worker_world import planted_ledger
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
 
 @pytest.fixture
-def folder(label: Callable[..., StageRun], tmp_path: Path) -> Path:
+def folder(label: Label, tmp_path: Path) -> Path:
     photos = draw_folder(tmp_path / "photos", 9)
     (photos / "003.png").write_bytes(b"")
     label(images=str(photos))

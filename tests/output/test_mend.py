@@ -10,7 +10,6 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output import mend
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import read_plan, write_plan
@@ -20,9 +19,8 @@ from sea_pipeline.storage.paths import place
 from tests.support.contents import content, rows, stored
 from tests.support.damage import DAMAGE, OTHERS, Harm, changed, flip, made_a_folder
 from tests.support.kills import killed_around
-from tests.support.world import ColourEncoder, draw_folder
+from tests.support.world import ColourEncoder, Label, draw_folder
 
-Label = Callable[..., StageRun]
 LATER = "another version"
 """The one damage that no run mends: it may be a later program's."""
 

@@ -11,7 +11,6 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output import status
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit, load_record
@@ -19,7 +18,7 @@ from sea_pipeline.output.verify import check_files, refuse_damage
 from sea_pipeline.report.run import find_inputs
 from sea_pipeline.storage.json_files import json_object
 from tests.support.damage import DAMAGE, RECORDS, changed, flip
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
 AGAIN = "run the command that made the folder again, which makes it anew"
 
@@ -30,7 +29,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(label: Callable[..., StageRun], tmp_path: Path, _made: Path) -> Path:
+def folder(label: Label, tmp_path: Path, _made: Path) -> Path:
     """Labels of nine photos, one of them bad, in three shards."""
     whole = _made / "labels"
     if not whole.exists():

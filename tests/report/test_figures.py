@@ -1,6 +1,5 @@
 """Figures: what is drawn where, in formats that keep text as text."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ import pytest
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.crops import WHOLE
 from sea_pipeline.labels.store import Labels, open_labels
 from sea_pipeline.report.figures import Panel, labels_figure, patches_figure, photo_of, save_figure
-from tests.support.world import draw, draw_folder
+from tests.support.world import Label, draw, draw_folder
 
 GRID = [["red", "red", "green", "green"], ["blue"] * 4, ["brown", "brown", "grey", "grey"]]
 WHITE = Image.new("RGB", (64, 48), "white")
@@ -73,7 +71,7 @@ def test_the_drawn_part_is_the_crop_box() -> None:
     assert shown.reshape(-1, 3).max(0).tolist() == [0, 0, 255]
 
 
-def test_inspect_saves_the_photo_and_figure_6(command: Any, label: Callable[..., StageRun], tmp_path: Path) -> None:
+def test_inspect_saves_the_photo_and_figure_6(command: Any, label: Label, tmp_path: Path) -> None:
     draw(tmp_path / "photos" / "x.png", GRID, size=(48, 48))
     labels = label(images=str(tmp_path / "photos")).ledger.root
     assert command("inspect", labels, "x.png", "--save", tmp_path / "x.svg")[0] == 0
@@ -94,7 +92,7 @@ def test_a_long_title_is_folded_and_what_the_font_lacks_is_told(tmp_path: Path) 
     assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
 
 
-def test_a_photo_that_is_gone_is_named(label: Callable[..., StageRun], tmp_path: Path) -> None:
+def test_a_photo_that_is_gone_is_named(label: Label, tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "photos", 1)
     store = open_labels(label(images=str(folder)).ledger.root)
     assert photo_of(store, "000.png").size == (48, 48)

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.labels.store import open_labels
 from sea_pipeline.report.labels import NONE, labels_data
@@ -23,7 +21,7 @@ from sea_pipeline.report.page import json_text, render
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
 from sea_pipeline.report.runs import MOST_POINTS, kept_views, runs_data
 from tests.support.report_world import run_folder
-from tests.support.world import draw, draw_folder
+from tests.support.world import Label, draw, draw_folder
 
 
 def unpack(values: dict[str, str]) -> npt.NDArray[Any]:
@@ -38,7 +36,7 @@ def embedded(file: Path) -> dict[str, Any]:
     return data
 
 
-def test_word_ids_and_scores_are_those_of_the_store(label: Callable[..., StageRun], tmp_path: Path) -> None:
+def test_word_ids_and_scores_are_those_of_the_store(label: Label, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", 5)
     store = open_labels(label(images=str(photos)).ledger.root)
     data = labels_data(store, None, 2, 64, SILENT)
@@ -54,14 +52,14 @@ def test_word_ids_and_scores_are_those_of_the_store(label: Callable[..., StageRu
     assert sum(data["statistics"]["mean_histogram"]["counts"]) == len(store.words)
 
 
-def test_limit_leaves_out_photos_and_says_how_many_there_are(label: Callable[..., StageRun], tmp_path: Path) -> None:
+def test_limit_leaves_out_photos_and_says_how_many_there_are(label: Label, tmp_path: Path) -> None:
     store = open_labels(label(images=str(draw_folder(tmp_path / "photos", 7))).ledger.root)
     data = labels_data(store, 3, 5, 64, SILENT)
     assert [photo["id"] for photo in data["photos"]] == store.ids[:3]
     assert data["total"] == data["statistics"]["images"] == 7
 
 
-def test_crops_are_no_photos(label: Callable[..., StageRun], tmp_path: Path) -> None:
+def test_crops_are_no_photos(label: Label, tmp_path: Path) -> None:
     store = open_labels(label(images=str(draw_folder(tmp_path / "photos", 3)), crops=2).ledger.root)
     data = labels_data(store, None, 5, 64, SILENT)
     assert len(data["photos"]) == 3
@@ -70,7 +68,7 @@ def test_crops_are_no_photos(label: Callable[..., StageRun], tmp_path: Path) -> 
 
 
 def test_photos_that_are_gone_have_no_picture_and_the_report_is_made(
-    command: Any, label: Callable[..., StageRun], tmp_path: Path
+    command: Any, label: Label, tmp_path: Path
 ) -> None:
     photos = draw_folder(tmp_path / "photos", 4)
     out = label(images=str(photos)).ledger.root
@@ -167,7 +165,7 @@ def test_what_is_no_labels_and_no_run_is_one_line(command: Any, tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
-def test_labels_twice_and_a_folder_as_out_are_refused(label: Callable[..., StageRun], tmp_path: Path) -> None:
+def test_labels_twice_and_a_folder_as_out_are_refused(label: Label, tmp_path: Path) -> None:
     out = label(images=str(draw_folder(tmp_path / "photos", 2))).ledger.root
     with pytest.raises(UserError, match="expected labels once"):
         find_inputs([out, out])
@@ -190,9 +188,7 @@ def test_a_run_whose_model_is_gone_is_shown_with_the_views_that_it_has(command: 
     assert "model: there is no such folder" in found["note"]
 
 
-def test_labels_of_bad_images_alone_are_a_report_of_them(
-    command: Any, label: Callable[..., StageRun], tmp_path: Path
-) -> None:
+def test_labels_of_bad_images_alone_are_a_report_of_them(command: Any, label: Label, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "bad.png").write_bytes(b"no image")
     out = label(images=str(tmp_path / "photos"), max_bad=1).ledger.root

@@ -3,21 +3,17 @@
 import errno
 import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from tests.support.contents import content
 from tests.support.programs import Begin, labelling
-from tests.support.world import draw_folder, word_file
-
-Label = Callable[..., StageRun]
+from tests.support.world import Label, draw_folder, word_file
 
 
 @pytest.fixture

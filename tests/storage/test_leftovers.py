@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.shard import log_attempt
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.output.ledger import Ledger
@@ -22,9 +20,8 @@ from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.publish import publish_folder
 from tests.support.contents import content, read_all
 from tests.support.photo_forms import copy_to, photos_in, write_parquet, write_tar
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 LEFT = [
     "._000.png", "._.DS_Store", "._a", ".DS_Store", "Icon\r", ".localized", ".fseventsd/0000.png", ".Trashes/501/x.png",
     ".Spotlight-V100/store.png", ".TemporaryItems/x.png", "__MACOSX/a/x.png", ".AppleDouble/000.png",

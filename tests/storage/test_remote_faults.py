@@ -4,7 +4,6 @@ import hashlib
 import random
 import signal
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
@@ -28,9 +26,8 @@ from tests.support.contents import rows, stored
 from tests.support.kills import killed_around
 from tests.support.photo_forms import failing_s3
 from tests.support.programs import Begin, labelling
-from tests.support.world import ColourEncoder, draw_folder, word_file
+from tests.support.world import ColourEncoder, Label, draw_folder, word_file
 
-Label = Callable[..., StageRun]
 pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
 
 

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ import pytest
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.paths import entries, place
 from tests.support.contents import rows, stored
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
-Label = Callable[..., StageRun]
 pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
 
 

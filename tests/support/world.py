@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sea_pipeline.encoders import Preprocess
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.store import Labels
 
+Label = Callable[..., StageRun]
+"""What the fixture `label` is: settings of `label` -> its run."""
 COLOURS = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
