@@ -102,7 +102,7 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/output/test_advice_followed.py::test_what_a_worker_could_not_finish_is_finished": [
         "{}: cannot be finished: {}; run the same command again",
     ],
-    "tests/storage/test_full_disk.py::test_full_for_real_at_the_largest_files": [
+    "tests/storage/test_storage.py::test_full_for_real_at_the_largest_files": [
         "{}: cannot be written: {}; {} and run the same command again{}",
     ],
     "tests/output/test_mend.py::test_the_advice_brings_back_what_is_damaged": [
@@ -115,16 +115,16 @@ FOLLOWED: dict[str, list[str]] = {
         "{}; it is made again",
         "{}; shard {} is done again",
     ],
-    "tests/storage/test_remote_faults.py::test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays": [
+    "tests/storage/test_remote.py::test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays": [
         (
             "{}: cannot be {}: tried again and again, and always: {}; run the same command again later (what is "
             "finished is kept)"
         ),
     ],
-    "tests/execution/test_run_faults.py::test_a_shard_that_fails_is_listed_and_the_others_are_done": [
+    "tests/execution/test_run.py::test_a_shard_that_fails_is_listed_and_the_others_are_done": [
         "{} (see {}; run the same command to try again)",
     ],
-    "tests/execution/test_run_faults.py::test_an_image_root_that_vanishes_stops_the_run": [
+    "tests/execution/test_run.py::test_an_image_root_that_vanishes_stops_the_run": [
         "{}: is gone; bring it back and run the same command again",
     ],
     "tests/output/test_run_files.py::test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report": [

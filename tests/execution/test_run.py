@@ -1,12 +1,19 @@
 """Runs that are repeated or resumed, and folders that they are refused."""
 
+import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
+from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
 from tests.support.contents import content
 from tests.support.world import ColourEncoder, Label, draw_folder
 
@@ -132,3 +139,151 @@ def test_folders_that_are_not_ours_are_refused(label: Label, photos: Path, tmp_p
         label(images=str(photos), out=photos / "labels")
     with pytest.raises(UserError, match="found a file"):
         label(images=str(photos), out=tmp_path / "colours.txt")
+
+
+def test_a_passing_fault_costs_an_attempt(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    plain, calls = encoder.patches, 0
+
+    def once(pixels: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise RuntimeError("a passing fault")
+        return plain(pixels)
+
+    monkeypatch.setattr(encoder, "patches", once)
+    run = label(images=str(photos))
+    assert not run.report.failed
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+    assert json.loads((tmp_path / "labels" / "commits" / "00002.json").read_text())["attempt"] == 2
+    assert "a passing fault" in (tmp_path / "labels" / "logs" / "00002-attempt-1.log").read_text()
+
+
+def test_a_shard_that_fails_is_listed_and_the_others_are_done(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, fail = encoder.patches, True
+
+    def broken(pixels: torch.Tensor) -> torch.Tensor:
+        if fail and len(pixels) == 2:  # only the last shard has two pictures
+            raise RuntimeError("no kernel image")
+        return plain(pixels)
+
+    monkeypatch.setattr(encoder, "patches", broken)
+    run = label(images=str(photos))
+    assert run.report.failed == {4: "RuntimeError: no kernel image"}
+    assert run.report.images == 16
+    with pytest.raises(ValueError, match="4 of 5 shards are done"):
+        open_labels(tmp_path / "labels")
+    fail = False
+    assert label(images=str(photos)).report.images == 2
+    assert len(open_labels(tmp_path / "labels")) == 18
+
+
+def test_a_fault_of_the_machine_is_no_fault_of_the_image(
+    label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, faults = Path.read_bytes, [errno.EIO]
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "006.png" and faults:
+            raise OSError(faults.pop(), "Input/output error", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    run = label(images=str(photos))
+    assert (run.report.images, run.report.bad) == (18, 0)
+
+
+def test_an_image_root_that_vanishes_stops_the_run(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    plain = encoder.patches
+
+    def unmount(pixels: torch.Tensor) -> torch.Tensor:
+        if photos.exists():
+            photos.rename(tmp_path / "unmounted")
+        return plain(pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "patches", unmount)
+        with pytest.raises(UserError, match="photos: is gone; bring it back"):
+            label(images=str(photos))
+    (tmp_path / "unmounted").rename(photos)
+    label(images=str(photos))
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_mended_input_is_read_again(label: Label, photos: Path, tmp_path: Path) -> None:
+    """A run with the wrong image root stops; with the right one the same folder finishes."""
+    data = tmp_path / "data.json"
+    ids = [str(path.relative_to(photos)) for path in photos.rglob("*.png")]
+    data.write_text(json.dumps([{"image": image_id, "conversations": []} for image_id in ids]))
+    with pytest.raises(
+        UserError, match=r"4 fail in read: FileNotFoundError, such as .*nowhere/000\.png.* --image-root, "
+    ):
+        (tmp_path / "nowhere").mkdir()
+        label(images=str(data), image_root=tmp_path / "nowhere")
+    assert label(images=str(data), image_root=photos).report.images == 18
+    label(images=str(photos), out=tmp_path / "whole")
+    found, expected = content(tmp_path / "labels"), content(tmp_path / "whole")
+    assert {name for name in found if found[name] != expected.get(name)} == {"dataset.json"}  # another source
+    assert check_files(Ledger.open(tmp_path / "labels")).problems == []
+
+
+def test_mostly_broken_input_stops_the_run_and_nothing_is_lost(label: Label, photos: Path, tmp_path: Path) -> None:
+    for number in (0, 3, 6, 9, 12, 15):
+        (photos / f"{number:03d}.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"4 of 18 images are bad so far, more than --max-bad 0\.01 allows") as error:
+        label(images=str(photos))
+    assert "4 fail in decode: UnidentifiedImageError, such as" in str(error.value)
+    with pytest.raises(ValueError, match="shards are done"):
+        open_labels(tmp_path / "labels")
+    run = label(images=str(photos), max_bad=0.5)
+    store = open_labels(tmp_path / "labels")
+    assert len(store) == 12
+    assert run.report.bad == 6
+    assert [bad["image_id"] for bad in store.quarantine()] == [f"{n:03d}.png" for n in (0, 3, 6, 9, 12, 15)]
+
+
+def test_too_many_bad_images_need_no_example(label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may take their shards back meanwhile."""
+    (photos / "003.png").write_bytes(b"")
+    monkeypatch.setattr(Ledger, "quarantined", lambda _: iter(()))
+    with pytest.raises(UserError, match="1 fail in read: EmptyFile; see all with sea-pipeline status"):
+        label(images=str(photos), max_bad=0)
+
+
+def test_max_bad_0_allows_none(label: Label, photos: Path) -> None:
+    (photos / "003.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 18 images are bad"):
+        label(images=str(photos), max_bad=0)
+
+
+def test_one_bad_image_never_stops_a_small_run(label: Label, photos: Path, tmp_path: Path) -> None:
+    (photos / "003.png").write_bytes(b"")
+    assert label(images=str(photos)).report.bad == 1
+    assert len(open_labels(tmp_path / "labels")) == 17
+
+
+def test_retry_bad_reads_bad_images_of_a_finished_folder_again(label: Label, photos: Path, tmp_path: Path) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    held = (photos / "003.png").read_bytes()
+    (photos / "003.png").write_bytes(b"")
+    label(images=str(photos))
+    (photos / "003.png").write_bytes(held)
+    assert label(images=str(photos)).report.images == 0
+    assert label(images=str(photos), retry_bad=True).report.images == 4
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_the_quarantine_table_has_its_columns(label: Label, photos: Path, tmp_path: Path) -> None:
+    (photos / "003.png").write_bytes(b"")
+    label(images=str(photos))
+    (table,) = (pq.read_table(path) for path in (tmp_path / "labels" / "quarantine").iterdir())
+    assert table.column_names == ["image_id", "uri", "stage", "error", "message", "image_sha256"]
+    assert check_files(Ledger.open(tmp_path / "labels")).problems == []

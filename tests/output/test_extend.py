@@ -16,11 +16,14 @@ from sea_pipeline.output.records import DatasetFile
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from tests.support.contents import content, rows
-from tests.support.grown_photos import grow
-from tests.support.grown_photos import photos as photos
 from tests.support.kills import killed_around
 from tests.support.programs import Begin, labelling
-from tests.support.world import ColourEncoder, Label, draw_folder, word_file
+from tests.support.world import ColourEncoder, Label, draw_folder, draw_growing, grow, word_file
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return draw_growing(tmp_path / "photos")
 
 
 def everything(folder: Path) -> dict[str, tuple[bytes, int]]:

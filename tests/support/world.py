@@ -5,6 +5,7 @@ one.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,21 @@ def draw_folder(folder: Path, count: int, seed: int = 0) -> Path:
         cells = [[str(random.choice(list(COLOURS))) for _ in range(4)] for _ in range(3)]
         draw(folder / ("", "a", "b")[number % 3] / f"{number:03d}.png", cells, size=(48, 48))
     return folder
+
+
+def draw_growing(folder: Path) -> Path:
+    """Ten of sixteen pictures; `grow` brings the others, whose ids lie between theirs."""
+    draw_folder(folder, 16)
+    for number in (1, 4, 7, 8, 12, 15):
+        (path,) = folder.rglob(f"{number:03d}.png")
+        moved = folder.parent / "later" / path.relative_to(folder)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(moved)
+    return folder
+
+
+def grow(folder: Path) -> None:
+    shutil.copytree(folder.parent / "later", folder, dirs_exist_ok=True)
 
 
 def word_file(path: Path) -> Path:

@@ -1,12 +1,15 @@
-"""`tests.bench.compare`: rows on captioned photos with tiny parts, stopped and gone on with."""
+"""The programs of tests/bench that are no mere clocks: growth, word_lists, compare."""
 
 import io
 import json
 import runpy
 import signal
 import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +17,90 @@ import yaml
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.paths import place
+from tests.bench import growth, word_lists
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.tables import CHARTED
 from tests.support import compare_world
 from tests.support.compare_world import TRAIN, compared, make_captioned, tiny_parts, tiny_rows
 from tests.support.programs import Begin
+from tests.support.world import COLOURS, draw
+
+
+@pytest.mark.parametrize("planted", [0.5, 1.0, 1.5, 2.0])
+def test_a_planted_exponent_is_found(planted: float) -> None:
+    sizes = [1e3, 1e4, 1e5, 1e6]
+    assert growth.exponent(sizes, [2 + 3e-3 * size**planted for size in sizes]) == pytest.approx(planted, abs=0.02)
+
+
+def test_what_does_not_grow_has_no_exponent() -> None:
+    assert growth.exponent([1, 2, 4, 8], [1.0, 1.1, 1.05, 1.15]) == 0.0
+
+
+def test_steps_of_a_folder_end_with_one_that_opens(tmp_path: Path) -> None:
+    growth.links(tmp_path, 2_050)
+    for step in growth.CURVES[0].steps:
+        step(tmp_path, 2_050)
+    checked = check_files(Ledger.open(place(tmp_path / "labels")))
+    assert checked.finished
+    assert not checked.problems
+    assert not checked.missing
+
+
+PHOTOS = ["red", "green", "blue", "red", "green", "blue"]
+
+
+@pytest.fixture
+def folders(label: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
+    """Photos of one colour each, their captions, and two folders of their labels; `blue sky` looks like blue."""
+    monkeypatch.setitem(COLOURS, "blue sky", COLOURS["blue"])
+    monkeypatch.setitem(COLOURS, "greens", COLOURS["green"])
+    rows = []
+    for number, colour in enumerate(PHOTOS):
+        draw(tmp_path / "photos" / f"{number}.png", [[colour] * 2] * 2)
+        turns = [{"from": "gpt", "value": f"the {colour} unicorns"}, {"from": "gpt", "value": f"{colour}s"}]
+        rows.append({"image": f"{number}.png", "conversations": turns})
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    for name, listed in (("one", "red\ngreen\n"), ("two", "red\nblue sky\ngreens\n")):
+        (tmp_path / f"{name}.txt").write_text(listed)
+        label(images=str(tmp_path / "photos"), wordlist=str(tmp_path / f"{name}.txt"), top_n=1, out=tmp_path / name)
+    return tmp_path / "captions.json", tmp_path / "one", tmp_path / "two"
+
+
+def test_every_word_of_the_captions_counts_for_every_list(folders: tuple[Path, Path, Path]) -> None:
+    captions, *labels = folders
+    stores = [open_labels(folder) for folder in labels]
+    images, spoken = word_lists.captioned(captions, stores)
+    assert images == [f"{number}.png" for number in range(6)]
+    one, two = (word_lists.row(store, images, spoken, phrases=False) for store in stores)
+    # of each photo: its colour, the plural, unicorns. `one` has red, reds, green, greens; `two` red, reds, greens
+    assert one.own == pytest.approx((4 * 2 + 0) / 18)
+    assert two.own == pytest.approx((2 * 2 + 2 * 1) / 18)
+    assert (one.other, two.other) == (0, 0)
+    assert one.lift.hit == pytest.approx(one.own * 18 / 12)  # unicorns, in all captions, do not count
+
+
+def test_phrases_stand_for_their_words(folders: tuple[Path, Path, Path]) -> None:
+    captions, *labels = folders
+    stores = [open_labels(folder) for folder in labels]
+    images, spoken = word_lists.captioned(captions, stores)
+    one, two = (word_lists.row(store, images, spoken, phrases=True) for store in stores)
+    assert one == word_lists.row(stores[0], images, spoken, phrases=False)
+    assert two.own == pytest.approx((2 * 2 + 2 * 1 + 2 * 1) / 18)
+
+
+def test_the_table(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["word_lists", *map(str, folders)])
+    monkeypatch.setenv("COLUMNS", "300")
+    word_lists.main()
+    said = capsys.readouterr().out
+    assert "6 photos" in said
+    assert "44.4%" in said
+
 
 ROWS = ("lm", "sea", "sea-first", "sea-first-shuffled")
 
