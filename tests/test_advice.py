@@ -59,7 +59,7 @@ FOLLOWED: dict[str, list[str]] = {
         "not finished: {}, run again, goes on",
         "{}: expected a finished folder; {} of {} shards are done; finish it by running {} again",
     ],
-    "tests/output/test_advice_followed.py::test_another_out_is_chosen": [
+    "tests/output/test_advice_followed.py::test_another_run_is_refused_and_another_out_is_chosen": [
         "{}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out",
         (
             "{}: the image {} was at another place of its input in {}, with which this folder was last run; choose "
@@ -71,19 +71,19 @@ FOLLOWED: dict[str, list[str]] = {
             "another --out"
         ),
     ],
-    "tests/output/test_advice_followed.py::test_extend_is_given": [
+    "tests/output/test_extend.py::test_without_extend_it_is_refused_and_with_it_done": [
         "{}: was begun with less: {}; add it with --extend, or choose another --out",
     ],
     "tests/output/test_advice_followed.py::test_shards_that_another_run_took_back_are_done_again": [
         "{}: another run takes shards back at the same time; run the command again",
     ],
-    "tests/output/test_advice_followed.py::test_the_images_that_a_lost_plan_was_made_of_are_given": [
+    "tests/output/test_advice_followed.py::test_a_plan_of_other_images_is_not_written_again_and_its_own_are_given": [
         (
             "{}; restore it, or give the very images that it was begun with, from which it is made anew, or "
             "choose another --out"
         ),
     ],
-    "tests/output/test_advice_followed.py::test_too_many_bad_images_are_allowed": [
+    "tests/execution/test_run.py::test_mostly_broken_input_stops_the_run_and_nothing_is_lost": [
         (
             "{}: {} of {} images are bad so far, more than --max-bad {} allows; {} fail in {}{}; see all with "
             "sea-pipeline status; {}, or give a larger --max-bad, and run the command again"

@@ -1,4 +1,4 @@
-"""Word lists: how they are read, what is refused in them, how they are mined, and which of their words captions hold."""
+"""Word lists: how they are read, what is refused in them, how they are mined, and what of captions they name."""
 
 import hashlib
 import json

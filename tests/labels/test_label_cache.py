@@ -1,4 +1,4 @@
-"""Labels as readers have them: unpacked, in this process and in others, and of schema version 1, with float16 scores."""
+"""Labels as readers have them: unpacked, in this process and in others; of schema version 1, with float16 scores."""
 
 import json
 import multiprocessing

@@ -1,6 +1,5 @@
 """What is advised of an output folder that is not damaged, followed to the letter: it ends with a folder that opens."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,10 @@ from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.publish import publish_folder
+from tests.support.contents import stored
 from tests.support.photo_forms import photos_in, write_tars
 from tests.support.worker_world import PlantedStage, planted_ledger
-from tests.support.world import Label, draw_folder
+from tests.support.world import ColourEncoder, Label, draw_folder
 
 
 @pytest.fixture
@@ -27,66 +27,73 @@ def photos(tmp_path: Path) -> Path:
     return draw_folder(tmp_path / "photos", 9)
 
 
-def _other_settings(label: Label, photos: Path) -> dict[str, Any]:
-    return {"images": str(photos), "top_n": 2}
+def _words(photos: Path, encoder: ColourEncoder) -> dict[str, Any]:
+    (photos.parent / "short.txt").write_text("red\ngreen\nblue")
+    return {"wordlist": str(photos.parent / "short.txt")}
 
 
-def _other_images(label: Label, photos: Path) -> dict[str, Any]:
+def _encoder(photos: Path, encoder: ColourEncoder) -> dict[str, Any]:
+    encoder.version = "2"
+    return {}
+
+
+def _other_images(photos: Path, encoder: ColourEncoder) -> dict[str, Any]:
     return {"images": str(draw_folder(photos.parent / "others" / "photos", 9, seed=5))}
 
 
-def _more_images(label: Label, photos: Path) -> dict[str, Any]:
+def _more_images(photos: Path, encoder: ColourEncoder) -> dict[str, Any]:
     draw_folder(photos / "more", 2)
-    return {"images": str(photos)}
+    return {}
 
 
-def _fewer_images(label: Label, photos: Path) -> dict[str, Any]:
+def _fewer_images(photos: Path, encoder: ColourEncoder) -> dict[str, Any]:
     (photos / "000.png").unlink()
-    return {"images": str(photos)}
+    return {}
 
 
-def _a_stranger(label: Label, photos: Path) -> dict[str, Any]:
+def _a_stranger(photos: Path, encoder: ColourEncoder) -> dict[str, Any]:
     shutil.rmtree(photos.parent / "labels")
     (photos.parent / "labels").mkdir()
     (photos.parent / "labels" / "thesis.tex").write_text("")
-    return {"images": str(photos)}
+    return {}
 
 
-def _another_place(label: Label, photos: Path) -> dict[str, Any]:
+def _another_place(photos: Path, encoder: ColourEncoder) -> dict[str, Any]:
     return {"images": str(write_tars(photos.parent / "tars", photos_in(photos), 2))}
+
+
+OTHERS = "holds another run; choose another --out. Differing: "
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (_other_settings, "holds another run; choose another --out. Differing: top_n"),
-        (_fewer_images, "holds another run; choose another --out. Differing: images that are gone"),
+        (lambda *_: {"top_n": 2}, f"{OTHERS}top_n: 3 there, 2 asked for"),
+        (lambda *_: {"shard_size": 5}, f"{OTHERS}shard_size: 4 there, 5 asked for"),
+        (lambda *_: {"limit": 7}, f"{OTHERS}images that are gone: 2 (such as "),
+        (_words, "wordlist.words: 8 there, 3 asked for"),
+        (_encoder, f'{OTHERS}encoder.version: "1" there, "2" asked for'),
+        (_fewer_images, f"{OTHERS}images that are gone: 1 (such as '000.png')"),
         (_other_images, "was another one when this folder was begun"),
-        (_more_images, "was begun with less"),
+        (_more_images, "was begun with less: new images: 2"),
         (_a_stranger, "expected an empty folder or one that sea-pipeline began; found 'thesis.tex' in it"),
         (_another_place, "was at another place of its input"),
     ],
+    ids=["top_n", "shard_size", "limit", "words", "encoder", "fewer", "other", "more", "stranger", "place"],
 )
-def test_another_out_is_chosen(
-    label: Label, photos: Path, tmp_path: Path, change: Callable[[Label, Path], dict[str, Any]], expected: str
+def test_another_run_is_refused_and_another_out_is_chosen(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, change: Callable[..., Any], expected: str
 ) -> None:
     label(images=str(photos))
-    asked = change(label, photos)
+    asked = {"images": str(photos)} | change(photos, encoder)
+    held = stored(str(tmp_path / "labels"))
     with pytest.raises(UserError, match="choose another --out") as found:
         label(**asked)
     assert expected in str(found.value)
+    assert stored(str(tmp_path / "labels")) == held
     made = label(**asked, out=tmp_path / "another").ledger.root
-    assert len(open_labels(made)) >= 8
+    assert len(open_labels(made)) >= 7
     assert check_files(Ledger.open(made)).problems == []
-
-
-def test_extend_is_given(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos))
-    asked = _more_images(label, photos)
-    with pytest.raises(UserError, match="add it with --extend"):
-        label(**asked)
-    label(**asked, extend=True)
-    assert len(open_labels(tmp_path / "labels")) == 11
 
 
 def test_what_a_killed_run_without_a_lock_left_is_deleted(label: Label, photos: Path, empty_memory: None) -> None:
@@ -124,15 +131,6 @@ def test_an_unfinished_folder_is_finished(command: Any, label: Label, photos: Pa
     assert "as written; not finished yet: run the command that began it again" in command("verify", out)[1]
     label(images=str(photos))
     assert len(open_labels(out)) == 9
-
-
-def test_too_many_bad_images_are_allowed(label: Label, photos: Path, tmp_path: Path) -> None:
-    for name in ("000.png", "003.png"):
-        (photos / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"mend the input, or give a larger --max-bad, and run the command again"):
-        label(images=str(photos))
-    label(images=str(photos), max_bad=0.5)
-    assert len(open_labels(tmp_path / "labels")) == 7
 
 
 def test_shards_that_another_run_took_back_are_done_again(
@@ -186,19 +184,23 @@ def test_a_folder_that_is_full_is_removed_or_another_one_chosen(tmp_path: Path) 
         assert [path.name for path in way.iterdir()] == ["made"]
 
 
-def test_the_images_that_a_lost_plan_was_made_of_are_given(label: Label, photos: Path, tmp_path: Path) -> None:
+def test_a_plan_of_other_images_is_not_written_again_and_its_own_are_given(
+    label: Label, photos: Path, tmp_path: Path
+) -> None:
     label(images=str(photos))
     out = tmp_path / "labels"
     held = (out / "plan.parquet").read_bytes()
     (out / "plan.parquet").unlink()
     draw_folder(photos / "more", 2)
-    with pytest.raises(UserError, match=r"restore it, or give the very images that .*, or choose another --out"):
-        label(images=str(photos))
+    said = r"plan\.parquet: expected a file.*; restore it, or give the very images that .*, or choose another --out"
+    for change in ({}, {"extend": True}, {"top_n": 2}):
+        with pytest.raises(UserError, match=said):
+            label(images=str(photos), **change)
     assert len(open_labels(label(images=str(photos), out=tmp_path / "another").ledger.root)) == 11
     (out / "plan.parquet").write_bytes(held)
     assert len(open_labels(out)) == 9
     (out / "plan.parquet").unlink()
     shutil.rmtree(photos / "more")
     label(images=str(photos))
+    assert (out / "plan.parquet").read_bytes() == held
     assert len(open_labels(out)) == 9
-    assert json.loads((out / "dataset.json").read_text())["images"] == 9

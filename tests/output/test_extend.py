@@ -75,13 +75,15 @@ def test_a_folder_that_is_not_extended_looks_as_before(label: Label, photos: Pat
     assert [(part["images"], part["shards"], part["fields"]) for part in written["parts"]] == [(10, 3, {}), (6, 2, {})]
 
 
-def test_without_extend_it_is_refused(label: Label, photos: Path, tmp_path: Path) -> None:
+def test_without_extend_it_is_refused_and_with_it_done(label: Label, photos: Path, tmp_path: Path) -> None:
     label(images=str(photos))
     before = everything(tmp_path / "labels")
     grow(photos)
     with pytest.raises(UserError, match=r"new images: 6 \(such as '012\.png'\); add it with --extend, or choose"):
         label(images=str(photos))
     assert everything(tmp_path / "labels") == before
+    label(images=str(photos), extend=True)
+    assert len(open_labels(tmp_path / "labels")) == 16
 
 
 @pytest.mark.parametrize(
