@@ -29,6 +29,8 @@ from tests.support.world import main as label_colours
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first: side by side with the others they cost little, behind them all of their time."""
     for item in items:
+        if isinstance(item, pytest.Function) and "program" in item.fixturenames:
+            item.add_marker("processes")
         if item.get_closest_marker("real") or item.get_closest_marker("processes"):
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("real")}

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -67,49 +66,6 @@ def test_odd_members_of_a_tar(tmp_path: Path) -> None:
         "files without an image's suffix": 1,
         "members that a later one of the same tar replaces": 1,
     }
-
-
-def test_a_member_whose_name_is_not_utf8_is_a_problem_of_that_one(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "x.tar", [("a.png", b"A"), (os.fsdecode(b"\xe9.png"), b"B")])
-    found = read_all(list_samples(str(path)))
-    assert found == {"a.png": b"A", "\\xe9.png": "the name of the member is not UTF-8; rename it"}
-
-
-@pytest.mark.parametrize(
-    ("cut", "whole", "said"),
-    [
-        (
-            1536 + 512 + 1,
-            1,
-            {"1.png": "x.tar ends after 1 of the image's 601 bytes", "x.tar": "behind its first 2 images"},
-        ),
-        (1536 + 100, 1, {"x.tar": "damaged behind its first 1 images"}),
-        (2 * 1536, 2, {"x.tar": "it has no end marker, so it may have been cut off"}),
-        (3 * 1536 - 5, 3, {"x.tar": "damaged behind its first 3 images"}),
-    ],
-)
-def test_a_tar_that_has_been_cut_off_costs_what_is_gone(
-    tmp_path: Path, cut: int, whole: int, said: dict[str, str]
-) -> None:
-    """Members of 600 and a few bytes: each takes a header of 512 and 1,024 of data."""
-    path = write_tar(tmp_path / "x.tar", list(PHOTOS.items()))
-    path.write_bytes(path.read_bytes()[:cut])
-    found = read_all(list_samples(str(path)))
-    good = {name: found.pop(name) for name in list(PHOTOS)[:whole]}
-    assert good == {name: PHOTOS[name] for name in good}
-    assert found.keys() == said.keys()
-    for name, expected in said.items():
-        assert expected in str(found[name])
-
-
-def test_a_header_that_is_overwritten_costs_its_own_image_and_is_said(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "x.tar", list(PHOTOS.items()))
-    data = bytearray(path.read_bytes())
-    data[4 * 1536 : 4 * 1536 + 512] = b"\xff" * 512
-    path.write_bytes(data)
-    found = read_all(list_samples(str(path)))
-    assert found.pop("x.tar") == "damaged behind its first 4 images: no header at byte 6,144"
-    assert found == {name: data for name, data in PHOTOS.items() if name != "4.png"}
 
 
 def test_a_damaged_tar_costs_its_images_and_not_the_run(label: Label, tmp_path: Path) -> None:
