@@ -24,12 +24,15 @@ from tests.support.programs import Begin, Program
 from tests.support.world import ColourEncoder, Label, word_file
 from tests.support.world import main as label_colours
 
+STARTING = {"program", "client", "scheduler"}
+"""Fixtures that start processes which compute."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first: side by side with the others they cost little, behind them all of their time."""
     for item in items:
-        if isinstance(item, pytest.Function) and "program" in item.fixturenames:
+        if isinstance(item, pytest.Function) and STARTING & set(item.fixturenames):
             item.add_marker("processes")
         if item.get_closest_marker("real") or item.get_closest_marker("processes"):
             item.add_marker("slow")

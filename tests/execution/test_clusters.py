@@ -100,6 +100,7 @@ def test_gpus_are_counted_by_the_names_that_the_environment_gives(monkeypatch: p
     assert visible_gpus() == ("3", "GPU-7f")
 
 
+@pytest.mark.processes
 def test_a_worker_of_a_gpu_sees_that_one_alone_and_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)

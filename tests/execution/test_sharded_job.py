@@ -123,6 +123,7 @@ def test_other_settings_are_another_folder(images: Path, tmp_path: Path, monkeyp
     assert json.loads((folder / "dataset.json").read_text())["kind"] == "counts"
 
 
+@pytest.mark.processes
 def test_workers_count_the_same(images: Path, tmp_path: Path) -> None:
     count(images, tmp_path / "whole")
     run = count(images, tmp_path / "out", crew=WorkerSettings(workers=2, dashboard=False))

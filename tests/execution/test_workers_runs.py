@@ -73,6 +73,7 @@ def commits(folder: Path) -> int:
     return len(list((folder / "commits").glob("*")))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_labels_the_same(
     label: Label, photos: Path, tmp_path: Path, whole: dict[str, bytes], workers: int
