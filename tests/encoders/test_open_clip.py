@@ -12,6 +12,7 @@ from sea_pipeline import encoders, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, Preprocess, load_encoder
 from sea_pipeline.labels import run as label_run
+from tests.support.refused import refused
 from tests.support.tiny_clip import (
     CLIP,
     HALF,
@@ -291,11 +292,8 @@ def test_pixels_of_a_file_are_those_that_all_tags_share(
     ],
 )  # fmt: skip
 def test_models_that_cannot_label_are_refused(spec: str, told: str) -> None:
-    with pytest.raises(UserError) as error:
+    with refused(told, start=f"--encoder open_clip:{spec}: "):
         load_encoder(f"open_clip:{spec}", "cpu")
-    assert str(error.value).startswith(f"--encoder open_clip:{spec}: ")
-    assert told in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -311,9 +309,8 @@ def test_models_that_cannot_label_are_refused(spec: str, told: str) -> None:
 )
 def test_configs_that_cannot_label_are_refused(vision: dict[str, Any], told: str, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "m", random_model(CLIP), changed(CLIP, vision))
-    with pytest.raises(UserError) as error:
+    with refused(told):
         load_encoder(f"open_clip:{folder}", "cpu")
-    assert told in str(error.value)
 
 
 def test_damaged_folders_and_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,10 +322,8 @@ def test_damaged_folders_and_files_are_refused(tmp_path: Path, monkeypatch: pyte
     evil.write_bytes(pickle.dumps(Preprocess(3)))
     pixels = torch.zeros(1, 32, 32, 3)
     for file, told in ((other, "cannot be loaded: Error(s) in loading state_dict"), (evil, "cannot be loaded: ")):
-        with pytest.raises(UserError, match=r"^--encoder open_clip:tiny/") as error:
+        with refused(f"{file} {told}", match=r"^--encoder open_clip:tiny/"):
             load_encoder(f"open_clip:tiny/{file}", "cpu").patches(pixels)
-        assert f"{file} {told}" in str(error.value)
-        assert "\n" not in str(error.value)
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_encoder(f"open_clip:{folder}", "cpu").patches(pixels)

@@ -27,6 +27,7 @@ from sea_pipeline.execution.cluster_settings import (
 from sea_pipeline.execution.dask_clusters import connected, scheduler_address, slurm_arguments, ssh_arguments
 from sea_pipeline.execution.dispatch import driver_role
 from sea_pipeline.storage.paths import data_folder
+from tests.support.refused import refused
 
 WHOLE = '{"type": "Scheduler", "address": "tcp://127.0.0.1:8786"}'
 FILES = sorted((data_folder("jobs") / "clusters").glob("*.yaml"))
@@ -54,10 +55,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_options_that_make_no_sense_are_one_line(options: dict[str, Any], expected: str) -> None:
-    with pytest.raises(UserError) as problem:
+    with refused(start=expected):
         WorkerSettings.of(**options)
-    assert str(problem.value).startswith(expected)
-    assert "\n" not in str(problem.value)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 12])
@@ -153,11 +152,8 @@ def test_every_packaged_file_is_one_by_its_name(file: Path) -> None:
 def test_a_file_that_is_none_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(UserError) as problem:
+    with refused(expected, start=str(file)):
         load_cluster(str(file))
-    assert str(problem.value).startswith(str(file))
-    assert expected in str(problem.value)
-    assert "\n" not in str(problem.value)
 
 
 def test_a_name_that_is_none_names_those_that_are() -> None:
@@ -246,9 +242,8 @@ def test_what_is_no_scheduler_is_told_before_any_work(
     for stem, text in contents.items():
         Path(f"{stem}.json").write_text(text)
     monkeypatch.setattr(dask_clusters, "Client", lambda *_, **__: pytest.fail("nobody is called"))
-    with pytest.raises(UserError, match=f"^--scheduler {name}: expected the address .*; {found}") as problem:
+    with refused(match=f"^--scheduler {name}: expected the address .*; {found}"):
         driver_role(WorkerSettings.of(scheduler=name), "cpu")
-    assert "\n" not in str(problem.value)
     with (
         pytest.raises(UserError, match=found),
         connected(ExistingCluster(address=name), dashboard=False, reporter=SILENT),

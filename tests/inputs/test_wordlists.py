@@ -25,6 +25,7 @@ from sea_pipeline.inputs.captions import (
 )
 from sea_pipeline.inputs.wordlist_mining import association, mine
 from sea_pipeline.inputs.wordlists import MAX_WORDS, load_wordlist, parse_wordlist
+from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
 
@@ -59,10 +60,8 @@ def test_a_file_of_ones_own_is_normalised_and_hashed_by_content(tmp_path: Path) 
     ],
 )
 def test_a_bad_list_is_one_clear_line(raw: bytes, expected: str) -> None:
-    with pytest.raises(UserError, match=r"list\.txt") as error:
+    with refused(expected, match=r"list\.txt"):
         parse_wordlist(raw, "list.txt")
-    assert expected in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_the_longest_list_allowed() -> None:
@@ -253,11 +252,8 @@ def test_a_file_without_captions_is_one_clear_line(tmp_path: Path, content: str 
     path = tmp_path / "c.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError) as error:
+    with refused(expected, str(path)):
         load_wordlist(f"mine:{path}")
-    assert expected in str(error.value)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
