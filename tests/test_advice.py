@@ -127,7 +127,7 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/execution/test_run.py::test_an_image_root_that_vanishes_stops_the_run": [
         "{}: is gone; bring it back and run the same command again",
     ],
-    "tests/output/test_run_files.py::test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report": [
+    "tests/output/test_records.py::test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report": [
         "{}: expected a JSON object; found {}; restore it",
         "{}: cannot be read: {}; restore it",
         "{}: cannot be read as JSON: {}; restore it",

@@ -1,12 +1,23 @@
+"""From the bytes of a file to pixels: what is read, what a file is that is no image, and crops."""
+
+import gzip
 import hashlib
+import io
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import AvifImagePlugin, Image, WebPImagePlugin, features
 
-from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError, read_image
+from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
+from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError, decode_image, read_image
 from tests.support.photo_forms import bomb, jpeg
+from tests.support.world import COLOURS, ColourEncoder, draw, draw_folder
 
 RED = (255, 0, 0)
 
@@ -151,3 +162,159 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(BadImageError, match="expected at most 536,870,912 bytes"):
         read_image(tmp_path / "x.tiff")
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a.txt"), "x" * 99)
+    return buffer.getvalue()
+
+
+def box(brand: bytes, *compatible: bytes) -> bytes:
+    body = b"ftyp" + brand + bytes(4) + b"".join(compatible)
+    return (len(body) + 4).to_bytes(4) + body + b"\0\0\0\x08free" + bytes(64)
+
+
+def encoded(form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)).save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "what", "advice"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git-lfs pointer", "`git lfs pull`"),
+        (box(b"heic", b"mif1", b"heic"), "HEIC", "convert it"),
+        (box(b"mif1", b"mif1", b"heic"), "HEIC", "convert it"),
+        (b"\xff\x0a" + bytes(range(40)), "JPEG XL", "convert it"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "JPEG XL", "convert it"),
+        (box(b"isom", b"mp42"), "MP4", "leave it out"),
+        (box(b"qt  "), "MP4 or QuickTime", "leave it out"),
+        (b"\x1a\x45\xdf\xa3" + bytes(40), "WebM", "leave it out"),
+        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "HTML", "download the image again"),
+        (b"\xef\xbb\xbf\r\n<HTML><head>", "HTML", "download the image again"),
+        (b"<html>\n<svg/></html>", "HTML", "download the image again"),
+        ("<!DOCTYPE html><html>".encode("utf-16"), "HTML", "download the image again"),
+        (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "XML", "download the image again"),
+        (b'{"error": "not found"}', "JSON", "download the image again"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG", "PNG"),
+        (b'<?xml version="1.0"?>\n<!-- a -->\n<svg xmlns="x"/>', "SVG", "PNG"),
+        (b"<!-- a -->\n" * 300, "XML", "download the image again"),
+        (b"<!-- a -->\n" * 300 + b"<svg>", "SVG", "PNG"),
+        (b"%PDF-1.7\n%", "PDF", "export"),
+        (gzip.compress(b"x" * 99, mtime=0), "gzip", "gunzip"),
+        (zipped(), "zip", "unzip"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(40), "7z", "7z x"),
+        (b"8BPS\0\1" + bytes(40), "Photoshop", "convert it"),
+        (b"\x89PNG\n\x1a\n" + bytes(40), "line ends", "binary mode"),
+        (bytes(1), "all 1 bytes are zeros", "copy it again"),
+        (bytes(5000), "all 5,000 bytes are zeros", "copy it again"),
+        (b"", "0 bytes", "copy it again"),
+        (encoded("TIFF")[:9], "begins as TIFF does", "copy it again"),
+        (encoded("AVIF")[:90], "begins as AVIF does", "copy it again"),
+    ],
+)
+def test_a_known_kind_is_named(data: bytes, what: str, advice: str) -> None:
+    with pytest.raises(BadImageError) as error:
+        decode_image(data)
+    assert what in error.value.message
+    assert advice in error.value.message
+    assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "plugin"), [("AVIF", "avif", AvifImagePlugin), ("WEBP", "webp", WebPImagePlugin)]
+)
+def test_a_codec_that_pillow_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, form: str, codec: str, plugin: object
+) -> None:
+    data = encoded(form)
+    decode_image(data)
+    has = features.check
+    monkeypatch.setattr(plugin, "SUPPORTED", False)
+    monkeypatch.setattr(features, "check", lambda name: name != codec and has(name))
+    with pytest.raises(BadImageError, match="built without its codec; install Pillow from PyPI, or convert it"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA"])
+def test_images_are_no_other_kind(form: str) -> None:
+    assert decode_image(encoded(form)).image.size == (32, 32)
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """A picture whose red and green say where a pixel is."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(200, 120), (120, 200), (77, 77), (1, 1), (2, 250)])
+def test_a_crop_is_the_square_its_box_says(width: int, height: int) -> None:
+    image = gradient(width, height)
+    for number in range(1, 40):
+        crop, (x0, y0, x1, y1) = labelled_crop(image, "a", number)
+        side = crop.width
+        assert crop.size == (side, side)
+        assert 0 <= x0 < x1 <= 1
+        assert 0 <= y0 < y1 <= 1
+        assert side**2 >= LEAST_AREA * min(width, height) ** 2 - side
+        corner, opposite = np.asarray(crop)[0, 0], np.asarray(crop)[-1, -1]
+        assert corner[:2].tolist() == [round(x0 * width), round(y0 * height)]
+        assert opposite[:2].tolist() == [round(x1 * width) - 1, round(y1 * height) - 1]
+
+
+def test_which_part_a_crop_is_depends_on_id_and_number_alone() -> None:
+    image = gradient(200, 120)
+    boxes = [labelled_crop(image, name, number)[1] for name in ("a", "b") for number in (1, 2, 3)]
+    assert len(set(boxes)) == 6
+    assert boxes == [labelled_crop(image, name, number)[1] for name in ("a", "b") for number in (1, 2, 3)]
+
+
+def test_crops_reach_every_size_and_place() -> None:
+    random = np.random.default_rng(0)
+    drawn = [random_square(gradient(100, 100), 0.25, random)[1] for _ in range(400)]
+    sides = np.array([x1 - x0 for x0, _, x1, _ in drawn])
+    assert sides.min() < 0.55
+    assert sides.max() > 0.95
+    assert min(x0 for x0, *_ in drawn) == 0
+    assert max(x1 for _, _, x1, _ in drawn) == 1
+
+
+def test_names_of_crops() -> None:
+    assert crop_id("a/b.jpg", 0) == "a/b.jpg"
+    for name, number in (("a/b.jpg", 0), ("a/b.jpg", 7), ("a#crop", 12)):
+        assert image_and_crop(crop_id(name, number)) == (name, number)
+    assert inside((0.5, 0, 1, 1), (0.2, 0.4, 0.6, 0.8)) == pytest.approx((0.4, 0.4, 0.6, 0.8))
+
+
+def test_labels_of_crops_are_those_of_their_pixels(label: Callable[..., Any], tmp_path: Path) -> None:
+    """The left half of the picture is red, the right half blue: each patch has the colour its place says."""
+    draw(tmp_path / "images" / "two.png", [["red", "blue"]], size=(96, 48))
+    run = label(images=str(tmp_path / "images"), crops=12)
+    store = open_labels(run.ledger.root)
+    assert set(store.ids) == {crop_id("two.png", number) for number in range(13)}
+    assert store.manifest["fields"]["crops"]["per_image"] == 12
+    words, seen = list(store.words), set()
+    for number in range(1, 13):
+        labels = store[crop_id("two.png", number)]
+        x0, _, x1, _ = labels.crop_box
+        for patch, best in enumerate(labels.word_ids[:, 0]):
+            left = x0 + (patch % 4) / 4 * (x1 - x0)
+            right = left + (x1 - x0) / 4
+            if right <= 0.49 or left >= 0.51:
+                assert words[best] == ("red" if right <= 0.49 else "blue")
+                seen.add(words[best])
+    assert seen == {"red", "blue"}
+
+
+def test_crops_are_part_of_what_a_folder_is(label: Callable[..., Any], tmp_path: Path, encoder: ColourEncoder) -> None:
+    folder = draw_folder(tmp_path / "images", 2)
+    plain = label(images=str(folder)).ledger.dataset
+    assert "crops" not in plain.fields
+    with pytest.raises(UserError, match="crops"):
+        label(images=str(folder), crops=2)
+    draw(folder / "x#crop1.png", [[next(iter(COLOURS))]])
+    with pytest.raises(UserError, match="names crops; rename"):
+        label(images=str(folder), crops=2, out=tmp_path / "other")
