@@ -21,7 +21,7 @@ from sea_pipeline.search import int8
 from sea_pipeline.storage import retry
 from tests.support.photo_forms import s3_server
 from tests.support.programs import Begin, Program
-from tests.support.world import ColourEncoder, Label, word_file
+from tests.support.world import ColourEncoder, Label, Shelved, draw_folder, word_file
 from tests.support.world import main as label_colours
 
 STARTING = {"program", "client", "scheduler"}
@@ -106,6 +106,26 @@ def label(encoder: ColourEncoder, words: Path, tmp_path: Path) -> Label:
         return label_run.label_images(LabelSettings.of(**(defaults | settings)))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what many tests read is made once in a process."""
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture
+def shelved(label: Label, shelf: Path) -> Shelved:
+    """Photos, the fourth of them bad, and their labels: `photos` and `labels` of a folder that is to be read alone."""
+
+    def made(count: int, **settings: Any) -> Path:
+        root = shelf / f"{count} {settings}"
+        if not root.exists():
+            (draw_folder(root / "photos", count) / "003.png").write_bytes(b"")
+            label(images=str(root / "photos"), out=root / "labels", **settings)
+        return root
+
+    return made
 
 
 @pytest.fixture

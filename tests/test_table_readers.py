@@ -13,7 +13,7 @@ from sea_pipeline import open_labels
 from tests.support.paths import ROOT
 from tests.support.planted_targets import teach
 from tests.support.table_readers import OTHERS, TESTED, difference, tables
-from tests.support.world import Label, draw_folder
+from tests.support.world import Shelved
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +24,8 @@ def _new_enough(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def labels(label: Label, tmp_path: Path) -> Path:
-    photos = draw_folder(tmp_path / "photos", 40)
-    (photos / "003.png").write_bytes(b"")
-    label(images=str(photos), shard_size=36, max_bad=1.0)
-    return tmp_path / "labels"
+def labels(shelved: Shelved) -> Path:
+    return shelved(40, shard_size=36, max_bad=1.0) / "labels"
 
 
 @pytest.mark.parametrize("name", TESTED)

@@ -28,7 +28,7 @@ from tests.support.contents import content, stored
 from tests.support.kills import DEAD, killed_around
 from tests.support.programs import Begin, labelling
 from tests.support.worker_world import PlantedStage, planted_ledger
-from tests.support.world import Label, draw_folder, draw_growing, grow, word_file
+from tests.support.world import Label, Shelved, draw_folder, draw_growing, grow, word_file
 
 
 @pytest.fixture
@@ -44,16 +44,15 @@ def growing(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 @pytest.mark.parametrize("call", range(1, 18))
 def test_a_kill_around_any_rename_loses_nothing(
-    label: Label, photos: Path, tmp_path: Path, moment: str, call: int
+    label: Label, shelved: Shelved, tmp_path: Path, moment: str, call: int
 ) -> None:
     """Plan, words, dataset, cache, 5 x (data, commit), one quarantine, words.parquet, manifest: 17 renames in a run."""
-    (photos / "003.png").write_bytes(b"bad")
-    label(images=str(photos), out=tmp_path / "whole")
-    shutil.rmtree(tmp_path / "cache")
+    whole = shelved(18)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     with killed_around(publish, "_put_in_place", call, before=moment == "before the rename"):
-        label(images=str(photos))
-    label(images=str(photos))
-    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+        label(images=str(whole / "photos"))
+    label(images=str(whole / "photos"))
+    assert content(tmp_path / "labels") == content(whole / "labels")
 
 
 def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, program: Begin) -> None:

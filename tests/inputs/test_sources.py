@@ -32,6 +32,20 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def said() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def whole(label: Label, folder: Path, tmp_path: Path, said: dict[str, Any]) -> dict[str, Any]:
+    """What the labels of the folder say; they are made once."""
+    if not said:
+        label(images=str(folder), out=tmp_path / "whole", max_bad=0.5)
+        said |= rows(tmp_path / "whole")
+    return said
+
+
 def rows(folder: Path) -> dict[str, Any]:
     """What labels say, but for where the images were."""
     store = open_labels(folder)
@@ -108,11 +122,12 @@ FORMS = [
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_gives_the_same_rows(label: Label, folder: Path, tmp_path: Path, name: str) -> None:
-    label(images=str(folder), out=tmp_path / "whole", max_bad=0.5)
+def test_every_form_gives_the_same_rows(
+    label: Label, folder: Path, whole: dict[str, Any], tmp_path: Path, name: str
+) -> None:
     run = label(**form(name, folder, tmp_path), max_bad=0.5)
-    assert rows(tmp_path / "labels") == rows(tmp_path / "whole")
-    assert len(rows(tmp_path / "labels")["labels"]) == 11
+    assert rows(tmp_path / "labels") == whole
+    assert len(whole["labels"]) == 11
     again = label(**form(name, folder, tmp_path), max_bad=0.5, retry_bad=True)  # what reopens is what was recorded
     assert (again.report.images + again.report.bad, run.report.bad) == (4, 1)
     store = open_labels(tmp_path / "labels")
@@ -126,9 +141,8 @@ def test_every_form_gives_the_same_rows(label: Label, folder: Path, tmp_path: Pa
 @pytest.mark.parametrize("protocol", ["memory://", "s3://bucket"])
 @pytest.mark.parametrize("name", ["folder", "csv", "jsonl", "tars", "tars {}", "parquet", "binary parquets"])
 def test_every_form_is_the_same_behind_a_url(
-    label: Label, folder: Path, tmp_path: Path, s3: str, protocol: str, name: str
+    label: Label, folder: Path, whole: dict[str, Any], tmp_path: Path, s3: str, protocol: str, name: str
 ) -> None:
-    label(images=str(folder), out=tmp_path / "whole", max_bad=0.5)
     asked = form(name, folder, tmp_path / "forms") if name != "csv" else form(name, folder, folder)
     url = f"{protocol}/{name.replace(' ', '_').replace('{}', 'x')}"
     for place in (folder, tmp_path / "forms"):
@@ -138,7 +152,7 @@ def test_every_form_is_the_same_behind_a_url(
                 key: value.replace(str(place), url) if isinstance(value, str) else value for key, value in asked.items()
             }
     label(**asked, max_bad=0.5)
-    assert rows(tmp_path / "labels") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "labels") == whole
     assert url in (tmp_path / "labels" / "dataset.json").read_text()
 
 

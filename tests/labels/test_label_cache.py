@@ -23,15 +23,17 @@ from tests.support.contents import content
 from tests.support.damage import Harm, changed, flip, made_a_folder
 from tests.support.kills import DEAD
 from tests.support.old_labels import made_old
-from tests.support.world import Label, draw_folder
+from tests.support.world import Label, Shelved, draw_folder
 
 
 @pytest.fixture
-def store(label: Label, tmp_path: Path) -> LabelStore:
-    photos = draw_folder(tmp_path / "photos", 70)
-    (photos / "003.png").write_bytes(b"")
-    label(images=str(photos), top_n=8, shard_size=40, max_bad=1)
-    return open_labels(tmp_path / "labels")
+def seventy(shelved: Shelved) -> Path:
+    return shelved(70, top_n=8, shard_size=40, max_bad=1)
+
+
+@pytest.fixture
+def store(seventy: Path) -> LabelStore:
+    return open_labels(seventy / "labels")
 
 
 def test_every_image_is_as_in_the_store(store: LabelStore) -> None:
@@ -123,8 +125,8 @@ def test_an_interrupted_unpacking_leaves_nothing(
     assert not half.exists()
 
 
-def test_other_labels_are_another_cache(store: LabelStore, label: Label, tmp_path: Path) -> None:
-    label(images=str(tmp_path / "photos"), top_n=2, out=tmp_path / "two", max_bad=1)
+def test_other_labels_are_another_cache(store: LabelStore, label: Label, seventy: Path, tmp_path: Path) -> None:
+    label(images=str(seventy / "photos"), top_n=2, out=tmp_path / "two", max_bad=1)
     other = label_cache.label_cache(open_labels(tmp_path / "two"))
     assert other.folder != label_cache.label_cache(store).folder
     assert other["006.png"].word_ids.shape == (12, 2)

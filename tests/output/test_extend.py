@@ -15,7 +15,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
-from tests.support.contents import content, rows
+from tests.support.contents import content, rows, stored
 from tests.support.kills import killed_around
 from tests.support.programs import Begin, labelling
 from tests.support.refused import refused
@@ -25,6 +25,19 @@ from tests.support.world import ColourEncoder, Label, draw_folder, draw_growing,
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return draw_growing(tmp_path / "photos")
+
+
+@pytest.fixture
+def extended(label: Label, shelf: Path) -> Path:
+    """Sixteen `photos`; labels of ten `before`, extended by the others `after`: to be read alone."""
+    root = shelf / "extended"
+    if not root.exists():
+        photos = draw_growing(root / "photos")
+        label(images=str(photos), out=root / "before")
+        shutil.copytree(root / "before", root / "after")
+        grow(photos)
+        label(images=str(photos), out=root / "after", extend=True)
+    return root
 
 
 def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -173,11 +186,8 @@ def test_an_unfinished_folder_is_extended_and_the_old_half_is_never_read_as_all(
     assert len(open_labels(out)) == 18
 
 
-def test_commits_belong_to_their_part(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos))
-    grow(photos)
-    label(images=str(photos), extend=True)
-    ledger = Ledger.open(tmp_path / "labels")
+def test_commits_belong_to_their_part(extended: Path, tmp_path: Path) -> None:
+    ledger = Ledger.open(shutil.copytree(extended / "after", tmp_path / "labels"))
     plans = [commit.plan for commit in ledger.commits()]
     assert len({*plans[:3]}) == len({*plans[3:]}) == 1
     assert len({*plans}) == 2
@@ -205,58 +215,44 @@ def test_what_was_accepted_is_not_taken_back(label: Label, photos: Path, tmp_pat
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 @pytest.mark.parametrize("call", range(1, 9))
 def test_a_kill_around_any_rename_of_an_extension_loses_nothing(
-    label: Label, photos: Path, tmp_path: Path, moment: str, call: int
+    label: Label, extended: Path, tmp_path: Path, moment: str, call: int
 ) -> None:
     """Plan, dataset, 2 x (data, commit), words.parquet, manifest."""
-    label(images=str(photos), out=tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "labels")
-    grow(photos)
-    label(images=str(photos), out=tmp_path / "whole", extend=True)
+    photos, out = str(extended / "photos"), shutil.copytree(extended / "before", tmp_path / "labels")
     with killed_around(publish, "_put_in_place", call, before=moment == "before the rename"):
-        label(images=str(photos), extend=True)
+        label(images=photos, extend=True)
     happened = call - (moment == "before the rename")
     if 2 <= happened < 8:
         with pytest.raises(UserError, match="finish it by running the command that extended it"):
-            open_labels(tmp_path / "labels")
+            open_labels(out)
     else:
-        assert len(open_labels(tmp_path / "labels")) == (16 if happened == 8 else 10)
-    label(images=str(photos), extend=True)
-    assert content(tmp_path / "labels") == content(tmp_path / "whole")
-    plans = [(tmp_path / name / "plan-00001.parquet").read_bytes() for name in ("labels", "whole")]
-    assert plans[0] == plans[1]
+        assert len(open_labels(out)) == (16 if happened == 8 else 10)
+    label(images=photos, extend=True)
+    assert stored(str(out)) == stored(str(extended / "after"))
 
 
-def test_a_plan_that_was_not_taken_up_does_not_count(label: Label, photos: Path, tmp_path: Path) -> None:
+def test_a_plan_that_was_not_taken_up_does_not_count(label: Label, extended: Path, tmp_path: Path) -> None:
     """Killed between plan and dataset; then still more images come."""
-    label(images=str(photos))
-    shutil.copytree(tmp_path / "labels", tmp_path / "whole")
-    (tmp_path / "labels" / "plan-00001.parquet").write_bytes(b"of a killed process")
-    grow(photos)
-    for out in ("labels", "whole"):
-        label(images=str(photos), extend=True, out=tmp_path / out)
-    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+    out = shutil.copytree(extended / "before", tmp_path / "labels")
+    (out / "plan-00001.parquet").write_bytes(b"of a killed process")
+    label(images=str(extended / "photos"), extend=True)
+    assert content(out) == content(extended / "after")
 
 
-def test_two_extensions_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, program: Begin) -> None:
-    label(images=str(photos), out=tmp_path / "both")
-    shutil.copytree(tmp_path / "both", tmp_path / "whole")
-    grow(photos)
-    label(images=str(photos), out=tmp_path / "whole", extend=True)
+def test_two_extensions_at_once_do_no_harm(extended: Path, tmp_path: Path, program: Begin) -> None:
+    out = shutil.copytree(extended / "before", tmp_path / "both")
     words = word_file(tmp_path / "colours.txt")
-    command = labelling(photos, words, tmp_path / "both", "--shard-size", 4, "--extend")
+    command = labelling(extended / "photos", words, out, "--shard-size", 4, "--extend")
     both = [program(*command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    assert content(tmp_path / "both") == content(tmp_path / "whole")
+    assert content(out) == content(extended / "after")
 
 
-def test_parts_that_do_not_add_up_are_damage(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos))
-    grow(photos)
-    label(images=str(photos), extend=True)
-    path = tmp_path / "labels" / "dataset.json"
+def test_parts_that_do_not_add_up_are_damage(extended: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(extended / "after", tmp_path / "labels") / "dataset.json"
     path.write_text(path.read_text().replace('"images": 6', '"images": 7'))
     with pytest.raises(ValueError, match=r"dataset\.json: damaged: its parts do not add up"):
-        open_labels(tmp_path / "labels")
+        open_labels(path.parent)
 
 
 def test_the_commands_know_extended_folders(command: Any, photos: Path, tmp_path: Path, words: Path) -> None:

@@ -20,7 +20,7 @@ from sea_pipeline.storage.paths import place
 from tests.support.contents import content, rows, stored
 from tests.support.damage import DAMAGE, OTHERS, Harm, changed, flip, made_a_folder
 from tests.support.kills import killed_around
-from tests.support.world import ColourEncoder, Label, draw_folder
+from tests.support.world import ColourEncoder, Label, Shelved, draw_folder
 
 LATER = "another version"
 """The one damage that no run mends: it may be a later program's."""
@@ -61,9 +61,10 @@ MENDED = [(name, what, harm) for name, what, harm in DAMAGE if what != LATER]
 
 @pytest.mark.parametrize(("name", "what", "harm"), MENDED, ids=[f"{name}: {what}" for name, what, _ in MENDED])
 def test_the_advice_brings_back_what_is_damaged(
-    label: Label, photos: Path, whole: dict[str, bytes], tmp_path: Path, name: str, what: str, harm: Harm
+    label: Label, shelved: Shelved, tmp_path: Path, name: str, what: str, harm: Harm
 ) -> None:
-    out = tmp_path / "labels"
+    photos, whole = shelved(9) / "photos", content(shelved(9) / "labels")
+    out = shutil.copytree(shelved(9) / "labels", tmp_path / "labels")
     harm(out / name)
     with pytest.raises(UserError) as found:
         open_labels(out)
@@ -78,10 +79,9 @@ def test_the_advice_brings_back_what_is_damaged(
 
 
 @pytest.mark.parametrize("what", [what for what in OTHERS if not what.endswith(("folder", "a file"))])
-def test_without_a_manifest_it_is_the_same(
-    label: Label, photos: Path, whole: dict[str, bytes], tmp_path: Path, what: str
-) -> None:
-    out = tmp_path / "labels"
+def test_without_a_manifest_it_is_the_same(label: Label, shelved: Shelved, tmp_path: Path, what: str) -> None:
+    photos, whole = shelved(9) / "photos", content(shelved(9) / "labels")
+    out = shutil.copytree(shelved(9) / "labels", tmp_path / "labels")
     (out / "manifest.json").unlink()
     name, harm = OTHERS[what]
     harm(out / name)

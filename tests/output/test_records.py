@@ -22,25 +22,15 @@ from sea_pipeline.storage.publish import publish_bytes
 from tests.support.damage import DAMAGE, RECORDS, Harm, changed, flip, made_a_folder, replaced
 from tests.support.report_world import run_folder
 from tests.support.worker_world import planted_ledger
-from tests.support.world import Label, draw, draw_folder
+from tests.support.world import Shelved, draw
 
 AGAIN = "run the command that made the folder again, which makes it anew"
 
 
-@pytest.fixture(scope="module")
-def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("made")
-
-
 @pytest.fixture
-def folder(label: Label, tmp_path: Path, _made: Path) -> Path:
+def folder(shelved: Shelved, tmp_path: Path) -> Path:
     """Labels of nine photos, one of them bad, in three shards."""
-    whole = _made / "labels"
-    if not whole.exists():
-        photos = draw_folder(_made / "photos", 9)
-        (photos / "003.png").write_bytes(b"")
-        label(images=str(photos), out=whole)
-    return shutil.copytree(whole, tmp_path / "labels")
+    return shutil.copytree(shelved(9) / "labels", tmp_path / "labels")
 
 
 def said_by_commands(command: Any, folder: Path) -> dict[str, str]:

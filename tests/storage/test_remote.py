@@ -29,7 +29,7 @@ from tests.support.contents import rows, stored
 from tests.support.kills import killed_around
 from tests.support.photo_forms import failing_s3
 from tests.support.programs import Begin, labelling
-from tests.support.world import ColourEncoder, Label, draw_folder, word_file
+from tests.support.world import ColourEncoder, Label, Shelved, draw_folder, word_file
 
 pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
 
@@ -158,20 +158,18 @@ def _word_ids(store: Any, image_id: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("call", range(1, 11))
-def test_a_kill_around_any_upload_loses_nothing(
-    label: Label, photos: Path, tmp_path: Path, moment: str, call: int
-) -> None:
+def test_a_kill_around_any_upload_loses_nothing(label: Label, shelved: Shelved, moment: str, call: int) -> None:
     """Plan, words, dataset, data, quarantine, commit, data, commit, words.parquet, manifest."""
-    label(images=str(photos))
+    whole = shelved(8)
     with killed_around(RemotePath, "upload", call, before=moment == "before"):
-        label(images=str(photos), out="memory://x")
+        label(images=str(whole / "photos"), out="memory://x")
     happened = call - (moment == "before")
     if call > 3:
         ledger = Ledger.open(place("memory://x"))
         assert check_files(ledger).problems == []
         assert len(ledger.missing()) == 2 - (happened >= 6) - (happened >= 8)
-    label(images=str(photos), out="memory://x")
-    assert stored("memory://x") == stored(str(tmp_path / "labels"))
+    label(images=str(whole / "photos"), out="memory://x")
+    assert stored("memory://x") == stored(str(whole / "labels"))
 
 
 def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, s3: str, program: Begin) -> None:

@@ -21,6 +21,8 @@ from sea_pipeline.labels.store import Labels
 
 Label = Callable[..., StageRun]
 """What the fixture `label` is: settings of `label` -> its run."""
+Shelved = Callable[..., Path]
+"""What the fixture `shelved` is: a count of photos and settings of `label` -> a folder to be read alone."""
 COLOURS = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
