@@ -20,10 +20,10 @@ MODULE = [sys.executable, "-m", "sea_pipeline"]
 TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "1", "--no-python", *MODULE]
 
 
-@pytest.fixture
-def installed(tmp_path: Path) -> Path:
-    """A folder of installed packages, in which ours lie."""
-    folder = tmp_path / "site"
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages, in which ours lie; to be read alone."""
+    folder = tmp_path_factory.mktemp("installed") / "site"
     for name in ("sea_pipeline", "trainer"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("jobs", "wordlists"):
@@ -48,14 +48,14 @@ def run(command: list[str], folder: Path, *path: Path | str) -> subprocess.Compl
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("kind", ["file", "package", "folder"])
-@pytest.mark.parametrize("start", [SCRIPT, MODULE], ids=["script", "module"])
-@pytest.mark.parametrize("path", [(), (".",)], ids=["plain", "dot"])
-def test_one_in_the_working_folder_is_passed_over(
-    installed: Path, tmp_path: Path, kind: str, start: list[str], path: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize(
+    "case", ["file script", "file module .", "package script .", "package module", "folder script", "folder module ."]
+)
+def test_one_in_the_working_folder_is_passed_over(installed: Path, tmp_path: Path, case: str) -> None:
+    """Each pair of what it is, how the program is started, and whether the folder is on the path, too."""
+    kind, start, *path = case.split()
     plant(tmp_path / "work", kind)
-    done = run([*start, "recipes", "demo"], tmp_path / "work", *path, installed)
+    done = run([*(SCRIPT if start == "script" else MODULE), "recipes", "demo"], tmp_path / "work", *path, installed)
     assert (done.returncode, done.stderr) == (0, "")
     assert str(installed) in done.stdout
 
@@ -120,6 +120,7 @@ def coqui(site: Path) -> None:
 
 
 def test_one_that_has_overwritten_ours_is_named_in_a_line(installed: Path, tmp_path: Path) -> None:
+    installed = shutil.copytree(installed, tmp_path / "site")
     coqui(installed)
     done = run([*MODULE, "train"], tmp_path, installed)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
