@@ -193,9 +193,11 @@ def test_a_plan_of_other_images_is_not_written_again_and_its_own_are_given(
     (out / "plan.parquet").unlink()
     draw_folder(photos / "more", 2)
     said = r"plan\.parquet: expected a file.*; restore it, or give the very images that .*, or choose another --out"
-    for change in ({}, {"extend": True}, {"top_n": 2}):
+    for extend in (False, True):
         with pytest.raises(UserError, match=said):
-            label(images=str(photos), **change)
+            label(images=str(photos), extend=extend)
+    with pytest.raises(UserError, match=r"plan\.parquet: expected a file"):
+        label(images=str(photos), top_n=2)
     assert len(open_labels(label(images=str(photos), out=tmp_path / "another").ledger.root)) == 11
     (out / "plan.parquet").write_bytes(held)
     assert len(open_labels(out)) == 9
