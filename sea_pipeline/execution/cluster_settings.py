@@ -69,19 +69,6 @@ class CudaCluster(_Cluster):
     memory_limit: str = "auto"
 
 
-class SshCluster(_Cluster):
-    """One worker on each host, over ssh; the first host runs the scheduler, too."""
-
-    kind: Literal["ssh"] = "ssh"
-    hosts: Annotated[tuple[str, ...], Field(min_length=1)]
-    cores: _Count
-    """Of a host: threads that compute and decode."""
-    memory_limit: str = "auto"
-    username: str | None = None
-    python: str | None = None
-    """The Python of the hosts; None for the path of this one."""
-
-
 class SlurmCluster(_Cluster):
     """Jobs of Slurm with one worker each, where a new job replaces an ended one while there is work."""
 
@@ -115,9 +102,15 @@ class ExistingCluster(_Cluster):
     start_timeout: Annotated[float, Field(gt=0)] = 60
 
 
-Cluster = LocalCluster | CudaCluster | SshCluster | SlurmCluster | ExistingCluster
-_InFiles = LocalCluster | CudaCluster | SshCluster | SlurmCluster
+Cluster = LocalCluster | CudaCluster | SlurmCluster | ExistingCluster
+_InFiles = LocalCluster | CudaCluster | SlurmCluster
 _FILE: TypeAdapter[_InFiles] = TypeAdapter(Annotated[_InFiles, Field(discriminator="kind")])
+
+
+_OVER_SSH = (
+    "; on hosts that you reach by ssh, run `dask scheduler --scheduler-file FILE` on one and `dask worker "
+    "--scheduler-file FILE --nthreads 1` on each, and give --scheduler FILE"
+)
 
 
 class WorkerSettings(Settings):
@@ -128,7 +121,7 @@ class WorkerSettings(Settings):
     scheduler: str | None = None
     """Have the workers of a dask scheduler do it: tcp://HOST:PORT, or its file."""
     cluster: str | None = None
-    """Start the workers that a YAML file describes: local, cuda, ssh, slurm or a file of yours."""
+    """Start the workers that a YAML file describes: local, cuda, slurm or a file of yours."""
     shard_range: str | None = None
     """I/N: only the I-th of N parts of the shards, for job arrays; the last one to be done finishes the folder."""
     shard_timeout: Annotated[float, Field(gt=0)] | None = None
@@ -226,9 +219,13 @@ def load_cluster(name: str) -> _InFiles:
         path = packaged / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in packaged.glob("*.yaml")))
-        raise UserError(f"--cluster {name}: expected a YAML file, or one of {known}")
+        advice = _OVER_SSH if name == "ssh" else ""
+        raise UserError(f"--cluster {name}: expected a YAML file, or one of {known}{advice}")
     try:
-        return _FILE.validate_python(yaml.safe_load(path.read_text("utf-8")))
+        content = yaml.safe_load(path.read_text("utf-8"))
+        if isinstance(content, dict) and content.get("kind") == "ssh":
+            raise UserError(f"{path}: kind: expected local, cuda or slurm; found ssh{_OVER_SSH}")
+        return _FILE.validate_python(content)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
     except ValidationError as error:

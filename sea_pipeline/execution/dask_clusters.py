@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, Nanny, Scheduler, SSHCluster
+from distributed import Client, Nanny, Scheduler
 from distributed.comm.addressing import resolve_address
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
@@ -56,7 +56,7 @@ def connected(cluster: Cluster, *, dashboard: bool, reporter: Reporter) -> Itera
             return
         try:
             started = _started(cluster, dashboard=dashboard and find_spec("bokeh") is not None)
-        except Exception as error:  # no ssh, no sbatch, a wrong name, or another error of the cluster's parts
+        except Exception as error:  # no sbatch, a wrong name, or another error of the cluster's parts
             raise UserError(f"the {cluster.kind} cluster does not start: {one_line(error)}") from error
         with started, _client(started, f"the {cluster.kind} cluster does not answer: ") as client:
             if dashboard:
@@ -145,14 +145,12 @@ def _threads(cluster: Cluster) -> int | None:
     """Return the number of cores of one worker, or None for an existing scheduler."""
     if isinstance(cluster, cluster_settings.LocalCluster):
         return max(1, cores() // cluster.workers)
-    return cluster.cores if isinstance(cluster, cluster_settings.SshCluster | cluster_settings.SlurmCluster) else None
+    return cluster.cores if isinstance(cluster, cluster_settings.SlurmCluster) else None
 
 
 def _started(cluster: Cluster, *, dashboard: bool) -> SpecCluster:
     if isinstance(cluster, cluster_settings.LocalCluster):
         return _kept_up(_local(cluster, dashboard=dashboard))
-    if isinstance(cluster, cluster_settings.SshCluster):
-        return _kept_up(SSHCluster(**ssh_arguments(cluster, dashboard=dashboard)))
     assert isinstance(cluster, cluster_settings.SlurmCluster)
     if shutil.which("sbatch") is None:
         raise FileNotFoundError("expected Slurm's sbatch on this machine; found none")
@@ -193,17 +191,6 @@ def _local(cluster: cluster_settings.LocalCluster, *, dashboard: bool) -> SpecCl
         },
         silence_logs=logging.CRITICAL,
     )
-
-
-def ssh_arguments(cluster: cluster_settings.SshCluster, *, dashboard: bool) -> dict[str, Any]:
-    """Return the arguments of dask's SSHCluster, whose first host runs the scheduler."""
-    return {
-        "hosts": [cluster.hosts[0], *cluster.hosts],
-        "connect_options": {"username": cluster.username} if cluster.username else {},
-        "worker_options": {"nthreads": 1, "n_workers": 1, "memory_limit": cluster.memory_limit},
-        "scheduler_options": {"port": 0, "dashboard": dashboard, "dashboard_address": f"{_LOOPBACK}:8787"},
-        "remote_python": cluster.python,
-    }
 
 
 def slurm_arguments(cluster: cluster_settings.SlurmCluster, *, dashboard: bool) -> dict[str, Any]:

@@ -19,12 +19,11 @@ from sea_pipeline.execution.cluster_settings import (
     ExistingCluster,
     LocalCluster,
     SlurmCluster,
-    SshCluster,
     WorkerSettings,
     load_cluster,
     visible_gpus,
 )
-from sea_pipeline.execution.dask_clusters import connected, scheduler_address, slurm_arguments, ssh_arguments
+from sea_pipeline.execution.dask_clusters import connected, scheduler_address, slurm_arguments
 from sea_pipeline.execution.dispatch import driver_role
 from sea_pipeline.storage.paths import data_folder
 from tests.support.refused import refused
@@ -143,7 +142,7 @@ def test_every_packaged_file_is_one_by_its_name(file: Path) -> None:
         ("workers: 3\n", "kind: unable to extract tag"),
         ("kind: slurm\njobs: 0\n", "jobs: input should be greater than or equal to 1; cores: field required"),
         ("kind: local\nworkers: [\n", "is not YAML"),
-        ("kind: ssh\nhosts: []\ncores: 2\n", "hosts: tuple should have at least 1 item"),
+        ("kind: ssh\nhosts: [a]\n", "kind: expected local, cuda or slurm; found ssh; on hosts that you reach by ssh"),
         ("kind: local\nworkers: 4\ngpus: ['0', '1']\n", "gpus: expected one for each of 4 workers, found 2"),
         ("kind: local\nworkers: 0\ngpus: ['0', '1']\n", "workers: input should be greater than or equal to 1"),
         ("kind: slurm\njobs: 1\ncores: 1\nmemory: 1GB\nwalltime: 19\n", "walltime: input should be greater than or"),
@@ -156,11 +155,10 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path, text: str, expected: st
         load_cluster(str(file))
 
 
-def test_a_name_that_is_none_names_those_that_are() -> None:
-    with pytest.raises(
-        UserError, match="--cluster kubernetes: expected a YAML file, or one of cuda, local, slurm, ssh"
-    ):
-        load_cluster("kubernetes")
+@pytest.mark.parametrize(("name", "advice"), [("kubernetes", ""), ("ssh", "; on hosts that you reach by ssh, run")])
+def test_a_name_that_is_none_names_those_that_are(name: str, advice: str) -> None:
+    with refused("expected a YAML file, or one of cuda, local, slurm" + advice, start=f"--cluster {name}: "):
+        load_cluster(name)
 
 
 def test_slurm_gets_one_worker_on_all_cores_of_a_job() -> None:
@@ -196,17 +194,6 @@ def test_a_machine_without_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tm
         connected(cluster, dashboard=False, reporter=SILENT),
     ):
         pass
-
-
-def test_ssh_gets_the_first_host_as_the_scheduler() -> None:
-    cluster = SshCluster(hosts=("a", "b"), cores=16, username="me", python="/venv/bin/python")
-    given = ssh_arguments(cluster, dashboard=False)
-    assert given["hosts"] == ["a", "a", "b"]
-    assert given["worker_options"] == {"nthreads": 1, "n_workers": 1, "memory_limit": "auto"}
-    assert given["connect_options"] == {"username": "me"}
-    assert given["remote_python"] == "/venv/bin/python"
-    threads = dask_clusters._configuration(cluster)["distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS"]
-    assert threads == 16
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
