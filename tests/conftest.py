@@ -119,7 +119,7 @@ def shelved(label: Label, shelf: Path) -> Shelved:
     """Photos, the fourth of them bad, and their labels: `photos` and `labels` of a folder that is to be read alone."""
 
     def made(count: int, **settings: Any) -> Path:
-        root = shelf / f"{count} {settings}"
+        root = shelf / "-".join([str(count), *(f"{name}{value}" for name, value in settings.items())])
         if not root.exists():
             (draw_folder(root / "photos", count) / "003.png").write_bytes(b"")
             label(images=str(root / "photos"), out=root / "labels", **settings)
