@@ -59,6 +59,7 @@ def another_plan(path: Path) -> None:
 MENDED = [(name, what, harm) for name, what, harm in DAMAGE if what != LATER]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "what", "harm"), MENDED, ids=[f"{name}: {what}" for name, what, _ in MENDED])
 def test_the_advice_brings_back_what_is_damaged(
     label: Label, shelved: Shelved, tmp_path: Path, name: str, what: str, harm: Harm
