@@ -26,14 +26,19 @@ from tests.support.world import main as label_colours
 
 STARTING = {"program", "client", "scheduler"}
 """Fixtures that start processes which compute."""
+SLOW = {"s3", "browser"}
+"""Fixtures that take seconds to begin."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first: side by side with the others they cost little, behind them all of their time."""
     for item in items:
-        if isinstance(item, pytest.Function) and STARTING & set(item.fixturenames):
+        fixtures = set(item.fixturenames) if isinstance(item, pytest.Function) else set()
+        if fixtures & STARTING:
             item.add_marker("processes")
+        if fixtures & SLOW:
+            item.add_marker("slow")
         if item.get_closest_marker("real") or item.get_closest_marker("processes"):
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("real")}
@@ -119,7 +124,7 @@ def shelved(label: Label, shelf: Path) -> Shelved:
     """Photos, the fourth of them bad, and their labels: `photos` and `labels` of a folder that is to be read alone."""
 
     def made(count: int, **settings: Any) -> Path:
-        root = shelf / f"{count} {settings}"
+        root = shelf / "-".join([str(count), *(f"{name}{value}" for name, value in settings.items())])
         if not root.exists():
             (draw_folder(root / "photos", count) / "003.png").write_bytes(b"")
             label(images=str(root / "photos"), out=root / "labels", **settings)

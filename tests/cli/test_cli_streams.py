@@ -32,6 +32,7 @@ def unread() -> int:
     return writer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_output_that_nobody_reads_ends_a_command_in_silence(unread: int, line: str) -> None:
     done = subprocess.run([*MODULE, *line.split()], stdout=unread, stderr=subprocess.PIPE, text=True, check=False)
@@ -51,6 +52,7 @@ def test_messages_that_nobody_reads(unread: int) -> None:
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
 def test_a_full_disk_under_the_output_is_one_line() -> None:
     for line in ("recipes", "--version"):
@@ -60,6 +62,7 @@ def test_a_full_disk_under_the_output_is_one_line() -> None:
         assert "No space left on device" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("closing", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0)])
 def test_a_stream_that_is_closed_is_thrown_away(tmp_path: Path, closing: str, code: int) -> None:
     for line in ("recipes", "recipes --json"):

@@ -104,6 +104,7 @@ def test_every_command_is_looked_at() -> None:
     assert names - set(needs._COMMANDS) == {"status", "verify", "recipes", "merge", "select"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "need"), [pair for pair in vars(needs).items() if isinstance(pair[1], needs.Need) and pair[1].extra]
 )
@@ -300,6 +301,7 @@ def test_a_mistake_is_told_without_torch(refusals: dict[str, list[Any]], name: s
         assert not loaded, options
 
 
+@pytest.mark.slow
 def test_what_is_no_mistake_loads_torch(tmp_path: Path) -> None:
     """So that the test above can fail: a device that only torch knows not to be there."""
     assert told(tmp_path, ["label --device cuda:99"])[0][3]

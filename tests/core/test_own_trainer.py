@@ -14,6 +14,8 @@ from tests.support.paths import ROOT
 from tests.support.worker_world import planted_ledger
 from trainer.teacher.run import TeachJob, TeachSettings
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = [sys.executable, "-P", "-c", "from sea_pipeline.cli import main; main()"]
 """The command `sea-pipeline`: a script of pip's does not have the working folder on its path, either."""
 MODULE = [sys.executable, "-m", "sea_pipeline"]

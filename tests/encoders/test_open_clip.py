@@ -46,6 +46,7 @@ def run(
     return label
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "side", "path", "sign"),
     [

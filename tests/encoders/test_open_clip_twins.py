@@ -25,6 +25,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_every_path_is_the_walk(config: dict[str, Any], tmp_path: Path) -> None:
     model = random_model(config)
@@ -80,6 +81,7 @@ def test_the_attention_pool_of_each_patch_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(final.patches(pixels).double(), unit(tokens[:, 1:]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trunk", ["eva02_tiny_patch14_224", "vit_pe_core_tiny_patch16_384"])
 def test_eva_trunks(trunk: str, tmp_path: Path) -> None:
     """Each token through what follows pooling; the class token's is encode_image."""
@@ -114,6 +116,7 @@ def quiet(_: int) -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "cuts"),
     [
@@ -165,6 +168,7 @@ def test_many_words_keep_their_order(tmp_path: Path) -> None:
         torch.testing.assert_close(found[number], encoder.words([words[number]], quiet)[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "least"), [("bfloat16", 0.995), ("float16", 0.9999)])
 @pytest.mark.parametrize("config", [CLIP, SIGLIP], ids=["clip", "siglip"])
 def test_half_precision_is_close_and_words_stay_exact(

@@ -11,6 +11,8 @@ from sea_pipeline.labels.sign_probe import probe_encoders
 from tests.support.heard import Heard
 from tests.support.shape_clip import Thing, draw, labels_of, probe_settings, right_words, train
 
+pytestmark = pytest.mark.slow
+
 PATHS = ("final", "value", "vv")
 
 

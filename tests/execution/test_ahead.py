@@ -115,6 +115,7 @@ def test_the_labels_are_the_same_by_any_number_of_threads(
     assert stages == ["encode", "decode"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("int8_products")
 @pytest.mark.parametrize("backend", ["torch", "faiss", "int8"])
 def test_threads_that_search_at_once_get_the_float64_answer(backend: Backend) -> None:

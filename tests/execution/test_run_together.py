@@ -41,6 +41,7 @@ def growing(tmp_path: Path) -> Path:
     return draw_growing(tmp_path / "growing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 @pytest.mark.parametrize("call", range(1, 18))
 def test_a_kill_around_any_rename_loses_nothing(

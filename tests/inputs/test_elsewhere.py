@@ -87,6 +87,7 @@ def program(text: str, *arguments: object, **variables: str) -> subprocess.Compl
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_labels_are_read_without_what_windows_lacks(label: Any, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", 9)
     (photos / "003.png").write_bytes(b"")
@@ -99,6 +100,7 @@ def test_labels_are_read_without_what_windows_lacks(label: Any, tmp_path: Path) 
     assert groups == len(list(store.tables()))
 
 
+@pytest.mark.slow
 def test_nothing_that_windows_lacks_is_needed_to_import_a_file(tmp_path: Path) -> None:
     """Libraries are loaded before, as they have a form of their own for Windows."""
     done = program("import importlib, pkgutil, sys" + IMPORTING + "all_of_it()" + WINDOWS + IMPORTED)
@@ -180,6 +182,7 @@ print(json.dumps([read, sys.getfilesystemencoding()]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["ascii", "latin"])
 def test_a_file_that_is_there_is_found_whatever_the_locale(
     odd: Path, which: str, request: pytest.FixtureRequest
@@ -199,6 +202,7 @@ def test_names_stand_for_the_same_files_as_paths_do(odd: Path) -> None:
     assert set(files.matching("*.png")) >= {"\u00f6.png", "\u732b.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["ascii", "latin"])
 def test_commands_work_whatever_the_locale(odd: Path, words: Path, which: str, request: pytest.FixtureRequest) -> None:
     """The program goes over to UTF-8, and writes what the terminal's encoding lacks as an escape."""

@@ -102,6 +102,7 @@ def test_a_damaged_row_group_costs_the_images_in_it(label: Label, tmp_path: Path
     assert "x.parquet, row 8: row group 2 is damaged: " in bad[0]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", [False, True])
 def test_a_footer_that_counts_less_rows_loses_none_in_silence(tmp_path: Path, several: bool) -> None:
     """Thrift writes a number as its double; the last two row groups of four and the file's own number are told."""

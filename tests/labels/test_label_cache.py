@@ -132,6 +132,7 @@ def test_other_labels_are_another_cache(store: LabelStore, label: Label, seventy
     assert other["006.png"].word_ids.shape == (12, 2)
 
 
+@pytest.mark.slow
 def test_a_pickle_holds_no_labels_and_reads_the_same(store: LabelStore) -> None:
     cache = label_cache.label_cache(store)
     cache["006.png"]

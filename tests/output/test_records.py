@@ -52,6 +52,7 @@ def said_by_commands(command: Any, folder: Path) -> dict[str, str]:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "what", "harm"), DAMAGE, ids=[f"{name}: {what}" for name, what, _ in DAMAGE])
 def test_every_command_says_the_same_line(
     command: Any, folder: Path, name: str, what: str, harm: Callable[[Path], object]
@@ -68,6 +69,7 @@ def test_every_command_says_the_same_line(
     assert len(line) < 700
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDS)
 def test_one_flipped_bit_in_any_byte_of_a_record_is_one_line_from_all_or_from_none(
     command: Any, folder: Path, name: str

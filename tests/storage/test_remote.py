@@ -141,6 +141,7 @@ def test_what_others_write_is_seen_at_once(s3: str) -> None:
         (folder / "a").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_store_travels_to_other_processes(label: Label, photos: Path, s3: str) -> None:
     label(images=str(photos), out="s3://bucket/sent")
     store = open_labels("s3://bucket/sent", verify=False)
