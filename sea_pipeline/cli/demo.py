@@ -15,15 +15,16 @@ _PHOTOS = 4
 
 @command
 def demo(
-    out: Annotated[Path, local_output("Output folder.")] = Path("runs/demo"),
+    out: Annotated[Path, local_output("The output folder.")] = Path("runs/demo"),
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print JSON: `labels`, `models` and `metrics` by what they are called, `report`."),
+        typer.Option("--json", help="Print JSON: `labels`, `models` and `metrics` by name, and `report`."),
     ] = False,
 ) -> None:
-    """Label the sample photos with the packaged models, train on them without SEA and with it, and show all of it.
+    """Run the whole pipeline on the sample photos.
 
-    Nothing is downloaded. Some minutes on two cores; the report at the end is for any browser.
+    It labels the photos with the packaged models, and trains a model on them without SEA and another with SEA. It
+    writes labels, models and an HTML report for any browser. Nothing is downloaded. It takes some minutes on two cores.
 
     Example: sea-pipeline demo --out runs/demo
     """
