@@ -21,10 +21,9 @@ def demo(
         typer.Option("--json", help="Print JSON: `labels`, `models` and `metrics` by name, and `report`."),
     ] = False,
 ) -> None:
-    """Run the whole pipeline on the sample photos.
+    """Run the whole pipeline on the sample photos with the packaged models.
 
-    It labels the photos with the packaged models, and trains a model on them without SEA and another with SEA. It
-    writes labels, models and an HTML report for any browser. Nothing is downloaded. It takes some minutes on two cores.
+    It trains without and with SEA, and writes an HTML report. It takes some minutes on two cores and downloads nothing.
 
     Example: sea-pipeline demo --out runs/demo
     """

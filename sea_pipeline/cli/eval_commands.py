@@ -57,9 +57,10 @@ def eval_commands(
 ) -> None:
     """Print the commands that evaluate a model with lmms-eval and lm-eval, or a table of their results.
 
-    The commands are a shell script. A comment above each says what it needs, such as a judge's key. With --collect it
-    reads the results of these commands, and prints them in the papers' table. For a run, the LLM alone is evaluated at
-    each step of keep_checkpoints, and the table has one line per step (SEA's Figure 3 a).
+    The commands are a shell script. Comments say what each needs, such as a
+    judge's key. With --collect it reads their results, and prints the papers'
+    table. For a run, the LLM alone is evaluated at each step of keep_checkpoints,
+    with one line per step in the table (SEA's Figure 3 a).
 
     Example: sea-pipeline eval-commands exports/x --suite sea
     """

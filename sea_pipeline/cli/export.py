@@ -43,8 +43,9 @@ def export(
 ) -> None:
     """Write a trained model for other programs.
 
-    It reads a run or a LLaVA folder, and writes a LLaVA folder with a model card. The folder needs nothing of
-    sea-pipeline, unless its vision tower is packaged or s2.
+    It reads a run or a LLaVA folder, and writes a LLaVA folder with a model
+    card. The folder needs nothing of sea-pipeline, unless its vision tower is
+    packaged or s2.
 
     Example: sea-pipeline export runs/train/x --out exports/x
     """

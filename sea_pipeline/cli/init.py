@@ -27,7 +27,8 @@ def init(
 ) -> None:
     """Make a LLaVA model folder from a vision tower and an LLM.
 
-    It reads the weights of both, and writes them with a new projector between them to a new folder.
+    It reads the weights of both, and writes them with a new projector between
+    them to a new folder.
 
     Example: sea-pipeline init --vision packaged --llm packaged --out runs/models/mine
     """

@@ -18,7 +18,8 @@ from sea_pipeline.core.errors import UserError
 def inspect(
     labels: LabelsFolder,
     image: Annotated[
-        str | None, typer.Argument(help="The id of an image, to show its words instead.", show_default=False)
+        str | None,
+        typer.Argument(help="The id of an image, to show its words instead of the statistics.", show_default=False),
     ] = None,
     save: Annotated[
         Path | None,
@@ -35,8 +36,8 @@ def inspect(
 ) -> None:
     """Show statistics of a folder of labels, or the words of one image.
 
-    It reads finished labels. The statistics are SEA's Figure 6, the share of the word list that is used, and the most
-    frequent words.
+    It reads finished labels. The statistics are SEA's Figure 6, the share of the
+    word list that is used, and the most frequent words.
 
     Example: sea-pipeline inspect runs/labels/x chelsea.png --save chelsea.pdf
     """

@@ -30,15 +30,16 @@ def merge(
     image_root: Annotated[
         str | None,
         typer.Option(
-            help="The folder or URL that all image paths are relative to now. Default: the one that all folders have."
+            help="The folder or URL that all image paths are now relative to. Default: the one that all folders have."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Merge several folders of labels into one.
 
-    The folders must have the same settings and different images. On one disk, shards become hard links that take no
-    space. After a kill, run the same command again.
+    The folders must have the same settings and different images. On one disk,
+    shards become hard links that take no space. After a kill, run the same
+    command again.
 
     Example: sea-pipeline merge runs/labels/a runs/labels/b --out runs/labels/both
     """

@@ -38,8 +38,10 @@ def plan(
 ) -> None:
     """Forecast what labelling many images would take.
 
-    It labels a few images here, and computes hours and cost for 1 to N workers, disk space and memory. A worker is a
-    process like this one, with the same device and as many cores of its own. Only embedded words are kept, in a cache.
+    It labels a few images here, and computes hours and cost for 1 to N workers,
+    disk space and memory. A worker is a process like this one, with the same
+    device and as many cores of its own. Only embedded words are kept, in a
+    cache.
 
     Example: sea-pipeline plan --images 558128 --sample photos --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """

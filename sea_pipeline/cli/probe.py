@@ -36,14 +36,17 @@ def probe(
 ) -> None:
     """Measure which encoder labels captioned images best, or whether BASIC suits an LLM.
 
-    It labels images with each encoder, each kind of patch vectors (#PATH) and both signs, and compares the labels with
-    the captions. It writes no labels. hit: the share of caption words that are a label of some patch of their image.
-    chance: the same share for images whose captions lack the word. lift: hit minus chance, with its 95 % interval over
-    images. First it prints how many caption words the word list has as they are, only in another form (dog for dogs,
-    play for playing), or not at all.
+    It labels images with each encoder, each kind of patch vectors (#PATH) and
+    both signs, and compares the labels with the captions. It writes no labels.
+    hit: the share of caption words that are a label of some patch of their
+    image. chance: the same share for images whose captions lack the word. lift:
+    hit minus chance, with its 95 % interval over images. First it prints how
+    many caption words the word list has as they are, only in another form (dog
+    for dogs, play for playing), or not at all.
 
-    With --llm, the LLM reads text. What its layers make of each token is compared with the token's own embedding. BASIC
-    assumes that the two are near; only then can it lead to words on this LLM.
+    With --llm, the LLM reads text. What its layers make of each token is
+    compared with the token's own embedding. BASIC assumes that the two are near;
+    only then can it lead to words on this LLM.
 
     Example: sea-pipeline probe --data photos.json --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """

@@ -34,8 +34,9 @@ def pull(
 ) -> None:
     """Fetch labels or targets that push has sent, and verify them.
 
-    It reads a dataset on the Hugging Face hub, and writes the folder that was pushed, byte for byte. After a kill, run
-    the same command again: files that are there are not fetched again.
+    It reads a dataset on the Hugging Face hub, and writes the folder that was
+    pushed, byte for byte. After a kill, run the same command again: files that
+    are there are not fetched again.
 
     Example: sea-pipeline pull OWNER/NAME --out runs/labels/x
     """

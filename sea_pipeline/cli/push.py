@@ -37,8 +37,8 @@ def push(
 ) -> None:
     """Send finished labels or targets to a dataset on the Hugging Face hub.
 
-    It also writes the dataset's card. The manifest is sent last. After a kill, run the same command again: files that
-    are there are not sent again.
+    It also writes the dataset's card. The manifest is sent last. After a kill,
+    run the same command again: files that are there are not sent again.
 
     Example: sea-pipeline push runs/labels/x OWNER/NAME
     """

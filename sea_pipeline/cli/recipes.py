@@ -15,7 +15,7 @@ def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A row of the papers' tables or a recipe of the project, to show it. Default: list all.",
+            help="The row of a paper's table, or the recipe of the project, to show. Default: list all.",
             show_default=False,
             autocompletion=completion.recipe_names,
         ),
@@ -31,7 +31,8 @@ def recipes(
 ) -> None:
     """List the recipes that `train` takes by name, or show one.
 
-    The rows of the papers' tables come first. For a row it shows the commands, the paper's numbers and the hardware.
+    The rows of the papers' tables come first. For a row it shows the commands,
+    the paper's numbers and the hardware.
 
     Example: sea-pipeline recipes sea-table2-gemma-2b
     """

@@ -41,8 +41,9 @@ def report(
 ) -> None:
     """Write one HTML file that shows labels and runs.
 
-    Any browser opens the file, without a network. The model of each run looks at some photos, which takes minutes. What
-    it finds is kept in the run's folder as views.json, so that the next report has it at once.
+    Any browser opens the file, without a network. The model of each run looks at
+    some photos on --device, which takes minutes. What it finds is kept in the
+    run's folder as views.json, so that the next report has it at once.
 
     Example: sea-pipeline report runs/labels/x runs/train/baseline runs/train/sea --out report.html
     """

@@ -36,8 +36,8 @@ def select(
 ) -> None:
     """Copy the labels of some images into a new folder.
 
-    It reads a folder of labels and a file of image ids. It writes what label would write for these images alone. After
-    a kill, run the same command again.
+    It reads a folder of labels and a file of image ids. It writes what label
+    would write for these images alone. After a kill, run the same command again.
 
     Example: sea-pipeline select runs/labels/x ids.txt --out runs/labels/some
     """

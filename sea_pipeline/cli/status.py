@@ -21,9 +21,10 @@ def status(
         ),
     ] = False,
 ) -> None:
-    """Show how far an output folder is.
+    """Show the progress of an output folder.
 
-    It shows which shards are done, which images are bad, and how long the rest takes. The folder may be in use.
+    It shows which shards are done, which images are bad, and how long the rest
+    takes. The folder may be in use.
 
     Example: sea-pipeline status runs/labels/x
     """

@@ -18,9 +18,10 @@ def options() -> list[Parameter]:
 def teacher(*, as_json: StageJson = False, **asked: object) -> None:
     """Store BASIC's supervision (targets) for every image.
 
-    The targets are the refined visual embeddings and the attention of the LLM's layers. It reads a model, conversations
-    and images, and writes a folder of targets, shard by shard. `teacher: FOLDER` in a recipe reads it. After a kill,
-    run the same command again: finished shards are kept.
+    The targets are the refined visual embeddings and the attention of the LLM's
+    layers. It reads a model, conversations and images, and writes a folder of
+    targets, shard by shard. `teacher: FOLDER` in a recipe reads it. After a
+    kill, run the same command again: finished shards are kept.
 
     Example: sea-pipeline teacher --model runs/train/x/model --data photos.json --image-root photos
     """

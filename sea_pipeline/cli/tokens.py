@@ -32,7 +32,8 @@ def tokens(
 ) -> None:
     """Show the tokens of data rows, and which of them are trained.
 
-    Trained tokens stand between « and ». It reads the tokenizer and the data, but no weights.
+    Trained tokens stand between « and ». It reads the tokenizer and the data,
+    but no weights.
 
     Example: sea-pipeline tokens runs/models/mine --data photos.json --template plain --limit 3
     """

@@ -40,8 +40,9 @@ def train(
 ) -> None:
     """Train a model as a recipe says.
 
-    It reads the recipe's model, data and labels, and writes the run with its metrics and the trained model. A run that
-    was stopped goes on from its newest checkpoint.
+    It reads the recipe's model, data and labels, and writes the run with its
+    metrics and the trained model. A run that was stopped goes on from its newest
+    checkpoint.
 
     Example: sea-pipeline train demo --set loss.sea.weight=auto
     """

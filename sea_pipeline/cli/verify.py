@@ -21,7 +21,8 @@ def verify(
 ) -> None:
     """Check every file of an output folder against its recorded hash.
 
-    It reads all files and writes none. If a file differs, it prints the name and exits with 1.
+    It reads all files and writes none. If a file differs, it prints the name and
+    exits with 1.
 
     Example: sea-pipeline verify runs/labels/x
     """

@@ -47,10 +47,10 @@ class LabelSettings(Settings):
     """Read hf:NAME from its start to its end, without downloading it first. The images keep its order."""
     wordlist: _WordList = "2of12"
     encoder: str = "packaged"
-    """The model that embeds patches and words: packaged (from Python packages, without a download),
-    open_clip:ARCH/PRETRAINED, open_clip:FOLDER or open_clip:hf-hub:ORG/NAME. Append #final, #value, #vv or #pool to
-    choose the patch vectors of an open_clip model, and then + or - to choose the sign of the similarity. Prepend s2: to
-    use three image scales."""
+    """The model that embeds patches and words: packaged (from Python packages, without a download), or open_clip: and
+    then ARCH/PRETRAINED, a folder or hf-hub:ORG/NAME. Append #final, #value, #vv or #pool to choose the patch vectors
+    of an open_clip model, and then + or - to choose the sign of the similarity. Prepend s2: to use three image
+    scales."""
     precision: _Precision = "float32"
     template: _Template = "bare"
     top_n: _TopN = 10
@@ -121,8 +121,8 @@ class LlmProbeSettings(Settings):
     """With --llm: a UTF-8 text file for the LLM to read. Default: a packaged English text."""
     # Lenses are always fitted to the default text.
     layers: Annotated[int, Field(ge=1)] | None = None
-    """With --llm: the number of layers to sum, which is k of BASIC's Eq. 4. Default: half of the LLM's layers."""
+    """With --llm: the number of layers that are summed, k of BASIC's Eq. 4. Default: half of the LLM's layers."""
     layer_weights: Literal["inc", "const", "dec"] = "inc"
-    """With --llm: how the layers are weighted, which is w_i of BASIC's Eq. 4. inc: later layers count more. const: all
+    """With --llm: how the layers are weighted, w_i of BASIC's Eq. 4. inc: later layers count more. const: all
     count the same. dec: later layers count less."""
     device: Device = "auto"

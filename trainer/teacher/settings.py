@@ -28,8 +28,8 @@ class TeachSettings(Settings):
     max_length: Annotated[int, Field(ge=16)] = 2048
     """The largest number of tokens in a row, image tokens included. Longer rows are cut."""
     image_aspect_ratio: AspectRatio | None = None
-    """How images are made square. Give what data.image_aspect_ratio is in the recipe that reads the targets. Default:
-    as in the model folder."""
+    """How images are made square. It must be the value of the same key in the data of the recipe that reads the
+    targets. Default: as in the model folder."""
     basic: Basic = Basic()
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The number format of the model's weights."""
