@@ -317,8 +317,8 @@ OTHERS: dict[str, list[str]] = {
         "copy it again",
     ],
     "help of an option": [
-        "Read images that were bad again; in a finished folder, too.",
-        "A folder that `sea-pipeline label` wrote.",
+        "Try bad images again, also in a finished folder.",
+        "A folder of labels that `sea-pipeline label` wrote.",
     ],
     "packages of this machine": [
         "install what is missing, and run the same command again",

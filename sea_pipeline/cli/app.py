@@ -14,10 +14,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Per-patch word labels for images (SEA), and projectors that put visual tokens where the LLM keeps its words.",
-    epilog="Every option can be set by a variable of the environment, too: SEA_PIPELINE_LABEL_TOP_N=5 is label --top-n "
-    "5. Exit codes: 0 done; 1 what you can mend, in one line; 2 a command line that cannot be read; 3 finished, but "
-    "shards failed; 130 interrupted.",
+    help="Label image patches with words (SEA), and train projectors that bring visual tokens close to an LLM's words.",
+    epilog="Every option can also be set by an environment variable: SEA_PIPELINE_LABEL_TOP_N=5 means label --top-n 5. "
+    "Exit codes: 0 done; 1 a problem that you can mend, said in one line; 2 a command line that cannot be read; "
+    "3 finished, but shards failed; 130 interrupted.",
 )
 
 

@@ -15,15 +15,15 @@ _PHOTOS = 4
 
 @command
 def demo(
-    out: Annotated[Path, local_output("Output folder.")] = Path("runs/demo"),
+    out: Annotated[Path, local_output("The output folder.")] = Path("runs/demo"),
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print JSON: `labels`, `models` and `metrics` by what they are called, `report`."),
+        typer.Option("--json", help="Print JSON: `labels`, `models` and `metrics` by name, and `report`."),
     ] = False,
 ) -> None:
-    """Label the sample photos with the packaged models, train on them without SEA and with it, and show all of it.
+    """Run the whole pipeline on the sample photos with the packaged models.
 
-    Nothing is downloaded. Some minutes on two cores; the report at the end is for any browser.
+    It trains without and with SEA, and writes an HTML report. It takes some minutes on two cores and downloads nothing.
 
     Example: sea-pipeline demo --out runs/demo
     """

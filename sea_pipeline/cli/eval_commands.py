@@ -17,42 +17,50 @@ def eval_commands(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            help="A LLaVA folder, such as export writes, or a run that has kept checkpoints.",
+            help="A LLaVA folder, such as export writes, or the folder of a run that has kept checkpoints.",
             show_default=False,
             autocompletion=completion.runs_and_models,
         ),
     ] = None,
     suite: Annotated[
         Literal["sea", "basic", "smoke"],
-        typer.Option(help="The columns of SEA's tables, of BASIC's, or two small tasks of ours that show it runs."),
+        typer.Option(
+            help="The tasks. sea: those of SEA's tables. basic: those of BASIC's tables. smoke: two small ones of ours "
+            "that test the setup."
+        ),
     ] = "sea",
     llm: Annotated[
-        Path | None, typer.Option(help="Its LLM alone, for lm-eval. Default: the folder's name with -llm.")
+        Path | None, typer.Option(help="The folder of the model's LLM alone, for lm-eval. Default: FOLDER-llm.")
     ] = None,
-    out: Annotated[
-        Path | None, local_output("For the harnesses' results. Default: the folder's name with -results.")
+    out: Annotated[Path | None, local_output("The folder for the harnesses' results. Default: FOLDER-results.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="The device that the harnesses use: cpu, cuda or cuda:N. Default: cuda.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu. Default: cuda.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="How many share the questions. Default: 1.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="The number of GPUs that share the questions. Default: 1.")
+    ] = None,
     collect: Annotated[
-        Path | None, typer.Option(help="Read the harnesses' results instead: their output folder, or one file of it.")
+        Path | None,
+        typer.Option(help="Make the table of results instead, from the harnesses' output folder or one file of it."),
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="With --collect, results of another model, to be set beside it.")
+        Path | None, typer.Option(help="With --collect: the results of another model, to compare with.")
     ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
             "--json",
             help="Print JSON: `suite`, `harnesses`, `steps`; with --collect `suite`, `columns`, `papers`, `ours`, "
-            "`baseline`, `difference`, `notes`, or of runs' checkpoints `suite`, `curves`, `papers`, `notes`.",
+            "`baseline`, `difference`, `notes`; for the checkpoints of runs `suite`, `curves`, `papers`, `notes`.",
         ),
     ] = False,
 ) -> None:
-    """Print the commands that evaluate a model with lmms-eval and lm-eval, or make the papers' table of their results.
+    """Print the commands that evaluate a model with lmms-eval and lm-eval, or a table of their results.
 
-    What is printed is a shell script; what a command needs, such as a judge's key, is said above it. Of a run, the LLM
-    alone is evaluated at each step of keep_checkpoints, and the table has a line a step (SEA's Figure 3 a).
+    The commands are a shell script. Comments say what each needs, such as a
+    judge's key. With --collect it reads their results, and prints the papers'
+    table. For a run, the LLM alone is evaluated at each step of keep_checkpoints,
+    with one line per step in the table (SEA's Figure 3 a).
 
     Example: sea-pipeline eval-commands exports/x --suite sea
     """

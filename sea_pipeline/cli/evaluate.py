@@ -30,9 +30,11 @@ def evaluate(
     ] = False,
     **asked: object,
 ) -> None:
-    """Measure a model: the language loss, and where its visual tokens lie among the LLM's words.
+    """Measure a model's language loss, and how near its visual tokens are to words.
 
-    --layers and --replace are the analyses of BASIC's section 3 (Fig. 2 and 3).
+    It reads a model, conversations about images and, for the words of patches,
+    labels. It prints the metrics. --layers and --replace are the analyses of
+    BASIC's section 3 (Fig. 2 and 3).
 
     Example: sea-pipeline evaluate runs/train/x/model --data photos.json --labels runs/labels/mine
     """

@@ -29,9 +29,9 @@ def options() -> list[Parameter]:
 @command_with(options)
 def export(
     *,
-    llm_only: Annotated[bool, typer.Option("--llm-only", help="The LLM alone, as a causal LM.")] = False,
+    llm_only: Annotated[bool, typer.Option("--llm-only", help="Write only the LLM, as a causal LM.")] = False,
     projector_only: Annotated[
-        bool, typer.Option("--projector-only", help="The projector alone, named as LLaVA's own code does.")
+        bool, typer.Option("--projector-only", help="Write only the projector, named as in LLaVA's own code.")
     ] = False,
     as_json: Annotated[
         bool,
@@ -41,7 +41,11 @@ def export(
     ] = False,
     **asked: object,
 ) -> None:
-    """Write a trained model for other programs: a LLaVA folder with a model card, which needs nothing of ours.
+    """Write a trained model for other programs.
+
+    It reads a run or a LLaVA folder, and writes a LLaVA folder with a model
+    card. The folder needs nothing of sea-pipeline, unless its vision tower is
+    packaged or s2.
 
     Example: sea-pipeline export runs/train/x --out exports/x
     """

@@ -25,7 +25,10 @@ def init(
     ] = False,
     **asked: object,
 ) -> None:
-    """Make a LLaVA model folder of a vision tower and an LLM, with a new projector between them.
+    """Make a LLaVA model folder from a vision tower and an LLM.
+
+    It reads the weights of both, and writes them with a new projector between
+    them to a new folder.
 
     Example: sea-pipeline init --vision packaged --llm packaged --out runs/models/mine
     """

@@ -17,20 +17,27 @@ from sea_pipeline.core.errors import UserError
 @command
 def inspect(
     labels: LabelsFolder,
-    image: Annotated[str | None, typer.Argument(help="An image id, for its own words.", show_default=False)] = None,
+    image: Annotated[
+        str | None,
+        typer.Argument(help="The id of an image, to show its words instead of the statistics.", show_default=False),
+    ] = None,
     save: Annotated[
-        Path | None, local_output("Also draw Figure 6, or the image with its words: a .png, .pdf or .svg file.")
+        Path | None,
+        local_output("A .png, .pdf or .svg file for a figure: SEA's Figure 6, or the image with its words."),
     ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
             "--json",
-            help="Print JSON: `images`, `patches`, `words_used`, `most_frequent`, …; of an image `grid`, and the "
+            help="Print JSON: `images`, `patches`, `words_used`, `most_frequent`, …; for an image `grid`, and the "
             "`words` and `scores` of every patch.",
         ),
     ] = False,
 ) -> None:
-    """Show what a run's labels are like: SEA's Figure 6, the use of the list, the most frequent words.
+    """Show statistics of a folder of labels, or the words of one image.
+
+    It reads finished labels. The statistics are SEA's Figure 6, the share of the
+    word list that is used, and the most frequent words.
 
     Example: sea-pipeline inspect runs/labels/x chelsea.png --save chelsea.pdf
     """

@@ -18,7 +18,8 @@ def options() -> list[Parameter]:
 def label(*, as_json: StageJson = False, **asked: object) -> None:
     """Label every patch of every image with its n most similar words.
 
-    Finished shards are kept: after a kill, run the same command again.
+    It reads images and a word list, and writes a folder of labels, shard by
+    shard. After a kill, run the same command again: finished shards are kept.
 
     Example: sea-pipeline label --images photos.json --image-root photos --wordlist 2of12
     """

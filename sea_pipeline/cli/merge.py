@@ -8,12 +8,12 @@ from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 
-Out = Annotated[str, typer.Option(help="The new folder, or a URL (s3://…).", show_default=False)]
+Out = Annotated[str, typer.Option(help="The new folder to write, or its URL (s3://…).", show_default=False)]
 Json = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Print JSON: `folder`, `images`, `bad`, `shards`; `linked`, shards that take no space; `rewritten`.",
+        help="Print JSON: `folder`, `images`, `bad`, `shards`, `linked` (shards that take no space), `rewritten`.",
     ),
 ]
 
@@ -22,18 +22,24 @@ Json = Annotated[
 def merge(
     folders: Annotated[
         list[str],
-        typer.Argument(help="Finished folders of labels.", show_default=False, autocompletion=completion.labels),
+        typer.Argument(
+            help="Finished folders of labels, two or more.", show_default=False, autocompletion=completion.labels
+        ),
     ],
     out: Out,
     image_root: Annotated[
         str | None,
-        typer.Option(help="Where the paths of all images start now. Default: the root that all folders have."),
+        typer.Option(
+            help="The folder or URL that all image paths are now relative to. Default: the one that all folders have."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make one folder of several labelled with the same settings, of different images.
+    """Merge several folders of labels into one.
 
-    On one disk shards get second names and take no space. After a kill, run the same command again.
+    The folders must have the same settings and different images. On one disk,
+    shards become hard links that take no space. After a kill, run the same
+    command again.
 
     Example: sea-pipeline merge runs/labels/a runs/labels/b --out runs/labels/both
     """

@@ -14,15 +14,17 @@ if TYPE_CHECKING:  # its import loads torch
 LabelsFolder = Annotated[
     str,
     typer.Argument(
-        help="A folder that `sea-pipeline label` wrote.", show_default=False, autocompletion=completion.labels
+        help="A folder of labels that `sea-pipeline label` wrote.", show_default=False, autocompletion=completion.labels
     ),
 ]
 OutputFolder = Annotated[
     str,
-    typer.Argument(help="An output folder, finished or not.", show_default=False, autocompletion=completion.outputs),
+    typer.Argument(
+        help="A folder of labels or targets, finished or not.", show_default=False, autocompletion=completion.outputs
+    ),
 ]
 StageJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON: `folder`, what `status --json` prints, and `run`.")
+    bool, typer.Option("--json", help="Print JSON: `folder`, the keys of `status --json`, and `run`.")
 ]
 
 

@@ -36,9 +36,12 @@ def plan(
     ] = False,
     **asked: object,
 ) -> None:
-    """Label a few images here, and say what many would take: hours and cost for 1 to N workers, disk, memory.
+    """Forecast what labelling many images would take.
 
-    A worker is a process like this one: the same device, as many cores to itself. Nothing is kept but embedded words.
+    It labels a few images here, and computes hours and cost for 1 to N workers,
+    disk space and memory. A worker is a process like this one, with the same
+    device and as many cores of its own. Only embedded words are kept, in a
+    cache.
 
     Example: sea-pipeline plan --images 558128 --sample photos --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """

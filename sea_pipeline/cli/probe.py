@@ -31,17 +31,22 @@ def _of_images() -> list[Parameter]:
 @command_with(options)
 def probe(
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: all figures and verdicts.")] = False,
     **asked: object,
 ) -> None:
-    """Measure on captioned images which encoder, path and sign gives labels that hold the captions' words; or an LLM.
+    """Measure which encoder labels captioned images best, or whether BASIC suits an LLM.
 
-    hit: the share of a caption's words that are a label of some patch of its image. chance: of images whose captions
-    lack the word. lift: their difference, with its 95 % interval over images. Before them it says how many of the
-    captions' words the word list has: as they stand, only in another form (dog for dogs, play for playing), or not.
+    It labels images with each encoder, each kind of patch vectors (#PATH) and
+    both signs, and compares the labels with the captions. It writes no labels.
+    hit: the share of caption words that are a label of some patch of their
+    image. chance: the same share for images whose captions lack the word. lift:
+    hit minus chance, with its 95 % interval over images. First it prints how
+    many caption words the word list has as they are, only in another form (dog
+    for dogs, play for playing), or not at all.
 
-    With --llm FOLDER: whether BASIC can lead to words on that LLM. Text goes through its layers, and what they make of
-    each token is compared with the token's own embedding: BASIC takes for granted that they are near.
+    With --llm, the LLM reads text. What its layers make of each token is
+    compared with the token's own embedding. BASIC assumes that the two are near;
+    only then can it lead to words on this LLM.
 
     Example: sea-pipeline probe --data photos.json --encoder open_clip:ViT-L-14-336-quickgelu/openai
     """

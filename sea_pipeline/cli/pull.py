@@ -9,29 +9,34 @@ from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 from sea_pipeline.cli.own_options import local_output
 
-HubDataset = Annotated[str, typer.Argument(help="OWNER/NAME, as the hub calls a dataset.", show_default=False)]
+HubDataset = Annotated[
+    str, typer.Argument(help="The dataset on the Hugging Face hub, as OWNER/NAME.", show_default=False)
+]
 
 
 @command
 def pull(
     dataset: HubDataset,
     out: Annotated[
-        Path | None, local_output("The folder. Default: one of its name below runs/labels or runs/targets.")
+        Path | None,
+        local_output("The output folder. Default: a folder in runs/labels or runs/targets, named after the dataset."),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="A branch, a tag or a commit. Default: what is there now.")
+        str | None, typer.Option(help="A branch, a tag or a commit of the dataset. Default: the newest commit.")
     ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
             "--json",
-            help="Print JSON: `name`, `revision`, `folder`, `files`, `bytes`, and `fetched`, files not there yet.",
+            help="Print JSON: `name`, `revision`, `folder`, `files`, `bytes`, and `fetched`, the files fetched now.",
         ),
     ] = False,
 ) -> None:
-    """Fetch labels or targets that push has sent, byte for byte, and verify them.
+    """Fetch labels or targets that push has sent, and verify them.
 
-    After a kill, run the same command again: what is there is not fetched again.
+    It reads a dataset on the Hugging Face hub, and writes the folder that was
+    pushed, byte for byte. After a kill, run the same command again: files that
+    are there are not fetched again.
 
     Example: sea-pipeline pull OWNER/NAME --out runs/labels/x
     """

@@ -8,7 +8,9 @@ from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 
-HubDataset = Annotated[str, typer.Argument(help="OWNER/NAME, as the hub calls a dataset.", show_default=False)]
+HubDataset = Annotated[
+    str, typer.Argument(help="The dataset on the Hugging Face hub, as OWNER/NAME.", show_default=False)
+]
 
 
 @command
@@ -16,24 +18,27 @@ def push(
     folder: Annotated[
         str,
         typer.Argument(
-            help="A finished output folder of this machine.", show_default=False, autocompletion=completion.outputs
+            help="A finished folder of labels or targets on this machine.",
+            show_default=False,
+            autocompletion=completion.outputs,
         ),
     ],
     dataset: HubDataset,
     public: Annotated[
-        bool, typer.Option("--public", help="A dataset that does not exist yet can be read by everybody.")
+        bool, typer.Option("--public", help="Make a new dataset readable by everybody. Default: private.")
     ] = False,
     as_json: Annotated[
         bool,
         typer.Option(
             "--json",
-            help="Print JSON: `name`, `address`, `revision`, `files`, `bytes`, and `sent`, files not there yet.",
+            help="Print JSON: `name`, `address`, `revision`, `files`, `bytes`, and `sent`, the files sent now.",
         ),
     ] = False,
 ) -> None:
-    """Send finished labels or targets to a dataset of the Hugging Face hub, with a card; a new one is private.
+    """Send finished labels or targets to a dataset on the Hugging Face hub.
 
-    After a kill, run the same command again: what is there is not sent again, and the manifest comes last.
+    It also writes the dataset's card. The manifest is sent last. After a kill,
+    run the same command again: files that are there are not sent again.
 
     Example: sea-pipeline push runs/labels/x OWNER/NAME
     """

@@ -15,7 +15,7 @@ def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A row, for its commands and numbers, or a recipe of the project. Default: all names.",
+            help="The row of a paper's table, or the recipe of the project, to show. Default: list all.",
             show_default=False,
             autocompletion=completion.recipe_names,
         ),
@@ -29,7 +29,10 @@ def recipes(
         ),
     ] = False,
 ) -> None:
-    """List what `train` takes by name, the rows of the papers' tables first, or show one: commands, numbers, hardware.
+    """List the recipes that `train` takes by name, or show one.
+
+    The rows of the papers' tables come first. For a row it shows the commands,
+    the paper's numbers and the hardware.
 
     Example: sea-pipeline recipes sea-table2-gemma-2b
     """

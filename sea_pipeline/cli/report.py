@@ -39,9 +39,11 @@ def report(
     ] = False,
     **asked: object,
 ) -> None:
-    """Make one HTML file that shows labels and runs in any browser, with no network.
+    """Write one HTML file that shows labels and runs.
 
-    What a run's model makes of photos takes minutes; it is kept in the run's folder as views.json.
+    Any browser opens the file, without a network. The model of each run looks at
+    some photos on --device, which takes minutes. What it finds is kept in the
+    run's folder as views.json, so that the next report has it at once.
 
     Example: sea-pipeline report runs/labels/x runs/train/baseline runs/train/sea --out report.html
     """

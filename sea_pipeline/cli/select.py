@@ -9,12 +9,12 @@ from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 
-Out = Annotated[str, typer.Option(help="The new folder, or a URL (s3://…).", show_default=False)]
+Out = Annotated[str, typer.Option(help="The new folder to write, or its URL (s3://…).", show_default=False)]
 Json = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Print JSON: `folder`, `images`, `bad`, `shards`; `linked`, shards that take no space; `rewritten`.",
+        help="Print JSON: `folder`, `images`, `bad`, `shards`, `linked` (shards that take no space), `rewritten`.",
     ),
 ]
 
@@ -26,14 +26,18 @@ def select(
         typer.Argument(help="A finished folder of labels.", show_default=False, autocompletion=completion.labels),
     ],
     ids: Annotated[
-        Path, typer.Argument(help="A file of image ids, one a line, or a .json array of them.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A file of image ids, one per line, or a .json file with a list of them.", show_default=False
+        ),
     ],
     out: Out,
     as_json: Json = False,
 ) -> None:
-    """Make a folder of some of the images of another one, by their ids, as label would of these alone.
+    """Copy the labels of some images into a new folder.
 
-    After a kill, run the same command again.
+    It reads a folder of labels and a file of image ids. It writes what label
+    would write for these images alone. After a kill, run the same command again.
 
     Example: sea-pipeline select runs/labels/x ids.txt --out runs/labels/some
     """

@@ -21,7 +21,10 @@ def status(
         ),
     ] = False,
 ) -> None:
-    """Show what is done in an output folder, finished or not, and which images are bad.
+    """Show the progress of an output folder.
+
+    It shows which shards are done, which images are bad, and how long the rest
+    takes. The folder may be in use.
 
     Example: sea-pipeline status runs/labels/x
     """

@@ -9,8 +9,8 @@ import typer
 
 LOG = logging.getLogger("sea_pipeline")
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Say more on stderr; of an error, where it came from.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and errors to stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print more to stderr, and the traceback of an error.")]
 
 
 def set_level(*, quiet: bool, verbose: bool) -> None:

@@ -16,9 +16,12 @@ def options() -> list[Parameter]:
 
 @command_with(options)
 def teacher(*, as_json: StageJson = False, **asked: object) -> None:
-    """Store what BASIC takes for its teacher, for every image: the LLM's refined visual embeddings and attention.
+    """Store BASIC's supervision (targets) for every image.
 
-    Finished shards are kept: after a kill, run the same command again. `teacher: FOLDER` in a recipe reads them.
+    The targets are the refined visual embeddings and the attention of the LLM's
+    layers. It reads a model, conversations and images, and writes a folder of
+    targets, shard by shard. `teacher: FOLDER` in a recipe reads it. After a
+    kill, run the same command again: finished shards are kept.
 
     Example: sea-pipeline teacher --model runs/train/x/model --data photos.json --image-root photos
     """

@@ -24,13 +24,16 @@ def tokens(
         bool,
         typer.Option(
             "--json",
-            help='Print JSON, a line a row: `id`, `ids` with images as ["image", tokens], `trained` as [start, end) '
-            "positions; or `id` and `refused`.",
+            help='Print JSON, one line per row: `id`, `ids` with images as ["image", tokens], and `trained` as '
+            "[start, end) positions; or `id` and `refused`.",
         ),
     ] = False,
     **asked: object,
 ) -> None:
-    """Show what a row trains: its tokens, the trained ones between « and ». No weights are read.
+    """Show the tokens of data rows, and which of them are trained.
+
+    Trained tokens stand between « and ». It reads the tokenizer and the data,
+    but no weights.
 
     Example: sea-pipeline tokens runs/models/mine --data photos.json --template plain --limit 3
     """

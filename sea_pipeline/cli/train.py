@@ -16,28 +16,33 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe's file, or a name that `recipes` lists. Default: demo, on sample photos.",
+            help="A recipe file, or a name that `recipes` lists. Default: demo, on the packaged sample photos.",
             show_default=False,
             autocompletion=completion.recipes,
         ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe, such as loss.sea.weight=10.")
+        list[str] | None,
+        typer.Option("--set", help="Replace a value of the recipe: KEY=VALUE, such as loss.sea.weight=10. Repeatable."),
     ] = None,
     out: Annotated[
-        Path | None, local_output("The run's folder. Default: one below runs/train, named by the settings.")
+        Path | None, local_output("The output folder. Default: a folder in runs/train, named after the settings.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="There must be a run to go on with; without it one is begun if needed.")
+        bool, typer.Option("--resume", help="Fail if there is no run to go on with. Without this option, one is begun.")
     ] = False,
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print JSON: `runs`, one a stage, each with `stage`, `folder`, `model`, `summary`."
+            "--json", help="Print JSON: `runs`, one per stage, each with `stage`, `folder`, `model`, `summary`."
         ),
     ] = False,
 ) -> None:
-    """Train a model as a recipe says. A run that was stopped goes on from its newest checkpoint.
+    """Train a model as a recipe says.
+
+    It reads the recipe's model, data and labels, and writes the run with its
+    metrics and the trained model. A run that was stopped goes on from its newest
+    checkpoint.
 
     Example: sea-pipeline train demo --set loss.sea.weight=auto
     """

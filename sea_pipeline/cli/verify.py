@@ -19,7 +19,10 @@ def verify(
         ),
     ] = False,
 ) -> None:
-    """Hash every file again and compare; exit 1 and the file's name where one differs.
+    """Check every file of an output folder against its recorded hash.
+
+    It reads all files and writes none. If a file differs, it prints the name and
+    exits with 1.
 
     Example: sea-pipeline verify runs/labels/x
     """

@@ -20,7 +20,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    Field(description="The device to compute on: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one."),
+]
 
 
 class Settings(Strict):

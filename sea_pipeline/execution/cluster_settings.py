@@ -23,34 +23,37 @@ _Count = Annotated[int, Field(ge=1)]
 
 # Options of the commands that work shard by shard, as types of their settings' fields.
 ShardSize = Annotated[
-    int, Field(ge=1, le=65_536, description="Images per shard; a kill loses one shard's work at most.")
+    int,
+    Field(
+        ge=1, le=65_536, description="The number of images per shard. A kill loses only the work on unfinished shards."
+    ),
 ]
-Extend = Annotated[bool, Field(description="Add images that are new to a folder that was begun without them.")]
+Extend = Annotated[bool, Field(description="Add the images that are new to a folder that was begun without them.")]
 MaxBad = Annotated[
     float,
     Field(
         ge=0,
         le=1,
-        description="Stop when more than this share of all images is bad; 0 allows none, any other value at least one.",
+        description="Stop if more than this share of all images is bad. 0 allows none, any other value at least one.",
     ),
 ]
-RetryBad = Annotated[bool, Field(description="Read images that were bad again; in a finished folder, too.")]
+RetryBad = Annotated[bool, Field(description="Try bad images again, also in a finished folder.")]
 
 
 class _Cluster(Settings):
     start_timeout: Annotated[float, Field(gt=0)] = 120
-    """Seconds without any worker after which the run ends; for a queue, how long it may take to begin."""
+    """The seconds without any worker after which the run ends. For a queue, this is how long it may take to start."""
 
 
 class LocalCluster(_Cluster):
-    """Processes of this machine with one shard at a time each, which divide cores and memory evenly."""
+    """Processes of this machine that divide its cores and memory evenly; each does one shard at a time."""
 
     kind: Literal["local"] = "local"
     workers: _Count = 2
     gpus: tuple[str, ...] = ()
-    """As CUDA_VISIBLE_DEVICES names them, one for each worker; empty for workers without."""
+    """The GPUs, one for each worker, named as in CUDA_VISIBLE_DEVICES. Empty for workers without a GPU."""
     memory_limit: str = "auto"
-    """Of a worker, such as 16GB; auto: its part of the machine's. From 95 % of it on the worker is killed."""
+    """The memory of a worker, such as 16GB; auto is its share of the machine's. A worker that uses 95 % is killed."""
 
     @field_validator("gpus")
     @classmethod
@@ -65,37 +68,37 @@ class CudaCluster(_Cluster):
 
     kind: Literal["cuda"] = "cuda"
     gpus: tuple[str, ...] | None = None
-    """As CUDA_VISIBLE_DEVICES names them; None for all that are visible."""
+    """The GPUs, named as in CUDA_VISIBLE_DEVICES. None means all that are visible."""
     memory_limit: str = "auto"
 
 
 class SlurmCluster(_Cluster):
-    """Jobs of Slurm with one worker each, where a new job replaces an ended one while there is work."""
+    """Slurm jobs with one worker each. While there is work, a new job replaces one that has ended."""
 
     kind: Literal["slurm"] = "slurm"
     jobs: _Count
     gpus: Annotated[int, Field(ge=0, le=1)] = 1
-    """Of a job."""
+    """The number of GPUs per job."""
     cores: _Count
     memory: str
-    """Of a job, such as 64GB."""
+    """The memory of a job, such as 64GB."""
     walltime: Annotated[int, Field(ge=20)]
-    """Minutes. A worker gives back its job one to nine minutes before, so that not all go at once."""
+    """The time limit of a job in minutes. Workers end one to nine minutes earlier, so that not all end at once."""
     partition: str | None = None
     account: str | None = None
     interface: str | None = None
-    """The network interface that jobs reach this process by, such as ib0."""
+    """The network interface over which jobs reach this process, such as ib0."""
     directives: tuple[str, ...] = ()
-    """More lines of `#SBATCH`, such as --constraint=a100."""
+    """More `#SBATCH` lines, such as --constraint=a100."""
     skip_directives: tuple[str, ...] = ()
-    """Lines to leave out, such as --mem, where a site refuses them."""
+    """`#SBATCH` lines to leave out, such as --mem, if a site refuses them."""
     prologue: tuple[str, ...] = ()
-    """Shell lines before the worker starts, such as module load cuda."""
+    """Shell lines that run before the worker starts, such as module load cuda."""
     start_timeout: Annotated[float, Field(gt=0)] = 24 * 3600
 
 
 class ExistingCluster(_Cluster):
-    """The workers of a scheduler that already runs and stays."""
+    """The workers of a scheduler that already runs, and that keeps running."""
 
     kind: Literal["existing"] = "existing"
     address: str
@@ -114,20 +117,23 @@ _OVER_SSH = (
 
 
 class WorkerSettings(Settings):
-    """The options that choose who does the shards, which is this process alone by default."""
+    """The options that choose which processes do the shards. By default this process does all of them."""
 
     workers: _Count | None = None
-    """Processes of this machine, one for each GPU where there are GPUs (extra `dask`)."""
+    """The number of worker processes on this machine (needs the extra dask). With GPUs, each worker has its own GPU.
+    Default: this process does all the work."""
     scheduler: str | None = None
-    """Have the workers of a dask scheduler do it: tcp://HOST:PORT, or its file."""
+    """Use the workers of a running dask scheduler: tcp://HOST:PORT, or the scheduler's file."""
     cluster: str | None = None
-    """Start the workers that a YAML file describes: local, cuda, slurm or a file of yours."""
+    """Start the workers that a YAML file describes: local, cuda, slurm, or the path of your own file."""
     shard_range: str | None = None
-    """I/N: only the I-th of N parts of the shards, for job arrays; the last one to be done finishes the folder."""
+    """Do only the I-th of N parts of the shards, given as I/N, for job arrays. The run that ends last finishes the
+    folder. Default: all shards."""
     shard_timeout: Annotated[float, Field(gt=0)] | None = None
-    """Seconds: a worker that takes longer for a shard is started again, and the shard tried once more."""
+    """The seconds that a worker may take for a shard. After that the worker is restarted, and the shard is tried once
+    more. Default: no limit."""
     dashboard: bool = True
-    """Serve dask's dashboard of the workers on this machine."""
+    """Serve dask's web page that shows the workers, on this machine."""
 
     @classmethod
     def of(cls, **values: object) -> Self:

@@ -5,23 +5,23 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Settings
+from sea_pipeline.core.settings import Device, Settings
 
 
 class ReportSettings(Settings):
     """The options of `sea-pipeline report`."""
 
     folders: tuple[str, ...] = ()
-    """A folder of labels, runs, or both; several runs are shown side by side."""
+    """A folder of labels, folders of runs, or both. Several runs are shown side by side."""
     out: Path = Path("report.html")
-    """The HTML file."""
+    """The HTML file to write."""
     images: Annotated[int, Field(ge=0)] = 8
-    """Held-out photos of each run that its model looks at; 0: only what is there."""
+    """The number of photos that the model of each run looks at, held-out ones if there are any. 0: show only earlier
+    results."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Only the first N photos of the labels."""
+    """Show only the first N photos of the labels. Default: all."""
     words: Annotated[int, Field(ge=1, le=100)] = 5
-    """Words of a patch that are kept."""
+    """The largest number of words per patch in the report."""
     thumbnail: Annotated[int, Field(ge=32, le=2048)] = 320
-    """Longer side of a photo in the report, pixels."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; for runs."""
+    """The longer side of a photo in the report, in pixels."""
+    device: Device = "auto"

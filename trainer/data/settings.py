@@ -10,16 +10,16 @@ from trainer.recipes.options import ConversationTemplate
 
 
 class TokensSettings(Settings):
-    """What `sea-pipeline tokens` is asked for."""
+    """The options of `sea-pipeline tokens`."""
 
     model: str
-    """A LLaVA folder; or an LLM as init takes it, with --visual-tokens."""
+    """A LLaVA folder, or, with --visual-tokens, an LLM given as for --llm of init."""
     data: Path
-    """A LLaVA .json or .jsonl file."""
+    """The conversations: a LLaVA .json or .jsonl file."""
     template: ConversationTemplate = "own"
     max_length: Annotated[int, Field(ge=1)] = 2048
-    """Tokens of a row at most, the image's included."""
+    """The largest number of tokens in a row, image tokens included. Longer rows are cut."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Only so many rows, from the first on."""
+    """Show only the first N rows. Default: all."""
     visual_tokens: Annotated[int, Field(ge=1)] | None = None
-    """For an LLM: how many tokens an image becomes, such as 576."""
+    """For an LLM: the number of tokens that an image becomes, such as 576."""

@@ -9,45 +9,46 @@ from sea_pipeline.core.settings import Device, Settings
 from trainer.recipes.options import BadRows, ConversationsFile, ConversationTemplate, ImageRoot
 
 NEW_TOKENS = 48
-"""Most tokens of a description."""
+"""The largest number of tokens in a description."""
 
 
 class EvaluateSettings(Settings):
-    """What `sea-pipeline evaluate` is asked for."""
+    """The options of `sea-pipeline evaluate`."""
 
     model: Path
-    """A LLaVA folder."""
+    """The LLaVA folder of the model."""
     data: ConversationsFile
     labels: str | Path | None = None
-    """Labels of the images; without them what needs words of patches is not measured."""
+    """A folder of labels for the images. Default: none, and what needs the words of patches is not measured."""
     image_root: ImageRoot = None
     template: ConversationTemplate = "own"
     transfer: bool = False
-    """Carry labels of another grid or crop over by their crop boxes."""
+    """Use labels made on another grid or crop, by carrying them over with their crop boxes."""
     layers: bool = False
-    """Name the LLM token nearest to each visual token at each layer."""
+    """Find the LLM token that is nearest to each visual token at each layer."""
     replace: bool = False
-    """Describe images from visual tokens, and from the tokens nearest to them."""
+    """Let the model describe images, once from their visual tokens and once from the LLM tokens nearest to these."""
     lens: Literal["contextual"] | None = None
-    """Compare visual tokens, layer by layer, with words as the LLM reads them in sentences (LatentLens), beside its
-    input embeddings: how many are nearest to a word of their own photo's captions."""
+    """Count, at each layer, the visual tokens that are nearest to a word of their own photo's captions. The words are
+    taken as the LLM has read them in sentences (LatentLens), and as its input embeddings."""
     lens_data: str | None = None
-    """For --lens: a LLaVA .json or .jsonl file with the sentences, or `samples`. Default: what the run of the model was
-    trained on."""
+    """With --lens: the sentences, which are a LLaVA .json or .jsonl file, or samples for the packaged sample photos.
+    Default: the training data of the model's run."""
     limit_images: Annotated[int, Field(ge=1)] | None = None
-    """Images for --layers, --lens (default: all) and --replace (default: 8)."""
+    """Use only the first N images for --layers, --lens, --replace and --save-figures. Default: all for --layers and
+    --lens, 8 for the others."""
     new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
-    """Tokens of a description at most."""
+    """With --replace: the largest number of tokens in a description."""
     questions: Path | None = None
-    """JSON of yes/no questions and of questions with people's answers: how many are answered rightly, with their own
-    photos and with others'."""
+    """A JSON file of yes/no questions, questions with people's answers, or both. The share of right answers is measured
+    with the questions' own photos and with other photos."""
     question_root: Path | None = None
-    """Folder of the questions' photos. Default: --image-root, or the file's own."""
+    """The folder of the questions' photos. Default: --image-root, else the folder of --questions."""
     out: Path | None = None
-    """JSON file for what --layers and --replace find of each image."""
+    """A JSON file to write, with the results of --layers and --replace for each image."""
     save_figures: Path | None = None
-    """Folder for figures, PDF and PNG: words on patches (--labels), tokens by layer (--layers)."""
+    """A folder to write figures to, as PDF and PNG: words on patches with --labels, tokens by layer with --layers."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Samples at a time."""
+    """The number of samples that the model reads at once."""
     bad_rows: BadRows = "stop"
     device: Device = "auto"

@@ -13,25 +13,25 @@ _Version = Annotated[int, Field(ge=4, le=5)]
 
 
 class ExportSettings(Settings):
-    """What `sea-pipeline export` is asked for."""
+    """The options of `sea-pipeline export`."""
 
     source: Path
-    """A run's folder, or a LLaVA folder."""
+    """The folder of a run, or a LLaVA folder."""
     out: Path
-    """The new folder."""
+    """The new folder to write."""
     checkpoint: Annotated[int, Field(ge=0)] | None = None
-    """Of a run, the weights of this step: one of keep_checkpoints, or 0. Default: its end."""
+    """Export a run's weights at this step: one of keep_checkpoints, or 0 for its start. Default: its end."""
     names: _Version | None = None
-    """Version of transformers whose names weights and settings have. transformers 4, 5 and vLLM read 4's, the default
-    where they can say all."""
+    """Name weights and settings as version 4 or 5 of transformers does. transformers 4, transformers 5 and vLLM read
+    the names of version 4. Default: 4 if its names can express the model, else 5."""
     rescale_projector: bool = False
-    """For transformers 4 and Gemma: divide the projector by sqrt(width), by which that version multiplies visual
-    tokens. Others do not read the folder then."""
+    """For an LLM such as Gemma in transformers 4: divide the projector by sqrt(width), because that version multiplies
+    visual tokens by it. Other programs then refuse the folder."""
     compat: _Version | None = None
-    """`names` as it was called before; 4 also sets `rescale_projector` for an LLM that needs it."""
+    """The earlier name of `names`. 4 also sets `rescale_projector` for an LLM that needs it."""
     kind: Kind = "model"
-    """The whole LLaVA; its LLM as a causal LM; or its projector as LLaVA's own code stores it."""
+    """The part to write: the whole LLaVA, its LLM as a causal LM, or its projector as LLaVA's own code stores it."""
     format: Literal["safetensors", "bin"] = "safetensors"
-    """Of the projector's file; bin is torch's."""
+    """With --projector-only: the format of the file. bin is PyTorch's."""
     push: str | None = None
-    """OWNER/NAME on the Hugging Face hub; a new repository is private."""
+    """Also upload the folder to OWNER/NAME on the Hugging Face hub. A new repository is private."""

@@ -9,19 +9,20 @@ Projector = Literal["mlp2x_gelu", "linear"]
 
 
 class InitSettings(Settings):
-    """What `sea-pipeline init` is asked for: the arguments of `init_model`."""
+    """The options of `sea-pipeline init`, which are the arguments of `init_model`."""
 
     vision: str
-    """packaged, s2:SPEC, or a folder or hub name of a CLIP, SigLIP or DINOv2."""
+    """The vision tower: packaged, the folder or hub name of a CLIP, SigLIP or DINOv2 model, or s2: before one of these
+    for three image scales."""
     llm: str
-    """packaged, a .gguf file, or a folder or hub name of a causal LM."""
+    """The LLM: packaged, a .gguf file, or the folder or hub name of a causal LM."""
     out: Path
-    """The new model folder."""
+    """The new folder to write."""
     projector: Projector = "mlp2x_gelu"
-    """LLaVA-1.5's two layers, or one."""
+    """The kind of projector. mlp2x_gelu: LLaVA-1.5's two layers. linear: one layer."""
     feature_layer: int | None = None
-    """Which hidden state of the tower. Default: -2, or -1 for packaged and s2."""
+    """The index of the tower's hidden state to use. Default: -2, or -1 for packaged."""
     seed: int = 0
-    """Of the projector's weights."""
+    """The random seed for the projector's weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of all weights."""
+    """The number format of all weights."""

@@ -6,12 +6,25 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 TemplateName = Literal["plain", "vicuna_v1", "own"]
-ConversationsFile = Annotated[str, Field(description="A LLaVA .json or .jsonl file, or `samples`.")]
-ImageRoot = Annotated[
-    Path | None, Field(description="Folder that the paths in the data are relative to. Default: the data's own.")
+ConversationsFile = Annotated[
+    str,
+    Field(description="The conversations: a LLaVA .json or .jsonl file, or samples for the packaged sample photos."),
 ]
-ConversationTemplate = Annotated[TemplateName, Field(description="How conversations are written; own: the LLM's way.")]
+ImageRoot = Annotated[
+    Path | None,
+    Field(description="The folder that the image paths in --data are relative to. Default: the folder of --data."),
+]
+ConversationTemplate = Annotated[
+    TemplateName,
+    Field(
+        description="The prompt format. plain: image, caption, newline, as in LLaVA's stage 1. vicuna_v1: LLaVA-1.5's. "
+        "own: the LLM's own chat template."
+    ),
+]
 BadRows = Annotated[
     Literal["stop", "leave_out"],
-    Field(description="Rows that cannot be trained, or whose image is missing: name them all, or leave them out."),
+    Field(
+        description="What to do with rows that cannot be trained or whose image is missing. stop: name them all and "
+        "stop. leave_out: go on without them."
+    ),
 ]

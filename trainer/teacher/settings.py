@@ -13,35 +13,37 @@ from trainer.targets.codecs import CodecName
 
 
 class TeachSettings(Settings):
-    """What `sea-pipeline teacher` is asked for; of several samples of an image, the first one counts."""
+    """The options of `sea-pipeline teacher`. If several samples show an image, the first one counts."""
 
     model: Path
-    """A LLaVA folder: its LLM's layers are the teacher."""
+    """The LLaVA folder of the model whose LLM is the teacher."""
     data: ConversationsFile
     out: str | Path | None = None
-    """Output folder, or a URL (s3://…). Default: one below runs/targets, named by the settings."""
+    """The output folder, or its URL (s3://…). Default: a folder in runs/targets, named after the settings."""
     image_root: ImageRoot = None
     codec: CodecName = "int8"
-    """Bytes of a vector of width d: 2 d, d + 2, or 64 (needs FAISS; for a first look)."""
+    """How vectors are stored. A vector of width d takes 2 d bytes as float16, d + 2 as int8, and 64 as pq64. pq64 needs
+    FAISS, and is only for a first look."""
     template: ConversationTemplate = "own"
     max_length: Annotated[int, Field(ge=16)] = 2048
-    """Tokens of a sample at most, the image's included."""
+    """The largest number of tokens in a row, image tokens included. Longer rows are cut."""
     image_aspect_ratio: AspectRatio | None = None
-    """As data.image_aspect_ratio of the recipe that reads the targets. Default: the model's own."""
+    """How images are made square. It must be the value of the same key in the data of the recipe that reads the
+    targets. Default: as in the model folder."""
     basic: Basic = Basic()
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the model's weights."""
+    """The number format of the model's weights."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Only the first N images, in the order of their ids."""
+    """Store the targets of only the first N images, in the order of their ids. Default: all."""
     bad_rows: BadRows = "stop"
     # An image of such rows alone has no targets, and is bad.
     device: Device = "auto"
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Images at a time."""
+    """The number of images that the model reads at once."""
     shard_size: ShardSize = 256
     extend: Extend = False
     max_bad: MaxBad = 0.01
     retry_bad: RetryBad = False
     yes: bool = False
-    """Write more than 100 GB without asking."""
+    """Allow a folder of more than 100 GB, which is refused otherwise."""
     crew: WorkerSettings = WorkerSettings()
