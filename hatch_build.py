@@ -6,7 +6,7 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-_LINK = re.compile(r"(\]\(|^\[\w+\]: )(?![a-z]+:|#)([^)\s]+)", re.MULTILINE)
+_LINK = re.compile(r"(\]\(|(?:src|srcset)=\")(?![a-z]+:|#)([^)\"\s]+)")
 
 
 def on_the_index(readme: str, repository: str) -> str:

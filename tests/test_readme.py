@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 from PIL import Image
 
@@ -25,27 +26,26 @@ def test_every_task_has_its_commands() -> None:
 
 
 def test_pictures_are_small() -> None:
-    pictures = re.findall(r"!\[[^\]]{20,}\]\[(\w+)\]", TEXT)
-    assert pictures == ["tokens"]
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', TEXT)
+    assert [Path(picture).name for picture in pictures] == ["tokens-dark.webp", "tokens-light.webp"]
+    assert len(re.findall(r'<img [^>]*alt="[^"]{20,}"', TEXT)) == 1
     for picture in pictures:
-        (file,) = re.findall(rf"^\[{picture}\]: (\S+)$", TEXT, re.MULTILINE)
-        assert (ROOT / file).stat().st_size < 300_000
-        with Image.open(ROOT / file) as image:
+        assert (ROOT / picture).stat().st_size < 300_000
+        with Image.open(ROOT / picture) as image:
             assert image.width > 800
 
 
 def test_the_package_index_gets_absolute_links() -> None:
     text = on_the_index(TEXT, REPOSITORY)
-    links = re.findall(r"\]\(([^)]+)\)|^\[\w+\]: (\S+)$", text, re.MULTILINE)
+    links = re.findall(r'\]\(([^)]+)\)|(?:src|srcset)="([^"]+)"', text)
     assert len(links) > 20
-    assert all("://" in (inline or reference) for inline, reference in links)
+    assert all("://" in (link or picture) for link, picture in links)
     assert f"({REPOSITORY}/blob/main/docs/label.md)" in text
-    assert f"[tokens]: {REPOSITORY}/raw/main/docs/pictures/tokens.webp" in text
-    assert "docs/install.md#licences" in text
+    assert f'src="{REPOSITORY}/raw/main/docs/pictures/tokens-light.webp"' in text
+    assert f"({REPOSITORY}/blob/main/docs/install.md#licences)" in text
 
 
 def test_the_address_is_held_in_one_place() -> None:
     host = REPOSITORY.split("/")[2]
-    assert [path for path in ROOT.glob("*.*") if path.is_file() and host in path.read_text("utf-8", "ignore")] == [
-        ROOT / "pyproject.toml"
-    ]
+    files = [path for path in ROOT.glob("*.*") if path.is_file() and host in path.read_text("utf-8", "ignore")]
+    assert files == [ROOT / "pyproject.toml"]

@@ -29,7 +29,7 @@ FILES = "files"
 _SOURCES = {page: source for source, page in BESIDE.items()}
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 _REFERENCE = re.compile(r"(?m)(?<=^\[)([^\]]+\]: )(?![a-z]+:|#)([^#\s]+)")
-_PICTURE = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)" alt="([^"]+)">\s*</picture>')
+_PICTURE = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)"\s+alt="([^"]+)">\s*</picture>')
 _MATHS = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _SILENT = {"a", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "math", "svg", "th", "nav", "button"}
 """Elements in which no term is linked."""
@@ -52,7 +52,7 @@ def on_files(files: Files, config: Any) -> Files:  # noqa: ANN401 - mkdocs' own
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:  # noqa: ANN401
     """Turn pictures with a dark version, and links between files, into what the site understands."""
-    markdown = _PICTURE.sub(r"![\3](\2#only-light) ![\3](\1#only-dark)", markdown)
+    markdown = _PICTURE.sub(_both, markdown)
     source = _source(page.file.src_uri)
     markdown = _LINK.sub(lambda found: _on_site(found[1], source, page.file.src_uri), markdown)
     return _REFERENCE.sub(lambda found: found[1] + _on_site(found[2], source, page.file.src_uri), markdown)
@@ -94,6 +94,11 @@ def link_terms(content: str, anchors: dict[str, str]) -> str:
         elif silent == 0:
             parts[index] = pattern.sub(lambda found: _term(found[0], anchors, words, used), part)
     return "".join(parts)
+
+
+def _both(found: re.Match[str]) -> str:
+    dark, light, said = found[1], found[2], " ".join(found[3].split())
+    return f"![{said}]({light}#only-light) ![{said}]({dark}#only-dark)"
 
 
 def _term(said: str, anchors: dict[str, str], words: list[str], used: set[str]) -> str:
