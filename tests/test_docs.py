@@ -1,6 +1,7 @@
 """What the pages promise: commands that parse, Python that runs, files that are there, terms that are explained."""
 
 import ast
+import html
 import importlib
 import importlib.util
 import re
@@ -197,6 +198,22 @@ def test_the_site_is_whole(site: Path) -> None:
     reference = (site / "reference.html").read_text("utf-8")
     for name in ("open_labels", "label_cache", "sea", "draw", "attach", "open_targets", "Recipe", "train_stages"):
         assert f'.{name}"' in reference, name
+
+
+@pytest.mark.slow
+def test_links_of_the_site_lead_somewhere(site: Path) -> None:
+    texts = {page: page.read_text("utf-8") for page in site.glob("*.html")}
+    anchors = {page: set(re.findall(r' (?:id|name)="?([^"\s>]+)', text)) for page, text in texts.items()}
+    dead = []
+    for page, text in texts.items():
+        for link in re.findall(r'<a [^>]*href="?([^"\s>]+)', text):
+            path, _, anchor = html.unescape(link).partition("#")
+            if "://" in path or path.startswith("mailto:"):
+                continue
+            target = (page.parent / path).resolve() if path else page
+            if not target.is_file() or (anchor and target in anchors and anchor not in anchors[target]):
+                dead.append(f"{page.name}: {link}")
+    assert [link for link in dead if not link.startswith("404.html")] == []
 
 
 @pytest.mark.slow
