@@ -36,6 +36,7 @@ lowest: ## The tests but the real models', with the oldest versions that pyproje
 # The versions that passed the tests. Other versions may well work: pyproject.toml says which are allowed.
 .venv: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv, once: some gigabytes of packages, and some minutes without a word."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'

@@ -1,4 +1,4 @@
-"""What the pages promise: commands that parse, Python that runs, files that are there, terms that are explained."""
+"""What README and pages promise: commands that parse, Python that runs, files that are there, terms that are explained."""
 
 import ast
 import html
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,9 @@ import numpy as np
 import pytest
 import torch
 import typer.main
+from PIL import Image
 
+from hatch_build import on_the_index
 from sea_pipeline import open_labels
 from sea_pipeline.cli import app
 from tests.support import prose
@@ -36,6 +39,8 @@ PYTHON = [
     for page, text in TEXTS.items()
     for number, block in enumerate(each for each in prose.blocks(text) if each.language == "python")
 ]
+README = TEXTS["README.md"]
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"]
 READ = [page for page in TEXTS if page not in {"CHANGELOG.md", "CONTRIBUTING.md", "docs/attach.md"}]
 """Pages whose sentences are short; the others list what changed, or have another author."""
 TRAINING_WORDS = (
@@ -43,6 +48,50 @@ TRAINING_WORDS = (
     "recipe", "`preset`", "micro-batch", "held out", "V̂", "`match_norm`", "`keep_features`", "`outliers`",
     "stage 1", "2of12",
 )  # fmt: skip
+
+
+def test_the_readme_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 165
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def test_every_task_of_the_readme_has_its_commands() -> None:
+    assert {line.split()[0] for line in prose.commands(README)} >= {
+        "label",
+        "probe",
+        "init",
+        "train",
+        "export",
+        "report",
+    }
+    assert "trainer.attach(" in README
+
+
+def test_pictures_are_small() -> None:
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', README)
+    assert [Path(picture).name for picture in pictures] == ["tokens-dark.webp", "tokens-light.webp"]
+    assert len(re.findall(r'<img [^>]*alt="[^"]{20,}"', README)) == 1
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size < 300_000
+        with Image.open(ROOT / picture) as image:
+            assert image.width > 800
+
+
+def test_the_package_index_gets_absolute_links() -> None:
+    text = on_the_index(README, REPOSITORY)
+    links = re.findall(r'\]\(([^)]+)\)|(?:src|srcset)="([^"]+)"', text)
+    assert len(links) > 20
+    assert all("://" in (link or picture) for link, picture in links)
+    assert f"({REPOSITORY}/blob/main/docs/label.md)" in text
+    assert f'src="{REPOSITORY}/raw/main/docs/pictures/tokens-light.webp"' in text
+    assert f"({REPOSITORY}/blob/main/docs/install.md#licences)" in text
+
+
+def test_the_address_is_held_in_one_place() -> None:
+    host = REPOSITORY.split("/")[2]
+    files = [path for path in ROOT.glob("*.*") if path.is_file() and host in path.read_text("utf-8", "ignore")]
+    assert files == [ROOT / "pyproject.toml"]
 
 
 @pytest.mark.parametrize(("page", "line"), LINES)
