@@ -1,4 +1,4 @@
-"""What README and pages promise: commands that parse, Python that runs, files that are there, terms that are explained."""
+"""What README and pages promise: commands that parse, Python that runs, files that are there, explained terms."""
 
 import ast
 import html
