@@ -20,7 +20,7 @@ from tests.support.world import ColourEncoder, draw, draw_folder
 def test_label_and_read(encoder: ColourEncoder, words: Path, tmp_path: Path) -> None:
     draw(tmp_path / "photos" / "red.png", [["red"] * 4] * 3)
     settings = LabelSettings.of(
-        images=str(tmp_path / "photos"), out=tmp_path / "labels", wordlist=str(words), device="cpu"
+        images=str(tmp_path / "photos"), out=tmp_path / "labels", wordlist=str(words), top_n=3, device="cpu"
     )
     assert label_and_read(settings) == {"red.png": ["red"]}
     assert label_and_read(settings) == {"red.png": ["red"]}  # a second time from what is there

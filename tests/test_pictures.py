@@ -27,8 +27,8 @@ def test_diagrams(label: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     label(images=str(draw_folder(tmp_path / "photos", 1)))  # type: ignore[operator]
     words = open_labels(tmp_path / "labels").words
     random = np.random.default_rng(0)
-    ids = np.stack([random.permutation(len(words))[:3] for _ in range(36)]).astype(np.int32)
-    excerpt = diagrams.Excerpt("data:image/webp;base64,", ids, random.random((36, 3)).astype(np.float32))
+    ids = np.stack([random.permutation(len(words))[:3] for _ in range(64)]).astype(np.int32)
+    excerpt = diagrams.Excerpt("data:image/webp;base64,", ids, random.random((64, 3)).astype(np.float32))
     monkeypatch.setattr(diagrams, "_excerpt", lambda store: excerpt)
     files = diagrams.draw(tmp_path / "labels", tmp_path)
     assert {file.stem for file in files} == {

@@ -15,7 +15,7 @@ from tests.pictures.drawing import PALETTES, Drawing, Palette
 from tests.pictures.report_pictures import PHOTO
 from trainer import sampling
 
-_SIDE, _CELL = 6, 44
+_SIDE, _CELL = 8, 34
 """Patches along a side of the part of the photo that is shown, and the pixels of one."""
 _PLACES = ((0.20, 0.25), (0.66, 0.16), (0.84, 0.46), (0.30, 0.62), (0.62, 0.74), (0.14, 0.88))
 """Where words lie in the square that stands for the LLM's space."""
@@ -80,7 +80,8 @@ def _sea(store: LabelStore, excerpt: Excerpt, palette: Palette) -> Drawing:
         drawing.box(
             left + column * _CELL + 2, top + row * _CELL + 2, _CELL - 4, _CELL - 4, line="#ffb300", thick=3, round_=3
         )
-    shown = kept[: len(_PLACES)]
+    often = (excerpt.word_ids[:, 0] == drawn.words[kept, None]).sum(-1)  # how many patches have the word as their best
+    shown = kept[np.argsort(-often, kind="stable")[: len(_PLACES)]]
     _chances(drawing, store, excerpt, int(drawn.patches[shown[0]]), int(drawn.words[shown[0]]))
     _space(drawing, [store.words[drawn.words[index]] for index in shown])
     return drawing
@@ -119,7 +120,7 @@ def _space(drawing: Drawing, words: list[str]) -> None:
     drawing.box(x + 4, y + size - 6, 10, 10, line="none", fill="warm", round_=2)
     drawing.text(x + 20, y + size + 4, "visual token", size=12, color="soft")
     drawing.dot(x + 118, y + size, color="accent")
-    drawing.text(x + 128, y + size + 4, "the LLM's embedding of a word", size=12, color="soft")
+    drawing.text(x + 128, y + size + 4, "a word's embedding", size=12, color="soft")
 
 
 def _recipe(palette: Palette) -> Drawing:
