@@ -13,6 +13,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).parents[2]
 BESIDE = {
@@ -26,6 +27,8 @@ BESIDE = {
 """Pages that are not in docs/, by their files."""
 FILES = "files"
 """The site's folder of files that are no pages and that a page links to, such as recipes."""
+_SHIM = "https://unpkg.com/iframe-worker/shim"
+"""What mkdocs-material's plugin `offline` would load."""
 _SOURCES = {page: source for source, page in BESIDE.items()}
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 _REFERENCE = re.compile(r"(?m)(?<=^\[)([^\]]+\]: )(?![a-z]+:|#)([^#\s]+)")
@@ -64,6 +67,11 @@ def on_page_content(content: str, page: Page, config: Any, files: Files) -> str:
     if page.file.src_uri == "glossary.md":
         return content
     return link_terms(content, terms((ROOT / "docs" / "glossary.md").read_text("utf-8")))
+
+
+def on_post_page(output: str, page: Page, config: Any) -> str:  # noqa: ANN401
+    """Take the script by which search works in files from the site, not from a network."""
+    return output.replace(_SHIM, get_relative_url("site/worker.js", page.url))
 
 
 def terms(glossary: str) -> dict[str, str]:
