@@ -74,6 +74,11 @@ def on_post_page(output: str, page: Page, config: Any) -> str:  # noqa: ANN401
     return output.replace(_SHIM, get_relative_url("site/worker.js", page.url))
 
 
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:  # noqa: ANN401
+    """Do the same for the page that a server shows for what it does not have."""
+    return output_content.replace(_SHIM, "/site/worker.js")
+
+
 def terms(glossary: str) -> dict[str, str]:
     """Read the glossary's terms: the anchor of each, by its spelling; code keeps its backticks."""
     found = {}
