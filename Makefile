@@ -1,12 +1,12 @@
 PYTHON ?= python3
 BIN = .venv/bin
-EXTRAS = cpu,clip,data,demo,train,report,lora,dask,slurm,s3,dev
+EXTRAS = cpu,clip,data,demo,train,report,lora,dask,slurm,s3,docs,dev
 OLD = build/lowest
 LLAMA_CPP = 0.3.36
 # Nothing here may reach for a model hub, whatever a library tries.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench lowest .venv clean
+.PHONY: demo test lint bench docs lowest .venv clean
 
 demo: .venv ## Label the sample photos with the packaged models; pictures and tables.
 	$(BIN)/sea-pipeline demo
@@ -23,6 +23,9 @@ lint: .venv
 bench: .venv
 	$(BIN)/python -m tests.bench
 
+docs: .venv ## The documentation as a site, in build/site; nothing is fetched.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lowest: ## The tests but the real models', with the oldest versions that pyproject.toml allows.
 	$(PYTHON) -m venv $(OLD)
 	$(OLD)/bin/python -m pip install --quiet --upgrade uv
@@ -33,6 +36,7 @@ lowest: ## The tests but the real models', with the oldest versions that pyproje
 # The versions that passed the tests. Other versions may well work: pyproject.toml says which are allowed.
 .venv: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv, once: some gigabytes of packages, and some minutes without a word."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'

@@ -14,7 +14,7 @@ are positions in `words.txt`, which is next to the folder of shards. Columns:
                                           float16, so that half of its bytes compress to little
 
 In folders of schema version 1 scores are float16 with the same values, and stay so when such a folder is continued.
-Other programs read float32 with byte-stream-split, but seldom float16, see docs/labels.md.
+Other programs read float32 with byte-stream-split, but seldom float16, see docs/label-format.md.
 
 The folder also has `words.txt`, the list with one word per line, and `words.parquet` with the columns word and
 mean_similarity (float32), which is the mean of s over all patches of the run, labels or not (SEA Fig. 6b).

@@ -174,10 +174,10 @@ def test_the_readme_of_jobs_names_every_recipe_and_every_row() -> None:
             assert named_recipes(parsed["recipe"], parsed["overrides"])
 
 
-def test_the_rows_that_the_readme_names_are_there() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_page_of_the_papers_names_every_row() -> None:
+    text = (ROOT / "docs" / "papers.md").read_text()
     cells = re.findall(r"((?:sea|basic)-(?:table|figure)\d[\w{},.-]*)", text)
-    assert {name for cell in cells for name in expanded(cell)} <= set(ROWS)
+    assert {name for cell in cells for name in expanded(cell)} == set(ROWS)
 
 
 def test_a_name_is_a_file_a_row_or_a_recipe_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

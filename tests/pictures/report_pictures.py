@@ -1,9 +1,9 @@
-"""The README's pictures, out of the demo's report: `python -m tests.pictures REPORT .github/pictures`."""
+"""Pictures of the demo's report, in light and dark: a photo's words, and what both models make of it."""
 
 import io
 import shutil
-import sys
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
@@ -11,31 +11,32 @@ from playwright.sync_api import Locator, Page, sync_playwright
 PHOTO = "chelsea.png"
 _SCALE = 1.5
 """Pixels of a picture for one of the page."""
-_GAP, _PAPER = 24, "#fbfaf7"
-"""Pixels between panels; the report's own background, so that the pictures can be read on a dark page, too."""
+_GAP = 24
+"""Pixels between panels."""
+_PAPERS: dict[Literal["light", "dark"], str] = {"light": "#fbfaf7", "dark": "#14171a"}
+"""The report's own backgrounds."""
 
 
 def draw(report: Path, folder: Path) -> list[Path]:
-    """Writes `labels.webp`, a photo's words, and `tokens.webp`, what both of the demo's models make of it.
+    """Writes `labels-*.webp`, a photo's words, and `tokens-*.webp`, what both of the demo's models make of it.
 
     Args:
         report: of the demo.
-        folder: made where there is none.
+        folder: where they go.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files = []
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu"]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-        page = browser.new_page(
-            viewport={"width": 1100, "height": 900}, device_scale_factor=_SCALE, color_scheme="light"
-        )
-        page.goto(report.resolve().as_uri())
-        pictures = {"labels": _labels(page), "tokens": _beside(_tokens(page))}
+        for scheme, paper in _PAPERS.items():
+            page = browser.new_page(
+                viewport={"width": 1100, "height": 900}, device_scale_factor=_SCALE, color_scheme=scheme
+            )
+            page.goto(report.resolve().as_uri())
+            for name, picture in {"labels": _labels(page), "tokens": _beside(_tokens(page), paper)}.items():
+                files.append(folder / f"{name}-{scheme}.webp")
+                picture.save(files[-1], quality=80, method=6)
         browser.close()
-    files = []
-    for name, picture in pictures.items():
-        files.append(folder / f"{name}.webp")
-        picture.save(files[-1], quality=80, method=6)
     return files
 
 
@@ -73,16 +74,11 @@ def _panel(panel: Locator) -> Image.Image:
     return shot.crop((0, 0, shot.width, round((grid["y"] + grid["height"] - whole["y"]) * _SCALE)))
 
 
-def _beside(pictures: list[Image.Image]) -> Image.Image:
+def _beside(pictures: list[Image.Image], paper: str) -> Image.Image:
     width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) + 1)
-    whole = Image.new("RGB", (width, max(picture.height for picture in pictures) + 2 * _GAP), _PAPER)
+    whole = Image.new("RGB", (width, max(picture.height for picture in pictures) + 2 * _GAP), paper)
     left = _GAP
     for picture in pictures:
         whole.paste(picture, (left, _GAP))
         left += picture.width + _GAP
     return whole
-
-
-if __name__ == "__main__":
-    for file in draw(Path(sys.argv[1]), Path(sys.argv[2])):
-        print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
