@@ -61,7 +61,8 @@ def packaged_qwen(
         layers: of the LLM, from the first on; None is all thirty.
         dtype: of the LLM; tower and projector are in float32.
     """
-    llm, words = load_llm("packaged", torch.float32)
+    packaged = load_llm("packaged", torch.float32)
+    llm, words = packaged.model, packaged.tokenizer
     words.add_special_tokens({"additional_special_tokens": SPECIAL})
     words.padding_side = "right"
     heads = llm.config.hidden_size // llm.config.num_attention_heads // 2
@@ -72,6 +73,8 @@ def packaged_qwen(
     } | {
         "num_hidden_layers": layers or llm.config.num_hidden_layers,
         "vocab_size": len(words),
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
         "tie_word_embeddings": True,
         "rope_parameters": rope | {"mrope_section": [heads // 4, heads * 3 // 8, heads * 3 // 8]},
         "max_position_embeddings": llm.config.max_position_embeddings,

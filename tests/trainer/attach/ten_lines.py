@@ -23,7 +23,8 @@ def blocks() -> list[str]:
 def write(folder: Path) -> Path:
     """Writes pictures, labels, a tiny model and the program: the page's rows, then its ten lines, word for word.
 
-    A last line prints the temperature, which begins at 1."""
+    A last line prints the temperature, which begins at 1.
+    """
     draw_pictures(folder, {"cat.jpg": (96, 48), "dog.jpg": (40, 80)})
     save(qwen2_5_vl(), folder / "MODEL")
     (lines,) = (block for block in blocks() if "SFTTrainer" in block)

@@ -54,7 +54,7 @@ def test_one_folder_of_labels_serves_three_families(
     found = {(family, name): (grid, int(tokens), int(labelled)) for family, name, grid, tokens, labelled, _ in lines}
     assert len(found) == 9
     assert found["llava", "other.png"] == ("4x4", 16, 16)
-    assert found["qwen2_5_vl", "other.png"] == ("6x12", 72, 72)
+    assert found["qwen2_5_vl", "other.png"] == ("5x11", 55, 55)
     assert found["smolvlm", "other.png"] == ("7 of 2x2", 28, 28)
     middles = {name: {line[5] for line in lines if line[1] == name} for _, name in found}
     assert all("(none)" not in words for words in middles.values())
