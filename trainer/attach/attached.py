@@ -6,7 +6,7 @@ Shapes: B samples, I images, T visual tokens of a forward, N drawn patches, q wo
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from trainer.losses.supervision import Supervision
 from trainer.model.terms import sea_term
 from trainer.recipes.recipe import Loss
 from trainer.sampling import draw, generator, one_patch_per_word
+
+if TYPE_CHECKING:
+    from trainer.attach.looking import TileWords
 
 ImageIds = Iterable[str | Iterable[str]]
 """The images' names in the labels, in the order of the images in a batch, as a flat list or a list per sample."""
@@ -72,6 +75,7 @@ class Attached:
 
     Attributes:
         model: the model that was given.
+        labels: the labels that were given, or None.
         terms: unweighted L_a, L_das and L_sds of the last `loss`, keyed "sea", "das", "sds"; scalars with their graphs.
         pairs: N of the last L_a, the number of drawn patches.
         weights: weight of each term that is on, by name.
@@ -97,7 +101,7 @@ class Attached:
         self.step = 0
         self.last_ids: list[str] = []
         self._parts = parts_of(model)
-        self._labels, self._seed = labels, seed
+        self.labels, self._seed = labels, seed
         self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
         self._basic = [name for name in self.weights if name != "sea"]
         supervision, switched = None, getattr(self._parts.llm.config, "_attn_implementation", None)
@@ -181,6 +185,23 @@ class Attached:
         check_batches(batches)
         return looked_at(self, batches)
 
+    def nearest_words(self, image_ids: ImageIds) -> "list[list[TileWords]]":
+        """Find the word of the list that each visual token of the model's last forward is nearest to, by cosine.
+
+        Args:
+            image_ids: the batch's images in order, as for `loss`.
+
+        Returns:
+            For each image its tiles, in the order of their tokens. A tile has `grid`, its `box` in the image, and for
+            each cell one of `words` and of `hits`, which tells whether the word is one of the cell's labels.
+
+        Raises:
+            UserError: there are no labels, there was no forward, or its images do not match the ids.
+        """
+        from trainer.attach.looking import nearest_words  # imported here because training does not need it
+
+        return nearest_words(self, _flat(image_ids))
+
     def detach(self) -> None:
         """Remove everything from the model, which is then as it was."""
         if self._watch is not None:
@@ -242,14 +263,14 @@ class Attached:
     @cached_property
     def cache(self) -> Any:  # noqa: ANN401 - LabelCache, or nothing
         """Unpack the labels, or return an empty collection of image ids if there are none."""
-        return {} if self._labels is None else label_cache(self._labels)
+        return {} if self.labels is None else label_cache(self.labels)
 
     @cached_property
     def _sizes(self) -> dict[str, Size]:
         """Map each labelled image to its (width, height)."""
-        assert self._labels is not None
+        assert self.labels is not None
         columns = ("image_id", "width", "height")
-        tables = (table.to_pydict() for table in self._labels.tables(columns))
+        tables = (table.to_pydict() for table in self.labels.tables(columns))
         return {
             name: (width, height)
             for table in tables
@@ -275,7 +296,7 @@ class Attached:
             raise UserError(
                 f"attached.loss: expected ids of all {count} images of the batch, in their order; found {len(ids)}"
             )
-        sizes = [self._sizes.get(name) if self._labels is not None else None for name in ids]
+        sizes = [self._sizes.get(name) if self.labels is not None else None for name in ids]
         laid = family.lay(call, sizes)
         if (tokens := sum(one.tokens for one in laid)) != call.total:
             shown = ", ".join(repr(name) for name in ids[:4])

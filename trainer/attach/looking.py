@@ -7,7 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import CropBox
 from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
 from trainer.evaluation import metrics
@@ -49,6 +50,48 @@ class _MetricSums:
         if self.gap[1]:
             found["gap"] = float(self.gap[0] / self.gap[1])
         return found | dict(self.controls.metrics())
+
+
+class TileWords(NamedTuple):
+    """The nearest words of the visual tokens of a tile, which is an image, a view of it, or a part."""
+
+    grid: tuple[int, int]
+    """(rows, columns)."""
+    box: CropBox
+    """The part of the image that the grid covers."""
+    words: list[str]
+    """The word of the list with the highest cosine for each cell, row by row."""
+    hits: list[bool]
+    """Whether a cell's word is one of its labels."""
+
+
+@torch.no_grad()
+def nearest_words(attached: "Attached", ids: Sequence[str]) -> list[list[TileWords]]:
+    """Find the words of `Attached.nearest_words`.
+
+    Raises:
+        UserError: there are no labels, or the images do not match the ids.
+    """
+    if attached.words is None or attached.labels is None:
+        raise UserError(
+            "attached.nearest_words: expected labels, whose words it looks for; found none; give attach "
+            "labels=open_labels(FOLDER)"
+        )
+    kept, words, start = attached.kept(), attached.labels.words, 0
+    found: list[list[TileWords]] = []
+    table = _word_table(attached)
+    for name, one in zip(ids, attached.laid(kept, ids) if kept.visual is not None else (), strict=True):
+        found.append([])
+        for tile in one.tiles:
+            assert kept.visual is not None
+            visual = kept.visual[torch.from_numpy(tile.cells + start).to(kept.visual.device)].float()
+            near = metrics.nearest(visual, table, measure="cosine").indices.cpu().numpy()
+            hits = [False] * len(near)
+            if name in attached.cache:
+                hits = (attached.labels_on(name, tile).word_ids == near[:, None]).any(1).tolist()
+            found[-1].append(TileWords(tile.grid, tile.box, [words[at] for at in near], hits))
+        start += one.tokens
+    return found
 
 
 @torch.no_grad()

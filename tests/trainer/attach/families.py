@@ -128,7 +128,7 @@ MIXING = ("self_attn.out_proj", "self_attn.o_proj", "attn.proj", "attention.proj
 """The last layer of a tower's attention, by the names that it has."""
 
 
-def _made(kind: Any, config: Any, processor: Any, mark: str = "<image>") -> Tiny:
+def made_of(kind: Any, config: Any, processor: Any, mark: str = "<image>") -> Tiny:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind(config)
@@ -156,7 +156,7 @@ def llava(llm: Any = None, **image: Any) -> Tiny:
     processor = hf.LlavaProcessor(
         images, words, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
     )
-    return _made(hf.LlavaForConditionalGeneration, config, processor)
+    return made_of(hf.LlavaForConditionalGeneration, config, processor)
 
 
 def llava_next() -> Tiny:
@@ -174,7 +174,7 @@ def llava_next() -> Tiny:
     processor = hf.LlavaNextProcessor(
         images, words, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
     )
-    return _made(hf.LlavaNextForConditionalGeneration, config, processor)
+    return made_of(hf.LlavaNextForConditionalGeneration, config, processor)
 
 
 def llava_onevision(most: int = 9) -> Tiny:
@@ -196,10 +196,10 @@ def llava_onevision(most: int = 9) -> Tiny:
         vision_feature_select_strategy="full",
         vision_aspect_ratio=f"anyres_max_{most}",
     )
-    return _made(hf.LlavaOnevisionForConditionalGeneration, config, processor)
+    return made_of(hf.LlavaOnevisionForConditionalGeneration, config, processor)
 
 
-def _qwen(version: str) -> Tiny:
+def _qwen(version: str, patch: int = 4, window: int = 16, images: Any = None) -> Tiny:
     words = tokenizer()
     ids = {
         "image_token_id": words.image_token_id,
@@ -209,13 +209,13 @@ def _qwen(version: str) -> Tiny:
     }
     names = {"2": "Qwen2VL", "2.5": "Qwen2_5_VL", "3": "Qwen3VL"}
     name = names[version]
-    vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
+    vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": patch, "spatial_merge_size": 2}
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     text = text_settings(rope_parameters=rope)
     if version == "2":
         vision |= {"embed_dim": 16, "hidden_size": WIDTH, "mlp_ratio": 2}
     elif version == "2.5":
-        vision |= {"hidden_size": 16, "out_hidden_size": WIDTH, "intermediate_size": 24, "window_size": 16}
+        vision |= {"hidden_size": 16, "out_hidden_size": WIDTH, "intermediate_size": 24, "window_size": window}
         vision |= {"fullatt_block_indexes": [1]}
     else:
         vision |= {"hidden_size": 16, "out_hidden_size": WIDTH, "intermediate_size": 24, "num_position_embeddings": 64}
@@ -225,17 +225,17 @@ def _qwen(version: str) -> Tiny:
     patches = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": size}
     videos = hf.Qwen3VLVideoProcessor if version == "3" else hf.Qwen2VLVideoProcessor
     kinds = {"2": hf.Qwen2VLProcessor, "2.5": hf.Qwen2_5_VLProcessor, "3": hf.Qwen3VLProcessor}
-    processor = kinds[version](hf.Qwen2VLImageProcessor(**patches), words, videos(**patches))
+    processor = kinds[version](images or hf.Qwen2VLImageProcessor(**patches), words, videos(**patches))
     mark = "<|vision_start|><image><|vision_end|>"
-    return _made(getattr(hf, f"{name}ForConditionalGeneration"), config, processor, mark)
+    return made_of(getattr(hf, f"{name}ForConditionalGeneration"), config, processor, mark)
 
 
 def qwen2_vl() -> Tiny:
     return _qwen("2")
 
 
-def qwen2_5_vl() -> Tiny:
-    return _qwen("2.5")
+def qwen2_5_vl(patch: int = 4, window: int = 16, images: Any = None) -> Tiny:
+    return _qwen("2.5", patch, window, images)
 
 
 def qwen3_vl() -> Tiny:
@@ -252,7 +252,7 @@ def idefics3() -> Tiny:
         pad_token_id=3,
     )
     images = hf.Idefics3ImageProcessor(size={"longest_edge": 96}, max_image_size={"longest_edge": 32})
-    return _made(hf.Idefics3ForConditionalGeneration, config, hf.Idefics3Processor(images, words, image_seq_len=4))
+    return made_of(hf.Idefics3ForConditionalGeneration, config, hf.Idefics3Processor(images, words, image_seq_len=4))
 
 
 def smolvlm() -> Tiny:
@@ -269,7 +269,7 @@ def smolvlm() -> Tiny:
     processor = hf.SmolVLMProcessor(
         hf.SmolVLMImageProcessor(**sizes), words, hf.SmolVLMVideoProcessor(**sizes), image_seq_len=4
     )
-    return _made(hf.SmolVLMForConditionalGeneration, config, processor)
+    return made_of(hf.SmolVLMForConditionalGeneration, config, processor)
 
 
 def gemma3() -> Tiny:
@@ -283,7 +283,7 @@ def gemma3() -> Tiny:
         mm_tokens_per_image=4,
     )
     processor = hf.Gemma3Processor(hf.Gemma3ImageProcessor(**_SQUARE), words, image_seq_length=4)
-    return _made(hf.Gemma3ForConditionalGeneration, config, processor, "<boi>")
+    return made_of(hf.Gemma3ForConditionalGeneration, config, processor, "<boi>")
 
 
 def paligemma() -> Tiny:
@@ -296,7 +296,7 @@ def paligemma() -> Tiny:
         image_token_id=words.image_token_id,
         projection_dim=WIDTH,
     )
-    return _made(hf.PaliGemmaForConditionalGeneration, config, hf.PaliGemmaProcessor(images, words))
+    return made_of(hf.PaliGemmaForConditionalGeneration, config, hf.PaliGemmaProcessor(images, words))
 
 
 def internvl() -> Tiny:
@@ -309,7 +309,7 @@ def internvl() -> Tiny:
     )
     images = hf.GotOcr2ImageProcessor(**_SQUARE, crop_to_patches=True, max_patches=6)
     processor = hf.InternVLProcessor(images, words, hf.InternVLVideoProcessor(**_SQUARE), image_seq_length=4)
-    return _made(hf.InternVLForConditionalGeneration, config, processor)
+    return made_of(hf.InternVLForConditionalGeneration, config, processor)
 
 
 def llama4() -> Tiny:
@@ -336,7 +336,7 @@ def llama4() -> Tiny:
     )
     images = hf.Llama4ImageProcessor(**_SQUARE, max_patches=6)
     processor = hf.Llama4Processor(images, words, patch_size=8)
-    return _made(hf.Llama4ForConditionalGeneration, config, processor, "<|image|>")
+    return made_of(hf.Llama4ForConditionalGeneration, config, processor, "<|image|>")
 
 
 MAKERS: dict[str, Callable[[], Tiny]] = {

@@ -43,6 +43,13 @@ def test_planted_tokens_hit_their_labels(name: str, pictures: Pictures, monkeypa
     assert found["gap"] == pytest.approx(0, abs=1e-5)
     assert before["label_hit@1"] < 0.6
     assert before["gap"] > 0.1
+    said = one.nearest_words(NAMES)
+    for each, tiles, laid in zip(flat, said, one.laid(kept, flat), strict=True):
+        for shown, tile in zip(tiles, laid.tiles, strict=True):
+            best = one.labels_on(each, tile).word_ids[:, 0]
+            assert shown.words == [pictures.open().words[word] for word in best]
+            assert (shown.grid, shown.box, set(shown.hits)) == (tile.grid, tile.box, {True})
+    assert not all(hit for tile in one.nearest_words(flat[::-1])[0] for hit in tile.hits), "of the other photo"
     one.last_ids = flat[::-1]
     assert one.metrics()["label_hit@1"] < 0.8
     one.detach()
@@ -74,4 +81,14 @@ def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures) ->
     assert "right_photo_gain" not in alone, "a photo is no other one of itself"
     with pytest.raises(UserError, match="expected batches, such as a DataLoader"):
         one.metrics(batch)
+    one.detach()
+
+
+def test_nearest_words_are_those_of_labels(pictures: Pictures) -> None:
+    made = tiny("llava")
+    one = attach(made.model, made.processor, basic={"degree": "equal"})
+    with torch.no_grad():
+        made.model(**made.batch(pictures.batch([["wide.png"]])))
+    with pytest.raises(UserError, match=r"nearest_words: expected labels.*labels=open_labels"):
+        one.nearest_words(["wide.png"])
     one.detach()

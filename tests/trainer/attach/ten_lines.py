@@ -1,0 +1,38 @@
+"""The ten lines of docs/attach.md as a program, in a folder that has all they name.
+
+`python -m tests.trainer.attach.ten_lines FOLDER` writes it; then `cd FOLDER; python ten_lines.py`, in any environment.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from tests.support.paths import ROOT
+from tests.trainer.attach.families import qwen2_5_vl
+from tests.trainer.attach.real_grids import save
+from tests.trainer.attach.worlds import draw_pictures
+
+PAGE = ROOT / "docs" / "attach.md"
+
+
+def blocks() -> list[str]:
+    """The programs of the page."""
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+
+
+def write(folder: Path) -> Path:
+    """Writes pictures, labels, a tiny model and the program: the page's rows, then its ten lines, word for word.
+
+    A last line prints the temperature, which begins at 1.
+    """
+    draw_pictures(folder, {"cat.jpg": (96, 48), "dog.jpg": (40, 80)})
+    save(qwen2_5_vl(), folder / "MODEL")
+    (lines,) = (block for block in blocks() if "SFTTrainer" in block)
+    (rows,) = (block for block in blocks() if block.startswith("from datasets"))
+    program = folder / "ten_lines.py"
+    program.write_text(f"{rows}\n\n{lines}print('1 / tau', attached.scale)\n")
+    return program
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,112 @@
+"""What users copy: the page's ten lines, the example, the notebook; each runs offline on a tiny model."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.trainer.attach.families import MAKERS, smolvlm
+from tests.trainer.attach.real_grids import save
+from tests.trainer.attach.ten_lines import write
+from tests.trainer.attach.worlds import Pictures, whole_labels
+
+EXAMPLE = ROOT / "examples" / "label_transfer.py"
+NOTEBOOK = ROOT / "docs" / "notebooks" / "attach.ipynb"
+
+
+@pytest.mark.slow
+def test_the_ten_lines_run_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    program = write(tmp_path)
+    assert (
+        len([line for line in program.read_text().partition("import sea_pipeline, trainer")[2].splitlines() if line])
+        < 20
+    )
+    done = subprocess.run(
+        [sys.executable, program.name], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=False, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (scale,) = re.findall(r"^1 / tau ([\d.]+)$", done.stdout, re.MULTILINE)
+    assert float(scale) != 1, "the temperature has trained"
+
+
+@pytest.mark.slow
+def test_one_folder_of_labels_serves_three_families(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("llava", "qwen2_5_vl", "smolvlm")
+    folders = [str(save(MAKERS[name](), tmp_path / name)) for name in names]
+    words = tmp_path / "colours.txt"
+    words.write_text("\n".join(pictures.open().words))
+    given = ["--images", str(pictures.folder), "--labels", str(tmp_path / "labels"), "--wordlist", str(words)]
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *folders, *given])
+    with whole_labels():
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.count(" | ") == 5][1:]
+    found = {(family, name): (grid, int(tokens), int(labelled)) for family, name, grid, tokens, labelled, _ in lines}
+    assert len(found) == 9
+    assert found["llava", "other.png"] == ("4x4", 16, 16)
+    assert found["qwen2_5_vl", "other.png"] == ("5x11", 55, 55)
+    assert found["smolvlm", "other.png"] == ("7 of 2x2", 28, 28)
+    middles = {name: {line[5] for line in lines if line[1] == name} for _, name in found}
+    assert all("(none)" not in words for words in middles.values())
+
+
+def test_the_notebook_is_whole_and_holds_no_output() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+    assert max(cell.source.count("\n") for cell in cells) < 30
+    (downloads,) = (number for number, cell in enumerate(notebook.cells) if "download" in cell.metadata.get("tags", ()))
+    assert "**The next cell downloads" in notebook.cells[downloads - 1].source
+    assert [cell.metadata.tags for cell in cells if cell.metadata.get("tags")] == [["parameters"], ["download"]]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("captioned", [False, True])
+def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pictures, tmp_path: Path) -> None:
+    """With the packaged encoder, eight words, and a tiny SmolVLM in place of the one that a cell downloads."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    words, captions = tmp_path / "words.txt", tmp_path / "captions.json"
+    words.write_text("\n".join(pictures.open().words))
+    captions.write_text(json.dumps({name: f"a picture called {name[:3]}" for name in pictures.open().ids}))
+    given: dict[str, Any] = {
+        "PHOTOS": str(pictures.folder), "WORDS": str(words), "OUT": str(tmp_path / "out"), "STEPS": 25,
+        "MODEL": str(save(smolvlm(), tmp_path / "model")), "CAPTIONS": str(captions) if captioned else None,
+    }  # fmt: skip
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    assert given.keys() == set(re.findall(r"^(\w+) =", cell.source, re.MULTILINE)), "all of them are at the top"
+    cell.source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    _execute(nbclient, notebook, tmp_path)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    table = {name: (float(a), float(b)) for name, a, b in re.findall(r"^([\w@]+) +(-?[\d.]+) +(-?[\d.]+)$", text, re.M)}
+    assert table.keys() == {"label_hit@1", "label_hit@10", "gap"} | ({"right_photo_gain"} if captioned else set())
+    assert table["label_hit@1"][1] > table["label_hit@1"][0] + 0.1
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+
+
+def _execute(nbclient: Any, notebook: Any, folder: Path) -> None:
+    client = nbclient.NotebookClient(
+        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        patch.setenv("SEA_PIPELINE_CACHE", str(folder / "cache"))
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        client.execute()
