@@ -19,8 +19,8 @@ from torch import nn
 from sea_pipeline.core.errors import UserError
 from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
-from trainer.evaluation import metrics
-from trainer.evaluation.blind_control import Controls, content_tokens
+from trainer.measures import metrics
+from trainer.measures.blind_control import Controls, content_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

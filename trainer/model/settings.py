@@ -12,7 +12,7 @@ class InitSettings(Settings):
     """What `sea-pipeline init` is asked for: the arguments of `init_model`."""
 
     vision: str
-    """packaged, s2:SPEC, or a folder or hub name of a CLIP, SigLIP or DINOv2."""
+    """packaged, s2:SPEC, or a folder or hub name of a CLIP, SigLIP (1 or 2), DINOv2, DINOv3 or PE-Core."""
     llm: str
     """packaged, a .gguf file, or a folder or hub name of a causal LM."""
     out: Path
