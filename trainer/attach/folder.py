@@ -19,7 +19,7 @@ from trainer.attach.rows import Chat
 from trainer.model.borders import border, saving
 from trainer.model.config_check import check_plain
 from trainer.model.existing_folder import check_existing_folder
-from trainer.model.fsdp import agreed, round_state
+from trainer.model.fsdp import agreed, round_state, state_of
 from trainer.model.lora import add_adapters, merge_adapters
 from trainer.model.parts import quiet
 from trainer.recipes.recipe import LearningRates, Lora, Recipe
@@ -129,7 +129,7 @@ def save_existing(
     with agreed(), saving(out):
         if write:
             dtype = start.config.dtype or torch.float32
-            state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+            state = {name: value.detach().cpu() for name, value in state_of(model).items()}
             if lora is not None:
                 merge_adapters(state, {}, lora, dtype)
             round_state(state, dtype)

@@ -214,9 +214,7 @@ def test_both_answers_of_two_turns_are_trained_the_same_every_day(
             return cls(2031, 1, 2, tzinfo=tz)
 
     monkeypatch.setattr(chat_template_utils, "datetime", Later)
-    chat_template_utils._compile_jinja_template.cache_clear()
     assert rows_of(llms[name], tmp_path) == found
-    chat_template_utils._compile_jinja_template.cache_clear()
 
 
 @pytest.mark.parametrize(("vision", "llm"), [(DINOV3, QWEN), (DINOV2, GEMMA), (PE, SMOLLM), (SIGLIP2, LLAMA)])
