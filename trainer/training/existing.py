@@ -15,7 +15,9 @@ from trainer.attach.run_model import AttachedModel
 from trainer.data.inputs import open_label_source
 from trainer.data.run_rows import Conversations, open_rows, without_unreadable
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
+from trainer.evaluation.premise import Premise, premise
 from trainer.model.borders import border
+from trainer.model.reader import Reader
 from trainer.recipes.attach_keys import problems_of_attach
 from trainer.recipes.recipe import ExistingModel, Recipe
 from trainer.training.align_trainer import AlignTrainer
@@ -80,6 +82,15 @@ def build_existing(inputs: ExistingInputs, out: Path, callbacks: list[Any]) -> A
         )
     with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
         return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
+
+
+def premise_of_existing(model: AttachedModel, inputs: ExistingInputs) -> Premise | None:
+    """Check BASIC's premise on the decoder inside, or return None if no term is made from its layers."""
+    if not {"das", "sds"} & inputs.recipe.loss.terms().keys():
+        return None
+    folder = inputs.folder
+    reader = Reader(model.llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
+    return premise(reader, inputs.recipe.loss.basic, None, str(folder.path))
 
 
 def chat_data(folder: ExistingFolder, rows: Any, conversations: Conversations, max_length: int) -> ChatData:  # noqa: ANN401

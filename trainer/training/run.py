@@ -45,7 +45,7 @@ from trainer.training.arguments import training_arguments
 from trainer.training.build import build, premise_of, trainable
 from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.training.checks import check_recipe
-from trainer.training.existing import ExistingInputs, build_existing, existing_inputs
+from trainer.training.existing import ExistingInputs, build_existing, existing_inputs, premise_of_existing
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
@@ -215,10 +215,14 @@ class _Training:
 
     def _say_premise(self, model: TrainedModel) -> None:
         """Announce whether BASIC's premise holds on the LLM, if a term is made from its layers."""
-        if isinstance(model, AlignedLlava) and isinstance(self.inputs, Inputs):
+        if isinstance(model, AlignedLlava):
+            assert isinstance(self.inputs, Inputs)
             found = premise_of(model, self.inputs)
-            if found is not None:
-                (self.reporter.message if found.near else self.reporter.warning)(found.text)
+        else:
+            assert isinstance(self.inputs, ExistingInputs)
+            found = premise_of_existing(model, self.inputs)
+        if found is not None:
+            (self.reporter.message if found.near else self.reporter.warning)(found.text)
 
     def _save(self, model: TrainedModel) -> None:
         lora, write = self.inputs.recipe.lora, self.trainer.args.should_save
