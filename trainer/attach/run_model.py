@@ -70,9 +70,9 @@ class AttachedModel(nn.Module):
         """Return the part that a parameter belongs to, see `aligned_llava.part`."""
         return "alignment" if name.startswith("sea_term.") else self._parts.part(name.removeprefix("vlm."))
 
-    def gradient_checkpointing_enable(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - transformers'
+    def activation_checkpointing_enable(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - transformers'
         """Switch activation checkpointing on."""
-        cast("Any", self.vlm).gradient_checkpointing_enable(*given, **named)
+        cast("Any", self.vlm).activation_checkpointing_enable(*given, **named)
 
     def forward(self, **batch: Any) -> Losses:  # noqa: ANN401 - see ChatCollator
         """Compute `Losses` from a batch of `ChatCollator`.
