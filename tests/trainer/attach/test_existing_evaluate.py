@@ -1,6 +1,7 @@
 """What `evaluate`, `probe --llm` and `report` say of existing models: planted answers, blind models, questions."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.settings import LlmProbeSettings
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
+from tests.support.tiny_runs import colours
 from tests.trainer.attach.existing import KINDS, ExistingWorld, make_existing
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach.batches import ChatData, processed
@@ -34,12 +36,18 @@ def world(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Exist
     return make_existing(tmp_path_factory.mktemp("evaluated"), pictures)
 
 
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The encoder of the drawn colours, for the texts of words."""
+    with colours(monkeypatch):
+        yield
+
+
 def ready(world: ExistingWorld, name: str) -> tuple[AttachedModel, ExistingEvaluator, ExistingFolder]:
     folder, store = open_existing_folder(world.model(name)), world.pictures.open()
     rows = read_texts(world.held_out, folder.chat).rows
     data = ChatData(rows, lambda image: world.pictures.folder / image, folder.chat, max_length=2048)
     evaluator = ExistingEvaluator(data, store, vocabulary=folder.vocabulary, batch_size=2)
-    evaluator._texts = (torch.full((folder.vocabulary,), -1), torch.eye(8), torch.eye(8))  # type: ignore[misc]
     return load_attached(folder, store), evaluator, folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from sea_pipeline.core.errors import UserError
 from tests.support.programs import Begin
 from tests.support.run_values import copied, killed, values, weights
-from tests.support.tiny_runs import logged
+from tests.support.tiny_runs import colours, logged
 from tests.trainer.attach.existing import KINDS, ExistingWorld, attached_model, make_existing
 from tests.trainer.attach.families import MAKERS, tiny
 from tests.trainer.attach.worlds import Pictures
@@ -27,6 +28,13 @@ from trainer.training.run import train, train_stages
 @pytest.fixture(scope="module")
 def world(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> ExistingWorld:
     return make_existing(tmp_path_factory.mktemp("existing"), pictures)
+
+
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The encoder of the drawn colours, for the texts of words."""
+    with colours(monkeypatch):
+        yield
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
