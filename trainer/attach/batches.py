@@ -3,7 +3,9 @@
 Shapes: B samples of L tokens, T trained tokens.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -185,27 +187,50 @@ def processed(
     elif answers and None not in answers:
         options["suffix"] = list(answers)
     try:
-        made = dict(
-            processor(
-                images=given if any(given) else None,
-                text=list(texts),
-                return_offsets_mapping=True,
-                return_text_replacement_offsets=True,
-                **options,
-            )
-        )
+        with _quietly(), _replacements(processor) as moved:
+            images_given = given if any(given) else None
+            made = dict(processor(images=images_given, text=list(texts), return_offsets_mapping=True, **options))
     except ValueError as error:
         raise UserError(f"the model's processor refuses a sample ({texts[0][:60]!r}, …): {one_line(error)}") from error
-    offsets, moved, labels = (made.pop(name, None) for name in ("offset_mapping", "text_replacement_offsets", "labels"))
+    offsets, labels = (made.pop(name, None) for name in ("offset_mapping", "labels"))
     if "pixel_values" in made:
         made["pixel_values"] = made["pixel_values"].float()
     if chat.in_two:
         return made, (labels != -100) & made["attention_mask"].bool() if answers else _nothing(made)
     if spans is None:
         return made, _nothing(made)
-    moved = moved if isinstance(moved, list) else [[] for _ in texts]
+    moved = moved or [[] for _ in texts]
     trained = [_within(offsets[row], spans[row], moved[row]) for row in range(len(texts))]
     return made, torch.stack(trained) & made["attention_mask"].bool()
+
+
+@contextmanager
+def _replacements(processor: Any) -> Iterator[list[list[dict[str, Any]]]]:  # noqa: ANN401 - any of transformers
+    """Keep where a processor writes out the image tokens of each text within this block.
+
+    Idefics3's cannot give them out (`return_text_replacement_offsets`) if its texts have unlike numbers of images.
+    """
+    found: list[list[dict[str, Any]]] = []
+    plain = processor.get_text_with_replacements
+
+    def keeping(*given: Any, **named: Any) -> Any:  # noqa: ANN401 - as the method
+        text, moved = plain(*given, **named)
+        found.extend(moved)
+        return text, moved
+
+    processor.get_text_with_replacements = keeping
+    try:
+        yield found
+    finally:
+        del processor.get_text_with_replacements
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out a warning of numpy about PaliGemma's processor within this block."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation")
+        yield
 
 
 def _nothing(made: dict[str, Any]) -> torch.Tensor:

@@ -158,7 +158,7 @@ def read_texts(path: Path, chat: Chat) -> ConversationRows:
 def _rows(path: Path, chat: Chat) -> Callable[[], Iterator[dict[str, Any]]]:
     def rows() -> Iterator[dict[str, Any]]:
         number = 0
-        for number, record in enumerate(records(path, strict=False), start=1):
+        for number, record in records(path, strict=False):
             yield _row(number, record, chat)
         if not number:
             raise UserError(f"{path}: expected conversations; found none")

@@ -31,8 +31,6 @@ def _of_data(recipe: "Recipe") -> Iterator[str]:
         )
     if labels.crops:
         yield f"labels.crops: {_OWN_PIXELS}, of whole images; set it to 0"
-    if "transfer" in labels.model_fields_set and not labels.transfer:
-        yield "labels.transfer: labels are always carried to the grids of such a model; set it to true, or leave it out"
 
 
 def _of_loss(recipe: "Recipe") -> Iterator[str]:
@@ -42,9 +40,9 @@ def _of_loss(recipe: "Recipe") -> Iterator[str]:
     for name, term in loss.terms().items():
         if term.weight == "auto":
             yield f"loss.{name}.weight: auto needs gradients by term, which are not measured there; give a number"
-        elif "ratio" in term.model_fields_set:
+        elif term.ratio != type(term)().ratio:
             yield f"loss.{name}.ratio: goes with weight: auto, which such a model does not have; leave it out"
-    if "measure_every" in loss.model_fields_set:
+    if loss.measure_every != type(loss)().measure_every:
         yield "loss.measure_every: gradients by term are not measured for such a model; leave it out"
     if basic.lens != "none":
         yield "loss.basic.lens: is for models of sea-pipeline init; set it to none"

@@ -71,9 +71,10 @@ def make_existing(root: Path, pictures: Pictures) -> ExistingWorld:
         {"id": "last", "image": "other.png", "conversations": _turns("What?\n<image>", "The left half is magenta.")},
         {"id": "again", "image": "square.png", "conversations": _turns("What?\n<image>", "a blue one")},
     ]
+    said = {"wide.png": "a red patch", "other.png": "The left half is magenta.", "tall.png": "green and blue"}
     held = [
-        {"id": f"held-{name}", "image": name, "conversations": _turns("<image>\nWhat do you see?", "a red patch")}
-        for name in ("wide.png", "other.png", "tall.png")
+        {"id": f"held-{name}", "image": name, "conversations": _turns("<image>\nWhat do you see?", answer)}
+        for name, answer in said.items()
     ]
     world = ExistingWorld(root, root / "data.json", root / "held.json", pictures)
     world.data.write_text(json.dumps(records))
