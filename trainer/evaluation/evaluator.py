@@ -18,6 +18,7 @@ from sea_pipeline.encoders import EncoderOptions, load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.store import LabelStore
+from trainer.attach.run_model import AttachedModel
 from trainer.data.bad_rows import image_names
 from trainer.data.dataset import TrainingData, TrainingLabels
 from trainer.losses.embeddings import llm_embeddings
@@ -25,6 +26,9 @@ from trainer.measures import metrics
 from trainer.measures.blind_control import Controls, by_sample, content_tokens, others, with_other_photos
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import Prefix, llm_word_table, whole_words
+
+EvaluatedModel = AlignedLlava | AttachedModel
+"""What is measured: a LLaVA of ours, or an existing model."""
 
 
 class ShownImage(NamedTuple):
@@ -87,7 +91,7 @@ class Evaluator:
         self._collate = data.collator(pad=0, seed=0)
         self._content_tokens: dict[int, np.ndarray[Any, Any]] = {}
 
-    def __call__(self, model: AlignedLlava, advance: Advance = lambda _: None) -> dict[str, float]:
+    def __call__(self, model: EvaluatedModel, advance: Advance = lambda _: None) -> dict[str, float]:
         """Compute all metrics by name, and leave the model in the mode it was in.
 
         With the LLM's layers: `trained_tokens`, the number of scored tokens; `lm_loss`, nats per trained token;
@@ -103,7 +107,7 @@ class Evaluator:
         with evaluating(model):
             return dict(self._metrics(model, advance))
 
-    def _metrics(self, model: AlignedLlava, advance: Advance) -> Iterator[tuple[str, float]]:
+    def _metrics(self, model: EvaluatedModel, advance: Advance) -> Iterator[tuple[str, float]]:
         controls, tacs = Controls(), list[float]()
         sums = _MetricSums([], [], [], np.zeros((2, 2), np.int64))
         for number, batch in enumerate(self.batches(model.device)):
@@ -130,7 +134,7 @@ class Evaluator:
             yield from self._word_metrics(sums)
         yield from spoken.items()
 
-    def _control(self, model: AlignedLlava, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
+    def _control(self, model: EvaluatedModel, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
         """Add a batch's samples with the losses of their trained tokens, and measure the losses with other photos."""
         images = {row: self.data.rows[row]["images"] for row in batch["rows"].tolist()}
         shown = [row for row in images if self._other and images[row]]
@@ -194,7 +198,7 @@ class Evaluator:
             yield "meaningful_chance", found.chance
         yield "distinct_tokens", float(found.distinct)
 
-    def nearest_words(self, model: AlignedLlava, row: int, table: torch.Tensor | None = None) -> list[str]:
+    def nearest_words(self, model: EvaluatedModel, row: int, table: torch.Tensor | None = None) -> list[str]:
         """Find the nearest list word for each visual token of a sample's first image, row-major.
 
         A caller with many rows passes the model's `word_table` as `table`.
@@ -281,7 +285,7 @@ class Evaluator:
         trained = np.asarray(sample["input_ids"], np.int64)[np.asarray(sample["trained"], bool)]
         return torch.from_numpy(trained[self._content(row)])
 
-    def embeddings(self, model: AlignedLlava) -> torch.Tensor:
+    def embeddings(self, model: EvaluatedModel) -> torch.Tensor:
         """Return E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
         return llm_embeddings(model.get_input_embeddings(), self._vocabulary).float()
 

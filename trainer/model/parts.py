@@ -252,7 +252,10 @@ def _pe_core(spec: str, config: Any, dtype: torch.dtype, feature_layer: int | No
 def _timm_processor(spec: str, config: Any, side: int) -> Any:  # noqa: ANN401 - transformers'
     """Make the image processor that timm's `pretrained_cfg` describes; transformers' own for timm is not saved."""
     said: dict[str, Any] = getattr(config, "pretrained_cfg", None) or {}
-    pixels = {"image_mean": list(said.get("mean", [0.5] * 3)), "image_std": list(said.get("std", [0.5] * 3))}
+    pixels: dict[str, Any] = {
+        "image_mean": list(said.get("mean", [0.5] * 3)),
+        "image_std": list(said.get("std", [0.5] * 3)),
+    }
     by_name = {"bicubic": 3, "bilinear": 2}
     if (interpolation := said.get("interpolation", "bicubic")) not in by_name:
         raise UserError(

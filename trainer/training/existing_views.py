@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -123,7 +123,7 @@ class ExistingViews:
             embeddings = self.evaluator.embeddings(model)
             table = self.evaluator.word_table(embeddings)
             for row, image_id in self.images:
-                (batch,) = self.evaluator.batches(model.device, [row])
+                (batch,) = cast("list[dict[str, Any]]", list(self.evaluator.batches(model.device, [row])))
                 model(**batch)
                 names = [name for name, *_ in batch["images"]]
                 tiles = model.tiles(names)[names.index(image_id)]

@@ -35,7 +35,9 @@ from trainer.model.run_record import read_run
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Basic, ExistingModel, Loss, Recipe, Sea
 from trainer.training.existing_views import ExistingViews
-from trainer.training.view_parts import VERSION, VIEWS, Texts, ViewSettings
+from trainer.training.view_parts import VERSION, Texts
+from trainer.training.view_parts import VIEWS as VIEWS
+from trainer.training.view_parts import ViewSettings as ViewSettings
 
 LENS_TOKENS = 4000
 """Number of words of the training captions in the contextual lens, a fifth of those of `evaluate`."""
