@@ -95,13 +95,14 @@ def test_visual_tokens_are_the_towers_own_patches(name: str, hub: Path, towers: 
     pixels = folder.processor.image_processor(noise, return_tensors="pt")["pixel_values"]
     wanted = own_patches(name, hub / name, pixels)
     found = model.tower_output(pixels.double())[0]
-    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
+    # DINOv3 computes its rotations in float32, whatever the rest is.
+    torch.testing.assert_close(found, wanted, atol=1e-7, rtol=1e-7)
     assert wanted.std() > 0.05
     stock, processor = load(towers[name])
     given = processor(images=noise, text=processor.apply_chat_template(LIST), return_tensors="pt")
     assert int((given["input_ids"] == stock.config.image_token_id).sum()) == 16
     visual = stock(**given).image_hidden_states
-    torch.testing.assert_close(visual[0].double(), model.projected(wanted[None])[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(visual.view(16, -1).double(), model.projected(wanted), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NEWER_TOWERS)
