@@ -47,9 +47,13 @@ _KNOWN_TOWERS = (
     "packaged, s2:SPEC, CLIP, SigLIP (or SigLIP 2 of a fixed resolution), DINOv2 (with registers or without), DINOv3's "
     "ViTs, PE-Core as timm has it"
 )
+_NAFLEX = (
+    "NaFlex gives each image a grid of its own, and LLaVA has one; take a SigLIP 2 of a fixed resolution, such as "
+    "google/siglip2-so400m-patch14-384"
+)
 _REFUSED_TOWERS = {
-    "siglip2": "NaFlex gives each image a grid of its own, and LLaVA has one; take a SigLIP 2 of a fixed resolution, "
-    "such as google/siglip2-so400m-patch14-384",
+    "siglip2": _NAFLEX,
+    "siglip2_vision_model": _NAFLEX,
     "dinov3_convnext": "it has no patches of one size; take a ViT of DINOv3",
 }
 """Towers that are near to known ones, with what to take in their place."""
@@ -125,7 +129,7 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     if config.model_type == _TIMM and str(getattr(config, "architecture", "")).startswith(_PE_CORE):
         return _pe_core(spec, config, dtype, feature_layer)
     part = getattr(config, "vision_config", None) if config.model_type in ("clip", "siglip") else config
-    if instead := _REFUSED_TOWERS.get(config.model_type.removesuffix("_vision_model")):
+    if instead := _REFUSED_TOWERS.get(config.model_type):
         raise UserError(f"{spec}: its model type is {config.model_type!r}: {instead}")
     if part is None or part.model_type not in _CLS:
         raise UserError(f"{spec}: its model type {config.model_type!r} is no vision tower; expected {_KNOWN_TOWERS}")
