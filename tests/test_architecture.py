@@ -16,7 +16,7 @@ ORDERS = {
     "sea_pipeline": "core < storage < {inputs, search} < {encoders, output} < execution < labels"
     " < {report, label_cache, join} < hub < cli",
     "trainer": "{recipes, targets, sampling, towers} < losses < words < model < {data, export}"
-    " < {evaluation, teacher, lmms_eval} < {training, attach}",
+    " < measures < attach < {evaluation, teacher, lmms_eval} < training",
 }
 """Rooms, ground first: one imports only from rooms below it. Those in braces do not import from each other."""
 MOVED = {"sea_pipeline": {"shards", "teacher"}, "trainer": {"recipe"}}

@@ -241,6 +241,80 @@ class S2Tower(_Tower):
         return tokens[:, 1:] if self.config.feature_select_strategy == "default" else tokens
 
 
+class PatchTowerConfig(PreTrainedConfig):
+    """The configuration of a tower of which only the patch tokens of one layer are given out.
+
+    `hidden_size`, `image_size` and `patch_size` are the base's, unless its configuration does not have them.
+    """
+
+    model_type = "sea_patches"
+    base_config_key = "vision_config"
+    sub_configs_defaults = {"base": SubConfigSpec(config_class=AutoConfig, model_type="dinov3_vit")}  # noqa: RUF012
+
+    base: dict[str, Any] | PreTrainedConfig | None = None
+    """The base tower's config."""
+    feature_layer: int = -2
+    """The index into the base tower's hidden states; of a timm model, into its blocks."""
+    leading_tokens: int = 1
+    """The number of tokens before the patches: CLS and registers. timm gives out none of them."""
+
+    hidden_size: int | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    num_channels: int = 3
+    num_hidden_layers: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
+        """Take the sizes from the base."""
+        super().__post_init__(**kwargs)
+        base: Any = self.base
+        self.hidden_size = self.hidden_size or base.hidden_size
+        self.image_size = self.image_size or base.image_size
+        self.patch_size = self.patch_size or base.patch_size
+
+
+class PatchTower(_Tower):
+    """The patch tokens of a tower that has several tokens before them, such as CLS and four registers of DINOv3.
+
+    LLaVA's own classes drop one token or none. This tower drops all that belong to no place in the image.
+    """
+
+    config_class = PatchTowerConfig
+
+    def __init__(self, config: PatchTowerConfig) -> None:
+        super().__init__(config)
+        self.base = AutoModel.from_config(config.base)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the base tower's input module."""
+        by_timm = getattr(self.base, "timm_model", None)  # whose class in transformers has no such method
+        embeddings: nn.Module = self.base.get_input_embeddings() if by_timm is None else by_timm.patch_embed
+        return embeddings
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        **_: Any,  # noqa: ANN401 - what transformers hands to every tower
+    ) -> BaseModelOutputWithPooling:
+        """Run the base tower.
+
+        Args:
+            pixel_values: (B, 3, height, width), preprocessed as for the base.
+            output_hidden_states: True, or the layers wanted, asks for `hidden_states`.
+
+        Returns:
+            `last_hidden_state` (B, m, d), the patches of the base's `feature_layer`, row by row. `hidden_states` holds
+            the same tensor alone, as layer -1.
+        """
+        layer, config = self.config.feature_layer, self.config
+        hidden = self.base(pixel_values, output_hidden_states=[layer]).hidden_states
+        if config.base.model_type == "timm_wrapper":  # it gives maps of the asked blocks alone
+            return self._output(_tokens(hidden[0]), output_hidden_states)
+        return self._output(hidden[layer][:, config.leading_tokens :], output_hidden_states)
+
+
 def tower_grid(config: LlavaConfig) -> tuple[int, int]:
     """Return rows and columns of the visual tokens of one image.
 
@@ -256,9 +330,13 @@ def tower_grid(config: LlavaConfig) -> tuple[int, int]:
     return side, side
 
 
-OURS = (PackagedTowerConfig.model_type, S2TowerConfig.model_type)
+OURS = (PackagedTowerConfig.model_type, S2TowerConfig.model_type, PatchTowerConfig.model_type)
 """Model types that transformers knows only once this module is imported."""
 
-for _config, _model in ((PackagedTowerConfig, PackagedTower), (S2TowerConfig, S2Tower)):
+for _config, _model in (
+    (PackagedTowerConfig, PackagedTower),
+    (S2TowerConfig, S2Tower),
+    (PatchTowerConfig, PatchTower),
+):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)

@@ -116,7 +116,7 @@ def _run_data(run: RunInput) -> dict[str, Any]:
     return {
         "name": run.name,
         "path": str(run.path),
-        "start": run.record["recipe"].get("model") if isinstance(run.record["recipe"].get("model"), str) else None,
+        "start": _start(run.record["recipe"].get("model")),
         "recipe": yaml.safe_dump(run.record["recipe"], sort_keys=False, allow_unicode=True, width=100),
         "fingerprint": run.record["fingerprint"],
         "fields": leaves({key: value for key, value in run.record["fields"].items() if key != "recipe"}),
@@ -128,6 +128,12 @@ def _run_data(run: RunInput) -> dict[str, Any]:
     }
 
 
+def _start(model: Any) -> str | None:  # noqa: ANN401 - whatever JSON holds
+    """Return the folder that a run began with, if its recipe names one."""
+    named = model.get("attach") if isinstance(model, dict) else model
+    return named if isinstance(named, str) else None
+
+
 def _views(views: dict[str, Any]) -> dict[str, Any]:
     kind = narrow(len(views["texts"]) + 1)
     plain = ("held_out", "grid", "labelled", "texts", "summary", "lens", "replace", "notes")
@@ -137,7 +143,9 @@ def _views(views: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image(image: dict[str, Any], kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = {name: image[name] for name in ("labels", "describing", "generated") if name in image}
+    found: dict[str, Any] = {
+        name: image[name] for name in ("grid", "labels", "describing", "generated") if name in image
+    }
     for moment in ("before", "after"):
         if moment in image:
             nearest, cosine = image[moment]["nearest"], image[moment]["cosine"]

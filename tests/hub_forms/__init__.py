@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.hub_forms import gemma, llama, phi3, towers
+from tests.hub_forms import gemma, llama, newer, phi3, towers
 
 LLMS: dict[str, Callable[[Path], Path]] = {
     "lmsys/vicuna-7b-v1.5": llama.vicuna,
@@ -24,8 +24,21 @@ TOWERS: dict[str, Callable[[Path], Path]] = {
     "clip-tower": towers.clip_tower,
     "clip-tower-with-projection": partial(towers.clip_tower, projection=True),
 }
+NEWER_LLMS: dict[str, Callable[[Path], Path]] = {
+    "meta-llama/Llama-3.2-1B-Instruct": newer.llama32,
+    "Qwen/Qwen3-0.6B": newer.qwen3,
+    "google/gemma-3-1b-it": newer.gemma3,
+    "HuggingFaceTB/SmolLM3-3B": newer.smollm3,
+}
+"""LLMs that no row of the papers' tables has."""
+NEWER_TOWERS: dict[str, Callable[[Path], Path]] = {
+    "google/siglip2-so400m-patch14-384": newer.siglip2,
+    "facebook/dinov2-with-registers-base": newer.dinov2_registers,
+    "facebook/dinov3-vits16-pretrain-lvd1689m": newer.dinov3,
+    "timm/vit_pe_core_tiny_patch16_384.fb": newer.pe_core,
+}
 
 
 def write_form(root: Path, name: str) -> Path:
     """Writes the folder `root/name`, which a relative path then finds as the hub would the name."""
-    return (LLMS | TOWERS)[name](root / name)
+    return (LLMS | TOWERS | NEWER_LLMS | NEWER_TOWERS)[name](root / name)

@@ -142,18 +142,18 @@ def siglip(folder: Path) -> Path:
         "logit_scale": (1,),
         "text_model.embeddings.position_embedding.weight": (PLACES, WIDTH),
         "text_model.embeddings.token_embedding.weight": (WORDS, WIDTH),
-        **_affine("text_model.final_layer_norm", WIDTH),
-        **_affine("text_model.head", WIDTH, WIDTH),
-        **_affine("vision_model.embeddings.patch_embedding", WIDTH, 3, 8, 8),
+        **affine("text_model.final_layer_norm", WIDTH),
+        **affine("text_model.head", WIDTH, WIDTH),
+        **affine("vision_model.embeddings.patch_embedding", WIDTH, 3, 8, 8),
         "vision_model.embeddings.position_embedding.weight": (16, WIDTH),
         "vision_model.head.attention.in_proj_bias": (3 * WIDTH,),
         "vision_model.head.attention.in_proj_weight": (3 * WIDTH, WIDTH),
-        **_affine("vision_model.head.attention.out_proj", WIDTH, WIDTH),
-        **_affine("vision_model.head.layernorm", WIDTH),
-        **_affine("vision_model.head.mlp.fc1", INNER, WIDTH),
-        **_affine("vision_model.head.mlp.fc2", WIDTH, INNER),
+        **affine("vision_model.head.attention.out_proj", WIDTH, WIDTH),
+        **affine("vision_model.head.layernorm", WIDTH),
+        **affine("vision_model.head.mlp.fc1", INNER, WIDTH),
+        **affine("vision_model.head.mlp.fc2", WIDTH, INNER),
         "vision_model.head.probe": (1, 1, WIDTH),
-        **_affine("vision_model.post_layernorm", WIDTH),
+        **affine("vision_model.post_layernorm", WIDTH),
     }
     write_weights(folder, random_weights(shapes, torch.float32))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "SiglipTokenizer", "model_max_length": 64})
@@ -180,16 +180,16 @@ def dinov2(folder: Path) -> Path:
         "embeddings.cls_token": (1, 1, WIDTH),
         "embeddings.mask_token": (1, WIDTH),
         "embeddings.position_embeddings": (1, 50, WIDTH),
-        **_affine("embeddings.patch_embeddings.projection", WIDTH, 3, 8, 8),
-        **_affine("layernorm", WIDTH),
+        **affine("embeddings.patch_embeddings.projection", WIDTH, 3, 8, 8),
+        **affine("layernorm", WIDTH),
     }
     for layer in range(LAYERS):
         name = f"encoder.layer.{layer}."
         for part in ("query", "key", "value"):
-            shapes |= _affine(f"{name}attention.attention.{part}", WIDTH, WIDTH)
-        shapes |= _affine(f"{name}attention.output.dense", WIDTH, WIDTH)
-        shapes |= _affine(f"{name}mlp.fc1", 2 * WIDTH, WIDTH) | _affine(f"{name}mlp.fc2", WIDTH, 2 * WIDTH)
-        shapes |= _affine(f"{name}norm1", WIDTH) | _affine(f"{name}norm2", WIDTH)
+            shapes |= affine(f"{name}attention.attention.{part}", WIDTH, WIDTH)
+        shapes |= affine(f"{name}attention.output.dense", WIDTH, WIDTH)
+        shapes |= affine(f"{name}mlp.fc1", 2 * WIDTH, WIDTH) | affine(f"{name}mlp.fc2", WIDTH, 2 * WIDTH)
+        shapes |= affine(f"{name}norm1", WIDTH) | affine(f"{name}norm2", WIDTH)
         shapes |= {f"{name}layer_scale{one}.lambda1": (WIDTH,) for one in (1, 2)}
     weights = random_weights(shapes, torch.float32)
     write_weights(folder, weights, "bin")
@@ -205,14 +205,14 @@ def clip_shapes(side: int = 32, patch: int = 8) -> Shapes:
         **_clip_layers("text_model.", 1, TEXT_WIDTH),
         "text_model.embeddings.position_embedding.weight": (PLACES, TEXT_WIDTH),
         "text_model.embeddings.token_embedding.weight": (WORDS, TEXT_WIDTH),
-        **_affine("text_model.final_layer_norm", TEXT_WIDTH),
+        **affine("text_model.final_layer_norm", TEXT_WIDTH),
         "text_projection.weight": (TEXT_WIDTH, TEXT_WIDTH),
         **_clip_layers("vision_model.", LAYERS, WIDTH),
         "vision_model.embeddings.class_embedding": (WIDTH,),
         "vision_model.embeddings.patch_embedding.weight": (WIDTH, 3, patch, patch),
         "vision_model.embeddings.position_embedding.weight": ((side // patch) ** 2 + 1, WIDTH),
-        **_affine("vision_model.post_layernorm", WIDTH),
-        **_affine("vision_model.pre_layrnorm", WIDTH),
+        **affine("vision_model.post_layernorm", WIDTH),
+        **affine("vision_model.pre_layrnorm", WIDTH),
         "visual_projection.weight": (TEXT_WIDTH, WIDTH),
     }
 
@@ -222,11 +222,11 @@ def _clip_layers(prefix: str, layers: int, width: int) -> dict[str, tuple[int, .
     for layer in range(layers):
         name = f"{prefix}encoder.layers.{layer}."
         for part in ("k_proj", "out_proj", "q_proj", "v_proj"):
-            shapes |= _affine(f"{name}self_attn.{part}", width, width)
-        shapes |= _affine(f"{name}layer_norm1", width) | _affine(f"{name}layer_norm2", width)
-        shapes |= _affine(f"{name}mlp.fc1", INNER, width) | _affine(f"{name}mlp.fc2", width, INNER)
+            shapes |= affine(f"{name}self_attn.{part}", width, width)
+        shapes |= affine(f"{name}layer_norm1", width) | affine(f"{name}layer_norm2", width)
+        shapes |= affine(f"{name}mlp.fc1", INNER, width) | affine(f"{name}mlp.fc2", width, INNER)
     return shapes
 
 
-def _affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+def affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}

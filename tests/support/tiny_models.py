@@ -11,14 +11,17 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SmolLM3Config,
 )
 
 from trainer.model.assemble import init_model
@@ -31,6 +34,7 @@ LLMS: dict[str, Any] = {
     "phi3": Phi3Config,
     "qwen2": Qwen2Config,
 }
+NEWER_LLMS: dict[str, Any] = {"qwen3": Qwen3Config, "gemma3_text": Gemma3TextConfig, "smollm3": SmolLM3Config}
 TOWERS: dict[str, Any] = {
     "clip": (CLIPVisionConfig, CLIPVisionModel),
     "siglip": (SiglipVisionConfig, SiglipVisionModel),
@@ -85,8 +89,8 @@ def tiny_llm(path: Path, family: str = "llama", *, template: str | None = None, 
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    sizes |= {"head_dim": 8} if family == "gemma" else {}
-    _write(AutoModelForCausalLM.from_config, LLMS[family](**(sizes | settings)), path)
+    sizes |= {"head_dim": 8} if family in ("gemma", "gemma3_text") else {}
+    _write(AutoModelForCausalLM.from_config, (LLMS | NEWER_LLMS)[family](**(sizes | settings)), path)
     return path
 
 

@@ -1,6 +1,6 @@
 """SEA and BASIC on a model that exists already: `trainer.attach(model, processor, …)`; docs/attach.md shows it.
 
-It may import every room but `training`.
+It may import `measures` and what is below.
 """
 
 import sys

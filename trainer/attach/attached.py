@@ -17,7 +17,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore
 from trainer import losses
-from trainer.attach.families import parts_of
+from trainer.attach.families import parts_of, vocabulary_of
 from trainer.attach.settings import Group, read_settings
 from trainer.attach.terms import basic_terms
 from trainer.attach.tiles import ImageTokens, Size, Tile
@@ -80,6 +80,8 @@ class Attached:
         pairs: N of the last L_a, the number of drawn patches.
         weights: weight of each term that is on, by name.
         last_ids: ids of the images of the last `loss`.
+        sizes: (width, height) of images without labels, which you may set; families that cut tiles need them.
+        vocabulary: number of the LLM's token ids that are real ones.
         step: decides what is drawn, together with the seed and the images' names. Each `loss` adds 1; you may set it.
     """
 
@@ -100,7 +102,9 @@ class Attached:
         self.pairs = 0
         self.step = 0
         self.last_ids: list[str] = []
+        self.sizes: dict[str, Size] = {}
         self._parts = parts_of(model)
+        self.vocabulary = vocabulary_of(processor.tokenizer, self._parts.inner.config)
         self.labels, self._seed = labels, seed
         self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
         self._basic = [name for name in self.weights if name != "sea"]
@@ -110,7 +114,7 @@ class Attached:
         self._switched = switched
         self.words = sea_term(processor.tokenizer, labels.words, self.settings.sea) if labels is not None else None
         """The words as LLM tokens, and the temperature; None without labels."""
-        self._watch: Watch | None = Watch(self._parts, processor, supervision, self._vocabulary)
+        self._watch: Watch | None = Watch(self._parts, processor, supervision, self.vocabulary)
 
     def loss(self, image_ids: ImageIds = ()) -> torch.Tensor:
         """Compute the weighted sum of the terms over the visual tokens of the model's last forward.
@@ -248,19 +252,6 @@ class Attached:
         return kept
 
     @cached_property
-    def _vocabulary(self) -> int:
-        """Count the token ids that are real ones.
-
-        E's rows after them are placeholders or padding.
-        """
-        tokenizer, config = self.processor.tokenizer, self._parts.inner.config
-        ids: set[int] = set(tokenizer.get_vocab().values())
-        image, rows = config.image_token_id, config.get_text_config().vocab_size
-        if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
-            return min(int(image), int(rows))
-        return min(max(ids) + 1, int(rows))
-
-    @cached_property
     def cache(self) -> Any:  # noqa: ANN401 - LabelCache, or nothing
         """Unpack the labels, or return an empty collection of image ids if there are none."""
         return {} if self.labels is None else label_cache(self.labels)
@@ -296,7 +287,8 @@ class Attached:
             raise UserError(
                 f"attached.loss: expected ids of all {count} images of the batch, in their order; found {len(ids)}"
             )
-        sizes = [self._sizes.get(name) if self.labels is not None else None for name in ids]
+        labelled = self._sizes if self.labels is not None else {}
+        sizes = [labelled.get(name, self.sizes.get(name)) for name in ids]
         laid = family.lay(call, sizes)
         if (tokens := sum(one.tokens for one in laid)) != call.total:
             shown = ", ".join(repr(name) for name in ids[:4])
@@ -354,7 +346,7 @@ class Attached:
         if family.images is not None or ids:
             unnamed = [""] * len(kept.call.given[family.images]) if family.images is not None else []
             laid = self.laid(kept, ids or unnamed)
-        return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self._vocabulary)
+        return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self.vocabulary)
 
 
 def _flat(image_ids: ImageIds) -> list[str]:

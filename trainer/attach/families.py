@@ -26,15 +26,20 @@ class Family(NamedTuple):
     """The argument with an entry per image; None if only tiles are counted, whose number follows from the sizes."""
     late: bool = False
     """True if the projector runs after `get_image_features`, so that its output is the visual tokens."""
+    beside: tuple[str, ...] = ()
+    """Other parameters of the LLM's width that train with the projector, by the beginning of their paths."""
 
+
+_ROWS = ("image_newline",)
+_DEEPER = ("visual.deepstack_merger_list",)
 
 FAMILIES = {
     "llava": Family("multi_modal_projector", "language_model", tiles.fixed, "pixel_values"),
-    "llava_next": Family("multi_modal_projector", "language_model", tiles.anyres, "image_sizes"),
-    "llava_onevision": Family("multi_modal_projector", "language_model", tiles.anyres, "image_sizes"),
+    "llava_next": Family("multi_modal_projector", "language_model", tiles.anyres, "image_sizes", beside=_ROWS),
+    "llava_onevision": Family("multi_modal_projector", "language_model", tiles.anyres, "image_sizes", beside=_ROWS),
     "qwen2_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw"),
     "qwen2_5_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw"),
-    "qwen3_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw"),
+    "qwen3_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw", beside=_DEEPER),
     "smolvlm": Family("connector", "text_model", tiles.split),
     "idefics3": Family("connector", "text_model", tiles.split),
     "gemma3": Family("multi_modal_projector", "language_model", tiles.scanned),
@@ -60,6 +65,27 @@ class Parts(NamedTuple):
         """Return the current projector, because adapters may have replaced it by a copy."""
         projector: nn.Module = self.inner.get_submodule(self.family.projector)
         return projector
+
+    def part(self, name: str) -> str:
+        """Return the part that a parameter of the model belongs to: projector, llm, lora, or vision."""
+        if ".lora_" in name:
+            return "lora"
+        path = name.removeprefix("model.")
+        if path.startswith((f"{self.family.projector}.", *self.family.beside)):
+            return "projector"
+        return "llm" if path.startswith((f"{self.family.llm.partition('.')[0]}.", "lm_head.")) else "vision"
+
+
+def vocabulary_of(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - transformers'
+    """Count the token ids of a model that are real ones.
+
+    The rows of the LLM's embedding matrix after them are placeholders or padding.
+    """
+    ids: set[int] = set(tokenizer.get_vocab().values())
+    image, rows = config.image_token_id, config.get_text_config().vocab_size
+    if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
+        return min(int(image), int(rows))
+    return min(max(ids) + 1, int(rows))
 
 
 def parts_of(model: nn.Module) -> Parts:

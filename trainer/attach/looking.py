@@ -20,8 +20,8 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox
 from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
-from trainer.evaluation import metrics
-from trainer.evaluation.blind_control import Controls, content_tokens
+from trainer.measures import metrics
+from trainer.measures.blind_control import Controls, content_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

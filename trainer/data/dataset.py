@@ -148,6 +148,10 @@ class TrainingData(Dataset[TrainingSample]):
             targets=[self.targets[image_id] for image_id in row["images"]] if self.targets is not None else [],
         )
 
+    def collator(self, pad: int, seed: int) -> "Collator":
+        """Return the collator of these samples, see `Collator`."""
+        return Collator(self, pad, seed)
+
     def image(self, view: str, sample: str, random: np.random.Generator | None = None) -> tuple[Image.Image, CropBox]:
         """Read an upright image or its crop, with the part of it that the tower will see.
 

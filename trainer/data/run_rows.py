@@ -25,8 +25,8 @@ from trainer.data.bad_rows import (
     unreadable_images,
     without,
 )
-from trainer.data.conversations import read_conversations, split_rows
-from trainer.data.files import conversations_file
+from trainer.data.conversations import ConversationRows, read_conversations, split_rows
+from trainer.data.files import check_image_root, conversations_file
 from trainer.model.borders import border
 from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, Basic, Data
@@ -62,18 +62,27 @@ def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
     Raises:
         UserError: see `read_conversations`; a row cannot be trained or its image is missing, and it is not left out.
     """
-    file, image_root, locate = place_of(data.train, data.image_root)
 
-    def rows(path: Path) -> tuple[Rows, list[BadRow]]:
+    def read(path: Path) -> ConversationRows:
         grid = folder.grid
-        read = read_conversations(
+        return read_conversations(
             path,
             folder.processor.tokenizer,
             template=data.template,
             image_tokens=grid[0] * grid[1],
             max_length=data.max_length,
-            image_root=image_root,
         )
+
+    return open_rows(data, read)
+
+
+def open_rows(data: Data, read_file: Callable[[Path], ConversationRows]) -> Conversations:
+    """Read the recipe's data by a function that reads one file, see `open_conversations`."""
+    file, image_root, locate = place_of(data.train, data.image_root)
+    check_image_root(image_root)
+
+    def rows(path: Path) -> tuple[Rows, list[BadRow]]:
+        read = read_file(path)
         absent = {} if data.train == SAMPLES else missing_images(read.rows, image_root)
         return _accepted(path, data, read.rows, [*read.bad, *rows_with(read.rows, absent)], len(read.bad))
 

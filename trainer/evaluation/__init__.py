@@ -1,4 +1,4 @@
 """Measure what a model says and where its visual tokens lie.
 
-It may import `data`, `export` and what is below.
+It may import `attach` and what is below.
 """

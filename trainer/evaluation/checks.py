@@ -8,6 +8,7 @@ from sea_pipeline.output.folder import check_is_ours
 from sea_pipeline.storage.publish import check_result
 from trainer.data.files import check_conversations, conversations_file
 from trainer.evaluation.settings import EvaluateSettings
+from trainer.model.existing_folder import is_existing, model_type
 from trainer.model.llava_folder import check_llava_folder
 from trainer.model.run_record import read_run
 from trainer.recipes.recipe import Data
@@ -32,13 +33,33 @@ def check_evaluate(settings: EvaluateSettings) -> Data | None:
         raise UserError("--save-figures: draws words with --labels and tokens with --layers; give one of them, or both")
     captions = _captions(settings)
     check_device_name(settings.device)
-    check_llava_folder(settings.model)
+    if is_existing(settings.model):
+        _check_existing(settings)
+    else:
+        check_llava_folder(settings.model)
     if settings.labels is not None:
         check_is_ours(settings.labels)
     check_conversations(settings.data, settings.image_root)
     if settings.questions is not None:
         read_questions_text(settings.questions)
     return captions
+
+
+def _check_existing(settings: EvaluateSettings) -> None:
+    """Refuse what cannot be done with a model of another family than ours."""
+    kind = model_type(settings.model)
+    refused = {
+        "--layers": settings.layers,
+        "--replace": settings.replace,
+        "--lens": settings.lens is not None,
+        "--save-figures": settings.save_figures is not None,
+        "--template": settings.template != "own",
+    }
+    if found := [name for name, given in refused.items() if given]:
+        raise UserError(
+            f"{' and '.join(found)}: for a model that sea-pipeline init makes; {settings.model} is a {kind}; "
+            f"leave {'it' if len(found) == 1 else 'them'} out"
+        )
 
 
 def _captions(settings: EvaluateSettings) -> Data | None:

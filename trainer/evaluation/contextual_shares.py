@@ -17,11 +17,11 @@ import torch
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_words, singular
-from trainer.evaluation.blind_control import mean_over_photos, others
 from trainer.evaluation.contextual_lens import Index, nearest_states, unit
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.nearest_by_layer import FREQUENT, Frequent, watch_visual
 from trainer.evaluation.token_replacement import answer_text
+from trainer.measures.blind_control import mean_over_photos, others
 from trainer.model.aligned_llava import AlignedLlava, Batch
 
 LENSES = ("contextual", "word")

@@ -18,13 +18,17 @@ from sea_pipeline.encoders import EncoderOptions, load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.store import LabelStore
+from trainer.attach.run_model import AttachedModel
 from trainer.data.bad_rows import image_names
-from trainer.data.dataset import Collator, TrainingData, TrainingLabels
-from trainer.evaluation import metrics
-from trainer.evaluation.blind_control import Controls, by_sample, content_tokens, others, with_other_photos
+from trainer.data.dataset import TrainingData, TrainingLabels
 from trainer.losses.embeddings import llm_embeddings
+from trainer.measures import metrics
+from trainer.measures.blind_control import Controls, by_sample, content_tokens, others, with_other_photos
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import Prefix, llm_word_table, whole_words
+
+EvaluatedModel = AlignedLlava | AttachedModel
+"""What is measured: a LLaVA of ours, or an existing model."""
 
 
 class ShownImage(NamedTuple):
@@ -39,16 +43,14 @@ class ShownImage(NamedTuple):
 
 
 class _MetricSums(NamedTuple):
-    """What the metrics need of the images read so far.
-
-    A list has one entry for each batch of i images.
-    """
+    """What the metrics need of the images read so far."""
 
     words: list[torch.Tensor]
-    """(i, m, n): labels, -1 if a patch has fewer."""
+    """For each image (m, n): labels, -1 if a patch has fewer."""
     tokens: list[torch.Tensor]
-    """(i, m): nearest vocabulary tokens."""
-    gaps: list[float]
+    """For each image (m,): nearest vocabulary tokens."""
+    gaps: list[tuple[float, int]]
+    """For each batch, the mean gap and the number of visual tokens."""
     hits: np.ndarray[Any, Any]
     """(2, 2): hits and labelled patches, for k = 1 and 10."""
 
@@ -57,7 +59,7 @@ class Evaluator:
     """Evaluate a model on the same held-out samples again and again.
 
     Args:
-        data: held-out samples, without crops.
+        data: held-out samples without crops, a `TrainingData`.
         labels: the labels of their images; None leaves out the metrics that need them.
         store: the labels' store, for its word list and encoder; required with `labels`.
         vocabulary: number of the LLM's token ids that are real ones; later rows only pad its matrix.
@@ -70,7 +72,7 @@ class Evaluator:
 
     def __init__(
         self,
-        data: TrainingData,
+        data: Any,  # noqa: ANN401 - or the data of a subclass
         labels: TrainingLabels | None,
         store: LabelStore | None,
         *,
@@ -86,10 +88,10 @@ class Evaluator:
         self._vocabulary = vocabulary
         self._prefix = prefix
         self._device = device
-        self._collate = Collator(data, pad=0, seed=0)
+        self._collate = data.collator(pad=0, seed=0)
         self._content_tokens: dict[int, np.ndarray[Any, Any]] = {}
 
-    def __call__(self, model: AlignedLlava, advance: Advance = lambda _: None) -> dict[str, float]:
+    def __call__(self, model: EvaluatedModel, advance: Advance = lambda _: None) -> dict[str, float]:
         """Compute all metrics by name, and leave the model in the mode it was in.
 
         With the LLM's layers: `trained_tokens`, the number of scored tokens; `lm_loss`, nats per trained token;
@@ -105,7 +107,7 @@ class Evaluator:
         with evaluating(model):
             return dict(self._metrics(model, advance))
 
-    def _metrics(self, model: AlignedLlava, advance: Advance) -> Iterator[tuple[str, float]]:
+    def _metrics(self, model: EvaluatedModel, advance: Advance) -> Iterator[tuple[str, float]]:
         controls, tacs = Controls(), list[float]()
         sums = _MetricSums([], [], [], np.zeros((2, 2), np.int64))
         for number, batch in enumerate(self.batches(model.device)):
@@ -116,12 +118,12 @@ class Evaluator:
             if model.with_lm:
                 self._control(model, batch, given["lm_tokens"], controls)
             if "visual" in given:
-                visual = given["visual"].float()
+                visual = [one.float() for one in given["visual"]]
                 for (row, _), one in zip(self.images(batch["rows"].tolist()), visual, strict=True):
                     if len(caption := self.content_words(row)):
                         tacs.append(metrics.tacs(one, embeddings[caption.to(one.device)]))
                 if table is not None:
-                    self._look(batch, visual, embeddings, table, sums)
+                    self._look(visual, self._labels_of(given, batch), embeddings, table, sums)
             advance(len(batch["rows"]))
         spoken = dict(controls.metrics())
         if "lm_loss" in spoken:
@@ -132,7 +134,7 @@ class Evaluator:
             yield from self._word_metrics(sums)
         yield from spoken.items()
 
-    def _control(self, model: AlignedLlava, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
+    def _control(self, model: EvaluatedModel, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
         """Add a batch's samples with the losses of their trained tokens, and measure the losses with other photos."""
         images = {row: self.data.rows[row]["images"] for row in batch["rows"].tolist()}
         shown = [row for row in images if self._other and images[row]]
@@ -160,31 +162,43 @@ class Evaluator:
         """Assign another photo to each photo of the data."""
         return others(image_names(self.data.rows))
 
+    def _labels_of(self, given: Any, batch: Batch) -> list[torch.Tensor]:  # noqa: ANN401 - see subclasses
+        """Look up the labels of a batch's images on their visual tokens, (m, n) for each image."""
+        return list(self.words(self.images(batch["rows"].tolist())))
+
     def _look(
-        self, batch: Batch, visual: torch.Tensor, embeddings: torch.Tensor, table: torch.Tensor, sums: _MetricSums
+        self,
+        visual: Sequence[torch.Tensor],
+        words: Sequence[torch.Tensor],
+        embeddings: torch.Tensor,
+        table: torch.Tensor,
+        sums: _MetricSums,
     ) -> None:
-        """Add a batch's images, V (I, m, d), to the sums."""
-        flat = visual.flatten(0, 1)
-        words = self.words(self.images(batch["rows"].tolist()))
+        """Add a batch's images, each with V (m, d) and its labels (m, n), to the sums."""
+        flat = torch.cat(list(visual))
         nearest = metrics.nearest(flat, table, measure="cosine").indices.cpu()
         for position, k in enumerate((1, 10)):
-            sums.hits[position] += metrics.label_hits(nearest, words.flatten(0, 1), k)
-        sums.gaps.append(metrics.gap(flat, table))
-        sums.words.append(words)
-        sums.tokens.append(metrics.nearest(flat, embeddings, measure="cosine").indices.cpu().view(visual.shape[:2]))
+            sums.hits[position] += metrics.label_hits(nearest, torch.cat(list(words)), k)
+        sums.gaps.append((metrics.gap(flat, table), len(flat)))
+        sums.words.extend(words)
+        tokens = metrics.nearest(flat, embeddings, measure="cosine").indices.cpu()
+        sums.tokens.extend(tokens.split([len(one) for one in visual]))
 
     def _word_metrics(self, sums: _MetricSums) -> Iterator[tuple[str, float]]:
         for k, (hits, labelled) in zip((1, 10), sums.hits.tolist(), strict=True):
             yield f"label_hit@{k}", hits / max(1, labelled)
-        images = [len(words) for words in sums.words]
-        yield "gap", float(np.average(sums.gaps, weights=images))
-        found = self.meaningful(torch.cat(sums.tokens), torch.cat(sums.words))
+        gaps, counts = zip(*sums.gaps, strict=True)
+        yield "gap", float(np.average(gaps, weights=counts))
+        if len({len(tokens) for tokens in sums.tokens}) > 1:  # no other image's labels lie on the same places
+            yield "distinct_tokens", float(len(torch.cat(sums.tokens).unique()))
+            return
+        found = self.meaningful(torch.stack(sums.tokens), torch.stack(sums.words))
         yield "meaningful", found.share
         if found.chance is not None:
             yield "meaningful_chance", found.chance
         yield "distinct_tokens", float(found.distinct)
 
-    def nearest_words(self, model: AlignedLlava, row: int, table: torch.Tensor | None = None) -> list[str]:
+    def nearest_words(self, model: EvaluatedModel, row: int, table: torch.Tensor | None = None) -> list[str]:
         """Find the nearest list word for each visual token of a sample's first image, row-major.
 
         A caller with many rows passes the model's `word_table` as `table`.
@@ -271,7 +285,7 @@ class Evaluator:
         trained = np.asarray(sample["input_ids"], np.int64)[np.asarray(sample["trained"], bool)]
         return torch.from_numpy(trained[self._content(row)])
 
-    def embeddings(self, model: AlignedLlava) -> torch.Tensor:
+    def embeddings(self, model: EvaluatedModel) -> torch.Tensor:
         """Return E, float32 (V, d), as the LLM uses it, without rows that only pad it."""
         return llm_embeddings(model.get_input_embeddings(), self._vocabulary).float()
 
@@ -305,7 +319,7 @@ class Evaluator:
 
 
 @contextmanager
-def evaluating(model: AlignedLlava) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:  # noqa: ANN401 - an AlignedLlava, or an AttachedModel
     """Put a model in evaluation mode without gradients within this block, and restore its mode afterwards.
 
     BASIC's term is switched off.

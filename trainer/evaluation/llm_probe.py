@@ -16,9 +16,12 @@ from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.labels.checks import check_llm_probe
 from sea_pipeline.labels.settings import LlmProbeSettings as LlmProbeSettings
 from sea_pipeline.storage.json_files import read_json
+from trainer.attach.folder import open_existing_folder
+from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.premise import Control, Lenses, TextNearness, control, is_near, look_at_text, text_rows, verdict
 from trainer.losses.lens import LensKind
 from trainer.losses.supervision import layers_of
+from trainer.model.existing_folder import is_existing
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import load_llm, quiet
 from trainer.model.reader import Reader
@@ -88,10 +91,15 @@ def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmPro
 
 
 def _reader(llm: str, device: torch.device) -> Reader:
-    """Load the LLM of a LLaVA folder, or an LLM by itself."""
+    """Load the LLM of a LLaVA folder, that of an existing model's folder, or an LLM by itself."""
     path = Path(llm)
     said = read_json(path / "config.json", absent={}) if path.is_dir() else {}
-    if said.get("model_type") == "llava" or (not said and (path / "model" / "config.json").is_file()):
+    if path.is_dir() and is_existing(path):
+        existing = open_existing_folder(path)
+        attached = load_attached(existing, None).to(device)
+        embed, tokenizer = attached.get_input_embeddings(), existing.processor.tokenizer
+        reader = Reader(attached.llm, embed, tokenizer, existing.vocabulary)
+    elif said.get("model_type") == "llava" or (not said and (path / "model" / "config.json").is_file()):
         folder = open_model_folder(path)
         llava = load_model(folder, Recipe(model=path, learning_rates=LearningRates(projector=None)))
         llava.model.language_model.to(device)

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
-from trainer.evaluation import metrics
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
+from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
 

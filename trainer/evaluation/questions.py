@@ -19,9 +19,9 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.llava_json import shown
 from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
-from trainer.evaluation.blind_control import others
 from trainer.evaluation.checks import read_questions_text
 from trainer.evaluation.token_replacement import generate, stock
+from trainer.measures.blind_control import others
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder
 from trainer.model.prompts import PLACEHOLDER, Message, TemplateName, load_template, read_messages

@@ -1,6 +1,7 @@
 """Compute the metrics of a model folder on data (`sea-pipeline evaluate` as a function)."""
 
 import json
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ from trainer.evaluation.checks import check_evaluate
 from trainer.evaluation.contextual_lens import TOKENS, build_index, size_of
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator, evaluating
+from trainer.evaluation.existing_run import evaluate_existing
 from trainer.evaluation.figures import check_figures, save_figures
 from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
 from trainer.evaluation.questions import Asker, read_questions
 from trainer.evaluation.settings import EvaluateSettings as EvaluateSettings
 from trainer.evaluation.token_replacement import IMAGES, ReplacementResult, replace_and_describe, trained_text
 from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.existing_folder import is_existing
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.recipes.recipe import Data, LabelSource, Recipe
 
@@ -56,6 +59,8 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
     data = Data(
         train=settings.data, image_root=settings.image_root, template=settings.template, bad_rows=settings.bad_rows
     )
+    if is_existing(settings.model):
+        return evaluate_existing(settings, data, device, partial(_picture, settings), reporter)
     recipe = Recipe(model=settings.model, data=data, labels=LabelSource(transfer=settings.transfer))
     folder = open_model_folder(settings.model)
     store = open_labels(settings.labels) if settings.labels else None
@@ -115,21 +120,23 @@ def _answers(
     """Score the model's answers to the questions, if there are any."""
     if settings.questions is None:
         return {}
-    questions = read_questions(settings.questions)
-    root = settings.question_root or settings.image_root or settings.questions.parent
-
-    def picture(image: str) -> Image.Image:
-        try:
-            return read_image(below(root, image)).image
-        except (BadImageError, ValueError) as error:
-            raise UserError(
-                f"{settings.questions}: expected {image!r} below {root}; {one_line(error)}; name the folder of the "
-                "photos with --question-root"
-            ) from error
-
+    questions, picture = read_questions(settings.questions), partial(_picture, settings)
     asker = Asker(model, folder, picture, template=settings.template, batch_size=settings.batch_size)
     with evaluating(model), reporter.progress("questions", 2 * len(questions.asked)) as advance:
         return asker(questions.asked, advance)
+
+
+def _picture(settings: EvaluateSettings, image: str) -> Image.Image:
+    """Read the photo of a question."""
+    assert settings.questions is not None
+    root = settings.question_root or settings.image_root or settings.questions.parent
+    try:
+        return read_image(below(root, image)).image
+    except (BadImageError, ValueError) as error:
+        raise UserError(
+            f"{settings.questions}: expected {image!r} below {root}; {one_line(error)}; name the folder of the "
+            "photos with --question-root"
+        ) from error
 
 
 def _analyses(

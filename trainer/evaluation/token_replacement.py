@@ -18,9 +18,9 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_words
-from trainer.evaluation import metrics
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.settings import NEW_TOKENS as NEW_TOKENS
+from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava
 
 PROMPT = "Please describe the image in detail."

@@ -70,7 +70,7 @@ def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
     """
     config = read_json(scratch / "config.json")
     config.pop("pruned_heads", None)  # of an earlier export, see `transformers4.refused_by_4`
-    old = names == 4 or (names is None and transformers4.has_one_rope(config))
+    old = names == 4 or (names is None and transformers4.can_spell_ropes(config))
     scaled = transformers4.scales_inputs(config.get("text_config", {}).get("model_type", ""))
     if old:
         config = transformers4.config(config)

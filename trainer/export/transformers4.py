@@ -60,13 +60,25 @@ def refused_by_5(written: dict[str, Any], line: str) -> dict[str, Any]:
     return written | {"image_seq_length": line}
 
 
-def has_one_rope(written: dict[str, Any]) -> bool:
+def can_spell_ropes(written: dict[str, Any]) -> bool:
     """Tell whether version 4's configuration can express the ropes.
 
-    Version 4 spells several ropes differently for each model.
+    Version 4 spells several ropes differently for each model; Gemma 3's are known.
     """
     parts = (written, written.get("text_config", {}))
-    return all("rope_theta" in part["rope_parameters"] for part in parts if part.get("rope_parameters"))
+    return all(
+        "rope_theta" in part["rope_parameters"] or _has_gemma3_ropes(part)
+        for part in parts
+        if part.get("rope_parameters")
+    )
+
+
+def _has_gemma3_ropes(part: dict[str, Any]) -> bool:
+    """Tell whether a part has Gemma 3's two ropes, of which the one of windows is not scaled."""
+    rope = part["rope_parameters"]
+    local = rope.get("sliding_attention") or {}
+    known = part.get("model_type") == "gemma3_text" and rope.keys() == {"full_attention", "sliding_attention"}
+    return known and local.get("rope_type", "default") == "default"
 
 
 def readers(written: dict[str, Any], *, by_4: bool, by_others: bool, names: int | None) -> str:
@@ -107,7 +119,11 @@ def config(written: dict[str, Any]) -> dict[str, Any]:
     if (dtype := old.get("dtype")) is not None:
         old["torch_dtype"] = dtype
     if isinstance(rope := old.get("rope_parameters"), dict):
-        old |= _rope(rope, old["model_type"])
+        if _has_gemma3_ropes(old):
+            local = {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
+            old |= _rope(rope["full_attention"], old["model_type"]) | local
+        else:
+            old |= _rope(rope, old["model_type"])
     return old
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -70,6 +71,8 @@ class Losses(TypedDict, total=False):
     """0 with a graph to the projector and the temperature, so that a batch without images gives both a gradient."""
     visual: torch.Tensor
     """V, (I, m, d); (1, N, d) of the drawn patches alone if L_a is the only term."""
+    labels: list[torch.Tensor]
+    """For an existing model in evaluation mode: the words of each image's visual tokens, int64 (cells, n)."""
     visual_lm: torch.Tensor
     """V on its way into the LLM, with the same numbers and a gradient of its own."""
     visual_sea: torch.Tensor
@@ -86,12 +89,25 @@ class AlignedLlava(LlavaForConditionalGeneration):
     Without `targets` the forward is the stock one. `save_pretrained` writes a stock folder.
     """
 
+    measures_gradients = True
+    """Whether the forward gives V by term, so that gradients on the projector are told apart."""
+
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config)
         self.sea_term: SeaTerm | None = None
         self.basic_term: BasicTerm | None = None
         self.with_lm = True
         """Whether L_lm is computed; without it the LLM's layers are not touched."""
+
+    @property
+    def projector(self) -> nn.Module:
+        """Return the projector."""
+        projector: nn.Module = self.model.multi_modal_projector
+        return projector
+
+    def part(self, name: str) -> str:
+        """Return the part that a parameter belongs to, see the function `part`."""
+        return part(name)
 
     def forward(self, input_ids: torch.Tensor | None = None, **batch: Any) -> Any:  # noqa: ANN401
         """Compute `Losses` from a `Batch`.

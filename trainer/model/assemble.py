@@ -102,7 +102,7 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     if not torch.allclose(found[..., :vocabulary], expected[..., :vocabulary], rtol=max(1e-3, 2 * step), atol=1e-3):
         raise UserError(
             f"{source}: inside transformers' LLaVA this LLM gives other logits than alone, as one with capped or "
-            "scaled logits does; choose another such as Llama, Mistral, Gemma, Phi-3 or Qwen2"
+            "scaled logits does; choose another such as Llama, Mistral, Gemma, Phi-3 or Qwen"
         )
     llava.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id

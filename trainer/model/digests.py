@@ -6,7 +6,7 @@ from pathlib import Path
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
 from trainer.model.tensor_files import PROJECTOR, tensors_of
-from trainer.recipes.recipe import Parts, Recipe
+from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 
 MODELS = Path("runs") / "models"
 """The folder of models made from parts. Runs from the same parts and seed start from the same model."""
@@ -26,6 +26,8 @@ def start_folder(recipe: Recipe) -> Path:
 
     For a model made from parts it need not exist yet.
     """
+    if isinstance(recipe.model, ExistingModel):
+        return recipe.model.attach
     if not isinstance(recipe.model, Parts):
         return recipe.model
     parts = recipe.model
@@ -34,10 +36,14 @@ def start_folder(recipe: Recipe) -> Path:
     return MODELS / f"{_plain(parts.vision)}-{_plain(parts.llm)}-{key}"
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, projector: str = PROJECTOR) -> str:
     """Hash the projector's values and the beginning of every other tensor with sha256.
 
     Hashing all of many gigabytes would take minutes.
+
+    Args:
+        folder: a model folder.
+        projector: a part of the names that the projector's tensors have.
     """
     digest = hashlib.sha256()
     for path in files_like(folder, "*.safetensors"):
@@ -48,7 +54,7 @@ def weights_digest(folder: Path) -> str:
                 begin, end = entry["data_offsets"]
                 file.seek(start + begin)
                 digest.update(f"{name}:{entry['dtype']}:{end - begin};".encode())
-                digest.update(file.read(end - begin if PROJECTOR in name else min(_LOOKED_AT, end - begin)))
+                digest.update(file.read(end - begin if projector in name else min(_LOOKED_AT, end - begin)))
     return digest.hexdigest()
 
 

@@ -35,12 +35,28 @@ from trainer.model.folder_check import image_shape
 from trainer.model.hub import find_file
 from trainer.model.pretrained import load_config, load_weights, named, read_tokenizer
 from trainer.model.sentence_piece import faithful
-from trainer.towers import PackagedTower, PackagedTowerConfig, S2Tower, S2TowerConfig
+from trainer.towers import PackagedTower, PackagedTowerConfig, PatchTower, PatchTowerConfig, S2Tower, S2TowerConfig
 
-_CLS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
-"""The number of tokens before the patches, by the tower's type in transformers."""
+_CLS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1}
+"""The number of tokens before the patches, registers apart, by the tower's type in transformers."""
+_TIMM = "timm_wrapper"
+_PE_CORE = "vit_pe_core_"
+"""The beginning of the names of PE-Core's towers in timm."""
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_KNOWN_TOWERS = "packaged, s2:SPEC, CLIP, SigLIP (or SigLIP 2 of a fixed resolution), DINOv2 without registers"
+_KNOWN_TOWERS = (
+    "packaged, s2:SPEC, CLIP, SigLIP (or SigLIP 2 of a fixed resolution), DINOv2 (with registers or without), DINOv3's "
+    "ViTs, PE-Core as timm has it"
+)
+_NAFLEX = (
+    "NaFlex gives each image a grid of its own, and LLaVA has one; take a SigLIP 2 of a fixed resolution, such as "
+    "google/siglip2-so400m-patch14-384"
+)
+_REFUSED_TOWERS = {
+    "siglip2": _NAFLEX,
+    "siglip2_vision_model": _NAFLEX,
+    "dinov3_convnext": "it has no patches of one size; take a ViT of DINOv3",
+}
+"""Towers that are near to known ones, with what to take in their place."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,11 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
             raise UserError(f"feature_layer = {feature_layer}: the packaged tower has layer -1 only")
         return VisionPart(_packaged_tower(dtype, side), _packaged_processor(side), -1, 0)
     config = load_config(spec)
+    if config.model_type == _TIMM and str(getattr(config, "architecture", "")).startswith(_PE_CORE):
+        return _pe_core(spec, config, dtype, feature_layer)
     part = getattr(config, "vision_config", None) if config.model_type in ("clip", "siglip") else config
+    if instead := _REFUSED_TOWERS.get(config.model_type):
+        raise UserError(f"{spec}: its model type is {config.model_type!r}: {instead}")
     if part is None or part.model_type not in _CLS:
         raise UserError(f"{spec}: its model type {config.model_type!r} is no vision tower; expected {_KNOWN_TOWERS}")
     layer, states = -2 if feature_layer is None else feature_layer, part.num_hidden_layers + 1
@@ -118,7 +138,9 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
         raise UserError(f"feature_layer = {layer}: expected {-states} to {states - 1}, the hidden states of {spec}")
     classes = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
     tower = load_weights(classes.get(config.model_type, AutoModel), spec, part, dtype)
-    return VisionPart(tower, _image_processor(spec, part), layer, _CLS[part.model_type])
+    whole = VisionPart(tower, _image_processor(spec, part), layer, _CLS[part.model_type])
+    registers = getattr(part, "num_register_tokens", 0)
+    return _patches(whole, leading_tokens=whole.cls_tokens + registers) if registers else whole
 
 
 def load_llm(spec: str, dtype: torch.dtype) -> LlmPart:
@@ -204,6 +226,52 @@ def _image_processor(spec: str, config: PreTrainedConfig) -> Any:  # noqa: ANN40
         return CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, DINOv2's
     return BitImageProcessor(size={"shortest_edge": side}, crop_size=square, image_mean=mean, image_std=std)
+
+
+def _patches(base: VisionPart, **settings: Any) -> VisionPart:  # noqa: ANN401 - of PatchTowerConfig
+    """Put a tower into one that gives out its patches alone."""
+    config = PatchTowerConfig(base=base.tower.config, feature_layer=base.feature_layer, **settings)
+    with torch.device("meta"):
+        tower = PatchTower(config)
+    tower.base = base.tower
+    return VisionPart(tower, base.image_processor, -1, 0)
+
+
+def _pe_core(spec: str, config: Any, dtype: torch.dtype, feature_layer: int | None) -> VisionPart:  # noqa: ANN401
+    """Load PE-Core's tower from timm's files, with an image processor that does what timm's settings say."""
+    require("timm", "clip")
+    tower: Any = load_weights(AutoModel, spec, config, dtype)
+    layer, blocks = -2 if feature_layer is None else feature_layer, len(tower.timm_model.blocks)
+    if not -blocks <= layer < blocks:
+        raise UserError(f"feature_layer = {layer}: expected {-blocks} to {blocks - 1}, the blocks of {spec}")
+    embed = tower.timm_model.patch_embed
+    (height, width), (patch, _) = embed.img_size, embed.patch_size
+    if height != width:
+        raise UserError(f"{spec}: its images are {height} x {width} pixels; expected a square; take another PE-Core")
+    processor = _timm_processor(spec, config, height)
+    sizes = {"hidden_size": int(tower.timm_model.embed_dim), "image_size": height, "patch_size": patch}
+    return _patches(VisionPart(tower, processor, layer, 0), leading_tokens=0, **sizes)
+
+
+def _timm_processor(spec: str, config: Any, side: int) -> Any:  # noqa: ANN401 - transformers'
+    """Make the image processor that timm's `pretrained_cfg` describes; transformers' own for timm is not saved."""
+    said: dict[str, Any] = getattr(config, "pretrained_cfg", None) or {}
+    pixels: dict[str, Any] = {
+        "image_mean": list(said.get("mean", [0.5] * 3)),
+        "image_std": list(said.get("std", [0.5] * 3)),
+    }
+    by_name = {"bicubic": 3, "bilinear": 2}
+    if (interpolation := said.get("interpolation", "bicubic")) not in by_name:
+        raise UserError(
+            f"{spec}: pretrained_cfg.interpolation is {interpolation!r} in its config.json; expected one of "
+            f"{', '.join(by_name)}; correct it"
+        )
+    pixels["resample"] = by_name[interpolation]
+    square = {"height": side, "width": side}
+    if said.get("crop_mode") == "squash":
+        return SiglipImageProcessor(size=square, **pixels)
+    shortest = int(side / said.get("crop_pct", 1.0))
+    return CLIPImageProcessor(size={"shortest_edge": shortest}, crop_size=square, **pixels)
 
 
 def _s2(spec: str, base: VisionPart, scales: list[int]) -> VisionPart:

@@ -16,8 +16,8 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.llava_json import shown
 from trainer.recipes.options import TemplateName as TemplateName
 
-Message: TypeAlias = dict[str, str]
-"""`role` (system, user, assistant) and `content`, as chat templates take them."""
+Message: TypeAlias = dict[str, Any]
+"""`role` (system, user, assistant) and `content`, a text or a list of parts, as chat templates take them."""
 
 PLACEHOLDER = "<image>"
 """The mark of an image in LLaVA's data, whatever the tokenizer calls its image token."""
@@ -147,8 +147,25 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
             f"template own: expected a tokenizer with a chat template; {tokenizer.name_or_path} has none; choose plain "
             "or vicuna_v1, or set tokenizer.chat_template"
         )
-    by_mark = GENERATION.search(source)
-    return lambda messages: (_marked if by_mark else _by_prefix)(messages, tokenizer, source)
+    return by_chat_template(source, tokenizer, otherwise=", or choose vicuna_v1")
+
+
+def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwise: str = "") -> Template:
+    """Return the function that renders messages by a chat template, see `own` of `load_template`.
+
+    Args:
+        source: the template.
+        tokenizer: gives the names of special tokens.
+        otherwise: the end of the advice if the answers cannot be told from the rest.
+    """
+    if GENERATION.search(source):
+        return lambda messages: _marked(messages, tokenizer, source)
+    return lambda messages: _by_prefix(messages, tokenizer, source, otherwise)
+
+
+def prompt_text(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> str:
+    """Render messages by a chat template up to where the next answer begins."""
+    return _render(messages, tokenizer, source, prompt=True)[0]
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -222,18 +239,55 @@ def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source:
     return RenderedText(text, [(start, end) for start, end in spans if end > start])
 
 
-def _by_prefix(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> RenderedText:
+def _by_prefix(
+    messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str, otherwise: str
+) -> RenderedText:
+    """Find each answer between the text up to it and the text through it.
+
+    A template may write an answer otherwise once another turn follows, as Qwen3's does, which puts an empty thought
+    before the last one alone. Then the answer is found by writing another in its place.
+    """
     text, _ = _render(messages, tokenizer, source)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
             before, _ = _render(messages[:index], tokenizer, source, prompt=True)
             through, _ = _render(messages[: index + 1], tokenizer, source)
-            if not through.startswith(before) or not text.startswith(through):
+            if through.startswith(before) and text.startswith(through):
+                spans.append((len(before), len(before) + len(through[len(before) :].rstrip())))
+                continue
+            found = _by_difference(text, messages, index, tokenizer, source)
+            if found is None:
                 raise UserError(
                     f"template own: expected the chat template of {tokenizer.name_or_path} to write a conversation "
                     "turn after turn, or to mark its answers with {% generation %}; found that later turns change "
-                    "earlier text; mark them, or choose vicuna_v1"
+                    f"earlier text; mark them{otherwise}"
                 )
-            spans.append((len(before), len(before) + len(through[len(before) :].rstrip())))
+            start, end = found
+            spans.append((len(before) if text.startswith(before) and len(before) <= start else start, end))
     return RenderedText(text, spans)
+
+
+def _alike(one: str, other: str) -> int:
+    """Count the characters that two texts have in common at their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((number for number, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(one), len(other)))
+
+
+def _by_difference(
+    text: str, messages: list[Message], index: int, tokenizer: PreTrainedTokenizerBase, source: str
+) -> tuple[int, int] | None:
+    """Find the characters of an answer and of the EOS after it by what changes if another answer is in its place."""
+    content = messages[index]["content"]
+    said = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    if not (bare := said.strip()):
+        return None
+    other = "".join(next(one for one in "ab" if one != edge) for edge in (bare[0], bare[-1]))
+    instead = other if isinstance(content, str) else [{"type": "text", "text": other}]
+    changed = [*messages[:index], {**messages[index], "content": instead}, *messages[index + 1 :]]
+    varied, _ = _render(changed, tokenizer, source)
+    start, end = _alike(text, varied), len(text) - _alike(text[::-1], varied[::-1])
+    if text[start:end].strip() != bare:
+        return None
+    rest, eos = text[end:], str(tokenizer.eos_token)
+    return start, end + (len(eos) if rest.startswith(eos) else 0)

@@ -1,7 +1,7 @@
 """Reads recipe files: YAML over a base, cut into stages, with overrides from the command line."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -178,10 +178,17 @@ def _located(item: Any) -> tuple[_KeyPath, type[BaseModel] | None]:  # noqa: ANN
             key_path.append(part)
         elif model is not None and part in model.model_fields:
             key_path.append(part)
-            kind = model.model_fields[part].annotation
-            kinds = (kind, *get_args(kind))
-            model = next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+            kinds = list(_models_in(model.model_fields[part].annotation))
+            named = [kind for kind in kinds if kind.__name__ in location]  # the one of a union that the value is
+            model = next(iter(named or kinds), None)
     return tuple(key_path), model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - a type, or a union
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _holds(keys: Any, key_path: _KeyPath) -> bool:  # noqa: ANN401 - any YAML

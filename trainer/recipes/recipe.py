@@ -4,12 +4,14 @@ A recipe has a few groups, and each field says what it means and in which unit. 
 field is named after the question. `preset: paper` sets all of SEA's as we read it; docs/readings.md lists them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from sea_pipeline.core.settings import Strict
+from trainer.recipes.attach_keys import problems_of_attach
 
 SAMPLES = "samples"
 """As `data.train`: the sample photos that two packages ship, with captions of ours."""
@@ -35,6 +37,29 @@ class Parts(Strict):
     vision: str = "packaged"
     llm: str = "packaged"
     projector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+
+
+class ExistingModel(Strict):
+    """A vision-language model of another family, which keeps its own form; docs/attach.md lists the families."""
+
+    attach: Path
+    """A folder that transformers loads with AutoModelForImageTextToText and AutoProcessor."""
+
+
+def _model_kind(value: object) -> str | None:
+    if isinstance(value, ExistingModel) or (isinstance(value, Mapping) and "attach" in value):
+        return ExistingModel.__name__
+    if isinstance(value, Parts | Mapping):
+        return Parts.__name__
+    return "folder" if isinstance(value, str | Path) else None
+
+
+Model = Annotated[
+    Annotated[Path, Tag("folder")]
+    | Annotated[Parts, Tag(Parts.__name__)]
+    | Annotated[ExistingModel, Tag(ExistingModel.__name__)],
+    Discriminator(_model_kind, "model_kind", "Input should be a path or keys and values"),
+]
 
 
 class Data(Strict):
@@ -211,8 +236,8 @@ class Recipe(Strict):
     name: str = "run"
     preset: Literal["paper"] | None = None
     """`paper`: our reading of SEA's paper, L_a switched on, wherever the field is not set."""
-    model: Path | Parts = Parts()
-    """A LLaVA folder, or parts that become one."""
+    model: Model = Parts()
+    """A LLaVA folder, parts that become one, or `attach: FOLDER` for a model of another family."""
     data: Data = Data()
     labels: LabelSource = LabelSource()
     teacher: str | Path | None = None
@@ -261,6 +286,10 @@ class Recipe(Strict):
             problems.append("data.random_crop: labels must follow the crop; set labels.transfer: true")
         if self.data.image_aspect_ratio == "pad":
             problems += self._problems_of_bars()
+        if isinstance(self.model, ExistingModel):
+            of_attach = problems_of_attach(self)
+            keys = {problem.partition(":")[0] for problem in of_attach}
+            problems = of_attach + [problem for problem in problems if problem.partition(":")[0] not in keys]
         if self.data.keep_features and (self.data.random_crop or self.learning_rates.vision):
             problems.append("data.keep_features: the tower's output changes with random_crop or a tower that trains")
         if self.data.random_crop and self.labels.crops:

@@ -14,11 +14,13 @@ from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
 from sea_pipeline.core.errors import UserError
-from trainer.data.dataset import Collator, TrainingData
+from trainer.attach.batches import ChatData
+from trainer.attach.run_model import AttachedModel
+from trainer.data.dataset import TrainingData
 from trainer.data.sampler import EpochSampler
 from trainer.losses.equations import MAX_SCALE
 from trainer.model import checkpoints
-from trainer.model.aligned_llava import AlignedLlava, part
+from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.borders import border
 from trainer.model.fsdp import whole
 from trainer.recipes.recipe import Recipe
@@ -26,12 +28,14 @@ from trainer.training.gradient_balance import Balance, GradientRecorder
 from trainer.training.resume import ResumingTrainer
 from trainer.training.schedule import check_schedule, schedule_options
 
+TrainedModel = AlignedLlava | AttachedModel
+"""What a run trains: a LLaVA of ours, or an existing model."""
 _LENGTHS = ("visual_norm", "refined_norm")
 """Lengths that are logged with BASIC's terms."""
 
 
 class AlignTrainer(ResumingTrainer):
-    """Train an `AlignedLlava`.
+    """Train an `AlignedLlava` or an `AttachedModel`.
 
     It adds to the Trainer: the scaled sum of the terms, learning rates by part, an order of samples that depends on
     (seed, epoch) alone, small checkpoints, our metrics, and a stop if a loss is not finite.
@@ -47,12 +51,12 @@ class AlignTrainer(ResumingTrainer):
 
     def __init__(
         self,
-        model: AlignedLlava,
+        model: TrainedModel,
         balances: Mapping[str, Balance],
-        data: TrainingData,
+        data: TrainingData | ChatData,
         recipe: Recipe,
         args: TrainingArguments,
-        evaluator: Callable[[AlignedLlava], dict[str, float]] | None = None,
+        evaluator: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[Any] | None = None,
     ) -> None:
         pad = data.processor.tokenizer.pad_token_id
@@ -61,7 +65,7 @@ class AlignTrainer(ResumingTrainer):
             args=args,
             train_dataset=data,
             eval_dataset=data if evaluator else None,
-            data_collator=cast("Any", Collator(data, 0 if pad is None else pad, recipe.seed)),
+            data_collator=cast("Any", data.collator(0 if pad is None else pad, recipe.seed)),
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
@@ -70,7 +74,8 @@ class AlignTrainer(ResumingTrainer):
         self.balances = dict(balances)
         self.data = data
         self._evaluator = evaluator
-        self._recorder = GradientRecorder(model.model.multi_modal_projector)
+        self._recorder = GradientRecorder(model.projector)
+        self._measures = model.measures_gradients
         self._terms: dict[str, torch.Tensor] = {}
         beside = {"sea": ["sea_pairs"], "das": _LENGTHS, "sds": _LENGTHS}
         logged = [name for term in balances for name in (f"loss_{term}", *beside[term])]
@@ -190,7 +195,8 @@ class AlignTrainer(ResumingTrainer):
     def _due(self) -> bool:
         """Tell whether gradients are measured at this step, which is each `measure_every`-th one."""
         return (
-            len(self.balances) > 0
+            self._measures
+            and len(self.balances) > 0
             and self.recipe.loss.lm > 0
             and self.state.global_step % self.recipe.loss.measure_every == 0
             and self.accelerator.unwrap_model(self.model).training
@@ -222,21 +228,21 @@ class AlignTrainer(ResumingTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimizer with a group for each learning rate, with and without weight decay."""
         if self.optimizer is None:
-            chosen = cast("AlignedLlava", self.model if model is None else model)
+            chosen = cast("TrainedModel", self.model if model is None else model)
             decayed = {name for name in self.get_decay_parameter_names(chosen) if not name.endswith("log_scale")}
             groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
             for name, parameter in chosen.named_parameters():
                 if parameter.requires_grad:
                     decay = self.args.weight_decay if name in decayed else 0.0
-                    groups[learning_rate(name, self.recipe), decay].append(parameter)
+                    groups[learning_rate(chosen.part(name), name, self.recipe), decay].append(parameter)
             with border("training_arguments.optim", "set another, or other options of it", given=True):
                 self.optimizer = self._optimizer_of(chosen, groups)
         return self.optimizer
 
     def _optimizer_of(
-        self, model: AlignedLlava, groups: Mapping[tuple[float, float], list[nn.Parameter]]
+        self, model: TrainedModel, groups: Mapping[tuple[float, float], list[nn.Parameter]]
     ) -> torch.optim.Optimizer:
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast("Any", model))
         if not isinstance(kind, type) or options.keys() & {"params", "model", "optimizer_dict"}:
             raise UserError(
                 f"training_arguments.optim: {self.args.optim} forms groups of its own, which know nothing of "
@@ -297,13 +303,13 @@ class AlignTrainer(ResumingTrainer):
             super()._run_epoch(*given, **named)
 
 
-def learning_rate(name: str, recipe: Recipe) -> float:
-    """Return the peak rate of a trained parameter, by its name in `AlignedLlava`."""
+def learning_rate(part: str, name: str, recipe: Recipe) -> float:
+    """Return the peak rate of a trained parameter, by its part of the model and its name."""
     rates = recipe.learning_rates
     if name.endswith("sea_term.log_scale"):
         rate = rates.logit_scale or rates.projector
     else:
         by_part = {"projector": rates.projector, "vision": rates.vision, "llm": rates.llm, "lora": rates.llm}
-        rate = by_part[part(name)]
+        rate = by_part[part]
     assert rate is not None, f"{name} trains, but has no rate"
     return rate

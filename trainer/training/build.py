@@ -9,12 +9,12 @@ from trainer.data.inputs import Inputs, labels_for
 from trainer.data.kept_features import tower_features
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.premise import Premise, premise
-from trainer.model.aligned_llava import AlignedLlava, part
+from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.borders import border
 from trainer.model.load import load_model
 from trainer.model.terms import basic_term, lens_of, reader_of, sea_term
 from trainer.recipes.recipe import Recipe
-from trainer.training.align_trainer import AlignTrainer, learning_rate
+from trainer.training.align_trainer import AlignTrainer, TrainedModel, learning_rate
 from trainer.training.arguments import training_arguments
 from trainer.training.gradient_balance import Balance
 
@@ -89,16 +89,17 @@ def _evaluator(inputs: Inputs, labels: TrainingLabels | None, batch_size: int, d
     )
 
 
-def trainable(model: AlignedLlava, recipe: Recipe) -> dict[str, tuple[int, int, float | None]]:
+def trainable(model: TrainedModel, recipe: Recipe) -> dict[str, tuple[int, int, float | None]]:
     """Count the parameters of each part.
 
     The values are all parameters, those that train, and their peak learning rate.
     """
     found: dict[str, tuple[int, int, float | None]] = {}
     for name, parameter in model.named_parameters():
-        total, trains, rate = found.get(part(name), (0, 0, None))
+        part = model.part(name)
+        total, trains, rate = found.get(part, (0, 0, None))
         count = parameter.numel()
         if parameter.requires_grad:
-            trains, rate = trains + count, learning_rate(name, recipe)
-        found[part(name)] = (total + count, trains, rate)
+            trains, rate = trains + count, learning_rate(part, name, recipe)
+        found[part] = (total + count, trains, rate)
     return found

@@ -5,8 +5,9 @@ from sea_pipeline.encoders import EncoderOptions, check_encoder
 from sea_pipeline.inputs.wordlists import find_wordlist
 from sea_pipeline.output.folder import check_is_ours
 from trainer.data.files import LABELS, check_conversations, check_conversations_file, conversations_file
+from trainer.model.existing_folder import check_existing_folder
 from trainer.model.llava_folder import check_llava_folder
-from trainer.recipes.recipe import Parts, Recipe
+from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -20,7 +21,9 @@ def check_recipe(recipe: Recipe) -> None:
     rates, labels = recipe.learning_rates, recipe.labels
     if not (rates.projector or rates.llm or rates.vision):
         raise UserError("learning_rates: projector, llm and vision are all null; give one of them a rate")
-    if not isinstance(recipe.model, Parts):
+    if isinstance(recipe.model, ExistingModel):
+        check_existing_folder(recipe.model.attach)
+    elif not isinstance(recipe.model, Parts):
         check_llava_folder(recipe.model)
     check_conversations(recipe.data.train, recipe.data.image_root)
     if recipe.data.evaluate:

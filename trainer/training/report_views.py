@@ -4,9 +4,8 @@ Shapes: I images of m visual tokens, l decoder layers, n labels a patch.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,6 @@ import torch
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
-from sea_pipeline.core.settings import Settings
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
@@ -23,38 +21,28 @@ from sea_pipeline.storage.publish import publish_bytes
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for, open_label_source
 from trainer.data.run_rows import Conversations, open_conversations, without_unreadable
-from trainer.evaluation import metrics
 from trainer.evaluation.contextual_lens import build_index
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.nearest_by_layer import look_at_layers, token_texts
-from trainer.evaluation.token_replacement import NEW_TOKENS, answer_text, replace_and_describe, trained_text
+from trainer.evaluation.token_replacement import answer_text, replace_and_describe, trained_text
 from trainer.losses.supervision import degrees
+from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.digests import start_folder, weights_digest
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.run_record import read_run
 from trainer.model.terms import basic_term
-from trainer.recipes.recipe import Basic, Loss, Recipe, Sea
+from trainer.recipes.recipe import Basic, ExistingModel, Loss, Recipe, Sea
+from trainer.training.existing_views import ExistingViews
+from trainer.training.view_parts import VERSION, Texts
+from trainer.training.view_parts import VIEWS as VIEWS
+from trainer.training.view_parts import ViewSettings as ViewSettings
 
-VIEWS = "views.json"
-VERSION = 3
-"""Increase it with each change of what the file holds, so that older files are computed again."""
-IMAGES = 8
 LENS_TOKENS = 4000
 """Number of words of the training captions in the contextual lens, a fifth of those of `evaluate`."""
 
 Made = TypeVar("Made")
-
-
-class ViewSettings(Settings):
-    """What views are asked for."""
-
-    images: int = IMAGES
-    """The first so many held-out images of the run's data; of all its data where none are held out."""
-    new_tokens: int = NEW_TOKENS
-    """Of a generated text, at most."""
-    device: str = "auto"
 
 
 def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -63,6 +51,8 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
     The file holds `key` (the hash of all that decides it), `held_out`, `grid` [rows, columns], `labelled`, `texts`,
     `summary` (a list of `nearest_by_layer.Layer`), `lens` (a list of `contextual_shares.LensLayer` over the words that
     are trained), `replace` (a `token_replacement.Replace`), `notes` (why a part is missing, by its name) and `images`.
+
+    A run of an existing model has no `grid`, but each image its own, and of the parts `before` and `after` alone.
 
     An image has `image`, `file`, `answer`, `box` (the part that the tower sees, 0..1), `labels` (m lists), `before` and
     `after`, `layers` (l + 1 lists of m), `describing` (l + 1 strings of m characters 0 and 1, for what `meaningful`
@@ -76,7 +66,8 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
         UserError: the run is not finished, or its inputs do not exist any more.
     """
     settings = settings or ViewSettings()
-    views = _Views(run, settings)
+    existing = isinstance(read_run(run).recipe.model, ExistingModel)
+    views: _Views | ExistingViews = ExistingViews(run, settings) if existing else _Views(run, settings)
     with suppress(OSError, ValueError, RecursionError):
         kept: Any = json.loads((run / VIEWS).read_text("utf-8"))
         if isinstance(kept, dict) and kept.get("key") == views.key:
@@ -87,19 +78,6 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
     with suppress(UserError):  # the run may be read-only; the next call computes them again
         publish_bytes(run / VIEWS, text.encode(), run)
     return made
-
-
-@dataclass
-class _Texts:
-    """Number texts, each once."""
-
-    places: dict[str, int] = field(default_factory=dict)
-
-    def number(self, text: str) -> int:
-        return self.places.setdefault(text, len(self.places))
-
-    def numbers(self, names: Sequence[str] | dict[int, str], ids: Sequence[int]) -> list[int]:
-        return [self.number(names[id_]) for id_ in ids]
 
 
 class _Views:
@@ -117,7 +95,7 @@ class _Views:
         self._conversations = without_unreadable(self._conversations, self.recipe.data, self._store)
         self.evaluator = self._evaluator()
         self.images = self.evaluator.first_images(settings.images)
-        self._texts = _Texts()
+        self._texts = Texts()
         self.key = fingerprint_of(
             {
                 "version": VERSION,

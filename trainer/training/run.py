@@ -26,7 +26,9 @@ from sea_pipeline.output.run_files import SummaryFile, read_run_file
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import claimed_for_run, locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes
+from trainer.attach.folder import save_existing
 from trainer.data.conversations import summary
+from trainer.data.dataset import TrainingData
 from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher
 from trainer.data.run_rows import check_prompts, open_conversations, without_unreadable
 from trainer.model import checkpoints
@@ -37,11 +39,13 @@ from trainer.model.borders import border, has_lost_others, lacks_memory
 from trainer.model.digests import MODELS, start_folder
 from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
-from trainer.recipes.recipe import Parts, Recipe
+from trainer.recipes.recipe import ExistingModel, Parts, Recipe
+from trainer.training.align_trainer import TrainedModel
 from trainer.training.arguments import training_arguments
 from trainer.training.build import build, premise_of, trainable
 from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluation
 from trainer.training.checks import check_recipe
+from trainer.training.existing import ExistingInputs, build_existing, existing_inputs, premise_of_existing
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
@@ -103,8 +107,10 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         return _Training(inputs, out, fields, reporter).finish()
 
 
-def _inputs(recipe: Recipe, reporter: Reporter) -> Inputs:
+def _inputs(recipe: Recipe, reporter: Reporter) -> Inputs | ExistingInputs:
     """Open what a run reads."""
+    if isinstance(recipe.model, ExistingModel):
+        return existing_inputs(recipe, partial(_label, reporter))
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -135,9 +141,10 @@ def _after(out: Path, error: BaseException) -> str:
 
 
 def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
-    if not isinstance(recipe.model, Parts):
+    if isinstance(recipe.model, Path):
         return recipe.model
     parts = recipe.model
+    assert isinstance(parts, Parts)
     path = start_folder(recipe)
     make_folder(MODELS)
     with locked(MODELS):  # all processes of a run come here at once; the first one makes it
@@ -161,7 +168,7 @@ def _label(reporter: Reporter, settings: LabelSettings) -> StageRun:
 class _Training:
     """Train one run from its inputs to its summary."""
 
-    def __init__(self, inputs: Inputs, out: Path, fields: dict[str, Any], reporter: Reporter) -> None:
+    def __init__(self, inputs: Inputs | ExistingInputs, out: Path, fields: dict[str, Any], reporter: Reporter) -> None:
         self.inputs = inputs
         self.out = out
         self.reporter = reporter
@@ -170,15 +177,18 @@ class _Training:
         self.log = MetricsLog(out / "metrics.jsonl", self.tables.metrics)
         kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, reporter)
         callbacks = [self.log, Screen(reporter), FewPairs(reporter), kept]
-        self.trainer = build(inputs, out, reporter, callbacks)
+        if isinstance(inputs, ExistingInputs):
+            self.trainer = build_existing(inputs, out, callbacks)
+        else:
+            self.trainer = build(inputs, out, reporter, callbacks)
 
     def finish(self) -> TrainRun:
         """Train from the newest checkpoint or from the start, evaluate, and save."""
         self.tables.data(self._rows())
-        model = cast("AlignedLlava", self.trainer.model)
+        model = cast("TrainedModel", self.trainer.model)
         self.tables.trainable(trainable(model, self.inputs.recipe))
-        if self.trainer.is_world_process_zero() and (found := premise_of(model, self.inputs)):
-            (self.reporter.message if found.near else self.reporter.warning)(found.text)
+        if self.trainer.is_world_process_zero():
+            self._say_premise(model)
         checkpoint = self._checkpoint()
         if self.trainer.is_world_process_zero():
             self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)
@@ -191,16 +201,37 @@ class _Training:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         loss = self.inputs.recipe.loss
         if not model.with_lm and loss.sea.match_norm and not loss.sds.weight:
-            match_norm(model, self.trainer.data, self.inputs.folder.vocabulary)
+            match_norm(
+                cast("AlignedLlava", model), cast("TrainingData", self.trainer.data), self.inputs.folder.vocabulary
+            )
             if self.trainer.is_world_process_zero():
                 self.log.forget_evaluation(self.trainer.state.global_step)
         self._evaluate(self.trainer.state.global_step)
-        lora, write = self.inputs.recipe.lora, self.trainer.args.should_save
-        save_model(model, self.inputs.folder, self.out / "model", lora=lora, write=write)
+        self._save(model)
         if self.trainer.args.should_save:
             self._summarise()
         self.trainer.accelerator.wait_for_everyone()
         return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
+
+    def _say_premise(self, model: TrainedModel) -> None:
+        """Announce whether BASIC's premise holds on the LLM, if a term is made from its layers."""
+        if isinstance(model, AlignedLlava):
+            assert isinstance(self.inputs, Inputs)
+            found = premise_of(model, self.inputs)
+        else:
+            assert isinstance(self.inputs, ExistingInputs)
+            found = premise_of_existing(model, self.inputs)
+        if found is not None:
+            (self.reporter.message if found.near else self.reporter.warning)(found.text)
+
+    def _save(self, model: TrainedModel) -> None:
+        lora, write = self.inputs.recipe.lora, self.trainer.args.should_save
+        if isinstance(model, AlignedLlava):
+            assert isinstance(self.inputs, Inputs)
+            save_model(model, self.inputs.folder, self.out / "model", lora=lora, write=write)
+        else:
+            assert isinstance(self.inputs, ExistingInputs)
+            save_existing(model.vlm, self.inputs.folder, self.out / "model", lora=lora, write=write)
 
     def _checkpoint(self) -> Path | None:
         """Find the newest complete checkpoint, and remove incomplete ones.
@@ -292,11 +323,14 @@ def train_stages(
     """
     runs: dict[str, TrainRun] = {}
     model: Path | None = None
+    existing = False
     for name, recipe in recipes.items():
         if name:
             reporter.message(f"stage {name}")
         if model is not None:
-            recipe = recipe.model_copy(update={"model": model})
+            start = ExistingModel(attach=model) if existing else model
+            recipe = recipe.model_copy(update={"model": start})
+        existing = existing or isinstance(recipe.model, ExistingModel)
         folder = out / name if out is not None and name else out
         runs[name] = train(recipe, folder, resume=resume and not runs, reporter=reporter)
         model = runs[name].model

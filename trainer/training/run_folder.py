@@ -18,11 +18,14 @@ from sea_pipeline.output.run_files import RunFile
 from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
 from sea_pipeline.storage.paths import entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish_bytes, sweep
+from trainer.attach.folder import ExistingFolder
 from trainer.data.inputs import Inputs
 from trainer.model.digests import processing_digests, weights_digest
+from trainer.model.tensor_files import PROJECTOR
 from trainer.model.text_lens import lens_fields
 from trainer.recipes.recipe import Recipe
 from trainer.targets.store import CODEC
+from trainer.training.existing import ExistingInputs
 
 NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 ACCUMULATION = "gradient_accumulation_steps"
@@ -31,12 +34,14 @@ _NOT_IDENTITY = ("save_", "logging_", "report_to", "dataloader_num", "dataloader
 """Prefixes of training arguments that change what a run writes or how fast it is, but no weight."""
 
 
-def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
+def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any]:
     """Collect everything that decides the trained weights, by name.
 
     The number of micro-batches in a step is part of it, but not how they are shared among processes.
     """
-    recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
+    recipe, folder, store = inputs.recipe, inputs.folder, inputs.store
+    targets = inputs.targets if isinstance(inputs, Inputs) else None
+    projector = folder.projector if isinstance(folder, ExistingFolder) else PROJECTOR
     aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every", "keep_checkpoints"}
     aside |= {"lora"} if recipe.lora is None else set()
     settings = recipe.model_dump(mode="json", exclude=aside)
@@ -61,7 +66,10 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
         "recipe": settings,
         "transfer": recipe.labels.transfer,
         "crops": recipe.labels.crops,
-        "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights_digest(folder.path)},
+        "model": {
+            "config": file_sha256(folder.path / "config.json"),
+            "weights": weights_digest(folder.path, projector),
+        },
         "processing": processing_digests(folder.path),
         "data": file_sha256(inputs.conversations.file),
         "labels": None if labels is None else labels.fingerprint,
@@ -71,7 +79,7 @@ def run_fields(inputs: Inputs, processes: int) -> dict[str, Any]:
     }
 
 
-def default_name_fields(inputs: Inputs) -> dict[str, Any]:
+def default_name_fields(inputs: Inputs | ExistingInputs) -> dict[str, Any]:
     """Collect what else distinguishes runs without a named folder.
 
     It is no part of the run's fields, because a resumed run may find its images elsewhere.

@@ -14,7 +14,7 @@ class TokenView {
     this.views = run.views;
     this.image = run.views?.images[name];
     if (!this.image) return;
-    [this.rows, this.columns] = run.views.grid;
+    [this.rows, this.columns] = this.image.grid ?? run.views.grid;
     this.size = this.rows * this.columns;
     for (const moment of ["before", "after"]) {
       if (this.image[moment]) this[moment] = { nearest: unpack(this.image[moment].nearest), cosine: unpack(this.image[moment].cosine) };

@@ -10,8 +10,8 @@ from sea_pipeline.labels.store import open_labels
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for
 from trainer.data.run_rows import open_conversations
-from trainer.evaluation import metrics
 from trainer.evaluation.evaluator import Evaluator, evaluating
+from trainer.measures import metrics
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Data, Loss, Recipe, Sea
 from trainer.training.report_views import visual_tokens

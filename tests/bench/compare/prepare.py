@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sea_pipeline.labels.run import LabelSettings, label_images
-from trainer.evaluation.blind_control import others
 from trainer.evaluation.questions import SHORT
+from trainer.measures.blind_control import others
 from trainer.model.assemble import init_model
 
 VISION, ENCODER, LLM = "packaged@224", "packaged@224", "packaged"

@@ -272,7 +272,12 @@ def test_version_5_reads_the_old_spelling_of_a_rope_as_its_own(kind: str, tmp_pa
 def test_a_rope_for_each_kind_of_layer_is_refused() -> None:
     rope = {"full_attention": {"rope_theta": 1.0}, "sliding_attention": {"rope_theta": 2.0}}
     with pytest.raises(ValueError, match=r"several ropes, full_attention, sliding_attention"):
-        transformers4.config({"model_type": "gemma3_text", "rope_parameters": rope})
+        transformers4.config({"model_type": "gemma3n_text", "rope_parameters": rope})
+    scaled = rope | {"sliding_attention": {"rope_theta": 2.0, "rope_type": "linear", "factor": 8.0}}
+    with pytest.raises(ValueError, match=r"several ropes, full_attention, sliding_attention"):
+        transformers4.config({"model_type": "gemma3_text", "rope_parameters": scaled})
+    found = transformers4.config({"model_type": "gemma3_text", "rope_parameters": rope})
+    assert (found["rope_theta"], found["rope_local_base_freq"]) == (1.0, 2.0)
 
 
 def export_and_die() -> None:

@@ -50,6 +50,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+GEMMA3: dict[str, Any] = {
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 70.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+    },
+}
 LONGROPE = {
     "rope_parameters": {
         "rope_type": "longrope",
@@ -71,6 +80,10 @@ CASES["several files"] = Case("clip", "llama", {}, max_shard_size="20KB")
 CASES["untied gemma"] = Case("clip", "gemma", {"tie_word_embeddings": False})
 CASES["llama3 rope"] = Case("clip", "llama", {"rope_parameters": LLAMA3})
 CASES["longrope"] = Case("siglip", "phi3", LONGROPE)
+CASES["llama 3.2"] = Case("clip", "llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True})
+CASES["qwen3"] = Case("siglip", "qwen3", {"head_dim": 16, "tie_word_embeddings": True})
+CASES["smollm3"] = Case("clip", "smollm3", {"no_rope_layers": [1, 0], "tie_word_embeddings": True})
+CASES["gemma 3"] = Case("siglip", "gemma3_text", GEMMA3)
 GEMMAS = [name for name, case in CASES.items() if case.llm == "gemma"]
 NAMES_5 = ["clip-llama", "siglip-gemma", "dinov2-llama", "longrope"]
 """Of these transformers 5 reads an export under its own names, too."""

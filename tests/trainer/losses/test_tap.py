@@ -57,6 +57,42 @@ def test_sliding_windows(family: str, settings: dict[str, Any], attention: str, 
     assert (wanted - expected(2, family, padded=padded)).abs().max() > 0.1  # the window matters
 
 
+NEWER: list[tuple[str, dict[str, Any]]] = [
+    ("qwen3", {"head_dim": 16}),
+    ("smollm3", {"no_rope_layers": [1, 0, 1]}),
+    ("smollm3", {"no_rope_layers": [0, 1, 0]}),
+]
+
+
+@pytest.mark.parametrize(("family", "settings"), NEWER)
+def test_norms_of_queries_and_layers_without_positions_in_double(family: str, settings: dict[str, Any]) -> None:
+    wanted = expected(3, family, double=True, **settings)
+    close(tapped_run(llm(family, **settings).double(), 3), wanted, 1e-6)
+    close(tapped_run(llm(family, **settings), 3), wanted)
+    if "no_rope_layers" in settings:  # positions matter in the others
+        assert (wanted - expected(3, family, no_rope_layers=[1, 1, 1])).abs().max() > 1e-3
+
+
+GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 8, "sliding_window": 6}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_windows_in_some_layers_of_gemma_3(attention: str, padded: bool) -> None:
+    kinds = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    wanted = expected(3, "gemma3_text", padded=padded, **GEMMA3, **kinds)
+    close(tapped_run(llm("gemma3_text", attention, **GEMMA3, **kinds), 3, padded=padded), wanted)
+    whole = expected(3, "gemma3_text", padded=padded, **GEMMA3, layer_types=["full_attention"] * 3)
+    assert (wanted - whole).abs().max() > 0.1
+    if not padded:
+        double = llm("gemma3_text", attention, **GEMMA3, **kinds).double()
+        close(
+            tapped_run(double, 3, padded=False),
+            expected(3, "gemma3_text", padded=False, double=True, **GEMMA3, **kinds),
+            1e-6,
+        )
+
+
 def fake_flash(wanted: list[str]) -> Any:
     """Stands in for transformers' loader of kernels: the interface of flash attention 2, in plain PyTorch."""
 

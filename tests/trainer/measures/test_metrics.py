@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.evaluation.metrics import MeaningfulShares, gap, label_hits, meaningful, nearest, tacs
+from trainer.measures.metrics import MeaningfulShares, gap, label_hits, meaningful, nearest, tacs
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

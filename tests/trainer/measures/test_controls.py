@@ -13,7 +13,7 @@ from tests.support.analysis_models import Make, Ready, record, write
 from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_tokenizers import byte_level
 from tests.support.world import COLOURS
-from trainer.evaluation.blind_control import content_tokens, mean_over_photos, others, with_other_photos
+from trainer.measures.blind_control import content_tokens, mean_over_photos, others, with_other_photos
 from trainer.model.load import load_model
 from trainer.model.parts import load_tokenizer
 from trainer.recipes.recipe import Recipe

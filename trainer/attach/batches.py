@@ -1,0 +1,254 @@
+"""Turn conversations and photos into what an existing model takes, by its own processor.
+
+Shapes: B samples of L tokens, T trained tokens.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import torch
+from datasets import Dataset as Rows
+from PIL import Image
+from torch.utils.data import Dataset
+
+from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.inputs.pixels import BadImageError, read_image
+from trainer.attach.rows import Chat
+from trainer.data.sampler import BLANK
+
+_BLANK_TEXT = "a"
+
+
+class ChatSample(TypedDict):
+    """A sample of an epoch."""
+
+    row: int
+    epoch: int
+    id: str
+    text: str
+    answer: str | None
+    spans: list[list[int]]
+    names: list[str]
+    """The images' names."""
+    images: list[Image.Image]
+
+
+class ChatData(Dataset[ChatSample]):
+    """Samples by the index `epoch * len + row` of an `EpochSampler`, with whole upright images.
+
+    Args:
+        rows: see `read_texts`.
+        locate: returns the file of an image id.
+        chat: the model's.
+        max_length: the most tokens of a sample, visual ones included; what is longer loses its end.
+    """
+
+    def __init__(self, rows: Rows, locate: Callable[[str], Path], chat: Chat, *, max_length: int) -> None:
+        self.rows = rows
+        self.chat = chat
+        self.processor = chat.processor
+        self.max_length = max_length
+        self._locate = locate
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> ChatSample:
+        """Return one sample, or at `BLANK` a text of which nothing is trained.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        if index == BLANK:
+            return ChatSample(row=BLANK, epoch=0, id="", text=_BLANK_TEXT, answer=None, spans=[], names=[], images=[])
+        epoch, number = divmod(int(index), len(self.rows))
+        row = self.rows[number]
+        images = [self.image(name, row["id"]) for name in row["images"]]
+        given = {name: row[name] for name in ("id", "text", "answer", "spans")}
+        return cast("ChatSample", {"row": number, "epoch": epoch, "names": row["images"], "images": images, **given})
+
+    def image(self, name: str, sample: str) -> Image.Image:
+        """Read an upright image.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        path = self._locate(name)
+        try:
+            return read_image(path).image
+        except BadImageError as error:
+            raise UserError(
+                f"{path}: sample {sample!r}: expected an image; {error.message}; mend it and go on with --resume, or "
+                "leave the sample out and begin anew"
+            ) from error
+
+    def collator(self, pad: int, seed: int) -> "ChatCollator":
+        """Return the collator of these samples; `seed` is that of what is drawn for a batch."""
+        return ChatCollator(self, seed)
+
+
+class ChatCollator:
+    """Collate samples to a batch for an `AttachedModel`, see `ChatBatch`."""
+
+    def __init__(self, data: ChatData, seed: int) -> None:
+        self._chat, self._max_length, self._seed = data.chat, data.max_length, seed
+
+    def __call__(self, samples: Sequence[ChatSample]) -> dict[str, Any]:
+        """Collate samples.
+
+        Blank samples are dropped, unless all samples are blank. Then one of them stays.
+
+        Returns:
+            What the model's forward takes by name, right-padded; `predict` and `targets`, int64 (T,), and `rows`, int64
+            (B,), as in `aligned_llava.Batch`; `seed`; and `images`, for each image its name, width and height.
+
+        Raises:
+            UserError: the processor refuses a sample, or `max_length` leaves nothing of it to train.
+        """
+        samples = [sample for sample in samples if sample["row"] != BLANK] or list(samples[:1])
+        given, trained = processed(
+            self._chat,
+            [sample["text"] for sample in samples],
+            [sample["images"] for sample in samples],
+            spans=[sample["spans"] for sample in samples],
+            answers=[sample["answer"] for sample in samples],
+        )
+        trained = self._cut(given, trained, samples)
+        ids = given["input_ids"]
+        # Position t predicts token t + 1, so the mask and the targets are shifted by one.
+        predict = trained[:, 1:].nonzero()
+        rows = [sample["row"] for sample in samples if sample["row"] != BLANK]
+        return given | {
+            "predict": predict[:, 0] * ids.shape[1] + predict[:, 1],
+            "targets": ids[:, 1:][trained[:, 1:]],
+            "rows": torch.tensor(rows, dtype=torch.int64),
+            "seed": int(np.random.default_rng((self._seed, samples[0]["epoch"], *rows)).integers(2**31)),
+            "images": [
+                (name, *image.size)
+                for sample in samples
+                for name, image in zip(sample["names"], sample["images"], strict=True)
+            ],
+        }
+
+    def _cut(self, given: dict[str, Any], trained: torch.Tensor, samples: Sequence[ChatSample]) -> torch.Tensor:
+        """Cut samples at `max_length` in place, and return what is trained of them, bool (B, L)."""
+        ids, mask = given["input_ids"], given["attention_mask"]
+        length = min(self._max_length, int(mask.sum(1).max()))
+        beyond = mask[:, length:].any(1)
+        if beyond.any():
+            for row in beyond.nonzero().squeeze(1).tolist():
+                if (ids[row, length:] == self._chat.image_token_id).any() or not trained[row, 1:length].any():
+                    raise UserError(
+                        f"sample {samples[row]['id']!r}: expected its images and the beginning of an answer within "
+                        f"data.max_length {self._max_length}; found {int(mask[row].sum())} tokens in all; begin anew "
+                        "with a larger one, or without the sample"
+                    )
+        shape = ids.shape
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor) and value.shape == shape:
+                given[name] = value[:, :length]
+        return trained[:, :length]
+
+
+def processed(
+    chat: Chat,
+    texts: Sequence[str],
+    images: Sequence[Sequence[Image.Image]],
+    *,
+    spans: Sequence[Sequence[Sequence[int]]] | None = None,
+    answers: Sequence[str | None] = (),
+    left: bool = False,
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """Run a processor over texts with their images.
+
+    Args:
+        chat: the model's.
+        texts: B texts with one image token for each image.
+        images: the images of each text.
+        spans: the trained ranges of each text; none by default.
+        answers: the answers of PaliGemma's texts; None or empty for prompts alone.
+        left: pad on the left, so that all texts end together.
+
+    Returns:
+        What the model's forward takes by name; and what is trained of `input_ids`, bool (B, L).
+
+    Raises:
+        UserError: the processor refuses them.
+    """
+    processor, given = chat.processor, [list(each) for each in images]
+    bos = processor.tokenizer.bos_token
+    options: dict[str, Any] = {"padding_side": "left" if left else "right", "padding": True, "return_tensors": "pt"}
+    if not chat.in_two:  # a template that writes BOS must not get a second one
+        options["add_special_tokens"] = not (bos and all(text.startswith(bos) for text in texts))
+    elif answers and None not in answers:
+        options["suffix"] = list(answers)
+    try:
+        with _quietly(), _replacements(processor) as moved:
+            images_given = given if any(given) else None
+            made = dict(processor(images=images_given, text=list(texts), return_offsets_mapping=True, **options))
+    except ValueError as error:
+        raise UserError(f"the model's processor refuses a sample ({texts[0][:60]!r}, …): {one_line(error)}") from error
+    offsets, labels = (made.pop(name, None) for name in ("offset_mapping", "labels"))
+    if "pixel_values" in made:
+        made["pixel_values"] = made["pixel_values"].float()
+    if chat.in_two:
+        return made, (labels != -100) & made["attention_mask"].bool() if answers else _nothing(made)
+    if spans is None:
+        return made, _nothing(made)
+    moved = moved or [[] for _ in texts]
+    trained = [_within(offsets[row], spans[row], moved[row]) for row in range(len(texts))]
+    return made, torch.stack(trained) & made["attention_mask"].bool()
+
+
+@contextmanager
+def _replacements(processor: Any) -> Iterator[list[list[dict[str, Any]]]]:  # noqa: ANN401 - any of transformers
+    """Keep where a processor writes out the image tokens of each text within this block.
+
+    Idefics3's cannot give them out (`return_text_replacement_offsets`) if its texts have unlike numbers of images.
+    """
+    found: list[list[dict[str, Any]]] = []
+    plain = processor.get_text_with_replacements
+
+    def keeping(*given: Any, **named: Any) -> Any:  # noqa: ANN401 - as the method
+        text, moved = plain(*given, **named)
+        found.extend(moved)
+        return text, moved
+
+    processor.get_text_with_replacements = keeping
+    try:
+        yield found
+    finally:
+        del processor.get_text_with_replacements
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out a warning of numpy about PaliGemma's processor within this block."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation")
+        yield
+
+
+def _nothing(made: dict[str, Any]) -> torch.Tensor:
+    return torch.zeros_like(made["input_ids"], dtype=torch.bool)
+
+
+def _within(offsets: torch.Tensor, spans: Sequence[Sequence[int]], moved: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """Mark the tokens of a text, bool (L,), that have a character in one of the spans.
+
+    Args:
+        offsets: (L, 2), the tokens' ranges in the text in which image tokens are written out.
+        spans: ranges in the text before that.
+        moved: for each image token where it was (`span`), and where what is in its place is (`new_span`).
+    """
+    start, end = offsets[:, 0], offsets[:, 1]
+    inside = torch.zeros(len(offsets), dtype=torch.bool)
+    for first, last in spans:
+        grown = [one["new_span"][1] - one["span"][1] for one in moved if one["span"][1] <= first]
+        shift = grown[-1] if grown else 0
+        inside |= (start < last + shift) & (end > first + shift)
+    return inside & (start < end)

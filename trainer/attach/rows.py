@@ -1,0 +1,182 @@
+"""Read LLaVA's conversations as the texts that an existing model's own processor takes."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.llava_json import check_path, check_record, images_of, records
+from sea_pipeline.storage.hashing import canonical_json, file_sha256
+from sea_pipeline.storage.paths import cache_folder
+from trainer.data.bad_rows import bad_rows, without
+from trainer.data.conversations import ConversationRows
+from trainer.data.files import check_conversations_file
+from trainer.data.row_cache import kept_rows
+from trainer.model.chat_template import with_fixed_date
+from trainer.model.prompts import Message, by_chat_template, prompt_text, read_messages
+
+_VERSION = 1
+"""Increase it with each change of what a row holds, so that older caches are not found any more."""
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "images": datasets.List(datasets.Value("string")),
+        "text": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+        "spans": datasets.List(datasets.List(datasets.Value("int64"))),
+        "truncated": datasets.Value("bool"),
+        "number": datasets.Value("int64"),
+        "refused": datasets.Value("string"),
+    }
+)
+"""The columns of the cache."""
+
+
+class ChatText(NamedTuple):
+    """A conversation as text for a processor, with one image token for each image."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    """Half-open character ranges of `text` that are trained."""
+    answer: str | None = None
+    """The trained text if the processor takes it apart from the prompt, as PaliGemma's does."""
+
+
+class Chat:
+    """Write conversations by a processor's own chat template, or by PaliGemma's prompt and answer.
+
+    Args:
+        processor: the model's.
+        image_token_id: the id of a visual token, which is not always that of the image token in a text.
+        where: the model's folder, for errors.
+
+    Raises:
+        UserError: the processor has no chat template.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, where: Path) -> None:  # noqa: ANN401 - any of transformers
+        self.processor = processor
+        self.image_token_id = image_token_id
+        self.mark: str = processor.image_token
+        self.in_two = type(processor).__name__ == "PaliGemmaProcessor"
+        """Whether prompt and answer are given apart, with full attention among the prompt."""
+        self.template = ""
+        if not self.in_two:
+            given = processor.chat_template or processor.tokenizer.chat_template
+            given = given.get("default") if isinstance(given, dict) else given
+            if not given:
+                raise UserError(
+                    f"{where}: expected a processor with a chat template; found none; put the family's "
+                    "chat_template.jinja into the folder"
+                )
+            self.template = with_fixed_date(str(given))
+            self._render = by_chat_template(self.template, processor.tokenizer)
+
+    def __call__(self, conversations: Any, images: int) -> ChatText:  # noqa: ANN401 - whatever a data file holds
+        """Write LLaVA's turns with a number of images.
+
+        Raises:
+            UserError: see `read_messages`; or the template cannot write them.
+        """
+        messages = read_messages(conversations, images, self.mark)
+        if self.in_two:
+            return self._pair(messages, images)
+        text, spans = self._render([self._in_parts(message) for message in messages])
+        self._check_images(text, images)
+        if not spans:
+            raise UserError("expected an answer to train on; found none that is not empty; write one")
+        return ChatText(text, spans)
+
+    def prompt(self, question: str, images: int = 1) -> str:
+        """Write a question about images up to where its answer begins."""
+        message: Message = {"role": "user", "content": f"{self.mark * images}{question}"}
+        if self.in_two:
+            return str(message["content"])
+        text = prompt_text([self._in_parts(message)], self.processor.tokenizer, self.template)
+        self._check_images(text, images)
+        return text
+
+    def _check_images(self, text: str, images: int) -> None:
+        if (found := text.count(self.mark)) != images:
+            raise UserError(
+                f"expected {images} image tokens ({self.mark}) in the text that the chat template writes; found "
+                f"{found}; take the family's own template, or correct the sample"
+            )
+
+    def _in_parts(self, message: Message) -> Message:
+        """Give a message's text and images as parts, the form that chat templates of such models take."""
+        pieces = message["content"].split(self.mark)
+        parts: list[dict[str, str]] = []
+        for number, piece in enumerate(pieces):
+            if number:
+                parts.append({"type": "image"})
+            # LLaVA's newline after <image> is the template's affair here.
+            inner = piece.strip("\n") if len(pieces) > 1 else piece
+            if inner or len(pieces) == 1:
+                parts.append({"type": "text", "text": inner})
+        return {"role": message["role"], "content": parts}
+
+    def _pair(self, messages: list[Message], images: int) -> ChatText:
+        if [message["role"] for message in messages] != ["user", "assistant"] or not images:
+            raise UserError(
+                f"expected one question and one answer with an image, which is all that PaliGemma takes; found "
+                f"{len(messages)} turns and {images} images; leave the sample out"
+            )
+        question, answer = (message["content"] for message in messages)
+        if not answer:
+            raise UserError("expected an answer to train on; found none that is not empty; write one")
+        return ChatText(f"{self.mark * images}{question.replace(self.mark, '').strip()}", [], answer)
+
+
+def read_texts(path: Path, chat: Chat) -> ConversationRows:
+    """Write the conversations of LLaVA's JSON or JSONL as texts, or load what an earlier call cached.
+
+    Columns: `id`; `images`, image ids as the file spells them; `text`, `answer` and `spans`, see `ChatText`;
+    `truncated`, False; `number`, the record's place in the file, from 1.
+
+    Raises:
+        UserError: the file is not LLaVA's or holds no records.
+    """
+    check_conversations_file(path)
+    names = chat.processor.tokenizer.special_tokens_map
+    made = [_VERSION, chat.template, chat.in_two, chat.mark, {key: str(value) for key, value in names.items()}]
+    try:
+        made.append(file_sha256(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    fingerprint = hashlib.sha256(canonical_json(made)).hexdigest()
+    cached = kept_rows(_rows(path, chat), FEATURES, cache_folder() / "conversations", fingerprint)
+    bad = bad_rows(cached)
+    good = without(cached, bad) if bad else cached
+    return ConversationRows(good.remove_columns("refused"), bad)
+
+
+def _rows(path: Path, chat: Chat) -> Callable[[], Iterator[dict[str, Any]]]:
+    def rows() -> Iterator[dict[str, Any]]:
+        number = 0
+        for number, record in records(path, strict=False):
+            yield _row(number, record, chat)
+        if not number:
+            raise UserError(f"{path}: expected conversations; found none")
+
+    return rows
+
+
+def _row(number: int, record: Any, chat: Chat) -> dict[str, Any]:  # noqa: ANN401 - whatever a data file holds
+    given = record.get("id") if isinstance(record, dict) else None
+    name = str(number if given is None else given).encode("utf-8", "backslashreplace").decode()
+    row: dict[str, Any] = {"id": name, "images": [], "text": "", "answer": None, "spans": [], "truncated": False}
+    row |= {"number": number, "refused": None}
+    try:
+        check_record(record)
+        images = images_of(record)
+        for image in images:
+            check_path(image)
+        text, spans, answer = chat(record.get("conversations"), len(images))
+    except ValueError as error:  # a UserError is one
+        return row | {"refused": str(error)}
+    return row | {"images": images, "text": text, "answer": answer, "spans": [list(span) for span in spans]}

@@ -1,0 +1,45 @@
+"""Checks whether a folder's own files say that it is a model that `attach` knows, without loading torch."""
+
+from pathlib import Path
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.json_files import read_json
+
+EXISTING = (
+    "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "gemma3",
+    "paligemma", "internvl", "llama4",
+)  # fmt: skip
+"""The model types of the families in `trainer.attach.families`."""
+
+
+def check_existing_folder(folder: Path) -> None:
+    """Check what a folder's own files say of it.
+
+    Raises:
+        UserError: there is no folder, or it holds another model.
+    """
+    kind = model_type(folder)
+    if kind is None:
+        found = "there is no config.json in it" if folder.exists() else "there is no such folder"
+        raise UserError(
+            f"{folder}: {found}; expected a folder of a vision-language model, such as "
+            "model.save_pretrained(FOLDER) and processor.save_pretrained(FOLDER) write it"
+        )
+    if kind not in EXISTING:
+        raise UserError(
+            f"{folder}: model_type is {kind!r}; expected one of {', '.join(EXISTING)}; take a model of one of these "
+            "families"
+        )
+
+
+def model_type(folder: Path) -> str | None:
+    """Return the model type that a folder's `config.json` names, or None if there is no such file."""
+    if not (folder / "config.json").is_file():
+        return None
+    return str(read_json(folder / "config.json").get("model_type"))
+
+
+def is_existing(folder: Path) -> bool:
+    """Tell whether commands read a folder as an existing model, and not as a LLaVA of this project."""
+    kind = model_type(folder)
+    return kind in EXISTING and kind != "llava"

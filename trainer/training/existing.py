@@ -1,0 +1,98 @@
+"""Open and build a run of an existing model, `model: {attach: FOLDER}`, for the same loop as any other run."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.store import LabelStore
+from trainer.attach.attached import Attached
+from trainer.attach.batches import ChatData
+from trainer.attach.folder import ExistingFolder, load_existing, open_existing_folder
+from trainer.attach.rows import read_texts
+from trainer.attach.run_model import AttachedModel
+from trainer.data.inputs import open_label_source
+from trainer.data.run_rows import Conversations, open_rows, without_unreadable
+from trainer.evaluation.existing_evaluator import ExistingEvaluator
+from trainer.evaluation.premise import Premise, premise
+from trainer.model.borders import border
+from trainer.model.reader import Reader
+from trainer.recipes.attach_keys import problems_of_attach
+from trainer.recipes.recipe import ExistingModel, Recipe
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.arguments import training_arguments
+from trainer.training.gradient_balance import Balance
+
+
+@dataclass(frozen=True)
+class ExistingInputs:
+    """All inputs that a run of an existing model reads."""
+
+    recipe: Recipe
+    folder: ExistingFolder
+    conversations: Conversations
+    store: LabelStore | None
+
+
+def existing_inputs(recipe: Recipe, make: Any) -> ExistingInputs:  # noqa: ANN401 - a function that makes labels
+    """Open what a run reads.
+
+    Args:
+        recipe: its `model` is an `ExistingModel`.
+        make: makes labels if none fit, see `open_label_source`.
+
+    Raises:
+        UserError: the folder, the data or the labels do not fit; or a key makes no sense for such a model.
+    """
+    assert isinstance(recipe.model, ExistingModel)
+    if problems := problems_of_attach(recipe):  # a later stage names no model in the file
+        raise UserError("; ".join(problems))
+    folder = open_existing_folder(recipe.model.attach)
+    conversations = open_rows(recipe.data, partial(read_texts, chat=folder.chat))
+    carried = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"transfer": True})})
+    store = open_label_source(carried, cast("Any", folder), conversations, make=make)
+    conversations = without_unreadable(conversations, recipe.data, store)
+    return ExistingInputs(recipe, folder, conversations, store)
+
+
+def build_existing(inputs: ExistingInputs, out: Path, callbacks: list[Any]) -> AlignTrainer:
+    """Build the trainer of a run, whose checkpoints go below `out`.
+
+    Raises:
+        UserError: an input does not fit; see `load_existing` and `attach`.
+    """
+    recipe, folder, conversations = inputs.recipe, inputs.folder, inputs.conversations
+    args = training_arguments(recipe, out)
+    if args.world_size > 1:  # a process whose batch has no image uses no tower
+        args.ddp_find_unused_parameters = True
+    vlm = load_existing(folder, recipe)
+    model = AttachedModel(vlm, Attached(vlm, folder.processor, inputs.store, recipe.loss, recipe.seed))
+    balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
+    data = chat_data(folder, conversations.train, conversations, recipe.data.max_length)
+    evaluator = None
+    if conversations.held_out is not None:
+        evaluator = ExistingEvaluator(
+            chat_data(folder, conversations.held_out, conversations, recipe.data.max_length),
+            inputs.store,
+            vocabulary=folder.vocabulary,
+            prefix=recipe.loss.sea.word_prefix,
+            batch_size=args.per_device_eval_batch_size,
+            device=str(args.device),
+        )
+    with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
+        return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
+
+
+def premise_of_existing(model: AttachedModel, inputs: ExistingInputs) -> Premise | None:
+    """Check BASIC's premise on the decoder inside, or return None if no term is made from its layers."""
+    if not {"das", "sds"} & inputs.recipe.loss.terms().keys():
+        return None
+    folder = inputs.folder
+    reader = Reader(model.llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
+    return premise(reader, inputs.recipe.loss.basic, None, str(folder.path))
+
+
+def chat_data(folder: ExistingFolder, rows: Any, conversations: Conversations, max_length: int) -> ChatData:  # noqa: ANN401
+    """Make the samples of rows."""
+    return ChatData(rows, conversations.locate, folder.chat, max_length=max_length)
