@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
 )
 
+from tests.support.random_values import random
 from trainer.losses.attention_tap import AttentionTap
 
 LENGTH, LAYERS, VOCABULARY = 23, 3, 50
@@ -46,10 +47,6 @@ def batch(device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tenso
     given = (columns, valid & ~columns, valid, 0.5 * random(4, LENGTH, 32).float())
     columns, rows, valid, embeds = (one.to(device) for one in given)
     return columns, rows, valid, embeds
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def run(model: Any, embeds: torch.Tensor, valid: torch.Tensor | None, **settings: Any) -> Any:

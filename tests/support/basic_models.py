@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel
 
+from tests.support import attention_models
+from tests.support.random_values import random
 from trainer.losses.supervision import Supervision
 from trainer.recipes.recipe import Basic
 
@@ -13,27 +14,8 @@ IMAGES = [(0, (2, 3, 4)), (0, (8, 9, 10)), (2, (1, 2, 3)), (3, (5, 6, 7))]
 """(sample, its columns): two images in one sample, one with no text behind it; sample 1 has none."""
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def llm(family: str = "llama", attention: str = "sdpa", layers: int = LAYERS) -> Any:
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=50,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        initializer_range=0.4,
-        pad_token_id=0,
-        sliding_window=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoModel.from_config(config, attn_implementation=attention).eval()
+    return attention_models.llm(family, attention, num_hidden_layers=layers, head_dim=8)
 
 
 def batch(device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

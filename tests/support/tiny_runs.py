@@ -6,6 +6,7 @@ told to.
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import torch
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
+from sea_pipeline.storage.hashing import fingerprint_of
 from tests.support.tiny_models import tiny_model
 from tests.support.world import COLOURS, ColourEncoder, draw, word_file
 from trainer.data.inputs import Inputs, open_label_source, open_teacher
@@ -129,6 +131,22 @@ def tiny_trainer(recipe: Recipe, out: Path) -> AlignTrainer:
     log = MetricsLog(out / "metrics.jsonl", lambda title, values: None)
     targets = open_teacher(recipe, folder, conversations)
     return build(Inputs(recipe, folder, conversations, store, targets), out, SILENT, [log])
+
+
+class FinishedRuns:
+    """Trains each recipe once, however many tests ask for its run; nobody may change one in its place."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __call__(self, recipe: Recipe) -> Path:
+        out = self._root / fingerprint_of(recipe.model_dump(mode="json"))[:16]
+        with colours():
+            return train_run.train(recipe, out).out
+
+    def copy(self, recipe: Recipe, out: Path) -> Path:
+        """A copy to spoil."""
+        return Path(shutil.copytree(self(recipe), out))
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

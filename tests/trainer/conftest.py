@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.analysis_models import Make, make_ready, record, write
+from tests.support.planted_photos import Planted, plant
 from tests.support.tiny_models import tiny_llm, tiny_vision
-from tests.support.tiny_runs import World, colours, make_world
+from tests.support.tiny_runs import FinishedRuns, World, colours, make_world
 from trainer.model.assemble import init_model
 from trainer.model.sentence_piece import TEXTS
 
@@ -25,6 +26,26 @@ def tiny(_made: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Pictures, captions, labels and a model, to be read only, with the encoder that made the labels in place."""
     with colours(monkeypatch):
         yield _made
+
+
+@pytest.fixture(scope="session")
+def _planted(_made: World, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    root: Path = tmp_path_factory.mktemp("planted")
+    with pytest.MonkeyPatch.context() as patch, colours():
+        patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
+        return plant(_made, root)
+
+
+@pytest.fixture
+def planted(tiny: World, _planted: Planted) -> Planted:
+    """Photos with planted colours, their labels and conversations, to be read only."""
+    return _planted
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRuns:
+    """A recipe to the folder of its run, for tests that read it or spoil a copy."""
+    return FinishedRuns(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Batches against what is planted in the pixels."""
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,11 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
-from tests.support.planted_photos import ROWS, M, Planted, aligned, colours, pairs, plant
-from tests.support.tiny_runs import World
+from tests.support.planted_photos import ROWS, M, Planted, aligned, colours, pairs
 from trainer.data.dataset import TrainingLabels
 from trainer.data.kept_features import tower_features
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.recipes.recipe import Sea
-
-
-@pytest.fixture
-def planted(tiny: World, tmp_path: Path) -> Planted:
-    return plant(tiny, tmp_path)
 
 
 @pytest.fixture
@@ -131,7 +126,8 @@ def test_labels_of_another_place_need_leave(planted: Planted) -> None:
         [data[epoch * len(ROWS)] for epoch in range(5)]
 
 
-def test_an_image_that_cannot_be_read(planted: Planted, model: AlignedLlava) -> None:
+def test_an_image_that_cannot_be_read(planted: Planted, model: AlignedLlava, tmp_path: Path) -> None:
+    planted = planted._replace(photos=Path(shutil.copytree(planted.photos, tmp_path / "photos")))
     (planted.photos / "2.png").write_bytes(b"not an image")
     data = planted.data()
     for act in (lambda: data[ROWS.index("two")], lambda: tower_features(model, data)):

@@ -7,20 +7,14 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
-from tests.support.planted_photos import ROWS, M, Planted, aligned, conversations, pairs, plant
+from tests.support.planted_photos import ROWS, M, Planted, aligned, conversations, pairs
 from tests.support.tiny_models import tiny_model
-from tests.support.tiny_runs import World
 from trainer.data.kept_features import tower_features
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import open_model_folder
 from trainer.model.parts import quiet
 from trainer.model.terms import sea_term
 from trainer.recipes.recipe import Sea
-
-
-@pytest.fixture
-def planted(tiny: World, tmp_path: Path) -> Planted:
-    return plant(tiny, tmp_path)
 
 
 @pytest.fixture
@@ -56,10 +50,11 @@ def stock_labels(planted: Planted, names: tuple[str, ...]) -> list[list[int]]:
 def test_l_lm_is_the_stock_models(planted: Planted, model: AlignedLlava, names: tuple[str, ...]) -> None:
     given = planted.batch(*names)
     stock = {name: given[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in given}
-    expected = model(**stock, labels=torch.tensor(stock_labels(planted, names))).loss
-    ours = model(**given)["lm"] / len(given["targets"])
+    told, found = model(**stock, labels=torch.tensor(stock_labels(planted, names))), model(**given)
+    expected, ours = told.loss, found["lm"] / len(given["targets"])
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     if names != ("text",):
+        torch.testing.assert_close(found["visual"].flatten(0, 1), told.image_hidden_states)
         for one, other in zip(by_projector(model, ours), by_projector(model, expected), strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
@@ -67,7 +62,7 @@ def test_l_lm_is_the_stock_models(planted: Planted, model: AlignedLlava, names: 
 @pytest.mark.parametrize("vision", ["siglip", "dinov2"])
 def test_l_lm_with_other_towers(planted: Planted, tmp_path: Path, vision: str) -> None:
     folder = open_model_folder(tiny_model(tmp_path / "other", vision))
-    other = planted._replace(folder=folder, rows=conversations(folder, tmp_path))
+    other = planted._replace(folder=folder, rows=conversations(folder, tmp_path, planted.photos))
     with quiet():
         model = AlignedLlava.from_pretrained(folder.path, dtype=torch.float32).eval()
     given = other.batch("two", "text")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.basic_models import IMAGES, LAYERS, WIDTH, batch, llm, random, states
+from tests.support.basic_models import IMAGES, LAYERS, WIDTH, batch, llm, states
+from tests.support.random_values import random
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.losses.equations import das, sds
 from trainer.losses.lens import PENALTIES, Affine, Lens, LensKind, fit, load_lens, save_lens

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.support.random_values import random
 from trainer.losses.equations import MAX_SCALE, word_table
 from trainer.losses.sea_term import SeaTerm
 
@@ -20,10 +21,6 @@ BARE = [[20, 21], [4], [22, 23, 24], [8, 9], [25, 26, 27, 28], [0], [29]]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WIDTH = 6
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def embedding(dtype: torch.dtype = torch.float64) -> nn.Embedding:
@@ -223,6 +220,8 @@ def process(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_compute_the_loss_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DDP averages gradients: the projector's and the temperature's are those of one loss over both processes' rows."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")

@@ -20,10 +20,10 @@ from tests.support.basic_models import (
     eq5,
     llm,
     plain,
-    random,
     states,
     watch,
 )
+from tests.support.random_values import random
 from trainer.losses.attention_tap import FAMILIES
 from trainer.losses.supervision import EPS, Supervision, degrees, image_weights, layer_weights
 from trainer.recipes.recipe import Basic
@@ -156,23 +156,30 @@ def test_no_images() -> None:
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("inside", [True, False])
-def test_gradient_checkpointing(reentrant: bool, inside: bool) -> None:
+def test_gradient_checkpointing_watches_each_layer_once(reentrant: bool, inside: bool) -> None:
     columns, rows, valid, embeds = batch()
-    model = llm().train()
-    wanted = watch(model, Basic(layers=3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    start = embeds.float().requires_grad_()
-    with Supervision(model, Basic(layers=3)).watching(columns, rows, valid) as recorder:
-        hidden = model(inputs_embeds=start, attention_mask=valid.long()).last_hidden_state
-        if inside:
-            hidden.sum().backward()
-    if not inside:
-        hidden.sum().backward()
-    assert start.grad is not None
-    assert torch.equal(recorder.refined, wanted.refined)
-    assert torch.equal(recorder.attention, wanted.attention)
+    seen, gradients, calls = [], [], []
+    for checkpointed in (False, True):
+        model, start = llm().train(), embeds.float().requires_grad_()
+        model.layers[0].mlp.register_forward_pre_hook(lambda *_, again=checkpointed: calls.append(again))
+        if checkpointed:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the name that the oldest supported Trainer has
+                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        with Supervision(model, Basic(layers=3)).watching(columns, rows, valid) as recorder:
+            hidden = model(inputs_embeds=start, attention_mask=valid.long()).last_hidden_state[valid]
+            loss = (hidden * random(*hidden.shape, seed=3).float()).sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        seen.append((recorder.refined, recorder.attention))
+        gradients.append([start.grad, *(parameter.grad for parameter in model.layers.parameters())])
+    assert calls == [False, True, True]  # checkpointing computed the layer again
+    assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
+    assert gradients[0][0].abs().max() > 0.1
+    for plainly, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plainly, atol=1e-4, rtol=1e-5)
 
 
 def test_bfloat16_autocast_and_weights() -> None:

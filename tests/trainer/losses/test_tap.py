@@ -9,8 +9,9 @@ from transformers import (
     modeling_flash_attention_utils,
 )
 
-from tests.support.attention_models import LAYERS, LENGTH, batch, close, expected, llm, random, run, tapped_run
+from tests.support.attention_models import LAYERS, LENGTH, batch, close, expected, llm, run, tapped_run
 from tests.support.pretend_gpu import pretend_gpu
+from tests.support.random_values import random
 from trainer.losses import attention_tap
 from trainer.losses.attention_tap import FAMILIES, AttentionRecording, AttentionTap
 

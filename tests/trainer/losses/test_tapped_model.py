@@ -1,9 +1,7 @@
 """A model with the tap: what it computes, keeps, saves and refuses."""
 
 import json
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,51 +13,11 @@ from transformers import (
 from transformers.utils import logging
 
 from sea_pipeline.core.errors import UserError
-from tests.support.attention_models import LAYERS, batch, close, config, expected, llm, random, run, tapped_run
+from tests.support.attention_models import LAYERS, batch, config, llm, run, tapped_run
 from trainer.losses import attention_tap
 from trainer.losses.attention_tap import AttentionTap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def checkpoint(model: Any, reentrant: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the name that the Trainer's oldest supported version has
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("inside", [True, False])
-def test_gradient_checkpointing_counts_each_layer_once(reentrant: bool, inside: bool) -> None:
-    columns, rows, valid, embeds = batch()
-    found, gradients, calls = [], [], []
-    for tapped in (False, True):
-        model, start = llm().train(), embeds.clone().requires_grad_()
-        model.layers[0].mlp.register_forward_pre_hook(lambda *_given, tapped=tapped: calls.append(tapped))
-
-        def value(model: Any = model, start: torch.Tensor = start) -> torch.Tensor:
-            hidden = run(model, start, valid).last_hidden_state[valid]
-            return (hidden * random(*hidden.shape, seed=3).float()).sum()
-
-        if tapped:
-            checkpoint(model, reentrant)
-            with AttentionTap(model, 2).open(columns, rows, valid) as seen:
-                loss = value()
-                if inside:
-                    loss.backward()
-            found.append(seen.attention.clone())
-            if not inside:
-                loss.backward()
-            found.append(seen.attention)
-        else:
-            value().backward()
-        gradients.append([start.grad, *(parameter.grad for parameter in model.layers.parameters())])
-    close(found[0], expected(2))
-    assert torch.equal(found[0], found[1])
-    assert calls == [False, True, True]  # checkpointing computed the layer again
-    for without, with_tap in zip(*gradients, strict=True):
-        torch.testing.assert_close(with_tap, without, atol=1e-4, rtol=1e-5)
-    assert gradients[0][0].abs().max() > 0.1
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

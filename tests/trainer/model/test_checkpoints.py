@@ -12,7 +12,7 @@ from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.run_values import HARMS, PARTS, copied, values, weights
-from tests.support.tiny_runs import World, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
 from trainer.training.run import train
@@ -26,14 +26,10 @@ def short(world: World, **arguments: object) -> Recipe:
     return tiny_recipe(world, loss=loss, training_arguments={"max_steps": 6, "save_steps": 2} | arguments)
 
 
-@pytest.fixture(scope="module")
-def whole(_made: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def whole(tiny: World, finished: FinishedRuns) -> Path:
     """A run that nothing happens to."""
-    root: Path = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch, tiny_runs.colours():
-        patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
-        train(short(_made), root / "out")
-    return root / "out"
+    return finished(short(tiny))
 
 
 @pytest.fixture
@@ -81,19 +77,29 @@ def test_the_one_before_a_damaged_checkpoint_is_used(part: str, tiny: World, sto
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "gone"])
-@pytest.mark.parametrize("part", [part for part in PARTS if part != "record"])
-def test_without_a_whole_one_a_run_says_so(part: str, harm: str, tiny: World, stopped: Path, whole: Path) -> None:
+def test_without_a_whole_one_a_line_says_so(harm: str, stopped: Path) -> None:
+    for part in set(PARTS) - {"record"}:
+        held = {file: file.read_bytes() for file in (of(stopped, step) / PARTS[part] for step in (2, 4))}
+        for file in held:
+            HARMS[harm](file)
+        wanted = f"{PARTS[part]}: .*; expected a whole checkpoint in .*, found none"
+        with pytest.raises(UserError, match=wanted) as found:
+            checkpoints.latest(stopped / "checkpoints")
+        line = str(found.value)
+        assert "\n" not in line
+        assert line.endswith(f"or remove {stopped / 'checkpoints'} to begin the run anew")
+        for file, content in held.items():
+            file.write_bytes(content)
+
+
+def test_without_a_whole_one_a_run_begins_anew_once_they_are_removed(tiny: World, stopped: Path, whole: Path) -> None:
     for step in (2, 4):
-        HARMS[harm](of(stopped, step) / PARTS[part])
-    with pytest.raises(UserError, match=f"{PARTS[part]}: .*; expected a whole checkpoint in .*, found none") as found:
+        HARMS["cut"](of(stopped, step) / "optimizer.pt")
+    with pytest.raises(UserError, match=r"optimizer\.pt: .*, found none; .* to begin the run anew"):
         resumed(tiny, stopped)
-    line = str(found.value)
-    assert "\n" not in line
-    assert line.endswith(f"or remove {stopped / 'checkpoints'} to begin the run anew")
-    if (part, harm) == ("optimizer", "cut"):  # as it says
-        shutil.rmtree(stopped / "checkpoints")
-        resumed(tiny, stopped)
-        assert weights(stopped) == weights(whole)
+    shutil.rmtree(stopped / "checkpoints")
+    resumed(tiny, stopped)
+    assert weights(stopped) == weights(whole)
 
 
 def test_checkpoints_of_older_versions_count_if_they_can_be_read(tiny: World, stopped: Path, whole: Path) -> None:
@@ -151,10 +157,13 @@ MOMENTS = [
     ("save_trained", 1), ("sync_folder", 1), ("file_record", 1), ("sync", 1), ("sync", 2), ("sync", 3), ("_remove", 1),
     ("_remove", 2), ("clear", 2),
 ]  # fmt: skip
+"""In their order: what is on the disk behind one is there before the next, but for what saves the weights."""
 
 
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize(("moment", "call"), MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "call", "before"),
+    [*((*moment, True) for moment in MOMENTS), (*MOMENTS[0], False), (*MOMENTS[-1], False)],
+)
 def test_a_kill_at_any_moment(moment: str, call: int, before: bool, tiny: World, stopped: Path, whole: Path) -> None:
     """As the checkpoint of step 6 is written, and the one of step 2 removed."""
     with killed_around(checkpoints, moment, call, before=before):
@@ -167,6 +176,8 @@ def test_a_kill_at_any_moment(moment: str, call: int, before: bool, tiny: World,
     assert steps_of(stopped) in ([4, 6], [2, 4, 6])  # nothing is written any more where the last one was whole
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_disk_that_fills(tiny: World, stopped: Path, whole: Path, program: Begin) -> None:
     """The optimizer's file may not become as large as it was; then there is room again."""
     recipe = stopped.parent / "recipe.json"

@@ -20,7 +20,7 @@ from trainer.recipes.recipe import Recipe
 from trainer.training.arguments import training_arguments
 from trainer.training.run import train
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for a launch
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.processes]  # the first test waits for a launch
 BOTH = {"llm": 1e-4, "vision": 1e-4}
 BF16 = {"bf16": True, "activation_checkpointing": True}
 RUNS: dict[str, dict[str, Any]] = {
@@ -29,15 +29,21 @@ RUNS: dict[str, dict[str, Any]] = {
     "tied": {"learning_rates": BOTH},  # Gemma's embeddings are its head, and scaled
     "lora": {"learning_rates": {"llm": 3e-3}, "lora": {"rank": 4, "alpha": 8, "dropout": 0}},
     "bf16": {"learning_rates": {"llm": 1e-4}, "training_arguments": BF16},
-    "clipped": {"learning_rates": {"llm": 1e-4}},
-    "not clipped": {"learning_rates": {"llm": 1e-4}, "training_arguments": {"max_grad_norm": 0}},
+    "not clipped": {
+        "learning_rates": BOTH,
+        "data": {"sampling": "modality_length"},
+        "training_arguments": {"max_grad_norm": 0},
+    },
 }
 LAYERS = {"tied": "GemmaDecoderLayer"}
-CONFIGS = {
-    "checkpointed": {"activation_checkpointing": True},  # accelerate wraps layers, which shows in parameters' names
-    "in pieces": {"state_dict_type": "SHARDED_STATE_DICT"},
+IN_PIECES = {
+    "activation_checkpointing": True,  # accelerate wraps layers, which shows in parameters' names
+    "state_dict_type": "SHARDED_STATE_DICT",
 }
-"""Of `fsdp_config`, beside what `fsdp` gives."""
+"""Of `fsdp_config`, beside what `fsdp` gives, for a run like that of stage 2."""
+
+AGAIN = ("stage 2", "lora", "in pieces")
+"""What is stopped and goes on."""
 
 
 def fsdp(layer: str = "LlamaDecoderLayer") -> dict[str, Any]:
@@ -84,12 +90,11 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for name, model in models.items():
             train(recipe_of(name, _made, model, 1), one / name)
         recipes = {name: recipe_of(name, _made, model, 2) for name, model in models.items()}
-        recipes |= {name: configured(recipes["stage 2"], config) for name, config in CONFIGS.items()}
+        recipes["in pieces"] = configured(recipes["stage 2"], IN_PIECES)
         plain = {key: value for key, value in recipes["stage 1"].training_arguments.items() if "fsdp" not in key}
         ended = launch([
             *(Job(recipe, two / name) for name, recipe in recipes.items()),
-            Job(recipes["stage 2"], two / "stage 2 again", begun=(two / "stage 2", 2)),
-            *(Job(recipes[name], two / f"{name} again", begun=(two / name, 2)) for name in ("lora", *CONFIGS)),
+            *(Job(recipes[name], two / f"{name} again", begun=(two / name, 2)) for name in AGAIN),
             Job(recipes["stage 1"], two / "stage 1 ended", begun=(two / "stage 1", 4)),
             Job(recipes["stage 2"], two / "full", full=0),
             Job(recipes["stage 1"].model_copy(update={"training_arguments": plain}), two / "without"),
@@ -107,7 +112,7 @@ def test_cut_weights_train_as_whole_ones(name: str, runs: Runs) -> None:
 def test_what_is_not_clipped_is_logged_as_it_is(runs: Runs) -> None:
     """The first gradient is the same in both runs; from the second step on Adam tells clipped ones apart."""
     for out in runs:
-        free, clipped = (logged(out / name) for name in ("not clipped", "clipped"))
+        free, clipped = (logged(out / name) for name in ("not clipped", "stage 2"))
         assert free[0]["grad_norm"] == pytest.approx(clipped[0]["grad_norm"], rel=1e-5)
         assert min(line["grad_norm"] for line in free) > 0.5
         assert free[-1]["loss"] != clipped[-1]["loss"]
@@ -125,11 +130,11 @@ def test_bfloat16_is_near_and_losses_keep_their_precision(runs: Runs) -> None:
         assert not rounded or torch.equal(value, value.bfloat16().float()), f"{name}: what trains stays float32"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_how_it_is_kept_and_computed_changes_nothing(name: str, runs: Runs) -> None:
-    close(runs.two / name, runs.one / "stage 2")
-    kept = {path.name for path in (runs.two / name / "checkpoints" / "checkpoint-2").iterdir()}
-    assert ("optimizer_0" in kept) == (name == "in pieces")
+def test_how_it_is_kept_and_computed_changes_nothing(runs: Runs) -> None:
+    close(runs.two / "in pieces", runs.one / "stage 2")
+    for name in ("stage 2", "in pieces"):
+        kept = {path.name for path in (runs.two / name / "checkpoints" / "checkpoint-2").iterdir()}
+        assert ("optimizer_0" in kept) == (name == "in pieces")
 
 
 @pytest.mark.parametrize("name", ["stage 1", "stage 2", "tied", "lora"])
@@ -159,7 +164,7 @@ def test_kept_checkpoints_are_whole(name: str, runs: Runs) -> None:
         torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-3, msg=key)
 
 
-@pytest.mark.parametrize("name", ["stage 2", "lora", *CONFIGS])
+@pytest.mark.parametrize("name", AGAIN)
 def test_a_killed_run_goes_on_exactly(name: str, runs: Runs) -> None:
     assert weights(runs.two / f"{name} again") == weights(runs.two / name) != {}
     assert values(runs.two / f"{name} again") == values(runs.two / name)

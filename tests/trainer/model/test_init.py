@@ -51,6 +51,8 @@ def test_the_llm_is_the_same_inside(tmp_path: Path, llm: str) -> None:
     torch.testing.assert_close(inside[..., :300], alone(input_ids=ids).logits[..., :300])
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_stock_transformers_loads_it_without_us(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "model")
     script = f"""

@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError
 from tests.support.programs import Begin
 from tests.support.run_values import EVEN, copied, killed, tensors, values, weights
 from tests.support.tiny_models import LLMS, tiny_model
-from tests.support.tiny_runs import World, tiny_recipe, tiny_trainer
+from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe, tiny_trainer
 from trainer.model.fsdp import state_of, whole_state
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.lora import merge_adapters
@@ -137,11 +137,8 @@ def test_basic_and_sea_reach_the_projector_alone_and_see_the_adapted_llm(tiny: W
     torch.testing.assert_close(adapted["refined_norm"], stock["refined_norm"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_run_leaves_a_stock_folder(checkpointing: bool, tiny: World, tmp_path: Path) -> None:
-    arguments = {"max_steps": 4, "activation_checkpointing": checkpointing}
-    run = train(tiny_recipe(tiny, **LORA, training_arguments=arguments), tmp_path / "out")
-    before, after = tensors(tiny.model), tensors(run.model)
+def test_a_run_leaves_a_stock_folder(tiny: World, finished: FinishedRuns) -> None:
+    before, after = tensors(tiny.model), tensors(finished(tiny_recipe(tiny, **LORA)) / "model")
     assert after.keys() == before.keys()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     linear = {name for name in before if name.endswith("_proj.weight") and "language_model" in name}
@@ -165,15 +162,17 @@ def test_gradient_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> 
         arguments = {"max_steps": 3, "activation_checkpointing": checkpointing} | EVEN
         recipe = tiny_recipe(tiny, **{**LORA, "lora": {"rank": 4, "dropout": 0}}, training_arguments=arguments)
         ends.append(tensors(train(recipe, tmp_path / str(checkpointing)).model))
+    assert ends[0].keys() == ends[1].keys()
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_a_killed_run_goes_on_exactly(tiny: World, tmp_path: Path, program: Begin) -> None:
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_killed_run_goes_on_exactly(tiny: World, finished: FinishedRuns, tmp_path: Path, program: Begin) -> None:
     """Dropout is drawn as it would have been."""
     recipe = tiny_recipe(tiny, **LORA)
-    whole = tmp_path / "whole"
-    train(recipe, whole)
+    whole = finished(recipe)
     killed(program, recipe, tmp_path / "killed", "log", 5)
     train(recipe, tmp_path / "killed", resume=True)
     assert weights(tmp_path / "killed") == weights(whole) != {}
@@ -197,13 +196,12 @@ def test_adapters_need_a_rate_and_the_language_loss(changes: dict[str, Any]) -> 
         Recipe.model_validate({"lora": {}} | changes)
 
 
-def test_a_recipe_without_what_is_new_is_the_run_that_it_was(tiny: World, tmp_path: Path) -> None:
+def test_a_recipe_without_what_is_new_is_the_run_that_it_was(tiny: World, finished: FinishedRuns) -> None:
     """Runs begun before LoRA and the temperature of L_sds were there go on."""
-    arguments = {"max_steps": 1}
-    run = train(tiny_recipe(tiny, training_arguments=arguments), tmp_path / "out")
-    fields = json.loads((run.out / "run.json").read_text())
+    arguments = {"max_steps": 2}
+    out = finished(tiny_recipe(tiny, training_arguments=arguments))
+    fields = json.loads((out / "run.json").read_text())
     assert "lora" not in fields["fields"]["recipe"]
     assert "temperature" not in fields["fields"]["recipe"]["loss"]["sds"]
-    (run.out / "summary.json").unlink()
     with pytest.raises(UserError, match=r"recipe\.loss\.sds\.temperature"):
-        train(tiny_recipe(tiny, training_arguments=arguments, loss={"sds": {"temperature": 2.0}}), tmp_path / "out")
+        train(tiny_recipe(tiny, training_arguments=arguments, loss={"sds": {"temperature": 2.0}}), out)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT
 from tests.support.analysis_models import record, write
 from tests.support.tiny_runs import World, tiny_recipe, tiny_trainer
 from trainer.data.conversations import FEATURES
@@ -16,6 +17,7 @@ from trainer.data.run_rows import Conversations, check_prompts
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Basic
 from trainer.teacher.run import TeachSettings, teach_images
+from trainer.training import run as train_run
 from trainer.training.run import train
 
 PROMPT = Basic(text="prompt")
@@ -58,8 +60,7 @@ def test_plain_is_refused(tiny: World, tmp_path: Path) -> None:
 def test_what_the_text_sees_goes_on(changes: dict[str, Any], tiny: World, tmp_path: Path) -> None:
     loss = {name: BASIC[name] | changes.get("loss", {}).get(name, {}) for name in BASIC}
     data = {"train": str(captions(tmp_path / "data.json")), "template": "plain"} | changes.get("data", {})
-    arguments = {"max_steps": 1, "save_strategy": "no"}
-    train(tiny_recipe(tiny, data=data, loss=loss, training_arguments=arguments), tmp_path / "out")
+    train_run._inputs(tiny_recipe(tiny, data=data, loss=loss), SILENT)
 
 
 def test_an_image_at_the_end_of_its_turn_is_seen_by_the_template(tiny: World, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.support.loss_twins import attention, das_twin, gradient_twin, random, sea_twin
+from tests.support.loss_twins import attention, das_twin, gradient_twin, sea_twin
+from tests.support.random_values import random
 from tests.support.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from trainer.losses import equations
 from trainer.losses.embeddings import llm_embeddings, ordinary_length

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.random_values import random
 from trainer.training.gradient_balance import Balance, GradientRecorder
 
 
@@ -23,10 +24,6 @@ class Projector(nn.Module):
         self.calls += 1
         result: torch.Tensor = self.linear_2(nn.functional.gelu(self.linear_1(features)))
         return result
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 DRAWN = torch.tensor([1, 4, 5])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration, TrainerCallback
+from transformers import TrainerCallback
 
 from sea_pipeline.core.errors import UserError
 from tests.support.tiny_models import tiny_model
@@ -95,17 +95,6 @@ def test_gradients_under_accumulation(norm: str, accumulation: int, micro: int, 
         close(ours, written_out(trainer, start, micro, min(step, 12 - start)))
 
 
-def test_with_norm_token_only_the_batch_counts(tiny: World, tmp_path: Path) -> None:
-    found = []
-    for accumulation, micro in ((1, 8), (2, 4), (4, 2)):
-        arguments = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": micro, "max_steps": 1}
-        loss = {"norm": "token", "sea": {"weight": 0}}
-        found += stepped(tiny, tmp_path, loss=loss, training_arguments=arguments)[1]
-    close(found[1], found[0])
-    close(found[2], found[0])
-    assert found[0].keys() == {f"model.multi_modal_projector.{one}" for one in projector_weights()}
-
-
 @pytest.mark.parametrize("clip", [0, 0.0, 0.05])
 def test_a_step_is_as_long_as_the_gradient_unless_it_is_clipped(clip: float, tiny: World, tmp_path: Path) -> None:
     arguments = {"max_grad_norm": clip, "optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0}
@@ -120,10 +109,6 @@ def test_a_step_is_as_long_as_the_gradient_unless_it_is_clipped(clip: float, tin
     (line,) = logged(tmp_path)
     assert line["grad_norm"] > 0.5, "of the gradient as it was"
     assert float(torch.stack(steps).norm()) == pytest.approx(clip or line["grad_norm"], rel=1e-3)
-
-
-def projector_weights() -> list[str]:
-    return ["linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"]
 
 
 def test_each_part_has_its_learning_rate(tiny: World, tmp_path: Path) -> None:
@@ -230,22 +215,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     assert len(kept.taken) == 2
     now = weights(trainer.model)
     assert all(torch.equal(value, now[name]) for name, value in kept.taken[-1].items())
-
-
-def test_l_lm_is_the_stock_model_s(tiny: World, tmp_path: Path) -> None:
-    trainer = tiny_trainer(tiny_recipe(tiny), tmp_path)
-    stock = LlavaForConditionalGeneration.from_pretrained(tiny.model)
-    batch = trainer.data_collator([trainer.data[row] for row in range(6)])
-    assert batch["attention_mask"].min() == 0, "one is shorter than the others"
-    labels = torch.full_like(batch["input_ids"], -100).flatten()
-    labels[batch["predict"] + 1] = batch["targets"]
-    given = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    theirs = stock(**given, labels=labels.view_as(batch["input_ids"]))
-    ours = trainer.model(**batch)
-    torch.testing.assert_close(ours["lm"] / len(batch["targets"]), theirs.loss, rtol=1e-5, atol=0)
-    torch.testing.assert_close(ours["visual"].flatten(0, 1), theirs.image_hidden_states)
-    plain = trainer.model(**given)
-    assert torch.equal(plain.logits, theirs.logits)
 
 
 def test_a_batch_of_text_alone_gives_the_projector_a_zero_gradient(tiny: World, tmp_path: Path) -> None:

@@ -17,7 +17,16 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.labels import run as label_run
 from tests.support.analysis_models import record, write
-from tests.support.tiny_runs import SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
+from tests.support.tiny_runs import (
+    FinishedRuns,
+    SquareEncoder,
+    World,
+    colours,
+    label_settings,
+    logged,
+    tiny_recipe,
+    tiny_trainer,
+)
 from tests.support.world import COLOURS, draw
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.export.run import ExportSettings, export_model
@@ -39,27 +48,37 @@ PAD = {"image_aspect_ratio": "pad"}
 BASIC = {"sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}
 
 
-@pytest.fixture
-def photos(tiny: World, tmp_path: Path) -> World:
-    """Eight photos, wide and tall, with captions; the last two are held out. Labels are of the centre squares."""
-    random = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def _photos(_made: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    root, random = tmp_path_factory.mktemp("padded"), np.random.default_rng(0)
     records = []
     for number in range(8):
         kind, (rows, columns) = (("wide", CELLS), ("tall", CELLS[::-1]))[number % 2]
         cells = [[str(random.choice(list(COLOURS))) for _ in range(columns)] for _ in range(rows)]
         name = f"{kind}{number}.png"
-        draw(tmp_path / "photos" / name, cells, size=(24 * columns, 24 * rows))
+        draw(root / "photos" / name, cells, size=(24 * columns, 24 * rows))
         records.append(record(name, [name], "What do you see?", f"a {cells[0][0]} and a {cells[1][1]} patch"))
-    world = tiny._replace(data=tmp_path / "data.json", held_out=tmp_path / "held.json", labels=tmp_path / "labels")
+    world = _made._replace(data=root / "data.json", held_out=root / "held.json", labels=root / "labels")
     write(world.data, records[:6])
     write(world.held_out, records[6:])
-    label_run.label_images(label_settings(tmp_path / "photos", tiny.words, world.labels, top_n=1))
+    with colours():
+        label_run.label_images(label_settings(root / "photos", _made.words, world.labels, top_n=1))
     return world
+
+
+@pytest.fixture
+def photos(tiny: World, _photos: World) -> World:
+    """Eight photos, wide and tall, with captions; the last two are held out. Labels are of the centre squares."""
+    return _photos
+
+
+def images_of(photos: World) -> Path:
+    return photos.data.parent / "photos"
 
 
 def padded(photos: World, **changes: Any) -> Recipe:
     recipe: dict[str, Any] = {"labels": {"transfer": True}, "loss": {"sea": {"weight": 1.0, "window": 1}}}
-    data = {"image_root": str(photos.data.parent / "photos")} | PAD | changes.pop("data", {})
+    data = {"image_root": str(images_of(photos))} | PAD | changes.pop("data", {})
     return tiny_recipe(photos, **({"data": data, "training_arguments": {"max_steps": 2}} | recipe | changes))
 
 
@@ -92,7 +111,7 @@ def test_words_are_on_the_tokens_that_show_them(
 
     monkeypatch.setattr(label_run, "load_encoder", lambda *given: Encoder())
     store = tmp_path / mode
-    label_run.label_images(label_settings(tmp_path / "photos", photos.words, store, top_n=1))
+    label_run.label_images(label_settings(images_of(photos), photos.words, store, top_n=1))
     words = open_labels(store).words
     assert (open_labels(store)["wide0.png"].word_ids >= 0).all(), "every patch of the label has a word"
     data = tiny_trainer(padded(photos, labels={"path": str(store), "transfer": True}), tmp_path / "run").data
@@ -119,9 +138,9 @@ def test_the_folder_that_a_stage_leaves_pads_by_itself(photos: World, tmp_path: 
     for folder in (run.model, out):
         stock = AutoProcessor.from_pretrained(folder).image_processor
         assert type(stock).__name__ == "LlavaImageProcessor"
-        for image in (Image.open(path).convert("RGB") for path in (tmp_path / "photos").iterdir()):
+        for image in (Image.open(path).convert("RGB") for path in (images_of(photos)).iterdir()):
             assert torch.equal(stock(image, return_tensors="pt")["pixel_values"][0], data.pixels(image))
-    settings: dict[str, Any] = {"data": str(photos.held_out), "image_root": tmp_path / "photos", "device": "cpu"}
+    settings: dict[str, Any] = {"data": str(photos.held_out), "image_root": images_of(photos), "device": "cpu"}
     settings |= {"labels": photos.labels, "transfer": True}
     end = run.summary["end"]
     assert end["label_hit@10"] > 0
@@ -143,31 +162,29 @@ def test_a_later_stage_sees_what_the_folder_does_unless_it_says_otherwise(
     runs = train_stages({"first": padded(photos, loss={"lm": 0, "sea": {"weight": 1}}), "later": later}, tmp_path)
     processors = [AutoProcessor.from_pretrained(run.model).image_processor for run in runs.values()]
     assert [pads(one) for one in processors] == [True, said != "square"]
-    image = Image.open(tmp_path / "photos" / "wide0.png").convert("RGB")
+    image = Image.open(images_of(photos) / "wide0.png").convert("RGB")
     own = AutoProcessor.from_pretrained(photos.model).image_processor
     first, last, before = (one(image, return_tensors="pt")["pixel_values"] for one in (*processors, own))
     assert torch.equal(last, before if said == "square" else first)
 
 
-def test_another_aspect_ratio_is_another_run_and_none_is_as_it_was(photos: World, tmp_path: Path) -> None:
-    train(padded(photos, data={"image_aspect_ratio": None}), tmp_path / "run")
-    assert (
-        "image_aspect_ratio" not in json.loads((tmp_path / "run" / "run.json").read_text())["fields"]["recipe"]["data"]
-    )
+def test_another_aspect_ratio_is_another_run_and_none_is_as_it_was(photos: World, finished: FinishedRuns) -> None:
+    run = finished(padded(photos, data={"image_aspect_ratio": None}))
+    assert "image_aspect_ratio" not in json.loads((run / "run.json").read_text())["fields"]["recipe"]["data"]
     with pytest.raises(UserError, match=r"holds another run: recipe\.data\.image_aspect_ratio"):
-        train(padded(photos), tmp_path / "run")
+        train(padded(photos), run)
 
 
-def test_kept_features_are_of_padded_images(photos: World, tmp_path: Path) -> None:
-    losses = []
-    for kept in (False, True):
-        train(padded(photos, data={"keep_features": kept}), tmp_path / str(kept))
-        losses.append([line["loss"] for line in logged(tmp_path / str(kept))])
+def test_kept_features_are_of_padded_images(photos: World, finished: FinishedRuns) -> None:
+    losses = [
+        [line["loss"] for line in logged(finished(padded(photos, data={"keep_features": kept})))]
+        for kept in (False, True)
+    ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 def taught(photos: World, out: Path, **settings: Any) -> Path:
-    given = {"model": photos.model, "data": str(photos.data), "image_root": photos.data.parent / "photos"}
+    given = {"model": photos.model, "data": str(photos.data), "image_root": images_of(photos)}
     teach_images(TeachSettings.of(**given, out=out, codec="float16", device="cpu", **settings))
     return out
 
@@ -195,7 +212,7 @@ def test_a_teacher_sees_what_the_stage_sees(photos: World, deep: Path, tmp_path:
 
 
 def test_the_command_teaches_from_padded_images(photos: World, tmp_path: Path, command: Callable[..., Any]) -> None:
-    where = ("--model", photos.model, "--data", photos.data, "--image-root", tmp_path / "photos")
+    where = ("--model", photos.model, "--data", photos.data, "--image-root", images_of(photos))
     given = ("--out", tmp_path / "targets", "--codec", "float16", "--image-aspect-ratio", "pad")
     code, _, told = command("teacher", *where, *given)
     assert code == 0, told
@@ -221,8 +238,8 @@ def test_what_does_not_go_with_bars(changes: dict[str, Any], message: str, photo
     assert padded(photos, **unlabelled).data.image_aspect_ratio == "pad"
 
 
-def test_random_crops_do_not_go_with_a_folder_that_pads(photos: World, tmp_path: Path) -> None:
-    model = str(train(padded(photos), tmp_path / "pads").model)
+def test_random_crops_do_not_go_with_a_folder_that_pads(photos: World, finished: FinishedRuns, tmp_path: Path) -> None:
+    model = str(finished(padded(photos, data={"keep_features": False})) / "model")
     crops = {"random_crop": 0.5, "image_aspect_ratio": None}
     with pytest.raises(UserError, match=r"data\.random_crop: .* pads images; set data\.image_aspect_ratio: square"):
         train(padded(photos, model=model, data=crops), tmp_path / "refused")

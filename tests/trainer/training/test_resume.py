@@ -1,7 +1,6 @@
 """A run that was killed, wherever that was, ends with the same bytes as one that was not."""
 
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tests.support import tiny_runs
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.run_values import copied, killed, values, weights
-from tests.support.tiny_runs import World, logged, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, logged, tiny_recipe
 from trainer.model import checkpoints
 from trainer.training import run_folder
 from trainer.training.run import train
@@ -39,59 +38,37 @@ STAGES: dict[str, dict[str, Any]] = {
 KILLED = {"projector": ("log", 5), "projector and llm": ("save", 4)}
 
 
-@pytest.fixture(params=STAGES)
-def stage(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", KILLED)
-def test_a_killed_run_goes_on_exactly(name: str, tiny: World, tmp_path: Path, program: Begin) -> None:
-    recipe = tiny_recipe(tiny, **STAGES[name])
+def test_a_killed_run_goes_on_exactly(
+    name: str, tiny: World, finished: FinishedRuns, tmp_path: Path, program: Begin
+) -> None:
+    recipe, out = tiny_recipe(tiny, **STAGES[name]), tmp_path / "killed"
     event, step = KILLED[name]
-    killed(program, recipe, tmp_path / "killed", event, step)
-    folders = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    killed(program, recipe, out, event, step)
+    folders = sorted(path.name for path in (out / "checkpoints").iterdir())
     assert folders == {"log": ["checkpoint-2", "checkpoint-4"], "save": [".tmp", "checkpoint-2"]}[event]
-    assert (
-        checkpoints.step_of(checkpoints.latest(tmp_path / "killed" / "checkpoints") or Path())
-        == (4, 2)[event == "save"]
-    )
-    train(recipe, tmp_path / "killed", resume=True)
-    train(recipe, tmp_path / "whole")
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole") != {}
-    assert values(tmp_path / "killed") == values(tmp_path / "whole")
-    assert [line["step"] for line in logged(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert checkpoints.step_of(checkpoints.latest(out / "checkpoints") or Path()) == (4, 2)[event == "save"]
+    train(recipe, out, resume=True)
+    whole = finished(recipe)
+    assert weights(out) == weights(whole) != {}
+    assert values(out) == values(whole)
+    assert [line["step"] for line in logged(whole)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_every_checkpoint_leads_to_the_same_end(stage: str, tiny: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_checkpoint_leads_to_the_same_end(
+    stage: str, tiny: World, finished: FinishedRuns, tmp_path: Path
+) -> None:
     recipe = tiny_recipe(tiny, **STAGES[stage])
-    whole = tmp_path / "whole"
-    train(recipe, whole)
+    whole = finished(recipe)
     for step in (2, 4, 6, 8):
         out = copied(whole, tmp_path / f"from-{step}", step)
         train(recipe, out)
         assert weights(out) == weights(whole), f"from step {step}"
         if stage != "logged seldom":  # a line of several steps says what its own process saw
             assert values(out) == values(whole)
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        lambda state: state.unlink(),
-        lambda state: state.write_bytes(state.read_bytes()[:100]),
-        lambda state: state.write_bytes(b""),
-    ],
-    ids=["missing", "cut", "empty"],
-)
-def test_a_half_written_checkpoint_is_left_out(harm: Callable[[Path], Any], tiny: World, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    recipe = tiny_recipe(tiny, training_arguments={"max_steps": 4})
-    train(recipe, whole)
-    out = copied(whole, tmp_path / "out", 4)
-    harm(out / "checkpoints" / "checkpoint-4" / "trainer_state.json")
-    train(recipe, out)
-    assert weights(out) == weights(whole)
-    assert json.loads((out / "summary.json").read_text())["steps"] == 4
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -120,14 +97,18 @@ def test_another_machine_may_begin_it_meanwhile(
     assert run_folder.entries is plain
 
 
-def test_two_at_once_train_one_after_the_other(tiny: World, tmp_path: Path, program: Begin) -> None:
+@pytest.mark.slow
+@pytest.mark.processes
+def test_two_at_once_train_one_after_the_other(
+    tiny: World, finished: FinishedRuns, tmp_path: Path, program: Begin
+) -> None:
     recipe = tiny_recipe(tiny)
-    train(recipe, tmp_path / "whole")
+    whole = finished(recipe)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     both = [program(tmp_path / "recipe.json", tmp_path / "out", main=tiny_runs.main) for _ in range(2)]
     assert [one.wait() for one in both] == [0, 0], [one.stderr for one in both]
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
-    assert values(tmp_path / "out") == values(tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(whole)
+    assert values(tmp_path / "out") == values(whole)
 
 
 def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
@@ -138,12 +119,12 @@ def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
         pass
 
 
-def test_a_kill_as_the_log_is_cut_loses_none_of_it(tiny: World, tmp_path: Path) -> None:
+def test_a_kill_as_the_log_is_cut_loses_none_of_it(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)})
-    whole = train(recipe, tmp_path / "whole")
-    out = copied(whole.out, tmp_path / "out", 4)
+    whole = finished(recipe)
+    out = copied(whole, tmp_path / "out", 4)
     with killed_around(publish, "_put_in_place", 1, before=True):
         train(recipe, out)
     again = train(recipe, out)
-    assert values(out) == values(whole.out)
-    assert again.summary["start"] == whole.summary["start"]
+    assert values(out) == values(whole)
+    assert again.summary["start"] == json.loads((whole / "summary.json").read_text())["start"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from tests.support.tiny_runs import World, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.model.checkpoints import TRAINED
 from trainer.model.run_record import kept_path, last_step, read_run
 from trainer.training.callbacks import Screen
@@ -21,8 +21,8 @@ def short(tiny: World, **changes: Any) -> Any:
 
 
 @pytest.fixture
-def run(tiny: World, tmp_path: Path) -> Path:
-    return train(short(tiny), tmp_path / "run").out
+def run(tiny: World, finished: FinishedRuns, tmp_path: Path) -> Path:
+    return finished.copy(short(tiny), tmp_path / "run")
 
 
 def test_an_unfinished_run_is_gone_on_with(command: Any, tiny: World, tmp_path: Path, run: Path) -> None:
@@ -43,14 +43,16 @@ def test_an_unfinished_run_is_gone_on_with(command: Any, tiny: World, tmp_path: 
     assert read_run(run).fingerprint
 
 
-def test_another_step_is_named_or_it_is_trained_again(command: Any, tiny: World, tmp_path: Path, run: Path) -> None:
+def test_another_step_is_named_or_it_is_trained_again(
+    command: Any, tiny: World, finished: FinishedRuns, tmp_path: Path, run: Path
+) -> None:
     (kept_path(run, 1) / TRAINED).write_bytes(b"")
     asked = ("export", run, "--out", tmp_path / "exported", "--checkpoint")
     code, _, line = command(*asked, 1)
     assert (code, "name another step, or train it again" in line) == (1, True)
     assert command(*asked, 3)[0] == 0
-    train(short(tiny), tmp_path / "again")
-    assert command("export", tmp_path / "again", "--out", tmp_path / "x", "--checkpoint", 1)[0] == 0
+    again = finished(short(tiny))
+    assert command("export", again, "--out", tmp_path / "x", "--checkpoint", 1)[0] == 0
 
 
 def test_the_model_that_a_run_began_with_is_put_back(command: Any, tiny: World, tmp_path: Path) -> None:
@@ -77,24 +79,27 @@ def test_the_model_that_a_run_began_with_is_put_back(command: Any, tiny: World, 
         assert command(*asked, tmp_path / f"x{number}")[0] == 0
 
 
+TEXTS = ["", "{", "[]", '{"steps": -1, "recipe": []}', '{"a": NaN}', '{"recipe": {"nmae": 1}, "fields": {}}', "{}"]
+
+
+def readers(run: Path, tmp_path: Path, name: str) -> list[tuple[object, ...]]:
+    """Commands that read a record."""
+    exported = ("export", run, "--out", tmp_path / "x")
+    asked = [exported, ("report", run, "--images", 0, "--out", tmp_path / "r.html")]
+    return asked + ([(*exported, "--checkpoint", 1)] if name == "run.json" else [])
+
+
 @pytest.mark.parametrize("name", ["run.json", "summary.json"])
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"steps": -1, "recipe": []}', '{"a": NaN}', '{"recipe": {"nmae": 1}, "fields": {}}', "{}"]
-)
-def test_a_record_is_restored(command: Any, tiny: World, tmp_path: Path, run: Path, name: str, text: str) -> None:
-    held = (run / name).read_bytes()
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_damaged_record_is_a_line(command: Any, tiny: World, tmp_path: Path, run: Path, name: str, text: str) -> None:
     (run / name).write_text(text)
-    out = tmp_path / "x"
-    asked = [("export", run, "--out", out), ("report", run, "--images", 0, "--out", tmp_path / "r.html")]
-    if name == "run.json":
-        asked += [("export", run, "--out", out, "--checkpoint", 1)]
-    for each in asked:
+    for each in readers(run, tmp_path, name):
         code, _, line = command(*each)
         assert "Traceback" not in line
         assert (code, line.count("\n")) in ((1, 1), (0, 0)), line
         if code:
             assert "restore it" in line or "restore the file" in line, line
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
     if name == "run.json":
         with pytest.raises(UserError, match=r"run\.json: .*; restore it, or choose another --out|holds another run"):
             train(short(tiny), run)
@@ -106,14 +111,20 @@ def test_a_record_is_restored(command: Any, tiny: World, tmp_path: Path, run: Pa
         with pytest.raises(UserError, match=r"summary\.json: .*; restore it"):
             last_step(run)
     else:
-        with pytest.raises(
-            UserError, match=r"summary\.json: expected the number of steps; found none; restore the file"
-        ):
+        wanted = r"summary\.json: expected the number of steps; found none; restore the file"
+        with pytest.raises(UserError, match=wanted):
             last_step(run)
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+def test_a_record_is_restored(command: Any, tiny: World, tmp_path: Path, run: Path, name: str) -> None:
+    held = (run / name).read_bytes()
+    (run / name).write_text("{")
+    assert command("report", run, "--images", 0, "--out", tmp_path / "r.html")[0] == 1
     (run / name).write_bytes(held)
-    for each in asked:
+    for each in readers(run, tmp_path, name):
         assert command(*each)[0] == 0
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
     assert train(short(tiny), run).summary["steps"] == last_step(run) == 4
 
 
@@ -125,8 +136,10 @@ def test_another_out_is_chosen_or_resume_left_out(tiny: World, tmp_path: Path, r
     (tmp_path / "mine" / "notes").write_text("")
     with pytest.raises(UserError, match="found other files; choose another --out"):
         train(short(tiny), tmp_path / "mine")
-    with pytest.raises(UserError, match="found none; leave out --resume to begin one"):
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
+    with pytest.raises(UserError, match="expected a run to go on with; found none; leave out --resume to begin one"):
         train(short(tiny), tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
     assert train(short(tiny), tmp_path / "new").summary["steps"] == 4
     (run / "run.json").write_text(json.dumps({"fields": []}))
     with pytest.raises(UserError, match=r"run\.json: damaged: fields: .*; restore it, or choose another --out"):
@@ -143,8 +156,8 @@ def test_the_same_command_goes_on_when_memory_is_free(
         raise RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:52314")
 
     for error, said in (
-        (full, "free some memory and run the same command again"),
-        (peer, "of this run has said, and run the same command again"),
+        (full, r"free some memory and run the same command again \(there is no checkpoint yet\), or begin anew"),
+        (peer, "see what another process of this run has said, and run the same command again"),
     ):
         with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
             patch.setattr(Screen, "on_step_end", error)

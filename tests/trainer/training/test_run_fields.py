@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.run import LabelSettings, label_images
 from tests.support.tiny_models import tiny_llm, tiny_vision
-from tests.support.tiny_runs import World, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, tiny_recipe
 from trainer.model.assemble import init_model
 from trainer.model.digests import start_folder, weights_digest
 from trainer.recipes.recipe import Parts, Recipe
-from trainer.training.run import train
+from trainer.training import run as train_run
+from trainer.training.run import TrainRun, train
 
 
 def short(tiny: World, **changes: object) -> Recipe:
@@ -37,30 +39,86 @@ def changed(folder: Path, name: str, copy: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"loss": {"sea": {"weight": 2.0}}}, "recipe.loss.sea.weight"),
+        ({"learning_rates": {"llm": 1e-4}}, "recipe.learning_rates.llm"),
+        ({"seed": 4}, "recipe.seed"),
+        ({"training_arguments": {"max_steps": 3}}, "recipe.training_arguments.max_steps"),
+        ({"training_arguments": {"max_steps": 2, "dataloader_drop_last": True}}, "arguments.dataloader_drop_last"),
+        ({"labels": {"transfer": True}}, "transfer"),
+    ],
+)
+def test_another_recipe(changes: dict[str, Any], field: str, tiny: World, finished: FinishedRuns) -> None:
+    with pytest.raises(UserError, match=f": holds another run: .*{field}.*; choose another --out") as refused:
+        train(short(tiny, **changes), finished(short(tiny)))
+    assert str(refused.value).count(";") == 1, "only what differs is named"
+
+
+def test_a_run_may_hear_less_and_say_more_often(tiny: World, finished: FinishedRuns) -> None:
+    """What does not decide the weights does not make another run."""
+    aside = {
+        "max_steps": 2,
+        "save_steps": 1,
+        "logging_steps": 2,
+        "dataloader_num_workers": 1,
+        "report_to": "tensorboard",
+    }
+    other = short(tiny, name="other", evaluate_every=2, training_arguments=aside)
+    assert len(logged(train(other, finished(short(tiny))).out)) == 2, "it was finished"
+
+
+def test_another_input(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps(json.loads(tiny.data.read_text())[:-1]))
+    with pytest.raises(UserError, match="holds another run: data"):
+        train(short(tiny, data={"train": str(tmp_path / "data.json")}), finished(short(tiny)))
+
+
+def test_other_labels(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
+    """They are no part of a run that uses none."""
+    label_images(label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "labels", top_n=2))
+    other: dict[str, Any] = {"labels": {"path": str(tmp_path / "labels")}}
+    with pytest.raises(UserError, match="holds another run: labels"):
+        train(short(tiny, **other), finished(short(tiny)))
+    without: dict[str, Any] = {"loss": {"sea": {"weight": 0}}}
+    whole = finished(short(tiny, **without))
+    assert train(short(tiny, **without, **other), whole).out == whole
+
+
+@pytest.mark.parametrize(
     "name", ["layers.1.mlp.up_proj", "linear_1.bias", "vision_tower.encoder.layers.0.mlp.fc1.weight"]
 )
-def test_another_weight_of_the_model(name: str, tiny: World, tmp_path: Path) -> None:
+def test_another_weight_of_the_model(name: str, tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
+    """Its files have the names and sizes of the first one's."""
     other = changed(tiny.model, name, tmp_path / "other")
     assert weights_digest(other) != weights_digest(tiny.model)
-    train(short(tiny), tmp_path / "out")
     with pytest.raises(UserError, match=r"holds another run: model\.weights"):
-        train(short(tiny, model=str(other)), tmp_path / "out")
+        train(short(tiny, model=str(other)), finished(short(tiny)))
 
 
-def test_the_same_model_elsewhere_is_the_same(tiny: World, tmp_path: Path) -> None:
-    first = train(short(tiny), tmp_path / "out")
+def test_the_same_model_elsewhere_is_the_same(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     shutil.copytree(tiny.model, tmp_path / "moved")
-    assert train(short(tiny, model=str(tmp_path / "moved")), tmp_path / "out") == first
+    whole = finished(short(tiny))
+    assert train(short(tiny, model=str(tmp_path / "moved")), whole).out == whole
 
 
-@pytest.mark.parametrize("left", ["._model.safetensors", ".DS_Store", "lost+found", "model.safetensors~"])
+def test_another_preprocessing(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny.model, tmp_path / "other"))
+    said = json.loads((other / "processor_config.json").read_text())
+    said["image_processor"]["image_mean"] = [0.0, 0.0, 0.0]
+    (other / "processor_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"holds another run: processing.processor_config.json"):
+        train(short(tiny, model=str(other)), finished(short(tiny)))
+
+
 def test_what_systems_leave_behind_is_no_part_of_a_model_or_a_run(
-    tiny: World, tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny.model, tmp_path / "a:b" / "model")
     (tmp_path / "run:1").mkdir()
     for folder in ("a:b/model", "run:1"):
-        (tmp_path / folder / left).write_bytes(b"left behind")
+        for left in ("._model.safetensors", ".DS_Store", "lost+found", "model.safetensors~"):
+            (tmp_path / folder / left).write_bytes(b"left behind")
     monkeypatch.chdir(tmp_path)
     train(short(tiny, model="a:b/model"), Path("run:1"))
     assert weights_digest(tmp_path / "a:b" / "model") == weights_digest(tiny.model)
@@ -68,21 +126,11 @@ def test_what_systems_leave_behind_is_no_part_of_a_model_or_a_run(
     assert made == {path.name for path in tiny.model.iterdir()}
 
 
-def test_another_preprocessing(tiny: World, tmp_path: Path) -> None:
-    train(short(tiny), tmp_path / "out")
-    other = tmp_path / "other"
-    shutil.copytree(tiny.model, other)
-    said = json.loads((other / "processor_config.json").read_text())
-    said["image_processor"]["image_mean"] = [0.0, 0.0, 0.0]
-    (other / "processor_config.json").write_text(json.dumps(said))
-    with pytest.raises(UserError, match=r"holds another run: processing.processor_config.json"):
-        train(short(tiny, model=str(other)), tmp_path / "out")
-
-
 def test_without_a_name_other_images_and_another_measure_are_runs_of_their_own(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_run._Training, "finish", lambda training: TrainRun(training.out, {}))
     black = tmp_path / "black"
     shutil.copytree(tiny.data.parent / "images", black)
     for path in black.iterdir():

@@ -58,13 +58,22 @@ def recipe_of(world: World, scheduler: str, settings: dict[str, Any], rates: dic
     return tiny_recipe(world, learning_rates=rates, training_arguments=arguments | kept, **evaluated)
 
 
-def rates_of(world: World, out: Path, scheduler: str, settings: dict[str, Any], rates: dict[str, float]) -> Any:
-    """By peak rate, the rates of ten steps."""
+def rates_of(
+    world: World, out: Path, scheduler: str, settings: dict[str, Any], rates: dict[str, float], *, trained: bool = False
+) -> Any:
+    """By peak rate, the rates of ten steps; only what follows a metric needs training for them, or who asks for it."""
     trainer = tiny_trainer(recipe_of(world, scheduler, settings, rates), out)
     spy = Rates()
     trainer.add_callback(spy)
     peaks = [group["lr"] for group in trainer.create_optimizer().param_groups]
-    trainer.train()
+    if trained or "evaluate_every" in settings:
+        trainer.train()
+    else:
+        schedule = trainer.create_scheduler(STEPS, trainer.optimizer)
+        for _ in range(STEPS):
+            spy.on_pre_optimizer_step(None, None, None, optimizer=trainer.optimizer)
+            trainer.optimizer.step()
+            schedule.step()
     assert len(spy.seen) == STEPS
     return dict(zip(peaks, map(list, zip(*spy.seen, strict=True)), strict=True))
 
@@ -77,6 +86,11 @@ def floor_of(settings: dict[str, Any], peak: float) -> float:
 
 def test_every_scheduler_is_tried() -> None:
     assert CASES.keys() == {kind.value for kind in SchedulerType}
+
+
+def test_training_has_the_rates_of_its_schedule(tiny: World, tmp_path: Path) -> None:
+    asked = (tiny, tmp_path, "cosine", {}, TWO)
+    assert rates_of(*asked, trained=True) == rates_of(*asked)
 
 
 @pytest.mark.parametrize("scheduler", CASES)

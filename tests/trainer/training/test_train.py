@@ -12,8 +12,15 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import label_images
 from tests.support.heard import Heard
-from tests.support.tiny_models import tiny_model
-from tests.support.tiny_runs import ROWS, SquareEncoder, World, label_settings, logged, tiny_recipe, tiny_trainer
+from tests.support.tiny_runs import (
+    FinishedRuns,
+    SquareEncoder,
+    World,
+    label_settings,
+    logged,
+    tiny_recipe,
+    tiny_trainer,
+)
 from trainer.data.inputs import open_label_source
 from trainer.data.run_rows import open_conversations
 from trainer.model.load import open_model_folder
@@ -91,101 +98,27 @@ def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
     assert heard["step 8"] == METRICS
 
 
-def test_a_finished_run_returns_at_once(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = train(short(tiny), tmp_path / "out")
-    before = {path: path.stat().st_mtime_ns for path in first.out.rglob("*")}
+def test_a_finished_run_returns_at_once(tiny: World, finished: FinishedRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = finished(short(tiny))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     monkeypatch.setattr("trainer.training.run._Training", None)
-    assert train(short(tiny), tmp_path / "out") == first
-    assert train(short(tiny), tmp_path / "out", resume=True) == first
-    assert {path: path.stat().st_mtime_ns for path in first.out.rglob("*")} == before
+    for resume in (False, True):
+        run = train(short(tiny), out, resume=resume)
+        assert (run.out, run.summary) == (out, json.loads((out / "summary.json").read_text()))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_what_is_missing_at_the_end_is_made_again(tiny: World, tmp_path: Path) -> None:
+def test_what_is_missing_at_the_end_is_made_again(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     recipe = short(tiny, data={"evaluate": str(tiny.held_out)})
-    run = train(recipe, tmp_path / "out")
-    (saved,) = run.model.glob("*.safetensors")
-    weights = saved.read_bytes()
-    shutil.rmtree(run.model)
-    (run.out / "summary.json").unlink()
-    again = train(recipe, tmp_path / "out")
+    out = finished.copy(recipe, tmp_path / "out")
+    (saved,) = (out / "model").glob("*.safetensors")
+    weights, summary = saved.read_bytes(), json.loads((out / "summary.json").read_text())
+    shutil.rmtree(out / "model")
+    (out / "summary.json").unlink()
+    again = train(recipe, out)
     assert saved.read_bytes() == weights
-    assert again.summary | {"seconds": 0} == run.summary | {"seconds": 0}
-    assert [line["step"] for line in logged(run.out)] == [1, 2]
-
-
-def test_a_run_may_hear_less_and_say_more_often(tiny: World, tmp_path: Path) -> None:
-    """What does not decide the weights does not make another run."""
-    train(short(tiny), tmp_path / "out")
-    aside = {
-        "max_steps": 2,
-        "save_steps": 1,
-        "logging_steps": 2,
-        "dataloader_num_workers": 1,
-        "report_to": "tensorboard",
-    }
-    run = train(short(tiny, name="other", evaluate_every=2, training_arguments=aside), tmp_path / "out")
-    assert len(logged(run.out)) == 2, "it was finished"
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"loss": {"sea": {"weight": 2.0}}}, "recipe.loss.sea.weight"),
-        ({"learning_rates": {"llm": 1e-4}}, "recipe.learning_rates.llm"),
-        ({"seed": 4}, "recipe.seed"),
-        ({"training_arguments": {"max_steps": 3}}, "recipe.training_arguments.max_steps"),
-        ({"training_arguments": {"max_steps": 2, "dataloader_drop_last": True}}, "arguments.dataloader_drop_last"),
-        ({"labels": {"transfer": True}}, "transfer"),
-    ],
-)
-def test_another_recipe_in_the_same_folder(changes: dict[str, Any], field: str, tiny: World, tmp_path: Path) -> None:
-    train(short(tiny), tmp_path / "out")
-    with pytest.raises(UserError, match=f"out: holds another run: .*{field}.*; choose another --out") as refused:
-        train(short(tiny, **changes), tmp_path / "out")
-    assert str(refused.value).count(";") == 1, "only what differs is named"
-
-
-def test_another_input_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
-    recipe = short(tiny, data={"train": str(shutil.copy(tiny.data, tmp_path / "data.json"))})
-    train(recipe, tmp_path / "out")
-    records = json.loads((tmp_path / "data.json").read_text())
-    (tmp_path / "data.json").write_text(json.dumps(records[:-1]))
-    with pytest.raises(UserError, match="holds another run: data"):
-        train(recipe, tmp_path / "out")
-
-
-def test_other_labels_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
-    settings = label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "labels")
-    label_images(settings.model_copy(update={"top_n": 2}))
-    without = {"loss": {"sea": {"weight": 0}}}
-    for name, changes in (("out", {}), ("without", without)):
-        train(short(tiny, **changes), tmp_path / name)
-    with pytest.raises(UserError, match="holds another run: labels"):
-        train(short(tiny, labels={"path": str(tmp_path / "labels")}), tmp_path / "out")
-    train(short(tiny, labels={"path": str(tmp_path / "labels")}, **without), tmp_path / "without")
-
-
-def test_another_model_in_the_same_folder(tiny: World, tmp_path: Path) -> None:
-    """Its files have the names and sizes of the first one's."""
-    train(short(tiny), tmp_path / "out")
-    other = tiny_model(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match="holds another run: model"):
-        train(short(tiny, model=str(other)), tmp_path / "out")
-
-
-def test_what_out_may_not_be(tiny: World, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a run to go on with; found none; leave out --resume"):
-        train(short(tiny), tmp_path / "none", resume=True)
-    assert not (tmp_path / "none").exists()
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="found other files; choose another --out"):
-        train(short(tiny), tmp_path / "foreign")
-    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["notes.txt"]
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "run.json").write_text('{"fields": ')
-    with pytest.raises(UserError, match=r"run\.json: damaged: .*; restore it, or choose another --out"):
-        train(short(tiny), tmp_path / "damaged")
+    assert again.summary | {"seconds": 0} == summary | {"seconds": 0}
+    assert [line["step"] for line in logged(out)] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -333,22 +266,3 @@ def test_without_l_a_no_labels_are_made(tiny: World, tmp_path: Path, monkeypatch
     assert not Path("runs").exists()
     assert run.summary["labels"] is None
     assert set(run.summary["end"]) == SPOKEN | {"tacs"}
-
-
-def test_the_held_out_split_is_fixed(tiny: World, tmp_path: Path) -> None:
-    folder = open_model_folder(tiny.model)
-
-    def split(**data: Any) -> tuple[list[str], list[str]]:
-        given = open_conversations(tiny_recipe(tiny, data={"held_out": 3} | data).data, folder)
-        assert given.held_out is not None
-        return given.train["id"], given.held_out["id"]
-
-    kept, held_out = split()
-    assert len(held_out) == 3
-    assert len(kept) == ROWS - 3
-    assert not set(kept) & set(held_out)
-    assert split() == (kept, held_out)
-    assert split(held_out=0.25) == (kept, held_out)
-    (tmp_path / "turned.json").write_text(json.dumps(json.loads(tiny.data.read_text())[::-1]))
-    turned = split(train=str(tmp_path / "turned.json"), image_root=str(tiny.data.parent / "images"))
-    assert set(turned[1]) == set(held_out)

@@ -9,37 +9,25 @@ import pytest
 import torch
 from PIL import Image
 
-from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.store import open_labels
 from tests.support.analysis_models import nearest_twin
-from tests.support.tiny_runs import World, colours, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.evaluation.evaluator import evaluating
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.training import report_views
 from trainer.training.report_views import VIEWS, ViewSettings, run_views
-from trainer.training.run import train
 from trainer.words import llm_word_table
 
 M, IMAGES = 16, 2
 SETTINGS = ViewSettings(images=IMAGES, new_tokens=3, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def finished(_made: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps, with held-out samples."""
-    root: Path = tmp_path_factory.mktemp("views")
-    with colours(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
-        changes = {"data": {"evaluate": str(_made.held_out)}, "training_arguments": {"max_steps": 2}}
-        train(tiny_recipe(_made, **changes), root / "run")
-    return root / "run"
-
-
 @pytest.fixture
-def run(tiny: World, finished: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def run(tiny: World, finished: FinishedRuns, tmp_path: Path) -> Path:
+    """A run of two steps with held-out samples, to spoil."""
+    changes = {"data": {"evaluate": str(tiny.held_out)}, "training_arguments": {"max_steps": 2}}
+    return finished.copy(tiny_recipe(tiny, **changes), tmp_path / "run")
 
 
 @torch.no_grad()
@@ -172,13 +160,3 @@ def test_without_labels_tokens_stand_for_words(
         assert "labels" not in image
         assert "describing" not in image
         assert image["after"]["nearest"] == image["layers"][0]
-
-
-def test_an_unfinished_run_and_a_damaged_record_are_one_line(run: Path) -> None:
-    (run / "summary.json").unlink()
-    with pytest.raises(UserError, match="expected a finished run"):
-        run_views(run, SETTINGS)
-    (run / "run.json").write_text('{"recipe": {"nmae": 1}}')
-    with pytest.raises(UserError, match=r"run\.json: expected a run of this version") as caught:
-        run_views(run, SETTINGS)
-    assert "\n" not in str(caught.value)
