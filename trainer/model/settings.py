@@ -12,8 +12,8 @@ class InitSettings(Settings):
     """The options of `sea-pipeline init`, which are the arguments of `init_model`."""
 
     vision: str
-    """The vision tower: packaged, the folder or hub name of a CLIP, SigLIP (1 or 2), DINOv2, DINOv3 or PE-Core model, or
-    s2: before one of these for three image scales."""
+    """The vision tower: packaged, the folder or hub name of a CLIP, SigLIP (1 or 2), DINOv2, DINOv3 or PE-Core model,
+    or s2: before one of these for three image scales."""
     llm: str
     """The LLM: packaged, a .gguf file, or the folder or hub name of a causal LM."""
     out: Path
