@@ -217,25 +217,25 @@ def test_other_cuts_are_written_anew(label: Label, parts: list[Path], photos: Pa
 def test_what_does_not_go_together_is_refused(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
     listed = str(photos.parent / "1.csv")
 
-    def refused(folders: list[Path], out: str, match: str) -> None:
+    def refuses(folders: list[Path], out: str, match: str) -> None:
         with refused(match=match):
             merge(folders, tmp_path / out)
 
     label(images=listed, image_root=str(photos), out=tmp_path / "n2", top_n=2)
-    refused([parts[0], tmp_path / "n2"], "x", r"n2: expected the settings of .*part0; found others: top_n: 3 and 2;")
+    refuses([parts[0], tmp_path / "n2"], "x", r"n2: expected the settings of .*part0; found others: top_n: 3 and 2;")
     label(images=str(photos / "a"), out=tmp_path / "a")
-    refused([parts[0], tmp_path / "a"], "x", r"expected images below one root in all folders; found .*photos and ")
+    refuses([parts[0], tmp_path / "a"], "x", r"expected images below one root in all folders; found .*photos and ")
     assert merge([parts[0], tmp_path / "a"], tmp_path / "rooted", image_root="/elsewhere").images == 15
     assert str(open_labels(tmp_path / "rooted").image_root) == "/elsewhere"
-    refused([parts[0], parts[0]], "x", r"found '.*png' in both; sea-pipeline select makes a folder of what one")
-    refused([parts[0]], "x", "expected two folders or more, found 1")
-    refused([parts[0], tmp_path / "none"], "x", "found no such folder")
-    refused(parts, "part0", "part0: holds something else than what was asked for; choose another --out")
+    refuses([parts[0], parts[0]], "x", r"found '.*png' in both; sea-pipeline select makes a folder of what one")
+    refuses([parts[0]], "x", "expected two folders or more, found 1")
+    refuses([parts[0], tmp_path / "none"], "x", "found no such folder")
+    refuses(parts, "part0", "part0: holds something else than what was asked for; choose another --out")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
-    refused(parts, "taken", r"expected an empty folder; found 'thesis\.tex' in it; choose another --out")
+    refuses(parts, "taken", r"expected an empty folder; found 'thesis\.tex' in it; choose another --out")
     (parts[1] / "manifest.json").unlink()
-    refused(parts, "x", "expected a finished folder; 3 of 3 shards are done")
+    refuses(parts, "x", "expected a finished folder; 3 of 3 shards are done")
     assert not (tmp_path / "x").exists()
 
 
