@@ -40,9 +40,6 @@ def demo(
     from sea_pipeline.labels import statistics
     from sea_pipeline.labels.run import LabelSettings, label_images
     from sea_pipeline.report.settings import ReportSettings
-    from trainer.recipes.files import read_recipes
-    from trainer.recipes.names import builtin_recipes
-    from trainer.training.run import train_stages
 
     terminal.say("1 of 3: words for every patch of the sample photos")
     done = label_images(LabelSettings(out=out / "labels"), terminal.bars())
@@ -50,14 +47,7 @@ def demo(
         label_tables.stage_table(done, "labels", "labelled")
         store = open_labels(out / "labels")
         label_tables.statistics_tables(statistics.statistics(store), store.words)
-    metrics, last = dict[str, dict[str, float]](), dict[str, Path]()
-    for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
-        terminal.say(f"2 of 3: a model that is trained {title}")
-        recipes = read_recipes(builtin_recipes()[name], [f"labels.path={out / 'labels'}"])
-        runs = train_stages(recipes, out / name, reporter=training_tables.train_reporter())
-        metrics |= {} if metrics else {"start": next(iter(runs.values())).summary["start"]}
-        metrics[title] = list(runs.values())[-1].summary["end"]
-        last[title] = list(runs.values())[-1].out
+    metrics, last = _trained(out)
     if not as_json:
         terminal.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
         training_tables.metrics_table({title: _shown(values) for title, values in metrics.items()})
@@ -71,6 +61,25 @@ def demo(
     else:
         tell_report(made)
         terminal.output.print("Its page Tokens shows what SEA did to the model.")
+
+
+def _trained(out: Path) -> tuple[dict[str, dict[str, float]], dict[str, Path]]:
+    """Train without SEA and with it, and return metrics and the last run's folder of each."""
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables import training as training_tables
+    from trainer.recipes.files import read_recipes
+    from trainer.recipes.names import builtin_recipes
+    from trainer.training.run import train_stages
+
+    metrics, last = dict[str, dict[str, float]](), dict[str, Path]()
+    for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
+        terminal.say(f"2 of 3: a model that is trained {title}")
+        recipes = read_recipes(builtin_recipes()[name], [f"labels.path={out / 'labels'}"])
+        runs = train_stages(recipes, out / name, reporter=training_tables.train_reporter())
+        metrics |= {} if metrics else {"start": next(iter(runs.values())).summary["start"]}
+        metrics[title] = list(runs.values())[-1].summary["end"]
+        last[title] = list(runs.values())[-1].out
+    return metrics, last
 
 
 def _shown(values: dict[str, float]) -> dict[str, float]:
