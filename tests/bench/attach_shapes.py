@@ -72,17 +72,14 @@ def make_world(folder: Path, count: int, held_out: int, clip_steps: int) -> Worl
         for number in range(count + held_out)
     ]
     pictures, words = folder / "pictures", folder / "words.txt"
-    pictures.mkdir(parents=True, exist_ok=True)
-    for drawing in drawings:
-        Image.fromarray(picture(drawing.things, random)).save(pictures / drawing.name)
-    words.write_text("\n".join([*COLOURS, *SHAPES, *OTHERS]))
     if not (folder / "labels" / "manifest.json").exists():
+        pictures.mkdir(parents=True, exist_ok=True)
+        for drawing in drawings:
+            Image.fromarray(picture(drawing.things, random)).save(pictures / drawing.name)
+        words.write_text("\n".join([*COLOURS, *SHAPES, *OTHERS]))
+        given = {"images": str(pictures), "wordlist": str(words), "top_n": 1, "device": "cpu"}
         spec = f"open_clip:{train(folder / 'clip', clip_steps)}#vv+"
-        label_images(
-            LabelSettings.of(
-                images=str(pictures), wordlist=str(words), encoder=spec, top_n=1, out=folder / "labels", device="cpu"
-            )
-        )
+        label_images(LabelSettings.of(**given, encoder=spec, out=folder / "labels"))
     return World(folder, drawings[:count], drawings[count:], open_labels(folder / "labels"))
 
 

@@ -6,12 +6,15 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sea_pipeline.inputs.wordlists import load_wordlist
 from tests.support.paths import ROOT
+from tests.support.world import word_file
 from tests.trainer.attach.families import MAKERS, smolvlm
 from tests.trainer.attach.real_grids import save
 from tests.trainer.attach.ten_lines import write
@@ -19,6 +22,13 @@ from tests.trainer.attach.worlds import Pictures, whole_labels
 
 EXAMPLE = ROOT / "examples" / "label_transfer.py"
 NOTEBOOK = ROOT / "docs" / "notebooks" / "attach.ipynb"
+
+
+def word_list(folder: Path, more: Sequence[str] = ("window", "winter", "table")) -> Path:
+    """The colours, and as many words more as make ten labels a patch possible."""
+    path = word_file(folder / "words.txt")
+    path.write_text("\n".join([path.read_text(), *more]))
+    return path
 
 
 @pytest.mark.slow
@@ -44,9 +54,14 @@ def test_one_folder_of_labels_serves_three_families(
 ) -> None:
     names = ("llava", "qwen2_5_vl", "smolvlm")
     folders = [str(save(MAKERS[name](), tmp_path / name)) for name in names]
-    words = tmp_path / "colours.txt"
-    words.write_text("\n".join(pictures.open().words))
-    given = ["--images", str(pictures.folder), "--labels", str(tmp_path / "labels"), "--wordlist", str(words)]
+    given = [
+        "--images",
+        str(pictures.folder),
+        "--labels",
+        str(tmp_path / "labels"),
+        "--wordlist",
+        str(word_list(tmp_path)),
+    ]
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *folders, *given])
     with whole_labels():
         runpy.run_path(str(EXAMPLE), run_name="__main__")
@@ -77,15 +92,15 @@ def test_the_notebook_is_whole_and_holds_no_output() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("captioned", [False, True])
 def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pictures, tmp_path: Path) -> None:
-    """With the packaged encoder, eight words, and a tiny SmolVLM in place of the one that a cell downloads."""
+    """With the packaged encoder, ninety words, and a tiny SmolVLM in place of the one that a cell downloads."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    words, captions = tmp_path / "words.txt", tmp_path / "captions.json"
-    words.write_text("\n".join(pictures.open().words))
+    words, captions = word_list(tmp_path, load_wordlist("2of12").words[::500]), tmp_path / "captions.json"
     captions.write_text(json.dumps({name: f"a picture called {name[:3]}" for name in pictures.open().ids}))
     given: dict[str, Any] = {
-        "PHOTOS": str(pictures.folder), "WORDS": str(words), "OUT": str(tmp_path / "out"), "STEPS": 25,
+        "PHOTOS": str(pictures.folder), "WORDS": str(words), "STEPS": 40, "RATE": 1e-2,
         "MODEL": str(save(smolvlm(), tmp_path / "model")), "CAPTIONS": str(captions) if captioned else None,
+        "OUT": str(tmp_path / "out"),
     }  # fmt: skip
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
@@ -96,7 +111,7 @@ def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pict
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     table = {name: (float(a), float(b)) for name, a, b in re.findall(r"^([\w@]+) +(-?[\d.]+) +(-?[\d.]+)$", text, re.M)}
     assert table.keys() == {"label_hit@1", "label_hit@10", "gap"} | ({"right_photo_gain"} if captioned else set())
-    assert table["label_hit@1"][1] > table["label_hit@1"][0] + 0.1
+    assert table["label_hit@10"][1] > table["label_hit@10"][0] + 0.1
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
