@@ -128,6 +128,7 @@ def results(out: Path) -> dict[str, dict[str, float]]:
     return {line["row"]: line for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_and_shown(whole: Path) -> None:
     found = results(whole)
     assert list(found) == list(ROWS)
@@ -146,6 +147,7 @@ def test_every_row_is_measured_and_shown(whole: Path) -> None:
     assert CHARTED["right_photo_gain"] in chart
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_the_same_labels_of_other_photos(whole: Path) -> None:
     own, other = open_labels(whole / "labels"), open_labels(whole / "shuffled")
     trained = [f"{number:02d}.png" for number in range(TRAIN)]
@@ -157,6 +159,7 @@ def test_shuffled_labels_are_the_same_labels_of_other_photos(whole: Path) -> Non
     assert (scores[0] == scores[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("event", "step", "row"), [("log", 2, "sea-first-shuffled"), ("save", 3, "lm")])
 def test_killed_it_goes_on_to_the_same_results(  # in the stage before L_lm, and in that of L_lm
     world: Path, whole: Path, event: str, step: int, row: str, monkeypatch: pytest.MonkeyPatch, program: Begin
@@ -170,6 +173,7 @@ def test_killed_it_goes_on_to_the_same_results(  # in the stage before L_lm, and
     assert results(world / f"killed-{event}")[row] == results(whole)[row]
 
 
+@pytest.mark.slow
 def test_stage_2_begins_with_the_row_before(world: Path, whole: Path) -> None:
     assert compared(world, options("whole", ("questions-lm",))) == 0
     found = json.loads((whole / "results" / "questions-lm" / "seed-1.json").read_bytes())
@@ -182,6 +186,7 @@ def test_stage_2_begins_with_the_row_before(world: Path, whole: Path) -> None:
     assert all((world / "data" / record["image"]).is_file() for record in asked)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_left_alone_and_other_settings_are_refused(
     world: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +199,7 @@ def test_what_is_finished_is_left_alone_and_other_settings_are_refused(
     assert "is of other settings" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_there_yet_are_missing(world: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("tests.bench.compare.__main__.train_stages", _refuses)
@@ -206,6 +212,7 @@ def _refuses(*_: object, **__: object) -> None:
     raise UserError("not today")
 
 
+@pytest.mark.slow
 def test_label_hit_without_the_labels_encoder_is_that_of_evaluate(world: Path, whole: Path) -> None:
     found = json.loads((whole / "results" / "sea-first" / "seed-1.json").read_bytes())
     model, data = whole / found["folder"] / "model", world / "data"
@@ -214,6 +221,7 @@ def test_label_hit_without_the_labels_encoder_is_that_of_evaluate(world: Path, w
     assert hits["label_hit@10"] > 0
 
 
+@pytest.mark.slow
 def test_a_pack_is_cut_into_small_folders_that_hold_all(world: Path, tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
@@ -242,6 +250,7 @@ def test_a_pack_is_cut_into_small_folders_that_hold_all(world: Path, tmp_path: P
     subprocess.run(["bash", "-n", folders[0] / "run.sh"], check=True)
 
 
+@pytest.mark.slow
 def test_data_without_held_out_files_is_measured_as_the_recipe_says(world: Path, whole: Path) -> None:
     few = ["max_steps=1", "per_device_train_batch_size=2"]
     given = ["stages.align=null", "model=../whole/models/seed-1", "labels.path=../whole/labels", "data.held_out=2"]

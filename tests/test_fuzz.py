@@ -33,6 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OUTSIDE])
 def test_nothing_but_labels_names_and_clear_lines_comes_out(kind: str, world: World) -> None:
     for seed in range(SEEDS[kind]):
@@ -52,6 +53,7 @@ def found(world: World, kind: str, seeds: int = 12) -> str:
     return "none"
 
 
+@pytest.mark.slow
 def test_a_reader_that_swallows_a_member_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, count = tars._Contents.add, iter(range(10**9))
 
@@ -63,11 +65,13 @@ def test_a_reader_that_swallows_a_member_is_found(world: World, monkeypatch: pyt
     assert found(world, "tar") == LOSS
 
 
+@pytest.mark.slow
 def test_a_reader_that_gives_another_images_bytes_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars.TarSource, "read", lambda source, uri: world.photos["000.png"])
     assert found(world, "tar") == LOSS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["list_tars", "TarSource"])
 def test_a_reader_that_raises_is_found(where: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """In listing, where it ends the command, and in reading, where it fails a shard."""
@@ -79,6 +83,7 @@ def test_a_reader_that_raises_is_found(where: str, world: World, monkeypatch: py
     assert found(world, "tar") == TRACEBACK
 
 
+@pytest.mark.slow
 def test_labels_that_nobody_checks_are_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the cache, nor in a folder."""
     monkeypatch.setattr("sea_pipeline.label_cache.check_file", lambda root, file: None)
@@ -129,6 +134,7 @@ def _ending(world: World, kind: str, seed: int) -> str:
     return "well"
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_or_dies_is_told_and_replaced(tmp_path: Path) -> None:
     prober = Prober(tmp_path, _ending, limit=1.0)
     try:

@@ -1,4 +1,4 @@
-"""The scripts of tests/bench/gpu at tiny size: they run, on a GPU that is none; what they measure is what they say."""
+"""The scripts of tests/bench/gpu: two run at tiny size, on a GPU that is none; what they measure is what they say."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.bench.gpu import __main__ as every
-from tests.bench.gpu import common, correct, kernels, sds, shapes, train
+from tests.bench.gpu import common, correct, kernels, sds, shapes
 from tests.bench.gpu.common import Setup
 from tests.bench.gpu.decoding import workers_for
 from tests.bench.gpu.kernels import Profile
@@ -36,7 +36,6 @@ FIGURES = {
         "search.torch.list.ids",
         "encoder.s2.vv.bfloat16",
     },
-    "sds": {"matmul.bfloat16", "sds.100.float32.over_floor", "sds.300.bfloat16.naive.memory_ratio"},
     "label": {
         "label.decode.processes_2",
         "label.search.share_by_float32",
@@ -45,20 +44,10 @@ FIGURES = {
         "label.efficiency",
         "label.threads_needed",
     },
-    "train": {
-        "train.plain.both.time_ratio",
-        "train.plain.basic.seconds",
-        "train.plain.naive_float32.time_ratio",
-        "train.checkpointed.naive.memory_ratio",
-        "train.kernels.1",
-        *(f"train.kernels.{part}" for *_, part in (*train.PARTS, *train.WITHIN)),
-        f"train.kernels.{train.REST}",
-    },
-    "align": {"align.rate", "align.kept.hours", "align.kept.first_pass"},
 }
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_script_prints_and_writes_its_figures(
@@ -69,7 +58,7 @@ def test_a_script_prints_and_writes_its_figures(
     monkeypatch.setitem(DEFAULTS, "use_cpu", False)
     with pretend_gpu() as waited:
         common.main(importlib.import_module(f"tests.bench.gpu.{name}").figures, "")
-    assert waited or name == "sds"  # something was computed there; L_sds never waits
+    assert waited  # something was computed there
     found = json.loads(file.read_text())
     assert FIGURES[name] <= found.keys()
     for figure, values in found.items():
@@ -77,7 +66,6 @@ def test_a_script_prints_and_writes_its_figures(
         assert "a GPU that is none" in values["machine"]
         assert math.isfinite(values["value"]), figure
         assert values["value"] >= 0
-        assert values["value"] > 0 or not figure.startswith("train.kernels")
         assert values["value"] <= 1 or name != "correct", figure
     said = capsys.readouterr().out
     assert f"torch {torch.__version__}" in said.split("\n")[0]

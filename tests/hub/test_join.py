@@ -24,6 +24,7 @@ from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.remote import RemotePath
 from tests.support.contents import content, rows, stored
 from tests.support.kills import killed_around
+from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_long_waits", "empty_memory")
