@@ -144,7 +144,7 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/trainer/model/test_borders.py::test_every_error_is_one_line_and_nothing_is_lost": [
         "make room, or mend what it says, and run the same command again (what is finished is kept)",
     ],
-    "tests/trainer/model/test_checkpoints.py::test_without_a_whole_one_a_run_says_so": [
+    "tests/trainer/model/test_checkpoints.py::test_without_a_whole_one_a_line_says_so": [
         (
             "{}; expected a whole checkpoint in {}, found none; put back a copy of one, or remove {} to begin "
             "the run anew"
@@ -284,6 +284,8 @@ OTHERS: dict[str, list[str]] = {
         "restore it, or make it with sea-pipeline init",
         "copy the folder again, or make it with sea-pipeline init",
         "{}: {} weights are missing, the first is {}; copy the folder again",
+        "copy the folder again",
+        "restore it, or save the model and its processor again with transformers",
         ("{}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type"),
         ", or remove adapter_config.json to use the weights beside it",
         "{}: is missing, and the weights' index names it; copy it again",

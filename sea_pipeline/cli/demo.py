@@ -1,13 +1,16 @@
 """The command that shows everything on sample photos."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 from sea_pipeline.cli.own_options import local_output
+
+if TYPE_CHECKING:
+    from sea_pipeline.execution.dispatch import StageRun
 
 _PHOTOS = 4
 """The number of photos in the report that each model reads. More would take minutes."""
@@ -33,20 +36,15 @@ def demo(
 
     terminal.say("Three steps: words for every patch of eleven sample photos; a small model that is trained on them")
     terminal.say("without SEA, and one with it; a report. Nothing is downloaded. About eight minutes on two cores.")
-    from sea_pipeline import open_labels
     from sea_pipeline.cli.report import make_report, tell_report
-    from sea_pipeline.cli.tables import labels as label_tables
     from sea_pipeline.cli.tables import training as training_tables
-    from sea_pipeline.labels import statistics
     from sea_pipeline.labels.run import LabelSettings, label_images
     from sea_pipeline.report.settings import ReportSettings
 
     terminal.say("1 of 3: words for every patch of the sample photos")
     done = label_images(LabelSettings(out=out / "labels"), terminal.bars())
     if not as_json:
-        label_tables.stage_table(done, "labels", "labelled")
-        store = open_labels(out / "labels")
-        label_tables.statistics_tables(statistics.statistics(store), store.words)
+        _tell_labels(done)
     metrics, last = _trained(out)
     if not as_json:
         terminal.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
@@ -61,6 +59,17 @@ def demo(
     else:
         tell_report(made)
         terminal.output.print("Its page Tokens shows what SEA did to the model.")
+
+
+def _tell_labels(done: "StageRun") -> None:
+    """Print how the labelling went, and what the labels are."""
+    from sea_pipeline import open_labels
+    from sea_pipeline.cli.tables import labels as label_tables
+    from sea_pipeline.labels import statistics
+
+    label_tables.stage_table(done, "labels", "labelled")
+    store = open_labels(done.ledger.root)
+    label_tables.statistics_tables(statistics.statistics(store), store.words)
 
 
 def _trained(out: Path) -> tuple[dict[str, dict[str, float]], dict[str, Path]]:
