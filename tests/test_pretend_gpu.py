@@ -56,7 +56,6 @@ def test_autocast_halves_products_and_nothing_else(waited: Counter[str]) -> None
     assert (left @ left).dtype == torch.float32
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "mixed",
     [

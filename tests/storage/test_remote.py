@@ -268,7 +268,6 @@ def test_missing_rights_are_one_line(label: Label, photos: Path, monkeypatch: py
         label(images=str(photos), out="memory://x")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "rival", "expected"),
     [
