@@ -26,8 +26,8 @@ from tests.support.world import main as label_colours
 
 STARTING = {"program", "client", "scheduler"}
 """Fixtures that start processes which compute."""
-SLOW = {"s3", "browser"}
-"""Fixtures that take seconds to begin."""
+SLOW = {"s3", "hub", "browser"}
+"""Fixtures of servers and browsers, whose tests take long one by one or together."""
 
 
 @pytest.hookimpl(tryfirst=True)

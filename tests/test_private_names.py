@@ -58,6 +58,7 @@ def moved(listed: Iterable[Row]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_every_use_is_listed_and_every_row_is_used() -> None:
     assert unlisted(uses(), PRIVATE) == []
     assert unused(PUBLIC) == []

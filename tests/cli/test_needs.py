@@ -292,6 +292,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     return {name: [next(found) for _ in lines] for name, lines in WRONG.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_mistake_is_told_without_torch(refusals: dict[str, list[Any]], name: str) -> None:
     for (options, expected), (code, said, _, loaded) in zip(WRONG[name], refusals[name], strict=True):

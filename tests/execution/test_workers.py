@@ -324,6 +324,7 @@ print(given_back, again, held - resident())
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's")
 @pytest.mark.skipif(HUGE.is_file() and "[always]" in HUGE.read_text(), reason="pages of 2 MiB are too few to count")
 def test_a_worker_keeps_the_memory_that_dask_has_it_give_back() -> None:

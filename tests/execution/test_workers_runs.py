@@ -205,6 +205,7 @@ def test_a_job_that_begins_again_takes_back_only_its_own_shards(
     assert content(out) == whole
 
 
+@pytest.mark.slow
 def test_alone_dask_is_never_imported(command: Callable[..., list[str]]) -> None:
     loaded = "import sys; import tests.support.world as w\ntry: w.main()\nexcept SystemExit as end"
     loaded += ": print({'dask', 'distributed'} & set(sys.modules), end.code)"

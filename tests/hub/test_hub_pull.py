@@ -204,7 +204,6 @@ def test_merge_and_select_read_the_hub(labels: Path, hub: Hub, tmp_path: Path) -
     assert rows(open_labels(tmp_path / "both")) == rows(open_labels(labels))
 
 
-@pytest.mark.slow
 def test_a_recipe_takes_labels_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     """By revision; the losses are those of the labels that were pushed."""
     with colours():
@@ -219,7 +218,6 @@ def test_a_recipe_takes_labels_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     assert losses[0] == losses[1] == losses[2] != []
 
 
-@pytest.mark.slow
 def test_a_thousand_odd_ids_phrases_and_crops_come_back_to_the_byte(label: Label, hub: Hub, tmp_path: Path) -> None:
     """Begun, extended, pushed, pulled: names that shells, URLs, YAML, SQL and Parquet might trip over."""
     random = np.random.default_rng(0)

@@ -115,7 +115,6 @@ def own_part(tree: dict[str, bytes], folder: Path) -> dict[str, bytes]:
     return {path: tree[path] for path in own(folder)}
 
 
-@pytest.mark.slow
 def test_a_killed_push_is_unfinished_and_the_same_command_finishes_it(
     labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

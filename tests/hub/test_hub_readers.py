@@ -140,7 +140,6 @@ def alike(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> list[dic
     ]
 
 
-@pytest.mark.slow
 def test_datasets_reads_every_config_row_for_row(labels: Path, hub: Hub, loading: None) -> None:
     push(labels, NAME)
     expected = {
@@ -157,7 +156,6 @@ def test_datasets_reads_every_config_row_for_row(labels: Path, hub: Hub, loading
     assert in_tables(datasets.load_dataset(NAME, "by_word", split="train")) == by_hand(open_labels(labels))
 
 
-@pytest.mark.slow
 def test_the_lines_of_the_card_find_a_word(labels: Path, hub: Hub, loading: None, tmp_path: Path) -> None:
     """As they stand there, but for polars', whose own hf:// knows the one hub."""
     push(labels, NAME)
@@ -206,7 +204,6 @@ def test_duckdb_and_polars_read_the_labels_row_for_row(labels: Path, hub: Hub) -
         assert alike(found_rows, wanted) == wanted
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:ConjunctiveGraph is deprecated:DeprecationWarning"
 )  # of mlcroissant's use of rdflib
@@ -288,7 +285,6 @@ def test_what_its_owner_writes_into_the_card_stays(label: Label, labels: Path, h
     assert DatasetCard(text).data.to_dict()["configs"]
 
 
-@pytest.mark.slow
 def test_phrases_are_words_in_the_card_and_in_every_reader(
     label: Label, hub: Hub, loading: None, tmp_path: Path
 ) -> None:

@@ -141,6 +141,7 @@ def test_folders_that_were_extended_or_merged_are_merged(
     ).report.images == 0  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_merge_is_finished_by_the_same_call(parts: list[Path], tmp_path: Path) -> None:
     """Killed before and after each file that appears."""
     merge(parts, tmp_path / "whole")
@@ -325,6 +326,7 @@ def test_crops_come_with_their_image(label: Label, photos: Path, tmp_path: Path)
     assert open_labels(tmp_path / "some").ids == ["000.png", "000.png#crop1", "000.png#crop2", "a/001.png#crop2"]
 
 
+@pytest.mark.slow
 def test_a_killed_selection_is_finished_by_the_same_call(label: Label, photos: Path, tmp_path: Path) -> None:
     label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
     ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan][:11]

@@ -29,6 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_labels_go_to_a_folder_of_any_name(label: Label, here: Path, name: str) -> None:
     photos = draw_folder(here / name / "photos", 5)

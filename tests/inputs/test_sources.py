@@ -121,6 +121,7 @@ FORMS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_gives_the_same_rows(
     label: Label, folder: Path, whole: dict[str, Any], tmp_path: Path, name: str

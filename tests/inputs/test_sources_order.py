@@ -58,6 +58,7 @@ IDS: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", IDS)
 @pytest.mark.parametrize("where", ["here", "memory://"])
 def test_a_shard_reads_each_row_group_once_whatever_the_ids(

@@ -13,6 +13,8 @@ from tests.readers.by_vllm import compared
 from tests.readers.cases import CASES, Ours, make_chats, make_model
 from tests.readers.judge import CELLS, Answers, Beside, Says, cells
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rightly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answers, Answers, Says]:

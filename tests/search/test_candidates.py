@@ -106,6 +106,7 @@ def near(table: torch.Tensor, count: int, noise: float = 0.3) -> torch.Tensor:
     return F.normalize(chosen + noise * torch.randn(chosen.shape, generator=random) / chosen.shape[-1] ** 0.5, dim=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("top_n", [1, 10, 300])
 def test_neighbours_of_words_get_the_float64_answer_from_few_candidates(device: str, top_n: int) -> None:

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.usefixtures("int8_products")
 BACKENDS: list[Backend] = ["torch", "faiss", "int8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
