@@ -245,7 +245,7 @@ def _by_prefix(
     """Find each answer between the text up to it and the text through it.
 
     A template may write an answer otherwise once another turn follows, as Qwen3's does, which puts an empty thought
-    before the last one alone. Then the answer is found by writing another in its place.
+    before the last one alone. Then the end of the answer is found by writing another in its place.
     """
     text, _ = _render(messages, tokenizer, source)
     spans = []
@@ -257,14 +257,13 @@ def _by_prefix(
                 spans.append((len(before), len(before) + len(through[len(before) :].rstrip())))
                 continue
             found = _by_difference(text, messages, index, tokenizer, source)
-            if found is None:
+            if found is None or not text.startswith(before) or len(before) > found[0]:
                 raise UserError(
                     f"template own: expected the chat template of {tokenizer.name_or_path} to write a conversation "
                     "turn after turn, or to mark its answers with {% generation %}; found that later turns change "
                     f"earlier text; mark them{otherwise}"
                 )
-            start, end = found
-            spans.append((len(before) if text.startswith(before) and len(before) <= start else start, end))
+            spans.append((len(before), found[1]))
     return RenderedText(text, spans)
 
 

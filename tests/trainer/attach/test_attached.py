@@ -119,7 +119,7 @@ def test_basic_is_its_twin_and_trains_the_projector_alone(name: str, pictures: P
     images = [places[a:b] for a, b in itertools.pairwise(bounds)]
     if degree == "equal":
         twin = twin._replace(attentions=tuple(torch.ones_like(each) for each in twin.attentions))
-    embeddings = llm_embeddings(one.watch.embed, one._vocabulary).double().detach()
+    embeddings = llm_embeddings(one.watch.embed, one.vocabulary).double().detach()
     wanted = basic_twin(twin, images, embeddings)
     assert float(one.terms["das"].detach()) == pytest.approx(float(wanted["das"].detach()), rel=1e-4)
     assert float(one.terms["sds"].detach()) == pytest.approx(float(wanted["sds"].detach()), rel=1e-4)

@@ -41,6 +41,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_run_trains_goes_on_and_keeps_the_familys_form(name: str, world: ExistingWorld, tmp_path: Path) -> None:
     recipe, start = world.recipe(name), world.model(name)
@@ -73,6 +74,7 @@ def test_a_run_trains_goes_on_and_keeps_the_familys_form(name: str, world: Exist
     AutoProcessor.from_pretrained(run.model)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(world: ExistingWorld, tmp_path: Path, program: Begin) -> None:
     recipe = world.recipe("qwen2_5_vl", learning_rates={"llm": 1e-3, "vision": 1e-4})
     killed(program, recipe, tmp_path / "killed", "log", 2)

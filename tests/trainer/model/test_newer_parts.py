@@ -218,6 +218,7 @@ def test_both_answers_of_two_turns_are_trained_the_same_every_day(
     assert rows_of(llms[name], tmp_path) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("vision", "llm"), [(DINOV3, QWEN), (DINOV2, GEMMA), (PE, SMOLLM), (SIGLIP2, LLAMA)])
 def test_a_run_and_its_export(vision: str, llm: str, hub: Path, tiny: World, tmp_path: Path) -> None:
     """A step with all terms, by the LLM's own attention; the export has the logits of the run's model."""
