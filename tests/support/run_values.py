@@ -15,12 +15,11 @@ from transformers import (
 
 from tests.support import tiny_runs
 from tests.support.programs import Begin
-from tests.support.tiny_runs import World, colours, logged, tiny_recipe
+from tests.support.tiny_runs import World, logged, tiny_recipe
 from trainer.export.run import ExportSettings, export_model
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
 from trainer.teacher.run import TeachSettings
-from trainer.training.run import TrainRun, train_stages
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -69,18 +68,6 @@ def sharded(model: Path, out: Path) -> Path:
     stock.save_pretrained(out, max_shard_size="20KB")
     assert len(list(out.glob("model-*.safetensors"))) > 3
     return out
-
-
-@pytest.fixture(scope="module")
-def run(_made: World, tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
-    """Two stages, of which the second one's run is given."""
-    recipe = tiny_recipe(
-        _made, name="mine", data={"evaluate": str(_made.held_out)}, training_arguments={"max_steps": 2}
-    )
-    align = recipe.model_copy(update={"name": "align"})
-    with pytest.MonkeyPatch.context() as patch, colours():
-        patch.setenv("SEA_PIPELINE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return train_stages({"align": align, "language": recipe}, tmp_path_factory.mktemp("run"))["language"]
 
 
 def written(source: Path, out: Path, **settings: Any) -> Path:

@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 from tests.trainer.attach.together import JOBS
 from tests.trainer.attach.worlds import Pictures
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.processes]
 NAMES = [name for name, job in JOBS.items() if not job.get("trl") or find_spec("trl")]
 
 

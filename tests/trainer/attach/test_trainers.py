@@ -28,6 +28,7 @@ def trainers(kind: str) -> Any:
     return own_trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["transformers", "trl"])
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm", "llava"])
 def test_the_terms_are_added_and_fall(kind: str, name: str, pictures: Pictures, tmp_path: Path) -> None:
@@ -48,6 +49,7 @@ def test_the_terms_are_added_and_fall(kind: str, name: str, pictures: Pictures, 
     one.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["transformers", "trl"])
 def test_accumulation_gives_the_same_step(kind: str, pictures: Pictures, tmp_path: Path) -> None:
     """Of BASIC, which is a mean over samples; SEA's negatives are those of a micro-batch.
@@ -107,6 +109,7 @@ def test_adapters_of_trl_are_trained_with_the_terms(pictures: Pictures, tmp_path
     one.detach()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_temperature(pictures: Pictures, tmp_path: Path) -> None:
     found = []
     for stops in (False, True):

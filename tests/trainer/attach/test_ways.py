@@ -148,6 +148,7 @@ def test_autocast_is_near(name: str, pictures: Pictures) -> None:
     assert found.terms == pytest.approx(wanted.terms, rel=5e-2)
 
 
+@pytest.mark.slow
 def test_compiled_models_do_the_same(pictures: Pictures) -> None:
     torch._dynamo.reset()
 
@@ -157,6 +158,7 @@ def test_compiled_models_do_the_same(pictures: Pictures) -> None:
     alike(run("llava", pictures, after=compiled), run("llava", pictures), 1e-5, 1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_code_sees_every_step(pictures: Pictures) -> None:
     """What is kept is each forward's own, and SEA alone makes nothing be compiled anew."""
     torch._dynamo.reset()

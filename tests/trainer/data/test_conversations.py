@@ -160,6 +160,7 @@ def test_rows_say_what_they_hold(tmp_path: Path) -> None:
     assert sorted(missing_images(dataset, tmp_path)) == ["3.jpg", "x/../cats/1.jpg"]
 
 
+@pytest.mark.slow
 def test_truncation_never_cuts_an_image(tmp_path: Path) -> None:
     """Whatever the length, the longest beginning that fits, or an error where no answer begins in it."""
     tokenizer = byte_level()

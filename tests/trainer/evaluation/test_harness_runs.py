@@ -27,6 +27,8 @@ from trainer.training.run import train
 HARNESSES = Path(sys.prefix) / "harness"
 """Where `make .venv` puts them."""
 pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.processes,
     pytest.mark.real,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them"),

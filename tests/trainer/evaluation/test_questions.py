@@ -1,6 +1,7 @@
 """Questions about photos: a model that sees answers them, one that does not look stands at the questions' own level."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,14 @@ def questions() -> list[Question]:
     return asked
 
 
+@pytest.fixture(scope="module")
+def _learnt() -> dict[str, torch.Tensor]:
+    """The weights of `seeing`, learnt once."""
+    return {}
+
+
 @pytest.fixture
-def seeing(ready: Make, photos: Path, tmp_path: Path) -> Ready:
+def seeing(ready: Make, photos: Path, tmp_path: Path, _learnt: dict[str, torch.Tensor]) -> Ready:
     """A model that has learnt the answers."""
     rows = [
         record(f"{number}", [one.image], f"{one.text}\n{SHORT}", one.answers[0].capitalize())
@@ -53,6 +60,9 @@ def seeing(ready: Make, photos: Path, tmp_path: Path) -> Ready:
     made = ready(write(tmp_path / "data.json", rows), image_root=photos, batch_size=16, template="own")
     torch.manual_seed(0)
     model = load_model(made.folder, Recipe(model=made.folder.path)).train().requires_grad_(True)
+    if _learnt:
+        model.load_state_dict(_learnt)
+        return made._replace(model=model)
     spread_out = made.model.model.multi_modal_projector.state_dict()  # else every colour gives nearly the same tokens
     model.model.multi_modal_projector.load_state_dict(spread_out)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -63,6 +73,7 @@ def seeing(ready: Make, photos: Path, tmp_path: Path) -> Ready:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
+    _learnt.update(deepcopy(model.state_dict()))
     return made._replace(model=model)
 
 
@@ -76,6 +87,7 @@ def asked(made: Ready, photos: Path, given: list[Question], batch_size: int = 8)
         )(given)
 
 
+@pytest.mark.slow
 def test_a_model_that_sees_answers_and_the_same_model_blinded_guesses(seeing: Ready, photos: Path) -> None:
     found = asked(seeing, photos, questions())
     assert found["yes_no_questions"] == 2 * PHOTOS
@@ -96,6 +108,7 @@ def test_a_model_that_sees_answers_and_the_same_model_blinded_guesses(seeing: Re
     assert blind["vqa_accuracy"] == blind["vqa_accuracy_other"] <= 0.25
 
 
+@pytest.mark.slow
 def test_of_shuffled_labels_it_knows_nothing(seeing: Ready, photos: Path) -> None:
     random = np.random.default_rng(0)
     given = [one for one in questions() if one.yes_no]
@@ -188,6 +201,7 @@ def test_what_asks_nothing_is_one_line(content: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command(command: Any, seeing: Ready, photos: Path, tmp_path: Path) -> None:
     listed = [
         {"image": one.image, "question": one.text, "label": one.answers[0], "object": one.group}

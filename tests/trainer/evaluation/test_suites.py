@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,9 +30,15 @@ SUITES: tuple[Suite, ...] = ("sea", "basic", "smoke")
 OWN = data_folder("jobs") / "eval"
 
 
+@pytest.fixture(scope="module")
+def _exported(_made: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_model(ExportSettings(source=_made.model, out=tmp_path_factory.mktemp("exported") / "x")).out
+
+
 @pytest.fixture
-def exported(tiny: World, tmp_path: Path) -> Path:
-    return export_model(ExportSettings(source=tiny.model, out=tmp_path / "exports" / "x")).out
+def exported(_exported: Path, tmp_path: Path) -> Path:
+    """To be spoiled."""
+    return Path(shutil.copytree(_exported, tmp_path / "exports" / "x"))
 
 
 def steps(folder: Path, suite: Suite, **settings: Any) -> dict[str, Step]:
@@ -294,6 +301,8 @@ def leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield from leaves(inner, (*place, key))
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_bos_that_template_and_tokenizer_both_write_is_written_once(tmp_path: Path) -> None:
     """lmms-eval has the processor tokenise what the template wrote; the printed command starts it as ours."""
     vicuna_like(tmp_path / "llm")

@@ -23,17 +23,15 @@ from transformers import (
 
 from tests.support.memory import READY, measured
 from tests.support.programs import Begin
-from tests.support.run_values import run as run
 from tests.support.run_values import tensors, written
 from tests.support.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
-from tests.support.tiny_runs import World, tiny_recipe
 from trainer.export import run as export_run
 from trainer.export import transformers4
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
 from trainer.model.sentence_piece import same_tokenizer
 from trainer.model.tensor_files import Entry, canonical, read_weights, write_weights
-from trainer.training.run import TrainRun, train
+from trainer.training.run import TrainRun
 
 
 def test_the_whole_model(run: TrainRun, tmp_path: Path) -> None:
@@ -186,6 +184,7 @@ def test_a_gemma_for_4_does_not_train(tmp_path: Path) -> None:
         export_model(ExportSettings.of(source=done.out, out=tmp_path / "again"))
 
 
+@pytest.mark.slow
 def test_the_packaged_tower_says_what_its_reader_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm", template=CHATML)
     model = init_model(f"s2:{vision}", str(llm), tmp_path / "model")
@@ -200,6 +199,7 @@ def test_the_packaged_tower_says_what_its_reader_needs(tmp_path: Path, monkeypat
     export_model(ExportSettings.of(source=model, out=tmp_path / "llm-4", names=4, kind="llm"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_texts")
 def test_a_tokenizer_that_transformers_takes_for_another_is_pointed_out(tmp_path: Path) -> None:
     """It reads every Qwen2's as Qwen's own, which splits words otherwise than the tiny one."""
@@ -214,6 +214,7 @@ def test_a_tokenizer_that_transformers_takes_for_another_is_pointed_out(tmp_path
         assert same_tokenizer(AutoTokenizer.from_pretrained(whole.out), as_written)
 
 
+@pytest.mark.slow
 def test_compat_is_the_old_name_of_names(tmp_path: Path) -> None:
     for llm, settings in (("llama", {"names": 4}), ("gemma", {"names": 4, "rescale_projector": True})):
         model = tiny_model(tmp_path / llm, llm=llm)
@@ -291,6 +292,8 @@ def export_and_die() -> None:
     export_model(ExportSettings.of(source=Path(sys.argv[1]), out=Path(sys.argv[2])))
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_kill_leaves_no_half_folder_and_the_next_call_clears_up(
     run: TrainRun, tmp_path: Path, program: Begin
 ) -> None:
@@ -316,6 +319,8 @@ write_weights(transformers4.rescaled(transformers4.renamed(read_weights(source),
 """
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_memory_is_that_of_what_is_computed(tmp_path: Path) -> None:
     """Of 256 MB, 16 MB are computed anew; the rest passes by."""
     part = torch.zeros(16 * 2**18)  # 16 MB
@@ -331,9 +336,3 @@ def test_memory_is_that_of_what_is_computed(tmp_path: Path) -> None:
     memory = measured("-c", MEASURED, str(tmp_path / "in"), str(tmp_path / "out"))
     assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) > 256e6
     assert memory.peak - memory.before < 100e6
-
-
-def test_a_run_with_adapters_exports_as_any_other(tiny: World, tmp_path: Path) -> None:
-    recipe = tiny_recipe(tiny, lora={"rank": 2}, learning_rates={"llm": 1e-3}, training_arguments={"max_steps": 1})
-    run = train(recipe, tmp_path / "run")
-    assert {canonical(name) for name in tensors(written(run.out, tmp_path / "out"))} == tensors(tiny.model).keys()

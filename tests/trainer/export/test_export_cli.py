@@ -10,7 +10,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.support.initialised import edit
-from tests.support.run_values import run as run
 from tests.support.run_values import tensors
 from tests.support.tiny_models import tiny_model
 from trainer.export.run import ExportSettings, export_model
@@ -130,7 +129,7 @@ def test_what_is_refused_in_one_line(
     assert (full / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["run.json", "summary.json", "model/generation_config.json", "model/alignment.json"])
+@pytest.mark.parametrize("name", ["model/generation_config.json", "model/alignment.json"])
 def test_a_damaged_file_is_named(command: Any, run: TrainRun, tmp_path: Path, name: str) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(run.out, damaged)

@@ -18,6 +18,8 @@ from trainer.recipes.recipe import Recipe
 HARNESSES = Path(sys.prefix) / "harness"
 """Where `make .venv` puts them."""
 pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.processes,
     pytest.mark.timeout(400),
     pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them"),
 ]

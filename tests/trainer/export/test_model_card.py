@@ -12,7 +12,6 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.pipelines import SUPPORTED_TASKS
 
 from tests.support.initialised import edit
-from tests.support.run_values import run as run
 from tests.support.run_values import written
 from tests.support.tiny_models import tiny_model
 from trainer.export.model_card import model_card

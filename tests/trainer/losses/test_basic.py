@@ -176,6 +176,7 @@ def test_a_batch_without_images_has_no_term(make: Callable[..., AlignTrainer]) -
     (given["lm"] + given["nothing"]).backward()
 
 
+@pytest.mark.slow
 def test_a_run_logs_the_terms_and_ends(tiny: World, deep: Path, tmp_path: Path) -> None:
     terms = {"das": {"weight": "auto", "ratio": 0.2}, "sds": {"weight": 0.01}, "sea": {"weight": "auto"}}
     recipe = tiny_recipe(tiny, model=str(deep), loss=terms | {"measure_every": 1})
@@ -232,6 +233,7 @@ def test_micro_batches_without_images_do_not_count(tiny: World, deep: Path, tmp_
     torch.testing.assert_close(gradients["mixed"], gradients["apart"], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frozen", "half"), [("bfloat16", True), ("bfloat16", False), ("float32", True)])
 def test_every_precision_goes_through(tiny: World, deep: Path, tmp_path: Path, frozen: str, half: bool) -> None:
     loss = BOTH | {"sea": {"weight": 1}}

@@ -14,22 +14,6 @@ from trainer.losses import equations
 from trainer.losses.equations import das, sds, sea, word_table
 
 
-@pytest.mark.parametrize(("count", "width"), [(1, 4), (2, 3), (7, 5), (13, 16)])
-@pytest.mark.parametrize("log_scale", [0.0, math.log(1 / 0.07)])
-def test_sea_is_equation_9_forward_and_backward(count: int, width: int, log_scale: float) -> None:
-    inputs = [random(count, width, seed=1), random(count, width, seed=2), torch.tensor(log_scale, dtype=torch.float64)]
-    values, gradients = [], []
-    for loss in (sea, sea_twin):
-        copies = [tensor.clone().requires_grad_() for tensor in inputs]
-        value = loss(*copies)
-        value.backward()
-        values.append(value.detach())
-        gradients.append([copy.grad for copy in copies])
-    torch.testing.assert_close(values[0], values[1], atol=1e-12, rtol=1e-12)
-    for fast, slow in zip(*gradients, strict=True):
-        torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-10)
-
-
 def test_sea_at_known_points() -> None:
     zero = torch.zeros((), dtype=torch.float64)
     assert sea(random(1, 8), random(1, 8), zero) == 0

@@ -1,5 +1,6 @@
 """The blind control: a model that sees gains from the right photo, one that does not look gains nothing."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,21 @@ def colours(tmp_path: Path) -> Path:
     return write(tmp_path / "colours.json", records)
 
 
+@pytest.fixture(scope="module")
+def _learnt() -> dict[str, torch.Tensor]:
+    """The weights of `seeing`, learnt once."""
+    return {}
+
+
 @pytest.fixture
-def seeing(ready: Make, colours: Path, tmp_path: Path) -> Ready:
+def seeing(ready: Make, colours: Path, tmp_path: Path, _learnt: dict[str, torch.Tensor]) -> Ready:
     """A model that has learnt to name what it sees."""
     made = ready(colours, image_root=tmp_path)
     model = load_model(made.folder, Recipe(model=made.folder.path)).train().requires_grad_(True)
     made = made._replace(model=model)
+    if _learnt:
+        model.load_state_dict(_learnt)
+        return made
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     batches = list(made.evaluator.batches(torch.device("cpu")))
     for _ in range(24):
@@ -51,9 +61,11 @@ def seeing(ready: Make, colours: Path, tmp_path: Path) -> Ready:
             (given["lm"] / len(batch["targets"])).backward()
             optimizer.step()
             optimizer.zero_grad()
+    _learnt.update(deepcopy(model.state_dict()))
     return made
 
 
+@pytest.mark.slow
 def test_a_model_that_sees_gains_and_the_same_model_blinded_does_not(seeing: Ready) -> None:
     found = seeing.evaluator(seeing.model)
     for name in ("right_photo_gain", "right_photo_gain_content"):
@@ -74,6 +86,7 @@ def test_a_model_of_shuffled_photos_gains_nothing(ready: Make, colours: Path, tm
     assert abs(found["right_photo_gain"]) < 2 * found["right_photo_gain_se"]
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_a_slow_twin(seeing: Ready) -> None:
     """One sample at a time by transformers' own forward, all sums in float64."""
     evaluator, rows = seeing.evaluator, seeing.evaluator.data.rows
@@ -121,6 +134,7 @@ def test_the_numbers_are_those_of_a_slow_twin(seeing: Ready) -> None:
     assert found["right_photo_gain_se"] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter(seeing: Ready) -> None:
     found = seeing.evaluator(seeing.model)
     seeing.evaluator.batch_size = 3
@@ -169,9 +183,11 @@ def test_the_error_covers_what_was_drawn() -> None:
     assert 0.92 < held / 2000 < 0.97
 
 
-def tokenizers(tmp_path: Path) -> dict[str, PreTrainedTokenizerBase]:
-    vicuna_like(tmp_path / "vicuna")
-    return {"bytes": byte_level(), "sentencepiece": load_tokenizer(str(tmp_path / "vicuna"))}
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreTrainedTokenizerBase]:
+    folder = tmp_path_factory.mktemp("vicuna")
+    vicuna_like(folder)
+    return {"bytes": byte_level(), "sentencepiece": load_tokenizer(str(folder))}
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
@@ -185,9 +201,9 @@ def tokenizers(tmp_path: Path) -> dict[str, PreTrainedTokenizerBase]:
         "😀 smile 😀😀 of a child",
     ],
 )
-def test_tokens_of_content_words(kind: str, text: str, tmp_path: Path) -> None:
+def test_tokens_of_content_words(kind: str, text: str, tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
     """A token counts if a letter of it is of a content word; together they write these words and no other letter."""
-    tokenizer = tokenizers(tmp_path)[kind]
+    tokenizer = tokenizers[kind]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = tokenizer.eos_token_id
     given = [5, *ids, end, 7, *ids, end]

@@ -165,6 +165,7 @@ def test_every_tower_of_init_pads(vision: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(levels(with_aspect_ratio(fresh, "pad", HERE), image), ours, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_written_folder_gives_the_same_pixels_and_nothing_else_changes(kind: str, tmp_path: Path) -> None:
     tower, llm = tiny_vision(tmp_path / "vision", kind), tiny_llm(tmp_path / "llm")

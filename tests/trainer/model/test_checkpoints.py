@@ -92,6 +92,7 @@ def test_without_a_whole_one_a_line_says_so(harm: str, stopped: Path) -> None:
             file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_without_a_whole_one_a_run_begins_anew_once_they_are_removed(tiny: World, stopped: Path, whole: Path) -> None:
     for step in (2, 4):
         HARMS["cut"](of(stopped, step) / "optimizer.pt")
@@ -121,6 +122,7 @@ def test_checkpoints_of_older_versions_count_if_they_can_be_read(tiny: World, st
     assert weights(stopped) == weights(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_the_last_whole_one_is_never_removed(limit: int, tiny: World, stopped: Path, whole: Path) -> None:
     """The newest is damaged, so the one before is all there is, until another one is whole."""
@@ -160,6 +162,7 @@ MOMENTS = [
 """In their order: what is on the disk behind one is there before the next, but for what saves the weights."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "call", "before"),
     [*((*moment, True) for moment in MOMENTS), (*MOMENTS[0], False), (*MOMENTS[-1], False)],

@@ -164,6 +164,7 @@ def test_pixels_are_prepared_as_the_folder_says(hub: Path, tmp_path: Path, name:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vision", "llm"),
     [*((CLIP, llm) for llm in LLMS if "13b" not in llm), *((tower, VICUNA) for tower in list(ALONE)[1:4])],

@@ -197,6 +197,7 @@ def _follow_tokenizer_advice() -> None:
     edit(Path(VICUNA, "tokenizer_config.json"), tokenizer_class="PreTrainedTokenizerFast")
 
 
+@pytest.mark.slow
 def test_an_image_processor_that_cannot_be_used(made: Callable[[str], Path]) -> None:
     file = "preprocessor_config.json"
     code = {"image_processor_type": "XProcessor", "auto_map": {"AutoImageProcessor": "image_processing_x.XProcessor"}}

@@ -70,6 +70,7 @@ def start_folder(kind: str, tiny: World, root: Path) -> Path:
 KINDS = ("llama", "gemma", "linear", "bfloat16", "float16", "sharded", "llava_hf", "of_transformers_4_52")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_as_with_the_whole_model_and_all_other_bytes_stay(
     kind: str, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

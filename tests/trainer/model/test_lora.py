@@ -137,6 +137,7 @@ def test_basic_and_sea_reach_the_projector_alone_and_see_the_adapted_llm(tiny: W
     torch.testing.assert_close(adapted["refined_norm"], stock["refined_norm"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_stock_folder(tiny: World, finished: FinishedRuns) -> None:
     before, after = tensors(tiny.model), tensors(finished(tiny_recipe(tiny, **LORA)) / "model")
     assert after.keys() == before.keys()
@@ -156,6 +157,7 @@ def test_adapters_are_added_to_the_weights_in_the_folder(tiny: World, tmp_path: 
             torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> None:
     ends = []
     for checkpointing in (False, True):

@@ -105,6 +105,7 @@ def unseen(text: str) -> int:
     return sum("t" in rest and "p" not in rest for rest in behind)
 
 
+@pytest.mark.slow
 def test_every_row_is_looked_at(tiny: World) -> None:
     folder = open_model_folder(tiny.model)
     for text in ("ppIpt", "pIptpIpt", "pt", "Ippt", "ptptpI", "tpI"):  # behind the last two there is no text at all

@@ -36,6 +36,7 @@ def test_every_tensor_is_there_under_its_stock_name(llm: float | None, tiny: Wor
         assert (model / name).read_bytes() == (tiny.model / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tied", "float16", "linear", "sharded", "tower trains"])
 def test_what_is_frozen_keeps_its_values_in_whatever_precision_it_computes(
     kind: str, tiny: World, tmp_path: Path
@@ -63,6 +64,7 @@ def test_what_is_frozen_keeps_its_values_in_whatever_precision_it_computes(
     assert kind != "linear" or not any("linear_2" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_the_packaged_tower_computes_in_bfloat16(tiny: World, tmp_path: Path) -> None:
     start = init_model("packaged", str(tiny_llm(tmp_path / "llm")), tmp_path / "model")
     recipe = tiny_recipe(

@@ -48,6 +48,7 @@ def ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]
     return [one.ids for one in tokenise(tokenizer, texts)]
 
 
+@pytest.mark.slow
 def test_ids_are_sentence_pieces(folder: Path, model: Any, prepared: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     expected = [Slow(model)(text) for text in ODD]
     assert any("\u2581\u2581" in model.id_to_piece(one) for text in expected for one in text), (
@@ -63,6 +64,7 @@ def test_a_text_without_special_tokens_is_sentence_pieces_own(model: Any, prepar
     assert ids(prepared, list(TEXTS)) == model.encode(list(TEXTS))
 
 
+@pytest.mark.slow
 def test_merges_in_another_order_are_mended(folder: Path, model: Any, tmp_path: Path) -> None:
     """transformers 5.23 orders merges by id: a run of spaces is then merged before the space of a word."""
     loaded = AutoTokenizer.from_pretrained(folder)
@@ -77,6 +79,7 @@ def test_merges_in_another_order_are_mended(folder: Path, model: Any, tmp_path: 
     assert ids(load_tokenizer(str(tmp_path / "llm")), ODD) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"add_dummy_prefix": False},
     {"byte_fallback": False, "vocab_size": 220},
@@ -91,6 +94,7 @@ def test_what_cannot_be_mended_is_refused(tmp_path: Path, options: dict[str, Any
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_files_of_two_models_are_refused_with_both_ids(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "llm")
     sentence_piece(tmp_path / "llm" / "tokenizer.model", vocab_size=320)
@@ -158,6 +162,7 @@ def test_conversations_have_llavas_ids(tmp_path: Path, model: Any, prepared: Pre
         assert row["trained"] == [False, False] + [True] * (len(row["input_ids"]) - 2), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_prompt_has_the_ids_that_were_trained(tmp_path: Path, legacy: bool) -> None:
     """What a processor of transformers makes of a prompt, as it tokenises it whole."""
@@ -172,6 +177,7 @@ def test_a_prompt_has_the_ids_that_were_trained(tmp_path: Path, legacy: bool) ->
         assert found == row["input_ids"][: len(found)], prompt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_written_bos_is_followed_as_an_added_one(tmp_path: Path, legacy: bool) -> None:
     """Readers of a chat template tokenise its text without adding anything, and training adds the BOS."""
@@ -198,6 +204,7 @@ def test_the_image_token_is_added_once(prepared: PreTrainedTokenizerBase) -> Non
     assert (again.padding_side, again.model_max_length) == (prepared.padding_side, prepared.model_max_length)
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_earlier_version_gets_the_space(folder: Path, prepared: PreTrainedTokenizerBase) -> None:
     earlier = load_tokenizer(str(folder))
     earlier.add_tokens(["<image>"], special_tokens=True)
@@ -206,6 +213,7 @@ def test_a_folder_of_an_earlier_version_gets_the_space(folder: Path, prepared: P
     assert with_image_token(earlier)(prompt)["input_ids"] == prepared(prompt)["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_saved_tokenizer_that_differs_is_refused(prepared: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     prepared.save_pretrained(tmp_path)
     check_saved_tokenizer(tmp_path, prepared, "llm")

@@ -94,6 +94,7 @@ def test_where_targets_have_no_length_either() -> None:
         assert gradient.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["sea", "das"])
 def test_a_projector_that_starts_at_zero_trains(term: str, tiny: World, deep: Path, tmp_path: Path) -> None:
     arguments = {"max_steps": 12, "save_strategy": "no", "max_grad_norm": 0.0, "warmup_steps": 0}

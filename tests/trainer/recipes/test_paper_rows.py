@@ -113,6 +113,7 @@ def test_the_commands_of_a_header_parse(path: Path) -> None:
             assert read_recipes(path, parsed["overrides"] or [])
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_row_parse_and_hang_together() -> None:
     for row in ROWS.values():
         parsed = [parse(line) for line in row.commands()]
@@ -132,6 +133,7 @@ def test_the_commands_of_a_row_parse_and_hang_together() -> None:
             assert one["encoder"] == row.encoder
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_curve() -> None:
     """Of Figure 3 alone; each row's run is asked along its second stage, and all of them make one table."""
     curves = {name: [line for line in row.commands() if " eval-commands " in line] for name, row in ROWS.items()}
@@ -200,6 +202,7 @@ def test_a_name_is_a_file_a_row_or_a_recipe_of_the_project(tmp_path: Path, monke
 def test_what_is_offered_can_be_trained_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert recipe_names() == [*(path.stem for path in RECIPES), *ROWS]
+    monkeypatch.setattr("trainer.recipes.paper_rows.paper_rows", lambda: ROWS)  # which are read anew for each name
     assert all(named_recipes(name) for name in recipe_names())
     with pytest.raises(UserError, match="papers/sea: expected a recipe's"):
         named_recipes("papers/sea")

@@ -1,4 +1,4 @@
-"""Every row of the papers' tables at tiny size: its stages are built as they stand, and each takes one step."""
+"""Every row of the papers' tables says what its paper does; at tiny size a stage of each shape takes one step."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -31,6 +31,7 @@ LLMS = {
     "microsoft/Phi-3-mini-4k-instruct": "phi3",
     "mistralai/Mistral-7B-v0.1": "mistral",
 }
+PARTS = ("projector", "llm", "vision")
 NEEDS_GPUS = ("fsdp", "fsdp_config", "tf32")
 DEEP = 8
 """Layers of the tiny LLM where a row names some of Vicuna-7B's 32, which are four times as many; else it has two."""
@@ -73,12 +74,30 @@ def captions(_made: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def taken() -> Iterator[dict[str, Stepped]]:
-    """Steps by recipe: what several rows share, such as the baseline's stage 2, is taken once."""
-    gc.freeze()  # accelerate collects garbage at each start, a third of the time: among all that was ever imported
-    yield {}
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """accelerate collects garbage at each start, a third of the time: among all that was ever imported."""
+    gc.freeze()
+    yield
     gc.unfreeze()
+
+
+def shapes() -> Iterator[tuple[str, str]]:
+    """Row and stage where something comes for the first time: a model and what of it trains, or terms and their ways.
+
+    Another number alone, such as the k of a curve, is no other shape.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    for name, row in ROWS.items():
+        for stage, recipe in row.recipes().items():
+            loss = recipe.loss
+            ways = loss.basic.model_copy(update={"layers": bool(loss.basic.layers)}).model_dump_json()
+            trained = tuple(part for part in PARTS if getattr(recipe.learning_rates, part))
+            made = (TOWERS[row.vision], LLMS[row.llm], trained)
+            asked = (*sorted(loss.terms()), ways, recipe.data.template, trained)
+            if not {made, asked} <= seen:
+                yield name, stage
+            seen |= {made, asked}
 
 
 def cut(recipe: Recipe, model: Path, world: World, captions: Path) -> Recipe:
@@ -124,28 +143,42 @@ def promised(name: str, stage: str) -> tuple[set[str], dict[str, float]]:
     return terms, {"projector": 2e-5, "llm": 2e-5} | tower
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_row_takes_one_step(
-    name: str,
-    tiny: World,
-    captions: Path,
-    models: Callable[[PaperRow], Path],
-    taken: dict[str, Stepped],
-    tmp_path: Path,
+@pytest.mark.parametrize(("name", "stage"), list(shapes()))
+def test_a_shape_takes_one_step(
+    name: str, stage: str, tiny: World, captions: Path, models: Callable[[PaperRow], Path], tmp_path: Path
 ) -> None:
     row = ROWS[name]
-    stages = row.recipes()
+    recipe = row.recipes()[stage]
+    done = stepped(cut(recipe, models(row), tiny, captions), tmp_path)
+    terms, rates = promised(name, stage)
+    assert done.terms == terms
+    for where in PARTS:
+        assert done.moved[where] == pytest.approx(rates.get(where, 0.0), rel=0.1), where
+    if wrapped := recipe.training_arguments.get("fsdp_config"):
+        assert set(wrapped["transformer_layer_cls_to_wrap"]) < done.layers
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_trains_what_its_paper_does(name: str, tiny: World, captions: Path) -> None:
+    stages = ROWS[name].recipes()
     assert list(stages) == (["finetune"] if name == "sea-figure3-no-pretraining" else ["pretrain", "finetune"])
     for stage, recipe in stages.items():
-        tiny_recipe = cut(recipe, models(row), tiny, captions)
-        key = tiny_recipe.model_dump_json()
-        done = taken[key] = taken.get(key) or stepped(tiny_recipe, tmp_path / stage)
         terms, rates = promised(name, stage)
-        assert done.terms == terms, stage
-        for where in ("projector", "llm", "vision"):
-            assert done.moved[where] == pytest.approx(rates.get(where, 0.0), rel=0.1), (stage, where)
-        if wrapped := recipe.training_arguments.get("fsdp_config"):
-            assert set(wrapped["transformer_layer_cls_to_wrap"]) < done.layers
+        assert {"lm", *recipe.loss.terms()} == terms
+        assert recipe.loss.lm == 1
+        found = {part: getattr(recipe.learning_rates, part) for part in PARTS}
+        assert {part: rate for part, rate in found.items() if rate} == rates
+        assert cut(recipe, tiny.model, tiny, captions).loss.terms() == recipe.loss.terms()
+
+
+def test_the_rows_of_an_llm_cut_the_same_layers() -> None:
+    """Which are looked for in the model where one of them takes a step."""
+    wrapped: dict[str, set[str]] = {}
+    for row in ROWS.values():
+        for recipe in row.recipes().values():
+            config = recipe.training_arguments.get("fsdp_config", {})
+            wrapped.setdefault(LLMS[row.llm], set()).update(config.get("transformer_layer_cls_to_wrap", ()))
+    assert {len(layers) for layers in wrapped.values()} == {1}
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -25,11 +25,6 @@ from trainer.targets.codecs import Codec, CodecName, fit_codec
 from trainer.targets.store import TargetRow, Targets, TargetWriter, bytes_per_image, open_targets
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return teach(tmp_path / "targets")
-
-
 @pytest.mark.parametrize("name", ["float16", "int8", "pq64"])
 def test_the_store_gives_back_what_the_codec_keeps(name: CodecName, tmp_path: Path) -> None:
     store = open_targets(str(teach(tmp_path / "targets", name)))

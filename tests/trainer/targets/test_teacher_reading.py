@@ -31,16 +31,10 @@ from tests.support.planted_targets import (
     image_id,
     planted,
     shard,
-    teach,
 )
 from tests.support.world import draw_folder
 from trainer.targets.codecs import save_codec
 from trainer.targets.store import CODEC, KIND, TargetStore, open_targets
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return teach(tmp_path / "targets")
 
 
 def test_one_flipped_bit_anywhere_in_a_file_is_found(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
 from tests.support.run_values import settings
-from tests.support.tiny_runs import ROWS, World, logged, tiny_recipe, tiny_trainer
+from tests.support.tiny_runs import ROWS, FinishedRuns, World, logged, tiny_recipe, tiny_trainer
 from trainer.targets.store import open_targets
 from trainer.teacher import run as teach_run
 from trainer.teacher.run import teach_images
@@ -26,10 +26,23 @@ def world(tiny: World, deep: Path) -> World:
     return tiny._replace(model=deep)
 
 
-def test_the_targets_are_what_the_model_computes(world: World, tmp_path: Path) -> None:
-    done = teach_images(settings(world, tmp_path / "targets"))
-    store = open_targets(tmp_path / "targets")
-    assert len(store) == done.report.images == ROWS - 1  # one sample has no image
+@pytest.fixture(scope="module")
+def _targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("taught") / "targets"
+
+
+@pytest.fixture
+def targets(world: World, _targets: Path) -> Path:
+    """Of the world's images, as float16; taught once, to be read only."""
+    if not _targets.exists():
+        assert teach_images(settings(world, _targets)).report.images == ROWS - 1  # one sample has no image
+    return _targets
+
+
+@pytest.mark.slow
+def test_the_targets_are_what_the_model_computes(world: World, targets: Path, tmp_path: Path) -> None:
+    store = open_targets(targets)
+    assert len(store) == ROWS - 1
     assert store.grid == (4, 4)
     assert store.width == 32
     trainer = tiny_trainer(tiny_recipe(world, loss=DAS), tmp_path / "run")
@@ -39,29 +52,32 @@ def test_the_targets_are_what_the_model_computes(world: World, tmp_path: Path) -
         columns = batch["input_ids"] == model.config.image_token_id
         with torch.no_grad(), term.watching(batch, columns, model.get_input_embeddings()) as seen:
             model(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})
-        targets = store[trainer.data.rows[row]["images"][0]]
+        found = store[trainer.data.rows[row]["images"][0]]
         expected = seen.refined.float().numpy()
-        assert targets.refined.dtype == targets.attention.dtype == np.float32
-        np.testing.assert_allclose(targets.refined, expected, rtol=1e-3, atol=1e-3)
+        assert found.refined.dtype == found.attention.dtype == np.float32
+        np.testing.assert_allclose(found.refined, expected, rtol=1e-3, atol=1e-3)
         degrees = (seen.attention / seen.attention.sum()).numpy()
-        np.testing.assert_allclose(targets.attention, degrees, rtol=1e-4)
+        np.testing.assert_allclose(found.attention, degrees, rtol=1e-4)
         assert degrees.std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codec", "tolerance"), [("float16", 1e-4), ("int8", 1e-3)])
-def test_training_from_the_cache_begins_as_online(world: World, tmp_path: Path, codec: str, tolerance: float) -> None:
-    teach_images(settings(world, tmp_path / "targets", codec=codec))
-    train(tiny_recipe(world, loss=DAS), tmp_path / "online")
-    train(tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets")), tmp_path / "cached")
-    online, cached = logged(tmp_path / "online"), logged(tmp_path / "cached")
+def test_training_from_the_cache_begins_as_online(
+    world: World, targets: Path, finished: FinishedRuns, tmp_path: Path, codec: str, tolerance: float
+) -> None:
+    if codec != "float16":
+        targets = tmp_path / "targets"
+        teach_images(settings(world, targets, codec=codec))
+    train(tiny_recipe(world, loss=DAS, teacher=str(targets)), tmp_path / "cached")
+    online, cached = logged(finished(tiny_recipe(world, loss=DAS))), logged(tmp_path / "cached")
     for name in ("loss_lm", "loss_das", "loss_sds", "loss"):
         assert cached[0][name] == pytest.approx(online[0][name], rel=tolerance)
     assert cached[-1]["loss_das"] != online[-1]["loss_das"]  # the teacher online has moved on
 
 
-def test_without_the_llm_the_targets_are_enough(world: World, tmp_path: Path) -> None:
-    teach_images(settings(world, tmp_path / "targets"))
-    recipe = tiny_recipe(world, loss=DAS | {"lm": 0}, teacher=str(tmp_path / "targets"))
+def test_without_the_llm_the_targets_are_enough(world: World, targets: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, loss=DAS | {"lm": 0}, teacher=str(targets))
     trainer = tiny_trainer(recipe, tmp_path / "run")
     assert len(trainer.model.model.language_model.layers) == 0
     train(recipe, tmp_path / "out")
@@ -71,27 +87,12 @@ def test_without_the_llm_the_targets_are_enough(world: World, tmp_path: Path) ->
         tiny_recipe(world, loss=DAS | {"lm": 0})
 
 
-def test_a_kill_costs_a_shard_at_most(world: World, tmp_path: Path) -> None:
-    out = tmp_path / "targets"
-    teach_images(settings(world, out, codec="int8"))
-    whole = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.parquet")}
-    assert len(list((out / "targets").iterdir())) == 3
-    (out / "manifest.json").unlink()
-    (out / "commits" / "00001.json").unlink()
-    (out / "targets" / "part-00001-of-00003.parquet").write_bytes(b"half")
-    again = teach_images(settings(world, out, codec="int8"))
-    assert again.report.images == 4
-    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*.parquet")} == whole
-    assert teach_images(settings(world, out, codec="int8")).report.images == 0
-
-
-def test_another_model_is_another_run(world: World, tmp_path: Path) -> None:
-    teach_images(settings(world, tmp_path / "targets"))
-    train(tiny_recipe(world, training_arguments={"max_steps": 3}), tmp_path / "run")
+def test_another_model_is_another_run(world: World, targets: Path, finished: FinishedRuns) -> None:
+    other = finished(tiny_recipe(world, training_arguments={"max_steps": 3})) / "model"
     with pytest.raises(UserError, match=r"holds another run.*model\.weights"):
-        teach_images(settings(world, tmp_path / "targets", model=tmp_path / "run" / "model"))
+        teach_images(settings(world, targets, model=other))
     with pytest.raises(UserError, match=r"basic\.layer_weights"):
-        teach_images(settings(world, tmp_path / "targets", basic={"layer_weights": "dec"}))
+        teach_images(settings(world, targets, basic={"layer_weights": "dec"}))
 
 
 def test_a_bad_image_costs_that_image(world: World, tmp_path: Path) -> None:
@@ -129,6 +130,7 @@ def test_much_is_asked_about(world: World, tmp_path: Path, monkeypatch: pytest.M
     teach_images(settings(world, tmp_path / "targets", yes=True))
 
 
+@pytest.mark.slow
 def test_the_command(world: World, tmp_path: Path, command: Any) -> None:
     where = ("--data", world.data, "--image-root", world.data.parent / "images", "--out", tmp_path / "targets")
     code, stdout, stderr = command("teacher", "--model", world.model, *where, "--codec", "float16")
@@ -157,13 +159,19 @@ def test_the_sample_photos(world: World, tmp_path: Path) -> None:
     assert (run.report.images, run.report.bad) == (2, 0)
 
 
-def test_the_cache_is_not_asked_for_held_out_images(world: World, tmp_path: Path) -> None:
-    teach_images(settings(world, tmp_path / "targets"))
-    data = {"evaluate": str(world.held_out)}
-    run = train(tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets"), data=data), tmp_path / "run")
+def test_the_cache_is_not_asked_for_held_out_images(world: World, targets: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        world,
+        loss=DAS,
+        teacher=str(targets),
+        data={"evaluate": str(world.held_out)},
+        training_arguments={"max_steps": 1},
+    )
+    run = train(recipe, tmp_path / "run")
     assert run.summary["end"]["lm_loss"] > 0
 
 
+@pytest.mark.slow
 def test_settings_that_the_cache_was_not_made_with_are_refused(world: World, tmp_path: Path) -> None:
     teach_images(settings(world, tmp_path / "targets", basic={"layers": 2}))
     for basic in ({"layers": 1}, {"layer_weights": "dec"}, {"normalise": "unit"}, {"text": "prompt"}, {"outliers": 3}):
@@ -171,14 +179,15 @@ def test_settings_that_the_cache_was_not_made_with_are_refused(world: World, tmp
         with pytest.raises(UserError, match=rf"loss\.basic\.{next(iter(basic))}: .* were made with"):
             train(recipe, tmp_path / "run")
     same = {"layers": 2, "layer_weights": "inc", "degree": "equal"}
-    train(tiny_recipe(world, loss=DAS | {"basic": same}, teacher=str(tmp_path / "targets")), tmp_path / "run")
+    recipe = tiny_recipe(world, loss=DAS | {"basic": same}, teacher=str(tmp_path / "targets"))
+    tiny_trainer(recipe, tmp_path / "run")  # which opens them
 
 
-def test_what_only_l_sds_sees_is_left_as_it_was_trained(world: World, tmp_path: Path) -> None:
-    teach_images(settings(world, tmp_path / "targets"))
+@pytest.mark.slow
+def test_what_only_l_sds_sees_is_left_as_it_was_trained(world: World, targets: Path, tmp_path: Path) -> None:
     lengths = {}
     for name, loss in (("das", DAS | {"sds": {"weight": 0}}), ("sds", DAS)):
-        recipe = tiny_recipe(world, loss=loss | {"lm": 0}, teacher=str(tmp_path / "targets"))
+        recipe = tiny_recipe(world, loss=loss | {"lm": 0}, teacher=str(targets))
         train(recipe, tmp_path / name)
         again = tiny_trainer(recipe.model_copy(update={"model": tmp_path / name / "model"}), tmp_path / f"{name}-again")
         with torch.no_grad():

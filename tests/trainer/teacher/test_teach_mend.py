@@ -114,17 +114,23 @@ def test_the_advice_brings_back_what_is_damaged(
     assert teach() == 0
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, another_codec, lambda path: flip(path, 400)])
-def test_an_unfinished_folder_gets_its_codec_back(teach: Callable[..., int], tmp_path: Path, harm: Harm) -> None:
+@pytest.mark.parametrize("harm", [Path.unlink, another_codec, lambda path: flip(path, 400), None])
+def test_an_unfinished_folder_costs_a_shard_and_gets_its_codec_back(
+    teach: Callable[..., int], tmp_path: Path, harm: Harm | None
+) -> None:
+    """As a kill leaves it, with a shard half-written."""
     out = tmp_path / "targets"
     whole = content(out)
     (out / "manifest.json").unlink()
     (out / "commits" / "00002.json").unlink()
-    harm(out / CODEC)
-    teach()
+    (out / "targets" / "part-00002-of-00003.parquet").write_bytes(b"half")
+    if harm:
+        harm(out / CODEC)
+    assert teach() == 3
     assert content(out) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out(
     teach: Callable[..., int], tmp_path: Path, finished: bool

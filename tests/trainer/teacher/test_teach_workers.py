@@ -4,11 +4,14 @@ from pathlib import Path
 
 import distributed
 import numpy as np
+import pytest
 
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from tests.support.tiny_runs import make_world
 from trainer.targets.store import TargetStore, open_targets
 from trainer.teacher.run import TeachSettings, teach_images
+
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 assert distributed.__version__  # its settings must be there before any is changed
 

@@ -57,6 +57,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "README.md"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_kept_step_is_exported_as_a_run_that_ends_there(name: str, tiny: World, tmp_path: Path) -> None:
     """To the byte: weights, processor, tokenizer, configurations. The slow twin trains no further.
@@ -102,6 +103,7 @@ def goes_on(run: Path, *steps: float) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_others_and_writes_these_anew(tiny: World, stopped: Path, whole: Path) -> None:
     """Which steps are kept is no part of what a run is."""
     assert checkpoints.latest(stopped / "checkpoints") == stopped / "checkpoints" / "checkpoint-2"
@@ -117,6 +119,7 @@ def test_a_run_goes_on_from_the_others_and_writes_these_anew(tiny: World, stoppe
     assert all(torch.equal(value, trained[name]) for name, value in held.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, whole: Path) -> None:
     with killed_around(kept_checkpoints, "sync_folder", 1, before=before):

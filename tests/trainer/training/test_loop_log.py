@@ -76,6 +76,7 @@ def test_few_pairs_are_said_once() -> None:
     assert "63 pairs" in said[0]
 
 
+@pytest.mark.slow
 def test_a_line_of_several_steps_says_their_means(tiny: World, tmp_path: Path) -> None:
     loss = {"sea": {"weight": "auto"}, "measure_every": 2}
     _, each = run(tiny, tmp_path / "each", 6, loss=loss)
@@ -88,6 +89,7 @@ def test_a_line_of_several_steps_says_their_means(tiny: World, tmp_path: Path) -
     assert seldom[-1]["sea_weight"] == each[-1]["sea_weight"], "how often a run logs does not change it"
 
 
+@pytest.mark.slow
 def test_the_gradient_norms_are_the_terms_own(tiny: World, tmp_path: Path) -> None:
     """Unweighted and by the projector's weights, of the whole step, whatever surrounds it."""
     arguments = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
@@ -120,6 +122,7 @@ def test_auto_holds_the_ratio(tiny: World, tmp_path: Path) -> None:
     assert lines[-1]["sea_weight"] != pytest.approx(1.0, rel=0.2)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> None:
     for name, rates in (("stage 1", {}), ("stage 2", {"llm": 1e-3, "vision": 1e-3})):
         loss = {"sea": {"weight": "auto"}, "measure_every": 1}

@@ -128,6 +128,7 @@ def test_words_are_on_the_tokens_that_show_them(
         assert drawn == {token: seen[token] for token in drawn}
 
 
+@pytest.mark.slow
 def test_the_folder_that_a_stage_leaves_pads_by_itself(photos: World, tmp_path: Path) -> None:
     recipe = padded(photos, data={"evaluate": str(photos.held_out)})
     run = train(recipe, tmp_path / "run")
@@ -189,6 +190,7 @@ def taught(photos: World, out: Path, **settings: Any) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_teacher_sees_what_the_stage_sees(photos: World, deep: Path, tmp_path: Path) -> None:
     photos = photos._replace(model=deep)
     square, pad = (taught(photos, tmp_path / ratio, image_aspect_ratio=ratio) for ratio in ("square", "pad"))
@@ -247,6 +249,7 @@ def test_random_crops_do_not_go_with_a_folder_that_pads(photos: World, finished:
     assert not pads(AutoProcessor.from_pretrained(run.model).image_processor)
 
 
+@pytest.mark.slow
 def test_labels_that_nobody_named_are_looked_for_with_leave_alone(
     photos: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_killed_run_goes_on_exactly(
     assert [line["step"] for line in logged(whole)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_checkpoint_leads_to_the_same_end(
     stage: str, tiny: World, finished: FinishedRuns, tmp_path: Path
@@ -119,6 +120,7 @@ def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_kill_as_the_log_is_cut_loses_none_of_it(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)})
     whole = finished(recipe)

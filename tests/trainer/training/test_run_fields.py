@@ -126,6 +126,7 @@ def test_what_systems_leave_behind_is_no_part_of_a_model_or_a_run(
     assert made == {path.name for path in tiny.model.iterdir()}
 
 
+@pytest.mark.slow
 def test_without_a_name_other_images_and_another_measure_are_runs_of_their_own(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_training_arguments_that_do_not_fit(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_labels_are_made_where_none_fit_and_found_again(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +176,7 @@ def test_what_nothing_would_train_is_refused(tiny: World, tmp_path: Path) -> Non
         train(alone, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_metrics_are_those_of_the_model_that_is_saved(tiny: World, tmp_path: Path) -> None:
     """`match_norm` changes it behind the last step, even where that step was evaluated."""
     recipe = {"loss": {"lm": 0}, "data": {"evaluate": str(tiny.held_out)}}
