@@ -111,6 +111,21 @@ class Bench:
         ]
         return Run(losses, clock.seconds)
 
+    def work(self, terms: dict[str, Any], repeats: int = 12) -> float:
+        """CPU seconds of `Attached.loss` and its gradient by the visual tokens, which is all that a step has more."""
+        rows = [self.rows[number] for number in range(BATCH)]
+        batch, ids = self._collate(rows), [row["image_ids"] for row in rows]
+        attached = trainer.attach(self.made.model.train(), self.made.processor, labels=self.labels, **terms)
+        seconds = []
+        for _ in range(repeats):
+            self.made.model(**batch)
+            visual, begun = attached.kept().visual, time.process_time()
+            assert visual is not None
+            torch.autograd.grad(attached.loss(ids), visual)
+            seconds.append(time.process_time() - begun)
+        attached.detach()
+        return statistics.median(seconds[2:])
+
     def _own(self, attached: bool, steps: int, given: dict[str, Any], clock: CpuClock) -> Any:
         arguments = TrainingArguments(
             str(self.scratch / "own"), **(ARGUMENTS | {"max_steps": steps, "remove_unused_columns": False})
@@ -151,7 +166,7 @@ def _rows() -> Dataset:
 
 
 def figures() -> Iterator[Figure]:
-    """attach.step_ratio.trainer, .sft and .basic, attach.memory_ratio."""
+    """attach.step_ratio.trainer, .sft and .basic, attach.work, attach.memory_ratio."""
     with tempfile.TemporaryDirectory() as scratch, redirect_stderr(StringIO()):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -164,7 +179,7 @@ def _figures(bench: Bench, steps: int = STEPS) -> Iterator[Figure]:
     with redirect_stdout(StringIO()):
         bench.run("trainer", EVERY, 2)  # the first steps of a process are slower
         ran = {kind: [bench.run(kind, terms, steps) for terms in (None, SEA)] for kind in ("trainer", "sft")}
-        basic = bench.run("trainer", EVERY, steps)
+        basic, work = bench.run("trainer", EVERY, steps), bench.work(SEA)
         peaks = [peak_bytes(lambda terms=terms: bench.run("trainer", terms, 2)) for terms in (None, SEA)]
     for kind, (without, with_sea) in ran.items():
         yield Figure(
@@ -174,6 +189,7 @@ def _figures(bench: Bench, steps: int = STEPS) -> Iterator[Figure]:
             f"nothing attached, {statistics.median(without.seconds):.2f} CPU s {sizes}; L_lm of {_curve(without)} "
             f"without, {_curve(with_sea)} with SEA",
         )
+    yield Figure("attach.work", 1000 * work, "CPU ms", f"Attached.loss and its gradient by V, of {sizes}")
     yield Figure(
         "attach.step_ratio.basic",
         _ratio(basic, ran["trainer"][0]),
