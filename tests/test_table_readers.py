@@ -1,5 +1,6 @@
 """That programs which know nothing of this package read the tables of output folders as pyarrow does, row for row."""
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.support.paths import ROOT
 from tests.support.planted_targets import teach
 from tests.support.table_readers import OTHERS, TESTED, difference, tables
 from tests.support.world import Shelved
+
+PAGE = ROOT / "docs" / "label-format.md"
 
 
 @pytest.fixture(autouse=True)
@@ -75,9 +78,8 @@ def test_shards_hold_no_type_that_some_readers_lack(labels: Path, tmp_path: Path
 
 
 def test_the_lines_of_the_documentation_give_an_image_its_labels(labels: Path) -> None:
-    text = (ROOT / "docs" / "labels.md").read_text("utf-8")
-    lines = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
-    assert "runs/labels/mine" in lines
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (lines,) = (block for block in blocks if "duckdb" in block)
     given: dict[str, np.ndarray] = {}
     exec(lines.replace("runs/labels/mine", str(labels)).replace("(-1, 10)", "(-1, 3)"), given)
     store = open_labels(labels)
@@ -85,7 +87,7 @@ def test_the_lines_of_the_documentation_give_an_image_its_labels(labels: Path) -
 
 
 def test_the_documentation_has_a_line_for_each() -> None:
-    text = (ROOT / "docs" / "labels.md").read_text("utf-8")
+    text = PAGE.read_text("utf-8")
     lines = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ")]
     said = {reader.strip().rpartition(" ")[0]: cell.strip() for reader, cell in lines}
     assert {name: said[name] for name in TESTED} == dict.fromkeys(TESTED, "ok")

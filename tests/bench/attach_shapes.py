@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from trainer.evaluation.blind_control import others, standard_error
 
 import trainer
 from sea_pipeline.labels.run import LabelSettings, label_images
@@ -29,6 +28,7 @@ from sea_pipeline.labels.store import LabelStore, open_labels
 from tests.bench.packaged_qwen import PackagedQwen, Text, packaged_qwen
 from tests.support.shape_clip import COLOURS, OTHERS, SHAPES, SIDE, Thing, picture, scene, train
 from trainer.attach import Attached
+from trainer.measures.blind_control import others, standard_error
 
 ROWS = {"without": None, "attach": "own", "attach, shuffled labels": "other"}
 """Whose labels a picture has."""

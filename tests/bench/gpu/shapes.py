@@ -92,7 +92,12 @@ def trainer_of(setup: Setup, shape: Shape) -> AlignTrainer:
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else parameter.dtype)
     tokenizer = SimpleNamespace(pad_token_id=0)
     data: Any = SimpleNamespace(
-        processor=SimpleNamespace(tokenizer=tokenizer), grid=_grid(model), kept=None, labels=None, rows=[]
+        processor=SimpleNamespace(tokenizer=tokenizer),
+        grid=_grid(model),
+        kept=None,
+        labels=None,
+        rows=[],
+        collator=lambda pad, seed: None,
     )
     balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
     trainer = AlignTrainer(model, balances, data, recipe, training_arguments(recipe, Path(setup.scratch) / "run"))

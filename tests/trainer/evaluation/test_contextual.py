@@ -15,7 +15,7 @@ from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_runs import World
 from tests.support.tiny_tokenizers import byte_level
 from tests.support.world import COLOURS, draw
-from trainer.evaluation.contextual_lens import Index, _places, build_index, index_layers, nearest_states, size_of
+from trainer.evaluation.contextual_lens import Index, _positions, build_index, index_layers, nearest_states, size_of
 from trainer.evaluation.contextual_shares import Lens, captioned_photos, look_through
 from trainer.evaluation.nearest_by_layer import watching_layers
 from trainer.model.parts import load_tokenizer
@@ -108,7 +108,7 @@ def test_the_index_is_that_of_a_slow_twin(made: Ready) -> None:
         before = front(tokenizer)
         with watching_layers(model, lambda _, hidden, kept=outputs: kept.append(hidden[0])), torch.no_grad():  # type: ignore[misc]
             model.model.language_model(input_ids=torch.tensor([[*before, *encoded.ids]]), use_cache=False)
-        for place in _places(text, encoded.offsets, len(before)):
+        for place in _positions(text, encoded.offsets, len(before)):
             words.append(place.word)
             states.append(outputs[0][place.at] / outputs[0][place.at].norm())
     made.model.float()
@@ -185,7 +185,7 @@ def test_a_words_place_is_its_last_token(kind: str, tmp_path: Path) -> None:
     text = "Dogs: the woman's hand and unfathomable pictures"
     (encoded,) = tokenise(tokenizer, [text])
     for first in (0, 1):
-        places = list(_places(text, encoded.offsets, first))
+        places = list(_positions(text, encoded.offsets, first))
         words = ["dogs", "woman", "hand", "unfathomable", "pictures"]
         begun = encoded.offsets[0][1] >= 4 and not first
         assert [place.word for place in places] == words[begun:], "without a token before it a first word is left out"

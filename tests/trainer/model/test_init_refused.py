@@ -80,7 +80,6 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("someone/no-such-model", "llm", "cannot be loaded"),
         ("empty", "llm", "no config.json"),
         ("llm", "llm", "'llama' is no vision tower; expected packaged, s2:SPEC, CLIP"),
-        ("registers", "llm", "DINOv2 without registers"),
         ("s2@2,1:vision", "llm", "ascending scales"),
         ("vision", "vision", "is no causal LM"),
         ("vision", "missing.gguf", "no such file"),
@@ -104,9 +103,8 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vision
 
 def _broken_parts() -> None:
     from safetensors.torch import save_file
-    from transformers import Dinov2WithRegistersConfig, Gemma2Config, Gemma2ForCausalLM
+    from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    Dinov2WithRegistersConfig().save_pretrained("registers")
     (tiny_vision(Path("damaged")) / "model.safetensors").write_bytes(b"not weights")
     file = tiny_vision(Path("incomplete")) / "model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if "layers.1" not in name}, file)
