@@ -278,7 +278,7 @@ def test_the_same_llm(name: str, told: Answers) -> None:
         assert theirs["report"] == {}
         assert theirs["ids"] == mine.words
         torch.testing.assert_close(theirs["logits"], mine.word_logits, atol=1e-4, rtol=0)
-        assert theirs["type"].lower() == f"{CASES[name].llm}forcausallm"
+        assert theirs["type"].lower() == CASES[name].llm.removesuffix("_text") + "forcausallm"
 
 
 def test_templates_and_ends(told: Answers) -> None:
