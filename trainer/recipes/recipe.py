@@ -105,7 +105,7 @@ class LabelSource(Strict):
 
     path: str | Path | None = None
     """The folder of labels, or its URL. Default: the newest folder below runs/labels that fits the tower, holds the
-    images, and has the word list, encoder and `top_n` named here. If there is none, it is made."""
+    images, and has the word list, encoder and `top_n` named here. If there is none and L_a has a weight, it is made."""
     wordlist: str = "2of12"
     """The word list, given as for `label --wordlist`."""
     encoder: str = "packaged"
@@ -259,8 +259,8 @@ class Recipe(Strict):
 
     name: str = "run"
     preset: Literal["paper"] | None = None
-    """`paper` is our reading of SEA's paper. It switches L_a on, and sets those of SEA's open keys that the recipe leaves
-    out."""
+    """`paper` is our reading of SEA's paper. It switches L_a on, and sets those of SEA's open keys that the recipe
+    leaves out."""
     model: Model = Parts()
     """A LLaVA folder, parts that become one, or `attach: FOLDER` for a model of another family."""
     data: Data = Data()
