@@ -1,7 +1,8 @@
-"""Declares what a training run is asked for, and checks it as a whole; `files.py` reads it.
+"""Define the keys of a recipe, which say all of a training run, and check them together.
 
-A recipe has a few groups, and each field says what it means and in which unit. If the papers leave something open, the
-field is named after the question. `preset: paper` sets all of SEA's as we read it; docs/readings.md lists them.
+`files.py` reads recipes. A recipe has a few groups of keys. Each field says what it means, and in which unit. If the
+papers leave something open, a key is named after the question. `preset: paper` sets all of SEA's keys as we read the
+paper; docs/readings.md lists them.
 """
 
 from collections.abc import Mapping
@@ -14,11 +15,12 @@ from sea_pipeline.core.settings import Strict
 from trainer.recipes.attach_keys import problems_of_attach
 
 SAMPLES = "samples"
-"""As `data.train`: the sample photos that two packages ship, with captions of ours."""
+"""The value of `data.train` for the sample photos that two packages ship, with captions of ours."""
 
 Weight = Annotated[float, Field(ge=0)] | Literal["auto"]
 AspectRatio = Literal["square", "pad"]
-"""LLaVA's `image_aspect_ratio`: the tower's own image processor alone, or after bars that make a square."""
+"""LLaVA's `image_aspect_ratio`. `square`: the tower's own image processor alone. `pad`: first bars that make a
+square."""
 
 
 def _step(value: object) -> object:
@@ -28,7 +30,7 @@ def _step(value: object) -> object:
 
 
 Step = Annotated[int | float, BeforeValidator(_step)]
-"""Of a run: a number of optimizer steps, or a share of all of them below 1."""
+"""A point in a run: a number of optimizer steps, or, below 1, a share of all steps."""
 
 
 class Parts(Strict):
@@ -43,7 +45,7 @@ class ExistingModel(Strict):
     """A vision-language model of another family, which keeps its own form; docs/attach.md lists the families."""
 
     attach: Path
-    """A folder that transformers loads with AutoModelForImageTextToText and AutoProcessor."""
+    """The model's folder. transformers must load it with AutoModelForImageTextToText and AutoProcessor."""
 
 
 def _model_kind(value: object) -> str | None:
@@ -63,141 +65,162 @@ Model = Annotated[
 
 
 class Data(Strict):
-    """Conversations and images."""
+    """The conversations and images to train on."""
 
     train: str = SAMPLES
-    """A LLaVA `.json` or `.jsonl` file, or `samples`."""
+    """A LLaVA `.json` or `.jsonl` file, or `samples` for the packaged sample photos."""
     image_root: Path | None = None
-    """Where the paths in the file start; None for the file's own folder."""
+    """The folder that the image paths in the file are relative to. Default: the folder of the file."""
     template: Literal["plain", "vicuna_v1", "own"] = "own"
-    """`plain` (LLaVA's stage 1: image, caption, newline), `vicuna_v1`, or the LLM's own chat template."""
+    """The prompt format. `plain`: image, caption, newline, as in LLaVA's stage 1. `vicuna_v1`: LLaVA-1.5's. `own`: the
+    LLM's own chat template."""
     max_length: Annotated[int, Field(ge=16)] = 2048
-    """Tokens of a sample at most, the image's included."""
+    """The largest number of tokens in a sample, image tokens included."""
     held_out: Annotated[float, Field(ge=0)] = 0
-    """Samples kept from training for the metrics: a share below 1, a number from 1 on. The split depends on the
-    samples' ids alone."""
+    """The samples that are kept from training, for the metrics. Below 1 it is a share, from 1 on a number. The split
+    depends on the samples' ids alone."""
     evaluate: str | None = None
-    """Another file with held-out conversations, in place of `held_out`; its images start at `image_root` too."""
+    """Another file with held-out conversations, which is used instead of `held_out`. Its image paths are relative to
+    `image_root`, too."""
     sampling: Literal["random", "modality_length"] = "random"
-    """Order in an epoch: a permutation, or LLaVA's stage 2: a step's samples have images or all have none, and its
-    micro-batches are alike long."""
+    """The order of samples in an epoch. `random`: a permutation. `modality_length`: as in LLaVA's stage 2. All samples
+    of a step have images, or none has, and the samples of a micro-batch are about equally long."""
     image_aspect_ratio: AspectRatio | None = None
-    """`square`: as the tower's own image processor does (CLIP's crops the centre); `pad`, LLaVA-1.5's stage 2: bars of
-    the mean colour first; None: as the model folder does. The folder that is left does the same."""
+    """How images are made square. `square`: as the tower's own image processor does it; CLIP's crops the centre. `pad`:
+    bars of the mean colour are added first, as in LLaVA-1.5's stage 2. Default: as in the model folder. The folder of
+    the trained model does the same."""
     random_crop: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Train on random square crops of at least this share of the largest one's area; needs `labels.transfer`."""
+    """Train on random square crops. The value is the smallest area of a crop, as a share of the area of the largest
+    square. It needs `labels.transfer`."""
     bad_rows: Literal["stop", "leave_out"] = "stop"
-    """What becomes of rows that cannot be trained, such as those without an answer within `max_length`, or whose image
-    is missing or unreadable: the run stops before its first step and names them all, or does without them, as LLaVA
-    does, and counts them in its summary."""
+    """What to do with rows that cannot be trained. Examples are rows without an answer within `max_length`, and rows
+    whose image is missing or unreadable. `stop`: name them all and stop before the first step. `leave_out`: go on
+    without them, as LLaVA does, and count them in the summary."""
     keep_features: bool = False
-    """Keep the frozen tower's output of every image in memory, see `tower_features`; not with `random_crop`."""
+    """Keep the frozen tower's output of every image in memory, see `tower_features`. It excludes `random_crop`."""
 
 
 class LabelSource(Strict):
-    """Per-patch words: a finished folder of `sea-pipeline label`, or what to make."""
+    """The labels: a finished folder of `sea-pipeline label`, or what to make."""
 
     path: str | Path | None = None
-    """None: the newest folder below runs/labels that fits the tower, holds the images and is of the list, encoder and
-    n that are named here; made if there is none."""
+    """The folder of labels, or its URL. Default: the newest folder below runs/labels that fits the tower, holds the
+    images, and has the word list, encoder and `top_n` named here. If there is none and L_a has a weight, it is made."""
     wordlist: str = "2of12"
+    """The word list, given as for `label --wordlist`."""
     encoder: str = "packaged"
+    """The encoder, given as for `label --encoder`."""
     top_n: Annotated[int, Field(ge=1)] = 10
+    """The largest number of labels per patch."""
     crops: Annotated[int, Field(ge=0)] = 0
-    """Labelled crops of each image (`label --crops`): one of them, or the image itself, is drawn each epoch."""
+    """The number of labelled crops of each image (`label --crops`). In each epoch one of them, or the image itself, is
+    drawn."""
     transfer: bool = False
-    """Carry labels to another grid or crop by their `crop_box`; without it, a difference stops the run."""
+    """Carry labels to another grid or crop by their `crop_box`. Without it, a difference stops the run."""
 
 
 class Sea(Strict):
     """SEA's L_a, Eq. 9, and how its pairs are drawn (section 4.2)."""
 
     weight: Weight = 0.0
-    """lambda of Eq. 11: a number (the paper gives none), or `auto`; 0 switches the term off, and its cost."""
+    """lambda of SEA's Eq. 11, a number or `auto`. The paper gives none. 0 switches the term off, and its cost."""
     ratio: Annotated[float, Field(gt=0)] = 0.3
-    """With `auto`: what |weight * grad L_a| / |grad L_lm| on the projector is held at."""
+    """With `weight: auto`: the value at which |weight * grad L_a| / |grad L_lm| on the projector is held."""
     logit_scale_init: float = 0.0
-    """log(1 / tau) at the start. The paper's "tau = 0" is read as 0 here: 1 / tau starts at 1; CLIP's is 2.659."""
+    """log(1 / tau) at the start. We read the paper's "tau = 0" as 0 here, so that 1 / tau starts at 1. CLIP's value is
+    2.659."""
     logit_scale_learnable: bool = True
+    """Train the temperature."""
     window: Annotated[int, Field(ge=1)] = 2
-    """k of the k x k windows, of which each gives one patch."""
+    """k of the k x k windows. Each window gives one patch."""
     ragged: Literal["keep", "drop"] = "keep"
-    """Smaller windows at the edge, where k does not divide the grid."""
+    """What to do with the smaller windows at the edge, which exist if k does not divide the grid."""
     dedupe: Literal["word", "tokens"] = "word"
-    """One patch per word in a batch, or per sequence of LLM tokens."""
+    """What no two patches of a batch may share. `word`: the word. `tokens`: the sequence of LLM tokens."""
     gather: bool = False
-    """Negatives from the batches of all processes."""
+    """Take negatives from the batches of all processes."""
     match_norm: bool = True
-    """Without L_lm and L_sds, which both see lengths: in the end, scale the projector so that visual tokens are as long
-    as the LLM's embeddings."""
+    """At the end of a run, scale the projector so that visual tokens are as long as the LLM's embeddings. This is done
+    only without L_lm and L_sds, because both depend on the length of a token."""
     word_prefix: Literal["space", "none", "both-mean"] = "space"
-    """How a word is spelled for Eq. 8: after a space as in running text, without, or the mean of both."""
+    """How a word is spelled for Eq. 8. `space`: after a space, as in running text. `none`: without it. `both-mean`: the
+    mean of both."""
 
 
 class Das(Strict):
     """BASIC's L_das, Eq. 6: the direction of visual tokens."""
 
     weight: Weight = 0.0
-    """lambda_1 of BASIC's Eq. 8, 1 in the paper; `auto` as for SEA; 0 switches the term off, and its cost."""
+    """lambda_1 of BASIC's Eq. 8, a number or `auto`. The paper has 1. 0 switches the term off, and its cost."""
     ratio: Annotated[float, Field(gt=0)] = 0.3
-    """With `auto`: what |weight * grad L_das| / |grad L_lm| on the projector is held at."""
+    """With `weight: auto`: the value at which |weight * grad L_das| / |grad L_lm| on the projector is held."""
 
 
 class Sds(Strict):
     """BASIC's L_sds, Eq. 7: the distribution of visual tokens over the vocabulary."""
 
     weight: Weight = 0.0
-    """lambda_2 of BASIC's Eq. 8, 0.01 in the paper; `auto` as for SEA; 0 switches the term off, and its cost."""
+    """lambda_2 of BASIC's Eq. 8, a number or `auto`. The paper has 0.01. 0 switches the term off, and its cost."""
     ratio: Annotated[float, Field(gt=0)] = 0.3
-    """With `auto`: what |weight * grad L_sds| / |grad L_lm| on the projector is held at."""
+    """With `weight: auto`: the value at which |weight * grad L_sds| / |grad L_lm| on the projector is held."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the logits of both distributions; the paper has none. V^ is often so long that P is nearly one-hot."""
+    """The number that divides the logits of both distributions. The paper has none. V^ is often so long that P is
+    nearly one-hot."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the products with the vocabulary; `auto`: bfloat16 with `bf16`, else float32."""
+    """The precision of the products with the vocabulary. `auto`: bfloat16 with `bf16`, else float32."""
 
 
 class Basic(Strict):
-    """How BASIC's supervision is made of the LLM's own layers (section 4.1); these are options of `teacher`, too."""
+    """How BASIC's supervision is made of the LLM's own layers (section 4.1).
+
+    `teacher` has all of these but the last two as options.
+    """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     layers: Annotated[int, Field(ge=1)] | None = None
-    """k of Eq. 4 and 5. Default: half of the LLM's layers."""
+    """The number of layers that are summed, k of BASIC's Eq. 4 and 5. Default: half of the LLM's layers."""
     layer_weights: Literal["inc", "const", "dec"] = "inc"
-    """w_i of Eq. 4: growing as i^2, equal, or falling."""
-    # Falling as (k + 1 - i)^2.
+    """How the layers are weighted, w_i of BASIC's Eq. 4. inc: later layers count more. const: all count the same. dec:
+    later layers count less."""
+    # inc grows as i^2, and dec falls as (k + 1 - i)^2.
     degree: Literal["auto", "equal"] = "auto"
-    """a_i of Eq. 5: by the text's attention, or all the same."""
+    """How the patches are weighted, a_i of BASIC's Eq. 5. auto: by the text's attention. equal: all count the same."""
     # All the same: 1 / m.
     text: Literal["all", "prompt"] = "all"
-    """Whose attention: all text behind the image, or the untrained."""
+    """The text after the image whose attention counts. all: all of it. prompt: only what is not trained."""
     normalise: Literal["none", "unit"] = "none"
-    """unit: every layer's tokens get the same length before the sum."""
+    """How each layer's tokens are scaled before the sum. none: not at all. unit: to the same length."""
     # The mean length of the LLM's embeddings. Later layers' tokens are longer, and mostly so in one or two dimensions.
     outliers: Annotated[int, Field(ge=0)] = 0
-    """So many dimensions of the supervision, those of the largest mean square in a batch, are set to 0."""
+    """The number of dimensions of the supervision that are set to 0. They are those with the largest mean square in a
+    batch."""
     lens: Literal["none", "ridge", "centred", "shuffled"] = "none"
-    """Ours, not the paper's. `ridge`: each layer's visual tokens go through a linear map to the LLM's embeddings before
-    the sum, ridge regression from the states of plain text to its tokens' own embeddings, fitted once on the LLM as it
-    is before the run. Controls: `centred` moves the mean alone, `shuffled` is fitted with the tokens shuffled."""
+    """Map each layer's visual tokens to the LLM's embeddings before the sum. This is ours, not the paper's. `ridge`: a
+    linear map by ridge regression, from the states of plain text to its tokens' own embeddings. It is fitted once, on
+    the LLM as it is before the run. `centred` and `shuffled` are controls. `centred` moves only the mean. `shuffled` is
+    fitted with the tokens shuffled."""
 
 
 class Loss(Strict):
     """loss = lm * L_lm + sea * L_a (SEA's Eq. 11) + das * L_das + sds * L_sds (BASIC's Eq. 8).
 
-    L_a is a mean over micro-batches, L_das and L_sds are over those that have images.
+    L_a is a mean over micro-batches. L_das and L_sds are means over the micro-batches that have images.
     """
 
     lm: Annotated[float, Field(ge=0)] = 1.0
-    """0: the LLM's layers are not even loaded, the projector trains against the embedding matrix alone."""
+    """The weight of L_lm. With 0 the LLM's layers are not even loaded, and the projector trains against the embedding
+    matrix alone."""
     norm: Literal["batch", "token"] = "batch"
-    """L_lm as the mean over a micro-batch's tokens, then over micro-batches (LLaVA), or over all tokens of a step."""
+    """How L_lm is averaged. `batch`: over the tokens of a micro-batch, then over micro-batches, as in LLaVA. `token`:
+    over all tokens of a step."""
     sea: Sea = Sea()
     das: Das = Das()
     sds: Sds = Sds()
     basic: Basic = Basic()
     measure_every: Annotated[int, Field(ge=1)] = 10
-    """Steps between two measurements of the gradient norms on the projector; with `auto` the weight follows them."""
+    """The number of steps between two measurements of the gradient norms on the projector. With `weight: auto` the
+    weight follows them."""
 
     def terms(self) -> dict[str, Sea | Das | Sds]:
         """Return the terms besides L_lm that are switched on, by name."""
@@ -206,28 +229,29 @@ class Loss(Strict):
 
 
 class LearningRates(Strict):
-    """Peak learning rate of each part; null leaves the part frozen."""
+    """The peak learning rate of each part. null leaves the part frozen."""
 
     projector: Annotated[float, Field(gt=0)] | None = 1e-3
     llm: Annotated[float, Field(gt=0)] | None = None
     vision: Annotated[float, Field(gt=0)] | None = None
     logit_scale: Annotated[float, Field(gt=0)] | None = None
-    """Of the temperature; null: the projector's."""
+    """The rate of the temperature. Default: the projector's."""
 
 
 class Lora(Strict):
-    """Adapters on the LLM, with LLaVA-1.5's values; `learning_rates.llm` is theirs, the LLM's own weights are frozen.
+    """Adapters on the LLM, with LLaVA-1.5's values.
 
-    They are merged into the weights of the model folder. BASIC's targets are those of the adapted LLM.
+    They train at `learning_rates.llm`, and the LLM's own weights are frozen. In the end they are merged into the
+    weights of the model folder. BASIC's targets are those of the adapted LLM.
     """
 
     rank: Annotated[int, Field(ge=1)] = 128
     alpha: Annotated[float, Field(gt=0)] = 256
-    """What the adapters compute is multiplied by alpha / rank."""
+    """The output of an adapter is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Of what enters an adapter."""
+    """The dropout of an adapter's input."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Every linear layer but the head, or names such as q_proj."""
+    """The layers with adapters. `all-linear`: every linear layer but the head. Or names, such as q_proj."""
 
 
 class Recipe(Strict):
@@ -235,27 +259,31 @@ class Recipe(Strict):
 
     name: str = "run"
     preset: Literal["paper"] | None = None
-    """`paper`: our reading of SEA's paper, L_a switched on, wherever the field is not set."""
+    """`paper` is our reading of SEA's paper. It switches L_a on, and sets those of SEA's open keys that the recipe
+    leaves out."""
     model: Model = Parts()
     """A LLaVA folder, parts that become one, or `attach: FOLDER` for a model of another family."""
     data: Data = Data()
     labels: LabelSource = LabelSource()
     teacher: str | Path | None = None
-    """A finished folder of `sea-pipeline teacher`, or its URL: BASIC's supervision is read from it, not computed."""
+    """A finished folder of `sea-pipeline teacher`, or its URL. BASIC's supervision is read from it, and not
+    computed."""
     loss: Loss = Loss()
     learning_rates: LearningRates = LearningRates()
     lora: Lora | None = None
-    """Train adapters in place of the LLM's own weights; `lora: {}` has LLaVA's values."""
+    """Train adapters instead of the LLM's own weights. `lora: {}` has LLaVA's values."""
     frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the parts that do not train; `auto`: bfloat16 with `bf16` on CUDA, else float32. What trains is float32."""
+    """The number format of the parts that do not train. `auto`: bfloat16 with `bf16` on CUDA, else float32. Parts that
+    train are float32."""
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
-    """Steps between two evaluations on held-out samples; at the start and the end there is one in any case."""
+    """The number of steps between two evaluations on held-out samples. The start and the end are always evaluated."""
     keep_checkpoints: tuple[Step, ...] = ()
-    """Steps whose weights are kept for good below `kept/`, for `export --checkpoint`: they hold what the model folder
-    would, without the optimizer, so that a run does not go on from them. The last step's are the model folder."""
+    """The steps whose weights are kept for good in `kept/`, for `export --checkpoint`. They hold what the model folder
+    would hold, without the optimizer, so no run goes on from them. The model folder has those of the last step."""
     seed: int = 0
     training_arguments: dict[str, Any] = Field(default_factory=dict)
-    """Anything that `transformers.TrainingArguments` takes, over the defaults in `trainer/training/arguments.py`."""
+    """Anything that `transformers.TrainingArguments` takes. It overrides the defaults in
+    `trainer/training/arguments.py`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
