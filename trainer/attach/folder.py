@@ -93,7 +93,8 @@ def load_existing(folder: ExistingFolder, recipe: Recipe) -> nn.Module:
     if frozen != torch.float32:
         stored = set(model_names(model, folder.path).values())
         for name, parameter in model.named_parameters():
-            if not parameter.requires_grad and plain(name) in stored:  # what no file has as it is could not be restored
+            base = plain(name) != name and plain(name) not in stored  # adapters are merged into this very copy of it
+            if not parameter.requires_grad and not base:
                 parameter.data = parameter.data.to(frozen)
     return model
 
