@@ -1,10 +1,9 @@
 """Open, load and save a folder of an existing model in its family's own form."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,19 +11,22 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
-from sea_pipeline.storage.leftovers import files_like
+from sea_pipeline.storage.leftovers import files_like, is_leftover
 from sea_pipeline.storage.publish import publish_folder
 from trainer.attach.families import FAMILIES, Parts, parts_of, vocabulary_of
 from trainer.attach.rows import Chat
+from trainer.attach.weights import model_names, write_trained
 from trainer.model.borders import border, saving
 from trainer.model.config_check import check_plain
 from trainer.model.existing_folder import check_existing_folder
-from trainer.model.fsdp import agreed, round_state, state_of
-from trainer.model.lora import add_adapters, merge_adapters
+from trainer.model.fsdp import agreed
+from trainer.model.lora import add_adapters, plain
 from trainer.model.parts import quiet
 from trainer.recipes.recipe import LearningRates, Lora, Recipe
 
 _ADVICE = "restore it, or save the model and its processor again with transformers"
+_WEIGHTS = (".safetensors", ".bin", ".index.json")
+"""The ends of the names of files that hold weights, or list them."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,16 @@ def open_existing_folder(path: Path) -> ExistingFolder:
 def load_existing(folder: ExistingFolder, recipe: Recipe) -> nn.Module:
     """Load the model with its parts frozen as the recipe says.
 
-    The parts that train are float32.
+    All is read as float32, and then what is frozen is rounded if the recipe says so. What trains keeps the precision of
+    its file wherever it lies: Qwen's projector is a module of its tower.
 
     Raises:
         UserError: a weight is missing, or the files are damaged.
     """
     frozen, trains = _frozen_dtype(recipe), recipe.learning_rates
-    dtypes = {
-        "": torch.float32,
-        "text_config": torch.float32 if trains.llm and recipe.lora is None else frozen,
-        "vision_config": torch.float32 if trains.vision else frozen,
-    }
     with quiet(), border(f"{folder.path}: cannot be loaded", "copy the folder again", given=True):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder.path, dtype=dtypes, output_loading_info=True, trust_remote_code=False
+            folder.path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     model: nn.Module = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):  # transformers would draw them at random
@@ -92,8 +90,12 @@ def load_existing(folder: ExistingFolder, recipe: Recipe) -> nn.Module:
     if recipe.lora is not None:
         add_adapters(parts.llm, recipe.lora, recipe.seed)
     freeze(model, parts, trains, adapted=recipe.lora is not None)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+    if frozen != torch.float32:
+        stored = set(model_names(model, folder.path).values())
+        for name, parameter in model.named_parameters():
+            base = plain(name) != name and plain(name) not in stored  # adapters are merged into this very copy of it
+            if not parameter.requires_grad and not base:
+                parameter.data = parameter.data.to(frozen)
     return model
 
 
@@ -118,31 +120,38 @@ def _frozen_dtype(recipe: Recipe) -> torch.dtype:
 def save_existing(
     model: nn.Module, start: ExistingFolder, out: Path, *, lora: Lora | None = None, write: bool = True
 ) -> None:
-    """Write the folder `out`, a copy of the starting folder with the weights as they are now.
+    """Write the folder `out`, a copy of the starting folder with the trained weights written over its own.
 
-    It holds nothing of ours. Weights have the precision that the starting folder's config names. Adapters of LoRA are
-    merged. If the run has several processes, each of them calls this, and only the first has `write`.
+    It holds nothing of ours. All tensors keep the names, files and precision that they have in the starting folder, and
+    those that did not train keep their bytes, because the model's copies may have been rounded to compute. Adapters of
+    LoRA are merged into the starting folder's weights, too. If the run has several processes, each of them calls this,
+    and only the first has `write`.
+
+    Besides the model the memory holds one tensor at a time, and those that a file stores in another form, such as the
+    experts of a mixture that it has one by one.
 
     Raises:
         UserError: the folder cannot be written; every process raises it.
     """
     with agreed(), saving(out):
         if write:
-            dtype = start.config.dtype or torch.float32
-            state = {name: value.detach().cpu() for name, value in state_of(model).items()}
-            if lora is not None:
-                merge_adapters(state, {}, lora, dtype)
-            round_state(state, dtype)
-            _write(cast("Any", model), start.path, out, state)
+            shutil.rmtree(out, ignore_errors=True)  # left by an earlier, unfinished call
+            with quiet(), publish_folder(out) as scratch:
+                _copy_others(start.path, scratch)
+                write_trained(model, start.path, scratch, lora)
 
 
-def _write(model: Any, start: Path, out: Path, state: Mapping[str, torch.Tensor]) -> None:  # noqa: ANN401
-    shutil.rmtree(out, ignore_errors=True)  # left by an earlier, unfinished call
-    with quiet(), publish_folder(out) as scratch:
-        model.save_pretrained(scratch, state_dict=dict(state))
-        for file in files_like(start, "*"):
-            holds_weights = file.name.startswith(("model", "pytorch_model", "consolidated"))
-            if file.is_file() and not holds_weights:
-                shutil.copy2(file, scratch / file.name)
-        for file in scratch.glob("*.safetensors"):  # they are written readable by their owner only
-            shutil.copymode(scratch / "config.json", file)
+def _copy_others(start: Path, out: Path) -> None:
+    """Copy all that are no weights, sub-folders included.
+
+    Hidden sub-folders stay, because they are the records of programs that fetched the folder.
+    """
+
+    def aside(_: str, names: list[str]) -> list[str]:
+        return [name for name in names if is_leftover(name) or name.endswith(_WEIGHTS)]
+
+    for path in files_like(start, "*"):
+        if path.is_dir() and not path.name.startswith("."):
+            shutil.copytree(path, out / path.name, ignore=aside)
+        elif path.is_file() and not path.name.endswith(_WEIGHTS):
+            shutil.copy2(path, out / path.name)

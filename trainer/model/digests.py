@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from zipfile import ZipFile, is_zipfile
 
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
@@ -72,7 +73,22 @@ def _part_digest(part: Path) -> str:
     if part.is_file():
         return f"{part.stat().st_size}:{part.stat().st_mtime_ns}"
     config = file_sha256(part / "config.json") if (part / "config.json").is_file() else ""
-    return fingerprint_of({"config": config, "weights": weights_digest(part), **processing_digests(part)})
+    weights = weights_digest(part) if files_like(part, "*.safetensors") else _pickled_digest(part)
+    return fingerprint_of({"config": config, "weights": weights, **processing_digests(part)})
+
+
+def _pickled_digest(folder: Path) -> str:
+    """Hash what a folder's pickled files say of themselves: an archive of torch lists a checksum of each tensor."""
+    digest = hashlib.sha256()
+    for path in files_like(folder, "*.bin"):
+        digest.update(f"{path.name}:{path.stat().st_size};".encode())
+        if is_zipfile(path):
+            with ZipFile(path) as archive:
+                entries = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+            digest.update(repr(entries).encode())
+        else:  # of torch before 1.6
+            digest.update(file_sha256(path).encode())
+    return digest.hexdigest()
 
 
 def _plain(spec: str) -> str:

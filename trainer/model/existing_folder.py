@@ -1,9 +1,11 @@
 """Checks whether a folder's own files say that it is a model that `attach` knows, without loading torch."""
 
+import shlex
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
+from sea_pipeline.storage.leftovers import files_like
 
 EXISTING = (
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "gemma3",
@@ -16,7 +18,7 @@ def check_existing_folder(folder: Path) -> None:
     """Check what a folder's own files say of it.
 
     Raises:
-        UserError: there is no folder, or it holds another model.
+        UserError: there is no folder, or it holds another model, or no weights as safetensors.
     """
     kind = model_type(folder)
     if kind is None:
@@ -30,6 +32,34 @@ def check_existing_folder(folder: Path) -> None:
             f"{folder}: model_type is {kind!r}; expected one of {', '.join(EXISTING)}; take a model of one of these "
             "families"
         )
+    weight_files(folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files that transformers loads a folder's weights from; others may lie beside them.
+
+    Raises:
+        UserError: there are none, or one that the index names is not there.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        pickled = files_like(folder, "pytorch_model*.bin")
+        path = str(folder)
+        code = f"M.from_pretrained({path!r}, dtype='auto').save_pretrained({path!r})"
+        command = shlex.join(["python", "-c", f"from transformers import AutoModelForImageTextToText as M; {code}"])
+        raise UserError(
+            f"{folder}: expected its weights in {whole.name} or {index.name}; found "
+            + (f"{pickled[0].name}; convert it with: {command}" if pickled else "neither; copy the folder again")
+        )
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise UserError(f"{index}: expected weight_map, the files by the names of tensors; found none; copy it again")
+    files = [folder / name for name in sorted(set(named.values()))]
+    if absent := [file for file in files if not file.is_file()]:
+        raise UserError(f"{index}: names {absent[0].name}; there is no such file; copy the folder again")
+    return files
 
 
 def model_type(folder: Path) -> str | None:

@@ -9,7 +9,7 @@ from sea_pipeline.core.extras import require
 from trainer.model.tensor_files import Stored, canonical
 from trainer.recipes.recipe import Lora
 
-_A, _B = ".lora_A.", ".lora_B."
+A, B = ".lora_A.", ".lora_B."
 """The infix of a parameter's name, after its layer, for the two factors of an adapter."""
 
 
@@ -67,9 +67,9 @@ def merge_adapters(state: dict[str, torch.Tensor], files: Stored, lora: Lora, dt
         lora: of the recipe.
         dtype: see `merged_weight`.
     """
-    for first in [name for name in state if _A in name]:
-        layer = first.partition(_A)[0]
-        a, b = state.pop(first), state.pop(first.replace(_A, _B))
+    for first in [name for name in state if A in name]:
+        layer = first.partition(A)[0]
+        a, b = state.pop(first), state.pop(first.replace(A, B))
         read = files.get(canonical(f"{layer}.weight"))
         base = state.pop(f"{layer}.base_layer.weight") if read is None else read()
         state[f"{layer}.weight"] = merged_weight(base, a, b, lora, dtype)

@@ -15,11 +15,8 @@ from trainer.model.fsdp import agreed, round_state, state_of, whole_state
 from trainer.model.load import ModelFolder
 from trainer.model.lora import merge_adapters, plain
 from trainer.model.parts import quiet
-from trainer.model.tensor_files import PROJECTOR, canonical, read_weights, tensors_of
+from trainer.model.tensor_files import PROJECTOR, canonical, overwrite, read_weights
 from trainer.recipes.recipe import Lora
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""The dtypes by their names in weight files."""
 
 
 def save_model(
@@ -75,36 +72,18 @@ def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
 
     The LLM's layers were never loaded.
     """
-    trained = {name: value.detach().cpu() for name, value in model.model.multi_modal_projector.state_dict().items()}
+    trained = model.model.multi_modal_projector.state_dict()
     written: set[str] = set()
     shutil.copy2(start / "config.json", folder / "config.json")
     for file in files_like(start, "model*"):
         shutil.copyfile(file, folder / file.name)  # the original may be read-only
         if file.suffix == ".safetensors":
-            written |= _overwrite(folder / file.name, trained)
+            names = overwrite(folder / file.name, lambda name: trained[_own(name)] if PROJECTOR in name else None)
+            written |= {_own(name) for name in names}
         shutil.copymode(file, folder / file.name)
     assert written == trained.keys(), f"{start}: no weight file holds the projector's {trained.keys() - written}"
 
 
-def _overwrite(file: Path, trained: dict[str, torch.Tensor]) -> set[str]:
-    """Write the projector's values over those in a weight file.
-
-    The file stays as it is otherwise and is not read, because it may hold gigabytes of the LLM's layers.
-
-    Returns:
-        The names of the values written.
-    """
-    written = set()
-    with file.open("r+b") as weights:
-        start, tensors = tensors_of(weights)
-        for name, entry in tensors.items():
-            if PROJECTOR in name:
-                written.add(own := name.partition(PROJECTOR)[2])
-                value = trained[own].to(_DTYPES[entry["dtype"]])
-                values = value.contiguous().view(torch.uint8).numpy()
-                begin, end = entry["data_offsets"]
-                assert list(value.shape) == entry["shape"], f"{file}: {name}"
-                assert values.nbytes == end - begin, f"{file}: {name}"
-                weights.seek(start + begin)
-                weights.write(values.data)
-    return written
+def _own(name: str) -> str:
+    """Return a tensor's name within the projector."""
+    return name.partition(PROJECTOR)[2]

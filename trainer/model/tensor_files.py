@@ -25,6 +25,8 @@ _SPELLINGS = (
     (r"^vision_tower\.vision_model\.", TOWER),
 )
 """Patterns of the names that transformers has had for a LLaVA's tensors, and the names in transformers 5's files."""
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The dtypes by their names in weight files."""
 _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
 """Computed values, which files of old versions kept."""
 
@@ -105,6 +107,35 @@ def tensors_of(file: BinaryIO) -> tuple[int, dict[str, Any]]:
     except (ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError, RecursionError) as error:
         raise UserError(f"{file.name}: is damaged ({one_line(error)}); copy it again") from error
     return 8 + length, tensors
+
+
+def overwrite(file: Path, value_of: Callable[[str], torch.Tensor | None]) -> set[str]:
+    """Write values over tensors of a safetensors file, in the dtypes that they have there.
+
+    The file stays as it is otherwise and is not read, because it may hold gigabytes.
+
+    Args:
+        file: it can be written.
+        value_of: gives a tensor's new value by its name in the file, or None if it stays. Only one value is held.
+
+    Returns:
+        The names in the file of the tensors written.
+    """
+    written = set()
+    with file.open("r+b") as weights:
+        start, tensors = tensors_of(weights)
+        for name, entry in tensors.items():
+            if (value := value_of(name)) is not None:
+                begin, end = entry["data_offsets"]
+                values = (
+                    value.detach().to("cpu", _DTYPES[entry["dtype"]]).contiguous().reshape(-1).view(torch.uint8).numpy()
+                )
+                assert list(value.shape) == entry["shape"], f"{file}: {name}"
+                assert values.nbytes == end - begin, f"{file}: {name}"
+                weights.seek(start + begin)
+                weights.write(values.data)
+                written.add(name)
+    return written
 
 
 def _reader(opened: safe_open, name: str) -> Callable[[], torch.Tensor]:

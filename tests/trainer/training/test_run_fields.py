@@ -96,6 +96,20 @@ def test_another_weight_of_the_model(name: str, tiny: World, finished: FinishedR
         train(short(tiny, model=str(other)), finished(short(tiny)))
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_another_weight_of_a_part_that_is_pickled(zipped: bool, tmp_path: Path) -> None:
+    """Behind the first bytes of its tensor, in a file of the same size."""
+
+    def start(bias: float) -> Path:
+        weight = torch.zeros(5000)
+        weight[-1] = bias
+        torch.save({"weight": weight}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        parts = {"vision": str(tmp_path), "llm": str(tmp_path), "projector": "mlp2x_gelu"}
+        return start_folder(Recipe.model_validate({"model": parts}))
+
+    assert start(1.0) == start(1.0) != start(2.0)
+
+
 def test_the_same_model_elsewhere_is_the_same(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     shutil.copytree(tiny.model, tmp_path / "moved")
     whole = finished(short(tiny))

@@ -1,0 +1,205 @@
+"""The folder of an existing model after training: what did not train keeps its bytes, and all else its form."""
+
+import copy
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from sea_pipeline.core.errors import UserError
+from tests.trainer.attach.existing import KINDS
+from tests.trainer.attach.families import MAKERS, Tiny, llava, text_settings, tiny
+from trainer.attach.folder import load_existing, open_existing_folder, save_existing
+from trainer.model.parts import quiet
+from trainer.recipes.recipe import Recipe
+
+PARTS: dict[str, dict[str, Any]] = {
+    "projector": {"learning_rates": {"projector": 1e-3}},
+    "all": {"learning_rates": {"projector": 1e-3, "llm": 1e-3, "vision": 1e-3}},
+    "lora": {"learning_rates": {"projector": None, "llm": 1e-3}, "lora": {"rank": 4, "alpha": 12, "dropout": 0}},
+}
+
+
+def folder_of(made: Tiny, out: Path, dtype: torch.dtype = torch.float32) -> Path:
+    model = copy.deepcopy(made.model)
+    with quiet():
+        (model.half() if dtype == torch.float16 else model).save_pretrained(out)
+        made.processor.save_pretrained(out)
+    return out
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in folder.glob("model*.safetensors") for name, value in load_file(file).items()}
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    """As transformers loads them, in float32, by the model's names."""
+    with quiet():
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return dict(model.state_dict())
+
+
+def saved(start: Path, out: Path, **changes: Any) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Loads a folder with frozen parts in bfloat16, moves what trains, saves it, and checks it against the start's.
+
+    Returns the weights that it should have, before they are rounded as the folder's are, and which trained.
+    """
+    rounded = {"frozen_dtype": "bfloat16", "training_arguments": {"bf16": True}}
+    recipe = Recipe.model_validate({"model": {"attach": str(start)}} | rounded | changes)
+    folder = open_existing_folder(start)
+    model, wanted = load_existing(folder, recipe), weights_in(start)
+    named = {name: value for name, value in model.state_dict(keep_vars=True).items() if value.requires_grad}
+    trained = {name for name in named if ".lora_" not in name}
+    assert all(torch.equal(named[name], wanted[name]) for name in trained), "read at full precision"
+    for value in model.parameters():
+        assert value.dtype == (torch.float32 if value.requires_grad else torch.bfloat16)
+    torch.manual_seed(1)
+    for value in model.parameters():
+        if value.requires_grad:
+            value.data += 0.1 * torch.randn_like(value)
+    wanted |= {name: value.detach() for name, value in named.items()}
+    for name in [name for name in named if ".lora_A." in name]:
+        layer = name.partition(".lora_A.")[0]
+        a, b = wanted.pop(name).double(), wanted.pop(name.replace("lora_A", "lora_B")).double()
+        wanted[f"{layer}.weight"] = (wanted[f"{layer}.weight"].double() + 12 / 4 * b @ a).float()
+        trained.add(f"{layer}.weight")
+    save_existing(model, folder, out, lora=recipe.lora)
+    return wanted, trained
+
+
+def check(start: Path, out: Path, wanted: dict[str, torch.Tensor], trained: set[str]) -> set[str]:
+    """Names, files and dtypes are the start's; what loads is what was wanted, to the rounding of the files.
+
+    Returns the names in files of what changed.
+    """
+    before, after, loaded, first = stored(start), stored(out), weights_in(out), weights_in(start)
+    assert before.keys() == after.keys()
+    assert {path.name for path in out.iterdir()} == {path.name for path in start.iterdir()}
+    assert {name: value.dtype for name, value in before.items()} == {name: each.dtype for name, each in after.items()}
+    half = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+    loose = max(half[value.dtype] for value in after.values())
+    for name, value in wanted.items():
+        if name in trained:
+            torch.testing.assert_close(
+                loaded[name], value, rtol=loose, atol=1e-6, msg=lambda text, name=name: name + text
+            )
+        else:
+            assert torch.equal(loaded[name], first[name]), name
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_did_not_train_keeps_its_bytes(name: str, parts: str, tmp_path: Path) -> None:
+    """With frozen parts in bfloat16; adapters are merged into the folder's weights, not into rounded ones."""
+    dtype = torch.float16 if parts == "all" or name == "llava" else torch.float32
+    start = folder_of(tiny(name), tmp_path / "start", dtype)
+    wanted, trained = saved(start, tmp_path / "out", **PARTS[parts])
+    changed = check(start, tmp_path / "out", wanted, trained)
+    assert changed
+    assert len(changed) <= len(trained)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("name", [*KINDS, "gemma3"])
+def test_folders_with_other_names_of_tensors(name: str, parts: str, tmp_path: Path) -> None:
+    """Those of the model itself, tied ones twice, in several files with their own dtypes."""
+    start = folder_of(tiny(name), tmp_path / "start")
+    (start / "model.safetensors").unlink()
+    every = {name: value.clone() for name, value in tiny(name).model.state_dict().items()}
+    shards = [dict(list(every.items())[part::3]) for part in range(3)]
+    for number, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16)):
+        save_file(
+            {key: value.to(dtype) for key, value in shards[number].items()}, start / f"model-{number}.safetensors"
+        )
+    files = {key: f"model-{number}.safetensors" for number, shard in enumerate(shards) for key in shard}
+    (start / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    wanted, trained = saved(start, tmp_path / "out", **PARTS[parts])
+    assert check(start, tmp_path / "out", wanted, trained) <= trained
+    index = "model.safetensors.index.json"
+    assert (tmp_path / "out" / index).read_bytes() == (start / index).read_bytes()
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_mixture_of_experts_whose_file_has_them_one_by_one(parts: str, tmp_path: Path) -> None:
+    sizes = text_settings(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+    start = folder_of(llava(hf.Qwen3MoeConfig(**sizes)), tmp_path / "start", torch.float16)
+    assert any("experts.3.up_proj" in name for name in stored(start))
+    changes = PARTS[parts]
+    if "lora" in changes:  # peft warns of all-linear, which finds no layer among experts
+        changes = changes | {"lora": changes["lora"] | {"targets": ["q_proj", "o_proj"]}}
+    wanted, trained = saved(start, tmp_path / "out", **changes)
+    changed = check(start, tmp_path / "out", wanted, trained)
+    assert any("experts" in name for name in changed) == (parts == "all")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # transformers leaves templates open
+def test_all_other_files_are_copied(tmp_path: Path) -> None:
+    start = folder_of(tiny("llava"), tmp_path / "start")
+    (start / "additional_chat_templates").mkdir()
+    kept = (
+        "model_card.md",
+        "models.txt",
+        "consolidated.md",
+        "pytorch_model.md",
+        "additional_chat_templates/tool.jinja",
+    )
+    aside = ("consolidated.safetensors", "pytorch_model.bin", "additional_chat_templates/old.bin", ".DS_Store")
+    for name in (*kept, *aside):
+        (start / name).write_text(name)
+    (start / ".cache").mkdir()
+    (start / "model.safetensors").chmod(0o444)
+    saved(start, tmp_path / "out", **PARTS["projector"])
+    assert all((tmp_path / "out" / name).read_text() == name for name in kept)
+    assert not any((tmp_path / "out" / name).exists() for name in (*aside, ".cache"))
+
+
+def test_weights_that_are_pickled_are_refused_and_the_advice_converts_them(tmp_path: Path) -> None:
+    start = folder_of(tiny("llava"), tmp_path / "it's", torch.float16)
+    before = load_file(start / "model.safetensors")
+    (start / "model.safetensors").rename(start / "other.safetensors")
+    with pytest.raises(UserError, match=r"expected its weights in model.safetensors or .*; found neither; copy"):
+        open_existing_folder(start)
+    torch.save(before, start / "pytorch_model.bin")
+    (start / "other.safetensors").unlink()
+    with pytest.raises(UserError, match=r"found pytorch_model.bin; convert it with: python -c") as found:
+        open_existing_folder(start)
+    command = str(found.value).partition("convert it with: ")[2]
+    assert "\n" not in command
+    python, option, code = shlex.split(command)
+    assert (python, option) == ("python", "-c")
+    with quiet():
+        exec(code, {})
+    after = load_file(start / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) and value.dtype == after[name].dtype for name, value in before.items())
+    open_existing_folder(start)
+
+
+def index(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(text)
+
+
+DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "none": (lambda _: None, "found neither; copy the folder again"),
+    "no map": (index("{}"), "expected weight_map, the files by the names of tensors; found none"),
+    "numbers": (index('{"weight_map": {"a": 1}}'), "expected weight_map"),
+    "a file less": (index('{"weight_map": {"a": "model-1.safetensors"}}'), "names model-1.safetensors; there is no"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_folders_without_their_weights(kind: str, tmp_path: Path) -> None:
+    start, (harm, said) = folder_of(tiny("llava"), tmp_path / "start"), DAMAGED[kind]
+    (start / "model.safetensors").unlink()
+    harm(start)
+    with pytest.raises(UserError, match=said) as found:
+        open_existing_folder(start)
+    assert "\n" not in str(found.value)
