@@ -20,10 +20,9 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from trainer.attach.rows import Chat
 from trainer.data.sampler import BLANK
+from trainer.model.borders import lacks_memory
 
 _BLANK_TEXT = "a"
-_REFUSALS = (ValueError, ArithmeticError, RuntimeError)
-"""What processors raise at images of sizes that they cannot take."""
 
 
 class ChatSample(TypedDict):
@@ -222,12 +221,10 @@ def processed(
         options["add_special_tokens"] = adds_special_tokens(chat, texts)
     elif answers and None not in answers:
         options["suffix"] = list(answers)
-    try:
-        with _quietly(), _replacements(processor) as moved:
-            images_given = given if any(given) else None
-            made = dict(processor(images=images_given, text=list(texts), return_offsets_mapping=True, **options))
-    except _REFUSALS as error:
-        raise UserError(f"the model's processor refuses a sample ({texts[0][:60]!r}, …): {one_line(error)}") from error
+    said = f"the model's processor refuses a sample ({texts[0][:60]!r}, …): "
+    with _refusing(said), _quietly(), _replacements(processor) as moved:
+        images_given = given if any(given) else None
+        made = dict(processor(images=images_given, text=list(texts), return_offsets_mapping=True, **options))
     offsets, labels = (made.pop(name, None) for name in ("offset_mapping", "labels"))
     if "pixel_values" in made:
         made["pixel_values"] = made["pixel_values"].float()
@@ -252,12 +249,20 @@ def written_out(chat: Chat, images: Sequence[Image.Image]) -> str:
     Raises:
         UserError: the processor refuses them.
     """
-    try:
-        with _quietly(), _replacements(chat.processor) as moved:
-            chat.processor(images=[list(images)], text=[chat.mark * len(images)], return_tensors="pt")
-    except _REFUSALS as error:
-        raise UserError(one_line(error)) from error
+    with _refusing(), _quietly(), _replacements(chat.processor) as moved:
+        chat.processor(images=[list(images)], text=[chat.mark * len(images)], return_tensors="pt")
     return str(moved[0][0]["replacement"])
+
+
+@contextmanager
+def _refusing(said: str = "") -> Iterator[None]:
+    """Raise what a processor raises within this block, at images that it cannot take, as a `UserError`."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        if lacks_memory(error):
+            raise
+        raise UserError(f"{said}{one_line(error)}") from error
 
 
 @contextmanager
