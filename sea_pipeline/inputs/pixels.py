@@ -50,6 +50,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """The transposition that makes a picture upright, by EXIF's orientation."""
+_SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 _SAYS_HOW_TURNED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Removed from a turned picture's `info`, because a library that turns pictures itself would turn it again."""
 
@@ -126,6 +127,25 @@ def decode_image(data: bytes) -> DecodedImage:
         raise BadImageError("decode", type(error).__name__, _reason(error, data), sha256) from error
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Read (width, height) of a file's upright image, from its header if that is enough.
+
+    Raises what `read_image` raises, for a file whose header cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.init()
+            with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
+                width, height = opened.size
+                if width == height:
+                    return width, height
+                turn = _turn(opened)
+    except Exception:  # the header is damaged, or there is no file: decoding says what it is
+        return read_image(path).image.size
+    return (height, width) if turn in _SIDEWAYS else (width, height)
+
+
 def _decode(data: bytes) -> Image.Image:
     if data.startswith(PNG):
         return _open(png_pixels(data))
@@ -164,12 +184,16 @@ def _open(data: bytes) -> Image.Image:
                 return _rgb(_upright(opened))
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data says nothing about the pixels
+        return None
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # Not Pillow's exif_transpose, because it writes all EXIF data anew and so fails at tags that nobody needs.
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data says nothing about the pixels
-        turn = None
+    turn = _turn(image)
     if turn is None:
         return image
     upright = image.transpose(turn)

@@ -9,9 +9,10 @@ import pyarrow as pa
 from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.labels.format import KIND, label_arrays, label_schema, read_mean_similarity, read_words
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import Manifest
+from sea_pipeline.output.records import File, Manifest
 from sea_pipeline.output.row_store import RowStore, open_finished
-from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.parquet import open_parquet
+from sea_pipeline.storage.paths import Place, map_over_store
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,17 @@ class LabelStore(RowStore):
     def mean_similarity(self) -> npt.NDArray[np.float32]:
         """Read the mean of s over all patches of the run, (words,) in the order of the list (SEA Fig. 6b)."""
         return read_mean_similarity(self.path)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Read (width, height) of all upright images, by image id."""
+        found = map_over_store(self.path, self._sizes, self._shards)
+        return {name: (width, height) for rows in found for name, width, height in rows}
+
+    def _sizes(self, shard: File) -> list[tuple[str, int, int]]:
+        columns = ["image_id", "width", "height"]
+        with self._ledger.reading(shard):
+            table = open_parquet(self.path / shard.path).read(columns=columns, use_threads=False)
+            return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
 
     def _labels(self, row: pa.Table) -> Labels:
         word_ids, scores = label_arrays(row, self.top_n)

@@ -6,6 +6,7 @@ Shapes: B samples of L tokens, T trained tokens.
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -19,6 +20,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from trainer.attach.rows import Chat
 from trainer.data.sampler import BLANK
+from trainer.model.borders import lacks_memory
 
 _BLANK_TEXT = "a"
 
@@ -44,10 +46,10 @@ class ChatData(Dataset[ChatSample]):
         rows: see `read_texts`.
         locate: returns the file of an image id.
         chat: the model's.
-        max_length: the most tokens of a sample, visual ones included; what is longer loses its end.
+        max_length: the most tokens of a sample, visual ones included; what is longer loses its end. None cuts nothing.
     """
 
-    def __init__(self, rows: Rows, locate: Callable[[str], Path], chat: Chat, *, max_length: int) -> None:
+    def __init__(self, rows: Rows, locate: Callable[[str], Path], chat: Chat, *, max_length: int | None) -> None:
         self.rows = rows
         self.chat = chat
         self.processor = chat.processor
@@ -86,6 +88,12 @@ class ChatData(Dataset[ChatSample]):
                 "leave the sample out and begin anew"
             ) from error
 
+    def uncut(self) -> "ChatData":
+        """Return the same samples at any length."""
+        whole = copy(self)
+        whole.max_length = None
+        return whole
+
     def collator(self, pad: int, seed: int) -> "ChatCollator":
         """Return the collator of these samples; `seed` is that of what is drawn for a batch."""
         return ChatCollator(self, seed)
@@ -107,16 +115,14 @@ class ChatCollator:
             (B,), as in `aligned_llava.Batch`; `seed`; and `images`, for each image its name, width and height.
 
         Raises:
-            UserError: the processor refuses a sample, or `max_length` leaves nothing of it to train.
+            UserError: the processor refuses a sample, or `max_length` leaves nothing of it to train; names the sample.
         """
         samples = [sample for sample in samples if sample["row"] != BLANK] or list(samples[:1])
-        given, trained = processed(
-            self._chat,
-            [sample["text"] for sample in samples],
-            [sample["images"] for sample in samples],
-            spans=[sample["spans"] for sample in samples],
-            answers=[sample["answer"] for sample in samples],
-        )
+        try:
+            given, trained = self._processed(samples)
+        except UserError:
+            self._name_refused(samples)
+            raise
         trained = self._cut(given, trained, samples)
         ids = given["input_ids"]
         # Position t predicts token t + 1, so the mask and the targets are shifted by one.
@@ -134,14 +140,39 @@ class ChatCollator:
             ],
         }
 
+    def _processed(self, samples: Sequence[ChatSample]) -> tuple[dict[str, Any], torch.Tensor]:
+        return processed(
+            self._chat,
+            [sample["text"] for sample in samples],
+            [sample["images"] for sample in samples],
+            spans=[sample["spans"] for sample in samples],
+            answers=[sample["answer"] for sample in samples],
+        )
+
+    def _name_refused(self, samples: Sequence[ChatSample]) -> None:
+        """Raise a `UserError` that names the first sample that the processor refuses alone, if there is one."""
+        for sample in samples:
+            try:
+                self._processed([sample])
+            except UserError as error:
+                images = "".join(
+                    f" {name!r} of {image.width} x {image.height} pixels,"
+                    for name, image in zip(sample["names"], sample["images"], strict=True)
+                )
+                raise UserError(
+                    f"sample {sample['id']!r}:{images} {error}; mend the sample, or leave it out and begin anew"
+                ) from error
+
     def _cut(self, given: dict[str, Any], trained: torch.Tensor, samples: Sequence[ChatSample]) -> torch.Tensor:
         """Cut samples at `max_length` in place, and return what is trained of them, bool (B, L)."""
         ids, mask = given["input_ids"], given["attention_mask"]
+        if self._max_length is None:
+            return trained
         length = min(self._max_length, int(mask.sum(1).max()))
         beyond = mask[:, length:].any(1)
         if beyond.any():
             for row in beyond.nonzero().squeeze(1).tolist():
-                if (ids[row, length:] == self._chat.image_token_id).any() or not trained[row, 1:length].any():
+                if cut_too_short(ids[row], trained[row], length, self._chat.image_token_id):
                     raise UserError(
                         f"sample {samples[row]['id']!r}: expected its images and the beginning of an answer within "
                         f"data.max_length {self._max_length}; found {int(mask[row].sum())} tokens in all; begin anew "
@@ -152,6 +183,11 @@ class ChatCollator:
             if isinstance(value, torch.Tensor) and value.shape == shape:
                 given[name] = value[:, :length]
         return trained[:, :length]
+
+
+def cut_too_short(ids: torch.Tensor, trained: torch.Tensor, length: int, image_token_id: int) -> bool:
+    """Tell whether a sample, int64 and bool (L,), loses a visual token or all that is trained beyond `length`."""
+    return bool((ids[length:] == image_token_id).any() or not trained[1:length].any())
 
 
 def processed(
@@ -180,18 +216,15 @@ def processed(
         UserError: the processor refuses them.
     """
     processor, given = chat.processor, [list(each) for each in images]
-    bos = processor.tokenizer.bos_token
     options: dict[str, Any] = {"padding_side": "left" if left else "right", "padding": True, "return_tensors": "pt"}
-    if not chat.in_two:  # a template that writes BOS must not get a second one
-        options["add_special_tokens"] = not (bos and all(text.startswith(bos) for text in texts))
+    if not chat.in_two:
+        options["add_special_tokens"] = adds_special_tokens(chat, texts)
     elif answers and None not in answers:
         options["suffix"] = list(answers)
-    try:
-        with _quietly(), _replacements(processor) as moved:
-            images_given = given if any(given) else None
-            made = dict(processor(images=images_given, text=list(texts), return_offsets_mapping=True, **options))
-    except ValueError as error:
-        raise UserError(f"the model's processor refuses a sample ({texts[0][:60]!r}, …): {one_line(error)}") from error
+    said = f"the model's processor refuses a sample ({texts[0][:60]!r}, …): "
+    with _refusing(said), _quietly(), _replacements(processor) as moved:
+        images_given = given if any(given) else None
+        made = dict(processor(images=images_given, text=list(texts), return_offsets_mapping=True, **options))
     offsets, labels = (made.pop(name, None) for name in ("offset_mapping", "labels"))
     if "pixel_values" in made:
         made["pixel_values"] = made["pixel_values"].float()
@@ -200,8 +233,36 @@ def processed(
     if spans is None:
         return made, _nothing(made)
     moved = moved or [[] for _ in texts]
-    trained = [_within(offsets[row], spans[row], moved[row]) for row in range(len(texts))]
+    trained = [within(offsets[row], spans[row], moved[row]) for row in range(len(texts))]
     return made, torch.stack(trained) & made["attention_mask"].bool()
+
+
+def adds_special_tokens(chat: Chat, texts: Sequence[str]) -> bool:
+    """Tell whether the tokenizer is to add its own BOS, which a text must not get twice if the template writes it."""
+    bos = chat.processor.tokenizer.bos_token
+    return not (bos and all(text.startswith(bos) for text in texts))
+
+
+def written_out(chat: Chat, images: Sequence[Image.Image]) -> str:
+    """Return what a processor writes in place of the first image token of a text with these images.
+
+    Raises:
+        UserError: the processor refuses them.
+    """
+    with _refusing(), _quietly(), _replacements(chat.processor) as moved:
+        chat.processor(images=[list(images)], text=[chat.mark * len(images)], return_tensors="pt")
+    return str(moved[0][0]["replacement"])
+
+
+@contextmanager
+def _refusing(said: str = "") -> Iterator[None]:
+    """Raise what a processor raises within this block, at images that it cannot take, as a `UserError`."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        if lacks_memory(error):
+            raise
+        raise UserError(f"{said}{one_line(error)}") from error
 
 
 @contextmanager
@@ -237,7 +298,7 @@ def _nothing(made: dict[str, Any]) -> torch.Tensor:
     return torch.zeros_like(made["input_ids"], dtype=torch.bool)
 
 
-def _within(offsets: torch.Tensor, spans: Sequence[Sequence[int]], moved: Sequence[dict[str, Any]]) -> torch.Tensor:
+def within(offsets: torch.Tensor, spans: Sequence[Sequence[int]], moved: Sequence[dict[str, Any]]) -> torch.Tensor:
     """Mark the tokens of a text, bool (L,), that have a character in one of the spans.
 
     Args:

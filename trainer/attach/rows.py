@@ -136,7 +136,8 @@ def read_texts(path: Path, chat: Chat) -> ConversationRows:
     """Write the conversations of LLaVA's JSON or JSONL as texts, or load what an earlier call cached.
 
     Columns: `id`; `images`, image ids as the file spells them; `text`, `answer` and `spans`, see `ChatText`;
-    `truncated`, False; `number`, the record's place in the file, from 1.
+    `truncated`, False, because what is cut depends on the images' sizes, see `without_unfit`; `number`, the record's
+    place in the file, from 1.
 
     Raises:
         UserError: the file is not LLaVA's or holds no records.

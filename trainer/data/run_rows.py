@@ -47,6 +47,8 @@ class Conversations:
     """The file of the rows held out, if it is another one than `file`."""
     evaluate_bad: LeftOutRows = NOTHING
     """Rows of `evaluate_file` that are left out."""
+    cut: int = 0
+    """Rows to train on that an existing model's visual tokens make so long that their end is cut."""
 
     @cached_property
     def image_ids(self) -> set[str]:
@@ -146,12 +148,27 @@ def without_unreadable(conversations: Conversations, data: Data, store: LabelSto
     unreadable = unreadable_images(sorted(names), conversations.locate)
     if not unreadable:
         return conversations
-    train, bad = _accepted(conversations.file, data, conversations.train, rows_with(conversations.train, unreadable))
+    return without_bad(conversations, data, *[lambda rows: rows_with(rows, unreadable)] * 2)
+
+
+def without_bad(
+    conversations: Conversations,
+    data: Data,
+    find: Callable[[Rows], list[BadRow]],
+    find_held_out: Callable[[Rows], list[BadRow]],
+) -> Conversations:
+    """Drop the bad rows that functions find, one among the rows to train on and one among those held out.
+
+    Raises:
+        UserError: there are bad rows that are not to be left out, or no other rows are left.
+    """
+    held_out = conversations.held_out
+    train, bad = _accepted(conversations.file, data, conversations.train, find(conversations.train))
     changed = replace(conversations, train=train, bad=conversations.bad.and_more(bad))
     if held_out is None:
         return changed
     other = conversations.evaluate_file
-    held_out, bad = _accepted(other or conversations.file, data, held_out, rows_with(held_out, unreadable))
+    held_out, bad = _accepted(other or conversations.file, data, held_out, find_held_out(held_out))
     if other is None:
         return replace(changed, held_out=held_out, bad=changed.bad.and_more(bad))
     return replace(changed, held_out=held_out, evaluate_bad=conversations.evaluate_bad.and_more(bad))

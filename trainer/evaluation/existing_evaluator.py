@@ -21,7 +21,7 @@ class ExistingEvaluator(Evaluator):
     it. `meaningful` is left out unless all images have equally many visual tokens.
 
     Args:
-        data: held-out samples.
+        data: held-out samples; their `max_length` is not heeded, or another photo's tokens would cut them elsewhere.
         store: the labels; None leaves out the metrics that need them. The model must have been attached to with them.
         vocabulary: see `Evaluator`.
         prefix: see `Evaluator`.
@@ -39,7 +39,8 @@ class ExistingEvaluator(Evaluator):
         batch_size: int = 8,
         device: str = "cpu",
     ) -> None:
-        super().__init__(data, None, store, vocabulary=vocabulary, prefix=prefix, batch_size=batch_size, device=device)
+        whole = data.uncut()
+        super().__init__(whole, None, store, vocabulary=vocabulary, prefix=prefix, batch_size=batch_size, device=device)
         self._trained: dict[int, list[int]] = {}
 
     @property

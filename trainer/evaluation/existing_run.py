@@ -11,6 +11,7 @@ from sea_pipeline.labels.store import LabelStore, open_labels
 from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData
 from trainer.attach.folder import ExistingFolder, load_existing, open_existing_folder
+from trainer.attach.lengths import without_unfit
 from trainer.attach.rows import read_texts
 from trainer.attach.run_model import AttachedModel
 from trainer.data.run_rows import open_rows, without_unreadable
@@ -44,9 +45,10 @@ def evaluate_existing(
     folder = open_existing_folder(settings.model)
     store = open_labels(settings.labels) if settings.labels else None
     conversations = without_unreadable(open_rows(data, partial(read_texts, chat=folder.chat)), data, store)
+    conversations = without_unfit(conversations, data, folder.chat, store, max_length=None)
     model = load_attached(folder, store).to(device)
     evaluator = ExistingEvaluator(
-        ChatData(conversations.train, conversations.locate, folder.chat, max_length=data.max_length),
+        ChatData(conversations.train, conversations.locate, folder.chat, max_length=None),
         store,
         vocabulary=folder.vocabulary,
         batch_size=settings.batch_size,

@@ -10,6 +10,7 @@ from sea_pipeline.labels.store import LabelStore
 from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData
 from trainer.attach.folder import ExistingFolder, load_existing, open_existing_folder
+from trainer.attach.lengths import without_unfit
 from trainer.attach.rows import read_texts
 from trainer.attach.run_model import AttachedModel
 from trainer.data.inputs import open_label_source
@@ -53,6 +54,8 @@ def existing_inputs(recipe: Recipe, make: Any) -> ExistingInputs:  # noqa: ANN40
     carried = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"transfer": True})})
     store = open_label_source(carried, cast("Any", folder), conversations, make=make)
     conversations = without_unreadable(conversations, recipe.data, store)
+    max_length = recipe.data.max_length
+    conversations = without_unfit(conversations, recipe.data, folder.chat, store, max_length=max_length)
     return ExistingInputs(recipe, folder, conversations, store)
 
 
@@ -73,7 +76,7 @@ def build_existing(inputs: ExistingInputs, out: Path, callbacks: list[Any]) -> A
     evaluator = None
     if conversations.held_out is not None:
         evaluator = ExistingEvaluator(
-            chat_data(folder, conversations.held_out, conversations, recipe.data.max_length),
+            chat_data(folder, conversations.held_out, conversations, None),
             inputs.store,
             vocabulary=folder.vocabulary,
             prefix=recipe.loss.sea.word_prefix,
@@ -93,6 +96,6 @@ def premise_of_existing(model: AttachedModel, inputs: ExistingInputs) -> Premise
     return premise(reader, inputs.recipe.loss.basic, None, str(folder.path))
 
 
-def chat_data(folder: ExistingFolder, rows: Any, conversations: Conversations, max_length: int) -> ChatData:  # noqa: ANN401
+def chat_data(folder: ExistingFolder, rows: Any, conversations: Conversations, max_length: int | None) -> ChatData:  # noqa: ANN401
     """Make the samples of rows."""
     return ChatData(rows, conversations.locate, folder.chat, max_length=max_length)

@@ -14,6 +14,7 @@ from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from trainer.attach.batches import ChatData
 from trainer.attach.folder import open_existing_folder
+from trainer.attach.lengths import without_unfit
 from trainer.attach.rows import read_texts
 from trainer.data.inputs import open_label_source
 from trainer.data.run_rows import open_rows, without_unreadable
@@ -53,11 +54,16 @@ class ExistingViews:
         conversations = open_rows(self.recipe.data, partial(read_texts, chat=self._folder.chat))
         self._notes = dict.fromkeys(("layers", "lens", "generated", "degree"), _NOT_THERE)
         self._store = self._labels(conversations)
-        self._conversations = without_unreadable(conversations, self.recipe.data, self._store)
+        conversations = without_unreadable(conversations, self.recipe.data, self._store)
+        if self.recipe.data.bad_rows == "leave_out":  # else the run had none
+            conversations = without_unfit(
+                conversations, self.recipe.data, self._folder.chat, self._store, max_length=None
+            )
+        self._conversations = conversations
         held_out = self._conversations.held_out
         rows = self._conversations.train if held_out is None else held_out
         self.evaluator = ExistingEvaluator(
-            ChatData(rows, self._conversations.locate, self._folder.chat, max_length=self.recipe.data.max_length),
+            ChatData(rows, self._conversations.locate, self._folder.chat, max_length=None),
             self._store,
             vocabulary=self._folder.vocabulary,
             prefix=self.recipe.loss.sea.word_prefix,

@@ -280,7 +280,8 @@ class _Training:
         conversations = self.inputs.conversations
         counts = summary(conversations.train)
         rows = {"rows": counts.rows, "text alone": counts.text_only, "images": counts.images}
-        rows |= {"cut at max_length": counts.truncated} if counts.truncated else {}
+        cut = counts.truncated + conversations.cut
+        rows |= {"cut at max_length": cut} if cut else {}
         rows |= {"held out": len(conversations.held_out)} if conversations.held_out is not None else {}
         rows |= {f"left out: {kind}": count for kind, count in conversations.bad.kinds().items()}
         return rows | {f"held out, left out: {kind}": n for kind, n in conversations.evaluate_bad.kinds().items()}

@@ -1,0 +1,190 @@
+"""Rows too long, or refused by the processor, are known before a run; what is measured is never cut."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.pixels import read_image, upright_size
+from tests.support.tiny_runs import colours
+from tests.trainer.attach.existing import ExistingWorld, make_existing
+from tests.trainer.attach.families import MAKERS
+from tests.trainer.attach.worlds import Pictures
+from trainer.attach.batches import ChatData
+from trainer.attach.folder import ExistingFolder, open_existing_folder
+from trainer.attach.lengths import RowLengths
+from trainer.attach.rows import read_texts
+from trainer.evaluation.existing_evaluator import ExistingEvaluator
+from trainer.evaluation.existing_run import load_attached
+from trainer.evaluation.run import EvaluateSettings, evaluate_model
+from trainer.training.run import train
+
+
+@pytest.fixture(scope="module")
+def world(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> ExistingWorld:
+    return make_existing(tmp_path_factory.mktemp("lengths"), pictures)
+
+
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The encoder of the drawn colours, for the texts of words."""
+    with colours(monkeypatch):
+        yield
+
+
+def samples(world: ExistingWorld, name: str, max_length: int | None = None) -> tuple[ChatData, ExistingFolder]:
+    folder = open_existing_folder(world.model(name))
+    rows = read_texts(world.data, folder.chat).rows
+    return ChatData(rows, lambda image: world.pictures.folder / image, folder.chat, max_length=max_length), folder
+
+
+def strip(root: Path, pictures: Pictures, size: tuple[int, int]) -> Path:
+    """Copies the images, and draws one more beside them, which has no labels."""
+    folder = root / "images"
+    shutil.copytree(pictures.folder, folder)
+    Image.new("RGB", size, "red").save(folder / "strip.png")
+    return folder
+
+
+def written(path: Path, *records: tuple[str, str, str]) -> Path:
+    turns = [
+        {"id": number, "image": image, "conversations": [
+            {"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}
+        ]}
+        for (image, question, answer), number in zip(records, "abcdefgh", strict=False)
+    ]  # fmt: skip
+    path.write_text(json.dumps(turns))
+    return path
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", MAKERS)
+def test_lengths_are_those_of_the_processor(name: str, known: bool, world: ExistingWorld) -> None:
+    """At each `max_length`, the rows found are those that the collator refuses, and those cut are those it cuts."""
+    data, folder = samples(world, name)
+    store = world.pictures.open() if known else None
+    found = RowLengths(folder.chat, lambda image: world.pictures.folder / image, store)
+    each = [data.collator(0, 0)([data[number]]) for number in range(len(data))]
+    wanted = [int(one["attention_mask"].sum()) for one in each]
+    rows = [(row, found._expanded(row["images"])) for row in data.rows]
+    assert found.lengths(rows) == wanted
+    for max_length in sorted({length - less for length in wanted for less in (0, 1, 3, 30)}):
+        if max_length < 1:
+            continue
+        short = ChatData(data.rows, lambda image: world.pictures.folder / image, folder.chat, max_length=max_length)
+        refused, cut = set(), 0
+        for number, length in enumerate(wanted):
+            try:
+                short.collator(0, 0)([short[number]])
+                cut += length > max_length
+            except UserError:
+                refused.add(data.rows[number]["id"])
+        lengths = RowLengths(folder.chat, lambda image: world.pictures.folder / image, store)
+        assert {row.id for row in lengths.unfit(data.rows, max_length)} == refused, max_length
+        assert lengths.cut == cut, max_length
+        assert not lengths.unfit(data.rows, None)
+
+
+def test_rows_too_long_stop_a_run_before_its_first_step_or_are_left_out(world: ExistingWorld, tmp_path: Path) -> None:
+    data, _ = samples(world, "qwen2_5_vl")
+    lengths = [int(data.collator(0, 0)([data[number]])["attention_mask"].sum()) for number in range(len(data))]
+    one, two = lengths[0], lengths[3]
+    assert two > one - 2
+    recipe: dict[str, Any] = {"training_arguments": {"max_steps": 1, "save_strategy": "no"}}
+    stopped = world.recipe("qwen2_5_vl", data={"max_length": one - 2}, **recipe)
+    with pytest.raises(UserError, match=r"rows? cannot be trained|expected its images") as caught:
+        train(stopped, tmp_path / "stopped")
+    assert "'two'" in str(caught.value)
+    assert "raise data.max_length" in str(caught.value)
+    assert not list(tmp_path.glob("stopped/checkpoints/*"))
+    left = world.recipe("qwen2_5_vl", data={"max_length": one - 2, "bad_rows": "leave_out"}, **recipe)
+    run = train(left, tmp_path / "left")
+    rows = json.loads((run.out / "summary.json").read_text())["rows"]
+    out = {kind: count for kind, count in rows.items() if kind.startswith("left out")}
+    assert list(out) == ["left out: expected its images and the beginning of an answer within data.max_length N"]
+    assert sum(out.values()) + rows["rows"] == len(lengths)
+    assert rows["cut at max_length"] == sum(length > one - 2 for length in lengths) - sum(out.values()) > 0
+
+
+def test_images_that_the_processor_refuses_are_bad_rows(world: ExistingWorld, tmp_path: Path) -> None:
+    images = strip(tmp_path, world.pictures, (1000, 4))
+    file = written(
+        tmp_path / "data.json", ("wide.png", "What?", "red"), ("strip.png", "What?", "red"), ("odd.png", "A?", "b")
+    )
+    held = written(tmp_path / "held.json", ("wide.png", "What?", "red"), ("tall.png", "What?", "red"))
+    group: dict[str, Any] = {"train": str(file), "evaluate": str(held), "image_root": str(images)}
+    short = {"max_steps": 1, "save_strategy": "no"}
+    recipe = {"training_arguments": short, "loss": {"sea": {"weight": 0}}, "labels": {"path": None}}
+    with pytest.raises(UserError, match=r"id 'b': expected images that the model's processor takes; found 'strip.png'"):
+        train(world.recipe("qwen2_5_vl", data=group, **recipe), tmp_path / "stopped")
+    run = train(world.recipe("qwen2_5_vl", data=group | {"bad_rows": "leave_out"}, **recipe), tmp_path / "left")
+    rows = json.loads((run.out / "summary.json").read_text())["rows"]
+    assert rows["rows"] == 2
+    assert rows["left out: expected images that the model's processor takes"] == 1
+    settings: dict[str, Any] = {"model": world.model("qwen2_5_vl"), "image_root": images}
+    with pytest.raises(UserError, match=r"found 'strip.png' of 1000 x 4 pixels: .*aspect ratio"):
+        evaluate_model(EvaluateSettings.of(**settings, data=str(file), device="cpu"))
+    found = evaluate_model(EvaluateSettings.of(**settings, data=str(file), bad_rows="leave_out", device="cpu"))
+    assert found["lm_loss"] > 0
+
+
+def test_a_refused_sample_is_named_in_a_batch(world: ExistingWorld, tmp_path: Path) -> None:
+    images = strip(tmp_path, world.pictures, (4, 1000))
+    file = written(
+        tmp_path / "data.json", ("wide.png", "What?", "red"), ("strip.png", "What?", "red"), ("odd.png", "A?", "b")
+    )
+    folder = open_existing_folder(world.model("qwen2_vl"))
+    rows = read_texts(file, folder.chat).rows
+    data = ChatData(rows, lambda image: images / image, folder.chat, max_length=2048)
+    with pytest.raises(UserError, match=r"sample 'b': 'strip.png' of 4 x 1000 pixels, the model's processor refuses"):
+        data.collator(0, 0)([data[0], data[1], data[2]])
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_next", "idefics3"])
+def test_what_is_measured_is_never_cut(name: str, world: ExistingWorld, tmp_path: Path) -> None:
+    """With photos of two sizes, of which one is longer than `max_length`."""
+    folder, store = open_existing_folder(world.model(name)), world.pictures.open()
+    file = written(
+        tmp_path / "held.json", ("tall.png", "What?", "green and blue"), ("wide.png", "What?", "a red patch")
+    )
+    rows = read_texts(file, folder.chat).rows
+    locate = lambda image: world.pictures.folder / image  # noqa: E731
+
+    def evaluated(max_length: int | None) -> dict[str, float]:
+        data = ChatData(rows, locate, folder.chat, max_length=max_length)
+        return ExistingEvaluator(data, store, vocabulary=folder.vocabulary, batch_size=1)(model)
+
+    model = load_attached(folder, store)
+    whole = evaluated(None)
+    data = ChatData(rows, locate, folder.chat, max_length=None)
+    lengths = sorted(int(data.collator(0, 0)([data[number]])["attention_mask"].sum()) for number in range(2))
+    assert lengths[0] < lengths[1]
+    for max_length in (*lengths, lengths[1] - 2, lengths[0] - 2, 16):
+        assert evaluated(max_length) == whole, max_length
+    assert whole["trained_tokens"] == sum(len(data.collator(0, 0)([data[number]])["targets"]) for number in range(2))
+
+
+def test_evaluate_takes_photos_of_more_tokens_than_2048(world: ExistingWorld, tmp_path: Path) -> None:
+    long = "a red patch " * 700
+    file = written(tmp_path / "data.json", ("wide.png", "What?", "red"), ("tall.png", "What?", long))
+    settings: dict[str, Any] = {"model": world.model("qwen2_5_vl"), "image_root": world.pictures.folder}
+    found = evaluate_model(EvaluateSettings.of(**settings, data=str(file), batch_size=1, device="cpu"))
+    assert found["trained_tokens"] > 2048
+    assert torch.isfinite(torch.tensor(found["right_photo_gain"]))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_header_gives_the_upright_size(kind: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"turned.{kind}"
+    Image.new("RGB", (30, 20), "red").save(file, exif=exif)
+    assert upright_size(file) == read_image(file).image.size
+    assert upright_size(file) == ((20, 30) if orientation > 4 else (30, 20))
