@@ -142,7 +142,7 @@ def test_llava_is_trained_on_the_text_of_its_own_training(world: ExistingWorld, 
         ("{% for m in messages %}{{ m.role + m.content + '<|e|>' }}{% endfor %}{% if add_generation_prompt %}assistant"
          "{% else %}{{ eos_token }}{% endif %}", ["a cat<|e|>", "on a mat<|e|><|im_end|>"]),
     ],
-    ids=["smollm3", "it thinks", "no end", "no marks, no end", "text after", "token after", "text in it", "EOS at last"],
+    ids=["smollm3", "it thinks", "no end", "no marks, no end", "text after", "token after", "text in it", "final EOS"],
 )  # fmt: skip
 def test_marks_of_other_kinds(template: str, expected: list[str]) -> None:
     tokenizer = byte_level(template)
