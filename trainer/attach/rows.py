@@ -16,9 +16,9 @@ from trainer.data.conversations import ConversationRows
 from trainer.data.files import check_conversations_file
 from trainer.data.row_cache import kept_rows
 from trainer.model.chat_template import with_fixed_date
-from trainer.model.prompts import Message, by_chat_template, prompt_text, read_messages
+from trainer.model.prompts import Message, by_chat_template, read_messages, special_tokens
 
-_VERSION = 1
+_VERSION = 2
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 FEATURES = datasets.Features(
@@ -91,15 +91,6 @@ class Chat:
             raise UserError("expected an answer to train on; found none that is not empty; write one")
         return ChatText(text, spans)
 
-    def prompt(self, question: str, images: int = 1) -> str:
-        """Write a question about images up to where its answer begins."""
-        message: Message = {"role": "user", "content": f"{self.mark * images}{question}"}
-        if self.in_two:
-            return str(message["content"])
-        text = prompt_text([self._in_parts(message)], self.processor.tokenizer, self.template)
-        self._check_images(text, images)
-        return text
-
     def _check_images(self, text: str, images: int) -> None:
         if (found := text.count(self.mark)) != images:
             raise UserError(
@@ -143,8 +134,9 @@ def read_texts(path: Path, chat: Chat) -> ConversationRows:
         UserError: the file is not LLaVA's or holds no records.
     """
     check_conversations_file(path)
-    names = chat.processor.tokenizer.special_tokens_map
-    made = [_VERSION, chat.template, chat.in_two, chat.mark, {key: str(value) for key, value in names.items()}]
+    tokenizer = chat.processor.tokenizer
+    names = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    made = [_VERSION, chat.template, chat.in_two, chat.mark, names, special_tokens(tokenizer)]
     try:
         made.append(file_sha256(path))
     except OSError as error:

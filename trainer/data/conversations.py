@@ -22,7 +22,7 @@ from trainer.data.row_cache import kept_rows
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
-VERSION = 4
+VERSION = 5
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 _CHUNK = 64

@@ -9,9 +9,14 @@ from transformers import GenerationConfig
 
 from trainer.attach.batches import processed
 from trainer.attach.folder import ExistingFolder
+from trainer.attach.rows import ChatText
 from trainer.attach.run_model import AttachedModel
 from trainer.evaluation.answers import Question
 from trainer.evaluation.questions import NEW_TOKENS, SHORT, Asker
+from trainer.model.prompts import PLACEHOLDER, alike
+
+_ANSWERS = ("Yes", "yes", "No", "no")
+_TWO = (slice(0, 2), slice(2, 4))
 
 
 class ChatPrompt(NamedTuple):
@@ -23,6 +28,10 @@ class ChatPrompt(NamedTuple):
     """First tokens of the answers `Yes` and `yes` that are not first tokens of `No` or `no`."""
     no: frozenset[int]
     """First tokens of the answers `No` and `no` that are not first tokens of `Yes` or `yes`."""
+
+
+def _prompt(text: str, yes: list[int], no: list[int]) -> ChatPrompt:
+    return ChatPrompt(text, frozenset(yes) - frozenset(no), frozenset(no) - frozenset(yes))
 
 
 class ExistingAsker(Asker):
@@ -51,29 +60,37 @@ class ExistingAsker(Asker):
 
     def prompts(self, questions: Sequence[Question]) -> Any:  # noqa: ANN401 - of its own kind
         """Write each question up to its answer, and find the first tokens of both answers there."""
-        yes, no = self._first("Yes", "yes"), self._first("No", "no")
-        return [
-            ChatPrompt(self._chat.prompt(f"{one.text}\n{SHORT}"), frozenset(yes - no), frozenset(no - yes))
-            for one in questions
-        ]
+        return [self._in_two(one.text) if self._chat.in_two else self._parted(one.text) for one in questions]
 
-    def _first(self, *answers: str) -> set[int]:
-        """Return the first tokens of answers where the template puts them, after its own last characters."""
+    def _in_two(self, question: str) -> ChatPrompt:
+        """Write a question of a model that takes the answer apart from it."""
+        text, _, _ = self._written_out(question, _ANSWERS[0])
         tokenizer = self._chat.processor.tokenizer
-        conversation = [{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}]
-        found = set()
-        for answer in answers:
-            if self._chat.in_two:
-                found.add(tokenizer(answer, add_special_tokens=False)["input_ids"][0])
-                continue
-            conversation[1]["value"] = answer
-            text, spans, _ = self._chat(conversation, 0)
-            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            # The answer's own letters: a template may put a space in front of them, which is trained as well.
-            start = spans[0][0] + text[spans[0][0] :].index(answer)
-            pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            found.add(next(token for token, (_, end) in pairs if end > start))
-        return found
+        first = [int(tokenizer(answer, add_special_tokens=False)["input_ids"][0]) for answer in _ANSWERS]
+        return _prompt(text, first[:2], first[2:])
+
+    def _parted(self, question: str) -> ChatPrompt:
+        """Write a question with each answer as in training, and split it where the answers part.
+
+        The template's own prompt may end otherwise, as those of thinking models do, which open a thought. The tokens
+        that the rows with `Yes` and `No` share are the prompt. The lower-case answers count too, if they part from the
+        prompt at the same place.
+        """
+        tokenizer = self._chat.processor.tokenizer
+        texts = [self._written_out(question, answer).text for answer in _ANSWERS]
+        rows = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        shared = alike(rows[0], rows[2])
+        same = [row[:shared] == rows[0][:shared] for row in rows]
+        yes, no = ([row[shared] for row, agrees in zip(rows[two], same[two], strict=True) if agrees] for two in _TWO)
+        text = texts[0][: alike(texts[0], texts[2])]
+        cuts = range(len(text), len(text.rstrip()) - 1, -1)  # a token may fuse white space with the answer
+        tokens = (tokenizer(text[:cut], add_special_tokens=False)["input_ids"] for cut in cuts)
+        fitting = (cut for cut, ids in zip(cuts, tokens, strict=True) if list(ids) == rows[0][:shared])
+        return _prompt(text[: next(fitting, len(text))], yes, no)
+
+    def _written_out(self, question: str, answer: str) -> ChatText:
+        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{question}\n{SHORT}"}, {"from": "gpt", "value": answer}]
+        return self._chat(turns, 1)
 
     def _say(self, prompts: Sequence[Any], images: Sequence[str], *, yes_no: bool) -> list[str]:
         """Answer prompts, each with a photo."""

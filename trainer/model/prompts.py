@@ -5,7 +5,7 @@ sample silently if a tokenizer disagrees with itself.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from jinja2.exceptions import TemplateError
@@ -127,8 +127,8 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
     and there is no EOS. `vicuna_v1` is its second: `<system> USER: Q ASSISTANT: A</s>USER: ...` with the tokenizer's
     EOS for `</s>`. The text after each `ASSISTANT:` is trained, EOS included. As in LLaVA, an empty message is `USER:`
     or `ASSISTANT:` alone, with no space or EOS after it, and an empty answer trains nothing. `own` is the tokenizer's
-    chat template. The text that its `{% generation %}` marks is trained, or each answer up to the token that ends its
-    turn.
+    chat template. The text that its `{% generation %}` marks is trained, or each answer, from where the template's
+    prompt ends up to the token that ends the turn. If the template writes no such token, the text gets an EOS there.
 
     Raises:
         UserError: the tokenizer has no EOS (`vicuna_v1`) or no chat template (`own`). The function raises it for
@@ -158,14 +158,14 @@ def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwi
         tokenizer: gives the names of special tokens.
         otherwise: the end of the advice if the answers cannot be told from the rest.
     """
-    if GENERATION.search(source):
-        return lambda messages: _marked(messages, tokenizer, source)
-    return lambda messages: _by_prefix(messages, tokenizer, source, otherwise)
+    special = special_tokens(tokenizer)
+    marked = GENERATION.search(source) is not None
 
+    def render(messages: list[Message]) -> RenderedText:
+        found = _marked(messages, tokenizer, source) if marked else _by_prefix(messages, tokenizer, source, otherwise)
+        return _with_ends(found, messages, special, tokenizer.eos_token)
 
-def prompt_text(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> str:
-    """Render messages by a chat template up to where the next answer begins."""
-    return _render(messages, tokenizer, source, prompt=True)[0]
+    return render
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -235,8 +235,84 @@ def _render(
 
 
 def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> RenderedText:
-    text, spans = _render(messages, tokenizer, source, marks=True)
+    """Take what a template marks, without the part of it that the prompt writes already.
+
+    SmolLM3's marks begin before the header of the answer.
+    """
+    text, marks = _render(messages, tokenizer, source, marks=True)
+    spans: list[tuple[int, int]] = []
+    for start, end in marks:
+        joined = spans.pop()[0] if spans and spans[-1][1] == start else start
+        spans.append((joined, end))
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, _ = _render(messages[:index], tokenizer, source, prompt=True)
+        begin = len(before) if text.startswith(before) else alike(text, before)
+        if not any(start < begin <= end for start, end in spans):
+            break  # the marks are around answers alone, in each turn
+        if begin < len(before) and (found := _by_difference(text, messages, index, tokenizer, source)):
+            begin = min(begin, found[0])
+        spans = [(begin if start < begin <= end else start, end) for start, end in spans]
     return RenderedText(text, [(start, end) for start, end in spans if end > start])
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the texts of the special tokens, the longest first."""
+    found = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(found | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
+
+
+def _with_ends(
+    rendered: RenderedText, messages: list[Message], special: tuple[str, ...], eos: str | None
+) -> RenderedText:
+    """Train each answer with the token that ends its turn, and with nothing after it.
+
+    OneVision's template writes the token outside its marks. LLaVA-1.5's writes a space alone; the model was trained
+    with an EOS in its place, which is put there.
+    """
+    text, spans = rendered
+    answers = [_said(message).rstrip() for message in messages if message["role"] == "assistant"]
+    ends = tuple(end for end in (eos, _end_of_last(rendered, answers[-1], special)) if end) if answers[-1] else special
+    said = tuple(filter(None, answers))
+    written, found, done = "", [], 0
+    for start, end in spans:
+        trained = text[start:end].rstrip()
+        stop = start + len(trained)
+        after = _skip(text, stop)
+        following = next((one for one in ends if text.startswith(one, after)), "")
+        added = ""
+        if not trained.endswith(ends):
+            if following:
+                stop = after + len(following)
+            elif eos and trained.endswith(said):
+                added = eos
+            else:
+                stop = end if trained else start  # nothing is trained of an empty answer
+        written += text[done:stop] + added
+        if stop > start:
+            found.append((len(written) - len(added) - (stop - start), len(written)))
+        done = _skip(text, stop, " ") if added else stop
+    return RenderedText(written + text[done:], found)
+
+
+def _skip(text: str, start: int, which: str | None = None) -> int:
+    """Return where a text goes on after the white space, or the characters `which`, at `start`."""
+    return len(text) - len(text[start:].lstrip(which))
+
+
+def _end_of_last(rendered: RenderedText, answer: str, special: tuple[str, ...]) -> str:
+    """Return the special token that ends the last answer, in its span or after it, or an empty text.
+
+    Only there it is certain that a special token ends the answer; elsewhere it may begin the next turn.
+    """
+    if not rendered.spans:
+        return ""
+    start, end = rendered.spans[-1]
+    after = [rendered.text[start:].rpartition(answer)[2].lstrip(), rendered.text[end:].lstrip()]
+    found = [next((one for one in special if rest.startswith(one)), "") for rest in after]
+    trained = rendered.text[start:end].rstrip()  # of an answer that the template changes
+    return found[0] or next((one for one in special if trained.endswith(one)), "") or found[1]
 
 
 def _by_prefix(
@@ -245,7 +321,8 @@ def _by_prefix(
     """Find each answer between the text up to it and the text through it.
 
     A template may write an answer otherwise once another turn follows, as Qwen3's does, which puts an empty thought
-    before the last one alone. Then the end of the answer is found by writing another in its place.
+    before the last one alone. Then the end of the answer is found by writing another in its place, and so is its start
+    if the prompt goes on with more than the template writes before this answer, as Qwen3-VL-Thinking's open thought.
     """
     text, _ = _render(messages, tokenizer, source)
     spans = []
@@ -257,18 +334,37 @@ def _by_prefix(
                 spans.append((len(before), len(before) + len(through[len(before) :].rstrip())))
                 continue
             found = _by_difference(text, messages, index, tokenizer, source)
-            if found is None or not text.startswith(before) or len(before) > found[0]:
+            start = _begin(text, before, messages[:index], tokenizer, source, found[0]) if found else None
+            if found is None or start is None:
                 raise UserError(
                     f"template own: expected the chat template of {tokenizer.name_or_path} to write a conversation "
                     "turn after turn, or to mark its answers with {% generation %}; found that later turns change "
                     f"earlier text; mark them{otherwise}"
                 )
-            spans.append((len(before), found[1]))
+            spans.append((start, found[1]))
     return RenderedText(text, spans)
 
 
-def _alike(one: str, other: str) -> int:
-    """Count the characters that two texts have in common at their beginning."""
+def _begin(
+    text: str,
+    before: str,
+    earlier: list[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    own: int,
+) -> int | None:
+    """Return where the trained part of an answer begins whose letters begin at `own`, or None if nothing agrees.
+
+    It is the end of the prompt, or `own` if the text has only the earlier turns in common with the prompt.
+    """
+    if text.startswith(before) and len(before) <= own:
+        return len(before)
+    turns, _ = _render(earlier, tokenizer, source)
+    return own if text.startswith(turns) and len(turns) <= own else None
+
+
+def alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Count the characters, or tokens, that two texts have in common at their beginning."""
     pairs = zip(one, other, strict=False)
     return next((number for number, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(one), len(other)))
 
@@ -276,17 +372,21 @@ def _alike(one: str, other: str) -> int:
 def _by_difference(
     text: str, messages: list[Message], index: int, tokenizer: PreTrainedTokenizerBase, source: str
 ) -> tuple[int, int] | None:
-    """Find the characters of an answer and of the EOS after it by what changes if another answer is in its place."""
+    """Find the characters of an answer by what changes if another answer is in its place."""
     content = messages[index]["content"]
-    said = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-    if not (bare := said.strip()):
+    if not (bare := _said(messages[index]).strip()):
         return None
     other = "".join(next(one for one in "ab" if one != edge) for edge in (bare[0], bare[-1]))
     instead = other if isinstance(content, str) else [{"type": "text", "text": other}]
     changed = [*messages[:index], {**messages[index], "content": instead}, *messages[index + 1 :]]
     varied, _ = _render(changed, tokenizer, source)
-    start, end = _alike(text, varied), len(text) - _alike(text[::-1], varied[::-1])
+    start, end = alike(text, varied), len(text) - alike(text[::-1], varied[::-1])
     if text[start:end].strip() != bare:
         return None
-    rest, eos = text[end:], str(tokenizer.eos_token)
-    return start, end + (len(eos) if rest.startswith(eos) else 0)
+    return start, end
+
+
+def _said(message: Message) -> str:
+    """Return the text of a message."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

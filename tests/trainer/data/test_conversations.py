@@ -218,7 +218,7 @@ def test_a_token_is_trained_if_any_of_its_characters_is(tmp_path: Path) -> None:
     data = written(tmp_path, record([("a", "cat on")]))
     ((ids, mask),) = rows_of(load(data, tokenizer, "own"))
     trained = [token for token, mark in zip(ids, mask, strict=True) if mark]
-    assert tokenizer.convert_ids_to_tokens(trained) == ["▁cat", "▁on"]
+    assert tokenizer.convert_ids_to_tokens(trained) == ["▁cat", "▁on", "</s>"]
 
 
 def test_images_and_what_the_tokenizer_puts_in_front_are_never_trained() -> None:

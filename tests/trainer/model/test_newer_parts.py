@@ -194,10 +194,9 @@ TRAINED = {
     LLAMA: "a red patch<|eot_id|>white it is<|eot_id|>",
     QWEN: "a red patch<|im_end|><think>\n\n</think>\n\nwhite it is<|im_end|>",
     GEMMA: "a red patch<end_of_turn>white it is<end_of_turn>",
-    SMOLLM: "<|im_start|>assistant\n<think>\n\n</think>\na red patch<|im_end|>\n"
-    "<|im_start|>assistant\n<think>\n\n</think>\nwhite it is<|im_end|>\n",
+    SMOLLM: "<think>\n\n</think>\na red patch<|im_end|><think>\n\n</think>\nwhite it is<|im_end|>",
 }
-"""As their templates write and mark them; Qwen3 thinks before the last answer alone."""
+"""As their templates write them after the prompt; Qwen3 thinks before the last answer alone."""
 
 
 @pytest.mark.parametrize("name", NEWER_LLMS)

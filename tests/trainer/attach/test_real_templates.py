@@ -1,0 +1,174 @@
+"""What is trained and asked by the chat templates of published models, to the letter where their authors wrote it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.tiny_tokenizers import CHATML, byte_level
+from tests.trainer.attach.existing import ExistingWorld, make_existing
+from tests.trainer.attach.worlds import Pictures
+from trainer.attach.batches import processed
+from trainer.attach.folder import ExistingFolder, open_existing_folder
+from trainer.attach.rows import read_texts
+from trainer.evaluation.answers import Question
+from trainer.evaluation.evaluator import evaluating
+from trainer.evaluation.existing_questions import ExistingAsker
+from trainer.evaluation.existing_run import load_attached
+from trainer.evaluation.questions import SHORT
+from trainer.model.prompts import VICUNA_SYSTEM, RenderedText, load_template, read_messages
+
+LLAVA_15 = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+ONEVISION = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}{# Render all images first #}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{# Render all video then #}{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}"
+    "{{ '<video>' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SMOLLM3 = (
+    "{%- for message in messages -%}{%- set content = message.content if message.content is string else '' -%}"
+    '{%- if message.role == "user" -%}\n    {{ "<|im_start|>" + message.role + "\\n"  + content + "<|im_end|>\\n" }}\n'
+    '    {%- elif message.role == "assistant" -%}\n        {% generation %}\n        {%- if thinks -%}\n'
+    '            {{ "<|im_start|>assistant\\n" + content.lstrip("\\n") + "<|im_end|>\\n" }}\n        {%- else -%}\n'
+    '        {{ "<|im_start|>assistant\\n" + "<think>\\n\\n</think>\\n" + content.lstrip("\\n") + "<|im_end|>\\n" }}'
+    "\n        {%- endif -%}\n        {% endgeneration %}\n    {%- endif -%}\n{%- endfor -%}\n"
+    '{%- if add_generation_prompt -%}\n    {%- if thinks -%}\n        {{ "<|im_start|>assistant\\n" }}\n'
+    '    {%- else -%}\n        {{ "<|im_start|>assistant\\n" + "<think>\\n\\n</think>\\n"  }}\n    {%- endif -%}\n'
+    "{%- endif -%}"
+)
+"""Its loop; `thinks` stands for its reasoning mode."""
+THINKING = (
+    "{%- set ns = namespace(last=-1) %}{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}{%- for message in messages %}"
+    "{%- set content %}{%- for item in message.content %}{%- if item.type == 'image' %}"
+    "<|vision_start|><image><|vision_end|>{%- else %}{{- item.text }}{%- endif %}{%- endfor %}{%- endset %}"
+    "{%- if message.role == 'user' %}{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}"
+    "{%- else %}{%- set reasoning_content = '' %}{%- if loop.index0 > ns.last %}"
+    "{{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + "
+    "content.lstrip('\n') }}{%- else %}{{- '<|im_start|>' + message.role + '\n' + content }}{%- endif %}"
+    "{{- '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+)
+"""Qwen3-VL-Thinking's turns, without tools and videos."""
+UNENDED = CHATML.replace("<|im_end|>\n", "\n")
+MARKED = "{% generation %}{{ m['content'] }}{% endgeneration %}"
+TURNS = ["<image>\nWhat?", "a cat", "Where?", "on a mat"]
+REAL = {
+    "llava": (LLAVA_15, ["a cat</s>", "on a mat</s>"]),
+    "llava_onevision": (ONEVISION, ["\na cat<|im_end|>", "\non a mat<|im_end|>"]),
+    "qwen3_vl": (THINKING, ["a cat<|im_end|>", "\n</think>\n\non a mat<|im_end|>"]),
+}
+
+
+@pytest.fixture(scope="module")
+def world(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> ExistingWorld:
+    return make_existing(tmp_path_factory.mktemp("real"), pictures)
+
+
+def said(*values: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+
+
+def real(world: ExistingWorld, name: str, tmp_path: Path) -> ExistingFolder:
+    """The family's tiny folder with the template of its published model."""
+    path = tmp_path / name
+    shutil.copytree(world.model(name), path)
+    (path / "chat_template.jinja").write_text(REAL[name][0])
+    return open_existing_folder(path)
+
+
+def trained(rendered: RenderedText) -> list[str]:
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_each_answer_is_trained_with_the_token_that_ends_its_turn(
+    name: str, world: ExistingWorld, tmp_path: Path
+) -> None:
+    chat, expected = real(world, name, tmp_path).chat, REAL[name][1]
+    (tmp_path / "data.json").write_text(json.dumps([{"image": "wide.png", "conversations": said(*TURNS)}]))
+    rows = read_texts(tmp_path / "data.json", chat)
+    assert not rows.bad
+    (row,) = rows.rows
+    assert [row["text"][start:end] for start, end in row["spans"]] == expected
+    given, mask = processed(chat, [row["text"]], [[Image.new("RGB", (60, 40))]], spans=[row["spans"]])
+    words = chat.processor.tokenizer
+    found = words.decode(given["input_ids"][0][mask[0]])
+    assert "".join(found.split()) == "".join("".join(expected).split())
+    ends = words.convert_tokens_to_ids(["</s>" if name == "llava" else "<|im_end|>"])
+    assert int(torch.isin(given["input_ids"][0][mask[0]], torch.tensor(ends)).sum()) == 2
+
+
+def test_llava_is_trained_on_the_text_of_its_own_training(world: ExistingWorld, tmp_path: Path) -> None:
+    chat = real(world, "llava", tmp_path).chat
+    for turns in (TURNS[:2], TURNS, ["What <image>?", "a cat,\na mat", "Why?", "it is"]):
+        text, spans, _ = chat(said(*turns), 1)
+        own = load_template("vicuna_v1", chat.processor.tokenizer)(read_messages(said(*turns), 1))
+        assert f"{VICUNA_SYSTEM} {text}" == own.text
+        shift = len(own.text) - len(text)
+        assert [(start + shift - len(" "), end + shift) for start, end in spans] == own.spans
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (SMOLLM3, ["a cat<|im_end|>", "on a mat<|im_end|>"]),
+        ("{%- set thinks = true -%}" + SMOLLM3, ["a cat<|im_end|>", "on a mat<|im_end|>"]),
+        (SMOLLM3.replace('"<|im_end|>\\n"', '"\\n"'), ["a cat<|im_end|>", "on a mat<|im_end|>"]),
+        (UNENDED, ["a cat<|im_end|>", "on a mat<|im_end|>"]),
+        ("{% for m in messages %}{% if m.role == 'user' %}Q{% else %}A" + MARKED + "\n##{% endif %}{% endfor %}",
+         ["a cat<|im_end|>", "on a mat<|im_end|>"]),
+        ("{% for m in messages %}{% if m.role == 'user' %}Q{% else %}" + MARKED + " <|e|>{% endif %}{% endfor %}",
+         ["a cat <|e|>", "on a mat <|e|>"]),
+        ("{% for m in messages %}{% if m.role == 'user' %}Q{% else %}"
+         "{% generation %}{{ m['content'] + '##' }}{% endgeneration %}{% endif %}{% endfor %}",
+         ["a cat##", "on a mat##"]),
+        ("{% for m in messages %}{{ m.role + m.content + '<|e|>' }}{% endfor %}{% if add_generation_prompt %}assistant"
+         "{% else %}{{ eos_token }}{% endif %}", ["a cat<|e|>", "on a mat<|e|><|im_end|>"]),
+    ],
+    ids=["smollm3", "it thinks", "no end", "no marks, no end", "text after", "token after", "text in it", "final EOS"],
+)  # fmt: skip
+def test_marks_of_other_kinds(template: str, expected: list[str]) -> None:
+    tokenizer = byte_level(template)
+    tokenizer.add_tokens(["<|e|>"], special_tokens=True)
+    rendered = load_template("own", tokenizer)(read_messages(said("What?", "a cat", "Where?", "on a mat"), 0))
+    assert trained(rendered) == expected
+
+
+def test_nothing_is_trained_of_an_empty_answer_without_an_end(world: ExistingWorld, tmp_path: Path) -> None:
+    text, spans, _ = real(world, "llava", tmp_path).chat(said("<image>\nWhat?", "", "Where?", "there"), 1)
+    assert [text[start:end] for start, end in spans] == ["there</s>"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_questions_end_where_training_has_the_answer(name: str, world: ExistingWorld, tmp_path: Path) -> None:
+    folder = real(world, name, tmp_path)
+    model = load_attached(folder, world.pictures.open())
+    asker = ExistingAsker(model, folder, world.pictures.image, batch_size=2)
+    asked = [Question("wide.png", "Is it red?", ("yes",), True)]
+    with evaluating(model):
+        (prompt,) = asker.prompts(asked)
+        assert asker(asked)["yes_no_questions"] == 1
+    image: Any = [[world.pictures.image("wide.png")]]
+    before = processed(folder.chat, [prompt.text], image)[0]["input_ids"][0]
+    for answer, tokens in (("Yes", prompt.yes), ("No", prompt.no)):
+        text, _, _ = folder.chat(said(f"<image>\nIs it red?\n{SHORT}", answer), 1)
+        row = processed(folder.chat, [text], image)[0]["input_ids"][0]
+        assert row[: len(before)].tolist() == before.tolist()
+        assert int(row[len(before)]) in tokens
