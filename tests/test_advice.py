@@ -280,6 +280,11 @@ OTHERS: dict[str, list[str]] = {
             "expected an answer within max_length {}; found {} tokens before it; raise max_length, or shorten or "
             "remove the sample"
         ),
+        (
+            "expected its images and the beginning of an answer within data.max_length {}; found {} tokens in all; "
+            "raise data.max_length, or shorten or remove the sample"
+        ),
+        ("expected images that the model's processor takes; found {} of {} x {} pixels: {}; scale, cut or remove it"),
         "expected an answer to train on; found none that is not empty; write one, or remove the sample",
         "restore it, or make it with sea-pipeline init",
         "copy the folder again, or make it with sea-pipeline init",
