@@ -7,15 +7,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-
-Out = Annotated[str, typer.Option(help="The new folder to write, or its URL (s3://…).", show_default=False)]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print JSON: `folder`, `images`, `bad`, `shards`, `linked` (shards that take no space), `rewritten`.",
-    ),
-]
+from sea_pipeline.cli.own_options import JoinedJson, JoinedOut
 
 
 @command
@@ -26,14 +18,14 @@ def merge(
             help="Finished folders of labels, two or more.", show_default=False, autocompletion=completion.labels
         ),
     ],
-    out: Out,
+    out: JoinedOut,
     image_root: Annotated[
         str | None,
         typer.Option(
             help="The folder or URL that all image paths are now relative to. Default: the one that all folders have."
         ),
     ] = None,
-    as_json: Json = False,
+    as_json: JoinedJson = False,
 ) -> None:
     """Merge several folders of labels into one.
 

@@ -27,6 +27,15 @@ StageJson = Annotated[
     bool, typer.Option("--json", help="Print JSON: `folder`, the keys of `status --json`, and `run`.")
 ]
 
+JoinedOut = Annotated[str, typer.Option(help="The new folder to write, or its URL (s3://…).", show_default=False)]
+JoinedJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON: `folder`, `images`, `bad`, `shards`, `linked` (shards that take no space), `rewritten`.",
+    ),
+]
+
 
 def local_output(teaches: str, *spelled: str) -> Any:  # noqa: ANN401 - typer's
     """Make the option of an output on this machine.

@@ -8,15 +8,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-
-Out = Annotated[str, typer.Option(help="The new folder to write, or its URL (s3://…).", show_default=False)]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print JSON: `folder`, `images`, `bad`, `shards`, `linked` (shards that take no space), `rewritten`.",
-    ),
-]
+from sea_pipeline.cli.own_options import JoinedJson, JoinedOut
 
 
 @command
@@ -31,8 +23,8 @@ def select(
             help="A file of image ids, one per line, or a .json file with a list of them.", show_default=False
         ),
     ],
-    out: Out,
-    as_json: Json = False,
+    out: JoinedOut,
+    as_json: JoinedJson = False,
 ) -> None:
     """Copy the labels of some images into a new folder.
 
