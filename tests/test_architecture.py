@@ -65,6 +65,7 @@ def room(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ORDERS)
 def test_a_room_imports_only_from_rooms_below_it(package: str) -> None:
     floor = floors(package)
@@ -91,6 +92,7 @@ def test_every_room_has_its_place_and_says_its_job(package: str) -> None:
             assert "may import" in said, f"{init}: expected its job, and what it may import"
 
 
+@pytest.mark.slow
 def test_no_files_import_in_a_circle() -> None:
     at_once = {
         module: {name for name, now, _ in imports(module) if now and name != module and name in MODULES}
@@ -123,6 +125,7 @@ LEAN = [
 ]
 
 
+@pytest.mark.slow
 def test_reading_labels_needs_no_torch() -> None:
     program = "import sys\n"
     for module in LEAN:
@@ -131,6 +134,7 @@ def test_reading_labels_needs_no_torch() -> None:
     assert dict(zip(LEAN, done.stdout.splitlines(), strict=True)) == dict.fromkeys(LEAN, "set()")
 
 
+@pytest.mark.slow
 def test_files_and_functions_stay_short() -> None:
     for path in MODULES.values():
         text = path.read_text("utf-8")
@@ -140,6 +144,7 @@ def test_files_and_functions_stay_short() -> None:
                 assert (node.end_lineno or 0) - node.body[0].lineno < 45, f"{path}: {node.name}"
 
 
+@pytest.mark.slow
 def test_no_test_imports_from_another() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -39,6 +39,7 @@ def test_what_does_not_grow_has_no_exponent() -> None:
     assert growth.exponent([1, 2, 4, 8], [1.0, 1.1, 1.05, 1.15]) == 0.0
 
 
+@pytest.mark.slow
 def test_steps_of_a_folder_end_with_one_that_opens(tmp_path: Path) -> None:
     growth.links(tmp_path, 2_050)
     for step in growth.CURVES[0].steps:

@@ -95,6 +95,7 @@ def test_the_address_is_held_in_one_place() -> None:
     assert files == [ROOT / "pyproject.toml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "line"), LINES)
 def test_commands_parse(page: str, line: str) -> None:
     name, *arguments = shlex.split(line, comments=True)

@@ -67,6 +67,7 @@ def test_every_use_is_listed_and_every_row_is_used() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [*PRIVATE, *PUBLIC], ids=lambda row: row.name)
 def test_it_is_as_listed(row: Row) -> None:
     assert moved([row]) == []
@@ -105,6 +106,7 @@ def planted(code: str, folder: Path) -> set[str]:
     return set(Module(folder / "new.py").uses(modules()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PLANTED)
 def test_a_new_use_is_found(kind: str, tmp_path: Path) -> None:
     found = planted(PLANTED[kind], tmp_path)
@@ -115,11 +117,13 @@ def test_a_new_use_is_found(kind: str, tmp_path: Path) -> None:
     assert lines == [f"trainer/new.py: uses {name}, which docs/private-names.md does not list"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NONE)
 def test_what_is_ours_is_no_use(kind: str, tmp_path: Path) -> None:
     assert planted(NONE[kind], tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_a_row_that_nothing_uses_is_found() -> None:
     row = Row("transformers.Trainer._save_scaler", "(self, output_dir)", ["trainer/training/resume.py"])
     wanted = "docs/private-names.md: lists {} for trainer/training/resume.py, which does not {} it any more"
@@ -130,6 +134,7 @@ def test_a_row_that_nothing_uses_is_found() -> None:
 def saves(self: Any, model: Any, trial: Any, *, folder: Any = None) -> None: ...
 
 
+@pytest.mark.slow
 def test_a_name_that_has_moved_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "_save_checkpoint", saves)
     monkeypatch.delattr(open_clip.factory, "_find_checkpoint_in_dir")

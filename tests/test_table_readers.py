@@ -31,6 +31,7 @@ def labels(shelved: Shelved) -> Path:
     return shelved(40, shard_size=36, max_bad=1.0) / "labels"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TESTED)
 def test_a_reader_reads_labels(labels: Path, name: str) -> None:
     """Shards of one row group and of two, quarantine, the plan and the words' means."""
@@ -44,6 +45,7 @@ def test_a_reader_reads_labels(labels: Path, name: str) -> None:
     assert {path.name: difference(path, read) for path in found} == dict.fromkeys(path.name for path in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TESTED)
 def test_a_reader_reads_targets(tmp_path: Path, name: str) -> None:
     _, read = TESTED[name]
@@ -52,6 +54,7 @@ def test_a_reader_reads_targets(tmp_path: Path, name: str) -> None:
     assert {path.name: difference(path, read) for path in found} == dict.fromkeys(path.name for path in found)
 
 
+@pytest.mark.slow
 def test_what_is_read_wrongly_is_found(labels: Path, tmp_path: Path) -> None:
     path = tables(labels)[0]
     rows = pq.read_table(path).to_pylist()

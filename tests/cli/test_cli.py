@@ -177,6 +177,7 @@ def test_a_name_that_no_file_can_have_is_one_line(command: Any, words: Path, tmp
         assert (code, stderr.count("\n"), stderr[:6]) == (1, 1, "error:")
 
 
+@pytest.mark.slow
 def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "sea_pipeline", "label", "--encoder", "resnet"]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -210,6 +210,7 @@ def test_no_color_is_heeded() -> None:
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 60])
 def test_a_narrow_terminal_keeps_the_bar_on_one_line(columns: int) -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown({"COLUMNS": str(columns)})[1])

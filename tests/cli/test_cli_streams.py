@@ -40,6 +40,7 @@ def test_output_that_nobody_reads_ends_a_command_in_silence(unread: int, line: s
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_shell_that_reads_a_line_sees_it(label: Any, tmp_path: Path) -> None:
     label(images=str(draw_folder(tmp_path / "photos", 2)))
     shell = f"set -o pipefail; {sys.executable} -m sea_pipeline inspect {tmp_path / 'labels'} | head -1"
@@ -48,6 +49,7 @@ def test_a_shell_that_reads_a_line_sees_it(label: Any, tmp_path: Path) -> None:
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
+@pytest.mark.slow
 def test_messages_that_nobody_reads(unread: int) -> None:
     done = subprocess.run([*MODULE, "train", "nowhere"], stderr=unread, stdout=subprocess.PIPE, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -80,6 +82,7 @@ def test_another_pipe_that_breaks_is_no_closed_output(command: Any, monkeypatch:
     assert command("label") == (1, "", "error: Broken pipe\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [[], *([name] for name in COMMANDS)], ids=lambda name: "".join(name) or "sea-pipeline")
 def test_h_is_help(command: Any, name: list[str]) -> None:
     code, stdout, _ = command(*name, "-h")

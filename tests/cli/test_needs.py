@@ -73,6 +73,7 @@ def told(folder: Path, lines: list[str], before: str = "") -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_command_names_its_extras_at_once(tmp_path: Path) -> None:
     found = told(tmp_path, [line for line, *_ in ASKED], HIDING % lacking())
     for (line, extras, more), (code, said, seconds, loaded) in zip(ASKED, found, strict=True):
@@ -83,6 +84,7 @@ def test_every_command_names_its_extras_at_once(tmp_path: Path) -> None:
         assert seconds < 1, (line, seconds)
 
 
+@pytest.mark.slow
 def test_what_needs_no_extra_says_nothing_of_one(tmp_path: Path) -> None:
     lines = [
         "recipes",
@@ -150,6 +152,7 @@ def files() -> list[Path]:
     return sorted([*(ROOT / "sea_pipeline").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_file_imports_is_declared(path: Path) -> None:
     package, _, inside = path.relative_to(ROOT).as_posix().partition("/")
@@ -161,6 +164,7 @@ def test_what_a_file_imports_is_declared(path: Path) -> None:
             assert providers()[module] & declared(), f"{module} comes with an extra alone"
 
 
+@pytest.mark.slow
 def test_every_import_that_is_asked_for_by_extra_is_in_it() -> None:
     asked = [
         (path.name, *found)

@@ -213,6 +213,7 @@ OFFERED: dict[str, list[str]] = {
 }
 
 
+@pytest.mark.slow
 def test_bash_is_offered_what_lies_there(checkout: Path) -> None:
     found = complete(checkout, list(OFFERED))
     assert dict(zip(OFFERED, (sorted(offered) for offered, _ in found), strict=True)) == {
@@ -220,12 +221,14 @@ def test_bash_is_offered_what_lies_there(checkout: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_zsh_and_fish_are_offered_the_same(checkout: Path) -> None:
     ((offered, _),) = complete(checkout, ["sea-pipeline inspect runs/l"], "zsh")
     assert "runs/labels/mine" in "\n".join(offered)
     assert complete(checkout, ["sea-pipeline inspect runs/l"], "fish")[0][0] == ["runs/labels/mine"]
 
 
+@pytest.mark.slow
 def test_a_shell_does_not_wait_for_libraries(checkout: Path) -> None:
     assert [loaded for _, loaded in complete(checkout, ["sea-pipeline report ", "sea-pipeline train "])] == [[], []]
 

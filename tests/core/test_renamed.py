@@ -37,6 +37,7 @@ def test_an_old_name_warns_and_is_what_it_was(old: str) -> None:
     assert found is getattr(importlib.import_module(new_module), new_name)
 
 
+@pytest.mark.slow
 def test_the_warning_is_of_the_line_that_imports() -> None:
     program = "\nfrom sea_pipeline.shards import KIND\nprint(KIND)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -109,6 +109,7 @@ def test_a_padded_photo_keeps_its_cells(run: Callable[..., Any], tmp_path: Path)
     assert set(COLOURS) == set(store.words)
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_gives_the_same_labels(run: Callable[..., Any], tmp_path: Path, listed: None) -> None:
     from safetensors.torch import save_file
 
@@ -200,6 +201,7 @@ def test_fields_tell_settings_apart_and_words_are_shared(tmp_path: Path) -> None
         assert words != base[1]
 
 
+@pytest.mark.slow
 def test_words_are_embedded_once_for_all_paths(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +219,7 @@ def test_words_are_embedded_once_for_all_paths(
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "grid", "width", "sign", "size", "mode"),
     [
@@ -234,6 +237,7 @@ def test_the_shape_is_known_without_weights(
     assert (encoder.preprocess.size, encoder.preprocess.mode) == (size, mode)
 
 
+@pytest.mark.slow
 def test_a_tag_decides_quickgelu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """OpenAI's weights under the plain architecture: with QuickGELU, as they were trained."""
     import open_clip
@@ -274,6 +278,7 @@ def test_pixels_of_a_file_are_those_that_all_tags_share(
     assert (mixed.preprocess.mode, mixed.fields()["preprocess"]["mean"][0]) == ("shortest", 0.48145466)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "told"),
     [

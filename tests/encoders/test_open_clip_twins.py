@@ -65,6 +65,7 @@ def test_the_walk_ends_where_the_model_does(config: dict[str, Any]) -> None:
         torch.testing.assert_close(walk.projected(pooled), model.encode_image(image[None]), atol=1e-9, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_attention_pool_of_each_patch_alone(tmp_path: Path) -> None:
     """`pool` is the pool of a sequence of one token; of all tokens it is encode_image."""
     model = random_model(SIGLIP)

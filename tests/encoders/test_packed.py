@@ -41,6 +41,7 @@ def packed_visual(config: dict[str, Any]) -> Any:
     return visual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "path"), CASES)
 @torch.inference_mode()
 def test_the_paths_are_those_of_the_tower_in_float64(config: dict[str, Any], path: str) -> None:
@@ -65,6 +66,7 @@ def test_all_layers_of_the_blocks_are_packed(config: dict[str, Any]) -> None:
     assert kinds.count(PackedAttention) == (len(blocks) if config is CLIP else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

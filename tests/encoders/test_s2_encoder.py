@@ -23,6 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / "random", random_model(CLIP), CLIP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [[1], [2], [1, 2], [1, 2, 3]], ids=str)
 @pytest.mark.parametrize("kind", ["clip", "colours"])
 def test_scales_tile_by_tile(kind: str, scales: list[int], model: Path) -> None:
@@ -54,6 +55,7 @@ def test_one_scale_is_the_base(model: Path) -> None:
     torch.testing.assert_close(wrapped.patches(pixels), base.patches(pixels))
 
 
+@pytest.mark.slow
 def test_the_vector_ranks_words_as_joined_channels_do(model: Path) -> None:
     """cos([u, u'], [t, t]) of each scale's u, times a factor of the patch alone."""
     spec = f"open_clip:{model}#final"
@@ -69,6 +71,7 @@ def test_the_vector_ranks_words_as_joined_channels_do(model: Path) -> None:
     assert (found.argsort(-1) == joined.argsort(-1)).all()
 
 
+@pytest.mark.slow
 def test_names_and_words_are_the_bases(model: Path) -> None:
     base, encoder = load_encoder(f"open_clip:{model}", "cpu"), load_encoder(f"s2:open_clip:{model}", "cpu")
     assert encoder.word_fields() == base.word_fields()

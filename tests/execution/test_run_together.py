@@ -211,6 +211,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return plant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["entries", "write_plan"])
 @pytest.mark.parametrize("name", ["wordlist", "images"])
 def test_who_begins_later_leaves_the_first_ones_folder_as_it_is(

@@ -78,6 +78,7 @@ def test_mended_images_are_counted_when_asked(images: Path, tmp_path: Path) -> N
         count(images, tmp_path / "strict", max_bad=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 7, 9])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_kill_loses_nothing(images: Path, tmp_path: Path, call: int, before: bool) -> None:

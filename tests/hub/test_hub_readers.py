@@ -79,6 +79,7 @@ def in_tables(rows: Any) -> LabelsByImage:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_file", "per_block"), [(1 << 28, 1 << 22), (36, 36), (110, 20), (73, 1), (1, 1)])
 def test_labels_by_word_are_those_of_the_patches(labels: Path, tmp_path: Path, per_file: int, per_block: int) -> None:
     """In one file and in several, sorted at once and in runs that are merged."""

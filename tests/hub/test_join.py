@@ -93,6 +93,7 @@ def test_the_means_are_those_of_all_patches(label: Label, parts: list[Path], pho
     assert not np.array_equal(ours, open_labels(parts[0]).mean_similarity())
 
 
+@pytest.mark.slow
 def test_label_takes_a_merged_folder_for_one_of_its_own(
     label: Label, parts: list[Path], photos: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_label_takes_a_merged_folder_for_one_of_its_own(
     assert problems(parts[0]) == []
 
 
+@pytest.mark.slow
 def test_folders_that_were_extended_or_merged_are_merged(
     label: Label, photos: Path, parts: list[Path], tmp_path: Path
 ) -> None:
@@ -198,6 +200,7 @@ def test_a_store_copies_by_itself(
     assert stored(f"{store}merged") == stored(str(tmp_path / "both"))
 
 
+@pytest.mark.slow
 def test_other_cuts_are_written_anew(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
     shutil.rmtree(parts[1])
     label(
@@ -259,6 +262,7 @@ def test_a_damaged_shard_does_not_get_in(parts: list[Path], tmp_path: Path) -> N
     assert merge(parts, tmp_path / "both").images == 20
 
 
+@pytest.mark.slow
 def test_selected_rows_are_those_that_label_gives(command: Any, label: Label, photos: Path, tmp_path: Path) -> None:
     listed = whole_list(photos)
     label(images=listed, image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)

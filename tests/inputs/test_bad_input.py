@@ -65,6 +65,7 @@ def fill(folder: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/\xe9.png")).write_bytes(b"")
 
 
+@pytest.mark.slow
 def test_bad_pictures_are_quarantined_with_reasons_and_the_rest_is_labelled(label: Label, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", 9)
     label(images=str(photos), out=tmp_path / "clean")

@@ -260,6 +260,7 @@ def labelled(command: Any, words: Path, pages: Path, faults: Faults, images: str
     return code, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", REFUSALS)
 def test_an_image_that_is_refused_is_a_bad_image(
     command: Any, words: Path, pages: Path, tmp_path: Path, status: int
@@ -275,6 +276,7 @@ def test_an_image_that_is_refused_is_a_bad_image(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", ["t/photos-{000..002}.tar", "x.parquet", "list.csv", "photos"])
 @pytest.mark.parametrize("status", [403, 410])
 @pytest.mark.parametrize("request_", [1, 2, 3])

@@ -263,6 +263,7 @@ def tiff_with(tag: int, kind: int, count: int, value: int) -> bytes:
     return data[:at] + struct.pack("<HHII", tag, kind, count, value) + data[at + 12 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", [270, 282, 305, 306, 315, 330, 700, 33432, 33723, 34665, 34675, 34853, 65000])
 @pytest.mark.parametrize(
     ("kind", "count", "value"),
@@ -285,6 +286,7 @@ def of_many_parts(form: str) -> tuple[bytes, range]:
     return data, range(30, data.index(b"VP8 "))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("bits", [0x01, 0x20, 0x80, 0xFF])
 def test_no_byte_of_the_metadata_is_needed(form: str, bits: int) -> None:
@@ -369,6 +371,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
 def test_whole_pictures_raise_no_alarm(data: bytes) -> None:
     with Image.open(io.BytesIO(data)) as image:

@@ -49,6 +49,7 @@ def test_labels_go_to_a_folder_of_any_name(label: Label, here: Path, name: str) 
     assert label(**settings, out=f"{name}/labels").report.images == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, "[a]"])
 def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
     photos = {f"{number}.png": bytes([number]) for number in range(3)}
@@ -68,6 +69,7 @@ def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
             assert read_all(list_samples(f"{start}/{asked}")) == photos, (start, asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run:1", "s3:/bucket/x", "data:x", "file:x"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_datasets_are_read_from_folders_of_any_name(
@@ -89,6 +91,7 @@ def test_a_folder_whose_name_datasets_cannot_read_is_said_to_be_so(here: Path, n
         list_samples(f"hf:{name}")
 
 
+@pytest.mark.slow
 def test_arrow_is_given_open_files_alone() -> None:
     """Of a path it makes a URL where it can; one file opens for it, and three give it files that are open."""
     opens = {

@@ -82,6 +82,7 @@ def test_a_shard_reads_each_row_group_once_whatever_the_ids(
     assert [row["image_id"] for row in store.quarantine()] == [str(IDS[ids][-1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", IDS)
 def test_no_row_is_read_for_many_shards(
     label: Label, photos: Photos, tmp_path: Path, begun: list[int], ids: str
@@ -92,6 +93,7 @@ def test_no_row_is_read_for_many_shards(
     assert len(open_labels(tmp_path / "labels")) == COUNT - 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_planned_by_id_goes_on_as_it_was(
     label: Label, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: list[int]
 ) -> None:
@@ -136,6 +138,7 @@ def test_few_rows_and_ids_that_rise_stay_in_the_order_of_the_ids(tmp_path: Path)
     assert planning_order(rising, 100) == rising.samples
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_planned_beside_its_table(
     label: Label, photos: Photos, tmp_path: Path, begun: list[int]
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_fault_in_the_middle_begins_anew() -> None:
     assert rows[10] == ROWS[10]
 
 
+@pytest.mark.slow
 def test_a_large_row_group_is_not_held_as_a_whole(tmp_path: Path) -> None:
     """64 MB in one row group, read with what the reader keeps and pages of at most 1 MB."""
     data = random.Random(0).randbytes(1 << 20)

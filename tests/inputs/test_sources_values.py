@@ -49,6 +49,7 @@ def test_one_bad_value_in_each_of_six_types_costs_six_rows(label: Label, tmp_pat
         assert reason in bad[name][1], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIX)
 def test_a_bad_id_in_a_list_or_a_dataset_costs_its_row(tmp_path: Path, name: str) -> None:
     import datasets

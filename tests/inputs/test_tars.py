@@ -161,6 +161,7 @@ SAID = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAID)
 def test_damage_is_said_and_costs_nothing_behind_it(tmp_path: Path, name: str) -> None:
     data, expected, said = SAID[name]
@@ -187,6 +188,7 @@ def test_a_tar_in_a_tar_is_no_damage(tmp_path: Path) -> None:
     assert found == A
 
 
+@pytest.mark.slow
 def test_a_tar_is_read_once_and_garbage_fast(tmp_path: Path) -> None:
     """Not block by block: 64 MB of zeros and of garbage are looked through in well under ten seconds."""
     path = tmp_path / "x.tar"
@@ -292,6 +294,7 @@ def test_names_that_are_long_or_no_utf8(tmp_path: Path, kind: int) -> None:
     assert found == {long: b"L", "\\xe9.png": "the name of the member is not UTF-8; rename it", "a.png": b"A"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["one", "folder", "braces", "memory"])
 def test_every_way_to_give_tars_reads_them_to_their_ends(
     label: Label, tmp_path: Path, place: str, empty_memory: None
@@ -327,6 +330,7 @@ def test_what_systems_put_into_tars_is_left_out(tmp_path: Path) -> None:
     assert listing.notes == {LEFTOVERS: 3, "files without an image's suffix": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [

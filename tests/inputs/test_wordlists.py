@@ -161,6 +161,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert mine(tmp_path / "x.json", general, 5) == words[:5]
 
 
+@pytest.mark.slow
 def test_neither_the_order_of_rows_nor_the_format_changes_the_list(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     things = ["dog", "cat", "traffic-light", "teddy bear", "glasses", "trees", "tree", "boxes", "box", "of", "and,"]
@@ -215,6 +216,7 @@ def test_misspellings_of_large_files_are_left_out(tmp_path: Path, monkeypatch: p
     assert mine(write(tmp_path / "x.json", [*rows, row("an elk")]), ["table"], MAX_WORDS) == ("cat", "table")
 
 
+@pytest.mark.slow
 def test_at_most_as_many_as_ids_can_tell(tmp_path: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     names = [f"q{a}{b}{c}{d}" for a in letters for b in letters for c in letters for d in "xyz"][:50_000]
@@ -226,6 +228,7 @@ def test_at_most_as_many_as_ids_can_tell(tmp_path: Path) -> None:
     assert words.words[50_000:] == general[: 65_535 - 50_000]
 
 
+@pytest.mark.slow
 def test_labels_keep_the_mined_list(label: Label, tmp_path: Path) -> None:
     draw_folder(tmp_path / "photos", 2)
     captions = write(tmp_path / "c.jsonl", [row("a red thing, a zzyzx")])
@@ -288,6 +291,7 @@ def test_function_words_are_words() -> None:
     assert 150 < len(FUNCTION_WORDS) < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plural", "single"),
     [

@@ -53,6 +53,7 @@ def test_hours_follow_from_the_rate_and_the_start(
     assert found.words_seconds < found.start_seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [320, 20])
 def test_bytes_are_those_of_a_real_run(
     label: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, images: int

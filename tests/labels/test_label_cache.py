@@ -79,6 +79,7 @@ HARMS: dict[str, tuple[str, Harm]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HARMS)
 def test_what_is_not_as_it_was_written_is_unpacked_again(store: LabelStore, tmp_path: Path, what: str) -> None:
     name, harm = HARMS[what]
@@ -223,6 +224,7 @@ def test_a_worker_writes_the_version_of_its_folder(
         assert pq.read_schema(target).field("scores").type.value_type == kind
 
 
+@pytest.mark.slow
 def test_it_is_extended_in_its_version(label: Label, photos: Path, old: Path, new: Path) -> None:
     draw_folder(photos / "z", 6, seed=3)
     for folder, kind in ((old, pa.float16()), (new, pa.float32())):

@@ -66,6 +66,7 @@ def _another_place(photos: Path, encoder: ColourEncoder) -> dict[str, Any]:
 OTHERS = "holds another run; choose another --out. Differing: "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -147,6 +147,7 @@ def test_nothing_new_is_nothing_to_do(label: Label, encoder: ColourEncoder, phot
     assert everything(tmp_path / "labels") == before
 
 
+@pytest.mark.slow
 def test_extending_twice(label: Label, photos: Path, tmp_path: Path) -> None:
     label(images=str(photos))
     grow(photos)
@@ -213,6 +214,7 @@ def test_what_was_accepted_is_not_taken_back(label: Label, photos: Path, tmp_pat
     assert len(open_labels(tmp_path / "labels")) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 @pytest.mark.parametrize("call", range(1, 9))
 def test_a_kill_around_any_rename_of_an_extension_loses_nothing(

@@ -79,6 +79,7 @@ def test_the_advice_brings_back_what_is_damaged(
     assert label(images=str(photos)).report.images == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [what for what in OTHERS if not what.endswith(("folder", "a file"))])
 def test_without_a_manifest_it_is_the_same(label: Label, shelved: Shelved, tmp_path: Path, what: str) -> None:
     photos, whole = shelved(9) / "photos", content(shelved(9) / "labels")
@@ -127,6 +128,7 @@ def test_several_at_once(label: Label, photos: Path, whole: dict[str, bytes], tm
     assert content(out) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm",
     [
@@ -153,6 +155,7 @@ def test_a_plan_that_is_damaged_is_not_taken_up_with_a_lost_dataset(
     assert content(out) == whole
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_mending_loses_nothing(
     label: Label, photos: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -242,6 +245,7 @@ def test_a_folder_of_a_later_version_is_left_alone(label: Label, photos: Path, w
         path.write_bytes(held)
 
 
+@pytest.mark.slow
 def test_an_extended_folder_is_mended(label: Label, photos: Path, whole: object, tmp_path: Path) -> None:
     out = tmp_path / "labels"
     draw_folder(photos / "z", 6, seed=3)

@@ -159,6 +159,7 @@ def test_one_flipped_bit_anywhere_in_a_shard_is_found(folder: Path) -> None:
     open_labels(folder)
 
 
+@pytest.mark.slow
 def test_without_verifying_damage_is_found_when_it_is_read(folder: Path) -> None:
     whole = open_labels(folder)
     expected = {image_id: whole[image_id].word_ids.tobytes() for image_id in whole}
@@ -305,6 +306,7 @@ RUN_DAMAGE |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", RUN_DAMAGE)
 def test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report(command: Any, tmp_path: Path, what: str) -> None:
     draw(tmp_path / "one.png", [["red"]])

@@ -84,6 +84,7 @@ def test_photos_that_are_gone_have_no_picture_and_the_report_is_made(
     assert not (tmp_path / ".tmp").exists()
 
 
+@pytest.mark.slow
 def test_a_thumbnail_is_the_labelled_part_within_its_budget(tmp_path: Path) -> None:
     photo = Image.open(draw(tmp_path / "p.png", [["red", "blue"], ["red", "green"]], size=(400, 200)))
     src = thumbnail(lambda: photo, (0.5, 0.0, 1.0, 0.5), 100)
@@ -231,6 +232,7 @@ def test_hits_are_boxed_and_bold_and_misses_are_neither() -> None:
     assert weights == ["bold", "normal", "normal", "normal"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
 def test_a_figure_is_whole_and_its_text_is_text(tmp_path: Path, suffix: str) -> None:
     figure = patches_figure(WHITE, (0, 0, 1, 1), (1, 2), [Panel("$x_1$ and <b>", ["zebra $1", "a\nb"])], 1)
@@ -258,6 +260,7 @@ def test_the_drawn_part_is_the_crop_box() -> None:
     assert shown.reshape(-1, 3).max(0).tolist() == [0, 0, 255]
 
 
+@pytest.mark.slow
 def test_inspect_saves_the_photo_and_figure_6(command: Any, label: Label, tmp_path: Path) -> None:
     draw(tmp_path / "photos" / "x.png", GRID, size=(48, 48))
     labels = label(images=str(tmp_path / "photos")).ledger.root

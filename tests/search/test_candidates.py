@@ -25,6 +25,7 @@ def half_of(search: WordSearch) -> HalfCandidates:
     return search._candidates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
     ("patches", "words", "width", "top_n"), [(1, 1, 3, 1), (7, 33, 5, 10), (300, 4097, 16, 10), (5, 18, 8, 18)]

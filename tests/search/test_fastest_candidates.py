@@ -74,6 +74,7 @@ def test_other_words_and_other_backends_are_tried_anew(monkeypatch: pytest.Monke
     assert auto(words, made_by | {"faiss": made_by["torch"]}, monkeypatch).backend == "auto"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'["int8"]', b'["nothing", "torch"]', b"[1, 2]", b"\xff"])
 def test_a_damaged_choice_is_made_again(damage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     words = unit(300, 16)

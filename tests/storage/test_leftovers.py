@@ -126,6 +126,7 @@ def test_a_new_output_folder_may_hold_it(label: Label, photos: Path, tmp_path: P
         label(images=str(photos), max_bad=0.5, out=tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["", "memory://"])
 def test_in_an_output_folder_it_does_no_harm(
     label: Label, command: Any, photos: Path, tmp_path: Path, root: str, empty_memory: None

@@ -72,6 +72,7 @@ def test_a_store_is_extended(label: Label, photos: Path, tmp_path: Path) -> None
     assert stored("memory://x") == stored(str(tmp_path / "labels"))
 
 
+@pytest.mark.slow
 def test_an_extension_that_another_run_has_planned_counts(label: Label, photos: Path) -> None:
     label(images=str(photos), out="memory://x")
     (first,) = draw_folder(photos / "c", 1, seed=3).rglob("*.png")
@@ -157,6 +158,7 @@ def _word_ids(store: Any, image_id: str) -> list[list[int]]:
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("call", range(1, 11))
 def test_a_kill_around_any_upload_loses_nothing(label: Label, shelved: Shelved, moment: str, call: int) -> None:
@@ -268,6 +270,7 @@ def test_missing_rights_are_one_line(label: Label, photos: Path, monkeypatch: py
         label(images=str(photos), out="memory://x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "rival", "expected"),
     [

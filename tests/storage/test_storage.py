@@ -173,6 +173,7 @@ def photos(tmp_path: Path) -> Path:
     return photos
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extended", [False, True])
 def test_full_at_random_writes(
     label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extended: bool

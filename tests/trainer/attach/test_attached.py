@@ -46,6 +46,7 @@ def names_for(name: str) -> list[list[str]]:
     return [some for some in SEVERAL if some] if name in NO_TEXTS else SEVERAL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_sea_is_its_twin(name: str, pictures: Pictures, attached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made, names = tiny(name), names_for(name)
@@ -100,6 +101,7 @@ def _of_projector(name: str, found: dict[str, torch.Tensor]) -> list[str]:
     return [parameter for parameter in found if f".{FAMILIES[name].projector}." in f".{parameter}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_basic_is_its_twin_and_trains_the_projector_alone(name: str, pictures: Pictures, attached: Any) -> None:
     made, names = tiny(name), names_for(name)

@@ -51,6 +51,7 @@ def ready(world: ExistingWorld, name: str) -> tuple[AttachedModel, ExistingEvalu
     return load_attached(folder, store), evaluator, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_planted_tokens_hit_and_the_other_photo_is_seen(
     name: str, world: ExistingWorld, monkeypatch: pytest.MonkeyPatch
@@ -85,6 +86,7 @@ def _first_label(model: AttachedModel, world: ExistingWorld) -> torch.Tensor:
     return model.labels_on("wide.png", tiles[0][0][0])[0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_blind_model_gains_nothing_and_losses_are_the_familys(name: str, world: ExistingWorld) -> None:
     """With photos of one size, for a count of tokens is seen by the blind, too."""
@@ -107,6 +109,7 @@ def test_a_blind_model_gains_nothing_and_losses_are_the_familys(name: str, world
     assert abs(seeing["right_photo_gain"]) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*KINDS, "paligemma"])
 def test_questions_are_answered_by_the_models_own_logits(name: str, world: ExistingWorld) -> None:
     model, _, folder = ready(world, name)
@@ -151,6 +154,7 @@ def test_the_commands_read_a_folder(world: ExistingWorld, tmp_path: Path) -> Non
             check_evaluate(EvaluateSettings.of(**settings, **{name: value}, **more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*KINDS[1:], "gemma3", "qwen3_vl"])
 def test_the_llm_inside_is_probed(name: str, world: ExistingWorld) -> None:
     found = probe_llm(LlmProbeSettings.of(llm=str(world.model(name)), device="cpu"))
@@ -158,6 +162,7 @@ def test_the_llm_inside_is_probed(name: str, world: ExistingWorld) -> None:
     assert len(found.on_text.layers) == 5
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_in_the_report(world: ExistingWorld, tmp_path: Path) -> None:
     short = {"max_steps": 1, "save_strategy": "no"}
     run = train(world.recipe("qwen2_5_vl", training_arguments=short), tmp_path / "run")

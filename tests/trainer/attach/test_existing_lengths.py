@@ -63,6 +63,7 @@ def written(path: Path, *records: tuple[str, str, str]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("name", MAKERS)
 def test_lengths_are_those_of_the_processor(name: str, known: bool, world: ExistingWorld) -> None:
@@ -91,6 +92,7 @@ def test_lengths_are_those_of_the_processor(name: str, known: bool, world: Exist
         assert not lengths.unfit(data.rows, None)
 
 
+@pytest.mark.slow
 def test_rows_too_long_stop_a_run_before_its_first_step_or_are_left_out(world: ExistingWorld, tmp_path: Path) -> None:
     data, _ = samples(world, "qwen2_5_vl")
     lengths = [int(data.collator(0, 0)([data[number]])["attention_mask"].sum()) for number in range(len(data))]
@@ -112,6 +114,7 @@ def test_rows_too_long_stop_a_run_before_its_first_step_or_are_left_out(world: E
     assert rows["cut at max_length"] == sum(length > one - 2 for length in lengths) - sum(out.values()) > 0
 
 
+@pytest.mark.slow
 def test_images_that_the_processor_refuses_are_bad_rows(world: ExistingWorld, tmp_path: Path) -> None:
     images = strip(tmp_path, world.pictures, (1000, 4))
     file = written(
@@ -146,6 +149,7 @@ def test_a_refused_sample_is_named_in_a_batch(world: ExistingWorld, tmp_path: Pa
         data.collator(0, 0)([data[0], data[1], data[2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_next", "idefics3"])
 def test_what_is_measured_is_never_cut(name: str, world: ExistingWorld, tmp_path: Path) -> None:
     """With photos of two sizes, of which one is longer than `max_length`."""
@@ -170,6 +174,7 @@ def test_what_is_measured_is_never_cut(name: str, world: ExistingWorld, tmp_path
     assert whole["trained_tokens"] == sum(len(data.collator(0, 0)([data[number]])["targets"]) for number in range(2))
 
 
+@pytest.mark.slow
 def test_evaluate_takes_photos_of_more_tokens_than_2048(world: ExistingWorld, tmp_path: Path) -> None:
     long = "a red patch " * 700
     file = written(tmp_path / "data.json", ("wide.png", "What?", "red"), ("tall.png", "What?", long))

@@ -84,6 +84,7 @@ def test_a_killed_run_goes_on_exactly(world: ExistingWorld, tmp_path: Path, prog
     assert values(tmp_path / "killed") == values(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_answers_alone_are_trained_by_the_familys_own_forward(name: str, world: ExistingWorld, tmp_path: Path) -> None:
     """The ids that are trained are the answers with the ends of their turns, and L_lm is what the model itself says."""
@@ -113,6 +114,7 @@ def test_answers_alone_are_trained_by_the_familys_own_forward(name: str, world: 
     assert len(found["visual"]) == len(batch["images"])
 
 
+@pytest.mark.slow
 def test_parts_that_train_are_those_with_a_rate(world: ExistingWorld, tmp_path: Path) -> None:
     recipe = world.recipe(
         "qwen3_vl", learning_rates={"projector": None, "llm": 1e-3}, loss={"sea": {}, "das": {}, "sds": {}}
@@ -128,6 +130,7 @@ def test_parts_that_train_are_those_with_a_rate(world: ExistingWorld, tmp_path: 
     assert any("deepstack_merger_list" in key for key in trains)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_the_familys_form(world: ExistingWorld, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"learning_rates": {"llm": 1e-2}, "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
     run = train(world.recipe("llava", **changes), tmp_path / "lora")
@@ -138,6 +141,7 @@ def test_adapters_are_merged_into_the_familys_form(world: ExistingWorld, tmp_pat
     assert not any("embed_tokens" in key or "vision_tower" in key for key in moved)
 
 
+@pytest.mark.slow
 def test_stages_go_on_from_the_one_before(world: ExistingWorld, tmp_path: Path) -> None:
     first = world.recipe("llava", training_arguments={"max_steps": 1, "save_strategy": "no"})
     runs = train_stages({"align": first, "tune": first.model_copy(update={"seed": 4})}, tmp_path)
@@ -145,6 +149,7 @@ def test_stages_go_on_from_the_one_before(world: ExistingWorld, tmp_path: Path) 
     assert record["recipe"]["model"] == {"attach": str(runs["align"].model)}
 
 
+@pytest.mark.slow
 def test_a_run_is_of_the_folders_weights_and_processor(world: ExistingWorld, tmp_path: Path) -> None:
     short = {"max_steps": 1, "save_strategy": "no"}
     mine = tmp_path / "mine"

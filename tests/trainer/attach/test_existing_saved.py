@@ -95,6 +95,7 @@ def check(start: Path, out: Path, wanted: dict[str, torch.Tensor], trained: set[
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("name", MAKERS)
 def test_what_did_not_train_keeps_its_bytes(name: str, parts: str, tmp_path: Path) -> None:
@@ -107,6 +108,7 @@ def test_what_did_not_train_keeps_its_bytes(name: str, parts: str, tmp_path: Pat
     assert len(changed) <= len(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("name", [*KINDS, "gemma3"])
 def test_folders_with_other_names_of_tensors(name: str, parts: str, tmp_path: Path) -> None:
@@ -127,6 +129,7 @@ def test_folders_with_other_names_of_tensors(name: str, parts: str, tmp_path: Pa
     assert (tmp_path / "out" / index).read_bytes() == (start / index).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", PARTS)
 def test_a_mixture_of_experts_whose_file_has_them_one_by_one(parts: str, tmp_path: Path) -> None:
     sizes = text_settings(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)

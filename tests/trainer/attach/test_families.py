@@ -21,15 +21,18 @@ def all_hit(made: Tiny, shapes: Sequence[Size], root: Path, every: int = 1) -> N
     assert cells > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_colour_in_a_cell_is_that_tokens_label(name: str, tmp_path: Path) -> None:
     all_hit(tiny(name), SHAPES, tmp_path, every=3)
 
 
+@pytest.mark.slow
 def test_onevision_thins_out_large_grids(tmp_path: Path) -> None:
     all_hit(llava_onevision(most=1), SHAPES[:2], tmp_path)
 
 
+@pytest.mark.slow
 def test_pan_and_scan_crops_are_laid_out(tmp_path: Path) -> None:
     scan = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16, "pan_and_scan_max_num_crops": 4}
     made = gemma3()

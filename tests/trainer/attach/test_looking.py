@@ -16,6 +16,7 @@ NAMES = [["wide.png"], ["other.png"]]
 """Two photos of as many visual tokens."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_vl", "llava_next", "smolvlm"])
 def test_planted_tokens_hit_their_labels(name: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     """Visual tokens that are their labels' words hit all of them and lie on words; of another photo they do not."""

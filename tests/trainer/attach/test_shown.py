@@ -20,6 +20,8 @@ from tests.trainer.attach.real_grids import save
 from tests.trainer.attach.ten_lines import write
 from tests.trainer.attach.worlds import Pictures, whole_labels
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = ROOT / "examples" / "label_transfer.py"
 NOTEBOOK = ROOT / "docs" / "notebooks" / "attach.ipynb"
 
@@ -31,7 +33,6 @@ def word_list(folder: Path, more: Sequence[str] = ("window", "winter", "table"))
     return path
 
 
-@pytest.mark.slow
 def test_the_ten_lines_run_as_they_are(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     program = write(tmp_path)
@@ -48,7 +49,6 @@ def test_the_ten_lines_run_as_they_are(tmp_path: Path) -> None:
     assert float(scale) != 1, "the temperature has trained"
 
 
-@pytest.mark.slow
 def test_one_folder_of_labels_serves_three_families(
     pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +88,6 @@ def test_the_notebook_is_whole_and_holds_no_output() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("captioned", [False, True])
 def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pictures, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_accumulation_gives_the_same_step(kind: str, pictures: Pictures, tmp_pat
             assert torch.allclose(each, whole[name], atol=1e-6 if kind == "transformers" else 5e-4), name
 
 
+@pytest.mark.slow
 def test_a_second_forward_of_a_step_does_not_count(pictures: Pictures, tmp_path: Path) -> None:
     """TRL runs one more for its own metrics if the loss is a function of the user's."""
     pytest.importorskip("trl")
@@ -88,6 +89,7 @@ def test_a_second_forward_of_a_step_does_not_count(pictures: Pictures, tmp_path:
     assert seen[0] == seen[1]
 
 
+@pytest.mark.slow
 def test_adapters_of_trl_are_trained_with_the_terms(pictures: Pictures, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     from peft import LoraConfig

@@ -54,6 +54,7 @@ def alike(found: Ran, wanted: Ran, tolerance: float, of_gradients: float) -> Non
     close(found.gradients, {name: each.double() for name, each in wanted.gradients.items()}, of_gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", SOME)
 def test_checkpointing_changes_nothing(name: str, reentrant: bool, pictures: Pictures) -> None:
@@ -76,6 +77,7 @@ def adapted(model: nn.Module) -> Any:
     return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pictures: Pictures) -> None:
@@ -92,6 +94,7 @@ def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pi
     assert beside == set() or name in ("qwen2_5_vl", "smolvlm"), "peft has frozen them"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_basic_trains_the_projector_alone_beside_adapters_on_the_tower(name: str, pictures: Pictures) -> None:
     """A tower with adapters trains: BASIC's gradient must end in front of it, SEA's goes on."""
@@ -123,6 +126,7 @@ def test_basic_trains_the_projector_alone_beside_adapters_on_the_tower(name: str
         one.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_bfloat16_is_near(name: str, pictures: Pictures) -> None:
     def half(made: Tiny) -> nn.Module:
@@ -137,6 +141,7 @@ def test_bfloat16_is_near(name: str, pictures: Pictures) -> None:
     assert all(each.dtype == torch.bfloat16 for each in found.gradients.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_autocast_is_near(name: str, pictures: Pictures) -> None:
     def cast(model: nn.Module) -> nn.Module:

@@ -132,6 +132,7 @@ def test_json_that_ends_other_programs(tmp_path: Path, text: str, expected: str)
     assert len(str(error.value)) < 5000
 
 
+@pytest.mark.slow
 def test_names_too_long_for_a_file_cost_their_rows(tiny: World, tmp_path: Path) -> None:
     long = [record([("<image>", "b")], "A" * 6000), record([("<image>", "b")], "x" * 300 + ".jpg")]
     with colours(), pytest.raises(UserError, match=r"2 of .* rows cannot be trained") as error:
@@ -139,6 +140,7 @@ def test_names_too_long_for_a_file_cost_their_rows(tiny: World, tmp_path: Path) 
     assert len(str(error.value)) < 1000
 
 
+@pytest.mark.slow
 def test_bad_rows_of_the_evaluation_file_are_counted(tiny: World, tmp_path: Path) -> None:
     other = written(tmp_path, *rows_of(tiny)[:4], *list(odd().values())[:3], name="held.jsonl")
     with colours():
@@ -163,6 +165,7 @@ def rows_of(world: World) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_run_leaves_them_out_and_counts_them(tiny: World, tmp_path: Path) -> None:
     good = rows_of(tiny)
     data = written(tmp_path, *odd().values(), *good, name="data.jsonl")
@@ -189,6 +192,7 @@ def test_nothing_left_is_refused(tiny: World, tmp_path: Path) -> None:
         run(tiny, data, tmp_path / "out", data={"bad_rows": "leave_out"})
 
 
+@pytest.mark.slow
 def test_images_in_the_labels_quarantine_are_named_before_the_first_step(tiny: World, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

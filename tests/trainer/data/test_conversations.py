@@ -82,6 +82,7 @@ def v1_pieces(pairs: Pairs, eos: str) -> list[tuple[str, bool]]:
     return pieces
 
 
+@pytest.mark.slow
 def test_v1_is_llavas_token_by_token(tmp_path: Path) -> None:
     tokenizer = llama_like("always")
     data = written(tmp_path, *(record(pairs, image) for pairs, image in samples(empty=False)))

@@ -64,6 +64,7 @@ def seen(pixels: np.ndarray[Any, Any]) -> CropBox:
     return (x0, y0, x1, y1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (301, 223), (120, 490), (112, 112)])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_the_box_is_what_the_pixels_show(name: str, size: tuple[int, int]) -> None:

@@ -29,6 +29,7 @@ def cropped(tiny: World, tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_view_of_each_image_is_drawn_with_its_own_labels(tiny: World, cropped: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny, labels={"path": str(cropped), "crops": CROPS}, loss={"sea": {"window": 1}})
     data = tiny_trainer(recipe, tmp_path / "run").data
@@ -51,6 +52,7 @@ def test_a_view_of_each_image_is_drawn_with_its_own_labels(tiny: World, cropped:
     assert drawn == {crop_id(image_id, number) for number in range(CROPS + 1)}
 
 
+@pytest.mark.slow
 def test_kept_features_hold_every_view(tiny: World, cropped: Path, tmp_path: Path) -> None:
     runs = {}
     for kept in (False, True):
@@ -80,6 +82,7 @@ def test_visual_tokens_become_as_long_as_embeddings(tiny: World, tmp_path: Path)
     torch.testing.assert_close(after.norm(dim=-1).mean(), wanted, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("match", "changes"), [(True, True), (False, False)])
 def test_the_recipe_says_whether(tiny: World, tmp_path: Path, match: bool, changes: bool) -> None:
     recipe = tiny_recipe(tiny, loss={"lm": 0, "sea": {"match_norm": match}})

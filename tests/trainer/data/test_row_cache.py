@@ -48,6 +48,7 @@ HARMS: dict[str, tuple[Callable[[Path], Path], Harm]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HARMS)
 def test_what_is_not_as_it_was_written_is_made_again(keep: Callable[[], Any], tmp_path: Path, what: str) -> None:
     assert keep() == (ROWS, 1)

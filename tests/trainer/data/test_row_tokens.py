@@ -37,6 +37,7 @@ def expanded(row: RowTokens) -> tuple[list[int | None], list[bool]]:
     return ids, [any(start <= place < end for start, end in row.trained) for place in range(len(ids))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["vicuna_v1", "own"])
 def test_rows_are_those_of_training(tmp_path: Path, template: str) -> None:
     """An LLM's folder without weights, as the command reads none."""
@@ -56,6 +57,7 @@ def test_rows_are_those_of_training(tmp_path: Path, template: str) -> None:
     assert [one for one in found[1].ids if isinstance(one, tuple)] == [("image", 18)]
 
 
+@pytest.mark.slow
 def test_a_model_folder_says_its_visual_tokens(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")
     for file in model.glob("*.safetensors"):
@@ -68,6 +70,7 @@ def test_a_model_folder_says_its_visual_tokens(tmp_path: Path) -> None:
         asked(model, tmp_path / "data.json", visual_tokens=9)
 
 
+@pytest.mark.slow
 def test_refused_rows_say_why_and_the_others_go_on(tmp_path: Path) -> None:
     vicuna_like(tmp_path / "llm")
     data = written(tmp_path, BAD[0], ROWS[0], BAD[1], name="data.jsonl")
@@ -79,6 +82,7 @@ def test_refused_rows_say_why_and_the_others_go_on(tmp_path: Path) -> None:
     assert "within max_length 20" in short[1].to_json()["refused"]
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path) -> None:
     vicuna_like(tmp_path / "llm")
     data = written(tmp_path, ROWS[0], BAD[0])

@@ -23,6 +23,8 @@ from trainer.data.dataset import Collator, TrainingData, TrainingLabels
 from trainer.data.geometry import carried, processor_box
 from trainer.recipes.recipe import Sea
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"wide.png": (360, 216), "tall.png": (216, 360)}
 OBJECTS = {
     "red": (10, 20, 50, 110),

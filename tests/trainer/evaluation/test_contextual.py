@@ -59,6 +59,7 @@ class PerPhoto(nn.Module):
         return self.tokens[self.at - len(features) : self.at]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1])
 def test_visual_tokens_that_are_words_in_sentences_are_read_as_these(made: Ready, layer: int) -> None:
     """Planted: a photo's tokens are states of its colour, in as many sentences; its caption has the word."""
@@ -81,6 +82,7 @@ def test_visual_tokens_that_are_words_in_sentences_are_read_as_these(made: Ready
     assert (first["word_share"] == 1) == (layer == 0), "a state in context is not nearest to its own embedding here"  # type: ignore[typeddict-item]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["constant", "random"])
 def test_a_blind_model_gains_nothing(made: Ready, kind: str) -> None:
     """Tokens that say nothing of their photo: within two standard errors of 0 at every layer, by both lenses."""
@@ -134,6 +136,7 @@ def test_the_search_is_exact(k: int, n: int, block: int) -> None:
     assert nearest_states(queries, states, block).tolist() == nearest_twin(queries, states)
 
 
+@pytest.mark.slow
 def test_shares_are_those_of_a_slow_twin(ready: Make, mixed: Path) -> None:
     """Photos of several in a sample, batches with padding: photo by photo in float64."""
     made = ready(mixed, batch_size=2, labelled=True)
@@ -178,6 +181,7 @@ def test_a_plural_is_its_singular(made: Ready) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
 def test_a_words_place_is_its_last_token(kind: str, tmp_path: Path) -> None:
     vicuna_like(tmp_path / "vicuna")

@@ -11,6 +11,8 @@ from tests.support.analysis_models import M, record, write
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.training.run import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def evaluate(command: Any, tiny: World) -> Callable[..., tuple[int, str, str]]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sea_pipeline.labels.store import open_labels
 from tests.support.analysis_models import Make
 from tests.support.tiny_runs import World
@@ -10,6 +12,7 @@ from trainer.evaluation.figures import _layers, _words
 from trainer.evaluation.nearest_by_layer import look_at_layers
 
 
+@pytest.mark.slow
 def test_figures_of_words_and_layers(command: Any, tiny: World, tmp_path: Path) -> None:
     arguments = ["evaluate", tiny.model, "--data", tiny.held_out, "--image-root", tiny.data.parent / "images"]
     arguments += ["--save-figures", tmp_path / "figures", "--limit-images", 2]

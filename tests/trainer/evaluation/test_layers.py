@@ -43,6 +43,7 @@ def layers_twin(ready: Ready, row: int) -> list[list[list[int]]]:
     return [[layer[start : start + M] for start in range(0, len(layer), M)] for layer in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_nearest_tokens_are_those_of_a_slow_twin(ready: Make, mixed: Path, batch_size: int) -> None:
     """Beside texts, in batches with padding behind, with several images in a sample."""
@@ -74,6 +75,7 @@ def test_the_last_layer_is_looked_at_before_the_final_norm(ready: Make, mixed: P
     assert nearest_by_layer(made.model, batch, made.embeddings).equal(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was(ready: Make, mixed: Path, training: bool) -> None:
     made = ready(mixed)
@@ -85,6 +87,7 @@ def test_the_model_is_left_as_it_was(ready: Make, mixed: Path, training: bool) -
     assert [dict(module._forward_hooks) for module in made.model.modules()] == hooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 3, 9])
 def test_a_limit_counts_images_also_within_a_sample(ready: Make, mixed: Path, limit: int) -> None:
     made = ready(mixed, batch_size=2)

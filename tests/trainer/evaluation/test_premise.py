@@ -173,6 +173,7 @@ def test_plain_text_is_the_same_each_time_and_two_parts_share_no_rare_word() -> 
 DAS: dict[str, Any] = {"sea": {"weight": 0}, "das": {"weight": 1}}
 
 
+@pytest.mark.slow
 def test_a_run_says_it_and_goes_on_with_its_own_lens_alone(
     tiny: World, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_run_says_it_and_goes_on_with_its_own_lens_alone(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_lens_is_of_the_llm_and_not_of_its_projector(
     tiny: World, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +252,7 @@ def test_a_teacher_has_no_lens(deep: Path, tiny: World, tmp_path: Path) -> None:
         teach_images(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["an LLM", "a LLaVA"])
 def test_the_command(kind: str, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
@@ -291,6 +294,7 @@ def test_what_the_user_can_mend(deep: Path, tmp_path: Path) -> None:
         probe_llm(LlmProbeSettings.of(llm=str(deep), layers=9))
 
 
+@pytest.mark.slow
 def test_the_terms_of_a_recipe_have_the_lens_that_it_asks_for(
     tiny: World, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +309,7 @@ def test_the_terms_of_a_recipe_have_the_lens_that_it_asks_for(
         assert (term.supervision.lens is None) == (kind == "none")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_a_verdict_and_json(
     command: Any, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def greedy_twin(made: Ready, visual: torch.Tensor, new_tokens: int) -> list[int]
     return found
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_texts_are_those_of_a_slow_twin(ready: Make) -> None:
     made = ready()

@@ -260,6 +260,7 @@ def test_the_pinned_versions_are_what_the_tests_look_at() -> None:
         assert pin.version in pin.install
 
 
+@pytest.mark.slow
 @pinned
 @pytest.mark.parametrize("name", sorted({name for suite in SUITES for name in suite_columns(suite)}))
 def test_the_harness_has_the_task_and_its_metric(name: str) -> None:

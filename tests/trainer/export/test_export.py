@@ -34,6 +34,7 @@ from trainer.model.tensor_files import Entry, canonical, read_weights, write_wei
 from trainer.training.run import TrainRun
 
 
+@pytest.mark.slow
 def test_the_whole_model(run: TrainRun, tmp_path: Path) -> None:
     out = written(run.out, tmp_path / "out")
     before, after = tensors(run.model), tensors(out)
@@ -51,6 +52,7 @@ def test_the_whole_model(run: TrainRun, tmp_path: Path) -> None:
     assert json.loads((out / "alignment.json").read_text())["vocabulary"] == 374
 
 
+@pytest.mark.slow
 def test_no_path_of_this_machine_gets_out(run: TrainRun, tmp_path: Path) -> None:
     for number, settings in enumerate(({}, {"names": 5}, {"kind": "llm"}, {"kind": "projector"})):
         for file in written(run.out, tmp_path / f"{number}", **settings).iterdir():
@@ -229,6 +231,7 @@ def test_compat_is_the_old_name_of_names(tmp_path: Path) -> None:
         written(tmp_path / "llama", tmp_path / "x", rescale_projector=True)
 
 
+@pytest.mark.slow
 def test_an_export_of_an_export_is_the_same(tmp_path: Path) -> None:
     """What stops a reader that would misread a folder says nothing of the next one."""
     model = tiny_model(tmp_path / "gemma", llm="gemma")
@@ -256,6 +259,7 @@ ROPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROPES)
 def test_version_5_reads_the_old_spelling_of_a_rope_as_its_own(kind: str, tmp_path: Path) -> None:
     """The old keys beside `rope_parameters` must not win over it with less in them."""

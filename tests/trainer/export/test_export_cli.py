@@ -153,6 +153,7 @@ def test_a_run_of_another_version_is_no_traceback(command: Any, run: TrainRun, t
         (old / name).write_text(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stated", "ends"), [({}, None), ({"eos_token_id": None}, None), ({"eos_token_id": 2}, [2])])
 def test_a_tokenizer_without_an_end_gives_none(tmp_path: Path, stated: dict[str, Any], ends: list[int] | None) -> None:
     model = tiny_model(tmp_path / "model")

@@ -98,6 +98,7 @@ def test_the_metrics_are_those_of_the_run(run: TrainRun, tmp_path: Path) -> None
     assert about == ("image-text-to-text", "held-out", "held.json (held out)", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["checkpoint", "llm", "projector", "folder"])
 def test_what_was_not_measured_has_no_metrics(run: TrainRun, tmp_path: Path, source: str) -> None:
     settings: dict[str, Any] = {"checkpoint": {"checkpoint": 0}, "folder": {}}.get(source, {"kind": source})
@@ -122,6 +123,7 @@ def test_metrics_of_every_size_are_in_the_index(run: TrainRun, tmp_path: Path) -
     assert "model-index" not in check_metadata(card_of(run, source), tmp_path / "card.md")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names_of_runs_and_metrics(run: TrainRun, tmp_path: Path, name: str) -> None:
     source = changed(run, tmp_path / "run", name=name)
@@ -171,6 +173,7 @@ def test_no_path_gets_out_of_a_recipe(run: TrainRun, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "vision", "llm", "bases", "relation"),
     [

@@ -87,6 +87,7 @@ def trainer_vocabulary(trainer: AlignTrainer) -> int:
     return json.loads((Path(str(trainer.recipe.model)) / "alignment.json").read_text())["vocabulary"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("basic", "weights", "how"),
     [
@@ -126,6 +127,7 @@ def test_several_images_of_a_sample_share_its_weight(
         torch.testing.assert_close(given[name].double(), value.detach(), rtol=2e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rates", [{}, {"llm": 1e-3}, {"llm": 1e-3, "vision": 1e-3}], ids=["stage 1", "stage 2", "with the tower"]
 )
@@ -207,6 +209,7 @@ def test_what_basic_cannot_do_is_said(tiny: World, deep: Path, tmp_path: Path) -
         tiny_trainer(tiny_recipe(tiny, model=str(deep), loss=BOTH | {"basic": {"layers": 9}}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_micro_batches_without_images_do_not_count(tiny: World, deep: Path, tmp_path: Path) -> None:
     records = json.loads(tiny.data.read_text())
     texts = [records[2] | {"id": f"text {number}"} for number in range(2)]

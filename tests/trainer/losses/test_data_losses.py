@@ -44,6 +44,7 @@ def stock_labels(planted: Planted, names: tuple[str, ...]) -> list[list[int]]:
     return [line + [-100] * (max(map(len, lines)) - len(line)) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names", [("one",), ("long", "one"), ("one", "two", "text", "long"), ("text", "two"), ("text",)], ids="+".join
 )
@@ -59,6 +60,7 @@ def test_l_lm_is_the_stock_models(planted: Planted, model: AlignedLlava, names: 
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", ["siglip", "dinov2"])
 def test_l_lm_with_other_towers(planted: Planted, tmp_path: Path, vision: str) -> None:
     folder = open_model_folder(tiny_model(tmp_path / "other", vision))

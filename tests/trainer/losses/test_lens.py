@@ -127,6 +127,7 @@ def refined_twin(layers: list[torch.Tensor], lens: Lens, weights: list[float], u
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [None, 1.7])
 def test_the_sum_is_of_mapped_states_and_so_are_both_losses(unit: float | None) -> None:
     """Values and gradients by V of Eq. 6 and 7 beside a loop in float64."""

@@ -24,6 +24,7 @@ def chi_square(found: npt.NDArray[np.integer], expected: npt.NDArray[np.floating
     return float((((found - expected) ** 2) / expected).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
 @pytest.mark.parametrize("ragged", ["keep", "drop"])
@@ -61,6 +62,7 @@ def test_words_come_as_often_as_equation_7_says() -> None:
     assert chi_square(counts[:4], draws * scores[0, :4]) < 16.3  # 3 degrees of freedom, 0.1 %
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [(2, 2), (3, 3)])
 def test_patches_are_uniform_over_their_window(grid: tuple[int, int]) -> None:
     size = grid[0] * grid[1]

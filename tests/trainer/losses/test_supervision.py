@@ -31,6 +31,7 @@ from trainer.recipes.recipe import Basic
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["inc", "const", "dec"])
 @pytest.mark.parametrize("k", [1, 2, 3, LAYERS])
 @pytest.mark.parametrize("degree", ["auto", "equal"])

@@ -18,6 +18,7 @@ from trainer.losses.attention_tap import FAMILIES, AttentionRecording, Attention
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tap_is_what_output_attentions_gives(family: str, attention: str) -> None:
@@ -30,6 +31,7 @@ def test_the_tap_is_what_output_attentions_gives(family: str, attention: str) ->
     assert (found[0] > 0).sum() == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"num_attention_heads": 8, "num_key_value_heads": 2}],
@@ -49,6 +51,7 @@ WINDOWS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(("family", "settings"), WINDOWS)
 @pytest.mark.parametrize("padded", [True, False])
@@ -77,6 +80,7 @@ def test_norms_of_queries_and_layers_without_positions_in_double(family: str, se
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 8, "sliding_window": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("padded", [True, False])
 def test_windows_in_some_layers_of_gemma_3(attention: str, padded: bool) -> None:
@@ -125,6 +129,7 @@ def fake_flash(wanted: list[str]) -> Any:
     return load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(("family", "settings"), [("llama", {}), *WINDOWS])
 def test_flash_attention_gives_no_mask_of_rows(
@@ -165,6 +170,7 @@ def test_chunks_of_rows_change_nothing(rows_at_once: int, attention: str, monkey
     assert sum(int(there.sum()) for there in seen) == 2 * (5 + 7 + 16)  # the text behind an image, in each layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_at_once", [4, 8, 12, 2048])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

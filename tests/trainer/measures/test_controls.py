@@ -190,6 +190,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreTrained
     return {"bytes": byte_level(), "sentencepiece": load_tokenizer(str(folder))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
 @pytest.mark.parametrize(
     "text",

@@ -83,6 +83,7 @@ def levels(processor: Any, image: Image.Image) -> np.ndarray[Any, Any]:
     return pixels * 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_padded_pixels_are_llavas(kind: str, size: tuple[int, int], tmp_path: Path) -> None:
@@ -148,6 +149,7 @@ def test_what_cannot_be_done_behind_bars_is_refused_in_a_line(processor: Any) ->
     assert "\n" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", ["clip", "siglip", "dinov2", "packaged", "s2@1,2:clip", "s2@1,3:siglip"])
 def test_every_tower_of_init_pads(vision: str, tmp_path: Path) -> None:
     scales, _, family = vision.rpartition(":")

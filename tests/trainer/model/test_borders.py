@@ -206,6 +206,7 @@ def test_every_error_is_one_line_and_nothing_is_lost(
     assert values(out) == values(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "mistake"),
     list(zip((place for place in PLACES if place != "worker"), cycle([type_error, assertion]), strict=False)),
@@ -257,6 +258,7 @@ def test_a_service_that_is_not_installed_is_named_before_anything_is_read(tiny: 
         assert "\n" not in str(found.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

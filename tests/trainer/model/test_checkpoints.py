@@ -53,6 +53,7 @@ def resumed(world: World, out: Path, **arguments: object) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_the_one_before_a_damaged_checkpoint_is_used(part: str, tiny: World, stopped: Path, whole: Path) -> None:
     file = of(stopped, 4) / PARTS[part]
@@ -76,6 +77,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(part: str, tiny: World, sto
     assert checkpoints.latest(stopped / "checkpoints") == of(stopped, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "emptied", "gone"])
 def test_without_a_whole_one_a_line_says_so(harm: str, stopped: Path) -> None:
     for part in set(PARTS) - {"record"}:
@@ -103,6 +105,7 @@ def test_without_a_whole_one_a_run_begins_anew_once_they_are_removed(tiny: World
     assert weights(stopped) == weights(whole)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_older_versions_count_if_they_can_be_read(tiny: World, stopped: Path, whole: Path) -> None:
     """They have no record."""
     for step in (2, 4):

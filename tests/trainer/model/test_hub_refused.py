@@ -94,6 +94,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", [VICUNA, CLIP])
 def test_quantised_weights(made: Callable[[str], Path], name: str, method: str) -> None:
@@ -147,6 +148,7 @@ def test_weights_that_have_no_place(made: Callable[[str], Path], name: str, file
     refused(made, name, mend, rf"has no place for the weights \S*{owner}\.{added}; give plain weights")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [VICUNA, CLIP])
 def test_an_adapter(made: Callable[[str], Path], name: str) -> None:
     def alone(folder: Path) -> None:
@@ -242,6 +244,7 @@ FILES: dict[str, tuple[str, Mend, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_that_is_missing_or_damaged(made: Callable[[str], Path], kind: str) -> None:
     refused(made, *FILES[kind])
@@ -273,6 +276,7 @@ def test_without_sentencepiece(made: Callable[[str], Path], monkeypatch: pytest.
         made(VICUNA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lacking", "front", "end"),
     [

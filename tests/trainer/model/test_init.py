@@ -26,6 +26,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("llm", LLMS)
 @pytest.mark.parametrize("vision", TOWERS)
 def test_any_tower_goes_with_any_llm(tmp_path: Path, vision: str, llm: str) -> None:
@@ -39,6 +40,7 @@ def test_any_tower_goes_with_any_llm(tmp_path: Path, vision: str, llm: str) -> N
     assert model.config.vision_feature_layer == -2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("llm", LLMS)
 def test_the_llm_is_the_same_inside(tmp_path: Path, llm: str) -> None:
     from transformers import AutoModelForCausalLM
@@ -98,6 +100,7 @@ def test_alignment_json_and_the_files(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model-parts", "tokenizer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "tied"), [(400, False), (374, False), (374, True)])
 def test_added_rows_are_the_mean_of_the_llms_own(tmp_path: Path, rows: int, tied: bool) -> None:
     tower = tiny_vision(tmp_path / "vision")
@@ -120,6 +123,7 @@ def test_added_rows_are_the_mean_of_the_llms_own(tmp_path: Path, rows: int, tied
             assert len(state[name]) % 64 == 0
 
 
+@pytest.mark.slow
 def test_the_projector_depends_on_the_seed_alone(tmp_path: Path) -> None:
     tower, llm = str(tiny_vision(tmp_path / "vision")), str(tiny_llm(tmp_path / "llm"))
     torch.manual_seed(5)

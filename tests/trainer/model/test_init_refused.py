@@ -36,6 +36,7 @@ def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
         check_model_folder(tiny_llm(tmp_path / "llm"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_damaged_file_is_a_line_that_names_the_folder(tmp_path: Path, name: str, text: str) -> None:
@@ -73,6 +74,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in tmp_path.iterdir()] == ["model-parts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vision", "llm", "message"),
     [

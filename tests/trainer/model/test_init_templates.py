@@ -11,6 +11,7 @@ from trainer.model.assemble import init_model
 from trainer.model.chat_template import with_marks, without_final_eos
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [None, CHATML], ids=["vicuna", "chatml"])
 def test_both_forms_of_content_give_one_text(tmp_path: Path, template: str | None) -> None:
     llm = tiny_llm(tmp_path / "llm", template=template)
@@ -41,6 +42,7 @@ def test_vicuna_marks_what_is_trained(tmp_path: Path) -> None:
     assert prompt.endswith("What is it? ASSISTANT:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "expected"),
     [(CHATML, "<|im_end|>"), (CHATML + "</s>", "<|im_end|>"), (CHATML.replace("<|im_end|>", "."), "</s>")],
@@ -62,6 +64,7 @@ def test_a_template_that_cannot_answer(tmp_path: Path) -> None:
         init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unknown", "expected"), [("<unk>", "<unk>"), (None, "<pad>"), ("</s>", "<pad>")])
 @pytest.mark.parametrize("pad", [None, "</s>"])
 def test_padding_is_no_end(tmp_path: Path, pad: str | None, unknown: str | None, expected: str) -> None:
@@ -82,6 +85,7 @@ EVERY = "{% for message in messages %}{{ message['content'] + '<|im_end|>' + eos
 LAST = "{% for message in messages %}{{ message['content'] }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "text", "eos"),
     [

@@ -123,6 +123,7 @@ def spans(file: Path) -> list[tuple[str, int, int]]:
     return [(name, 8 + length + begin, 8 + length + end) for name, (begin, end) in entries]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("llm", ["llama", "gemma"])
 def test_the_embedding_matrix_is_all_of_the_llm(llm: str, tiny: World, tmp_path: Path) -> None:
     folder = open_model_folder(tiny_model(tmp_path / llm, llm=llm))
@@ -141,6 +142,7 @@ def test_the_embedding_matrix_is_all_of_the_llm(llm: str, tiny: World, tmp_path:
     assert torch.equal(model.tower_output(pixels), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lm", [0, 1])
 @pytest.mark.parametrize("name", ["embed_tokens.weight", "linear_1.bias", "fc1.weight"])
 def test_a_weight_that_is_not_there_is_not_drawn_at_random(name: str, lm: int, tiny: World, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def merged(model: Any, lora: Lora, dtype: torch.dtype) -> dict[str, torch.Tensor
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("llm", LLMS)
 def test_adapters_start_as_nothing_and_merge_into_what_they_were(llm: str, tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "model", llm=llm)
@@ -109,6 +110,7 @@ def test_targets_by_name(tiny: World) -> None:
         loaded(tiny.model, lora={"targets": ["w_q"]})
 
 
+@pytest.mark.slow
 def test_basic_and_sea_reach_the_projector_alone_and_see_the_adapted_llm(tiny: World, tmp_path: Path) -> None:
     trainer = tiny_trainer(tiny_recipe(tiny, **LORA), tmp_path / "out")
     model: Any = stirred(trainer.model).train()
@@ -147,6 +149,7 @@ def test_a_run_leaves_a_stock_folder(tiny: World, finished: FinishedRuns) -> Non
     assert len(linear) == 14
 
 
+@pytest.mark.slow
 def test_adapters_are_added_to_the_weights_in_the_folder(tiny: World, tmp_path: Path) -> None:
     """Not to those that the LLM computed with, of which bfloat16 has cut off half of the digits."""
     rates = {"learning_rates": {"llm": 1e-9}, "frozen_dtype": "bfloat16"}
@@ -198,6 +201,7 @@ def test_adapters_need_a_rate_and_the_language_loss(changes: dict[str, Any]) -> 
         Recipe.model_validate({"lora": {}} | changes)
 
 
+@pytest.mark.slow
 def test_a_recipe_without_what_is_new_is_the_run_that_it_was(tiny: World, finished: FinishedRuns) -> None:
     """Runs begun before LoRA and the temperature of L_sds were there go on."""
     arguments = {"max_steps": 2}

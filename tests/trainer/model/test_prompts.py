@@ -47,6 +47,7 @@ def test_plain_is_refused(tiny: World, tmp_path: Path) -> None:
         teach_images(teacher)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

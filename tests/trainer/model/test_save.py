@@ -15,6 +15,8 @@ from trainer.model.assemble import init_model
 from trainer.model.load import open_model_folder
 from trainer.training.run import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("llm", [None, 1e-3], ids=["projector", "projector and llm"])
 def test_every_tensor_is_there_under_its_stock_name(llm: float | None, tiny: World, finished: FinishedRuns) -> None:
@@ -36,7 +38,6 @@ def test_every_tensor_is_there_under_its_stock_name(llm: float | None, tiny: Wor
         assert (model / name).read_bytes() == (tiny.model / name).read_bytes(), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tied", "float16", "linear", "sharded", "tower trains"])
 def test_what_is_frozen_keeps_its_values_in_whatever_precision_it_computes(
     kind: str, tiny: World, tmp_path: Path
@@ -64,7 +65,6 @@ def test_what_is_frozen_keeps_its_values_in_whatever_precision_it_computes(
     assert kind != "linear" or not any("linear_2" in name for name in changed)
 
 
-@pytest.mark.slow
 def test_the_packaged_tower_computes_in_bfloat16(tiny: World, tmp_path: Path) -> None:
     start = init_model("packaged", str(tiny_llm(tmp_path / "llm")), tmp_path / "model")
     recipe = tiny_recipe(
@@ -100,7 +100,6 @@ def test_a_folder_in_half_precision_stays_in_it(llm: str, tmp_path: Path, tiny: 
     only_projector_changed(start, run.model)
 
 
-@pytest.mark.slow
 def test_few_pictures_are_learnt_by_heart(tiny: World, tmp_path: Path) -> None:
     records = [record for record in json.loads(tiny.data.read_text()) if record["id"] in ("s0", "s3", "s4", "s5")]
     (tmp_path / "four.json").write_text(json.dumps(records))

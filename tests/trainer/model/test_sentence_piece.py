@@ -60,6 +60,7 @@ def test_ids_are_sentence_pieces(folder: Path, model: Any, prepared: PreTrainedT
     assert ids(AutoTokenizer.from_pretrained(tmp_path), ODD) == expected
 
 
+@pytest.mark.slow
 def test_a_text_without_special_tokens_is_sentence_pieces_own(model: Any, prepared: PreTrainedTokenizerBase) -> None:
     assert ids(prepared, list(TEXTS)) == model.encode(list(TEXTS))
 
@@ -150,6 +151,7 @@ def asked(question: str) -> str:
     return ("<image>\n" + question.replace("<image>", "").strip()).strip()
 
 
+@pytest.mark.slow
 def test_conversations_have_llavas_ids(tmp_path: Path, model: Any, prepared: PreTrainedTokenizerBase) -> None:
     slow, image = Slow(model), prepared.convert_tokens_to_ids("<image>")
     data = written(tmp_path, *(record(pairs, images) for pairs, images in conversations()))

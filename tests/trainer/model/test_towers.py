@@ -63,6 +63,7 @@ def s2_tower(path: Path, family: str, scales: list[int]) -> S2Tower:
     return tower.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [[1], [1, 2], [1, 2, 3], [2, 3]])
 @pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
 def test_s2_is_its_slow_twin(tmp_path: Path, family: str, scales: list[int]) -> None:
@@ -97,6 +98,7 @@ def test_hidden_states_come_when_asked_for(tmp_path: Path, asked: bool | None) -
         assert tower(images, output_hidden_states=wanted).hidden_states[-1].shape == (1, 16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
 @pytest.mark.parametrize(("prefix", "scales"), [("s2", [1, 2, 3]), ("s2@1,2", [1, 2]), ("s2@1,3", [1, 3])])
 def test_a_folder_with_s2(tmp_path: Path, family: str, prefix: str, scales: list[int]) -> None:

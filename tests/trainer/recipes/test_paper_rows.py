@@ -150,6 +150,7 @@ def test_the_commands_of_a_curve() -> None:
         assert list(stages)[-1] == "finetune"
 
 
+@pytest.mark.slow
 def test_one_folder_holds_one_model_and_one_set_of_labels() -> None:
     """So that a command of one row never gives another row what is not its own."""
     models = {(stage.model, row.vision, row.llm) for row in ROWS.values() for stage in row.recipes().values()}

@@ -143,6 +143,7 @@ def promised(name: str, stage: str) -> tuple[set[str], dict[str, float]]:
     return terms, {"projector": 2e-5, "llm": 2e-5} | tower
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), list(shapes()))
 def test_a_shape_takes_one_step(
     name: str, stage: str, tiny: World, captions: Path, models: Callable[[PaperRow], Path], tmp_path: Path
@@ -158,6 +159,7 @@ def test_a_shape_takes_one_step(
         assert set(wrapped["transformer_layer_cls_to_wrap"]) < done.layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_trains_what_its_paper_does(name: str, tiny: World, captions: Path) -> None:
     stages = ROWS[name].recipes()
@@ -181,6 +183,7 @@ def test_the_rows_of_an_llm_cut_the_same_layers() -> None:
     assert {len(layers) for layers in wrapped.values()} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_llavas_recipe_but_for_what_the_paper_changes(name: str) -> None:
     row = ROWS[name]
@@ -225,6 +228,7 @@ def test_the_optimizer_is_llavas(name: str) -> None:
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_tenth_of_an_epoch_is_a_tenth_of_the_samples(
     tiny: World, captions: Path, models: Callable[[PaperRow], Path], tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def clusters(count: int, width: int, spread: float = 0.0) -> np.ndarray:
     return (centres[np.arange(count) % 24] + spread * random.normal(size=(count, width))).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_and_types(name: CodecName, width: int) -> None:
@@ -57,6 +58,7 @@ def test_sizes_and_types(name: CodecName, width: int) -> None:
         assert (decoded.dtype, decoded.shape) == (np.float32, (count, width))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_float16_is_exact_to_half_a_unit_in_the_last_place(width: int) -> None:
     vectors = refined(50, width)
@@ -150,6 +152,7 @@ def test_int8_without_standardised_dimensions_would_be_worse() -> None:
     assert gradient_cosines("sds", plain).mean() < 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pq64_finds_planted_clusters(width: int) -> None:
     vectors = clusters(480, width)
@@ -211,6 +214,7 @@ def test_pq64_without_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp
     assert (again.decode(again.encode(refined(5, 7))) == codec.decode(codec.encode(refined(5, 7)))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 65])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_codec_comes_back_from_its_file(name: CodecName, width: int, tmp_path: Path) -> None:

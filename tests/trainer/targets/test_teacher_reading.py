@@ -99,6 +99,7 @@ def read(store: TargetStore, wanted: str) -> tuple[float, float]:
     return float(targets.refined.sum()), float(targets.attention[0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_processes_read_the_same(folder: Path) -> None:
     store = open_targets(folder)
@@ -145,6 +146,7 @@ def test_status_and_verify_know_targets(folder: Path, command: Any) -> None:
     assert "expected labels, found targets" in stderr
 
 
+@pytest.mark.slow
 def test_reading_needs_no_torch_and_no_faiss() -> None:
     program = "import sys, trainer.targets.store; print({'torch', 'faiss', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -76,6 +76,7 @@ def test_training_from_the_cache_begins_as_online(
     assert cached[-1]["loss_das"] != online[-1]["loss_das"]  # the teacher online has moved on
 
 
+@pytest.mark.slow
 def test_without_the_llm_the_targets_are_enough(world: World, targets: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(world, loss=DAS | {"lm": 0}, teacher=str(targets))
     trainer = tiny_trainer(recipe, tmp_path / "run")
@@ -87,6 +88,7 @@ def test_without_the_llm_the_targets_are_enough(world: World, targets: Path, tmp
         tiny_recipe(world, loss=DAS | {"lm": 0})
 
 
+@pytest.mark.slow
 def test_another_model_is_another_run(world: World, targets: Path, finished: FinishedRuns) -> None:
     other = finished(tiny_recipe(world, training_arguments={"max_steps": 3})) / "model"
     with pytest.raises(UserError, match=r"holds another run.*model\.weights"):
@@ -95,6 +97,7 @@ def test_another_model_is_another_run(world: World, targets: Path, finished: Fin
         teach_images(settings(world, targets, basic={"layer_weights": "dec"}))
 
 
+@pytest.mark.slow
 def test_a_bad_image_costs_that_image(world: World, tmp_path: Path) -> None:
     records = json.loads(world.data.read_text())
     shutil.copytree(world.data.parent / "images", tmp_path / "images")
@@ -159,6 +162,7 @@ def test_the_sample_photos(world: World, tmp_path: Path) -> None:
     assert (run.report.images, run.report.bad) == (2, 0)
 
 
+@pytest.mark.slow
 def test_the_cache_is_not_asked_for_held_out_images(world: World, targets: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(
         world,
@@ -199,6 +203,7 @@ def test_what_only_l_sds_sees_is_left_as_it_was_trained(world: World, targets: P
     assert lengths["sds"] == pytest.approx(logged(tmp_path / "sds")[-1]["visual_norm"], rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_mended_image_is_read_again(world: World, tmp_path: Path, finished: bool) -> None:
     shutil.copytree(world.data.parent / "images", tmp_path / "images")

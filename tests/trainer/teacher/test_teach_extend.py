@@ -42,6 +42,7 @@ def write(world: World, rows: list[dict[str, Any]]) -> None:
     world.data.write_text(json.dumps(rows))
 
 
+@pytest.mark.slow
 def test_new_images_are_taught_with_the_codec_that_is_there(tiny: World, world: World, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"image_root": tiny.data.parent / "images", "codec": "int8"}
     out = tmp_path / "targets"
@@ -60,6 +61,7 @@ def test_new_images_are_taught_with_the_codec_that_is_there(tiny: World, world: 
     assert check_files(run.ledger).problems == []
 
 
+@pytest.mark.slow
 def test_records_that_bring_no_image_leave_the_folder_as_it_is(
     tiny: World, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

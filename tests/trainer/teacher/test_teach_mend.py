@@ -86,6 +86,7 @@ DAMAGE: dict[str, tuple[str, Harm]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGE)
 def test_the_advice_brings_back_what_is_damaged(
     command: Any, teach: Callable[..., int], tmp_path: Path, what: str
@@ -114,6 +115,7 @@ def test_the_advice_brings_back_what_is_damaged(
     assert teach() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [Path.unlink, another_codec, lambda path: flip(path, 400), None])
 def test_an_unfinished_folder_costs_a_shard_and_gets_its_codec_back(
     teach: Callable[..., int], tmp_path: Path, harm: Harm | None
@@ -162,12 +164,14 @@ def test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out(
     assert len(open_targets(out)) == ROWS - 2
 
 
+@pytest.mark.slow
 def test_shards_say_which_codec_wrote_them(teach: Callable[..., int], tmp_path: Path) -> None:
     out = tmp_path / "targets"
     assert shard_footer(out / SHARD)["codec_sha256"] == codec_sha256(load_codec(out / CODEC))
     assert teach() == 0
 
 
+@pytest.mark.slow
 def test_shards_of_older_versions_are_held_to_the_manifest(
     teach: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

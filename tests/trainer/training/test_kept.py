@@ -130,6 +130,7 @@ def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, 
     assert of(stopped, 3).read_bytes() == of(whole, 3).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_can_be_exported_of_a_run_that_is_not_finished(tiny: World, stopped: Path, tmp_path: Path) -> None:
     for step in (0, 2, 3):
         exported(stopped, tmp_path / f"{step}", checkpoint=step)
@@ -144,6 +145,7 @@ def test_what_can_be_exported_of_a_run_that_is_not_finished(tiny: World, stopped
         exported(stopped, tmp_path / "x", checkpoint=3)
 
 
+@pytest.mark.slow
 def test_what_is_refused_in_one_line(whole: Path, tiny: World, tmp_path: Path, command: Any) -> None:
     for source, step, said in (
         (whole, 5, "has no checkpoint of this step; expected one of 0, 1, 2, 3, 4; keep_checkpoints"),

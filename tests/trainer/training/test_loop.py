@@ -76,6 +76,7 @@ def written_out(trainer: AlignTrainer, start: int, micro: int, count: int) -> Gr
     return gradients(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["token", "batch"])
 @pytest.mark.parametrize(("accumulation", "micro"), [(1, 8), (2, 4), (4, 2), (3, 4)])
 def test_gradients_under_accumulation(norm: str, accumulation: int, micro: int, tiny: World, tmp_path: Path) -> None:
@@ -95,6 +96,7 @@ def test_gradients_under_accumulation(norm: str, accumulation: int, micro: int, 
         close(ours, written_out(trainer, start, micro, min(step, 12 - start)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [0, 0.0, 0.05])
 def test_a_step_is_as_long_as_the_gradient_unless_it_is_clipped(clip: float, tiny: World, tmp_path: Path) -> None:
     arguments = {"max_grad_norm": clip, "optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0}
@@ -139,6 +141,7 @@ def test_the_temperature_has_the_projector_s_rate_where_none_is_given(tiny: Worl
     assert float(model.sea_term.log_scale) == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rates", "parts"),
     [
@@ -173,6 +176,7 @@ def test_what_trains_moves_and_nothing_else(
         assert table["projector"][0] == table["projector"][1]
 
 
+@pytest.mark.slow
 def test_a_linear_projector_keeps_its_identity(tiny: World, tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "linear", projector="linear")
     recipe = tiny_recipe(tiny, model=str(folder), training_arguments={"max_steps": 2, "save_strategy": "no"})
@@ -186,6 +190,7 @@ def test_a_linear_projector_keeps_its_identity(tiny: World, tmp_path: Path) -> N
     assert trainable(trainer.model, recipe)["projector"] == (16 * 32 + 32 + 32 * 32 + 32, 16 * 32 + 32, 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["sea", "lm"])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     term: str, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +235,7 @@ def test_a_batch_of_text_alone_gives_the_projector_a_zero_gradient(tiny: World, 
     assert all(value.any() for name, value in found.items() if "lm_head" in name)
 
 
+@pytest.mark.slow
 def test_a_run_of_text_and_pictures_one_at_a_time(tiny: World, tmp_path: Path) -> None:
     arguments = {"per_device_train_batch_size": 1, "max_steps": 12, "save_strategy": "no"}
     loss = {"sea": {"weight": "auto"}, "measure_every": 1}

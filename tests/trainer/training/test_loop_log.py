@@ -36,6 +36,7 @@ def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: f
         assert mine["sea_pairs"] == other["sea_pairs"]
 
 
+@pytest.mark.slow
 def test_every_step_has_a_line(tiny: World, tmp_path: Path) -> None:
     trainer, lines = run(tiny, tmp_path, 8, loss={"lm": 0.5, "sea": {"weight": 3.0}})
     assert [line["step"] for line in lines] == list(range(1, 9))
@@ -54,6 +55,7 @@ def test_every_step_has_a_line(tiny: World, tmp_path: Path) -> None:
     assert rates[-1] < rates[4] < rates[1] <= 1e-3, "a cosine"
 
 
+@pytest.mark.slow
 def test_a_temperature_beyond_the_clamp_comes_back(tiny: World, tmp_path: Path) -> None:
     loss, rates = {"lm": 0, "sea": {"weight": 1, "logit_scale_init": 5.5}}, {"projector": 1e-6, "logit_scale": 0.3}
     trainer, lines = run(tiny, tmp_path, 8, loss=loss, learning_rates=rates)
@@ -112,6 +114,7 @@ def test_the_gradient_norms_are_the_terms_own(tiny: World, tmp_path: Path) -> No
         assert line["grad_ratio_sea"] == pytest.approx(5 * norms[1] / norms[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_auto_holds_the_ratio(tiny: World, tmp_path: Path) -> None:
     loss = {"sea": {"weight": "auto", "ratio": 0.4}, "measure_every": 1}
     _, lines = run(tiny, tmp_path, 12, loss=loss, learning_rates={"projector": 1e-4})
@@ -144,6 +147,7 @@ def test_processes_that_load_change_nothing(tiny: World, tmp_path: Path) -> None
     close(ours, plain, 0)
 
 
+@pytest.mark.slow
 def test_features_are_computed_on_the_gpu(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEFAULTS, "use_cpu", False)
     given: list[tuple[str, int]] = []
@@ -161,6 +165,7 @@ def test_features_are_computed_on_the_gpu(tiny: World, tmp_path: Path, monkeypat
     assert {kept.values.device.type for kept in trainer.data.kept.values()} == {"cpu"}
 
 
+@pytest.mark.slow
 def test_under_bfloat16_l_a_stays_float32(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     real = equations.sea
@@ -186,6 +191,7 @@ def test_under_bfloat16_l_a_stays_float32(tiny: World, tmp_path: Path, monkeypat
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_frozen_parts_in_half_precision(tiny: World, tmp_path: Path) -> None:
     _, plain = run(tiny, tmp_path / "plain", 3)
     arguments = {"bf16": True}
@@ -195,6 +201,7 @@ def test_frozen_parts_in_half_precision(tiny: World, tmp_path: Path) -> None:
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_each_epoch_draws_anew(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     real = TrainingData.__getitem__
@@ -219,6 +226,7 @@ def test_without_l_a_there_is_no_term_and_no_label_is_read(tiny: World, tmp_path
     assert lines[0]["loss"] == pytest.approx(lines[0]["loss_lm"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_without_l_lm_the_llm_s_layers_are_not_there(tiny: World, tmp_path: Path) -> None:
     trainer, lines = run(tiny, tmp_path, 3, loss={"lm": 0}, learning_rates={"projector": 1e-2})
     assert len(trainer.model.model.language_model.layers) == 0
@@ -238,6 +246,7 @@ def test_tensorboard(tiny: World, tmp_path: Path) -> None:
     assert not list(Path(ROOT).glob("**/events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_json(tiny: World, finished: FinishedRuns) -> None:
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, training_arguments={"max_steps": 2})
     text = (finished(recipe) / "metrics.jsonl").read_text()

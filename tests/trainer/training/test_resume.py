@@ -72,6 +72,7 @@ def test_every_checkpoint_leads_to_the_same_end(
             assert values(out) == values(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_a_run_that_is_killed_as_it_begins_goes_on(tiny: World, tmp_path: Path, before: bool) -> None:
     recipe = tiny_recipe(tiny, training_arguments={"max_steps": 2})

@@ -14,6 +14,8 @@ from trainer.model.run_record import kept_path, last_step, read_run
 from trainer.training.callbacks import Screen
 from trainer.training.run import train
 
+pytestmark = pytest.mark.slow
+
 
 def short(tiny: World, **changes: Any) -> Any:
     arguments = {"training_arguments": {"max_steps": 4, "save_steps": 2}, "keep_checkpoints": [1, 3]}
@@ -25,7 +27,6 @@ def run(tiny: World, finished: FinishedRuns, tmp_path: Path) -> Path:
     return finished.copy(short(tiny), tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_an_unfinished_run_is_gone_on_with(command: Any, tiny: World, tmp_path: Path, run: Path) -> None:
     (run / "summary.json").unlink()
     shutil.rmtree(run / "model")
@@ -56,7 +57,6 @@ def test_another_step_is_named_or_it_is_trained_again(
     assert command("export", again, "--out", tmp_path / "x", "--checkpoint", 1)[0] == 0
 
 
-@pytest.mark.slow
 def test_the_model_that_a_run_began_with_is_put_back(command: Any, tiny: World, tmp_path: Path) -> None:
     model = shutil.copytree(tiny.model, tmp_path / "model")
     run = train(short(tiny, model=str(model)), tmp_path / "run").out
@@ -130,7 +130,6 @@ def test_a_record_is_restored(command: Any, tiny: World, tmp_path: Path, run: Pa
     assert train(short(tiny), run).summary["steps"] == last_step(run) == 4
 
 
-@pytest.mark.slow
 def test_another_out_is_chosen_or_resume_left_out(tiny: World, tmp_path: Path, run: Path) -> None:
     with pytest.raises(UserError, match=r"holds another run: .*; choose another --out"):
         train(short(tiny, seed=4), run)
@@ -149,7 +148,6 @@ def test_another_out_is_chosen_or_resume_left_out(tiny: World, tmp_path: Path, r
         train(short(tiny), run)
 
 
-@pytest.mark.slow
 def test_the_same_command_goes_on_when_memory_is_free(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def changed(folder: Path, name: str, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -55,6 +56,7 @@ def test_another_recipe(changes: dict[str, Any], field: str, tiny: World, finish
     assert str(refused.value).count(";") == 1, "only what differs is named"
 
 
+@pytest.mark.slow
 def test_a_run_may_hear_less_and_say_more_often(tiny: World, finished: FinishedRuns) -> None:
     """What does not decide the weights does not make another run."""
     aside = {
@@ -74,6 +76,7 @@ def test_another_input(tiny: World, finished: FinishedRuns, tmp_path: Path) -> N
         train(short(tiny, data={"train": str(tmp_path / "data.json")}), finished(short(tiny)))
 
 
+@pytest.mark.slow
 def test_other_labels(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     """They are no part of a run that uses none."""
     label_images(label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "labels", top_n=2))
@@ -85,6 +88,7 @@ def test_other_labels(tiny: World, finished: FinishedRuns, tmp_path: Path) -> No
     assert train(short(tiny, **without, **other), whole).out == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["layers.1.mlp.up_proj", "linear_1.bias", "vision_tower.encoder.layers.0.mlp.fc1.weight"]
 )
@@ -162,6 +166,7 @@ def test_without_a_name_other_images_and_another_measure_are_runs_of_their_own(
     assert train(short(tiny)).out == train(short(tiny, name="run")).out
 
 
+@pytest.mark.slow
 def test_labels_of_more_images_of_the_data_are_others(tiny: World, tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "labels"
     images.mkdir()

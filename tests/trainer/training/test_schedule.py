@@ -88,6 +88,7 @@ def test_every_scheduler_is_tried() -> None:
     assert CASES.keys() == {kind.value for kind in SchedulerType}
 
 
+@pytest.mark.slow
 def test_training_has_the_rates_of_its_schedule(tiny: World, tmp_path: Path) -> None:
     asked = (tiny, tmp_path, "cosine", {}, TWO)
     assert rates_of(*asked, trained=True) == rates_of(*asked)

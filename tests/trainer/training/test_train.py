@@ -71,6 +71,7 @@ def test_a_start_model_that_another_machine_makes_meanwhile_is_taken(
     assert train_run._model_path(recipe, Heard()).is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, evaluate_every=4, name="whole")
     reporter = Heard()
@@ -108,6 +109,7 @@ def test_a_finished_run_returns_at_once(tiny: World, finished: FinishedRuns, mon
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_what_is_missing_at_the_end_is_made_again(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     recipe = short(tiny, data={"evaluate": str(tiny.held_out)})
     out = finished.copy(recipe, tmp_path / "out")
@@ -187,6 +189,7 @@ def test_the_metrics_are_those_of_the_model_that_is_saved(tiny: World, tmp_path:
     assert [line["step"] for line in lines if "eval_gap" in line] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_lengths_are_matched_where_the_first_records_have_no_image(tiny: World, tmp_path: Path) -> None:
     records = sorted(json.loads(tiny.data.read_text()), key=lambda record: "image" in record)
     texts = [record | {"id": f"text {number}"} for number in range(16) for record in records[:1]]
@@ -201,6 +204,7 @@ def test_lengths_are_matched_where_the_first_records_have_no_image(tiny: World, 
     assert factors[0] != 1
 
 
+@pytest.mark.slow
 def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     images = tiny.data.parent / "images"
@@ -260,6 +264,7 @@ def renamed(tiny: World, tmp_path: Path) -> Path:
     return tmp_path / "renamed.json"
 
 
+@pytest.mark.slow
 def test_without_l_a_no_labels_are_made(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(label_run, "label_images", None)

@@ -23,6 +23,7 @@ def recipe(tiny: World, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_train_runs_the_stages_and_goes_on(command: Any, tiny: World, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, stdout, stderr = command("train", recipe, "--out", out)
@@ -57,6 +58,7 @@ def test_bad_recipes_are_one_line(command: Any, recipe: Path, tmp_path: Path) ->
         assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_init_and_evaluate(command: Any, tiny: World, tmp_path: Path) -> None:
     vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm")
     code, stdout, stderr = command("init", "--vision", vision, "--llm", llm, "--out", tmp_path / "model")

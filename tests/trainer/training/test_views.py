@@ -19,6 +19,8 @@ from trainer.training import report_views
 from trainer.training.report_views import VIEWS, ViewSettings, run_views
 from trainer.words import llm_word_table
 
+pytestmark = pytest.mark.slow
+
 M, IMAGES = 16, 2
 SETTINGS = ViewSettings(images=IMAGES, new_tokens=3, device="cpu")
 
@@ -44,7 +46,6 @@ def named(found: dict[str, Any], numbers: list[int]) -> list[str]:
     return [found["texts"][number] for number in numbers]
 
 
-@pytest.mark.slow
 def test_words_before_and_after_are_the_nearest_of_the_list(tiny: World, run: Path) -> None:
     found = run_views(run, SETTINGS)
     assert found["held_out"] is True
@@ -70,7 +71,6 @@ def test_labels_are_those_of_the_store(tiny: World, run: Path) -> None:
         assert [named(found, labels) for labels in image["labels"]] == wanted
 
 
-@pytest.mark.slow
 def test_layers_begin_with_the_projector_and_texts_are_generated(run: Path) -> None:
     found = run_views(run, SETTINGS)
     layers = len(found["summary"])
@@ -97,7 +97,6 @@ def test_the_contextual_lens_is_made_of_what_was_trained_on(run: Path) -> None:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layers", [None, 2])
 def test_degrees_are_the_attention_of_an_eager_model(run: Path, layers: int | None) -> None:
     record = json.loads((run / "run.json").read_text())
@@ -120,7 +119,6 @@ def test_degrees_are_the_attention_of_an_eager_model(run: Path, layers: int | No
         torch.testing.assert_close(torch.tensor(image["degree"]).double(), wanted, atol=2e-6, rtol=1e-3)
 
 
-@pytest.mark.slow
 def test_views_are_kept_while_they_fit(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_views(run, SETTINGS)
     assert json.loads((run / VIEWS).read_text()) == first
@@ -132,7 +130,6 @@ def test_views_are_kept_while_they_fit(run: Path, monkeypatch: pytest.MonkeyPatc
     assert run_views(run, SETTINGS) == first
 
 
-@pytest.mark.slow
 def test_other_weights_are_looked_at_again(tiny: World, run: Path) -> None:
     first = run_views(run, SETTINGS)
     shutil.copy(tiny.model / "model.safetensors", run / "model" / "model.safetensors")
