@@ -26,7 +26,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "training_arguments": {
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 2,
-            "gradient_checkpointing": True,
+            "activation_checkpointing": True,
         },
     },
     "idefics3": {
