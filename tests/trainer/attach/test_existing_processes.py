@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.run_values import EVEN, close, values, weights
+from tests.support.heard import Heard
+from tests.support.run_values import EVEN, close, copied, values, weights
 from tests.support.tiny_runs import colours, logged
 from tests.support.two_processes import WHOLE, Ended, Job, launch, said
 from tests.trainer.attach.existing import ExistingWorld, make_existing
@@ -52,6 +53,8 @@ class Runs(NamedTuple):
     killed: Ended
     left: list[str]
     """Files of the killed run, before the same command was given again."""
+    one: Recipe
+    """Of the killed run, for one process."""
 
 
 def recipe_of(name: str, world: ExistingWorld, processes: int) -> Recipe:
@@ -80,11 +83,12 @@ def runs(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         (root / "two").mkdir()
         again = root / "two" / "again"
         jobs = [Job(recipe, root / "two" / name) for name, recipe in twos.items()]
+        jobs.append(Job(twos[KILLED], root / "two" / "from one", begun=(root / "one" / KILLED, 2)))
         killed = launch([*jobs, Job(twos[KILLED], again, killed=(1, 3))])
         left = [str(path.relative_to(again)) for path in again.rglob("*") if path.is_file()]
         ended = launch([Job(twos[KILLED], again)])
         assert ended.returncode == 0, (killed.output + ended.output)[-5000:]
-        yield Runs(root, killed, left)
+        yield Runs(root, killed, left, ones[KILLED])
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -128,6 +132,16 @@ def test_the_same_command_goes_on_exactly(runs: Runs) -> None:
     assert [untimed(line) for line in evaluations(two / "again")] == [untimed(o) for o in evaluations(two / KILLED)]
     (going_on,) = (line for line in said(two / "again", rank=0) if line.startswith("going on"))
     assert going_on.endswith("checkpoint-2")
+
+
+def test_another_number_of_processes_goes_on(runs: Runs, tmp_path: Path) -> None:
+    close(runs.folder / "two" / "from one", runs.folder / "one" / KILLED)
+    out = copied(runs.folder / "two" / KILLED, tmp_path / "out", 2)
+    lines: list[str] = []
+    with colours():
+        train(runs.one, out, reporter=Heard(lines))
+    assert any("checkpoint-2 of 2 processes with 1: samples, weights and optimizer go on" in line for line in lines)
+    close(out, runs.folder / "one" / KILLED)
 
 
 def untimed(line: dict[str, Any]) -> dict[str, Any]:
