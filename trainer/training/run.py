@@ -107,7 +107,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         return _Training(inputs, out, fields, reporter).finish()
 
 
-def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool) -> Inputs | ExistingInputs:
+def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True) -> Inputs | ExistingInputs:
     """Open what a run reads; whatever each process does for itself, the first one says."""
     if isinstance(recipe.model, ExistingModel):
         return existing_inputs(recipe, partial(_label, reporter), reporter if first else SILENT)
