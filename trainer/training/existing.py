@@ -37,7 +37,11 @@ class ExistingInputs:
     store: LabelStore | None
 
 
-def existing_inputs(recipe: Recipe, make: Any, reporter: Reporter = SILENT) -> ExistingInputs:  # noqa: ANN401 - a function
+def existing_inputs(
+    recipe: Recipe,
+    make: Any,  # noqa: ANN401 - a function that makes labels
+    reporter: Reporter = SILENT,
+) -> ExistingInputs:
     """Open what a run reads.
 
     Args:

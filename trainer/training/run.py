@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
@@ -326,7 +327,7 @@ def train_stages(
     model: Path | None = None
     existing = False
     for name, recipe in recipes.items():
-        if name:
+        if name and training_arguments(recipe, Path()).process_index == 0:
             reporter.message(f"stage {name}")
         if model is not None:
             start = ExistingModel(attach=model) if existing else model
@@ -336,3 +337,8 @@ def train_stages(
         runs[name] = train(recipe, folder, resume=resume and not runs, reporter=reporter)
         model = runs[name].model
     return runs
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the process that speaks, once `train` has been called."""
+    return bool(PartialState().is_main_process)
