@@ -52,9 +52,11 @@ def train(
     recipes = named_recipes(recipe or "demo", overrides or [])
     check_recipe(next(iter(recipes.values())))
     from sea_pipeline.cli.tables import training as training_tables  # late, to report mistakes in a recipe at once
-    from trainer.training.run import train_stages
+    from trainer.training.run import is_first_process, train_stages
 
     runs = train_stages(recipes, out, resume=resume, reporter=training_tables.train_reporter())
+    if not is_first_process():
+        return
     if as_json:
         print_json({"runs": [{"stage": stage, **run.to_json()} for stage, run in runs.items()]})
         return

@@ -1,8 +1,9 @@
 """Report the progress of long functions, and measure the peak memory of a process."""
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 Advance = Callable[[int], None]
 """Called with how many items have passed since its last call; less than 0 if some are done again."""
@@ -38,6 +39,35 @@ class ProgressOnly(Reporter):
 
     def __init__(self, reporter: Reporter) -> None:
         self.progress = reporter.progress  # type: ignore[method-assign]
+
+
+SLOW = 3.0
+"""Seconds after which `progress_if_slow` speaks."""
+
+
+@contextmanager
+def progress_if_slow(reporter: Reporter, what: str, total: int) -> Iterator[Advance]:
+    """Show nothing of work that is done within seconds, and of other work a line with its forecast, and a bar.
+
+    Yields the function that counts items.
+    """
+    begun, done = time.monotonic(), 0
+    shown: Advance | None = None
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        seconds = time.monotonic() - begun
+        if shown is not None:
+            shown(count)
+        elif seconds > SLOW and done < total:
+            left = seconds / max(1, done) * (total - done)
+            more = f"{left:.0f} seconds" if left < 120 else f"{left / 60:.0f} minutes"
+            reporter.message(f"{what}: {done:,} of {total:,} are done, about {more} are left")
+            shown = stack.enter_context(reporter.progress(what, total, done))
+
+    with ExitStack() as stack:
+        yield advance
 
 
 def process_peak_bytes() -> int:

@@ -116,7 +116,7 @@ class Attached:
         """The words as LLM tokens, and the temperature; None without labels."""
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self.vocabulary)
 
-    def loss(self, image_ids: ImageIds = ()) -> torch.Tensor:
+    def loss(self, image_ids: ImageIds = (), *, draws: Sequence[int] | None = None) -> torch.Tensor:
         """Compute the weighted sum of the terms over the visual tokens of the model's last forward.
 
         Add it to the model's own loss. Under gradient accumulation divide it as you divide that one. It is 0 for text
@@ -125,6 +125,7 @@ class Attached:
         Args:
             image_ids: the batch's images in order, by their names in the labels. SEA skips an image without labels.
                 BASIC alone needs no ids.
+            draws: for each image a number that decides what SEA draws for it, in place of `step`.
 
         Returns:
             A scalar in float32 at least, with a graph to the projector, to the tower (SEA) if that trains, and to the
@@ -144,7 +145,7 @@ class Attached:
         self._check_whole()
         self.terms = {}
         if "sea" in self.weights:
-            self.terms["sea"] = self._sea(kept, ids, step)
+            self.terms["sea"] = self._sea(kept, ids, step, [step] * len(ids) if draws is None else draws)
         if self._basic and kept.visual is not None:
             self.terms |= self._of_basic(kept, ids)
         kept.made = kept.apart = None
@@ -301,7 +302,7 @@ class Attached:
 
     # The terms
 
-    def _sea(self, kept: ForwardResults, ids: Sequence[str], step: int) -> torch.Tensor:
+    def _sea(self, kept: ForwardResults, ids: Sequence[str], step: int, draws: Sequence[int]) -> torch.Tensor:
         """Compute L_a (Eq. 9) of drawn patches, or 0 with a graph for a batch without any."""
         term, sea = self.words, self.settings.sea
         assert term is not None
@@ -309,7 +310,7 @@ class Attached:
         device = embed.weight.device if kept.visual is None else kept.visual.device
         term.to(device)
         term.clamp_scale()
-        patches, words = self._drawn(kept, ids, step)
+        patches, words = self._drawn(kept, ids, draws)
         if not sea.gather:  # with `gather` the term keeps one patch per word over all processes
             keys = term.keys.cpu().numpy()[words]
             kept_ones = one_patch_per_word(keys, np.random.default_rng((self._seed, step, *_numbers(ids))))
@@ -322,12 +323,13 @@ class Attached:
         self.pairs = int(pairs)
         return torch.as_tensor(loss)
 
-    def _drawn(self, kept: ForwardResults, ids: Sequence[str], step: int) -> tuple[Any, Any]:
+    def _drawn(self, kept: ForwardResults, ids: Sequence[str], draws: Sequence[int]) -> tuple[Any, Any]:
         """Draw patches as rows of V, and their words, as two int64 arrays (N,)."""
         patches, words = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         sea, start = self.settings.sea, 0
-        for name, one in zip(ids, self.laid(kept, ids) if kept.visual is not None else (), strict=True):
-            random = generator(self._seed, step, *_numbers([name]))
+        laid = self.laid(kept, ids) if kept.visual is not None else ()
+        for name, number, one in zip(ids, draws, laid, strict=True):
+            random = generator(self._seed, number, *_numbers([name]))
             for tile in one.tiles if name in self.cache else ():
                 labels = self.labels_on(name, tile)
                 drawn = draw(labels.word_ids, labels.scores, tile.grid, random, window=sea.window, ragged=sea.ragged)

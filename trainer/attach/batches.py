@@ -111,8 +111,9 @@ class ChatCollator:
         Blank samples are dropped, unless all samples are blank. Then one of them stays.
 
         Returns:
-            What the model's forward takes by name, right-padded; `predict` and `targets`, int64 (T,), and `rows`, int64
-            (B,), as in `aligned_llava.Batch`; `seed`; and `images`, for each image its name, width and height.
+            What the model's forward takes by name, right-padded; `predict` and `targets`, int64 (T,), `rows`, int64
+            (B,), and `seed`, as in `aligned_llava.Batch`; `images`, for each image its name, width and height; and
+            `draws`, for each image the seed of what is drawn for it, which no other sample of the batch changes.
 
         Raises:
             UserError: the processor refuses a sample, or `max_length` leaves nothing of it to train; names the sample.
@@ -132,13 +133,23 @@ class ChatCollator:
             "predict": predict[:, 0] * ids.shape[1] + predict[:, 1],
             "targets": ids[:, 1:][trained[:, 1:]],
             "rows": torch.tensor(rows, dtype=torch.int64),
-            "seed": int(np.random.default_rng((self._seed, samples[0]["epoch"], *rows)).integers(2**31)),
+            "seed": self._drawn(samples[0]),
+            "draws": [
+                self._drawn(sample, position) for sample in samples for position in range(1, len(sample["names"]) + 1)
+            ],
             "images": [
                 (name, *image.size)
                 for sample in samples
                 for name, image in zip(sample["names"], sample["images"], strict=True)
             ],
         }
+
+    def _drawn(self, sample: ChatSample, image: int = 0) -> int:
+        """Draw the seed of a sample's image, counted from 1, or that of the batch that begins with the sample.
+
+        It depends on no other sample. So several processes draw what one process with all of their samples would draw.
+        """
+        return int(np.random.default_rng((self._seed, sample["epoch"], sample["row"] + 1, image)).integers(2**31))
 
     def _processed(self, samples: Sequence[ChatSample]) -> tuple[dict[str, Any], torch.Tensor]:
         return processed(
@@ -221,6 +232,9 @@ def processed(
         options["add_special_tokens"] = adds_special_tokens(chat, texts)
     elif answers and None not in answers:
         options["suffix"] = list(answers)
+    if chat.in_two and not any(given):  # a blank sample; PaliGemma's processor takes no text without an image
+        made = dict(processor.tokenizer(list(texts), return_token_type_ids=True, **options))
+        return made, _nothing(made)
     said = f"the model's processor refuses a sample ({texts[0][:60]!r}, …): "
     with _refusing(said), _quietly(), _replacements(processor) as moved:
         images_given = given if any(given) else None

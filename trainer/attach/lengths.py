@@ -3,22 +3,24 @@
 How many tokens a row has is decided by its images' sizes and its text, so no image is read whole.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import Dataset as Rows
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Reporter, progress_if_slow
 from sea_pipeline.inputs.llava_json import shown
 from sea_pipeline.inputs.pixels import BadImageError, upright_size
 from sea_pipeline.labels.store import LabelStore
-from trainer.attach.batches import adds_special_tokens, cut_too_short, within, written_out
+from trainer.attach.batches import adds_special_tokens, cut_too_short, within
+from trainer.attach.expansions import Expansion, Expansions
 from trainer.attach.rows import Chat
+from trainer.attach.tiles import Size
 from trainer.data.bad_rows import BadRow
 from trainer.data.run_rows import Conversations, without_bad
 from trainer.recipes.recipe import Data
@@ -27,12 +29,15 @@ _BATCH = 1000
 _COLUMNS = ["number", "id", "images", "text", "answer", "spans"]
 _DOT = Image.new("RGB", (1, 1))
 
-Size = tuple[int, int]
-"""(width, height)."""
-
 
 def without_unfit(
-    conversations: Conversations, data: Data, chat: Chat, store: LabelStore | None, *, max_length: int | None
+    conversations: Conversations,
+    data: Data,
+    chat: Chat,
+    store: LabelStore | None,
+    *,
+    max_length: int | None,
+    reporter: Reporter = SILENT,
 ) -> Conversations:
     """Drop the rows that the processor refuses, and those to train on that `max_length` would cut too short.
 
@@ -45,70 +50,75 @@ def without_unfit(
         chat: the model's.
         store: the labels, which know the sizes of their images; the headers of other images are read.
         max_length: the most tokens of a row to train on; None cuts nothing. Rows held out are never cut.
+        reporter: receives a line and progress, if it takes more than some seconds.
 
     Raises:
         UserError: there are such rows that are not to be left out, or no other rows are left.
     """
-    lengths = RowLengths(chat, conversations.locate, store)
+    lengths = RowLengths(chat, conversations.locate, store, reporter)
     found = without_bad(
         conversations, data, lambda rows: lengths.unfit(rows, max_length), lambda rows: lengths.unfit(rows, None)
     )
     return replace(found, cut=lengths.cut)
 
 
-class _Expansion(NamedTuple):
-    """What a processor writes in place of an image token."""
-
-    text: str
-    short: str
-    """The same with each run of visual tokens as one of them."""
-    spared: int
-    """The number of tokens that `short` has less."""
-
-
 class RowLengths:
     """Compute rows' numbers of tokens from the sizes of their images.
-
-    A processor runs once on a blank image of each size. Its own `_get_num_multimodal_tokens` is not asked: it knows
-    neither Gemma 3's crops nor the fewer tokens that OneVision gives to each of several images.
 
     Args:
         chat: the model's.
         locate: returns the file of an image id.
         store: see `without_unfit`.
+        reporter: see `without_unfit`.
     """
 
-    def __init__(self, chat: Chat, locate: Callable[[str], Path], store: LabelStore | None) -> None:
+    def __init__(
+        self, chat: Chat, locate: Callable[[str], Path], store: LabelStore | None, reporter: Reporter = SILENT
+    ) -> None:
         self.cut = 0
         """Rows found so far that are cut, but not too short."""
-        self._chat, self._locate = chat, locate
-        visual = chat.processor.tokenizer.convert_ids_to_tokens(chat.image_token_id)
-        self._visual, self._runs = visual, re.compile(f"(?:{re.escape(visual)})+")
+        self._chat, self._locate, self._reporter = chat, locate, reporter
         self._sizes: dict[str, Size | BadImageError] = {} if store is None else {**store.sizes()}
-        self._expansions: dict[tuple[Size, bool], _Expansion | UserError] = {}
+        self._expansions = Expansions(chat)
 
     def unfit(self, rows: Rows, max_length: int | None) -> list[BadRow]:
         """List the rows that cannot be trained, and count those that are only cut; None as `max_length` cuts none."""
+        self._find(rows)
         bad = []
-        for batch in rows.select_columns(_COLUMNS).iter(_BATCH):
-            fitting = []
-            for values in zip(*batch.values(), strict=True):
-                row = dict(zip(batch, values, strict=True))
-                try:
-                    fitting.append((row, self._expanded(row["images"])))
-                except UserError as error:
-                    bad.append(BadRow(row["number"], row["id"], str(error)))
-            if max_length is not None and fitting:
-                bad += self._too_long(fitting, max_length)
+        with progress_if_slow(self._reporter, "numbers of tokens of rows", len(rows)) as advance:
+            for batch in rows.select_columns(_COLUMNS).iter(_BATCH):
+                fitting = []
+                for values in zip(*batch.values(), strict=True):
+                    row = dict(zip(batch, values, strict=True))
+                    try:
+                        fitting.append((row, self._expanded(row["images"])))
+                    except UserError as error:
+                        bad.append(BadRow(row["number"], row["id"], str(error)))
+                if max_length is not None and fitting:
+                    bad += self._too_long(fitting, max_length)
+                advance(len(batch["number"]))
         return bad
 
-    def lengths(self, rows: Sequence[tuple[dict[str, Any], list[_Expansion]]]) -> list[int]:
+    def _find(self, rows: Rows) -> None:
+        """Find the sizes of all images of rows, and what their image tokens become."""
+        batches = rows.select_columns(["images"]).iter(_BATCH)
+        images = {(name, len(names) > 1) for batch in batches for names in batch["images"] for name in names}
+        unknown = {name for name, _ in images}.difference(self._sizes)
+        with progress_if_slow(self._reporter, "sizes of images from their files' headers", len(unknown)) as advance:
+            for name in sorted(unknown):
+                self._read_size(name)
+                advance(1)
+        sizes = ((self._sizes[name], several) for name, several in images)
+        known = [(size, several) for size, several in sizes if not isinstance(size, BadImageError)]
+        self._expansions.find(sorted(set(known)), self._reporter)
+
+    def lengths(self, rows: Sequence[tuple[dict[str, Any], list[Expansion]]]) -> list[int]:
         """Count the tokens of rows with what their image tokens become."""
         short = [self._text(row, [one.short for one in images])[0] for row, images in rows]
         encoded = self._encode(short, [row for row, _ in rows])["input_ids"]
         return [len(ids) + sum(one.spared for one in images) for ids, (_, images) in zip(encoded, rows, strict=True)]
 
-    def _too_long(self, rows: Sequence[tuple[dict[str, Any], list[_Expansion]]], max_length: int) -> Iterator[BadRow]:
+    def _too_long(self, rows: Sequence[tuple[dict[str, Any], list[Expansion]]], max_length: int) -> Iterator[BadRow]:
         for (row, images), length in zip(rows, self.lengths(rows), strict=True):
             if length <= max_length:
                 continue
@@ -148,7 +158,7 @@ class RowLengths:
             return tokenizer(texts, pairs, return_token_type_ids=True, **options)
         return tokenizer(texts, add_special_tokens=adds_special_tokens(self._chat, texts), **options)
 
-    def _expanded(self, names: Sequence[str]) -> list[_Expansion]:
+    def _expanded(self, names: Sequence[str]) -> list[Expansion]:
         """Find what the image tokens of a row become.
 
         Raises:
@@ -156,31 +166,26 @@ class RowLengths:
         """
         return [self._expansion(name, several=len(names) > 1) for name in names]
 
-    def _expansion(self, name: str, *, several: bool) -> _Expansion:
+    def _expansion(self, name: str, *, several: bool) -> Expansion:
         size = self._size(name)
-        key = size, several
-        if key not in self._expansions:
-            try:
-                text = written_out(self._chat, [Image.new("RGB", size) for _ in range(1 + several)])
-                short = self._runs.sub(lambda _: self._visual, text)
-                self._expansions[key] = _Expansion(text, short, text.count(self._visual) - short.count(self._visual))
-            except UserError as error:
-                self._expansions[key] = error
-        found = self._expansions[key]
-        if isinstance(found, UserError):
+        try:
+            return self._expansions.of(size, several=several)
+        except UserError as error:
             raise UserError(
                 f"expected images that the model's processor takes; found {shown(name)} of {size[0]} x {size[1]} "
-                f"pixels: {found}; scale, cut or remove it"
-            )
-        return found
+                f"pixels: {error}; scale, cut or remove it"
+            ) from error
 
     def _size(self, name: str) -> Size:
         if name not in self._sizes:
-            try:
-                self._sizes[name] = upright_size(self._locate(name))
-            except BadImageError as error:
-                self._sizes[name] = error
+            self._read_size(name)
         size = self._sizes[name]
         if isinstance(size, BadImageError):
             raise UserError(f"expected images that can be read; found {shown(name)}: {size.message}")
         return size
+
+    def _read_size(self, name: str) -> None:
+        try:
+            self._sizes[name] = upright_size(self._locate(name))
+        except BadImageError as error:
+            self._sizes[name] = error

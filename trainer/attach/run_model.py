@@ -14,7 +14,7 @@ from trainer.attach.families import parts_of
 from trainer.attach.tiles import Tile
 from trainer.model.aligned_llava import Losses
 
-_OURS = ("predict", "targets", "rows", "seed", "images")
+_OURS = ("predict", "targets", "rows", "seed", "draws", "images")
 
 
 class AttachedModel(nn.Module):
@@ -119,7 +119,7 @@ class AttachedModel(nn.Module):
         if not attached.weights:
             return
         attached.step = batch["seed"]
-        attached.loss(names)
+        attached.loss(names, draws=batch["draws"])
         found |= cast("Any", attached.terms)
         if "sea" in attached.terms:
             found["sea_pairs"] = torch.tensor(attached.pairs, device=self.device)

@@ -5,7 +5,7 @@ Shapes: I images of a call, T visual tokens of all of them in the order in which
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -174,11 +174,12 @@ def split(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     height, width = call.given["pixel_values"].shape[-2:]
     patch, scale = call.inner.config.vision_config.patch_size, call.inner.config.scale_factor
     grid = (height // patch // scale, width // patch // scale)
-    return _tiled(call, grid, sizes, _split_tiles)
+    return _tiled(call, grid, sizes, split_tiles)
 
 
-def _split_tiles(call: Call, size: Size) -> tuple[int, int]:
-    processor = call.processor.image_processor
+def split_tiles(given: Any, size: Size) -> tuple[int, int]:  # noqa: ANN401 - transformers' processor
+    """Compute the rows and columns of tiles that Idefics3's and SmolVLM's processors cut an image into."""
+    processor = given.image_processor
     side = processor.max_image_size["longest_edge"]
     if not processor.do_image_splitting:
         return 1, 1
@@ -221,14 +222,23 @@ def canvas(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     patch, ratio = call.inner.config.vision_config.patch_size, call.inner.config.downsample_ratio
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
     grid = (int(height // patch_height * ratio), int(width // patch_width * ratio))
-    return _tiled(call, grid, sizes, _canvas_tiles)
+    return _tiled(call, grid, sizes, canvas_tiles)
 
 
-def _canvas_tiles(call: Call, size: Size) -> tuple[int, int]:
-    processor, (width, height) = call.processor.image_processor, size
+def canvas_tiles(given: Any, size: Size) -> tuple[int, int]:  # noqa: ANN401 - transformers' processor
+    """Compute the rows and columns of tiles that InternVL's processor cuts an image into."""
+    processor, (width, height) = given.image_processor, size
     tile = (processor.size["height"], processor.size["width"])
     columns, rows = get_optimal_tiled_canvas((height, width), tile, processor.min_patches, processor.max_patches)
     return rows, columns
+
+
+CUTS: dict[str, Callable[[Any, Size], tuple[int, int]]] = {
+    "Idefics3Processor": split_tiles,
+    "SmolVLMProcessor": split_tiles,
+    "InternVLProcessor": canvas_tiles,
+}
+"""By the class of a processor, how it cuts an image, if that alone decides what it writes for the image."""
 
 
 def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tiles_of: Any) -> list[ImageTokens]:  # noqa: ANN401
@@ -237,7 +247,7 @@ def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tile
     A view of the whole image follows if there is more than one tile.
     """
     tokens = grid[0] * grid[1]
-    wanted = [tiles_of(call, _known(call, size)) for size in sizes]
+    wanted = [tiles_of(call.processor, _known(call, size)) for size in sizes]
     if call.total == len(sizes) * tokens:  # tiling is off, perhaps for this call only
         wanted = [(1, 1)] * len(sizes)
     laid = []

@@ -56,9 +56,12 @@ def _check_existing(settings: EvaluateSettings) -> None:
         "--template": settings.template != "own",
     }
     if found := [name for name, given in refused.items() if given]:
+        said, advice = f"is a {kind}", f"leave {'it' if len(found) == 1 else 'them'} out"
+        if kind == "llava":
+            said += " that its run trained as an existing model"
+            advice += ", or copy the folder out of its run, where it is read as one of sea-pipeline init"
         raise UserError(
-            f"{' and '.join(found)}: for a model that sea-pipeline init makes; {settings.model} is a {kind}; "
-            f"leave {'it' if len(found) == 1 else 'them'} out"
+            f"{' and '.join(found)}: for a model that sea-pipeline init makes; {settings.model} {said}; {advice}"
         )
 
 

@@ -45,7 +45,7 @@ def evaluate_existing(
     folder = open_existing_folder(settings.model)
     store = open_labels(settings.labels) if settings.labels else None
     conversations = without_unreadable(open_rows(data, partial(read_texts, chat=folder.chat)), data, store)
-    conversations = without_unfit(conversations, data, folder.chat, store, max_length=None)
+    conversations = without_unfit(conversations, data, folder.chat, store, max_length=None, reporter=reporter)
     model = load_attached(folder, store).to(device)
     evaluator = ExistingEvaluator(
         ChatData(conversations.train, conversations.locate, folder.chat, max_length=None),

@@ -70,6 +70,20 @@ def model_type(folder: Path) -> str | None:
 
 
 def is_existing(folder: Path) -> bool:
-    """Tell whether commands read a folder as an existing model, and not as a LLaVA of this project."""
+    """Tell whether commands read a folder as an existing model, and not as a LLaVA of this project.
+
+    Such a LLaVA has the same model type as LLaVA-1.5. So a folder of that type counts as an existing model if it is the
+    model of a run that trained it as one, because its prompts are then written otherwise.
+    """
     kind = model_type(folder)
-    return kind in EXISTING and kind != "llava"
+    return kind in EXISTING and (kind != "llava" or _was_attached(folder.resolve()))
+
+
+def _was_attached(folder: Path) -> bool:
+    """Tell whether a folder is the model of a run with `model: {attach: FOLDER}`."""
+    record = folder.parent / "run.json"
+    if folder.name != "model" or not record.is_file():
+        return False
+    recipe = read_json(record).get("recipe")
+    model = recipe.get("model") if isinstance(recipe, dict) else None
+    return isinstance(model, dict) and "attach" in model

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.labels.store import LabelStore
 from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData
@@ -36,12 +37,17 @@ class ExistingInputs:
     store: LabelStore | None
 
 
-def existing_inputs(recipe: Recipe, make: Any) -> ExistingInputs:  # noqa: ANN401 - a function that makes labels
+def existing_inputs(
+    recipe: Recipe,
+    make: Any,  # noqa: ANN401 - a function that makes labels
+    reporter: Reporter = SILENT,
+) -> ExistingInputs:
     """Open what a run reads.
 
     Args:
         recipe: its `model` is an `ExistingModel`.
         make: makes labels if none fit, see `open_label_source`.
+        reporter: receives progress, see `without_unfit`.
 
     Raises:
         UserError: the folder, the data or the labels do not fit; or a key makes no sense for such a model.
@@ -55,7 +61,9 @@ def existing_inputs(recipe: Recipe, make: Any) -> ExistingInputs:  # noqa: ANN40
     store = open_label_source(carried, cast("Any", folder), conversations, make=make)
     conversations = without_unreadable(conversations, recipe.data, store)
     max_length = recipe.data.max_length
-    conversations = without_unfit(conversations, recipe.data, folder.chat, store, max_length=max_length)
+    conversations = without_unfit(
+        conversations, recipe.data, folder.chat, store, max_length=max_length, reporter=reporter
+    )
     return ExistingInputs(recipe, folder, conversations, store)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
@@ -87,7 +88,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {NO_RUN}")
     set_seed(recipe.seed)
-    inputs = _inputs(recipe, reporter)
+    inputs = _inputs(recipe, reporter, first=args.process_index == 0)
     fields = run_fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | default_name_fields(inputs))[:8]}"
     if recipe.evaluate_every and inputs.conversations.held_out is None and not (out / "summary.json").is_file():
@@ -107,10 +108,10 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         return _Training(inputs, out, fields, reporter).finish()
 
 
-def _inputs(recipe: Recipe, reporter: Reporter) -> Inputs | ExistingInputs:
-    """Open what a run reads."""
+def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True) -> Inputs | ExistingInputs:
+    """Open what a run reads; whatever each process does for itself, the first one says."""
     if isinstance(recipe.model, ExistingModel):
-        return existing_inputs(recipe, partial(_label, reporter))
+        return existing_inputs(recipe, partial(_label, reporter), reporter if first else SILENT)
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -326,7 +327,7 @@ def train_stages(
     model: Path | None = None
     existing = False
     for name, recipe in recipes.items():
-        if name:
+        if name and training_arguments(recipe, Path()).process_index == 0:
             reporter.message(f"stage {name}")
         if model is not None:
             start = ExistingModel(attach=model) if existing else model
@@ -336,3 +337,8 @@ def train_stages(
         runs[name] = train(recipe, folder, resume=resume and not runs, reporter=reporter)
         model = runs[name].model
     return runs
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the process that speaks, once `train` has been called."""
+    return bool(PartialState().is_main_process)

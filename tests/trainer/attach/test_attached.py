@@ -174,7 +174,7 @@ def test_an_image_without_labels_takes_no_part(pictures: Pictures, attached: Any
     one = attached(made, labels=pictures.open(), sea={"window": 1})
     made.model(**made.batch(pictures.batch([["wide.png"], ["tall.png"]])))
     one.loss([["wide.png"], ["elsewhere.png"]])
-    drawn, _ = one._drawn(one.kept(), ["wide.png", "elsewhere.png"], 0)
+    drawn, _ = one._drawn(one.kept(), ["wide.png", "elsewhere.png"], [0, 0])
     assert len(drawn)
     assert (drawn < 16).all()
     made = tiny("internvl")
@@ -189,7 +189,8 @@ def test_what_is_drawn_depends_on_seed_step_and_image(pictures: Pictures, attach
     for seed, step, names in ((0, 0, NAMES), (0, 0, NAMES[:1]), (0, 1, NAMES), (1, 0, NAMES)):
         one = attached(made, labels=pictures.open(), sea={}, seed=seed)
         made.model(**made.batch(pictures.batch(names)))
-        patches, words = one._drawn(one.kept(), [name for some in names for name in some], step)
+        ids = [name for some in names for name in some]
+        patches, words = one._drawn(one.kept(), ids, [step] * len(ids))
         drawn.append([pair for pair in zip(patches.tolist(), words.tolist(), strict=True) if pair[0] < 16])
         one.detach()
     assert drawn[0] == drawn[1]

@@ -10,13 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
+from sea_pipeline.core import progress
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import read_image, upright_size
+from sea_pipeline.storage.paths import cache_folder
+from tests.support.heard import Heard
 from tests.support.tiny_runs import colours
 from tests.trainer.attach.existing import ExistingWorld, make_existing
 from tests.trainer.attach.families import MAKERS
 from tests.trainer.attach.worlds import Pictures
+from trainer.attach import expansions
 from trainer.attach.batches import ChatData
+from trainer.attach.expansions import Expansions
 from trainer.attach.folder import ExistingFolder, open_existing_folder
 from trainer.attach.lengths import RowLengths
 from trainer.attach.rows import read_texts
@@ -182,6 +187,72 @@ def test_evaluate_takes_photos_of_more_tokens_than_2048(world: ExistingWorld, tm
     found = evaluate_model(EvaluateSettings.of(**settings, data=str(file), batch_size=1, device="cpu"))
     assert found["trained_tokens"] > 2048
     assert torch.isfinite(torch.tensor(found["right_photo_gain"]))
+
+
+CUTTING = ("idefics3", "smolvlm", "internvl")
+"""Families whose sizes are taken together by the tiles that they are cut into."""
+SIDES = (1, 2, 7, 31, 32, 33, 48, 63, 64, 65, 95, 96, 97, 131, 200, 517)
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_sizes_that_are_cut_alike_have_the_same_text(name: str, world: ExistingWorld) -> None:
+    """To the character, and refused or not, as the processor has it of each size alone."""
+    chat = open_existing_folder(world.model(name)).chat
+    together, apart = Expansions(chat), Expansions(chat)
+    apart._cut = None
+    sizes = [(width, height) for width in SIDES for height in SIDES]
+
+    def of(expansions: Expansions, size: tuple[int, int]) -> str | None:
+        try:
+            return expansions.of(size, several=False).text
+        except UserError:
+            return None
+
+    assert [of(together, size) for size in sizes] == [of(apart, size) for size in sizes]
+    assert len(together._found) < len(sizes) / 4
+
+
+def test_what_is_found_is_kept_for_the_next_run(world: ExistingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = samples(world, "qwen2_5_vl")
+    images = [((96, 48), False), ((40, 80), False), ((64, 64), True), ((1000, 4), False)]
+    first = Expansions(folder.chat)
+    first.find(images)
+    wanted = [first.of(size, several=several) for size, several in images[:3]]
+    asked: list[Any] = []
+    plain = expansions.written_out
+
+    def counted(chat: Any, given: Any) -> str:
+        asked.append(given[0].size)
+        return plain(chat, given)
+
+    monkeypatch.setattr(expansions, "written_out", counted)
+    again = Expansions(folder.chat)
+    again.find([*images, ((48, 48), False)])
+    assert sorted(asked) == [(48, 48), (1000, 4)], "one is new, and what was refused is asked again"
+    assert [again.of(size, several=several) for size, several in images[:3]] == wanted
+    with pytest.raises(UserError, match="aspect ratio"):
+        again.of((1000, 4), several=False)
+    for harm in (lambda data: data[:-9], lambda data: data.replace(b"40", b"41"), lambda data: b"[]"):
+        whole = first.path.read_bytes()
+        first.path.write_bytes(harm(whole))
+        assert not Expansions(folder.chat)._found
+        first.path.write_bytes(whole)
+    folder.processor.image_processor.size = {"shortest_edge": 64, "longest_edge": 1024}
+    assert not Expansions(folder.chat)._found, "another processor"
+
+
+def test_what_takes_long_is_said(world: ExistingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, folder = samples(world, "qwen2_5_vl")
+    heard = Heard()
+    RowLengths(folder.chat, lambda image: world.pictures.folder / image, None, heard).unfit(data.rows, 2048)
+    assert heard.lines == []
+    monkeypatch.setattr(progress, "SLOW", -1.0)
+    shutil.rmtree(cache_folder() / "expansions")
+    RowLengths(folder.chat, lambda image: world.pictures.folder / image, None, heard).unfit(data.rows, 2048)
+    headers, blank = heard.lines
+    assert headers.startswith("sizes of images from their files' headers: 1 of 5 are done, about")
+    assert blank.startswith("the model's processor on a blank image of each size, kept for later runs: 1 of ")
+    assert blank.endswith("seconds are left")
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])

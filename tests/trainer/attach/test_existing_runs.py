@@ -19,9 +19,12 @@ from tests.support.tiny_runs import colours, logged
 from tests.trainer.attach.existing import KINDS, ExistingWorld, attached_model, make_existing
 from tests.trainer.attach.families import MAKERS, tiny
 from tests.trainer.attach.worlds import Pictures
+from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData, processed
 from trainer.attach.folder import load_existing, open_existing_folder
 from trainer.attach.rows import read_texts
+from trainer.attach.run_model import AttachedModel
+from trainer.data.sampler import BLANK
 from trainer.training.run import train, train_stages
 
 
@@ -104,7 +107,8 @@ def test_answers_alone_are_trained_by_the_familys_own_forward(name: str, world: 
     said = folder.processor.tokenizer.decode(batch["targets"])
     assert said == "".join(answer for sample, answer in answers.items() if sample not in refused)
     model: Any = load_existing(folder, recipe).eval()
-    given = {key: each for key, each in batch.items() if key not in ("predict", "targets", "rows", "seed", "images")}
+    ours = ("predict", "targets", "rows", "seed", "draws", "images")
+    given = {key: each for key, each in batch.items() if key not in ours}
     labels = torch.full_like(batch["input_ids"], -100).flatten()
     labels[batch["predict"] + 1] = batch["targets"]
     with torch.no_grad():
@@ -112,6 +116,44 @@ def test_answers_alone_are_trained_by_the_familys_own_forward(name: str, world: 
         found = attached_model(model, folder).eval()(**batch)
     assert float(found["lm"]) / len(batch["targets"]) == pytest.approx(float(own), rel=1e-5)
     assert len(found["visual"]) == len(batch["images"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_blank_sample_is_none(name: str, world: ExistingWorld) -> None:
+    """Beside others it is left out; alone it gives what trains a gradient of zeros, if several processes need one."""
+    recipe = world.recipe(name, learning_rates={"llm": 1e-3, "vision": 1e-3}, loss={"das": {}, "sds": {}})
+    folder = open_existing_folder(world.model(name))
+    rows = read_texts(world.data, folder.chat).rows
+    data = ChatData(rows, lambda image: world.pictures.folder / image, folder.chat, max_length=2048)
+    collate = data.collator(0, 0)
+    alone, beside = collate([data[0]]), collate([data[0], data[BLANK]])
+    assert alone.keys() == beside.keys()
+    for key, value in alone.items():
+        assert torch.equal(value, beside[key]) if isinstance(value, torch.Tensor) else value == beside[key], key
+    vlm = load_existing(folder, recipe)
+    model = AttachedModel(vlm, Attached(vlm, folder.processor, world.pictures.open(), recipe.loss, 0)).train()
+    found = model(**collate([data[BLANK]] * 2))
+    loss = found["lm"] + found["sea"] + found["nothing"]
+    assert float(loss.detach()) == 0
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.projector.parameters())
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or not parameter.grad.any(), key
+
+
+def test_what_is_drawn_for_a_sample_is_its_own(world: ExistingWorld) -> None:
+    """No other sample of its batch changes it, so several processes draw what one draws; each epoch draws anew."""
+    folder = open_existing_folder(world.model("llava"))
+    rows = read_texts(world.data, folder.chat).rows
+    data = ChatData(rows, lambda image: world.pictures.folder / image, folder.chat, max_length=2048)
+    collate = data.collator(0, 3)
+    whole = collate([data[number] for number in range(len(rows))])
+    apart = [collate([data[number]]) for number in range(len(rows))]
+    assert whole["draws"] == [number for batch in apart for number in batch["draws"]]
+    assert whole["seed"] == apart[0]["seed"]
+    numbers = [*whole["draws"], *collate([data[len(rows)]])["draws"], *(batch["seed"] for batch in apart)]
+    assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.tiny_runs import colours
 from tests.support.tiny_tokenizers import CHATML, byte_level
 from tests.trainer.attach.existing import ExistingWorld, make_existing
 from tests.trainer.attach.worlds import Pictures
@@ -20,6 +21,8 @@ from trainer.evaluation.evaluator import evaluating
 from trainer.evaluation.existing_questions import ExistingAsker
 from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.questions import SHORT
+from trainer.evaluation.run import EvaluateSettings, evaluate_model
+from trainer.model.existing_folder import is_existing
 from trainer.model.prompts import VICUNA_SYSTEM, RenderedText, load_template, read_messages
 
 LLAVA_15 = (
@@ -172,3 +175,27 @@ def test_questions_end_where_training_has_the_answer(name: str, world: ExistingW
         row = processed(folder.chat, [text], image)[0]["input_ids"][0]
         assert row[: len(before)].tolist() == before.tolist()
         assert int(row[len(before)]) in tokens
+
+
+def test_llava_is_measured_alike_as_an_existing_model_and_as_one_of_init(world: ExistingWorld, tmp_path: Path) -> None:
+    """Its template writes an image's newline itself, whether a question comes as a string or as parts."""
+    folder = real(world, "llava", tmp_path).path
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "model")
+    (run / "run.json").write_text(json.dumps({"recipe": {"model": {"attach": str(folder)}}}))
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "image": "wide.png", "conversations": said("What?\n<image>", "red", "Why?", "it is")},
+        {"id": "b", "image": ["tall.png", "odd.png"], "conversations": said("<image>\n<image>\nWhat?", "blue")},
+        {"id": "c", "conversations": said("What?", "green")},
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "asked.json").write_text(json.dumps([{"image": "wide.png", "question": "Red?", "label": "yes"}]))
+    settings: dict[str, Any] = {"data": str(tmp_path / "data.json"), "image_root": world.pictures.folder}
+    settings |= {"labels": world.pictures.labels, "transfer": True, "questions": tmp_path / "asked.json"}
+    assert [is_existing(path) for path in (folder, run / "model")] == [False, True]
+    with colours():
+        of_init, existing = (
+            evaluate_model(EvaluateSettings.of(model=path, device="cpu", **settings))
+            for path in (folder, run / "model")
+        )
+    assert of_init == pytest.approx(existing, rel=1e-5)

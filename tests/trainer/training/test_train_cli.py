@@ -9,6 +9,7 @@ import yaml
 
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import World, tiny_recipe
+from trainer.training import run
 
 
 @pytest.fixture
@@ -24,7 +25,9 @@ def recipe(tiny: World, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_train_runs_the_stages_and_goes_on(command: Any, tiny: World, recipe: Path, tmp_path: Path) -> None:
+def test_train_runs_the_stages_and_goes_on(
+    command: Any, tiny: World, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     code, stdout, stderr = command("train", recipe, "--out", out)
     assert code == 0, stderr
@@ -43,6 +46,8 @@ def test_train_runs_the_stages_and_goes_on(command: Any, tiny: World, recipe: Pa
             for name, summary in (("align", align), ("language", language))
         ]
     }
+    monkeypatch.setattr(run, "is_first_process", lambda: False)  # as it is for the others of several processes
+    assert command("train", recipe, "--out", out, "--json")[:2] == (0, "")
 
 
 def test_bad_recipes_are_one_line(command: Any, recipe: Path, tmp_path: Path) -> None:
