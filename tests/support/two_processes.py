@@ -1,17 +1,13 @@
-"""Runs by two processes: one launch trains many recipes, as a process costs seconds before it does anything.
-
-As a program, `torchrun … -m tests.support.two_processes JOBS.json`; see `launch`.
-"""
+"""Runs by two processes: one launch trains many recipes, as a process costs seconds before it does anything."""
 
 import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -19,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
-from tests.support.paths import ROOT
+from tests.support.launches import Ended, launched
 from tests.support.run_values import copied
 from tests.support.tiny_runs import colours
 from trainer.recipes.recipe import Recipe
@@ -29,8 +25,6 @@ from trainer.training.run import train
 
 CUT, WHOLE = "the weights are cut", "the weights are whole"
 """What a process says at a checkpoint."""
-LIMIT = 300
-"""Seconds of a launch, many times what it takes."""
 
 
 @dataclass(frozen=True)
@@ -47,35 +41,12 @@ class Job:
     """The rank of a process that can write no file of more than some bytes into a checkpoint."""
 
 
-class Ended(NamedTuple):
-    """How a launch ended."""
-
-    returncode: int
-    output: str
-
-
 def launch(jobs: list[Job], processes: int = 2) -> Ended:
     """Trains them in turn by so many processes, which leave `said-RANK.json` beside each run: what it told."""
     file = jobs[0].out.parent / "jobs.json"
     file.write_text(json.dumps([[job.recipe.model_dump(mode="json"), str(job.out), job.begun, job.killed, job.full]
                                 for job in jobs], default=str))  # fmt: skip
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--log-dir", str(file.parent / "logs")]  # else a folder in /tmp stays behind
-    with subprocess.Popen(
-        [sys.executable, *command, "-m", "tests.support.two_processes", str(file)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as running:
-        try:
-            output, _ = running.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            running.terminate()  # torchrun ends its processes with it
-            output, _ = running.communicate()
-            pytest.fail(f"the processes wait for each other: {output[-3000:]}")
-    return Ended(running.returncode, output)
+    return launched(main, (file,), file.parent / "logs", processes)
 
 
 def said(out: Path, rank: int) -> list[str]:
@@ -130,7 +101,3 @@ def main() -> None:
             elif killed:  # torchrun ends the others as soon as it sees one dead, perhaps before they have said why
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _train(Recipe.model_validate(recipe), Path(out), begun, full)
-
-
-if __name__ == "__main__":
-    main()

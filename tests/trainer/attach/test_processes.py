@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.paths import ROOT
-from tests.trainer.attach.together import JOBS
+from tests.support.launches import launched
+from tests.support.programs import Program
+from tests.trainer.attach.together import JOBS, main
 from tests.trainer.attach.worlds import Pictures
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.processes]
@@ -22,20 +20,13 @@ NAMES = [name for name, job in JOBS.items() if not job.get("trl") or find_spec("
 
 def launch(pictures: Pictures, out: Path, processes: int) -> None:
     out.mkdir()
-    module = ["-m", "tests.trainer.attach.together", str(pictures.folder.parent), str(out), *NAMES]
-    if processes > 1:
-        module = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *module]
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [sys.executable, *module],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    arguments = (pictures.folder.parent, out, *NAMES)
+    if processes == 1:
+        alone = Program(main, arguments, out / "said")
+        assert alone.wait() == 0, alone.stderr[-5000:]
+    else:
+        ended = launched(main, arguments, out / "logs", processes)
+        assert ended.returncode == 0, ended.output[-5000:]
 
 
 @pytest.fixture(scope="module")

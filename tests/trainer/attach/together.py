@@ -1,4 +1,4 @@
-"""Attached models trained by two processes, one launch for all: `torchrun … -m tests.trainer.attach.together`."""
+"""Attached models trained by two processes, one launch for all."""
 
 import json
 import os
@@ -79,7 +79,3 @@ def main() -> None:
         run(name, Pictures(Path(root) / "images", Path(root) / "labels"), Path(out))
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,7 @@
 """SEA's term against Eq. 8 and 9 written as plain loops in float64, alone and over two processes."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,6 +208,7 @@ def features_of(rank: int) -> torch.Tensor:
 
 def process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {}
     for name, case in CASES.items():
@@ -222,10 +224,9 @@ def process(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_two_processes_compute_the_loss_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_compute_the_loss_of_all_rows(tmp_path: Path) -> None:
     """DDP averages gradients: the projector's and the temperature's are those of one loss over both processes' rows."""
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(process, (tmp_path,), nprocs=2)
+    torch.multiprocessing.start_processes(process, (tmp_path,), nprocs=2, start_method="forkserver")
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, case in CASES.items():
         (value, count, _, by_first), (other_value, other_count, _, by_other) = (each[name] for each in found)
