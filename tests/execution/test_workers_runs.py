@@ -74,7 +74,7 @@ def commits(folder: Path) -> int:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_labels_the_same(
     label: Label, photos: Path, tmp_path: Path, whole: dict[str, bytes], workers: int
 ) -> None:
