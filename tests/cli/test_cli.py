@@ -97,7 +97,7 @@ def test_status_and_verify(command: Any, labelled: Path) -> None:
     assert code == 0
     assert stdout.rstrip().endswith("as written")
     (labelled / "manifest.json").rename(labelled.parent / "manifest.json")
-    assert "labels, not finished: the command that began it, run again, goes on" in command("status", labelled)[1]
+    assert "labels, not finished; run the same `label` command again" in command("status", labelled)[1]
     assert "as written; not finished yet" in command("verify", labelled)[1]
     (labelled.parent / "manifest.json").rename(labelled / "manifest.json")
     shard = labelled / "labels" / "part-00000-of-00001.parquet"

@@ -67,8 +67,7 @@ def status_tables(ledger: "Ledger") -> None:
     terminal.print_table(
         {
             "folder": str(ledger.root),
-            "holds": f"{planned.kind}, "
-            + ("finished" if ledger.complete else f"not finished: {ledger.command}, run again, goes on"),
+            "holds": f"{planned.kind}, " + ("finished" if ledger.complete else f"not finished; {ledger.finishing}"),
             "input": planned.source,
             "shards": f"{done.shards:,} of {planned.shards:,} done"
             + (f", the last at {done.last}" if done.last else ""),
