@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from sea_pipeline import __version__
+from sea_pipeline import __version__, open_labels
+from sea_pipeline.cli.tables import labels as label_tables
+from sea_pipeline.labels.statistics import statistics
 from tests.support.world import ColourEncoder, draw_folder
 
 
@@ -68,6 +70,15 @@ def test_inspect_prints_figure_6(command: Any, labelled: Path) -> None:
     assert sum(numbers["score_histogram"]["counts"]) == numbers["labels"]
     assert 0 < numbers["share_below_zero"] < 1
     assert numbers["most_frequent"][0]["labels"] >= numbers["most_frequent"][1]["labels"]
+
+
+def test_the_demo_leaves_figure_6_to_inspect(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_labels(labelled)
+    label_tables.statistics_tables(statistics(store), store.words, histograms=False)
+    said = capsys.readouterr().out
+    assert "words used" in said
+    assert "most frequent words" in said
+    assert "Fig. 6" not in said
 
 
 def test_inspect_of_one_image(command: Any, labelled: Path) -> None:
