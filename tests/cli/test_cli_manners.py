@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -144,6 +145,42 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr("trainer.export.run.export_model", stopped)
     code, stdout, stderr = command(*arguments)
     assert (code, stdout, stderr.strip()) == (130, "", f"error: stopped; {said}")
+
+
+IN_A_CALL = """
+import ctypes, signal, sys
+from pathlib import Path
+from sea_pipeline import cli
+from sea_pipeline.cli import talk
+from sea_pipeline.labels import run
+
+def label(*_):
+    signal.siginterrupt(signal.SIGINT, False)
+    print("begun", flush=True)
+    ctypes.CDLL(None).getchar()  # as a step of torch, it lets no Python of this thread run until it ends
+
+run.label_images = label
+sys.argv = ["sea-pipeline", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_ctrl_c_is_heard_while_a_long_call_goes_on(tmp_path: Path, quiet: bool) -> None:
+    line = [sys.executable, "-c", IN_A_CALL, "label", "--out", str(tmp_path / "out"), *(["--quiet"] if quiet else [])]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
+        assert it.stdin is not None
+        assert it.stdout is not None
+        assert it.stderr is not None
+        assert it.stdout.readline() == "begun\n"
+        it.send_signal(signal.SIGINT)
+        if not quiet:  # it is said before the call ends
+            assert it.stderr.readline() == "stopping: what is running now ends first\n"
+            assert it.poll() is None
+        it.stdin.write("x")
+        it.stdin.close()
+        ended = "error: stopped; finished shards are kept; run the same command again to go on\n"
+        assert (it.stderr.read(), it.wait()) == (ended, 130)
 
 
 @pytest.mark.parametrize(
