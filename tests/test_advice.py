@@ -55,9 +55,8 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/output/test_advice_followed.py::test_an_unfinished_folder_is_finished": [
         "finished shards are kept; run the same command again to go on",
         "run the same command again to go on",
-        "; not finished yet: run {} again",
-        "not finished: {}, run again, goes on",
-        "{}: expected a finished folder; {} of {} shards are done; finish it by running {} again",
+        "run the same command again",
+        "run the same `{}{}` command again{}",
     ],
     "tests/output/test_advice_followed.py::test_another_run_is_refused_and_another_out_is_chosen": [
         "{}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out",

@@ -40,7 +40,8 @@ def _run() -> int:
     """Run the command, report what went wrong, and return the exit code."""
     try:
         _refuse_arguments_that_are_not_utf8()
-        code = app.app(prog_name="sea-pipeline", standalone_mode=False) or 0
+        with talk.interruptions_told(_stopping()):
+            code = app.app(prog_name="sea-pipeline", standalone_mode=False) or 0
         return _told(code, _stopped()) if code == INTERRUPTED else code
     except UserError as problem:
         return _told(MENDABLE, str(problem), problem)
@@ -95,6 +96,11 @@ def _misused(mistake: Any) -> str:  # noqa: ANN401 - typer's; it has moved betwe
     _, _, example = teaches.partition("Example: ")
     shown = f"such as {example}; " if example and text.startswith(("Missing", "Got unexpected")) else ""
     return f"{text.rstrip('.').replace('Value error, ', '')}; {shown}see {path} --help"
+
+
+def _stopping() -> str:
+    of_training = ", which is at most one step of training" if _given_command() in ("train", "demo") else ""
+    return f"stopping: what is running now ends first{of_training}"
 
 
 def _stopped() -> str:

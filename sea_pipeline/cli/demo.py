@@ -35,14 +35,14 @@ def demo(
     """
     from sea_pipeline.cli import terminal
 
-    terminal.say("Three steps: words for every patch of eleven sample photos; a small model that is trained on them")
+    terminal.say("Four steps: words for every patch of eleven sample photos; a small model that is trained on them")
     terminal.say("without SEA, and one with it; a report. Nothing is downloaded. Under four minutes on two cores.")
     from sea_pipeline.cli.report import make_report, tell_report
     from sea_pipeline.cli.tables import training as training_tables
     from sea_pipeline.labels.run import LabelSettings, label_images
     from sea_pipeline.report.settings import ReportSettings
 
-    terminal.say("1 of 3: words for every patch of the sample photos")
+    terminal.say("1 of 4: words for every patch of the sample photos")
     done = label_images(LabelSettings(out=out / "labels"), terminal.bars())
     if not as_json:
         _tell_labels(done)
@@ -51,7 +51,7 @@ def demo(
         terminal.output.print("\nOn the photos they were trained on (eleven are too few to hold any out):")
         training_tables.metrics_table({title: _shown(values) for title, values in metrics.items()})
         terminal.output.print(f"The models are in {out / 'demo'} and {out / 'demo-baseline'}.")
-    terminal.say("3 of 3: what both models make of the photos")
+    terminal.say("4 of 4: what both models make of the photos")
     shown = tuple(map(str, (out / "labels", *last.values())))
     made = make_report(ReportSettings(folders=shown, out=out / "report.html", images=_PHOTOS), list(last))
     if as_json:
@@ -70,7 +70,7 @@ def _tell_labels(done: "StageRun") -> None:
 
     label_tables.stage_table(done, "labels", "labelled")
     store = open_labels(done.ledger.root)
-    label_tables.statistics_tables(statistics.statistics(store), store.words)
+    label_tables.statistics_tables(statistics.statistics(store), store.words, histograms=False)
 
 
 def _trained(out: Path) -> tuple[dict[str, dict[str, float]], dict[str, Path]]:
@@ -82,8 +82,8 @@ def _trained(out: Path) -> tuple[dict[str, dict[str, float]], dict[str, Path]]:
     from trainer.training.run import train_stages
 
     metrics, last = dict[str, dict[str, float]](), dict[str, Path]()
-    for title, name in (("without SEA", "demo-baseline"), ("with SEA", "demo")):
-        terminal.say(f"2 of 3: a model that is trained {title}")
+    for step, title, name in ((2, "without SEA", "demo-baseline"), (3, "with SEA", "demo")):
+        terminal.say(f"{step} of 4: a model that is trained {title}")
         recipes = read_recipes(builtin_recipes()[name], [f"labels.path={out / 'labels'}"])
         runs = train_stages(recipes, out / name, reporter=training_tables.train_reporter())
         metrics |= {} if metrics else {"start": next(iter(runs.values())).summary["start"]}

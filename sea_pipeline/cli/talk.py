@@ -1,6 +1,7 @@
 """Show on stderr what commands log to the logger `sea_pipeline` and those below it."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -32,6 +33,48 @@ def heard() -> Iterator[None]:
         LOG.removeHandler(screen)
         LOG.propagate = passed_on
         LOG.setLevel(level)
+
+
+SOON = 0.5
+"""Seconds that a command has to end after Ctrl-C before `interruptions_told` says that it ends."""
+
+
+@contextmanager
+def interruptions_told(said: str) -> Iterator[None]:
+    """Say at once that Ctrl-C was heard if the command does not end soon.
+
+    Python itself notices Ctrl-C only when the call of torch that it is in returns, which takes up to a step of
+    training. The signal's byte reaches another thread at once.
+    """
+    import signal  # both are here because a shell that completes a line waits for imports above
+    import socket
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    ended = threading.Event()
+
+    def listen() -> None:
+        while (heard := reader.recv(1)) and not ended.is_set():
+            if heard[0] == signal.SIGINT:
+                if not ended.wait(SOON):
+                    LOG.info("%s", said)
+                return
+
+    listener = threading.Thread(target=listen, name="interruptions", daemon=True)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        writer.send(b"\0")  # closing it does not end the listener, because processes forked meanwhile hold it open
+        listener.join()
+        reader.close()
+        writer.close()
 
 
 class _Screen(logging.Handler):

@@ -3,11 +3,13 @@
 It imports only rich, so that an error is shown at once.
 """
 
+import datetime
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from rich.console import Console
@@ -18,13 +20,11 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from sea_pipeline.core.progress import Advance, ProgressOnly, Reporter
+from sea_pipeline.core.progress import Advance, Pace, ProgressOnly, Reporter, progress_line
 
 LOG = logging.getLogger("sea_pipeline")
 
@@ -52,27 +52,69 @@ class _Rate(ProgressColumn):
         return Text(f"{done / task.elapsed:.1f}/s" if task.elapsed and done > 0 else "", style="cyan")
 
 
+class _Times(ProgressColumn):
+    """The time that has passed and the time that is left, named so that nobody takes one for the other."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        pace: Pace = task.fields["pace"]
+        left = None if task.finished else pace.seconds_left()
+        shown = "" if left is None else f", {_clock(left)} left"
+        return Text(f"after {_clock(task.elapsed or 0)}{shown}", style="cyan")
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+EVERY = 60.0
+"""Seconds between two lines of progress if no bar can be shown."""
+
+
 @contextmanager
 def progress(what: str, total: int, already: int = 0) -> Iterator[Advance]:
-    """Show a progress bar with rate and time left.
+    """Show a progress bar with rate and time left, or a line about once a minute if stderr is no terminal.
 
-    It is silent with --quiet, and if stderr is no terminal.
+    It is silent with --quiet.
     """
-    if not messages.is_terminal or _is_quiet():
-        yield lambda _: None
+    pace = Pace(total, already)
+    if _is_quiet():
+        yield pace.advance
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    if not messages.is_terminal:
+        with _lines(what, pace):
+            yield pace.advance
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), _Times())
     with Progress(*columns, console=messages, transient=True) as bars:
-        task = bars.add_task(what, total=total, completed=already, already=already)
-        yield lambda passed: bars.advance(task, passed)
+        task = bars.add_task(what, total=total, completed=already, already=already, pace=pace)
+
+        def advance(passed: int) -> None:
+            pace.advance(passed)
+            bars.advance(task, passed)
+
+        yield advance
+
+
+@contextmanager
+def _lines(what: str, pace: Pace) -> Iterator[None]:
+    """Say every minute how far the work is, from a thread, because one item may take longer than a minute."""
+    over = threading.Event()
+
+    def speak() -> None:
+        with suppress(BrokenPipeError):  # nobody reads stderr any more
+            while not over.wait(EVERY):
+                say(progress_line(what, pace.done, pace.total, pace.seconds_left()))
+
+    speaker = threading.Thread(target=speak, name="progress", daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()
 
 
 def say(message: str | Table) -> None:

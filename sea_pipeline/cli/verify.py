@@ -48,5 +48,5 @@ def verify(
         return
     state = f"; {missing} of {ledger.dataset.shards} shards are not done yet" if missing else ""
     if not (missing or checked.finished):
-        state = f"; not finished yet: run {ledger.command} again"
+        state = f"; not finished yet: {ledger.finishing}"
     terminal.output.print(f"{folder}: {len(checked.files)} files, {decimal(size)}, as written{state}")

@@ -1,6 +1,7 @@
 """Report the progress of long functions, and measure the peak memory of a process."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -41,6 +42,49 @@ class ProgressOnly(Reporter):
         self.progress = reporter.progress  # type: ignore[method-assign]
 
 
+class Pace:
+    """Counts the items of some work, from any thread, and forecasts how long the rest takes.
+
+    Args:
+        total: the number of items.
+        already: how many of them were done before.
+    """
+
+    def __init__(self, total: int, already: int = 0) -> None:
+        self.total = total
+        self.done = already
+        self._already = already
+        self._updates = 0
+        self._begun = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        """Count items."""
+        with self._lock:
+            self.done += count
+            self._updates += 1
+
+    def seconds_left(self) -> float | None:
+        """Forecast by the mean since the start, because the rate of the last seconds jumps with batches and threads.
+
+        Returns None before the second update, because the first item may take as long as many others.
+        """
+        passed = self.done - self._already
+        if self._updates < 2 or passed <= 0:
+            return None
+        return (time.monotonic() - self._begun) / passed * max(0, self.total - self.done)
+
+
+def progress_line(what: str, done: int, total: int, seconds_left: float | None) -> str:
+    """Say in a line how far some work is, and how long the rest takes if that is known."""
+    line = f"{what}: {done:,} of {total:,} done"
+    if seconds_left is None:
+        return line
+    return f"{line}, about " + (
+        f"{seconds_left:.0f} s left" if seconds_left < 120 else f"{seconds_left / 60:.0f} min left"
+    )
+
+
 SLOW = 3.0
 """Seconds after which `progress_if_slow` speaks."""
 
@@ -61,9 +105,7 @@ def progress_if_slow(reporter: Reporter, what: str, total: int) -> Iterator[Adva
         if shown is not None:
             shown(count)
         elif seconds > SLOW and done < total:
-            left = seconds / max(1, done) * (total - done)
-            more = f"{left:.0f} seconds" if left < 120 else f"{left / 60:.0f} minutes"
-            reporter.message(f"{what}: {done:,} of {total:,} are done, about {more} are left")
+            reporter.message(progress_line(what, done, total, seconds / max(1, done) * (total - done)))
             shown = stack.enter_context(reporter.progress(what, total, done))
 
     with ExitStack() as stack:

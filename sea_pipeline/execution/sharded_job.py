@@ -2,6 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -197,12 +199,29 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
         job.prepare(ledger, listing, reporter)
     stage = job.make_stage(ledger) if settings.crew.in_process else None
     done = ledger.done()
-    with reporter.progress(job.doing, ledger.dataset.images, done.images + done.bad) as advance:
+    with (
+        _telling_what_is_kept(ledger, reporter),
+        reporter.progress(job.doing, ledger.dataset.images, done.images + done.bad) as advance,
+    ):
         if stage is None:
             return StageRun(ledger, listing, *_by_workers(job, ledger, advance, reporter))
         shards = settings.crew.shards(ledger.dataset.shards)
         report = run(ledger, stage, max_bad=settings.max_bad, shards=shards, advance=advance)
     return StageRun(ledger, listing, report, stage.describe())
+
+
+@contextmanager
+def _telling_what_is_kept(ledger: Ledger, reporter: Reporter) -> Iterator[None]:
+    """Say after Ctrl-C how much of the work is kept, because images of a shard that is not whole are not."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done, planned = ledger.done(), ledger.dataset
+        reporter.message(
+            f"{done.shards:,} of {planned.shards:,} shards are kept, with {done.images + done.bad:,} of "
+            f"{planned.images:,} images; a shard is kept when its {planned.shard_size:,} images are done (--shard-size)"
+        )
+        raise
 
 
 def _by_workers(

@@ -48,6 +48,9 @@ class LabelStore(RowStore):
         """
         return self._labels(self._row(image_id))
 
+    def _made_by(self) -> str:
+        return f", encoder {self.encoder!r}"
+
     def mean_similarity(self) -> npt.NDArray[np.float32]:
         """Read the mean of s over all patches of the run, (words,) in the order of the list (SEA Fig. 6b)."""
         return read_mean_similarity(self.path)

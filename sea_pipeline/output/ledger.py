@@ -53,6 +53,9 @@ from sea_pipeline.storage.paths import Place, below, map_over_store
 from sea_pipeline.storage.publish import publish, publish_bytes, sweep
 from sea_pipeline.storage.retry import StoreError
 
+_COMMANDS = {"labels": ("label", " (or `merge` or `select`, if that made it)"), "targets": ("teacher", "")}
+"""The command that makes a folder, by what it holds, and others that may have made it, which no record tells apart."""
+
 
 class Ledger:
     """The plan, the finished shards and the missing shards of an output folder."""
@@ -167,9 +170,13 @@ class Ledger:
         return not any(map_over_store(self.root, lambda file: check_file(self.root, file), manifest.other_files))
 
     @property
-    def command(self) -> str:
-        """Name for people the command that continues an unfinished folder."""
-        return f"the command that {'extended' if self.dataset.parts else 'began'} it"
+    def finishing(self) -> str:
+        """Say how an unfinished folder is finished."""
+        kind, option = self.dataset.kind, " --extend" if self.dataset.parts else ""
+        if kind not in _COMMANDS:
+            return "run the same command again"
+        name, others = _COMMANDS[kind]
+        return f"run the same `{name}{option}` command again{others}"
 
     def write_quarantine(self, shard: int, bad: Sequence[BadSample]) -> None:
         """Write the table of a shard's bad images, or remove an old one if there are none."""
@@ -289,7 +296,7 @@ class Ledger:
             done = self.dataset.shards - len(self.missing())
             raise UserError(
                 f"{self.root}: expected a finished folder; {done} of {self.dataset.shards} shards are done; "
-                f"finish it by running {self.command} again"
+                f"{self.finishing}"
             )
         return manifest
 

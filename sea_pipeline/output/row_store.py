@@ -44,6 +44,13 @@ class RowStore:
         """Return the state without the cached row group."""
         return self.__dict__ | {"_cached": None}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {len(self):,} images{self._made_by()})"
+
+    def _made_by(self) -> str:
+        """Return what a store says of itself beside its path and its number of images."""
+        return ""
+
     def __len__(self) -> int:
         rows: int = self.manifest["rows"]
         return rows
@@ -139,16 +146,37 @@ class RowStore:
 def no_such_image(image_id: object, ids: Iterable[str]) -> KeyError:
     """Build the error for an id that is none of `ids`.
 
-    Its message counts the ids and shows the nearest one.
+    Its message counts the ids and shows the nearest one. An id that ends in the text is nearest, then one whose path
+    the text ends in, then one that contains it, and then one that is spelled like it.
     """
     ordered, wanted = sorted(ids), str(image_id)
-    name = wanted.rsplit("/", 1)[-1]
-    place = bisect.bisect(ordered, wanted)
-    pool = ordered[max(0, place - 500) : place + 500]
-    pool += [other for other in ordered if other.rsplit("/", 1)[-1] == name][:100]
-    nearest = difflib.get_close_matches(wanted, pool, n=1, cutoff=0.0)
+    nearest = _alike(wanted.casefold(), ordered) or difflib.get_close_matches(
+        wanted, _neighbours(wanted, ordered), n=1, cutoff=0.0
+    )
     shown = f"; the nearest is {nearest[0]!r}" if nearest else ""
     return KeyError(f"{image_id!r} is none of the {len(ordered):,} images{shown}")
+
+
+def _alike(text: str, ids: Sequence[str]) -> list[str]:
+    """Return the id that most resembles a text in lower case as a whole, or nothing."""
+    folded = {image_id: image_id.casefold() for image_id in ids} if text else {}
+    for found in (
+        [image_id for image_id, name in folded.items() if name.endswith(text)],
+        [image_id for image_id, name in folded.items() if text.endswith(f"/{name}")],
+        [image_id for image_id, name in folded.items() if text in name],
+    ):
+        if found:
+            return [min(found, key=lambda image_id: abs(len(image_id) - len(text)))]
+    return []
+
+
+def _neighbours(text: str, ordered: list[str]) -> list[str]:
+    """Select the ids whose spelling is worth comparing: those that sort near it, and those of the same file name."""
+    name, place = text.rsplit("/", 1)[-1], bisect.bisect(ordered, text)
+    return (
+        ordered[max(0, place - 500) : place + 500]
+        + [other for other in ordered if other.rsplit("/", 1)[-1] == name][:100]
+    )
 
 
 def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:

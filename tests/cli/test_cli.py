@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from sea_pipeline import __version__
+from sea_pipeline import __version__, open_labels
+from sea_pipeline.cli.tables import labels as label_tables
+from sea_pipeline.labels.statistics import statistics
 from tests.support.world import ColourEncoder, draw_folder
 
 
@@ -70,6 +72,15 @@ def test_inspect_prints_figure_6(command: Any, labelled: Path) -> None:
     assert numbers["most_frequent"][0]["labels"] >= numbers["most_frequent"][1]["labels"]
 
 
+def test_the_demo_leaves_figure_6_to_inspect(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_labels(labelled)
+    label_tables.statistics_tables(statistics(store), store.words, histograms=False)
+    said = capsys.readouterr().out
+    assert "words used" in said
+    assert "most frequent words" in said
+    assert "Fig. 6" not in said
+
+
 def test_inspect_of_one_image(command: Any, labelled: Path) -> None:
     code, stdout, _ = command("inspect", labelled, "a/001.png")
     assert code == 0
@@ -97,7 +108,7 @@ def test_status_and_verify(command: Any, labelled: Path) -> None:
     assert code == 0
     assert stdout.rstrip().endswith("as written")
     (labelled / "manifest.json").rename(labelled.parent / "manifest.json")
-    assert "labels, not finished: the command that began it, run again, goes on" in command("status", labelled)[1]
+    assert "labels, not finished; run the same `label` command again" in command("status", labelled)[1]
     assert "as written; not finished yet" in command("verify", labelled)[1]
     (labelled.parent / "manifest.json").rename(labelled / "manifest.json")
     shard = labelled / "labels" / "part-00000-of-00001.parquet"

@@ -1,12 +1,17 @@
 """How every command behaves in a shell: its help, its outputs, its JSON, its way of stopping."""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import shlex
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,10 @@ import pytest
 import typer.main
 from rich.console import Console
 
-from sea_pipeline.cli import app, terminal
+from sea_pipeline.cli import app, talk, terminal
 from sea_pipeline.cli.tables import labels as label_tables
 from sea_pipeline.cli.tables import training as training_tables
+from sea_pipeline.core.progress import Pace, progress_line
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.store import Labels
 from tests.support.report_world import run_folder
@@ -144,6 +150,48 @@ def test_ctrl_c_says_how_to_go_on(
     assert (code, stdout, stderr.strip()) == (130, "", f"error: stopped; {said}")
 
 
+IN_A_CALL = """
+import ctypes, signal, sys
+from pathlib import Path
+from sea_pipeline import cli
+from sea_pipeline.cli import talk
+from sea_pipeline.labels import run
+
+def label(*_):
+    signal.siginterrupt(signal.SIGINT, False)
+    # As a step of torch, it lets no Python of this thread run until it ends.
+    ctypes.CDLL(None).scanf(b"%d", ctypes.byref(ctypes.c_int()))
+
+run.label_images = label
+sys.argv = ["sea-pipeline", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def unread_bytes(pipe: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_ctrl_c_is_heard_while_a_long_call_goes_on(tmp_path: Path, quiet: bool) -> None:
+    line = [sys.executable, "-c", IN_A_CALL, "label", "--out", str(tmp_path / "out"), *(["--quiet"] if quiet else [])]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
+        assert it.stdin is not None
+        assert it.stderr is not None
+        it.stdin.write("1")
+        it.stdin.flush()
+        while it.poll() is None and unread_bytes(it.stdin.fileno()):  # the call reads it, and waits for more
+            time.sleep(0.01)
+        it.send_signal(signal.SIGINT)
+        if not quiet:  # it is said before the call ends
+            assert it.stderr.readline() == "stopping: what is running now ends first\n"
+            assert it.poll() is None
+        it.stdin.write("\n")
+        it.stdin.close()
+        ended = "error: stopped; finished shards are kept; run the same command again to go on\n"
+        assert (it.stderr.read(), it.wait()) == (ended, 130)
+
+
 @pytest.mark.parametrize(
     ("problem", "said"),
     [
@@ -199,7 +247,8 @@ def test_a_terminal_shows_how_far_and_how_long() -> None:
     stdout, seen = shown()
     assert stdout == "a result\n"
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
-    assert re.search(r"labelling .* 5/8 \d+\.\d/s 0:00:0\d left 0:00:0\d", plain)
+    assert re.search(r"labelling .* 5/8 \d+\.\d/s after 0:00:0\d, 0:00:0\d left", plain)
+    assert not re.search(r"[23]/8 [^\r]* left", plain)  # one update is too few for a forecast
     assert "a message" in plain
     assert "\x1b[36m" in seen
 
@@ -222,6 +271,43 @@ def test_a_narrow_terminal_keeps_the_bar_on_one_line(columns: int) -> None:
 def test_a_pipe_gets_results_alone() -> None:
     done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("a result\n", "a message\n")
+
+
+def test_a_pipe_gets_a_line_now_and_then_while_something_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "EVERY", 0.05)
+
+    def lines() -> list[str]:
+        with terminal.progress("training", 1_010, 1_000) as advance:
+            for count in (1, 1, 1):
+                advance(count)
+                time.sleep(0.2)
+        return capsys.readouterr().err.splitlines()
+
+    with talk.heard():
+        said = lines()
+        talk.set_level(quiet=True, verbose=False)
+        assert lines() == []
+    assert said[0] == "training: 1,001 of 1,010 done"  # one update is too few for a forecast
+    assert re.fullmatch(r"training: 1,003 of 1,010 done, about \d s left", said[-1])
+    assert 3 <= len(said) <= 12
+
+
+def test_a_forecast_is_by_all_items_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pace = Pace(120, already=20)
+    now = 110.0
+    pace.advance(10)
+    assert pace.seconds_left() is None
+    now = 130.0
+    pace.advance(20)
+    assert pace.seconds_left() == pytest.approx(70)
+    pace.advance(-30)  # a shard begins again
+    assert pace.seconds_left() is None
+    assert progress_line("x", 1, 2, 119.4).endswith("about 119 s left")
+    assert progress_line("x", 1, 2, 170).endswith("about 3 min left")
 
 
 @pytest.mark.parametrize(("columns", "explained"), [(42, False), (50, False), (120, True)])

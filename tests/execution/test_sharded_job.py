@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.sharded_job import run_job
@@ -130,3 +132,32 @@ def test_workers_count_the_same(images: Path, tmp_path: Path) -> None:
     run = count(images, tmp_path / "out", crew=WorkerSettings(workers=2, dashboard=False))
     assert (run.report.failed, run.about) == ({}, {"device": "cpu"})
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+class Stopping(Heard):
+    """Presses Ctrl-C when so many images have passed."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self._left = images
+
+    def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+        def advance(count: int) -> None:
+            self._left -= count if what == "counting" else 0
+            if self._left < 0:
+                raise KeyboardInterrupt
+
+        return nullcontext(advance)
+
+
+@pytest.mark.parametrize("passed", [0, 3, 9, 10])
+def test_after_ctrl_c_it_is_said_what_is_kept(images: Path, tmp_path: Path, passed: int) -> None:
+    heard = Stopping(passed)
+    with pytest.raises(KeyboardInterrupt):
+        count(images, tmp_path / "out", heard)
+    commits = [json.loads(path.read_text()) for path in (tmp_path / "out" / "commits").glob("*.json")]
+    done = sum(commit["rows"] + commit["bad"] for commit in commits)
+    assert done <= passed
+    said = f"{len(commits)} of 3 shards are kept, with {done} of 11 images; a shard is kept when its 4 images are done"
+    assert heard.lines[-1] == f"{said} (--shard-size)"
+    assert len(counts(count(images, tmp_path / "out"))) == 10

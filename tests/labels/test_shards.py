@@ -9,6 +9,7 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.labels.format import LabelRow, ShardWriter
+from sea_pipeline.output.row_store import no_such_image
 from sea_pipeline.storage.parquet import shard_footer
 from tests.support.world import Label, draw_folder
 
@@ -110,6 +111,7 @@ def test_the_store_reads_what_the_frozen_interface_promises(label: Label, words:
     run = label(images=str(draw_folder(tmp_path / "photos", 11)), top_n=8)
     store = open_labels(str(tmp_path / "labels"))
     assert len(store) == 11
+    assert repr(store) == f"LabelStore({str(tmp_path / 'labels')!r}, 11 images, encoder 'packaged')"
     assert store.ids == sorted(store.ids)
     assert store.words == tuple(words.read_text().split())
     assert (store.top_n, store.fingerprint) == (8, run.ledger.dataset.fingerprint)
@@ -126,3 +128,19 @@ def test_the_store_reads_what_the_frozen_interface_promises(label: Label, words:
         store["001.png"]
     with pytest.raises(KeyError, match=r"the nearest is 'b/002\.png'"):
         store["b/002.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("cat.jpg", "n02497673_Madagascar_cat.jpg"),
+        ("CAT.JPG", "n02497673_Madagascar_cat.jpg"),
+        ("photos/a/dog.jpg", "a/dog.jpg"),
+        ("crate", "n03127925_crate.jpg"),
+        ("n03127925_crates.jpeg", "n03127925_crate.jpg"),
+    ],
+)
+def test_the_nearest_id_is_one_that_ends_in_the_text_or_has_it(text: str, nearest: str) -> None:
+    ids = ["n02497673_Madagascar_cat.jpg", "n03127925_crate.jpg", "a/dog.jpg", "b/scatter.jpg.png"]
+    assert no_such_image(text, ids).args[0].endswith(f"{text!r} is none of the 4 images; the nearest is {nearest!r}")
+    assert no_such_image(text, []).args[0] == f"{text!r} is none of the 0 images"

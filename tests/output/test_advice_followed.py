@@ -123,13 +123,13 @@ def test_an_unfinished_folder_is_finished(command: Any, label: Label, photos: Pa
     out = tmp_path / "labels"
     (out / "manifest.json").unlink()
     (out / "commits" / "00001.json").unlink()
-    with pytest.raises(UserError, match=r"2 of 3 shards are done; finish it by running the command that began it"):
+    with pytest.raises(UserError, match=r"2 of 3 shards are done; run the same `label` command again"):
         open_labels(out)
-    assert "not finished: the command that began it, run again, goes on" in command("status", out)[1]
+    assert "labels, not finished; run the same `label` command again" in command("status", out)[1]
     (out / "commits" / "00001.json").unlink(missing_ok=True)
     assert label(images=str(photos)).report.images == 4
     (out / "manifest.json").unlink()
-    assert "as written; not finished yet: run the command that began it again" in command("verify", out)[1]
+    assert "as written; not finished yet: run the same `label` command again" in command("verify", out)[1]
     label(images=str(photos))
     assert len(open_labels(out)) == 9
 

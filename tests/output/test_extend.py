@@ -176,7 +176,7 @@ def test_an_unfinished_folder_is_extended_and_the_old_half_is_never_read_as_all(
     with monkeypatch.context() as patch:
         patch.setattr(encoder, "patches", broken)
         assert label(images=str(photos), extend=True).report.failed.keys() == {3, 4}
-    said = r"3 of 5 shards are done; finish it by running the command that extended it again"
+    said = r"3 of 5 shards are done; run the same `label --extend` command again"
     with pytest.raises(ValueError, match=said):
         open_labels(out)
     ledger = Ledger.open(out)
@@ -227,7 +227,7 @@ def test_a_kill_around_any_rename_of_an_extension_loses_nothing(
         label(images=photos, extend=True)
     happened = call - (moment == "before the rename")
     if 2 <= happened < 8:
-        with pytest.raises(UserError, match="finish it by running the command that extended it"):
+        with pytest.raises(UserError, match="run the same `label --extend` command again"):
             open_labels(out)
     else:
         assert len(open_labels(out)) == (16 if happened == 8 else 10)

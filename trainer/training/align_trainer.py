@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from trainer.attach.batches import ChatData
 from trainer.attach.run_model import AttachedModel
 from trainer.data.dataset import TrainingData
@@ -56,7 +57,7 @@ class AlignTrainer(ResumingTrainer):
         data: TrainingData | ChatData,
         recipe: Recipe,
         args: TrainingArguments,
-        evaluator: Callable[[Any], dict[str, float]] | None = None,
+        evaluator: Callable[[Any, Advance], dict[str, float]] | None = None,
         callbacks: list[Any] | None = None,
     ) -> None:
         pad = data.processor.tokenizer.pad_token_id
@@ -278,11 +279,14 @@ class AlignTrainer(ResumingTrainer):
 
     # Evaluation and checkpoints
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # noqa: ANN401 - as in Trainer
-        """Measure our metrics on the held-out samples, and log them as `eval_NAME`."""
+    def evaluate(self, *_: Any, advance: Advance = lambda _: None, **__: Any) -> dict[str, float]:  # noqa: ANN401 - as in Trainer
+        """Measure our metrics on the held-out samples, and log them as `eval_NAME`.
+
+        `advance` is called with the number of samples of each batch.
+        """
         assert self._evaluator is not None
         with self.accelerator.autocast():  # the Trainer's own autocast covers its forward only
-            found = self._evaluator(self.accelerator.unwrap_model(self.model))
+            found = self._evaluator(self.accelerator.unwrap_model(self.model), advance)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         followed = self.args.metric_for_best_model
         if followed and followed.removeprefix("eval_") not in found:

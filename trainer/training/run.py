@@ -273,8 +273,10 @@ class _Training:
         """Measure the metrics at a step, unless they are logged already."""
         logged = [any(line["step"] == step and is_evaluation(line) for line in self.log.lines())]
         broadcast_object_list(logged)  # the first process's file decides for all
-        if self.trainer.eval_dataset is not None and not logged[0]:
-            self.trainer.evaluate()
+        held_out = self.inputs.conversations.held_out
+        if held_out is not None and not logged[0]:
+            with self.reporter.progress("evaluating", len(held_out)) as advance:
+                self.trainer.evaluate(advance=advance)
 
     def _rows(self) -> dict[str, int]:
         """Count the rows to train on by sort, and those left out by kind."""

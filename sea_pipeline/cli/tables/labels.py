@@ -67,8 +67,7 @@ def status_tables(ledger: "Ledger") -> None:
     terminal.print_table(
         {
             "folder": str(ledger.root),
-            "holds": f"{planned.kind}, "
-            + ("finished" if ledger.complete else f"not finished: {ledger.command}, run again, goes on"),
+            "holds": f"{planned.kind}, " + ("finished" if ledger.complete else f"not finished; {ledger.finishing}"),
             "input": planned.source,
             "shards": f"{done.shards:,} of {planned.shards:,} done"
             + (f", the last at {done.last}" if done.last else ""),
@@ -99,11 +98,11 @@ def _pace_rows(ledger: "Ledger") -> dict[str, str]:
     return rows | {f"shard {shard} fails": line for shard, line in failing_shards(ledger).items()}
 
 
-def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
-    """Print the tables of `inspect LABELS`, with SEA's Figure 6 and the most frequent words."""
+def statistics_tables(stats: "Statistics", words: tuple[str, ...], *, histograms: bool = True) -> None:
+    """Print the tables of `inspect LABELS`, with SEA's Figure 6 if `histograms`, and the most frequent words."""
     import numpy as np
 
-    from sea_pipeline.labels.statistics import BIN_WIDTH, MOST_FREQUENT
+    from sea_pipeline.labels.statistics import MOST_FREQUENT
 
     if not stats.images:
         terminal.output.print("no image was labelled")
@@ -118,15 +117,8 @@ def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
             "words below zero": f"{stats.share_below_zero:.1%} of the list have a mean similarity below 0",
         }
     )
-    tops = np.linspace(-1, 1, 21)
-    counts, _ = np.histogram(stats.mean_similarity, tops)
-    _histogram(
-        "scores of the labels (SEA Fig. 6a)",
-        np.arange(len(stats.score_bins)) * BIN_WIDTH,
-        stats.score_bins,
-        BIN_WIDTH,
-    )
-    _histogram("mean similarity of every word of the list (SEA Fig. 6b)", tops, counts, 2 * BIN_WIDTH)
+    if histograms:
+        _figure_6(stats)
     terminal.output.print()
     table = terminal.plain_table(title="most frequent words")
     for column in ("word", "labels", "best label of"):
@@ -135,6 +127,18 @@ def statistics_tables(stats: "Statistics", words: tuple[str, ...]) -> None:
         if stats.word_uses[word]:
             table.add_row(words[word], f"{stats.word_uses[word]:,}", f"{stats.best_uses[word]:,} patches")
     terminal.output.print(table)
+
+
+def _figure_6(stats: "Statistics") -> None:
+    import numpy as np
+
+    from sea_pipeline.labels.statistics import BIN_WIDTH
+
+    tops = np.linspace(-1, 1, 21)
+    counts, _ = np.histogram(stats.mean_similarity, tops)
+    starts = np.arange(len(stats.score_bins)) * BIN_WIDTH
+    _histogram("scores of the labels (SEA Fig. 6a)", starts, stats.score_bins, BIN_WIDTH)
+    _histogram("mean similarity of every word of the list (SEA Fig. 6b)", tops, counts, 2 * BIN_WIDTH)
 
 
 def _histogram(title: str, starts: "npt.NDArray[Any]", counts: "npt.NDArray[Any]", width: float) -> None:

@@ -26,7 +26,7 @@ _TOKEN = 20
 _MEANINGS = {
     "lm_loss": "nats per trained token: lower is better",
     "lm_loss_other": "... with another photo's visual tokens",
-    "right_photo_gain": "what the right photo is worth; 0: the model does not look",
+    "right_photo_gain": "nats per token that the right photo saves; 0: the model does not look",
     "lm_loss_content": "nats per token of content words",
     "right_photo_gain_content": "what the right photo is worth to these",
     "trained_tokens": "tokens that are scored",

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import label_images
 from tests.support.heard import Heard
@@ -71,11 +73,29 @@ def test_a_start_model_that_another_machine_makes_meanwhile_is_taken(
     assert train_run._model_path(recipe, Heard()).is_dir()
 
 
+class Bars(Heard):
+    """Keeps the bars, too: what each is of, its total, and what was counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bars: list[tuple[str, int, list[int]]] = []
+
+    def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+        self.bars.append((what, total, counted := [done]))
+        return nullcontext(counted.append)
+
+
 @pytest.mark.slow
 def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, evaluate_every=4, name="whole")
-    reporter = Heard()
+    reporter = Bars()
     run = train(recipe, tmp_path / "out", reporter=reporter)
+    held_out = len(json.loads(tiny.held_out.read_text()))
+    bars = [(what, total, sum(counted)) for what, total, counted in reporter.bars]
+    assert [bar for bar in bars if bar[0] in ("evaluating", "training")] == [
+        ("evaluating", held_out, held_out),
+        ("training", 8, 8),
+    ]
     heard: dict[str, Any] = reporter.parts | {title: set(values) for title, values in reporter.measured.items()}
 
     assert run.model == tmp_path / "out" / "model"
