@@ -67,10 +67,10 @@ def onednn_is_faster() -> bool:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Keep float32 products and the sums of float16 products in full float32 on CUDA, without TF32.
+    """Keep float32 products and the sums of float16 products in full float32, without TF32 and without autocast.
 
-    The settings belong to the whole process. If several threads are inside the block, the last one that leaves restores
-    them.
+    TF32's settings belong to the whole process. If several threads are inside the block, the last one that leaves
+    restores them. Autocast is this thread's own.
     """
     global _within
     with _LOCK:
@@ -78,7 +78,8 @@ def exact_float32() -> Iterator[None]:
             _SETTINGS.enter_context(_exact())
         _within += 1
     try:
-        yield
+        with without_autocast():
+            yield
     finally:
         with _LOCK:
             _within -= 1
@@ -86,6 +87,18 @@ def exact_float32() -> Iterator[None]:
                 _SETTINGS.close()
 
 
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch off the autocast of every device that the caller has switched on, in this thread and this block."""
+    with ExitStack() as stack:
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices that torch has an autocast for."""
 _LOCK, _SETTINGS, _within = threading.Lock(), ExitStack(), 0
 _ROUGH = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
 """Switches that let CUDA add parts of a float16 product in float16; older versions of torch have only the first."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
 from trainer.losses import equations
@@ -188,6 +189,7 @@ class Premise(NamedTuple):
     text: str
 
 
+@exact_float32()  # the figures are kept
 def premise(reader: Reader, basic: Basic, lens: Lens | None, model: str) -> Premise:
     """Measure V^ of text through the lens of the settings.
 

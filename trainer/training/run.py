@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
+from sea_pipeline.core.devices import without_autocast
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, ProgressOnly, Reporter
 from sea_pipeline.core.renamed import taking_callbacks
@@ -83,6 +84,11 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
     Raises:
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
+    with without_autocast():  # the recipe alone decides the precision
+        return _train(recipe, out, resume, reporter)
+
+
+def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -> TrainRun:
     args = training_arguments(recipe, Path())  # a check before any work is done
     check_recipe(recipe)
     if resume and out is not None and not (out / "run.json").is_file():
