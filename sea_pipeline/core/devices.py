@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -107,16 +108,35 @@ _ROUGH = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
 @contextmanager
 def _exact() -> Iterator[None]:
     """Switch TF32 and float16 sums off inside the block, then restore torch's settings."""
-    matmul = torch.backends.cuda.matmul
-    kept = torch.get_float32_matmul_precision()
-    rough = {name: getattr(matmul, name) for name in _ROUGH if hasattr(matmul, name)}
-    torch.set_float32_matmul_precision("highest")
-    for name in rough:
-        setattr(matmul, name, False)
+    matmul, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    with ExitStack() as stack:
+        for name in (name for name in _ROUGH if hasattr(matmul, name)):
+            _set(stack, matmul, name, False)
+        if _older_names_work():
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            stack.enter_context(cudnn.flags(enabled=True, allow_tf32=False))
+        else:
+            for part in (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn):
+                _set(stack, part, "fp32_precision", "ieee")
+        yield
+
+
+def _older_names_work() -> bool:
+    """Tell whether torch takes the older names of its switches.
+
+    It refuses them once a newer name is set, as `tf32` of transformers does.
+    """
+    if any(getattr(part, "fp32_precision", "none") != "none" for part in (torch.backends, torch.backends.cudnn)):
+        return False
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(kept)
-        for name, value in rough.items():
-            setattr(matmul, name, value)
+        _ = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return False
+    return True
+
+
+def _set(stack: ExitStack, part: Any, name: str, value: object) -> None:  # noqa: ANN401 - a module of torch
+    """Set a switch of torch until the stack is closed."""
+    stack.callback(setattr, part, name, getattr(part, name))
+    setattr(part, name, value)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +98,22 @@ def test_every_kind_of_device_and_only_within() -> None:
             assert not torch.is_autocast_enabled("cpu")
         assert torch.is_autocast_enabled("cuda")
         assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_after_transformers_has_set_tf32(precision: str) -> None:
+    """By torch's newer names, beside which torch refuses the older ones."""
+    backends: Any = torch.backends
+    if not hasattr(backends, "fp32_precision"):
+        pytest.skip("this torch has the older names only")
+    parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
+    before = [backends.fp32_precision, *(part.fp32_precision for part in parts)]
+    backends.fp32_precision = precision
+    try:
+        with exact_float32(), exact_float32():
+            assert {part.fp32_precision for part in parts} == {"ieee"}
+        assert {part.fp32_precision for part in parts} == {precision}
+    finally:
+        for part, value in zip([backends, *parts], before, strict=True):
+            part.fp32_precision = value
+    assert torch.get_float32_matmul_precision() == "highest"
