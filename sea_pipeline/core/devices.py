@@ -108,7 +108,8 @@ _ROUGH = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
 @contextmanager
 def _exact() -> Iterator[None]:
     """Switch TF32 and float16 sums off inside the block, then restore torch's settings."""
-    matmul, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
     with ExitStack() as stack:
         for name in (name for name in _ROUGH if hasattr(matmul, name)):
             _set(stack, matmul, name, False)
@@ -117,7 +118,7 @@ def _exact() -> Iterator[None]:
             torch.set_float32_matmul_precision("highest")
             stack.enter_context(cudnn.flags(enabled=True, allow_tf32=False))
         else:
-            for part in (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn):
+            for part in (matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn):
                 _set(stack, part, "fp32_precision", "ieee")
         yield
 

@@ -108,7 +108,8 @@ def test_after_transformers_has_set_tf32(precision: str) -> None:
         pytest.skip("this torch has the older names only")
     parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
     before = [backends.fp32_precision, *(part.fp32_precision for part in parts)]
-    backends.fp32_precision = precision
+    for part in (backends, *parts):
+        part.fp32_precision = precision
     try:
         with exact_float32(), exact_float32():
             assert {part.fp32_precision for part in parts} == {"ieee"}
