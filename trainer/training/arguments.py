@@ -1,8 +1,8 @@
 """Convert the recipe's `training_arguments` to transformers' `TrainingArguments`."""
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,6 +110,25 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
         check_schedule(args, peaks, steps)
     return args
+
+
+@contextmanager
+def without_traces() -> Iterator[None]:
+    """Undo at the block's end what transformers sets for the whole process: TF32 and variables of the environment."""
+    backends: Any = torch.backends
+    newer = [(backends, "fp32_precision")]
+    older = [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")]
+    switches = newer if hasattr(*newer[0]) else older
+    before, environment = [getattr(*switch) for switch in switches], dict(os.environ)
+    try:
+        yield
+    finally:
+        for (part, name), value in zip(switches, before, strict=True):
+            if getattr(part, name) != value:
+                setattr(part, name, value)
+        for name in os.environ.keys() - environment:
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 def _peaks(recipe: Recipe) -> list[float]:
