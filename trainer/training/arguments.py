@@ -66,8 +66,10 @@ _INSTEAD = (
 )
 
 
-def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
+def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> TrainingArguments:
     """Combine the recipe's arguments with `DEFAULTS`.
+
+    FSDP needs no processes for a run that is finished.
 
     Raises:
         UserError: transformers does not know an argument or refuses its value; FSDP has nothing to shard; DeepSpeed is
@@ -104,7 +106,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
             f"training_arguments.report_to: the package of {service} is not installed, or it is switched off; install "
             "it, or leave it out"
         )
-    if args.fsdp:
+    if args.fsdp and not finished:
         _check_fsdp(args, recipe)
     if peaks:  # a first check; the data has yet to say how many steps there are
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)

@@ -51,7 +51,7 @@ from trainer.training.existing import ExistingInputs, build_existing, existing_i
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
-from trainer.training.run_folder import NO_RUN, begin_run, default_name_fields, run_fields
+from trainer.training.run_folder import METRICS, NO_RUN, SUMMARY, begin_run, default_name_fields, run_fields
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
 
 
 def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -> TrainRun:
-    args = training_arguments(recipe, Path())  # a check before any work is done
+    finished = out is not None and (out / SUMMARY).is_file()
+    args = training_arguments(recipe, Path(), finished=finished)  # a check before any work is done
     check_recipe(recipe)
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {NO_RUN}")
@@ -97,15 +98,15 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     inputs = _inputs(recipe, reporter, first=args.process_index == 0)
     fields = run_fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | default_name_fields(inputs))[:8]}"
-    if not (out / "summary.json").is_file():
+    if not (out / SUMMARY).is_file():
         _check_held_out(inputs)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
         begin_run(out, fields, recipe, resume)
     reporter = reporter if args.process_index == 0 else SILENT
-    if (out / "summary.json").is_file():
+    if (out / SUMMARY).is_file():
         reporter.message(f"{out}: this run is finished")
-        return TrainRun(out, read_run_file(out / "summary.json", SummaryFile))
+        return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
@@ -190,7 +191,7 @@ class _Training:
         self.reporter = reporter
         self.tables = reporter if isinstance(reporter, TrainReporter) else TrainReporter()
         self.fields = fields
-        self.log = MetricsLog(out / "metrics.jsonl", self.tables.metrics)
+        self.log = MetricsLog(out / METRICS, self.tables.metrics)
         kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, reporter)
         callbacks = [self.log, Screen(reporter), FewPairs(reporter), kept]
         if isinstance(inputs, ExistingInputs):
@@ -227,7 +228,7 @@ class _Training:
         if self.trainer.args.should_save:
             self._summarise()
         self.trainer.accelerator.wait_for_everyone()
-        return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
+        return TrainRun(self.out, json.loads((self.out / SUMMARY).read_text("utf-8")))
 
     def _say_premise(self, model: TrainedModel) -> None:
         """Announce whether BASIC's premise holds on the LLM, if a term is made from its layers."""
@@ -320,7 +321,7 @@ class _Training:
             "labels": self.fields["labels"],
             "rows": self._rows(),
         }
-        publish_bytes(self.out / "summary.json", (json.dumps(written, indent=2) + "\n").encode(), self.out)
+        publish_bytes(self.out / SUMMARY, (json.dumps(written, indent=2) + "\n").encode(), self.out)
 
 
 @taking_callbacks("told", made_by=reporter_of_told)
@@ -338,12 +339,14 @@ def train_stages(
     Raises:
         UserError: see `train`.
     """
-    if len(unfinished(recipes, out)) > 1:
+    todo = unfinished(recipes, out)
+    if len(todo) > 1:
         _check_ahead(recipes, out, reporter)
     runs: dict[str, TrainRun] = {}
     existing = isinstance(next(iter(recipes.values())).model, ExistingModel)
     for name, recipe in recipes.items():
-        if name and training_arguments(recipe, Path()).process_index == 0:
+        args = training_arguments(recipe, Path(), finished=name not in todo)
+        if name and args.process_index == 0:
             reporter.message(f"stage {name}")
         if runs:
             recipe = _from_model(recipe, next(reversed(runs.values())).model, existing)

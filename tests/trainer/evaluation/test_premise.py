@@ -203,7 +203,7 @@ def test_a_run_says_it_and_goes_on_with_its_own_lens_alone(
     assert len(fields["text"]) == 64
     (tmp_path / "lens" / "summary.json").unlink()
     for other in ("none", "centred"):
-        with pytest.raises(UserError, match=r"holds another run: recipe\.loss\.basic\.lens"):
+        with pytest.raises(UserError, match=r"holds another run: loss\.basic\.lens"):
             run("lens", other)  # type: ignore[arg-type]
     monkeypatch.setattr(text_lens, "_pairs", lambda *_: pytest.fail("it is kept"))
     run("lens", "ridge")
