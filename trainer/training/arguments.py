@@ -1,6 +1,7 @@
 """Convert the recipe's `training_arguments` to transformers' `TrainingArguments`."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,9 +95,8 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
     with border("training_arguments", "set another value, or leave it out", given=True):
         try:
             args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
-        except TypeError as error:  # the recipe names an argument that does not exist
-            reason = one_line(error).replace("TrainingArguments.__init__() got an", "found an")
-            raise UserError(f"training_arguments: {reason}") from error
+        except (TypeError, ValueError, ImportError) as error:
+            raise _named(error, given) from error
         with suppress(ValueError):  # some optimizers need the model first
             Trainer.get_optimizer_cls_and_kwargs(args)
         get_reporting_integration_callbacks(args.report_to)
@@ -112,6 +112,23 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
         check_schedule(args, peaks, steps)
     return args
+
+
+def _named(error: Exception, given: Mapping[str, Any]) -> Exception:
+    """Name the argument that transformers refuses as users write it, if its message does."""
+    text = one_line(error)
+    if isinstance(error, TypeError):  # the recipe names an argument that does not exist
+        return UserError(f"training_arguments: {text.replace('TrainingArguments.__init__() got an', 'found an')}")
+    places = {name: found.start() for name in given if (found := re.search(rf"(?<![\w.]){name}(?!\w)", text))}
+    places |= {name: -1 for name, value in given.items() if isinstance(value, str) and text.startswith(f"{value} ")}
+    if not places:
+        return error
+    name = min(places, key=places.__getitem__)
+    value = "false" if given[name] is True else "VALUE"
+    return UserError(
+        f"training_arguments.{name}: {text.replace(f'--{name}', name)}; set another value with --set "
+        f"training_arguments.{name}={value}, or leave it out"
+    )
 
 
 @contextmanager

@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.ledger import Ledger
 from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.tiny_runs import World, tiny_recipe
+from trainer.export.checks import is_run
+from trainer.model.llava_folder import check_llava_folder
 from trainer.recipes.recipe import Recipe
 from trainer.training import run as train_run
+from trainer.training.arguments import training_arguments
 from trainer.training.run import train_stages
 
 
@@ -88,6 +92,40 @@ def test_a_finished_stage_is_not_checked(tiny: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^stage later: nowhere"):
         later = tiny_recipe(tiny, data={"train": "nowhere.json"})
         train_stages({**recipes, "last": recipes["language"], "later": later}, tmp_path / "out")
+
+
+def test_stages_are_named_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    for seconds, name in enumerate(("tune", "adapt")):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "config.json").write_text("{}")
+        (tmp_path / name / "run.json").write_text("{}")
+        os.utime(tmp_path / name / "run.json", (seconds, seconds))
+    with refused(f"holds the stages tune, adapt; name one, such as the last one, {tmp_path / 'adapt'}"):
+        is_run(tmp_path, None)
+    with refused(f"give {tmp_path / 'adapt' / 'model'}"):
+        check_llava_folder(tmp_path)
+    for folder in (tmp_path, tmp_path / "tune"):
+        with refused("expected a folder of labels or targets; found a training run, which sea-pipeline report shows"):
+            Ledger.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "start", "advice"),
+    [
+        ({"tf32": True}, "training_arguments.tf32: tf32 requires Ampere", "training_arguments.tf32=false"),
+        ({"optim": "adam_of_nobody"}, "training_arguments.optim: adam_of_nobody is not", "arguments.optim=VALUE"),
+        ({"lr_scheduler_type": "up"}, "training_arguments.lr_scheduler_type: up is not", "type=VALUE"),
+        ({"warmup_steps": -1}, "training_arguments.warmup_steps: ", "warmup_steps=VALUE"),
+    ],
+)
+def test_an_argument_is_named_as_it_is_set(
+    given: dict[str, Any], start: str, advice: str, tiny: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.training_args.is_torch_tf32_available", lambda: False)
+    with refused(advice, start=start):
+        training_arguments(tiny_recipe(tiny, training_arguments=given), Path())
+    if given == {"tf32": True}:
+        assert not training_arguments(tiny_recipe(tiny, training_arguments={"tf32": False}), Path()).tf32
 
 
 @pytest.mark.slow
