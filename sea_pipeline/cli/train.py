@@ -47,10 +47,10 @@ def train(
     Example: sea-pipeline train demo --set loss.sea.weight=auto
     """
     from trainer.recipes.paper_rows import named_recipes
-    from trainer.training.checks import check_recipe
+    from trainer.training.checks import check_recipes
 
     recipes = named_recipes(recipe or "demo", overrides or [])
-    check_recipe(next(iter(recipes.values())))
+    check_recipes(recipes, out)
     from sea_pipeline.cli.tables import training as training_tables  # late, to report mistakes in a recipe at once
     from trainer.training.run import is_first_process, train_stages
 

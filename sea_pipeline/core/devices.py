@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,10 +68,10 @@ def onednn_is_faster() -> bool:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Keep float32 products and the sums of float16 products in full float32 on CUDA, without TF32.
+    """Keep float32 products and the sums of float16 products in full float32, without TF32 and without autocast.
 
-    The settings belong to the whole process. If several threads are inside the block, the last one that leaves restores
-    them.
+    TF32's settings belong to the whole process. If several threads are inside the block, the last one that leaves
+    restores them. Autocast is this thread's own.
     """
     global _within
     with _LOCK:
@@ -78,7 +79,8 @@ def exact_float32() -> Iterator[None]:
             _SETTINGS.enter_context(_exact())
         _within += 1
     try:
-        yield
+        with without_autocast():
+            yield
     finally:
         with _LOCK:
             _within -= 1
@@ -86,6 +88,18 @@ def exact_float32() -> Iterator[None]:
                 _SETTINGS.close()
 
 
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch off the autocast of every device that the caller has switched on, in this thread and this block."""
+    with ExitStack() as stack:
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices that torch has an autocast for."""
 _LOCK, _SETTINGS, _within = threading.Lock(), ExitStack(), 0
 _ROUGH = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
 """Switches that let CUDA add parts of a float16 product in float16; older versions of torch have only the first."""
@@ -94,16 +108,36 @@ _ROUGH = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
 @contextmanager
 def _exact() -> Iterator[None]:
     """Switch TF32 and float16 sums off inside the block, then restore torch's settings."""
-    matmul = torch.backends.cuda.matmul
-    kept = torch.get_float32_matmul_precision()
-    rough = {name: getattr(matmul, name) for name in _ROUGH if hasattr(matmul, name)}
-    torch.set_float32_matmul_precision("highest")
-    for name in rough:
-        setattr(matmul, name, False)
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    with ExitStack() as stack:
+        for name in (name for name in _ROUGH if hasattr(matmul, name)):
+            _set(stack, matmul, name, False)
+        if _older_names_work():
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            stack.enter_context(cudnn.flags(enabled=True, allow_tf32=False))
+        else:
+            for part in (matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn):
+                _set(stack, part, "fp32_precision", "ieee")
+        yield
+
+
+def _older_names_work() -> bool:
+    """Tell whether torch takes the older names of its switches.
+
+    It refuses them once a newer name is set, as `tf32` of transformers does.
+    """
+    if any(getattr(part, "fp32_precision", "none") != "none" for part in (torch.backends, torch.backends.cudnn)):
+        return False
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(kept)
-        for name, value in rough.items():
-            setattr(matmul, name, value)
+        _ = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return False
+    return True
+
+
+def _set(stack: ExitStack, part: Any, name: str, value: object) -> None:  # noqa: ANN401 - a module of torch
+    """Set a switch of torch until the stack is closed."""
+    stack.callback(setattr, part, name, getattr(part, name))
+    setattr(part, name, value)

@@ -67,6 +67,7 @@ class ClipEncoder:
         """See `Encoder.load`."""
         _ = self._towers, self._mean_and_std
 
+    @exact_float32()
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`."""
@@ -78,14 +79,13 @@ class ClipEncoder:
         tower = self._towers[0]
         mean, std = self._mean_and_std
         images = ((pixels.to(self.device, non_blocking=True).float() - mean) / std).permute(0, 3, 1, 2)
-        with exact_float32():
-            vectors = tower.patches(self.path, images.to(getattr(torch, self._options.precision)))
+        vectors = tower.patches(self.path, images.to(getattr(torch, self._options.precision)))
         return F.normalize(vectors.float(), dim=-1)
 
+    @exact_float32()
     def words(self, words: Sequence[str], advance: Advance = lambda _: None) -> torch.Tensor:
         """See `Encoder.words`."""
-        with exact_float32():
-            return self._towers[1].words(words, self._options.template, advance)
+        return self._towers[1].words(words, self._options.template, advance)
 
     @cached_property
     def _mean_and_std(self) -> list[torch.Tensor]:

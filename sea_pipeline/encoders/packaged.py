@@ -80,6 +80,7 @@ class PackagedEncoder:
         """See `Encoder.load`."""
         _ = self._classifier, self._class_embeddings
 
+    @exact_float32()  # so that CUDA gives the same labels as a CPU, and any caller the same words
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`."""
@@ -89,8 +90,7 @@ class PackagedEncoder:
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().sub(127.0).div_(128.0)
-        with exact_float32():  # so that CUDA gives the same labels as a CPU
-            features = self._classifier.extract_features(images)
+        features = self._classifier.extract_features(images)
         features = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 1280)
         head = self._classifier._fc
         chance, classes = F.linear(features, head.weight, head.bias).softmax(-1).topk(_CLASSES_PER_PATCH)
@@ -98,6 +98,7 @@ class PackagedEncoder:
         mixed = (chance.unsqueeze(-2) @ self._class_embeddings[classes]).squeeze(-2)  # (B, P, D)
         return F.normalize(mixed, dim=-1)
 
+    @exact_float32()
     @torch.inference_mode()
     def words(self, words: Sequence[str], advance: Advance = lambda _: None) -> torch.Tensor:
         """See `Encoder.words`."""

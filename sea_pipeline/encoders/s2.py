@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.encoders.spec import EncoderSpec
@@ -54,6 +55,7 @@ class S2Encoder:
         """Load the base."""
         self._base.load()
 
+    @exact_float32()
     @torch.inference_mode()
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder.patches`. The tiles of one image at all scales go through the base at once."""

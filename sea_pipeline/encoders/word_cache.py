@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.encoders.base import Encoder
@@ -15,6 +16,8 @@ from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
 
 _LOG = logging.getLogger(__name__)
+_VERSION = 2
+"""Part of every key. The evaluations of bfloat16 runs have written embeddings rounded to bfloat16 under keys of 1."""
 
 
 def word_embeddings(encoder: Encoder, words: WordList, reporter: Reporter = SILENT) -> torch.Tensor:
@@ -40,7 +43,7 @@ def text_embeddings(
     Raises:
         UserError: the cache cannot be written, or a text has no embedding of unit length.
     """
-    key = fingerprint_of({"encoder": dict(encoder.word_fields()), "words": sha256})
+    key = fingerprint_of({"encoder": dict(encoder.word_fields()), "words": sha256, "version": _VERSION})
 
     def read(path: Path) -> torch.Tensor | None:
         cached = _read(path, (len(texts), encoder.width))
@@ -52,6 +55,7 @@ def text_embeddings(
     return remembered(f"words/{key}.npz", read, lambda: _embedded(encoder, texts, advance), _write)
 
 
+@exact_float32()  # the key knows nothing of a caller's autocast or TF32, whichever encoder it is
 def _embedded(encoder: Encoder, texts: Sequence[str], advance: Advance) -> torch.Tensor:
     embeddings = encoder.words(texts, advance).cpu().float()
     if (bad := _not_unit(embeddings)) is not None:

@@ -84,7 +84,8 @@ class ForecastSettings(LabelSettings):
     """The photos to measure on, given as for --images of label. Choose photos like yours. Default: the packaged sample
     photos."""
     measure: Annotated[int, Field(ge=16)] = 64
-    """The number of images to label for the measurement. On a machine with many cores, more are labelled."""
+    """The number of images to label for the measurement, at least 16. On a machine with many cores, more are
+    labelled."""
     workers: Annotated[int, Field(ge=1, le=100_000)] = 64
     """The largest number of workers in the forecast."""
     price: Annotated[float, Field(ge=0)] | None = None

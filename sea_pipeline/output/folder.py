@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from sea_pipeline.core.errors import UserError
@@ -86,8 +87,9 @@ def refuse_others(root: Place) -> None:
         UserError: the path holds something else, or nothing.
     """
     if not is_ours(root):
+        wanted = "a folder of labels or targets" if _is_run(root) else "a folder that sea-pipeline wrote"
         raise UserError(
-            f"{root}: expected a folder that sea-pipeline wrote; found {other_than_ours(root)}; "
+            f"{root}: expected {wanted}; found {other_than_ours(root)}; "
             "give the output folder of label or teacher, such as one below runs/labels"
         )
 
@@ -96,8 +98,14 @@ def other_than_ours(root: Place) -> str:
     """Describe for people what is at a path that is no such folder."""
     if not root.is_dir():
         return "a file" if root.exists() else "no such folder"
-    run = (root / "run.json").is_file()
-    return "a training run, which sea-pipeline report shows" if run else "no dataset.json in it"
+    if _is_run(root):
+        return "a training run, which sea-pipeline report shows and whose metrics.jsonl says how far it is"
+    return "no dataset.json in it"
+
+
+def _is_run(root: Place) -> bool:
+    """Tell whether a folder is that of a training run, or of its stages."""
+    return isinstance(root, Path) and any(any(root.glob(pattern)) for pattern in ("run.json", "*/run.json"))
 
 
 LOGS = "logs"

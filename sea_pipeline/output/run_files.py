@@ -53,6 +53,12 @@ def read_run_file(path: Path, record: type[RunFile | SummaryFile]) -> dict[str, 
     return found
 
 
+def stage_folders(folder: Path) -> list[Path]:
+    """List the folders of a training run's stages in the order in which they began."""
+    records = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in records]
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read the logged objects of a run's `metrics.jsonl`.
 

@@ -13,6 +13,7 @@ from sea_pipeline.core.extras import require
 from sea_pipeline.core.progress import Reporter
 from sea_pipeline.labels.store import LabelStore, open_labels
 from sea_pipeline.output.folder import is_ours
+from sea_pipeline.output.run_files import stage_folders
 from sea_pipeline.report.labels import labels_data
 from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data
@@ -53,8 +54,7 @@ def _runs_in(folder: Place) -> list[RunInput]:
         return []
     if (folder / "run.json").is_file():
         return [RunInput.of(folder, folder.name)]
-    stages = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    return [RunInput.of(file.parent, f"{folder.name}/{file.parent.name}") for file in stages]
+    return [RunInput.of(stage, f"{folder.name}/{stage.name}") for stage in stage_folders(folder)]
 
 
 def check_out(out: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.search import Backend as Backend
 from sea_pipeline.search.candidates import Candidates, rounding_bound
 from sea_pipeline.search.fastest import FastestCandidates
@@ -70,6 +71,7 @@ class WordSearch:
         names = self._candidates.names[:1] if isinstance(self._candidates, FastestCandidates) else []
         return "".join(names) or self._backend
 
+    @exact_float32()
     @torch.inference_mode()
     def __call__(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Label patches, float32 (P, D) of unit length.

@@ -27,12 +27,12 @@ def open_label_source(
     folder: ModelFolder,
     conversations: Conversations,
     *,
-    make: Callable[[LabelSettings], StageRun] = label_images,
+    make: Callable[[LabelSettings], StageRun] | None = label_images,
 ) -> LabelStore | None:
     """Open the labels of a run, or make them.
 
     Takes the folder that the recipe names, else the newest one that fits, else makes new labels if L_a has a weight.
-    Returns None if nothing fits and L_a has no weight.
+    Returns None if nothing fits and L_a has no weight, or `make` is None.
 
     Raises:
         UserError: the named folder is no label folder, shares no image with the data or has too few crops; or see
@@ -62,7 +62,12 @@ def open_label_source(
             f"labels.transfer: {folder.path} pads images to a square, and the labels to be made are of the image "
             "itself; set it to true"
         )
-    samples = recipe.data.train == SAMPLES
+    return None if make is None else _made(recipe, conversations, make)
+
+
+def _made(recipe: Recipe, conversations: Conversations, make: Callable[[LabelSettings], StageRun]) -> LabelStore:
+    """Make the labels of a run."""
+    labels, samples = recipe.labels, recipe.data.train == SAMPLES
     made = make(
         LabelSettings.of(
             images=None if samples else recipe.data.train,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sea_pipeline.core.devices import cores
+from sea_pipeline.core.devices import cores, exact_float32
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import batched, prefetched_map
 from sea_pipeline.core.progress import Advance
@@ -21,6 +21,7 @@ _SHARE = 0.5
 _BATCHES = {"cpu": 8, "gpu": 64}
 
 
+@exact_float32()
 @torch.no_grad()
 def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = lambda _: None) -> dict[str, TowerInput]:
     """Compute the projector's input for each view, float32 (m, width).

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import Advance
-from sea_pipeline.encoders import EncoderOptions, load_encoder
-from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.core.progress import SILENT, Advance, Reporter, progress_if_slow
+from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
+from sea_pipeline.encoders.word_cache import text_embeddings
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.store import LabelStore
 from trainer.attach.run_model import AttachedModel
@@ -69,6 +69,9 @@ class Evaluator:
 
     Its helpers are public for the analyses of the same samples, `nearest_by_layer` and `token_replacement`.
     """
+
+    reporter: Reporter = SILENT
+    """Told in a line how long the words take if they are embedded for the first time."""
 
     def __init__(
         self,
@@ -312,10 +315,16 @@ class Evaluator:
         fields = self._store.manifest["fields"]["encoder"]
         options = EncoderOptions(template=fields.get("template", "bare"))
         encoder = load_encoder(self._store.encoder, self._device, options)
-        word_text = word_embeddings(encoder, WordList.of("labels", listed))
+        word_text = self._embedded(encoder, WordList.of("labels", listed))
         if not others:
             return rows, word_text, word_text
-        return rows, torch.cat([word_text, word_embeddings(encoder, WordList.of("tokens", others))]), word_text
+        return rows, torch.cat([word_text, self._embedded(encoder, WordList.of("tokens", others))]), word_text
+
+    def _embedded(self, encoder: Encoder, words: WordList) -> torch.Tensor:
+        lines = Reporter()  # no bar, because this may happen within another one
+        lines.message = self.reporter.message  # type: ignore[method-assign]
+        with progress_if_slow(lines, "embedding words", len(words)) as advance:
+            return text_embeddings(encoder, words.words, words.sha256, advance)
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def evaluate_existing(
         batch_size=settings.batch_size,
         device=device,
     )
+    evaluator.reporter = reporter
     with reporter.progress("evaluating", len(conversations.train)) as advance:
         found: dict[str, Any] = dict(evaluator(model, advance))
     if settings.questions is not None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
 from trainer.losses import equations
@@ -188,6 +189,7 @@ class Premise(NamedTuple):
     text: str
 
 
+@exact_float32()  # the figures are kept
 def premise(reader: Reader, basic: Basic, lens: Lens | None, model: str) -> Premise:
     """Measure V^ of text through the lens of the settings.
 
@@ -229,19 +231,23 @@ def is_near(near: Nearness) -> bool:
 def verdict(near: Nearness, compared: Control, vocabulary: int, lens: LensKind = "none") -> str:
     """State whether BASIC can lead to words on an LLM, with the figures.
 
+    Its premise holds if V^ is near and the loss of words is the lower one, see `NEAR` and `LOWER`.
+
     Args:
         near: nearness of V^ of text.
         compared: L_das of words and random vectors as visual tokens.
         vocabulary: V.
         lens: lens through which both were measured.
     """
-    holds, lower = is_near(near), compared.words <= LOWER * compared.random
+    close, lower = is_near(near), compared.words <= LOWER * compared.random
+    holds = close and lower
     through = "" if lens == "none" else f" through the lens `{lens}`"
     return (
         f"BASIC's premise {'holds' if holds else 'does not hold'} on this LLM{through}: V^ of text is "
-        f"{'' if holds else 'not '}near its own embedding ({_figures(near, vocabulary)}). L_das of words is "
-        f"{compared.words:.2f}, of random vectors {compared.random:.2f}: the loss "
-        f"{'can lead' if holds and lower else 'cannot lead'} to words."
+        f"{'' if close else 'not '}near its own embedding ({_figures(near, vocabulary)}), "
+        f"{'and' if close == lower else 'but'} L_das of words is {'' if lower else 'not '}clearly below that of random "
+        f"vectors ({compared.words:.2f} and {compared.random:.2f}): the loss {'can' if holds else 'cannot'} lead to "
+        "words."
     )
 
 

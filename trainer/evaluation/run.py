@@ -73,6 +73,7 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
         batch_size=settings.batch_size,
         device=device,
     )
+    evaluator.reporter = reporter
     model = load_model(folder, recipe)
     model.to(torch.device(device))  # type: ignore[arg-type]
     with reporter.progress("evaluating", len(conversations.train)) as advance:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.run_files import stage_folders
 from sea_pipeline.storage.publish import check_new_folder
 from trainer.export.settings import ExportSettings
 from trainer.model.llava_folder import check_llava_folder
@@ -39,8 +40,9 @@ def is_run(source: Path, checkpoint: int | None) -> bool:
     """
     if (source / "run.json").is_file():
         return True
-    if stages := sorted(path.parent.name for path in source.glob("*/run.json")):
-        raise UserError(f"{source}: holds the stages {', '.join(stages)}; name one, such as {source / stages[-1]}")
+    if stages := stage_folders(source):
+        names = ", ".join(stage.name for stage in stages)
+        raise UserError(f"{source}: holds the stages {names}; name one, such as the last one, {stages[-1]}")
     if checkpoint is not None:
         raise UserError(f"--checkpoint {checkpoint}: expected the folder of a run; found no run.json in {source}")
     return False

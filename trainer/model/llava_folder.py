@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.run_files import stage_folders
 from sea_pipeline.storage.json_files import read_json
 
 ALIGNMENT = "alignment.json"
@@ -47,7 +48,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is another model's.
     """
     if not (folder / "config.json").is_file():
-        inner = sorted(path.parent for path in (*folder.glob("model/config.json"), *folder.glob("*/model/config.json")))
+        models = [one / "model" for one in (folder, *stage_folders(folder))]
+        inner = [model for model in models if (model / "config.json").is_file()]
         found = "there is no config.json in it" if folder.exists() else "there is no such folder"
         wanted = f"give {inner[-1]}" if inner else "expected a model of sea-pipeline init, or that of a run: RUN/model"
         raise UserError(f"{folder}: {found}; {wanted}")

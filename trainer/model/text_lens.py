@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.storage.cache import remembered
@@ -32,6 +33,7 @@ def lens_fields() -> dict[str, Any]:
     return {"version": LENS_VERSION, "text": text, "tokens": TOKENS, "held_out": HELD_OUT, "penalties": list(PENALTIES)}
 
 
+@exact_float32()  # lenses are kept under a key that knows nothing of a caller's autocast
 def text_lenses(
     reader: Reader, kinds: Iterable[LensKind], layers: int, reporter: Reporter = SILENT
 ) -> dict[LensKind, Lens]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.execution.stage import ShardResult, Stage
@@ -97,6 +98,7 @@ class Teacher:
             bad.append(BadSample(sample, cause.stage, cause.error, cause.message, cause.sha256))
             return None
 
+    @exact_float32()
     @torch.no_grad()
     def _targets(self, images: Sequence[_Image]) -> list[Targets]:
         model, device = self._model, self._model.device

@@ -1,8 +1,9 @@
 """Convert the recipe's `training_arguments` to transformers' `TrainingArguments`."""
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,8 +67,10 @@ _INSTEAD = (
 )
 
 
-def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
+def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> TrainingArguments:
     """Combine the recipe's arguments with `DEFAULTS`.
+
+    FSDP needs no processes for a run that is finished.
 
     Raises:
         UserError: transformers does not know an argument or refuses its value; FSDP has nothing to shard; DeepSpeed is
@@ -92,9 +95,8 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     with border("training_arguments", "set another value, or leave it out", given=True):
         try:
             args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
-        except TypeError as error:  # the recipe names an argument that does not exist
-            reason = one_line(error).replace("TrainingArguments.__init__() got an", "found an")
-            raise UserError(f"training_arguments: {reason}") from error
+        except (TypeError, ValueError, ImportError) as error:
+            raise _named(error, given) from error
         with suppress(ValueError):  # some optimizers need the model first
             Trainer.get_optimizer_cls_and_kwargs(args)
         get_reporting_integration_callbacks(args.report_to)
@@ -104,12 +106,48 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
             f"training_arguments.report_to: the package of {service} is not installed, or it is switched off; install "
             "it, or leave it out"
         )
-    if args.fsdp:
+    if args.fsdp and not finished:
         _check_fsdp(args, recipe)
     if peaks:  # a first check; the data has yet to say how many steps there are
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
         check_schedule(args, peaks, steps)
     return args
+
+
+def _named(error: Exception, given: Mapping[str, Any]) -> Exception:
+    """Name the argument that transformers refuses as users write it, if its message does."""
+    text = one_line(error)
+    if isinstance(error, TypeError):  # the recipe names an argument that does not exist
+        return UserError(f"training_arguments: {text.replace('TrainingArguments.__init__() got an', 'found an')}")
+    places = {name: found.start() for name in given if (found := re.search(rf"(?<![\w.]){name}(?!\w)", text))}
+    places |= {name: -1 for name, value in given.items() if isinstance(value, str) and text.startswith(f"{value} ")}
+    if not places:
+        return error
+    name = min(places, key=places.__getitem__)
+    value = "false" if given[name] is True else "VALUE"
+    return UserError(
+        f"training_arguments.{name}: {text.replace(f'--{name}', name)}; set another value with --set "
+        f"training_arguments.{name}={value}, or leave it out"
+    )
+
+
+@contextmanager
+def without_traces() -> Iterator[None]:
+    """Undo at the block's end what transformers sets for the whole process: TF32 and variables of the environment."""
+    backends: Any = torch.backends
+    newer = [(backends, "fp32_precision")]
+    older = [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")]
+    switches = newer if hasattr(*newer[0]) else older
+    before, environment = [getattr(*switch) for switch in switches], dict(os.environ)
+    try:
+        yield
+    finally:
+        for (part, name), value in zip(switches, before, strict=True):
+            if getattr(part, name) != value:
+                setattr(part, name, value)
+        for name in os.environ.keys() - environment:
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 def _peaks(recipe: Recipe) -> list[float]:

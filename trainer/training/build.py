@@ -44,6 +44,8 @@ def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -
         with reporter.progress("features", images) as advance:
             data.kept = tower_features(model, data, advance)
     evaluator = _evaluator(inputs, labels, args.per_device_eval_batch_size, str(args.device))
+    if evaluator is not None:
+        evaluator.reporter = reporter
     with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
         return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
 

@@ -1,5 +1,9 @@
 """Check a recipe's files without torch, whose import takes seconds."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, check_encoder
 from sea_pipeline.inputs.wordlists import find_wordlist
@@ -10,10 +14,39 @@ from trainer.model.llava_folder import check_llava_folder
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Check the files that the first stage of a recipe reads.
+def unfinished(recipes: Mapping[str, Recipe], out: Path | None) -> dict[str, Recipe]:
+    """Return the stages that are not finished in the folder `out`; None has none."""
+    done = {name for name in recipes if out is not None and (out / name / "summary.json").is_file()}
+    return {name: recipe for name, recipe in recipes.items() if name not in done}
 
-    Later stages read what earlier ones have written.
+
+@contextmanager
+def of_stage(name: str) -> Iterator[None]:
+    """Name the stage in each error of the block; "" is a recipe without stages."""
+    try:
+        yield
+    except UserError as error:
+        raise (UserError(f"stage {name}: {error}") if name else error) from error
+
+
+def check_recipes(recipes: Mapping[str, Recipe], out: Path | None) -> None:
+    """Check the files that the stages of a recipe read, as far as earlier stages do not write them.
+
+    Raises:
+        UserError: see `check_recipe`; the line names the stage.
+    """
+    first = next(iter(recipes))
+    for name, recipe in unfinished(recipes, out).items():
+        with of_stage(name):
+            check_recipe(recipe, model=name == first)
+
+
+def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
+    """Check the files that a stage reads.
+
+    Args:
+        recipe: of the stage.
+        model: also check its model; that of a later stage is written by the one before it.
 
     Raises:
         UserError: nothing would train, a file or a folder does not exist, or labels cannot be made.
@@ -21,7 +54,9 @@ def check_recipe(recipe: Recipe) -> None:
     rates, labels = recipe.learning_rates, recipe.labels
     if not (rates.projector or rates.llm or rates.vision):
         raise UserError("learning_rates: projector, llm and vision are all null; give one of them a rate")
-    if isinstance(recipe.model, ExistingModel):
+    if not model:
+        pass
+    elif isinstance(recipe.model, ExistingModel):
         check_existing_folder(recipe.model.attach)
     elif not isinstance(recipe.model, Parts):
         check_llava_folder(recipe.model)

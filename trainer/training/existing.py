@@ -39,7 +39,7 @@ class ExistingInputs:
 
 def existing_inputs(
     recipe: Recipe,
-    make: Any,  # noqa: ANN401 - a function that makes labels
+    make: Any,  # noqa: ANN401 - a function that makes labels, or None
     reporter: Reporter = SILENT,
 ) -> ExistingInputs:
     """Open what a run reads.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.devices import exact_float32, resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.execution.dispatch import StageRun
@@ -72,7 +72,8 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
         kept: Any = json.loads((run / VIEWS).read_text("utf-8"))
         if isinstance(kept, dict) and kept.get("key") == views.key:
             return kept
-    with reporter.progress(f"looking at {run.name}", 3 * len(views.images)) as advance:
+    bar = reporter.progress(f"looking at {run.name}", 3 * len(views.images))
+    with bar as advance, exact_float32():  # the views are kept
         made = views.compute(advance)
     text = json.dumps(made, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     with suppress(UserError):  # the run may be read-only; the next call computes them again

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
+from sea_pipeline.core.devices import without_autocast
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, ProgressOnly, Reporter
 from sea_pipeline.core.renamed import taking_callbacks
@@ -42,15 +43,15 @@ from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 from trainer.training.align_trainer import TrainedModel
-from trainer.training.arguments import training_arguments
+from trainer.training.arguments import training_arguments, without_traces
 from trainer.training.build import build, premise_of, trainable
 from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluation
-from trainer.training.checks import check_recipe
+from trainer.training.checks import check_recipe, check_recipes, of_stage, unfinished
 from trainer.training.existing import ExistingInputs, build_existing, existing_inputs, premise_of_existing
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
-from trainer.training.run_folder import NO_RUN, begin_run, default_name_fields, run_fields
+from trainer.training.run_folder import METRICS, NO_RUN, SUMMARY, begin_run, default_name_fields, run_fields
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,13 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
     Raises:
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
-    args = training_arguments(recipe, Path())  # a check before any work is done
+    with without_autocast():  # the recipe alone decides the precision
+        return _train(recipe, out, resume, reporter)
+
+
+def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -> TrainRun:
+    finished = out is not None and (out / SUMMARY).is_file()
+    args = training_arguments(recipe, Path(), finished=finished)  # a check before any work is done
     check_recipe(recipe)
     if resume and out is not None and not (out / "run.json").is_file():
         raise UserError(f"{out}: {NO_RUN}")
@@ -91,15 +98,15 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
     inputs = _inputs(recipe, reporter, first=args.process_index == 0)
     fields = run_fields(inputs, args.world_size)
     out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | default_name_fields(inputs))[:8]}"
-    if recipe.evaluate_every and inputs.conversations.held_out is None and not (out / "summary.json").is_file():
-        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
+    if not (out / SUMMARY).is_file():
+        _check_held_out(inputs)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
         begin_run(out, fields, recipe, resume)
     reporter = reporter if args.process_index == 0 else SILENT
-    if (out / "summary.json").is_file():
+    if (out / SUMMARY).is_file():
         reporter.message(f"{out}: this run is finished")
-        return TrainRun(out, read_run_file(out / "summary.json", SummaryFile))
+        return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
@@ -108,10 +115,19 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         return _Training(inputs, out, fields, reporter).finish()
 
 
-def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True) -> Inputs | ExistingInputs:
-    """Open what a run reads; whatever each process does for itself, the first one says."""
+def _check_held_out(inputs: Inputs | ExistingInputs) -> None:
+    if inputs.recipe.evaluate_every and inputs.conversations.held_out is None:
+        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
+
+
+def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: bool = True) -> Inputs | ExistingInputs:
+    """Open what a run reads; whatever each process does for itself, the first one says.
+
+    With `labels` False, labels that are to be made are not made, and absent.
+    """
+    make = partial(_label, reporter) if labels else None
     if isinstance(recipe.model, ExistingModel):
-        return existing_inputs(recipe, partial(_label, reporter), reporter if first else SILENT)
+        return existing_inputs(recipe, make, reporter if first else SILENT)
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -123,7 +139,7 @@ def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True) -> Inputs
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     if {"das", "sds"} & recipe.loss.terms().keys() and recipe.teacher is None:
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
-    store = open_label_source(recipe, folder, conversations, make=partial(_label, reporter))
+    store = open_label_source(recipe, folder, conversations, make=make)
     conversations = without_unreadable(conversations, recipe.data, store)
     return Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
 
@@ -175,7 +191,7 @@ class _Training:
         self.reporter = reporter
         self.tables = reporter if isinstance(reporter, TrainReporter) else TrainReporter()
         self.fields = fields
-        self.log = MetricsLog(out / "metrics.jsonl", self.tables.metrics)
+        self.log = MetricsLog(out / METRICS, self.tables.metrics)
         kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, reporter)
         callbacks = [self.log, Screen(reporter), FewPairs(reporter), kept]
         if isinstance(inputs, ExistingInputs):
@@ -212,7 +228,7 @@ class _Training:
         if self.trainer.args.should_save:
             self._summarise()
         self.trainer.accelerator.wait_for_everyone()
-        return TrainRun(self.out, json.loads((self.out / "summary.json").read_text("utf-8")))
+        return TrainRun(self.out, json.loads((self.out / SUMMARY).read_text("utf-8")))
 
     def _say_premise(self, model: TrainedModel) -> None:
         """Announce whether BASIC's premise holds on the LLM, if a term is made from its layers."""
@@ -307,7 +323,7 @@ class _Training:
             "labels": self.fields["labels"],
             "rows": self._rows(),
         }
-        publish_bytes(self.out / "summary.json", (json.dumps(written, indent=2) + "\n").encode(), self.out)
+        publish_bytes(self.out / SUMMARY, (json.dumps(written, indent=2) + "\n").encode(), self.out)
 
 
 @taking_callbacks("told", made_by=reporter_of_told)
@@ -325,20 +341,51 @@ def train_stages(
     Raises:
         UserError: see `train`.
     """
+    todo = unfinished(recipes, out)
+    if len(todo) > 1:
+        _check_ahead(recipes, out, reporter)
     runs: dict[str, TrainRun] = {}
-    model: Path | None = None
-    existing = False
+    existing = isinstance(next(iter(recipes.values())).model, ExistingModel)
     for name, recipe in recipes.items():
-        if name and training_arguments(recipe, Path()).process_index == 0:
+        args = training_arguments(recipe, Path(), finished=name not in todo)
+        if name and args.process_index == 0:
             reporter.message(f"stage {name}")
-        if model is not None:
-            start = ExistingModel(attach=model) if existing else model
-            recipe = recipe.model_copy(update={"model": start})
-        existing = existing or isinstance(recipe.model, ExistingModel)
+        if runs:
+            recipe = _from_model(recipe, next(reversed(runs.values())).model, existing)
         folder = out / name if out is not None and name else out
         runs[name] = train(recipe, folder, resume=resume and not runs, reporter=reporter)
-        model = runs[name].model
     return runs
+
+
+def _from_model(recipe: Recipe, model: Path, existing: bool) -> Recipe:
+    return recipe.model_copy(update={"model": ExistingModel(attach=model) if existing else model})
+
+
+def _check_ahead(recipes: dict[str, Recipe], out: Path | None, reporter: Reporter) -> None:
+    """Check what all unfinished stages read, before the first of them trains for hours.
+
+    Each is opened with the model that the first one begins with, because training changes nothing but weights.
+    """
+    check_recipes(recipes, out)
+    todo = unfinished(recipes, out)
+    for name, recipe in todo.items():
+        with of_stage(name), without_traces():
+            training_arguments(recipe, Path())
+    beginning = list(recipes)[: list(recipes).index(next(iter(todo)))]
+    first = next(iter(recipes.values()))
+    existing = isinstance(first.model, ExistingModel)
+    if beginning:
+        assert out is not None
+        model = out / beginning[-1] / "model"
+    else:
+        model = first.model.attach if isinstance(first.model, ExistingModel) else _model_path(first, reporter)
+    ratio = None
+    for name, recipe in todo.items():
+        ratio = recipe.data.image_aspect_ratio or ratio  # a stage leaves its own to the next one
+        data = recipe.data.model_copy(update={"image_aspect_ratio": ratio})
+        with of_stage(name):
+            stage = _from_model(recipe.model_copy(update={"data": data}), model, existing)
+            _check_held_out(_inputs(stage, SILENT, labels=False))
 
 
 def is_first_process() -> bool:

@@ -3,6 +3,7 @@
 Two runs whose fields are equal give the same weights.
 """
 
+import dataclasses
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import TrainingArguments
 
 from sea_pipeline import __version__
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.records import load_record
 from sea_pipeline.output.run_files import RunFile
-from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of
+from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerprint_of, leaves
+from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish_bytes, sweep
 from trainer.attach.folder import ExistingFolder
@@ -25,9 +28,11 @@ from trainer.model.tensor_files import PROJECTOR
 from trainer.model.text_lens import lens_fields
 from trainer.recipes.recipe import Recipe
 from trainer.targets.store import CODEC
+from trainer.training.arguments import DEFAULTS
 from trainer.training.existing import ExistingInputs
 
 NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 ACCUMULATION = "gradient_accumulation_steps"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
 _NOT_IDENTITY = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
@@ -94,6 +99,8 @@ def default_name_fields(inputs: Inputs | ExistingInputs) -> dict[str, Any]:
 def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
     """Begin a run's folder, or check that the folder is this run's.
 
+    A folder of another run that has saved nothing, and that nobody works on, is begun anew.
+
     Args:
         out: the folder.
         fields: what the run is, see `run_fields`.
@@ -112,18 +119,62 @@ def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -
             raise UserError(f"{out}: expected a new folder or one of a run; found other files; choose another --out")
         make_folder(out)
         sweep(out)
-        record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
-        record["versions"] = {
-            "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
-        }  # fmt: skip
         with suppress(FileExistsError):  # another machine that does not share the lock was faster
-            publish_bytes(described, (json.dumps(record, indent=2) + "\n").encode(), out, exclusive=True)
+            publish_bytes(described, _described(fields, recipe), out, exclusive=True)
             return
     try:
-        found = load_record(described, RunFile).fields
+        found = load_record(described, RunFile)
     except UserError as damage:
         raise UserError(f"{damage}; restore it, or choose another --out") from damage
-    if differences := differing_fields(found, fields):
-        problem = "; ".join(differences[:6]).replace(f"recipe.training_arguments.{ACCUMULATION}", _MICRO_BATCHES)
-        raise UserError(f"{out}: holds another run: {problem}; choose another --out")
+    if differences := _differences(out, found, fields, recipe):
+        if described.name in held and not _has_saved(out):
+            with suppress(UserError), claimed_for_run(out, seconds=0):
+                (out / METRICS).unlink(missing_ok=True)
+                publish_bytes(described, _described(fields, recipe), out)
+                return
+        raise UserError(f"{out}: holds another run: {'; '.join(differences[:6])}; choose another --out")
     sweep(out)
+
+
+def _described(fields: dict[str, Any], recipe: Recipe) -> bytes:
+    """Write a run's record."""
+    record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
+    record["versions"] = {
+        "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
+    }  # fmt: skip
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
+def _has_saved(out: Path) -> bool:
+    """Tell whether a run has saved anything that was trained."""
+    saved = (SUMMARY, "model", "checkpoints/checkpoint-*", "kept/checkpoint-*")
+    return any(any(out.glob(pattern)) for pattern in saved)
+
+
+def _differences(out: Path, found: RunFile, fields: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Describe each setting and input that differs from those of a folder's run, by the key that users write.
+
+    A training argument that is not given has its default. In a finished run nothing is trained any more, so the number
+    of processes may be another.
+    """
+    accumulation = f"recipe.training_arguments.{ACCUMULATION}"
+    pair = [_with_defaults(found.fields, fields), _with_defaults(fields, found.fields)]
+    if (out / SUMMARY).is_file():
+        arguments = found.recipe.get("training_arguments", {})
+        if arguments.get(ACCUMULATION, 1) == recipe.training_arguments.get(ACCUMULATION, 1):
+            for each in pair:
+                each.pop(accumulation, None)
+    shown = {accumulation: _MICRO_BATCHES, "transfer": "labels.transfer", "crops": "labels.crops"}
+    named = [{shown.get(key, key.removeprefix("recipe.")): value for key, value in each.items()} for each in pair]
+    return differing_fields(named[0], named[1])
+
+
+def _with_defaults(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Flatten a run's fields, with the defaults of the training arguments that only another run's give."""
+    prefix, own = "recipe.training_arguments.", leaves(fields)
+    known = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
+    for key in leaves(other).keys() - own.keys():
+        value = known.get(key.removeprefix(prefix), dataclasses.MISSING)
+        if key.startswith(prefix) and isinstance(value, str | int | float | None):
+            own[key] = value
+    return own

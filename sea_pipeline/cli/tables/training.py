@@ -74,7 +74,8 @@ def run_table(run: "TrainRun", stage: str = "") -> None:
     """Print a finished run's metrics at the start and at the end, and the place of its model."""
     summary = run.summary
     if summary["end"]:
-        metrics_table({"start": summary["start"], f"after {summary['steps']:,} steps": summary["end"]}, stage)
+        steps = f"{summary['steps']:,} step{'s' * (summary['steps'] != 1)}"
+        metrics_table({"start": summary["start"], f"after {steps}": summary["end"]}, stage)
     terminal.print_table({"model": str(run.model), "seconds": f"{summary['seconds']:,.0f}"})
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sea_pipeline.core.errors import UserError
 from tests.support.programs import Begin
+from tests.support.refused import refused
 from tests.support.run_values import copied, killed, values, weights
 from tests.support.tiny_runs import colours, logged
 from tests.trainer.attach.existing import KINDS, ExistingWorld, attached_model, make_existing
@@ -189,6 +190,13 @@ def test_stages_go_on_from_the_one_before(world: ExistingWorld, tmp_path: Path) 
     runs = train_stages({"align": first, "tune": first.model_copy(update={"seed": 4})}, tmp_path)
     record = json.loads((tmp_path / "tune" / "run.json").read_text())
     assert record["recipe"]["model"] == {"attach": str(runs["align"].model)}
+    gone = first.model_copy(update={"data": first.data.model_copy(update={"train": "nowhere.json"})})
+    with refused("stage tune: nowhere.json: expected LLaVA's conversations"):
+        train_stages({"align": first, "tune": gone}, tmp_path / "other")
+    cut = first.model_copy(update={"data": first.data.model_copy(update={"max_length": 4})})
+    with refused("expected its images and the beginning of an answer", start="stage tune: "):
+        train_stages({"align": first, "tune": cut}, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

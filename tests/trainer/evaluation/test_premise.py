@@ -20,6 +20,7 @@ from tests.support.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.evaluation.llm_probe import KINDS, LlmProbeResult, LlmProbeSettings, probe_llm
 from trainer.evaluation.premise import (
+    Control,
     Lenses,
     Nearness,
     TextNearness,
@@ -118,6 +119,19 @@ def test_turned_states_are_found_through_the_lens_alone(planted: Callable[..., A
     assert said.endswith("the loss can lead to words.")
 
 
+@pytest.mark.parametrize("cosine", [0.9, 0.1])
+@pytest.mark.parametrize("words", [0.2, 1.46])
+def test_a_verdict_does_not_contradict_itself(cosine: float, words: float) -> None:
+    """The premise holds if both of its conditions do; else the one that does not is named."""
+    said = verdict(Nearness(0.9, cosine, 1), Control(words, 1.5), 100)
+    near, lower = cosine > 0.25, words < 1.35
+    assert said.startswith(f"BASIC's premise {'holds' if near and lower else 'does not hold'} on this LLM: V^ of text")
+    assert said.endswith(f"the loss {'can' if near and lower else 'cannot'} lead to words.")
+    assert ("is not near its own embedding" in said) is not near
+    assert ("L_das of words is not clearly below" in said) is not lower
+    assert (", but L_das" in said) is (near != lower)
+
+
 def test_states_that_stay_are_near_without_a_lens(planted: Callable[..., Any]) -> None:
     reader, lenses, found = planted(turned=False)
     assert is_near(found.refined["none"])
@@ -203,7 +217,7 @@ def test_a_run_says_it_and_goes_on_with_its_own_lens_alone(
     assert len(fields["text"]) == 64
     (tmp_path / "lens" / "summary.json").unlink()
     for other in ("none", "centred"):
-        with pytest.raises(UserError, match=r"holds another run: recipe\.loss\.basic\.lens"):
+        with pytest.raises(UserError, match=r"holds another run: loss\.basic\.lens"):
             run("lens", other)  # type: ignore[arg-type]
     monkeypatch.setattr(text_lens, "_pairs", lambda *_: pytest.fail("it is kept"))
     run("lens", "ridge")

@@ -109,7 +109,12 @@ def test_what_is_refused_in_one_line(
     for source, out, options, said in (
         (run.out, full, [], "full: expected a new or an empty folder"),
         (unfinished, tmp_path / "out", [], "this run is not finished"),
-        (run.out.parent, tmp_path / "out", [], "holds the stages align, language; name one"),
+        (
+            run.out.parent,
+            tmp_path / "out",
+            [],
+            f"holds the stages align, language; name one, such as the last one, {run.out}\n",
+        ),
         (tmp_path / "nowhere", tmp_path / "out", [], "nowhere: there is no such folder; expected a model"),
         (run.out, tmp_path / "out", ["--llm-only", "--projector-only"], "expected one of them"),
         (run.out, tmp_path / "out", ["--format", "bin"], "--format bin: is for --projector-only"),

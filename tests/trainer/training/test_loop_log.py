@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from sea_pipeline.labels.store import open_labels
 from tests.support.heard import Heard
 from tests.support.paths import ROOT
 from tests.support.pretend_gpu import pretend_gpu
-from tests.support.tiny_runs import ROWS, FinishedRuns, World, logged, tiny_recipe, tiny_trainer
+from tests.support.tiny_runs import ROWS, FinishedRuns, SquareEncoder, World, logged, tiny_recipe, tiny_trainer
 from trainer.data.dataset import TrainingData
 from trainer.losses import equations
 from trainer.model.aligned_llava import AlignedLlava
@@ -255,3 +258,30 @@ def test_what_is_logged_is_json(tiny: World, finished: FinishedRuns) -> None:
         values = json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
         assert values["step"] <= 2
         assert values["seconds"] >= 0
+
+
+@pytest.mark.slow
+def test_an_evaluation_in_bfloat16_keeps_words_in_float32(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = torch.nn.Linear(3, 3)
+    embed = SquareEncoder.words
+
+    def words(encoder: SquareEncoder, words: Any, advance: Any) -> torch.Tensor:
+        with torch.no_grad():
+            embed(encoder, words[:2], advance)  # counted before the rest
+            return F.normalize(layer(embed(encoder, words, lambda _: None)).float(), dim=-1)
+
+    monkeypatch.setattr(SquareEncoder, "words", words)
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
+    data = {"evaluate": str(tiny.held_out)}
+    trainer = tiny_trainer(tiny_recipe(tiny, data=data, training_arguments={"bf16": True}), tmp_path / "run")
+    monkeypatch.setattr("sea_pipeline.core.progress.SLOW", -1)
+    heard = Heard()
+    trainer._evaluator.reporter = heard  # type: ignore[union-attr]
+    trainer.evaluate()
+    assert "embedding words: 2 of 8 are done, about 0 seconds are left" in heard.lines
+    listed = open_labels(tiny.labels).words
+    kept = [np.load(path)["embeddings"] for path in (tmp_path / "cache" / "words").glob("*.npz")]
+    plain = words(SquareEncoder(), listed, lambda _: None).numpy()
+    assert any(one.shape == plain.shape and (one == plain).all() for one in kept)

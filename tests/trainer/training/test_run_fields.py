@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.storage.locks import claimed_for_run
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, tiny_recipe
 from trainer.model.assemble import init_model
 from trainer.model.digests import start_folder, weights_digest
 from trainer.recipes.recipe import Parts, Recipe
 from trainer.training import run as train_run
-from trainer.training.run import TrainRun, train
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.run import TrainRun, train, train_stages
 
 
 def short(tiny: World, **changes: object) -> Recipe:
@@ -42,16 +44,23 @@ def changed(folder: Path, name: str, copy: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"loss": {"sea": {"weight": 2.0}}}, "recipe.loss.sea.weight"),
-        ({"learning_rates": {"llm": 1e-4}}, "recipe.learning_rates.llm"),
-        ({"seed": 4}, "recipe.seed"),
-        ({"training_arguments": {"max_steps": 3}}, "recipe.training_arguments.max_steps"),
-        ({"training_arguments": {"max_steps": 2, "dataloader_drop_last": True}}, "arguments.dataloader_drop_last"),
-        ({"labels": {"transfer": True}}, "transfer"),
+        ({"loss": {"sea": {"weight": 2.0}}}, "loss.sea.weight"),
+        ({"learning_rates": {"llm": 1e-4}}, "learning_rates.llm"),
+        ({"seed": 4}, "seed"),
+        ({"training_arguments": {"max_steps": 3}}, "training_arguments.max_steps: 2 there, 3 asked for"),
+        (
+            {"training_arguments": {"max_steps": 2, "dataloader_drop_last": True}},
+            "training_arguments.dataloader_drop_last: false there, true asked for",
+        ),
+        ({"labels": {"transfer": True}}, "labels.transfer: false there, true asked for"),
+        (
+            {"training_arguments": {"max_steps": 2, "gradient_accumulation_steps": 2}},
+            "processes x training_arguments.gradient_accumulation_steps: 1 there, 2 asked for",
+        ),
     ],
 )
 def test_another_recipe(changes: dict[str, Any], field: str, tiny: World, finished: FinishedRuns) -> None:
-    with pytest.raises(UserError, match=f": holds another run: .*{field}.*; choose another --out") as refused:
+    with pytest.raises(UserError, match=f": holds another run: {field}.*; choose another --out") as refused:
         train(short(tiny, **changes), finished(short(tiny)))
     assert str(refused.value).count(";") == 1, "only what differs is named"
 
@@ -68,6 +77,57 @@ def test_a_run_may_hear_less_and_say_more_often(tiny: World, finished: FinishedR
     }
     other = short(tiny, name="other", evaluate_every=2, training_arguments=aside)
     assert len(logged(train(other, finished(short(tiny))).out)) == 2, "it was finished"
+
+
+@pytest.mark.slow
+def test_a_default_that_is_written_out_is_the_same_run(tiny: World, finished: FinishedRuns) -> None:
+    arguments = {"max_steps": 2, "gradient_accumulation_steps": 1, "weight_decay": 0.0}
+    assert train(short(tiny, training_arguments=arguments), finished(short(tiny))).summary["steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_finished_run_may_have_had_other_processes(
+    tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with FSDP, which one process cannot have."""
+    out = finished.copy(short(tiny), tmp_path / "out")
+    (summary, record) = (json.loads((out / name).read_text()) for name in ("summary.json", "run.json"))
+    sharded = {"max_steps": 2, "fsdp": True, "fsdp_config": {"version": 2}}
+    record["recipe"]["training_arguments"] |= sharded
+    record["fields"]["recipe"]["training_arguments"] |= sharded | {"gradient_accumulation_steps": 8}
+    (out / "run.json").write_text(json.dumps(record))
+    recipe = short(tiny, training_arguments=sharded)
+    assert train(recipe, out).summary == summary
+    monkeypatch.setattr(train_run, "_Training", lambda *given: given)
+    stage = tiny_recipe(tiny, training_arguments={"max_steps": 2})
+    shutil.move(out, tmp_path / "run" / "first")
+    with pytest.raises(AttributeError, match="finish"):  # the second one is trained
+        train_stages({"first": recipe, "second": stage}, tmp_path / "run")
+    with pytest.raises(UserError, match="gradient_accumulation_steps: 8 there, 2 asked for"):
+        train(short(tiny, training_arguments=sharded | {"gradient_accumulation_steps": 2}), tmp_path / "run" / "first")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["checkpoints/checkpoint-2", "kept/checkpoint-1", "model"])
+def test_a_run_that_has_saved_nothing_is_begun_anew(
+    left: str, tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finished(short(tiny, seed=4, data={"evaluate": str(tiny.held_out)}))
+    right = short(tiny, seed=4, data={"evaluate": str(tiny.held_out)})
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignTrainer, "training_step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(short(tiny, data={"evaluate": str(tiny.held_out)}), tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "saved")
+    (tmp_path / "saved" / left).mkdir(parents=True)
+    with pytest.raises(UserError, match="holds another run: seed: 3 there, 4 asked for"):
+        train(right, tmp_path / "saved")
+    with claimed_for_run(tmp_path / "out"), pytest.raises(UserError, match="holds another run: seed"):
+        train(right, tmp_path / "out")
+    run = train(right, tmp_path / "out")
+    record, other = (json.loads((out / "run.json").read_text()) for out in (run.out, whole))
+    assert record["fingerprint"] == other["fingerprint"]
+    assert run.summary["start"] == json.loads((whole / "summary.json").read_text())["start"]
 
 
 def test_another_input(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""What is wrong with a later stage is said before the first one trains."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.output.ledger import Ledger
+from tests.support.heard import Heard
+from tests.support.refused import refused
+from tests.support.tiny_runs import World, tiny_recipe
+from trainer.export.checks import is_run
+from trainer.model.llava_folder import check_llava_folder
+from trainer.recipes.recipe import Recipe
+from trainer.training import run as train_run
+from trainer.training.arguments import training_arguments
+from trainer.training.run import train_stages
+
+
+def stages(tiny: World, **later: Any) -> dict[str, Recipe]:
+    """Alignment without the LLM's layers, then L_lm; one step each."""
+    short = {"max_steps": 1, "save_strategy": "no"}
+    arguments = short | later.pop("training_arguments", {})
+    first = tiny_recipe(tiny, loss={"lm": 0}, training_arguments=short)
+    return {"align": first, "language": tiny_recipe(tiny, training_arguments=arguments, **later)}
+
+
+def other_data(tmp_path: Path, tiny: World, **changes: Any) -> str:
+    """Its data with another first record."""
+    records = json.loads(tiny.data.read_text())
+    records[0] |= changes
+    path = tmp_path / f"{next(iter(changes))}.json"
+    path.write_text(json.dumps(records))
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("no data", "nowhere.json: expected LLaVA's conversations"),
+        ("no image", "expected image files that are there; found no 'gone.png'"),
+        ("bad row", "conversations.json: entry 1, id 's0': expected"),
+        ("no root", "image root nowhere: expected a folder"),
+        ("no file to evaluate", "gone.json: expected LLaVA's conversations"),
+        ("held out", "held_out: expected 0 or more"),
+        ("nothing held out", "evaluate_every: there are no held-out samples"),
+        ("fsdp", "training_arguments.fsdp: it cuts weights over processes; found one"),
+        ("setting", "training_arguments: found an unexpected keyword argument 'max_step'"),
+        ("labels", "holds none of the"),
+        ("no labels", "labels_of_nobody"),
+        ("no rate", "learning_rates: projector, llm and vision are all null"),
+        ("crops", "expected 2 labelled crops of each image, found 0"),
+    ],
+)
+def test_a_later_stage_is_checked_first(
+    kind: str, said: str, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tiny._replace(data=tmp_path / "moved.json")
+    records = [record | {"image": "sub/01.png"} for record in json.loads(tiny.data.read_text())]
+    moved.data.write_text(json.dumps(records))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "01.png").write_bytes((tiny.data.parent / "images" / "01.png").read_bytes())
+    changes: dict[str, dict[str, Any]] = {
+        "no data": {"data": {"train": "nowhere.json"}},
+        "no image": {"data": {"train": other_data(tmp_path, tiny, image="gone.png")}},
+        "bad row": {"data": {"train": other_data(tmp_path, tiny, conversations=[])}},
+        "no root": {"data": {"image_root": "nowhere"}},
+        "no file to evaluate": {"data": {"evaluate": "gone.json"}},
+        "held out": {"data": {"held_out": 500}},
+        "nothing held out": {"evaluate_every": 1},
+        "fsdp": {"training_arguments": {"fsdp": True}},
+        "setting": {"training_arguments": {"max_step": 1}},
+        "labels": {"data": {"train": str(moved.data), "image_root": str(tmp_path)}},
+        "no labels": {"labels": {"path": "labels_of_nobody"}},
+        "no rate": {"learning_rates": {"projector": None}, "loss": {"sea": {"weight": 0}}},
+        "crops": {"labels": {"crops": 2}},
+    }
+    monkeypatch.setattr(train_run, "_Training", None)
+    with refused(said, start="stage language: "):
+        train_stages(stages(tiny, **changes[kind]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_stage_is_not_checked(tiny: World, tmp_path: Path) -> None:
+    recipes = stages(tiny)
+    train_stages(recipes, tmp_path / "out")
+    with pytest.raises(UserError, match=r"^stage later: nowhere"):
+        later = tiny_recipe(tiny, data={"train": "nowhere.json"})
+        train_stages({**recipes, "last": recipes["language"], "later": later}, tmp_path / "out")
+
+
+def test_stages_are_named_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    for seconds, name in enumerate(("tune", "adapt")):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "config.json").write_text("{}")
+        (tmp_path / name / "run.json").write_text("{}")
+        os.utime(tmp_path / name / "run.json", (seconds, seconds))
+    with refused(f"holds the stages tune, adapt; name one, such as the last one, {tmp_path / 'adapt'}"):
+        is_run(tmp_path, None)
+    with refused(f"give {tmp_path / 'adapt' / 'model'}"):
+        check_llava_folder(tmp_path)
+    for folder in (tmp_path, tmp_path / "tune"):
+        with refused("expected a folder of labels or targets; found a training run, which sea-pipeline report shows"):
+            Ledger.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "start", "advice"),
+    [
+        ({"tf32": True}, "training_arguments.tf32: tf32 requires Ampere", "training_arguments.tf32=false"),
+        ({"optim": "adam_of_nobody"}, "training_arguments.optim: adam_of_nobody is not", "arguments.optim=VALUE"),
+        ({"lr_scheduler_type": "up"}, "training_arguments.lr_scheduler_type: up is not", "type=VALUE"),
+        ({"warmup_steps": -1}, "training_arguments.warmup_steps: ", "warmup_steps=VALUE"),
+    ],
+)
+def test_an_argument_is_named_as_it_is_set(
+    given: dict[str, Any], start: str, advice: str, tiny: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.training_args.is_torch_tf32_available", lambda: False)
+    with refused(advice, start=start):
+        training_arguments(tiny_recipe(tiny, training_arguments=given), Path())
+    if given == {"tf32": True}:
+        assert not training_arguments(tiny_recipe(tiny, training_arguments={"tf32": False}), Path()).tf32
+
+
+@pytest.mark.slow
+def test_the_check_leaves_nothing_to_the_first_stage(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, Any]] = []
+    made = train_run._Training
+
+    def training(*given: Any) -> Any:
+        seen.append((getattr(torch.backends, "fp32_precision", None), os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")))
+        return made(*given)
+
+    def arguments(recipe: Recipe, out: Path, real: Any = train_run.training_arguments) -> Any:
+        if recipe.seed == 5:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+            torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        return real(recipe, out)
+
+    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
+    monkeypatch.setattr(train_run, "training_arguments", arguments)
+    monkeypatch.setattr(train_run, "_Training", training)
+    before = getattr(torch.backends, "fp32_precision", None)
+    try:
+        train_stages(stages(tiny, seed=5), tmp_path, reporter=Heard())
+    finally:
+        os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
+        torch.backends.fp32_precision = before  # type: ignore[attr-defined]
+    assert seen[0] == (before, None)
