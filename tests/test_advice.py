@@ -262,6 +262,12 @@ OTHERS: dict[str, list[str]] = {
         "attached: it was detached; call attach() again",
         "loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none",
     ],
+    "a machine without a network": [
+        (
+            "{}: {} cannot be fetched: {}; with a network try again, or give what you have already, {}, or leave out "
+            "--encoder for the packaged one"
+        ),
+    ],
     "an input": [
         "its holes are left out, which is not read; pack it again without --sparse",
         (
