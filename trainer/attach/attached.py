@@ -77,7 +77,8 @@ class Attached:
     Attributes:
         model: the model that was given.
         labels: the labels that were given, or None.
-        terms: unweighted L_a, L_das and L_sds of the last `loss`, keyed "sea", "das", "sds"; scalars with their graphs.
+        terms: unweighted L_a, L_das and L_sds of the last `loss`, keyed "sea", "das", "sds"; scalars with their
+            graphs, so take `.item()` for a log.
         pairs: N of the last L_a, the number of drawn patches.
         weights: weight of each term that is on, by name.
         last_ids: ids of the images of the last `loss`.
