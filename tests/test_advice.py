@@ -194,6 +194,12 @@ FOLLOWED: dict[str, list[str]] = {
             "smaller training_arguments.per_device_train_batch_size"
         ),
     ],
+    "tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names": [
+        (
+            "found {}; the labels hold {}; give image_ids as the labels have them, or label again with names as your "
+            "data has them (sea-pipeline label --images DATA.json --image-root FOLDER)"
+        ),
+    ],
     "tests/trainer/teacher/test_teach_mend.py::test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out": [
         (
             "{}; the one that is fitted now is another than finished shards were written with; restore it, or "
@@ -254,6 +260,12 @@ OTHERS: dict[str, list[str]] = {
     "a model that the losses are attached to": [
         "attached: it was detached; call attach() again",
         "loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none",
+    ],
+    "a machine without a network": [
+        (
+            "{}: {} cannot be fetched: {}; with a network try again, or give what you have already, {}, or leave out "
+            "--encoder for the packaged one"
+        ),
     ],
     "an input": [
         "its holes are left out, which is not read; pack it again without --sparse",

@@ -156,7 +156,7 @@ class Terminal(Reporter):
 
 
 def bars() -> Reporter:
-    """Make a reporter that shows progress bars but no lines."""
+    """Make a reporter that shows progress bars, and of lines only those before long work."""
     return ProgressOnly(Terminal())
 
 

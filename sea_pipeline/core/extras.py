@@ -1,9 +1,14 @@
 """Find packages that come with an extra, or name the command that installs them."""
 
 import importlib
+import json
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from sea_pipeline.core.errors import UserError
 
@@ -36,9 +41,31 @@ def package_folder(package: str, extra: str) -> Path:
 
 
 def install_line(extras: str) -> str:
-    """Return the command that installs extras.
+    """Return the command that installs extras, from where this package came: a clone, a file, or a package index.
 
     Args:
         extras: names of extras, separated by commas.
     """
-    return f"pip install 'sea-pipeline[{extras}]'"
+    clone = Path(__file__).parents[2]
+    if (clone / "pyproject.toml").is_file():  # the code runs from there, so it must stay installed from there
+        return f"pip install -e {quote(f'{_path(clone)}[{extras}]')}"
+    return f"pip install {quote(_origin(extras))}"
+
+
+def _origin(extras: str) -> str:
+    """Return what pip is to install, as it noted when it installed the package (PEP 610)."""
+    name = f"sea-pipeline[{extras}]"
+    try:
+        noted = json.loads(distribution("sea-pipeline").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return name
+    url = noted.get("url", "")
+    if url.startswith("file:"):
+        path = Path(url2pathname(urlsplit(url).path))
+        return f"{_path(path)}[{extras}]" if path.exists() else f".[{extras}]"
+    vcs = noted.get("vcs_info", {})
+    return f"{name} @ {vcs['vcs']}+{url}" if vcs else name
+
+
+def _path(path: Path) -> str:
+    return "." if path == Path.cwd() else str(path)

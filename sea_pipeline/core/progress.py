@@ -19,6 +19,10 @@ class Reporter:
     def warning(self, line: str) -> None:
         """Receive one line about a problem that does not stop the work."""
 
+    def long_work(self, line: str) -> None:
+        """Receive one line before work that takes minutes, which also those see who see no bars."""
+        self.message(line)
+
     def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
         """Open a bar for `total` items, `done` of which exist already, and yield the function that advances it."""
         return nullcontext(lambda _: None)
@@ -36,9 +40,10 @@ SILENT = Reporter()
 
 
 class ProgressOnly(Reporter):
-    """Shows the bars of another reporter, without its lines."""
+    """Shows the bars of another reporter and its lines before long work, without its other lines."""
 
     def __init__(self, reporter: Reporter) -> None:
+        self.long_work = reporter.long_work  # type: ignore[method-assign]
         self.progress = reporter.progress  # type: ignore[method-assign]
 
 

@@ -1,6 +1,7 @@
 """Encode with CLIP, SigLIP and similar models, as open_clip builds them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +38,7 @@ class ClipEncoder:
         assert spec.model is not None
         self.device = device
         self._options = options
-        self._source = find_model(spec.model, f"--encoder {spec}")
+        self._source = find_model(spec.model, f"--encoder {replace(spec, path=None, sign=None)}")
         layout = _layout(self._source)
         self.paths = layout.paths
         self.path = spec.path or self.paths[0]

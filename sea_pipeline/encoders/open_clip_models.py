@@ -1,6 +1,7 @@
 """Find an open_clip model, with its config at once and its weights when they are needed."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -60,8 +61,12 @@ class ModelSource:
 
     @cached_property
     def weights(self) -> Path:
-        """Return the file of weights, downloaded if open_clip lists it."""
-        with self._telling("its weights cannot be fetched"):
+        """Return the file of weights, downloaded if open_clip lists it.
+
+        Raises:
+            UserError: they cannot be downloaded.
+        """
+        with _fetching(self.option, self.model, "its weights"):
             return self.find_weights()
 
     @cached_property
@@ -189,12 +194,39 @@ def _folder_model(folder: Path, option: str) -> ModelSource:
 def _hub_model(model: str, option: str) -> ModelSource:
     fetch = require("open_clip.pretrained", "clip").download_pretrained_from_hf
     name = model.removeprefix(_HUB)
-    try:
+    with _fetching(option, model, f"{_CONFIG} of {name}"):
         file = fetch(name, filename=_CONFIG)
-    except Exception as error:  # from huggingface_hub
-        raise UserError(f"{option}: {_CONFIG} of {name} cannot be fetched: {one_line(error)}") from error
     config, pixels = _read_config(Path(file), option)
     return ModelSource(option, model, model, config, pixels, lambda: Path(fetch(name)))
+
+
+@contextmanager
+def _fetching(option: str, model: str, what: str) -> Iterator[None]:
+    """Keep the hub's client from reporting each try, and tell what ended the last one, within this block."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # from open_clip, huggingface_hub or the connection
+        of_file = "open_clip:FOLDER" if model.startswith(_HUB) else f"open_clip:{model.partition('/')[0]}/FILE.pt"
+        raise UserError(
+            f"{option}: {what} cannot be fetched: {_tried(error)}; with a network try again, or give what you have "
+            f"already, {of_file}, or leave out --encoder for the packaged one"
+        ) from error
+    finally:
+        log.setLevel(level)
+
+
+def _tried(error: BaseException) -> str:
+    """Return what failed, and what it began with, because open_clip's message is cut off before that."""
+    first = error
+    while (cause := first.__cause__ or first.__context__) is not None:
+        first = cause
+    what = one_line(error).partition(" Last error:")[0].rstrip(".")
+    return what if first is error else f"{what} ({one_line(first).rstrip('.')})"
 
 
 def _read_config(file: Path, option: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,7 +14,9 @@ from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.hashing import fingerprint_of
+from sea_pipeline.storage.paths import cache_folder
 
+_FOLDER = "words"
 _LOG = logging.getLogger(__name__)
 _VERSION = 2
 """Part of every key. The evaluations of bfloat16 runs have written embeddings rounded to bfloat16 under keys of 1."""
@@ -23,22 +25,19 @@ _VERSION = 2
 def word_embeddings(encoder: Encoder, words: WordList, reporter: Reporter = SILENT) -> torch.Tensor:
     """Embed a word list, T = h(W) (SEA Eq. 5), float32 (W, D), or read the embeddings from the cache.
 
-    The cache has them if the same text encoder has embedded the same list before.
+    The cache has them if the same text encoder has embedded the same list before. Otherwise `reporter` says so first.
     """
-    with reporter.progress("embedding words", len(words)) as advance:
-        return text_embeddings(encoder, words.words, words.sha256, advance)
+    return text_embeddings(encoder, words.words, words.sha256, reporter)
 
 
-def text_embeddings(
-    encoder: Encoder, texts: Sequence[str], sha256: str, advance: Advance = lambda _: None
-) -> torch.Tensor:
+def text_embeddings(encoder: Encoder, texts: Sequence[str], sha256: str, reporter: Reporter = SILENT) -> torch.Tensor:
     """Embed texts, float32 (T, D), or read their embeddings from the cache.
 
     Args:
         encoder: what embeds them.
         texts: T texts.
         sha256: a hash that differs for other texts.
-        advance: told how many more texts are done.
+        reporter: shows that they are embedded, with a line and a bar, unless the cache has them.
 
     Raises:
         UserError: the cache cannot be written, or a text has no embedding of unit length.
@@ -49,10 +48,14 @@ def text_embeddings(
         cached = _read(path, (len(texts), encoder.width))
         if cached is not None:
             _LOG.debug("the words' embeddings are those of %s", path)
-            advance(len(texts))
         return cached
 
-    return remembered(f"words/{key}.npz", read, lambda: _embedded(encoder, texts, advance), _write)
+    def make() -> torch.Tensor:
+        reporter.long_work(f"embedding {len(texts):,} words once; kept in {cache_folder() / _FOLDER}")
+        with reporter.progress("embedding words", len(texts)) as advance:
+            return _embedded(encoder, texts, advance)
+
+    return remembered(f"{_FOLDER}/{key}.npz", read, make, _write)
 
 
 @exact_float32()  # the key knows nothing of a caller's autocast or TF32, whichever encoder it is

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.extras import require
+from sea_pipeline.core.extras import install_line, require
 from sea_pipeline.search.candidates import GROUP, WORDS_PER_BLOCK, Scratch, best_by_groups, fastest_product
 
 
@@ -56,7 +56,7 @@ class FaissCandidates:
             if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
                 raise UserError(
                     "--search faiss --device cuda: the installed FAISS sees no GPU; "
-                    "pip uninstall faiss-cpu and pip install 'sea-pipeline[gpu]', or use --search torch"
+                    f"pip uninstall faiss-cpu and {install_line('gpu')}, or use --search torch"
                 )
             self._resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(self._resources, words.device.index or 0, self._index)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import install_line
 from sea_pipeline.storage.retry import error_statuses, may_pass
 
 _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?((?:/.*)?)", re.IGNORECASE)
@@ -104,7 +105,7 @@ def _client(module: str) -> Any:  # noqa: ANN401 - huggingface_hub or a module o
     try:
         return importlib.import_module(f"huggingface_hub{module}")
     except ImportError as error:
-        raise UserError("the hub needs a package that is not installed: pip install 'sea-pipeline[data]'") from error
+        raise UserError(f"the hub needs a package that is not installed: {install_line('data')}") from error
 
 
 def _failure(error: BaseException, address: str, right: str) -> str:

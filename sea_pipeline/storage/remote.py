@@ -11,6 +11,7 @@ from fsspec import AbstractFileSystem
 from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import install_line
 from sea_pipeline.storage.hub import is_dataset, pinned
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.retry import PassingError, StoreError, error_codes, error_statuses, patiently
@@ -176,7 +177,7 @@ def opening(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        install = f"pip install 'sea-pipeline[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else one_line(error)
+        install = install_line(_EXTRAS[protocol]) if protocol in _EXTRAS else one_line(error)
         raise UserError(f"{url}: {protocol}:// needs a package that is not installed: {install}") from error
     except ValueError as error:
         raise UserError(f"{url}: expected a URL that fsspec knows; {one_line(error)}") from error

@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from sea_pipeline.cli import app, needs
+from sea_pipeline.core.extras import install_line
 from tests.support.installed import EXTRAS, HIDING, PROJECT, closure, declared, lacking, modules, providers
 from tests.support.paths import ROOT
 
@@ -74,11 +75,12 @@ def told(folder: Path, lines: list[str], before: str = "") -> list[Any]:
 
 
 @pytest.mark.slow
-def test_every_command_names_its_extras_at_once(tmp_path: Path) -> None:
+def test_every_command_names_its_extras_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     found = told(tmp_path, [line for line, *_ in ASKED], HIDING % lacking())
     for (line, extras, more), (code, said, seconds, loaded) in zip(ASKED, found, strict=True):
         assert (code, said.count("\n"), loaded) == (1, 1, False), (line, said)
-        expected = f"install them with: pip install 'sea-pipeline[{extras}]'{more}\n"
+        expected = f"install them with: {install_line(extras)}{more}\n"
         assert said.startswith(f"error: sea-pipeline {line.split()[0]}: needs Python packages"), (line, said)
         assert said.endswith(expected), (line, said)
         assert seconds < 1, (line, seconds)

@@ -1,5 +1,6 @@
 """Labels by open_clip models with planted answers, and where such models come from."""
 
+import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -344,3 +345,41 @@ def test_damaged_folders_and_files_are_refused(tmp_path: Path, monkeypatch: pyte
             load_encoder(f"open_clip:{folder}", "cpu")
     with pytest.raises(UserError, match=r"open_clip_config\.json of no/such cannot be fetched: Failed to "):
         load_encoder("open_clip:hf-hub:no/such", "cpu")
+
+
+@pytest.mark.parametrize("typed", ["", "#final"])
+def test_weights_that_cannot_be_fetched_are_one_line_with_the_exits(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the hub's client says of each try is kept from the user, and what ended the last one is not."""
+    hub = pytest.importorskip("huggingface_hub")
+
+    def unreachable(**_: object) -> None:
+        for retry in range(1, 6):
+            logging.getLogger("huggingface_hub.utils._http").warning("Retrying [Retry %d/5]", retry)
+        try:
+            raise OSError(-2, "Name or service not known")
+        except OSError as error:
+            raise hub.errors.LocalEntryNotFoundError("An error happened. " * 30) from error
+
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", unreachable)
+    tag, level = "ViT-B-32/laion2b_s34b_b79k", logging.getLogger("huggingface_hub").level
+    with caplog.at_level(logging.INFO), pytest.raises(UserError) as caught:
+        load_encoder(f"open_clip:{tag}{typed}", "cpu").fields()
+    assert caplog.records == []
+    assert str(caught.value) == (
+        f"--encoder open_clip:{tag}: its weights cannot be fetched: Failed to download file "
+        "(open_clip_pytorch_model.bin) for laion/CLIP-ViT-B-32-laion2B-s34B-b79K ([Errno -2] Name or service not "
+        "known); with a network try again, or give what you have already, open_clip:ViT-B-32/FILE.pt, or leave out "
+        "--encoder for the packaged one"
+    )
+    assert logging.getLogger("huggingface_hub").level == level
+
+
+def test_weights_that_the_spec_of_a_probe_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probe adds a path, which nobody typed."""
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", None)
+    (first, *_) = encoders.paths_of("open_clip:ViT-B-32/laion2b_s34b_b79k", "cpu")
+    assert first.endswith("#final")
+    with pytest.raises(UserError, match=r"^--encoder open_clip:ViT-B-32/laion2b_s34b_b79k: its weights"):
+        load_encoder(first, "cpu").fields()

@@ -88,6 +88,8 @@ def test_what_cannot_be_measured_is_one_line(command: Any, words: Path, tmp_path
     code, _, stderr = command(
         "plan", "--images", 10, "--sample", tmp_path / "photos", "--wordlist", words, "--top-n", 3
     )
+    embedding, _, stderr = stderr.partition("\n")
+    assert embedding.startswith("embedding 8 words once; kept in ")
     assert (code, stderr.count("\n")) == (1, 1)
     assert re.search(r"none of \d+ images could be labelled", stderr)
     assert command("plan", "--images", 0)[0] == 2
@@ -97,7 +99,7 @@ def test_the_command_prints_a_table_or_json(command: Any, words: Path, tmp_path:
     photos = draw_folder(tmp_path / "photos", 5)
     arguments = ("plan", "--images", 558_128, "--sample", photos, "--wordlist", words, "--top-n", 3, "--workers", 4)
     code, stdout, stderr = command(*arguments)
-    assert (code, stderr) == (0, "")
+    assert (code, stderr) == (0, f"embedding 8 words once; kept in {tmp_path / 'cache' / 'words'}\n")
     assert "558,128 images in 273 shards" in stdout
     assert "cost" not in stdout
     found = json.loads(command(*arguments, "--price", 1.5, "--json")[1])

@@ -12,10 +12,14 @@ import torch
 
 from sea_pipeline import LabelStore, open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import ProgressOnly
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.labels.format import LabelRow, ShardWriter
 from sea_pipeline.labels.statistics import image_words, labels_to_json, statistics
 from sea_pipeline.storage.parquet import shard_footer
+from tests.support.heard import Heard
 from tests.support.world import COLOURS, GRID, ColourEncoder, Label, best, draw, draw_folder, similarities
 
 
@@ -103,6 +107,18 @@ def test_words_are_embedded_once_for_a_list(label: Label, encoder: ColourEncoder
         cached.write_bytes(damaged)
         label(images=str(tmp_path / "photos"), out=tmp_path / f"again{number}")
     assert encoder.embedded_words == 8 * 5
+
+
+def test_embedding_words_is_said_before_unless_the_cache_has_them(
+    encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    monkeypatch.setattr(encoder, "words", lambda *given: heard.message("now") or ColourEncoder.words(encoder, *given))
+    for _ in range(2):
+        word_embeddings(encoder, load_wordlist(str(words)), heard)
+    assert heard.lines == [f"embedding 8 words once; kept in {tmp_path / 'cache' / 'words'}", "now"]
+    word_embeddings(encoder, WordList.of("other", ("red", "blue")), ProgressOnly(heard))
+    assert heard.lines[2:] == [f"embedding 2 words once; kept in {tmp_path / 'cache' / 'words'}", "now"]
 
 
 def test_a_batch_without_a_finite_image(

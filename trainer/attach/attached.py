@@ -18,6 +18,7 @@ from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore
 from trainer import losses
 from trainer.attach.families import parts_of, vocabulary_of
+from trainer.attach.names import NameCheck
 from trainer.attach.settings import Group, read_settings
 from trainer.attach.terms import basic_terms
 from trainer.attach.tiles import ImageTokens, Size, Tile
@@ -76,7 +77,8 @@ class Attached:
     Attributes:
         model: the model that was given.
         labels: the labels that were given, or None.
-        terms: unweighted L_a, L_das and L_sds of the last `loss`, keyed "sea", "das", "sds"; scalars with their graphs.
+        terms: unweighted L_a, L_das and L_sds of the last `loss`, keyed "sea", "das", "sds"; scalars with their
+            graphs, so take `.item()` for a log.
         pairs: N of the last L_a, the number of drawn patches.
         weights: weight of each term that is on, by name.
         last_ids: ids of the images of the last `loss`.
@@ -132,7 +134,8 @@ class Attached:
             temperature.
 
         Raises:
-            UserError: there was no forward, or its images do not match the ids.
+            UserError: there was no forward, its images do not match the ids, or none of the first names is in the
+                labels.
         """
         kept = self.kept()
         ids = self.last_ids = _flat(image_ids)
@@ -143,6 +146,8 @@ class Attached:
                 "text alone"
             )
         self._check_whole()
+        if "sea" in self.weights and draws is None:  # a recipe's run has compared all names of its data before
+            self._names.look(ids)
         self.terms = {}
         if "sea" in self.weights:
             self.terms["sea"] = self._sea(kept, ids, step, [step] * len(ids) if draws is None else draws)
@@ -183,7 +188,8 @@ class Attached:
                 metrics of `Evaluator` compare with another photo of the batch that has equally many visual tokens.
 
         Raises:
-            UserError: the images do not match the ids, or there was no forward.
+            UserError: the images do not match the ids, there was no forward, or no name is in the labels though each is
+                like one there.
         """
         from trainer.attach.looking import check_batches, looked_at  # imported here because training does not need it
 
@@ -256,6 +262,10 @@ class Attached:
     def cache(self) -> Any:  # noqa: ANN401 - LabelCache, or nothing
         """Unpack the labels, or return an empty collection of image ids if there are none."""
         return {} if self.labels is None else label_cache(self.labels)
+
+    @cached_property
+    def _names(self) -> NameCheck:
+        return NameCheck(self.cache)
 
     @cached_property
     def _sizes(self) -> dict[str, Size]:

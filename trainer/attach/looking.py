@@ -18,6 +18,7 @@ from torch import nn
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox
+from trainer.attach.names import check_measured
 from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
 from trainer.measures import metrics
@@ -40,6 +41,10 @@ class _MetricSums:
         """Hits and labelled patches, for k = 1 and 10."""
         self.gap = np.zeros(2)
         """The sum over visual tokens, and the number of these."""
+        self.labelled = 0
+        """Number of images that have labels."""
+        self.missing: dict[str, None] = {}
+        """Names of images that have none."""
         self.controls = Controls()
 
     def metrics(self) -> dict[str, float]:
@@ -102,6 +107,7 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
         kept = attached.kept()
         if kept.visual is not None and attached.words is not None:
             _look(attached, kept, attached.last_ids, looked, _word_table(attached))
+        check_measured(list(looked.missing), looked.labelled, attached.cache)
         return looked.metrics()
     table: torch.Tensor | None = None
     with _evaluating(attached.model):
@@ -121,7 +127,9 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
                 other = _with_others(attached, given, labels, kept, laid, flat)
                 _add(attached, looked.controls, number, given["input_ids"], labels, kept, own, other, laid, flat)
                 number += len(labels)
-    return _of_all(looked).metrics()
+    looked = _of_all(looked)
+    check_measured(list(looked.missing), looked.labelled, attached.cache)
+    return looked.metrics()
 
 
 def _of_all(looked: _MetricSums) -> _MetricSums:
@@ -134,6 +142,8 @@ def _of_all(looked: _MetricSums) -> _MetricSums:
     for rank, one in enumerate(everyones):
         whole.hits += one.hits
         whole.gap += one.gap
+        whole.labelled += one.labelled
+        whole.missing |= one.missing
         whole.controls.join(one.controls, rank)
     return whole
 
@@ -145,6 +155,10 @@ def _look(
     start = 0
     assert kept.visual is not None
     for name, one in zip(ids, attached.laid(kept, ids), strict=True):
+        if name in attached.cache:
+            looked.labelled += 1
+        else:
+            looked.missing[name] = None
         for tile in one.tiles:
             visual = kept.visual[torch.from_numpy(tile.cells + start).to(kept.visual.device)].float()
             looked.gap += metrics.gap(visual, table) * len(visual), len(visual)

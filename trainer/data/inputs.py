@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Reporter
 from sea_pipeline.encoders.spec import EncoderSpec
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import LabelStore, open_labels
+from trainer.data.bad_rows import image_names
 from trainer.data.dataset import TrainingLabels
 from trainer.data.files import LABELS as LABELS
 from trainer.data.run_rows import Conversations
@@ -79,6 +81,32 @@ def _made(recipe: Recipe, conversations: Conversations, make: Callable[[LabelSet
         )
     )
     return open_labels(made.ledger.root)
+
+
+def say_what_labels_lack(
+    recipe: Recipe, conversations: Conversations, store: LabelStore | None, reporter: Reporter
+) -> None:
+    """Say that a run has no labels to measure with, or labels of few of its images."""
+    held_out = image_names(conversations.held_out) if conversations.held_out is not None else set()
+    if store is None:
+        if held_out:
+            reporter.message(
+                f"no labels are measured (label_hit, gap): no folder below {LABELS} holds all "
+                f"{len(conversations.image_ids):,} images of {conversations.file}; labels.path names one that holds "
+                "some of them"
+            )
+        return
+    for names, what, effect in (
+        (conversations.image_ids, "trained on", "SEA skips the others" if recipe.loss.sea.weight else None),
+        (held_out, "held out", "label_hit is measured on them alone"),
+    ):
+        held = sum(name in store for name in names)
+        if names and effect is not None and 2 * held < len(names):
+            reporter.warning(
+                f"{store.path}: holds {held:,} of the {len(names):,} images {what}; {effect}; image ids are what the "
+                f"data calls an image, such as {min(name for name in names if name not in store)!r}; found "
+                f"{store.ids[:1]}"
+            )
 
 
 def _crops(store: LabelStore) -> int:

@@ -31,7 +31,7 @@ from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.attach.folder import save_existing
 from trainer.data.conversations import summary
 from trainer.data.dataset import TrainingData
-from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher
+from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher, say_what_labels_lack
 from trainer.data.run_rows import check_prompts, open_conversations, without_unreadable
 from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava
@@ -108,6 +108,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
         reporter.message(f"{out}: this run is finished")
         return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
+    say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
         border(f"{out}: training has stopped", partial(_after, out)),

@@ -18,7 +18,9 @@ def photo(doc: dict[str, Any]) -> list[Any]:
         for root in (spec and spec.submodule_search_locations) or ():
             if (path := Path(root) / folder / doc["image"]).is_file():
                 return [Image.open(path).convert("RGB")]
-    raise FileNotFoundError(f"{doc['image']}: expected it in scikit-image or scikit-learn; install sea-pipeline[demo]")
+    raise FileNotFoundError(
+        f"{doc['image']}: expected it in scikit-image or scikit-learn; pip install scikit-image scikit-learn"
+    )
 
 
 def question(doc: dict[str, Any]) -> str:

@@ -20,14 +20,25 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 
-def write(folder: Path) -> Path:
+LOAD = """
+import sea_pipeline, trainer
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model, processor = AutoModelForImageTextToText.from_pretrained("MODEL"), AutoProcessor.from_pretrained("MODEL")
+attached = trainer.attach(model, processor, labels=sea_pipeline.open_labels("labels"), sea={"weight": 1.0}, basic={})
+"""
+"""What the ten lines have made before the page goes on with transformers' Trainer."""
+
+
+def write(folder: Path, trainer: str = "SFTTrainer") -> Path:
     """Writes pictures, labels, a tiny model and the program: the page's rows, then its ten lines, word for word.
 
-    A last line prints the temperature, which begins at 1.
+    With `trainer="Trainer"` the lines are those of transformers' own. A last line prints the temperature, which begins
+    at 1.
     """
     draw_pictures(folder, {"cat.jpg": (96, 48), "dog.jpg": (40, 80)})
     save(qwen2_5_vl(), folder / "MODEL")
-    (lines,) = (block for block in blocks() if "SFTTrainer" in block)
+    (lines,) = (block for block in blocks() if f"(AttachMixin, {trainer})" in block)
+    lines = lines if trainer == "SFTTrainer" else f"{LOAD}\n{lines}"
     (rows,) = (block for block in blocks() if block.startswith("from datasets"))
     program = folder / "ten_lines.py"
     program.write_text(f"{rows}\n\n{lines}print('1 / tau', attached.scale)\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sea_pipeline.inputs.wordlists import load_wordlist
 from tests.support.paths import ROOT
@@ -47,6 +48,41 @@ def test_the_ten_lines_run_as_they_are(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     (scale,) = re.findall(r"^1 / tau ([\d.]+)$", done.stdout, re.MULTILINE)
     assert float(scale) != 1, "the temperature has trained"
+
+
+def test_the_lines_for_transformers_trainer_run_as_they_are(tmp_path: Path) -> None:
+    program = write(tmp_path, "Trainer")
+    done = subprocess.run(
+        [sys.executable, program.name], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=False, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (scale,) = re.findall(r"^1 / tau ([\d.]+)$", done.stdout, re.MULTILINE)
+    assert float(scale) != 1, "the temperature has trained"
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_readmes_loop_runs_as_it_is(
+    flat: bool, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (code,) = (block for block in blocks if "trainer.attach(" in block)
+    made, names = MAKERS["qwen2_5_vl"](), [["wide.png"], ["tall.png", "odd.png"]]
+    made.model.train()
+    ids: list[Any] = [name for some in names for name in some] if flat else names
+    batch = made.batch(pictures.batch(names))
+    given = {
+        "model": made.model, "processor": made.processor,
+        "optimizer": torch.optim.SGD(made.model.parameters(), lr=1e-2),
+        "loader": [{**batch, "image_ids": ids} for _ in range(2)],
+    }  # fmt: skip
+    monkeypatch.chdir(pictures.labels.parent)
+    before = {name: each.clone() for name, each in made.model.named_parameters()}
+    exec(code, given)
+    assert given["attached"].scale != 1
+    assert any(not torch.equal(each, before[name]) for name, each in made.model.named_parameters())
+    assert all(each.grad is None for each in made.model.parameters())
+    given["attached"].detach()
 
 
 def test_one_folder_of_labels_serves_three_families(

@@ -13,6 +13,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import label_images
+from sea_pipeline.labels.store import open_labels
 from tests.support.heard import Heard
 from tests.support.tiny_runs import (
     FinishedRuns,
@@ -23,7 +24,7 @@ from tests.support.tiny_runs import (
     tiny_recipe,
     tiny_trainer,
 )
-from trainer.data.inputs import open_label_source
+from trainer.data.inputs import open_label_source, say_what_labels_lack
 from trainer.data.run_rows import open_conversations
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
@@ -289,7 +290,28 @@ def test_without_l_a_no_labels_are_made(tiny: World, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(label_run, "label_images", None)
     recipe = short(tiny, labels={"path": None}, loss={"sea": {"weight": 0}}, data={"evaluate": str(tiny.held_out)})
-    run = train(recipe, tmp_path / "out")
+    said: list[str] = []
+    run = train(recipe, tmp_path / "out", reporter=Heard(said))
     assert not Path("runs").exists()
     assert run.summary["labels"] is None
+    (line,) = (line for line in said if line.startswith("no labels are measured (label_hit, gap): no folder below "))
+    assert f"holds all {len(open_conversations(recipe.data, open_model_folder(tiny.model)).image_ids)} images" in line
     assert set(run.summary["end"]) == SPOKEN | {"tacs"}
+
+
+def test_labels_of_few_images_are_said(tiny: World, tmp_path: Path) -> None:
+    images = tiny.data.parent / "images"
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(images / "00.png", some / "00.png")
+    label_images(label_settings(some, tiny.words, tmp_path / "few"))
+    recipe = short(tiny, labels={"path": str(tmp_path / "few")}, data={"evaluate": str(tiny.held_out)})
+    conversations = open_conversations(recipe.data, open_model_folder(tiny.model))
+    store, heard = open_labels(tmp_path / "few"), Heard()
+    say_what_labels_lack(recipe, conversations, store, heard)
+    trained, held_out = heard.warnings
+    assert f"few: holds 1 of the {len(conversations.image_ids)} images trained on; SEA skips the others" in trained
+    assert "few: holds 0 of the 3 images held out; label_hit is measured on them alone" in held_out
+    heard = Heard()
+    say_what_labels_lack(recipe, conversations, open_labels(tiny.labels), heard)
+    assert heard.lines == []

@@ -1,0 +1,132 @@
+"""Image names that the labels do not have: what is refused, what is said, and what of a mixture goes through."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels import run as label_run
+from tests.support.tiny_runs import label_settings
+from tests.support.world import word_file
+from tests.trainer.attach.families import MAKERS, Tiny, tiny
+from tests.trainer.attach.trained import own_trainer
+from tests.trainer.attach.worlds import Pictures, whole_labels
+from trainer.attach import Attached, attach
+from trainer.attach.names import NameCheck, alike
+
+NONE = r"none of the first {} image names is in the labels: found {!r}; the labels hold names such as {!r}; give "
+
+
+@pytest.fixture
+def made(pictures: Pictures) -> Iterator[tuple[Tiny, Attached]]:
+    made = tiny("llava")
+    made.model.train()
+    attached = attach(made.model, made.processor, labels=pictures.open(), sea={"window": 1})
+    yield made, attached
+    attached.detach()
+
+
+def step(made: Tiny, attached: Attached, pictures: Pictures, names: list[str]) -> Any:
+    made.model(**made.batch(pictures.batch([["wide.png"]] * len(names))))
+    return attached.loss([[name] for name in names])
+
+
+@pytest.mark.parametrize("name", ["photos/wide.png", "/home/me/photos/wide.png", "wide", "WIDE.jpg", ".\\wide.png"])
+def test_a_name_with_other_folders_is_refused_at_once(
+    name: str, made: tuple[Tiny, Attached], pictures: Pictures
+) -> None:
+    with pytest.raises(UserError) as caught:
+        step(*made, pictures, [name])
+    assert f"attached.loss: {NONE.format(1, name, 'wide.png')}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_advice_gives_labels_by_the_datas_names(pictures: Pictures, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A patch."}]
+    data.write_text(json.dumps([{"id": "1", "image": f"{pictures.folder.name}/wide.png", "conversations": turns}]))
+    asked = label_settings(data, word_file(tmp_path / "words.txt"), tmp_path / "labels")
+    with whole_labels():
+        label_run.label_images(asked.model_copy(update={"image_root": str(pictures.folder.parent)}))
+    made = tiny("llava")
+    made.model.train()
+    one = attach(made.model, made.processor, labels=open_labels(tmp_path / "labels"), sea={"window": 1})
+    assert float(step(made, one, pictures, ["images/wide.png"]).detach()) > 0
+    one.detach()
+
+
+def test_names_of_nothing_are_refused_when_the_data_were_seen(made: tuple[Tiny, Attached], pictures: Pictures) -> None:
+    assert float(step(*made, pictures, ["x1", "x2"]).detach()) == 0
+    with pytest.raises(UserError, match=r"none of the first 4 image names .* found 'x1'; the labels hold names such"):
+        for at in range(9):
+            step(*made, pictures, [f"x{at % 2 * 2 + 1}", f"x{at % 2 * 2 + 2}"])
+
+
+def test_a_hundred_names_of_nothing_are_refused_and_thirty_two_said() -> None:
+    check = NameCheck(["a.jpg"])
+    for at in range(31):
+        check.look([f"{at}.png"])
+    with pytest.warns(UserWarning, match="32 of the first 32 image names are not in the labels, and SEA skips"):
+        check.look(["31.png"])
+    for at in range(32, 99):
+        check.look([f"{at}.png"])
+    with pytest.raises(UserError, match=r"none of the first 100 image names is in the labels: found '0\.png'; "):
+        check.look(["99.png"])
+
+
+def test_a_mixture_goes_through_and_is_said_once() -> None:
+    check = NameCheck([f"{at}.jpg" for at in range(1000)])
+    check.look([])
+    check.look(["other/a.png"])
+    check.look(["999.jpg"])
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        for at in range(300):
+            check.look([f"other/{at}x.png", *([f"{at}.jpg"] if at % 3 == 0 else [])])
+    (one,) = heard
+    assert "of the first 32 image names are not in the labels" in str(one.message)
+
+
+def test_few_missing_names_are_not_said() -> None:
+    check = NameCheck([f"{at}.jpg" for at in range(1000)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for at in range(300):
+            check.look([f"{at}.jpg", *([f"other/{at}.png"] if at % 2 else [])])
+
+
+def test_what_is_alike() -> None:
+    ids = ["b/cat.jpg", "dog.jpg", "a.b.png"]
+    assert alike(["a/cat.jpg", "cat", "x/b/cat.png", "x/dog.jpg", "", "a.b", "a.png"], ids) == [
+        None, "b/cat.jpg", "b/cat.jpg", "dog.jpg", None, None, None
+    ]  # fmt: skip
+
+
+def test_metrics_say_it_too(made: tuple[Tiny, Attached], pictures: Pictures) -> None:
+    tiny_one, attached = made
+    batch = dict(tiny_one.batch(pictures.batch([["wide.png"]])))
+    batch.pop("labels", None)
+    with pytest.raises(UserError, match=r"attached\.metrics: none of the first 1 image names .*'photos/wide\.png'"):
+        attached.metrics([{**batch, "image_ids": [["photos/wide.png"]]}])
+    with pytest.warns(UserWarning, match="label_hit is not measured"):
+        assert "gap" in attached.metrics([{**batch, "image_ids": [["nothing.jpg"]]}])
+    both = [{**batch, "image_ids": [[name]]} for name in ("nothing.jpg", "wide.png")]
+    assert "label_hit@1" in attached.metrics(both)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trainer_stops_at_the_first_step(pictures: Pictures, tmp_path: Path) -> None:
+    made = MAKERS["llava"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    trainer = own_trainer(made, pictures, tmp_path, one, max_steps=3, gradient_accumulation_steps=2)
+    trainer.train_dataset = trainer.train_dataset.map(
+        lambda row: {"image_ids": [f"photos/{name}" for name in row["image_ids"]]}
+    )
+    with pytest.raises(UserError, match=r"none of the first \d image names is in the labels: found 'photos/"):
+        trainer.train()
+    one.detach()

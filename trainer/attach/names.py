@@ -1,0 +1,125 @@
+"""Refuse image names that are not in the labels, because they would switch SEA off without a word."""
+
+import warnings
+from collections.abc import Collection, Iterable, Sequence
+
+from sea_pipeline.core.errors import UserError
+
+_EARLY = 32
+"""Distinct names after which a warning says that most of them are missing."""
+_SETTLED = 100
+"""Distinct names after which none in the labels is an error."""
+_FEW = 8
+"""Names after which a small data set counts as seen, if each has come twice on average."""
+
+
+class NameCheck:
+    """Compare the names of the first images that `Attached.loss` gets with the labels.
+
+    Every process looks at its own rows alone, and waits for no other.
+
+    Args:
+        ids: the names in the labels.
+    """
+
+    def __init__(self, ids: Collection[str]) -> None:
+        self._ids, self._over, self._warned = ids, False, False
+        self._found: set[str] = set()
+        self._missing: dict[str, None] = {}  # in the order in which they came
+        self._total = 0
+
+    def look(self, names: Iterable[str]) -> None:
+        """Look at the names of one call.
+
+        Images without labels may be mixed with others. So names that have nothing to do with the labels' are an error
+        only if none of the first 100 distinct ones is in the labels, or none of a smaller data set whose images come
+        again. Names that differ from labels' by folders or the file's ending are an error in the first call.
+
+        Raises:
+            UserError: none of the names so far is in the labels.
+        """
+        if self._over or not (fresh := dict.fromkeys(names)):
+            return
+        first = not self._total
+        self._total += len(fresh)
+        for name in fresh:
+            if name in self._ids:
+                self._found.add(name)
+            else:
+                self._missing[name] = None
+        seen = len(self._found) + len(self._missing)
+        self._over = seen >= _SETTLED or self._total >= max(_FEW, 2 * seen)
+        if not self._found and (self._over or (first and all(alike(list(fresh), self._ids)))):
+            raise UserError(f"attached.loss: {none_of(list(self._missing), self._ids)}")
+        if not self._warned and (self._over or seen >= _EARLY) and 2 * len(self._missing) > seen:
+            self._warned = True
+            warnings.warn(f"attached.loss: {_most_of(list(self._missing), seen, self._ids)}", stacklevel=3)
+
+
+def check_measured(missing: Sequence[str], labelled: int, ids: Collection[str]) -> None:
+    """Say that none of the images that `Attached.metrics` measured is in the labels.
+
+    Raises:
+        UserError: and each of their names differs from one in the labels by folders or the file's ending.
+    """
+    if labelled or not missing:
+        return
+    said = f"attached.metrics: {none_of(missing, ids)}"
+    if all(alike(missing, ids)):
+        raise UserError(said)
+    warnings.warn(f"{said}; label_hit is not measured", stacklevel=4)
+
+
+def none_of(missing: Sequence[str], ids: Collection[str]) -> str:
+    """Say that none of some names is in the labels, and what to do."""
+    return f"none of the first {len(missing):,} image names is in the labels: {_beside(missing, ids)}"
+
+
+def _most_of(missing: Sequence[str], seen: int, ids: Collection[str]) -> str:
+    return (
+        f"{len(missing):,} of the first {seen:,} image names are not in the labels, and SEA skips their images: "
+        f"{_beside(missing, ids)}"
+    )
+
+
+def _beside(missing: Sequence[str], ids: Collection[str]) -> str:
+    """Show a name of each side, alike if there are such, and say how they come to agree."""
+    others = alike(missing, ids)
+    found, held = next(
+        ((name, other) for name, other in zip(missing, others, strict=True) if other is not None),
+        (missing[0], next(iter(ids), None)),
+    )
+    return (
+        f"found {found!r}; the labels hold {'no names' if held is None else f'names such as {held!r}'}; give image_ids "
+        "as the labels have them, or label again with names as your data has them (sea-pipeline label --images "
+        "DATA.json --image-root FOLDER)"
+    )
+
+
+def alike(names: Sequence[str], ids: Iterable[str]) -> list[str | None]:
+    """Find for each name one in the labels that differs from it by folders in front or by the file's ending alone.
+
+    'photos/cat.jpg', 'cat' and 'CAT.jpeg' are like 'cat.jpg', but 'a/cat.jpg' is not like 'b/cat.jpg'.
+    """
+    wanted = {name: _parts(name) for name in names}
+    lasts = {parts[-1] for parts in wanted.values()}
+    by_last: dict[str, list[tuple[tuple[str, ...], str]]] = {last: [] for last in lasts}
+    for other in ids:
+        parts = _parts(other)
+        if parts[-1] in lasts:
+            by_last[parts[-1]].append((parts, other))
+    return [
+        next((other for parts, other in by_last[mine[-1]] if _ends_alike(mine, parts)), None)
+        for mine in wanted.values()
+    ]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Split a name into folders and the file's name without its ending, in small letters."""
+    *folders, last = name.replace("\\", "/").casefold().split("/")
+    return (*(folder for folder in folders if folder not in ("", ".")), last.rpartition(".")[0] or last)
+
+
+def _ends_alike(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    shorter = min(len(one), len(other))
+    return one[-shorter:] == other[-shorter:]
