@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import SILENT, Advance, Reporter, progress_if_slow
+from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
 from sea_pipeline.encoders.word_cache import text_embeddings
 from sea_pipeline.inputs.wordlists import WordList
@@ -321,10 +321,9 @@ class Evaluator:
         return rows, torch.cat([word_text, self._embedded(encoder, WordList.of("tokens", others))]), word_text
 
     def _embedded(self, encoder: Encoder, words: WordList) -> torch.Tensor:
-        lines = Reporter()  # no bar, because this may happen within another one
-        lines.message = self.reporter.message  # type: ignore[method-assign]
-        with progress_if_slow(lines, "embedding words", len(words)) as advance:
-            return text_embeddings(encoder, words.words, words.sha256, advance)
+        line = Reporter()  # no bar, because this may happen within another one
+        line.long_work = self.reporter.long_work  # type: ignore[method-assign]
+        return text_embeddings(encoder, words.words, words.sha256, line)
 
 
 @contextmanager
