@@ -215,5 +215,5 @@ def test_alone_dask_is_never_imported(command: Callable[..., list[str]]) -> None
 
 def test_without_dask_one_line_names_the_extra(label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match=r"'distributed' cannot be imported .*pip install 'sea-pipeline\[dask\]'"):
+    with pytest.raises(UserError, match=r"'distributed' cannot be imported .*pip install .*\[dask\]'"):
         label(images=str(photos), crew=WorkerSettings(workers=2))

@@ -154,7 +154,7 @@ def _has_saved(out: Path) -> bool:
 def _differences(out: Path, found: RunFile, fields: dict[str, Any], recipe: Recipe) -> list[str]:
     """Describe each setting and input that differs from those of a folder's run, by the key that users write.
 
-    A training argument that is not given has its default. In a finished run nothing is trained any more, so the number
+    A setting that is not given has its default. In a finished run nothing is trained any more, so the number
     of processes may be another.
     """
     accumulation = f"recipe.training_arguments.{ACCUMULATION}"
@@ -170,11 +170,13 @@ def _differences(out: Path, found: RunFile, fields: dict[str, Any], recipe: Reci
 
 
 def _with_defaults(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Flatten a run's fields, with the defaults of the training arguments that only another run's give."""
+    """Flatten a run's fields, with the defaults of the settings that only another run's fields give."""
     prefix, own = "recipe.training_arguments.", leaves(fields)
-    known = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
+    arguments = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
+    known = {f"{prefix}{name}": value for name, value in arguments.items()}
+    known |= leaves(Recipe().model_dump(mode="json"), "recipe.")
     for key in leaves(other).keys() - own.keys():
-        value = known.get(key.removeprefix(prefix), dataclasses.MISSING)
-        if key.startswith(prefix) and isinstance(value, str | int | float | None):
+        value = known.get(key, dataclasses.MISSING)
+        if isinstance(value, str | int | float | None):
             own[key] = value
     return own

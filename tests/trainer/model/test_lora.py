@@ -190,7 +190,7 @@ def test_a_killed_run_goes_on_exactly(tiny: World, finished: FinishedRuns, tmp_p
 
 def test_without_peft(tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match=r"'peft' cannot be imported .* pip install 'sea-pipeline\[lora\]'") as found:
+    with pytest.raises(UserError, match=r"'peft' cannot be imported .* pip install .*\[lora\]'") as found:
         loaded(tiny.model)
     assert "\n" not in str(found.value)
 
@@ -209,5 +209,5 @@ def test_a_recipe_without_what_is_new_is_the_run_that_it_was(tiny: World, finish
     fields = json.loads((out / "run.json").read_text())
     assert "lora" not in fields["fields"]["recipe"]
     assert "temperature" not in fields["fields"]["recipe"]["loss"]["sds"]
-    with pytest.raises(UserError, match=r"recipe\.loss\.sds\.temperature"):
+    with pytest.raises(UserError, match=r": loss\.sds\.temperature: 1\.0 there, 2\.0 asked for"):
         train(tiny_recipe(tiny, training_arguments=arguments, loss={"sds": {"temperature": 2.0}}), out)

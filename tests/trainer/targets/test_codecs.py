@@ -208,7 +208,7 @@ def test_pq64_without_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp
     codec = fit_codec("pq64", refined(300, 7))
     (tmp_path / "codec").write_bytes(save_codec(codec))
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match=r"sea-pipeline\[cpu\]"):
+    with pytest.raises(UserError, match=r"pip install .*\[cpu\]'"):
         fit_codec("pq64", refined(300, 7))
     again = load_codec(tmp_path / "codec")
     assert (again.decode(again.encode(refined(5, 7))) == codec.decode(codec.encode(refined(5, 7)))).all()

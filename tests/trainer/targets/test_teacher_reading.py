@@ -80,7 +80,7 @@ def test_folders_that_do_not_fit_are_refused(folder: Path, label: Callable[..., 
         open_targets(folder)
     (folder / CODEC).write_bytes(codec)
     (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match="3 of 3 shards are done; finish it"):
+    with pytest.raises(UserError, match="3 of 3 shards are done; run the same `teacher` command again"):
         open_targets(folder)
 
 
