@@ -236,15 +236,15 @@ def test_the_slider_goes_through_the_layers(opened: Page) -> None:
 
 
 def test_runs_are_switched_and_one_alone_shows_before_and_after(opened: Page) -> None:
-    opened.get_by_role("link", name="Tokens").click()
+    opened.get_by_role("link", name="Tokens").click()  # the page is shown a moment later
     panels = opened.locator("#panels .panel h3")
-    assert panels.all_text_contents() == ["baseline", "sea"]
+    expect(panels).to_have_text(["baseline", "sea"])
     opened.get_by_role("button", name="baseline").click()
-    assert panels.all_text_contents() == ["sea, before", "sea, after"]
+    expect(panels).to_have_text(["sea, before", "sea, after"])
     opened.get_by_role("button", name="sea").click()  # the last one stays
-    assert panels.all_text_contents() == ["sea, before", "sea, after"]
+    expect(panels).to_have_text(["sea, before", "sea, after"])
     opened.get_by_role("button", name="baseline").click()
-    assert panels.all_text_contents() == ["baseline", "sea"]
+    expect(panels).to_have_text(["baseline", "sea"])
 
 
 @pytest.mark.parametrize("opened", [{"viewport": {"width": 360, "height": 740}, "has_touch": True}], indirect=True)
