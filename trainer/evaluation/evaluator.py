@@ -15,7 +15,7 @@ import torch
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
-from sea_pipeline.encoders.word_cache import text_embeddings
+from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.store import LabelStore
 from trainer.attach.run_model import AttachedModel
@@ -323,7 +323,7 @@ class Evaluator:
     def _embedded(self, encoder: Encoder, words: WordList) -> torch.Tensor:
         line = Reporter()  # no bar, because this may happen within another one
         line.long_work = self.reporter.long_work  # type: ignore[method-assign]
-        return text_embeddings(encoder, words.words, words.sha256, line)
+        return word_embeddings(encoder, words, line)
 
 
 @contextmanager

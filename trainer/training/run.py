@@ -344,7 +344,7 @@ def train_stages(
     """
     todo = unfinished(recipes, out)
     if len(todo) > 1:
-        _check_ahead(recipes, out, reporter)
+        _check_ahead(recipes, todo, out, reporter)
     runs: dict[str, TrainRun] = {}
     existing = isinstance(next(iter(recipes.values())).model, ExistingModel)
     for name, recipe in recipes.items():
@@ -362,13 +362,12 @@ def _from_model(recipe: Recipe, model: Path, existing: bool) -> Recipe:
     return recipe.model_copy(update={"model": ExistingModel(attach=model) if existing else model})
 
 
-def _check_ahead(recipes: dict[str, Recipe], out: Path | None, reporter: Reporter) -> None:
-    """Check what all unfinished stages read, before the first of them trains for hours.
+def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path | None, reporter: Reporter) -> None:
+    """Check what all unfinished stages, `todo`, read, before the first of them trains for hours.
 
     Each is opened with the model that the first one begins with, because training changes nothing but weights.
     """
     check_recipes(recipes, out)
-    todo = unfinished(recipes, out)
     for name, recipe in todo.items():
         with of_stage(name), without_traces():
             training_arguments(recipe, Path())

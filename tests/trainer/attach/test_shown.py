@@ -34,6 +34,17 @@ def word_list(folder: Path, more: Sequence[str] = ("window", "winter", "table"))
     return path
 
 
+def trains(program: Path) -> None:
+    """Runs a program, which says its temperature at the end."""
+    done = subprocess.run(
+        [sys.executable, program.name], cwd=program.parent, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (scale,) = re.findall(r"^1 / tau ([\d.]+)$", done.stdout, re.MULTILINE)
+    assert float(scale) != 1, "the temperature has trained"
+
+
 def test_the_ten_lines_run_as_they_are(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     program = write(tmp_path)
@@ -41,24 +52,12 @@ def test_the_ten_lines_run_as_they_are(tmp_path: Path) -> None:
         len([line for line in program.read_text().partition("import sea_pipeline, trainer")[2].splitlines() if line])
         < 20
     )
-    done = subprocess.run(
-        [sys.executable, program.name], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
-        text=True, check=False, timeout=110,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    (scale,) = re.findall(r"^1 / tau ([\d.]+)$", done.stdout, re.MULTILINE)
-    assert float(scale) != 1, "the temperature has trained"
+    trains(program)
 
 
 def test_the_lines_for_transformers_trainer_run_as_they_are(tmp_path: Path) -> None:
     program = write(tmp_path, "Trainer")
-    done = subprocess.run(
-        [sys.executable, program.name], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
-        text=True, check=False, timeout=110,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    (scale,) = re.findall(r"^1 / tau ([\d.]+)$", done.stdout, re.MULTILINE)
-    assert float(scale) != 1, "the temperature has trained"
+    trains(program)
 
 
 @pytest.mark.parametrize("flat", [False, True])
