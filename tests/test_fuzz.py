@@ -97,7 +97,7 @@ def test_labels_that_nobody_checks_are_found(world: World, monkeypatch: pytest.M
     ("ended", "kind"),
     [
         (Ended(1, "", "error: x.tar: no tar\n"), None),
-        (Ended(0, "done\n", "labels go to x\n"), None),
+        (Ended(0, "done\n", "the labels go to x\n"), None),
         (Ended(1, "", "Traceback (most recent call last):\nValueError\n"), TRACEBACK),
         (Ended(3, "", "1 of 3 shards failed\n"), TRACEBACK),
         (Ended(1, "", ""), UNCLEAR),

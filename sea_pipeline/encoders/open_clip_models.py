@@ -15,6 +15,7 @@ from sea_pipeline.core.extras import require
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 
+_LOG = logging.getLogger(__name__)
 _HUB = "hf-hub:"
 _CONFIG = "open_clip_config.json"
 _TOKENIZER_FILES = (
@@ -168,6 +169,7 @@ def _listed_model(model: str, option: str) -> ModelSource:
         config["quick_gelu"] = bool(chosen.get("quick_gelu") or config.get("quick_gelu"))
 
         def download() -> Path:
+            _LOG.info("finding the weights of %s, which are downloaded once", model)
             return Path(open_clip.download_pretrained(chosen))
 
         return ModelSource(option, model, arch, config, pixels, download)
@@ -194,6 +196,7 @@ def _folder_model(folder: Path, option: str) -> ModelSource:
 def _hub_model(model: str, option: str) -> ModelSource:
     fetch = require("open_clip.pretrained", "clip").download_pretrained_from_hf
     name = model.removeprefix(_HUB)
+    _LOG.info("finding %s, which is downloaded once", name)
     with _fetching(option, model, f"{_CONFIG} of {name}"):
         file = fetch(name, filename=_CONFIG)
     config, pixels = _read_config(Path(file), option)

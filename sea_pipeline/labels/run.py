@@ -103,7 +103,7 @@ class LabelJob(ShardedJob[LabelSettings]):
         if isinstance(reporter, Callbacks):
             reporter.begun(ledger)
         else:
-            reporter.message(f"labels go to {ledger.root}")
+            reporter.message(f"the labels go to {ledger.root}")
 
     def prepare(self, ledger: Ledger, listing: Listing, reporter: Reporter) -> None:
         """Embed the words, which workers find in the cache, and check the sign with captions in a new folder.

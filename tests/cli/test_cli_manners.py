@@ -323,6 +323,16 @@ def test_narrow_tables_keep_names_and_numbers(
     assert (len(loss) > 4) is explained
 
 
+def test_a_line_while_training_has_the_chief_metrics(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "say", print)
+    values = {"tacs": 0.5, "lm_loss": 4.5, "lm_loss_se": 0.25, "trained_tokens": 175.0, "lm_loss_other": 5.0}
+    training_tables.train_reporter().metrics("step 8", values)
+    training_tables.train_reporter().metrics("step 9", {"trained_tokens": 175.0})
+    assert capsys.readouterr().out == "step 8: lm_loss 4.500 ± 0.250, tacs 0.500\nstep 9: trained_tokens 175\n"
+
+
 @pytest.mark.parametrize(("columns", "word"), [(20, "r"), (40, "red"), (90, "reddish")])
 def test_a_narrow_grid_is_one_line_a_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, word: str

@@ -115,7 +115,7 @@ def test_quiet_leaves_results_warnings_and_errors(command: Any, labelling: list[
 def test_verbose_says_more_and_where_an_error_came_from(command: Any, labelling: list[object], tmp_path: Path) -> None:
     plain = command(*labelling)[2]
     assert plain.splitlines() == [
-        f"labels go to {tmp_path / 'labels'}",
+        f"the labels go to {tmp_path / 'labels'}",
         f"embedding 8 words once; kept in {tmp_path / 'cache' / 'words'}",
     ]
     (tmp_path / "labels" / "manifest.json").unlink()

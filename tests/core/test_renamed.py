@@ -83,7 +83,7 @@ def test_label_hears_as_before(encoder: ColourEncoder, words: Path, tmp_path: Pa
     assert ("labelling", 3, 0) in bars
     heard = Heard()
     label_images(settings, heard)
-    assert heard.lines == [f"labels go to {tmp_path / 'out'}"]
+    assert heard.lines == [f"the labels go to {tmp_path / 'out'}"]
 
 
 def test_train_hears_as_before() -> None:

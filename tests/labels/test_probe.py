@@ -219,7 +219,7 @@ def hinted(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Cal
             LabelSettings.of(**(given | {"out": out, "device": "cpu", "shard_size": 8} | settings)), heard
         )
         lines = [line for line in heard.lines if not line.startswith("embedding ")]  # the first run alone embeds
-        assert lines == [f"labels go to {out}", *heard.warnings]
+        assert lines == [f"the labels go to {out}", *heard.warnings]
         return heard.warnings
 
     return run

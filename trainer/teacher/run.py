@@ -99,7 +99,7 @@ class TeachJob(ShardedJob[TeachSettings]):
         asked, width = self.settings, int(self.folder.config.text_config.hidden_size)
         images = len(listing.samples)
         size = bytes_per_image(self.folder.grid[0] * self.folder.grid[1], asked.codec, width) * images
-        reporter.message(f"targets go to {out}: {images:,} images, about {size / 1e9:,.2f} GB as {asked.codec}")
+        reporter.message(f"the targets go to {out}: {images:,} images, about {size / 1e9:,.2f} GB as {asked.codec}")
         if size > _LARGE and not asked.yes:
             raise UserError(
                 f"{out}: would take {size / 1e9:,.0f} GB; in training the same targets cost next to nothing; give "

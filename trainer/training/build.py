@@ -94,14 +94,16 @@ def _evaluator(inputs: Inputs, labels: TrainingLabels | None, batch_size: int, d
 def trainable(model: TrainedModel, recipe: Recipe) -> dict[str, tuple[int, int, float | None]]:
     """Count the parameters of each part.
 
-    The values are all parameters, those that train, and their peak learning rate.
+    The values are all parameters, those that train, and their peak learning rate. A stage without L_lm has loaded only
+    a part of the LLM, which the name says.
     """
     found: dict[str, tuple[int, int, float | None]] = {}
     for name, parameter in model.named_parameters():
         part = model.part(name)
-        total, trains, rate = found.get(part, (0, 0, None))
+        shown = "llm, loaded part" if part == "llm" and not model.with_lm else part
+        total, trains, rate = found.get(shown, (0, 0, None))
         count = parameter.numel()
         if parameter.requires_grad:
             trains, rate = trains + count, learning_rate(part, name, recipe)
-        found[part] = (total + count, trains, rate)
+        found[shown] = (total + count, trains, rate)
     return found

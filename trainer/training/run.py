@@ -167,7 +167,7 @@ def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
     make_folder(MODELS)
     with locked(MODELS):  # all processes of a run come here at once; the first one makes it
         if not path.is_dir():
-            reporter.message(f"making {path} of {parts.vision} and {parts.llm}")
+            reporter.message(f"making {path} of the vision tower {parts.vision} and the LLM {parts.llm}")
             try:
                 init_model(parts.vision, parts.llm, path, projector=parts.projector, seed=recipe.seed)
             except UserError:
@@ -302,7 +302,9 @@ class _Training:
         rows = {"rows": counts.rows, "text alone": counts.text_only, "images": counts.images}
         cut = counts.truncated + conversations.cut
         rows |= {"cut at max_length": cut} if cut else {}
-        rows |= {"held out": len(conversations.held_out)} if conversations.held_out is not None else {}
+        data = self.inputs.recipe.data
+        measured = "measured, though trained on" if data.evaluate == data.train else "held out"
+        rows |= {measured: len(conversations.held_out)} if conversations.held_out is not None else {}
         rows |= {f"left out: {kind}": count for kind, count in conversations.bad.kinds().items()}
         return rows | {f"held out, left out: {kind}": n for kind, n in conversations.evaluate_bad.kinds().items()}
 

@@ -48,6 +48,11 @@ _MEANINGS = {
     "meaningful_chance": "... of another photo's patch",
     "distinct_tokens": "different nearest LLM tokens",
 }
+_WHILE_TRAINING = (
+    "lm_loss", "right_photo_gain", "right_photo_gain_content", "label_hit@1", "label_hit@10", "tacs", "meaningful",
+    "gap",
+)  # fmt: skip
+"""Metrics of the line that a run shows at each evaluation. metrics.jsonl has the others, too."""
 _COUNTS = ("distinct_tokens", "trained_tokens", "yes_no_questions", "vqa_questions")
 _ROOM = 80
 """The fewest columns of a terminal at which meanings are shown, too."""
@@ -290,7 +295,8 @@ def _trainable_table(parts: "Mapping[str, Part]") -> None:
 
 
 def _line(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {_number(name, value)}" for name, value in values.items())
+    shown = [name for name in _WHILE_TRAINING if name in values]
+    return ", ".join(f"{name} {_with_error(name, values)}" for name in shown or values)
 
 
 def _number(name: str, value: float) -> str:

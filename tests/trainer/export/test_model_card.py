@@ -123,6 +123,12 @@ def test_metrics_of_every_size_are_in_the_index(run: TrainRun, tmp_path: Path) -
     assert "model-index" not in check_metadata(card_of(run, source), tmp_path / "card.md")
 
 
+def test_stages_of_one_name_are_counted(run: TrainRun, tmp_path: Path) -> None:
+    source = changed(run, tmp_path / "run", name="align")
+    headings = [line for line in card_of(run, source).splitlines() if line.startswith("### ")]
+    assert headings == ["### align, stage 1 of 2", "### align, stage 2 of 2"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names_of_runs_and_metrics(run: TrainRun, tmp_path: Path, name: str) -> None:

@@ -203,11 +203,21 @@ def test_what_nothing_would_train_is_refused(tiny: World, tmp_path: Path) -> Non
 def test_the_metrics_are_those_of_the_model_that_is_saved(tiny: World, tmp_path: Path) -> None:
     """`match_norm` changes it behind the last step, even where that step was evaluated."""
     recipe = {"loss": {"lm": 0}, "data": {"evaluate": str(tiny.held_out)}}
-    plain = train(short(tiny, **recipe), tmp_path / "plain")
+    reporter = Heard()
+    plain = train(short(tiny, **recipe), tmp_path / "plain", reporter=reporter)
+    assert "llm, loaded part" in reporter.parts
+    assert "llm" not in reporter.parts
     often = train(short(tiny, **recipe, evaluate_every=1), tmp_path / "often")
     assert often.summary["end"] == plain.summary["end"]
     lines = [json.loads(line) for line in (often.out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval_gap" in line] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_rows_that_are_trained_on_are_not_called_held_out(tiny: World, tmp_path: Path) -> None:
+    run = train(short(tiny, data={"evaluate": str(tiny.data)}), tmp_path / "out")
+    assert run.summary["rows"]["measured, though trained on"] == run.summary["rows"]["rows"]
+    assert "held out" not in run.summary["rows"]
 
 
 @pytest.mark.slow
