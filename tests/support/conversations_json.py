@@ -7,7 +7,8 @@ from typing import Any
 
 import datasets
 
-from trainer.data.conversations import load_conversations
+from trainer.data.bad_rows import refuse
+from trainer.data.conversations import read_conversations
 
 Row = dict[str, Any]
 Pairs = list[tuple[str, str]]
@@ -38,7 +39,11 @@ def written(folder: Path, *rows: Row, name: str = "data.json") -> Path:
 
 
 def load(path: Path, tokenizer: Any, template: Any, **more: Any) -> datasets.Dataset:
-    return load_conversations(path, tokenizer, template=template, **{"image_tokens": 5, "max_length": 10_000} | more)
+    """The rows, of which none may be bad."""
+    settings = {"template": template, "image_tokens": 5, "max_length": 10_000} | more
+    read = read_conversations(path, tokenizer, **settings)
+    refuse(path, read.bad, len(read.rows) + len(read.bad))
+    return read.rows.remove_columns("number")
 
 
 def samples(*, empty: bool = True) -> Iterator[tuple[Pairs, str | None]]:

@@ -11,9 +11,9 @@ import torch
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.labels import run as label_run
+from tests.support.conversations_json import load
 from tests.support.tiny_runs import World, label_settings
 from tests.support.world import COLOURS, draw
-from trainer.data.conversations import load_conversations
 from trainer.data.dataset import Collator, TrainingData, TrainingLabels
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, open_model_folder
@@ -75,7 +75,7 @@ def conversations(folder: ModelFolder, tmp_path: Path, photos: Path) -> Any:
         records.append({"id": name, "conversations": said} | ({"image": IMAGES[name]} if name in IMAGES else {}))
     (tmp_path / "data.json").write_text(json.dumps(records))
     file, tokenizer = tmp_path / "data.json", folder.processor.tokenizer
-    return load_conversations(file, tokenizer, template="vicuna_v1", image_tokens=M, image_root=photos)
+    return load(file, tokenizer, "vicuna_v1", image_tokens=M, image_root=photos)
 
 
 def aligned(planted: Planted) -> AlignedLlava:

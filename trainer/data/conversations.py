@@ -16,7 +16,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import check_path, check_record, images_of, records
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
-from trainer.data.bad_rows import BadRow, bad_rows, refuse, without
+from trainer.data.bad_rows import BadRow, bad_rows, without
 from trainer.data.files import check_conversations_file, check_image_root
 from trainer.data.row_cache import kept_rows
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
@@ -121,19 +121,6 @@ def read_conversations(
     return ConversationRows(good.remove_columns("refused"), bad)
 
 
-def load_conversations(path: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> datasets.Dataset:  # noqa: ANN401
-    """Load the rows of a file in which each row can be trained.
-
-    See `read_conversations` for the arguments and columns.
-
-    Raises:
-        UserError: see `read_conversations`; or a row cannot be trained.
-    """
-    read = read_conversations(path, tokenizer, **settings)
-    refuse(path, read.bad, len(read.rows) + len(read.bad))
-    return read.rows.remove_columns("number")
-
-
 def conversation_rows(
     path: Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -174,7 +161,7 @@ def conversation_rows(
 
 
 def summary(dataset: datasets.Dataset) -> Summary:
-    """Count the rows, images and cuts of a dataset that `load_conversations` made.
+    """Count the rows, images and cuts of a dataset that `read_conversations` made.
 
     Reads two small columns only.
     """
