@@ -112,11 +112,14 @@ class Attached:
         self._basic = [name for name in self.weights if name != "sea"]
         supervision, switched = None, getattr(self._parts.llm.config, "_attn_implementation", None)
         if self._basic:
+            _check_one_device(model)
             supervision = Supervision(self._parts.llm, settings.basic)
         self._switched = switched
         self.words = sea_term(processor.tokenizer, labels.words, self.settings.sea) if labels is not None else None
         """The words as LLM tokens, and the temperature; None without labels."""
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self.vocabulary)
+        if self.words is not None and (device := self.watch.embed.weight.device).type != "meta":
+            self.words.to(device)  # an optimizer's state is put where its parameter is when it is loaded
 
     def loss(self, image_ids: ImageIds = (), *, draws: Sequence[int] | None = None) -> torch.Tensor:
         """Compute the weighted sum of the terms over the visual tokens of the model's last forward.
@@ -285,6 +288,11 @@ class Attached:
                 "attached.loss: expected the LLM's input embeddings whole, found them cut by FSDP; call "
                 "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
             )
+        if not self.watch.embed.weight.numel():
+            raise UserError(
+                "attached.loss: expected the LLM's input embeddings whole; found them cut by DeepSpeed's ZeRO-3; train "
+                "with ZeRO-2, DDP or FSDP"
+            )
 
     def laid(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens]:
         """Locate a forward's visual tokens, image by image.
@@ -326,7 +334,7 @@ class Attached:
             kept_ones = one_patch_per_word(keys, np.random.default_rng((self._seed, step, *_numbers(ids))))
             patches, words = patches[kept_ones], words[kept_ones]
         width = self._parts.llm.config.hidden_size
-        visual = kept.visual if kept.visual is not None else torch.zeros(0, width, device=device)
+        visual = kept.visual if kept.visual is not None else embed.weight.new_zeros(0, width, device=device)
         seed = int(np.random.default_rng((self._seed, step)).integers(2**31))
         places = (torch.from_numpy(each).to(device) for each in (patches, words))
         loss, pairs = term(visual, *places, embed, seed)
@@ -359,6 +367,16 @@ class Attached:
             unnamed = [""] * len(kept.call.given[family.images]) if family.images is not None else []
             laid = self.laid(kept, ids or unnamed)
         return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self.vocabulary)
+
+
+def _check_one_device(model: nn.Module) -> None:
+    """Refuse BASIC on a model whose layers lie on several devices."""
+    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
+    if len(devices) > 1:
+        raise UserError(
+            f"attach: das and sds: expected the model on one device; found device_map over {', '.join(devices)}; load "
+            'it with device_map={"": 0}, or train with FSDP'
+        )
 
 
 def _flat(image_ids: ImageIds) -> list[str]:

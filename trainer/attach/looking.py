@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox
@@ -118,8 +119,9 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
             names = _by_sample(ids)
             outputs = attached.model(**given)
             kept, flat = attached.kept(), [name for some in names for name in some]
-            laid = attached.laid(kept, flat) if kept.visual is not None and (flat or attached.words) else []
-            if kept.visual is not None and attached.words is not None:
+            named = flat or "sea" in attached.weights  # BASIC alone needs no names
+            laid = attached.laid(kept, flat) if kept.visual is not None and named else []
+            if kept.visual is not None and attached.words is not None and named:
                 table = _word_table(attached) if table is None else table
                 _look(attached, kept, flat, looked, table)
             if labels is not None:
@@ -209,8 +211,11 @@ def _with_others(
     The entry is None for a sample without a photo, or with a photo that has no partner.
     """
     partner = _partners([one.tokens for one in laid], ids)
-    if not any(other is not None for other in partner):
+    if all(other is None for other in partner):
+        if _is_any(attached.model, False):
+            attached.model(**given)
         return [None] * len(labels)
+    _is_any(attached.model, True)
     lengths = [one.tokens for one in laid]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # The partner's visual tokens in place of the image's own; an image without a partner keeps its own.
@@ -223,6 +228,15 @@ def _with_others(
     samples = _samples(kept, laid)
     shown = [[partner[image] for image, sample in enumerate(samples) if sample == row] for row in range(len(labels))]
     return [one if some and None not in some else None for one, some in zip(nats, shown, strict=True)]
+
+
+def _is_any(model: nn.Module, mine: bool) -> bool:
+    """Tell whether something is so in any process, if FSDP has all of them run each forward together."""
+    if not (dist.is_initialized() and any(isinstance(module, FSDPModule) for module in model.modules())):
+        return mine
+    found = torch.tensor(int(mine), device=next(model.parameters()).device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def _partners(lengths: Sequence[int], ids: Sequence[str]) -> list[int | None]:

@@ -35,13 +35,21 @@ class AttachMixin(_Base):
         attached: the result of `attach` on the trainer's model.
 
     Raises:
-        UserError: the trainer has several GPUs in one process.
+        UserError: the trainer has several GPUs in one process, or offloads activations that BASIC needs.
     """
 
     def __init__(self, *given: Any, attached: Attached, **named: Any) -> None:  # noqa: ANN401 - the trainer's
         self.attached = attached
         self._ids: Any = ()
         self._sums: dict[str, list[float | torch.Tensor]] = defaultdict(list)
+        self._with_images: int | None = None
+        """Number of the step's micro-batches over all processes that have images, if BASIC is on."""
+        offloads = any(getattr(one, "activation_offloading", False) for one in (*given, *named.values()))
+        if offloads and {"das", "sds"} & attached.weights.keys():  # TRL's setting
+            raise UserError(
+                "AttachMixin: das and sds need gradients before the backward, which activation_offloading does not "
+                "allow; set activation_offloading=False"
+            )
         super().__init__(*given, **named)
         if self.args.n_gpu > 1:
             raise UserError(
@@ -60,7 +68,7 @@ class AttachMixin(_Base):
     ) -> Any:  # noqa: ANN401 - as in Trainer
         """Compute the trainer's loss plus, in training, the weighted terms.
 
-        The terms are a mean over micro-batches and processes.
+        L_a is a mean over micro-batches and processes, BASIC's terms over those with images.
         """
         compute = partial(super().compute_loss, model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         if not model.training:
@@ -70,10 +78,15 @@ class AttachMixin(_Base):
         loss, *outputs = found if return_outputs else (found,)
         self.attached.step = self.state.global_step
         terms = self.attached.loss(self._ids)
+        steps = self.current_gradient_accumulation_steps
+        if self._with_images:
+            # Gradients are averaged over processes, so BASIC's share is multiplied by their number.
+            more = steps * self.accelerator.num_processes / self._with_images - 1
+            basic = [name for name in self.attached.terms if name != "sea"]
+            terms = terms + more * sum(self.attached.weights[name] * self.attached.terms[name] for name in basic)
         self._remember()
         # The Trainer sums micro-batches if its loss is scaled already, and divides by their number if not.
-        steps = self.current_gradient_accumulation_steps if self._is_scaled(num_items_in_batch) else 1
-        loss = loss + terms.to(loss.device) / steps
+        loss = loss + terms.to(loss.device) / (steps if self._is_scaled(num_items_in_batch) else 1)
         return (loss, *outputs) if return_outputs else loss
 
     def _is_scaled(self, items: Any) -> bool:  # noqa: ANN401 - the Trainer's
@@ -84,6 +97,21 @@ class AttachMixin(_Base):
         if self.loss_is_scaled_for_ga is not None:
             return bool(self.loss_is_scaled_for_ga)
         return (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
+
+    def get_batch_samples(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as in Trainer
+        """Fetch a step's micro-batches as the trainer does, and count those of all processes that have images."""
+        batches, items = super().get_batch_samples(*given, **named)
+        if {"das", "sds"} & self.attached.weights.keys():
+            own = torch.tensor(sum(has_images(batch) for batch in batches), device=self.args.device)
+            self._with_images = int(self.accelerator.reduce(own, "sum"))
+        return batches, items
+
+    def _load_callback_state(self) -> None:
+        """Restore callbacks as the Trainer does, but keep the temperature's, which a state alone cannot make."""
+        ours = [callback for callback in self.callback_handler.callbacks if isinstance(callback, _Temperature)]
+        super()._load_callback_state()
+        others = [callback for callback in self.callback_handler.callbacks if not isinstance(callback, _Temperature)]
+        self.callback_handler.callbacks = others + ours
 
     def evaluate(
         self,
@@ -121,9 +149,11 @@ class AttachMixin(_Base):
 
     def _remember(self) -> None:
         for name, value in self.attached.terms.items():
-            self._sums[f"loss_{name}"].append(value.detach())
-        if "sea" in self.attached.terms:
-            self._sums["sea_pairs"].append(self.attached.pairs)
+            if name != "sea":
+                self._sums[f"loss_{name}"].append(value.detach())
+            elif self.attached.pairs:  # without pairs L_a is no measurement
+                self._sums["loss_sea"].append(value.detach())
+                self._sums["sea_pairs"].append(self.attached.pairs)
 
     def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
         """Write the trainer's log line, with the unweighted terms as means over micro-batches and processes."""
@@ -139,6 +169,11 @@ class AttachMixin(_Base):
         super().log(logs, *given, **named)
 
 
+def has_images(batch: Mapping[str, Any]) -> bool:
+    """Tell whether a batch of any family's processor has images."""
+    return any(name.startswith("pixel_values") and batch[name] is not None for name in batch)
+
+
 class CarryIds:
     """Carry the images' names around a collator that may drop them.
 
@@ -151,14 +186,16 @@ class CarryIds:
         self.collate, self.needed = collate, needed
 
     def __call__(self, rows: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever a collator gives
-        """Collate rows, and add a list of names for each row if the rows have them."""
+        """Collate rows, and add a list of names for each row, or an empty list if the rows have none."""
         if not all(isinstance(row, Mapping) and IDS in row for row in rows):
             if self.needed:
                 raise UserError(
                     f"AttachMixin: expected a column {IDS} in the rows of the data, each a list of its images' names "
                     "in the labels; found none; add it, with an empty list for a row of text alone"
                 )
-            return self.collate(rows)
+            batch = self.collate(rows)
+            batch[IDS] = []  # so that those of another batch are not taken for this one's
+            return batch
         names = [[row[IDS]] if isinstance(row[IDS], str) else list(row[IDS] or ()) for row in rows]
         batch = self.collate([{name: value for name, value in row.items() if name != IDS} for row in rows])
         batch[IDS] = names
@@ -171,9 +208,9 @@ class _Temperature(TrainerCallback, ExportableState):
     With FSDP the trainer's optimizer may hold the model's parameters alone.
     """
 
-    def __init__(self, attached: Attached) -> None:
-        self._attached = attached
-        parameters = attached.parameters()
+    def __init__(self, attached: Attached | None = None) -> None:  # None: transformers' own way to restore it
+        self._attached = cast("Attached", attached)
+        parameters = [] if attached is None else attached.parameters()
         self._optimizer = torch.optim.AdamW(parameters, weight_decay=0.0) if parameters else None
 
     def state(self) -> dict[str, Any]:
@@ -195,6 +232,8 @@ class _Temperature(TrainerCallback, ExportableState):
         if self._optimizer is None or "log_scale" not in values or not state.global_step:
             return
         (parameter,) = self._attached.parameters()
+        assert self._attached.words is not None
+        self._attached.words.to(args.device)  # before the state, which is made where the parameter is
         with torch.no_grad():
             parameter.fill_(values["log_scale"])
         self._optimizer.state[parameter] = {

@@ -359,8 +359,8 @@ def _check_shape(call: Call, grid: tuple[int, int], size: Size) -> None:
     """Refuse a grid that differs in shape from its image by more than a cell on each side."""
     rows, columns = grid
     ratio = size[1] / size[0]
-    least = max(rows - 1, 0.5) / (columns + 1)
-    most = (rows + 1) / max(columns - 1, 0.5)
+    least = (rows - 1) / (columns + 1)
+    most = (rows + 1) / (columns - 1) if columns > 1 else math.inf  # a thin image is made one cell wide
     if not least <= ratio <= most:
         raise call.unlike(f"a grid of the shape of {size[0]} x {size[1]} pixels", f"{columns} x {rows} tokens")
 

@@ -4,7 +4,7 @@ Shapes: B samples of L tokens, H heads of width w that share G heads of keys, n 
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -208,6 +208,28 @@ def _bias(mask: torch.Tensor | None, chunk: _Chunk, window: int | None) -> torch
     return allowed if mask is None else allowed & mask[chunk.samples, None, : chunk.end].bool()
 
 
+def refuse_packed(samples: int, mask: torch.Tensor | None, options: Mapping[str, Any]) -> None:
+    """Refuse rows of several samples, between which flash attention draws borders that no mask shows.
+
+    Args:
+        samples: B.
+        mask: what the attention function is given.
+        options: its other arguments, among them `cu_seq_lens_q` or `position_ids`, int64 (1, L).
+
+    Raises:
+        UserError: the rows are packed.
+    """
+    positions = options.get("position_ids")
+    packed = options.get("cu_seq_lens_q") is not None
+    if not packed and mask is None and samples == 1 and positions is not None and positions.dim() == 2:
+        packed = bool((positions.diff() != 1).any())
+    if packed:
+        raise UserError(
+            "loss.basic.degree: expected one sample in a row; found several, packed for flash_attention_2; load the "
+            "model with attn_implementation='sdpa', leave packing out, or set loss.basic.degree: equal"
+        )
+
+
 class _OverridingView:
     """A view of an object in which some attributes have other values."""
 
@@ -241,6 +263,8 @@ def _twin(base: str) -> Callable[..., Any]:
     ) -> Any:  # noqa: ANN401
         recording = module.__dict__.get(_OPEN)
         if recording is not None:
+            if base == "flash_attention_2":
+                refuse_packed(len(query), attention_mask, options)
             recording.add(module, query, key, attention_mask, options.get("scaling"), options.get("sliding_window"))
         return _attend(base, module, query, key, value, attention_mask, **options)
 

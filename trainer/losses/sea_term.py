@@ -131,6 +131,8 @@ def gathered(visual: torch.Tensor, words: torch.Tensor, seed: int) -> tuple[torc
         The patches, the words, and the seed of the first process.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
+    # All processes must send one dtype, and one without images does not know in which the others have V.
+    visual = visual.to(torch.promote_types(visual.dtype, torch.float32))
     own = torch.tensor([len(words), seed], device=words.device)
     everyones = [torch.zeros_like(own) for _ in range(world)]
     dist.all_gather(everyones, own)

@@ -86,6 +86,7 @@ class AlignTrainer(ResumingTrainer):
         self._measured: dict[str, float] = {}
         self._gradients: dict[str, torch.Tensor] = {}
         """Sums over this step so far of each term's gradient w.r.t. the projector's parameters."""
+        self._sampler: EpochSampler | None = None
         self._micro_batches: Sequence[torch.Tensor | int] = ()
         """Number of this step's micro-batches over all processes, and of those with images; empty before step 1."""
 
@@ -166,10 +167,12 @@ class AlignTrainer(ResumingTrainer):
     # Logging
 
     def _remember(self, given: dict[str, torch.Tensor]) -> None:
+        drawn = "sea_pairs" not in given or int(given["sea_pairs"]) > 0  # without pairs L_a is no measurement
         for name, value in self._terms.items():
-            self._sums[f"loss_{name}"].append(value.detach())
+            if drawn or name != "sea":
+                self._sums[f"loss_{name}"].append(value.detach())
         for name in ("sea_pairs", *_LENGTHS):
-            if name in given:
+            if name in given and (drawn or name != "sea_pairs"):
                 self._sums[name].append(given[name])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -275,7 +278,8 @@ class AlignTrainer(ResumingTrainer):
             }
         drop = self.args.train_batch_size if self.args.dataloader_drop_last else 1
         multiple = together if processes > 1 else 1
-        return EpochSampler(len(self.data), self.args.seed, multiple=multiple, drop=drop, **grouped)
+        self._sampler = EpochSampler(len(self.data), self.args.seed, multiple=multiple, drop=drop, **grouped)
+        return self._sampler
 
     # Evaluation and checkpoints
 
@@ -297,14 +301,17 @@ class AlignTrainer(ResumingTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _run_epoch(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
+    def _run_epoch(self, model: Any, epoch: int, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
         """Run an epoch, unless the last step is done.
 
-        The Trainer would run one more epoch when it resumes from the last checkpoint.
+        The Trainer would run one more epoch when it resumes from the last checkpoint. Within an epoch it resumes behind
+        accelerate's skipping sampler, which does not pass the epoch on if several processes share the batches.
         """
         self.control.should_training_stop = self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
-            super()._run_epoch(*given, **named)
+            assert self._sampler is not None
+            self._sampler.set_epoch(epoch)
+            super()._run_epoch(model, epoch, *given, **named)
 
 
 def learning_rate(part: str, name: str, recipe: Recipe) -> float:

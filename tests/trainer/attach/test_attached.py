@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import trainer
@@ -305,6 +306,35 @@ def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
     attached(made, labels=pictures.open(), sea={})
     with pytest.raises(UserError, match=r"qwen2_vl: expected images; found a video \(pixel_values_videos\)"):
         made.model(**batch, pixel_values_videos=batch["pixel_values"])
+
+
+def test_embeddings_and_layers_that_are_elsewhere_are_refused(pictures: Pictures, attached: Any) -> None:
+    """As DeepSpeed's ZeRO-3 leaves them after a forward, and as device_map places them."""
+    made = MAKERS["llava"]()
+    one = attached(made, labels=pictures.open(), sea={})
+    made.model(**made.batch(pictures.batch(NAMES)))
+    embed = made.model.get_input_embeddings()
+    embed.weight.data = embed.weight.data.new_empty(0)
+    with pytest.raises(UserError, match=r"cut by DeepSpeed's ZeRO-3; train with ZeRO-2"):
+        one.loss(NAMES)
+    made = MAKERS["llava"]()
+    made.model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    with pytest.raises(UserError, match=r"expected the model on one device; found device_map over 0, 1"):
+        attached(made, basic={})
+
+
+@pytest.mark.parametrize("size", [(300, 10), (600, 12), (320, 13), (12, 600), (10, 300), (90, 31), (640, 480)])
+def test_thin_images_are_right(size: tuple[int, int], attached: Any) -> None:
+    """Their short side is made as long as a visual token. An image on its side is wrong."""
+    made = tiny("qwen2_5_vl")
+    one = attached(made, basic={})
+    made.model(**made.batch([([Image.new("RGB", size, "red")], "a red patch")]))
+    one.sizes = {"x": size}
+    assert one.loss(["x"]) > 0
+    made.model(**made.batch([([Image.new("RGB", size, "red")], "a red patch")]))
+    one.sizes = {"x": (size[1], size[0])}
+    with pytest.raises(UserError, match=f"a grid of the shape of {size[1]} x {size[0]} pixels"):
+        one.loss(["x"])
 
 
 def test_generation_goes_on_as_before(pictures: Pictures, attached: Any) -> None:

@@ -58,6 +58,13 @@ def test_two_processes_train_as_one(name: str, runs: Path) -> None:
         assert torch.allclose(each, whole[key], atol=tolerance), key
 
 
+def test_processes_measure_together_though_one_has_no_partners(runs: Path) -> None:
+    """Under FSDP each forward is one of all processes, that with another photo, too."""
+    (one, _), (two, _) = (read(runs / str(processes), "fsdp-qwen3_vl") for processes in (1, 2))
+    assert {"lm_loss", "right_photo_gain", "gap"} <= one["measured"].keys()
+    assert two["measured"] == pytest.approx(one["measured"], rel=1e-4)
+
+
 def test_a_process_with_texts_alone_takes_part(runs: Path) -> None:
     """Its micro-batch has no visual token; negatives are gathered, and the temperature is averaged, all the same."""
     (one, _), (two, _) = (read(runs / str(processes), "ddp-texts") for processes in (1, 2))

@@ -123,6 +123,7 @@ def test_a_run_goes_on_with_its_temperature(pictures: Pictures, tmp_path: Path) 
             one.detach()
             made = MAKERS["smolvlm"]()
             one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0})
+            changes["restore_callback_states_from_checkpoint"] = True
             own_trainer(made, pictures, out, one, max_steps=4, **changes).train(resume_from_checkpoint=True)
         found.append((one.scale, copy.deepcopy(made.model.state_dict())))
         assert not any("attach" in file.name or "sea" in file.name for file in out.rglob("*"))
@@ -131,6 +132,48 @@ def test_a_run_goes_on_with_its_temperature(pictures: Pictures, tmp_path: Path) 
     assert found[0][0] != 1
     for name, each in found[0][1].items():
         assert torch.allclose(each, found[1][1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(4, 1), (2, 2), (1, 4)])
+def test_text_rows_do_not_thin_basic_out(batch: int, steps: int, pictures: Pictures, tmp_path: Path) -> None:
+    """Its terms are means over samples with images, so micro-batches of text alone do not count."""
+    losses = []
+    for terms in (BASIC, None):
+        made = MAKERS["qwen2_5_vl"]()
+        one = attach(made.model, made.processor, labels=pictures.open(), **terms) if terms else None
+        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "max_steps": 1}
+        trainer = own_trainer(made, pictures, tmp_path, one, **changes)
+        trainer.train_dataset = [
+            {"images": [pictures.image(each) for each in names], "image_ids": names}
+            for names in (["wide.png"], [], ["tall.png"], [])
+        ]
+        trainer.train()
+        losses.append(logged(trainer, "loss")[0])
+        if one is not None:
+            added = logged(trainer, "loss_das")[0] + 0.1 * logged(trainer, "loss_sds")[0]
+            one.detach()
+    assert losses[0] - losses[1] == pytest.approx(added, rel=1e-5)
+
+
+def test_rows_to_measure_need_no_names_for_basic(pictures: Pictures, tmp_path: Path) -> None:
+    """Names of the last batch of training are not taken for theirs."""
+    made = MAKERS["llava"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), **BASIC)
+    unnamed = rows(pictures, 2).remove_columns("image_ids")
+    trainer = own_trainer(made, pictures, tmp_path, one, max_steps=1, eval_dataset=unnamed)
+    trainer.train()
+    assert not [name for name in trainer.evaluate() if "label_hit" in name]
+    assert "eval_label_hit@1" in trainer.evaluate(rows(pictures, 2))
+    one.detach()
+
+
+def test_offloaded_activations_are_refused_with_basic(pictures: Pictures, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    made = MAKERS["llava"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), **BASIC)
+    with pytest.raises(UserError, match="set activation_offloading=False"):
+        sft_trainer(made, pictures, tmp_path, one, activation_offloading=True)
+    one.detach()
 
 
 def test_rows_without_names_are_refused(pictures: Pictures, tmp_path: Path) -> None:

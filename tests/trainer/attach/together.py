@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
-from tests.trainer.attach.families import MAKERS
+from tests.trainer.attach.families import MAKERS, Tiny
 from tests.trainer.attach.trained import ARGUMENTS, Collate, OwnTrainer, rows, sft_trainer
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach import AttachMixin, attach
@@ -61,14 +61,25 @@ def run(name: str, pictures: Pictures, out: Path) -> None:
         arguments = TrainingArguments(str(out / name), **(ARGUMENTS | changes))
         trainer = kind(model=made.model, args=arguments, train_dataset=data, data_collator=Collate(made), attached=one)
     trainer.train()
+    measured = one.metrics(held_out(made, pictures)) if name == "fsdp-qwen3_vl" else {}
     cut = any(isinstance(each, DTensor) for each in made.model.parameters())
     state = get_model_state_dict(made.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if int(os.environ.get("RANK", "0")) == 0:
         lines = [line for line in trainer.state.log_history if "loss" in line]
-        said = {"lines": lines, "scale": one.scale, "cut": cut}
+        said = {"lines": lines, "scale": one.scale, "cut": cut, "measured": measured}
         (out / f"{name}.json").write_text(json.dumps(said))
         torch.save(state, out / f"{name}.pt")
     one.detach()
+
+
+def held_out(made: Tiny, pictures: Pictures) -> list[dict[str, Any]]:
+    """A batch for each of two processes: two pictures of one size, and two of which none is the other's partner."""
+    batches = []
+    for names in ([["wide.png"], ["other.png"]], [["tall.png"], ["odd.png"]]):
+        batches.append(made.batch(pictures.batch(names)) | {"image_ids": names})
+    if (rank := os.environ.get("RANK")) is None:
+        return batches
+    return [batches[int(rank)]]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.support.random_values import random
 from trainer.losses.equations import MAX_SCALE, word_table
-from trainer.losses.sea_term import SeaTerm
+from trainer.losses.sea_term import SeaTerm, gathered
 
 SPACE = [[3], [4, 5, 4], [49, 0], [7, 8, 9, 10, 11], [12], [13, 14], [15]]
 BARE = [[20, 21], [4], [22, 23, 24], [8, 9], [25, 26, 27, 28], [0], [29]]
@@ -218,6 +218,9 @@ def process(rank: int, folder: Path) -> None:
         value.backward()
         kept = sorted(set(kept_rows(whole.visual)))
         found[name] = (value.detach(), int(count), kept, gradients(whole))
+    # V as autocast leaves it in one process; the other one has no images.
+    visual = random(2, 5).bfloat16() if rank == 0 else torch.zeros(0, 5)
+    found["unlike"] = gathered(visual, torch.arange(len(visual)), seed=0)[0]
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -228,6 +231,8 @@ def test_two_processes_compute_the_loss_of_all_rows(tmp_path: Path) -> None:
     """DDP averages gradients: the projector's and the temperature's are those of one loss over both processes' rows."""
     torch.multiprocessing.start_processes(process, (tmp_path,), nprocs=2, start_method="forkserver")
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for each in found:
+        assert torch.equal(each["unlike"], random(2, 5).bfloat16().float())
     for name, case in CASES.items():
         (value, count, _, by_first), (other_value, other_count, _, by_other) = (each[name] for each in found)
         kept = [found[rank][name][2] for rank in (0, 1)]

@@ -9,11 +9,12 @@ from transformers import (
     modeling_flash_attention_utils,
 )
 
+from sea_pipeline.core.errors import UserError
 from tests.support.attention_models import LAYERS, LENGTH, batch, close, expected, llm, run, tapped_run
 from tests.support.pretend_gpu import pretend_gpu
 from tests.support.random_values import random
 from trainer.losses import attention_tap
-from trainer.losses.attention_tap import FAMILIES, AttentionRecording, AttentionTap
+from trainer.losses.attention_tap import FAMILIES, AttentionRecording, AttentionTap, refuse_packed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -242,3 +243,19 @@ def test_bfloat16_autocast_and_weights() -> None:
         run(model, embeds.bfloat16(), valid)
     assert found.attention.dtype == torch.float32
     close(found.attention, wanted, 0.01)
+
+
+PACKED = {"position_ids": torch.tensor([[0, 1, 2, 0, 1]])}
+
+
+@pytest.mark.parametrize("options", [PACKED, {"cu_seq_lens_q": torch.tensor([0, 3, 5])}])
+def test_packed_rows_are_refused_with_flash_attention(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"found several, packed for flash_attention_2"):
+        refuse_packed(1, None, options)
+
+
+def test_other_rows_are_not_taken_for_packed_ones() -> None:
+    refuse_packed(1, None, {})
+    refuse_packed(1, None, {"position_ids": torch.arange(3, 9)[None]})
+    refuse_packed(2, None, {"position_ids": torch.tensor([[0, 1, 2], [0, 1, 0]])})
+    refuse_packed(1, torch.ones(1, 5, dtype=torch.bool), PACKED)

@@ -45,6 +45,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "training_arguments": {"per_device_train_batch_size": 5},
     },
 }
+STEPS = dict.fromkeys(RUNS, (2, 4)) | {"lora": (4, 5)}
+"""Of each run the steps of its checkpoints, the last of which ends it. An epoch of `lora` has three steps."""
 ACCUMULATION, BATCH = "gradient_accumulation_steps", "per_device_train_batch_size"
 
 
@@ -64,7 +66,7 @@ class Runs(NamedTuple):
 def recipe_of(name: str, world: World, model: Path, processes: int) -> Recipe:
     """The same global batch: by accumulation, and where negatives are gathered by a larger batch."""
     recipe = tiny_recipe(world, model=str(model), **RUNS[name])
-    arguments = recipe.training_arguments | {"max_steps": 4, "save_steps": 2} | EVEN
+    arguments = recipe.training_arguments | {"max_steps": STEPS[name][1], "save_steps": STEPS[name][0]} | EVEN
     if processes == 1:
         more = BATCH if name == "gathered" else ACCUMULATION
         arguments[more] = 2 * arguments.get(more, 1)
@@ -94,7 +96,7 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             Job(uneven, again),
             Job(uneven, root / "two" / "damaged"),
             Job(uneven, root / "two" / "full", full=1),
-            Job(twos["lora"], root / "two" / "lora again", begun=(root / "two" / "lora", 2)),
+            Job(twos["lora"], root / "two" / "lora again", begun=(root / "two" / "lora", 4)),
             Job(uneven, root / "two" / "from one", begun=begun),
             Job(ones["uneven"], root / "two" / "doubled", begun=begun),
         ])  # fmt: skip
@@ -120,14 +122,14 @@ def test_one_process_writes(runs: Runs) -> None:
     for name in RUNS:
         one, two = (runs.folder / number / name for number in ("one", "two"))
         files = [{str(path.relative_to(out)) for path in out.rglob("*")} for out in (one, two)]
-        for step in (2, 4):
+        for step in STEPS[name]:
             state = f"checkpoints/checkpoint-{step}/rng_state"
             assert files[1] - files[0] >= {f"{state}_0.pth", f"{state}_1.pth"}
             files[0].discard(f"{state}.pth")
             files[1] -= {f"{state}_0.pth", f"{state}_1.pth"}
         assert files[0] == files[1]
         lines = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+        assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS[name][1] + 1))
         evaluated = [line["step"] for line in lines if "eval_lm_loss" in line]
         assert evaluated == ([0, 4] if name == "accumulated" else [])
         assert set(said(two, rank=1)) == {WHOLE}, "one process speaks"
@@ -143,12 +145,13 @@ def test_a_killed_process_ends_the_other(runs: Runs) -> None:
 
 
 def test_the_same_command_goes_on_exactly(runs: Runs) -> None:
+    """After a kill, and from a checkpoint within the second epoch."""
     two = runs.folder / "two"
     for again, whole in (("again", "uneven"), ("lora again", "lora")):
         assert weights(two / again) == weights(two / whole) != {}
         assert values(two / again) == values(two / whole)
         (going_on,) = (line for line in said(two / again, rank=0) if line.startswith("going on"))
-        assert going_on.endswith("checkpoint-2")
+        assert going_on.endswith(f"checkpoint-{STEPS[whole][0]}")
 
 
 CHANGED = "samples, weights and optimizer go on as they were; sums over a step are rounded otherwise, and dropout is"
