@@ -63,8 +63,8 @@ class LabelSettings(Settings):
     device: Device = "auto"
     search: Backend = "auto"
     """The method that searches words; it changes the speed, not the labels. int8: 8-bit scores with a bound on their
-    error. faiss: FAISS's flat index. torch: float32 scores. auto: on a CPU the fastest one available, found by a trial;
-    on a GPU torch."""
+    error. faiss: FAISS's flat index. torch: float32 scores, on a GPU float16 ones first. auto: on a CPU the fastest one
+    available, found by a trial; on a GPU torch."""
     shard_size: ShardSize = 2048
     extend: Extend = False
     max_bad: MaxBad = 0.01

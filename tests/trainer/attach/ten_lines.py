@@ -24,21 +24,28 @@ LOAD = """
 import sea_pipeline, trainer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 model, processor = AutoModelForImageTextToText.from_pretrained("MODEL"), AutoProcessor.from_pretrained("MODEL")
-attached = trainer.attach(model, processor, labels=sea_pipeline.open_labels("labels"), sea={"weight": 1.0}, basic={})
+attached = trainer.attach(model, processor, labels=sea_pipeline.open_labels("labels"), sea={"weight": 1.0})
 """
-"""What the ten lines have made before the page goes on with transformers' Trainer."""
+"""What the ten lines have made before the page goes on with transformers' Trainer, or a loop."""
+SHOWN = {"SFTTrainer": "(AttachMixin, SFTTrainer)", "Trainer": "(AttachMixin, Trainer)", "loop": "in DataLoader("}
+"""What only the program of each kind has."""
 
 
-def write(folder: Path, trainer: str = "SFTTrainer") -> Path:
+def write(folder: Path, kind: str = "SFTTrainer") -> Path:
     """Writes pictures, labels, a tiny model and the program: the page's rows, then its ten lines, word for word.
 
-    With `trainer="Trainer"` the lines are those of transformers' own. A last line prints the temperature, which begins
-    at 1.
+    Other kinds of `SHOWN` have their own lines in place of the ten. The loop takes the Trainer's collator, as the page
+    says. A last line prints the temperature, which begins at 1.
     """
     draw_pictures(folder, {"cat.jpg": (96, 48), "dog.jpg": (40, 80)})
     save(qwen2_5_vl(), folder / "MODEL")
-    (lines,) = (block for block in blocks() if f"(AttachMixin, {trainer})" in block)
-    lines = lines if trainer == "SFTTrainer" else f"{LOAD}\n{lines}"
+    programs = {kind: [block for block in blocks() if mark in block] for kind, mark in SHOWN.items()}
+    (lines,) = programs[kind]
+    if kind == "loop":
+        collate = re.search(r"^def collate.*?\n(?=\w)", programs["Trainer"][0], re.MULTILINE | re.DOTALL)
+        assert collate is not None
+        lines = f"{collate[0]}\n{lines}"
+    lines = lines if kind == "SFTTrainer" else f"{LOAD}\n{lines}"
     (rows,) = (block for block in blocks() if block.startswith("from datasets"))
     program = folder / "ten_lines.py"
     program.write_text(f"{rows}\n\n{lines}print('1 / tau', attached.scale)\n")

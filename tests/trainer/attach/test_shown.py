@@ -18,8 +18,9 @@ from tests.support.paths import ROOT
 from tests.support.world import word_file
 from tests.trainer.attach.families import MAKERS, smolvlm
 from tests.trainer.attach.real_grids import save
-from tests.trainer.attach.ten_lines import write
+from tests.trainer.attach.ten_lines import PAGE, write
 from tests.trainer.attach.worlds import Pictures, whole_labels
+from trainer.attach.families import FAMILIES
 
 pytestmark = pytest.mark.slow
 
@@ -55,9 +56,15 @@ def test_the_ten_lines_run_as_they_are(tmp_path: Path) -> None:
     trains(program)
 
 
-def test_the_lines_for_transformers_trainer_run_as_they_are(tmp_path: Path) -> None:
-    program = write(tmp_path, "Trainer")
-    trains(program)
+@pytest.mark.parametrize("kind", ["Trainer", "loop"])
+def test_the_other_lines_run_as_they_are(kind: str, tmp_path: Path) -> None:
+    trains(write(tmp_path, kind))
+
+
+def test_the_page_has_each_familys_projector() -> None:
+    rows = [line.split(" | ") for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| `")]
+    named = {name: row[1].strip("`") for row in rows for name in re.findall(r"`(\w+)`", row[0]) if name in FAMILIES}
+    assert named == {name: f"{'' if one.late else 'model.'}{one.projector}" for name, one in FAMILIES.items()}
 
 
 @pytest.mark.parametrize("flat", [False, True])
