@@ -36,7 +36,7 @@ def evaluate(
     labels. It prints the metrics. --layers and --replace are the analyses of
     BASIC's section 3 (Fig. 2 and 3).
 
-    Example: sea-pipeline evaluate runs/train/x/model --data photos.json --labels runs/labels/mine
+    Example: sea-pipeline evaluate runs/train/x/model --data heldout.json --image-root photos --labels runs/labels/mine
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.options import settings_of

@@ -11,6 +11,8 @@ from trainer.recipes.files import read_recipes
 from trainer.recipes.names import PAPERS, builtin_recipes, papers_file
 from trainer.recipes.recipe import Recipe
 
+_FAST = ("--precision", "bfloat16", "--workers", "8")
+"""How the papers' half a million images are labelled on eight GPUs."""
 LAUNCH = "torchrun --nproc-per-node 8 -m sea_pipeline"
 """The launcher for the papers' eight GPUs."""
 
@@ -96,7 +98,7 @@ class PaperRow(NamedTuple):
         for stage in stages:
             if stage.loss.sea.weight:
                 data = ["--images", stage.data.train, "--image-root", stage.data.image_root]
-                lines.append(["label", *data, "--encoder", self.encoder, "--out", stage.labels.path])
+                lines.append(["label", *data, "--encoder", self.encoder, "--out", stage.labels.path, *_FAST])
         made = [f"sea-pipeline {shlex.join(map(str, line))}" for line in lines]
         made.append(f"{LAUNCH} train {self.name} --out runs/{self.name}")
         results = f"runs/{'-'.join(self.name.split('-')[:2])}-results"
