@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from sea_pipeline.core.errors import one_line
 from sea_pipeline.inputs.image_bytes import (
@@ -51,6 +51,7 @@ _TURNS = {
 }
 """The transposition that makes a picture upright, by EXIF's orientation."""
 _SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
+_SIDES = (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength)
 _SAYS_HOW_TURNED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Removed from a turned picture's `info`, because a library that turns pictures itself would turn it again."""
 
@@ -138,6 +139,8 @@ def upright_size(path: Path) -> tuple[int, int]:
             Image.init()
             with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
                 width, height = opened.size
+                if isinstance(opened, TiffImagePlugin.TiffImageFile):  # newer Pillows say the size as it will be turned
+                    width, height = (opened.tag_v2[side] for side in _SIDES)
                 if width == height:
                     return width, height
                 turn = _turn(opened)
