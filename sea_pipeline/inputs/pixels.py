@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import os
 import re
 import stat
 import threading
@@ -115,6 +116,7 @@ def decode_image(data: bytes) -> DecodedImage:
     Raises:
         BadImageError: there are no bytes, they are no image, are damaged, or are more than Pillow's limit against
             decompression bombs allows.
+        OSError: the machine has too little memory for it.
     """
     sha256 = hashlib.sha256(data).digest()
     if not data:
@@ -125,6 +127,8 @@ def decode_image(data: bytes) -> DecodedImage:
         error.sha256 = sha256
         raise
     except Exception as error:  # on damaged bytes Pillow's decoders raise any kind of exception
+        if _lacks_memory(error):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
         raise BadImageError("decode", type(error).__name__, _reason(error, data), sha256) from error
 
 
@@ -156,8 +160,8 @@ def _decode(data: bytes) -> Image.Image:
         image = _open(data)
     except (BadImageError, Image.DecompressionBombError):
         raise
-    except Exception:
-        if (rest := without_metadata(data)) is None:
+    except Exception as error:
+        if _lacks_memory(error) or (rest := without_metadata(data)) is None:
             raise
         data = rest
         image = _open(data)
@@ -167,6 +171,11 @@ def _decode(data: bytes) -> Image.Image:
         if end and _may_be_filled(image) and image.tobytes() != _open(padded_jpeg(data, end)).tobytes():
             raise DamagedError("the JPEG's end is missing: its decoder filled the rest with grey; copy the file again")
     return image
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Tell whether the machine had too little memory, which says nothing about the image."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _may_be_filled(image: Image.Image) -> bool:
@@ -190,6 +199,8 @@ def _open(data: bytes) -> Image.Image:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF data says nothing about the pixels
         return None
 
