@@ -12,6 +12,7 @@ from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import install_line
+from sea_pipeline.storage.http_parts import HttpParts, is_http
 from sea_pipeline.storage.hub import is_dataset, pinned
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.retry import PassingError, StoreError, error_codes, error_statuses, patiently
@@ -71,7 +72,15 @@ class RemotePath(ProxyUPath):
     def open(self, mode: str = "rb", *_: object) -> BinaryIO:  # type: ignore[override]
         """Open the file to read and to seek in."""
         assert mode == "rb", "files are written whole, by upload"
-        return ranged_file(self._part, self.path, self.stat().st_size)
+        size = self.stat().st_size
+        if not is_http(str(self)):
+            return ranged_file(self._part, self.path, size)
+        parts = HttpParts(self.fs)
+
+        def part(name: str, start: int, length: int) -> bytes:
+            return self._asked(lambda: parts.part(name, start, length)) if length else b""
+
+        return ranged_file(part, self.path, size)
 
     def unlink(self, missing_ok: bool = False) -> None:  # noqa: D102
         try:
