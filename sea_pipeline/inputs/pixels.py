@@ -254,11 +254,20 @@ def _reason(error: Exception, data: bytes) -> str:
     if not isinstance(error, DamagedError) and (kind := known_kind(data)):
         return kind
     if isinstance(error, UnidentifiedImageError):
-        for name in _FORMATS:
-            if name not in _WEAK_MAGIC and name in Image.OPEN and (accept := Image.OPEN[name][1]) and accept(data[:16]):
-                return f"the file begins as {name} does, but is damaged or cut off; copy it again"
+        if name := begun_format(data):
+            return f"the file begins as {name} does, but is damaged or cut off; copy it again"
         return "expected an image; the bytes are of no format that Pillow knows"
     return one_line(error)
+
+
+def begun_format(data: bytes) -> str | None:
+    """Name the format whose files begin as these bytes do, or None if no format here does."""
+    Image.init()
+    head = data[:16].ljust(16, b"\0")
+    for name in _FORMATS:
+        if name not in _WEAK_MAGIC and name in Image.OPEN and (accept := Image.OPEN[name][1]) and accept(head):
+            return name
+    return None
 
 
 _CONVERT = "convert it to JPEG or PNG"
