@@ -141,12 +141,48 @@ def publish_folder(path: Path) -> Iterator[Path]:
             scratch.mkdir()
             yield scratch
             with writing(path, in_parts=False):
-                # A rename replaces only an empty folder.
-                for left in [one for one in path.glob("*") if is_leftover(one.name)]:
-                    left.replace(scratch / left.name)
-            scratch.replace(path)
+                replace_folder(path, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def replace_folder(path: Path, scratch: Path) -> None:
+    """Rename a folder to `path`, which is absent or holds only leftovers; these move into the new folder.
+
+    Raises:
+        OSError: `path` cannot be replaced, because it is a mount point, for example. Then all is as before.
+    """
+    left = [one for one in path.glob("*") if is_leftover(one.name)]  # a rename replaces only an empty folder
+    is_here = path.exists() and path.samefile(".")
+    try:
+        for one in left:
+            one.replace(scratch / one.name)
+        scratch.replace(path)
+    except OSError:
+        for one in left:
+            with suppress(OSError):  # it has not moved
+                (scratch / one.name).replace(one)
+        raise
+    if is_here:  # this process would be in a folder that is gone
+        os.chdir(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a folder that `replace_folder` cannot replace, by replacing it by an empty one.
+
+    Raises:
+        UserError: it is a mount point, for example.
+    """
+    if not path.exists():
+        return
+    scratch = scratch_beside(path)
+    with writing(path, in_parts=False):
+        scratch.mkdir()
+        try:
+            replace_folder(path, scratch)
+        except OSError:
+            scratch.rmdir()
+            raise
 
 
 def check_new_folder(path: Path) -> None:
