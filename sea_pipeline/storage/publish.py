@@ -10,6 +10,7 @@ from pathlib import Path
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.paths import Place, cache_folder, entries
+from sea_pipeline.storage.retry import StoreError
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
 TEMPORARY = ".tmp"
@@ -108,6 +109,9 @@ def local_copy(path: Place) -> Iterator[Path]:
     """Yield a file on this machine that has the bytes of `path`.
 
     It is `path` itself if that is on this machine, else a copy that exists inside this block.
+
+    Raises:
+        StoreError: the copy cannot be made, also because the disk of this machine is full; the file is not at fault.
     """
     if isinstance(path, Path):
         yield path
@@ -115,8 +119,13 @@ def local_copy(path: Place) -> Iterator[Path]:
     scratch = scratch_path(path, path.name)
     make_folder(scratch.parent)
     try:
-        with writing(scratch):
-            path.download(scratch)
+        try:
+            with writing(scratch):
+                path.download(scratch)
+        except StoreError:
+            raise
+        except UserError as error:
+            raise StoreError(str(error)) from error
         yield scratch
     finally:
         scratch.unlink(missing_ok=True)

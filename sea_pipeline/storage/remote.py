@@ -1,5 +1,6 @@
 """Give paths in stores elsewhere the methods of `pathlib.Path`, for every store that fsspec can write."""
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from sea_pipeline.storage.retry import PassingError, StoreError, error_codes, er
 
 _Result = TypeVar("_Result")
 
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Values of `errno` for faults of the disk of this machine."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "data"}
 
 
@@ -90,8 +93,25 @@ class RemotePath(ProxyUPath):
                 raise
 
     def download(self, file: Path) -> None:
-        """Write a copy of it to a file of this machine."""
-        self._asked(lambda: self.fs.get_file(self.path, str(file)))
+        """Write a copy of it to a file of this machine.
+
+        Raises:
+            OSError: that file cannot be written, because the disk is full, for example.
+            FileNotFoundError: the store has no such file.
+            StoreError: the store refuses it, or fails for long.
+        """
+
+        def fetched() -> OSError | None:
+            try:
+                self.fs.get_file(self.path, str(file))
+            except OSError as error:
+                if error.errno in _OF_THE_DISK or error.filename == str(file):
+                    return error  # which no further request mends
+                raise
+            return None
+
+        if fault := self._asked(fetched):
+            raise fault
 
     def upload(self, file: Path, *, exclusive: bool = False) -> None:
         """Write a whole file of this machine to this path, in one request.
