@@ -1,6 +1,9 @@
 """List and read images that Parquet files hold as bytes, in Hugging Face's struct or in a plain binary column."""
 
 import bisect
+import errno
+import os
+import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.inputs.pixels import PASSING, BadImageError, begun_format
+from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, PASSING, BadImageError, begun_format
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_place, row_sample
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
@@ -125,10 +128,13 @@ def _size(cell: _Cell) -> int:
 def _refuse_passing(error: Exception) -> None:
     """Raise an error that is the machine's or the network's fault.
 
-    What Arrow itself finds wrong has no `errno`.
+    What Arrow itself finds wrong has no `errno`. It also lacks memory if damage claims any number of bytes.
     """
     if isinstance(error, OSError) and error.errno in PASSING:
         raise error
+    asked = re.search(r"size (\d+)", str(error)) if isinstance(error, pa.ArrowMemoryError) else None
+    if asked and int(asked[1]) <= MAX_FILE_BYTES:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
 
 
 def is_table_of_images(files: Files, name: str) -> bool:
