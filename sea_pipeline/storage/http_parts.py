@@ -1,12 +1,14 @@
 """Read parts of files from HTTP servers, also from those that send whole files alone."""
 
 import threading
+from collections import OrderedDict
 from typing import Any
 
 from sea_pipeline.core.errors import UserError
 
 MOST_WHOLE = 1 << 26
 """The most bytes of a file that is fetched whole for its parts."""
+_KEPT = 2
 
 
 def is_http(url: str) -> bool:
@@ -17,8 +19,8 @@ def is_http(url: str) -> bool:
 class HttpParts:
     """Reads parts of files. Several threads can use it at once.
 
-    A server may ignore `Range` and send the whole file each time. A small file is then fetched once, and the one that
-    was fetched last is kept.
+    A server may ignore `Range` and send the whole file each time. A small file is then fetched once, and the two that
+    were used last are kept, because threads pass from one to the next.
 
     Args:
         fs: fsspec's file system of HTTP.
@@ -28,7 +30,7 @@ class HttpParts:
         self._fs = fs
         self._lock = threading.Lock()
         self._sends_parts = True
-        self._kept = "", b""
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def part(self, url: str, start: int, length: int) -> bytes:
         """Read at most `length` bytes of a file from `start` on, or fewer if it ends before.
@@ -43,9 +45,12 @@ class HttpParts:
                 return data
             self._sends_parts = False
         with self._lock:
-            if self._kept[0] != url:
-                self._kept = url, self._whole(url)
-            return self._kept[1][start : start + length]
+            if url not in self._kept:
+                self._kept[url] = self._whole(url)
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(url)
+            return self._kept[url][start : start + length]
 
     def _whole(self, url: str) -> bytes:
         size = self._fs.info(url)["size"]

@@ -100,6 +100,16 @@ def test_a_server_without_parts_gives_the_same_images(server: Server, photos: Ph
     assert (pages / "x.tar").stat().st_size > 3 << 16
 
 
+def test_tars_that_are_read_in_turn_are_fetched_once(server: Server, photos: Photos, tmp_path: Path) -> None:
+    write_tars(tmp_path / "pages" / "t", photos, 2)
+    listing = list_samples(f"{server.url}/t/*.tar")
+    source = open_source(listing.root)
+    server.asked.clear()
+    for _ in range(5):
+        assert {sample.image_id: source.read(sample.uri) for sample in listing.samples} == photos
+    assert len(server.asked) <= 3  # one that asks for a part
+
+
 def test_a_long_list_comes_whole(server: Server, photos: Photos, tmp_path: Path) -> None:
     for name, data in photos.items():
         (tmp_path / "pages" / name).parent.mkdir(exist_ok=True)
