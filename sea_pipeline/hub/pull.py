@@ -4,6 +4,7 @@ Files go into a temporary folder next to the output, `.NAME.pulling`. The same c
 and keeps the files that have the right hash.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,10 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile, Manifest, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hub import asking, commit_of, silent_client
+from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import entries, place
-from sea_pipeline.storage.publish import make_folder, sync, sync_folder, writing
+from sea_pipeline.storage.publish import check_replaceable, make_folder, replace_folder, sync, sync_folder, writing
 
 _AT_ONCE = 8
 """The number of files that are fetched at once."""
@@ -78,14 +80,20 @@ def pull(
     done = Pulled(name, commit, str(target), len(paths), size, 0)
     if _is_there(target, there, reporter):
         return done
-    scratch = target.with_name(f".{target.name}.pulling")
+    real = Path(os.path.realpath(target))  # the folder that a link leads to, or `.` is
+    check_replaceable(real)
+    scratch = real.with_name(f".{real.name}.pulling")
     make_folder(scratch)
+    is_here = real.exists() and real.samefile(".")
     reporter.message(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
     with claimed_for_run(scratch), silent_client():
         fetched = _fetch(name, commit, there, scratch, paths, reporter)
         _settle(scratch, paths, shown)
-        scratch.replace(target)
-        sync(target.parent)
+        with writing(target):
+            replace_folder(real, scratch)
+        sync(real.parent)
+    if is_here:
+        reporter.message(f"{real}: was replaced; a shell that is in it sees the files after `cd .`")
     return replace(done, fetched=fetched)
 
 
@@ -168,7 +176,8 @@ def _settle(scratch: Path, paths: Sequence[str], shown: str) -> None:
     """Remove all but the folder's own files, verify them and flush them to disk."""
     shutil.rmtree(scratch / ".cache", ignore_errors=True)  # made by huggingface_hub
     for path in [each for each in scratch.rglob("*") if each.is_file()]:
-        if path.relative_to(scratch).as_posix() not in set(paths):  # left by a pull of another revision
+        name = path.relative_to(scratch).as_posix()
+        if name not in set(paths) and not is_leftover(name):  # left by a pull of another revision
             path.unlink()
     if problems := check_files(Ledger.open(scratch)).problems:
         raise UserError(f"{shown}: its files do not agree with its records: {problems[0]}")

@@ -20,6 +20,7 @@ import ijson
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.json_array import array_values
+from sea_pipeline.storage.http_parts import is_http
 
 
 def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
@@ -210,6 +211,8 @@ def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 -
     check_path(image)
     local = root is not None and "://" not in root
     text: str = image if local or root is None else image.removeprefix(f"{root.rstrip('/')}/")
+    if text != image and is_http(image):
+        text = unquote(text)
     if text[:5].lower() == "file:":
         url = urlsplit(text)
         text = unquote(url.path) if url.netloc in ("", "localhost") else f"//{text}"

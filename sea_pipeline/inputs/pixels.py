@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import os
 import re
 import stat
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from sea_pipeline.core.errors import one_line
 from sea_pipeline.inputs.image_bytes import (
@@ -51,6 +52,7 @@ _TURNS = {
 }
 """The transposition that makes a picture upright, by EXIF's orientation."""
 _SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
+_SIDES = (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength)
 _SAYS_HOW_TURNED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Removed from a turned picture's `info`, because a library that turns pictures itself would turn it again."""
 
@@ -114,6 +116,7 @@ def decode_image(data: bytes) -> DecodedImage:
     Raises:
         BadImageError: there are no bytes, they are no image, are damaged, or are more than Pillow's limit against
             decompression bombs allows.
+        OSError: the machine has too little memory for it.
     """
     sha256 = hashlib.sha256(data).digest()
     if not data:
@@ -124,6 +127,8 @@ def decode_image(data: bytes) -> DecodedImage:
         error.sha256 = sha256
         raise
     except Exception as error:  # on damaged bytes Pillow's decoders raise any kind of exception
+        if _lacks_memory(error):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
         raise BadImageError("decode", type(error).__name__, _reason(error, data), sha256) from error
 
 
@@ -138,6 +143,8 @@ def upright_size(path: Path) -> tuple[int, int]:
             Image.init()
             with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
                 width, height = opened.size
+                if isinstance(opened, TiffImagePlugin.TiffImageFile):  # newer Pillows say the size as it will be turned
+                    width, height = (opened.tag_v2[side] for side in _SIDES)
                 if width == height:
                     return width, height
                 turn = _turn(opened)
@@ -153,8 +160,8 @@ def _decode(data: bytes) -> Image.Image:
         image = _open(data)
     except (BadImageError, Image.DecompressionBombError):
         raise
-    except Exception:
-        if (rest := without_metadata(data)) is None:
+    except Exception as error:
+        if _lacks_memory(error) or (rest := without_metadata(data)) is None:
             raise
         data = rest
         image = _open(data)
@@ -164,6 +171,11 @@ def _decode(data: bytes) -> Image.Image:
         if end and _may_be_filled(image) and image.tobytes() != _open(padded_jpeg(data, end)).tobytes():
             raise DamagedError("the JPEG's end is missing: its decoder filled the rest with grey; copy the file again")
     return image
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Tell whether the machine had too little memory, which says nothing about the image."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _may_be_filled(image: Image.Image) -> bool:
@@ -187,6 +199,8 @@ def _open(data: bytes) -> Image.Image:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF data says nothing about the pixels
         return None
 
@@ -240,11 +254,20 @@ def _reason(error: Exception, data: bytes) -> str:
     if not isinstance(error, DamagedError) and (kind := known_kind(data)):
         return kind
     if isinstance(error, UnidentifiedImageError):
-        for name in _FORMATS:
-            if name not in _WEAK_MAGIC and name in Image.OPEN and (accept := Image.OPEN[name][1]) and accept(data[:16]):
-                return f"the file begins as {name} does, but is damaged or cut off; copy it again"
+        if name := begun_format(data):
+            return f"the file begins as {name} does, but is damaged or cut off; copy it again"
         return "expected an image; the bytes are of no format that Pillow knows"
     return one_line(error)
+
+
+def begun_format(data: bytes) -> str | None:
+    """Name the format whose files begin as these bytes do, or None if no format here does."""
+    Image.init()
+    head = data[:16].ljust(16, b"\0")
+    for name in _FORMATS:
+        if name not in _WEAK_MAGIC and name in Image.OPEN and (accept := Image.OPEN[name][1]) and accept(head):
+            return name
+    return None
 
 
 _CONVERT = "convert it to JPEG or PNG"

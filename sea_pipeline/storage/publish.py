@@ -10,6 +10,7 @@ from pathlib import Path
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.paths import Place, cache_folder, entries
+from sea_pipeline.storage.retry import StoreError
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
 TEMPORARY = ".tmp"
@@ -108,6 +109,9 @@ def local_copy(path: Place) -> Iterator[Path]:
     """Yield a file on this machine that has the bytes of `path`.
 
     It is `path` itself if that is on this machine, else a copy that exists inside this block.
+
+    Raises:
+        StoreError: the copy cannot be made, also because the disk of this machine is full; the file is not at fault.
     """
     if isinstance(path, Path):
         yield path
@@ -115,8 +119,13 @@ def local_copy(path: Place) -> Iterator[Path]:
     scratch = scratch_path(path, path.name)
     make_folder(scratch.parent)
     try:
-        with writing(scratch):
-            path.download(scratch)
+        try:
+            with writing(scratch):
+                path.download(scratch)
+        except StoreError:
+            raise
+        except UserError as error:
+            raise StoreError(str(error)) from error
         yield scratch
     finally:
         scratch.unlink(missing_ok=True)
@@ -141,12 +150,48 @@ def publish_folder(path: Path) -> Iterator[Path]:
             scratch.mkdir()
             yield scratch
             with writing(path, in_parts=False):
-                # A rename replaces only an empty folder.
-                for left in [one for one in path.glob("*") if is_leftover(one.name)]:
-                    left.replace(scratch / left.name)
-            scratch.replace(path)
+                replace_folder(path, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def replace_folder(path: Path, scratch: Path) -> None:
+    """Rename a folder to `path`, which is absent or holds only leftovers; these move into the new folder.
+
+    Raises:
+        OSError: `path` cannot be replaced, because it is a mount point, for example. Then all is as before.
+    """
+    left = [one for one in path.glob("*") if is_leftover(one.name)]  # a rename replaces only an empty folder
+    is_here = path.exists() and path.samefile(".")
+    try:
+        for one in left:
+            one.replace(scratch / one.name)
+        scratch.replace(path)
+    except OSError:
+        for one in left:
+            with suppress(OSError):  # it has not moved
+                (scratch / one.name).replace(one)
+        raise
+    if is_here:  # this process would be in a folder that is gone
+        os.chdir(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a folder that `replace_folder` cannot replace, by replacing it by an empty one.
+
+    Raises:
+        UserError: it is a mount point, for example.
+    """
+    if not path.exists():
+        return
+    scratch = scratch_beside(path)
+    with writing(path, in_parts=False):
+        scratch.mkdir()
+        try:
+            replace_folder(path, scratch)
+        except OSError:
+            scratch.rmdir()
+            raise
 
 
 def check_new_folder(path: Path) -> None:

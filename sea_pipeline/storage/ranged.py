@@ -1,5 +1,6 @@
 """Read a file by single requests, with nothing open in between."""
 
+import errno
 import io
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
@@ -40,7 +41,10 @@ class _RangeFile(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has a buffer
-        data = self._part(self._name, self._place, max(0, min(len(buffer), self._size - self._place)))
+        length = max(0, min(len(buffer), self._size - self._place))
+        data = self._part(self._name, self._place, length)
+        if len(data) > length:
+            raise OSError(errno.EPROTO, f"expected at most {length:,} bytes of a file, got {len(data):,}")
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)

@@ -1,5 +1,6 @@
 """Give paths in stores elsewhere the methods of `pathlib.Path`, for every store that fsspec can write."""
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,12 +13,15 @@ from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import install_line
+from sea_pipeline.storage.http_parts import HttpParts, is_http
 from sea_pipeline.storage.hub import is_dataset, pinned
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.retry import PassingError, StoreError, error_codes, error_statuses, patiently
 
 _Result = TypeVar("_Result")
 
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Values of `errno` for faults of the disk of this machine."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "data"}
 
 
@@ -71,7 +75,15 @@ class RemotePath(ProxyUPath):
     def open(self, mode: str = "rb", *_: object) -> BinaryIO:  # type: ignore[override]
         """Open the file to read and to seek in."""
         assert mode == "rb", "files are written whole, by upload"
-        return ranged_file(self._part, self.path, self.stat().st_size)
+        size = self.stat().st_size
+        if not is_http(str(self)):
+            return ranged_file(self._part, self.path, size)
+        parts = HttpParts(self.fs)
+
+        def part(name: str, start: int, length: int) -> bytes:
+            return self._asked(lambda: parts.part(name, start, length)) if length else b""
+
+        return ranged_file(part, self.path, size)
 
     def unlink(self, missing_ok: bool = False) -> None:  # noqa: D102
         try:
@@ -81,8 +93,25 @@ class RemotePath(ProxyUPath):
                 raise
 
     def download(self, file: Path) -> None:
-        """Write a copy of it to a file of this machine."""
-        self._asked(lambda: self.fs.get_file(self.path, str(file)))
+        """Write a copy of it to a file of this machine.
+
+        Raises:
+            OSError: that file cannot be written, because the disk is full, for example.
+            FileNotFoundError: the store has no such file.
+            StoreError: the store refuses it, or fails for long.
+        """
+
+        def fetched() -> OSError | None:
+            try:
+                self.fs.get_file(self.path, str(file))
+            except OSError as error:
+                if error.errno in _OF_THE_DISK or error.filename == str(file):
+                    return error  # which no further request mends
+                raise
+            return None
+
+        if fault := self._asked(fetched):
+            raise fault
 
     def upload(self, file: Path, *, exclusive: bool = False) -> None:
         """Write a whole file of this machine to this path, in one request.

@@ -3,10 +3,12 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import ImageFile
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
@@ -111,6 +113,31 @@ def test_a_fault_of_the_machine_is_no_fault_of_the_image(
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     run = label(images=str(photos))
     assert (run.report.images, run.report.bad) == (18, 0)
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), RuntimeError("Pixel allocation failed: Out of memory")], ids=["pixels", "codec"]
+)
+def test_too_little_memory_makes_no_image_bad(
+    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    plain, faults = ImageFile.ImageFile.load, 100
+
+    def load(image: ImageFile.ImageFile) -> Any:
+        nonlocal faults
+        faults -= 1
+        if faults >= 0:
+            raise fault
+        return plain(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    failed = label(images=str(photos)).report
+    assert (failed.images, failed.bad, len(failed.failed)) == (0, 0, 5)
+    assert "Cannot allocate memory" in failed.failed[0]
+    faults = 1
+    run = label(images=str(photos))
+    assert (run.report.images, run.report.bad) == (18, 0)
+    assert list(open_labels(tmp_path / "labels").quarantine()) == []
 
 
 def test_an_image_root_that_vanishes_stops_the_run(

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import AvifImagePlugin, Image, WebPImagePlugin, features
+from PIL import AvifImagePlugin, Image, ImageFile, WebPImagePlugin, features
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
-from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError, decode_image, read_image
+from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, PASSING, BadImageError, decode_image, read_image
 from tests.support.photo_forms import bomb, jpeg
 from tests.support.world import COLOURS, ColourEncoder, draw, draw_folder
 
@@ -46,6 +46,25 @@ def test_exif_turns_the_picture(tmp_path: Path) -> None:
     path = save(tmp_path / "x.png", image, exif=exif)
     assert read_image(path).image.size == (2, 4)
     assert pixel(path, (1, 0)) == RED
+
+
+def test_a_picture_stays_upright_if_memory_lacks_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its metadata it would be read, but not turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "x.jpg", Image.new("RGB", (40, 20)), exif=exif)
+    plain, faults = ImageFile.ImageFile.load, [MemoryError()]
+
+    def load(image: ImageFile.ImageFile) -> Any:
+        if faults:
+            raise faults.pop()
+        return plain(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(OSError, match="Cannot allocate memory") as raised:
+        read_image(path)
+    assert raised.value.errno in PASSING
+    assert read_image(path).image.size == (20, 40)
 
 
 def test_damaged_exif_is_not_a_damaged_picture(tmp_path: Path) -> None:

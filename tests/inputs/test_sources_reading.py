@@ -13,11 +13,12 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError
-from sea_pipeline.inputs.sources import forward, open_source, remote
+from sea_pipeline.inputs.sources import forward, list_samples, open_source, remote, tables
 from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.storage import retry
 from sea_pipeline.storage.paths import is_url
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
+from tests.support.photo_forms import write_parquet
 
 ROWS = [bytes([number]) * 10 for number in range(200)]
 
@@ -90,6 +91,25 @@ def test_a_fault_in_the_middle_begins_anew() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("asked", "error"), [(1 << 20, OSError), (1 << 40, BadImageError)])
+def test_too_little_memory_is_no_damage_of_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, error: type[Exception]
+) -> None:
+    """More than any image has is what a damaged header claims."""
+    listing = list_samples(str(write_parquet(tmp_path / "x.parquet", {"a": b"A", "b": b"B"})))
+    source, plain = open_source(listing.root), tables.bytes_of
+
+    def lacks(_: pa.Array) -> Iterator[bytes | None]:
+        raise pa.ArrowMemoryError(f"malloc of size {asked} failed")
+
+    monkeypatch.setattr(tables, "bytes_of", lacks)
+    with pytest.raises(error):
+        source.read(listing.samples[0].uri)
+    monkeypatch.setattr(tables, "bytes_of", plain)
+    if error is OSError:
+        assert source.read(listing.samples[0].uri) == b"A"
+
+
 def test_a_large_row_group_is_not_held_as_a_whole(tmp_path: Path) -> None:
     """64 MB in one row group, read with what the reader keeps and pages of at most 1 MB."""
     data = random.Random(0).randbytes(1 << 20)

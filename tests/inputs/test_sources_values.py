@@ -13,10 +13,11 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.sources import list_samples, open_source
+from sea_pipeline.inputs.sources.base import PATH_COLUMNS
 from sea_pipeline.inputs.sources.values import MISSING, NoId, bytes_of, id_texts, is_bytes, is_id
 from tests.support.contents import read_all
-from tests.support.photo_forms import photos_in, write_parquet
+from tests.support.photo_forms import jpeg, photos_in, write_parquet
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
@@ -229,6 +230,44 @@ def test_what_is_no_image_is_refused_by_its_column_and_type(tmp_path: Path, colu
     problems = [sample.problem for sample in list_samples(str(tmp_path)).samples if sample.problem]
     assert len(problems) == 1
     assert problems[0].startswith("expected a column of images")
+
+
+@pytest.mark.parametrize("column", PATH_COLUMNS)
+@pytest.mark.parametrize("more", ["phash", "phash, md5", "embedding", "numbers", "none yet"])
+def test_hashes_beside_paths_are_no_images(tmp_path: Path, column: str, more: str) -> None:
+    hashes = pa.array([bytes(range(at, at + 8)) for at in range(4)])
+    others = {
+        "phash": {"phash": hashes},
+        "phash, md5": {"phash": hashes, "md5": hashes.cast(pa.large_binary())},
+        "embedding": {"embedding": pa.array([np.full(512, at, np.float32).tobytes() for at in range(4)])},
+        "numbers": {"phash": pa.array([list(range(8))] * 4, pa.list_(pa.uint8()))},
+        "none yet": {"thumbnail": pa.array([None] * 4, pa.binary())},
+    }[more]
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(bytes([number]))
+    pq.write_table(pa.table({column: [f"{number}.png" for number in range(4)], **others}), tmp_path / "x.parquet")
+    listing = list_samples(str(tmp_path / "x.parquet"))
+    assert listing.ids == ("the column file_name" if column == "file_name" else "paths")
+    assert read_all(listing) == {f"{number}.png": bytes([number]) for number in range(4)}
+
+
+def test_images_beside_paths_and_hashes_are_found_by_their_bytes(tmp_path: Path) -> None:
+    """As Spark's binaryFile has them; the paths lead nowhere from here, and one image is damaged."""
+    images = [jpeg(), b"damaged", None, jpeg()[:-9]]
+    columns = {"path": list("abcd"), "md5": [b"0123456789abcdef"] * 4, "content": images}
+    for name in ("x", "y"):
+        pq.write_table(pa.table({**columns, "id": [f"{name}{at}" for at in range(4)]}), tmp_path / f"{name}.parquet")
+    source = open_source((listing := list_samples(str(tmp_path / "x.parquet"))).root)
+    assert [sample.image_id for sample in listing.samples] == ["x0", "x1", "x2", "x3"]
+    assert [source.read(listing.samples[at].uri) for at in (0, 1, 3)] == [images[at] for at in (0, 1, 3)]
+    assert [sample.problem for sample in list_samples(str(tmp_path)).samples] == [None] * 8
+
+
+def test_several_lists_of_paths_are_no_tables_of_images(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        pq.write_table(pa.table({"image": ["a.png"], "phash": [b"\0" * 8]}), tmp_path / f"{name}.parquet")
+    for sample in list_samples(str(tmp_path)).samples:
+        assert (sample.problem or "").startswith("expected a column of images")
 
 
 def test_lists_of_images_in_a_dataset_are_refused(tmp_path: Path) -> None:

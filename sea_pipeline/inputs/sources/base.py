@@ -16,8 +16,11 @@ IMAGE_SUFFIXES = frozenset(
 OTHER_FILES = "files without an image's suffix"
 ID_COLUMNS = ("image_id", "id", "key", "__key__", "file_name")
 """Columns that may be ids; the first one whose values are all present and differ is taken."""
+PATH_COLUMNS = ("path", "image", "file_name", "uri")
+"""Columns that hold a path, the best first."""
 ROW_NUMBERS = "row numbers"
-_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes")
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes")
+"""Columns whose bytes are images, the best first."""
 
 
 class Source(Protocol):
@@ -151,7 +154,7 @@ def image_column(eligible: list[str], shown: str) -> str | None:
     Raises:
         UserError: there are several, and none has a name that says so.
     """
-    best = [name for name in _IMAGE_COLUMNS if name in eligible] or eligible
-    if len(best) > 1 and best[0] not in _IMAGE_COLUMNS:
+    best = [name for name in IMAGE_COLUMNS if name in eligible] or eligible
+    if len(best) > 1 and best[0] not in IMAGE_COLUMNS:
         raise UserError(f"{shown}: expected one column of images, or one called 'image'; found {', '.join(eligible)}")
     return best[0] if best else None

@@ -1,12 +1,12 @@
 """Find the column of a table or a dataset that holds the images, and those that may hold their ids."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.sources.base import candidates, image_column
+from sea_pipeline.inputs.sources.base import IMAGE_COLUMNS, PATH_COLUMNS, candidates, image_column
 from sea_pipeline.inputs.sources.values import IDS, IMAGES, described, is_bytes, is_id, is_plain_bytes, is_text
 
 
@@ -26,22 +26,31 @@ class Leaf(NamedTuple):
             yield chunk.flatten()[chunk.type.get_field_index(self.child)] if self.child else chunk
 
 
-def image_leaf(schema: pa.Schema, shown: str) -> Leaf | None:
+def image_leaf(schema: pa.Schema, shown: str, begins_as_images: Callable[[Leaf], bool] = lambda _: True) -> Leaf | None:
     """Find what holds the images' bytes, a column or the field `bytes` of a column of structs.
 
     None if nothing does.
 
     Bytes of a rarer type (dictionaries, views, lists of numbers from 0 to 255) count if no column has the usual one.
 
+    Args:
+        schema: the columns.
+        shown: the table, for the message.
+        begins_as_images: tells whether a column's values are images. It is asked only if the table also has a column
+            of paths, whose hashes or embeddings a column with a name of its own may hold.
+
     Raises:
         UserError: there are several, and none has a name that says so.
     """
+    has_paths = any(field.name in PATH_COLUMNS and is_text(field.type) for field in schema)
     for is_wanted in (is_plain_bytes, is_bytes):
         leaves: dict[str, Leaf] = {}
         for field in schema:
             inner = _child(field.type, "bytes")
             if schema.names.count(field.name) == 1 and is_wanted(field.type if inner is None else inner):
-                leaves[field.name] = Leaf(field.name, None if inner is None else "bytes")
+                leaf = Leaf(field.name, None if inner is None else "bytes")
+                if leaf.child or field.name in IMAGE_COLUMNS or not has_paths or begins_as_images(leaf):
+                    leaves[field.name] = leaf
         if (chosen := image_column(list(leaves), shown)) is not None:
             return leaves[chosen]
     return None

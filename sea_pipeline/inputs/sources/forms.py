@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.sources.base import OTHER_FILES, is_image_name
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
+from sea_pipeline.storage.http_parts import is_http
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 from sea_pipeline.storage.paths import is_url
 
@@ -57,7 +59,7 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
     if not is_url(images):
         raise UserError(f"--images {images}: expected {FORMS}; found nothing there")
     root = _parent(images)
-    return _several(open_files(root), [images[len(root) :].lstrip("/")], images)
+    return _several(open_files(root), [_behind(root, images)], images)
 
 
 def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
@@ -86,7 +88,7 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
 def _matching(images: str, left_out: Counter[str]) -> Input:
     fixed = re.split(r"[*?\[{]", images, maxsplit=1)[0]
     root = _parent(fixed)
-    pattern = images[len(root) :].lstrip("/")
+    pattern = _behind(root, images)
     files = open_files(root or ("/" if images.startswith("/") else "."))
     names: set[str] = set()
     for name in _expanded(pattern, images):
@@ -139,6 +141,12 @@ def _choices(inner: str, images: str) -> Iterable[str]:
 def _parent(images: str) -> str:
     parent = images.rpartition("/")[0]
     return f"{parent}/" if parent.endswith(":/") else parent
+
+
+def _behind(root: str, images: str) -> str:
+    """Return the name below a root. A web server's URL may be quoted, and names are not."""
+    name = images[len(root) :].lstrip("/")
+    return unquote(name) if is_http(images) else name
 
 
 def is_pattern(images: str) -> bool:

@@ -14,14 +14,11 @@ import pyarrow.parquet as pq
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs import llava_json
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources.base import FoundImages, candidates, chosen_ids, escaped, named
+from sea_pipeline.inputs.sources.base import PATH_COLUMNS, FoundImages, candidates, chosen_ids, escaped, named
 from sea_pipeline.inputs.sources.columns import id_columns
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.values import FAULTS, IMAGES, NoId, described, id_texts, is_text, text_ids
 from sea_pipeline.storage.parquet import refuse_other_counts
-
-PATH_COLUMNS = ("path", "image", "file_name", "uri")
-"""Columns that hold a path, the best first."""
 
 _Columns = tuple[list[str | None], dict[str, list[str | NoId]]]
 """The paths, and the possible ids by column."""

@@ -1,6 +1,9 @@
 """List and read images that Parquet files hold as bytes, in Hugging Face's struct or in a plain binary column."""
 
 import bisect
+import errno
+import os
+import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.inputs.pixels import PASSING, BadImageError
+from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, PASSING, BadImageError, begun_format
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_place, row_sample
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
@@ -82,7 +85,7 @@ class TableSource:
 
 def _forward(files: Files, name: str) -> Forward[_Cell]:
     table = _opened(files.open(name))
-    column = image_leaf(table.schema_arrow, name)
+    column = _image_leaf(table, name)
     if column is None:
         raise UserError("expected a column of images; found none any more")
     starts = _starts(table)
@@ -125,20 +128,23 @@ def _size(cell: _Cell) -> int:
 def _refuse_passing(error: Exception) -> None:
     """Raise an error that is the machine's or the network's fault.
 
-    What Arrow itself finds wrong has no `errno`.
+    What Arrow itself finds wrong has no `errno`. It also lacks memory if damage claims any number of bytes.
     """
     if isinstance(error, OSError) and error.errno in PASSING:
         raise error
+    asked = re.search(r"size (\d+)", str(error)) if isinstance(error, pa.ArrowMemoryError) else None
+    if asked and int(asked[1]) <= MAX_FILE_BYTES:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
 
 
 def is_table_of_images(files: Files, name: str) -> bool:
-    """Tell whether a Parquet file has a column of bytes.
+    """Tell whether a Parquet file has a column of images' bytes.
 
     A file that cannot be opened has none.
     """
     with reading(f"{files.root}/{name}"), files.open(name) as file:
         try:
-            return image_leaf(pq.ParquetFile(file).schema_arrow, f"{files.root}/{name}") is not None
+            return _image_leaf(pq.ParquetFile(file), f"{files.root}/{name}") is not None
         except FAULTS as error:
             _refuse_passing(error)
             return False
@@ -160,7 +166,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
         with reading(f"{files.root}/{name}"), files.open(name) as file:
             try:
                 table = _opened(file)
-                there = _id_leaves(table.schema_arrow, id_column, f"{files.root}/{name}")
+                there = _id_leaves(table, id_column, f"{files.root}/{name}")
             except FAULTS as error:
                 _refuse_passing(error)
                 damaged[name] = f"cannot be read: {one_line(error)}"
@@ -183,9 +189,21 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
     return FoundImages(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces)
 
 
-def _id_leaves(schema: pa.Schema, id_column: str | None, shown: str) -> list[Leaf] | None:
+def _image_leaf(table: pq.ParquetFile, shown: str) -> Leaf | None:
+    """Find what holds the images' bytes by names and types or, if these are in doubt, by the first rows."""
+
+    def begins_as_images(leaf: Leaf) -> bool:
+        groups = [0] if table.num_row_groups else []
+        batches = (list(bytes_of(values)) for values in _column(table, leaf, groups))
+        cells = next((found for batch in batches if (found := [cell for cell in batch if cell is not None])), [])
+        return 2 * sum(begun_format(cell) is not None for cell in cells) > len(cells)
+
+    return image_leaf(table.schema_arrow, shown, begins_as_images)
+
+
+def _id_leaves(table: pq.ParquetFile, id_column: str | None, shown: str) -> list[Leaf] | None:
     """List the columns that ids of a table may come from, the best first, or None if it has no images."""
-    image = image_leaf(schema, shown)
+    image, schema = _image_leaf(table, shown), table.schema_arrow
     if image is None:
         return None
     path = path_leaf(schema, image) if id_column is None else None

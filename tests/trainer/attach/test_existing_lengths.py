@@ -255,8 +255,8 @@ def test_what_takes_long_is_said(world: ExistingWorld, monkeypatch: pytest.Monke
     assert blank.endswith(" s left")
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "mpo"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
 def test_a_header_gives_the_upright_size(kind: str, orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -1,0 +1,94 @@
+"""Read parts of files from HTTP servers, also from those that send whole files alone."""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from sea_pipeline.core.errors import UserError
+
+MOST_WHOLE = 1 << 26
+"""The most bytes of a file that is fetched whole for its parts."""
+_KEPT = 2
+
+
+def is_http(url: str) -> bool:
+    """Tell whether a URL is of a web server."""
+    return url.lower().startswith(("http://", "https://"))
+
+
+class HttpParts:
+    """Reads parts of files. Several threads can use it at once.
+
+    A server may ignore `Range` and send the whole file each time. A small file is then fetched once, and the two that
+    were used last are kept, because threads pass from one to the next.
+
+    Args:
+        fs: fsspec's file system of HTTP.
+    """
+
+    def __init__(self, fs: Any) -> None:  # noqa: ANN401 - fsspec has no types
+        self._fs = fs
+        self._lock = threading.Lock()
+        self._sends_parts = True
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+
+    def part(self, url: str, start: int, length: int) -> bytes:
+        """Read at most `length` bytes of a file from `start` on, or fewer if it ends before.
+
+        Raises:
+            UserError: the server sends whole files alone, and this one is larger than `MOST_WHOLE`.
+            Exception: whatever aiohttp raises on a fault of the server or the network.
+        """
+        if start == 0 or self._sends_parts:
+            data = self._fetch(url, start, length)
+            if data is not None:
+                return data
+            self._sends_parts = False
+        with self._lock:
+            if url not in self._kept:
+                self._kept[url] = self._whole(url)
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(url)
+            return self._kept[url][start : start + length]
+
+    def _whole(self, url: str) -> bytes:
+        size = self._fs.info(url)["size"]
+        data = None if size and size > MOST_WHOLE else self._fetch(url, 0, MOST_WHOLE + 1)
+        if data is None or len(data) > MOST_WHOLE:
+            raise UserError(
+                f"{url}: expected a server that sends parts of files; this one sends the whole file for each part, and "
+                f"it has {f'{size:,}' if size else f'more than {MOST_WHOLE:,}'} bytes; download the file, or use "
+                "another server"
+            )
+        return data
+
+    def _fetch(self, url: str, start: int, length: int) -> bytes | None:
+        from fsspec.asyn import sync
+
+        data: bytes | None = sync(self._fs.loop, _fetched, self._fs, url, start, length)
+        return data
+
+
+async def _fetched(fs: Any, url: str, start: int, length: int) -> bytes | None:  # noqa: ANN401
+    """Fetch a part of a file, or return None if the server sends another part.
+
+    fsspec's own `cat_file` takes a whole file for the part that was asked for.
+    """
+    session = await fs.set_session()
+    headers = {
+        **fs.kwargs.get("headers", {}),
+        "Range": f"bytes={start}-{start + length - 1}",
+        "Accept-Encoding": "identity",
+    }
+    async with session.get(fs.encode_url(url), **{**fs.kwargs, "headers": headers}) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(url)
+        answer.raise_for_status()
+        found = answer.headers.get("Content-Range", f"bytes {start}-") if answer.status == 206 else "bytes 0-"
+        if not found.startswith(f"bytes {start}-"):
+            return None
+        data = bytearray()
+        while len(data) < length and (chunk := await answer.content.read(length - len(data))):
+            data += chunk
+        return bytes(data)
