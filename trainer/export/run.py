@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.publish import publish_folder
@@ -169,6 +170,7 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
     A linear projector's names have no number.
     """
     folder = source.folder
+    _check_projector(source, settings)
     layers = {"linear_1": ""} if folder.linear_projector else {"linear_1": "0.", "linear_2": "2."}
     stored = {}
     for entry in source.weights:
@@ -183,6 +185,25 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
     size = sum(value.nbytes for value in stored.values())
     what = f"projector, {'linear' if folder.linear_projector else 'mlp2x_gelu'}, first layer {shape}"
     return Exported(settings.out, "projector", what, len(stored), size, "LLaVA's own code")
+
+
+def _check_projector(source: RunModel, settings: ExportSettings) -> None:
+    """Check that the projector is one that LLaVA's own code has, and that all its weights are there."""
+    config = source.folder.config
+    if (act := config.projector_hidden_act) not in ("gelu", "linear"):
+        raise UserError(
+            f"{settings.source}: expected projector_hidden_act gelu or linear, which LLaVA's own code has; found "
+            f"{act!r}; export without --projector-only"
+        )
+    with torch.device("meta"):
+        projector = LlavaMultiModalProjector(config)
+    wanted = {PROJECTOR + name: value.shape for name, value in projector.state_dict().items()}
+    found = {entry.name: entry.read().shape for entry in source.weights if entry.name.startswith(PROJECTOR)}
+    if differing := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        raise UserError(
+            f"{settings.source}: expected the projector's weights as its config.json describes them; found others, "
+            f"{some(differing)}; give a model of sea-pipeline init"
+        )
 
 
 def _renamed(name: str, body: str, head: str) -> str:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from sea_pipeline.core.errors import UserError
-from tests.support.initialised import load
+from tests.support.initialised import edit, load
 from tests.support.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer, tiny_vision
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
@@ -104,6 +104,7 @@ def test_an_llm_that_llava_cannot_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_llm_of_a_whole_model_is_taken_if_transformers_loads_it_alone(tmp_path: Path) -> None:
     kinds = ["linear_attention", "full_attention"]
     linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
@@ -130,6 +131,7 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALONE)
 def test_an_exported_llm_has_the_names_that_its_own_class_writes_and_reads(name: str, tmp_path: Path) -> None:
     kind, sizes = ALONE[name]
@@ -192,6 +194,7 @@ def test_what_no_model_uses_does_no_harm(unused: dict[str, torch.Tensor], tmp_pa
         load_model(open_model_folder(folder), recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "llm"])
 @pytest.mark.parametrize(
     "change",
@@ -207,3 +210,29 @@ def test_an_export_that_its_reader_would_misread_is_refused(kind: str, change: d
     with pytest.raises(UserError, match=rf"^{folder}: expected the weights that transformers reads"):
         export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind=kind))
     assert not (tmp_path / "out").exists()
+
+
+BROKEN = {"more": torch.ones(1), "linear_2.bias": None, "linear_1.weight": torch.ones(3, 3)}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_exported_projector_is_whole(name: str, tmp_path: Path) -> None:
+    folder = altered(tiny_model(tmp_path / "model"), **{f"multi_modal_projector.{name}": BROKEN[name]})
+    message = rf"^{folder}: expected the projector's weights .* multi_modal_projector\.{name}; give"
+    with pytest.raises(UserError, match=message):
+        export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="projector"))
+
+
+def test_llavas_own_code_has_no_other_activation(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit(folder / "config.json", projector_hidden_act="silu")
+    with pytest.raises(UserError, match=r"expected projector_hidden_act gelu or linear, .*; found 'silu'; export with"):
+        export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="projector"))
+    export_model(ExportSettings.of(source=folder, out=tmp_path / "out"))
+
+
+def test_an_llm_that_is_no_causal_lm_is_not_exported(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit(folder / "config.json", text_config=CONFIG_MAPPING["t5gemma"]().encoder.to_dict())
+    with pytest.raises(UserError, match=r"expected an LLM of a type that is a causal LM .*; export with --projector"):
+        export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="llm"))
