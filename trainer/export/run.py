@@ -1,6 +1,7 @@
 """Export a run or a model folder to a folder for other programs (`sea-pipeline export` as a function)."""
 
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from trainer.export.run_model import RunModel, open_source
 from trainer.export.settings import ExportSettings as ExportSettings
 from trainer.export.settings import Kind
 from trainer.model import hub
-from trainer.model.borders import saving
+from trainer.model.borders import border, saving
 from trainer.model.llava_folder import ALIGNMENT
 from trainer.model.llm_weights import stored_names, unread
 from trainer.model.parts import quiet
@@ -148,7 +149,8 @@ def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exp
     folder, config = source.folder, source.folder.config.text_config
     notes = write_texts(folder, scratch, processor=False)
     config.architectures = [_causal_lm(config.model_type)]
-    body, head = stored_names(config)
+    with _reading(settings):
+        body, head = stored_names(config)
     config.dtype = config.dtype or folder.config.dtype
     config.save_pretrained(scratch)
     entries = [
@@ -208,16 +210,23 @@ def _check_projector(source: RunModel, settings: ExportSettings) -> None:
 
 def _renamed(name: str, body: str, head: str) -> str:
     part, _, rest = name.partition(".")
-    return f"{ {'model': body, 'lm_head': head}.get(part, part) }.{rest}"
+    own = {"model": body, "lm_head": head}.get(part, part)
+    return f"{own}.{rest}"
 
 
 def _check_read(kind: Any, scratch: Path, settings: ExportSettings) -> None:  # noqa: ANN401 - a class of transformers
     """Check that the class that reads the export has the weights that are in it, no more and no fewer."""
-    if lost := unread(kind, scratch):
+    with _reading(settings):
+        lost = unread(kind, scratch)
+    if lost:
         raise UserError(
             f"{settings.source}: expected the weights that transformers reads in its export; found others, "
             f"{some(lost)}; give a model of sea-pipeline init from an LLM that fits"
         )
+
+
+def _reading(settings: ExportSettings) -> AbstractContextManager[None]:
+    return border(f"{settings.source}: its export could not be read", "give a model of sea-pipeline init", given=True)
 
 
 def _causal_lm(model_type: str) -> str:

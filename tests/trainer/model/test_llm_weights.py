@@ -1,5 +1,6 @@
 """What of an LLM has no place in a LLaVA: refused before its weights are read, and in folders that others made."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,6 @@ def test_an_llm_that_loses_something_is_refused_before_its_weights_are_read(name
     assert not (tmp_path / "model").exists()
 
 
-VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
 @pytest.mark.parametrize("kind", ["gemma3", "gemma3n", "gemma4", "got_ocr2", "fuyu", "musicgen"])
 def test_a_whole_model_is_no_llm(kind: str, tmp_path: Path) -> None:
     """transformers lists it among its causal LMs, and would load all of it."""
@@ -94,6 +92,18 @@ def made(kind: str, folder: Path, *, whole: bool = False, **sizes: Any) -> Path:
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     found: torch.Tensor = model.eval()(input_ids=ids).logits[..., :300]
     return found
+
+
+@pytest.mark.parametrize("late", [["parts.check_llm"], ["parts.check_llm", "assemble.check_places"]])
+def test_the_loaded_llm_and_the_written_folder_are_looked_at_too(
+    late: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for check in late:
+        monkeypatch.setattr(f"trainer.model.{check}", lambda *_: None)
+    source = made("phi", tmp_path / "llm", **SIZES, intermediate_size=48)
+    with pytest.raises(UserError, match=rf"^{source}: expected an LLM .* found .*lm_head\.bias.*; choose another"):
+        init_model(str(tiny_vision(tmp_path / "vision")), str(source), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_an_llm_that_llava_cannot_run_is_refused(tmp_path: Path) -> None:
@@ -231,8 +241,15 @@ def test_llavas_own_code_has_no_other_activation(tmp_path: Path) -> None:
     export_model(ExportSettings.of(source=folder, out=tmp_path / "out"))
 
 
-def test_an_llm_that_is_no_causal_lm_is_not_exported(tmp_path: Path) -> None:
+def test_an_llm_that_transformers_cannot_build_is_not_exported(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "model")
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder / "config.json", text_config=text | {"hidden_size": "wide"})
+    with pytest.raises(UserError, match=rf"^{folder}: "):
+        export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="llm"))
+    edit(folder / "config.json", text_config=text | {"hidden_act": "nonesuch"})
+    with pytest.raises(UserError, match=rf"^{folder}: its export could not be read: .*nonesuch.*; give a model of"):
+        export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="llm"))
     edit(folder / "config.json", text_config=CONFIG_MAPPING["t5gemma"]().encoder.to_dict())
     with pytest.raises(UserError, match=r"expected an LLM of a type that is a causal LM .*; export with --projector"):
         export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="llm"))
