@@ -75,6 +75,10 @@ def test_a_whole_model_is_no_llm(kind: str, tmp_path: Path) -> None:
         init_model(str(tiny_vision(tmp_path / "vision")), str(tmp_path / "llm"), tmp_path / "model")
 
 
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+QWEN35 = TEXT | LINEAR | {"layer_types": ["linear_attention", "full_attention"]}
+
+
 def made(kind: str, folder: Path, *, whole: bool = False, **sizes: Any) -> Path:
     """A random model of a real class with its tokenizer."""
     tiny_tokenizer(folder)
@@ -116,11 +120,8 @@ def test_an_llm_that_llava_cannot_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_llm_of_a_whole_model_is_taken_if_transformers_loads_it_alone(tmp_path: Path) -> None:
-    kinds = ["linear_attention", "full_attention"]
-    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
-    text = TEXT | {"layer_types": kinds, "linear_value_head_dim": 8} | linear
     tower = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
-    source = made("qwen3_5", tmp_path / "llm", whole=True, text_config=text, vision_config=tower)
+    source = made("qwen3_5", tmp_path / "llm", whole=True, text_config=QWEN35, vision_config=tower)
     model = init_model(str(tiny_vision(tmp_path / "vision")), str(source), tmp_path / "model")
     ids = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(0))
     with quiet():
@@ -137,6 +138,7 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-BigCode": ("gpt_bigcode", OLD | UNTIED),
     "BioGPT": ("biogpt", SIZES | {"intermediate_size": 48, "max_position_embeddings": 128}),
     "Mixtral, whose experts are one tensor in memory": ("mixtral", TEXT | {"num_local_experts": 2}),
+    "Qwen3.5": ("qwen3_5_text", QWEN35),
     "Gemma, whose head is tied": ("gemma", TEXT),
 }
 
