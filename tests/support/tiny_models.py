@@ -13,6 +13,7 @@ from transformers import (
     Dinov2Model,
     Gemma3TextConfig,
     GemmaConfig,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -35,6 +36,8 @@ LLMS: dict[str, Any] = {
     "qwen2": Qwen2Config,
 }
 NEWER_LLMS: dict[str, Any] = {"qwen3": Qwen3Config, "gemma3_text": Gemma3TextConfig, "smollm3": SmolLM3Config}
+OTHER_LLMS: dict[str, Any] = {"gpt_neox": GPTNeoXConfig}
+"""LLMs whose own folders name their weights otherwise than Llama's."""
 TOWERS: dict[str, Any] = {
     "clip": (CLIPVisionConfig, CLIPVisionModel),
     "siglip": (SiglipVisionConfig, SiglipVisionModel),
@@ -90,7 +93,7 @@ def tiny_llm(path: Path, family: str = "llama", *, template: str | None = None, 
         "pad_token_id": tokenizer.pad_token_id,
     }
     sizes |= {"head_dim": 8} if family in ("gemma", "gemma3_text") else {}
-    _write(AutoModelForCausalLM.from_config, (LLMS | NEWER_LLMS)[family](**(sizes | settings)), path)
+    _write(AutoModelForCausalLM.from_config, (LLMS | NEWER_LLMS | OTHER_LLMS)[family](**(sizes | settings)), path)
     return path
 
 

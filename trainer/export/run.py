@@ -1,13 +1,16 @@
 """Export a run or a model folder to a folder for other programs (`sea-pipeline export` as a function)."""
 
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.publish import publish_folder
@@ -19,9 +22,11 @@ from trainer.export.run_model import RunModel, open_source
 from trainer.export.settings import ExportSettings as ExportSettings
 from trainer.export.settings import Kind
 from trainer.model import hub
-from trainer.model.borders import saving
+from trainer.model.borders import border, saving
 from trainer.model.llava_folder import ALIGNMENT
+from trainer.model.llm_weights import stored_names, unread
 from trainer.model.parts import quiet
+from trainer.model.pretrained import some
 from trainer.model.tensor_files import LLM, PROJECTOR, Entry, write_weights
 from trainer.towers import OURS
 
@@ -81,6 +86,11 @@ def export_model(settings: ExportSettings) -> Exported:
 
 def _for_reader(settings: ExportSettings, tower: str, llm: str) -> ExportSettings:
     """Check the settings against the model, and replace `compat` by what it stands for."""
+    if settings.kind != "projector" and llm not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"{settings.source}: expected an LLM of a type that is a causal LM in transformers; found {llm!r}; export "
+            "with --projector-only"
+        )
     names = settings.names or settings.compat
     rescale = settings.rescale_projector or (
         settings.compat == 4 and settings.kind == "model" and transformers4.scales_inputs(llm)
@@ -111,6 +121,7 @@ def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> E
     if settings.rescale_projector:
         weights = list(transformers4.rescaled(weights, width))
     tensors, size = write_weights(weights, scratch)
+    _check_read(LlavaForConditionalGeneration, scratch, settings)
     readers = spell(scratch, settings.names, rescaled=settings.rescale_projector)
     extra = alignment(folder)
     if settings.rescale_projector:
@@ -138,14 +149,17 @@ def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exp
     folder, config = source.folder, source.folder.config.text_config
     notes = write_texts(folder, scratch, processor=False)
     config.architectures = [_causal_lm(config.model_type)]
+    with _reading(settings):
+        body, head = stored_names(config)
     config.dtype = config.dtype or folder.config.dtype
     config.save_pretrained(scratch)
     entries = [
-        entry._replace(name=entry.name.removeprefix(LLM))
+        entry._replace(name=_renamed(entry.name.removeprefix(LLM), body, head))
         for entry in source.weights
         if entry.name.startswith(LLM) and not (_tied(folder.config) and _is_head(entry))
     ]
     tensors, size = write_weights(entries, scratch)
+    _check_read(AutoModelForCausalLM, scratch, settings)
     readers = spell(scratch, settings.names)
     clean(scratch)
     notes += read_again(scratch, folder.processor.tokenizer)
@@ -158,6 +172,7 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
     A linear projector's names have no number.
     """
     folder = source.folder
+    _check_projector(source, settings)
     layers = {"linear_1": ""} if folder.linear_projector else {"linear_1": "0.", "linear_2": "2."}
     stored = {}
     for entry in source.weights:
@@ -172,6 +187,46 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
     size = sum(value.nbytes for value in stored.values())
     what = f"projector, {'linear' if folder.linear_projector else 'mlp2x_gelu'}, first layer {shape}"
     return Exported(settings.out, "projector", what, len(stored), size, "LLaVA's own code")
+
+
+def _check_projector(source: RunModel, settings: ExportSettings) -> None:
+    """Check that the projector is one that LLaVA's own code has, and that all its weights are there."""
+    config = source.folder.config
+    if (act := config.projector_hidden_act) not in ("gelu", "linear"):
+        raise UserError(
+            f"{settings.source}: expected projector_hidden_act gelu or linear, which LLaVA's own code has; found "
+            f"{act!r}; export without --projector-only"
+        )
+    with torch.device("meta"):
+        projector = LlavaMultiModalProjector(config)
+    wanted = {PROJECTOR + name: value.shape for name, value in projector.state_dict().items()}
+    found = {entry.name: entry.read().shape for entry in source.weights if entry.name.startswith(PROJECTOR)}
+    if differing := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        raise UserError(
+            f"{settings.source}: expected the projector's weights as its config.json describes them; found others, "
+            f"{some(differing)}; give a model of sea-pipeline init"
+        )
+
+
+def _renamed(name: str, body: str, head: str) -> str:
+    part, _, rest = name.partition(".")
+    own = {"model": body, "lm_head": head}.get(part, part)
+    return f"{own}.{rest}"
+
+
+def _check_read(kind: Any, scratch: Path, settings: ExportSettings) -> None:  # noqa: ANN401 - a class of transformers
+    """Check that the class that reads the export has the weights that are in it, no more and no fewer."""
+    with _reading(settings):
+        lost = unread(kind, scratch)
+    if lost:
+        raise UserError(
+            f"{settings.source}: expected the weights that transformers reads in its export; found others, "
+            f"{some(lost)}; give a model of sea-pipeline init from an LLM that fits"
+        )
+
+
+def _reading(settings: ExportSettings) -> AbstractContextManager[None]:
+    return border(f"{settings.source}: its export could not be read", "give a model of sea-pipeline init", given=True)
 
 
 def _causal_lm(model_type: str) -> str:

@@ -23,6 +23,8 @@ _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 _READ_BY_4 = (*_WITH_LEVEL, "dinov2")
 _SCALED_INPUTS = ("gemma", "gemma2", "vaultgemma")
 """LLMs whose inputs version 4 multiplies by sqrt(width), visual tokens included; 5 and vLLM scale words alone."""
+_ROTARY = ("gpt_neox", "gpt_neox_japanese")
+"""LLMs whose rope version 4 reads under other keys, `rotary_emb_base` and `rotary_pct`."""
 _LONGROPE = ("short_factor", "long_factor")
 
 
@@ -141,6 +143,8 @@ def _rope(rope: dict[str, Any], model_type: str) -> dict[str, Any]:
         old["rope_scaling"] = None
     if "partial_rotary_factor" in rope:
         old["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if model_type in _ROTARY:
+        old |= {"rotary_emb_base": old["rope_theta"], "rotary_pct": rope["partial_rotary_factor"]}
     return old
 
 

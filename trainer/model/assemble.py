@@ -18,12 +18,14 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.hashing import canonical_json
 from sea_pipeline.storage.publish import publish_folder
-from trainer.model.borders import saving
+from trainer.model.borders import border, saving
 from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.folder_check import check_model_folder as check_model_folder
 from trainer.model.folder_check import image_shape
 from trainer.model.llava_folder import ALIGNMENT
+from trainer.model.llm_weights import OTHER_LLM, check_places, unread
 from trainer.model.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
+from trainer.model.pretrained import some
 from trainer.model.settings import Projector
 from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer
 
@@ -67,7 +69,8 @@ def init_model(
         raise UserError(f"dtype = {dtype}: expected float32, bfloat16 or float16")
     with quiet(), publish_folder(out) as scratch:
         weights = getattr(torch, dtype)
-        vision_part, llm_part = load_vision(vision, weights, feature_layer), load_llm(llm, weights)
+        vision_part = load_vision(vision, weights, feature_layer)
+        llm_part = load_llm(llm, weights, for_llava=True)
         with saving(out):
             vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
         alignment = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
@@ -96,18 +99,24 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     model.config.name_or_path = ""  # it is a path of this machine
 
     config = _config(vision, model, tokenizer, projector)
-    llava = _assemble(config, vision, model, _projector(config, seed))
+    llava = _assemble(config, vision, model, _projector(config, seed), source)
     step = torch.finfo(model.dtype).eps  # a longer head may round the same sums differently by this
-    found = _logits(llava, probe)
+    with border(f"{source}: cannot run inside transformers' LLaVA", OTHER_LLM, given=True):
+        found = _logits(llava, probe)
     if not torch.allclose(found[..., :vocabulary], expected[..., :vocabulary], rtol=max(1e-3, 2 * step), atol=1e-3):
         raise UserError(
             f"{source}: inside transformers' LLaVA this LLM gives other logits than alone, as one with capped or "
-            "scaled logits does; choose another such as Llama, Mistral, Gemma, Phi-3 or Qwen"
+            f"scaled logits does; {OTHER_LLM}"
         )
     llava.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id
     )
     llava.save_pretrained(folder)
+    if lost := unread(LlavaForConditionalGeneration, folder):
+        raise UserError(
+            f"{source}: expected an LLM whose weights transformers' LLaVA reads as it writes them; found others than "
+            f"were written, {some(lost)}; {OTHER_LLM}"
+        )
     _processor(vision, tokenizer).save_pretrained(folder)
     check_saved_tokenizer(folder, tokenizer, source)
     return vocabulary
@@ -166,10 +175,11 @@ def _projector(config: LlavaConfig, seed: int) -> nn.Module:
     return projector
 
 
-def _assemble(config: LlavaConfig, vision: VisionPart, llm: Any, projector: nn.Module) -> Any:  # noqa: ANN401 - untyped
+def _assemble(config: LlavaConfig, vision: VisionPart, llm: Any, projector: nn.Module, source: str) -> Any:  # noqa: ANN401
     """Put the parts into a LLaVA without copying them."""
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
+    check_places(llm, llava, source)
     llava.model.vision_tower = vision.tower
     llava.model.multi_modal_projector = projector.to(llm.dtype)
     llava.model.language_model = llm.base_model

@@ -15,8 +15,10 @@ from trainer.model.aspect_ratio import with_aspect_ratio
 from trainer.model.borders import border
 from trainer.model.folder_check import check_model_folder
 from trainer.model.llava_folder import read_alignment
+from trainer.model.llm_weights import misplaced
 from trainer.model.lora import add_adapters
 from trainer.model.parts import quiet
+from trainer.model.pretrained import some
 from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe
 from trainer.towers import tower_grid
 
@@ -106,7 +108,8 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         layers: load only this number of the LLM's first layers; None for all.
 
     Raises:
-        UserError: a weight is missing, or the files are damaged, or need a package that is not installed.
+        UserError: a weight is missing or has no place in the model, or the files are damaged, or need a package that is
+            not installed.
     """
     frozen = _frozen_dtype(recipe)
     trains = recipe.learning_rates
@@ -127,16 +130,30 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
     with quiet(), border(f"{folder.path}: cannot be loaded", advice, given=True):
         loaded: Any = kind.from_pretrained(folder.path, config=config, dtype=dtypes, output_loading_info=True)
     model: AlignedLlava = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):  # transformers would draw them at random
-        raise UserError(
-            f"{folder.path}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again"
-        )
+    _check_read(folder, model, loaded[1], cut=layers is not None or not recipe.loss.lm)
     model.with_lm = bool(recipe.loss.lm)
     if recipe.lora is not None:
         add_adapters(model.model.language_model, recipe.lora, recipe.seed)
     freeze(model, trains, linear_projector=folder.linear_projector, adapted=recipe.lora is not None)
     _set_precision(model, frozen)
     return model
+
+
+def _check_read(folder: ModelFolder, model: AlignedLlava, report: dict[str, Any], *, cut: bool) -> None:
+    """Check that the files hold the model's weights, no fewer and no more.
+
+    transformers only warns of either: it draws missing weights at random, and leaves out those without a place.
+    """
+    if extra := misplaced(model, report["unexpected_keys"], cut=cut):
+        raise UserError(
+            f"{folder.path}: expected only weights that transformers' LLaVA has; found {some(extra)} in its files, "
+            "which readers leave out and then compute otherwise; make the folder with sea-pipeline init from an LLM "
+            "that fits"
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{folder.path}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again"
+        )
 
 
 def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:

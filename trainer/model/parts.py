@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
@@ -33,6 +34,7 @@ from sea_pipeline.core.extras import package_folder, require
 from sea_pipeline.encoders.spec import packaged_side, split_s2
 from trainer.model.folder_check import image_shape
 from trainer.model.hub import find_file
+from trainer.model.llm_weights import check_alone, check_llm
 from trainer.model.pretrained import load_config, load_weights, named, read_tokenizer
 from trainer.model.sentence_piece import faithful
 from trainer.towers import PackagedTower, PackagedTowerConfig, PatchTower, PatchTowerConfig, S2Tower, S2TowerConfig
@@ -143,24 +145,29 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     return _patches(whole, leading_tokens=whole.cls_tokens + registers) if registers else whole
 
 
-def load_llm(spec: str, dtype: torch.dtype) -> LlmPart:
+def load_llm(spec: str, dtype: torch.dtype, *, for_llava: bool = False) -> LlmPart:
     """Load a causal LM with its weights and tokenizer.
 
     Args:
         spec: `packaged` (SmolLM2-135M-Instruct), a GGUF file, a transformers folder, or the name of one on the hub.
         dtype: of the weights; a quantised GGUF file is dequantised.
+        for_llava: refuse an LLM that does not fit into a LLaVA before its weights are read.
 
     Raises:
-        UserError: the spec names no causal LM, its weights are incomplete, or its tokenizer is not a fast one.
+        UserError: the spec names no causal LM or one that does not fit, its weights are incomplete, or its tokenizer is
+            not a fast one.
     """
     if spec == "packaged":
-        part = _load_gguf(_packaged_gguf(), dtype)
+        part = _load_gguf(_packaged_gguf(), dtype, for_llava=for_llava)
     elif spec.endswith(".gguf"):
-        part = _load_gguf(Path(spec), dtype)
+        part = _load_gguf(Path(spec), dtype, for_llava=for_llava)
     else:
         config = load_config(spec)
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(f"{spec}: its model type {config.model_type!r} is no causal LM; expected one such as llama")
+        check_alone(config, spec)
+        if for_llava:
+            check_llm(config, spec)
         tokenizer = load_tokenizer(spec)
         part = LlmPart(load_weights(AutoModelForCausalLM, spec, config, dtype), tokenizer)
     part.model.config.architectures = part.model.config.architectures or [type(part.model).__name__]
@@ -304,12 +311,14 @@ def _packaged_gguf() -> Path:
     return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def _load_gguf(file: Path, dtype: torch.dtype) -> LlmPart:
+def _load_gguf(file: Path, dtype: torch.dtype, *, for_llava: bool) -> LlmPart:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a GGUF file of a causal LM")
     require("accelerate", "train")
     with named(str(file)), _parsed_once(), redirect_stderr(io.StringIO()):  # its progress bar has no setting
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        if for_llava:
+            check_llm(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), str(file))
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
         )

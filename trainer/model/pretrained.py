@@ -126,9 +126,9 @@ def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dt
             ignore_mismatched_sizes=True,  # otherwise its error refers to a report that it prints
             trust_remote_code=False,
         )
-    if extra := _without_place(model, report["unexpected_keys"]):
+    if extra := without_place(model, report["unexpected_keys"]):
         raise UserError(
-            f"{spec}: the model that config.json describes has no place for the weights {_some(extra)}; give plain "
+            f"{spec}: the model that config.json describes has no place for the weights {some(extra)}; give plain "
             "weights (these may be quantised), with the config.json that belongs to them"
         )
     if missing := sorted(report["missing_keys"]):
@@ -136,7 +136,7 @@ def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dt
     if mismatched := sorted(report["mismatched_keys"]):
         _, found, expected = mismatched[0]
         raise UserError(
-            f"{spec}: config.json says other shapes than the weights have, {_some([one[0] for one in mismatched])}: "
+            f"{spec}: config.json says other shapes than the weights have, {some([one[0] for one in mismatched])}: "
             f"expected {tuple(expected)}, found {tuple(found)}; give the config.json that belongs to them"
         )
     model.config.name_or_path = ""  # it is a path of this machine
@@ -144,11 +144,12 @@ def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dt
     return loaded
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """Write the first of some names, and how many more there are."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: ANN401 - any model
+def without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: ANN401 - any model
     """Find weights that a module of the model has no place for, such as biases or scales of quantisation.
 
     Other unexpected tensors belong to parts that the model does not use, or are buffers that old versions kept.

@@ -27,7 +27,7 @@ _SPELLINGS = (
 """Patterns of the names that transformers has had for a LLaVA's tensors, and the names in transformers 5's files."""
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes by their names in weight files."""
-_BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
+BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
 """Computed values, which files of old versions kept."""
 
 
@@ -81,7 +81,7 @@ def read_file(file: Path, advice: str = "copy it again") -> list[Entry]:
         raise UserError(f"{file}: is damaged ({error}); {advice}") from error
     entries: list[Entry] = []
     for stored in opened.keys():  # noqa: SIM118 - it is no mapping
-        if not _BUFFERS.search(stored):
+        if not BUFFERS.search(stored):
             read = _reader(opened, stored)
             entries.append(Entry(canonical(stored), read().nbytes, read))
     return entries

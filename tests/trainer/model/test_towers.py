@@ -217,7 +217,7 @@ def test_the_packaged_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == plain
     ids = llm.tokenizer("The capital of France is", return_tensors="pt").input_ids
     expected = llm.model(ids).logits
-    monkeypatch.setattr("trainer.model.assemble.load_llm", lambda spec, dtype: llm)  # to read the GGUF once
+    monkeypatch.setattr("trainer.model.assemble.load_llm", lambda *_, **__: llm)  # to read the GGUF once
     folder = init_model(str(tiny_vision(tmp_path / "vision")), "packaged", tmp_path / "model")
     with quiet():
         model: Any = LlavaForConditionalGeneration.from_pretrained(folder)
