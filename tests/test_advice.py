@@ -13,7 +13,7 @@ ADVISES = re.compile(
 )
 
 FOLLOWED: dict[str, list[str]] = {
-    "tests/hub/test_hub_pull.py::test_a_folder_that_holds_something_else_is_refused": [
+    "tests/hub/test_pull_target.py::test_a_folder_that_holds_something_else_is_refused": [
         "{}: expected no such folder, or the same one; found something else; choose another --out",
         "{}; remove {}, and pull it again",
     ],

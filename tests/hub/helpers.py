@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sea_pipeline.hub.files import paths_of
 from sea_pipeline.output.ledger import Ledger
+from tests.hub.stand_in import Hub
 from tests.support.programs import Program
 
 
@@ -17,3 +18,14 @@ def own(folder: Path) -> dict[str, bytes]:
 def kill_at(begun: Program, at: int, method: str, path: str, number: int) -> None:
     if number == at:
         begun.signal(signal.SIGKILL)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but for what is on its way."""
+    found = (path for path in folder.rglob("*") if path.is_file() and ".tmp" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def fetched(hub: Hub) -> list[str]:
+    """The files that were downloaded."""
+    return [path for method, path, _ in hub.asked if method == "GET" and ("/resolve/" in path or "/cdn/" in path)]

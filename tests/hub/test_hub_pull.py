@@ -1,9 +1,6 @@
 """A pull that is whole, killed, done again or refused; and labels opened where they are, by revision."""
 
-import errno
 import json
-import os
-import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -23,7 +20,7 @@ from sea_pipeline.join.select import select
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.paths import place
 from tests.hub.conftest import NAME
-from tests.hub.helpers import kill_at, own
+from tests.hub.helpers import fetched, files_in, kill_at, own
 from tests.hub.stand_in import READER, Hub, as_program
 from tests.support.contents import rows
 from tests.support.kills import killed_around
@@ -37,17 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own
 ]
 URL = f"hf://datasets/{NAME}"
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder but for what is on its way."""
-    found = (path for path in folder.rglob("*") if path.is_file() and ".tmp" not in path.parts)
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
-def fetched(hub: Hub) -> list[str]:
-    """The files that were downloaded."""
-    return [path for method, path, _ in hub.asked if method == "GET" and ("/resolve/" in path or "/cdn/" in path)]
 
 
 def test_a_pulled_folder_is_the_one_that_was_pushed(command: Any, labels: Path, hub: Hub, tmp_path: Path) -> None:
@@ -299,95 +285,6 @@ def test_private_labels_are_not_there_for_others(labels: Path, hub: Hub, monkeyp
         with pytest.raises(UserError, match="has no such dataset, or a private one that the token of this machine"):
             open_labels(URL)
         assert len(open_labels("hf://datasets/owner/public")) == 10
-
-
-def test_a_folder_that_holds_something_else_is_refused(
-    command: Any, label: Label, labels: Path, hub: Hub, tmp_path: Path
-) -> None:
-    push(labels, NAME)
-    label(images=str(tmp_path / "photos"), out=tmp_path / "n2", top_n=2, max_bad=1.0)
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.tex").touch()
-    (tmp_path / "file").touch()
-    for out in ("n2", "taken", "file"):
-        code, _, stderr = command("pull", NAME, "--out", tmp_path / out)
-        assert (code, stderr.count("\n")) == (1, 1)
-        assert f"{tmp_path / out}: expected no such folder, or the same one; found something else; choose ano" in stderr
-    (tmp_path / "empty").mkdir()
-    assert command("pull", NAME, "--out", tmp_path / "empty")[0] == 0
-    shard = next((tmp_path / "empty" / "labels").glob("part-00001-*"))
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
-    code, _, stderr = command("pull", NAME, "--out", tmp_path / "empty")
-    assert (code, stderr.count("\n")) == (1, 1)
-    assert "damaged: expected sha256" in stderr
-    assert f"remove {tmp_path / 'empty'}, and pull it again" in stderr
-    shutil.rmtree(tmp_path / "empty")
-    assert command("pull", NAME, "--out", tmp_path / "empty")[0] == 0
-    assert files_in(tmp_path / "empty") == own(labels)
-
-
-@pytest.mark.parametrize("form", ["leftovers", "link", "dangling link", "here"])
-def test_an_empty_folder_of_any_kind_is_filled(
-    command: Any, labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
-    push(labels, NAME)
-    out, real = tmp_path / "out", tmp_path / "empty"
-    real.mkdir()
-    if form == "leftovers":
-        for name in (".DS_Store", ".gitkeep"):
-            (real / name).write_bytes(b"left")
-        out = real
-    elif form.endswith("link"):
-        out.symlink_to(real)
-        if form == "dangling link":
-            real.rmdir()
-    else:
-        monkeypatch.chdir(real)
-        out = Path()
-    code, _, stderr = command("pull", NAME, "--out", out)
-    assert (code, "Traceback" in stderr) == (0, False), stderr
-    left = {".DS_Store": b"left", ".gitkeep": b"left"} if form == "leftovers" else {}
-    assert files_in(real) == own(labels) | left
-    assert f"to {out}" in stderr
-    assert ("`cd .`" in stderr) == (form == "here")
-    assert [path.name for path in tmp_path.glob(".*")] == []
-    assert command("pull", NAME, "--out", out)[0] == command("verify", out)[0] == 0
-
-
-def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_fetched(
-    command: Any, labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a mount point is; the folder that its line advises works."""
-    push(labels, NAME)
-    mount, plain = tmp_path / "mount", Path.replace
-    mount.mkdir()
-    (mount / ".DS_Store").write_bytes(b"left")
-
-    def replace(path: Path, target: Path) -> Path:
-        if target == mount:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path), None, str(target))
-        return plain(path, target)
-
-    monkeypatch.setattr(Path, "replace", replace)
-    before = len(fetched(hub))
-    code, _, stderr = command("pull", NAME, "--out", mount)
-    assert (code, stderr.count("\n")) == (1, 1), stderr
-    assert f"{mount}: cannot be written: Device or resource busy; choose another folder" in stderr
-    assert not [path for path in fetched(hub)[before:] if ".parquet" in path]
-    assert files_in(mount) == {".DS_Store": b"left"}
-    assert [path.name for path in tmp_path.glob(".*")] == []
-    assert command("pull", NAME, "--out", mount / "labels")[0] == 0
-
-
-def test_leftovers_survive_a_kill(labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".gitkeep").write_bytes(b"left")
-    with killed_around(pulling, "replace_folder", 1, before=True):
-        pull(NAME, tmp_path / "out")
-    (tmp_path / "out" / ".gitkeep").replace(tmp_path / ".out.pulling" / ".gitkeep")  # and killed once it had moved
-    pull(NAME, tmp_path / "out")
-    assert files_in(tmp_path / "out") == own(labels) | {".gitkeep": b"left"}
 
 
 def test_records_that_do_not_agree_are_refused(labels: Path, hub: Hub, tmp_path: Path) -> None:

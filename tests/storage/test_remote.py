@@ -1,18 +1,13 @@
 """Folders in a store elsewhere: the same bytes as on this machine, whoever reads; kills, faults and rivals."""
 
-import errno
 import hashlib
 import json
 import multiprocessing
-import os
 import pickle
 import random
-import resource
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +20,15 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
-from sea_pipeline.storage import retry
 from sea_pipeline.storage.hashing import file_sha256
-from sea_pipeline.storage.paths import cache_folder, entries, place
-from sea_pipeline.storage.publish import TEMPORARY, local_copy, publish_bytes
+from sea_pipeline.storage.paths import entries, place
+from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.remote import RemotePath
 from sea_pipeline.storage.retry import StoreError
 from tests.support.contents import rows, stored
 from tests.support.kills import killed_around
 from tests.support.photo_forms import failing_s3
 from tests.support.programs import Begin, labelling
-from tests.support.refused import refused
 from tests.support.world import ColourEncoder, Label, Shelved, draw_folder, word_file
 
 pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
@@ -341,76 +334,3 @@ def test_of_many_that_create_a_file_one_succeeds(s3: str) -> None:
     assert won.count(True) == 1
     assert path.read_bytes() == bytes([won.index(True)])
     assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize("url", ["memory://x", "s3://bucket/x"])
-def test_a_full_disk_of_this_machine_is_not_blamed_on_the_store(
-    tmp_path: Path, s3: str, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor is it asked for the file again."""
-    (tmp_path / "file").write_bytes(bytes(200_000))
-    place(f"{url}/file").upload(tmp_path / "file")
-    asked = 0
-
-    def sleep(_: float) -> None:
-        nonlocal asked
-        asked += 1
-
-    monkeypatch.setattr(retry.time, "sleep", sleep)
-    with (
-        full_disk(100_000),
-        refused("cannot be written: File too large; raise the file size limit and run", start=str(cache_folder())),
-        local_copy(place(f"{url}/file")),
-    ):
-        pass
-    assert asked == 0
-    assert list((cache_folder() / TEMPORARY).iterdir()) == []
-    with local_copy(place(f"{url}/file")) as copy:
-        assert copy.stat().st_size == 200_000
-
-
-def test_a_full_disk_of_this_machine_damages_no_shard(
-    label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A shard that cannot be copied here is not done again, nor called damaged."""
-    label(images=str(photos), out="memory://x")
-    before, store = stored("memory://x"), open_labels("memory://x", verify=False)
-    plain, faults = RemotePath.download, [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
-
-    def download(path: RemotePath, file: Path) -> None:
-        if faults:  # for a moment
-            raise faults.pop()
-        plain(path, file)
-
-    monkeypatch.setattr(RemotePath, "download", download)
-    with refused("cannot be written: No space left on device; free some space", start=str(cache_folder())):
-        list(store.tables())
-    with full_disk(1000):
-        with refused("cannot be written: File too large"):
-            check_files(Ledger.open(place("memory://x")))
-        with refused("cannot be written: File too large"):
-            label(images=str(photos), out="memory://x")
-    assert stored("memory://x") == before
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Lets no file of this process outgrow `size`, which is the full disk that an unprivileged test can have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_store_that_is_full_itself_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    path = place("memory://x/file")
-    monkeypatch.setattr(type(path.fs), "put_file", full)
-    with refused("cannot be written: ", "No space left on device", start="memory://x/file"):
-        path.upload(tmp_path / "file")

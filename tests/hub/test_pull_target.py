@@ -1,0 +1,112 @@
+"""The folder that a pull fills: one that is taken, empty, a link, a mount point, or the one that a shell is in."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline.hub import pull as pulling
+from sea_pipeline.hub.pull import pull
+from sea_pipeline.hub.push import push
+from tests.hub.conftest import NAME
+from tests.hub.helpers import fetched, files_in, own
+from tests.hub.stand_in import Hub
+from tests.support.kills import killed_around
+from tests.support.world import Label
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "no_long_waits"),
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own
+]
+
+
+def test_a_folder_that_holds_something_else_is_refused(
+    command: Any, label: Label, labels: Path, hub: Hub, tmp_path: Path
+) -> None:
+    push(labels, NAME)
+    label(images=str(tmp_path / "photos"), out=tmp_path / "n2", top_n=2, max_bad=1.0)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
+    (tmp_path / "file").touch()
+    for out in ("n2", "taken", "file"):
+        code, _, stderr = command("pull", NAME, "--out", tmp_path / out)
+        assert (code, stderr.count("\n")) == (1, 1)
+        assert f"{tmp_path / out}: expected no such folder, or the same one; found something else; choose ano" in stderr
+    (tmp_path / "empty").mkdir()
+    assert command("pull", NAME, "--out", tmp_path / "empty")[0] == 0
+    shard = next((tmp_path / "empty" / "labels").glob("part-00001-*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    code, _, stderr = command("pull", NAME, "--out", tmp_path / "empty")
+    assert (code, stderr.count("\n")) == (1, 1)
+    assert "damaged: expected sha256" in stderr
+    assert f"remove {tmp_path / 'empty'}, and pull it again" in stderr
+    shutil.rmtree(tmp_path / "empty")
+    assert command("pull", NAME, "--out", tmp_path / "empty")[0] == 0
+    assert files_in(tmp_path / "empty") == own(labels)
+
+
+@pytest.mark.parametrize("form", ["leftovers", "link", "dangling link", "here"])
+def test_an_empty_folder_of_any_kind_is_filled(
+    command: Any, labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    push(labels, NAME)
+    out, real = tmp_path / "out", tmp_path / "empty"
+    real.mkdir()
+    if form == "leftovers":
+        for name in (".DS_Store", ".gitkeep"):
+            (real / name).write_bytes(b"left")
+        out = real
+    elif form.endswith("link"):
+        out.symlink_to(real)
+        if form == "dangling link":
+            real.rmdir()
+    else:
+        monkeypatch.chdir(real)
+        out = Path()
+    code, _, stderr = command("pull", NAME, "--out", out)
+    assert (code, "Traceback" in stderr) == (0, False), stderr
+    left = {".DS_Store": b"left", ".gitkeep": b"left"} if form == "leftovers" else {}
+    assert files_in(real) == own(labels) | left
+    assert f"to {out}" in stderr
+    assert ("`cd .`" in stderr) == (form == "here")
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert command("pull", NAME, "--out", out)[0] == command("verify", out)[0] == 0
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_fetched(
+    command: Any, labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mount point is; the folder that its line advises works."""
+    push(labels, NAME)
+    mount, plain = tmp_path / "mount", Path.replace
+    mount.mkdir()
+    (mount / ".DS_Store").write_bytes(b"left")
+
+    def replace(path: Path, target: Path) -> Path:
+        if target == mount:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path), None, str(target))
+        return plain(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    before = len(fetched(hub))
+    code, _, stderr = command("pull", NAME, "--out", mount)
+    assert (code, stderr.count("\n")) == (1, 1), stderr
+    assert f"{mount}: cannot be written: Device or resource busy; choose another folder" in stderr
+    assert not [path for path in fetched(hub)[before:] if ".parquet" in path]
+    assert files_in(mount) == {".DS_Store": b"left"}
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert command("pull", NAME, "--out", mount / "labels")[0] == 0
+
+
+def test_leftovers_survive_a_kill(labels: Path, hub: Hub, tmp_path: Path) -> None:
+    push(labels, NAME)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".gitkeep").write_bytes(b"left")
+    with killed_around(pulling, "replace_folder", 1, before=True):
+        pull(NAME, tmp_path / "out")
+    (tmp_path / "out" / ".gitkeep").replace(tmp_path / ".out.pulling" / ".gitkeep")  # and killed once it had moved
+    pull(NAME, tmp_path / "out")
+    assert files_in(tmp_path / "out") == own(labels) | {".gitkeep": b"left"}

@@ -1,0 +1,98 @@
+"""A disk that is full, here or in a store elsewhere: its own line names the one that is."""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sea_pipeline import open_labels
+from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage import retry
+from sea_pipeline.storage.paths import cache_folder, place
+from sea_pipeline.storage.publish import TEMPORARY, local_copy
+from sea_pipeline.storage.remote import RemotePath
+from tests.support.contents import stored
+from tests.support.refused import refused
+from tests.support.world import Label, draw_folder
+
+pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
+
+
+@pytest.mark.parametrize("url", ["memory://x", "s3://bucket/x"])
+def test_a_full_disk_of_this_machine_is_not_blamed_on_the_store(
+    tmp_path: Path, s3: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it asked for the file again."""
+    (tmp_path / "file").write_bytes(bytes(200_000))
+    place(f"{url}/file").upload(tmp_path / "file")
+    asked = 0
+
+    def sleep(_: float) -> None:
+        nonlocal asked
+        asked += 1
+
+    monkeypatch.setattr(retry.time, "sleep", sleep)
+    with (
+        full_disk(100_000),
+        refused("cannot be written: File too large; raise the file size limit and run", start=str(cache_folder())),
+        local_copy(place(f"{url}/file")),
+    ):
+        pass
+    assert asked == 0
+    assert list((cache_folder() / TEMPORARY).iterdir()) == []
+    with local_copy(place(f"{url}/file")) as copy:
+        assert copy.stat().st_size == 200_000
+
+
+def test_a_full_disk_of_this_machine_damages_no_shard(
+    label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that cannot be copied here is not done again, nor called damaged."""
+    photos = draw_folder(tmp_path / "photos", 8)
+    (photos / "003.png").write_bytes(b"bad")
+    label(images=str(photos), out="memory://x")
+    before, store = stored("memory://x"), open_labels("memory://x", verify=False)
+    plain, faults = RemotePath.download, [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+    def download(path: RemotePath, file: Path) -> None:
+        if faults:  # for a moment
+            raise faults.pop()
+        plain(path, file)
+
+    monkeypatch.setattr(RemotePath, "download", download)
+    with refused("cannot be written: No space left on device; free some space", start=str(cache_folder())):
+        list(store.tables())
+    with full_disk(1000):
+        with refused("cannot be written: File too large"):
+            check_files(Ledger.open(place("memory://x")))
+        with refused("cannot be written: File too large"):
+            label(images=str(photos), out="memory://x")
+    assert stored("memory://x") == before
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Lets no file of this process outgrow `size`, which is the full disk that an unprivileged test can have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_store_that_is_full_itself_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = place("memory://x/file")
+    monkeypatch.setattr(type(path.fs), "put_file", full)
+    with refused("cannot be written: ", "No space left on device", start="memory://x/file"):
+        path.upload(tmp_path / "file")
