@@ -84,13 +84,12 @@ def pull(
     check_replaceable(real)
     scratch = real.with_name(f".{real.name}.pulling")
     make_folder(scratch)
-    is_here = real.exists() and real.samefile(".")
     reporter.message(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
     with claimed_for_run(scratch), silent_client():
         fetched = _fetch(name, commit, there, scratch, paths, reporter)
         _settle(scratch, paths, shown)
         with writing(target):
-            replace_folder(real, scratch)
+            is_here = replace_folder(real, scratch)
         sync(real.parent)
     if is_here:
         reporter.message(f"{real}: was replaced; a shell that is in it sees the files after `cd .`")

@@ -155,8 +155,11 @@ def publish_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def replace_folder(path: Path, scratch: Path) -> None:
+def replace_folder(path: Path, scratch: Path) -> bool:
     """Rename a folder to `path`, which is absent or holds only leftovers; these move into the new folder.
+
+    Returns:
+        Whether this process was in the folder at `path`. It is in the new one then.
 
     Raises:
         OSError: `path` cannot be replaced, because it is a mount point, for example. Then all is as before.
@@ -174,6 +177,7 @@ def replace_folder(path: Path, scratch: Path) -> None:
         raise
     if is_here:  # this process would be in a folder that is gone
         os.chdir(path)
+    return is_here
 
 
 def check_replaceable(path: Path) -> None:

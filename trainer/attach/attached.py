@@ -334,7 +334,7 @@ class Attached:
             kept_ones = one_patch_per_word(keys, np.random.default_rng((self._seed, step, *_numbers(ids))))
             patches, words = patches[kept_ones], words[kept_ones]
         width = self._parts.llm.config.hidden_size
-        visual = kept.visual if kept.visual is not None else embed.weight.new_zeros(0, width, device=device)
+        visual = kept.visual if kept.visual is not None else embed.weight.new_zeros(0, width)
         seed = int(np.random.default_rng((self._seed, step)).integers(2**31))
         places = (torch.from_numpy(each).to(device) for each in (patches, words))
         loss, pairs = term(visual, *places, embed, seed)

@@ -211,11 +211,12 @@ def _with_others(
     The entry is None for a sample without a photo, or with a photo that has no partner.
     """
     partner = _partners([one.tokens for one in laid], ids)
-    if all(other is None for other in partner):
-        if _is_any(attached.model, False):
-            attached.model(**given)
+    has_others = any(other is not None for other in partner)
+    if not _is_any(attached.model, has_others):
         return [None] * len(labels)
-    _is_any(attached.model, True)
+    if not has_others:
+        attached.model(**given)
+        return [None] * len(labels)
     lengths = [one.tokens for one in laid]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # The partner's visual tokens in place of the image's own; an image without a partner keeps its own.

@@ -42,10 +42,11 @@ class AttachMixin(_Base):
         self.attached = attached
         self._ids: Any = ()
         self._sums: dict[str, list[float | torch.Tensor]] = defaultdict(list)
+        self._has_basic = bool(attached.weights.keys() - {"sea"})
         self._with_images: int | None = None
         """Number of the step's micro-batches over all processes that have images, if BASIC is on."""
         offloads = any(getattr(one, "activation_offloading", False) for one in (*given, *named.values()))
-        if offloads and {"das", "sds"} & attached.weights.keys():  # TRL's setting
+        if offloads and self._has_basic:  # TRL's setting
             raise UserError(
                 "AttachMixin: das and sds need gradients before the backward, which activation_offloading does not "
                 "allow; set activation_offloading=False"
@@ -77,16 +78,16 @@ class AttachMixin(_Base):
             found: Any = compute()
         loss, *outputs = found if return_outputs else (found,)
         self.attached.step = self.state.global_step
-        terms = self.attached.loss(self._ids)
-        steps = self.current_gradient_accumulation_steps
-        if self._with_images:
-            # Gradients are averaged over processes, so BASIC's share is multiplied by their number.
-            more = steps * self.accelerator.num_processes / self._with_images - 1
-            basic = [name for name in self.attached.terms if name != "sea"]
-            terms = terms + more * sum(self.attached.weights[name] * self.attached.terms[name] for name in basic)
+        self.attached.loss(self._ids)
         self._remember()
+        steps = self.current_gradient_accumulation_steps
+        # Gradients are averaged over processes, so BASIC's share is multiplied by their number.
+        of_basic = steps * self.accelerator.num_processes / self._with_images if self._with_images else 1.0
         # The Trainer sums micro-batches if its loss is scaled already, and divides by their number if not.
-        loss = loss + terms.to(loss.device) / (steps if self._is_scaled(num_items_in_batch) else 1)
+        divisor = steps if self._is_scaled(num_items_in_batch) else 1
+        for name, value in self.attached.terms.items():
+            weight = self.attached.weights[name] * (1.0 if name == "sea" else of_basic)
+            loss = loss + weight * value.to(loss.device) / divisor
         return (loss, *outputs) if return_outputs else loss
 
     def _is_scaled(self, items: Any) -> bool:  # noqa: ANN401 - the Trainer's
@@ -101,7 +102,7 @@ class AttachMixin(_Base):
     def get_batch_samples(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as in Trainer
         """Fetch a step's micro-batches as the trainer does, and count those of all processes that have images."""
         batches, items = super().get_batch_samples(*given, **named)
-        if {"das", "sds"} & self.attached.weights.keys():
+        if self._has_basic:
             own = torch.tensor(sum(has_images(batch) for batch in batches), device=self.args.device)
             self._with_images = int(self.accelerator.reduce(own, "sum"))
         return batches, items

@@ -39,6 +39,11 @@ class AttentionRecording:
         self._chunks = list(_chunks((rows & valid & (columns.cumsum(1) > 0)).cpu(), columns.device))
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no layer has run yet."""
+        return self._sum is None
+
+    @property
     def attention(self) -> torch.Tensor:
         """The attention of the rows on each token, (B, L); float32, or float64 if the model is.
 
@@ -263,7 +268,7 @@ def _twin(base: str) -> Callable[..., Any]:
     ) -> Any:  # noqa: ANN401
         recording = module.__dict__.get(_OPEN)
         if recording is not None:
-            if base == "flash_attention_2":
+            if base == "flash_attention_2" and recording.is_empty:
                 refuse_packed(len(query), attention_mask, options)
             recording.add(module, query, key, attention_mask, options.get("scaling"), options.get("sliding_window"))
         return _attend(base, module, query, key, value, attention_mask, **options)

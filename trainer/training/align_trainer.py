@@ -167,12 +167,10 @@ class AlignTrainer(ResumingTrainer):
     # Logging
 
     def _remember(self, given: dict[str, torch.Tensor]) -> None:
-        drawn = "sea_pairs" not in given or int(given["sea_pairs"]) > 0  # without pairs L_a is no measurement
         for name, value in self._terms.items():
-            if drawn or name != "sea":
-                self._sums[f"loss_{name}"].append(value.detach())
+            self._sums[f"loss_{name}"].append(value.detach())
         for name in ("sea_pairs", *_LENGTHS):
-            if name in given and (drawn or name != "sea_pairs"):
+            if name in given:
                 self._sums[name].append(given[name])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -181,8 +179,11 @@ class AlignTrainer(ResumingTrainer):
         It also has each term, N, the temperature, and the last measurement of the gradients.
         """
         if "loss" in logs:
+            drawn = sum(int(pairs) > 0 for pairs in self._sums.get("sea_pairs", ()))
             for name, values in self._sums.items():  # the same names on all processes, because `reduce` waits for all
-                own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
+                # Without pairs L_a is 0 and no measurement.
+                counted = drawn if name in ("loss_sea", "sea_pairs") else len(values)
+                own = torch.tensor([float(sum(values)), counted], device=self.args.device)
                 total, count = self.accelerator.reduce(own, "sum").tolist()
                 values.clear()
                 if count:
