@@ -39,11 +39,18 @@ Make = Callable[..., Ready]
 def make_ready(tiny: World) -> Make:
     """See the fixture `ready`."""
 
-    def make(records: Path = tiny.data, *, labelled: bool = False, batch_size: int = 8, **given: Any) -> Ready:
+    def make(
+        records: Path = tiny.data,
+        *,
+        labelled: bool = False,
+        batch_size: int = 8,
+        labels: Path = tiny.labels,
+        **given: Any,
+    ) -> Ready:
         folder = open_model_folder(tiny.model)
         data = Data(train=str(records), **{"image_root": tiny.data.parent / "images", **given})
         conversations = open_conversations(data, folder)
-        store = open_labels(tiny.labels) if labelled else None
+        store = open_labels(labels) if labelled else None
         evaluator = Evaluator(
             TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid),
             labels_for(store, folder, Recipe().loss.sea, transfer=False) if store else None,

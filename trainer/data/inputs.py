@@ -1,6 +1,6 @@
 """Open a run's inputs, which are labels that fit its conversations and a teacher's targets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +44,7 @@ def open_label_source(
     wanted = conversations.image_ids
     if labels.path is not None:
         store = open_labels(labels.path)
-        if wanted and not any(image in store for image in wanted):
-            raise UserError(
-                f"{labels.path}: holds none of the {len(wanted):,} images of {conversations.file}; image ids are what "
-                f"the data calls an image, such as {min(wanted)!r}; found {store.ids[:1]}"
-            )
+        _refuse_foreign(store, wanted, conversations)
         if _crops(store) < labels.crops:
             raise UserError(
                 f"{labels.path}: expected {labels.crops} labelled crops of each image, found {_crops(store)}; "
@@ -65,6 +61,35 @@ def open_label_source(
             "itself; set it to true"
         )
     return None if make is None else _made(recipe, conversations, make)
+
+
+def _refuse_foreign(store: LabelStore, wanted: set[str], conversations: Conversations) -> None:
+    if wanted and not any(image in store for image in wanted):
+        raise UserError(
+            f"{store.path}: holds none of the {len(wanted):,} images of {conversations.file}; {_ids(store, wanted)}"
+        )
+
+
+def _ids(store: LabelStore, names: Iterable[str]) -> str:
+    """Say what image ids are, with an example that the labels lack."""
+    lacking = min(name for name in names if name not in store)
+    return f"image ids are what the data calls an image, such as {lacking!r}; found {store.ids[:1]}"
+
+
+def check_measured_labels(store: LabelStore, conversations: Conversations, reporter: Reporter) -> None:
+    """Refuse labels that hold no image that is to be measured, and warn of labels that hold only some of them.
+
+    Raises:
+        UserError: they hold none.
+    """
+    wanted = conversations.image_ids
+    _refuse_foreign(store, wanted, conversations)
+    held = sum(image in store for image in wanted)
+    if held < len(wanted):
+        reporter.warning(
+            f"{store.path}: holds {held:,} of the {len(wanted):,} images of {conversations.file}; label_hit and "
+            f"meaningful are measured on them alone; {_ids(store, wanted)}"
+        )
 
 
 def _made(recipe: Recipe, conversations: Conversations, make: Callable[[LabelSettings], StageRun]) -> LabelStore:
@@ -103,9 +128,7 @@ def say_what_labels_lack(
         held = sum(name in store for name in names)
         if names and effect is not None and 2 * held < len(names):
             reporter.warning(
-                f"{store.path}: holds {held:,} of the {len(names):,} images {what}; {effect}; image ids are what the "
-                f"data calls an image, such as {min(name for name in names if name not in store)!r}; found "
-                f"{store.ids[:1]}"
+                f"{store.path}: holds {held:,} of the {len(names):,} images {what}; {effect}; {_ids(store, names)}"
             )
 
 

@@ -49,6 +49,8 @@ class _MetricSums(NamedTuple):
     """For each image (m, n): labels, -1 if a patch has fewer."""
     tokens: list[torch.Tensor]
     """For each image (m,): nearest vocabulary tokens."""
+    images: list[str]
+    """The id of each image."""
     gaps: list[tuple[float, int]]
     """For each batch, the mean gap and the number of visual tokens."""
     hits: np.ndarray[Any, Any]
@@ -105,14 +107,15 @@ class Evaluator:
         absent with fewer.
 
         For images: `tacs`, over content words; with labels also `label_hit@1`, `label_hit@10`, `gap`, `meaningful`,
-        `meaningful_chance` and `distinct_tokens`. See `metrics`.
+        `meaningful_chance` and `distinct_tokens`. See `metrics`. `label_hit` and `meaningful` are over images that have
+        labels, and absent if there are none.
         """
         with evaluating(model):
             return dict(self._metrics(model, advance))
 
     def _metrics(self, model: EvaluatedModel, advance: Advance) -> Iterator[tuple[str, float]]:
         controls, tacs = Controls(), list[float]()
-        sums = _MetricSums([], [], [], np.zeros((2, 2), np.int64))
+        sums = _MetricSums([], [], [], [], np.zeros((2, 2), np.int64))
         for number, batch in enumerate(self.batches(model.device)):
             given = model(**batch)
             if not number:  # FSDP needs a call of the whole model before one of a part
@@ -122,10 +125,12 @@ class Evaluator:
                 self._control(model, batch, given["lm_tokens"], controls)
             if "visual" in given:
                 visual = [one.float() for one in given["visual"]]
-                for (row, _), one in zip(self.images(batch["rows"].tolist()), visual, strict=True):
+                images = list(self.images(batch["rows"].tolist()))
+                for (row, _), one in zip(images, visual, strict=True):
                     if len(caption := self.content_words(row)):
                         tacs.append(metrics.tacs(one, embeddings[caption.to(one.device)]))
                 if table is not None:
+                    sums.images.extend(image_id for _, image_id in images)
                     self._look(visual, self._labels_of(given, batch), embeddings, table, sums)
             advance(len(batch["rows"]))
         spoken = dict(controls.metrics())
@@ -189,17 +194,15 @@ class Evaluator:
 
     def _word_metrics(self, sums: _MetricSums) -> Iterator[tuple[str, float]]:
         for k, (hits, labelled) in zip((1, 10), sums.hits.tolist(), strict=True):
-            yield f"label_hit@{k}", hits / max(1, labelled)
+            if labelled:
+                yield f"label_hit@{k}", hits / labelled
         gaps, counts = zip(*sums.gaps, strict=True)
         yield "gap", float(np.average(gaps, weights=counts))
-        if len({len(tokens) for tokens in sums.tokens}) > 1:  # no other image's labels lie on the same places
-            yield "distinct_tokens", float(len(torch.cat(sums.tokens).unique()))
-            return
-        found = self.meaningful(torch.stack(sums.tokens), torch.stack(sums.words))
-        yield "meaningful", found.share
-        if found.chance is not None:
-            yield "meaningful_chance", found.chance
-        yield "distinct_tokens", float(found.distinct)
+        if (found := self.meaningful(sums.tokens, sums.words, sums.images)) is not None:
+            yield "meaningful", found.share
+            if found.chance is not None:
+                yield "meaningful_chance", found.chance
+        yield "distinct_tokens", float(len(torch.cat(sums.tokens).unique()))
 
     def nearest_words(self, model: EvaluatedModel, row: int, table: torch.Tensor | None = None) -> list[str]:
         """Find the nearest list word for each visual token of a sample's first image, row-major.
@@ -263,10 +266,27 @@ class Evaluator:
         """
         return torch.stack([self._words_of(image_id, self.data.rows[row]["id"]) for row, image_id in images])
 
-    def meaningful(self, tokens: torch.Tensor, words: torch.Tensor) -> metrics.MeaningfulShares:
-        """Apply `metrics.meaningful` to nearest tokens, int64 (images, m), and the images' `words`."""
-        whole_word, token_text, word_text = self._texts
-        return metrics.meaningful(tokens, whole_word, token_text, word_text, words)
+    def meaningful(
+        self, tokens: Sequence[torch.Tensor], words: Sequence[torch.Tensor], images: Sequence[str]
+    ) -> metrics.MeaningfulShares | None:
+        """Apply `metrics.meaningful` to the images that have labels.
+
+        Args:
+            tokens: for each image its nearest tokens, int64 (m,).
+            words: for each image its `words`.
+            images: the id of each image.
+
+        Returns:
+            The shares, or None if no image has labels, or if their numbers of visual tokens differ, because then no
+            other photo's labels lie on the same places.
+        """
+        assert self._store is not None
+        held = [number for number, image in enumerate(images) if image in self._store]
+        if len({len(tokens[number]) for number in held}) != 1:
+            return None
+        chosen = (torch.stack([each[number] for number in held]) for each in (tokens, words))
+        nearest, labels = chosen
+        return metrics.meaningful(nearest, *self._texts, labels, photos=[images[number] for number in held])
 
     def describing(self, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Mark the tokens that count for `meaningful`, bool (images, m)."""

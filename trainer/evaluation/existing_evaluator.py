@@ -18,7 +18,7 @@ class ExistingEvaluator(Evaluator):
     """Evaluate an `AttachedModel` on the same held-out samples again and again.
 
     The metrics are those of `Evaluator`. Another photo's visual tokens are as many as the family's processor makes of
-    it. `meaningful` is left out unless all images have equally many visual tokens.
+    it. `meaningful` is left out unless all labelled images have equally many visual tokens.
 
     Args:
         data: held-out samples; their `max_length` is not heeded, or another photo's tokens would cut them elsewhere.

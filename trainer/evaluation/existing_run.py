@@ -14,6 +14,7 @@ from trainer.attach.folder import ExistingFolder, load_existing, open_existing_f
 from trainer.attach.lengths import without_unfit
 from trainer.attach.rows import read_texts
 from trainer.attach.run_model import AttachedModel
+from trainer.data.inputs import check_measured_labels
 from trainer.data.run_rows import open_rows, without_unreadable
 from trainer.evaluation.evaluator import evaluating
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
@@ -45,6 +46,8 @@ def evaluate_existing(
     folder = open_existing_folder(settings.model)
     store = open_labels(settings.labels) if settings.labels else None
     conversations = without_unreadable(open_rows(data, partial(read_texts, chat=folder.chat)), data, store)
+    if store is not None:
+        check_measured_labels(store, conversations, reporter)
     conversations = without_unfit(conversations, data, folder.chat, store, max_length=None, reporter=reporter)
     model = load_attached(folder, store).to(device)
     evaluator = ExistingEvaluator(

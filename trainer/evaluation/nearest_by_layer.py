@@ -45,9 +45,9 @@ class Layer(TypedDict, total=False):
     """Share nearest to a special token, such as the end of a text. It is BASIC's finding (ii) for deep layers."""
     distinct_tokens: int
     meaningful: float
-    """See `metrics.meaningful`. It is BASIC's finding (i) for shallow layers. Absent without labels, as its chance."""
+    """See `Evaluator.meaningful`. It is BASIC's finding (i) for shallow layers. Absent without labels."""
     meaningful_chance: float
-    """The same share with the labels of another image; absent for a single image."""
+    """The same share with the labels of another photo; absent for a single photo."""
     frequent: list[Frequent]
     """At most `FREQUENT` tokens, the most frequent first, among equal ones the lowest id first."""
 
@@ -105,10 +105,11 @@ def look_at_layers(
         told = Layer(layer=number, special=float(torch.isin(layer, special).float().mean()))
         told |= _spread(layer, texts)
         if words is not None:
-            share, chance, _ = evaluator.meaningful(layer, words)
-            told["meaningful"] = share
-            if chance is not None:
-                told["meaningful_chance"] = chance
+            shares = evaluator.meaningful(list(layer), list(words), [image_id for _, image_id in images])
+            if shares is not None:
+                told["meaningful"] = shares.share
+            if shares is not None and shares.chance is not None:
+                told["meaningful_chance"] = shares.chance
         summary.append(told)
     return LayerTokens(images, tokens, summary, texts)
 

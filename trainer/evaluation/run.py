@@ -17,7 +17,7 @@ from sea_pipeline.labels.store import open_labels
 from sea_pipeline.storage.publish import publish_result
 from trainer.data.conversations import read_conversations, split_rows
 from trainer.data.dataset import TrainingData
-from trainer.data.inputs import labels_for
+from trainer.data.inputs import check_measured_labels, labels_for
 from trainer.data.run_rows import below, open_conversations, place_of, without_unreadable
 from trainer.evaluation.checks import check_evaluate
 from trainer.evaluation.contextual_lens import TOKENS, build_index, size_of
@@ -65,6 +65,8 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
     folder = open_model_folder(settings.model)
     store = open_labels(settings.labels) if settings.labels else None
     conversations = without_unreadable(open_conversations(data, folder), data, store)
+    if store is not None:
+        check_measured_labels(store, conversations, reporter)
     evaluator = Evaluator(
         TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid),
         labels_for(store, folder, recipe.loss.sea, transfer=settings.transfer) if store else None,

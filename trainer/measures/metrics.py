@@ -5,11 +5,13 @@ words of the list; D the width of the label encoder's text side. Everything is c
 even within autocast. A token that is not finite gives a value that is not finite, never a good one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from trainer.measures.blind_control import others
 
 Measure = Literal["cosine", "l2"]
 
@@ -29,7 +31,7 @@ class MeaningfulShares(NamedTuple):
     share: float
     """Share of all visual tokens that are meaningful, 0..1."""
     chance: float | None
-    """The same share with the labels of another photo; None for a single image."""
+    """The same share with the labels of another photo; None for a single photo."""
     distinct: int
     """Number of distinct nearest tokens. Few of them mean that the visual tokens have collapsed."""
 
@@ -152,6 +154,7 @@ def meaningful(
     word_text: torch.Tensor,
     word_ids: torch.Tensor,
     *,
+    photos: Sequence[str] | None = None,
     threshold: float = 0.5,
     block: int = 1024,
 ) -> MeaningfulShares:
@@ -160,7 +163,8 @@ def meaningful(
     This is an automatic stand-in for BASIC's count by people. A visual token counts if its nearest token is a whole
     word whose text embedding has a cosine of at least `threshold` with that of one of the patch's own labels. The
     denominator is all visual tokens: a patch without a label, and a nearest token that is no whole word, count as not
-    meaningful. For the chance level, image i is compared with the labels of image (i + 1) mod images at the same patch.
+    meaningful. For the chance level, each image is compared with the labels of another photo at the same patch, which
+    `blind_control.others` chooses.
 
     Args:
         nearest_tokens: (images, m), integer below V: the nearest token by cosine over the LLM's input embeddings.
@@ -168,6 +172,7 @@ def meaningful(
         token_text: (W, D), unit vectors of the label encoder's text side for W whole words.
         word_text: (q, D), unit vectors of the label encoder's text side for the words of the list.
         word_ids: (images, m, n), integer, -1 if there is no label.
+        photos: the photo of each image, because a photo may be in several samples; None if no two images are one photo.
         threshold: least cosine.
         block: number of patches in one step, each with n vectors of width D.
 
@@ -179,8 +184,11 @@ def meaningful(
         given = (nearest_tokens, whole_word, token_text, word_text, labels)
         return float(describing(*given, threshold=threshold, block=block).double().mean())
 
-    chance = share(word_ids.roll(-1, 0)) if len(word_ids) > 1 else None
-    return MeaningfulShares(share(word_ids), chance, len(torch.unique(nearest_tokens)))
+    own = share(word_ids)
+    names = list(map(str, range(len(word_ids)))) if photos is None else photos
+    place, swap = {name: number for number, name in enumerate(names)}, others(names)
+    chance = share(word_ids[[place[swap[name]] for name in names]]) if swap else None
+    return MeaningfulShares(own, chance, len(torch.unique(nearest_tokens)))
 
 
 @torch.no_grad()

@@ -219,7 +219,8 @@ class _Views:
             words = self.evaluator.words(self.images)
             flags = [self.evaluator.describing(layer, words).int().tolist() for layer in found.tokens.long()]
             for image, rows in zip(images, zip(*flags, strict=True), strict=True):
-                image["describing"] = ["".join(map(str, row)) for row in rows]
+                if image["image"] in self._store:
+                    image["describing"] = ["".join(map(str, row)) for row in rows]
         return found.summary
 
     def _lens(self, model: AlignedLlava) -> list[Any]:

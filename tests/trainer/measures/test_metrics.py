@@ -1,5 +1,6 @@
 """Each metric against a slow twin in float64, written as plain loops; planted answers, ties and empty cases."""
 
+import hashlib
 import math
 
 import pytest
@@ -171,34 +172,45 @@ def test_gap_is_the_mean_distance_of_a_loop() -> None:
 
 
 def meaningful_twin(
-    tokens: torch.Tensor, whole: torch.Tensor, token_text: torch.Tensor, word_text: torch.Tensor, ids: torch.Tensor
+    tokens: torch.Tensor,
+    whole: torch.Tensor,
+    token_text: torch.Tensor,
+    word_text: torch.Tensor,
+    ids: torch.Tensor,
+    photos: list[str],
 ) -> MeaningfulShares:
     images, m = tokens.shape
+    ring = sorted(set(photos), key=lambda photo: hashlib.sha256(photo.encode()).digest())
+    after = {photo: ring[(place + 1) % len(ring)] for place, photo in enumerate(ring)}
 
-    def share(shift: int) -> float:
+    def share(of: list[int]) -> float:
         close = 0
         for i in range(images):
             for p in range(m):
                 row = int(whole[tokens[i, p]])
-                own = [label for label in ids[(i + shift) % images, p].tolist() if label >= 0]
+                own = [label for label in ids[of[i], p].tolist() if label >= 0]
                 close += row >= 0 and any(cosine(token_text[row], word_text[label]) >= 0.5 for label in own)
         return close / (images * m)
 
-    return MeaningfulShares(share(0), share(1) if images > 1 else None, len(set(tokens.flatten().tolist())))
+    chance = share([photos.index(after[photo]) for photo in photos]) if len(ring) > 1 else None
+    return MeaningfulShares(share(list(range(images))), chance, len(set(tokens.flatten().tolist())))
 
 
-@pytest.mark.parametrize("images", [1, 2, 5])
+@pytest.mark.parametrize("photos", ["a", "ab", "abcde", "aaabbcccc", "aaa"])
 @pytest.mark.parametrize("block", [1, 4, 1024])
-def test_meaningful_is_that_of_a_loop(images: int, block: int) -> None:
+def test_meaningful_is_that_of_a_loop(photos: str, block: int) -> None:
+    """Rows of one photo, which have the same labels, follow each other."""
+    images, names = len(photos), list(photos)
+    labels = integers(-1, 9, 5, 7, 2, seed=4).to(torch.int32)
     whole = torch.tensor([-1, 0, 1, -1, 2, 3, 4, 2])
     inputs = (
         integers(0, 8, images, 7, seed=1),
         whole,
         unit(5, 3, seed=2),
         unit(9, 3, seed=3),
-        integers(-1, 9, images, 7, 2, seed=4).to(torch.int32),
+        labels[["abcde".index(name) for name in names]],
     )
-    found, expected = meaningful(*inputs, block=block), meaningful_twin(*inputs)
+    found, expected = meaningful(*inputs, photos=names, block=block), meaningful_twin(*inputs, names)
     assert found == expected
     assert 0 < found.share < 1
 

@@ -1,0 +1,84 @@
+"""`evaluate --labels`: labels of other photos, of some of them, and of photos that stand in several rows."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT
+from sea_pipeline.labels.run import label_images
+from tests.support.analysis_models import Make, record, write
+from tests.support.heard import Heard
+from tests.support.tiny_runs import World, label_settings
+from trainer.evaluation.run import EvaluateSettings, evaluate_model
+
+NAMES = [f"{number:02d}.png" for number in range(8)]
+
+
+def captions(path: Path, names: list[str]) -> Path:
+    return write(path, [record(f"{row}", [name], "What?", "a red patch") for row, name in enumerate(names)])
+
+
+def measured(tiny: World, data: Path, labels: Path, reporter: Any = SILENT, **more: Any) -> dict[str, Any]:
+    given = {"model": tiny.model, "data": str(data), "labels": labels, "device": "cpu"}
+    given["image_root"] = tiny.data.parent / "images"
+    return evaluate_model(EvaluateSettings.of(**given | more), reporter=reporter)
+
+
+def labels_of(tiny: World, names: list[str], root: Path) -> Path:
+    root.mkdir(parents=True)
+    for name in names:
+        shutil.copy(tiny.data.parent / "images" / name, root / name)
+    return Path(label_images(label_settings(root, tiny.words, root.parent / f"{root.name}-labels")).ledger.root)
+
+
+def test_labels_of_other_photos_are_refused(tiny: World, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x").symlink_to(tiny.data.parent / "images")
+    data = captions(tmp_path / "data.json", [f"x/{name}" for name in NAMES])
+    with pytest.raises(UserError, match=r"labels: holds none of the 8 images of .*data.json; .* such as 'x/00.png'"):
+        measured(tiny, data, tiny.labels, image_root=tmp_path / "photos")
+
+
+@pytest.mark.slow
+def test_labels_of_some_photos_are_measured_on_these_alone(tiny: World, tmp_path: Path) -> None:
+    labels = labels_of(tiny, NAMES[::2], tmp_path / "half")
+    heard = Heard()
+    some = measured(tiny, captions(tmp_path / "all.json", NAMES), labels, heard, layers=True)
+    (said,) = heard.warnings
+    assert "holds 4 of the 8 images of" in said
+    assert "such as '01.png'" in said
+    alone = measured(tiny, captions(tmp_path / "held.json", NAMES[::2]), labels, layers=True)
+    for name in ("label_hit@1", "label_hit@10", "meaningful", "meaningful_chance"):
+        assert some[name] == alone[name], name
+    assert alone["meaningful"] > 0
+    for found, expected in zip(some["layers"], alone["layers"], strict=True):
+        assert found["meaningful"] == expected["meaningful"]
+        assert found["meaningful_chance"] == expected["meaningful_chance"]
+    whole = Heard()
+    measured(tiny, captions(tmp_path / "all.json", NAMES), tiny.labels, whole)
+    assert whole.warnings == []
+
+
+def test_what_no_photo_has_a_label_for_is_absent(ready: Make, tiny: World, tmp_path: Path) -> None:
+    """A share of no labels is nothing, and not 0. Here no photo has labels, as may be in a run's held-out data."""
+    labels = labels_of(tiny, NAMES[:2], tmp_path / "two")
+    made = ready(captions(tmp_path / "others.json", NAMES[2:]), labelled=True, labels=labels)
+    found = made.evaluator(made.model)
+    assert not {"label_hit@1", "label_hit@10", "meaningful", "meaningful_chance"} & set(found)
+    assert {"gap", "distinct_tokens", "tacs"} <= set(found)
+
+
+def test_chance_is_of_another_photo_however_rows_follow_each_other(ready: Make, tmp_path: Path) -> None:
+    """Five captions of each photo, one after the other: each photo weighs as much as once."""
+    once = ready(captions(tmp_path / "once.json", NAMES[:4]), labelled=True)
+    expected = once.evaluator(once.model)
+    often = ready(captions(tmp_path / "often.json", [name for name in NAMES[:4] for _ in range(5)]), labelled=True)
+    found = often.evaluator(often.model)
+    assert found["meaningful"] == pytest.approx(expected["meaningful"])
+    assert found["meaningful_chance"] == pytest.approx(expected["meaningful_chance"])
+    assert expected["meaningful_chance"] != pytest.approx(expected["meaningful"])
+    same = ready(captions(tmp_path / "same.json", NAMES[:1] * 3), labelled=True)
+    assert "meaningful_chance" not in same.evaluator(same.model), "three rows of one photo know no other"
