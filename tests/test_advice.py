@@ -287,10 +287,7 @@ OTHERS: dict[str, list[str]] = {
             "{}: its config.json says that its weights are quantised ({}); expected plain ones: give the model "
             "that it was made from, or dequantise it with the package that quantised it and save it again"
         ),
-        (
-            "expected an answer within max_length {}; found {} tokens before it; raise max_length, or shorten or "
-            "remove the sample"
-        ),
+        "expected an answer within max_length {}; found {} tokens before it; {}shorten or remove the sample",
         (
             "expected its images and the beginning of an answer within data.max_length {}; found {} tokens in all; "
             "raise data.max_length, or shorten or remove the sample"

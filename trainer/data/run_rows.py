@@ -29,6 +29,7 @@ from trainer.data.conversations import ConversationRows, read_conversations, spl
 from trainer.data.files import check_image_root, conversations_file
 from trainer.model.borders import border
 from trainer.model.load import ModelFolder
+from trainer.model.tokenise import LONGER
 from trainer.recipes.recipe import SAMPLES, Basic, Data
 
 
@@ -56,10 +57,15 @@ class Conversations:
         return image_names(self.train)
 
 
-def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
+def open_conversations(data: Data, folder: ModelFolder, *, longer: bool = True) -> Conversations:
     """Read the recipe's data for a model.
 
     The rows are tokenised by the model's tokenizer and split, and each image file is checked to exist.
+
+    Args:
+        data: the recipe's data settings.
+        folder: the model's.
+        longer: whether `max_length` is the user's to raise, which is then advised.
 
     Raises:
         UserError: see `read_conversations`; a row cannot be trained or its image is missing, and it is not left out.
@@ -67,13 +73,16 @@ def open_conversations(data: Data, folder: ModelFolder) -> Conversations:
 
     def read(path: Path) -> ConversationRows:
         grid = folder.grid
-        return read_conversations(
+        read = read_conversations(
             path,
             folder.processor.tokenizer,
             template=data.template,
             image_tokens=grid[0] * grid[1],
             max_length=data.max_length,
         )
+        if longer:
+            return read
+        return read._replace(bad=[row._replace(reason=row.reason.replace(LONGER, "")) for row in read.bad])
 
     return open_rows(data, read)
 

@@ -22,6 +22,7 @@ from trainer.evaluation.existing_questions import ExistingAsker
 from trainer.evaluation.questions import read_questions
 from trainer.evaluation.settings import EvaluateSettings
 from trainer.recipes.recipe import Data, ExistingModel, Loss, Recipe
+from trainer.words import Prefix
 
 
 def evaluate_existing(
@@ -29,6 +30,7 @@ def evaluate_existing(
     data: Data,
     device: str,
     picture: Callable[[str], Image.Image],
+    prefix: Prefix,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Compute the metrics of `ExistingEvaluator`, and of `ExistingAsker` if there are questions.
@@ -38,6 +40,7 @@ def evaluate_existing(
         data: the conversations.
         device: of the model.
         picture: reads the photo of a question.
+        prefix: how words are spelled, see `Sea.word_prefix`.
         reporter: receives progress.
 
     Raises:
@@ -54,6 +57,7 @@ def evaluate_existing(
         ChatData(conversations.train, conversations.locate, folder.chat, max_length=None),
         store,
         vocabulary=folder.vocabulary,
+        prefix=prefix,
         batch_size=settings.batch_size,
         device=device,
     )

@@ -26,6 +26,7 @@ from trainer.evaluation.evaluator import Evaluator, evaluating
 from trainer.evaluation.existing_run import evaluate_existing
 from trainer.evaluation.figures import check_figures, save_figures
 from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
+from trainer.evaluation.own_run import own_run, say_what_is_cut
 from trainer.evaluation.questions import Asker, read_questions
 from trainer.evaluation.settings import EvaluateSettings as EvaluateSettings
 from trainer.evaluation.token_replacement import IMAGES, ReplacementResult, replace_and_describe, trained_text
@@ -56,15 +57,21 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
     if settings.save_figures is not None:
         check_figures(labelled=settings.labels is not None, layers=settings.layers)
     device = resolve_device(settings.device)
+    own = own_run(settings.model, reporter)
     data = Data(
-        train=settings.data, image_root=settings.image_root, template=settings.template, bad_rows=settings.bad_rows
+        train=settings.data,
+        image_root=settings.image_root,
+        template=settings.template,
+        max_length=own.max_length,
+        bad_rows=settings.bad_rows,
     )
     if is_existing(settings.model):
-        return evaluate_existing(settings, data, device, partial(_picture, settings), reporter)
+        return evaluate_existing(settings, data, device, partial(_picture, settings), own.word_prefix, reporter)
     recipe = Recipe(model=settings.model, data=data, labels=LabelSource(transfer=settings.transfer))
     folder = open_model_folder(settings.model)
     store = open_labels(settings.labels) if settings.labels else None
-    conversations = without_unreadable(open_conversations(data, folder), data, store)
+    conversations = without_unreadable(open_conversations(data, folder, longer=False), data, store)
+    say_what_is_cut(conversations, own, reporter)
     if store is not None:
         check_measured_labels(store, conversations, reporter)
     evaluator = Evaluator(
@@ -72,6 +79,7 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
         labels_for(store, folder, recipe.loss.sea, transfer=settings.transfer) if store else None,
         store,
         vocabulary=folder.vocabulary,
+        prefix=own.word_prefix,
         batch_size=settings.batch_size,
         device=device,
     )

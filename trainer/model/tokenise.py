@@ -63,6 +63,10 @@ def _adds_space(state: dict[str, Any]) -> bool:
     return bool(state["type"] == "Metaspace" and state.get("prepend_scheme", "always") != "never")
 
 
+LONGER = "raise max_length, or "
+"""Advice in the reason why a row is refused, for those who can follow it."""
+
+
 class Conversation(NamedTuple):
     """A sample before it is tokenised."""
 
@@ -151,7 +155,7 @@ class ConversationTokenizer:
             if trained.any():
                 reason = (
                     f"expected an answer within max_length {self._max_length}; found {lengths[trained.argmax()] - 1} "
-                    "tokens before it; raise max_length, or shorten or remove the sample"
+                    f"tokens before it; {LONGER}shorten or remove the sample"
                 )
             else:
                 reason = "expected an answer to train on; found none that is not empty; write one, or remove the sample"

@@ -1,0 +1,53 @@
+"""Find how the run that trained a model measures it, so that `evaluate` measures it alike."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Reporter
+from trainer.data.conversations import summary
+from trainer.data.run_rows import Conversations
+from trainer.model.run_record import read_run
+from trainer.recipes.recipe import Sea
+from trainer.words import Prefix
+
+UNCUT = 1 << 30
+"""A `max_length` that cuts no row."""
+_PREFIX: Prefix = "space"
+
+
+class OwnRun(NamedTuple):
+    """The settings of a model's own run that decide what its metrics are."""
+
+    record: Path | None = None
+    """The run's `run.json`; None for a model that is not in a run's folder."""
+    word_prefix: Prefix = _PREFIX
+    """See `Sea.word_prefix`."""
+    max_length: int = UNCUT
+    """See `Data.max_length`."""
+
+
+def own_run(model: Path, reporter: Reporter) -> OwnRun:
+    """Read the settings from the `run.json` beside a model folder, and say which differ from those without a run."""
+    record = model.resolve().parent / "run.json"
+    if not record.is_file():
+        return OwnRun()
+    try:
+        recipe = read_run(record.parent, finished=False).recipe
+    except UserError as problem:
+        reporter.warning(f"{problem}; the model is measured as one without a run, with loss.sea.word_prefix {_PREFIX}")
+        return OwnRun()
+    sea: Sea = recipe.loss.sea
+    if sea.word_prefix != _PREFIX:
+        reporter.message(f"words are spelled as in the model's run, loss.sea.word_prefix: {sea.word_prefix} ({record})")
+    return OwnRun(record, sea.word_prefix, recipe.data.max_length)
+
+
+def say_what_is_cut(conversations: Conversations, own: OwnRun, reporter: Reporter) -> None:
+    """Warn of rows whose ends are not measured."""
+    rows, _, cut, _ = summary(conversations.train)
+    if cut:
+        reporter.warning(
+            f"{conversations.file}: {cut:,} of {rows:,} rows are longer than data.max_length {own.max_length} of the "
+            f"model's run ({own.record}); their ends are not measured"
+        )
