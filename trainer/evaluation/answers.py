@@ -3,11 +3,11 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.evaluation.question_file import Question as Question
 from trainer.measures.blind_control import Mean, standard_error
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -15,37 +15,33 @@ _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none":
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
-class Question(NamedTuple):
-    """A question about a photo."""
-
-    image: str
-    text: str
-    answers: tuple[str, ...]
-    """People's answers; only `yes` or `no` for a yes/no question."""
-    yes_no: bool
-    group: str = ""
-    """What the question is about. The accuracy of yes/no questions is a mean over groups."""
-
-
 def normalised(answer: str) -> str:
     """Normalise an answer as VQA v2 compares it.
 
     That is lower case, no punctuation or articles, and small numbers as digits. Apostrophes are removed from both
-    answers; VQA has a list of contractions that lack one instead.
+    answers; VQA has a list of contractions that lack one instead. An answer of articles alone keeps them, because it
+    names the choice A.
     """
     text = re.sub(r"(?<=\d),(?=\d)", "", answer.strip().lower())
     text = re.sub(r"(?<!\d)\.|\.(?!\d)|['\u2019`]", "", text)
     text = re.sub(r"[^\w\s.]|_", " ", text)
-    return " ".join(_DIGITS.get(word, word) for word in text.split() if word not in _ARTICLES)
+    words = text.split()
+    return " ".join(_DIGITS.get(word, word) for word in words if word not in _ARTICLES) or " ".join(words)
 
 
 def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     """Compute VQA v2's accuracy of an answer, 0..1.
 
     It is the mean over people of min(1, matches among the other people / 3). With fewer than four people it is 1 if
-    anyone gave the answer.
+    anyone gave the answer. An answer without a letter or digit is never right.
     """
-    given, said = normalised(answer), [normalised(one) for one in answers]
+    return _accuracy(normalised(answer), [normalised(one) for one in answers])
+
+
+def _accuracy(given: str, said: Sequence[str]) -> float:
+    """Compute `vqa_accuracy` of normalised answers; an empty one matches nothing."""
+    if not given:
+        return 0.0
     if len(said) < 4:
         return float(given in said)
     matches = sum(one == given for one in said)
@@ -82,10 +78,18 @@ def question_only(questions: Sequence[Question]) -> list[float]:
     for number, question in enumerate(questions):
         words = question.text.lower().split()
         asked[tuple(words if question.yes_no else words[:3])].append(number)
+    said = [[normalised(answer) for answer in question.answers] for question in questions]
     scores = [0.0] * len(questions)
     for alike in asked.values():
-        answers = {normalised(answer) for number in alike for answer in questions[number].answers}
-        table = {answer: [vqa_accuracy(answer, questions[number].answers) for number in alike] for answer in answers}
-        for number, score in zip(alike, max(table.values(), key=sum), strict=True):
-            scores[number] = score
+        # A question scores 0 for the answers that nobody gave to it, so only its own are tried.
+        tables = [
+            {answer: _accuracy(answer, said[number]) for answer in dict.fromkeys(said[number])} for number in alike
+        ]
+        totals: dict[str, float] = defaultdict(float)
+        for table in tables:
+            for answer, score in table.items():
+                totals[answer] += score
+        best = max(totals, key=totals.__getitem__, default="")
+        for number, table in zip(alike, tables, strict=True):
+            scores[number] = table.get(best, 0.0)
     return scores

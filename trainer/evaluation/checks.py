@@ -7,6 +7,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.folder import check_is_ours
 from sea_pipeline.storage.publish import check_result
 from trainer.data.files import check_conversations, conversations_file
+from trainer.evaluation.question_file import check_photos, read_questions
 from trainer.evaluation.settings import EvaluateSettings
 from trainer.model.existing_folder import is_existing, model_type
 from trainer.model.llava_folder import check_llava_folder
@@ -41,8 +42,17 @@ def check_evaluate(settings: EvaluateSettings) -> Data | None:
         check_is_ours(settings.labels)
     check_conversations(settings.data, settings.image_root)
     if settings.questions is not None:
-        read_questions_text(settings.questions)
+        _check_questions(settings, settings.questions)
     return captions
+
+
+def _check_questions(settings: EvaluateSettings, path: Path) -> None:
+    if settings.template == "plain":
+        raise UserError(
+            f"--questions {path}: cannot be asked with --template plain, which leaves out what people say; take "
+            "--template own or vicuna_v1"
+        )
+    check_photos(path, read_questions(path).asked, settings.question_root or settings.image_root or path.parent)
 
 
 def _check_existing(settings: EvaluateSettings) -> None:
@@ -90,18 +100,3 @@ def _captions(settings: EvaluateSettings) -> Data | None:
             "file with --lens-data"
         )
     return data
-
-
-def read_questions_text(path: Path) -> str:
-    """Read the text of a file of questions.
-
-    See `questions.read_questions`.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: expected questions as JSON; it cannot be read: {reason}") from error

@@ -4,7 +4,6 @@ A yes/no question is answered by the probabilities of the two words, a question 
 the model writes greedily. For comparison, the score that the questions alone allow is reported.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import Advance
-from sea_pipeline.inputs.llava_json import shown
+from sea_pipeline.core.progress import Advance, Reporter
 from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
-from trainer.evaluation.checks import read_questions_text
+from trainer.evaluation.evaluator import evaluating
+from trainer.evaluation.own_run import UNCUT
+from trainer.evaluation.question_file import Questions as Questions
+from trainer.evaluation.question_file import left_out
+from trainer.evaluation.question_file import read_questions as read_questions
 from trainer.evaluation.token_replacement import generate, stock
 from trainer.measures.blind_control import others
 from trainer.model.aligned_llava import AlignedLlava
@@ -32,66 +33,17 @@ SHORT = "Answer the question using a single word or phrase."
 NEW_TOKENS = 10
 """Most tokens of a short answer."""
 
-_FORMS = (
-    "a list of objects with `image`, `question` and `label` (yes or no) or `answers` (a list of texts), or an object "
-    "of sections, each an object of images with a list of such questions"
-)
 
-
-class Questions(NamedTuple):
-    """The questions of a file."""
-
-    asked: list[Question]
-    left: dict[str, int]
-    """Number of entries of another form, by section."""
-
-
-def read_questions(path: Path) -> Questions:
-    """Read a file of questions.
-
-    Args:
-        path: a JSON file with a list of objects `{"image", "question", "label": "yes" | "no", "object"}` or `{"image",
-            "question", "answers": [text, ...]}`, or with an object of sections, each `{image: [question, ...]}`.
+def open_questions(path: Path, reporter: Reporter) -> list[Question]:
+    """Read a file of questions, and warn of what is left out of it.
 
     Raises:
-        UserError: the file cannot be read, or has no questions.
+        UserError: see `read_questions`.
     """
-    text = read_questions_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected questions as JSON; it cannot be read: {error}") from error
-    asked: list[Question] = []
-    left: Counter[str] = Counter()
-    for section, image, entry in _entries(content):
-        question = _question(image, entry)
-        if question is None:
-            left[section] += 1
-        else:
-            asked.append(question)
-    if not asked:
-        raise UserError(f"{path}: expected {_FORMS}; found {shown(content)}")
-    return Questions(asked, dict(left))
-
-
-def _entries(content: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(content, list):
-        yield from (("", entry.get("image") if isinstance(entry, dict) else None, entry) for entry in content)
-    elif isinstance(content, dict):
-        for section, images in content.items():
-            for image, entries in images.items() if isinstance(images, dict) else ():
-                yield from ((section, image, entry) for entry in (entries if isinstance(entries, list) else [entries]))
-
-
-def _question(image: Any, entry: Any) -> Question | None:  # noqa: ANN401 - whatever JSON holds
-    if not isinstance(entry, dict) or not isinstance(image, str) or not isinstance(entry.get("question"), str):
-        return None
-    text, label, answers = entry["question"], entry.get("label"), entry.get("answers")
-    if isinstance(label, str) and label.lower() in ("yes", "no"):
-        return Question(image, text, (label.lower(),), True, str(entry.get("object", "")))
-    if isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers):
-        return Question(image, text, tuple(answers), False)
-    return None
+    questions = read_questions(path)
+    if (line := left_out(path, questions)) is not None:
+        reporter.warning(line)
+    return questions.asked
 
 
 class Prompt(NamedTuple):
@@ -132,9 +84,7 @@ class Asker:
         self._model, self._processor, self._picture, self._batch_size = model, processor, picture, batch_size
         self._tokens = folder.grid[0] * folder.grid[1]
         self._render = load_template(template, processor.tokenizer, processor.image_token)
-        self._encode = ConversationTokenizer(
-            processor.tokenizer, processor.image_token, self._tokens, max_length=1 << 30
-        )
+        self._encode = ConversationTokenizer(processor.tokenizer, processor.image_token, self._tokens, UNCUT)
 
     def __call__(self, questions: Sequence[Question], advance: Advance = lambda _: None) -> dict[str, float]:
         """Ask all questions with their own photos and with others', and score the answers.
@@ -157,16 +107,18 @@ class Asker:
 
     def _scores(self, kind: str, questions: Sequence[Question], advance: Advance) -> Iterator[tuple[str, float]]:
         groups, photos = [one.group for one in questions], [one.image for one in questions]
-        prompts, swap = self.prompts(questions), others(photos)
+        swap = others(photos)
         yield f"{kind}_questions", float(len(questions))
         by_ending = {"": photos} | ({"_other": [swap[photo] for photo in photos]} if swap else {})
-        for ending, images in by_ending.items():
-            said: list[str] = []
-            for start in range(0, len(questions), self._batch_size):
-                part = slice(start, start + self._batch_size)
-                said += self._say(prompts[part], images[part], yes_no=kind == "yes_no")
-                advance(len(prompts[part]))
-            scores = [vqa_accuracy(answer, one.answers) for answer, one in zip(said, questions, strict=True)]
+        said: dict[str, list[str]] = {ending: [] for ending in by_ending}
+        for start in range(0, len(questions), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            prompts = self.prompts(questions[part])  # of one batch, because files may have 200,000 questions
+            for ending, images in by_ending.items():
+                said[ending] += self._say(prompts, images[part], yes_no=kind == "yes_no")
+                advance(len(prompts))
+        for ending, answers in said.items():
+            scores = [vqa_accuracy(answer, one.answers) for answer, one in zip(answers, questions, strict=True)]
             value, error = mean_over_groups(scores, groups, photos)
             yield f"{kind}_accuracy{ending}", value
             if error is not None:
@@ -174,8 +126,8 @@ class Asker:
         yield f"{kind}_accuracy_question_only", mean_over_groups(question_only(questions), groups, photos).value
         if kind == "vqa":
             commonest = [Counter(map(normalised, one.answers)).most_common(1)[0][0] for one in questions]
-            for name, answers in (("yes", ["yes"] * len(questions)), ("people", commonest)):
-                pairs = zip(answers, questions, strict=True)
+            for name, given in (("yes", ["yes"] * len(questions)), ("people", commonest)):
+                pairs = zip(given, questions, strict=True)
                 yield f"vqa_accuracy_{name}", float(np.mean([vqa_accuracy(each, one.answers) for each, one in pairs]))
 
     def prompts(self, questions: Sequence[Question]) -> list[Prompt]:
@@ -238,3 +190,9 @@ class Asker:
             name: pad_sequence(each, batch_first=True, padding_value=value, padding_side=side).to(self._model.device)
             for name, (each, value) in padded.items()
         }
+
+
+def ask(asker: Asker, questions: Sequence[Question], model: Any, reporter: Reporter) -> dict[str, float]:  # noqa: ANN401
+    """Ask a model, an `AlignedLlava` or an `AttachedModel`, all questions, see `Asker`."""
+    with evaluating(model), reporter.progress("questions", 2 * len(questions)) as advance:
+        return asker(questions, advance)
