@@ -150,10 +150,7 @@ FOLLOWED: dict[str, list[str]] = {
         ),
     ],
     "tests/trainer/training/test_run_advice.py::test_a_mended_image_lets_a_run_go_on": [
-        (
-            "{}: sample {}: expected an image; {}; mend it and go on with --resume, or leave the sample out and "
-            "begin anew"
-        ),
+        "mend it and go on with --resume, or leave the sample out and begin anew",
     ],
     "tests/trainer/training/test_run_advice.py::test_a_record_is_restored": [
         "{}: expected {} in it, found none; restore the file",

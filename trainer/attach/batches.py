@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from trainer.attach.rows import Chat
+from trainer.data.dataset import MEND_IN_TRAINING, unreadable
 from trainer.data.sampler import BLANK
 from trainer.model.borders import lacks_memory
 
@@ -42,12 +43,16 @@ class ChatSample(TypedDict):
 class ChatData(Dataset[ChatSample]):
     """Samples by the index `epoch * len + row` of an `EpochSampler`, with whole upright images.
 
+    `advice` is that of `TrainingData`.
+
     Args:
         rows: see `read_texts`.
         locate: returns the file of an image id.
         chat: the model's.
         max_length: the most tokens of a sample, visual ones included; what is longer loses its end. None cuts nothing.
     """
+
+    advice: str = MEND_IN_TRAINING
 
     def __init__(self, rows: Rows, locate: Callable[[str], Path], chat: Chat, *, max_length: int | None) -> None:
         self.rows = rows
@@ -83,10 +88,7 @@ class ChatData(Dataset[ChatSample]):
         try:
             return read_image(path).image
         except BadImageError as error:
-            raise UserError(
-                f"{path}: sample {sample!r}: expected an image; {error.message}; mend it and go on with --resume, or "
-                "leave the sample out and begin anew"
-            ) from error
+            raise unreadable(path, sample, error, self.advice) from error
 
     def uncut(self) -> "ChatData":
         """Return the same samples at any length."""

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,16 @@ import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import prefetched_map
+from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.llava_json import record_name, relative_path, shown
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 
 _IDS = 10
 """At most this many ids of each kind are named in an error."""
 _BATCH = 10_000
+_READERS = 4
+"""Images decoded at once."""
 
 
 class BadRow(NamedTuple):
@@ -125,19 +130,36 @@ def missing_images(rows: Rows, root: Path) -> dict[str, str]:
     return found
 
 
-def unreadable_images(names: Iterable[str], locate: Callable[[str], Path]) -> dict[str, str]:
+def unreadable_images(
+    names: Iterable[str],
+    locate: Callable[[str], Path],
+    where: str = " in the labels' quarantine",
+    advance: Advance = lambda _: None,
+) -> dict[str, str]:
     """Find the images that cannot be decoded, each with the reason.
 
-    Decoding is slow, so only those images are given that labelling could not read.
+    Decoding is slow, so training gives only those images that labelling could not read.
+
+    Args:
+        names: the images.
+        locate: returns the file of an image.
+        where: where they were found to be unreadable, for the reason.
+        advance: called with the number of images done.
     """
-    found = {}
-    for name in names:
+    chosen, found = list(names), {}
+
+    def problem(name: str) -> str | None:
         try:
             read_image(locate(name))
         except BadImageError as error:
-            found[name] = (
-                f"expected images that can be read; found {shown(name)} in the labels' quarantine: {error.message}"
-            )
+            return error.message
+        return None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for name, said in zip(chosen, prefetched_map(pool, problem, chosen, 2 * _READERS), strict=True):
+            if said is not None:
+                found[name] = f"expected images that can be read; found {shown(name)}{where}: {said}"
+            advance(1)
     return found
 
 

@@ -25,6 +25,9 @@ from trainer.recipes.recipe import Sea
 from trainer.sampling import draw, generator, one_patch_per_word
 from trainer.targets.store import Targets, TargetStore
 
+MEND_IN_TRAINING = "mend it and go on with --resume, or leave the sample out and begin anew"
+"""What to do about an image that a run cannot read."""
+
 
 class TrainingSample(TypedDict):
     """A sample of an epoch with k images of m visual tokens each, l tokens and K drawn patches."""
@@ -72,6 +75,8 @@ class TrainingLabels:
 class TrainingData(Dataset[TrainingSample]):
     """Samples by the index `epoch * len + row` of an `EpochSampler`.
 
+    `advice` says what to do about an image that cannot be read; whoever does not train sets another.
+
     What is drawn for a sample depends on (seed, epoch, row) alone, so a resumed run draws the same.
 
     Args:
@@ -85,6 +90,8 @@ class TrainingData(Dataset[TrainingSample]):
         random_crop: smallest crop, as a share of the area of the image's largest square; None leaves images whole.
         seed: seed of crops and drawn words.
     """
+
+    advice: str = MEND_IN_TRAINING
 
     def __init__(
         self,
@@ -162,10 +169,7 @@ class TrainingData(Dataset[TrainingSample]):
         try:
             image = read_image(path).image
         except BadImageError as error:
-            raise UserError(
-                f"{path}: sample {sample!r}: expected an image; {error.message}; mend it and go on with --resume, or "
-                "leave the sample out and begin anew"
-            ) from error
+            raise unreadable(path, sample, error, self.advice) from error
         crop = WHOLE
         if number:
             image, crop = labelled_crop(image, image_id, number)
@@ -193,6 +197,11 @@ class TrainingData(Dataset[TrainingSample]):
         ids, trained = torch.tensor(row["input_ids"]), torch.tensor(row["trained"], dtype=torch.bool)
         repeats = torch.where(ids == self.processor.image_token_id, self.grid[0] * self.grid[1], 1)
         return ids.repeat_interleave(repeats), trained.repeat_interleave(repeats)
+
+
+def unreadable(path: Path, sample: str, error: BadImageError, advice: str) -> UserError:
+    """Make the error of a sample's image that cannot be read."""
+    return UserError(f"{path}: sample {sample!r}: expected an image; {error.message}; {advice}")
 
 
 def _blank() -> TrainingSample:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Reporter
 from sea_pipeline.inputs.llava_json import relative_path
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.labels.store import LabelStore
@@ -151,10 +152,27 @@ def without_unreadable(conversations: Conversations, data: Data, store: LabelSto
     """
     if store is None:
         return conversations
+    names = {bad["image_id"] for bad in store.quarantine()} & _names(conversations)
+    return _without(conversations, data, unreadable_images(sorted(names), conversations.locate))
+
+
+def without_any_unreadable(conversations: Conversations, data: Data, reporter: Reporter) -> Conversations:
+    """Drop the rows of images that cannot be read, by reading all images.
+
+    Raises:
+        UserError: see `without_unreadable`.
+    """
+    names = sorted(_names(conversations))
+    with reporter.progress("reading photos", len(names)) as advance:
+        return _without(conversations, data, unreadable_images(names, conversations.locate, "", advance))
+
+
+def _names(conversations: Conversations) -> set[str]:
     held_out = conversations.held_out
-    names = {bad["image_id"] for bad in store.quarantine()}
-    names &= conversations.image_ids | (image_names(held_out) if held_out is not None else set())
-    unreadable = unreadable_images(sorted(names), conversations.locate)
+    return conversations.image_ids | (image_names(held_out) if held_out is not None else set())
+
+
+def _without(conversations: Conversations, data: Data, unreadable: dict[str, str]) -> Conversations:
     if not unreadable:
         return conversations
     return without_bad(conversations, data, *[lambda rows: rows_with(rows, unreadable)] * 2)

@@ -84,6 +84,11 @@ def index_layers(count: int) -> list[int]:
     return sorted({count * quarter // _QUARTERS for quarter in range(_QUARTERS)})
 
 
+def no_words(texts: int) -> UserError:
+    """Make the error of texts without a content word."""
+    return UserError(f"--lens-data: found no content word in {texts:,} texts; give a file with captions")
+
+
 def build_index(
     model: AlignedLlava,
     tokenizer: PreTrainedTokenizerBase,
@@ -109,7 +114,7 @@ def build_index(
     """
     chosen = list(_drawn(tokenizer, texts, tokens))
     if not chosen:
-        raise UserError(f"--lens-data: found no content word in {len(texts):,} texts; give a file with captions")
+        raise no_words(len(texts))
     words: dict[str, int] = {}
     embedded: dict[int, int] = {}
     kept: dict[int, list[torch.Tensor]] = {}

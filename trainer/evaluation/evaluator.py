@@ -74,6 +74,8 @@ class Evaluator:
 
     reporter: Reporter = SILENT
     """Told in a line how long the words take if they are embedded for the first time."""
+    describes: bool = True
+    """Whether `meaningful` is measured, which needs the labels' encoder."""
 
     def __init__(
         self,
@@ -277,12 +279,12 @@ class Evaluator:
             images: the id of each image.
 
         Returns:
-            The shares, or None if no image has labels, or if their numbers of visual tokens differ, because then no
-            other photo's labels lie on the same places.
+            The shares, or None if they are not wanted, if no image has labels, or if their numbers of visual tokens
+            differ, because then no other photo's labels lie on the same places.
         """
         assert self._store is not None
         held = [number for number, image in enumerate(images) if image in self._store]
-        if len({len(tokens[number]) for number in held}) != 1:
+        if not self.describes or len({len(tokens[number]) for number in held}) != 1:
             return None
         chosen = (torch.stack([each[number] for number in held]) for each in (tokens, words))
         nearest, labels = chosen
@@ -332,18 +334,34 @@ class Evaluator:
         rows = torch.full((self._vocabulary,), -1, dtype=torch.long)
         for token, word in by_token.items():
             rows[token] = position[word]
-        fields = self._store.manifest["fields"]["encoder"]
-        options = EncoderOptions(template=fields.get("template", "bare"))
-        encoder = load_encoder(self._store.encoder, self._device, options)
-        word_text = self._embedded(encoder, WordList.of("labels", listed))
-        if not others:
-            return rows, word_text, word_text
-        return rows, torch.cat([word_text, self._embedded(encoder, WordList.of("tokens", others))]), word_text
+        word_text = self._embedded(WordList.of("labels", listed))
+        more = [self._embedded(WordList.of("tokens", others))] if others else []
+        del self.encoder  # the model needs the memory
+        return rows, torch.cat([word_text, *more]) if more else word_text, word_text
 
-    def _embedded(self, encoder: Encoder, words: WordList) -> torch.Tensor:
+    def load_words(self) -> None:
+        """Embed now what `meaningful` needs after the last batch.
+
+        Raises:
+            UserError: the labels' encoder cannot be loaded.
+        """
+        _ = self._texts
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Load the encoder that made the labels, which `meaningful` embeds words with.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        assert self._store is not None
+        fields = self._store.manifest["fields"]["encoder"]
+        return load_encoder(self._store.encoder, self._device, EncoderOptions(template=fields.get("template", "bare")))
+
+    def _embedded(self, words: WordList) -> torch.Tensor:
         line = Reporter()  # no bar, because this may happen within another one
         line.long_work = self.reporter.long_work  # type: ignore[method-assign]
-        return word_embeddings(encoder, words, line)
+        return word_embeddings(self.encoder, words, line)
 
 
 @contextmanager

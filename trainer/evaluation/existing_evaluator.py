@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Reporter
 from sea_pipeline.labels.store import LabelStore
 from trainer.attach.batches import ChatData
 from trainer.evaluation.evaluator import Evaluator
@@ -42,6 +44,17 @@ class ExistingEvaluator(Evaluator):
         whole = data.uncut()
         super().__init__(whole, None, store, vocabulary=vocabulary, prefix=prefix, batch_size=batch_size, device=device)
         self._trained: dict[int, list[int]] = {}
+
+    def load_encoder(self, reporter: Reporter) -> None:
+        """Load the labels' encoder, or say why `meaningful` is not measured.
+
+        That is no error, because `meaningful` may not be measured in any case.
+        """
+        try:
+            _ = self.encoder
+        except UserError as problem:
+            self.describes = False
+            reporter.warning(f"meaningful is not measured, because the labels' encoder cannot be loaded: {problem}")
 
     @property
     def labelled(self) -> bool:

@@ -15,11 +15,11 @@ from trainer.attach.lengths import without_unfit
 from trainer.attach.rows import read_texts
 from trainer.attach.run_model import AttachedModel
 from trainer.data.inputs import check_measured_labels
-from trainer.data.run_rows import open_rows, without_unreadable
-from trainer.evaluation.evaluator import evaluating
+from trainer.data.run_rows import open_rows
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
 from trainer.evaluation.existing_questions import ExistingAsker
-from trainer.evaluation.questions import read_questions
+from trainer.evaluation.measured_rows import MEND, readable, say_what_is_left_out
+from trainer.evaluation.questions import ask, open_questions
 from trainer.evaluation.settings import EvaluateSettings
 from trainer.recipes.recipe import Data, ExistingModel, Loss, Recipe
 from trainer.words import Prefix
@@ -48,13 +48,16 @@ def evaluate_existing(
     """
     folder = open_existing_folder(settings.model)
     store = open_labels(settings.labels) if settings.labels else None
-    conversations = without_unreadable(open_rows(data, partial(read_texts, chat=folder.chat)), data, store)
+    conversations = readable(open_rows(data, partial(read_texts, chat=folder.chat)), data, store, reporter)
+    conversations = without_unfit(conversations, data, folder.chat, store, max_length=None, reporter=reporter)
+    say_what_is_left_out(conversations, reporter)
     if store is not None:
         check_measured_labels(store, conversations, reporter)
-    conversations = without_unfit(conversations, data, folder.chat, store, max_length=None, reporter=reporter)
     model = load_attached(folder, store).to(device)
+    samples = ChatData(conversations.train, conversations.locate, folder.chat, max_length=None)
+    samples.advice = MEND
     evaluator = ExistingEvaluator(
-        ChatData(conversations.train, conversations.locate, folder.chat, max_length=None),
+        samples,
         store,
         vocabulary=folder.vocabulary,
         prefix=prefix,
@@ -62,14 +65,13 @@ def evaluate_existing(
         device=device,
     )
     evaluator.reporter = reporter
+    if store is not None:
+        evaluator.load_encoder(reporter)
+    asker = ExistingAsker(model, folder, picture, batch_size=settings.batch_size)
+    questions = open_questions(settings.questions, reporter) if settings.questions is not None else []
     with reporter.progress("evaluating", len(conversations.train)) as advance:
         found: dict[str, Any] = dict(evaluator(model, advance))
-    if settings.questions is not None:
-        questions = read_questions(settings.questions)
-        asker = ExistingAsker(model, folder, picture, batch_size=settings.batch_size)
-        with evaluating(model), reporter.progress("questions", 2 * len(questions.asked)) as advance:
-            found |= asker(questions.asked, advance)
-    return found
+    return found | (ask(asker, questions, model, reporter) if questions else {})
 
 
 def load_attached(folder: ExistingFolder, store: LabelStore | None) -> AttachedModel:

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Reporter
-from trainer.data.conversations import summary
-from trainer.data.run_rows import Conversations
 from trainer.model.run_record import read_run
 from trainer.recipes.recipe import Sea
 from trainer.words import Prefix
@@ -41,13 +39,3 @@ def own_run(model: Path, reporter: Reporter) -> OwnRun:
     if sea.word_prefix != _PREFIX:
         reporter.message(f"words are spelled as in the model's run, loss.sea.word_prefix: {sea.word_prefix} ({record})")
     return OwnRun(record, sea.word_prefix, recipe.data.max_length)
-
-
-def say_what_is_cut(conversations: Conversations, own: OwnRun, reporter: Reporter) -> None:
-    """Warn of rows whose ends are not measured."""
-    rows, _, cut, _ = summary(conversations.train)
-    if cut:
-        reporter.warning(
-            f"{conversations.file}: {cut:,} of {rows:,} rows are longer than data.max_length {own.max_length} of the "
-            f"model's run ({own.record}); their ends are not measured"
-        )

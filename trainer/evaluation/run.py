@@ -1,8 +1,10 @@
 """Compute the metrics of a model folder on data (`sea-pipeline evaluate` as a function)."""
 
 import json
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -18,18 +20,25 @@ from sea_pipeline.storage.publish import publish_result
 from trainer.data.conversations import read_conversations, split_rows
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import check_measured_labels, labels_for
-from trainer.data.run_rows import below, open_conversations, place_of, without_unreadable
+from trainer.data.run_rows import below, open_conversations, place_of
 from trainer.evaluation.checks import check_evaluate
-from trainer.evaluation.contextual_lens import TOKENS, build_index, size_of
+from trainer.evaluation.contextual_lens import TOKENS, build_index, no_words, size_of
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
-from trainer.evaluation.evaluator import Evaluator, evaluating
+from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.existing_run import evaluate_existing
 from trainer.evaluation.figures import check_figures, save_figures
-from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
-from trainer.evaluation.own_run import own_run, say_what_is_cut
-from trainer.evaluation.questions import Asker, read_questions
+from trainer.evaluation.measured_rows import MEND, readable, say_what_is_cut, say_what_is_left_out
+from trainer.evaluation.nearest_by_layer import LayerTokens, decoder_layers, look_at_layers
+from trainer.evaluation.own_run import OwnRun, own_run
+from trainer.evaluation.questions import Asker, ask, open_questions
 from trainer.evaluation.settings import EvaluateSettings as EvaluateSettings
-from trainer.evaluation.token_replacement import IMAGES, ReplacementResult, replace_and_describe, trained_text
+from trainer.evaluation.token_replacement import (
+    IMAGES,
+    ReplacementResult,
+    prompted,
+    replace_and_describe,
+    trained_text,
+)
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.existing_folder import is_existing
 from trainer.model.load import ModelFolder, load_model, open_model_folder
@@ -69,13 +78,33 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
         return evaluate_existing(settings, data, device, partial(_picture, settings), own.word_prefix, reporter)
     recipe = Recipe(model=settings.model, data=data, labels=LabelSource(transfer=settings.transfer))
     folder = open_model_folder(settings.model)
+    evaluator, rows = _evaluator(settings, recipe, folder, own, reporter)
+    model = load_model(folder, recipe)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    asking = _asking(settings, folder, model, reporter)
+    captions_read = _check_analyses(settings, evaluator, model, captions)
+    with reporter.progress("evaluating", rows) as advance:
+        found: dict[str, Any] = dict(evaluator(model, advance))
+    found |= asking()
+    found |= _analyses(settings, evaluator, model, captions_read, reporter)
+    return found
+
+
+def _evaluator(
+    settings: EvaluateSettings, recipe: Recipe, folder: ModelFolder, own: OwnRun, reporter: Reporter
+) -> tuple[Evaluator, int]:
+    """Open the rows and the labels, with what measures them, and count the rows."""
+    device, data = resolve_device(settings.device), recipe.data
     store = open_labels(settings.labels) if settings.labels else None
-    conversations = without_unreadable(open_conversations(data, folder, longer=False), data, store)
+    conversations = readable(open_conversations(data, folder, longer=False), data, store, reporter)
+    say_what_is_left_out(conversations, reporter)
     say_what_is_cut(conversations, own, reporter)
     if store is not None:
         check_measured_labels(store, conversations, reporter)
+    samples = TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid)
+    samples.advice = MEND
     evaluator = Evaluator(
-        TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid),
+        samples,
         labels_for(store, folder, recipe.loss.sea, transfer=settings.transfer) if store else None,
         store,
         vocabulary=folder.vocabulary,
@@ -84,26 +113,37 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
         device=device,
     )
     evaluator.reporter = reporter
-    model = load_model(folder, recipe)
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    with reporter.progress("evaluating", len(conversations.train)) as advance:
-        found: dict[str, Any] = dict(evaluator(model, advance))
-    found |= _answers(settings, folder, model, reporter)
-    found |= _analyses(settings, evaluator, model, captions, reporter)
-    return found
+    if store is not None and conversations.image_ids:
+        evaluator.load_words()
+    return evaluator, len(conversations.train)
 
 
-def _through_lens(
-    settings: EvaluateSettings,
-    captions: Data,
-    evaluator: Evaluator,
-    model: AlignedLlava,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Compute what the lens shows.
+class _Captions(NamedTuple):
+    """The sentences that the lens is made from."""
 
-    Its captions need no photos.
+    file: Path
+    rows: Any
+    """See `read_conversations`."""
+
+
+def _check_analyses(
+    settings: EvaluateSettings, evaluator: Evaluator, model: AlignedLlava, captions: Data | None
+) -> _Captions | None:
+    """Find before the evaluation what would stop an analysis after it, and read the lens's sentences.
+
+    Raises:
+        UserError: the data, the LLM, the chat template or the sentences do not fit an analysis that was asked for.
     """
+    if settings.layers:
+        decoder_layers(model)
+    if settings.layers or settings.replace:
+        first = evaluator.first_images(1)[0]
+    if settings.replace:
+        photo, _ = evaluator.data.image(first.image_id, evaluator.data.rows[first.row]["id"])
+        prompted(evaluator.data.processor, [photo])
+    if captions is None:
+        return None
+    decoder_layers(model, "--lens")
     file, *_ = place_of(captions.train, None)
     processor = evaluator.data.processor
     rows, columns = evaluator.data.grid
@@ -116,25 +156,42 @@ def _through_lens(
     ).rows
     if captions.held_out:
         read, _ = split_rows(read, captions.held_out if captions.held_out < 1 else int(captions.held_out), seed=0)
-    texts = [trained_text(processor, row) for row in read]
+    if not any(content_words(trained_text(processor, row)) for row in read):
+        raise no_words(len(read))
+    captioned_photos(evaluator, 1)
+    return _Captions(file, read)
+
+
+def _through_lens(
+    settings: EvaluateSettings,
+    captions: _Captions,
+    evaluator: Evaluator,
+    model: AlignedLlava,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Compute what the lens shows.
+
+    Its captions need no photos.
+    """
+    processor = evaluator.data.processor
+    texts = [trained_text(processor, row) for row in captions.rows]
     with reporter.progress("reading captions", min(TOKENS, sum(len(content_words(text)) for text in texts))) as advance:
         index = build_index(model, processor.tokenizer, texts, advance=advance)
     photos = captioned_photos(evaluator, settings.limit_images)
     with reporter.progress("lens", len(photos)) as advance:
         found = look_through(evaluator, model, index, photos, advance)
-    return {"data": str(file), "index": size_of(index), "photos": len(photos), "layers": found.summary}
+    return {"data": str(captions.file), "index": size_of(index), "photos": len(photos), "layers": found.summary}
 
 
-def _answers(
+def _asking(
     settings: EvaluateSettings, folder: ModelFolder, model: AlignedLlava, reporter: Reporter
-) -> dict[str, float]:
-    """Score the model's answers to the questions, if there are any."""
+) -> Callable[[], dict[str, float]]:
+    """Return the function that scores the model's answers to the questions, if there are any."""
     if settings.questions is None:
-        return {}
-    questions, picture = read_questions(settings.questions), partial(_picture, settings)
+        return dict
+    questions, picture = open_questions(settings.questions, reporter), partial(_picture, settings)
     asker = Asker(model, folder, picture, template=settings.template, batch_size=settings.batch_size)
-    with evaluating(model), reporter.progress("questions", 2 * len(questions.asked)) as advance:
-        return asker(questions.asked, advance)
+    return partial(ask, asker, questions, model, reporter)
 
 
 def _picture(settings: EvaluateSettings, image: str) -> Image.Image:
@@ -145,8 +202,9 @@ def _picture(settings: EvaluateSettings, image: str) -> Image.Image:
         return read_image(below(root, image)).image
     except (BadImageError, ValueError) as error:
         raise UserError(
-            f"{settings.questions}: expected {image!r} below {root}; {one_line(error)}; name the folder of the "
-            "photos with --question-root"
+            f"{settings.questions}: expected {image!r} below {root}; "
+            f"{error.message if isinstance(error, BadImageError) else one_line(error)}; mend it, or name the folder of "
+            "the photos with --question-root"
         ) from error
 
 
@@ -154,7 +212,7 @@ def _analyses(
     settings: EvaluateSettings,
     evaluator: Evaluator,
     model: AlignedLlava,
-    captions: Data | None,
+    captions: _Captions | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Run the analyses `layers`, `lens` and `replace`, and write the file `out`."""

@@ -25,7 +25,7 @@ from trainer.evaluation.nearest_by_layer import token_texts
 from trainer.measures import metrics
 from trainer.model.digests import start_folder, weights_digest
 from trainer.model.run_record import read_run
-from trainer.training.view_parts import VERSION, Texts, ViewSettings
+from trainer.training.view_parts import MEND, VERSION, Texts, ViewSettings
 
 _NOT_THERE = "for models of sea-pipeline init; this run trained one of another family"
 
@@ -62,8 +62,10 @@ class ExistingViews:
         self._conversations = conversations
         held_out = self._conversations.held_out
         rows = self._conversations.train if held_out is None else held_out
+        samples = ChatData(rows, self._conversations.locate, self._folder.chat, max_length=None)
+        samples.advice = MEND
         self.evaluator = ExistingEvaluator(
-            ChatData(rows, self._conversations.locate, self._folder.chat, max_length=None),
+            samples,
             self._store,
             vocabulary=self._folder.vocabulary,
             prefix=self.recipe.loss.sea.word_prefix,

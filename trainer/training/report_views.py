@@ -35,7 +35,7 @@ from trainer.model.run_record import read_run
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Basic, ExistingModel, Loss, Recipe, Sea
 from trainer.training.existing_views import ExistingViews
-from trainer.training.view_parts import VERSION, Texts
+from trainer.training.view_parts import MEND, VERSION, Texts
 from trainer.training.view_parts import VIEWS as VIEWS
 from trainer.training.view_parts import ViewSettings as ViewSettings
 
@@ -154,8 +154,10 @@ class _Views:
         recipe, folder, conversations = self.recipe, self._folder, self._conversations
         rows = conversations.train if conversations.held_out is None else conversations.held_out
         store, sea = self._store, recipe.loss.sea
+        samples = TrainingData(rows, conversations.locate, folder.processor, folder.grid)
+        samples.advice = MEND
         return Evaluator(
-            TrainingData(rows, conversations.locate, folder.processor, folder.grid),
+            samples,
             labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store is not None else None,
             store,
             vocabulary=folder.vocabulary,

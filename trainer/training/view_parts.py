@@ -10,6 +10,8 @@ VIEWS = "views.json"
 VERSION = 3
 """Increase it with each change of what the file holds, so that older files are computed again."""
 IMAGES = 8
+MEND = "mend it, or give --images 0, which shows earlier results alone"
+"""What to do about a photo that the views cannot read."""
 
 
 class ViewSettings(Settings):
