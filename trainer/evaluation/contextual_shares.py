@@ -110,8 +110,7 @@ def look_through(
     found = []
     with evaluating(model):
         for batch in evaluator.batches(model.device, list(dict.fromkeys(row for row, _ in photos))):
-            shown = evaluator.images(batch["rows"].tolist())
-            chosen = [position for position, each in enumerate(shown) if each in photos]
+            chosen = evaluator.places(batch, photos)
             found.append(_nearest(model, batch, index)[:, :, chosen])
             advance(len(chosen))
     nearest = torch.cat(found, 2)

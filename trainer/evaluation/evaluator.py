@@ -3,10 +3,9 @@
 Shapes: I images of m visual tokens, d the LLM's width, q words of the list, V its vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -247,19 +246,31 @@ class Evaluator:
                 yield ShownImage(row, image_id)
 
     def first_images(self, limit: int | None = None) -> list[ShownImage]:
-        """List the first images of the data, at most `limit`.
+        """List the first photos of the data, at most `limit`, each at its first appearance.
 
         Samples without an image are skipped.
 
         Raises:
             UserError: no sample has an image.
         """
-        shown = list(islice(self.images(range(len(self.data))), limit))
-        if not shown:
+        first: dict[str, ShownImage] = {}
+        for shown in self.images(range(len(self.data))):
+            first.setdefault(shown.image_id, shown)
+            if len(first) == limit:
+                break
+        if not first:
             raise UserError(
                 f"--layers and --replace look at images; found none in {len(self.data):,} samples; give other --data"
             )
-        return shown
+        return list(first.values())
+
+    def places(self, batch: Batch, wanted: Container[ShownImage]) -> list[int]:
+        """Find the wanted images among those of a batch, each once, because a sample may show one twice."""
+        found: dict[ShownImage, int] = {}
+        for place, shown in enumerate(self.images(batch["rows"].tolist())):
+            if shown in wanted:
+                found.setdefault(shown, place)
+        return list(found.values())
 
     def words(self, images: Iterable[ShownImage]) -> torch.Tensor:
         """Look up the labels of images on the model's grid, int64 (images, m, n).

@@ -74,14 +74,14 @@ def look_at_layers(
     limit: int | None = None,
     advance: Advance = lambda _: None,
 ) -> LayerTokens:
-    """Find the nearest tokens, by layer, of the first images of the evaluator's data.
+    """Find the nearest tokens, by layer, of the first photos of the evaluator's data.
 
-    An image is read with the text in front of it.
+    A photo is read with the text in front of it at its first appearance.
 
     Args:
         evaluator: the evaluator with the samples and, for `meaningful`, the labels.
         model: a model with the LLM's layers; its mode is restored afterwards.
-        limit: most images; None takes all. Memory grows by 4 * (l + 1) * m bytes per image.
+        limit: most photos; None takes all. Memory grows by 4 * (l + 1) * m bytes per photo.
         advance: called with the number of images done.
 
     Raises:
@@ -89,13 +89,13 @@ def look_at_layers(
             finite.
     """
     images = evaluator.first_images(limit)
-    found = []
+    wanted, found = set(images), []
     with evaluating(model):
         embeddings = evaluator.embeddings(model)
         for batch in evaluator.batches(embeddings.device, list(dict.fromkeys(row for row, _ in images))):
-            found.append(nearest_by_layer(model, batch, embeddings).int().cpu())
+            found.append(nearest_by_layer(model, batch, embeddings)[:, evaluator.places(batch, wanted)].int().cpu())
             advance(found[-1].shape[1])
-    tokens = torch.cat(found, 1)[:, : len(images)]  # the last sample may have more images than the limit allows
+    tokens = torch.cat(found, 1)
     tokenizer = evaluator.data.processor.tokenizer
     texts = token_texts(tokenizer, torch.unique(tokens).tolist())
     words = evaluator.words(images) if evaluator.labelled else None

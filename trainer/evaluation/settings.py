@@ -35,7 +35,7 @@ class EvaluateSettings(Settings):
     """With --lens: the sentences, which are a LLaVA .json or .jsonl file, or samples for the packaged sample photos.
     Default: the training data of the model's run."""
     limit_images: Annotated[int, Field(ge=1)] | None = None
-    """Use only the first N images for --layers, --lens, --replace and --save-figures. Default: all for --layers and
+    """Use only the first N photos for --layers, --lens, --replace and --save-figures. Default: all for --layers and
     --lens, 8 for the others."""
     new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
     """With --replace: the largest number of tokens in a description."""

@@ -76,9 +76,9 @@ def replace_and_describe(
     new_tokens: int = NEW_TOKENS,
     advance: Advance = lambda _: None,
 ) -> ReplacementResult:
-    """Let the model describe the first images of the evaluator's data.
+    """Let the model describe the first photos of the evaluator's data.
 
-    Each image is described on its own, in the model's chat template.
+    Each photo is described on its own, in the model's chat template.
 
     Args:
         evaluator: the evaluator with the samples. The answers are their trained texts; labels are not used.

@@ -198,7 +198,10 @@ class _Views:
             embeddings = evaluator.embeddings(model)
             table = evaluator.word_table(embeddings)
             queries = torch.cat(
-                [visual_tokens(model, batch) for batch in evaluator.batches(model.device, self._rows())]
+                [
+                    visual_tokens(model, batch)[evaluator.places(batch, self.images)]
+                    for batch in evaluator.batches(model.device, self._rows())
+                ]
             )
             found = metrics.nearest(queries.flatten(0, 1), embeddings if table is None else table, measure="cosine")
         ids, cosines = (each.cpu().view(queries.shape[:2]).tolist() for each in found)
@@ -207,10 +210,9 @@ class _Views:
             names: Any = token_texts(evaluator.data.processor.tokenizer, tokens)
         else:
             names = self._store.words
-        pairs = list(zip(ids, cosines, strict=True))[: len(self.images)]
         return [
             {"nearest": self._texts.numbers(names, row), "cosine": [round(cosine, 4) for cosine in values]}
-            for row, values in pairs
+            for row, values in zip(ids, cosines, strict=True)
         ]
 
     def _layers(self, model: AlignedLlava, images: list[dict[str, Any]]) -> list[Any]:
@@ -249,8 +251,9 @@ class _Views:
                 with term.watching(dict(batch), columns, model.get_input_embeddings()) as recorder:
                     model(**batch)
                 attention = recorder.attention.view(len(batch["pixel_values"]), -1)
-                found += [[round(share, 6) for share in row] for row in degrees(attention).tolist()]
-        return found[: len(self.images)]
+                chosen = degrees(attention)[self.evaluator.places(batch, self.images)]
+                found += [[round(share, 6) for share in row] for row in chosen.tolist()]
+        return found
 
 
 def visual_tokens(model: AlignedLlava, batch: Any) -> torch.Tensor:  # noqa: ANN401 - a Batch with `pixel_values`
