@@ -5,6 +5,7 @@ Shapes: I images of m visual tokens, d the LLM's width, q words of the list, V i
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +23,14 @@ from trainer.data.bad_rows import image_names
 from trainer.data.dataset import TrainingData, TrainingLabels
 from trainer.losses.embeddings import llm_embeddings
 from trainer.measures import metrics
-from trainer.measures.blind_control import Controls, by_sample, content_tokens, others, with_other_photos
+from trainer.measures.blind_control import (
+    Controls,
+    by_sample,
+    content_tokens,
+    one_spelling,
+    others,
+    with_other_photos,
+)
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import Prefix, llm_word_table, whole_words
 
@@ -87,14 +95,15 @@ class Evaluator:
         batch_size: int = 8,
         device: str = "cpu",
     ) -> None:
-        self.data = data
+        self.data = copy(data)
+        self.data.rows = one_spelling(data.rows)
         self.batch_size = batch_size
         self._labels = labels
         self._store = store
         self._vocabulary = vocabulary
         self._prefix = prefix
         self._device = device
-        self._collate = data.collator(pad=0, seed=0)
+        self._collate = self.data.collator(pad=0, seed=0)
         self._content_tokens: dict[int, np.ndarray[Any, Any]] = {}
 
     def __call__(self, model: EvaluatedModel, advance: Advance = lambda _: None) -> dict[str, float]:
@@ -297,8 +306,7 @@ class Evaluator:
         held = [number for number, image in enumerate(images) if image in self._store]
         if not self.describes or len({len(tokens[number]) for number in held}) != 1:
             return None
-        chosen = (torch.stack([each[number] for number in held]) for each in (tokens, words))
-        nearest, labels = chosen
+        nearest, labels = (torch.stack([each[number] for number in held]) for each in (tokens, words))
         return metrics.meaningful(nearest, *self._texts, labels, photos=[images[number] for number in held])
 
     def describing(self, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

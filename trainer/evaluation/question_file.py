@@ -1,6 +1,7 @@
 """Read files of questions about photos, without torch."""
 
 import json
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -149,7 +150,7 @@ def _entries(content: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - 
 
 
 def _question(image: Any, entry: Any) -> Question | None:  # noqa: ANN401 - whatever JSON holds
-    name = _written(image)
+    name = _name(image)
     if not isinstance(entry, dict) or name is None or not isinstance(text := _text(entry), str):
         return None
     if (label := _label(entry.get("label"))) is not None:
@@ -158,6 +159,12 @@ def _question(image: Any, entry: Any) -> Question | None:  # noqa: ANN401 - what
     answers = [_answer(one) for one in given] if isinstance(given, list) else []
     said = tuple(answer for answer in answers if answer is not None)
     return Question(name, text, said, False) if said and len(said) == len(answers) else None
+
+
+def _name(image: Any) -> str | None:  # noqa: ANN401 - whatever JSON holds
+    """Return the one name of a photo, for `a.jpg` and `./a.jpg` are one."""
+    written = _written(image)
+    return posixpath.normpath(written) if written else written
 
 
 def _text(entry: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever JSON holds

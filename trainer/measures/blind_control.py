@@ -4,6 +4,7 @@ A model that does not look at the photo loses nothing if it is shown another one
 """
 
 import hashlib
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from itertools import groupby
@@ -13,10 +14,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from datasets import Dataset as Rows
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.inputs.captions import content_spans
+from trainer.data.bad_rows import image_names
 from trainer.data.dataset import TrainingData
 from trainer.model.aligned_llava import Batch
 
@@ -44,6 +47,25 @@ def others(images: Iterable[str]) -> dict[str, str]:
     """
     ordered = sorted(set(images), key=lambda image: hashlib.sha256(image.encode()).digest())
     return dict(zip(ordered, [*ordered[1:], *ordered[:1]], strict=True)) if len(ordered) > 1 else {}
+
+
+def one_spelling(rows: Rows) -> Rows:
+    """Give each photo of rows one name, if it has several, such as `a.jpg` and `./a.jpg`.
+
+    The name is the shortest form of the path if it is one of them, because labels of a folder have it.
+    """
+    names = sorted(image_names(rows))
+    short = {name: posixpath.normpath(name) for name in names}
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(short[name], short[name] if short[name] in short else name)
+    if len(first) == len(names):
+        return rows
+
+    def spelled(row: dict[str, Any]) -> dict[str, Any]:
+        return {"images": [first[short[name]] for name in row["images"]]}
+
+    return rows.map(spelled, keep_in_memory=True, load_from_cache_file=False)
 
 
 def with_other_photos(data: TrainingData, other: Mapping[str, str]) -> TrainingData:

@@ -1,5 +1,6 @@
 """`evaluate --labels`: labels of other photos, of some of them, and of photos that stand in several rows."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sea_pipeline.labels.run import label_images
 from tests.support.analysis_models import Make, record, write
 from tests.support.heard import Heard
 from tests.support.tiny_runs import World, label_settings
+from trainer.evaluation.question_file import read_questions
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
 
 NAMES = [f"{number:02d}.png" for number in range(8)]
@@ -82,3 +84,21 @@ def test_chance_is_of_another_photo_however_rows_follow_each_other(ready: Make, 
     assert expected["meaningful_chance"] != pytest.approx(expected["meaningful"])
     same = ready(captions(tmp_path / "same.json", NAMES[:1] * 3), labelled=True)
     assert "meaningful_chance" not in same.evaluator(same.model), "three rows of one photo know no other"
+
+
+def test_one_photo_with_two_spellings_is_one(ready: Make, tmp_path: Path) -> None:
+    """`a.jpg` and `./a.jpg` are no other photos to each other, and both have the photo's labels."""
+    names = [spelled for name in NAMES[:3] for spelled in (name, f"./{name}")]
+    twice = ready(captions(tmp_path / "twice.json", names), labelled=True)
+    plain = ready(captions(tmp_path / "plain.json", [name for name in NAMES[:3] for _ in range(2)]), labelled=True)
+    assert twice.evaluator(twice.model) == plain.evaluator(plain.model)
+    assert [image for _, image in twice.evaluator.first_images()] == NAMES[:3]
+    only = ready(captions(tmp_path / "only.json", [names[1], names[1]]), labelled=True)
+    assert only.evaluator.first_images()[0].image_id == names[1], "a single spelling stays as the data has it"
+    assert "right_photo_gain" not in ready(captions(tmp_path / "one.json", names[:2])).evaluator(twice.model)
+
+
+def test_questions_know_one_photo_by_one_name(tmp_path: Path) -> None:
+    asked = [{"image": name, "question": "Q?", "label": "yes"} for name in ("a.jpg", "./a.jpg", "x/../a.jpg")]
+    (tmp_path / "q.json").write_text(json.dumps(asked))
+    assert {one.image for one in read_questions(tmp_path / "q.json").asked} == {"a.jpg"}
