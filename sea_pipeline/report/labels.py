@@ -46,6 +46,10 @@ def labels_data(store: LabelStore, limit: int | None, most: int, longest: int, r
         reporter: shows the progress of the photos.
     """
     photos, word_ids, scores = _rows(store, limit, min(most, store.top_n))
+    if len(photos) == limit and (every := _count(store)) > limit:
+        reporter.message(
+            f"{store.path}: the report shows the first {limit:,} of {every:,} photos; --limit shows another number"
+        )
     used, places = np.unique(word_ids, return_inverse=True)
     shift = int(len(used) > 0 and used[0] < 0)
     local = np.where(word_ids < 0, NONE, places.reshape(word_ids.shape) - shift)
@@ -68,6 +72,13 @@ def labels_data(store: LabelStore, limit: int | None, most: int, longest: int, r
         "fingerprint": store.fingerprint,
         "image_root": str(store.image_root),
     }
+
+
+def _count(store: LabelStore) -> int:
+    """Count the photos without their crops."""
+    if not store.manifest["fields"].get("crops"):
+        return len(store)
+    return sum(not image_and_crop(name)[1] for name in store.ids)
 
 
 def _rows(

@@ -1,5 +1,6 @@
 """Collect training runs as the data of the report's pages on tokens, texts, metrics and recipes."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.inputs.pixels import read_image
 from sea_pipeline.output.run_files import RunFile, SummaryFile, read_log, read_run_file
 from sea_pipeline.report.packing import narrow, packed, thumbnail
-from sea_pipeline.storage.hashing import leaves
+from sea_pipeline.storage.hashing import file_sha256, leaves
 from sea_pipeline.storage.json_files import json_object
 
 MOST_POINTS = 600
@@ -75,28 +76,61 @@ def kept_views(run: Path) -> dict[str, Any] | None:
 def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:
     """Collect what the report shows of runs.
 
-    `list` has an object for each run. `pictures` has the photos that the runs show, each once, by image id.
-    `differences` has the recipe's keys whose values differ between the runs, with the values in the order of the runs.
+    `list` has an object for each run. `photos` has the photos that the runs show, each once, by a name, with `answer`
+    and `picture`; a photo's name is its image id, with a number after it if runs show other photos of that id.
+    `pictures` has the parts of photos that runs see, by number. `differences` has the recipe's keys whose values differ
+    between the runs, with the values in the order of the runs.
     """
-    pictures: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        with _whole_views(run):
-            for image in run.views["images"] if run.views is not None else ():
-                box = cast("CropBox", tuple(map(float, image["box"])))
-                if image["image"] not in pictures:
-                    picture = thumbnail(partial(_read, Path(image["file"])), box, longest)
-                    pictures[image["image"]] = {"src": picture, "answer": image["answer"]}
+    shown = _Shown(longest)
+    listed = [_run_data(run, shown) for run in runs]
     recipes = [leaves(run.record["recipe"]) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     return {
-        "list": [_run_data(run) for run in runs],
-        "pictures": pictures,
+        "list": listed,
+        "photos": shown.photos,
+        "pictures": shown.pictures,
         "differences": [
             {"key": key, "values": [_said(recipe.get(key)) for recipe in recipes]}
             for key in keys
             if len({_said(recipe.get(key)) for recipe in recipes}) > 1
         ],
     }
+
+
+class _Shown:
+    """Collect the photos that runs show, and the part of each that a run sees."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._names: dict[tuple[str, str], str] = {}
+        """The name of a photo, by its image id and its content."""
+        self._numbers: dict[tuple[str, CropBox], str] = {}
+        self.photos: dict[str, dict[str, Any]] = {}
+        self.pictures: dict[str, str | None] = {}
+
+    def add(self, image: dict[str, Any]) -> tuple[str, str]:
+        """Add an image of a run's views, and return its photo's name and its picture's number."""
+        path, box = Path(image["file"]), cast("CropBox", tuple(map(float, image["box"])))
+        content = _content(path)
+        number = self._numbers.setdefault((content, box), str(len(self._numbers)))
+        if number not in self.pictures:
+            self.pictures[number] = thumbnail(partial(_read, path), box, self._longest)
+        name = self._names.setdefault((image["image"], content), self._free(image["image"]))
+        self.photos.setdefault(name, {"picture": number, "answer": image["answer"]})
+        return name, number
+
+    def _free(self, image_id: str) -> str:
+        """Return an image id, or with a number if it is the name of another photo."""
+        names = itertools.chain([image_id], (f"{image_id} ({number})" for number in itertools.count(2)))
+        return next(name for name in names if name not in self.photos)
+
+
+def _content(path: Path) -> str:
+    """Identify a photo by its bytes, because folders are copied, or by its path if it is gone."""
+    try:
+        return file_sha256(path)
+    except OSError:
+        return str(path.absolute())
 
 
 @contextmanager
@@ -110,9 +144,9 @@ def _whole_views(run: RunInput) -> Iterator[None]:
         raise UserError(f"{run.path / VIEWS}: damaged: {type(error).__name__}: {one_line(error)}; {_AGAIN}") from error
 
 
-def _run_data(run: RunInput) -> dict[str, Any]:
+def _run_data(run: RunInput, shown: _Shown) -> dict[str, Any]:
     with _whole_views(run):
-        views = None if run.views is None else _views(run.views)
+        views = None if run.views is None else _views(run.views, shown)
     return {
         "name": run.name,
         "path": str(run.path),
@@ -134,12 +168,14 @@ def _start(model: Any) -> str | None:  # noqa: ANN401 - whatever JSON holds
     return named if isinstance(named, str) else None
 
 
-def _views(views: dict[str, Any]) -> dict[str, Any]:
+def _views(views: dict[str, Any], shown: _Shown) -> dict[str, Any]:
     kind = narrow(len(views["texts"]) + 1)
     plain = ("held_out", "grid", "labelled", "texts", "summary", "lens", "replace", "notes")
-    return {name: views[name] for name in plain if name in views} | {
-        "images": {image["image"]: _image(image, kind) for image in views["images"]}
-    }
+    images: dict[str, Any] = {}
+    for image in views["images"]:
+        name, picture = shown.add(image)
+        images[name] = {"picture": picture} | _image(image, kind)
+    return {name: views[name] for name in plain if name in views} | {"images": images}
 
 
 def _image(image: dict[str, Any], kind: str) -> dict[str, Any]:

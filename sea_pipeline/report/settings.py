@@ -7,6 +7,9 @@ from pydantic import Field
 
 from sea_pipeline.core.settings import Device, Settings
 
+MOST_PHOTOS = 2000
+"""The default number of photos of labels."""
+
 
 class ReportSettings(Settings):
     """The options of `sea-pipeline report`."""
@@ -18,8 +21,9 @@ class ReportSettings(Settings):
     images: Annotated[int, Field(ge=0)] = 8
     """The number of photos that the model of each run looks at, held-out ones if there are any. 0: show only earlier
     results."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Show only the first N photos of the labels. Default: all."""
+    limit: Annotated[int, Field(ge=1)] | None = MOST_PHOTOS
+    """Show only the first N photos of the labels. Each takes about 20 kB of the file, and browsers open files of up to
+    some 500 MB."""
     words: Annotated[int, Field(ge=1, le=100)] = 5
     """The largest number of words per patch in the report."""
     thumbnail: Annotated[int, Field(ge=32, le=2048)] = 320

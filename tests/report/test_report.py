@@ -1,8 +1,10 @@
 """The report's file: what is in it, what is escaped, how large it is, and what it refuses; and figures."""
 
 import base64
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from sea_pipeline.report.packing import BUDGET, narrow, packed, thumbnail
 from sea_pipeline.report.page import json_text, render
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
 from sea_pipeline.report.runs import MOST_POINTS, kept_views, runs_data
-from tests.support.report_world import run_folder
+from sea_pipeline.report.settings import MOST_PHOTOS
+from tests.support.heard import Heard
+from tests.support.report_world import planted_views, run_folder
 from tests.support.world import Label, draw, draw_folder
 
 
@@ -56,9 +60,32 @@ def test_word_ids_and_scores_are_those_of_the_store(label: Label, tmp_path: Path
 
 def test_limit_leaves_out_photos_and_says_how_many_there_are(label: Label, tmp_path: Path) -> None:
     store = open_labels(label(images=str(draw_folder(tmp_path / "photos", 7))).ledger.root)
-    data = labels_data(store, 3, 5, 64, SILENT)
+    heard = Heard()
+    data = labels_data(store, 3, 5, 64, heard)
     assert [photo["id"] for photo in data["photos"]] == store.ids[:3]
     assert data["total"] == data["statistics"]["images"] == 7
+    assert heard.lines == [f"{store.path}: the report shows the first 3 of 7 photos; --limit shows another number"]
+    labels_data(store, 7, 5, 64, heard)
+    assert len(heard.lines) == 1, "that is all of them"
+
+
+def test_a_large_folder_is_cut_without_being_asked(
+    command: Any, label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default makes a file that browsers open, and the command says how much of the folder is in it."""
+    assert ReportSettings().limit == MOST_PHOTOS
+    assert MOST_PHOTOS * BUDGET < 100_000_000
+    out = label(images=str(draw_folder(tmp_path / "photos", 5)), crops=1).ledger.root
+    monkeypatch.setattr(ReportSettings.model_fields["limit"], "default", 4)
+    ReportSettings.model_rebuild(force=True)
+    try:
+        code, stdout, stderr = command("report", out, "--out", tmp_path / "r.html")
+    finally:
+        monkeypatch.undo()
+        ReportSettings.model_rebuild(force=True)
+    assert code == 0, stderr
+    assert "shows the first 4 of 5 photos; --limit shows another number" in " ".join((stdout + stderr).split())
+    assert "4 photos" in stdout
 
 
 def test_crops_are_no_photos(label: Label, tmp_path: Path) -> None:
@@ -140,6 +167,48 @@ def test_runs_keep_curves_short_and_say_what_differs(tmp_path: Path) -> None:
     assert long["steps"][:2] == [0, 5]
     assert short == {"steps": [0, 1, 2], "values": [1.0, 0.5, 0.333333]}
     assert [entry["key"] for entry in data["differences"]] == ["name", "loss.sea.weight"]
+
+
+def seen(folder: Path, name: str, colour: str, **image: Any) -> Path:
+    """A run that shows one photo of its own folder."""
+    views = planted_views(folder)
+    views["images"][0] |= {"image": name, "file": str(folder / name)} | image
+    run = run_folder(folder / f"run-{len(list(folder.glob('run-*')))}")
+    (run / "views.json").write_text(json.dumps(views))
+    if not (folder / name).exists():
+        Image.new("RGB", (60, 40), colour).save(folder / name, "PNG")
+    return run
+
+
+def middle(src: str | None) -> tuple[int, ...]:
+    assert src is not None
+    photo = Image.open(io.BytesIO(base64.b64decode(src.split(",")[1]))).convert("RGB")
+    return tuple(photo.getpixel((photo.width // 2, photo.height // 2)))  # type: ignore[arg-type]
+
+
+def test_each_run_is_on_the_photo_that_it_looked_at(tmp_path: Path) -> None:
+    """Of one name in two data sets, in a copy, through another processor, and of a name like one that was made up."""
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    paths = [seen(folders[0], "0.png", "red"), seen(folders[1], "0.png", "blue")]
+    paths.append(seen(folders[0], "0.png", "red", box=[0, -0.25, 1, 1.25]))
+    shutil.copy(folders[0] / "0.png", folders[2] / "0.png")
+    paths.append(seen(folders[2], "0.png", "red"))
+    paths.append(seen(folders[2], "0.png (2)", "green"))
+    _, runs = find_inputs(paths)
+    for run in runs:
+        run.views = kept_views(run.path)
+    data = runs_data(runs)
+    shown = [next(iter(run["views"]["images"].items())) for run in data["list"]]
+    assert [name for name, _ in shown] == ["0.png", "0.png (2)", "0.png", "0.png", "0.png (2) (2)"]
+    colours = [middle(data["pictures"][image["picture"]]) for _, image in shown]
+    assert [max(range(3), key=colour.__getitem__) for colour in colours] == [0, 2, 0, 0, 1]
+    assert shown[0][1]["picture"] == shown[3][1]["picture"] != shown[2][1]["picture"]
+    assert len(data["pictures"]) == 4
+    assert {name: photo["picture"] for name, photo in data["photos"].items()} == {
+        name: image["picture"] for name, image in reversed(shown)
+    }
 
 
 def test_stages_stand_for_their_folder(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
 from sea_pipeline.report.runs import kept_views
-from tests.support.report_world import run_folder
+from tests.support.report_world import planted_views, run_folder
 from tests.support.world import COLOURS, ColourEncoder, draw
 
 EVIL = "<script>document.title='hacked'</script>"
@@ -288,5 +288,41 @@ def test_a_run_without_views_says_why_and_shows_its_curves(browser: Browser, tmp
     page.get_by_role("link", name="Metrics").click()
     expect(page.locator("#curves figure")).to_contain_text("loss")
     expect(page.get_by_role("img")).to_have_attribute("aria-label", "loss: run from 3 to 1")
+    assert problems == []
+    page.close()
+
+
+def test_each_panel_is_on_its_runs_own_picture(browser: Browser, tmp_path: Path) -> None:
+    """One photo through two processors is one entry of the strip, and another photo of its name is a second entry."""
+    for folder, colour in (("a", "red"), ("b", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (60, 40), colour).save(tmp_path / folder / "one.png")
+    for name, folder, box in (
+        ("square", "a", [0.2, 0, 0.8, 1]),
+        ("pad", "a", [0, -0.25, 1, 1.25]),
+        ("other", "b", None),
+    ):
+        views = planted_views(tmp_path / folder)
+        views["images"][0]["box"] = box or [0, 0, 1, 1]
+        run_folder(tmp_path / name, views=views)
+    _, runs = find_inputs([tmp_path / name for name in ("square", "pad", "other")])
+    for run in runs:
+        run.views = kept_views(run.path)
+    write_report(None, runs, ReportSettings(out=tmp_path / "report.html"), reporter=SILENT)
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    panels = page.locator("#panels .panel")
+    expect(panels.locator("img")).to_have_count(2)
+    first, second = panels.locator("img").evaluate_all("images => images.map((image) => image.src)")
+    assert first != second
+    expect(panels.nth(2).locator(".notice")).to_have_text("This run did not look at this photo.")
+    page.get_by_title("one.png (2)").click()
+    expect(panels.locator("img")).to_have_count(1)
+    assert panels.locator("img").get_attribute("src") not in (first, second)
+    page.get_by_role("link", name="Texts").click()
+    expect(page.locator("#stories h2")).to_contain_text(["How often", "one.png", "one.png (2)"])
     assert problems == []
     page.close()

@@ -88,7 +88,7 @@ class TokenView {
 }
 
 function tokensPage(runs) {
-  const names = Object.keys(runs.pictures), side = byId("patch"), panels = byId("panels");
+  const names = Object.keys(runs.photos), side = byId("patch"), panels = byId("panels");
   const missing = runs.list.filter(({ views }) => !views);
   if (!names.length) {
     panels.parentNode.hidden = true;
@@ -126,7 +126,7 @@ function tokensPage(runs) {
       const why = view?.views.notes?.[MODES[mode].of] ?? run.note;
       return el("div", { class: "panel" }, head, el("p", { class: "notice" }, why || "This run did not look at this photo."));
     }
-    const grid = new PatchGrid({ rows: view.rows, columns: view.columns, src: runs.pictures[state.image].src, name: state.image, label: `${title}: ${state.image}`, chosen });
+    const grid = new PatchGrid({ rows: view.rows, columns: view.columns, src: runs.pictures[view.image.picture], name: state.image, label: `${title}: ${state.image}`, chosen });
     drawn.push({ view, mode, grid, caption });
     const start = mode === "before" && run.start ? el("p", { class: "found" }, `It began with ${run.start}: what was learnt before is in there.`) : null;
     return el("div", { class: "panel" }, head, grid.node, start);
@@ -168,7 +168,7 @@ function tokensPage(runs) {
   let ready = false;
   choices(modeButtons, modes.map((mode) => ({ name: MODES[mode].name })),
     Math.max(0, modes.indexOf("after")), (place) => { state.mode = modes[place]; layers.hidden = state.mode !== "layers"; if (ready) rebuild(); });
-  choices(byId("strip"), names.map((name) => ({ name, title: name, content: el("span", { class: "frame" }, picture(runs.pictures[name].src, name)) })), 0,
+  choices(byId("strip"), names.map((name) => ({ name, title: name, content: el("span", { class: "frame" }, picture(runs.pictures[runs.photos[name].picture], name)) })), 0,
     (place) => { state.image = names[place]; if (ready) rebuild(); });
   ready = true;
   rebuild();

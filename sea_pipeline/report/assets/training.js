@@ -23,9 +23,9 @@ const CURVES = {
 
 function textsPage(runs) {
   const said = (text) => (text === undefined ? { text: "" } : { text: text.trim() || "(nothing)", wide: true });
-  const rows = Object.entries(runs.pictures).map(([name, { src, answer }]) => {
+  const rows = Object.entries(runs.photos).map(([name, { picture: number, answer }]) => {
     const told = runs.list.map((run) => [run.name, run.views?.images[name]?.generated]).filter(([, generated]) => generated);
-    return told.length ? el("div", { class: "story" }, el("span", { class: "frame" }, picture(src, name)),
+    return told.length ? el("div", { class: "story" }, el("span", { class: "frame" }, picture(runs.pictures[number], name)),
       el("div", null, el("h2", null, name), el("p", { class: "lead" }, `The data says: ${answer}`),
         table(["run", "from visual tokens", "from their nearest tokens", "control: another photo's"],
           told.map(([run, { visual, replaced, control }]) => [run, said(visual), said(replaced), said(control)])))) : null;
