@@ -13,6 +13,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.settings import LlmProbeSettings
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
+from tests.support.heard import Heard
 from tests.support.tiny_runs import colours
 from tests.trainer.attach.existing import KINDS, ExistingWorld, make_existing
 from tests.trainer.attach.worlds import Pictures
@@ -20,6 +21,7 @@ from trainer.attach.batches import ChatData, processed
 from trainer.attach.folder import ExistingFolder, open_existing_folder
 from trainer.attach.rows import read_texts
 from trainer.attach.run_model import AttachedModel
+from trainer.evaluation import evaluator
 from trainer.evaluation.answers import Question
 from trainer.evaluation.checks import check_evaluate
 from trainer.evaluation.evaluator import evaluating
@@ -153,6 +155,31 @@ def test_the_commands_read_a_folder(world: ExistingWorld, tmp_path: Path) -> Non
         with pytest.raises(UserError, match=f"--{name}: for a model that sea-pipeline init makes; .* is a qwen2_5_vl"):
             more = {"lens_data": str(world.data)} if name == "lens" else {}
             check_evaluate(EvaluateSettings.of(**settings, **{name: value}, **more))
+
+
+@pytest.mark.slow
+def test_a_photo_that_is_cut_short_is_left_out_and_told(world: ExistingWorld, tmp_path: Path) -> None:
+    """Its header is whole, so only reading it finds the damage; and no encoder costs `meaningful` alone."""
+    images = Path(shutil.copytree(world.pictures.folder, tmp_path / "images"))
+    rows = json.loads(world.held_out.read_text())
+    cut = images / rows[0]["image"]
+    cut.write_bytes(cut.read_bytes()[:-40])
+    settings: dict[str, Any] = {"model": world.model("qwen2_5_vl"), "image_root": images, "device": "cpu"}
+    settings |= {"data": str(world.held_out), "labels": world.pictures.labels}
+    with pytest.raises(UserError, match="mend it, or leave its rows out with --bad-rows leave_out"):
+        evaluate_model(EvaluateSettings.of(**settings))
+    heard = Heard()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator, "load_encoder", refuse)
+        found = evaluate_model(EvaluateSettings.of(**settings, bad_rows="leave_out"), reporter=heard)
+    left, encoder = heard.warnings
+    assert f"1 of {len(rows)} rows are left out: 1 x expected images that can be read" in left
+    assert "meaningful is not measured, because the labels' encoder cannot be loaded: it is gone" in encoder
+    assert found["label_hit@10"] >= 0
+
+
+def refuse(*_: Any) -> Any:
+    raise UserError("it is gone")
 
 
 @pytest.mark.slow
