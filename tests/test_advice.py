@@ -194,6 +194,12 @@ FOLLOWED: dict[str, list[str]] = {
             "smaller training_arguments.per_device_train_batch_size"
         ),
     ],
+    "tests/trainer/training/test_argument_table.py::test_an_evaluation_without_memory_goes_on_with_smaller_batches": [
+        (
+            "free some memory or set a smaller training_arguments.per_device_eval_batch_size, and run the same "
+            "command again ({})"
+        ),
+    ],
     "tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names": [
         (
             "found {}; the labels hold {}; give image_ids as the labels have them, or label again with names as your "

@@ -283,7 +283,7 @@ class Recipe(Strict):
     seed: int = 0
     training_arguments: dict[str, Any] = Field(default_factory=dict)
     """Anything that `transformers.TrainingArguments` takes. It overrides the defaults in
-    `trainer/training/arguments.py`."""
+    `trainer/training/arguments.py`. What does nothing here is refused, see `trainer/training/argument_table.py`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

@@ -37,7 +37,7 @@ from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.aspect_ratio import pads
 from trainer.model.assemble import init_model
-from trainer.model.borders import border, has_lost_others, lacks_memory
+from trainer.model.borders import border
 from trainer.model.digests import MODELS, start_folder
 from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
@@ -51,7 +51,7 @@ from trainer.training.existing import ExistingInputs, build_existing, existing_i
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
-from trainer.training.run_folder import METRICS, NO_RUN, SUMMARY, begin_run, default_name_fields, run_fields
+from trainer.training.run_folder import METRICS, NO_RUN, SUMMARY, after_stop, begin_run, default_folder, run_fields
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     set_seed(recipe.seed)
     inputs = _inputs(recipe, reporter, first=args.process_index == 0)
     fields = run_fields(inputs, args.world_size)
-    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | default_name_fields(inputs))[:8]}"
+    out = out or default_folder(inputs, fields)
     if not (out / SUMMARY).is_file():
         _check_held_out(inputs)
     make_folder(out.parent)
@@ -111,7 +111,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
-        border(f"{out}: training has stopped", partial(_after, out)),
+        border(f"{out}: training has stopped", partial(after_stop, out)),
     ):
         return _Training(inputs, out, fields, reporter).finish()
 
@@ -143,19 +143,6 @@ def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: b
     store = open_label_source(recipe, folder, conversations, make=make)
     conversations = without_unreadable(conversations, recipe.data, store)
     return Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
-
-
-def _after(out: Path, error: BaseException) -> str:
-    """Say what to do after an error of another library, and what is not lost."""
-    kept = checkpoints.kept(out / "checkpoints")
-    if lacks_memory(error):
-        return (
-            f"free some memory and run the same command again ({kept}), or begin anew with another --out and a smaller "
-            "training_arguments.per_device_train_batch_size"
-        )
-    missing = "install what is missing" if isinstance(error, ImportError) else "mend that"
-    cause = "see what another process of this run has said" if has_lost_others(error) else missing
-    return f"{cause}, and run the same command again ({kept})"
 
 
 def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
