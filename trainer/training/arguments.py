@@ -19,6 +19,7 @@ from trainer.model.borders import border
 from trainer.recipes.recipe import Recipe
 from trainer.training.argument_table import REFUSED, SECRET
 from trainer.training.schedule import BY_EVALUATION, check_schedule
+from trainer.training.trackers import tracked_name
 
 DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
@@ -69,6 +70,7 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
     if both := set(fixed) & set(given) | {"learning_rate"} & set(given):
         raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
     _refuse(given)
+    named = {"run_name": tracked_name(out)} if out != Path() else {}
     fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives other values from it
     evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
     if given.get("lr_scheduler_type") in BY_EVALUATION:
@@ -82,7 +84,7 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
         given = given | {"fsdp_config": dict(given["fsdp_config"])}
     with border("training_arguments", "set another value, or leave it out", given=True):
         try:
-            args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
+            args = TrainingArguments(**DEFAULTS | named | evaluation | given | fixed)
         except (TypeError, ValueError, ImportError) as error:
             raise _named(error, given) from error
         with suppress(ValueError):  # some optimizers need the model first

@@ -52,6 +52,7 @@ from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
 from trainer.training.run_folder import METRICS, NO_RUN, SUMMARY, after_stop, begin_run, default_folder, run_fields
+from trainer.training.trackers import ending_trackers
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
         border(f"{out}: training has stopped", partial(after_stop, out)),
+        ending_trackers(),
     ):
         return _Training(inputs, out, fields, reporter).finish()
 
