@@ -19,6 +19,7 @@ from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import BadRow, bad_rows, without
 from trainer.data.files import check_conversations_file, check_image_root
 from trainer.data.row_cache import kept_rows
+from trainer.model.fixed_date import with_fixed_date
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
@@ -235,7 +236,8 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Calls of the tokenizer leave these two in its state. They do not change our rows, because we set both.
     backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
-    parts = [backend, chat_template(tokenizer), tokenizer.special_tokens_map]
+    template = chat_template(tokenizer)
+    parts = [backend, template and with_fixed_date(template), tokenizer.special_tokens_map]
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
