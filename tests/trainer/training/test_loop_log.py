@@ -118,6 +118,20 @@ def test_the_gradient_norms_are_the_terms_own(tiny: World, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_the_gradient_norms_are_the_terms_own_whatever_scales_the_loss(tiny: World, tmp_path: Path) -> None:
+    """fp16 multiplies the loss by 65,536 at first, so that small gradients do not vanish."""
+    loss = {"sea": {"weight": "auto"}, "measure_every": 1}
+    _, plain = run(tiny, tmp_path / "plain", 3, loss=loss)
+    arguments = {"max_steps": 3, "save_strategy": "no", "max_grad_norm": 0}
+    trainer = tiny_trainer(tiny_recipe(tiny, training_arguments=arguments, loss=loss), tmp_path / "scaled")
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    trainer.train()
+    scaled = logged(tmp_path / "scaled")
+    for name in ("grad_norm_lm", "grad_norm_sea", "grad_ratio_sea"):
+        assert scaled[0][name] == pytest.approx(plain[0][name], rel=1e-5), name
+
+
+@pytest.mark.slow
 def test_auto_holds_the_ratio(tiny: World, tmp_path: Path) -> None:
     loss = {"sea": {"weight": "auto", "ratio": 0.4}, "measure_every": 1}
     _, lines = run(tiny, tmp_path, 12, loss=loss, learning_rates={"projector": 1e-4})
