@@ -13,6 +13,7 @@ from sea_pipeline.labels.store import open_labels
 from tests.support.heard import Heard
 from tests.support.paths import ROOT
 from tests.support.pretend_gpu import pretend_gpu
+from tests.support.refused import refused
 from tests.support.tiny_runs import ROWS, FinishedRuns, SquareEncoder, World, logged, tiny_recipe, tiny_trainer
 from trainer.data.dataset import TrainingData
 from trainer.losses import equations
@@ -180,6 +181,23 @@ def test_features_are_computed_on_the_gpu(tiny: World, tmp_path: Path, monkeypat
     assert given == [("cuda", 11)]
     assert trainer.data.kept is not None
     assert {kept.values.device.type for kept in trainer.data.kept.values()} == {"cpu"}
+
+
+def test_features_that_all_processes_keep_must_fit(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each keeps all of them, and a container may use less than the machine has."""
+    recipe = tiny_recipe(tiny, data={"keep_features": True})
+    data = tiny_trainer(recipe, tmp_path / "run").data
+    assert data.kept is not None
+    size = sum(4 * kept.values.numel() for kept in data.kept.values())
+    monkeypatch.setattr("trainer.data.kept_features.usable_memory", lambda: 4 * size)
+    for processes in (1, 2):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        tiny_trainer(recipe, tmp_path / "fits")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with refused("in each of 3 processes", start="data.keep_features: 11 images need "):
+        tiny_trainer(recipe, tmp_path / "too many")
 
 
 @pytest.mark.slow
