@@ -280,7 +280,7 @@ class Recipe(Strict):
     keep_checkpoints: tuple[Step, ...] = ()
     """The steps whose weights are kept for good in `kept/`, for `export --checkpoint`. They hold what the model folder
     would hold, without the optimizer, so no run goes on from them. The model folder has those of the last step."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     training_arguments: dict[str, Any] = Field(default_factory=dict)
     """Anything that `transformers.TrainingArguments` takes. It overrides the defaults in
     `trainer/training/arguments.py`. What does nothing here is refused, see `trainer/training/argument_table.py`."""

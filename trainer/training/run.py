@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from sea_pipeline.core.devices import without_autocast
 from sea_pipeline.core.errors import UserError
@@ -100,7 +100,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     fields = run_fields(inputs, args.world_size)
     out = out or default_folder(inputs, fields)
     if not (out / SUMMARY).is_file():
-        _check_held_out(inputs)
+        _check_rows(inputs, args)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
         begin_run(out, fields, recipe, resume)
@@ -118,9 +118,15 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
         return _Training(inputs, out, fields, reporter).finish()
 
 
-def _check_held_out(inputs: Inputs | ExistingInputs) -> None:
+def _check_rows(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> None:
     if inputs.recipe.evaluate_every and inputs.conversations.held_out is None:
         raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
+    rows, batch = len(inputs.conversations.train), args.train_batch_size
+    if args.dataloader_drop_last and rows < batch:
+        raise UserError(
+            f"training_arguments.dataloader_drop_last: drops all {rows} rows to train on, because they do not fill a "
+            f"micro-batch of {batch}; set it to false, or a smaller training_arguments.per_device_train_batch_size"
+        )
 
 
 def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: bool = True) -> Inputs | ExistingInputs:
@@ -359,9 +365,10 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
     Each is opened with the model that the first one begins with, because training changes nothing but weights.
     """
     check_recipes(recipes, out)
+    arguments = {}
     for name, recipe in todo.items():
         with of_stage(name), without_traces():
-            training_arguments(recipe, Path())
+            arguments[name] = training_arguments(recipe, Path())
     beginning = list(recipes)[: list(recipes).index(next(iter(todo)))]
     first = next(iter(recipes.values()))
     existing = isinstance(first.model, ExistingModel)
@@ -376,7 +383,7 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
         data = recipe.data.model_copy(update={"image_aspect_ratio": ratio})
         with of_stage(name):
             stage = _from_model(recipe.model_copy(update={"data": data}), model, existing)
-            _check_held_out(_inputs(stage, SILENT, labels=False))
+            _check_rows(_inputs(stage, reporter, first=is_first_process(), labels=False), arguments[name])
 
 
 def is_first_process() -> bool:

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
 from tests.support.refused import refused
-from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
+from tests.support.tiny_runs import ROWS, FinishedRuns, World, tiny_recipe
 from trainer.evaluation.evaluator import Evaluator
 from trainer.recipes.recipe import Recipe
 from trainer.training import run as train_run
@@ -154,3 +154,23 @@ def test_an_evaluation_without_memory_goes_on_with_smaller_batches(
         train(recipe(), tmp_path / "out")
     assert train(recipe(per_device_eval_batch_size=1), tmp_path / "out").summary["steps"] == 2
     assert sizes == [8, 1, 1]
+
+
+def test_a_run_that_would_drop_every_row_is_refused(tiny: World, tmp_path: Path) -> None:
+    """It would end as a finished run of an untrained model."""
+    arguments = {"dataloader_drop_last": True, "per_device_train_batch_size": ROWS + 1}
+    said = f"drops all {ROWS} rows to train on, because they do not fill a micro-batch of {ROWS + 1}"
+    with refused(said, start="training_arguments.dataloader_drop_last: "):
+        train(short(tiny, **arguments), tmp_path / "out")
+    with refused(said, start="stage second: "):
+        train_run.train_stages({"first": short(tiny), "second": short(tiny, **arguments)}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    arguments["per_device_train_batch_size"] = ROWS
+    assert train(short(tiny, **arguments), tmp_path / "out").summary["steps"] == 2
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_that_all_libraries_take(seed: int, tiny: World) -> None:
+    with pytest.raises(ValueError, match=r"seed\n.*(greater than or equal to 0|less than 4294967296)"):
+        tiny_recipe(tiny, seed=seed)
+    tiny_recipe(tiny, seed=2**32 - 1)
