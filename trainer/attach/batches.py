@@ -85,7 +85,7 @@ class ChatData(Dataset[ChatSample]):
         except BadImageError as error:
             raise UserError(
                 f"{path}: sample {sample!r}: expected an image; {error.message}; mend it and go on with --resume, or "
-                "leave the sample out and begin anew"
+                "remove the sample from the data and begin anew with another --out"
             ) from error
 
     def uncut(self) -> "ChatData":

@@ -164,7 +164,7 @@ class TrainingData(Dataset[TrainingSample]):
         except BadImageError as error:
             raise UserError(
                 f"{path}: sample {sample!r}: expected an image; {error.message}; mend it and go on with --resume, or "
-                "leave the sample out and begin anew"
+                "remove the sample from the data and begin anew with another --out"
             ) from error
         crop = WHOLE
         if number:

@@ -31,8 +31,8 @@ from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.attach.folder import save_existing
 from trainer.data.conversations import summary
 from trainer.data.dataset import TrainingData
-from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher, say_what_labels_lack
-from trainer.data.run_rows import check_prompts, open_conversations, without_unreadable
+from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher, say_what_labels_lack, without_untaught
+from trainer.data.run_rows import check_prompts, open_conversations, say_what_is_shared, without_unreadable
 from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.aspect_ratio import pads
@@ -109,6 +109,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
         reporter.message(f"{out}: this run is finished")
         return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
+    say_what_is_shared(inputs.conversations, recipe.data, reporter)
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
@@ -135,8 +136,9 @@ def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: b
     With `labels` False, labels that are to be made are not made, and absent.
     """
     make = partial(_label, reporter) if labels else None
+    heard = reporter if first else SILENT
     if isinstance(recipe.model, ExistingModel):
-        return existing_inputs(recipe, make, reporter if first else SILENT)
+        return existing_inputs(recipe, make, heard)
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -149,8 +151,10 @@ def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: b
     if {"das", "sds"} & recipe.loss.terms().keys() and recipe.teacher is None:
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
     store = open_label_source(recipe, folder, conversations, make=make)
-    conversations = without_unreadable(conversations, recipe.data, store)
-    return Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
+    conversations = without_unreadable(conversations, recipe.data, store, heard)
+    targets = open_teacher(recipe, folder, conversations)
+    conversations = without_untaught(conversations, recipe.data, targets)
+    return Inputs(recipe, folder, conversations, store, targets)
 
 
 def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
