@@ -72,14 +72,7 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
     _refuse(given)
     named = {"run_name": tracked_name(out)} if out != Path() else {}
     fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives other values from it
-    evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
-    if given.get("lr_scheduler_type") in BY_EVALUATION:
-        if not evaluation:
-            raise UserError(
-                f"training_arguments.lr_scheduler_type: {given['lr_scheduler_type']} follows a metric of held-out "
-                "samples; set `evaluate_every`"
-            )
-        evaluation |= {"metric_for_best_model": "lm_loss"}  # transformers' default would be a loss that we do not have
+    evaluation = _evaluation(recipe)
     if isinstance(given.get("fsdp_config"), Mapping):  # a copy, because transformers writes into it
         given = given | {"fsdp_config": dict(given["fsdp_config"])}
     with border("training_arguments", "set another value, or leave it out", given=True):
@@ -98,12 +91,26 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
         )
     if not finished:
         _check_devices(args)
-    if args.fsdp and not finished:
         _check_fsdp(args, recipe)
     if peaks:  # a first check; the data has yet to say how many steps there are
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
         check_schedule(args, peaks, steps)
     return args
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments that say when to evaluate, and what a schedule follows."""
+    found: dict[str, Any] = {}
+    if recipe.evaluate_every:
+        found = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every}
+    if (schedule := recipe.training_arguments.get("lr_scheduler_type")) in BY_EVALUATION:
+        if not found:
+            raise UserError(
+                f"training_arguments.lr_scheduler_type: {schedule} follows a metric of held-out samples; set "
+                "`evaluate_every`"
+            )
+        found |= {"metric_for_best_model": "lm_loss"}  # transformers' default would be a loss that we do not have
+    return found
 
 
 def _named(error: Exception, given: Mapping[str, Any]) -> Exception:
@@ -199,6 +206,8 @@ def _check_devices(args: TrainingArguments) -> None:
 
 
 def _check_fsdp(args: TrainingArguments, recipe: Recipe) -> None:
+    if not args.fsdp:
+        return
     said = "training_arguments.fsdp"
     version = cast("dict[str, Any]", args.fsdp_config).get("version", 2)
     if version != 2:
