@@ -150,7 +150,7 @@ FOLLOWED: dict[str, list[str]] = {
         ),
     ],
     "tests/trainer/training/test_run_advice.py::test_a_mended_image_lets_a_run_go_on": [
-        "mend it and go on with --resume, or leave the sample out and begin anew",
+        "mend it and go on with --resume, or remove the sample from the data and begin anew with another --out",
     ],
     "tests/trainer/training/test_run_advice.py::test_a_record_is_restored": [
         "{}: expected {} in it, found none; restore the file",
@@ -189,6 +189,21 @@ FOLLOWED: dict[str, list[str]] = {
         (
             "free some memory and run the same command again ({}), or begin anew with another --out and a "
             "smaller training_arguments.per_device_train_batch_size"
+        ),
+    ],
+    "tests/trainer/teacher/test_teach.py::test_a_bad_image_costs_that_image": [
+        (
+            "{} {}, of which its quarantine says: {}; mend that and run sea-pipeline teacher with another --out, or "
+            "leave their rows out with data.bad_rows: leave_out"
+        ),
+    ],
+    "tests/trainer/teacher/test_teach.py::test_images_that_were_not_taught_cost_their_rows": [
+        "{} {}; run sea-pipeline teacher on that file, or leave their rows out with data.bad_rows: leave_out",
+    ],
+    "tests/trainer/training/test_argument_table.py::test_an_evaluation_without_memory_goes_on_with_smaller_batches": [
+        (
+            "free some memory or set a smaller training_arguments.per_device_eval_batch_size, and run the same "
+            "command again ({})"
         ),
     ],
     "tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names": [
@@ -236,7 +251,6 @@ OTHERS: dict[str, list[str]] = {
             "{}: expected targets of images as the stage sees them, data.image_aspect_ratio: {}; found {}; run "
             "sea-pipeline teacher with --image-aspect-ratio {}, or set the key to {}"
         ),
-        ("{}: lacks {} images of {}, such as {}; run sea-pipeline teacher on that file, or leave their records out"),
         (
             "loss.basic.{}: {}, but the targets of {} were made with {}; leave it out, or run sea-pipeline "
             "teacher with it"

@@ -119,12 +119,12 @@ def grew_from(path: Path, sha256: str) -> bool:
 def images_of(row: dict[str, Any]) -> list[Any]:
     """Return the images of a record as the file has them, or none if it has text only.
 
-    They are read from `image`, a path or a list of paths, or from `images` in its place.
+    They are read from `image`, a path or a list of paths, or from `images` in its place. An empty text is no image.
 
     Raises:
         UserError: a key names media that are not read, such as `video` or `image_path`; or `image` and `images` differ.
     """
-    keys = [key for key in ("image", "images") if row.get(key) not in (None, [])]
+    keys = [key for key in ("image", "images") if row.get(key) not in (None, [], "")]
     found = [row[key] if isinstance(row[key], list) else [row[key]] for key in keys]
     if len(found) == 2 and found[0] != found[1]:
         raise UserError("expected 'image' or 'images'; found both, with other contents; remove one of them")

@@ -18,7 +18,7 @@ from trainer.data.row_cache import kept_rows
 from trainer.model.chat_template import with_fixed_date
 from trainer.model.prompts import Message, by_chat_template, read_messages, special_tokens
 
-_VERSION = 2
+_VERSION = 3
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 FEATURES = datasets.Features(
@@ -161,7 +161,7 @@ def _rows(path: Path, chat: Chat) -> Callable[[], Iterator[dict[str, Any]]]:
 
 def _row(number: int, record: Any, chat: Chat) -> dict[str, Any]:  # noqa: ANN401 - whatever a data file holds
     given = record.get("id") if isinstance(record, dict) else None
-    name = str(number if given is None else given).encode("utf-8", "backslashreplace").decode()
+    name = str(number if given in (None, "") else given).encode("utf-8", "backslashreplace").decode()
     row: dict[str, Any] = {"id": name, "images": [], "text": "", "answer": None, "spans": [], "truncated": False}
     row |= {"number": number, "refused": None}
     try:

@@ -19,10 +19,11 @@ from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import BadRow, bad_rows, without
 from trainer.data.files import check_conversations_file, check_image_root
 from trainer.data.row_cache import kept_rows
+from trainer.model.fixed_date import with_fixed_date
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
-VERSION = 5
+VERSION = 6
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 _CHUNK = 64
@@ -76,10 +77,10 @@ def read_conversations(
 ) -> ConversationRows:
     """Tokenise LLaVA's JSON or JSONL in one streaming pass, or load what an earlier call cached for the same input.
 
-    Columns: `id` (the number of the entry or line if a record has none); `images`, image ids as the file spells them;
-    `input_ids`, int32, one image token per image; `trained`, bool, one per id, true if any character of the token is
-    trained; `length`, int32, the number of tokens after each image token is expanded to `image_tokens` tokens;
-    `truncated`, bool; `number`, int64, the record's place in the file, from 1.
+    Columns: `id` (the number of the entry or line if a record has none or an empty one); `images`, image ids as the
+    file spells them; `input_ids`, int32, one image token per image; `trained`, bool, one per id, true if any character
+    of the token is trained; `length`, int32, the number of tokens after each image token is expanded to `image_tokens`
+    tokens; `truncated`, bool; `number`, int64, the record's place in the file, from 1.
 
     A conversation longer than `max_length` loses its end. An image that does not fit whole is dropped with all that
     follows it, from `images` too.
@@ -235,14 +236,15 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Calls of the tokenizer leave these two in its state. They do not change our rows, because we set both.
     backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
-    parts = [backend, chat_template(tokenizer), tokenizer.special_tokens_map]
+    template = chat_template(tokenizer)
+    parts = [backend, template and with_fixed_date(template), tokenizer.special_tokens_map]
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
 def _conversation(number: int, row: Any, render: Template, image_token: str) -> Conversation:  # noqa: ANN401
     """Render a record as text, or state why it cannot be trained."""
     given = row.get("id") if isinstance(row, dict) else None
-    name = str(number if given is None else given).encode("utf-8", "backslashreplace").decode()
+    name = str(number if given in (None, "") else given).encode("utf-8", "backslashreplace").decode()
     try:
         check_record(row)
         images = images_of(row)

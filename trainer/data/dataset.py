@@ -25,7 +25,9 @@ from trainer.recipes.recipe import Sea
 from trainer.sampling import draw, generator, one_patch_per_word
 from trainer.targets.store import Targets, TargetStore
 
-MEND_IN_TRAINING = "mend it and go on with --resume, or leave the sample out and begin anew"
+MEND_IN_TRAINING = (
+    "mend it and go on with --resume, or remove the sample from the data and begin anew with another --out"
+)
 """What to do about an image that a run cannot read."""
 
 

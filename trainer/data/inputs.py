@@ -9,17 +9,18 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Reporter
 from sea_pipeline.encoders.spec import EncoderSpec
 from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.inputs.llava_json import shown
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import LabelStore, open_labels
-from trainer.data.bad_rows import image_names
+from trainer.data.bad_rows import image_names, rows_with
 from trainer.data.dataset import TrainingLabels
 from trainer.data.files import LABELS as LABELS
-from trainer.data.run_rows import Conversations
+from trainer.data.run_rows import Conversations, without_bad
 from trainer.model.aspect_ratio import pads
 from trainer.model.load import ModelFolder
-from trainer.recipes.recipe import SAMPLES, LabelSource, Recipe, Sea
+from trainer.recipes.recipe import SAMPLES, Data, LabelSource, Recipe, Sea
 from trainer.targets.store import TargetStore, open_targets
 from trainer.words import word_tokens
 
@@ -185,7 +186,7 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
 
     Raises:
         UserError: the folder holds no targets, has another grid, width, aspect ratio or setting of the supervision,
-            or lacks an image of the data.
+            or lacks an image of the data whose rows are not to be left out.
     """
     if recipe.teacher is None or not {"das", "sds"} & recipe.loss.terms().keys():
         return None
@@ -197,11 +198,11 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
             f"{folder.path} has; found {found[0]} x {found[1]} of width {found[2]}; run sea-pipeline teacher with a "
             "model of the same parts"
         )
-    shown = "pad" if pads(folder.processor.image_processor) else "square"
-    if (seen := store.manifest["fields"].get("image_aspect_ratio", "square")) != shown:
+    ratio = "pad" if pads(folder.processor.image_processor) else "square"
+    if (seen := store.manifest["fields"].get("image_aspect_ratio", "square")) != ratio:
         raise UserError(
-            f"{recipe.teacher}: expected targets of images as the stage sees them, data.image_aspect_ratio: {shown}; "
-            f"found {seen}; run sea-pipeline teacher with --image-aspect-ratio {shown}, or set the key to {seen}"
+            f"{recipe.teacher}: expected targets of images as the stage sees them, data.image_aspect_ratio: {ratio}; "
+            f"found {seen}; run sea-pipeline teacher with --image-aspect-ratio {ratio}, or set the key to {seen}"
         )
     asked, made = recipe.loss.basic, store.manifest["fields"]["basic"]
     for name in sorted(asked.model_fields_set - {"lens"}):  # a recipe with a teacher cannot have a lens
@@ -211,12 +212,48 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
                 f"loss.basic.{name}: {value!r}, but the targets of {recipe.teacher} were made with {made[name]!r}; "
                 "leave it out, or run sea-pipeline teacher with it"
             )
-    if missing := sorted(image for image in conversations.image_ids if image not in store):
-        raise UserError(
-            f"{recipe.teacher}: lacks {len(missing):,} images of {conversations.file}, such as {missing[0]!r}; run "
-            "sea-pipeline teacher on that file, or leave their records out"
-        )
+    if recipe.data.bad_rows == "stop":
+        _refuse_untaught(store, conversations)
     return store
+
+
+def _refuse_untaught(store: TargetStore, conversations: Conversations) -> None:
+    missing = _untaught(store, conversations)
+    lacks = f"{store.path}: lacks {len(missing):,} images of {conversations.file}, such as"
+    for image, reason in missing.items():
+        if reason is None:
+            raise UserError(
+                f"{lacks} {image!r}; run sea-pipeline teacher on that file, or leave their rows out with "
+                "data.bad_rows: leave_out"
+            )
+    for image, reason in missing.items():
+        raise UserError(
+            f"{lacks} {image!r}, of which its quarantine says: {reason}; mend that and run sea-pipeline teacher with "
+            "another --out, or leave their rows out with data.bad_rows: leave_out"
+        )
+
+
+def _untaught(store: TargetStore, conversations: Conversations) -> dict[str, str | None]:
+    """Find the images to train on that have no targets, with what the quarantine says of each, if anything."""
+    missing = sorted(image for image in conversations.image_ids if image not in store)
+    reasons = {bad["image_id"]: bad["message"] for bad in store.quarantine()} if missing else {}
+    return {image: reasons.get(image) for image in missing}
+
+
+def without_untaught(conversations: Conversations, data: Data, store: TargetStore | None) -> Conversations:
+    """Drop the rows to train on that show an image without a teacher's targets.
+
+    Raises:
+        UserError: no other rows are left.
+    """
+    if store is None or not (missing := _untaught(store, conversations)):
+        return conversations
+    problems = {
+        image: f"expected images with a teacher's targets; found {shown(image)} without any in {store.path}: "
+        + (reason or "it was not among those that were taught")
+        for image, reason in missing.items()
+    }
+    return without_bad(conversations, data, lambda rows: rows_with(rows, problems), lambda _: [])
 
 
 @dataclass(frozen=True)

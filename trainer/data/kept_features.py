@@ -4,20 +4,20 @@ An epoch then costs no decoding and no tower. A value takes 4 bytes: 160 images 
 half a million images of 576 x 1024 take more than a terabyte.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from sea_pipeline.core.devices import cores, exact_float32
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.memory import processes_here, usable_memory
 from sea_pipeline.core.parallel import batched, prefetched_map
 from sea_pipeline.core.progress import Advance
 from trainer.data.dataset import TowerInput, TrainingData
 from trainer.model.aligned_llava import AlignedLlava
 
 _SHARE = 0.5
-"""At most this share of the machine's memory is used."""
+"""At most this share of the memory that may be used is used, by all processes of the machine together."""
 _BATCHES = {"cpu": 8, "gpu": 64}
 
 
@@ -30,7 +30,7 @@ def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = l
     per core reads images ahead.
 
     Raises:
-        UserError: they would take more than half of the machine's memory.
+        UserError: they would take more than half of the memory that may be used. Each process keeps all of them.
     """
     owners: dict[str, str] = {}
     for row in data.rows.select_columns(["id", "images"]):
@@ -38,11 +38,12 @@ def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = l
             owners |= dict.fromkeys(data.views(image_id), row["id"])
     width = model.model.multi_modal_projector.linear_1.in_features
     wanted = 4 * len(owners) * data.grid[0] * data.grid[1] * width
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if wanted > _SHARE * memory:
+    memory, processes = usable_memory(), processes_here()
+    if wanted * processes > _SHARE * memory:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"data.keep_features: {len(owners):,} images need {wanted / 1e9:,.0f} GB; expected at most half of this "
-            f"machine's {memory / 1e9:,.0f} GB; set it to false"
+            f"data.keep_features: {len(owners):,} images need {wanted / 1e9:,.0f} GB{each}; expected at most half of "
+            f"the {memory / 1e9:,.0f} GB that may be used here; set it to false"
         )
     device = next(model.model.vision_tower.parameters()).device
     size = _BATCHES["cpu" if device.type == "cpu" else "gpu"]

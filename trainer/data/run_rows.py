@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import Reporter
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.llava_json import relative_path
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.labels.store import LabelStore
@@ -28,6 +28,7 @@ from trainer.data.bad_rows import (
 )
 from trainer.data.conversations import ConversationRows, read_conversations, split_rows
 from trainer.data.files import check_image_root, conversations_file
+from trainer.data.image_check import unreadable_files
 from trainer.model.borders import border
 from trainer.model.load import ModelFolder
 from trainer.model.tokenise import LONGER
@@ -144,16 +145,23 @@ def _accepted(file: Path, data: Data, rows: Rows, bad: list[BadRow], unread: int
     return kept, bad
 
 
-def without_unreadable(conversations: Conversations, data: Data, store: LabelStore | None) -> Conversations:
-    """Drop the rows of images that labelling could not read and that still cannot be read.
+def without_unreadable(
+    conversations: Conversations, data: Data, store: LabelStore | None, reporter: Reporter = SILENT
+) -> Conversations:
+    """Drop the rows of images that cannot be read, see `unreadable_files`.
+
+    Images that have labels were read then and are not looked at.
 
     Raises:
         UserError: some cannot be read and their rows are not to be left out, or no other rows are left.
     """
-    if store is None:
-        return conversations
-    names = {bad["image_id"] for bad in store.quarantine()} & _names(conversations)
-    return _without(conversations, data, unreadable_images(sorted(names), conversations.locate))
+    names = _names(conversations)
+    quarantine = {bad["image_id"] for bad in store.quarantine()} & names if store is not None else set()
+    unreadable = unreadable_images(sorted(quarantine), conversations.locate)
+    if data.train != SAMPLES:  # whose photos are part of two packages
+        rest = sorted(name for name in names - quarantine if store is None or name not in store)
+        unreadable |= unreadable_files(rest, conversations.locate, conversations.image_root, reporter)
+    return _without(conversations, data, unreadable)
 
 
 def without_any_unreadable(conversations: Conversations, data: Data, reporter: Reporter) -> Conversations:
@@ -176,6 +184,18 @@ def _without(conversations: Conversations, data: Data, unreadable: dict[str, str
     if not unreadable:
         return conversations
     return without_bad(conversations, data, *[lambda rows: rows_with(rows, unreadable)] * 2)
+
+
+def say_what_is_shared(conversations: Conversations, data: Data, reporter: Reporter) -> None:
+    """Warn of held-out rows whose images are trained on in other rows, as in data with many questions on an image."""
+    if conversations.held_out is None or data.evaluate == data.train or not reporter.shows_warnings:
+        return
+    names = image_names(conversations.held_out)
+    if shared := names & conversations.image_ids:
+        reporter.warning(
+            f"{len(shared):,} of {len(names):,} held-out images are also trained on, in other rows, such as "
+            f"{min(shared)!r}; metrics of them say little of new images; data.evaluate names a file of others"
+        )
 
 
 def without_bad(

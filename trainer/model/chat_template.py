@@ -5,8 +5,6 @@ of `{"type": "image"}` and `{"type": "text", "text": ...}`. One template, saved 
 """
 
 import json
-import re
-from datetime import date
 from typing import Any
 
 from jinja2 import TemplateError
@@ -14,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import UserError
+from trainer.model.fixed_date import with_fixed_date as with_fixed_date
 from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, front
 
 IMAGE_TOKEN = "<image>"
@@ -24,8 +23,6 @@ BOS_FIRST = "{{- bos_token -}}"
 
 _BOS = "<s>"
 _EOS = "</s>"
-_NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-_DAY = date(2024, 7, 26)
 _WITHOUT_EOS = "{%- set eos_token = '' -%}"
 _EXAMPLE_QUESTION = "some-question"
 _TURNS = [("user", _EXAMPLE_QUESTION), ("assistant", "an answer\n"), ("user", " another\n"), ("assistant", "x")]
@@ -116,15 +113,6 @@ def chat_template(own: str | None) -> str:
             token that ends it.
     """
     return _STRINGS + (own or _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'")))
-
-
-def with_fixed_date(own: str) -> str:
-    """Make a template that writes today's date, such as Llama 3.2's and SmolLM3's, write the same one every day.
-
-    Otherwise a run's tokens, and so its weights, would depend on the day, and prompts would not be those of training.
-    The day is the one that Llama 3.2's template names itself where the date is not known.
-    """
-    return _NOW.sub(lambda call: json.dumps(_DAY.strftime(call[2])), own)
 
 
 def both_forms(own: str) -> str:

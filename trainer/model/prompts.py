@@ -14,6 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.llava_json import shown
+from trainer.model.fixed_date import with_fixed_date
 from trainer.recipes.options import TemplateName as TemplateName
 
 Message: TypeAlias = dict[str, Any]
@@ -147,7 +148,7 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
             f"template own: expected a tokenizer with a chat template; {tokenizer.name_or_path} has none; choose plain "
             "or vicuna_v1, or set tokenizer.chat_template"
         )
-    return by_chat_template(source, tokenizer, otherwise=", or choose vicuna_v1")
+    return by_chat_template(with_fixed_date(source), tokenizer, otherwise=", or choose vicuna_v1")
 
 
 def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwise: str = "") -> Template:

@@ -78,7 +78,7 @@ class Data(Strict):
     """The largest number of tokens in a sample, image tokens included."""
     held_out: Annotated[float, Field(ge=0)] = 0
     """The samples that are kept from training, for the metrics. Below 1 it is a share, from 1 on a number. The split
-    depends on the samples' ids alone."""
+    depends on the samples' ids alone, so an image of several samples may be on both sides, of which a run warns."""
     evaluate: str | None = None
     """Another file with held-out conversations, which is used instead of `held_out`. Its image paths are relative to
     `image_root`, too."""
@@ -94,8 +94,9 @@ class Data(Strict):
     square. It needs `labels.transfer`."""
     bad_rows: Literal["stop", "leave_out"] = "stop"
     """What to do with rows that cannot be trained. Examples are rows without an answer within `max_length`, and rows
-    whose image is missing or unreadable. `stop`: name them all and stop before the first step. `leave_out`: go on
-    without them, as LLaVA does, and count them in the summary."""
+    whose image is missing, empty, cut off or no image. `stop`: name them all and stop before the first step.
+    `leave_out`: go on without them, as LLaVA does, and count them in the summary. An image with damage in its middle is
+    found when it is read, and stops the run."""
     keep_features: bool = False
     """Keep the frozen tower's output of every image in memory, see `tower_features`. It excludes `random_crop`."""
 
@@ -280,10 +281,10 @@ class Recipe(Strict):
     keep_checkpoints: tuple[Step, ...] = ()
     """The steps whose weights are kept for good in `kept/`, for `export --checkpoint`. They hold what the model folder
     would hold, without the optimizer, so no run goes on from them. The model folder has those of the last step."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     training_arguments: dict[str, Any] = Field(default_factory=dict)
     """Anything that `transformers.TrainingArguments` takes. It overrides the defaults in
-    `trainer/training/arguments.py`."""
+    `trainer/training/arguments.py`. What does nothing here is refused, see `trainer/training/argument_table.py`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

@@ -121,9 +121,11 @@ class AlignTrainer(ResumingTrainer):
             self._terms[name] = given[name]
             loss = loss + float(self.balances[name].weight) * of_step.get(name, processes / with_images) * given[name]
         if self._due() and "lm" in given:
-            self._recorder.follow("lm", given.get("visual_lm"), scale=self.recipe.loss.lm)
+            scaler = self.accelerator.scaler  # of fp16; it multiplies the loss before the backward pass
+            by = scaler.get_scale() if scaler is not None else 1.0
+            self._recorder.follow("lm", given.get("visual_lm"), scale=self.recipe.loss.lm * by)
             for name, balance in self.balances.items():
-                self._recorder.follow(name, given.get(f"visual_{name}"), scale=float(balance.weight))
+                self._recorder.follow(name, given.get(f"visual_{name}"), scale=float(balance.weight) * by)
         if len(inputs["rows"]):
             self._remember(given)
         return (loss, given) if return_outputs else loss

@@ -17,7 +17,9 @@ from transformers.integrations.integration_utils import (
 from sea_pipeline.core.errors import UserError, one_line
 from trainer.model.borders import border
 from trainer.recipes.recipe import Recipe
+from trainer.training.argument_table import REFUSED, SECRET
 from trainer.training.schedule import BY_EVALUATION, check_schedule
+from trainer.training.trackers import tracked_name
 
 DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
@@ -46,19 +48,6 @@ Schedule, warm-up, weight decay, epochs and logging are LLaVA-1.5's. Clipping is
 recipes say `max_grad_norm: 0`. Batch size and checkpoints are our own choice.
 """
 
-
-_REFUSED: dict[str, tuple[object, str]] = {
-    "save_only_model": (False, "a stopped run could not go on as if it had not been stopped"),
-    "save_on_each_node": (False, "all processes read and write one folder"),
-    "optim_target_modules": (None, "its optimizers form groups of their own, which know nothing of learning_rates"),
-    "load_best_model_at_end": (False, "a run keeps its last weights"),
-    "label_smoothing_factor": (0, "L_lm has no smoothing"),
-    "remove_unused_columns": (False, "the columns are the losses'"),
-    "eval_strategy": (None, "set `evaluate_every`"),
-    "eval_steps": (None, "set `evaluate_every`"),
-}
-"""Arguments that would do harm or have no effect, with the only value that is accepted and the reason."""
-
 _YES = ("y", "yes", "t", "true", "on", "1")
 """The values of an environment variable that accelerate and transformers read as true."""
 _INSTEAD = (
@@ -70,31 +59,25 @@ _INSTEAD = (
 def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> TrainingArguments:
     """Combine the recipe's arguments with `DEFAULTS`.
 
-    FSDP needs no processes for a run that is finished.
+    A run that is finished needs no processes and no GPU.
 
     Raises:
         UserError: transformers does not know an argument or refuses its value; FSDP has nothing to shard; DeepSpeed is
-            asked for; a learning rate would rise above its peak.
+            asked for; a process has several GPUs; a learning rate would rise above its peak.
     """
     given, peaks = recipe.training_arguments, _peaks(recipe)
     fixed = {"output_dir": str(out / "checkpoints"), "seed": recipe.seed, "data_seed": recipe.seed}
     if both := set(fixed) & set(given) | {"learning_rate"} & set(given):
         raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
     _refuse(given)
+    named = {"run_name": tracked_name(out)} if out != Path() else {}
     fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives other values from it
-    evaluation = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every} if recipe.evaluate_every else {}
-    if given.get("lr_scheduler_type") in BY_EVALUATION:
-        if not evaluation:
-            raise UserError(
-                f"training_arguments.lr_scheduler_type: {given['lr_scheduler_type']} follows a metric of held-out "
-                "samples; set `evaluate_every`"
-            )
-        evaluation |= {"metric_for_best_model": "lm_loss"}  # transformers' default would be a loss that we do not have
+    evaluation = _evaluation(recipe)
     if isinstance(given.get("fsdp_config"), Mapping):  # a copy, because transformers writes into it
         given = given | {"fsdp_config": dict(given["fsdp_config"])}
     with border("training_arguments", "set another value, or leave it out", given=True):
         try:
-            args = TrainingArguments(**DEFAULTS | evaluation | given | fixed)
+            args = TrainingArguments(**DEFAULTS | named | evaluation | given | fixed)
         except (TypeError, ValueError, ImportError) as error:
             raise _named(error, given) from error
         with suppress(ValueError):  # some optimizers need the model first
@@ -106,12 +89,28 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
             f"training_arguments.report_to: the package of {service} is not installed, or it is switched off; install "
             "it, or leave it out"
         )
-    if args.fsdp and not finished:
+    if not finished:
+        _check_devices(args)
         _check_fsdp(args, recipe)
     if peaks:  # a first check; the data has yet to say how many steps there are
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
         check_schedule(args, peaks, steps)
     return args
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments that say when to evaluate, and what a schedule follows."""
+    found: dict[str, Any] = {}
+    if recipe.evaluate_every:
+        found = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every}
+    if (schedule := recipe.training_arguments.get("lr_scheduler_type")) in BY_EVALUATION:
+        if not found:
+            raise UserError(
+                f"training_arguments.lr_scheduler_type: {schedule} follows a metric of held-out samples; set "
+                "`evaluate_every`"
+            )
+        found |= {"metric_for_best_model": "lm_loss"}  # transformers' default would be a loss that we do not have
+    return found
 
 
 def _named(error: Exception, given: Mapping[str, Any]) -> Exception:
@@ -163,9 +162,11 @@ def _refuse(given: Mapping[str, Any]) -> None:
     for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):  # set by accelerate launch
         if (said := os.environ.get(name, "")).lower() in _YES:
             raise UserError(f"the environment variable {name} is {said!r}: {_INSTEAD}, and unset {name}")
-    for name, (allowed, reason) in _REFUSED.items():
-        if name in given and given[name] != allowed:
-            raise UserError(f"training_arguments.{name}: found {given[name]!r}; {reason}; leave it out")
+    for name, (allowed, reason) in REFUSED.items():
+        if (found := given.get(name)) is not None and found != allowed:
+            shown = "a value" if name in SECRET else repr(found)
+            raise UserError(f"training_arguments.{name}: found {shown}; {reason}; leave it out")
+    _refuse_no_steps(given)
     if (size := given.get("per_device_train_batch_size", 1)) == 0:
         raise UserError(f"training_arguments.per_device_train_batch_size: expected at least 1; found {size}")
     clip = given.get("max_grad_norm", 0)
@@ -182,7 +183,31 @@ def _refuse(given: Mapping[str, Any]) -> None:
             )
 
 
+def _refuse_no_steps(given: Mapping[str, Any]) -> None:
+    """Refuse a number of steps or epochs that would end as a finished run of an untrained model."""
+    steps, epochs = given.get("max_steps", -1), given.get("num_train_epochs", 1)
+    if steps == 0:
+        raise UserError("training_arguments.max_steps: expected at least 1; found 0, which trains nothing")
+    if isinstance(steps, int) and steps < 0 and isinstance(epochs, int | float) and not epochs > 0:
+        raise UserError(f"training_arguments.num_train_epochs: expected more than 0; found {epochs}")
+
+
+def _check_devices(args: TrainingArguments) -> None:
+    """Refuse several GPUs in one process.
+
+    nn.DataParallel would cut a batch among them, and its positions are those in the whole batch.
+    """
+    if args.n_gpu > 1:
+        raise UserError(
+            f"expected one GPU for a process; found {args.n_gpu}; begin with "
+            f"torchrun --nproc-per-node {args.n_gpu} -m sea_pipeline train, or set the environment's "
+            "CUDA_VISIBLE_DEVICES to one of them, such as 0"
+        )
+
+
 def _check_fsdp(args: TrainingArguments, recipe: Recipe) -> None:
+    if not args.fsdp:
+        return
     said = "training_arguments.fsdp"
     version = cast("dict[str, Any]", args.fsdp_config).get("version", 2)
     if version != 2:

@@ -47,7 +47,7 @@ def existing_inputs(
     Args:
         recipe: its `model` is an `ExistingModel`.
         make: makes labels if none fit, see `open_label_source`.
-        reporter: receives progress, see `without_unfit`.
+        reporter: receives progress, see `without_unreadable` and `without_unfit`.
 
     Raises:
         UserError: the folder, the data or the labels do not fit; or a key makes no sense for such a model.
@@ -59,7 +59,7 @@ def existing_inputs(
     conversations = open_rows(recipe.data, partial(read_texts, chat=folder.chat))
     carried = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"transfer": True})})
     store = open_label_source(carried, cast("Any", folder), conversations, make=make)
-    conversations = without_unreadable(conversations, recipe.data, store)
+    conversations = without_unreadable(conversations, recipe.data, store, reporter)
     max_length = recipe.data.max_length
     conversations = without_unfit(
         conversations, recipe.data, folder.chat, store, max_length=max_length, reporter=reporter

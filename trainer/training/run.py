@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from sea_pipeline.core.devices import without_autocast
 from sea_pipeline.core.errors import UserError
@@ -31,13 +31,13 @@ from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.attach.folder import save_existing
 from trainer.data.conversations import summary
 from trainer.data.dataset import TrainingData
-from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher, say_what_labels_lack
-from trainer.data.run_rows import check_prompts, open_conversations, without_unreadable
+from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher, say_what_labels_lack, without_untaught
+from trainer.data.run_rows import check_prompts, open_conversations, say_what_is_shared, without_unreadable
 from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.aspect_ratio import pads
 from trainer.model.assemble import init_model
-from trainer.model.borders import border, has_lost_others, lacks_memory
+from trainer.model.borders import border
 from trainer.model.digests import MODELS, start_folder
 from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
@@ -51,7 +51,8 @@ from trainer.training.existing import ExistingInputs, build_existing, existing_i
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
-from trainer.training.run_folder import METRICS, NO_RUN, SUMMARY, begin_run, default_name_fields, run_fields
+from trainer.training.run_folder import METRICS, NO_RUN, SUMMARY, after_stop, begin_run, default_folder, run_fields
+from trainer.training.trackers import ending_trackers
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     set_seed(recipe.seed)
     inputs = _inputs(recipe, reporter, first=args.process_index == 0)
     fields = run_fields(inputs, args.world_size)
-    out = out or Path("runs") / "train" / f"{recipe.name}-{fingerprint_of(fields | default_name_fields(inputs))[:8]}"
+    out = out or default_folder(inputs, fields)
     if not (out / SUMMARY).is_file():
-        _check_held_out(inputs)
+        _check_rows(inputs, args)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
         begin_run(out, fields, recipe, resume)
@@ -108,17 +109,25 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
         reporter.message(f"{out}: this run is finished")
         return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
+    say_what_is_shared(inputs.conversations, recipe.data, reporter)
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
-        border(f"{out}: training has stopped", partial(_after, out)),
+        border(f"{out}: training has stopped", partial(after_stop, out)),
+        ending_trackers(),
     ):
         return _Training(inputs, out, fields, reporter).finish()
 
 
-def _check_held_out(inputs: Inputs | ExistingInputs) -> None:
+def _check_rows(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> None:
     if inputs.recipe.evaluate_every and inputs.conversations.held_out is None:
         raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
+    rows, batch = len(inputs.conversations.train), args.train_batch_size
+    if args.dataloader_drop_last and rows < batch:
+        raise UserError(
+            f"training_arguments.dataloader_drop_last: drops all {rows} rows to train on, because they do not fill a "
+            f"micro-batch of {batch}; set it to false, or a smaller training_arguments.per_device_train_batch_size"
+        )
 
 
 def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: bool = True) -> Inputs | ExistingInputs:
@@ -127,8 +136,9 @@ def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: b
     With `labels` False, labels that are to be made are not made, and absent.
     """
     make = partial(_label, reporter) if labels else None
+    heard = reporter if first else SILENT
     if isinstance(recipe.model, ExistingModel):
-        return existing_inputs(recipe, make, reporter if first else SILENT)
+        return existing_inputs(recipe, make, heard)
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -141,21 +151,10 @@ def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: b
     if {"das", "sds"} & recipe.loss.terms().keys() and recipe.teacher is None:
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
     store = open_label_source(recipe, folder, conversations, make=make)
-    conversations = without_unreadable(conversations, recipe.data, store)
-    return Inputs(recipe, folder, conversations, store, open_teacher(recipe, folder, conversations))
-
-
-def _after(out: Path, error: BaseException) -> str:
-    """Say what to do after an error of another library, and what is not lost."""
-    kept = checkpoints.kept(out / "checkpoints")
-    if lacks_memory(error):
-        return (
-            f"free some memory and run the same command again ({kept}), or begin anew with another --out and a smaller "
-            "training_arguments.per_device_train_batch_size"
-        )
-    missing = "install what is missing" if isinstance(error, ImportError) else "mend that"
-    cause = "see what another process of this run has said" if has_lost_others(error) else missing
-    return f"{cause}, and run the same command again ({kept})"
+    conversations = without_unreadable(conversations, recipe.data, store, heard)
+    targets = open_teacher(recipe, folder, conversations)
+    conversations = without_untaught(conversations, recipe.data, targets)
+    return Inputs(recipe, folder, conversations, store, targets)
 
 
 def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
@@ -370,9 +369,10 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
     Each is opened with the model that the first one begins with, because training changes nothing but weights.
     """
     check_recipes(recipes, out)
+    arguments = {}
     for name, recipe in todo.items():
         with of_stage(name), without_traces():
-            training_arguments(recipe, Path())
+            arguments[name] = training_arguments(recipe, Path())
     beginning = list(recipes)[: list(recipes).index(next(iter(todo)))]
     first = next(iter(recipes.values()))
     existing = isinstance(first.model, ExistingModel)
@@ -387,7 +387,7 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
         data = recipe.data.model_copy(update={"image_aspect_ratio": ratio})
         with of_stage(name):
             stage = _from_model(recipe.model_copy(update={"data": data}), model, existing)
-            _check_held_out(_inputs(stage, SILENT, labels=False))
+            _check_rows(_inputs(stage, reporter, first=is_first_process(), labels=False), arguments[name])
 
 
 def is_first_process() -> bool:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from contextlib import suppress
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -23,11 +24,15 @@ from sea_pipeline.storage.paths import entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish_bytes, sweep
 from trainer.attach.folder import ExistingFolder
 from trainer.data.inputs import Inputs
+from trainer.model import checkpoints
+from trainer.model.borders import has_lost_others, lacks_memory
 from trainer.model.digests import processing_digests, weights_digest
 from trainer.model.tensor_files import PROJECTOR
 from trainer.model.text_lens import lens_fields
 from trainer.recipes.recipe import Recipe
 from trainer.targets.store import CODEC
+from trainer.training.align_trainer import AlignTrainer
+from trainer.training.argument_table import EARLIER, changes_weights
 from trainer.training.arguments import DEFAULTS
 from trainer.training.existing import ExistingInputs
 
@@ -35,8 +40,7 @@ NO_RUN = "expected a run to go on with; found none; leave out --resume to begin 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 ACCUMULATION = "gradient_accumulation_steps"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
-_NOT_IDENTITY = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
-"""Prefixes of training arguments that change what a run writes or how fast it is, but no weight."""
+_ARGUMENTS = "recipe.training_arguments."
 
 
 def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any]:
@@ -60,9 +64,7 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
     if recipe.data.image_aspect_ratio is None:  # so that runs from before this key keep their fields
         del settings["data"]["image_aspect_ratio"]
     arguments = settings["training_arguments"]
-    settings["training_arguments"] = {
-        key: value for key, value in arguments.items() if not key.startswith(_NOT_IDENTITY)
-    }
+    settings["training_arguments"] = {key: value for key, value in arguments.items() if changes_weights(key)}
     if processes > 1:
         settings["training_arguments"][ACCUMULATION] = processes * arguments.get(ACCUMULATION, 1)
     labels = store if store is not None and recipe.loss.sea.weight else None
@@ -94,6 +96,20 @@ def default_name_fields(inputs: Inputs | ExistingInputs) -> dict[str, Any]:
         "image_root": str(inputs.conversations.image_root.resolve()),
         "evaluate": file_sha256(Path(evaluate)) if evaluate and Path(evaluate).is_file() else evaluate,
     }
+
+
+def default_folder(inputs: Inputs | ExistingInputs, fields: dict[str, Any]) -> Path:
+    """Return the folder of a run for which none is named; its name is a hash of what the run is.
+
+    Earlier versions counted more arguments, so a run that one of them began is found by its earlier name.
+    """
+    recipe = inputs.recipe
+    once = {key: value for key, value in recipe.training_arguments.items() if not key.startswith(EARLIER)}
+    settings = {"training_arguments": once | fields["recipe"]["training_arguments"]}
+    every = [fields | {"recipe": fields["recipe"] | settings}, fields]
+    names = [f"{recipe.name}-{fingerprint_of(each | default_name_fields(inputs))[:8]}" for each in every]
+    earlier, name = (Path("runs") / "train" / one for one in names)
+    return earlier if (earlier / "run.json").is_file() else name
 
 
 def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
@@ -136,6 +152,24 @@ def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -
     sweep(out)
 
 
+def after_stop(out: Path, error: BaseException) -> str:
+    """Say what to do after an error of another library in training, and what is not lost."""
+    kept = checkpoints.kept(out / "checkpoints")
+    if lacks_memory(error):
+        if any(frame.f_code is AlignTrainer.evaluate.__code__ for frame, _ in walk_tb(error.__traceback__)):
+            return (
+                "free some memory or set a smaller training_arguments.per_device_eval_batch_size, and run the same "
+                f"command again ({kept})"
+            )
+        return (
+            f"free some memory and run the same command again ({kept}), or begin anew with another --out and a smaller "
+            "training_arguments.per_device_train_batch_size"
+        )
+    missing = "install what is missing" if isinstance(error, ImportError) else "mend that"
+    cause = "see what another process of this run has said" if has_lost_others(error) else missing
+    return f"{cause}, and run the same command again ({kept})"
+
+
 def _described(fields: dict[str, Any], recipe: Recipe) -> bytes:
     """Write a run's record."""
     record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
@@ -157,8 +191,12 @@ def _differences(out: Path, found: RunFile, fields: dict[str, Any], recipe: Reci
     A setting that is not given has its default. In a finished run nothing is trained any more, so the number
     of processes may be another.
     """
-    accumulation = f"recipe.training_arguments.{ACCUMULATION}"
+    accumulation = f"{_ARGUMENTS}{ACCUMULATION}"
     pair = [_with_defaults(found.fields, fields), _with_defaults(fields, found.fields)]
+    for each in pair:  # an earlier version may have written more arguments
+        for key in [key for key in each if key.startswith(_ARGUMENTS)]:
+            if not changes_weights(key.removeprefix(_ARGUMENTS).partition(".")[0]):
+                del each[key]
     if (out / SUMMARY).is_file():
         arguments = found.recipe.get("training_arguments", {})
         if arguments.get(ACCUMULATION, 1) == recipe.training_arguments.get(ACCUMULATION, 1):
@@ -171,9 +209,9 @@ def _differences(out: Path, found: RunFile, fields: dict[str, Any], recipe: Reci
 
 def _with_defaults(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Flatten a run's fields, with the defaults of the settings that only another run's fields give."""
-    prefix, own = "recipe.training_arguments.", leaves(fields)
+    own = leaves(fields)
     arguments = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
-    known = {f"{prefix}{name}": value for name, value in arguments.items()}
+    known = {f"{_ARGUMENTS}{name}": value for name, value in arguments.items()}
     known |= leaves(Recipe().model_dump(mode="json"), "recipe.")
     for key in leaves(other).keys() - own.keys():
         value = known.get(key, dataclasses.MISSING)

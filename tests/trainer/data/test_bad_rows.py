@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,57 @@ def test_media_that_would_not_be_read_are_named(key: str) -> None:
 )
 def test_what_is_said_of_an_image_is_no_medium(key: str) -> None:
     assert images_of({"conversations": [], key: "x", "images": ["a.jpg", "b.jpg"]}) == ["a.jpg", "b.jpg"]
+
+
+# Images on both sides
+
+
+def test_held_out_images_that_are_trained_on_are_counted(tiny: World, tmp_path: Path) -> None:
+    """Data with many questions on an image gives each a row with an id of its own."""
+    rows = rows_of(tiny)
+    many = [row | {"id": f"{row['id']} {number}"} for row in rows for number in range(3)]
+    arguments = {"max_steps": 1, "save_strategy": "no"}
+    changes = {"training_arguments": arguments, "data": {"held_out": 6}}
+    heard = Heard()
+    run(tiny, written(tmp_path, *many), tmp_path / "out", heard, **changes)
+    (said,) = (line for line in heard.warnings if "also trained on" in line)
+    held_out = re.fullmatch(r"(\d+) of (\d+) held-out images are also trained on, in other rows, such as '.*", said)
+    assert held_out is not None
+    assert 0 < int(held_out[1]) <= int(held_out[2]) <= 6
+    for other, data in (
+        ("apart", {"held_out": 3}),
+        ("itself", {"evaluate": str(tiny.data)}),
+        ("others", {"evaluate": str(tiny.held_out)}),
+    ):
+        heard = Heard()
+        run(tiny, tiny.data, tmp_path / other, heard, training_arguments=arguments, data=data)
+        assert not any("also trained on" in line for line in heard.warnings), other
+
+
+# What is left empty
+
+
+def test_an_empty_id_is_none(tmp_path: Path) -> None:
+    rows = [record([("What?", "A cat.")]) | {"id": given} for given in ("", "", "seven", None, 0)]
+    assert load(written(tmp_path, *rows), byte_level(), "own")["id"] == ["1", "2", "seven", "4", "0"]
+
+
+@pytest.mark.slow
+def test_rows_with_empty_ids_are_split(tiny: World, tmp_path: Path) -> None:
+    """As one id they would all be held out, or none."""
+    arguments = {"max_steps": 1, "save_strategy": "no"}
+    data = written(tmp_path, *(row | {"id": ""} for row in rows_of(tiny)))
+    rows = run(tiny, data, tmp_path / "out", training_arguments=arguments, data={"held_out": 3}).summary["rows"]
+    assert (rows["rows"], rows["held out"]) == (len(rows_of(tiny)) - 3, 3)
+
+
+@pytest.mark.parametrize("empty", ["", None, []])
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_an_empty_image_is_none(key: str, empty: object, tmp_path: Path) -> None:
+    """Exporters that need a text in each cell write one for rows without an image."""
+    text, shown = record([("What?", "A cat.")]) | {key: empty}, record([("<image>", "b")], "a.jpg")
+    data = written(tmp_path, text, shown)
+    assert load(data, byte_level(), "own")["images"] == [[], ["a.jpg"]]
+    assert [(sample.image_id, sample.problem) for sample in list_samples(str(data), tmp_path).samples] == [
+        ("a.jpg", None)
+    ]

@@ -1,14 +1,20 @@
 """Templates that others wrote, made to take both forms of content and to mark their answers."""
 
+import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from tests.support.conversations_json import record, written
 from tests.support.old_folder import LISTS_ALONE
 from tests.support.tiny_models import CHATML
-from trainer.model.chat_template import both_forms, chat_template, with_marks
+from tests.support.tiny_tokenizers import byte_level
+from trainer.data.conversations import read_conversations
+from trainer.model.chat_template import both_forms, chat_template, with_fixed_date, with_marks
 
 LLAMA3 = (
     "{% for message in messages %}{% set content = '<|' + message['role'] + '|>\n\n' + message['content'] | trim + "
@@ -99,3 +105,45 @@ def test_a_template_that_renders_nothing_stays_as_it_is() -> None:
 def test_a_template_that_forgets_stays_as_it_is() -> None:
     """Marks around what later turns take away would write it twice."""
     assert with_marks(FORGETS) == FORGETS
+
+
+DATES = ["%d %b %Y", "%A, %-d. %B %y", "100 %% on %Y-%m-%d %H:%M:%S", "%F %T %j %p %I", "no date", "%%d"]
+CALLS = {
+    "a literal": "{{- strftime_now('FORMAT') }}",
+    "a variable": "{%- set style = 'FORMAT' %}{{- strftime_now(style) }}",
+    "a default": "{{- strftime_now(date_format | default('FORMAT')) }}",
+    "behind a test": "{%- if strftime_now is defined %}{{- strftime_now( 'FORMAT' ~ '') }}{%- endif %}",
+    "in a macro": "{%- macro day() %}{{- strftime_now('FORM' + 'AT') }}{%- endmacro %}{{- day() }}",
+}
+
+
+class Later(datetime.datetime):
+    """Another day than any of the templates'."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "Later":
+        return cls(2031, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("style", DATES)
+def test_a_date_is_the_same_every_day(call: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Later)
+    own = CALLS[call].replace("FORMAT", style).replace("FORM' + 'AT", f"{style[:2]}' + '{style[2:]}")
+    (text,), _ = render_jinja_template([[]], chat_template=with_fixed_date(own))
+    assert text == datetime.datetime(2024, 7, 26).strftime(style)
+    without = "{{- messages }}strftime_now"
+    assert with_fixed_date(without) == without
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_rows_are_the_same_every_day(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a folder whose template nobody has changed."""
+    tokenizer = byte_level()
+    tokenizer.chat_template = CALLS[call].replace("FORMAT", "%d %b %Y") + CHATML
+    data, ids = written(tmp_path, record([("What?", "A cat.")])), []
+    for day in (datetime.datetime, Later):
+        monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / day.__name__))
+        monkeypatch.setattr(chat_template_utils, "datetime", day)
+        ids.append(read_conversations(data, tokenizer, template="own", image_tokens=5).rows[0]["input_ids"])
+    assert ids[0] == ids[1]

@@ -11,8 +11,10 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
+from tests.support.refused import refused
 from tests.support.run_values import settings
 from tests.support.tiny_runs import ROWS, FinishedRuns, World, logged, tiny_recipe, tiny_trainer
+from trainer.recipes.recipe import Recipe
 from trainer.targets.store import open_targets
 from trainer.teacher import run as teach_run
 from trainer.teacher.run import teach_images
@@ -108,7 +110,43 @@ def test_a_bad_image_costs_that_image(world: World, tmp_path: Path) -> None:
     store = open_targets(tmp_path / "targets")
     assert records[3]["image"] not in store
     recipe = tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets"))
-    with pytest.raises(UserError, match="lacks 1 images"):
+    with refused("lacks 1 images", "of which its quarantine says: expected an image", "data.bad_rows: leave_out"):
+        train(recipe, tmp_path / "run")
+    summary = train(left_out(world, tmp_path / "targets"), tmp_path / "run").summary
+    assert summary["rows"]["rows"] == ROWS - 1
+    assert summary["rows"]["left out: expected images with a teacher's targets"] == 1
+    (tmp_path / "images" / records[3]["image"]).write_bytes((tmp_path / "images" / records[0]["image"]).read_bytes())
+    teach_images(settings(world, tmp_path / "mended", **changed))
+    recipe = tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "mended"), training_arguments={"max_steps": 1})
+    assert train(recipe, tmp_path / "other").summary["rows"]["rows"] == ROWS
+
+
+def left_out(world: World, targets: Path) -> Recipe:
+    arguments = {"max_steps": 1}
+    data = {"bad_rows": "leave_out"}
+    return tiny_recipe(world, loss=DAS, teacher=str(targets), data=data, training_arguments=arguments)
+
+
+def test_images_that_were_not_taught_cost_their_rows(world: World, tmp_path: Path) -> None:
+    teach_images(settings(world, tmp_path / "targets", limit=4))
+    recipe = tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets"))
+    with refused(f"lacks {ROWS - 5} images", "run sea-pipeline teacher on that file", "data.bad_rows: leave_out"):
+        train(recipe, tmp_path / "run")
+    rows = train(left_out(world, tmp_path / "targets"), tmp_path / "run").summary["rows"]
+    assert rows["left out: expected images with a teacher's targets"] == ROWS - 5
+    assert rows["rows"] == 5, "a text without an image needs none"
+
+
+def test_images_that_the_teacher_did_not_reach_cost_their_rows(world: World, tmp_path: Path) -> None:
+    records = json.loads(world.data.read_text())
+    records[5] = json.loads(json.dumps(records[5]).replace("<image>", "a " * 100 + "<image>"))
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    changed = {"data": str(tmp_path / "data.json"), "max_length": 250, "bad_rows": "leave_out", "max_bad": 0.5}
+    changed["image_root"] = world.data.parent / "images"
+    teach_images(settings(world, tmp_path / "targets", **changed))
+    data = {"train": str(tmp_path / "data.json")}
+    recipe = tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "targets"), data=data)
+    with refused("lacks 1 images", "raise --max-length", "another --out", "data.bad_rows: leave_out"):
         train(recipe, tmp_path / "run")
 
 

@@ -13,6 +13,7 @@ from sea_pipeline.labels.store import open_labels
 from tests.support.heard import Heard
 from tests.support.paths import ROOT
 from tests.support.pretend_gpu import pretend_gpu
+from tests.support.refused import refused
 from tests.support.tiny_runs import ROWS, FinishedRuns, SquareEncoder, World, logged, tiny_recipe, tiny_trainer
 from trainer.data.dataset import TrainingData
 from trainer.losses import equations
@@ -118,6 +119,20 @@ def test_the_gradient_norms_are_the_terms_own(tiny: World, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_the_gradient_norms_are_the_terms_own_whatever_scales_the_loss(tiny: World, tmp_path: Path) -> None:
+    """fp16 multiplies the loss by 65,536 at first, so that small gradients do not vanish."""
+    loss = {"sea": {"weight": "auto"}, "measure_every": 1}
+    _, plain = run(tiny, tmp_path / "plain", 3, loss=loss)
+    arguments = {"max_steps": 3, "save_strategy": "no", "max_grad_norm": 0}
+    trainer = tiny_trainer(tiny_recipe(tiny, training_arguments=arguments, loss=loss), tmp_path / "scaled")
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    trainer.train()
+    scaled = logged(tmp_path / "scaled")
+    for name in ("grad_norm_lm", "grad_norm_sea", "grad_ratio_sea"):
+        assert scaled[0][name] == pytest.approx(plain[0][name], rel=1e-5), name
+
+
+@pytest.mark.slow
 def test_auto_holds_the_ratio(tiny: World, tmp_path: Path) -> None:
     loss = {"sea": {"weight": "auto", "ratio": 0.4}, "measure_every": 1}
     _, lines = run(tiny, tmp_path, 12, loss=loss, learning_rates={"projector": 1e-4})
@@ -166,6 +181,23 @@ def test_features_are_computed_on_the_gpu(tiny: World, tmp_path: Path, monkeypat
     assert given == [("cuda", 11)]
     assert trainer.data.kept is not None
     assert {kept.values.device.type for kept in trainer.data.kept.values()} == {"cpu"}
+
+
+def test_features_that_all_processes_keep_must_fit(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each keeps all of them, and a container may use less than the machine has."""
+    recipe = tiny_recipe(tiny, data={"keep_features": True})
+    data = tiny_trainer(recipe, tmp_path / "run").data
+    assert data.kept is not None
+    size = sum(4 * kept.values.numel() for kept in data.kept.values())
+    monkeypatch.setattr("trainer.data.kept_features.usable_memory", lambda: 4 * size)
+    for processes in (1, 2):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        tiny_trainer(recipe, tmp_path / "fits")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with refused("in each of 3 processes", start="data.keep_features: 11 images need "):
+        tiny_trainer(recipe, tmp_path / "too many")
 
 
 @pytest.mark.slow

@@ -173,7 +173,12 @@ def test_a_mended_image_lets_a_run_go_on(tiny: World, tmp_path: Path) -> None:
     held = broken.read_bytes()
     recipe = short(tiny, data={"image_root": str(images)})
     broken.write_bytes(held[: len(held) // 2])
-    with pytest.raises(UserError, match="mend it and go on with --resume, or leave the sample out"):
+    said = "mend it and go on with --resume, or remove the sample from the data and begin anew with another --out"
+    with pytest.raises(UserError, match=said):
         train(recipe, tmp_path / "run")
+    rest = tmp_path / "rest.json"
+    rest.write_text(json.dumps(json.loads(tiny.data.read_text())[1:]))
+    other = short(tiny, data={"image_root": str(images), "train": str(rest)})
+    assert train(other, tmp_path / "another").summary["steps"] == 4
     broken.write_bytes(held)
     assert train(recipe, tmp_path / "run", resume=True).summary["steps"] == 4

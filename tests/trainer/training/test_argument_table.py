@@ -1,0 +1,176 @@
+"""Every argument of transformers does what it says, is refused, or is no part of what a run is."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from sea_pipeline.core.errors import UserError
+from tests.support.heard import Heard
+from tests.support.refused import refused
+from tests.support.tiny_runs import ROWS, FinishedRuns, World, tiny_recipe
+from trainer.evaluation.evaluator import Evaluator
+from trainer.recipes.recipe import Recipe
+from trainer.training import run as train_run
+from trainer.training.argument_table import REFUSED, changes_weights
+from trainer.training.arguments import training_arguments
+from trainer.training.run import train
+
+FIXED = {"output_dir", "learning_rate", "seed", "data_seed"}
+"""Set by the recipe's own keys and by --out."""
+IDENTITY = {
+    "per_device_train_batch_size", "num_train_epochs", "max_steps", "lr_scheduler_type", "lr_scheduler_kwargs",
+    "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing",
+    "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache",
+    "neftune_noise_alpha", "auto_find_batch_size", "metric_for_best_model", "greater_is_better", "ignore_data_skip",
+    "full_determinism", "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last",
+    "dataloader_in_order", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_static_graph", "ddp_backend", "fsdp", "fsdp_config", "deepspeed",
+}  # fmt: skip
+"""May change the weights, or how they are rounded."""
+ASIDE = {
+    "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node",
+    "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
+    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_delay",
+    "per_device_eval_batch_size", "save_strategy", "save_steps", "save_total_limit", "enable_jit_checkpoint",
+    "hub_private_repo", "restore_callback_states_from_checkpoint", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    "ddp_timeout", "debug", "skip_memory_metrics", "do_train", "local_rank", "torch_empty_cache_steps",
+}  # fmt: skip
+"""May change for a run that has begun."""
+
+
+def test_every_argument_is_sorted() -> None:
+    every = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert every == FIXED | IDENTITY | ASIDE | REFUSED.keys()
+    assert len(FIXED) + len(IDENTITY) + len(ASIDE) + len(REFUSED) == len(every), "each is in one of them"
+    assert {name for name in every - FIXED if changes_weights(name)} == IDENTITY
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_nothing_is_refused_and_its_default_is_not(name: str, tiny: World) -> None:
+    allowed, reason = REFUSED[name]
+    if name not in ("eval_strategy", "eval_steps"):
+        training_arguments(tiny_recipe(tiny, training_arguments={name: allowed}), Path())
+    wrong: Any = (not allowed) if isinstance(allowed, bool) else "group_by_length"
+    with refused(reason, start=f"training_arguments.{name}: found "):
+        training_arguments(tiny_recipe(tiny, training_arguments={name: wrong}), Path())
+
+
+def test_a_token_is_not_shown(tiny: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        train(tiny_recipe(tiny, training_arguments={"hub_token": "hf_secret"}), tmp_path / "out")
+    assert "hf_secret" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [{"max_steps": 0}, {"max_steps": -1, "num_train_epochs": 0}])
+def test_no_steps_are_refused(given: dict[str, Any], tiny: World, tmp_path: Path) -> None:
+    with refused("expected ", start="training_arguments."):
+        train(tiny_recipe(tiny, training_arguments=given), tmp_path / "out")
+
+
+def test_several_gpus_in_one_process_are_refused_before_any_work(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nn.DataParallel would cut a batch whose positions are those in the whole batch."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    monkeypatch.setattr(train_run, "_inputs", lambda *_, **__: pytest.fail("work was done"))
+    with refused("found 2", "torchrun --nproc-per-node 2 -m sea_pipeline train", "CUDA_VISIBLE_DEVICES"):
+        train(tiny_recipe(tiny), tmp_path / "out")
+    with refused("found 2"):
+        train_run.train_stages({"a": tiny_recipe(tiny), "b": tiny_recipe(tiny)}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    training_arguments(tiny_recipe(tiny), tmp_path, finished=True)
+
+
+def short(tiny: World, **arguments: Any) -> Recipe:
+    return tiny_recipe(tiny, training_arguments={"max_steps": 2} | arguments)
+
+
+CHANGED = {
+    "ddp_timeout": 7200,
+    "per_device_eval_batch_size": 3,
+    "run_name": "mine",
+    "log_level": "error",
+    "skip_memory_metrics": False,
+    "torch_empty_cache_steps": 5,
+    "log_on_each_node": False,
+    "project": "mine",
+    "include_num_input_tokens_seen": "all",
+}
+
+
+@pytest.mark.slow
+def test_a_run_that_has_begun_may_be_watched_otherwise(tiny: World, finished: FinishedRuns) -> None:
+    out = finished(short(tiny))
+    assert train(short(tiny, **CHANGED), out).summary == json.loads((out / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_is_found(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions counted more arguments, some of which had no effect and are refused now."""
+    monkeypatch.chdir(tmp_path)
+    arguments = {"ddp_timeout": 7200}
+    with monkeypatch.context() as earlier:
+        earlier.setattr("trainer.training.run_folder.changes_weights", lambda name: not name.startswith("save_"))
+        earlier.setitem(REFUSED, "do_predict", (True, ""))
+        begun = train(short(tiny, **arguments, do_predict=True), tmp_path / "named").out
+        unnamed = train(short(tiny, **arguments)).out
+    assert json.loads((begun / "run.json").read_text())["fields"]["recipe"]["training_arguments"]["do_predict"]
+    assert train(short(tiny, ddp_timeout=3600), begun).out == begun
+    heard = Heard()
+    assert train(short(tiny, **arguments), reporter=heard).out == unnamed
+    assert any("this run is finished" in line for line in heard.lines)
+    with pytest.raises(UserError, match=r"holds another run: training_arguments\.weight_decay"):
+        train(short(tiny, weight_decay=0.5), begun)
+
+
+@pytest.mark.slow
+def test_an_evaluation_without_memory_goes_on_with_smaller_batches(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = Evaluator.__call__
+    sizes = []
+
+    def full(self: Evaluator, *given: Any) -> Any:
+        sizes.append(self.batch_size)
+        if self.batch_size > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return called(self, *given)
+
+    monkeypatch.setattr(Evaluator, "__call__", full)
+
+    def recipe(**arguments: Any) -> Recipe:
+        return tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, training_arguments={"max_steps": 2} | arguments)
+
+    said = "free some memory or set a smaller training_arguments.per_device_eval_batch_size, and run the same command"
+    with refused(said):
+        train(recipe(), tmp_path / "out")
+    assert train(recipe(per_device_eval_batch_size=1), tmp_path / "out").summary["steps"] == 2
+    assert sizes == [8, 1, 1]
+
+
+def test_a_run_that_would_drop_every_row_is_refused(tiny: World, tmp_path: Path) -> None:
+    """It would end as a finished run of an untrained model."""
+    arguments = {"dataloader_drop_last": True, "per_device_train_batch_size": ROWS + 1}
+    said = f"drops all {ROWS} rows to train on, because they do not fill a micro-batch of {ROWS + 1}"
+    with refused(said, start="training_arguments.dataloader_drop_last: "):
+        train(short(tiny, **arguments), tmp_path / "out")
+    with refused(said, start="stage second: "):
+        train_run.train_stages({"first": short(tiny), "second": short(tiny, **arguments)}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    arguments["per_device_train_batch_size"] = ROWS
+    assert train(short(tiny, **arguments), tmp_path / "out").summary["steps"] == 2
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_that_all_libraries_take(seed: int, tiny: World) -> None:
+    with pytest.raises(ValueError, match=r"seed\n.*(greater than or equal to 0|less than 4294967296)"):
+        tiny_recipe(tiny, seed=seed)
+    tiny_recipe(tiny, seed=2**32 - 1)

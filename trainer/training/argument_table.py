@@ -1,0 +1,66 @@
+"""Sort transformers' `TrainingArguments` by what they do here: change the weights, or not, or nothing at all.
+
+`tests/trainer/training/test_argument_table.py` sorts every argument of the installed transformers, and fails when a
+new one comes.
+"""
+
+_OWN_METRICS = "metrics are computed by code of ours, which does not read it"
+_HUB = "a run's checkpoints are no model that others can load; upload the finished run's model folder"
+
+REFUSED: dict[str, tuple[object, str]] = {
+    "save_only_model": (False, "a stopped run could not go on as if it had not been stopped"),
+    "save_on_each_node": (False, "all processes read and write one folder"),
+    "optim_target_modules": (None, "its optimizers form groups of their own, which know nothing of learning_rates"),
+    "load_best_model_at_end": (False, "a run keeps its last weights"),
+    "label_smoothing_factor": (0, "L_lm has no smoothing"),
+    "remove_unused_columns": (False, "the columns are the losses'"),
+    "label_names": ([], "the losses know their own targets"),
+    "train_sampling_strategy": ("random", "it does nothing here; set `data.sampling`"),
+    "length_column_name": ("length", "it does nothing here; set `data.sampling`"),
+    "average_tokens_across_devices": (True, "it does nothing here; set `loss.norm`"),
+    "resume_from_checkpoint": (None, "the same command goes on from the newest whole checkpoint"),
+    "eval_strategy": (None, "set `evaluate_every`"),
+    "eval_steps": (None, "set `evaluate_every`"),
+    "do_eval": (False, "the start and the end are always evaluated; for more set `evaluate_every`"),
+    "eval_on_start": (False, "the start is always evaluated"),
+    "do_predict": (False, "nothing is predicted; `sea-pipeline evaluate` measures the trained model"),
+    "bf16_full_eval": (False, "metrics are computed as training computes; set `bf16`"),
+    "fp16_full_eval": (False, "metrics are computed as training computes; set `fp16`"),
+    "prediction_loss_only": (False, _OWN_METRICS),
+    "eval_accumulation_steps": (None, _OWN_METRICS),
+    "eval_do_concat_batches": (True, _OWN_METRICS),
+    "eval_use_gather_object": (False, _OWN_METRICS),
+    "include_for_metrics": ([], _OWN_METRICS),
+    "batch_eval_metrics": (False, _OWN_METRICS),
+    "push_to_hub": (False, _HUB),
+    "hub_model_id": (None, _HUB),
+    "hub_strategy": ("every_save", _HUB),
+    "hub_always_push": (False, _HUB),
+    "hub_revision": (None, _HUB),
+    "hub_token": (None, "run.json would show it to everybody who reads the run; set the environment's HF_TOKEN"),
+}
+"""Arguments that would do harm or have no effect, with the only value that is accepted and the reason."""
+
+SECRET = frozenset({"hub_token"})
+"""Arguments whose value no message shows."""
+
+EARLIER = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
+"""Prefixes of the arguments that have never been part of a run's identity."""
+_LATER = frozenset(
+    {
+        "ddp_timeout", "per_device_eval_batch_size", "eval_delay", "run_name", "project", "trackio_space_id",
+        "trackio_bucket_id", "trackio_static_space_id", "hub_private_repo", "log_level", "log_level_replica",
+        "log_on_each_node", "include_num_input_tokens_seen", "skip_memory_metrics", "torch_empty_cache_steps",
+        "dataloader_multiprocessing_context", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",
+        "debug", "do_train", "local_rank",
+    }
+)  # fmt: skip
+
+
+def changes_weights(name: str) -> bool:
+    """Tell whether an argument is part of a run's identity, because it may change the weights.
+
+    The others change what a run writes, how fast it is, what memory it takes or how it is watched. What is refused
+    has no effect, so a run that was begun with it goes on without it.
+    """
+    return not name.startswith(EARLIER) and name not in _LATER and name not in REFUSED
