@@ -8,7 +8,7 @@ from sea_pipeline.output.folder import check_is_ours
 from sea_pipeline.storage.publish import check_result
 from trainer.data.files import check_conversations, conversations_file
 from trainer.evaluation.settings import EvaluateSettings
-from trainer.model.existing_folder import is_existing, model_type
+from trainer.model.existing_folder import check_existing_folder, is_existing, model_type
 from trainer.model.llava_folder import check_llava_folder
 from trainer.model.run_record import read_run
 from trainer.recipes.recipe import Data
@@ -47,6 +47,7 @@ def check_evaluate(settings: EvaluateSettings) -> Data | None:
 
 def _check_existing(settings: EvaluateSettings) -> None:
     """Refuse what cannot be done with a model of another family than ours."""
+    check_existing_folder(settings.model)
     kind = model_type(settings.model)
     refused = {
         "--layers": settings.layers,
