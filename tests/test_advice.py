@@ -306,6 +306,7 @@ OTHERS: dict[str, list[str]] = {
         "missing and exit(f'weights are missing: {missing[0]}; copy the folder again')",
         "{}: expected the model's parts in its config.json; found no {}; copy the model's own config.json again",
         "copy the file again, or {}",
+        "its weights are damaged; copy it again",
         "{}: expected weight_map, the files by the names of tensors; found none; copy it again",
         "{}: names {}; there is no such file; copy the folder again",
         ("{}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type"),

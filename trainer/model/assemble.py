@@ -89,7 +89,9 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     """
     model: Any = llm.model
     probe = torch.arange(8).unsqueeze(0)
+    _check_head(model, source)
     expected = _logits(model, probe)
+    _check_finite(expected, model.dtype, source)
     ids = max(llm.tokenizer.get_vocab().values()) + 1
     vocabulary: int = min(ids, model.get_input_embeddings().num_embeddings)
     tokenizer, ends = prepare_tokenizer(llm.tokenizer, source)
@@ -120,6 +122,26 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     _processor(vision, tokenizer).save_pretrained(folder)
     check_saved_tokenizer(folder, tokenizer, source)
     return vocabulary
+
+
+def _check_head(model: Any, source: str) -> None:  # noqa: ANN401 - any causal LM
+    """Refuse a head of its own in an LLM whose config says that the head is the embeddings.
+
+    transformers then uses the head of the files, and no reader of the new folder would.
+    """
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if model.config.tie_word_embeddings and head is not embeddings and not torch.equal(head, embeddings):
+        raise UserError(
+            f"{source}: its config.json says tie_word_embeddings: true, but its weights hold a head that differs from "
+            "its embeddings; set tie_word_embeddings to false in its config.json"
+        )
+
+
+def _check_finite(logits: torch.Tensor, dtype: torch.dtype, source: str) -> None:
+    if not logits.isfinite().all():
+        name = str(dtype).removeprefix("torch.")  # bfloat16 has the range of float32
+        advice = "give --dtype bfloat16" if dtype == torch.float16 else "its weights are damaged; copy it again"
+        raise UserError(f"{source}: its logits are not finite in {name}; {advice}")
 
 
 def _config(vision: VisionPart, llm: Any, tokenizer: PreTrainedTokenizerBase, projector: Projector) -> LlavaConfig:  # noqa: ANN401
