@@ -194,6 +194,12 @@ FOLLOWED: dict[str, list[str]] = {
             "smaller training_arguments.per_device_train_batch_size"
         ),
     ],
+    "tests/trainer/export/test_export_attached.py::test_an_unfinished_one_is_gone_on_with": [
+        (
+            "{}: trains a model of another family, which needs no export; go on with sea-pipeline train --resume, "
+            "which ends in {}"
+        ),
+    ],
     "tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names": [
         (
             "found {}; the labels hold {}; give image_ids as the labels have them, or label again with names as your "

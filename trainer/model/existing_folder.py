@@ -96,11 +96,14 @@ def is_existing(folder: Path) -> bool:
     return kind in EXISTING and (kind != "llava" or _was_attached(folder.resolve()))
 
 
-def _was_attached(folder: Path) -> bool:
-    """Tell whether a folder is the model of a run with `model: {attach: FOLDER}`."""
-    record = folder.parent / "run.json"
-    if folder.name != "model" or not record.is_file():
-        return False
-    recipe = read_json(record).get("recipe")
+def has_attached(run: Path) -> bool:
+    """Tell whether a folder is that of a run with `model: {attach: FOLDER}`."""
+    record = run / "run.json"
+    recipe = read_json(record).get("recipe") if record.is_file() else None
     model = recipe.get("model") if isinstance(recipe, dict) else None
     return isinstance(model, dict) and "attach" in model
+
+
+def _was_attached(folder: Path) -> bool:
+    """Tell whether a folder is the model of a run with `model: {attach: FOLDER}`."""
+    return folder.name == "model" and has_attached(folder.parent)
