@@ -58,6 +58,8 @@ class Hub(ThreadingHTTPServer):
         """Method, path, `Range`."""
         self.unknown: list[tuple[str, str]] = []
         self.fault: Fault = lambda method, path, number: None
+        self.asks_to_wait: dict[str, str] = {}
+        """Headers of the faults."""
 
     @property
     def url(self) -> str:
@@ -107,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusalError(404, said="no such page")
         except RefusalError as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.said}
+            headers |= self.server.asks_to_wait if fault else {}
             self._answer(refusal.status, json.dumps({"error": refusal.said}).encode(), **headers)
 
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
