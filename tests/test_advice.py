@@ -27,6 +27,9 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: expected {}, which its records name; found none; its owner pushes it again",
         ("{}: expected a manifest of {} shards, as its dataset.json says; found one of {}; its owner pushes it again"),
     ],
+    "tests/hub/test_model_files.py::test_a_hub_that_cannot_say_is_not_taken_for_one_that_has_no_such_file": [
+        "{}: the hub cannot say whether it has {} (status {}); run the same command again later",
+    ],
     "tests/hub/test_hub_push.py::test_a_hub_that_fails_is_one_line_and_what_is_done_stays": [
         "{} cannot be reached: {}: {}; run the same command again when it can (what is finished is kept)",
     ],

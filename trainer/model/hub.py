@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.storage.retry import error_statuses
 
 _WRITTEN = (
     "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json", "alignment.json",
@@ -30,13 +31,21 @@ def is_name(name: str) -> bool:
 def find_file(spec: str, name: str) -> Path | None:
     """Return the path of a file of a folder or of a hub name, or None.
 
-    It is None if the file does not exist, or if the hub cannot be asked.
+    It is None if the file does not exist, or if no hub can be reached, as on a machine without a network.
+
+    Raises:
+        UserError: the hub answers that it cannot say now; the file may exist.
     """
     from transformers.utils.hub import cached_file  # here, because it takes a while and `check` does not need it
 
     try:
         found = cached_file(spec, name)
-    except OSError:
+    except OSError as error:
+        if failed := [status for status in error_statuses(error) if status == 429 or status >= 500]:
+            raise UserError(
+                f"{spec}: the hub cannot say whether it has {name} (status {failed[0]}); run the same command again "
+                "later"
+            ) from error
         return None
     return Path(found) if found else None
 
