@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.storage.hashing import canonical_json
 from sea_pipeline.storage.publish import publish_folder
 from trainer.model.borders import border, saving
@@ -47,7 +48,8 @@ def init_model(
 
     The folder holds what transformers writes for a LLaVA (config, safetensors, generation config, tokenizer, processor
     with chat template) and `alignment.json`. That has the version, `vocabulary` (the number of token ids that the LLM
-    had before ours were added), and the arguments `vision`, `llm`, `projector` and `seed`.
+    had before ours were added), the arguments `vision`, `llm`, `projector` and `seed`, and `paths`, the parts that were
+    files of this machine.
 
     Args:
         vision: see `parts.load_vision`.
@@ -73,8 +75,10 @@ def init_model(
         llm_part = load_llm(llm, weights, for_llava=True)
         with saving(out):
             vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
-        alignment = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
-        (scratch / ALIGNMENT).write_bytes(canonical_json(alignment | {"projector": projector, "seed": seed}))
+        alignment: dict[str, Any] = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
+        paths = [part for part, spec in (("vision", vision), ("llm", llm)) if Path(split_s2(spec)[1]).exists()]
+        alignment |= {"projector": projector, "seed": seed} | ({"paths": paths} if paths else {})
+        (scratch / ALIGNMENT).write_bytes(canonical_json(alignment))
         check_model_folder(scratch)
         for file in scratch.glob("*.safetensors"):  # they are written readable by their owner only
             shutil.copymode(scratch / "config.json", file)
