@@ -54,7 +54,6 @@ _KEYS = {
     "embedding_scale": _Key(("embedding_multiplier",), _ONE),
     "expert_weights_scale": _Key(("routed_scaling_factor",), _ONE),
     "expert_weights_norm": _Key(("norm_topk_prob",)),
-    "use_parallel_residual": _Key(("use_parallel_residual", "parallel_attn")),
 }
 """Keys that change the computation, after the architecture's name; those of rope are apart."""
 _SCALES = ("rope.scaling.factor", "rope.scaling.attn_factor", "rope.scale_linear")
@@ -172,7 +171,8 @@ def _rotated(config: Any, ropes: list[dict[str, Any]]) -> set[int]:  # noqa: ANN
     said = [getattr(config, name, None) for name in ("head_dim", "global_head_dim")]
     heads = {head for head in said if head is not None} or {config.hidden_size // config.num_attention_heads}
     shares = {rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", 1) for rope in ropes}
-    return {int(head * share) for head in heads for share in shares}
+    whole = getattr(config, "rotary_dim", None)
+    return {int(head * share) for head in heads for share in shares} | ({whole} if isinstance(whole, int) else set())
 
 
 def _value(reader: Any, key: str) -> Any:  # noqa: ANN401
