@@ -27,6 +27,9 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: expected {}, which its records name; found none; its owner pushes it again",
         ("{}: expected a manifest of {} shards, as its dataset.json says; found one of {}; its owner pushes it again"),
     ],
+    "tests/hub/test_model_files.py::test_a_hub_that_cannot_say_is_not_taken_for_one_that_has_no_such_file": [
+        "{}: the hub cannot say whether it has {} (status {}); run the same command again later",
+    ],
     "tests/hub/test_hub_push.py::test_a_hub_that_fails_is_one_line_and_what_is_done_stays": [
         "{} cannot be reached: {}: {}; run the same command again when it can (what is finished is kept)",
     ],
@@ -206,6 +209,12 @@ FOLLOWED: dict[str, list[str]] = {
             "command again ({})"
         ),
     ],
+    "tests/trainer/export/test_export_attached.py::test_an_unfinished_one_is_gone_on_with": [
+        (
+            "{}: trains a model of another family, which needs no export; go on with sea-pipeline train --resume, "
+            "which ends in {}"
+        ),
+    ],
     "tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names": [
         (
             "found {}; the labels hold {}; give image_ids as the labels have them, or label again with names as your "
@@ -311,6 +320,10 @@ OTHERS: dict[str, list[str]] = {
         "copy the folder again",
         "restore it, or save the model and its processor again with transformers",
         "neither; copy the folder again",
+        "missing and exit(f'weights are missing: {missing[0]}; copy the folder again')",
+        "{}: expected the model's parts in its config.json; found no {}; copy the model's own config.json again",
+        "copy the file again, or {}",
+        "its weights are damaged; copy it again",
         "{}: expected weight_map, the files by the names of tensors; found none; copy it again",
         "{}: names {}; there is no such file; copy the folder again",
         ("{}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type"),

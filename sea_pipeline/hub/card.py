@@ -22,7 +22,7 @@ BEGIN, END = "<!-- sea-pipeline writes from here -->", "<!-- to here; what is ou
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
 _FOLDERS = re.compile(r"(^|[:=,/])~?/(?:.*/)?", re.DOTALL)
 """Matches an absolute path but for its last part, alone or in a spec. It is private to a machine and is not shown."""
-_MARKS = re.compile(r"([\\`*_{}\[\]<>|#~$])")
+_MARKS = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 
 
 def dataset_card(

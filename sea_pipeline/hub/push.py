@@ -8,10 +8,12 @@ push that was killed, because it asks which files exist.
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any, NamedTuple
 
 from sea_pipeline import __version__
@@ -46,9 +48,14 @@ from sea_pipeline.storage.hub import asking, commit_of, hub_api, silent_client
 from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import cache_folder, place
 from sea_pipeline.storage.publish import make_folder, publish_bytes
+from sea_pipeline.storage.retry import error_statuses
 
 FILES_PER_COMMIT = 100
 BYTES_PER_COMMIT = 1 << 29
+COMMITS_AT_MOST = 64
+"""The number of commits above which each is made larger, because the hub limits commits an hour."""
+_WAIT_AT_MOST = 3660
+"""Seconds; the hub's limit is one of an hour."""
 _BESIDE = {CARD, CROISSANT, PICTURE}
 """The files that a dataset holds in addition to the folder's own files and labels by word."""
 _OWNERS = {".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
@@ -129,7 +136,7 @@ def push(
         missing = _missing(files, there)
         with reporter.progress("sending", len(files), len(files) - len(missing)) as advance:
             for commit in _commits(missing, there, ledger.dataset.kind, {file.path for file in files}):
-                head = _send(name, head, *commit)
+                head = _sent(name, head, *commit, reporter)
                 advance(len(commit[0]))
         done = _verified(name, head, files, sent=len(missing))
     shutil.rmtree(work, ignore_errors=True)
@@ -218,13 +225,14 @@ def _commits(
     See the module's docstring.
     """
     last = {MANIFEST, *_BESIDE}
+    first = [file for file in missing if file.path not in there and file.path not in last]
+    sizes = [file.local.stat().st_size for file in first]
+    files_at_most = max(FILES_PER_COMMIT, -(-len(first) // COMMITS_AT_MOST))
+    bytes_at_most = max(BYTES_PER_COMMIT, -(-sum(sizes) // COMMITS_AT_MOST))
     batch: list[_Upload] = []
     size = 0
-    for file in missing:
-        if file.path in there or file.path in last:
-            continue
-        length = file.local.stat().st_size
-        if batch and (len(batch) == FILES_PER_COMMIT or size + length > BYTES_PER_COMMIT):
+    for file, length in zip(first, sizes, strict=True):
+        if batch and (len(batch) == files_at_most or size + length > bytes_at_most):
             yield batch, []
             batch, size = [], 0
         batch.append(file)
@@ -236,6 +244,27 @@ def _commits(
     rest = [file for file in missing if file.path in there or file.path in last]
     if rest or gone:
         yield rest, gone
+
+
+def _sent(name: str, head: str, files: Sequence[_Upload], gone: Sequence[str], reporter: Reporter) -> str:
+    """Make one commit as `_send` does, and wait once if the hub takes no more of them in this hour."""
+    try:
+        return _send(name, head, files, gone)
+    except UserError as error:
+        if 429 not in error_statuses(error):
+            raise
+        seconds = _asked_to_wait(error)
+    reporter.message(f"{name}: the hub takes no more commits for now; waiting {seconds:,} s, then going on")
+    sleep(seconds)
+    return _send(name, head, files, gone)
+
+
+def _asked_to_wait(error: UserError) -> int:
+    """Return the seconds that the hub asks to wait, or an hour, in which its limit passes."""
+    headers = getattr(getattr(error.__cause__, "response", None), "headers", {})
+    said = re.fullmatch(r"\s*(\d+)\s*", headers.get("retry-after", ""))
+    said = said or re.search(r"\br=0;.*?\bt=(\d+)", headers.get("ratelimit", ""))
+    return min(int(said[1]) + 1 if said else _WAIT_AT_MOST, _WAIT_AT_MOST)
 
 
 def _send(name: str, head: str, files: Sequence[_Upload], gone: Sequence[str]) -> str:

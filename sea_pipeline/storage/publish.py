@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,10 @@ _CANNOT_WRITE = {
     errno.EBUSY: "choose another folder",
     errno.EXDEV: "choose another folder",
 }
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that no reading raises, so that the output is at fault though no file is named."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""What Rust writes of an error, such as hf_xet and safetensors."""
 
 
 @contextmanager
@@ -41,7 +46,10 @@ def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> 
     """
     try:
         yield
-    except OSError as error:
+    except Exception as raised:
+        error = os_error_of(raised)
+        if error is None or (error is not raised and error.errno not in _OF_WRITING):
+            raise
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else None
         outside = root is not None and named is not None and not named.resolve().is_relative_to(root.resolve())
         if error.errno not in _CANNOT_WRITE or outside:
@@ -49,7 +57,15 @@ def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> 
         raise UserError(
             f"{path}: cannot be written: {os.strerror(error.errno)}; {_CANNOT_WRITE[error.errno]} and run the "
             f"same command again{' (what is finished is kept)' if in_parts else ''}"
-        ) from error
+        ) from raised
+
+
+def os_error_of(error: BaseException) -> OSError | None:
+    """Return the error of the operating system that an error is, or that a library in Rust tells of in its text."""
+    if isinstance(error, OSError):
+        return error
+    found = _OS_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def make_folder(path: Place) -> None:

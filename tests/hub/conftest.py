@@ -1,7 +1,9 @@
 """Fixtures of the tests of the hub: the stand-in, and a folder of labels to push."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with served(monkeypatch, tmp_path / "hf") as hub:
         yield hub
         assert hub.unknown == []
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client asks again at once."""
+    clock = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
 
 
 @pytest.fixture

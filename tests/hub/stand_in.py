@@ -1,8 +1,8 @@
 """The hub's HTTP API on loopback, for huggingface_hub's own client: what moto is for S3.
 
-Datasets with commits, branches and tags; files over git LFS or inline; tokens, private repositories, pages of listings,
-ranges and redirects as the hub has them. Xet storage is not stood in: clients are told to use LFS. `Hub.asked` holds
-every request, `Hub.unknown` those that are none of the hub's that it knows.
+Datasets and models with commits, branches and tags; files over git LFS or inline; tokens, private repositories, pages
+of listings, ranges and redirects as the hub has them. Xet storage is not stood in: clients are told to use LFS.
+`Hub.asked` holds every request, `Hub.unknown` those that are none of the hub's that it knows.
 """
 
 import base64
@@ -58,6 +58,8 @@ class Hub(ThreadingHTTPServer):
         """Method, path, `Range`."""
         self.unknown: list[tuple[str, str]] = []
         self.fault: Fault = lambda method, path, number: None
+        self.asks_to_wait: dict[str, str] = {}
+        """Headers of the faults."""
 
     @property
     def url(self) -> str:
@@ -107,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusalError(404, said="no such page")
         except RefusalError as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.said}
+            headers |= self.server.asks_to_wait if fault else {}
             self._answer(refusal.status, json.dumps({"error": refusal.said}).encode(), **headers)
 
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
@@ -144,14 +147,15 @@ class _Handler(BaseHTTPRequestHandler):
         asked, user = json.loads(body), self._user()
         owner = asked.get("organization") or user
         name = f"{owner}/{asked['name']}"
-        assert asked["type"] == "dataset"
+        kind = asked.get("type") or "model"
+        assert kind in ("dataset", "model")
         if not user:
             raise RefusalError(401, said="Invalid username or password.")
         if owner != user or user == "guest":
-            raise RefusalError(403, said=f"You don't have the rights to create a dataset under the namespace {owner}")
-        answer = {"url": f"{self.server.url}/datasets/{name}", "name": name, "id": name}
+            raise RefusalError(403, said=f"You don't have the rights to create a {kind} under the namespace {owner}")
+        answer = {"url": self._page(kind, name), "name": name, "id": name}
         if name in self.server.repositories:
-            self._json(answer | {"error": "You already created this dataset repo"}, 409)
+            self._json(answer | {"error": f"You already created this {kind} repo"}, 409)
             return
         new = self.server.repositories[name] = Repository(asked.get("private") or asked.get("visibility") == "private")
         new.commit({".gitattributes": Stored(b"*.parquet filter=lfs\n", is_lfs=False)}, "initial commit")
@@ -271,7 +275,11 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 raise RefusalError(400, said=line["key"])
         oid = repository.commit(tree, title, revision)
-        self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/datasets/{name}/commit/{oid}"})
+        kind = "dataset" if self.path.startswith("/api/datasets/") else "model"
+        self._json({"success": True, "commitOid": oid, "commitUrl": f"{self._page(kind, name)}/commit/{oid}"})
+
+    def _page(self, kind: str, name: str) -> str:
+        return f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
 
     # Reading files
 
@@ -325,15 +333,15 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
     ("GET /api/whoami-v2", _Handler.who),
     ("POST /api/repos/create", _Handler.create),
     ("POST /api/validate-yaml", _Handler.check_card),
-    (rf"GET /api/datasets/{_NAME}(?:/revision/([^/]+))?", _Handler.about),
-    (rf"GET /api/datasets/{_NAME}/refs", _Handler.refs),
-    (rf"GET /api/datasets/{_NAME}/tree/([^/]+)(?:/(.+))?", _Handler.listing),
-    (rf"POST /api/datasets/{_NAME}/paths-info/([^/]+)", _Handler.paths),
-    (rf"POST /api/datasets/{_NAME}/preupload/([^/]+)", _Handler.modes),
-    (rf"POST /datasets/{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),
+    (rf"GET /api/(?:datasets|models)/{_NAME}(?:/revision/([^/]+))?", _Handler.about),
+    (rf"GET /api/(?:datasets|models)/{_NAME}/refs", _Handler.refs),
+    (rf"GET /api/(?:datasets|models)/{_NAME}/tree/([^/]+)(?:/(.+))?", _Handler.listing),
+    (rf"POST /api/(?:datasets|models)/{_NAME}/paths-info/([^/]+)", _Handler.paths),
+    (rf"POST /api/(?:datasets|models)/{_NAME}/preupload/([^/]+)", _Handler.modes),
+    (rf"POST /(?:datasets/)?{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),
     (rf"PUT /lfs/{_NAME}/([0-9a-f]+)", _Handler.receive),
-    (rf"POST /api/datasets/{_NAME}/commit/([^/]+)", _Handler.commit),
-    (rf"GET /datasets/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    (rf"POST /api/(?:datasets|models)/{_NAME}/commit/([^/]+)", _Handler.commit),
+    (rf"GET /(?:datasets/)?{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
     (r"GET /cdn/([0-9a-f]+)", _Handler.cdn),
 ]
 

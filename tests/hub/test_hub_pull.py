@@ -127,6 +127,18 @@ def test_bytes_that_come_damaged_are_fetched_again(
     assert files_in(tmp_path / "pulled") == own(labels)
 
 
+def test_a_full_disk_is_one_line(labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(labels, NAME)
+
+    def full(name: str, path: str, **options: Any) -> str:
+        raise RuntimeError("Data processing error: No space left on device (os error 28)")  # hf_xet's
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device; free some space and run the same"):
+        pull(NAME, tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+
+
 def test_every_revision_can_be_pulled_and_opened(label: Label, labels: Path, hub: Hub, tmp_path: Path) -> None:
     first = push(labels, NAME).revision
     hub.repositories[NAME].refs["v1.0"] = first

@@ -20,6 +20,7 @@ from tests.hub.conftest import NAME
 from tests.hub.helpers import kill_at, own
 from tests.hub.stand_in import READER, Hub, as_program
 from tests.support.contents import rows, stored
+from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.old_labels import made_old
 from tests.support.planted_targets import teach
@@ -109,6 +110,39 @@ def test_commits_are_cut_by_files_and_by_bytes(labels: Path, hub: Hub, monkeypat
     assert [len(hub.repositories[f"owner/{name}"].commits) for name in ("labels", "files", "bytes")] == [3, 6, 14]
     for name in ("owner/files", "owner/bytes"):
         assert own_part(hub.tree(name), labels) == own_part(whole, labels)
+
+
+def test_a_large_folder_goes_in_larger_commits(labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub takes a limited number of commits an hour."""
+    monkeypatch.setattr(pushing, "FILES_PER_COMMIT", 1)
+    monkeypatch.setattr(pushing, "BYTES_PER_COMMIT", 1)
+    monkeypatch.setattr(pushing, "COMMITS_AT_MOST", 3)
+    push(labels, NAME)
+    assert len(hub.repositories[NAME].commits) <= 2 + 2 * 3, "cut by files and by bytes"
+    assert own_part(hub.tree(NAME), labels) == own(labels)
+
+
+@pytest.mark.usefixtures("no_backoff")
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({"Retry-After": "7"}, 8), ({"RateLimit": '"api";r=0;t=55'}, 56), ({}, 3660), ({"Retry-After": "99999"}, 3660)],
+)
+def test_a_hub_that_takes_no_more_commits_is_waited_for_once(
+    headers: dict[str, str], seconds: int, labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(pushing, "sleep", waited.append)
+    hub.asks_to_wait = headers
+    hub.fault = lambda method, path, number: 429 if "/commit/" in path and not waited else None
+    heard = Heard()
+    push(labels, NAME, reporter=heard)
+    assert waited == [seconds]
+    assert f"the hub takes no more commits for now; waiting {seconds:,} s, then going on" in str(heard.lines)
+    assert own_part(hub.tree(NAME), labels) == own(labels)
+    hub.fault = lambda method, path, number: 429 if "/commit/" in path else None
+    with pytest.raises(UserError, match="run the same command again when it can"):
+        push(labels, "owner/other")
+    assert waited == [seconds, seconds]
 
 
 def own_part(tree: dict[str, bytes], folder: Path) -> dict[str, bytes]:

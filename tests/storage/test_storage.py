@@ -44,6 +44,19 @@ def test_a_disk_that_cannot_be_written_is_a_clear_line(tmp_path: Path, code: int
     assert "the same command again" in str(error.value)
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_full_disk_that_a_library_tells_of_in_its_text_is_a_clear_line(tmp_path: Path, code: int) -> None:
+    with pytest.raises(UserError, match="file: cannot be written") as error, publish(tmp_path / "file", tmp_path):
+        raise RuntimeError(f"Data processing error: I/O error: {os.strerror(code)} (os error {code})")
+    assert os.strerror(code) in str(error.value)
+    assert "the same command again" in str(error.value)
+
+
+def test_a_library_that_cannot_read_does_not_blame_the_output(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="os error 13"), publish(tmp_path / "file", tmp_path):
+        raise RuntimeError("Permission denied (os error 13)")
+
+
 def test_rights_that_lack_elsewhere_are_not_blamed_on_the_output(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), publish(tmp_path / "file", tmp_path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/weights.safetensors")

@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
-from sea_pipeline.storage.leftovers import files_like, is_leftover
 from sea_pipeline.storage.publish import publish_folder
 from trainer.attach.families import FAMILIES, Parts, parts_of, vocabulary_of
 from trainer.attach.rows import Chat
@@ -21,12 +20,11 @@ from trainer.model.config_check import check_plain
 from trainer.model.existing_folder import check_existing_folder
 from trainer.model.fsdp import agreed
 from trainer.model.lora import add_adapters, plain
+from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
 from trainer.recipes.recipe import LearningRates, Lora, Recipe
 
 _ADVICE = "restore it, or save the model and its processor again with transformers"
-_WEIGHTS = (".safetensors", ".bin", ".index.json")
-"""The ends of the names of files that hold weights, or list them."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +118,12 @@ def _frozen_dtype(recipe: Recipe) -> torch.dtype:
 def save_existing(
     model: nn.Module, start: ExistingFolder, out: Path, *, lora: Lora | None = None, write: bool = True
 ) -> None:
-    """Write the folder `out`, a copy of the starting folder with the trained weights written over its own.
+    """Write the folder `out`, the starting folder's weights with the trained ones written over them.
 
-    It holds nothing of ours. All tensors keep the names, files and precision that they have in the starting folder, and
-    those that did not train keep their bytes, because the model's copies may have been rounded to compute. Adapters of
-    LoRA are merged into the starting folder's weights, too. If the run has several processes, each of them calls this,
-    and only the first has `write`.
+    The files that belong to them are copied. It holds nothing of ours. All tensors keep the names, files and precision
+    that they have in the starting folder, and those that did not train keep their bytes, because the model's copies may
+    have been rounded to compute. Adapters of LoRA are merged into the starting folder's weights, too. If the run has
+    several processes, each of them calls this, and only the first has `write`.
 
     Besides the model the memory holds one tensor at a time, and those that a file stores in another form, such as the
     experts of a mixture that it has one by one.
@@ -137,21 +135,5 @@ def save_existing(
         if write:
             shutil.rmtree(out, ignore_errors=True)  # left by an earlier, unfinished call
             with quiet(), publish_folder(out) as scratch:
-                _copy_others(start.path, scratch)
+                copy_others(start.path, scratch)
                 write_trained(model, start.path, scratch, lora)
-
-
-def _copy_others(start: Path, out: Path) -> None:
-    """Copy all that are no weights, sub-folders included.
-
-    Hidden sub-folders stay, because they are the records of programs that fetched the folder.
-    """
-
-    def aside(_: str, names: list[str]) -> list[str]:
-        return [name for name in names if is_leftover(name) or name.endswith(_WEIGHTS)]
-
-    for path in files_like(start, "*"):
-        if path.is_dir() and not path.name.startswith("."):
-            shutil.copytree(path, out / path.name, ignore=aside)
-        elif path.is_file() and not path.name.endswith(_WEIGHTS):
-            shutil.copy2(path, out / path.name)

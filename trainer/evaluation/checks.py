@@ -9,7 +9,7 @@ from sea_pipeline.storage.publish import check_result
 from trainer.data.files import check_conversations, conversations_file
 from trainer.evaluation.question_file import check_photos, read_questions
 from trainer.evaluation.settings import EvaluateSettings
-from trainer.model.existing_folder import is_existing, model_type
+from trainer.model.existing_folder import check_existing_folder, is_existing, model_type
 from trainer.model.llava_folder import check_llava_folder
 from trainer.model.run_record import read_run
 from trainer.recipes.recipe import Data
@@ -57,6 +57,7 @@ def _check_questions(settings: EvaluateSettings, path: Path) -> None:
 
 def _check_existing(settings: EvaluateSettings) -> None:
     """Refuse what cannot be done with a model of another family than ours."""
+    check_existing_folder(settings.model)
     kind = model_type(settings.model)
     refused = {
         "--layers": settings.layers,

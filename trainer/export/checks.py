@@ -1,11 +1,13 @@
 """Check the settings of `export` without torch, whose import takes seconds."""
 
 from pathlib import Path
+from shlex import quote
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.run_files import stage_folders
 from sea_pipeline.storage.publish import check_new_folder
 from trainer.export.settings import ExportSettings
+from trainer.model.existing_folder import has_attached, is_existing
 from trainer.model.llava_folder import check_llava_folder
 
 
@@ -23,6 +25,7 @@ def check_export(settings: ExportSettings) -> None:
     for option, version in (("--names", settings.names), ("--compat", settings.compat)):
         if settings.kind == "projector" and version is not None:
             raise UserError(f"{option} {version}: makes no difference to a projector's file; leave it out")
+    _check_ours(settings)
     if settings.push is not None:
         from trainer.model import hub  # imported here because few exports are uploaded
 
@@ -30,6 +33,28 @@ def check_export(settings: ExportSettings) -> None:
     if not is_run(settings.source, settings.checkpoint):
         check_llava_folder(settings.source)
     check_new_folder(settings.out)
+
+
+def _check_ours(settings: ExportSettings) -> None:
+    """Refuse a model of another family, which is in its readers' own form already."""
+    source, model = settings.source, settings.source
+    if has_attached(source):
+        model = source / "model"
+        if not model.is_dir():
+            raise UserError(
+                f"{source}: trains a model of another family, which needs no export; go on with sea-pipeline train "
+                f"--resume, which ends in {model}"
+            )
+    elif not is_existing(source):
+        return
+    step = (
+        "" if settings.checkpoint is None else f"--checkpoint {settings.checkpoint}: such a run keeps its end alone; "
+    )
+    upload = "" if settings.push is None else f": hf upload --private {settings.push} {quote(str(model))}"
+    raise UserError(
+        f"{step}{model} is in its family's own form already, which its readers take; nothing is to export, so use it "
+        f"as it is{upload}"
+    )
 
 
 def is_run(source: Path, checkpoint: int | None) -> bool:

@@ -84,10 +84,10 @@ def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
         line = "this folder is for transformers 4 alone; export it without --rescale-projector for others"
         config = transformers4.refused_by_5(config, line)
     elif scaled or not old:
-        advice = "with --rescale-projector" if scaled else "with --names 4"
-        config = transformers4.refused_by_4(
-            config, f"this folder is not for transformers 4; export it {advice} for that"
-        )
+        advice = f"export it with {'--rescale-projector' if scaled else '--names 4'} for that"
+        if not transformers4.can_spell_ropes(config):
+            advice = "its configuration cannot express this LLM's ropes, so use transformers 5"
+        config = transformers4.refused_by_4(config, f"this folder is not for transformers 4; {advice}")
     write_json(scratch / "config.json", config)
     return transformers4.readers(config, by_4=old and (rescaled or not scaled), by_others=not rescaled, names=names)
 

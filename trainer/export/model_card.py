@@ -85,7 +85,9 @@ def model_card(
 def _metadata(folder: ModelFolder, kind: str, runs: Sequence[Mapping[str, Any]]) -> ModelCardData:
     """Build the metadata that the hub lists a model by."""
     made_of = read_json(folder.path / ALIGNMENT, absent={})
-    parts = [split_s2(str(made_of.get(part, "")))[1] for part in (("llm",) if kind == "llm" else ("vision", "llm"))]
+    paths = made_of.get("paths") or []  # they may look like names elsewhere
+    named = [part for part in (("llm",) if kind == "llm" else ("vision", "llm")) if part not in paths]
+    parts = [split_s2(str(made_of.get(part, "")))[1] for part in named]
     bases = [name for name in parts if hub.is_name(name) and not Path(name).exists()]
     measured = runs[-1:] if kind == "model" else []  # the run measured the whole model, not its parts
     results = [

@@ -21,6 +21,9 @@ VLLM = "0.33.0"
 _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 """Towers whose tensors have one more level, `vision_model`, in version 4's names."""
 _READ_BY_4 = (*_WITH_LEVEL, "dinov2")
+_TESTED_BY_4 = ("llama", "mistral", "gemma", "qwen2", "phi3", "qwen3", "smollm3", "gemma3_text", "gpt_neox")
+_TESTED_BY_VLLM = ("llama", "mistral", "gemma", "qwen2")
+"""The types of LLMs whose exports the tests have had read."""
 _SCALED_INPUTS = ("gemma", "gemma2", "vaultgemma")
 """LLMs whose inputs version 4 multiplies by sqrt(width), visual tokens included; 5 and vLLM scale words alone."""
 _ROTARY = ("gpt_neox", "gpt_neox_japanese")
@@ -94,13 +97,18 @@ def readers(written: dict[str, Any], *, by_4: bool, by_others: bool, names: int 
             projector.
     """
     tower = written.get("vision_config", {}).get("model_type")
+    llm = written.get("text_config", written).get("model_type")
     mapped = written.get("projector_hidden_act") != "linear"
     found = ["transformers 5"] if by_others else []
     if by_4 and tower in (None, *_READ_BY_4):
-        found.append(f"transformers 4 (tested: {VERSION})")
+        found.append(f"transformers 4 ({_tested(VERSION, llm in _TESTED_BY_4)})")
     if by_others and (tower is None or (tower in _WITH_LEVEL and names != 5 and mapped)):
-        found.append(f"vLLM (tested: {VLLM})")
+        found.append(f"vLLM ({_tested(VLLM, llm in _TESTED_BY_VLLM and tower is not None)})")
     return ", ".join(found)
+
+
+def _tested(version: str, was: bool) -> str:
+    return f"tested: {version}" if was else "not tested with such an export"
 
 
 def config(written: dict[str, Any]) -> dict[str, Any]:

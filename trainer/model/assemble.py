@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.storage.hashing import canonical_json
 from sea_pipeline.storage.publish import publish_folder
 from trainer.model.borders import border, saving
@@ -47,7 +48,8 @@ def init_model(
 
     The folder holds what transformers writes for a LLaVA (config, safetensors, generation config, tokenizer, processor
     with chat template) and `alignment.json`. That has the version, `vocabulary` (the number of token ids that the LLM
-    had before ours were added), and the arguments `vision`, `llm`, `projector` and `seed`.
+    had before ours were added), the arguments `vision`, `llm`, `projector` and `seed`, and `paths`, the parts that were
+    files of this machine.
 
     Args:
         vision: see `parts.load_vision`.
@@ -73,8 +75,10 @@ def init_model(
         llm_part = load_llm(llm, weights, for_llava=True)
         with saving(out):
             vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
-        alignment = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
-        (scratch / ALIGNMENT).write_bytes(canonical_json(alignment | {"projector": projector, "seed": seed}))
+        alignment: dict[str, Any] = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
+        paths = [part for part, spec in (("vision", vision), ("llm", llm)) if Path(split_s2(spec)[1]).exists()]
+        alignment |= {"projector": projector, "seed": seed} | ({"paths": paths} if paths else {})
+        (scratch / ALIGNMENT).write_bytes(canonical_json(alignment))
         check_model_folder(scratch)
         for file in scratch.glob("*.safetensors"):  # they are written readable by their owner only
             shutil.copymode(scratch / "config.json", file)
@@ -89,7 +93,9 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     """
     model: Any = llm.model
     probe = torch.arange(8).unsqueeze(0)
+    _check_head(model, source)
     expected = _logits(model, probe)
+    _check_finite(expected, model.dtype, source)
     ids = max(llm.tokenizer.get_vocab().values()) + 1
     vocabulary: int = min(ids, model.get_input_embeddings().num_embeddings)
     tokenizer, ends = prepare_tokenizer(llm.tokenizer, source)
@@ -120,6 +126,26 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     _processor(vision, tokenizer).save_pretrained(folder)
     check_saved_tokenizer(folder, tokenizer, source)
     return vocabulary
+
+
+def _check_head(model: Any, source: str) -> None:  # noqa: ANN401 - any causal LM
+    """Refuse a head of its own in an LLM whose config says that the head is the embeddings.
+
+    transformers then uses the head of the files, and no reader of the new folder would.
+    """
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if model.config.tie_word_embeddings and head is not embeddings and not torch.equal(head, embeddings):
+        raise UserError(
+            f"{source}: its config.json says tie_word_embeddings: true, but its weights hold a head that differs from "
+            "its embeddings; set tie_word_embeddings to false in its config.json"
+        )
+
+
+def _check_finite(logits: torch.Tensor, dtype: torch.dtype, source: str) -> None:
+    if not logits.isfinite().all():
+        name = str(dtype).removeprefix("torch.")  # bfloat16 has the range of float32
+        advice = "give --dtype bfloat16" if dtype == torch.float16 else "its weights are damaged; copy it again"
+        raise UserError(f"{source}: its logits are not finite in {name}; {advice}")
 
 
 def _config(vision: VisionPart, llm: Any, tokenizer: PreTrainedTokenizerBase, projector: Projector) -> LlavaConfig:  # noqa: ANN401

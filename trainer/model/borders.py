@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sea_pipeline
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.storage.publish import writing
+from sea_pipeline.storage.publish import os_error_of, writing
 
 _OURS = ("sea_pipeline", "trainer")
 _OUR_FOLDERS = tuple(str(Path(sea_pipeline.__file__).parent.parent / name) + os.sep for name in _OURS)
@@ -36,7 +36,6 @@ _SURROUNDINGS = re.compile(
     r"DataLoader worker|inline_container|os error|No space left|Too many open files"
 )
 """Patterns of messages about the machine, from any library."""
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 
 
@@ -84,9 +83,9 @@ def saving(path: Path, problem: str = "cannot be written") -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if number := _OS_ERROR.search(str(error)):  # safetensors' errors
-                code = int(number[1])
-                raise OSError(code, os.strerror(code), str(path)) from error
+            told = os_error_of(error)  # by safetensors, in its text
+            if told is not None and told is not error:
+                raise OSError(told.errno, told.strerror, str(path)) from error
             # torch's error does not mention the disk
             if type(error) is RuntimeError and is_theirs(error) and not lacks_memory(error):
                 there = next(folder for folder in (path, *path.parents) if folder.exists())

@@ -17,7 +17,14 @@ _PROCESSING = (
     "chat_template.jinja",
     "processor_config.json",
     "preprocessor_config.json",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
 )
+_TEMPLATES = "additional_chat_templates"
 _LOOKED_AT = 4096
 """The number of bytes hashed at the beginning of each tensor."""
 
@@ -65,7 +72,8 @@ def processing_digests(folder: Path) -> dict[str, str]:
     Returns:
         sha256 by file name, of those that exist.
     """
-    return {name: file_sha256(folder / name) for name in _PROCESSING if (folder / name).is_file()}
+    names = [*_PROCESSING, *(f"{_TEMPLATES}/{file.name}" for file in files_like(folder / _TEMPLATES, "*.jinja"))]
+    return {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _part_digest(part: Path) -> str:

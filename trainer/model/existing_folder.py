@@ -6,6 +6,7 @@ from pathlib import Path
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.leftovers import files_like
+from trainer.model.llava_folder import check_form, check_parts
 
 EXISTING = (
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "gemma3",
@@ -27,11 +28,14 @@ def check_existing_folder(folder: Path) -> None:
             f"{folder}: {found}; expected a folder of a vision-language model, such as "
             "model.save_pretrained(FOLDER) and processor.save_pretrained(FOLDER) write it"
         )
+    said = read_json(folder / "config.json")
+    check_form(folder, said)
     if kind not in EXISTING:
         raise UserError(
             f"{folder}: model_type is {kind!r}; expected one of {', '.join(EXISTING)}; take a model of one of these "
             "families"
         )
+    check_parts(folder, said)
     weight_files(folder)
 
 
@@ -46,12 +50,9 @@ def weight_files(folder: Path) -> list[Path]:
         return [whole]
     if not index.is_file():
         pickled = files_like(folder, "pytorch_model*.bin")
-        path = str(folder)
-        code = f"M.from_pretrained({path!r}, dtype='auto').save_pretrained({path!r})"
-        command = shlex.join(["python", "-c", f"from transformers import AutoModelForImageTextToText as M; {code}"])
         raise UserError(
             f"{folder}: expected its weights in {whole.name} or {index.name}; found "
-            + (f"{pickled[0].name}; convert it with: {command}" if pickled else "neither; copy the folder again")
+            + (f"{pickled[0].name}; {_converting(folder)}" if pickled else "neither; copy the folder again")
         )
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
@@ -60,6 +61,22 @@ def weight_files(folder: Path) -> list[Path]:
     if absent := [file for file in files if not file.is_file()]:
         raise UserError(f"{index}: names {absent[0].name}; there is no such file; copy the folder again")
     return files
+
+
+def _converting(folder: Path) -> str:
+    """Advise a command that writes a folder's pickled weights as safetensors to a folder of its own."""
+    whole = folder if folder.name not in ("", "..") else folder.resolve()
+    new = whole.with_name(f"{whole.name}-safetensors")
+    lines = (
+        "import shutil",
+        "from transformers import AutoModelForImageTextToText as M",
+        f"model, report = M.from_pretrained({str(folder)!r}, dtype='auto', output_loading_info=True)",
+        "missing = sorted(report['missing_keys'])",
+        "missing and exit(f'weights are missing: {missing[0]}; copy the folder again')",
+        f"shutil.copytree({str(folder)!r}, {str(new)!r}, ignore=shutil.ignore_patterns('*.bin', '*.bin.index.json'))",
+        f"model.save_pretrained({str(new)!r})",
+    )
+    return f"give {new}, which this makes of it: {shlex.join(['python', '-c', '; '.join(lines)])}"
 
 
 def model_type(folder: Path) -> str | None:
@@ -79,11 +96,14 @@ def is_existing(folder: Path) -> bool:
     return kind in EXISTING and (kind != "llava" or _was_attached(folder.resolve()))
 
 
-def _was_attached(folder: Path) -> bool:
-    """Tell whether a folder is the model of a run with `model: {attach: FOLDER}`."""
-    record = folder.parent / "run.json"
-    if folder.name != "model" or not record.is_file():
-        return False
-    recipe = read_json(record).get("recipe")
+def has_attached(run: Path) -> bool:
+    """Tell whether a folder is that of a run with `model: {attach: FOLDER}`."""
+    record = run / "run.json"
+    recipe = read_json(record).get("recipe") if record.is_file() else None
     model = recipe.get("model") if isinstance(recipe, dict) else None
     return isinstance(model, dict) and "attach" in model
+
+
+def _was_attached(folder: Path) -> bool:
+    """Tell whether a folder is the model of a run with `model: {attach: FOLDER}`."""
+    return folder.name == "model" and has_attached(folder.parent)

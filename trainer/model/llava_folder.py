@@ -12,6 +12,13 @@ from sea_pipeline.storage.json_files import read_json
 
 ALIGNMENT = "alignment.json"
 """The file with what training needs to know of a folder and transformers' own files do not say."""
+_OWN_CODE = (
+    "mm_vision_tower", "mm_projector_type", "mm_hidden_size", "mm_vision_select_layer", "mm_use_im_start_end",
+    "tune_mm_mlp_adapter",
+)  # fmt: skip
+"""Keys that LLaVA's own code writes into `config.json`. Gemma 3 has others that begin with `mm_`."""
+_FLAT = ("qwen2_vl", "qwen2_5_vl")
+"""Model types whose LLM's settings may lie at the top of `config.json`."""
 
 
 def check_llava_folder(folder: Path) -> None:
@@ -54,7 +61,45 @@ def read_config(folder: Path) -> dict[str, Any]:
         wanted = f"give {inner[-1]}" if inner else "expected a model of sea-pipeline init, or that of a run: RUN/model"
         raise UserError(f"{folder}: {found}; {wanted}")
     said: dict[str, Any] = read_json(folder / "config.json")
+    check_form(folder, said)
     kind = said.get("model_type")
     if kind != "llava":
         raise UserError(f"{folder}: model_type is {kind!r}, expected 'llava'; use sea-pipeline init")
+    check_parts(folder, said)
     return said
+
+
+def check_form(folder: Path, said: dict[str, Any]) -> None:
+    """Refuse a `config.json` of LLaVA's own code, and of those that come from it.
+
+    Its model type is "llava", too, so transformers would read it as its own LLaVA of default sizes, and draw the
+    weights at random.
+
+    Raises:
+        UserError: it is one.
+    """
+    own = [name for name in _OWN_CODE if name in said]
+    kind = str(said.get("model_type"))
+    if not own and kind.startswith("llava") and not isinstance(said.get("text_config"), dict):
+        own = ["no text_config"]
+    if own:
+        raise UserError(
+            f"{folder}: is a checkpoint of LLaVA's own code (its config.json has {own[0]}), which transformers cannot "
+            "read; take the same model as transformers has it, such as llava-hf/llava-1.5-7b-hf, or convert it with "
+            "src/transformers/models/llava/convert_llava_weights_to_hf.py of transformers' repository"
+        )
+
+
+def check_parts(folder: Path, said: dict[str, Any]) -> None:
+    """Refuse a `config.json` that does not describe its parts; transformers would take default ones.
+
+    Raises:
+        UserError: it does not.
+    """
+    parts = ("vision_config",) if said.get("model_type") in _FLAT else ("vision_config", "text_config")
+    for part in parts:
+        if not isinstance(said.get(part), dict):
+            raise UserError(
+                f"{folder}: expected the model's parts in its config.json; found no {part}; copy the model's own "
+                "config.json again"
+            )

@@ -1,7 +1,8 @@
 """Loads the parts of a model folder: a vision tower with its image processor, and an LLM with its tokenizer."""
 
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
@@ -33,9 +34,10 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import package_folder, require
 from sea_pipeline.encoders.spec import packaged_side, split_s2
 from trainer.model.folder_check import image_shape
+from trainer.model.gguf_check import INSTEAD, check_one_file, check_places_of, check_said
 from trainer.model.hub import find_file
 from trainer.model.llm_weights import check_alone, check_llm
-from trainer.model.pretrained import load_config, load_weights, named, read_tokenizer
+from trainer.model.pretrained import check_loaded, load_config, load_weights, named, read_tokenizer
 from trainer.model.sentence_piece import faithful
 from trainer.towers import PackagedTower, PackagedTowerConfig, PatchTower, PatchTowerConfig, S2Tower, S2TowerConfig
 
@@ -315,30 +317,45 @@ def _load_gguf(file: Path, dtype: torch.dtype, *, for_llava: bool) -> LlmPart:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a GGUF file of a causal LM")
     require("accelerate", "train")
-    with named(str(file)), _parsed_once(), redirect_stderr(io.StringIO()):  # its progress bar has no setting
+    with named(str(file)), _parsed_once() as parsed, redirect_stderr(io.StringIO()):  # its progress bar has no setting
+        reader = parsed(os.path.join(file.parent, file.name))  # noqa: PTH118 - spelled as transformers spells it
+        check_one_file(file, reader)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        check_said(file, reader, config)
         if for_llava:
-            check_llm(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), str(file))
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
+            check_llm(config, str(file))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # see `load_weights`
+            trust_remote_code=False,
         )
+    model, report = loaded
+    check_loaded(model, report, str(file), says="its header", instead=f"copy the file again, or {INSTEAD}")
+    check_places_of(file, reader, model, report["unexpected_keys"])
     del model.config.quantization_config  # the weights are plain numbers now
     return LlmPart(model, tokenizer)
 
 
 @contextmanager
-def _parsed_once() -> Iterator[None]:
+def _parsed_once() -> Iterator[Callable[[str], Any]]:
     """Make transformers parse a GGUF file and map its names once inside this block.
 
     By itself it parses for the tokenizer, the config and the weights, and maps for each module, which takes most of the
     time.
+
+    Yields:
+        What parses a file; for a path as transformers spells it, it gives what transformers gets.
     """
     gguf = require("gguf", "train")
     plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     try:
         for name, function in plain.items():
             setattr(gguf, name, cache(function))
-        yield
+        yield gguf.GGUFReader
     finally:
         for name, function in plain.items():
             setattr(gguf, name, function)

@@ -126,22 +126,47 @@ def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dt
             ignore_mismatched_sizes=True,  # otherwise its error refers to a report that it prints
             trust_remote_code=False,
         )
-    if extra := without_place(model, report["unexpected_keys"]):
-        raise UserError(
-            f"{spec}: the model that config.json describes has no place for the weights {some(extra)}; give plain "
-            "weights (these may be quantised), with the config.json that belongs to them"
-        )
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{spec}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again")
-    if mismatched := sorted(report["mismatched_keys"]):
-        _, found, expected = mismatched[0]
-        raise UserError(
-            f"{spec}: config.json says other shapes than the weights have, {some([one[0] for one in mismatched])}: "
-            f"expected {tuple(expected)}, found {tuple(found)}; give the config.json that belongs to them"
-        )
+    check_loaded(model, report, spec)
     model.config.name_or_path = ""  # it is a path of this machine
     loaded: PreTrainedModel = model
     return loaded
+
+
+def check_loaded(
+    model: Any,  # noqa: ANN401 - any model
+    report: dict[str, Any],
+    spec: str,
+    *,
+    says: str = "config.json",
+    instead: str | None = None,
+) -> None:
+    """Check that a model has got all its weights, and that all of them have a place in it.
+
+    transformers only warns: it draws what is missing at random.
+
+    Args:
+        model: what `from_pretrained` returned.
+        report: its `output_loading_info`.
+        spec: the folder, hub name or file.
+        says: what describes the model.
+        instead: what to do, if it is no folder.
+
+    Raises:
+        UserError: a weight is missing, has another shape, or has no place in the model.
+    """
+    belongs = f"{says} that belongs to them"
+    if extra := without_place(model, report["unexpected_keys"]):
+        advice = instead or f"give plain weights (these may be quantised), with the {belongs}"
+        raise UserError(f"{spec}: the model that {says} describes has no place for the weights {some(extra)}; {advice}")
+    if missing := sorted(report["missing_keys"]):
+        advice = instead or "copy the folder again"
+        raise UserError(f"{spec}: {len(missing)} weights are missing, the first is {missing[0]}; {advice}")
+    if mismatched := sorted(report["mismatched_keys"]):
+        _, found, expected = mismatched[0]
+        raise UserError(
+            f"{spec}: {says} says other shapes than the weights have, {some([one[0] for one in mismatched])}: "
+            f"expected {tuple(expected)}, found {tuple(found)}; {instead or f'give the {belongs}'}"
+        )
 
 
 def some(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from trainer.model.borders import saving
 from trainer.model.fsdp import agreed, round_state, state_of, whole_state
 from trainer.model.load import ModelFolder
 from trainer.model.lora import merge_adapters, plain
+from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
 from trainer.model.tensor_files import PROJECTOR, canonical, overwrite, read_weights
 from trainer.recipes.recipe import Lora
@@ -52,10 +53,7 @@ def save_model(
 def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor]) -> None:
     shutil.rmtree(out, ignore_errors=True)  # left by an earlier, unfinished call
     with quiet(), publish_folder(out) as scratch:
-        for file in files_like(start.path, "*"):
-            holds_weights = file.name.startswith(("model", "pytorch_model"))
-            if file.is_file() and not holds_weights and file.name != "config.json":
-                shutil.copy2(file, scratch / file.name)
+        copy_others(start.path, scratch, without=("config.json",))
         if start.other_pixels:
             write_image_processor(start.processor.image_processor, scratch)
         if model.with_lm:
@@ -75,7 +73,7 @@ def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
     trained = model.model.multi_modal_projector.state_dict()
     written: set[str] = set()
     shutil.copy2(start / "config.json", folder / "config.json")
-    for file in files_like(start, "model*"):
+    for file in files_like(start, "model*.safetensors", "model.safetensors.index.json"):
         shutil.copyfile(file, folder / file.name)  # the original may be read-only
         if file.suffix == ".safetensors":
             names = overwrite(folder / file.name, lambda name: trained[_own(name)] if PROJECTOR in name else None)

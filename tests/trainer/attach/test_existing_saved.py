@@ -3,6 +3,7 @@
 import copy
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from sea_pipeline.core.errors import UserError
+from tests.support.other_formats import OTHER_FORMATS
 from tests.trainer.attach.existing import KINDS
 from tests.trainer.attach.families import MAKERS, Tiny, llava, text_settings, tiny
 from trainer.attach.folder import load_existing, open_existing_folder, save_existing
@@ -25,6 +27,10 @@ PARTS: dict[str, dict[str, Any]] = {
     "all": {"learning_rates": {"projector": 1e-3, "llm": 1e-3, "vision": 1e-3}},
     "lora": {"learning_rates": {"projector": None, "llm": 1e-3}, "lora": {"rank": 4, "alpha": 12, "dropout": 0}},
 }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def folder_of(made: Tiny, out: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -144,17 +150,28 @@ def test_a_mixture_of_experts_whose_file_has_them_one_by_one(parts: str, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # transformers leaves templates open
-def test_all_other_files_are_copied(tmp_path: Path) -> None:
+def test_what_belongs_to_the_weights_is_copied_and_no_weights_of_the_start(tmp_path: Path) -> None:
     start = folder_of(tiny("llava"), tmp_path / "start")
     (start / "additional_chat_templates").mkdir()
     kept = (
         "model_card.md",
         "models.txt",
+        "LICENSE",
+        "vocab.json",
+        "qwen.tiktoken",
         "consolidated.md",
         "pytorch_model.md",
         "additional_chat_templates/tool.jinja",
     )
-    aside = ("consolidated.safetensors", "pytorch_model.bin", "additional_chat_templates/old.bin", ".DS_Store")
+    aside = (
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+        "additional_chat_templates/old.bin",
+        ".DS_Store",
+        *OTHER_FORMATS,
+    )
+    for folder in ("onnx", "original"):
+        (start / folder).mkdir()
     for name in (*kept, *aside):
         (start / name).write_text(name)
     (start / ".cache").mkdir()
@@ -172,18 +189,28 @@ def test_weights_that_are_pickled_are_refused_and_the_advice_converts_them(tmp_p
         open_existing_folder(start)
     torch.save(before, start / "pytorch_model.bin")
     (start / "other.safetensors").unlink()
-    with pytest.raises(UserError, match=r"found pytorch_model.bin; convert it with: python -c") as found:
+    with pytest.raises(UserError, match=r"found pytorch_model.bin; give .*-safetensors, which") as found:
         open_existing_folder(start)
-    command = str(found.value).partition("convert it with: ")[2]
+    command = str(found.value).partition("which this makes of it: ")[2]
     assert "\n" not in command
     python, option, code = shlex.split(command)
+    was = contents(start)
     assert (python, option) == ("python", "-c")
     with quiet():
         exec(code, {})
-    after = load_file(start / "model.safetensors")
+    made = tmp_path / "it's-safetensors"
+    after = load_file(made / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) and value.dtype == after[name].dtype for name, value in before.items())
-    open_existing_folder(start)
+    open_existing_folder(made)
+    assert not list(made.glob("*.bin"))
+    assert contents(start) == was, "nothing of the user's is touched"
+    del before["language_model.model.norm.weight"]
+    torch.save(before, start / "pytorch_model.bin")
+    shutil.rmtree(made)
+    with quiet(), pytest.raises(SystemExit, match=r"missing: .*norm.weight; copy the folder again"):
+        exec(code, {})
+    assert not made.exists()
 
 
 def index(text: str) -> Callable[[Path], object]:

@@ -27,6 +27,7 @@ from tests.support.run_values import tensors, written
 from tests.support.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
 from trainer.export import run as export_run
 from trainer.export import transformers4
+from trainer.export.files import spell
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
 from trainer.model.sentence_piece import same_tokenizer
@@ -283,6 +284,33 @@ def test_a_rope_for_each_kind_of_layer_is_refused() -> None:
         transformers4.config({"model_type": "gemma3_text", "rope_parameters": scaled})
     found = transformers4.config({"model_type": "gemma3_text", "rope_parameters": rope})
     assert (found["rope_theta"], found["rope_local_base_freq"]) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("names", [None, 5])
+def test_ropes_that_4_cannot_have_are_not_said_to_be_4s(names: int | None, tmp_path: Path) -> None:
+    """`--names 4` refuses them."""
+    rope = {"full_attention": {"rope_theta": 1.0}, "sliding_attention": {"rope_theta": 2.0}}
+    config = {"model_type": "llava", "text_config": {"model_type": "olmo3", "rope_parameters": rope}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spell(tmp_path, names)
+    (said,) = json.loads((tmp_path / "config.json").read_text())["pruned_heads"]
+    assert said.endswith("for transformers 4; its configuration cannot express this LLM's ropes, so use transformers 5")
+
+
+@pytest.mark.parametrize(
+    ("tower", "llm", "old", "vllm"),
+    [
+        ("clip_vision_model", "llama", "tested: 4.57.6", "tested: 0.33.0"),
+        ("siglip_vision_model", "phi3", "tested: 4.57.6", "not tested with such an export"),
+        ("clip_vision_model", "olmo2", *["not tested with such an export"] * 2),
+        (None, "llama", "tested: 4.57.6", "not tested with such an export"),
+    ],
+)
+def test_tested_is_said_of_what_was_tested(tower: str | None, llm: str, old: str, vllm: str) -> None:
+    text = {"model_type": llm}
+    config = text if tower is None else {"text_config": text, "vision_config": {"model_type": tower}}
+    found = transformers4.readers(config, by_4=True, by_others=True, names=None)
+    assert found == f"transformers 5, transformers 4 ({old}), vLLM ({vllm})"
 
 
 def export_and_die() -> None:

@@ -67,7 +67,12 @@ def test_a_failed_push_is_one_line_and_leaves_the_folder(
     assert code == 1
     said, _, advised = stderr.partition("upload it with: ")
     assert "complete, but was not uploaded (ConnectionError: no route); " in said
-    assert shlex.split(advised) == ["hf", "upload", "--private", "me/mine", str(out)]
+    words = shlex.split(advised)
+    assert words[:6] == ["hf", "upload", "--private", "me/mine", str(out), "."]
+    deleted = words[7::2]
+    assert words[6::2] == ["--delete"] * len(deleted)
+    assert "model-?????-of-?????.safetensors" in deleted
+    assert not any((out / name).exists() for name in deleted)
     assert stderr.count("\n") == 1
     assert (out / "README.md").is_file()
 

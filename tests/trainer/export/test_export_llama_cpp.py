@@ -17,6 +17,7 @@ from sea_pipeline.core.errors import UserError
 from tests.readers.by_transformers import WORDS
 from tests.readers.table import LLAMA_CPP, LOGITS, NAMES, PROMPTS, TURNS, cells
 from tests.support.exported import Case, Reader, few_texts, grid_case, make_model
+from tests.support.gguf_files import PLACES
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.parts import load_llm
 from trainer.model.sentence_piece import TEXTS, piece_model
@@ -28,13 +29,6 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.slow, pytest.mark.processes]
 CASES = {llm: grid_case("clip", llm) for llm in ("llama", "mistral", "gemma")}
 CASES["qwen2"] = Case("clip", "qwen2", {}, speech="vicuna")
 """Of SentencePiece's kind: others are known to the converter by a hash of their ids, see `test_unknown_pieces`."""
-PLACES = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-}  # fmt: skip
-"""GGUF's names of tensors, by transformers'."""
 
 
 class Converted(NamedTuple):

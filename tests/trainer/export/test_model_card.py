@@ -13,9 +13,10 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from tests.support.initialised import edit
 from tests.support.run_values import written
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import tiny_llm, tiny_model, tiny_vision
 from trainer.export.model_card import model_card
 from trainer.model import hub
+from trainer.model.assemble import init_model
 from trainer.model.load import open_model_folder
 from trainer.training.run import TrainRun
 
@@ -197,7 +198,7 @@ def test_base_models_are_names_of_the_hub(
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(run.model, model)
-    edit(model / "alignment.json", vision=vision, llm=llm)
+    edit(model / "alignment.json", vision=vision, llm=llm, paths=[])
     folder = open_model_folder(model)
     found = check_metadata(model_card(folder, run.out, kind, "", "", []), tmp_path / "card.md")
     assert (found.get("base_model"), found.get("base_model_relation")) == (bases, relation)
@@ -211,10 +212,25 @@ def test_a_part_that_is_a_folder_here_is_no_base_model(
     monkeypatch.chdir(tmp_path)
     model = tiny_model(Path("models/mine"))
     shutil.move("models/mine-parts", "models/parts")
-    edit(model / "alignment.json", vision="models/parts", llm="models/gone")
+    edit(model / "alignment.json", vision="models/parts", llm="models/gone", paths=[])
     assert check_metadata(card_of(run, run.out), tmp_path / "card.md").get("base_model") is None
     found = check_metadata(model_card(open_model_folder(model), model, "model", "", "", []), tmp_path / "card.md")
     assert found["base_model"] == ["models/gone"]
+
+
+@pytest.mark.slow
+def test_a_part_that_was_a_folder_where_init_ran_is_no_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere its relative path looks like OWNER/NAME."""
+    monkeypatch.chdir(tmp_path)
+    tiny_vision(Path("models/clip"))
+    tiny_llm(Path("models/vicuna"))
+    model = init_model("s2@1,2:models/clip", "models/vicuna", tmp_path / "made")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = check_metadata(model_card(open_model_folder(model), model, "model", "", "", []), tmp_path / "card.md")
+    assert found.get("base_model") is None
 
 
 def test_names_of_the_hub() -> None:

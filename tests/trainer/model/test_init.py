@@ -85,6 +85,7 @@ def test_alignment_json_and_the_files(tmp_path: Path) -> None:
         "llm": str(parts / "llm"),
         "projector": "linear",
         "seed": 3,
+        "paths": ["vision", "llm"],
     }
     assert sorted(path.name for path in folder.iterdir()) == [
         "alignment.json",

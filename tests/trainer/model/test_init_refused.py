@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlavaConfig
 
 from sea_pipeline.core.errors import UserError
 from tests.support.initialised import edit
+from tests.support.refused import refused
 from tests.support.tiny_models import tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
 from trainer.model.assemble import init_model
 from trainer.model.folder_check import check_model_folder
@@ -104,7 +106,6 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vision
 
 
 def _broken_parts() -> None:
-    from safetensors.torch import save_file
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     (tiny_vision(Path("damaged")) / "model.safetensors").write_bytes(b"not weights")
@@ -115,6 +116,46 @@ def _broken_parts() -> None:
     config = Gemma2Config(vocab_size=400, num_hidden_layers=2, head_dim=8, final_logit_softcapping=0.1, **sizes)
     with quiet():
         Gemma2ForCausalLM(config).save_pretrained("gemma2")
+
+
+@pytest.mark.slow
+def test_a_head_of_its_own_is_refused_if_the_config_ties_it_and_the_advice_mends_that(tmp_path: Path) -> None:
+    vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm")
+    edit(llm / "config.json", tie_word_embeddings=True)
+    advice = "differs from its embeddings; set tie_word_embeddings to false in its config.json"
+    with refused(advice, start=f"{llm}: its config.json says tie_word_embeddings: true"):
+        init_model(str(vision), str(llm), tmp_path / "out")
+    edit(llm / "config.json", tie_word_embeddings=False)
+    made = init_model(str(vision), str(llm), tmp_path / "out")
+    (head,) = (
+        value for name, value in load_file(made / "model.safetensors").items() if name.endswith("lm_head.weight")
+    )
+    assert torch.equal(head[:300], load_file(llm / "model.safetensors")["lm_head.weight"][:300]), "all real ids"
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_embeddings_is_no_head_of_its_own(tmp_path: Path) -> None:
+    vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm", tie_word_embeddings=True)
+    weights = load_file(llm / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, llm / "model.safetensors", metadata={"format": "pt"})
+    init_model(str(vision), str(llm), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_logits_that_are_not_finite_are_refused_by_that_name(tmp_path: Path) -> None:
+    vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm")
+    weights = load_file(llm / "model.safetensors")
+    weights["model.norm.weight"] *= 1e5
+    weights["lm_head.weight"] *= 1e4
+    save_file(weights, llm / "model.safetensors", metadata={"format": "pt"})
+    with refused("its logits are not finite in float16; give --dtype bfloat16", start=f"{llm}: "):
+        init_model(str(vision), str(llm), tmp_path / "out", dtype="float16")
+    init_model(str(vision), str(llm), tmp_path / "out", dtype="bfloat16")
+    weights["lm_head.weight"][0, 0] = torch.nan
+    save_file(weights, llm / "model.safetensors", metadata={"format": "pt"})
+    with refused("not finite in float32; its weights are damaged; copy it again", start=f"{llm}: "):
+        init_model(str(vision), str(llm), tmp_path / "other")
 
 
 @pytest.mark.parametrize("layer", [-5, 4])

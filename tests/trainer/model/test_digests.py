@@ -1,0 +1,37 @@
+"""Which files of a folder make a run or a model of parts another one."""
+
+from pathlib import Path
+
+import pytest
+
+from sea_pipeline.storage.hashing import file_sha256
+from trainer.model.digests import processing_digests, start_folder
+from trainer.recipes.recipe import Recipe
+
+WRITTEN_BY_INIT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
+OTHERS = (
+    "preprocessor_config.json", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json", "additional_chat_templates/tool_use.jinja",
+)  # fmt: skip
+
+
+def test_a_folder_of_init_keeps_its_identity(tmp_path: Path) -> None:
+    for name in (*WRITTEN_BY_INIT, "config.json", "generation_config.json", "alignment.json", "README.md"):
+        (tmp_path / name).write_text(name)
+    assert processing_digests(tmp_path) == {name: file_sha256(tmp_path / name) for name in WRITTEN_BY_INIT}
+
+
+@pytest.mark.parametrize("name", [*WRITTEN_BY_INIT, *OTHERS])
+def test_every_file_that_decides_tokens_or_pixels_counts(name: str, tmp_path: Path) -> None:
+    def state(content: str | None) -> tuple[dict[str, str], Path]:
+        if content is not None:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content)
+        parts = {"vision": "packaged", "llm": str(tmp_path), "projector": "mlp2x_gelu"}
+        return processing_digests(tmp_path), start_folder(Recipe.model_validate({"model": parts}))
+
+    (tmp_path / "config.json").write_text("{}")
+    states = [state(None), state("one"), state("another")]
+
+    for one in range(2):
+        assert len({str(each[one]) for each in states}) == 3
