@@ -92,8 +92,15 @@ class ShardedJob(ABC, Generic[S]):
         """The device of this process, known from `open` on."""
 
     def __reduce__(self) -> tuple[type[Self], tuple[S]]:
-        """Pickle the settings alone."""
-        return type(self), (self.settings,)
+        """Pickle the settings alone, for workers."""
+        return type(self), (self.settings_for_workers(),)
+
+    def settings_for_workers(self) -> S:
+        """Return the settings with absolute paths, because workers may have another current folder.
+
+        Called after `open`.
+        """
+        return self.settings
 
     def check(self) -> None:
         """Refuse settings that do not fit together, before anything is opened."""

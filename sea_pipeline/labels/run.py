@@ -61,6 +61,10 @@ class LabelJob(ShardedJob[LabelSettings]):
             # OMP_NUM_THREADS, which torch follows, is this worker's part of the cores.
             self.threads = torch.get_num_threads()
 
+    def settings_for_workers(self) -> LabelSettings:
+        """Return the settings with the encoder's folder or file by its absolute path."""
+        return self.settings.model_copy(update={"encoder": self.encoder.spec})
+
     def listing(self) -> Listing:
         """List the images, each followed by its crops."""
         asked = self.settings

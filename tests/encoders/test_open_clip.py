@@ -383,3 +383,26 @@ def test_weights_that_the_spec_of_a_probe_asks_for(monkeypatch: pytest.MonkeyPat
     assert first.endswith("#final")
     with pytest.raises(UserError, match=r"^--encoder open_clip:ViT-B-32/laion2b_s34b_b79k: its weights"):
         load_encoder(first, "cpu").fields()
+
+
+@pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize("spec", ["open_clip:clip#vv-", "s2@1,2:open_clip:tiny/file.pt#value"])
+def test_a_worker_elsewhere_opens_a_relative_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    planted_clip(tmp_path / "clip")
+    torch.save(random_model(CLIP).state_dict(), tmp_path / "file.pt")
+    monkeypatch.chdir(tmp_path)
+    job = label_run.LabelJob(label_run.LabelSettings.of(encoder=spec))
+    job.check()
+    job.device = "cpu"
+    job.open(None)
+    sent = pickle.dumps(job)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    there = pickle.loads(sent)
+    there.words = job.words
+    there.device = "cpu"
+    there.open(None)
+    assert there.encoder.fields() == job.encoder.fields()
+    assert (there.encoder.spec, there.encoder.sign) == (job.encoder.spec, job.encoder.sign)
