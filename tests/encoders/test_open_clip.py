@@ -376,6 +376,52 @@ def test_weights_that_cannot_be_fetched_are_one_line_with_the_exits(
     assert logging.getLogger("huggingface_hub").level == level
 
 
+TAGS = [
+    ("laion400m_e31", "open_clip:ViT-L-14/FILE.pt"),
+    ("openai", "open_clip:ViT-L-14-quickgelu/FILE.pt"),
+    ("laion2b_s32b_b82k", "open_clip:FOLDER with its open_clip_config.json"),
+]
+"""Tags of ViT-L-14 that have GELU, QuickGELU, and GELU with a mean of 0.5."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tag", "advice"), TAGS)
+def test_what_lies_here_already_is_read_as_the_tag_is(
+    tag: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Followed to the letter, offline and for a file that is given under the plain architecture."""
+    import open_clip
+    from open_clip import factory
+
+    quick = changed(CLIP, quick_gelu=True)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-L-14", CLIP)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-L-14-quickgelu", quick)
+    file = tmp_path / "mine.pt"
+    torch.save(random_model(CLIP).state_dict(), file)
+    values = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: str(file))
+    wanted = load_encoder(f"open_clip:ViT-L-14/{tag}", "cpu").patches(values)
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: (_ for _ in ()).throw(OSError("no network")))
+    with refused(f"or give what you have already, {advice}, or leave out"):
+        load_encoder(f"open_clip:ViT-L-14/{tag}", "cpu").fields()
+    pixels = {name: open_clip.get_pretrained_cfg("ViT-L-14", tag)[name] for name in ("mean", "std")}
+    folder = save_model(tmp_path / "folder", random_model(CLIP), CLIP, pixels)
+    spec = advice.partition(" with ")[0].replace("FILE.pt", str(file)).replace("FOLDER", str(folder))
+    caplog.clear()
+    assert torch.equal(load_encoder(spec, "cpu").patches(values), wanted)
+    load_encoder(spec, "cpu")
+    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    if tag != "laion400m_e31":
+        assert warned == []
+        return
+    (line,) = warned
+    assert line.startswith(f"--encoder {spec}: a file of weights does not say how it is read; GELU, pixels of mean ")
+    assert line.endswith(
+        "wrong for some weights of ViT-L-14: for openai, metaclip_400m, metaclip_fullcc, dfn2b give "
+        f"{TAGS[1][1]}; for laion2b_s32b_b82k give {TAGS[2][1]}"
+    )
+
+
 def test_weights_that_the_spec_of_a_probe_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probe adds a path, which nobody typed."""
     monkeypatch.setattr("open_clip.pretrained.hf_hub_download", None)
