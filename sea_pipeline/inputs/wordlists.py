@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.captions import IGNORABLE, JOINERS, is_needed
 from sea_pipeline.inputs.wordlist_mining import mine
 from sea_pipeline.storage.paths import data_folder
 
@@ -18,15 +19,6 @@ MINED = "mine:"
 GENERAL = "2of12"
 _UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
 """Unicode's categories of control and format characters, of private use, and of separators."""
-_ALSO_UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
-    *range(0x180B, 0x1810),
-    *range(0xFE00, 0xFE10),
-    *range(0xE0100, 0xE01F0),
-}
-"""Letters and marks that programs draw as nothing (Unicode's Default_Ignorable_Code_Point), and blank Braille."""
-_JOINERS = "\u200c\u200d"
-_VIRAMA = 9
-"""The combining class of the mark that removes a letter's vowel."""
 
 
 @dataclass(frozen=True)
@@ -144,18 +136,10 @@ def _numbered_words(text: str) -> Iterator[tuple[int, str]]:
 def _unseen(word: str) -> int | None:
     """Find the first character of a word that is invisible or only looks like a space, or None if there is none."""
     for position, character in enumerate(word):
-        unseen = unicodedata.category(character) in _UNSEEN or ord(character) in _ALSO_UNSEEN
-        if unseen and character != " " and not (character in _JOINERS and _is_needed(word, position)):
+        unseen = unicodedata.category(character) in _UNSEEN or ord(character) in IGNORABLE
+        if unseen and character != " " and not (character in JOINERS and is_needed(word, position)):
             return position
     return None
-
-
-def _is_needed(word: str, position: int) -> bool:
-    """Tell whether a joiner changes how its neighbours look, after a virama or between Arabic letters (RFC 5892)."""
-    before, behind = word[position - 1 : position], word[position + 1 : position + 2]
-    if before and unicodedata.combining(before) == _VIRAMA:
-        return True
-    return all(letter and unicodedata.bidirectional(letter) == "AL" for letter in (before, behind))
 
 
 def _called(character: str) -> str:

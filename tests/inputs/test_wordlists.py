@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sea_pipeline.inputs import wordlist_mining
 from sea_pipeline.inputs.captions import (
     FUNCTION_WORDS,
     Forms,
+    content_spans,
     content_words,
     gpt_turns,
     in_list,
@@ -142,6 +144,40 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     lines = path.suffix == ".jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in rows) if lines else json.dumps(rows))
     return path
+
+
+SCRIPTS = {
+    "Hindi": "एक कुत्ता पानी में खेलता है",
+    "Hebrew with points": "הַכֶּלֶב רָץ בַּגַּן",
+    "Arabic with vowels": "كَلْبٌ يَجْرِي",
+    "Persian, which needs ZWNJ": "می\u200cخواهم کتاب",  # noqa: RUF001
+    "Bengali, ZWJ before a virama": "র\u200d্যাব বাংলা",
+    "Malayalam, ZWJ at an end": "അവന്\u200d വന്നു",
+    "Tamil": "நாய் ஓடுகிறது",
+    "Vietnamese": "con chó đang chạy",
+    "an accent that NFC does not join": "xo\u030bz m\u0331ar",
+}
+"""Captions whose words stand between spaces."""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_words_of_other_scripts_stay_whole(script: str, tmp_path: Path) -> None:
+    caption = SCRIPTS[script]
+    whole = unicodedata.normalize("NFC", caption).split()
+    assert word_runs(caption) == [whole]
+    assert [caption[start:end] for start, end in content_spans(caption)] == [w for w in caption.split() if len(w) > 1]
+    assert word_runs(f"the {caption}, a dog's {caption}!") == [["the", *whole], ["a", "dog", *whole]]
+    words = mine(write(tmp_path / "x.json", [row(caption)]), [], MAX_WORDS)
+    assert sorted(words) == sorted({word for word in whole if len(word) > 1})
+    assert parse_wordlist("".join(f"{word}\n" for word in words).encode(), "words.txt") == words, "may be given again"
+
+
+def test_what_nobody_sees_in_a_caption_is_no_part_of_a_word() -> None:
+    assert word_runs("foo\u200dbar dog\ufe0f \u2764\ufe0f big 1\ufe0f\u20e3 cat") == [
+        ["foobar", "dog"],
+        ["big"],
+        ["cat"],
+    ]
 
 
 def test_by_hand(tmp_path: Path) -> None:
