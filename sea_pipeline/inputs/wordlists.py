@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,10 @@ MINED = "mine:"
 GENERAL = "2of12"
 _UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
 """Unicode's categories of control and format characters, of private use, and of separators."""
+
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WINDOWS_MARKS = {0x80, 0x82, 0x84, 0x85, *range(0x91, 0x98), 0x99}
+"""Quotes, dashes, the ellipsis, the euro and the trademark in Windows' encodings of Europe; letters elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +104,18 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
         raw: the bytes.
         origin: the file's name, for errors.
     """
+    wide = _wide(raw)
     try:
         text = raw.decode("utf-8-sig")
+        bad = raw.index(b"\0") if wide else None
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        found = "utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+        bad = error.start
+    if bad is not None:
+        line = raw.count(b"\n", 0, bad) + 1
         raise UserError(
-            f"{origin}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {line}; "
-            f"convert it, for example with: iconv -f {found} -t utf-8"
-        ) from error
+            f"{origin}: expected UTF-8, found byte 0x{raw[bad]:02x} in line {line}; "
+            + (f"convert it, for example with: iconv -f {wide} -t utf-8" if wide else _narrow(raw))
+        )
     first_line: dict[str, int] = {}
     for number, word in _numbered_words(text):
         if (position := _unseen(word)) is not None:
@@ -125,6 +133,36 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
     if len(first_line) > MAX_WORDS:
         raise UserError(f"{origin}: expected at most {MAX_WORDS:,} words, found {len(first_line):,}; shorten the list")
     return tuple(first_line)
+
+
+def _wide(raw: bytes) -> str | None:
+    """Name the encoding of two or four bytes a character that a file has, by its mark or its zeros, or None."""
+    for name, marks in (("utf-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)), ("utf-16", _MARKS)):
+        if raw.startswith(marks):
+            return name
+    even, odd = raw[::2].count(0), raw[1::2].count(0)  # the first byte of A is 0 if the high byte comes first
+    order = "be" if even > odd else "le"
+    share = (even + odd) / max(1, len(raw))
+    for size, least in ((32, 1 / 2), (16, 1 / 4)):
+        with suppress(UnicodeDecodeError):
+            text = raw.decode(f"utf-{size}-{order}")
+            if "\0" not in text and (share >= least or (size == 16 and share and "\n" in text)):
+                return f"utf-{size}{order}"
+    return None
+
+
+def _narrow(raw: bytes) -> str:
+    """Advise how to convert a file in an encoding that no byte of it names."""
+    foreign = [byte for byte in raw if byte >= 0x80]
+    quotes = [byte for byte in foreign if byte < 0xA0]
+    letters = sum(byte < 0x80 and chr(byte).isalpha() for byte in raw)
+    if quotes and _WINDOWS_MARKS.issuperset(quotes) and 4 * (len(foreign) - len(quotes)) <= letters:
+        unsure = "" if len(quotes) == len(foreign) else "if its language is of Western Europe, "
+        return f"{unsure}convert it with: iconv -f cp1252 -t utf-8"
+    return (
+        "nothing in the file names its encoding, so ask who wrote it, and convert it with: iconv -f ENCODING -t utf-8, "
+        "such as cp1252 (Western Europe), cp1250 (Central Europe), cp1251 or koi8-r (Cyrillic), gbk, shift_jis, euc-kr"
+    )
 
 
 def _numbered_words(text: str) -> Iterator[tuple[int, str]]:

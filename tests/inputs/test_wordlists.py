@@ -3,6 +3,9 @@
 import hashlib
 import json
 import math
+import re
+import shutil
+import subprocess
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -64,6 +67,51 @@ def test_a_file_of_ones_own_is_normalised_and_hashed_by_content(tmp_path: Path) 
 def test_a_bad_list_is_one_clear_line(raw: bytes, expected: str) -> None:
     with refused(expected, match=r"list\.txt"):
         parse_wordlist(raw, "list.txt")
+
+
+ONE_ANSWER = {
+    "utf-16": "cat\nété\n", "utf-32": "cat\ndog\n",
+    "utf-16-le": "cat\ndog\n", "utf-16-be": "cat\nété\n", "utf-16-le of Cyrillic": "кит\nлиж\n",
+    "utf-16-be of Cyrillic": "кит\nлиж\n", "utf-16-le of one word": "cat",
+    "utf-16-le of Chinese": "猫\n狗\n", "utf-32-be": "cat\ndog\n",
+    "cp1252": "hot dog\n“quoted”\nit\u2019s\n",
+    "cp1252 of French": "“café”\nfontaine\nl\u2019été \u2013 printemps\n",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("iconv") is None, reason="needs iconv")
+@pytest.mark.parametrize("case", ONE_ANSWER)
+def test_the_advice_for_an_encoding_that_shows_is_right(case: str, tmp_path: Path) -> None:
+    """Executed to the letter."""
+    file = tmp_path / "list.txt"
+    file.write_bytes(ONE_ANSWER[case].encode(case.partition(" ")[0]))
+    with pytest.raises(UserError) as error:
+        load_wordlist(str(file))
+    command = re.search(r"with: (iconv -f \S+ -t utf-8)$", str(error.value))
+    assert command, error.value
+    done = subprocess.run([*command[1].split(), str(file)], capture_output=True, check=True)
+    file.write_bytes(done.stdout)
+    assert load_wordlist(str(file)).words == tuple(ONE_ANSWER[case].split("\n")[: ONE_ANSWER[case].count("\n") or 1])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1251", "кошка\nлиж\n"), ("koi8-r", "кошка\n"),
+        ("cp1251", "“кошка”\n"), ("gbk", "猫\n狗\n汽车\n"), ("euc-kr", "고양이\n"),
+        ("shift_jis", "猫\n犬\n"), ("iso8859-2", "kočka\npes\n"), ("latin1", "café\nhouse\n"),
+        ("mac_roman", "café\nhouse\n"),
+    ],
+)  # fmt: skip
+def test_an_encoding_that_does_not_show_is_not_guessed(encoding: str, text: str) -> None:
+    with refused("nothing in the file names its encoding", "iconv -f ENCODING -t utf-8", match=r"list\.txt"):
+        parse_wordlist(text.encode(encoding), "list.txt")
+
+
+def test_a_zero_in_a_list_of_utf8_makes_no_other_encoding_of_it() -> None:
+    for text in ("cat\ndo\0g\nbird\n", "\0cat\ndog\n", "\0" * 700):
+        with refused("holds a control character (U+0000)"):
+            parse_wordlist(text.encode(), "list.txt")
 
 
 def test_the_longest_list_allowed() -> None:
