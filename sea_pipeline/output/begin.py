@@ -311,7 +311,7 @@ def _refuse_other_images(ledger: Ledger) -> None:
     for first in sorted(firsts, key=source.where):
         try:
             data = source.read(first)
-        except BadImageError:  # it is gone: the run says so if it needs it
+        except (BadImageError, OSError):  # gone, or not to be read now: the run says so if it needs it
             continue
         if hashlib.sha256(data).digest() != firsts[first]:
             raise UserError(
