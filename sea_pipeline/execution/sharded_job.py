@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -148,6 +148,10 @@ class ShardedJob(ABC, Generic[S]):
         """
         return {}
 
+    def advice(self, out: Place) -> Mapping[str, str]:
+        """Return, by the name of a field, what to do if the folder `out` was begun with another value."""
+        return {}
+
     def announce(self, ledger: Ledger, reporter: Reporter) -> None:
         """Say where the work goes, once the folder exists."""
         return
@@ -196,7 +200,7 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
     job.check_folder(out, listing, reporter)
     ledger = open_or_create(
         out, job.kind, fields, listing, settings.shard_size, job.companions(),
-        encoder=job.spec(), extend=settings.extend, growing=job.growing(),
+        encoder=job.spec(), extend=settings.extend, growing=job.growing(), advice=job.advice(out),
     )  # fmt: skip
     job.announce(ledger, reporter)
     _reopen_shards(settings, ledger, reporter)

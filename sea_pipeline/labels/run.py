@@ -98,6 +98,11 @@ class LabelJob(ShardedJob[LabelSettings]):
         """Return the word list, whose positions are the word ids."""
         return {WORDS: self.words.text().encode()}
 
+    def advice(self, out: Place) -> dict[str, str]:
+        """Name the folder's own words, which captions that have grown do not change."""
+        words = f"--wordlist {out / WORDS}" if isinstance(out, Path) else f"--wordlist with a copy of {out / WORDS}"
+        return {"wordlist": f"{words} takes the words that it was begun with"}
+
     def spec(self) -> str:
         """Return the encoder's spec."""
         return self.encoder.spec
