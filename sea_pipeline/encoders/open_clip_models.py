@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -276,6 +277,8 @@ def _fetching(option: str, model: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # from open_clip, huggingface_hub or the connection
+        if model.startswith(_HUB) and (problem := _not_of_open_clip(model.removeprefix(_HUB), error)):
+            raise UserError(f"{option}: {problem}") from error
         of_file = "open_clip:FOLDER" if model.startswith(_HUB) else _file_of(*model.split("/", 1))
         raise UserError(
             f"{option}: {what} cannot be fetched: {_tried(error)}; with a network try again, or give what you have "
@@ -285,11 +288,41 @@ def _fetching(option: str, model: str, what: str) -> Iterator[None]:
         log.setLevel(level)
 
 
+def _not_of_open_clip(name: str, error: BaseException) -> str | None:
+    """Say that a repository of the hub has no model in open_clip's form, or return None if that is not known."""
+    twin = _listed_twin(name)
+    kinds = {kind.__name__ for each in _causes(error) for kind in type(each).__mro__}
+    if twin is None and ("EntryNotFoundError" not in kinds or "LocalEntryNotFoundError" in kinds):
+        return None
+    way = f"give open_clip:{twin} for the same weights" if twin else "give a repository of open_clip's form"
+    return f"expected a repository with {_CONFIG}; {name} has none, so it may be of transformers' form; {way}"
+
+
+def _listed_twin(name: str) -> str | None:
+    """Return open_clip's name of the weights that a well-known repository has in transformers' form, or None."""
+    arch = tag = ""
+    if found := re.fullmatch(r"openai/clip-vit-(base|large)-patch(\d+)(-336)?", name):
+        arch, tag = f"ViT-{found[1][0].upper()}-{found[2]}{found[3] or ''}-quickgelu", "openai"
+    elif found := re.fullmatch(r"facebook/metaclip-([blh])(\d+)-(400m|fullcc)(2\.5b)?", name):
+        arch, tag = f"ViT-{found[1].upper()}-{found[2]}-quickgelu", f"metaclip_{found[3]}"
+    elif found := re.fullmatch(r"google/siglip(2?)-(base|large|so400m|giant-opt)-patch(\d+)-(\d+)(-\w+)?", name):
+        size = {"base": "B", "large": "L", "so400m": "SO400M", "giant-opt": "gopt"}[found[2]]
+        many = {"-multilingual": "-i18n", "-i18n": "-i18n", None: ""}.get(found[5], "-unknown")
+        side = "" if found[4] == "224" else f"-{found[4]}"
+        arch, tag = f"ViT-{size}-{found[3]}-SigLIP{found[1]}{many}{side}", "webli"
+    return f"{arch}/{tag}" if tag and require("open_clip", "clip").get_pretrained_cfg(arch, tag) else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and what each began with."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+
+
 def _tried(error: BaseException) -> str:
     """Return what failed, and what it began with, because open_clip's message is cut off before that."""
-    first = error
-    while (cause := first.__cause__ or first.__context__) is not None:
-        first = cause
+    *_, first = _causes(error)
     what = one_line(error).partition(" Last error:")[0].rstrip(".")
     return what if first is error else f"{what} ({one_line(first).rstrip('.')})"
 

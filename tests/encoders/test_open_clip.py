@@ -2,8 +2,10 @@
 
 import logging
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from sea_pipeline import encoders, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, Preprocess, load_encoder
+from sea_pipeline.encoders.open_clip_models import find_model
 from sea_pipeline.labels import run as label_run
 from tests.support.refused import refused
 from tests.support.tiny_clip import (
@@ -374,6 +377,50 @@ def test_weights_that_cannot_be_fetched_are_one_line_with_the_exits(
         "--encoder for the packaged one"
     )
     assert logging.getLogger("huggingface_hub").level == level
+
+
+TRANSFORMERS = {
+    "openai/clip-vit-large-patch14-336": "ViT-L-14-336-quickgelu/openai",
+    "openai/clip-vit-base-patch32": "ViT-B-32-quickgelu/openai",
+    "google/siglip-so400m-patch14-384": "ViT-SO400M-14-SigLIP-384/webli",
+    "google/siglip-base-patch16-224": "ViT-B-16-SigLIP/webli",
+    "google/siglip-base-patch16-256-multilingual": "ViT-B-16-SigLIP-i18n-256/webli",
+    "google/siglip2-giant-opt-patch16-384": "ViT-gopt-16-SigLIP2-384/webli",
+    "facebook/metaclip-h14-fullcc2.5b": "ViT-H-14-quickgelu/metaclip_fullcc",
+}
+"""Repositories of the hub in transformers' form, and the same weights as open_clip lists them."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repository", [*TRANSFORMERS, "google/siglip2-base-patch16-naflex", "some/bert"])
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_repository_of_transformers_is_called_one(
+    repository: str, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def absent(*, filename: str, **_: object) -> None:
+        if offline:
+            raise hub.errors.LocalEntryNotFoundError("offline")
+        response = SimpleNamespace(status_code=404, headers={}, request=SimpleNamespace(url=filename))
+        raise hub.errors.RemoteEntryNotFoundError("404", response=response)
+
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", absent)
+    known = TRANSFORMERS.get(repository)
+    with pytest.raises(UserError) as caught:
+        load_encoder(f"open_clip:hf-hub:{repository}", "cpu")
+    said = str(caught.value)
+    if offline and known is None:
+        assert "with a network try again" in said
+        return
+    assert f": expected a repository with open_clip_config.json; {repository} has none, " in said
+    if known is None:
+        assert said.endswith("give a repository of open_clip's form")
+        return
+    advice = re.search(r"give (\S+) for the same weights$", said)
+    assert advice
+    assert advice[1] == f"open_clip:{known}"
+    assert find_model(known, "--encoder").model == known
 
 
 TAGS = [
