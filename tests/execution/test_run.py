@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,16 @@ def test_a_passing_fault_costs_an_attempt(
     assert content(tmp_path / "labels") == content(tmp_path / "whole")
     assert json.loads((tmp_path / "labels" / "commits" / "00002.json").read_text())["attempt"] == 2
     assert "a passing fault" in (tmp_path / "labels" / "logs" / "00002-attempt-1.log").read_text()
+
+
+def test_a_commit_names_the_packages_that_build_encoders(label: Label, photos: Path) -> None:
+    """Those that are installed, next to the others; the fingerprint does not depend on them."""
+    commit = next(label(images=str(photos)).ledger.commits())
+    assert {"sea-pipeline", "torch", "pyarrow", "pillow", "numpy"} <= commit.versions.keys()
+    packages = ("open_clip_torch", "timm", "transformers", "tokenizers")
+    there = {name: version(name) for name in packages if find_spec(name.removesuffix("_torch"))}
+    assert there
+    assert {name: commit.versions[name] for name in packages if name in commit.versions} == there
 
 
 def test_a_shard_that_fails_is_listed_and_the_others_are_done(
