@@ -126,6 +126,9 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/execution/test_run.py::test_a_shard_that_fails_is_listed_and_the_others_are_done": [
         "{} (see {}; run the same command to try again)",
     ],
+    "tests/execution/test_run.py::test_an_image_that_can_never_be_read_does_not_fail_its_shard": [
+        "{}; tried again and again; when it can be read, give --retry-bad",
+    ],
     "tests/execution/test_run.py::test_an_image_root_that_vanishes_stops_the_run": [
         "{}: is gone; bring it back and run the same command again",
     ],

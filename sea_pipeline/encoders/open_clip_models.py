@@ -2,13 +2,15 @@
 
 import json
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
@@ -161,27 +163,88 @@ def _listed_model(model: str, option: str) -> ModelSource:
             f"{option}: expected an architecture of open_clip, a folder or hf-hub:ORG/NAME; found {arch or model!r}"
             f"{_suggestions(arch, open_clip.list_models())}"
         )
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    listed = [open_clip.get_pretrained_cfg(arch, tag) for tag in tags]
-    file = Path(pretrained).expanduser().absolute()
     if chosen := open_clip.get_pretrained_cfg(arch, pretrained):
-        pixels = _pixels(chosen)
-        config["quick_gelu"] = bool(chosen.get("quick_gelu") or config.get("quick_gelu"))
 
         def download() -> Path:
             _LOG.info("finding the weights of %s, which are downloaded once", model)
             return Path(open_clip.download_pretrained(chosen))
 
-        return ModelSource(option, model, arch, config, pixels, download)
+        return ModelSource(option, model, arch, *_of_tag(arch, pretrained), download)
+    file = Path(pretrained).expanduser().absolute()
     if not pretrained or not file.is_file():
         raise UserError(
             f"{option}: expected {arch}/ and then a tag of open_clip or a file of weights; found "
-            f"{pretrained or 'nothing'}{_suggestions(pretrained, tags)}"
+            f"{pretrained or 'nothing'}{_suggestions(pretrained, open_clip.list_pretrained_tags_by_model(arch))}"
         )
-    # A checkpoint of open_clip's trainer does not say how its pixels were made. If all listed tags of the architecture
-    # agree, theirs is taken.
+    if doubt := _doubt(arch):
+        _warn_once(f"{option}: {doubt}")
+    return ModelSource(option, f"{arch}/{file}", arch, *_of_file(arch), lambda: file)
+
+
+@cache
+def _warn_once(line: str) -> None:
+    """Log a warning, but not again for each path of a model that is probed."""
+    _LOG.warning("%s", line)
+
+
+class _Reading(NamedTuple):
+    """How weights of a listed architecture are read: open_clip's `model_cfg` and `preprocess_cfg`."""
+
+    config: dict[str, Any]
+    pixels: dict[str, Any]
+
+    def decisive(self) -> tuple[Any, ...]:
+        """Return what decides vectors. The size of the pixels is the architecture's, and "random" means bicubic."""
+        pixels = [self.pixels[name] for name in ("mean", "std", "resize_mode", "fill_color")]
+        return self.config | {"quick_gelu": self.activation()}, self.pixels["interpolation"] == "bilinear", pixels
+
+    def activation(self) -> str:
+        """Name the activation."""
+        return "QuickGELU" if self.config.get("quick_gelu") else "GELU"
+
+
+def _of_tag(arch: str, tag: str) -> _Reading:
+    open_clip = require("open_clip", "clip")
+    config, chosen = open_clip.get_model_config(arch), open_clip.get_pretrained_cfg(arch, tag)
+    config["quick_gelu"] = bool(chosen.get("quick_gelu") or config.get("quick_gelu"))
+    return _Reading(config, _pixels(chosen))
+
+
+def _of_file(arch: str) -> _Reading:
+    """Return how a file of weights is read, which says neither its activation nor how its pixels were made.
+
+    If all listed tags of the architecture agree in their pixels, theirs are taken.
+    """
+    open_clip = require("open_clip", "clip")
+    listed = [open_clip.get_pretrained_cfg(arch, tag) for tag in open_clip.list_pretrained_tags_by_model(arch)]
     shared = listed[0] if listed and all(_pixels(tag) == _pixels(listed[0]) for tag in listed) else {}
-    return ModelSource(option, f"{arch}/{file}", arch, config, _pixels(shared), lambda: file)
+    return _Reading(open_clip.get_model_config(arch), _pixels(shared))
+
+
+def _file_of(arch: str, tag: str) -> str:
+    """Return what to give in place of a tag so that weights that lie here are read as the tag's are."""
+    open_clip = require("open_clip", "clip")
+    for name in (arch, f"{arch}-quickgelu"):
+        config = open_clip.get_model_config(name)
+        if config is not None and _of_file(name).decisive() == _of_tag(arch, tag).decisive():
+            return f"open_clip:{name}/FILE.pt"
+    return f"open_clip:FOLDER with its {_CONFIG}"
+
+
+def _doubt(arch: str) -> str | None:
+    """Say what is assumed of a file of weights if some listed weights of its architecture are read otherwise."""
+    assumed, others = _of_file(arch), defaultdict[str, list[str]](list)
+    for tag in require("open_clip", "clip").list_pretrained_tags_by_model(arch):
+        if _of_tag(arch, tag).decisive() != assumed.decisive():
+            others[_file_of(arch, tag)].append(tag)
+    if not others:
+        return None
+    mean = " ".join(f"{value:.3g}" for value in assumed.pixels["mean"])
+    return (
+        f"a file of weights does not say how it is read; {assumed.activation()}, pixels of mean {mean} and resize mode "
+        f"{assumed.pixels['resize_mode']} are assumed, which is wrong for some weights of {arch}: "
+        + "; ".join(f"for {', '.join(tags)} give {place}" for place, tags in others.items())
+    )
 
 
 def _folder_model(folder: Path, option: str) -> ModelSource:
@@ -214,7 +277,9 @@ def _fetching(option: str, model: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # from open_clip, huggingface_hub or the connection
-        of_file = "open_clip:FOLDER" if model.startswith(_HUB) else f"open_clip:{model.partition('/')[0]}/FILE.pt"
+        if model.startswith(_HUB) and (problem := _not_of_open_clip(model.removeprefix(_HUB), error)):
+            raise UserError(f"{option}: {problem}") from error
+        of_file = "open_clip:FOLDER" if model.startswith(_HUB) else _file_of(*model.split("/", 1))
         raise UserError(
             f"{option}: {what} cannot be fetched: {_tried(error)}; with a network try again, or give what you have "
             f"already, {of_file}, or leave out --encoder for the packaged one"
@@ -223,11 +288,41 @@ def _fetching(option: str, model: str, what: str) -> Iterator[None]:
         log.setLevel(level)
 
 
+def _not_of_open_clip(name: str, error: BaseException) -> str | None:
+    """Say that a repository of the hub has no model in open_clip's form, or return None if that is not known."""
+    twin = _listed_twin(name)
+    kinds = {kind.__name__ for each in _causes(error) for kind in type(each).__mro__}
+    if twin is None and ("EntryNotFoundError" not in kinds or "LocalEntryNotFoundError" in kinds):
+        return None
+    way = f"give open_clip:{twin} for the same weights" if twin else "give a repository of open_clip's form"
+    return f"expected a repository with {_CONFIG}; {name} has none, so it may be of transformers' form; {way}"
+
+
+def _listed_twin(name: str) -> str | None:
+    """Return open_clip's name of the weights that a well-known repository has in transformers' form, or None."""
+    arch = tag = ""
+    if found := re.fullmatch(r"openai/clip-vit-(base|large)-patch(\d+)(-336)?", name):
+        arch, tag = f"ViT-{found[1][0].upper()}-{found[2]}{found[3] or ''}-quickgelu", "openai"
+    elif found := re.fullmatch(r"facebook/metaclip-([blh])(\d+)-(400m|fullcc)(2\.5b)?", name):
+        arch, tag = f"ViT-{found[1].upper()}-{found[2]}-quickgelu", f"metaclip_{found[3]}"
+    elif found := re.fullmatch(r"google/siglip(2?)-(base|large|so400m|giant-opt)-patch(\d+)-(\d+)(-\w+)?", name):
+        size = {"base": "B", "large": "L", "so400m": "SO400M", "giant-opt": "gopt"}[found[2]]
+        many = {"-multilingual": "-i18n", "-i18n": "-i18n", None: ""}.get(found[5], "-unknown")
+        side = "" if found[4] == "224" else f"-{found[4]}"
+        arch, tag = f"ViT-{size}-{found[3]}-SigLIP{found[1]}{many}{side}", "webli"
+    return f"{arch}/{tag}" if tag and require("open_clip", "clip").get_pretrained_cfg(arch, tag) else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and what each began with."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+
+
 def _tried(error: BaseException) -> str:
     """Return what failed, and what it began with, because open_clip's message is cut off before that."""
-    first = error
-    while (cause := first.__cause__ or first.__context__) is not None:
-        first = cause
+    *_, first = _causes(error)
     what = one_line(error).partition(" Last error:")[0].rstrip(".")
     return what if first is error else f"{what} ({one_line(first).rstrip('.')})"
 

@@ -21,13 +21,60 @@ _LOG = logging.getLogger(__name__)
 _VERSION = 2
 """Part of every key. The evaluations of bfloat16 runs have written embeddings rounded to bfloat16 under keys of 1."""
 
+_SAME = 1e-4
+"""Rows whose coordinates differ by less are one embedding. Rounding changes them by 1e-6, another word by far more."""
+_FEW = 1e-3
+"""The share of words with an earlier word's embedding that is not mentioned. 2of12 has two of 41,242."""
+_UNKNOWN = 0.1
+"""If different words have so few different embeddings, as a share, the encoder does not know their script."""
+
 
 def word_embeddings(encoder: Encoder, words: WordList, reporter: Reporter = SILENT) -> torch.Tensor:
     """Embed a word list, T = h(W) (SEA Eq. 5), float32 (W, D), or read the embeddings from the cache.
 
     The cache has them if the same text encoder has embedded the same list before. Otherwise `reporter` says so first.
+    It also warns if the encoder cannot tell some words of the list apart.
     """
-    return text_embeddings(encoder, words.words, words.sha256, reporter)
+    embeddings = text_embeddings(encoder, words.words, words.sha256, reporter)
+    if reporter.shows_warnings and (line := repetitions(words.words, embeddings)):
+        reporter.warning(line)
+    return embeddings
+
+
+def repetitions(words: Sequence[str], embeddings: torch.Tensor) -> str | None:
+    """Describe in one line the words whose embedding is that of an earlier word, or return None if they are few.
+
+    Args:
+        words: W words.
+        embeddings: of the words, float32 (W, D).
+    """
+    later, earlier = _repeated(embeddings)
+    if len(later) <= _FEW * len(words):
+        return None
+    one, other = words[int(later[0])], words[int(earlier[0])]
+    found = (
+        f"{len(later):,} of {len(words):,} words have the embedding of an earlier word: {one!r} has that of {other!r}; "
+    )
+    kinds, differing = len(words) - len(later), len({word.casefold() for word in words})
+    if kinds == 1 < differing or kinds <= _UNKNOWN * differing:
+        return (
+            f"{found}the encoder does not seem to know their script, and the labels will say nothing; give an encoder "
+            "that was trained on their language"
+        )
+    return f"{found}they take the places of other labels of a patch; leave them out of the list"
+
+
+def _repeated(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the rows that equal an earlier one but for rounding, ascending, and the earlier rows."""
+    # Equal rows have equal products with a few random directions. What these bring together is compared as a whole.
+    directions = torch.randn(embeddings.shape[1], 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    keys = (embeddings.double() @ directions / (10 * _SAME)).round()
+    _, group = torch.unique(keys, dim=0, return_inverse=True)
+    rows = torch.arange(len(embeddings))
+    first = torch.full_like(rows, len(rows)).scatter_reduce(0, group, rows, "amin")[group]
+    later = rows[first < rows]
+    later = later[(embeddings[later] - embeddings[first[later]]).abs().amax(-1) < _SAME]
+    return later, first[later]
 
 
 def text_embeddings(encoder: Encoder, texts: Sequence[str], sha256: str, reporter: Reporter = SILENT) -> torch.Tensor:

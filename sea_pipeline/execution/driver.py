@@ -8,7 +8,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -81,9 +80,11 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def stage_plugin(job: Job, ledger: Ledger) -> Iterator[StagePlugin]:
     """Make the plugin for the workers, and a file by which they check that they see the run's folder."""
     name = f"{job.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
-    ledger, visible_file = copy(ledger), None
-    if isinstance(ledger.root, Path):
-        ledger.root = ledger.root.absolute()  # workers may have another current folder
+    visible_file = None
+    if isinstance(ledger.root, Path):  # workers may have another current folder
+        fields = ledger.fields
+        ledger = Ledger(ledger.root.absolute(), ledger.dataset, ledger.image_root)
+        ledger.fields = fields
         visible_file = scratch_path(ledger.root, "workers")
         publish_bytes(visible_file, b"", ledger.root)
     try:

@@ -1,6 +1,8 @@
 """Make one attempt at a shard and write its rows, its quarantine and its commit."""
 
+import errno
 import logging
+import threading
 import traceback
 from collections import Counter
 from contextlib import ExitStack
@@ -8,6 +10,7 @@ from contextlib import ExitStack
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import Advance, process_peak_bytes
 from sea_pipeline.execution.stage import Stage
+from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
@@ -18,6 +21,8 @@ from sea_pipeline.storage.publish import publish, publish_bytes
 
 _LOG = logging.getLogger(__name__)
 ATTEMPTS = 2
+_OF_ONE_FILE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+"""Faults of the machine or the network that may concern one file for ever; too little memory never does."""
 
 
 class ShardError(Exception):
@@ -55,12 +60,48 @@ def log_attempt(ledger: Ledger, shard: int, attempt: int, text: str) -> None:
     publish_bytes(ledger.root / LOGS / f"{shard:05d}-attempt-{attempt}.log", text.encode(), ledger.root)
 
 
+class _LastAttempt:
+    """A source with which a few images that still cannot be read are bad, instead of failing their shard.
+
+    Otherwise a sick sector, or a server's lasting error for one file, would keep a folder from ever being finished.
+
+    Args:
+        source: reads the images.
+        images: the number of the shard's images. If more than a hundredth of them, and more than one, cannot be read,
+            the disk or the server is at fault, and the shard fails.
+    """
+
+    def __init__(self, source: Source, images: int) -> None:
+        self.readers, self.random_access, self.where = source.readers, source.random_access, source.where
+        self._source = source
+        self._most = max(1, images // 100)
+        self._given_up: set[str] = set()
+        self._lock = threading.Lock()
+
+    def read(self, uri: str) -> bytes:
+        """See `Source`."""
+        try:
+            return self._source.read(uri)
+        except OSError as error:
+            if error.errno not in _OF_ONE_FILE or not self._give_up(uri):
+                raise
+            message = f"{error.strerror}; tried again and again; when it can be read, give --retry-bad"
+            raise BadImageError("read", type(error).__name__, message) from error
+
+    def _give_up(self, uri: str) -> bool:
+        with self._lock:
+            self._given_up.add(uri)
+            return len(self._given_up) <= self._most
+
+
 class _FasterError(Exception):
     """Another run has committed the shard in the meantime."""
 
 
 def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Advance) -> Commit:
     samples = ledger.samples(shard)
+    if attempt >= ATTEMPTS and source.random_access:  # a stream that has failed has lost its place
+        source = _LastAttempt(source, len(samples))
     footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
     passed = 0
 

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -92,8 +92,15 @@ class ShardedJob(ABC, Generic[S]):
         """The device of this process, known from `open` on."""
 
     def __reduce__(self) -> tuple[type[Self], tuple[S]]:
-        """Pickle the settings alone."""
-        return type(self), (self.settings,)
+        """Pickle the settings alone, for workers."""
+        return type(self), (self.settings_for_workers(),)
+
+    def settings_for_workers(self) -> S:
+        """Return the settings with absolute paths, because workers may have another current folder.
+
+        Called after `open`.
+        """
+        return self.settings
 
     def check(self) -> None:
         """Refuse settings that do not fit together, before anything is opened."""
@@ -139,6 +146,10 @@ class ShardedJob(ABC, Generic[S]):
 
         See `open_or_create`.
         """
+        return {}
+
+    def advice(self, out: Place) -> Mapping[str, str]:
+        """Return, by the name of a field, what to do if the folder `out` was begun with another value."""
         return {}
 
     def announce(self, ledger: Ledger, reporter: Reporter) -> None:
@@ -189,7 +200,7 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
     job.check_folder(out, listing, reporter)
     ledger = open_or_create(
         out, job.kind, fields, listing, settings.shard_size, job.companions(),
-        encoder=job.spec(), extend=settings.extend, growing=job.growing(),
+        encoder=job.spec(), extend=settings.extend, growing=job.growing(), advice=job.advice(out),
     )  # fmt: skip
     job.announce(ledger, reporter)
     _reopen_shards(settings, ledger, reporter)

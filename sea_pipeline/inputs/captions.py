@@ -2,7 +2,8 @@
 
 The rules are few and for English; other languages' function words count as content.
 
-- A word is a run of letters, with hyphens or an apostrophe inside, in lower case and Unicode form NFC; `'s` is cut off.
+- A word is a run of letters with their marks (vowel signs, accents), with hyphens, an apostrophe or joiners of a script
+  inside, in lower case and Unicode form NFC; `'s` is cut off.
 - A content word is a word of two letters or more that is not in `FUNCTION_WORDS` and no contraction (`don't`).
 - A phrase is two or three adjacent words with nothing but space between them, of which the first and the last are
   content words: `glass of wine`.
@@ -16,6 +17,7 @@ The rules are few and for English; other languages' function words count as cont
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 LONGEST_PHRASE = 3
@@ -74,7 +76,40 @@ verbs
 _SHORT = re.compile(r"[^aeiouy]*(?:qu)?[aeiouy][^aeiouywx]")
 """A syllable with one vowel letter before one consonant, which is doubled before -ed and -ing: `hop`, `run`, `quit`."""
 
-_TOKEN = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")  # noqa: RUF001 - both apostrophes are written
+JOINERS = "\u200c\u200d"
+"""Zero width non-joiner and joiner, which some scripts need inside words; see `is_needed`."""
+IGNORABLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
+    *range(0x180B, 0x1810),
+    *range(0xFE00, 0xFE10),
+    *range(0xE0100, 0xE01F0),
+}
+"""Letters and marks that programs draw as nothing (Unicode's Default_Ignorable_Code_Point), and blank Braille."""
+_VIRAMA = 9
+"""The combining class of the mark that removes a letter's vowel."""
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character) in ("Mn", "Mc")
+
+
+def _token(text: str) -> re.Pattern[str]:
+    """Return the pattern of a word, and of a character that is neither in a word nor space, for a text."""
+    return _ASCII if text.isascii() else _any_script()
+
+
+_ASCII = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
+"""The same as `_any_script` in ASCII, and seven times as fast."""
+
+
+@cache
+def _any_script() -> re.Pattern[str]:
+    r"""Make the pattern of `_token` for any text.
+
+    Python's \w has letters without their marks, so a word of Hindi or a vowelled one of Arabic would fall apart.
+    """
+    marks = "".join(filter(_is_mark, map(chr, range(0x300, 0x1F000))))
+    letters = rf"\w[\w{marks}]*(?:[{JOINERS}]+[\w{marks}]+)*(?:(?<=[{marks}])[{JOINERS}])?"
+    return re.compile(rf"{letters}(?:['’-]{letters})*|[^\w\s]")  # noqa: RUF001 - both apostrophes are written
 
 
 def gpt_turns(row: Mapping[str, Any]) -> list[str]:
@@ -93,7 +128,8 @@ def gpt_turns(row: Mapping[str, Any]) -> list[str]:
 def word_runs(caption: str) -> list[list[str]]:
     """Split a caption into runs of words, with a new run if anything but space stands between two words."""
     runs: list[list[str]] = [[]]
-    for token in _TOKEN.findall(unicodedata.normalize("NFC", caption.lower())):
+    text = unicodedata.normalize("NFC", caption.lower())
+    for token in _token(text).findall(text):
         if (word := _word(token)) is not None:
             runs[-1].append(word)
         elif runs[-1]:
@@ -103,14 +139,33 @@ def word_runs(caption: str) -> list[list[str]]:
 
 def content_spans(caption: str) -> list[tuple[int, int]]:
     """Find the content words of a caption, as half-open ranges of its characters, ascending."""
-    found = ((match.span(), _word(match[0].lower())) for match in _TOKEN.finditer(caption))
+    found = ((match.span(), _word(match[0].lower())) for match in _token(caption).finditer(caption))
     return [span for span, word in found if word is not None and is_content(word)]
 
 
 def _word(token: str) -> str | None:
     """Normalise a run of lower-case characters to a word, or None if it is none."""
     word = token.replace("’", "'").removesuffix("'s")  # noqa: RUF001
-    return word if word.replace("-", "").replace("'", "").isalpha() else None
+    letters = word.replace("-", "").replace("'", "")
+    if letters.isascii():
+        return word if letters.isalpha() else None
+    seen = "".join(
+        character
+        for position, character in enumerate(word)
+        if ord(character) not in IGNORABLE and (character not in JOINERS or is_needed(word, position))
+    )
+    return seen if "".join(one for one in seen if one not in "-'" + JOINERS and not _is_mark(one)).isalpha() else None
+
+
+def is_needed(word: str, position: int) -> bool:
+    """Tell whether a joiner changes how its neighbours look.
+
+    It does after a virama or between Arabic letters (RFC 5892), and before a virama (Unicode, 12.2).
+    """
+    before, behind = word[position - 1 : position], word[position + 1 : position + 2]
+    if any(neighbour and unicodedata.combining(neighbour) == _VIRAMA for neighbour in (before, behind)):
+        return True
+    return all(letter and unicodedata.bidirectional(letter) == "AL" for letter in (before, behind))
 
 
 def is_content(word: str) -> bool:

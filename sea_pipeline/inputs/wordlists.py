@@ -4,10 +4,12 @@ import codecs
 import hashlib
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.captions import IGNORABLE, JOINERS, is_needed
 from sea_pipeline.inputs.wordlist_mining import mine
 from sea_pipeline.storage.paths import data_folder
 
@@ -18,15 +20,10 @@ MINED = "mine:"
 GENERAL = "2of12"
 _UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
 """Unicode's categories of control and format characters, of private use, and of separators."""
-_ALSO_UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
-    *range(0x180B, 0x1810),
-    *range(0xFE00, 0xFE10),
-    *range(0xE0100, 0xE01F0),
-}
-"""Letters and marks that programs draw as nothing (Unicode's Default_Ignorable_Code_Point), and blank Braille."""
-_JOINERS = "\u200c\u200d"
-_VIRAMA = 9
-"""The combining class of the mark that removes a letter's vowel."""
+
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WINDOWS_MARKS = {0x80, 0x82, 0x84, 0x85, *range(0x91, 0x98), 0x99}
+"""Quotes, dashes, the ellipsis, the euro and the trademark in Windows' encodings of Europe; letters elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +104,18 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
         raw: the bytes.
         origin: the file's name, for errors.
     """
+    wide = _wide(raw)
     try:
         text = raw.decode("utf-8-sig")
+        bad = raw.index(b"\0") if wide else None
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        found = "utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+        bad = error.start
+    if bad is not None:
+        line = raw.count(b"\n", 0, bad) + 1
         raise UserError(
-            f"{origin}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {line}; "
-            f"convert it, for example with: iconv -f {found} -t utf-8"
-        ) from error
+            f"{origin}: expected UTF-8, found byte 0x{raw[bad]:02x} in line {line}; "
+            + (f"convert it, for example with: iconv -f {wide} -t utf-8" if wide else _narrow(raw))
+        )
     first_line: dict[str, int] = {}
     for number, word in _numbered_words(text):
         if (position := _unseen(word)) is not None:
@@ -135,6 +135,36 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
     return tuple(first_line)
 
 
+def _wide(raw: bytes) -> str | None:
+    """Name the encoding of two or four bytes a character that a file has, by its mark or its zeros, or None."""
+    for name, marks in (("utf-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)), ("utf-16", _MARKS)):
+        if raw.startswith(marks):
+            return name
+    even, odd = raw[::2].count(0), raw[1::2].count(0)  # the first byte of A is 0 if the high byte comes first
+    order = "be" if even > odd else "le"
+    share = (even + odd) / max(1, len(raw))
+    for size, least in ((32, 1 / 2), (16, 1 / 4)):
+        with suppress(UnicodeDecodeError):
+            text = raw.decode(f"utf-{size}-{order}")
+            if "\0" not in text and (share >= least or (size == 16 and share and "\n" in text)):
+                return f"utf-{size}{order}"
+    return None
+
+
+def _narrow(raw: bytes) -> str:
+    """Advise how to convert a file in an encoding that no byte of it names."""
+    foreign = [byte for byte in raw if byte >= 0x80]
+    quotes = [byte for byte in foreign if byte < 0xA0]
+    letters = sum(byte < 0x80 and chr(byte).isalpha() for byte in raw)
+    if quotes and _WINDOWS_MARKS.issuperset(quotes) and 4 * (len(foreign) - len(quotes)) <= letters:
+        unsure = "" if len(quotes) == len(foreign) else "if its language is of Western Europe, "
+        return f"{unsure}convert it with: iconv -f cp1252 -t utf-8"
+    return (
+        "nothing in the file names its encoding, so ask who wrote it, and convert it with: iconv -f ENCODING -t utf-8, "
+        "such as cp1252 (Western Europe), cp1250 (Central Europe), cp1251 or koi8-r (Cyrillic), gbk, shift_jis, euc-kr"
+    )
+
+
 def _numbered_words(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if word := unicodedata.normalize("NFC", line.strip()):
@@ -144,18 +174,10 @@ def _numbered_words(text: str) -> Iterator[tuple[int, str]]:
 def _unseen(word: str) -> int | None:
     """Find the first character of a word that is invisible or only looks like a space, or None if there is none."""
     for position, character in enumerate(word):
-        unseen = unicodedata.category(character) in _UNSEEN or ord(character) in _ALSO_UNSEEN
-        if unseen and character != " " and not (character in _JOINERS and _is_needed(word, position)):
+        unseen = unicodedata.category(character) in _UNSEEN or ord(character) in IGNORABLE
+        if unseen and character != " " and not (character in JOINERS and is_needed(word, position)):
             return position
     return None
-
-
-def _is_needed(word: str, position: int) -> bool:
-    """Tell whether a joiner changes how its neighbours look, after a virama or between Arabic letters (RFC 5892)."""
-    before, behind = word[position - 1 : position], word[position + 1 : position + 2]
-    if before and unicodedata.combining(before) == _VIRAMA:
-        return True
-    return all(letter and unicodedata.bidirectional(letter) == "AL" for letter in (before, behind))
 
 
 def _called(character: str) -> str:

@@ -97,6 +97,8 @@ def begin_folder(out: str | Place, dataset: DatasetFile, plans: Mapping[str, Any
 def bring(source: Place, scratch: Path) -> bool:
     """Link a file to a path of this machine if the disk allows hard links, else copy it.
 
+    If the source is a symbolic link, as in a cache of the hub, the file that it leads to is linked or copied.
+
     Returns:
         Whether it is a hard link.
     """
@@ -104,7 +106,7 @@ def bring(source: Place, scratch: Path) -> bool:
         source.download(scratch)
         return False
     try:
-        os.link(source, scratch)
+        os.link(os.path.realpath(source), scratch)  # because Linux links a link itself
     except OSError:  # another disk, or a disk without hard links
         shutil.copyfile(source, scratch)
         return False

@@ -61,6 +61,10 @@ class LabelJob(ShardedJob[LabelSettings]):
             # OMP_NUM_THREADS, which torch follows, is this worker's part of the cores.
             self.threads = torch.get_num_threads()
 
+    def settings_for_workers(self) -> LabelSettings:
+        """Return the settings with the encoder's folder or file by its absolute path."""
+        return self.settings.model_copy(update={"encoder": self.encoder.spec})
+
     def listing(self) -> Listing:
         """List the images, each followed by its crops."""
         asked = self.settings
@@ -93,6 +97,11 @@ class LabelJob(ShardedJob[LabelSettings]):
     def companions(self) -> dict[str, bytes]:
         """Return the word list, whose positions are the word ids."""
         return {WORDS: self.words.text().encode()}
+
+    def advice(self, out: Place) -> dict[str, str]:
+        """Name the folder's own words, which captions that have grown do not change."""
+        words = f"--wordlist {out / WORDS}" if isinstance(out, Path) else f"--wordlist with a copy of {out / WORDS}"
+        return {"wordlist": f"{words} takes the words that it was begun with"}
 
     def spec(self) -> str:
         """Return the encoder's spec."""

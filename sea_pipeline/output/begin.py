@@ -41,11 +41,13 @@ def open_or_create(
     encoder: str | None = None,
     extend: bool = False,
     growing: Growing | None = None,
+    advice: Mapping[str, str] | None = None,
 ) -> Ledger:
     """Begin an output folder, or continue one that has the same fields and the same images.
 
     `companions` are small files, by name, that are written next to the shards. `encoder` is a spec, see `DatasetFile`.
-    With `extend`, new images become shards of their own after the planned ones.
+    With `extend`, new images become shards of their own after the planned ones. `advice` says by the name of a field
+    what to do if it differs.
 
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
@@ -67,12 +69,13 @@ def open_or_create(
         files=[],
     )
     grows: Growing = growing or {}
+    asked = _Asked(wanted, samples, companions, grows, listing.ids, advice or {})
     make_folder(root)
     with locked(root) as has_lock:
         lost = is_lost(root / DATASET) and not rebuild_dataset(root, wanted, samples, companions, grows)
         if lost and (created := _create(root, wanted, samples, companions, has_lock)):
             return Ledger(root, created)
-        ledger = _continue_or_refuse(root, wanted, samples, companions, grows, extend, has_lock)
+        ledger = _continue_or_refuse(root, asked, extend, has_lock)
     sweep(root)
     return ledger
 
@@ -149,6 +152,8 @@ class _Difference(NamedTuple):
     """The fields that have grown with the input."""
     others: list[str]
     """A phrase for each other field that differs."""
+    ids: str | None = None
+    """What the ids of the samples are, if all planned ids are gone."""
 
     def __str__(self) -> str:
         changed = {sample.image_id for sample in self.new} & {sample.image_id for sample in self.gone}
@@ -156,22 +161,31 @@ class _Difference(NamedTuple):
         for samples, what in ((self.new, "new images"), (self.gone, "images that are gone")):
             if ids := {sample.image_id for sample in samples} - changed:
                 parts.append(f"{what}: {len(ids):,} (such as {min(ids)!r})")
+        if self.ids is not None and self.new:
+            parts.append(f"every id is another, as the ids are {self.ids} now; more files or another form change ids")
         return "; ".join(parts + [f"{name}: it has grown" for name in self.grown])
 
 
-def _continue_or_refuse(
-    root: Place,
-    wanted: DatasetFile,
-    samples: Sequence[Sample],
-    companions: dict[str, bytes],
-    growing: Growing,
-    extend: bool,
-    has_lock: bool,
-) -> Ledger:
+class _Asked(NamedTuple):
+    """What a run wants of a folder."""
+
+    wanted: DatasetFile
+    samples: Sequence[Sample]
+    companions: dict[str, bytes]
+    growing: Growing
+    ids: str
+    """What the ids of the samples are; see `Listing`."""
+    advice: Mapping[str, str]
+    """By the name of a field that differs."""
+
+
+def _continue_or_refuse(root: Place, asked: _Asked, extend: bool, has_lock: bool) -> Ledger:
     """Return the folder's ledger if the folder and the run belong together, extending the folder if asked."""
+    wanted, companions = asked.wanted, asked.companions
     while True:
         ledger = Ledger(root, Ledger.open(root).dataset, wanted.image_root)
-        grown, others = _differing(ledger, wanted, growing)
+        samples = _by_planned_ids(ledger, wanted, asked.samples)
+        grown, others = _differing(ledger, wanted, asked.growing)
         if others:
             ledger.refuse_damage()
         else:
@@ -179,13 +193,16 @@ def _continue_or_refuse(
         is_other = others or ledger.dataset.plan != wanted.plan
         if problem := dataset_problem(ledger) or (plan_problem(ledger) if is_other else None):
             raise UserError(problem)
-        difference = _compare(ledger, wanted, samples, grown, others)
+        difference = _compare(ledger, asked._replace(samples=samples), grown, others)
         may_grow = not (difference.others or difference.gone)
         if may_grow and difference.new and not extend:
             raise UserError(f"{root}: was begun with less: {difference}; add it with --extend, or choose another --out")
         if not may_grow:
             begun = "cannot be extended" if extend else "holds another run"
-            raise UserError(f"{root}: {begun}; choose another --out. Differing: {difference}")
+            known = ledger.dataset.fields
+            ways = [way for name, way in asked.advice.items() if known.get(name) != wanted.fields.get(name)]
+            differing = "; ".join([str(difference), *ways])
+            raise UserError(f"{root}: {begun}; choose another --out. Differing: {differing}")
         _refuse_other_places(ledger, samples)
         _refuse_other_images(ledger)
         if not difference.new:
@@ -211,16 +228,39 @@ def _differing(ledger: Ledger, wanted: DatasetFile, growing: Growing) -> tuple[d
     return grown, others
 
 
-def _compare(
-    ledger: Ledger, wanted: DatasetFile, samples: Sequence[Sample], grown: dict[str, Any], others: list[str]
-) -> _Difference:
-    if ledger.dataset.plan == wanted.plan:
+def _by_planned_ids(ledger: Ledger, wanted: DatasetFile, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Give rows of tables and members of tars the ids that they are planned with.
+
+    If there are more files than when the folder was begun, a listing may put a file's name in front of every id.
+    """
+    if ledger.dataset.plan == wanted.plan or not kind_of(ledger.image_root):
+        return samples
+    planned: dict[str, list[str]] = {}
+    try:
+        for sample in ledger.plan:
+            planned.setdefault(sample.uri, []).append(sample.image_id)
+    except (OSError, LookupError, ValueError, pa.ArrowException):  # lost or damaged: `restored` sees to it
+        return samples
+
+    def as_planned(sample: Sample) -> Sample:
+        file = sample.uri.rpartition("#")[0]
+        fronts = (f"{file}/", f"{file.removesuffix('.tar')}/")
+        ids = (known for known in planned.get(sample.uri, ()) if sample.image_id in {each + known for each in fronts})
+        known = None if sample.problem else next(ids, None)
+        return sample if known is None else sample._replace(image_id=known)
+
+    return list(map(as_planned, samples))
+
+
+def _compare(ledger: Ledger, asked: _Asked, grown: dict[str, Any], others: list[str]) -> _Difference:
+    if ledger.dataset.plan == asked.wanted.plan:
         return _Difference([], [], grown, others)
+    samples = asked.samples
     planned = {_identity(sample): sample for sample in ledger.plan}
     listed = {_identity(sample) for sample in samples}
     new = [sample for sample in samples if _identity(sample) not in planned]
     gone = [sample for identity, sample in planned.items() if identity not in listed]
-    return _Difference(new, gone, grown, others)
+    return _Difference(new, gone, grown, others, asked.ids if len(gone) == len(planned) else None)
 
 
 def _extend(ledger: Ledger, wanted: DatasetFile, difference: _Difference, has_lock: bool) -> None:
@@ -311,7 +351,7 @@ def _refuse_other_images(ledger: Ledger) -> None:
     for first in sorted(firsts, key=source.where):
         try:
             data = source.read(first)
-        except BadImageError:  # it is gone: the run says so if it needs it
+        except (BadImageError, OSError):  # gone, or not to be read now: the run says so if it needs it
             continue
         if hashlib.sha256(data).digest() != firsts[first]:
             raise UserError(

@@ -56,6 +56,12 @@ from sea_pipeline.storage.retry import StoreError
 _COMMANDS = {"labels": ("label", " (or `merge` or `select`, if that made it)"), "targets": ("teacher", "")}
 """The command that makes a folder, by what it holds, and others that may have made it, which no record tells apart."""
 
+_PACKAGES = ("sea-pipeline", "torch", "pyarrow", "pillow", "numpy")
+_ENCODERS_PACKAGES = ("open_clip_torch", "timm", "transformers", "tokenizers")
+"""They build models and tokenizers. The fingerprint holds a hub's tokenizer by its name, so a commit says what may have
+changed it."""
+_UNKNOWN = "unknown"
+
 
 class Ledger:
     """The plan, the finished shards and the missing shards of an output folder."""
@@ -242,7 +248,7 @@ class Ledger:
             plan=self.plan.file_of(shard).sha256,
             files=[file_record(self.root, path) for path in files],
             host=platform.node(),
-            versions={name: _version(name) for name in ("sea-pipeline", "torch", "pyarrow", "pillow", "numpy")},
+            versions=_versions(),
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             **facts,
         )
@@ -319,8 +325,14 @@ class Ledger:
         return bool(self.dataset.parts) and len(manifest.shards) < self.dataset.shards
 
 
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that may change a shard's rows, without encoders' that are not installed."""
+    found = {name: _version(name) for name in (*_PACKAGES, *_ENCODERS_PACKAGES)}
+    return {name: each for name, each in found.items() if each != _UNKNOWN or name in _PACKAGES}
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:  # run from a folder that is not installed
-        return "unknown"
+        return _UNKNOWN

@@ -78,7 +78,7 @@ class WordSearch:
 
         Returns:
             Word ids int32 (P, n) and s float64 (P, n), on the CPU, best first. Words with s < 0 are no labels (SEA
-            section 4.1), so their ids are -1 and their scores 0.
+            section 4.1), so their ids are -1 and their scores 0. A patch of length 0 is like no word, so it has none.
         """
         # s = sign * cos, so the sign goes into the patch and the search is for the highest products.
         queries = patches.to(self._device, torch.float32) * self._sign
@@ -90,8 +90,8 @@ class WordSearch:
         if not parts:
             return torch.empty(0, self._top_n, dtype=torch.int32), torch.empty(0, self._top_n, dtype=torch.float64)
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
-        # Words with s < 0 are no labels.
-        ids[scores < 0] = -1
+        # Words with s < 0 are no labels. A patch of length 0 has no cosine with any word.
+        ids[(scores < 0) | ~queries.any(-1, keepdim=True)] = -1
         return ids.to("cpu", torch.int32), scores.clamp_min_(0).cpu()
 
     def _exact(

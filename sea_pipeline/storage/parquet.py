@@ -109,15 +109,18 @@ def refuse_other_counts(metadata: pq.FileMetaData) -> None:
         raise pa.ArrowInvalid(f"its footer is damaged: it says {metadata.num_rows:,} rows, its row groups {rows:,}")
 
 
-def open_parquet(path: Place) -> pq.ParquetFile:
+def open_parquet(path: Place, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """Open a Parquet file whose pages are checked as they are read.
+
+    `metadata` is the file's own, from an earlier opening. Without it the footer is parsed, which takes long if it has
+    many row groups.
 
     From a store elsewhere only what is read is fetched. Arrow always gets an open file, here and in `parquet_writer`,
     and never a path, because it takes `run:1/x` for a URL.
     """
     if isinstance(path, Path):
-        return pq.ParquetFile(pa.memory_map(os.fsencode(path)), page_checksum_verification=True)
-    return pq.ParquetFile(path.open("rb"), page_checksum_verification=True, pre_buffer=True)
+        return pq.ParquetFile(pa.memory_map(os.fsencode(path)), metadata=metadata, page_checksum_verification=True)
+    return pq.ParquetFile(path.open("rb"), metadata=metadata, page_checksum_verification=True, pre_buffer=True)
 
 
 def shard_footer(path: Place) -> dict[str, Any]:

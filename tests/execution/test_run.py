@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,16 @@ def test_a_passing_fault_costs_an_attempt(
     assert "a passing fault" in (tmp_path / "labels" / "logs" / "00002-attempt-1.log").read_text()
 
 
+def test_a_commit_names_the_packages_that_build_encoders(label: Label, photos: Path) -> None:
+    """Those that are installed, next to the others; the fingerprint does not depend on them."""
+    commit = next(label(images=str(photos)).ledger.commits())
+    assert {"sea-pipeline", "torch", "pyarrow", "pillow", "numpy"} <= commit.versions.keys()
+    packages = ("open_clip_torch", "timm", "transformers", "tokenizers")
+    there = {name: version(name) for name in packages if find_spec(name.removesuffix("_torch"))}
+    assert there
+    assert {name: commit.versions[name] for name in packages if name in commit.versions} == there
+
+
 def test_a_shard_that_fails_is_listed_and_the_others_are_done(
     label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +126,57 @@ def test_a_fault_of_the_machine_is_no_fault_of_the_image(
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     run = label(images=str(photos))
     assert (run.report.images, run.report.bad) == (18, 0)
+
+
+def sick(monkeypatch: pytest.MonkeyPatch, *names: str, number: int = errno.EIO) -> None:
+    """Files that can never be read, as on a disk with a sick sector."""
+    plain = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in names:
+            raise OSError(number, os.strerror(number), str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_an_image_that_can_never_be_read_does_not_fail_its_shard(
+    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        sick(patch, "006.png", number=number)
+        run = label(images=str(photos))
+        assert (run.report.images, run.report.bad, run.report.failed) == (17, 1, {})
+        (bad,) = open_labels(tmp_path / "labels").quarantine()
+        assert (bad["image_id"], bad["stage"], bad["error"]) == ("006.png", "read", "OSError")
+        assert bad["message"].endswith("; tried again and again; when it can be read, give --retry-bad")
+        assert label(images=str(photos)).report.images == 0
+    assert label(images=str(photos), retry_bad=True).report.failed == {}
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_a_disk_that_reads_nothing_makes_no_image_bad(
+    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(images=str(photos), out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        sick(patch, *(path.name for path in photos.rglob("*.png")))
+        run = label(images=str(photos))
+        assert (run.report.images, run.report.bad, list(run.report.failed)) == (0, 0, [0, 1, 2, 3, 4])
+    label(images=str(photos))
+    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_a_labelled_image_that_cannot_be_read_now_lets_the_folder_go_on(
+    label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(images=str(photos))
+    sick(monkeypatch, "000.png")  # the first of the first shard, by which a folder knows its images
+    assert label(images=str(photos)).report.images == 0
+    draw_folder(photos / "more", 3)
+    assert label(images=str(photos), extend=True).report.images == 2  # more/000.png is sick, too
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,17 @@ def test_workers_make_what_one_process_makes(work: Work, tmp_path: Path, whole: 
     assert work(ledger).images == 0
 
 
+def test_workers_in_another_current_folder_find_a_relative_out(
+    work: Work, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers were started before, elsewhere, as those of `--scheduler` are."""
+    monkeypatch.chdir(tmp_path)
+    ledger = planted_ledger(Path("runs") / "out")
+    assert work(ledger).failed == {}
+    assert ledger.root == Path("runs") / "out"
+    assert content(tmp_path / "runs" / "out") == whole
+
+
 def test_workers_without_gpus_see_none(client: Client) -> None:
     """On a machine that has some, every worker would take the first."""
     assert set(client.run(lambda: os.environ.get("CUDA_VISIBLE_DEVICES")).values()) == {""}

@@ -85,6 +85,38 @@ def test_a_merged_folder_holds_the_rows_of_its_parts_without_space(
     assert not list((tmp_path / "both" / ".tmp").iterdir())
 
 
+def into_links(folder: Path, store: Path, *, relative: bool) -> dict[Path, bytes]:
+    """Move a folder's files into a store, as the hub's cache, DVC and git-annex do, and leave links to them."""
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        kept = store / f"{folder.name}-{number}"
+        store.mkdir(exist_ok=True)
+        path.rename(kept)
+        path.symlink_to(os.path.relpath(kept, path.parent) if relative else kept)
+    return {path: path.read_bytes() for path in store.iterdir()}
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_folders_of_links_are_joined_and_extended(
+    label: Label, parts: list[Path], photos: Path, tmp_path: Path, *, relative: bool
+) -> None:
+    whole = rows(open_labels(parts[0])) | rows(open_labels(parts[1]))
+    for part in parts:
+        blobs = into_links(part, tmp_path / "store", relative=relative)
+    merge(parts, tmp_path / "both")
+    select(parts[0], [open_labels(parts[0]).ids[0]], tmp_path / "some")
+    for name in ("both", "some"):
+        assert not [path for path in (tmp_path / name).rglob("*") if path.is_symlink()]
+        assert problems(tmp_path / name) == []
+    assert rows(open_labels(tmp_path / "both")) == whole
+    draw_folder(photos / "more", 3, seed=3)
+    names = [*open_labels(parts[1]).ids, *(f"more/{path}" for path in ("000.png", "a/001.png", "b/002.png"))]
+    (photos.parent / "1.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))
+    done = label(images=str(photos.parent / "1.csv"), image_root=str(photos), out=parts[1], max_bad=1.0, extend=True)
+    assert done.report.images == 3
+    assert problems(parts[1]) == []
+    assert {path: path.read_bytes() for path in blobs} == blobs, "nothing is written through a link"
+
+
 def test_the_means_are_those_of_all_patches(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
     merge(parts, tmp_path / "both")
     label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)

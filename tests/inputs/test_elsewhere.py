@@ -21,7 +21,7 @@ from sea_pipeline.storage.scratch import is_abandoned, scratch_name
 from tests.fuzz.web import Faults, served
 from tests.support.installed import HIDING
 from tests.support.photo_forms import copy_to, failing_s3, photos_in, write_list, write_parquet, write_tars
-from tests.support.world import draw_folder
+from tests.support.world import Label, draw_folder
 
 pytestmark = pytest.mark.usefixtures("no_long_waits")
 ROOT = Path(__file__).parent.parent.parent
@@ -299,6 +299,28 @@ def test_a_server_that_fails_for_a_while_costs_nothing(command: Any, words: Path
     faults: Faults = {f"photos/{name}": (1, 503) for name in photos_in(pages / "photos")} | {"list.csv": (2, 500)}
     assert labelled(command, words, pages, faults, "list.csv", tmp_path / "out")[0] == 0
     assert len(open_labels(tmp_path / "out")) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_long_waits")
+def test_one_file_that_a_server_fails_at_for_ever_is_one_bad_image(label: Label, pages: Path, tmp_path: Path) -> None:
+    """504 lasts, unlike the statuses above. A folder that has the image already goes on, too."""
+    names, out = photos_in(pages / "photos"), tmp_path / "labels"
+    with served(pages, {}) as server:
+        given = {"images": f"{server.url}/list.csv", "image_root": f"{server.url}/photos"}
+        server.faults = {f"photos/{min(names)}": (1, 504)}
+        run = label(**given)
+        assert (run.report.images, run.report.bad, run.report.failed) == (5, 1, {})
+        (bad,) = open_labels(out).quarantine()
+        assert (bad["image_id"], bad["error"]) == (min(names), "PassingError")
+        server.faults = {}
+        assert label(**given, retry_bad=True).report.failed == {}
+        assert len(open_labels(out)) == 6
+        server.faults = {f"photos/{name}": (1, 504) for name in names}
+        assert label(**given).report.images == 0
+        draw_folder(pages / "photos" / "more", 1)
+        write_list(pages / "list.csv", [{"path": name} for name in photos_in(pages / "photos")])
+        assert label(**given, extend=True).report.images == 1
 
 
 @pytest.mark.parametrize("images", ["photos", "t/photos-{000..002}.tar", "x.parquet", "list.csv"])

@@ -1,6 +1,7 @@
 """`--extend`: new images become shards behind those that are there, which stay as they are to the byte."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import MARK
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from tests.support.contents import content, rows, stored
 from tests.support.kills import killed_around
+from tests.support.photo_forms import write_parquet, write_tar
 from tests.support.programs import Begin, labelling
 from tests.support.refused import refused
 from tests.support.world import ColourEncoder, Label, draw_folder, draw_growing, grow, word_file
@@ -273,3 +276,91 @@ def test_the_commands_know_extended_folders(command: Any, photos: Path, tmp_path
     assert command("verify", out)[0] == 0
     assert json.loads(command("inspect", out, "--json")[1])["images"] == 16
     assert json.loads(command("inspect", out, "a/001.png", "--json")[1])["grid"] == [3, 4]
+
+
+def drawn(folder: Path, count: int, seed: int) -> dict[str, bytes]:
+    return {
+        f"{number}.png": path.read_bytes()
+        for number, path in enumerate(sorted(draw_folder(folder, count, seed).rglob("*.png")))
+    }
+
+
+def table(folder: Path, name: str, photos: dict[str, bytes]) -> Path:
+    return write_parquet(folder / f"{name}.parquet", photos, plain=True, caption=["x"] * len(photos))
+
+
+def tar(folder: Path, name: str, photos: dict[str, bytes]) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_tar(folder / f"{name}.tar", list(photos.items()))
+    return folder / f"{name}.tar"
+
+
+@pytest.mark.parametrize(
+    ("write", "old", "new"), [(table, "00000000{}", "b.parquet/00000000{}"), (tar, "{}.png", "b/{}.png")]
+)
+@pytest.mark.parametrize("crops", [0, 1])
+def test_a_further_file_leaves_the_ids_of_the_first(
+    label: Label, tmp_path: Path, write: Any, old: str, new: str, crops: int
+) -> None:
+    """Rows without ids, and members of one name in two tars, get the file's name in front, but not the planned ones."""
+    images, first = tmp_path / "in", drawn(tmp_path / "one", 3, 1)
+    one = write(images, "a", first)
+    label(images=str(one), crops=crops)
+    before = everything(tmp_path / "labels")
+    write(images, "b", drawn(tmp_path / "two", 2, 2))
+    with pytest.raises(UserError, match=r"was begun with less: new images: .*; add it with --extend"):
+        label(images=str(images), crops=crops)
+    assert label(images=str(images), crops=crops, extend=True).report.images == 2 * (1 + crops)
+    after = everything(tmp_path / "labels")
+    assert all(after[name] == before[name] for name in before if name.startswith(("labels/", "commits/", "plan.p")))
+    store = open_labels(tmp_path / "labels")
+    assert [each for each in store.ids if MARK not in each] == [old.format(n) for n in range(3)] + [
+        new.format(n) for n in range(2)
+    ]
+    write(images, "c", drawn(tmp_path / "three", 2, 3))
+    assert label(images=str(images), crops=crops, extend=True).report.images == 2 * (1 + crops)
+    assert label(images=str(images), crops=crops).report.images == 0
+    assert check_files(Ledger.open(tmp_path / "labels")).problems == []
+
+
+def test_another_first_file_is_no_extension(label: Label, tmp_path: Path) -> None:
+    images = tmp_path / "in"
+    label(images=str(table(images, "a", drawn(tmp_path / "one", 3, 1))))
+    table(images, "a", drawn(tmp_path / "two", 3, 7))
+    table(images, "b", drawn(tmp_path / "two", 3, 7))
+    with refused("was another one when this folder was begun"):
+        label(images=str(images), extend=True)
+
+
+def test_ids_of_another_kind_are_named(label: Label, tmp_path: Path) -> None:
+    """Rows had ids of their own, which the second file has, too, so that they are no ids any more."""
+    images, photos = tmp_path / "in", drawn(tmp_path / "one", 3, 1)
+    write_parquet(images / "a.parquet", photos, plain=True, image_id=list(photos))
+    label(images=str(images / "a.parquet"))
+    write_parquet(images / "b.parquet", photos, plain=True, image_id=list(photos))
+    with refused("images that are gone: 3 (such as '0.png'); every id is another, as the ids are row numbers now"):
+        label(images=str(images), extend=True)
+
+
+def test_captions_that_have_grown_need_the_folders_own_words(label: Label, photos: Path, tmp_path: Path) -> None:
+    """The advice is followed to the letter."""
+    data = tmp_path / "photos.json"
+
+    def captions(*texts: str) -> None:
+        names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+        turns = [[{"from": "human", "value": "What?"}, {"from": "gpt", "value": text}] for text in texts]
+        rows = [{"image": name, "conversations": turns[n % len(turns)]} for n, name in enumerate(names)]
+        data.write_text(json.dumps(rows))
+
+    given = {"images": str(data), "image_root": photos, "extend": True, "probe": False}
+    captions("a red bus and a dog")
+    label(**given, wordlist=f"mine:{data}")
+    grow(photos)
+    captions("a red bus and a dog", "a zebra in the grass")
+    with pytest.raises(UserError) as error:
+        label(**given, wordlist=f"mine:{data}")
+    line = str(error.value)
+    assert "Differing: wordlist.sha256: " in line
+    advice = re.search(r"; --wordlist (\S+) takes the words that it was begun with$", line)
+    assert advice, line
+    assert label(**given, wordlist=advice[1]).report.images == 6

@@ -68,6 +68,20 @@ def test_words_below_zero_are_no_labels() -> None:
     torch.testing.assert_close(scores, torch.tensor([[1.0, 0, 0], [0.6, 0, 0]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("top_n", [3, 37])
+def test_a_patch_of_length_zero_has_no_labels(backend: Backend, sign: int, top_n: int) -> None:
+    """Normalising leaves such a vector as it is; before, it got the first words of the list with scores of 0."""
+    queries, table = unit(23, 6, 1), unit(37, 6, 2)
+    queries[[0, 7, 22]] = 0
+    search = WordSearch(table, top_n=top_n, sign=sign, backend=backend)
+    agree(search, queries, twin(queries, table, top_n, sign))
+    ids, scores = search(queries[[0, 7]])
+    assert ids.eq(-1).all()
+    assert not scores.any()
+
+
 def test_permuting_the_words_permutes_the_ids() -> None:
     table, queries = unit(500, 12, 6), unit(20, 12, 7)
     order = torch.randperm(500, generator=torch.Generator().manual_seed(8))

@@ -15,11 +15,12 @@ def unit(count: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def twin(patches: torch.Tensor, words: torch.Tensor, top_n: int, sign: int) -> Twin:
-    """Eq. 6 word for word: all similarities in float64, sorted by (-s, id), s < 0 dropped."""
+    """Eq. 6 word for word: all similarities in float64, sorted by (-s, id), s < 0 and patches of length 0 dropped."""
     s = sign * np.einsum("pd,wd->pw", patches.double().numpy(), words.double().numpy())
     ids = np.array([np.lexsort((np.arange(len(words)), -row.round(12)))[:top_n] for row in s])
     scores = np.take_along_axis(s, ids, -1)
     ids[scores < 0] = -1
+    ids[patches.double().norm(dim=-1).numpy() == 0] = -1
     return ids, np.maximum(scores, 0)
 
 

@@ -80,6 +80,13 @@ class TeachJob(ShardedJob[TeachSettings]):
         if ledger is None:
             check_prompts(self.conversations, self.folder, self.settings.basic, "--text")
 
+    def settings_for_workers(self) -> TeachSettings:
+        """Return the settings with the model's folder and the data by their absolute paths."""
+        asked = self.settings
+        data = asked.data if asked.data == SAMPLES else str(Path(asked.data).absolute())
+        root = asked.image_root and asked.image_root.absolute()
+        return asked.model_copy(update={"model": asked.model.absolute(), "data": data, "image_root": root})
+
     def listing(self) -> Listing:
         """List the images of the data, or the sample photos."""
         asked, samples = self.settings, self.settings.data == SAMPLES

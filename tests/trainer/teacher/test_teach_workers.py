@@ -1,5 +1,6 @@
 """`teacher` by two workers: the same targets as alone."""
 
+import pickle
 from pathlib import Path
 
 import distributed
@@ -9,7 +10,7 @@ import pytest
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from tests.support.tiny_runs import make_world
 from trainer.targets.store import TargetStore, open_targets
-from trainer.teacher.run import TeachSettings, teach_images
+from trainer.teacher.run import TeachJob, TeachSettings, teach_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -35,3 +36,18 @@ def test_two_workers_teach_the_same(tmp_path: Path) -> None:
         one, other = alone[image_id], workers[image_id]
         np.testing.assert_allclose(one.refined, other.refined, rtol=2e-3, atol=1e-5)
         np.testing.assert_allclose(one.attention, other.attention, rtol=1e-4, atol=1e-6)
+
+
+def test_a_worker_elsewhere_opens_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    model, data = world.model.relative_to(tmp_path), str(world.data.relative_to(tmp_path))
+    job = TeachJob(TeachSettings(model=model, data=data, image_root=Path(data).parent / "images", device="cpu"))
+    job.open(None)
+    sent, fields = pickle.dumps(job), job.fields()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    there = pickle.loads(sent)
+    there.open(None)
+    assert there.fields() == fields
+    assert len(there.listing().samples) > 1
