@@ -213,13 +213,13 @@ def test_who_has_many_candidates_goes_to_float32(share: float, monkeypatch: pyte
     assert (found._candidates.crowded > 60) == (share == 0)  # type: ignore[attr-defined]
 
 
-def test_zero_vectors_get_the_first_words() -> None:
+def test_zero_vectors_get_no_words_and_tiny_ones_theirs() -> None:
     table = unit(900, 24, 9)
     queries = torch.cat([torch.zeros(2, 24), unit(3, 24, 11)])
     found = WordSearch(table, top_n=4, sign=1, backend="int8")
     agree(found, queries, twin(queries, table, 4, 1))
     ids, scores = found(1e-30 * queries)
-    assert ids[:2].tolist() == [[0, 1, 2, 3]] * 2
+    assert ids[:2].tolist() == [[-1, -1, -1, -1]] * 2
     assert not scores[:2].any()
     assert torch.equal(ids, found(queries)[0])
 
