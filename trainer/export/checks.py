@@ -5,10 +5,11 @@ from shlex import quote
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.run_files import stage_folders
+from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.publish import check_new_folder
 from trainer.export.settings import ExportSettings
 from trainer.model.existing_folder import has_attached, is_existing
-from trainer.model.llava_folder import check_llava_folder
+from trainer.model.llava_folder import check_form, check_llava_folder
 
 
 def check_export(settings: ExportSettings) -> None:
@@ -47,6 +48,8 @@ def _check_ours(settings: ExportSettings) -> None:
             )
     elif not is_existing(source):
         return
+    else:
+        check_form(source, read_json(source / "config.json"))
     step = (
         "" if settings.checkpoint is None else f"--checkpoint {settings.checkpoint}: such a run keeps its end alone; "
     )
