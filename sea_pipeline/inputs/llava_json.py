@@ -119,12 +119,14 @@ def grew_from(path: Path, sha256: str) -> bool:
 def images_of(row: dict[str, Any]) -> list[Any]:
     """Return the images of a record as the file has them, or none if it has text only.
 
-    They are read from `image`, a path or a list of paths, or from `images` in its place. An empty text is no image.
+    They are read from `image`, a path or a list of paths, or from `images` in its place. An empty path is
+    none if the record's turns show no image.
 
     Raises:
         UserError: a key names media that are not read, such as `video` or `image_path`; or `image` and `images` differ.
     """
-    keys = [key for key in ("image", "images") if row.get(key) not in (None, [], "")]
+    empty: tuple[object, ...] = (None, [], "") if _is_text_alone(row) else (None, [])
+    keys = [key for key in ("image", "images") if row.get(key) not in empty]
     found = [row[key] if isinstance(row[key], list) else [row[key]] for key in keys]
     if len(found) == 2 and found[0] != found[1]:
         raise UserError("expected 'image' or 'images'; found both, with other contents; remove one of them")
@@ -134,6 +136,14 @@ def images_of(row: dict[str, Any]) -> list[Any]:
             "would not be read; name them in the record's 'image', a path or a list of paths, or remove the key"
         )
     return found[0] if found else []
+
+
+def _is_text_alone(row: dict[str, Any]) -> bool:
+    """Tell whether a record has turns, and none of them marks the place of an image."""
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        return False
+    return not any(_PLACE in str(turn.get("value")) for turn in turns if isinstance(turn, dict))
 
 
 def _media_keys(row: dict[str, Any]) -> list[str]:
@@ -183,6 +193,7 @@ def _is_media(value: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
     return isinstance(value, str) and (_MEDIA_FILE.search(value) is not None or value.startswith("data:"))
 
 
+_PLACE = "<image>"
 _KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _MEDIA = {"image", "img", "picture", "pic", "photo", "video", "audio", "sound", "speech", "media", "frame", "clip"}
 _MEDIA |= {"pixel"}

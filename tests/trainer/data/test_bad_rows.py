@@ -332,3 +332,11 @@ def test_an_empty_image_is_none(key: str, empty: object, tmp_path: Path) -> None
     assert [(sample.image_id, sample.problem) for sample in list_samples(str(data), tmp_path).samples] == [
         ("a.jpg", None)
     ]
+
+
+def test_an_empty_image_whose_place_is_marked_is_missing(tmp_path: Path) -> None:
+    data = written(tmp_path, record([("<image>", "b")], ""), *GOOD)
+    (bad,) = read_conversations(data, byte_level(), template="own", image_tokens=5).bad
+    assert "expected 'image' to be a path; found ''" in bad.reason
+    (sample,) = (one for one in list_samples(str(data), tmp_path).samples if one.problem)
+    assert "expected 'image' to be a path" in (sample.problem or "")
