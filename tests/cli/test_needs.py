@@ -281,10 +281,14 @@ WRONG: dict[str, list[tuple[str, str]]] = {
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What is told of every line of `WRONG`, by its command, in one process; nothing is left behind."""
     folder = tmp_path_factory.mktemp("wrong")
+    llava: dict[str, Any] = {"model_type": "llava", "text_config": {}, "vision_config": {}}
     for name, files in {
-        "model": {"config.json": {"model_type": "llava"}},
+        "model": {"config.json": llava},
         "clip": {"config.json": {"model_type": "clip"}},
-        "rescaled": {"config.json": {"model_type": "llava"}, "alignment.json": {"inputs_scaled": True}},
+        "rescaled": {
+            "config.json": {"model_type": "llava", "text_config": {}},
+            "alignment.json": {"inputs_scaled": True},
+        },
         "photos": {"notes": {}},
     }.items():
         (folder / name).mkdir()

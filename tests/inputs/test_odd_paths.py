@@ -106,10 +106,10 @@ def test_arrow_is_given_open_files_alone() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             assert not {f"{module}{name}" for name in names} & {"pyarrow.dataset", "pyarrow.fs"}, path
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pq":
-                calls = {"ParquetWriter", "ParquetFile", "write_table", "read_table", "ParquetDataset", "read_schema"}
-                if node.attr in calls | {"read_metadata", "write_metadata", "write_to_dataset"}:
-                    found.add(path.relative_to(PACKAGE).as_posix())
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            calls = {"ParquetWriter", "ParquetFile", "write_table", "read_table", "ParquetDataset", "read_schema"}
+            if called in {f"pq.{name}" for name in calls | {"read_metadata", "write_metadata", "write_to_dataset"}}:
+                found.add(path.relative_to(PACKAGE).as_posix())
     assert found == opens
 
 
