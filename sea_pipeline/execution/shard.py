@@ -1,8 +1,8 @@
 """Make one attempt at a shard and write its rows, its quarantine and its commit."""
 
-import errno
 import logging
 import threading
+import time
 import traceback
 from collections import Counter
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import Advance, process_peak_bytes
 from sea_pipeline.execution.stage import Stage
-from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
@@ -21,8 +21,8 @@ from sea_pipeline.storage.publish import publish, publish_bytes
 
 _LOG = logging.getLogger(__name__)
 ATTEMPTS = 2
-_OF_ONE_FILE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
-"""Faults of the machine or the network that may concern one file for ever; too little memory never does."""
+_PAUSES = 0.2, 2.0
+"""Seconds before a read that failed is tried again in the last attempt."""
 
 
 class ShardError(Exception):
@@ -80,13 +80,17 @@ class _LastAttempt:
 
     def read(self, uri: str) -> bytes:
         """See `Source`."""
-        try:
-            return self._source.read(uri)
-        except OSError as error:
-            if error.errno not in _OF_ONE_FILE or not self._give_up(uri):
-                raise
-            message = f"{error.strerror}; tried again and again; when it can be read, give --retry-bad"
-            raise BadImageError("read", type(error).__name__, message) from error
+        pauses = list(_PAUSES)
+        while True:
+            try:
+                return self._source.read(uri)
+            except OSError as error:
+                if error.errno not in OF_ONE_FILE or not (pauses or self._give_up(uri)):
+                    raise
+                if not pauses:
+                    message = f"{error.strerror}; tried again and again; when it can be read, give --retry-bad"
+                    raise BadImageError("read", type(error).__name__, message) from error
+            time.sleep(pauses.pop(0))
 
     def _give_up(self, uri: str) -> bool:
         with self._lock:

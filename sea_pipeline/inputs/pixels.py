@@ -38,6 +38,8 @@ _FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM"
 _WEAK_MAGIC = ("DIB", "TGA")
 PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
 """Values of `errno` for faults of the machine or the network."""
+OF_ONE_FILE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+"""Those of them that may concern one file for ever; too little memory never does."""
 _LARGE = 32_000_000
 _one_large_image = threading.Lock()
 """Lets one image of more than `_LARGE` pixels be decoded at a time, because several would need gigabytes."""

@@ -15,6 +15,7 @@ from PIL import ImageFile
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution import shard
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.support.contents import content
@@ -130,14 +131,21 @@ def test_a_fault_of_the_machine_is_no_fault_of_the_image(
 
 def sick(monkeypatch: pytest.MonkeyPatch, *names: str, number: int = errno.EIO) -> None:
     """Files that can never be read, as on a disk with a sick sector."""
-    plain = Path.read_bytes
+    sick_for_a_while(monkeypatch, dict.fromkeys(names, 1 << 30), number)
+
+
+def sick_for_a_while(monkeypatch: pytest.MonkeyPatch, times: dict[str, int], number: int = errno.EIO) -> None:
+    """Files that cannot be read so many times."""
+    plain, left = Path.read_bytes, dict(times)
 
     def read_bytes(path: Path) -> bytes:
-        if path.name in names:
+        if left.get(path.name, 0) > 0:
+            left[path.name] -= 1
             raise OSError(number, os.strerror(number), str(path))
         return plain(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(shard, "_PAUSES", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
@@ -155,6 +163,13 @@ def test_an_image_that_can_never_be_read_does_not_fail_its_shard(
         assert label(images=str(photos)).report.images == 0
     assert label(images=str(photos), retry_bad=True).report.failed == {}
     assert content(tmp_path / "labels") == content(tmp_path / "whole")
+
+
+def test_a_fault_that_passes_makes_no_image_bad(label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one shard another image fails in each attempt, as on a network drive under load."""
+    sick_for_a_while(monkeypatch, {"006.png": 1, "007.png": 2})
+    run = label(images=str(photos))
+    assert (run.report.images, run.report.bad, run.report.failed) == (18, 0, {})
 
 
 def test_a_disk_that_reads_nothing_makes_no_image_bad(

@@ -18,7 +18,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import prefetched_map
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.llava_json import record_name, relative_path, shown
-from sea_pipeline.inputs.pixels import BadImageError, read_image
+from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError, read_image
 
 _IDS = 10
 """At most this many ids of each kind are named in an error."""
@@ -149,11 +149,7 @@ def unreadable_images(
     chosen, found = list(names), {}
 
     def problem(name: str) -> str | None:
-        try:
-            read_image(locate(name))
-        except BadImageError as error:
-            return error.message
-        return None
+        return unreadable_because(locate(name))
 
     with ThreadPoolExecutor(_READERS) as pool:
         for name, said in zip(chosen, prefetched_map(pool, problem, chosen, 2 * _READERS), strict=True):
@@ -161,6 +157,23 @@ def unreadable_images(
                 found[name] = f"expected images that can be read; found {shown(name)}{where}: {said}"
             advance(1)
     return found
+
+
+def unreadable_because(path: Path) -> str | None:
+    """Return why an image cannot be read, or None if it can be.
+
+    Raises:
+        OSError: the machine or the network is at fault, and not this file.
+    """
+    try:
+        read_image(path)
+    except BadImageError as error:
+        return error.message
+    except OSError as error:
+        if error.errno not in OF_ONE_FILE:
+            raise
+        return error.strerror or str(error)
+    return None
 
 
 def rows_with(rows: Rows, images: Mapping[str, str]) -> list[BadRow]:

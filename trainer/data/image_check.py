@@ -23,13 +23,16 @@ from sea_pipeline.core.parallel import batched, prefetched_map
 from sea_pipeline.core.progress import Reporter, progress_if_slow
 from sea_pipeline.inputs.image_bytes import JPEG, PNG
 from sea_pipeline.inputs.llava_json import shown
-from sea_pipeline.inputs.pixels import BadImageError, read_image, upright_size
+from sea_pipeline.inputs.pixels import BadImageError, upright_size
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_bytes
+from trainer.data.bad_rows import unreadable_because
 
 _THREADS = 32
 """More than cores, because they wait for a disk or a network."""
 _CHUNK = 64
+_KEPT = 512
+"""Chunks after which the files found whole are kept, so that the same command goes on from there."""
 _END = {JPEG: b"\xff\xd9", PNG: b"\0\0\0\0IEND\xaeB`\x82"}
 _LARGE = 1 << 20
 """Bytes. The header of a larger file is read, too, because it may have more pixels than Pillow allows."""
@@ -87,13 +90,16 @@ def _unreadable(names: Sequence[str], locate: Callable[[str], Path], root: Path,
         ThreadPoolExecutor(_THREADS) as pool,
         progress_if_slow(reporter, "checking that images can be read", len(names)) as advance,
     ):
-        for chunk, answers in zip(chunks, prefetched_map(pool, look, chunks, 2 * _THREADS), strict=True):
+        looked = zip(chunks, prefetched_map(pool, look, chunks, 2 * _THREADS), strict=True)
+        for number, (chunk, answers) in enumerate(looked, 1):
             for name, answer in zip(chunk, answers, strict=True):
                 if answer.problem is None:
                     whole.add(answer.state)
                 else:
                     problems[name] = f"expected images that can be read; found {shown(name)}: {answer.problem}"
             advance(len(chunk))
+            if not number % _KEPT:  # processes that wait end the run after their time limit
+                _keep(file, held | whole)
     if not whole <= held:
         _keep(file, held | whole)
     return problems
@@ -118,17 +124,13 @@ def _keep(file: Path, states: set[int]) -> None:
 def _look(name: str, path: Path, held: set[int]) -> _Found:
     """Look at one file, unless it was found whole before."""
     state = 0
-    try:
-        with suppress(OSError):  # reading all of it says what is wrong
-            status = path.stat()
-            said = f"{name}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogateescape")
-            state = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
-            if state in held or _looks_whole(path, status.st_size):
-                return _Found(state, None)
-        read_image(path)
-    except BadImageError as error:
-        return _Found(state, error.message)
-    return _Found(state, None)
+    with suppress(OSError, BadImageError):  # reading all of it says what is wrong
+        status = path.stat()
+        said = f"{name}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogateescape")
+        state = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
+        if state in held or _looks_whole(path, status.st_size):
+            return _Found(state, None)
+    return _Found(state, unreadable_because(path))
 
 
 def _looks_whole(path: Path, size: int) -> bool:

@@ -146,7 +146,7 @@ def _accepted(file: Path, data: Data, rows: Rows, bad: list[BadRow], unread: int
 
 
 def without_unreadable(
-    conversations: Conversations, data: Data, store: LabelStore | None, reporter: Reporter = SILENT
+    conversations: Conversations, data: Data, store: LabelStore | None, reporter: Reporter
 ) -> Conversations:
     """Drop the rows of images that cannot be read, see `unreadable_files`.
 
@@ -155,13 +155,30 @@ def without_unreadable(
     Raises:
         UserError: some cannot be read and their rows are not to be left out, or no other rows are left.
     """
-    names = _names(conversations)
-    quarantine = {bad["image_id"] for bad in store.quarantine()} & names if store is not None else set()
-    unreadable = unreadable_images(sorted(quarantine), conversations.locate)
+    unreadable = _still_unreadable(conversations, store)
     if data.train != SAMPLES:  # whose photos are part of two packages
-        rest = sorted(name for name in names - quarantine if store is None or name not in store)
-        unreadable |= unreadable_files(rest, conversations.locate, conversations.image_root, reporter)
+        rest = _names(conversations) - unreadable.keys()
+        rest = rest if store is None else {name for name in rest if name not in store}
+        unreadable |= unreadable_files(sorted(rest), conversations.locate, conversations.image_root, reporter)
     return _without(conversations, data, unreadable)
+
+
+def without_broken(conversations: Conversations, data: Data, store: LabelStore | None) -> Conversations:
+    """Drop the rows of a run that has ended whose images cannot be read.
+
+    Only if the run left bad rows out are all images without labels looked at again.
+
+    Raises:
+        UserError: see `without_unreadable`.
+    """
+    if data.bad_rows == "leave_out":
+        return without_unreadable(conversations, data, store, SILENT)
+    return _without(conversations, data, _still_unreadable(conversations, store))
+
+
+def _still_unreadable(conversations: Conversations, store: LabelStore | None) -> dict[str, str]:
+    bad = {bad["image_id"] for bad in store.quarantine()} & _names(conversations) if store is not None else set()
+    return unreadable_images(sorted(bad), conversations.locate)
 
 
 def without_any_unreadable(conversations: Conversations, data: Data, reporter: Reporter) -> Conversations:

@@ -12,15 +12,14 @@ MEND = "mend it, or leave its rows out with --bad-rows leave_out"
 
 
 def readable(conversations: Conversations, data: Data, store: LabelStore | None, reporter: Reporter) -> Conversations:
-    """Drop the rows of photos that cannot be read if bad rows are left out, and look for those that labelling found.
+    """Drop the rows of photos that cannot be read if bad rows are left out, and look for such photos if they are not.
 
     Raises:
-        UserError: photos that labelling could not read still cannot be read, and their rows are not to be left out; or
-            no other rows are left.
+        UserError: some photos cannot be read and their rows are not to be left out, or no other rows are left.
     """
     if data.bad_rows == "leave_out":
         return without_any_unreadable(conversations, data, reporter)
-    return without_unreadable(conversations, data, store)
+    return without_unreadable(conversations, data, store, reporter)
 
 
 def say_what_is_left_out(conversations: Conversations, reporter: Reporter) -> None:

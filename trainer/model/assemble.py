@@ -137,7 +137,7 @@ def _check_head(model: Any, source: str) -> None:  # noqa: ANN401 - any causal L
     if model.config.tie_word_embeddings and head is not embeddings and not torch.equal(head, embeddings):
         raise UserError(
             f"{source}: its config.json says tie_word_embeddings: true, but its weights hold a head that differs from "
-            "its embeddings; set tie_word_embeddings to false in its config.json"
+            "its embeddings; give a copy of its folder whose config.json says tie_word_embeddings: false"
         )
 
 

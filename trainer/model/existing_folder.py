@@ -73,7 +73,8 @@ def _converting(folder: Path) -> str:
         f"model, report = M.from_pretrained({str(folder)!r}, dtype='auto', output_loading_info=True)",
         "missing = sorted(report['missing_keys'])",
         "missing and exit(f'weights are missing: {missing[0]}; copy the folder again')",
-        f"shutil.copytree({str(folder)!r}, {str(new)!r}, ignore=shutil.ignore_patterns('*.bin', '*.bin.index.json'))",
+        f"shutil.copytree({str(folder)!r}, {str(new)!r}, dirs_exist_ok=True, "
+        "ignore=shutil.ignore_patterns('*.bin', '*.bin.index.json'))",
         f"model.save_pretrained({str(new)!r})",
     )
     return f"give {new}, which this makes of it: {shlex.join(['python', '-c', '; '.join(lines)])}"

@@ -48,7 +48,7 @@ EARLIER = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "
 """Prefixes of the arguments that have never been part of a run's identity."""
 _LATER = frozenset(
     {
-        "ddp_timeout", "per_device_eval_batch_size", "eval_delay", "run_name", "project", "trackio_space_id",
+        "ddp_timeout", "per_device_eval_batch_size", "run_name", "project", "trackio_space_id",
         "trackio_bucket_id", "trackio_static_space_id", "hub_private_repo", "log_level", "log_level_replica",
         "log_on_each_node", "include_num_input_tokens_seen", "skip_memory_metrics", "torch_empty_cache_steps",
         "dataloader_multiprocessing_context", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",

@@ -17,7 +17,7 @@ from trainer.attach.folder import open_existing_folder
 from trainer.attach.lengths import without_unfit
 from trainer.attach.rows import read_texts
 from trainer.data.inputs import open_label_source
-from trainer.data.run_rows import open_rows, without_unreadable
+from trainer.data.run_rows import open_rows, without_broken
 from trainer.evaluation.evaluator import ShownImage, evaluating
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
 from trainer.evaluation.existing_run import load_attached
@@ -54,7 +54,7 @@ class ExistingViews:
         conversations = open_rows(self.recipe.data, partial(read_texts, chat=self._folder.chat))
         self._notes = dict.fromkeys(("layers", "lens", "generated", "degree"), _NOT_THERE)
         self._store = self._labels(conversations)
-        conversations = without_unreadable(conversations, self.recipe.data, self._store)
+        conversations = without_broken(conversations, self.recipe.data, self._store)
         if self.recipe.data.bad_rows == "leave_out":  # else the run had none
             conversations = without_unfit(
                 conversations, self.recipe.data, self._folder.chat, self._store, max_length=None

@@ -20,7 +20,7 @@ from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.publish import publish_bytes
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for, open_label_source
-from trainer.data.run_rows import Conversations, open_conversations, without_unreadable
+from trainer.data.run_rows import Conversations, open_conversations, without_broken
 from trainer.evaluation.contextual_lens import build_index
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
@@ -93,7 +93,7 @@ class _Views:
         self._folder = open_model_folder(run / "model")
         self._conversations = open_conversations(self.recipe.data, self._folder)
         self._store = self._or_note("labels", lambda: labels_of(self.recipe, self._folder, self._conversations))
-        self._conversations = without_unreadable(self._conversations, self.recipe.data, self._store)
+        self._conversations = without_broken(self._conversations, self.recipe.data, self._store)
         self.evaluator = self._evaluator()
         self.images = self.evaluator.first_images(settings.images)
         self._texts = Texts()

@@ -1,5 +1,6 @@
 """Images that cannot be read are found before the first step, whether or not labels know of them."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from tests.support.conversations_json import written
 from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.tiny_runs import World, tiny_recipe
-from trainer.data import image_check
+from trainer.data import bad_rows, image_check
 from trainer.data.image_check import unreadable_files
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.run import train, train_stages
@@ -67,6 +68,49 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "images"
 
 
+def test_a_file_on_a_sick_sector_is_one_of_them_and_a_machine_without_memory_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(folder / "a.png")
+
+    def failing(number: int) -> Callable[..., Any]:
+        def read(*_: Any, **__: Any) -> Any:
+            raise OSError(number, os.strerror(number))
+
+        return read
+
+    monkeypatch.setattr(image_check, "_looks_whole", failing(errno.EIO))
+    monkeypatch.setattr(bad_rows, "read_image", failing(errno.EIO))
+    said = "expected images that can be read; found 'a.png': Input/output error"
+    assert unreadable_files(["a.png"], folder.__truediv__, folder, SILENT) == {"a.png": said}
+    monkeypatch.setattr(bad_rows, "read_image", failing(errno.ENOMEM))
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        unreadable_files(["a.png"], folder.__truediv__, folder, SILENT)
+
+
+def test_what_was_looked_at_before_a_stop_is_not_looked_at_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{number}.png" for number in range(6)]
+    for name in names:
+        save(folder / name)
+    monkeypatch.setattr(image_check, "_CHUNK", 1)
+    monkeypatch.setattr(image_check, "_KEPT", 2)
+    whole, opened, stops = image_check._looks_whole, [], ["5.png"]
+
+    def looks(path: Path, size: int) -> bool:
+        opened.append(path.name)
+        if path.name in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        return whole(path, size)
+
+    monkeypatch.setattr(image_check, "_looks_whole", looks)
+    with pytest.raises(KeyboardInterrupt):
+        unreadable_files(names, folder.__truediv__, folder, SILENT)
+    opened.clear()
+    assert unreadable_files(names, folder.__truediv__, folder, SILENT) == {}
+    assert sorted(opened) == ["4.png", "5.png"]
+
+
 def test_it_finds_what_decoding_everything_finds(folder: Path) -> None:
     """The slow twin reads all of every file."""
     every_form(folder)
@@ -85,7 +129,7 @@ def test_whole_files_are_not_decoded_and_not_opened_again(folder: Path, monkeypa
     for name in names:
         save(folder / name)
     with monkeypatch.context() as patch:
-        patch.setattr(image_check, "read_image", lambda path: pytest.fail(f"{path} was decoded"))
+        patch.setattr(image_check, "unreadable_because", lambda path: pytest.fail(f"{path} was decoded"))
         assert unreadable_files(names, folder.__truediv__, folder, SILENT) == {}
         patch.setattr(image_check, "_looks_whole", lambda path, size: pytest.fail(f"{path} was opened"))
         assert unreadable_files(names, folder.__truediv__, folder, SILENT) == {}

@@ -122,7 +122,7 @@ def _broken_parts() -> None:
 def test_a_head_of_its_own_is_refused_if_the_config_ties_it_and_the_advice_mends_that(tmp_path: Path) -> None:
     vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm")
     edit(llm / "config.json", tie_word_embeddings=True)
-    advice = "differs from its embeddings; set tie_word_embeddings to false in its config.json"
+    advice = "differs from its embeddings; give a copy of its folder whose config.json says tie_word_embeddings: false"
     with refused(advice, start=f"{llm}: its config.json says tie_word_embeddings: true"):
         init_model(str(vision), str(llm), tmp_path / "out")
     edit(llm / "config.json", tie_word_embeddings=False)

@@ -27,7 +27,8 @@ IDENTITY = {
     "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing",
     "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile",
     "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache",
-    "neftune_noise_alpha", "auto_find_batch_size", "metric_for_best_model", "greater_is_better", "ignore_data_skip",
+    "neftune_noise_alpha", "eval_delay", "auto_find_batch_size", "metric_for_best_model", "greater_is_better",
+    "ignore_data_skip",
     "full_determinism", "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last",
     "dataloader_in_order", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
     "ddp_static_graph", "ddp_backend", "fsdp", "fsdp_config", "deepspeed",
@@ -36,7 +37,7 @@ IDENTITY = {
 ASIDE = {
     "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node",
     "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
-    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_delay",
+    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
     "per_device_eval_batch_size", "save_strategy", "save_steps", "save_total_limit", "enable_jit_checkpoint",
     "hub_private_repo", "restore_callback_states_from_checkpoint", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
