@@ -165,10 +165,14 @@ def test_another_weight_of_a_part_that_is_pickled(zipped: bool, tmp_path: Path) 
     """Behind the first bytes of its tensor, in a file of the same size."""
 
     def start(bias: float) -> Path:
-        weight = torch.zeros(5000)
-        weight[-1] = bias
-        torch.save({"weight": weight}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-        parts = {"vision": str(tmp_path), "llm": str(tmp_path), "projector": "mlp2x_gelu"}
+        folder = tmp_path / str(bias)
+        if not folder.exists():  # saved again, the old form would hold another address of memory
+            folder.mkdir()
+            weight = torch.zeros(5000)
+            weight[-1] = bias
+            torch.save({"weight": weight}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        shutil.copytree(folder, tmp_path / "part", dirs_exist_ok=True)
+        parts = {"vision": str(tmp_path / "part"), "llm": str(tmp_path / "part"), "projector": "mlp2x_gelu"}
         return start_folder(Recipe.model_validate({"model": parts}))
 
     assert start(1.0) == start(1.0) != start(2.0)
