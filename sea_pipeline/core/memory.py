@@ -30,10 +30,8 @@ def _limits(root: Path) -> Iterator[int]:
             continue
         top, name = (mounted / "memory", "memory.limit_in_bytes") if kinds else (mounted, "memory.max")
         own = PurePosixPath(path.lstrip("/"))
-        for group in (
-            own,
-            *own.parents,
-        ):  # a group above may have a lower limit, and a container sees itself as the top
+        # A group above may have a lower limit, and a container sees itself as the top.
+        for group in (own, *own.parents):
             with suppress(OSError, ValueError):  # "max" is no limit
                 yield int((top / group / name).read_text("utf-8"))
 

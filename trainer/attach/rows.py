@@ -15,7 +15,7 @@ from trainer.data.bad_rows import bad_rows, without
 from trainer.data.conversations import ConversationRows
 from trainer.data.files import check_conversations_file
 from trainer.data.row_cache import kept_rows
-from trainer.model.chat_template import with_fixed_date
+from trainer.model.fixed_date import with_fixed_date
 from trainer.model.prompts import Message, by_chat_template, read_messages, special_tokens
 
 _VERSION = 3

@@ -155,11 +155,11 @@ def without_unreadable(
     Raises:
         UserError: some cannot be read and their rows are not to be left out, or no other rows are left.
     """
-    unreadable = _still_unreadable(conversations, store)
+    names = _names(conversations)
+    unreadable = _still_unreadable(conversations, names, store)
     if data.train != SAMPLES:  # whose photos are part of two packages
-        rest = _names(conversations) - unreadable.keys()
-        rest = rest if store is None else {name for name in rest if name not in store}
-        unreadable |= unreadable_files(sorted(rest), conversations.locate, conversations.image_root, reporter)
+        rest = sorted(name for name in names - unreadable.keys() if store is None or name not in store)
+        unreadable |= unreadable_files(rest, conversations.locate, conversations.image_root, reporter)
     return _without(conversations, data, unreadable)
 
 
@@ -173,11 +173,12 @@ def without_broken(conversations: Conversations, data: Data, store: LabelStore |
     """
     if data.bad_rows == "leave_out":
         return without_unreadable(conversations, data, store, SILENT)
-    return _without(conversations, data, _still_unreadable(conversations, store))
+    return _without(conversations, data, _still_unreadable(conversations, _names(conversations), store))
 
 
-def _still_unreadable(conversations: Conversations, store: LabelStore | None) -> dict[str, str]:
-    bad = {bad["image_id"] for bad in store.quarantine()} & _names(conversations) if store is not None else set()
+def _still_unreadable(conversations: Conversations, names: set[str], store: LabelStore | None) -> dict[str, str]:
+    """Find the images that labelling could not read and that still cannot be read, each with the reason."""
+    bad = {bad["image_id"] for bad in store.quarantine()} & names if store is not None else set()
     return unreadable_images(sorted(bad), conversations.locate)
 
 

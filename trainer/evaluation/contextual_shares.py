@@ -107,10 +107,10 @@ def look_through(
     Raises:
         UserError: a state is not finite.
     """
-    found = []
+    wanted, found = set(photos), []
     with evaluating(model):
         for batch in evaluator.batches(model.device, list(dict.fromkeys(row for row, _ in photos))):
-            chosen = evaluator.places(batch, photos)
+            chosen = evaluator.places(batch, wanted)
             found.append(_nearest(model, batch, index)[:, :, chosen])
             advance(len(chosen))
     nearest = torch.cat(found, 2)

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import UserError
-from trainer.model.fixed_date import with_fixed_date as with_fixed_date
 from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, front
 
 IMAGE_TOKEN = "<image>"

@@ -15,10 +15,10 @@ from trainer.model.chat_template import (
     chat_template,
     turn_end,
     with_bos,
-    with_fixed_date,
     with_own_eos,
     without_final_eos,
 )
+from trainer.model.fixed_date import with_fixed_date
 from trainer.model.sentence_piece import rebuilt, same_tokenizer
 from trainer.model.tokenise import SPACES, adds_space, tokenise
 

@@ -14,7 +14,8 @@ from tests.support.old_folder import LISTS_ALONE
 from tests.support.tiny_models import CHATML
 from tests.support.tiny_tokenizers import byte_level
 from trainer.data.conversations import read_conversations
-from trainer.model.chat_template import both_forms, chat_template, with_fixed_date, with_marks
+from trainer.model.chat_template import both_forms, chat_template, with_marks
+from trainer.model.fixed_date import with_fixed_date
 
 LLAMA3 = (
     "{% for message in messages %}{% set content = '<|' + message['role'] + '|>\n\n' + message['content'] | trim + "
