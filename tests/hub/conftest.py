@@ -36,3 +36,11 @@ def labels(label: Callable[..., StageRun], tmp_path: Path) -> Path:
     (photos / "003.png").write_bytes(b"bad")
     label(images=str(photos), max_bad=1.0)
     return tmp_path / "labels"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty-one photos in three folders, of which one cannot be read."""
+    photos = draw_folder(tmp_path / "photos", 21)
+    (photos / "003.png").write_bytes(b"bad")
+    return photos

@@ -1,0 +1,149 @@
+"""Weights that are fetched, and weights that lie here."""
+
+import logging
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sea_pipeline import encoders
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.encoders import load_encoder
+from sea_pipeline.encoders.open_clip_models import find_model
+from tests.support.refused import refused
+from tests.support.tiny_clip import (
+    CLIP,
+    changed,
+    random_model,
+    save_model,
+)
+
+
+@pytest.mark.parametrize("typed", ["", "#final"])
+def test_weights_that_cannot_be_fetched_are_one_line_with_the_exits(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user hears what is looked for and what ended the last try, and not what the hub's client says of each one."""
+    hub = pytest.importorskip("huggingface_hub")
+
+    def unreachable(**_: object) -> None:
+        for retry in range(1, 6):
+            logging.getLogger("huggingface_hub.utils._http").warning("Retrying [Retry %d/5]", retry)
+        try:
+            raise OSError(-2, "Name or service not known")
+        except OSError as error:
+            raise hub.errors.LocalEntryNotFoundError("An error happened. " * 30) from error
+
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", unreachable)
+    tag, level = "ViT-B-32/laion2b_s34b_b79k", logging.getLogger("huggingface_hub").level
+    with caplog.at_level(logging.INFO), pytest.raises(UserError) as caught:
+        load_encoder(f"open_clip:{tag}{typed}", "cpu").fields()
+    assert [record.message for record in caplog.records] == [f"finding the weights of {tag}, which are downloaded once"]
+    assert str(caught.value) == (
+        f"--encoder open_clip:{tag}: its weights cannot be fetched: Failed to download file "
+        "(open_clip_pytorch_model.bin) for laion/CLIP-ViT-B-32-laion2B-s34B-b79K ([Errno -2] Name or service not "
+        "known); with a network try again, or give what you have already, open_clip:ViT-B-32/FILE.pt, or leave out "
+        "--encoder for the packaged one"
+    )
+    assert logging.getLogger("huggingface_hub").level == level
+
+
+TRANSFORMERS = {
+    "openai/clip-vit-large-patch14-336": "ViT-L-14-336-quickgelu/openai",
+    "openai/clip-vit-base-patch32": "ViT-B-32-quickgelu/openai",
+    "google/siglip-so400m-patch14-384": "ViT-SO400M-14-SigLIP-384/webli",
+    "google/siglip-base-patch16-224": "ViT-B-16-SigLIP/webli",
+    "google/siglip-base-patch16-256-multilingual": "ViT-B-16-SigLIP-i18n-256/webli",
+    "google/siglip2-giant-opt-patch16-384": "ViT-gopt-16-SigLIP2-384/webli",
+    "facebook/metaclip-h14-fullcc2.5b": "ViT-H-14-quickgelu/metaclip_fullcc",
+}
+"""Repositories of the hub in transformers' form, and the same weights as open_clip lists them."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repository", [*TRANSFORMERS, "google/siglip2-base-patch16-naflex", "some/bert"])
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_repository_of_transformers_is_called_one(
+    repository: str, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def absent(*, filename: str, **_: object) -> None:
+        if offline:
+            raise hub.errors.LocalEntryNotFoundError("offline")
+        response = SimpleNamespace(status_code=404, headers={}, request=SimpleNamespace(url=filename))
+        raise hub.errors.RemoteEntryNotFoundError("404", response=response)
+
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", absent)
+    known = TRANSFORMERS.get(repository)
+    with pytest.raises(UserError) as caught:
+        load_encoder(f"open_clip:hf-hub:{repository}", "cpu")
+    said = str(caught.value)
+    if offline and known is None:
+        assert "with a network try again" in said
+        return
+    assert f": expected a repository with open_clip_config.json; {repository} has none, " in said
+    if known is None:
+        assert said.endswith("give a repository of open_clip's form")
+        return
+    advice = re.search(r"give (\S+) for the same weights$", said)
+    assert advice
+    assert advice[1] == f"open_clip:{known}"
+    assert find_model(known, "--encoder").model == known
+
+
+TAGS = [
+    ("laion400m_e31", "open_clip:ViT-L-14/FILE.pt"),
+    ("openai", "open_clip:ViT-L-14-quickgelu/FILE.pt"),
+    ("laion2b_s32b_b82k", "open_clip:FOLDER with its open_clip_config.json"),
+]
+"""Tags of ViT-L-14 that have GELU, QuickGELU, and GELU with a mean of 0.5."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tag", "advice"), TAGS)
+def test_what_lies_here_already_is_read_as_the_tag_is(
+    tag: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Followed to the letter, offline and for a file that is given under the plain architecture."""
+    import open_clip
+    from open_clip import factory
+
+    quick = changed(CLIP, quick_gelu=True)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-L-14", CLIP)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-L-14-quickgelu", quick)
+    file = tmp_path / "mine.pt"
+    torch.save(random_model(CLIP).state_dict(), file)
+    values = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: str(file))
+    wanted = load_encoder(f"open_clip:ViT-L-14/{tag}", "cpu").patches(values)
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: (_ for _ in ()).throw(OSError("no network")))
+    with refused(f"or give what you have already, {advice}, or leave out"):
+        load_encoder(f"open_clip:ViT-L-14/{tag}", "cpu").fields()
+    pixels = {name: open_clip.get_pretrained_cfg("ViT-L-14", tag)[name] for name in ("mean", "std")}
+    folder = save_model(tmp_path / "folder", random_model(CLIP), CLIP, pixels)
+    spec = advice.partition(" with ")[0].replace("FILE.pt", str(file)).replace("FOLDER", str(folder))
+    caplog.clear()
+    assert torch.equal(load_encoder(spec, "cpu").patches(values), wanted)
+    load_encoder(spec, "cpu")
+    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    if tag != "laion400m_e31":
+        assert warned == []
+        return
+    (line,) = warned
+    assert line.startswith(f"--encoder {spec}: a file of weights does not say how it is read; GELU, pixels of mean ")
+    assert line.endswith(
+        "wrong for some weights of ViT-L-14: for openai, metaclip_400m, metaclip_fullcc, dfn2b give "
+        f"{TAGS[1][1]}; for laion2b_s32b_b82k give {TAGS[2][1]}"
+    )
+
+
+def test_weights_that_the_spec_of_a_probe_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probe adds a path, which nobody typed."""
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", None)
+    (first, *_) = encoders.paths_of("open_clip:ViT-B-32/laion2b_s34b_b79k", "cpu")
+    assert first.endswith("#final")
+    with pytest.raises(UserError, match=r"^--encoder open_clip:ViT-B-32/laion2b_s34b_b79k: its weights"):
+        load_encoder(first, "cpu").fields()
