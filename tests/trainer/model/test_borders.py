@@ -5,9 +5,8 @@ import importlib
 import os
 import re
 import shutil
-import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.tensorboard import SummaryWriter
 
 from sea_pipeline.core.errors import UserError
+from tests.support.own_package import own_package
 from tests.support.run_values import values, weights
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
@@ -130,14 +130,10 @@ def errors_at(place: str) -> list[str]:
 
 
 @pytest.fixture
-def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "site" / "wandb"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "errors.py").write_text("class CommError(Exception):\n    pass\n")
-    monkeypatch.syspath_prepend(package.parent)
-    for name in ("wandb", "wandb.errors"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+def fake_wandb(tmp_path: Path) -> Iterator[None]:
+    files = {"__init__.py": "", "errors.py": "class CommError(Exception):\n    pass\n"}
+    with own_package("wandb", files, tmp_path / "site"):
+        yield
 
 
 def two_steps(tiny: World) -> Recipe:

@@ -1,6 +1,5 @@
 """Each run has a run of its own at a tracker. A stand-in has what transformers calls of wandb's package."""
 
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.own_package import own_package
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.training.arguments import training_arguments
 from trainer.training.run import train, train_stages
@@ -55,17 +55,15 @@ def define_metric(*_, **__):
 
 
 @pytest.fixture
-def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    lib = tmp_path / "site" / "wandb" / "sdk" / "lib"
-    lib.mkdir(parents=True)
-    for folder in (lib, lib.parent):
-        (folder / "__init__.py").touch()
-    (lib / "config_util.py").write_text("class ConfigError(Exception):\n    pass\n")
-    (tmp_path / "site" / "wandb" / "__init__.py").write_text(WANDB)
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    yield importlib.import_module("wandb")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
-        del sys.modules[name]
+def wandb(tmp_path: Path) -> Iterator[Any]:
+    files = {
+        "__init__.py": WANDB,
+        "sdk/__init__.py": "",
+        "sdk/lib/__init__.py": "",
+        "sdk/lib/config_util.py": "class ConfigError(Exception):\n    pass\n",
+    }
+    with own_package("wandb", files, tmp_path / "site") as package:
+        yield package
 
 
 ARGUMENTS = {"max_steps": 2, "save_strategy": "no", "report_to": "wandb"}
