@@ -58,7 +58,7 @@ def records_of(
         unheld: told of each line of a `.jsonl` that is JSON but holds what Python cannot (text that is not UTF-8, a
             number of thousands of digits), with its number and the problem. The line is skipped. None refuses it.
     """
-    for number, row in _json_lines(file, path, unheld) if _has_lines(path) else _json_array(file, path):
+    for number, row in _json_lines(file, path, unheld) if has_lines(path) else _json_array(file, path):
         if strict:
             with naming(path, number):
                 check_record(row)
@@ -74,6 +74,7 @@ def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
     if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
         keys = ", ".join(map(shown, sorted(map(str, row))[:6])) if isinstance(row, dict) else ""
         found = f"the keys [{keys}]" if isinstance(row, dict) else type(row).__name__
+        found += "; if the file is one array, end its name with .json" if isinstance(row, list) else ""
         raise UserError(f"expected a LLaVA record, an object with 'image' and 'conversations'; found {found}")
 
 
@@ -95,7 +96,7 @@ def naming(path: Path | str, number: int) -> Iterator[None]:
 
 def record_name(path: Path | str, number: int) -> str:
     """Name a record as `records` counts it in this file, `entry 3` or `line 3`."""
-    return f"{'line' if _has_lines(path) else 'entry'} {number}"
+    return f"{'line' if has_lines(path) else 'entry'} {number}"
 
 
 def grew_from(path: Path, sha256: str) -> bool:
@@ -276,7 +277,8 @@ def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _has_lines(path: Path | str) -> bool:
+def has_lines(path: Path | str) -> bool:
+    """Tell whether a file is read as one record a line, which its name alone decides."""
     return str(path).lower().endswith(".jsonl")
 
 

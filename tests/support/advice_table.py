@@ -194,6 +194,9 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/trainer/teacher/test_teach.py::test_images_that_were_not_taught_cost_their_rows": [
         "{} {}; run sea-pipeline teacher on that file, or leave their rows out with data.bad_rows: leave_out",
     ],
+    "tests/trainer/training/test_resume.py::test_a_run_that_a_callback_stops_is_not_finished": [
+        "{}: {}; run the same command again ({})",
+    ],
     "tests/trainer/training/test_argument_table.py::test_an_evaluation_without_memory_goes_on_with_smaller_batches": [
         (
             "free some memory or set a smaller training_arguments.per_device_eval_batch_size, and run the same "

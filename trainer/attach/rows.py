@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.llava_json import check_path, check_record, images_of, records
+from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import bad_rows, without
@@ -136,7 +136,7 @@ def read_texts(path: Path, chat: Chat) -> ConversationRows:
     check_conversations_file(path)
     tokenizer = chat.processor.tokenizer
     names = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    made = [_VERSION, chat.template, chat.in_two, chat.mark, names, special_tokens(tokenizer)]
+    made = [_VERSION, chat.template, chat.in_two, chat.mark, names, special_tokens(tokenizer), has_lines(path)]
     try:
         made.append(file_sha256(path))
     except OSError as error:

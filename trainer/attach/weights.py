@@ -11,9 +11,9 @@ from safetensors import safe_open
 from torch import nn
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key, revert_weight_conversion
 
-from trainer.model.existing_folder import weight_files
 from trainer.model.lora import A, B, merged_weight, plain
 from trainer.model.tensor_files import overwrite, tensors_of
+from trainer.model.weight_files import weight_files
 from trainer.recipes.recipe import Lora
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.llava_json import check_path, check_record, images_of, records
+from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import BadRow, bad_rows, without
@@ -99,7 +99,7 @@ def read_conversations(
         UserError: the tokenizer or the template does not fit, or the file is not LLaVA's or holds no records.
     """
     _check_arguments(path, tokenizer, image_token, image_tokens, max_length, image_root)
-    settings = [VERSION, template, image_token, image_tokens, max_length, _tokenizer_sha256(tokenizer)]
+    settings = [VERSION, template, image_token, image_tokens, max_length, _tokenizer_sha256(tokenizer), has_lines(path)]
     try:
         settings.append(file_sha256(path))
     except OSError as error:

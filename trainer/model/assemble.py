@@ -16,11 +16,11 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.encoders.spec import split_s2
 from sea_pipeline.storage.hashing import canonical_json
 from sea_pipeline.storage.publish import publish_folder
 from trainer.model.borders import border, saving
 from trainer.model.chat_template import IMAGE_TOKEN
+from trainer.model.digests import part_path
 from trainer.model.folder_check import check_model_folder as check_model_folder
 from trainer.model.folder_check import image_shape
 from trainer.model.llava_folder import ALIGNMENT
@@ -76,7 +76,7 @@ def init_model(
         with saving(out):
             vocabulary = _save(vision_part, llm_part, llm, scratch, projector, seed)
         alignment: dict[str, Any] = {"version": 1, "vocabulary": vocabulary, "vision": vision, "llm": llm}
-        paths = [part for part, spec in (("vision", vision), ("llm", llm)) if Path(split_s2(spec)[1]).exists()]
+        paths = [part for part, spec in (("vision", vision), ("llm", llm)) if part_path(spec) is not None]
         alignment |= {"projector": projector, "seed": seed} | ({"paths": paths} if paths else {})
         (scratch / ALIGNMENT).write_bytes(canonical_json(alignment))
         check_model_folder(scratch)

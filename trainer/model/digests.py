@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from zipfile import ZipFile, is_zipfile
 
+from sea_pipeline.encoders.spec import packaged_side, split_s2
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
 from trainer.model.tensor_files import PROJECTOR, tensors_of
@@ -39,9 +40,15 @@ def start_folder(recipe: Recipe) -> Path:
     if not isinstance(recipe.model, Parts):
         return recipe.model
     parts = recipe.model
-    inside = {spec: _part_digest(Path(spec)) for spec in (parts.vision, parts.llm) if Path(spec).exists()}
+    inside = {spec: _part_digest(path) for spec in (parts.vision, parts.llm) if (path := part_path(spec)) is not None}
     key = fingerprint_of(parts.model_dump() | {"seed": recipe.seed} | ({"files": inside} if inside else {}))[:8]
     return MODELS / f"{_plain(parts.vision)}-{_plain(parts.llm)}-{key}"
+
+
+def part_path(spec: str) -> Path | None:
+    """Return the folder or file that a tower or an LLM is read from; None if it is packaged or on the hub."""
+    base = split_s2(spec)[1]
+    return Path(base) if packaged_side(base) is None and Path(base).exists() else None
 
 
 def weights_digest(folder: Path, projector: str = PROJECTOR) -> str:

@@ -132,8 +132,9 @@ def named_recipes(spec: str, overrides: Sequence[str] = ()) -> dict[str, Recipe]
     Raises:
         UserError: there is no such recipe; see `read_recipes`.
     """
-    if spec.endswith((".yaml", ".yml")) or Path(spec).exists():
-        return read_recipes(Path(spec), overrides)
+    path = Path(spec)
+    if spec.endswith((".yaml", ".yml")) or (path.exists() and not path.is_dir()):  # --out may be named like a recipe
+        return read_recipes(path, overrides)
     if row := paper_rows().get(spec):
         return row.recipes(overrides)
     if file := builtin_recipes().get(spec):

@@ -18,6 +18,16 @@ REFUSED: dict[str, tuple[object, str]] = {
     "train_sampling_strategy": ("random", "it does nothing here; set `data.sampling`"),
     "length_column_name": ("length", "it does nothing here; set `data.sampling`"),
     "average_tokens_across_devices": (True, "it does nothing here; set `loss.norm`"),
+    "auto_find_batch_size": (
+        False,
+        "a step would have other rows than run.json says; set a smaller `per_device_train_batch_size` and "
+        "raise `gradient_accumulation_steps`",
+    ),
+    "enable_jit_checkpoint": (
+        False,
+        "it saves in the middle of a step, and each process at another one; set `save_steps`, as the same command goes "
+        "on from the newest whole checkpoint",
+    ),
     "resume_from_checkpoint": (None, "the same command goes on from the newest whole checkpoint"),
     "eval_strategy": (None, "set `evaluate_every`"),
     "eval_steps": (None, "set `evaluate_every`"),
@@ -51,7 +61,7 @@ _LATER = frozenset(
         "ddp_timeout", "per_device_eval_batch_size", "run_name", "project", "trackio_space_id",
         "trackio_bucket_id", "trackio_static_space_id", "hub_private_repo", "log_level", "log_level_replica",
         "log_on_each_node", "include_num_input_tokens_seen", "skip_memory_metrics", "torch_empty_cache_steps",
-        "dataloader_multiprocessing_context", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",
+        "dataloader_multiprocessing_context", "restore_callback_states_from_checkpoint",
         "debug", "do_train", "local_rank",
     }
 )  # fmt: skip

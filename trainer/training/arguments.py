@@ -50,6 +50,13 @@ recipes say `max_grad_norm: 0`. Batch size and checkpoints are our own choice.
 
 _YES = ("y", "yes", "t", "true", "on", "1")
 """The values of an environment variable that accelerate and transformers read as true."""
+_NO = ("", "n", "no", "f", "false", "off", "0")
+_LAUNCHED = {
+    "ACCELERATE_MIXED_PRECISION": ("bf16", "fp16"),
+    "ACCELERATE_DYNAMO_BACKEND": ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    "ACCELERATE_USE_FSDP": ("fsdp",),
+}
+"""Variables by which `accelerate launch` changes a run, and the keys that say the same."""
 _INSTEAD = (
     "weights are put together of FSDP's pieces alone; begin with torchrun, and set training_arguments.fsdp: true and "
     "fsdp_config: {version: 2, transformer_layer_cls_to_wrap: [LlamaDecoderLayer]}, or the LLM's own layer"
@@ -159,9 +166,7 @@ def _peaks(recipe: Recipe) -> list[float]:
 def _refuse(given: Mapping[str, Any]) -> None:
     if given.get("deepspeed"):
         raise UserError(f"training_arguments.deepspeed: {_INSTEAD}")
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):  # set by accelerate launch
-        if (said := os.environ.get(name, "")).lower() in _YES:
-            raise UserError(f"the environment variable {name} is {said!r}: {_INSTEAD}, and unset {name}")
+    _refuse_launched(given)
     for name, (allowed, reason) in REFUSED.items():
         if (found := given.get(name)) is not None and found != allowed:
             shown = "a value" if name in SECRET else repr(found)
@@ -180,6 +185,21 @@ def _refuse(given: Mapping[str, Any]) -> None:
             raise UserError(
                 f"training_arguments.accelerator_config.{name}: accelerate would cut tensors that are not of one row a "
                 "sample; leave it out"
+            )
+
+
+def _refuse_launched(given: Mapping[str, Any]) -> None:
+    """Refuse what `accelerate launch` says by variables of the environment, and the recipe does not say."""
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        if (said := os.environ.get(name, "")).lower() in _YES:
+            raise UserError(f"the environment variable {name} is {said!r}: {_INSTEAD}, and unset {name}")
+    for name, keys in _LAUNCHED.items():
+        said, asked = os.environ.get(name, ""), [key for key in keys if given.get(key)]
+        if said.lower() not in _NO and not (said.lower() in asked if "bf16" in keys else asked):
+            wanted = " or ".join(f"training_arguments.{key}" for key in keys)
+            raise UserError(
+                f"the environment variable {name} is {said!r}, which run.json would not say; set {wanted} in its "
+                f"place, and unset {name}"
             )
 
 

@@ -215,6 +215,11 @@ class _Training:
         else:
             self.reporter.message(f"going on from {checkpoint}{self._exactness(checkpoint)}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state = self.trainer.state
+        if state.global_step < state.max_steps:  # the trainer only warns, and a callback may have stopped it
+            kept = checkpoints.kept(self.out / "checkpoints")
+            at = f"stopped at step {state.global_step} of {state.max_steps}"
+            raise UserError(f"{self.out}: {at}; run the same command again ({kept})")
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         loss = self.inputs.recipe.loss
         if not model.with_lm and loss.sea.match_norm and not loss.sds.weight:

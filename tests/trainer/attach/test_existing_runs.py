@@ -120,6 +120,16 @@ def test_answers_alone_are_trained_by_the_familys_own_forward(name: str, world: 
 
 
 @pytest.mark.slow
+def test_an_array_named_as_lines_is_read_when_its_name_is_mended(world: ExistingWorld, tmp_path: Path) -> None:
+    chat = open_existing_folder(world.model("llava")).chat
+    lines = tmp_path / "data.jsonl"
+    lines.write_text(json.dumps(json.loads(world.data.read_text())))
+    (bad,) = read_texts(lines, chat).bad
+    assert "found list; if the file is one array" in bad.reason
+    assert not read_texts(lines.rename(tmp_path / "data.json"), chat).bad
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_blank_sample_is_none(name: str, world: ExistingWorld) -> None:
     """Beside others it is left out; alone it gives what trains a gradient of zeros, if several processes need one."""

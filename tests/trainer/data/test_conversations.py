@@ -210,6 +210,13 @@ def test_one_bad_row_stops_with_its_name(tmp_path: Path, row: Row, expected: str
     assert error.value.__cause__ is None
 
 
+def test_an_array_named_as_lines_is_read_when_its_name_is_mended(tmp_path: Path) -> None:
+    rows = written(tmp_path, record([("What?", "A cat.")]), name="data.json")
+    with pytest.raises(UserError, match=r"line 1, .*found list; if the file is one array, end its name with \.json"):
+        load(rows.rename(tmp_path / "data.jsonl"), llama_like(), "vicuna_v1")
+    assert len(load((tmp_path / "data.jsonl").rename(rows), llama_like(), "vicuna_v1")) == 1
+
+
 def test_a_token_is_trained_if_any_of_its_characters_is(tmp_path: Path) -> None:
     marked = (
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ASSISTANT: ' }}{% else %}"

@@ -21,14 +21,26 @@ def test_a_folder_of_init_keeps_its_identity(tmp_path: Path) -> None:
     assert processing_digests(tmp_path) == {name: file_sha256(tmp_path / name) for name in WRITTEN_BY_INIT}
 
 
+def start(parts: dict[str, str]) -> Path:
+    return start_folder(Recipe.model_validate({"model": {"projector": "mlp2x_gelu", **parts}}))
+
+
+def test_a_folder_called_packaged_is_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = [start({"vision": spec}) for spec in ("packaged", "s2:packaged@224")]
+    for name in ("packaged", "packaged@224"):
+        Path(name).mkdir()
+    assert [start({"vision": spec}) for spec in ("packaged", "s2:packaged@224")] == before
+
+
+@pytest.mark.parametrize(("part", "spec"), [("llm", ""), ("vision", ""), ("vision", "s2:"), ("vision", "s2@1,2:")])
 @pytest.mark.parametrize("name", [*WRITTEN_BY_INIT, *OTHERS])
-def test_every_file_that_decides_tokens_or_pixels_counts(name: str, tmp_path: Path) -> None:
+def test_every_file_that_decides_tokens_or_pixels_counts(name: str, part: str, spec: str, tmp_path: Path) -> None:
     def state(content: str | None) -> tuple[dict[str, str], Path]:
         if content is not None:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(content)
-        parts = {"vision": "packaged", "llm": str(tmp_path), "projector": "mlp2x_gelu"}
-        return processing_digests(tmp_path), start_folder(Recipe.model_validate({"model": parts}))
+        return processing_digests(tmp_path), start({part: spec + str(tmp_path)})
 
     (tmp_path / "config.json").write_text("{}")
     states = [state(None), state("one"), state("another")]

@@ -54,6 +54,13 @@ def test_a_checkpoint_of_llavas_own_code_is_refused_everywhere(name: str, tmp_pa
         check_teacher(TeachSettings(model=folder, **data))
 
 
+def test_a_llava_whose_weights_are_pickled_is_refused(tmp_path: Path) -> None:
+    """Training would load them, and fail when it saves."""
+    folder = folder_with(tmp_path / "model", {"model_type": "llava", "vision_config": {}, "text_config": {}})
+    with refused("found pytorch_model-00001-of-00002.bin; give ", "-safetensors, which", start=f"{folder}: "):
+        check_llava_folder(folder)
+
+
 @pytest.mark.parametrize("part", ["vision_config", "text_config"])
 def test_a_config_without_a_part_is_refused(part: str, tmp_path: Path) -> None:
     """transformers would take a default one, of 7 billion weights."""

@@ -187,6 +187,7 @@ def test_a_name_is_a_file_a_row_or_a_recipe_of_the_project(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("name: mine")
     Path("demo").write_text("name: not the project's")
+    Path("small").mkdir()
     assert named_recipes("mine.yaml", ["seed=7"])[""].seed == 7
     assert named_recipes("demo")[""].name == "not the project's"
     assert list(named_recipes("small")) == ["align", "language"]

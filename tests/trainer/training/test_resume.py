@@ -12,10 +12,12 @@ from sea_pipeline.storage import locks, publish
 from tests.support import tiny_runs
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
+from tests.support.refused import refused
 from tests.support.run_values import copied, killed, values, weights
 from tests.support.tiny_runs import FinishedRuns, World, logged, tiny_recipe
 from trainer.model import checkpoints
 from trainer.training import run_folder
+from trainer.training.callbacks import Screen
 from trainer.training.run import train
 from trainer.training.run_folder import begin_run
 
@@ -70,6 +72,23 @@ def test_every_checkpoint_leads_to_the_same_end(
         assert weights(out) == weights(whole), f"from step {step}"
         if stage != "logged seldom":  # a line of several steps says what its own process saw
             assert values(out) == values(whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_a_callback_stops_is_not_finished(
+    tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: Screen, args: Any, state: Any, control: Any, **__: Any) -> None:
+        control.should_training_stop = state.global_step == 3
+
+    recipe, out = tiny_recipe(tiny), tmp_path / "out"
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Screen, "on_step_end", stop)
+        with refused(f"{out}: stopped at step 3 of 8; run the same command again (", "checkpoint-2 is kept"):
+            train(recipe, out)
+    train(recipe, out)
+    assert weights(out) == weights(finished(recipe))
+    assert values(out) == values(finished(recipe))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import torch
 from transformers import SchedulerType, TrainerCallback
 
 from sea_pipeline.core.errors import UserError
+from tests.support.refused import refused
 from tests.support.tiny_runs import World, tiny_recipe, tiny_trainer
 from trainer.recipes.recipe import Recipe
 from trainer.training.arguments import training_arguments
@@ -200,7 +201,10 @@ def test_optimizers_with_groups_of_their_own(tiny: World, tmp_path: Path, monkey
         trainer.create_optimizer()
 
 
-@pytest.mark.parametrize("name", [None, "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
+ELSEWHERE = [f"ACCELERATE_USE_{what}" for what in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")]
+
+
+@pytest.mark.parametrize("name", [None, *ELSEWHERE])
 def test_deepspeed_is_refused(name: str | None, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {} if name else {"deepspeed": {"zero_optimization": {"stage": 2}}}
     if name:
@@ -213,3 +217,25 @@ def test_deepspeed_is_refused(name: str | None, tiny: World, tmp_path: Path, mon
     if name:
         monkeypatch.setenv(name, "false")
         training_arguments(tiny_recipe(tiny), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fitting", "key"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", {"bf16": True}, "bf16 or training_arguments.fp16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", None, "bf16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", {"torch_compile": True}, "torch_compile"),
+        ("ACCELERATE_USE_FSDP", "true", {"fsdp": True}, "fsdp"),
+    ],
+)
+def test_what_accelerate_launch_says_is_said_by_the_recipe_or_refused(
+    name: str, value: str, fitting: dict[str, Any] | None, key: str, tiny: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    for given in ({}, {"bf16": True}) if fitting is None else ({},):
+        with refused(f"set training_arguments.{key}", start=f"the environment variable {name} is '{value}'"):
+            training_arguments(tiny_recipe(tiny, training_arguments=given), Path())
+    if fitting is not None:
+        training_arguments(tiny_recipe(tiny, training_arguments=fitting), Path(), finished=True)
+    monkeypatch.setenv(name, "NO")
+    training_arguments(tiny_recipe(tiny), Path())
