@@ -97,6 +97,7 @@ def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Pat
     ("name", "text", "expected"),
     [
         ("coco.json", '{"images": []}', "an array of records; found an object"),
+        ("lines.json", '{"image": "a.jpg"}\r\n{"image": "b.jpg"}\r\n', "is JSONL: rename it to .jsonl"),
         ("empty.json", "", "an empty file"),
         ("other.json", '[{"file_name": "a.jpg", "height": 3}]', "entry 1: expected a LLaVA record"),
         ("strings.json", '["a.jpg"]', "entry 1"),
