@@ -17,14 +17,12 @@ from sea_pipeline.core.extras import require
 from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
-from sea_pipeline.inputs.sources.forward import Forward
+from sea_pipeline.inputs.sources.forward import Forward, out_of_order
 from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 
 PREFIX = "hf:"
 STREAM = "hf-stream:"
-_BEHIND = 64
-"""Rows before the one asked for at which a stream begins, because threads ask only nearly in order."""
 _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 
@@ -69,7 +67,7 @@ class HubSource:
         return "", int(uri)
 
     def _begin(self, row: int) -> tuple[int, Iterator[_Cell]]:
-        first = max(0, row - _BEHIND)
+        first = max(0, row - out_of_order())
         return first, map(self._cell, self._rows.skip(first) if first else self._rows)
 
     def _cell(self, row: pa.Table) -> _Cell:
