@@ -60,7 +60,7 @@ def log_attempt(ledger: Ledger, shard: int, attempt: int, text: str) -> None:
     publish_bytes(ledger.root / LOGS / f"{shard:05d}-attempt-{attempt}.log", text.encode(), ledger.root)
 
 
-class _LastAttempt:
+class LastAttempt:
     """A source with which a few images that still cannot be read are bad, instead of failing their shard.
 
     Otherwise a sick sector, or a server's lasting error for one file, would keep a folder from ever being finished.
@@ -105,7 +105,7 @@ class _FasterError(Exception):
 def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Advance) -> Commit:
     samples = ledger.samples(shard)
     if attempt >= ATTEMPTS and source.random_access:  # a stream that has failed has lost its place
-        source = _LastAttempt(source, len(samples))
+        source = LastAttempt(source, len(samples))
     footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
     passed = 0
 

@@ -23,12 +23,15 @@ from sea_pipeline.inputs.json_array import array_values
 from sea_pipeline.storage.http_parts import is_http
 
 
-def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
+def records(
+    path: Path, *, strict: bool = True, unheld: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, Any]]:
     """Read the records of a `.json` (an array) or `.jsonl` (one object a line) file in their order.
 
     Args:
         path: the file.
         strict: refuse a record that is not LLaVA's; if False it is yielded as it is, see `check_record`.
+        unheld: see `records_of`.
 
     Yields:
         The number of the entry or, in a `.jsonl`, of the line, from 1; and the record. A record has `image` or
@@ -39,7 +42,7 @@ def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
     """
     try:
         with path.open("rb") as file:
-            yield from records_of(file, str(path), strict=strict)
+            yield from records_of(file, str(path), strict=strict, unheld=unheld)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -63,6 +66,20 @@ def records_of(
             with naming(path, number):
                 check_record(row)
         yield number, row
+
+
+def readable_records(path: Path) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """Yield the images of each record and the record, without those that cost `list_samples` one image.
+
+    Raises:
+        UserError: see `records`.
+    """
+    for _, row in records(path, unheld=lambda _number, _problem: None):
+        try:
+            images = images_of(row)
+        except UserError:
+            continue
+        yield images, row
 
 
 def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
@@ -282,13 +299,17 @@ def has_lines(path: Path | str) -> bool:
     return str(path).lower().endswith(".jsonl")
 
 
+_NEXT_OBJECT = re.compile(rb"\}[ \t\r]*\n\s*\{")
+
+
 def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
-    opening = file.read(4096)
+    opening = file.read(1 << 16)
     file.seek(3 if opening.startswith(codecs.BOM_UTF8) else 0)
     first = opening.lstrip(codecs.BOM_UTF8 + b" \t\r\n")[:1]
     if first != b"[":
         found = {b"{": "an object", b"": "an empty file"}.get(first, "something else")
-        raise UserError(f"{path}: expected LLaVA's JSON, an array of records; found {found}")
+        advice = "; one object a line is JSONL: rename it to .jsonl" if _NEXT_OBJECT.search(opening) else ""
+        raise UserError(f"{path}: expected LLaVA's JSON, an array of records; found {found}{advice}")
     number = 0
     digits = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)  # no limit, because ijson's C code ends the process at a number beyond it

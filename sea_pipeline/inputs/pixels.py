@@ -11,7 +11,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, features
@@ -27,7 +27,7 @@ from sea_pipeline.inputs.image_bytes import (
     without_metadata,
 )
 
-DECODE_VERSION = 2
+DECODE_VERSION = 3
 """Part of every fingerprint; raise it when the same file would give other pixels."""
 
 
@@ -40,6 +40,8 @@ PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, er
 """Values of `errno` for faults of the machine or the network."""
 OF_ONE_FILE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 """Those of them that may concern one file for ever; too little memory never does."""
+_PNG_DEPTH = 24
+"""The byte of a PNG that says how many bits a sample has."""
 _LARGE = 32_000_000
 _one_large_image = threading.Lock()
 """Lets one image of more than `_LARGE` pixels be decoded at a time, because several would need gigabytes."""
@@ -195,6 +197,8 @@ def _open(data: bytes) -> Image.Image:
             large = opened.width * opened.height > _LARGE
             with _one_large_image if large else nullcontext():
                 opened.load()
+                if data.startswith(PNG) and "transparency" in opened.info:
+                    opened.info["transparency"] = _hidden(opened.info["transparency"], opened.mode, data[_PNG_DEPTH])
                 return _rgb(_upright(opened))
 
 
@@ -218,14 +222,23 @@ def _upright(image: Image.Image) -> Image.Image:
     return upright
 
 
+def _hidden(value: Any, mode: str, depth: int) -> Any:  # noqa: ANN401 - a colour, or alpha by palette entry
+    """Return a PNG's hidden colour as Pillow reads pixels: grey of 2 and 4 bits scaled, RGB of 16 bits cut to 8."""
+    if mode == "RGB" and depth == 16:
+        return tuple(channel >> 8 for channel in value)
+    return value * (255 // ((1 << depth) - 1)) if mode == "L" and depth < 8 else value
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert() would clip at 255
+        values = np.asarray(image)
+        hidden = values == image.info.get("transparency")
+        return Image.fromarray(np.where(hidden, np.uint8(255), _eight_bits(values))).convert("RGB")
+    if image.has_transparency_data:
+        layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     if image.mode == "RGB":
         return image.copy() if getattr(image, "is_animated", False) else image  # an animation may load another frame
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert() would clip at 255
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     return image.convert("RGB")
 
 

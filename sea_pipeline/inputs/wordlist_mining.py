@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.captions import LONGEST_PHRASE, gpt_turns, is_content, is_entry, singular, windows, word_runs
-from sea_pipeline.inputs.llava_json import images_of, naming, records
+from sea_pipeline.inputs.llava_json import readable_records
 
 LEAST_SHARE = 1e-5
 """Occurrences per caption that an entry needs (6 in 558,000), so that misspellings do not fill the list."""
@@ -105,8 +105,6 @@ def _counts(path: Path) -> tuple[list[Counter[str]], int]:
 
 
 def _captions(path: Path) -> Iterator[str]:
-    for number, row in records(path):
-        with naming(path, number):
-            images = images_of(row)
+    for images, row in readable_records(path):
         if images:
             yield from gpt_turns(row)

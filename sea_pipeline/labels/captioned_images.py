@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sea_pipeline.inputs.captions import Forms, content_words, gpt_turns, in_list, phrases
-from sea_pipeline.inputs.llava_json import images_of, naming, records
+from sea_pipeline.inputs.llava_json import readable_records
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.caption_lift import Coverage, Flags, FormCounts
@@ -41,9 +41,8 @@ def captioned_images(path: Path, samples: Iterable[Sample], limit: int, seed: in
     chosen: dict[str, list[str]] = {}
     # A heap of the `limit` highest hashes so far, whose lowest gives way to a higher one.
     ranks: list[tuple[bytes, str]] = []
-    for number, row in records(path):
-        with naming(path, number):
-            images, captions = images_of(row), gpt_turns(row)
+    for images, row in readable_records(path):
+        captions = gpt_turns(row)
         image = images[0] if len(images) == 1 and isinstance(images[0], str) else ""
         if image in chosen:
             chosen[image] += captions

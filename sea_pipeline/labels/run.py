@@ -1,5 +1,6 @@
 """Run `sea-pipeline label`, from settings to a folder of labels."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,10 @@ class LabelJob(ShardedJob[LabelSettings]):
         self.embeddings = word_embeddings(self.encoder, self.words, reporter)
         looks = reporter.shows_warnings and asked.probe and not ledger.done().shards
         if looks and (captions := _captions(asked)):
-            line = hint(self.encoder, self.embeddings, self.words, captions, listing, asked.top_n, self.device)
-            if line:
-                reporter.warning(line)
+            with suppress(UserError):  # the captions decide no label
+                line = hint(self.encoder, self.embeddings, self.words, captions, listing, asked.top_n, self.device)
+                if line:
+                    reporter.warning(line)
 
     def make_stage(self, ledger: Ledger) -> LabelStage:
         """Make the stage.

@@ -36,7 +36,7 @@ class LabelSettings(Settings):
     images: str | None = None
     """The images: a folder; a LLaVA .json or .jsonl file; a .csv, .tsv, .txt or .parquet list of paths; .parquet or
     .tar files with images (one file, a folder, or a pattern with * or {000..009}); a URL of any of these (s3://…); or
-    hf:NAME[:SPLIT], where NAME is a dataset on the Hugging Face hub or a folder. Default: the packaged sample
+    hf:NAME[[:CONFIG]:SPLIT], where NAME is a dataset on the Hugging Face hub or a folder. Default: the packaged sample
     photos."""
     image_root: str | Path | None = None
     """The folder or URL that the image paths in a list are relative to. Default: the folder of the list."""

@@ -34,12 +34,12 @@ def remembered(
     path = cache_folder() / name
     if (kept := read(path)) is not None:
         return kept
+    lock = path.with_suffix(".lock")
     try:
         make_folder(path.parent)
-    except UserError as error:
-        raise UserError(f"{path.parent}: cannot be created; set SEA_PIPELINE_CACHE to a folder that can be") from error
-    lock = path.with_suffix(".lock")
-    lock.touch()
+        lock.touch()
+    except (UserError, OSError) as error:
+        raise UserError(f"{path.parent}: cannot be written; set SEA_PIPELINE_CACHE to a folder that can be") from error
     with locked(lock):
         if (kept := read(path)) is None:  # another process may have made it while this one waited
             sweep(path.parent)

@@ -36,7 +36,7 @@ def refuse_without_locks(folder: "Place") -> None:
 
 @contextmanager
 def locked(folder: "Place") -> Iterator[bool]:
-    """Wait until no other process is inside this block for the folder.
+    """Wait until no other process is inside this block for the folder, or the file.
 
     A killed process frees the lock. Yields whether the folder is locked: systems, file systems and stores without locks
     yield False, and nobody waits. There `publish` with `exclusive` tells who came first.
@@ -44,7 +44,8 @@ def locked(folder: "Place") -> Iterator[bool]:
     if not isinstance(folder, Path) or not HAS_LOCKS:
         yield False
         return
-    descriptor, has_lock = os.open(folder, os.O_RDONLY), False
+    # NFS locks a file only if it is open for writing, and nothing opens a folder for that.
+    descriptor, has_lock = os.open(folder, os.O_RDWR if folder.is_file() else os.O_RDONLY), False
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -3,7 +3,9 @@
 import gzip
 import hashlib
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from PIL import AvifImagePlugin, Image, ImageFile, WebPImagePlugin, features
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
+from sea_pipeline.inputs.image_bytes import PNG
 from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, PASSING, BadImageError, decode_image, read_image
 from tests.support.photo_forms import bomb, jpeg
 from tests.support.world import COLOURS, ColourEncoder, draw, draw_folder
@@ -85,6 +88,41 @@ def test_alpha_lies_over_white_and_palettes_become_colours(tmp_path: Path) -> No
     transparent = Image.new("RGB", (1, 1), RED).quantize()
     assert pixel(save(tmp_path / "pt.png", transparent, transparency=0)) == (255, 255, 255)
     assert pixel(save(tmp_path / "1.png", Image.new("1", (1, 1), 1))) == (255, 255, 255)
+
+
+def png_row(depth: int, colours: int, row: bytes, hidden: bytes) -> bytes:
+    """A PNG of two pixels, of which the colour of the first is hidden."""
+    parts = (b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colours, 0, 0, 0)), (b"tRNS", hidden)
+    chunks = [*parts, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return PNG + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "colours", "row", "hidden", "second"),
+    [
+        (8, 2, bytes([0, 0, 0, 200, 10, 10]), bytes(6), (200, 10, 10)),
+        (16, 2, bytes.fromhex("1234 0000 0000 1234 0100 0000"), bytes.fromhex("1234 0000 0000"), (18, 1, 0)),
+        (1, 0, b"\x80", b"\0\1", (0, 0, 0)),
+        (2, 0, b"\x60", b"\0\1", (170, 170, 170)),
+        (4, 0, b"\x5e", b"\0\5", (238, 238, 238)),
+        (8, 0, b"\x07\xc8", b"\0\7", (200, 200, 200)),
+        (16, 0, bytes.fromhex("0000 8080"), b"\0\0", (128, 128, 128)),
+    ],
+)
+def test_a_pngs_hidden_colour_is_white(
+    depth: int, colours: int, row: bytes, hidden: bytes, second: tuple[int, ...]
+) -> None:
+    decoded = decode_image(png_row(depth, colours, row, hidden)).image
+    assert [decoded.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), second]
+
+
+def test_grey_premultiplied_by_its_alpha_lies_over_white(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.tif", Image.new("LA", (1, 1), (40, 128)))
+    unassociated, associated = (struct.pack("<HHIH", 338, 3, 1, kind) for kind in (2, 1))
+    path.write_bytes(path.read_bytes().replace(unassociated, associated))
+    assert pixel(path) == (167, 167, 167)  # 40 + (255 - 128)
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Pat
     ("name", "text", "expected"),
     [
         ("coco.json", '{"images": []}', "an array of records; found an object"),
+        ("lines.json", '{"image": "a.jpg"}\r\n{"image": "b.jpg"}\r\n', "is JSONL: rename it to .jsonl"),
         ("empty.json", "", "an empty file"),
         ("other.json", '[{"file_name": "a.jpg", "height": 3}]', "entry 1: expected a LLaVA record"),
         ("strings.json", '["a.jpg"]', "entry 1"),
@@ -342,7 +343,10 @@ def test_a_dataset_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
     inside = tmp_path / "saved" / "inside.png"
     path = write_dataset(tmp_path / "saved", train={"image": [{"bytes": b"A", "path": "a"}]})
     inside.write_bytes(b"inside")
-    cells = [{"bytes": None, "path": str(secret)}, {"bytes": None, "path": str(inside)}, {"bytes": None, "path": None}]
+    (tmp_path / "blob").write_bytes(b"linked")  # as in a snapshot of the hub's cache
+    (link := tmp_path / "saved" / "link.png").symlink_to("../blob")
+    outside = f"{tmp_path}/saved/../secret.png"
+    cells = [{"bytes": None, "path": path and str(path)} for path in (secret, inside, None, link, outside)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     (arrow,) = (path / "train").glob("*.arrow")
     with pa.OSFile(str(arrow), "wb") as file:
@@ -354,3 +358,4 @@ def test_a_dataset_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
         assert found[0] == "the row names a file outside the dataset's folder"
         assert found[1] == b"inside"
         assert "found neither" in str(found[2])
+        assert found[3:] == [b"linked", found[0]]

@@ -17,6 +17,7 @@ from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples, open_source
 from tests.support.contents import read_all
 from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
+from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
 PHOTOS = {f"{number}.png": bytes([number]) * (600 + number) for number in range(9)}
@@ -243,6 +244,37 @@ def test_the_ids_and_splits_of_datasets(tmp_path: Path) -> None:
     stream = list_samples(f"hf:{saved}:two", streaming=True, limit=2)
     assert read_all(stream) == {"000000000": b"c", "000000001": b"a"}
     assert (stream.streamed, stream.ids) == (True, "row numbers")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_configuration_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "d"
+    for name in ("a", "b"):
+        write_parquet(folder / name / "test.parquet", dict.fromkeys("xyz", name.encode()))
+    configs = "".join(f"- {{config_name: {name}, data_dir: {name}}}\n" for name in ("a", "b"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for asked in (f"hf:{folder}", f"hf:{folder}:test"):
+        with refused(f"hf:{folder}: has the configurations a, b; give one: hf:{folder}:a:test"):
+            list_samples(asked, streaming=streaming)
+    assert read_all(list_samples(f"hf:{folder}:b:test", streaming=streaming)) == dict.fromkeys("xyz", b"b")
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_stream_is_read_to_its_end_whatever_its_card_says(tmp_path: Path, form: str) -> None:
+    (folder := tmp_path / "d").mkdir()
+    if form == "parquet":
+        write_parquet(folder / "train.parquet", dict.fromkeys("xyz", b"A"), label=["1", "2", "3"])
+    else:
+        (folder / "train.jsonl").write_text('{"image": {"bytes": null, "path": "/x"}}\n' * 3)
+    (folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - {name: image, dtype: image}\n"
+        "  splits:\n  - {name: train, num_bytes: 1, num_examples: 2}\n---\n"
+    )
+    for limit, count in ((None, 3), (2, 2)):
+        assert len(list_samples(f"hf:{folder}:train", limit=limit, streaming=True).samples) == count
 
 
 @pytest.mark.parametrize("streaming", [False, True])

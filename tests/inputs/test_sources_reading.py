@@ -2,6 +2,7 @@
 
 import errno
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_threads_that_ask_nearly_in_order_do_not_start_over() -> None:
     rows = pieces(200, begun)
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(rows.__getitem__, range(200))) == ROWS
+    assert begun == [0]
+
+
+def test_more_threads_than_rows_are_kept_do_not_start_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_ROWS", 4)
+    monkeypatch.setattr(forward, "_BYTES", 0)
+    begun: list[int] = []
+    rows, all_there = pieces(200, begun), threading.Barrier(16)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: all_there.wait(), range(16)))
+        assert [rows[row] for row in reversed(range(16))] == ROWS[15::-1]
     assert begun == [0]
 
 

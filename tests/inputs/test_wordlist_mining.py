@@ -89,6 +89,12 @@ def test_by_hand(tmp_path: Path) -> None:
     assert mine(tmp_path / "x.json", general, 5) == words[:5]
 
 
+def test_records_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [row("a dog"), row("a film") | {"video": "x.mp4"}])
+    path.write_bytes(path.read_bytes() + json.dumps(row("a cat X")).encode().replace(b"X", b"\xe9") + b"\n")
+    assert mine(path, ["table"], MAX_WORDS) == ("dog", "table")
+
+
 @pytest.mark.slow
 def test_neither_the_order_of_rows_nor_the_format_changes_the_list(tmp_path: Path) -> None:
     random = np.random.default_rng(0)

@@ -48,6 +48,7 @@ def captioned(tmp_path: Path) -> Path:
         caption = f"A {colours[0]} thing, near {colours[1]} zzyzxes."
         turns = [{"from": "human", "value": "<image>\ncyan?"}, {"from": "gpt", "value": caption}]
         rows.append({"id": number, "image": f"{number:02d}.png", "conversations": turns})
+    rows.append({"id": 24, "video": "film.mp4", "conversations": turns})
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(rows))
     return path
@@ -107,7 +108,7 @@ def test_figures_are_those_of_the_labels_that_label_writes(
         assert [count for _, count in probed.frequent] == sorted(dict(probed.frequent).values(), reverse=True)
         hits = [
             store.words.index(word) in store[row["image"]].word_ids
-            for row in json.loads(captioned.read_text())
+            for row in json.loads(captioned.read_text())[:24]
             for word in row["conversations"][1]["value"].split()
             if word in COLOURS
         ]
@@ -249,6 +250,8 @@ def test_label_looks_once_and_only_where_it_can(
     (tmp_path / "enough" / "manifest.json").unlink()
     (tmp_path / "enough" / "commits" / "00001.json").unlink()
     assert hinted(-1, tmp_path / "enough", limit=16) == []  # one shard is done already
+    monkeypatch.setattr(label_run, "hint", lambda *given: signed("open_clip:", None))  # not a spec
+    assert hinted(-1, tmp_path / "refused", limit=16) == []
 
 
 def test_the_probe_changes_nothing(hinted: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -262,7 +265,7 @@ def test_the_probe_changes_nothing(hinted: Callable[..., list[str]], tmp_path: P
         }
         for name in ("with", "without")
     }
-    assert len(files["with"]) == 3 + 5
+    assert len(files["with"]) == 4 + 5 + 1  # the film is in quarantine
     assert files["with"] == files["without"]
 
 

@@ -1,6 +1,7 @@
 """A disk that is full at any write: nothing half-written is ever seen, and what is finished stays."""
 
 import errno
+import fcntl
 import os
 import random
 import subprocess
@@ -16,10 +17,13 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish as publishing
+from sea_pipeline.storage.cache import remembered
+from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.publish import TEMPORARY, publish, publish_bytes, publish_folder, sweep
 from sea_pipeline.storage.scratch import host
 from tests.support.contents import content
 from tests.support.programs import Begin, labelling
+from tests.support.refused import refused
 from tests.support.world import Label, draw_folder, word_file
 
 
@@ -50,6 +54,28 @@ def test_a_full_disk_that_a_library_tells_of_in_its_text_is_a_clear_line(tmp_pat
         raise RuntimeError(f"Data processing error: I/O error: {os.strerror(code)} (os error {code})")
     assert os.strerror(code) in str(error.value)
     assert "the same command again" in str(error.value)
+
+
+def test_a_cache_that_cannot_be_written_is_a_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(Path, "touch", lambda path: os.open(path / "none", os.O_RDONLY))
+    with refused(f"{tmp_path}/a: cannot be written; set SEA_PIPELINE_CACHE to a folder that can be"):
+        remembered("a/b", lambda path: None, lambda: 1, lambda value, path: None)
+
+
+def test_a_file_is_locked_on_a_network_drive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS refuses the lock of a file that is open to be read alone."""
+    plain = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        plain(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "x.lock").touch()
+    with locked(tmp_path / "x.lock") as has_lock:
+        assert has_lock
 
 
 def test_a_library_that_cannot_read_does_not_blame_the_output(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
-from sea_pipeline.inputs.pixels import BadImageError, read_image
+from sea_pipeline.inputs.pixels import BadImageError, DecodedImage, read_image
 from sea_pipeline.label_cache import LabelCache
 from trainer.data import geometry
 from trainer.data.sampler import BLANK
@@ -115,7 +115,9 @@ class TrainingData(Dataset[TrainingSample]):
         self.kept: dict[str, TowerInput] | None = None
         """The tower's output for each view, see `tower_features`; used in place of pixels if it is set."""
         self.targets = targets
-        self._locate = locate
+        self.read: Callable[[Path], DecodedImage] = read_image
+        """Reads the image in a file. The command `teacher` sets another, which tries again."""
+        self.locate = locate
         self._crops = crops
         self._random_crop = random_crop
         self._seed = seed
@@ -167,9 +169,9 @@ class TrainingData(Dataset[TrainingSample]):
         A random crop is taken only if `random` is given.
         """
         image_id, number = image_and_crop(view) if self._crops else (view, 0)
-        path = self._locate(image_id)
+        path = self.locate(image_id)
         try:
-            image = read_image(path).image
+            image = self.read(path).image
         except BadImageError as error:
             raise unreadable(path, sample, error, self.advice) from error
         crop = WHOLE

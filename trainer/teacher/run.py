@@ -2,6 +2,7 @@
 
 import hashlib
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.core.renamed import taking_callbacks
 from sea_pipeline.execution.dispatch import StageRun
+from sea_pipeline.execution.shard import LastAttempt
 from sea_pipeline.execution.sharded_job import ShardedJob, run_job
 from sea_pipeline.inputs.llava_json import grew_from
 from sea_pipeline.inputs.pixels import DECODE_VERSION
 from sea_pipeline.inputs.samples import BadSample, Listing
-from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.output.begin import Growing
 from sea_pipeline.output.folder import COMMITS
 from sea_pipeline.output.ledger import Ledger
@@ -127,8 +129,9 @@ class TeachJob(ShardedJob[TeachSettings]):
         term = basic_term(model, self.folder, self.recipe, ("das", "sds"))
         locate, codec = self.conversations.locate, self.settings.codec
         data = TrainingData(self.conversations.train, locate, self.folder.processor, self.folder.grid)
-        teacher = Teacher(model, term, data, self.settings.batch_size)
-        return TeachStage(teacher, _codec(ledger, codec, teacher), locate, codec)
+        teacher, root = Teacher(model, term, data, self.settings.batch_size), self.conversations.image_root
+        teacher.read_from(LastAttempt(open_source(ledger.image_root), _CALIBRATION[0]), root)
+        return TeachStage(teacher, _codec(ledger, codec, teacher), root, codec)
 
 
 def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
@@ -204,9 +207,9 @@ def _codec(ledger: Ledger, name: CodecName, teacher: Teacher) -> Codec:
         images, vectors = (1, 1) if name == "float16" else _CALIBRATION
         begun_with = range(ledger.plan.files[0].end)  # images that were added later do not change the codec
         samples = [sample for shard in begun_with for sample in ledger.samples(shard)]
-        chosen = samples[:: max(1, len(samples) // images)][:images]
+        chosen = samples[:: max(1, len(samples) // _CALIBRATION[0])][: _CALIBRATION[0]]
         ignored: list[BadSample] = []
-        found = [targets.refined for _, targets in teacher(chosen, ignored)]
+        found = [targets.refined for _, targets in islice(teacher(chosen, ignored), images)]
         if not found:
             raise UserError(f"{ledger.root}: none of {len(chosen)} images could be read: {ignored[0].message}")
         every = np.concatenate(found)

@@ -5,7 +5,7 @@ Shapes: B images of a batch, m visual tokens, d the LLM's width.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,11 @@ from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.execution.stage import ShardResult, Stage
-from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.pixels import BadImageError, DecodedImage, decode_image
 from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.inputs.sources import Source
+from sea_pipeline.inputs.sources.files import in_utf8
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.paths import Place
 from trainer.data.dataset import Collator, TrainingData, TrainingSample
 from trainer.losses.basic_term import BasicTerm
@@ -63,6 +63,23 @@ class Teacher:
             for position, image_id in enumerate(images):
                 self._first.setdefault(image_id, (row, position))
 
+    def read_from(self, source: Source, root: Path) -> dict[Path, bytes]:
+        """Read images through a source from now on, and return where the sha256 of each will be.
+
+        Args:
+            source: reads the images, whose `uri`s start at `root`.
+            root: the folder of the images.
+        """
+        hashes: dict[Path, bytes] = {}
+
+        def read(path: Path) -> DecodedImage:
+            decoded = decode_image(source.read(in_utf8(path.relative_to(root).as_posix())))
+            hashes[path] = decoded.sha256
+            return decoded
+
+        self.data.read = read
+        return hashes
+
     def __call__(
         self, samples: Sequence[Sample], bad: list[BadSample], advance: Advance = lambda _: None
     ) -> Iterator[tuple[Sample, Targets]]:
@@ -92,11 +109,23 @@ class Teacher:
         try:
             return _Image(sample, self.data[row], position)
         except UserError as error:
-            cause = error.__cause__
-            if not isinstance(cause, BadImageError):
+            if not isinstance(error.__cause__, BadImageError):
                 raise
-            bad.append(BadSample(sample, cause.stage, cause.error, cause.message, cause.sha256))
+            bad.append(self._fault(sample, row, error.__cause__))
             return None
+
+    def _fault(self, sample: Sample, row: int, cause: BadImageError) -> BadSample:
+        """Tell which image of a row cannot be read, the sample's own or another, after one could not."""
+        for name in dict.fromkeys((sample.image_id, *self.data.rows[row]["images"])):
+            try:
+                self.data.read(self.data.locate(name))
+            except BadImageError as error:
+                if name == sample.image_id:
+                    cause = error
+                    break
+                message = f"its sample also shows {name}, which cannot be used: {error.message}"
+                return BadSample(sample, "list", "OtherImage", message)
+        return BadSample(sample, cause.stage, cause.error, cause.message, cause.sha256)
 
     @exact_float32()
     @torch.no_grad()
@@ -119,10 +148,10 @@ class Teacher:
 class TeachStage(Stage):
     """Write a shard of targets."""
 
-    def __init__(self, teacher: Teacher, codec: Codec, locate: Callable[[str], Path], name: str) -> None:
+    def __init__(self, teacher: Teacher, codec: Codec, image_root: Path, name: str) -> None:
         self._teacher = teacher
         self._codec = codec
-        self._locate = locate
+        self._image_root = image_root
         self._name = name
 
     def describe(self) -> dict[str, str]:
@@ -141,15 +170,16 @@ class TeachStage(Stage):
         seconds: defaultdict[str, float] = defaultdict(float)
         bad: list[BadSample] = []
         rows, first = 0, None
-        grid = self._teacher.data.grid
+        grid, locate = self._teacher.data.grid, self._teacher.data.locate
+        hashes = self._teacher.read_from(source, self._image_root)
         begun = time.perf_counter()
         with TargetWriter(target, grid[0] * grid[1], self._codec) as writer:
             for sample, targets in self._teacher(samples, bad, advance):
                 seconds["teach"] += time.perf_counter() - begun
                 begun = time.perf_counter()
-                sha256 = file_sha256(self._locate(sample.image_id))
-                writer.add(TargetRow(sample.image_id, sample.uri, bytes.fromhex(sha256), targets))
-                first, rows = first or sha256, rows + 1
+                sha256 = hashes[locate(sample.image_id)]
+                writer.add(TargetRow(sample.image_id, sample.uri, sha256, targets))
+                first, rows = first or sha256.hex(), rows + 1
                 seconds["write"] += time.perf_counter() - begun
                 begun = time.perf_counter()
             writer.set_footer({**footer, "codec_sha256": codec_sha256(self._codec)})

@@ -19,7 +19,7 @@ from sea_pipeline.storage.paths import is_url
 
 FORMS = (
     "a folder, a .json, .jsonl, .csv, .tsv, .txt, .parquet or .tar file, several .parquet or .tar files (*, "
-    "{000..009}), a URL of one of these, or hf:NAME[:SPLIT]"
+    "{000..009}), a URL of one of these, or hf:NAME[[:CONFIG]:SPLIT]"
 )
 LISTS = {".json", ".jsonl", ".csv", ".tsv", ".txt"}
 """Suffixes of files that name images; a .parquet file, which is not here, names them or holds them."""

@@ -24,8 +24,13 @@ class _Reader(Generic[_Row]):
     """The first row of the piece that it reads."""
 
 
+def out_of_order() -> int:
+    """Return by how many rows threads may ask out of order: 64, or one row a thread of the process."""
+    return max(_ROWS, threading.active_count())
+
+
 class Forward(Generic[_Row]):
-    """Rows by their number. The latest 64 rows or 64 MB, whichever is more, stay in memory.
+    """Rows by their number. The latest rows stay in memory, `out_of_order` of them or 64 MB, whichever is more.
 
     Args:
         begin: opens an iterator at or before a row; returns the row that it begins with, and the iterator. After an
@@ -90,5 +95,5 @@ class Forward(Generic[_Row]):
             self._bytes -= self._size(self._kept.pop(row))
         self._kept[row] = value
         self._bytes += self._size(value)
-        while len(self._kept) > _ROWS and self._bytes > _BYTES:
+        while self._bytes > _BYTES and len(self._kept) > out_of_order():
             self._bytes -= self._size(self._kept.popitem(last=False)[1])

@@ -1,27 +1,28 @@
 """List and read datasets of Hugging Face's `datasets`, from the hub or from a folder."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
-from sea_pipeline.inputs.sources.forward import Forward
+from sea_pipeline.inputs.sources.forward import Forward, out_of_order
 from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 
 PREFIX = "hf:"
 STREAM = "hf-stream:"
-_BEHIND = 64
-"""Rows before the one asked for at which a stream begins, because threads ask only nearly in order."""
 _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 
@@ -66,7 +67,7 @@ class HubSource:
         return "", int(uri)
 
     def _begin(self, row: int) -> tuple[int, Iterator[_Cell]]:
-        first = max(0, row - _BEHIND)
+        first = max(0, row - out_of_order())
         return first, map(self._cell, self._rows.skip(first) if first else self._rows)
 
     def _cell(self, row: pa.Table) -> _Cell:
@@ -88,7 +89,7 @@ def _size(cell: _Cell) -> int:
 
 
 def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: bool) -> FoundImages:
-    """List the rows of a split, `NAME[:SPLIT]`.
+    """List the rows of a split, `NAME[[:CONFIG]:SPLIT]`.
 
     Their ids are the first id column whose values all differ, or else their row numbers. A stream's id columns are read
     in a pass of their own, without the images, and only as far as `limit`.
@@ -107,7 +108,7 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
         if streaming:
             read = _columns(rows, names, limit) if names else {}
             ids = chosen_ids({column: values.copy for column, values in read.items()}, id_column)
-            count = len(read[names[0]]) if names else _length(rows, image.column, split, limit)
+            count = len(read[names[0]]) if names else _length(rows, image.column, name, split, limit)
         else:
             columns: dict[str, Callable[[], list[str | NoId]]] = {
                 column: lambda column=column: _columns(rows, [column])[column]  # type: ignore[misc]
@@ -125,7 +126,7 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Split `NAME[:SPLIT]` into its parts.
+    """Split `NAME[[:CONFIG]:SPLIT]` into the name and what follows it.
 
     The name of a folder and the slice of a split may have colons, too.
     """
@@ -141,10 +142,17 @@ def _load(name: str, split: str, *, streaming: bool) -> Any:  # noqa: ANN401 - d
     datasets = require("datasets", "data")
     with _loading(name):
         if not _is_saved(name):
-            return datasets.load_dataset(_place(name), split=split, streaming=streaming)
+            config, split = _configured(split)
+            return datasets.load_dataset(_place(name), config, split=split, streaming=streaming)
         saved = datasets.load_from_disk(_place(name))
         rows = saved[split] if isinstance(saved, dict) else saved
         return rows.to_iterable_dataset() if streaming else rows
+
+
+def _configured(split: str) -> tuple[str | None, str]:
+    """Split `[CONFIG:]SPLIT` at a colon that is not of a slice such as `train[2:5]`."""
+    config, colon, rest = split.partition(":")
+    return (config, rest) if colon and "[" not in config else (None, split)
 
 
 def _only_split(name: str) -> str:
@@ -176,6 +184,8 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # from a dataset's files, the hub or the network
+        if "Config name is missing" in str(error):
+            raise UserError(_configurations(name)) from error
         hint = ""
         if isinstance(error, ConnectionError | TimeoutError):
             hint = "; is this machine offline? A folder will do: --images hf:FOLDER"
@@ -183,6 +193,16 @@ def _loading(name: str) -> Iterator[None]:
             hint = "; datasets takes :: and [ ] * ? in a path for more than a name: rename the folder"
         reason = f"no split {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"--images {PREFIX}{name}: cannot be loaded: {reason}{hint}") from error
+
+
+def _configurations(name: str) -> str:
+    """Say which configurations a dataset has, and how to ask for the first."""
+    datasets = require("datasets", "data")
+    names = datasets.get_dataset_config_names(_place(name))
+    splits = datasets.get_dataset_split_names(_place(name), names[0])
+    split = "train" if "train" in splits else splits[0]
+    asked = f"{PREFIX}{name}"
+    return f"--images {asked}: has the configurations {', '.join(names)}; give one: {asked}:{names[0]}:{split}"
 
 
 @contextmanager
@@ -250,12 +270,29 @@ def _values(rows: pa.Table, leaf: Leaf) -> Iterator[pa.Array]:
         yield values
 
 
-def _length(rows: Any, image: str, split: str, limit: int | None) -> int:  # noqa: ANN401
-    known = (rows.info.splits or {}).get(split)
-    if known is not None and known.num_examples:
-        return int(known.num_examples if limit is None else min(limit, known.num_examples))
-    light = [name for name, kind in rows.features.items() if type(kind).__name__ == "Value" and name != image]
+def _length(rows: Any, image: str, name: str, split: str, limit: int | None) -> int:  # noqa: ANN401
+    """Count the rows of a stream in its files, because a dataset's card may say another number."""
+    files = [] if _is_saved(name) else _data_files(name, split)
+    if files and all(file.endswith(".parquet") for file in files):
+        count = 0
+        for file in files:
+            count += patiently(partial(_table_rows, file), file)
+            if limit is not None and count >= limit:
+                return limit
+        return count
+    light = [column for column, kind in rows.features.items() if type(kind).__name__ == "Value" and column != image]
     return sum(1 for _ in islice(rows.select_columns(light[:1]) if light else _arrow(rows, [image]), limit))
+
+
+def _data_files(name: str, split: str) -> list[str]:
+    config, split = _configured(split)
+    files = require("datasets", "data").load_dataset_builder(_place(name), config).config.data_files or {}
+    return [str(file) for file in files.get(split, ())]
+
+
+def _table_rows(path: str) -> int:
+    with require("fsspec", "data").open(path, "rb") as file:
+        return int(pq.read_metadata(file).num_rows)
 
 
 def _paths(rows: Any, path: Leaf, name: str) -> list[str | NoId]:  # noqa: ANN401
@@ -290,7 +327,11 @@ def _file(path: str, name: str) -> bytes:
     import huggingface_hub.constants
 
     caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE
-    full = Path(path).resolve()
-    if not any(full.is_relative_to(Path(root).resolve()) for root in (name, *caches)):
+    # The folder's own links may lead out of it, as in a snapshot of the hub's cache.
+    written = Path(os.path.abspath(path))  # noqa: PTH100 - a Path keeps `..`
+    full = written.resolve()
+    if not written.is_relative_to(os.path.abspath(name)) and not any(  # noqa: PTH100
+        full.is_relative_to(Path(root).resolve()) for root in (name, *caches)
+    ):
         raise BadImageError("read", "OutsideRoot", "the row names a file outside the dataset's folder")
-    return read_file(full)
+    return read_file(written)

@@ -1,5 +1,6 @@
 """The teacher's cache: what is in it is what the model computes, and training from it is training online."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution import shard
 from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.run_values import settings
@@ -119,6 +121,38 @@ def test_a_bad_image_costs_that_image(world: World, tmp_path: Path) -> None:
     teach_images(settings(world, tmp_path / "mended", **changed))
     recipe = tiny_recipe(world, loss=DAS, teacher=str(tmp_path / "mended"), training_arguments={"max_steps": 1})
     assert train(recipe, tmp_path / "other").summary["rows"]["rows"] == ROWS
+
+
+@pytest.mark.slow
+def test_an_image_that_can_never_be_read_does_not_fail_its_shard(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, to which the codec is fitted, and the one that a sample shows before another."""
+    records = json.loads(world.data.read_text())[:6]
+    records[4]["image"] = ["05.png", "04.png"]
+    records[4]["conversations"][0]["value"] = "<image><image> what?"
+    (tmp_path / "data.json").write_text(json.dumps([records[4], *records[:4]]))
+    asked = {"data": str(tmp_path / "data.json"), "max_bad": 0.9, "shard_size": 2}
+    teach_images(settings(world, tmp_path / "whole", **asked))
+    plain, broken = Path.read_bytes, {"00.png", "05.png"}
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in broken:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return plain(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        patch.setattr(shard, "_PAUSES", (0.0, 0.0))
+        done = teach_images(settings(world, tmp_path / "targets", **asked))
+    assert (done.report.images, done.report.bad, done.report.failed) == (2, 3, {})
+    bad = {row["image_id"]: (row["error"], row["message"]) for row in open_targets(tmp_path / "targets").quarantine()}
+    assert bad["00.png"] == bad["05.png"] == ("OSError", bad["00.png"][1])
+    assert bad["04.png"] == ("OtherImage", f"its sample also shows 05.png, which cannot be used: {bad['05.png'][1]}")
+    teach_images(settings(world, tmp_path / "targets", **asked, retry_bad=True))
+    whole, mended = (open_targets(tmp_path / name) for name in ("whole", "targets"))
+    for image in whole:
+        np.testing.assert_array_equal(mended[image].refined, whole[image].refined)
 
 
 def left_out(world: World, targets: Path) -> Recipe:
