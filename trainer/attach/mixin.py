@@ -213,6 +213,7 @@ class _Temperature(TrainerCallback, ExportableState):
         self._attached = cast("Attached", attached)
         parameters = [] if attached is None else attached.parameters()
         self._optimizer = torch.optim.AdamW(parameters, weight_decay=0.0) if parameters else None
+        self._loss_scale = 1.0
 
     def state(self) -> dict[str, Any]:
         """Return what trainer_state.json keeps."""
@@ -243,12 +244,27 @@ class _Temperature(TrainerCallback, ExportableState):
             if name in values
         }
 
-    def on_pre_optimizer_step(self, *_: Any, lr_scheduler: Any = None, **__: Any) -> None:  # noqa: ANN401
+    def on_pre_optimizer_step(self, *_: Any, optimizer: Any = None, **__: Any) -> None:  # noqa: ANN401
         if self._optimizer is None:
             return
         self._attached.average_gradients()
         (parameter,) = self._attached.parameters()
-        if parameter.grad is not None and torch.isfinite(parameter.grad).all():
+        self._loss_scale = _loss_scale(optimizer)
+        if parameter.grad is not None:
+            parameter.grad /= self._loss_scale
+
+    def on_optimizer_step(self, *_: Any, optimizer: Any = None, lr_scheduler: Any = None, **__: Any) -> None:  # noqa: ANN401
+        if self._optimizer is None:
+            return
+        (parameter,) = self._attached.parameters()
+        skipped = _loss_scale(optimizer) < self._loss_scale  # step_was_skipped is never True with a fused AdamW
+        if parameter.grad is not None and torch.isfinite(parameter.grad).all() and not skipped:
             self._optimizer.param_groups[0]["lr"] = lr_scheduler.get_last_lr()[0]
             self._optimizer.step()
         parameter.grad = None
+
+
+def _loss_scale(optimizer: Any) -> float:  # noqa: ANN401 - accelerate's
+    """Return what fp16's scaler multiplies the loss by, which falls if it skips a step; 1 without a scaler."""
+    scaler = getattr(optimizer, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())

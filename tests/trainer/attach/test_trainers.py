@@ -167,6 +167,27 @@ def test_rows_to_measure_need_no_names_for_basic(pictures: Pictures, tmp_path: P
     one.detach()
 
 
+def test_a_loss_scale_does_not_reach_the_temperature(pictures: Pictures, tmp_path: Path) -> None:
+    """With fp16 the gradient is divided by it, and a step that the model skips is none of the temperature's."""
+    found = []
+    for scaled, overflows in ((False, False), (True, False), (True, True)):
+        made = MAKERS["llava"]()
+        one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0})
+        trainer = own_trainer(made, pictures, tmp_path, one, max_steps=3, lr_scheduler_type="constant")
+        if scaled:
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
+        if overflows:
+            next(one._parts.projector.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+        found.append([one.scale])
+        trainer.train()
+        found[-1].append(one.scale)
+        one.detach()
+    (start, plain), (_, scaled_too), (_, skipped) = found
+    assert plain != start
+    assert scaled_too == pytest.approx(plain, rel=1e-6)
+    assert skipped == start
+
+
 def test_offloaded_activations_are_refused_with_basic(pictures: Pictures, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     made = MAKERS["llava"]()
