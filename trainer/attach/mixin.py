@@ -57,7 +57,6 @@ class AttachMixin(_Base):
                 f"AttachMixin: expected one GPU for a process; found {self.args.n_gpu}, which the Trainer would drive "
                 "with nn.DataParallel; start it with torchrun, or set CUDA_VISIBLE_DEVICES to one"
             )
-        self.data_collator = cast("Any", CarryIds(cast("Any", self.data_collator), "sea" in attached.weights))
         self.add_callback(_Temperature(attached))
 
     def compute_loss(
@@ -133,6 +132,14 @@ class AttachMixin(_Base):
         return found | named
 
     # Names in rows and batches
+
+    def _get_dataloader(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as in Trainer
+        own = self.data_collator
+        self.data_collator = cast("Any", CarryIds(cast("Any", own), "sea" in self.attached.weights))
+        try:
+            return super()._get_dataloader(*given, **named)
+        finally:  # others ask what kind it is, and save its tokenizer
+            self.data_collator = own
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -188,6 +188,16 @@ def test_a_loss_scale_does_not_reach_the_temperature(pictures: Pictures, tmp_pat
     assert skipped == start
 
 
+def test_the_collator_stays_the_users(pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer saves its tokenizer."""
+    made = MAKERS["llava"]()
+    monkeypatch.setattr(Collate, "tokenizer", made.processor.tokenizer, raising=False)
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    own_trainer(made, pictures, tmp_path, one).save_model()
+    assert (tmp_path / "tokenizer_config.json").is_file()
+    one.detach()
+
+
 def test_offloaded_activations_are_refused_with_basic(pictures: Pictures, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     made = MAKERS["llava"]()
@@ -217,7 +227,6 @@ def test_mixed_rows_train(pictures: Pictures, tmp_path: Path) -> None:
         {"images": [pictures.image(each) for each in names], "image_ids": names}
         for names in ([], ["wide.png"], ["tall.png", "odd.png"], [])
     ]
-    trainer.data_collator.collate = Collate(made)
     trainer.train()
     assert len(logged(trainer, "loss_sea")) == 2
     one.detach()
