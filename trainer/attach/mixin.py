@@ -1,7 +1,7 @@
 """Add the terms of an attached model to transformers' Trainer, and to trainers built on it such as TRL's."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -113,23 +113,37 @@ class AttachMixin(_Base):
         others = [callback for callback in self.callback_handler.callbacks if not isinstance(callback, _Temperature)]
         self.callback_handler.callbacks = others + ours
 
-    def evaluate(
+    def evaluation_loop(
         self,
-        eval_dataset: Any = None,  # noqa: ANN401 - as in Trainer
+        dataloader: Any,  # noqa: ANN401 - as in Trainer
+        description: str,
+        prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Compute the trainer's metrics and those of `Attached.metrics`."""
-        found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(chosen, Mapping):  # the trainer calls this method again for each data set
-            return found
-        loader = self.get_eval_dataloader(eval_dataset)
-        with self.accelerator.autocast():
-            ours = self.attached.metrics({**self._prepare_inputs(batch), IDS: self._ids} for batch in loader)
-        named = {f"{metric_key_prefix}_{name}": value for name, value in ours.items()}
-        self.log(dict(named))
-        return found | named
+    ) -> Any:  # noqa: ANN401 - as in Trainer
+        """Compute the trainer's metrics and, unless it predicts, those of `Attached.metrics`."""
+        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if description != "Prediction":  # the Trainer's own way to tell
+            with self.accelerator.autocast():
+                ours = self.attached.metrics(self._measured(dataloader))
+            cast("Any", found.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in ours.items()})
+        return found
+
+    def _measured(self, batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """Yield batches with names, and with the number of rows that no process has measured before.
+
+        accelerate fills up the last batches of all processes with rows from the start.
+        """
+        from trainer.attach.looking import COUNTED  # imported here because training does not need it
+
+        state, own = self.accelerator.gradient_state, self.accelerator.process_index
+        filled = self.accelerator.num_processes > 1 and self.accelerator.even_batches
+        for batch in batches:
+            given = self._prepare_inputs(batch)
+            count = len(given["input_ids"])
+            if filled and state.end_of_dataloader and state.remainder > 0:
+                count = min(count, max(0, state.remainder - own * count))
+            yield {**given, IDS: self._ids, COUNTED: count}
 
     # Names in rows and batches
 
