@@ -25,7 +25,7 @@ from trainer.evaluation.contextual_lens import build_index
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.nearest_by_layer import check_finite, look_at_layers, token_texts
-from trainer.evaluation.token_replacement import answer_text, replace_and_describe, trained_text
+from trainer.evaluation.token_replacement import TrainedTexts, answer_text, replace_and_describe
 from trainer.losses.supervision import degrees
 from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava
@@ -230,7 +230,7 @@ class _Views:
 
     def _lens(self, model: AlignedLlava) -> list[Any]:
         processor = self.evaluator.data.processor
-        texts = [trained_text(processor, row) for row in self._conversations.train]
+        texts = TrainedTexts(processor, self._conversations.train)
         index = build_index(model, processor.tokenizer, texts, tokens=LENS_TOKENS)
         photos = captioned_photos(self.evaluator, len(self.images))
         return list(look_through(self.evaluator, model, index, photos).summary)
