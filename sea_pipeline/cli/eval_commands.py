@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sea_pipeline.cli import completion
+from sea_pipeline.cli import completion, terminal
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 from sea_pipeline.cli.own_options import local_output
@@ -93,7 +93,7 @@ def eval_commands(
         raise UserError("eval-commands: expected a model's folder, or --collect RESULTS; see --help")
     if baseline is not None:
         raise UserError("--baseline: is for --collect RESULTS, to be set beside it")
-    steps = eval_steps(SuiteSettings.of(suite=suite, **asked))
+    steps = eval_steps(SuiteSettings.of(suite=suite, **asked), terminal.Terminal())
     pins = suite_pins(suite, steps)
     if as_json:
         harnesses = {name: pin.model_dump() for name, pin in pins.items()}

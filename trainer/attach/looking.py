@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from trainer.attach.attached import Attached
 
+COUNTED = "counted_rows"
+"""The key of a batch that says how many of its first rows are measured; all if it is missing."""
 _BLOCK = 4096
 """Number of words whose embeddings are computed at a time."""
 
@@ -115,18 +117,20 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
         number = 0
         for batch in batches:
             given = dict(batch)
-            ids, labels = given.pop("image_ids", ()), given.pop("labels", None)
+            ids, labels, count = given.pop("image_ids", ()), given.pop("labels", None), given.pop(COUNTED, None)
             names = _by_sample(ids)
+            columns, given["logits_to_keep"] = _predicting(attached.model, labels)
             outputs = attached.model(**given)
             kept, flat = attached.kept(), [name for some in names for name in some]
             named = flat or "sea" in attached.weights  # BASIC alone needs no names
             laid = attached.laid(kept, flat) if kept.visual is not None and named else []
             if kept.visual is not None and attached.words is not None and named:
                 table = _word_table(attached) if table is None else table
-                _look(attached, kept, flat, looked, table)
+                _look(attached, kept, flat, looked, table, sum(map(len, names[:count])))
             if labels is not None:
-                own = _nats(outputs, labels, kept)
-                other = _with_others(attached, given, labels, kept, laid, flat)
+                own = _nats(outputs, columns, labels, kept)[:count]
+                del outputs  # before the logits of the other photos
+                other = _with_others(attached, given, columns, labels, kept, laid, flat)
                 _add(attached, looked.controls, number, given["input_ids"], labels, kept, own, other, laid, flat)
                 number += len(labels)
     looked = _of_all(looked)
@@ -151,12 +155,17 @@ def _of_all(looked: _MetricSums) -> _MetricSums:
 
 
 def _look(
-    attached: "Attached", kept: ForwardResults, ids: Sequence[str], looked: _MetricSums, table: torch.Tensor
+    attached: "Attached",
+    kept: ForwardResults,
+    ids: Sequence[str],
+    looked: _MetricSums,
+    table: torch.Tensor,
+    count: int | None = None,
 ) -> None:
-    """Add label_hit and gap of those visual tokens of a forward that lie in an image."""
+    """Add label_hit and gap of those visual tokens of a forward that lie in one of its first `count` images."""
     start = 0
     assert kept.visual is not None
-    for name, one in zip(ids, attached.laid(kept, ids), strict=True):
+    for name, one in list(zip(ids, attached.laid(kept, ids), strict=True))[:count]:
         if name in attached.cache:
             looked.labelled += 1
         else:
@@ -180,13 +189,32 @@ def _word_table(attached: "Attached") -> torch.Tensor:
     return torch.cat([attached.words.word_embeddings(some, embed) for some in every.split(_BLOCK)])
 
 
-def _nats(outputs: Any, labels: torch.Tensor, kept: ForwardResults) -> list[npt.NDArray[np.float64]]:  # noqa: ANN401
-    """Compute the loss of each trained text token in nats, as B arrays (T_l,)."""
+def _predicting(model: nn.Module, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | int]:
+    """Find the columns at which a trained token of any sample is predicted, and how a forward gives their logits."""
+    if labels is None:
+        return torch.zeros(0), 1
+    columns = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)  # the logits at position t - 1 predict token t
+    if not len(columns):
+        columns = columns.new_zeros(1)
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:  # the states lie on another device than these
+        columns = torch.arange(int(columns[0]), labels.shape[1], device=labels.device)
+        return columns, len(columns)
+    return columns, columns
+
+
+def _nats(
+    outputs: Any,  # noqa: ANN401 - of any family
+    columns: torch.Tensor,
+    labels: torch.Tensor,
+    kept: ForwardResults,
+) -> list[npt.NDArray[np.float64]]:
+    """Compute the loss of each trained text token in nats, as B arrays (T_l,), from the logits at some columns."""
     trained = _trained(labels, kept)
     found = []
     for logits, targets, chosen in zip(outputs.logits, labels, trained, strict=True):
-        places = chosen.nonzero().squeeze(1)  # the logits at position t - 1 predict token t
-        cost = F.cross_entropy(logits[places - 1].float(), targets[places], reduction="none")
+        places = chosen.nonzero().squeeze(1)
+        at = torch.searchsorted(columns, places - 1)
+        cost = F.cross_entropy(logits[at].float(), targets[places], reduction="none")
         found.append(cost.double().cpu().numpy())
     return found
 
@@ -201,6 +229,7 @@ def _trained(labels: torch.Tensor, kept: ForwardResults) -> torch.Tensor:
 def _with_others(
     attached: "Attached",
     given: Mapping[str, Any],
+    columns: torch.Tensor,
     labels: torch.Tensor,
     kept: ForwardResults,
     laid: Sequence[ImageTokens],
@@ -225,7 +254,7 @@ def _with_others(
     ]
     assert kept.visual is not None
     with attached.watch.reordered(torch.from_numpy(np.concatenate(parts)).to(kept.visual.device)):
-        nats = _nats(attached.model(**given), labels, kept)
+        nats = _nats(attached.model(**given), columns, labels, kept)
     samples = _samples(kept, laid)
     shown = [[partner[image] for image, sample in enumerate(samples) if sample == row] for row in range(len(labels))]
     return [one if some and None not in some else None for one, some in zip(nats, shown, strict=True)]
@@ -278,7 +307,7 @@ def _add(
 ) -> None:
     trained = _trained(labels, kept)
     samples = _samples(kept, laid) if laid else []
-    for row in range(len(labels)):
+    for row in range(len(own)):
         names = [name for name, sample in zip(ids, samples, strict=False) if sample == row]
         flags = trained[row].tolist()
         content = content_tokens(attached.processor.tokenizer, input_ids[row].tolist(), flags)

@@ -1,7 +1,7 @@
 """Add the terms of an attached model to transformers' Trainer, and to trainers built on it such as TRL's."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,7 +57,6 @@ class AttachMixin(_Base):
                 f"AttachMixin: expected one GPU for a process; found {self.args.n_gpu}, which the Trainer would drive "
                 "with nn.DataParallel; start it with torchrun, or set CUDA_VISIBLE_DEVICES to one"
             )
-        self.data_collator = cast("Any", CarryIds(cast("Any", self.data_collator), "sea" in attached.weights))
         self.add_callback(_Temperature(attached))
 
     def compute_loss(
@@ -114,25 +113,47 @@ class AttachMixin(_Base):
         others = [callback for callback in self.callback_handler.callbacks if not isinstance(callback, _Temperature)]
         self.callback_handler.callbacks = others + ours
 
-    def evaluate(
+    def evaluation_loop(
         self,
-        eval_dataset: Any = None,  # noqa: ANN401 - as in Trainer
+        dataloader: Any,  # noqa: ANN401 - as in Trainer
+        description: str,
+        prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Compute the trainer's metrics and those of `Attached.metrics`."""
-        found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(chosen, Mapping):  # the trainer calls this method again for each data set
-            return found
-        loader = self.get_eval_dataloader(eval_dataset)
-        with self.accelerator.autocast():
-            ours = self.attached.metrics({**self._prepare_inputs(batch), IDS: self._ids} for batch in loader)
-        named = {f"{metric_key_prefix}_{name}": value for name, value in ours.items()}
-        self.log(dict(named))
-        return found | named
+    ) -> Any:  # noqa: ANN401 - as in Trainer
+        """Compute the trainer's metrics and, unless it predicts, those of `Attached.metrics`."""
+        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if description != "Prediction":  # the Trainer's own way to tell
+            with self.accelerator.autocast():
+                ours = self.attached.metrics(self._measured(dataloader))
+            cast("Any", found.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in ours.items()})
+        return found
+
+    def _measured(self, batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """Yield batches with names, and with the number of rows that no process has measured before.
+
+        accelerate fills up the last batches of all processes with rows from the start.
+        """
+        from trainer.attach.looking import COUNTED  # imported here because training does not need it
+
+        state, own = self.accelerator.gradient_state, self.accelerator.process_index
+        filled = self.accelerator.num_processes > 1 and self.accelerator.even_batches
+        for batch in batches:
+            given = self._prepare_inputs(batch)
+            count = len(given["input_ids"])
+            if filled and state.end_of_dataloader and state.remainder > 0:
+                count = min(count, max(0, state.remainder - own * count))
+            yield {**given, IDS: self._ids, COUNTED: count}
 
     # Names in rows and batches
+
+    def _get_dataloader(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as in Trainer
+        own = self.data_collator
+        self.data_collator = cast("Any", CarryIds(cast("Any", own), "sea" in self.attached.weights))
+        try:
+            return super()._get_dataloader(*given, **named)
+        finally:  # others ask what kind it is, and save its tokenizer
+            self.data_collator = own
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -213,6 +234,7 @@ class _Temperature(TrainerCallback, ExportableState):
         self._attached = cast("Attached", attached)
         parameters = [] if attached is None else attached.parameters()
         self._optimizer = torch.optim.AdamW(parameters, weight_decay=0.0) if parameters else None
+        self._loss_scale = 1.0
 
     def state(self) -> dict[str, Any]:
         """Return what trainer_state.json keeps."""
@@ -243,12 +265,27 @@ class _Temperature(TrainerCallback, ExportableState):
             if name in values
         }
 
-    def on_pre_optimizer_step(self, *_: Any, lr_scheduler: Any = None, **__: Any) -> None:  # noqa: ANN401
+    def on_pre_optimizer_step(self, *_: Any, optimizer: Any = None, **__: Any) -> None:  # noqa: ANN401
         if self._optimizer is None:
             return
         self._attached.average_gradients()
         (parameter,) = self._attached.parameters()
-        if parameter.grad is not None and torch.isfinite(parameter.grad).all():
+        self._loss_scale = _loss_scale(optimizer)
+        if parameter.grad is not None:
+            parameter.grad /= self._loss_scale
+
+    def on_optimizer_step(self, *_: Any, optimizer: Any = None, lr_scheduler: Any = None, **__: Any) -> None:  # noqa: ANN401
+        if self._optimizer is None:
+            return
+        (parameter,) = self._attached.parameters()
+        skipped = _loss_scale(optimizer) < self._loss_scale  # step_was_skipped is never True with a fused AdamW
+        if parameter.grad is not None and torch.isfinite(parameter.grad).all() and not skipped:
             self._optimizer.param_groups[0]["lr"] = lr_scheduler.get_last_lr()[0]
             self._optimizer.step()
         parameter.grad = None
+
+
+def _loss_scale(optimizer: Any) -> float:  # noqa: ANN401 - accelerate's
+    """Return what fp16's scaler multiplies the loss by, which falls if it skips a step; 1 without a scaler."""
+    scaler = getattr(optimizer, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())

@@ -24,16 +24,18 @@ class NameCheck:
 
     def __init__(self, ids: Collection[str]) -> None:
         self._ids, self._over, self._warned = ids, False, False
+        self._last: dict[str, None] = {}  # names of the last call
         self._found: set[str] = set()
         self._missing: dict[str, None] = {}  # in the order in which they came
-        self._total = 0
+        self._total = self._came = 0
 
     def look(self, names: Iterable[str]) -> None:
         """Look at the names of one call.
 
         Images without labels may be mixed with others. So names that have nothing to do with the labels' are an error
         only if none of the first 100 distinct ones is in the labels, or none of a smaller data set whose images come
-        again. Names that differ from labels' by folders or the file's ending are an error in the first call.
+        again after others. Names in several calls in a row, such as captions of one photo, give a warning alone. Names
+        that differ from labels' by folders or the file's ending are an error in the first call.
 
         Raises:
             UserError: none of the names so far is in the labels.
@@ -42,16 +44,19 @@ class NameCheck:
             return
         first = not self._total
         self._total += len(fresh)
+        self._came += len(fresh.keys() - self._last)
+        self._last = fresh
         for name in fresh:
             if name in self._ids:
                 self._found.add(name)
             else:
                 self._missing[name] = None
         seen = len(self._found) + len(self._missing)
-        self._over = seen >= _SETTLED or self._total >= max(_FEW, 2 * seen)
+        often = max(_FEW, 2 * seen)
+        self._over = seen >= _SETTLED or self._came >= often
         if not self._found and (self._over or (first and all(alike(list(fresh), self._ids)))):
             raise UserError(f"attached.loss: {none_of(list(self._missing), self._ids)}")
-        if not self._warned and (self._over or seen >= _EARLY) and 2 * len(self._missing) > seen:
+        if not self._warned and (self._total >= often or seen >= _EARLY) and 2 * len(self._missing) > seen:
             self._warned = True
             warnings.warn(f"attached.loss: {_most_of(list(self._missing), seen, self._ids)}", stacklevel=3)
 

@@ -18,7 +18,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_spans, content_words
 from trainer.evaluation.evaluator import evaluating
-from trainer.evaluation.nearest_by_layer import decoder_layers, watching_layers
+from trainer.evaluation.nearest_by_layer import check_finite, decoder_layers, watching_layers
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.prompts import front
 from trainer.model.tokenise import tokenise
@@ -195,11 +195,7 @@ def unit(states: torch.Tensor) -> torch.Tensor:
         UserError: a state is not finite.
     """
     found = F.normalize(states.float(), dim=-1)
-    if not found.isfinite().all():
-        raise UserError(
-            "--lens: expected numbers as the LLM's states; found some that are not finite; the model's training has "
-            "diverged, or its precision is too low for it"
-        )
+    check_finite(found, "--lens", "the LLM's states")
     return found
 
 

@@ -53,7 +53,7 @@ class _MetricSums(NamedTuple):
     """What the metrics need of the images read so far."""
 
     words: list[torch.Tensor]
-    """For each image (m, n): labels, -1 if a patch has fewer."""
+    """For each image int32 (m, n): labels, -1 if a patch has fewer; one tensor for all rows of a photo."""
     tokens: list[torch.Tensor]
     """For each image (m,): nearest vocabulary tokens."""
     images: list[str]
@@ -62,6 +62,7 @@ class _MetricSums(NamedTuple):
     """For each batch, the mean gap and the number of visual tokens."""
     hits: np.ndarray[Any, Any]
     """(2, 2): hits and labelled patches, for k = 1 and 10."""
+    first: dict[str, torch.Tensor]  # each photo's first entry of `words`
 
 
 class Evaluator:
@@ -117,15 +118,14 @@ class Evaluator:
         absent with fewer.
 
         For images: `tacs`, over content words; with labels also `label_hit@1`, `label_hit@10`, `gap`, `meaningful`,
-        `meaningful_chance` and `distinct_tokens`. See `metrics`. `label_hit` and `meaningful` are over images that have
-        labels, and absent if there are none.
+        `meaningful_chance` and `distinct_tokens`. See `metrics`. `label_hit` and `meaningful` are over labelled images.
         """
         with evaluating(model):
             return dict(self._metrics(model, advance))
 
     def _metrics(self, model: EvaluatedModel, advance: Advance) -> Iterator[tuple[str, float]]:
         controls, tacs = Controls(), list[float]()
-        sums = _MetricSums([], [], [], [], np.zeros((2, 2), np.int64))
+        sums = _MetricSums([], [], [], [], np.zeros((2, 2), np.int64), {})
         for number, batch in enumerate(self.batches(model.device)):
             given = model(**batch)
             if not number:  # FSDP needs a call of the whole model before one of a part
@@ -198,7 +198,9 @@ class Evaluator:
         for position, k in enumerate((1, 10)):
             sums.hits[position] += metrics.label_hits(nearest, torch.cat(list(words)), k)
         sums.gaps.append((metrics.gap(flat, table), len(flat)))
-        sums.words.extend(words)
+        for image, one in zip(sums.images[-len(words) :], (each.int() for each in words), strict=True):
+            first = sums.first.setdefault(image, one)
+            sums.words.append(first if torch.equal(first, one) else one)
         tokens = metrics.nearest(flat, embeddings, measure="cosine").indices.cpu()
         sums.tokens.extend(tokens.split([len(one) for one in visual]))
 
@@ -311,13 +313,11 @@ class Evaluator:
 
     def describing(self, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Mark the tokens that count for `meaningful`, bool (images, m)."""
-        whole_word, token_text, word_text = self._texts
-        return metrics.describing(tokens, whole_word, token_text, word_text, words)
+        return metrics.describing(tokens, *self._texts, words)
 
     def _words_of(self, image_id: str, sample: str) -> torch.Tensor:
         assert self._labels is not None
-        grid = self.data.grid
-        _, box = self.data.image(image_id, sample)
+        grid, (_, box) = self.data.grid, self.data.image(image_id, sample)
         labels = self._labels.of(image_id, grid, box)
         if labels is None:
             return torch.full((grid[0] * grid[1], self._labels.cache.top_n), -1)

@@ -10,9 +10,11 @@ import yaml
 from pydantic import Field, PositiveInt
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.core.settings import Settings, Strict
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.paths import data_folder
+from trainer.model.existing_folder import EXISTING, has_attached, is_existing
 from trainer.model.run_record import kept_steps, last_step, read_run
 
 Suite = Literal["sea", "basic", "smoke"]
@@ -97,16 +99,19 @@ def suite_pins(suite: Suite, steps: Sequence[Step] | None = None) -> dict[Harnes
     return {name: pin for name, pin in _content().harnesses.items() if name in needed}
 
 
-def eval_steps(settings: SuiteSettings) -> list[Step]:
+def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Step]:
     """List the commands of a suite in an order in which they can be run.
 
     For a run's folder they are those of `curve_steps`. Prompts are written by the folder's chat template. The model
-    answers greedily, one question at a time, in bfloat16 on a GPU and in float32 on a CPU.
+    answers greedily, one question at a time, in bfloat16 on a GPU and in float32 on a CPU. The LLM of a model that was
+    attached to is asked only if `llm` has it, because nothing exports it.
 
     Raises:
         UserError: the folder holds no LLaVA with a chat template, its name would break the harnesses' arguments, or
             its tower is one of ours and several GPUs are asked for.
     """
+    if has_attached(settings.folder):
+        raise _no_curve(settings.folder)
     if (settings.folder / "run.json").is_file():
         return curve_steps(settings)
     ours = _has_our_tower(_llava_config(settings.folder))
@@ -115,6 +120,14 @@ def eval_steps(settings: SuiteSettings) -> list[Step]:
         raise UserError(f"--gpus {settings.gpus}: expected 1, as transformers lacks the tower of {settings.folder}")
     columns, steps = suite_columns(settings.suite), []
     llm = settings.llm or _beside(settings.folder, "-llm")
+    if is_existing(settings.folder) and not (llm / "config.json").is_file():
+        left_out = [name for name, column in columns.items() if column.harness == "lm_eval"]
+        columns = {name: column for name, column in columns.items() if name not in left_out}
+        if left_out:
+            reporter.warning(
+                f"{settings.folder}: {', '.join(left_out)} is left out, because export takes no LLM out of a model "
+                "that a run attached to; name a folder of its LLM with --llm"
+            )
     needs_llm = any(column.harness == "lm_eval" for column in columns.values())
     for path in (settings.folder, llm) if needs_llm else (settings.folder,):
         _check_path(path)
@@ -130,6 +143,14 @@ def eval_steps(settings: SuiteSettings) -> list[Step]:
         out = settings.out or _beside(settings.folder, "-results")
         steps.append(Step(name, column.note, (*command, *_task(column, out))))
     return steps
+
+
+def _no_curve(run: Path) -> UserError:
+    """Make the error of a run that trained an existing model."""
+    model = run / "model"
+    if model.is_dir():
+        _llava_config(model)  # which refuses other families
+    return UserError(f"{run}: is a run of model: {{attach: …}}, which keeps its end alone; give that, {model}")
 
 
 def curve_steps(settings: SuiteSettings) -> list[Step]:
@@ -230,7 +251,8 @@ def _llava_config(folder: Path) -> Mapping[str, Any]:
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind != "llava":
-        raise UserError(f"{folder}: expected a LLaVA folder; found model_type {kind!r}; an LLM goes to --llm")
+        advice = "run lmms-eval itself, with its --model for it" if kind in EXISTING else "an LLM goes to --llm"
+        raise UserError(f"{folder}: expected a LLaVA folder; found model_type {kind!r}; {advice}")
     if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         raise UserError(f"{folder}: expected a chat template; found none; write the folder with sea-pipeline export")
     return config

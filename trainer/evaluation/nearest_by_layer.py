@@ -133,15 +133,24 @@ def nearest_by_layer(model: AlignedLlava, batch: Batch, embeddings: torch.Tensor
 
     def look(layer: int, visual: torch.Tensor) -> None:
         nearest = metrics.nearest(visual.float(), embeddings, measure="cosine")
-        if not nearest.values.isfinite().all():
-            raise UserError(
-                f"layer {layer}: expected numbers as visual tokens; found some that are not finite; the model's "
-                "training has diverged, or its precision is too low for it"
-            )
+        check_finite(nearest.values, f"layer {layer}")
         found.append(nearest.indices.view(len(batch["pixel_values"]), -1))
 
     watch_visual(model, batch, look)
     return torch.stack(found)
+
+
+def check_finite(found: torch.Tensor, name: str, what: str = "visual tokens") -> None:
+    """Refuse what a model with broken weights makes.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    if not found.isfinite().all():
+        raise UserError(
+            f"{name}: expected numbers as {what}; found some that are not finite; the model's training has diverged, "
+            "or its precision is too low for it"
+        )
 
 
 def watch_visual(

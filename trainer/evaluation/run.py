@@ -35,6 +35,7 @@ from trainer.evaluation.settings import EvaluateSettings as EvaluateSettings
 from trainer.evaluation.token_replacement import (
     IMAGES,
     ReplacementResult,
+    TrainedTexts,
     prompted,
     replace_and_describe,
     trained_text,
@@ -174,8 +175,8 @@ def _through_lens(
     Its captions need no photos.
     """
     processor = evaluator.data.processor
-    texts = [trained_text(processor, row) for row in captions.rows]
-    with reporter.progress("reading captions", min(TOKENS, sum(len(content_words(text)) for text in texts))) as advance:
+    texts = TrainedTexts(processor, captions.rows)
+    with reporter.progress("reading captions", TOKENS) as advance:
         index = build_index(model, processor.tokenizer, texts, advance=advance)
     photos = captioned_photos(evaluator, settings.limit_images)
     with reporter.progress("lens", len(photos)) as advance:

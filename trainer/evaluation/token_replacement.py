@@ -216,6 +216,24 @@ def trained_text(processor: Any, sample: Mapping[str, Any]) -> str:  # noqa: ANN
     return " ".join(_texts(processor, spans))
 
 
+class TrainedTexts(Sequence[str]):
+    """Decode the trained text of a row when it is read, because few of many rows may be.
+
+    Args:
+        processor: the model's.
+        rows: rows with `input_ids` and `trained`.
+    """
+
+    def __init__(self, processor: Any, rows: Any) -> None:  # noqa: ANN401 - transformers', and a list or mapped rows
+        self._processor, self._rows = processor, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: Any) -> Any:  # noqa: ANN401 - a Sequence takes slices, too
+        return trained_text(self._processor, self._rows[int(number)])
+
+
 def _texts(processor: Any, ids: Any) -> list[str]:  # noqa: ANN401 - transformers'
     decoded = processor.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [text.strip() for text in decoded]

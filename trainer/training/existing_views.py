@@ -21,7 +21,7 @@ from trainer.data.run_rows import open_rows, without_broken
 from trainer.evaluation.evaluator import ShownImage, evaluating
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
 from trainer.evaluation.existing_run import load_attached
-from trainer.evaluation.nearest_by_layer import token_texts
+from trainer.evaluation.nearest_by_layer import check_finite, token_texts
 from trainer.measures import metrics
 from trainer.model.digests import start_folder, weights_digest
 from trainer.model.run_record import read_run
@@ -137,6 +137,7 @@ class ExistingViews:
                 tiles = model.tiles(names)[names.index(image_id)]
                 tile, visual = max(tiles, key=lambda one: _area(one[0].box))
                 near = metrics.nearest(visual, embeddings if table is None else table, measure="cosine")
+                check_finite(near.values, "views")
                 labels = model.labels_on(image_id, tile)
                 words = (
                     [[word for word in patch if word >= 0] for patch in labels.tolist()] if table is not None else []

@@ -24,8 +24,8 @@ from trainer.data.run_rows import Conversations, open_conversations, without_bro
 from trainer.evaluation.contextual_lens import build_index
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
-from trainer.evaluation.nearest_by_layer import look_at_layers, token_texts
-from trainer.evaluation.token_replacement import answer_text, replace_and_describe, trained_text
+from trainer.evaluation.nearest_by_layer import check_finite, look_at_layers, token_texts
+from trainer.evaluation.token_replacement import TrainedTexts, answer_text, replace_and_describe
 from trainer.losses.supervision import degrees
 from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava
@@ -204,6 +204,7 @@ class _Views:
                 ]
             )
             found = metrics.nearest(queries.flatten(0, 1), embeddings if table is None else table, measure="cosine")
+        check_finite(found.values, "views")
         ids, cosines = (each.cpu().view(queries.shape[:2]).tolist() for each in found)
         if self._store is None:
             tokens = sorted({id_ for row in ids for id_ in row})
@@ -229,7 +230,7 @@ class _Views:
 
     def _lens(self, model: AlignedLlava) -> list[Any]:
         processor = self.evaluator.data.processor
-        texts = [trained_text(processor, row) for row in self._conversations.train]
+        texts = TrainedTexts(processor, self._conversations.train)
         index = build_index(model, processor.tokenizer, texts, tokens=LENS_TOKENS)
         photos = captioned_photos(self.evaluator, len(self.images))
         return list(look_through(self.evaluator, model, index, photos).summary)
@@ -251,6 +252,7 @@ class _Views:
                 with term.watching(dict(batch), columns, model.get_input_embeddings()) as recorder:
                     model(**batch)
                 attention = recorder.attention.view(len(batch["pixel_values"]), -1)
+                check_finite(attention, "views", "the LLM's attention")
                 chosen = degrees(attention)[self.evaluator.places(batch, self.images)]
                 found += [[round(share, 6) for share in row] for row in chosen.tolist()]
         return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
@@ -228,3 +229,9 @@ def test_a_run_is_shown_in_the_report(world: ExistingWorld, tmp_path: Path) -> N
     asked = ReportSettings.of(folders=(str(run.out),), out=tmp_path / "report.html")
     write_report(None, [shown], asked, reporter=SILENT)
     assert "wide.png" in (tmp_path / "report.html").read_text()
+    file = run.out / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights[next(name for name in weights if "merger.mlp.2" in name)][:] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match="views: expected numbers as visual tokens; found some that are not finite"):
+        run_views(run.out, ViewSettings(images=2, device="cpu"))

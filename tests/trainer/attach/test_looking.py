@@ -61,7 +61,11 @@ def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures) ->
     one = attach(made.model, made.processor, labels=pictures.open(), sea={})
     samples = pictures.batch(NAMES)
     batch = made.batch(samples)
+    read: list[int] = []
+    heard = made.model.lm_head.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1]))
     found = one.metrics([batch | {"image_ids": NAMES}])
+    heard.remove()
+    assert read == [int((batch["labels"][:, 1:] != -100).any(0).sum())] * 2, "logits of what is trained alone"
 
     def nats(given: dict[str, Any]) -> np.ndarray:
         made.model.eval()

@@ -60,6 +60,7 @@ def test_the_advice_gives_labels_by_the_datas_names(pictures: Pictures, tmp_path
     one.detach()
 
 
+@pytest.mark.filterwarnings("ignore:attached.loss")
 def test_names_of_nothing_are_refused_when_the_data_were_seen(made: tuple[Tiny, Attached], pictures: Pictures) -> None:
     assert float(step(*made, pictures, ["x1", "x2"]).detach()) == 0
     with pytest.raises(UserError, match=r"none of the first 4 image names .* found 'x1'; the labels hold names such"):
@@ -90,6 +91,17 @@ def test_a_mixture_goes_through_and_is_said_once() -> None:
             check.look([f"other/{at}x.png", *([f"{at}.jpg"] if at % 3 == 0 else [])])
     (one,) = heard
     assert "of the first 32 image names are not in the labels" in str(one.message)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_captions_of_one_photo_in_a_row_are_no_data_that_come_again(batch: int) -> None:
+    check, names = NameCheck(["9.jpg"]), [f"{photo}.jpg" for photo in range(10) for _ in range(5)]
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        for at in range(0, 50, batch):
+            check.look(names[at : at + batch])
+    (one,) = heard
+    assert "image names are not in the labels, and SEA skips" in str(one.message)
 
 
 def test_few_missing_names_are_not_said() -> None:

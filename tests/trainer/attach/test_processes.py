@@ -71,3 +71,9 @@ def test_a_process_with_texts_alone_takes_part(runs: Path) -> None:
     for key in ("loss_sea", "sea_scale", "sea_pairs", "loss_das"):
         assert two["lines"][0][key] == pytest.approx(one["lines"][0][key], rel=1e-5), key
     assert math.isfinite(two["lines"][1]["loss"])
+
+
+def test_rows_that_fill_up_a_batch_are_not_measured(runs: Path) -> None:
+    (one, _), (two, _) = (read(runs / str(processes), "ddp-llava") for processes in (1, 2))
+    for key in ("eval_label_hit@1", "eval_label_hit@10", "eval_gap", "eval_lm_loss", "eval_trained_tokens"):
+        assert two["measured"][key] == pytest.approx(one["measured"][key], rel=1e-4), key

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from sea_pipeline.core.errors import UserError
 from tests.trainer.attach.families import MAKERS
@@ -156,15 +157,52 @@ def test_text_rows_do_not_thin_basic_out(batch: int, steps: int, pictures: Pictu
 
 
 def test_rows_to_measure_need_no_names_for_basic(pictures: Pictures, tmp_path: Path) -> None:
-    """Names of the last batch of training are not taken for theirs."""
+    """Names of the last batch of training are not taken for theirs, and callbacks get what is measured."""
+    heard: list[set[str]] = []
+    hearing = TrainerCallback()
+    hearing.on_evaluate = lambda *_, metrics, **__: heard.append(set(metrics))  # type: ignore[method-assign]
     made = MAKERS["llava"]()
     one = attach(made.model, made.processor, labels=pictures.open(), **BASIC)
     unnamed = rows(pictures, 2).remove_columns("image_ids")
-    trainer = own_trainer(made, pictures, tmp_path, one, max_steps=1, eval_dataset=unnamed)
+    trainer = own_trainer(made, pictures, tmp_path, one, max_steps=1, eval_dataset=unnamed, callbacks=[hearing])
     trainer.train()
     assert not [name for name in trainer.evaluate() if "label_hit" in name]
-    assert "eval_label_hit@1" in trainer.evaluate(rows(pictures, 2))
+    trainer.evaluate({"a": rows(pictures, 2), "b": rows(pictures, 2)})
+    assert ["eval_a_label_hit@1" in heard[1], "eval_b_label_hit@1" in heard[2]] == [True, True]
+    assert logged(trainer, "eval_a_gap")
+    assert trainer.predict(rows(pictures, 2)).metrics.keys() >= {"test_loss"}
     one.detach()
+
+
+def test_the_collator_stays_the_users(pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer saves its tokenizer."""
+    made = MAKERS["llava"]()
+    monkeypatch.setattr(Collate, "tokenizer", made.processor.tokenizer, raising=False)
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    own_trainer(made, pictures, tmp_path, one).save_model()
+    assert (tmp_path / "tokenizer_config.json").is_file()
+    one.detach()
+
+
+def test_a_loss_scale_does_not_reach_the_temperature(pictures: Pictures, tmp_path: Path) -> None:
+    """With fp16 the gradient is divided by it, and a step that the model skips is none of the temperature's."""
+    found = []
+    for scaled, overflows in ((False, False), (True, False), (True, True)):
+        made = MAKERS["llava"]()
+        one = attach(made.model, made.processor, labels=pictures.open(), sea={"weight": 3.0})
+        trainer = own_trainer(made, pictures, tmp_path, one, max_steps=3, lr_scheduler_type="constant")
+        if scaled:
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
+        if overflows:
+            next(one._parts.projector.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+        found.append([one.scale])
+        trainer.train()
+        found[-1].append(one.scale)
+        one.detach()
+    (start, plain), (_, scaled_too), (_, skipped) = found
+    assert plain != start
+    assert scaled_too == pytest.approx(plain, rel=1e-6)
+    assert skipped == start
 
 
 def test_offloaded_activations_are_refused_with_basic(pictures: Pictures, tmp_path: Path) -> None:
@@ -196,7 +234,6 @@ def test_mixed_rows_train(pictures: Pictures, tmp_path: Path) -> None:
         {"images": [pictures.image(each) for each in names], "image_ids": names}
         for names in ([], ["wide.png"], ["tall.png", "odd.png"], [])
     ]
-    trainer.data_collator.collate = Collate(made)
     trainer.train()
     assert len(logged(trainer, "loss_sea")) == 2
     one.detach()

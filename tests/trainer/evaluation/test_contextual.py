@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_runs import World
 from tests.support.tiny_tokenizers import byte_level
 from tests.support.world import COLOURS, draw
+from trainer.evaluation import token_replacement
 from trainer.evaluation.contextual_lens import Index, _positions, build_index, index_layers, nearest_states, size_of
 from trainer.evaluation.contextual_shares import Lens, captioned_photos, look_through
 from trainer.evaluation.nearest_by_layer import watching_layers
+from trainer.evaluation.token_replacement import TrainedTexts, trained_text
 from trainer.model.parts import load_tokenizer
 from trainer.model.prompts import front
 from trainer.model.tokenise import tokenise
@@ -208,6 +211,17 @@ def test_a_cap_and_a_seed(made: Ready) -> None:
     again = build_index(made.model, tokenizer, TEXTS, tokens=30)
     assert again.states.equal(some.states)
     assert build_index(made.model, tokenizer, TEXTS).texts == len(TEXTS) > some.texts
+
+
+def test_texts_are_decoded_when_they_are_read(made: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor, rows = made.evaluator.data.processor, list(made.evaluator.data.rows) * 4
+    whole = build_index(made.model, processor.tokenizer, [trained_text(processor, row) for row in rows], tokens=30)
+    read = Mock(wraps=trained_text)
+    monkeypatch.setattr(token_replacement, "trained_text", read)
+    assert build_index(made.model, processor.tokenizer, TrainedTexts(processor, rows), tokens=30).states.equal(
+        whole.states
+    )
+    assert read.call_count == 32 < len(rows)
 
 
 def test_texts_without_words_and_photos_without_captions(ready: Make, tiny: World, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tests.support.analysis_models import Make, record, write
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.evaluation.contextual_lens import build_index
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
-from trainer.evaluation.evaluator import ShownImage
+from trainer.evaluation.evaluator import Evaluator, ShownImage
 from trainer.evaluation.nearest_by_layer import look_at_layers
 from trainer.evaluation.token_replacement import replace_and_describe
 from trainer.training.report_views import ViewSettings, run_views
@@ -52,6 +52,14 @@ def test_a_description_is_of_each_photo_once(ready: Make, tmp_path: Path) -> Non
     found = replace_and_describe(made.evaluator, made.model, 3, 1)
     assert found.images == FIRST[:3]
     assert found.summary["images"] == 3
+
+
+def test_labels_of_a_photo_are_kept_once(ready: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ready(repeated(tmp_path / "data.json"), labelled=True)
+    kept: list[torch.Tensor] = []
+    monkeypatch.setattr(Evaluator, "meaningful", lambda _, __, words, ___: kept.extend(words))
+    made.evaluator(made.model)
+    assert [len(kept), len({id(one) for one in kept}), kept[0].dtype] == [9, 4, torch.int32]
 
 
 @pytest.mark.slow

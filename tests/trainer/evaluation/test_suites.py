@@ -142,6 +142,10 @@ def test_what_is_refused_in_one_line(command: Any, exported: Path, tmp_path: Pat
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
+    qwen = tmp_path / "run" / "model"
+    qwen.mkdir(parents=True)
+    (qwen / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    attached(exported, tmp_path / "done")
     (tmp_path / "a,b").symlink_to(exported)
     for arguments, said in (
         ([], "expected a model's folder, or --collect RESULTS"),
@@ -158,12 +162,33 @@ def test_what_is_refused_in_one_line(command: Any, exported: Path, tmp_path: Pat
         (["--collect", tmp_path, "--gpus", 1, "--llm", llm], "--llm, --gpus: for the commands alone"),
         (["--collect", tmp_path, "--device", "cuda", "--out", llm], "--out, --device: for the commands alone"),
         ([llm], "expected a LLaVA folder; found model_type 'llama'; an LLM goes to --llm"),
+        ([qwen], "found model_type 'qwen2_vl'; run lmms-eval itself, with its --model for it"),
+        (
+            [tmp_path / "done"],
+            f"done: is a run of model: {{attach: …}}, which keeps its end alone; give that, {tmp_path}",
+        ),
         ([bare], "expected a chat template; found none; write the folder with sea-pipeline export"),
     ):
         code, _, stderr = command("eval-commands", *arguments)
         assert code == 1
         assert said in stderr
         assert stderr.count("\n") == 1
+
+
+def attached(exported: Path, run: Path) -> Path:
+    """A run that attached to a LLaVA-1.5."""
+    shutil.copytree(exported, run / "model")
+    (run / "run.json").write_text('{"recipe": {"model": {"attach": "llava-1.5-7b-hf"}}}')
+    return run / "model"
+
+
+def test_the_llm_of_a_model_that_a_run_attached_to_is_left_out(command: Any, exported: Path, tmp_path: Path) -> None:
+    """Nothing exports it; who has it can name it."""
+    model = attached(exported, tmp_path / "run")
+    code, stdout, stderr = command("eval-commands", model, "--suite", "smoke")
+    assert [code, "lm_eval" in stdout, stdout.count("-m lmms_eval")] == [0, False, 1]
+    assert "questions is left out, because export takes no LLM out of a model that a run attached to" in stderr
+    assert list(steps(model, "smoke", llm=exported)) == ["questions", "photos"]
 
 
 # Along a run

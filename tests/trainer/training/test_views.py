@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.store import open_labels
 from tests.support.analysis_models import nearest_twin
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
@@ -162,3 +164,19 @@ def test_without_labels_tokens_stand_for_words(
         assert "labels" not in image
         assert "describing" not in image
         assert image["after"]["nearest"] == image["layers"][0]
+
+
+@pytest.mark.parametrize("part", ["multi_modal_projector", "model.layers.0.self_attn.q_proj"])
+def test_a_run_that_diverged_is_said(part: str, run: Path) -> None:
+    """Broken visual tokens leave nothing to be shown; a broken LLM leaves the words nearest to them."""
+    file = run / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights[next(name for name in weights if part in name)][:] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    if part == "multi_modal_projector":
+        with pytest.raises(UserError, match="views: expected numbers as visual tokens; found some that are not finite"):
+            run_views(run, SETTINGS)
+        return
+    found = run_views(run, SETTINGS)
+    assert {"layers", "lens", "degree"} <= found["notes"].keys()
+    assert all("after" in image for image in found["images"])
