@@ -11,7 +11,7 @@ import typer.main
 
 from sea_pipeline import open_labels
 from sea_pipeline.cli import app
-from tests.pictures import bars, diagrams
+from tests.pictures import bars, diagrams, lens
 from tests.support.paths import ROOT
 from tests.support.world import draw_folder
 
@@ -58,6 +58,24 @@ def test_bars(tmp_path: Path) -> None:
     assert len(list(root.iter(f"{SVG}circle"))) == 6
     assert len(list(root.iter(f"{SVG}polyline"))) == 2
     assert dark.read_text() != light.read_text()
+
+
+def test_a_lens_is_drawn_layer_by_layer(tmp_path: Path) -> None:
+    files = {row: tmp_path / f"{row}.json" for row in ("lm", "sea-first")}
+    for row, gain in zip(files, (0.1, 0.4), strict=True):
+        layers = [
+            {"layer": layer, "contextual_gain": gain * layer, "word_gain": gain * layer}
+            | {"contextual_gain_se": 0.05, "word_gain_se": 0.05}
+            for layer in range(3)
+        ]
+        files[row].write_text(json.dumps({"lens": {"layers": layers}}))
+    light, _ = lens.draw(files, tmp_path)
+    lines = [line.attrib["points"].split() for line in ET.parse(light).getroot().iter(f"{SVG}polyline")]
+    paths = [[tuple(map(float, point.split(","))) for point in points] for points in lines if len(points) == 3]
+    assert len(paths) == 4, "two rows in each of two panels"
+    for low, high in (paths[:2], paths[2:]):
+        assert high[0][1] - high[2][1] == pytest.approx(4 * (low[0][1] - low[2][1]), rel=1e-3)
+    assert "SEA first, then L_lm" in light.read_text()
 
 
 def test_what_pages_show_is_drawn_in_both_versions() -> None:
