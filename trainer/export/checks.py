@@ -10,6 +10,7 @@ from sea_pipeline.storage.publish import check_new_folder
 from trainer.export.settings import ExportSettings
 from trainer.model.existing_folder import has_attached, is_existing
 from trainer.model.llava_folder import check_form, check_llava_folder
+from trainer.model.weight_files import weight_files
 
 
 def check_export(settings: ExportSettings) -> None:
@@ -33,6 +34,7 @@ def check_export(settings: ExportSettings) -> None:
         hub.check(settings.push)
     if not is_run(settings.source, settings.checkpoint):
         check_llava_folder(settings.source)
+        weight_files(settings.source)
     check_new_folder(settings.out)
 
 

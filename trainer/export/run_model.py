@@ -9,7 +9,7 @@ import torch
 from sea_pipeline.core.errors import UserError
 from trainer.export.checks import is_run
 from trainer.model import checkpoints
-from trainer.model.digests import start_folder, weights_digest
+from trainer.model.digests import begun_folder, weights_digest
 from trainer.model.load import ModelFolder, open_model_folder
 from trainer.model.lora import merged_weight
 from trainer.model.run_record import kept_path, kept_steps, last_step, read_run
@@ -83,7 +83,7 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
             "keep_checkpoints in a recipe keeps others"
         )
     record = read_run(run, finished=False)
-    recipe, path = record.recipe, start_folder(record.recipe)
+    recipe, path = record.recipe, begun_folder(record.recipe)
     if not (path / "config.json").is_file():
         raise UserError(
             f"{run}: began with the model folder {path}, which is not there; put it back, or run this where train was "

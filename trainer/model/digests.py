@@ -1,6 +1,7 @@
 """Hashes what a model folder holds, and finds the folder that a run begins with."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZipFile, is_zipfile
 
@@ -39,8 +40,24 @@ def start_folder(recipe: Recipe) -> Path:
         return recipe.model.attach
     if not isinstance(recipe.model, Parts):
         return recipe.model
-    parts = recipe.model
-    inside = {spec: _part_digest(path) for spec in (parts.vision, parts.llm) if (path := part_path(spec)) is not None}
+    return _start_folder(
+        recipe, recipe.model, {spec: part_path(spec) for spec in (recipe.model.vision, recipe.model.llm)}
+    )
+
+
+def begun_folder(recipe: Recipe) -> Path:
+    """Return the folder that a run began with: `start_folder`, or where it is under the name of an earlier version."""
+    path = start_folder(recipe)
+    if isinstance(recipe.model, Parts) and not path.is_dir():
+        parts = recipe.model  # the folder behind `s2:` was no part of the name
+        specs = {spec: Path(spec) if Path(spec).exists() else None for spec in (parts.vision, parts.llm)}
+        earlier = _start_folder(recipe, parts, specs)
+        return earlier if earlier.is_dir() else path
+    return path
+
+
+def _start_folder(recipe: Recipe, parts: Parts, paths: Mapping[str, Path | None]) -> Path:
+    inside = {spec: _part_digest(path) for spec, path in paths.items() if path is not None}
     key = fingerprint_of(parts.model_dump() | {"seed": recipe.seed} | ({"files": inside} if inside else {}))[:8]
     return MODELS / f"{_plain(parts.vision)}-{_plain(parts.llm)}-{key}"
 

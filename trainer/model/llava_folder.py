@@ -9,7 +9,6 @@ from typing import Any
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.run_files import stage_folders
 from sea_pipeline.storage.json_files import read_json
-from trainer.model.weight_files import weight_files
 
 ALIGNMENT = "alignment.json"
 """The file with what training needs to know of a folder and transformers' own files do not say."""
@@ -26,12 +25,10 @@ def check_llava_folder(folder: Path) -> None:
     """Check what a model folder's own files say of it.
 
     Raises:
-        UserError: there is no folder, it is another model's, it was written for another program, or it has no weights
-            as safetensors.
+        UserError: there is no folder, it is another model's, or it was written for another program.
     """
     read_alignment(folder)
     read_config(folder)
-    weight_files(folder)
 
 
 def read_alignment(folder: Path) -> dict[str, Any]:

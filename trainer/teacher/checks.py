@@ -4,6 +4,7 @@ from sea_pipeline.core.device_names import check_device_name
 from sea_pipeline.core.errors import UserError
 from trainer.data.files import check_conversations
 from trainer.model.llava_folder import check_llava_folder
+from trainer.model.weight_files import weight_files
 from trainer.teacher.settings import TeachSettings
 
 
@@ -20,4 +21,5 @@ def check_teacher(settings: TeachSettings) -> None:
     if settings.crew.in_process:
         check_device_name(settings.device)
     check_llava_folder(settings.model)
+    weight_files(settings.model)
     check_conversations(settings.data, settings.image_root)

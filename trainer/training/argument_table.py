@@ -71,6 +71,8 @@ def changes_weights(name: str) -> bool:
     """Tell whether an argument is part of a run's identity, because it may change the weights.
 
     The others change what a run writes, how fast it is, what memory it takes or how it is watched. What is refused
-    has no effect, so a run that was begun with it goes on without it.
+    has no effect, so a run that was begun with it goes on without it; but batches that were halved are other steps.
     """
+    if name == "auto_find_batch_size":
+        return True
     return not name.startswith(EARLIER) and name not in _LATER and name not in REFUSED

@@ -11,6 +11,7 @@ from sea_pipeline.output.folder import check_is_ours
 from trainer.data.files import LABELS, check_conversations, check_conversations_file, conversations_file
 from trainer.model.existing_folder import check_existing_folder
 from trainer.model.llava_folder import check_llava_folder
+from trainer.model.weight_files import weight_files
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 
 
@@ -60,6 +61,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         check_existing_folder(recipe.model.attach)
     elif not isinstance(recipe.model, Parts):
         check_llava_folder(recipe.model)
+        weight_files(recipe.model)
     check_conversations(recipe.data.train, recipe.data.image_root)
     if recipe.data.evaluate:
         check_conversations_file(conversations_file(recipe.data.evaluate))

@@ -23,7 +23,7 @@ from trainer.evaluation.existing_evaluator import ExistingEvaluator
 from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.nearest_by_layer import check_finite, token_texts
 from trainer.measures import metrics
-from trainer.model.digests import start_folder, weights_digest
+from trainer.model.digests import begun_folder, weights_digest
 from trainer.model.run_record import read_run
 from trainer.training.view_parts import MEND, VERSION, Texts, ViewSettings
 
@@ -95,7 +95,7 @@ class ExistingViews:
         images = [self._image(shown, found) for shown, found in zip(self.images, after, strict=True)]
         if (start := self._start()) is None:
             self._notes["before"] = (
-                f"the model folder that the run began with is not at {start_folder(self.recipe)} any more"
+                f"the model folder that the run began with is not at {begun_folder(self.recipe)} any more"
             )
             advance(len(images))
         else:
@@ -118,7 +118,7 @@ class ExistingViews:
 
     def _start(self) -> Path | None:
         """Return the model folder that the run began with, if it exists and has not changed."""
-        path = start_folder(self.recipe)
+        path = begun_folder(self.recipe)
         there = (path / "config.json").is_file()
         return path if there and weights_digest(path, self._folder.projector) == self._began_with else None
 

@@ -29,7 +29,7 @@ from trainer.evaluation.token_replacement import TrainedTexts, answer_text, repl
 from trainer.losses.supervision import degrees
 from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava
-from trainer.model.digests import start_folder, weights_digest
+from trainer.model.digests import begun_folder, weights_digest
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.run_record import read_run
 from trainer.model.terms import basic_term
@@ -179,13 +179,13 @@ class _Views:
 
     def _start(self) -> Path | None:
         """Return the model folder that the run began with, if it exists and has not changed."""
-        path = start_folder(self.recipe)
+        path = begun_folder(self.recipe)
         same = (path / "config.json").is_file() and weights_digest(path) == self._began_with
         return path if same else None
 
     def _before(self, device: torch.device) -> list[Any]:
         if (path := self._start()) is None:
-            raise UserError(f"the model folder that the run began with is not at {start_folder(self.recipe)} any more")
+            raise UserError(f"the model folder that the run began with is not at {begun_folder(self.recipe)} any more")
         alone = Loss(lm=0, sea=Sea(weight=1))  # so that the LLM's layers are not loaded
         model = load_model(open_model_folder(path), Recipe(model=path, loss=alone))
         model.to(device)  # type: ignore[arg-type]

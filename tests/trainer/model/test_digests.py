@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.storage.hashing import file_sha256
-from trainer.model.digests import processing_digests, start_folder
+from trainer.model.digests import begun_folder, processing_digests, start_folder
 from trainer.recipes.recipe import Recipe
 
 WRITTEN_BY_INIT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
@@ -31,6 +31,17 @@ def test_a_folder_called_packaged_is_no_part(tmp_path: Path, monkeypatch: pytest
     for name in ("packaged", "packaged@224"):
         Path(name).mkdir()
     assert [start({"vision": spec}) for spec in ("packaged", "s2:packaged@224")] == before
+
+
+def test_a_run_of_an_earlier_version_finds_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the folder behind `s2:` was no part of the name."""
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.model_validate({"model": {"projector": "mlp2x_gelu", "vision": "s2:clip"}})
+    earlier = start_folder(recipe)
+    Path("clip").mkdir()
+    assert begun_folder(recipe) == start_folder(recipe) != earlier
+    earlier.mkdir(parents=True)
+    assert begun_folder(recipe) == earlier
 
 
 @pytest.mark.parametrize(("part", "spec"), [("llm", ""), ("vision", ""), ("vision", "s2:"), ("vision", "s2@1,2:")])

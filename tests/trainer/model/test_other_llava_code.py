@@ -13,8 +13,10 @@ from trainer.export.checks import check_export
 from trainer.export.settings import ExportSettings
 from trainer.model.existing_folder import check_existing_folder
 from trainer.model.llava_folder import check_llava_folder
+from trainer.recipes.recipe import Recipe
 from trainer.teacher.checks import check_teacher
 from trainer.teacher.settings import TeachSettings
+from trainer.training.checks import check_recipe
 
 LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 400, "architectures": ["LlavaLlamaForCausalLM"]}
 FLAT: dict[str, dict[str, Any]] = {
@@ -55,10 +57,19 @@ def test_a_checkpoint_of_llavas_own_code_is_refused_everywhere(name: str, tmp_pa
 
 
 def test_a_llava_whose_weights_are_pickled_is_refused(tmp_path: Path) -> None:
-    """Training would load them, and fail when it saves."""
+    """Training would load them, and fail when it saves; `evaluate` loads them."""
     folder = folder_with(tmp_path / "model", {"model_type": "llava", "vision_config": {}, "text_config": {}})
-    with refused("found pytorch_model-00001-of-00002.bin; give ", "-safetensors, which", start=f"{folder}: "):
-        check_llava_folder(folder)
+    (tmp_path / "data.json").write_text("[]")
+    data = {"data": str(tmp_path / "data.json"), "image_root": str(tmp_path)}
+    recipe = Recipe.model_validate({"model": folder, "data": {"train": data["data"]}})
+    for check in (
+        lambda: check_recipe(recipe),
+        lambda: check_export(ExportSettings(source=folder, out=tmp_path / "out")),
+        lambda: check_teacher(TeachSettings(model=folder, **data)),
+    ):
+        with refused("found pytorch_model-00001-of-00002.bin; give ", "-safetensors, which", start=f"{folder}: "):
+            check()
+    check_evaluate(EvaluateSettings(model=folder, **data))
 
 
 @pytest.mark.parametrize("part", ["vision_config", "text_config"])

@@ -223,19 +223,17 @@ def test_deepspeed_is_refused(name: str | None, tiny: World, tmp_path: Path, mon
     ("name", "value", "fitting", "key"),
     [
         ("ACCELERATE_MIXED_PRECISION", "bf16", {"bf16": True}, "bf16 or training_arguments.fp16"),
-        ("ACCELERATE_MIXED_PRECISION", "fp8", None, "bf16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", {"bf16": True}, "bf16"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", {"torch_compile": True}, "torch_compile"),
         ("ACCELERATE_USE_FSDP", "true", {"fsdp": True}, "fsdp"),
     ],
 )
 def test_what_accelerate_launch_says_is_said_by_the_recipe_or_refused(
-    name: str, value: str, fitting: dict[str, Any] | None, key: str, tiny: World, monkeypatch: pytest.MonkeyPatch
+    name: str, value: str, fitting: dict[str, Any], key: str, tiny: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    for given in ({}, {"bf16": True}) if fitting is None else ({},):
-        with refused(f"set training_arguments.{key}", start=f"the environment variable {name} is '{value}'"):
-            training_arguments(tiny_recipe(tiny, training_arguments=given), Path())
-    if fitting is not None:
-        training_arguments(tiny_recipe(tiny, training_arguments=fitting), Path(), finished=True)
+    with refused(f"set training_arguments.{key}", start=f"the environment variable {name} is '{value}'"):
+        training_arguments(tiny_recipe(tiny), Path())
+    training_arguments(tiny_recipe(tiny, training_arguments=fitting), Path(), finished=True)
     monkeypatch.setenv(name, "NO")
     training_arguments(tiny_recipe(tiny), Path())
