@@ -6,6 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
+class RefusalError(Exception):
+    """An answer that is none of the 200s."""
+
+    def __init__(self, status: int, code: str = "", said: str = "") -> None:
+        super().__init__(said)
+        self.status, self.code, self.said = status, code, said or code
+
+
 class Stored(NamedTuple):
     """A file of a commit."""
 

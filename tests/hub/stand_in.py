@@ -20,21 +20,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import yaml
 
-from tests.hub.repositories import Repository, Stored
+from tests.hub.repositories import RefusalError, Repository, Stored
 
 WRITER, READER = "hf_writer", "hf_reader"
 """Tokens: `owner`'s, who may write; `guest`'s, who may read what is public."""
 _PAGE = 25
 """Entries of a page of a listing."""
 _LFS = (".parquet", ".safetensors", ".png", ".arrow", ".bin")
-
-
-class RefusalError(Exception):
-    """An answer that is none of the 200s."""
-
-    def __init__(self, status: int, code: str = "", said: str = "") -> None:
-        super().__init__(said)
-        self.status, self.code, self.said = status, code, said or code
 
 
 Fault = Callable[[str, str, int], int | None]
