@@ -64,7 +64,7 @@ def records_of(
     for number, row in _json_lines(file, path, unheld) if has_lines(path) else _json_array(file, path):
         if strict:
             with naming(path, number):
-                check_record(row)
+                check_record(row, path)
         yield number, row
 
 
@@ -82,8 +82,8 @@ def readable_records(path: Path) -> Iterator[tuple[list[Any], dict[str, Any]]]:
         yield images, row
 
 
-def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
-    """Refuse a value that is no record of LLaVA's.
+def check_record(row: Any, path: Path | str) -> None:  # noqa: ANN401 - whatever a data file holds
+    """Refuse a value from a file that is no record of LLaVA's.
 
     Raises:
         UserError: names what it is.
@@ -91,7 +91,7 @@ def check_record(row: Any) -> None:  # noqa: ANN401 - whatever a data file holds
     if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
         keys = ", ".join(map(shown, sorted(map(str, row))[:6])) if isinstance(row, dict) else ""
         found = f"the keys [{keys}]" if isinstance(row, dict) else type(row).__name__
-        found += "; if the file is one array, end its name with .json" if isinstance(row, list) else ""
+        found += _ONE_ARRAY if isinstance(row, list) and has_lines(path) else ""
         raise UserError(f"expected a LLaVA record, an object with 'image' and 'conversations'; found {found}")
 
 
@@ -299,16 +299,19 @@ def has_lines(path: Path | str) -> bool:
     return str(path).lower().endswith(".jsonl")
 
 
-_NEXT_OBJECT = re.compile(rb"\}[ \t\r]*\n\s*\{")
+_ONE_ARRAY = "; if the file is one array, end its name with .json"
+_BEFORE_JSON = codecs.BOM_UTF8 + b" \t\r\n"
 
 
 def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
     opening = file.read(1 << 16)
     file.seek(3 if opening.startswith(codecs.BOM_UTF8) else 0)
-    first = opening.lstrip(codecs.BOM_UTF8 + b" \t\r\n")[:1]
+    line, _, rest = opening.lstrip(_BEFORE_JSON).partition(b"\n")
+    first = line[:1]
     if first != b"[":
         found = {b"{": "an object", b"": "an empty file"}.get(first, "something else")
-        advice = "; one object a line is JSONL: rename it to .jsonl" if _NEXT_OBJECT.search(opening) else ""
+        lines = first + rest.lstrip()[:1] == b"{{" and _is_json(line)
+        advice = "; one object a line is JSONL: rename it to .jsonl" if lines else ""
         raise UserError(f"{path}: expected LLaVA's JSON, an array of records; found {found}{advice}")
     number = 0
     digits = sys.get_int_max_str_digits()
@@ -322,6 +325,14 @@ def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: expected a JSON array in UTF-8; after entry {number}: {_said(error)}") from error
     finally:
         sys.set_int_max_str_digits(digits)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _said(error: Exception) -> str:
@@ -344,7 +355,8 @@ def _json_lines(
             try:
                 yield number, json.loads(line, parse_constant=lambda _: None)  # NaN becomes None, as in .json
             except (ValueError, RecursionError) as error:
-                said = f"expected one JSON object a line; {error}"
+                array = line.lstrip(_BEFORE_JSON).startswith(b"[")
+                said = f"expected one JSON object a line; {error}{_ONE_ARRAY if array else ''}"
                 if unheld is None or isinstance(error, json.JSONDecodeError | RecursionError):
                     raise UserError(f"{path}: line {number}: {said}") from error
                 unheld(number, said)

@@ -233,7 +233,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert() would clip at 255
         values = np.asarray(image)
         hidden = values == image.info.get("transparency")
-        return Image.fromarray(np.where(hidden, np.uint8(255), _eight_bits(values))).convert("RGB")
+        return Image.fromarray(np.where(hidden, np.uint8(255), _eight_bits(np.where(hidden, 0, values)))).convert("RGB")
     if image.has_transparency_data:
         layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")

@@ -109,6 +109,8 @@ def png_row(depth: int, colours: int, row: bytes, hidden: bytes) -> bytes:
         (4, 0, b"\x5e", b"\0\5", (238, 238, 238)),
         (8, 0, b"\x07\xc8", b"\0\7", (200, 200, 200)),
         (16, 0, bytes.fromhex("0000 8080"), b"\0\0", (128, 128, 128)),
+        (16, 0, bytes.fromhex("ffff 00c8"), b"\xff\xff", (200, 200, 200)),
+        (16, 0, bytes.fromhex("ffff ffff"), b"\xff\xff", (255, 255, 255)),
     ],
 )
 def test_a_pngs_hidden_colour_is_white(

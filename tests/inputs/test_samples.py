@@ -98,9 +98,11 @@ def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Pat
     [
         ("coco.json", '{"images": []}', "an array of records; found an object"),
         ("lines.json", '{"image": "a.jpg"}\r\n{"image": "b.jpg"}\r\n', "is JSONL: rename it to .jsonl"),
+        ("joined.json", '{\n"image": "a.jpg"\n}\n{\n"image": "b.jpg"\n}\n', "found an object$"),
         ("empty.json", "", "an empty file"),
         ("other.json", '[{"file_name": "a.jpg", "height": 3}]', "entry 1: expected a LLaVA record"),
         ("strings.json", '["a.jpg"]', "entry 1"),
+        ("nested.json", '[[{"image": "a.jpg"}]]', "found list$"),
         ("cut.json", '[{"image": "a.jpg", "conversations": []}, {"ima', "after entry 1"),
         ("comma.json", '[{"image": "a.jpg",}]', "invalid object key (must be a string)"),
         (
@@ -111,6 +113,7 @@ def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Pat
         ("broken.jsonl", '{"image": "a.jpg", "conversations": []}\n\n{"image"\n', "line 3"),
         ("deep.jsonl", "[" * 200_000, "line 1: expected one JSON object"),
         ("list.jsonl", "[1, 2]\n", "line 1: expected a LLaVA record"),
+        ("array.jsonl", '[\n {"image": "a.jpg"}\n]\n', "; if the file is one array, end its name with .json$"),
         ("text.json", '[{"conversations": []}]', "text-only entries: 1"),
         ("photo.doc", "x", "expected a folder, a .json, .jsonl"),
         ("photo.jpg", "x", "found photo.jpg; give the folder that images lie in, or a list of them"),
@@ -122,7 +125,7 @@ def test_a_file_that_is_not_llavas_is_a_clear_line(tmp_path: Path, name: str, te
     with pytest.raises(UserError) as error:
         list_samples(str(path))
     assert name in str(error.value)
-    assert expected in str(error.value)
+    assert expected in f"{error.value}$"
     assert "\n" not in str(error.value)
     assert "(right here)" not in str(error.value)
 

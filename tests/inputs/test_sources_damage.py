@@ -4,7 +4,9 @@ import hashlib
 import io
 import tarfile
 from pathlib import Path
+from threading import Barrier
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -232,7 +234,7 @@ def test_a_field_in_quotes_may_hold_anything(tmp_path: Path) -> None:
     assert [sample.image_id for sample in list_samples(str(tmp_path / "x.tsv")).samples] == ["a.png", "b.png"]
 
 
-def test_the_ids_and_splits_of_datasets(tmp_path: Path) -> None:
+def test_the_ids_and_splits_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [{"bytes": name.encode(), "path": f"{name}.png"} for name in "cab"]
     saved = write_dataset(tmp_path / "saved", one={"image": cells, "id": list("xyz")}, two={"image": cells})
     with pytest.raises(UserError, match=r"has the splits one, two; give one: hf:.*saved:one"):
@@ -241,7 +243,9 @@ def test_the_ids_and_splits_of_datasets(tmp_path: Path) -> None:
     listing = list_samples(f"hf:{saved}:two")
     assert read_all(listing) == {"a.png": b"a", "b.png": b"b", "c.png": b"c"}
     assert listing.ids == "the images' own path"
-    stream = list_samples(f"hf:{saved}:two", streaming=True, limit=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.IterableDataset.__iter__", None)  # its rows are counted without a pass over them
+        stream = list_samples(f"hf:{saved}:two", streaming=True, limit=2)
     assert read_all(stream) == {"000000000": b"c", "000000001": b"a"}
     assert (stream.streamed, stream.ids) == (True, "row numbers")
 
@@ -260,6 +264,28 @@ def test_a_configuration_of_a_dataset(tmp_path: Path, monkeypatch: pytest.Monkey
         with refused(f"hf:{folder}: has the configurations a, b; give one: hf:{folder}:a:test"):
             list_samples(asked, streaming=streaming)
     assert read_all(list_samples(f"hf:{folder}:b:test", streaming=streaming)) == dict.fromkeys("xyz", b"b")
+    monkeypatch.setattr(datasets, "get_dataset_config_names", Mock(side_effect=ConnectionError("away")))
+    with refused(f"hf:{folder}: cannot be loaded: Config name is missing"):
+        list_samples(f"hf:{folder}:test", streaming=streaming)
+
+
+def test_footers_of_a_stream_are_read_at_once_as_far_as_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50):
+        write_parquet(tmp_path / "d" / f"train-{number:02}.parquet", {"a.png": b"A"}, label=["1"])
+    footer, together, begun = pq.read_metadata, Barrier(2), []
+
+    def watched(file: Any) -> Any:
+        begun.append(file)
+        if len(begun) <= 2:
+            together.wait(timeout=10)
+        return footer(file)
+
+    monkeypatch.setattr(pq, "read_metadata", watched)
+    assert len(list_samples(f"hf:{tmp_path / 'd'}:train", limit=2, streaming=True).samples) == 2
+    assert 2 <= len(begun) < 50
+    assert len(list_samples(f"hf:{tmp_path / 'd'}:train", streaming=True).samples) == 50
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])

@@ -152,20 +152,20 @@ def _rows(path: Path, chat: Chat) -> Callable[[], Iterator[dict[str, Any]]]:
     def rows() -> Iterator[dict[str, Any]]:
         number = 0
         for number, record in records(path, strict=False):
-            yield _row(number, record, chat)
+            yield _row(path, number, record, chat)
         if not number:
             raise UserError(f"{path}: expected conversations; found none")
 
     return rows
 
 
-def _row(number: int, record: Any, chat: Chat) -> dict[str, Any]:  # noqa: ANN401 - whatever a data file holds
+def _row(path: Path, number: int, record: Any, chat: Chat) -> dict[str, Any]:  # noqa: ANN401 - of a data file
     given = record.get("id") if isinstance(record, dict) else None
     name = str(number if given in (None, "") else given).encode("utf-8", "backslashreplace").decode()
     row: dict[str, Any] = {"id": name, "images": [], "text": "", "answer": None, "spans": [], "truncated": False}
     row |= {"number": number, "refused": None}
     try:
-        check_record(record)
+        check_record(record, path)
         images = images_of(record)
         for image in images:
             check_path(image)

@@ -154,7 +154,7 @@ def conversation_rows(
     encode = ConversationTokenizer(tokenizer, image_token, image_tokens, max_length)
     rows = islice(records(path, strict=False), limit)
     found = False
-    while chunk := [_conversation(number, row, render, image_token) for number, row in islice(rows, _CHUNK)]:
+    while chunk := [_conversation(path, *numbered, render, image_token) for numbered in islice(rows, _CHUNK)]:
         found = True
         yield from encode(chunk)
     if not found:
@@ -241,17 +241,15 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
-def _conversation(number: int, row: Any, render: Template, image_token: str) -> Conversation:  # noqa: ANN401
+def _conversation(path: Path, number: int, row: Any, render: Template, token: str) -> Conversation:  # noqa: ANN401
     """Render a record as text, or state why it cannot be trained."""
     given = row.get("id") if isinstance(row, dict) else None
     name = str(number if given in (None, "") else given).encode("utf-8", "backslashreplace").decode()
     try:
-        check_record(row)
+        check_record(row, path)
         images = images_of(row)
         for image in images:
             check_path(image)
-        return Conversation(
-            number, name, images, render(read_messages(row.get("conversations"), len(images), image_token))
-        )
+        return Conversation(number, name, images, render(read_messages(row.get("conversations"), len(images), token)))
     except ValueError as error:  # a UserError is one
         return Conversation(number, name, [], str(error))

@@ -93,14 +93,11 @@ class ExistingViews:
         """
         after = self._nearest(self._folder.path, advance)
         images = [self._image(shown, found) for shown, found in zip(self.images, after, strict=True)]
-        if (start := self._start()) is None:
-            self._notes["before"] = (
-                f"the model folder that the run began with is not at {begun_folder(self.recipe)} any more"
-            )
-            advance(len(images))
-        else:
-            for image, found in zip(images, self._nearest(start, advance), strict=True):
+        try:
+            for image, found in zip(images, self._before(advance), strict=True):
                 image["before"] = self._words(found)
+        except UserError as problem:
+            self._notes["before"] = str(problem)
         advance(len(images))
         data = self.recipe.data
         held_out = self._conversations.held_out is not None and data.evaluate != data.train
@@ -121,6 +118,12 @@ class ExistingViews:
         path = begun_folder(self.recipe)
         there = (path / "config.json").is_file()
         return path if there and weights_digest(path, self._folder.projector) == self._began_with else None
+
+    def _before(self, advance: Advance) -> list[_Shown]:
+        if (start := self._start()) is None:
+            advance(len(self.images))
+            raise UserError(f"the model folder that the run began with is not at {begun_folder(self.recipe)} any more")
+        return self._nearest(start, advance)
 
     @torch.no_grad()
     def _nearest(self, path: Path, advance: Advance) -> list[_Shown]:

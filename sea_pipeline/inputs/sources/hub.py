@@ -3,8 +3,8 @@
 import os
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
+from sea_pipeline.core.parallel import prefetched_map
 from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
@@ -23,6 +24,8 @@ from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 
 PREFIX = "hf:"
 STREAM = "hf-stream:"
+_FOOTERS = 16
+"""Parquet files whose rows are counted at once."""
 _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 
@@ -184,8 +187,8 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # from a dataset's files, the hub or the network
-        if "Config name is missing" in str(error):
-            raise UserError(_configurations(name)) from error
+        if "Config name is missing" in str(error) and (said := _configurations(name)):
+            raise UserError(said) from error
         hint = ""
         if isinstance(error, ConnectionError | TimeoutError):
             hint = "; is this machine offline? A folder will do: --images hf:FOLDER"
@@ -195,11 +198,14 @@ def _loading(name: str) -> Iterator[None]:
         raise UserError(f"--images {PREFIX}{name}: cannot be loaded: {reason}{hint}") from error
 
 
-def _configurations(name: str) -> str:
-    """Say which configurations a dataset has, and how to ask for the first."""
+def _configurations(name: str) -> str | None:
+    """Say which configurations a dataset has, and how to ask for the first, or None if it cannot be read."""
     datasets = require("datasets", "data")
-    names = datasets.get_dataset_config_names(_place(name))
-    splits = datasets.get_dataset_split_names(_place(name), names[0])
+    try:
+        names = datasets.get_dataset_config_names(_place(name))
+        splits = datasets.get_dataset_split_names(_place(name), names[0])
+    except Exception:  # as in `_loading`, whose own error says enough
+        return None
     split = "train" if "train" in splits else splits[0]
     asked = f"{PREFIX}{name}"
     return f"--images {asked}: has the configurations {', '.join(names)}; give one: {asked}:{names[0]}:{split}"
@@ -272,13 +278,17 @@ def _values(rows: pa.Table, leaf: Leaf) -> Iterator[pa.Array]:
 
 def _length(rows: Any, image: str, name: str, split: str, limit: int | None) -> int:  # noqa: ANN401
     """Count the rows of a stream in its files, because a dataset's card may say another number."""
-    files = [] if _is_saved(name) else _data_files(name, split)
+    if _is_saved(name):
+        count = len(_load(name, split, streaming=False))
+        return count if limit is None else min(count, limit)
+    files = _data_files(name, split)
     if files and all(file.endswith(".parquet") for file in files):
         count = 0
-        for file in files:
-            count += patiently(partial(_table_rows, file), file)
-            if limit is not None and count >= limit:
-                return limit
+        with ThreadPoolExecutor(_FOOTERS) as pool:
+            for rows_of_file in prefetched_map(pool, _table_rows, files, _FOOTERS):
+                count += rows_of_file
+                if limit is not None and count >= limit:
+                    return limit
         return count
     light = [column for column, kind in rows.features.items() if type(kind).__name__ == "Value" and column != image]
     return sum(1 for _ in islice(rows.select_columns(light[:1]) if light else _arrow(rows, [image]), limit))
@@ -291,8 +301,11 @@ def _data_files(name: str, split: str) -> list[str]:
 
 
 def _table_rows(path: str) -> int:
-    with require("fsspec", "data").open(path, "rb") as file:
-        return int(pq.read_metadata(file).num_rows)
+    def count() -> int:
+        with require("fsspec", "data").open(path, "rb") as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    return patiently(count, path)
 
 
 def _paths(rows: Any, path: Leaf, name: str) -> list[str | NoId]:  # noqa: ANN401

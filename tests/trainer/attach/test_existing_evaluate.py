@@ -31,6 +31,7 @@ from trainer.evaluation.existing_questions import ExistingAsker
 from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.llm_probe import probe_llm
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
+from trainer.training.existing_views import ExistingViews
 from trainer.training.report_views import ViewSettings, run_views
 from trainer.training.run import train
 
@@ -215,7 +216,7 @@ def test_the_llm_inside_is_probed(name: str, world: ExistingWorld) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_shown_in_the_report(world: ExistingWorld, tmp_path: Path) -> None:
+def test_a_run_is_shown_in_the_report(world: ExistingWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = {"max_steps": 1, "save_strategy": "no"}
     run = train(world.recipe("qwen2_5_vl", training_arguments=short), tmp_path / "run")
     views = run_views(run.out, ViewSettings(images=2, device="cpu"))
@@ -229,9 +230,16 @@ def test_a_run_is_shown_in_the_report(world: ExistingWorld, tmp_path: Path) -> N
     asked = ReportSettings.of(folders=(str(run.out),), out=tmp_path / "report.html")
     write_report(None, [shown], asked, reporter=SILENT)
     assert "wide.png" in (tmp_path / "report.html").read_text()
-    file = run.out / "model" / "model.safetensors"
-    weights = load_file(file)
+    broken = shutil.copytree(run.out / "model", tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
     weights[next(name for name in weights if "merger.mlp.2" in name)][:] = torch.nan
-    save_file(weights, file, {"format": "pt"})
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    (run.out / "views.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(ExistingViews, "_start", lambda _: broken)
+        views = run_views(run.out, ViewSettings(images=2, device="cpu"))
+    assert "found some that are not finite" in views["notes"]["before"]
+    assert all("after" in image and "before" not in image for image in views["images"])
+    shutil.copy(broken / "model.safetensors", run.out / "model")
     with pytest.raises(UserError, match="views: expected numbers as visual tokens; found some that are not finite"):
         run_views(run.out, ViewSettings(images=2, device="cpu"))
