@@ -211,8 +211,8 @@ class CarryIds:
     def __init__(self, collate: Callable[[Sequence[Any]], Any], needed: bool) -> None:
         object.__setattr__(self, "_carried", (collate, needed))
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]  # noqa: ANN401 - of isinstance
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # noqa: ANN401 - of isinstance
         return self._carried[0].__class__
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute
