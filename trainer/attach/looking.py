@@ -4,6 +4,7 @@ Shapes: B samples of L tokens, T visual tokens of a forward, T_l trained tokens 
 """
 
 import hashlib
+import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,7 +120,8 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
             given = dict(batch)
             ids, labels, count = given.pop("image_ids", ()), given.pop("labels", None), given.pop(COUNTED, None)
             names = _by_sample(ids)
-            columns, given["logits_to_keep"] = _predicting(attached.model, labels)
+            columns, keep = _predicting(attached.model, labels)
+            given |= {"logits_to_keep": keep} if _takes_keep(attached.model) else {}
             outputs = attached.model(**given)
             kept, flat = attached.kept(), [name for some in names for name in some]
             named = flat or "sea" in attached.weights  # BASIC alone needs no names
@@ -202,18 +204,25 @@ def _predicting(model: nn.Module, labels: torch.Tensor | None) -> tuple[torch.Te
     return columns, columns
 
 
+def _takes_keep(model: nn.Module) -> bool:
+    """Tell whether a model's forward takes `logits_to_keep`, which it may drop all the same."""
+    parameters = inspect.signature(model.forward).parameters
+    return "logits_to_keep" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
 def _nats(
     outputs: Any,  # noqa: ANN401 - of any family
     columns: torch.Tensor,
     labels: torch.Tensor,
     kept: ForwardResults,
 ) -> list[npt.NDArray[np.float64]]:
-    """Compute the loss of each trained text token in nats, as B arrays (T_l,), from the logits at some columns."""
+    """Compute the loss of each trained text token in nats, as B arrays (T_l,), from logits at some columns or all."""
     trained = _trained(labels, kept)
+    whole = outputs.logits.shape[1] != len(columns)  # a forward that drops logits_to_keep, such as Liger's
     found = []
     for logits, targets, chosen in zip(outputs.logits, labels, trained, strict=True):
         places = chosen.nonzero().squeeze(1)
-        at = torch.searchsorted(columns, places - 1)
+        at = places - 1 if whole else torch.searchsorted(columns, places - 1)
         cost = F.cross_entropy(logits[at].float(), targets[places], reduction="none")
         found.append(cost.double().cpu().numpy())
     return found

@@ -147,13 +147,14 @@ class AttachMixin(_Base):
 
     # Names in rows and batches
 
-    def _get_dataloader(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as in Trainer
-        own = self.data_collator
-        self.data_collator = cast("Any", CarryIds(cast("Any", own), "sea" in self.attached.weights))
-        try:
-            return super()._get_dataloader(*given, **named)
-        finally:  # others ask what kind it is, and save its tokenizer
-            self.data_collator = own
+    @property
+    def data_collator(self) -> Any:  # noqa: ANN401 - the trainer's own, as others see it
+        """Return the trainer's collator, which carries names; a trainer's own loaders take it, too."""
+        return self._collator
+
+    @data_collator.setter
+    def data_collator(self, own: Any) -> None:  # noqa: ANN401 - any callable
+        self._collator = own if type(own) is CarryIds else CarryIds(own, "sea" in self.attached.weights)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -162,6 +163,7 @@ class AttachMixin(_Base):
             columns.append(IDS)
 
     def _prepare_inputs(self, inputs: Any) -> Any:  # noqa: ANN401 - as in Trainer
+        self._ids = ()  # of another batch
         if IDS in inputs:
             self._ids = inputs[IDS]
             inputs = {name: value for name, value in inputs.items() if name != IDS}
@@ -199,27 +201,41 @@ def has_images(batch: Mapping[str, Any]) -> bool:
 class CarryIds:
     """Carry the images' names around a collator that may drop them.
 
+    All but the call is the collator's own: others ask of which class it is, save its tokenizer and set its options.
+
     Args:
         collate: the trainer's own collator.
         needed: whether rows without names are refused.
     """
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any], needed: bool) -> None:
-        self.collate, self.needed = collate, needed
+        object.__setattr__(self, "_carried", (collate, needed))
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # noqa: ANN401 - of isinstance
+        return self._carried[0].__class__
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute
+        return getattr(self._carried[0], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 - any attribute
+        setattr(self._carried[0], name, value)
+
+    def __reduce__(self) -> Any:  # noqa: ANN401 - of pickle, which would ask the class
+        return CarryIds, self._carried
 
     def __call__(self, rows: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever a collator gives
-        """Collate rows, and add a list of names for each row, or an empty list if the rows have none."""
+        """Collate rows, and add a list of names for each row, if the rows have any."""
+        collate, needed = self._carried
         if not all(isinstance(row, Mapping) and IDS in row for row in rows):
-            if self.needed:
+            if needed:
                 raise UserError(
                     f"AttachMixin: expected a column {IDS} in the rows of the data, each a list of its images' names "
                     "in the labels; found none; add it, with an empty list for a row of text alone"
                 )
-            batch = self.collate(rows)
-            batch[IDS] = []  # so that those of another batch are not taken for this one's
-            return batch
+            return collate(rows)
         names = [[row[IDS]] if isinstance(row[IDS], str) else list(row[IDS] or ()) for row in rows]
-        batch = self.collate([{name: value for name, value in row.items() if name != IDS} for row in rows])
+        batch = collate([{name: value for name, value in row.items() if name != IDS} for row in rows])
         batch[IDS] = names
         return batch
 

@@ -10,7 +10,7 @@ _EARLY = 32
 _SETTLED = 100
 """Distinct names after which none in the labels is an error."""
 _FEW = 8
-"""Names after which a small data set counts as seen, if each has come twice on average."""
+"""Names after which a small data set may have been seen, if each has come twice on average."""
 
 
 class NameCheck:
@@ -23,7 +23,7 @@ class NameCheck:
     """
 
     def __init__(self, ids: Collection[str]) -> None:
-        self._ids, self._over, self._warned = ids, False, False
+        self._ids, self._over, self._warned, self._compared = ids, False, False, False
         self._last: dict[str, None] = {}  # names of the last call
         self._found: set[str] = set()
         self._missing: dict[str, None] = {}  # in the order in which they came
@@ -33,9 +33,9 @@ class NameCheck:
         """Look at the names of one call.
 
         Images without labels may be mixed with others. So names that have nothing to do with the labels' are an error
-        only if none of the first 100 distinct ones is in the labels, or none of a smaller data set whose images come
-        again after others. Names in several calls in a row, such as captions of one photo, give a warning alone. Names
-        that differ from labels' by folders or the file's ending are an error in the first call.
+        only if none of the first 100 distinct ones is in the labels. Fewer give a warning alone. Names that differ from
+        labels' by folders or the file's ending are an error in the first call if all do, and if one does when none was
+        in the labels and images come again after others.
 
         Raises:
             UserError: none of the names so far is in the labels.
@@ -53,12 +53,25 @@ class NameCheck:
                 self._missing[name] = None
         seen = len(self._found) + len(self._missing)
         often = max(_FEW, 2 * seen)
-        self._over = seen >= _SETTLED or self._came >= often
-        if not self._found and (self._over or (first and all(alike(list(fresh), self._ids)))):
+        again = self._came >= often
+        self._over = seen >= _SETTLED or bool(again and self._found)
+        if not self._found and (self._over or self._look_alike(list(fresh), first=first, again=again)):
             raise UserError(f"attached.loss: {none_of(list(self._missing), self._ids)}")
         if not self._warned and (self._total >= often or seen >= _EARLY) and 2 * len(self._missing) > seen:
             self._warned = True
             warnings.warn(f"attached.loss: {_most_of(list(self._missing), seen, self._ids)}", stacklevel=3)
+
+    def _look_alike(self, fresh: Sequence[str], *, first: bool, again: bool) -> bool:
+        """Tell whether names are the labels' in another spelling: all of the first call, or one when images come again.
+
+        It reads all names of the labels, so it is done at these two calls alone.
+        """
+        if first:
+            return all(alike(fresh, self._ids))
+        if not again or self._compared:
+            return False
+        self._compared = True
+        return any(alike(list(self._missing), self._ids))
 
 
 def check_measured(missing: Sequence[str], labelled: int, ids: Collection[str]) -> None:

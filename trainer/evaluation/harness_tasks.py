@@ -107,8 +107,8 @@ def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Ste
     attached to is asked only if `llm` has it, because nothing exports it.
 
     Raises:
-        UserError: the folder holds no LLaVA with a chat template, its name would break the harnesses' arguments, or
-            its tower is one of ours and several GPUs are asked for.
+        UserError: the folder holds no LLaVA with a chat template, its name would break the harnesses' arguments, `llm`
+            is no model, or its tower is one of ours and several GPUs are asked for.
     """
     if has_attached(settings.folder):
         raise _no_curve(settings.folder)
@@ -123,6 +123,8 @@ def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Ste
     if is_existing(settings.folder) and not (llm / "config.json").is_file():
         left_out = [name for name, column in columns.items() if column.harness == "lm_eval"]
         columns = {name: column for name, column in columns.items() if name not in left_out}
+        if left_out and settings.llm:
+            raise UserError(f"--llm {llm}: expected the folder of an LLM; found no config.json; name the LLM's folder")
         if left_out:
             reporter.warning(
                 f"{settings.folder}: {', '.join(left_out)} is left out, because export takes no LLM out of a model "

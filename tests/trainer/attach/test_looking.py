@@ -89,6 +89,29 @@ def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures) ->
     one.detach()
 
 
+def test_a_forward_may_drop_logits_to_keep(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liger's do, and so may a user's; with a device map they are asked for the last ones."""
+    made = tiny("qwen3_vl")
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    batch, forward = made.batch(pictures.batch(NAMES)) | {"image_ids": NAMES}, made.model.forward
+
+    def dropping(logits_to_keep: Any = 0, **given: Any) -> Any:
+        return forward(**given)
+
+    def lacking(
+        input_ids: Any, attention_mask: Any, mm_token_type_ids: Any, pixel_values: Any, image_grid_thw: Any
+    ) -> Any:
+        return forward(**locals())
+
+    expected = pytest.approx(one.metrics([batch]), rel=1e-5)
+    for devices in ({}, {"a": 0, "b": 1}):
+        monkeypatch.setattr(made.model, "hf_device_map", devices, raising=False)
+        for other in (forward, dropping, lacking):
+            monkeypatch.setattr(made.model, "forward", other)
+            assert one.metrics([batch]) == expected
+    one.detach()
+
+
 def test_nearest_words_are_those_of_labels(pictures: Pictures) -> None:
     made = tiny("llava")
     one = attach(made.model, made.processor, basic={"degree": "equal"})

@@ -61,11 +61,23 @@ def test_the_advice_gives_labels_by_the_datas_names(pictures: Pictures, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:attached.loss")
-def test_names_of_nothing_are_refused_when_the_data_were_seen(made: tuple[Tiny, Attached], pictures: Pictures) -> None:
+def test_a_name_alike_is_refused_when_the_data_were_seen(made: tuple[Tiny, Attached], pictures: Pictures) -> None:
     assert float(step(*made, pictures, ["x1", "x2"]).detach()) == 0
-    with pytest.raises(UserError, match=r"none of the first 4 image names .* found 'x1'; the labels hold names such"):
+    with pytest.raises(UserError, match=r"none of the first 3 image names .* found 'wide'; the labels hold names such"):
         for at in range(9):
-            step(*made, pictures, [f"x{at % 2 * 2 + 1}", f"x{at % 2 * 2 + 2}"])
+            step(*made, pictures, [f"x{at % 2 + 1}", ("x2", "wide")[at % 2]])
+
+
+def test_unlabelled_photos_that_come_again_are_said() -> None:
+    check = NameCheck(["9.jpg"])
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        for at in range(40):
+            for name in [f"{at}a.png", f"{at}b.png"] * 5:
+                check.look([name])
+        check.look(["9.jpg"])
+    (one,) = heard
+    assert "2 of the first 2 image names are not in the labels, and SEA skips" in str(one.message)
 
 
 def test_a_hundred_names_of_nothing_are_refused_and_thirty_two_said() -> None:

@@ -1,12 +1,15 @@
 """transformers' Trainer and TRL's SFTTrainer with an attached model: what enters their loss, and what does not."""
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import DefaultDataCollator, TrainerCallback
 
 from sea_pipeline.core.errors import UserError
 from tests.trainer.attach.families import MAKERS
@@ -175,12 +178,39 @@ def test_rows_to_measure_need_no_names_for_basic(pictures: Pictures, tmp_path: P
 
 
 def test_the_collator_stays_the_users(pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Trainer saves its tokenizer."""
+    """The Trainer saves its tokenizer, TRL asks of which class it is and sets its options, workers get a copy."""
     made = MAKERS["llava"]()
     monkeypatch.setattr(Collate, "tokenizer", made.processor.tokenizer, raising=False)
     one = attach(made.model, made.processor, labels=pictures.open(), sea={})
-    own_trainer(made, pictures, tmp_path, one).save_model()
+    trainer = own_trainer(made, pictures, tmp_path, one)
+    trainer.save_model()
     assert (tmp_path / "tokenizer_config.json").is_file()
+    trainer.data_collator = own = DefaultDataCollator()
+    trainer.data_collator.return_tensors = "np"
+    assert own.return_tensors == "np"
+    for carrying in (trainer.data_collator, pickle.loads(pickle.dumps(trainer.data_collator))):
+        assert isinstance(carrying, DefaultDataCollator)
+        batch = carrying([{"a": 1.0, "image_ids": "wide.png"}])
+        assert [type(batch["a"]), batch["image_ids"]] == [np.ndarray, [["wide.png"]]]
+    one.detach()
+
+
+def test_a_trainers_own_loader_carries_names(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is how samplers of one's own come in; a batch without names has none of another's."""
+    made = MAKERS["llava"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    trainer = own_trainer(made, pictures, tmp_path, one, max_steps=1)
+    collate = trainer.data_collator
+    own_loader = lambda: DataLoader(trainer.train_dataset, batch_size=2, collate_fn=collate)  # noqa: E731
+    monkeypatch.setattr(trainer, "get_train_dataloader", own_loader)
+    trainer.train()
+    assert len(logged(trainer, "loss_sea")) == 1
+    assert one.last_ids == ["wide.png", "tall.png"]
+    collate = Collate(made)
+    with pytest.raises(UserError, match="expected ids of all 2 images of the batch, in their order; found 0"):
+        trainer.train()
     one.detach()
 
 

@@ -189,6 +189,8 @@ def test_the_llm_of_a_model_that_a_run_attached_to_is_left_out(command: Any, exp
     assert [code, "lm_eval" in stdout, stdout.count("-m lmms_eval")] == [0, False, 1]
     assert "questions is left out, because export takes no LLM out of a model that a run attached to" in stderr
     assert list(steps(model, "smoke", llm=exported)) == ["questions", "photos"]
+    with pytest.raises(UserError, match=r"--llm .*lm: expected the folder of an LLM; found no config\.json"):
+        steps(model, "smoke", llm=tmp_path / "lm")
 
 
 # Along a run
