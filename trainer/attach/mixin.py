@@ -208,6 +208,8 @@ class CarryIds:
         needed: whether rows without names are refused.
     """
 
+    _carried: tuple[Callable[[Sequence[Any]], Any], bool]
+
     def __init__(self, collate: Callable[[Sequence[Any]], Any], needed: bool) -> None:
         object.__setattr__(self, "_carried", (collate, needed))
 

@@ -34,8 +34,9 @@ def check_export(settings: ExportSettings) -> None:
         hub.check(settings.push)
     if not is_run(settings.source, settings.checkpoint):
         check_llava_folder(settings.source)
-        weight_files(settings.source)
     check_new_folder(settings.out)
+    if not is_run(settings.source, settings.checkpoint):
+        weight_files(settings.source)
 
 
 def _check_ours(settings: ExportSettings) -> None:

@@ -21,5 +21,5 @@ def check_teacher(settings: TeachSettings) -> None:
     if settings.crew.in_process:
         check_device_name(settings.device)
     check_llava_folder(settings.model)
-    weight_files(settings.model)
     check_conversations(settings.data, settings.image_root)
+    weight_files(settings.model)
