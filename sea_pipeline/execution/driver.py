@@ -17,7 +17,6 @@ from sea_pipeline.core.progress import Advance, Reporter
 from sea_pipeline.execution import worker as workers
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dask_clusters import connected
-from sea_pipeline.execution.local import finish_where_due
 from sea_pipeline.execution.run_report import RunReport, RunTotals
 from sea_pipeline.execution.shard import ATTEMPTS, log_attempt
 from sea_pipeline.execution.worker import Job, StagePlugin
@@ -140,7 +139,7 @@ class Driver:
         Raises:
             UserError: see `local.run` and `WorkerPool.news`. Commits stay.
         """
-        for todo in self._totals.rounds(shards):
+        for todo in self._totals.rounds(shards, self._finish):
             self._waiting = [(shard, 1) for shard in todo]
             self._hand_out()
             while self._waiting or self._tasks:
@@ -148,7 +147,6 @@ class Driver:
                     self._take(self._tasks.pop(worker), outcome)
                 self._end_stuck()
                 self._hand_out()
-        finish_where_due(self._ledger, shards, self._totals.report, self._finish)
         return self._totals.closed()
 
     def _hand_out(self) -> None:

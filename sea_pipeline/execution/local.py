@@ -1,7 +1,6 @@
 """Run any stage over the shards of a ledger in this process, skipping finished shards and retrying failed ones."""
 
 import threading
-from collections.abc import Callable
 from contextlib import closing
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
-from sea_pipeline.storage.locks import locked
 
 
 def run(
@@ -59,29 +57,14 @@ def run(
                 reason = str(failure)
         return _ShardOutcome(shard, None, reason=reason)
 
-    for todo in totals.rounds(shards):
+    for todo in totals.rounds(shards, lambda: ledger.finish(stage.finish(ledger))):
         with closing(map_in_order(done, todo, stage.at_once, leaving)) as each:
             for shard, commit, ours, reason in each:
                 if commit is None:
                     totals.report.failed[shard] = reason
                 else:
                     (totals.add if ours else totals.check)(commit)
-    finish_where_due(ledger, shards, totals.report, lambda: ledger.finish(stage.finish(ledger)))
     return totals.closed()
-
-
-def finish_where_due(ledger: Ledger, shards: range | None, report: RunReport, finish: Callable[[], object]) -> None:
-    """Write the manifest if it is due, unless somebody has extended the folder.
-
-    A run for all shards without a failure must write it, or say why it cannot. The manifest of an extended folder is
-    written by the run that extended it.
-    """
-    due = not ledger.missing() or (shards is None and not report.failed)
-    if not due:
-        return
-    with locked(ledger.root):
-        if Ledger.open(ledger.root).dataset.shards == ledger.dataset.shards:
-            finish()
 
 
 class _ShardOutcome(NamedTuple):

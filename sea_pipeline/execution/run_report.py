@@ -3,12 +3,13 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
+from sea_pipeline.storage.locks import locked
 
 _LOG = logging.getLogger(__name__)
 _ROUNDS = 3
@@ -43,20 +44,41 @@ class RunTotals:
         self._reasons = ledger.done().reasons
         self._refuse_too_many()
 
-    def rounds(self, shards: range | None) -> Iterator[list[int]]:
-        """Yield the missing shards, up to three times, because a concurrent run may take bad shards back.
+    def rounds(self, shards: range | None, finish: Callable[[], object]) -> Iterator[list[int]]:
+        """Yield the missing shards, then finish the folder.
+
+        A run that begins beside this one takes bad shards back, so there are up to three rounds.
 
         Args:
             shards: do only these; None for all.
+            finish: writes the manifest.
         """
-        for again in range(_ROUNDS):
-            missing = set(self._ledger.missing()) - self.report.failed.keys()
-            todo = sorted(missing if shards is None else missing & set(shards))
-            if not todo:
+        for left in reversed(range(_ROUNDS)):
+            if todo := self._of_this_run(self._ledger.missing(), shards):
+                if left < _ROUNDS - 1:  # the bad images of shards taken back were counted before
+                    self._reasons = self._ledger.done().reasons
+                yield todo
+            if self._is_over(shards, finish, is_last=left == 0):
                 return
-            if again:  # the bad images of shards taken back were counted before
-                self._reasons = self._ledger.done().reasons
-            yield todo
+
+    def _of_this_run(self, missing: list[int], shards: range | None) -> list[int]:
+        return [shard for shard in missing if shard not in self.report.failed and (shards is None or shard in shards)]
+
+    def _is_over(self, shards: range | None, finish: Callable[[], object], *, is_last: bool) -> bool:
+        """Finish the folder if that is due, and tell whether this run has nothing more to do.
+
+        A run for all shards without a failure must finish it, or say why it cannot. An extended folder is finished by
+        the run that extended it. Other runs take shards back under the same lock.
+        """
+        with locked(self._ledger.root):
+            if Ledger.open(self._ledger.root).dataset.shards != self._ledger.dataset.shards:
+                return True
+            missing = self._ledger.missing()
+            if self._of_this_run(missing, shards) and not is_last:
+                return False
+            if not missing or (shards is None and not self.report.failed):
+                finish()
+        return True
 
     def add(self, commit: Commit) -> None:
         """Count a shard that this run has finished.

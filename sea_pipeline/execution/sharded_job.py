@@ -19,6 +19,7 @@ from sea_pipeline.output.begin import Growing, open_or_create
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.mend import reopen_damaged_shards
 from sea_pipeline.storage.hashing import fingerprint_of
+from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import Place, place
 
 
@@ -256,8 +257,15 @@ def _reopen_shards(settings: ShardedSettings, ledger: Ledger, reporter: Reporter
     """
     shards = settings.crew.shards(ledger.dataset.shards)
     reopen_damaged_shards(ledger, range(ledger.dataset.shards) if shards is None else shards, reporter)
-    if settings.retry_bad or not ledger.finished:
-        ledger.reopen_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
+    _reopen_bad_shards(settings, ledger)
+
+
+def _reopen_bad_shards(settings: ShardedSettings, ledger: Ledger) -> None:
+    """See `Ledger.reopen_bad_shards`; under the lock, so a run that is ending finishes first or sees them missing."""
+    with locked(ledger.root):
+        if settings.retry_bad or not ledger.finished:
+            shards = settings.crew.shards(ledger.dataset.shards)
+            ledger.reopen_bad_shards(0 if settings.retry_bad else settings.max_bad, shards)
 
 
 def _default_folder(job: ShardedJob[Any], listing: Listing, fields: dict[str, Any]) -> Path:

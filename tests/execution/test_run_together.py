@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.execution import local
 from sea_pipeline.execution.local import run
+from sea_pipeline.execution.run_report import RunTotals
+from sea_pipeline.execution.sharded_job import _reopen_bad_shards
 from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.labels.settings import LabelSettings
 from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
@@ -201,10 +204,10 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def plant(owner: object, name: str, rival: Callable[[], object]) -> None:
         plain = getattr(owner, name)
 
-        def beaten(*given: Any) -> Any:
+        def beaten(*given: Any, **named: Any) -> Any:
             monkeypatch.setattr(owner, name, plain)
             rival()
-            return plain(*given)
+            return plain(*given, **named)
 
         monkeypatch.setattr(owner, name, beaten)
 
@@ -235,10 +238,40 @@ def test_a_run_that_ends_behind_an_extension_leaves_it_finished(
         extended.update(content(tmp_path / "labels"))
 
     extended: dict[str, bytes] = {}
-    meanwhile(local, "finish_where_due", extend)
+    meanwhile(RunTotals, "_is_over", extend)
     label(images=str(growing))
     assert len(open_labels(tmp_path / "labels")) == 16
     assert content(tmp_path / "labels") == extended
+
+
+def test_what_a_run_that_begins_takes_back_is_done_again_by_the_one_that_ends(
+    ledger: Ledger, tmp_path: Path, meanwhile: Any
+) -> None:
+    stage = PlantedStage(tmp_path / "none")
+    meanwhile(RunTotals, "_is_over", lambda: ledger.reopen_bad_shards(0))
+    run(ledger, stage, max_bad=1)
+    assert ledger.complete
+    alone = planted_ledger(tmp_path / "alone", images=24)
+    run(alone, stage, max_bad=1)
+    assert stored(str(ledger.root)) == stored(str(alone.root))
+
+
+def test_a_run_that_begins_waits_for_the_one_that_ends_and_takes_nothing_back(
+    label: Label, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "003.png").write_bytes(b"bad")
+    label(images=str(photos), shard_size=2)
+    manifest, ledger = tmp_path / "labels" / "manifest.json", Ledger.open(tmp_path / "labels")
+    written = manifest.read_bytes()
+    settings = LabelSettings(images=str(photos), wordlist="w", encoder="e", out=tmp_path / "labels")
+    with ThreadPoolExecutor() as pool, locks.locked(ledger.root):
+        manifest.unlink()
+        begun = pool.submit(_reopen_bad_shards, settings, ledger)
+        with pytest.raises(TimeoutError):
+            begun.result(0.5)
+        manifest.write_bytes(written)
+    assert begun.done()
+    assert ledger.complete
 
 
 def test_what_another_run_left_as_it_was_killed_is_gone_at_the_end(
