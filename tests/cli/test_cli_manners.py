@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -303,7 +304,7 @@ def test_a_pipe_gets_a_line_now_and_then_while_something_takes_long(
 
 def test_a_forecast_is_by_all_items_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr("sea_pipeline.core.progress.time", SimpleNamespace(monotonic=lambda: now))
     pace = Pace(120, already=20)
     now = 110.0
     pace.advance(10)
