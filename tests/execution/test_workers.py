@@ -149,9 +149,9 @@ def test_a_shard_that_hangs_is_ended_and_tried_once_more(work: Work, tmp_path: P
     plant_fault(tmp_path / "faults", 2, "hang")
     plant_fault(tmp_path / "faults", 5, "hang", "hang", "hang")
     ledger = planted_ledger(tmp_path / "out")
-    report = work(ledger, shard_timeout=5)
+    report = work(ledger, shard_timeout=10)
     assert list(report.failed) == [5]
-    assert "--shard-timeout 5" in report.failed[5]
+    assert "--shard-timeout 10" in report.failed[5]
     assert (tmp_path / "faults" / "5").read_text() == "hang"
     assert ledger.missing() == [5]
     (tmp_path / "faults" / "5").unlink()
