@@ -158,6 +158,8 @@ from sea_pipeline import cli
 from sea_pipeline.cli import talk
 from sea_pipeline.labels import run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is begun without
+
 def label(*_):
     signal.siginterrupt(signal.SIGINT, False)
     # As a step of torch, it lets no Python of this thread run until it ends.
