@@ -1,6 +1,7 @@
 """Fixtures of the tiny world; see world.py."""
 
 import gc
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
 from sea_pipeline import cli
+from sea_pipeline.core import progress
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
@@ -60,6 +62,12 @@ def _little_to_look_through() -> None:
 @pytest.fixture(autouse=True)
 def _offline_with_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of work that takes seconds would be heard on a slow machine alone."""
+    monkeypatch.setattr(progress, "SLOW", math.inf)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def _ending(world: World, kind: str, seed: int) -> str:
 
 @pytest.mark.slow
 def test_a_process_that_hangs_or_dies_is_told_and_replaced(tmp_path: Path) -> None:
-    prober = Prober(tmp_path, _ending, limit=1.0)
+    prober = Prober(tmp_path, _ending, limit=5.0)
     try:
         ends = [prober(kind, 0).end for kind in ("well", "crash", "hang", "well")]
     finally:

@@ -24,7 +24,7 @@ from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.statistics import image_words, statistics
 from sea_pipeline.labels.store import LabelStore
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]  # the first one embeds 41,242 words; machines are shared
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")

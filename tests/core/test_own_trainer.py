@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 SCRIPT = [sys.executable, "-P", "-c", "from sea_pipeline.cli import main; main()"]
 """The command `sea-pipeline`: a script of pip's does not have the working folder on its path, either."""
 MODULE = [sys.executable, "-m", "sea_pipeline"]
-TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "1", "--no-python", *MODULE]
+LAUNCHER = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "--no-python"]
+TORCHRUN = [*LAUNCHER, *MODULE]
 
 
 @pytest.fixture(scope="module")

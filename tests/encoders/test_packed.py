@@ -118,6 +118,8 @@ def test_a_layer_in_both_precisions_and_its_weight_again(rows: int, taken: int, 
     layer = nn.Linear(taken, given, bias=bias)
     tokens = torch.randn(2, rows, taken)
     for precision, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        if precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            continue  # a processor without AVX-512, where such layers are never packed
         plain = deepcopy(layer).to(precision)
         ours = PackedLinear(plain.weight, plain.bias)
         expected = deepcopy(plain).double()(tokens.to(precision).double())

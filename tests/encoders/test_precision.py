@@ -78,6 +78,7 @@ def test_the_cache_gets_float32_of_any_encoder(tmp_path: Path, monkeypatch: pyte
     assert torch.equal(word_embeddings(LinearEncoder(), words), plain)
 
 
+@pytest.mark.usefixtures("int8_products")
 @pytest.mark.parametrize("backend", ["torch", "faiss", "int8"])
 def test_the_search_scores_alike_within_autocast(backend: str) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -34,7 +34,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(spec, folder, draw(folder, 80))
 
 
-@pytest.mark.timeout(600)
 def test_the_probe_finds_the_sign_of_every_path(world: World) -> None:
     findings = probe_encoders(probe_settings(world.folder, world.spec))
     assert findings.verdicts() == {f"{world.spec}#{path}": 1 for path in PATHS}
@@ -43,7 +42,6 @@ def test_the_probe_finds_the_sign_of_every_path(world: World) -> None:
     assert findings.best.lift.low > 0.05
 
 
-@pytest.mark.timeout(600)
 def test_labels_lie_on_what_they_name(world: World) -> None:
     right, chance = right_words(labels_of(world.folder, f"{world.spec}#vv"), world.scenes)
     assert right > 0.8
@@ -52,7 +50,6 @@ def test_labels_lie_on_what_they_name(world: World) -> None:
     assert wrong < 0.05
 
 
-@pytest.mark.timeout(600)
 def test_label_warns_of_the_papers_sign(world: World) -> None:
     heard = Heard()
     given = {"images": str(world.folder / "captions.json"), "image_root": world.folder / "photos"}

@@ -61,7 +61,7 @@ def test_lanes_share_the_cores_and_leave_the_setting_as_it_was(
     together = Barrier(count)
 
     def seen(_: int) -> int:
-        together.wait(20)
+        together.wait(100)
         return torch.get_num_threads()
 
     with pytest.raises(ZeroDivisionError), torch_thread_pool(count) as pool:
@@ -96,7 +96,7 @@ def test_the_labels_are_the_same_by_any_number_of_threads(
 
     def patches(pixels: torch.Tensor) -> torch.Tensor:
         assert loaded == 1
-        together.wait(20)
+        together.wait(100)
         vectors = plain(pixels)
         if torch.equal(pixels[0], first):
             vectors[0] = torch.nan

@@ -49,7 +49,7 @@ def work(client: Client, tmp_path: Path) -> Work:
     def work(ledger: Ledger, job: PlantedJob | None = None, shards: range | None = None, **given: Any) -> RunReport:
         said: list[str] = given.pop("said", [])
         with stage_plugin(job or PlantedJob(tmp_path / "faults"), ledger) as plugin:
-            pool = WorkerPool(client, plugin, workers.ready, start_timeout=60, reporter=Heard(said))
+            pool = WorkerPool(client, plugin, workers.ready, start_timeout=500, reporter=Heard(said))
             with pool.open():
                 return Driver(pool, ledger, **({"max_bad": 0.5} | given)).run(shards)
 
@@ -77,6 +77,8 @@ def logs(root: Path) -> list[str]:
 
 def test_workers_make_what_one_process_makes(work: Work, tmp_path: Path, whole: dict[str, bytes]) -> None:
     passed: list[int] = []
+    for shard in (0, 1):  # by a worker each
+        plant_fault(tmp_path / "faults", shard, "meet")
     ledger = planted_ledger(tmp_path / "out")
     report = work(ledger, advance=passed.append)
     assert (report.images, report.bad, report.failed, report.workers) == (IMAGES - BAD, BAD, {}, 2)
@@ -147,9 +149,9 @@ def test_a_shard_that_hangs_is_ended_and_tried_once_more(work: Work, tmp_path: P
     plant_fault(tmp_path / "faults", 2, "hang")
     plant_fault(tmp_path / "faults", 5, "hang", "hang", "hang")
     ledger = planted_ledger(tmp_path / "out")
-    report = work(ledger, shard_timeout=5)
+    report = work(ledger, shard_timeout=10)
     assert list(report.failed) == [5]
-    assert "--shard-timeout 5" in report.failed[5]
+    assert "--shard-timeout 10" in report.failed[5]
     assert (tmp_path / "faults" / "5").read_text() == "hang"
     assert ledger.missing() == [5]
     (tmp_path / "faults" / "5").unlink()
@@ -204,7 +206,7 @@ def test_a_worker_that_sees_another_folder_is_refused(
     with stage_plugin(PlantedJob(tmp_path / "faults"), ledger) as plugin:
         assert plugin._visible_file is not None
         plugin._visible_file.unlink()  # as on a host that has a folder of that name of its own
-        pool = WorkerPool(client, plugin, workers.ready, start_timeout=20, reporter=SILENT)
+        pool = WorkerPool(client, plugin, workers.ready, start_timeout=500, reporter=SILENT)
         with pool.open(), pytest.raises(UserError, match="does not see the folder that the run writes to; give --out"):
             Driver(pool, ledger, max_bad=0.5).run()
     client.run(_see_for, 10)

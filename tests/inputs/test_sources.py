@@ -18,7 +18,7 @@ from sea_pipeline.report.figures import photo_of
 from tests.support.contents import content
 from tests.support.photo_forms import Photos, copy_to, failing_s3, photos_in, write_list, write_parquet, write_tars
 from tests.support.programs import Begin, labelling
-from tests.support.world import Label, draw_folder, word_file
+from tests.support.world import BATCHES, Label, draw_folder, word_file
 
 pytestmark = pytest.mark.usefixtures("no_long_waits")
 
@@ -159,8 +159,9 @@ def test_every_form_is_the_same_behind_a_url(
 
 @pytest.mark.parametrize("name", ["s3", "hf stream", "parquet"])
 def test_a_killed_run_goes_on_from_where_it_was(
-    label: Label, tmp_path: Path, s3: str, name: str, program: Begin
+    label: Label, tmp_path: Path, s3: str, name: str, program: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(BATCHES, "6")
     folder = draw_folder(tmp_path / "photos", 24)
     settings = {"images": "s3://bucket/killed"} if name == "s3" else container(name, photos_in(folder), tmp_path)
     if name == "s3":

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import tarfile
 from pathlib import Path
 from threading import Barrier
@@ -274,12 +275,12 @@ def test_footers_of_a_stream_are_read_at_once_as_far_as_the_limit(
 ) -> None:
     for number in range(50):
         write_parquet(tmp_path / "d" / f"train-{number:02}.parquet", {"a.png": b"A"}, label=["1"])
-    footer, together, begun = pq.read_metadata, Barrier(2), []
+    footer, together, numbers, begun = pq.read_metadata, Barrier(2), itertools.count(), []
 
     def watched(file: Any) -> Any:
         begun.append(file)
-        if len(begun) <= 2:
-            together.wait(timeout=10)
+        if next(numbers) < 2:
+            together.wait(timeout=100)
         return footer(file)
 
     monkeypatch.setattr(pq, "read_metadata", watched)

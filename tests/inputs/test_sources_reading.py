@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -183,7 +184,7 @@ def test_what_may_pass(error: Exception, expected: bool) -> None:
 
 def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", waited.append)
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=waited.append))  # other threads sleep, too
     failing = [TimeoutError("1"), ThrottledError(503), ConnectionResetError("3")]
 
     def action() -> str:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.labels.forecast import ForecastSettings, busiest, forecast
+from tests.support.clock import Clock
 from tests.support.world import ColourEncoder, draw_folder
 
 
@@ -110,19 +110,21 @@ def test_the_command_prints_a_table_or_json(command: Any, words: Path, tmp_path:
 def test_loading_the_encoder_is_not_embedding_words(
     command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = encoder.words
+    plain, clock = encoder.words, Clock()
 
     def slowly(words: Sequence[str], advance: Callable[[int], None]) -> torch.Tensor:
-        time.sleep(1.2)
+        clock.passes(12)
         return plain(words, advance)
 
-    monkeypatch.setattr(encoder, "load", lambda: time.sleep(0.5))
+    monkeypatch.setattr("sea_pipeline.labels.forecast.time", clock)
+    monkeypatch.setattr(encoder, "load", lambda: clock.passes(5))
     monkeypatch.setattr(encoder, "words", slowly)
     arguments = ("plan", "--images", 9, "--sample", draw_folder(tmp_path / "photos", 5), "--wordlist", words)
     arguments += ("--top-n", 3, "--measure", 16)
     assert re.search(
-        r"starting +\d+ s for each worker, 1 s of them to embed words, which are kept", command(*arguments)[1]
+        "starting +17 s for each worker, 12 s of them to embed words, which are kept", command(*arguments)[1]
     )
     found = json.loads(command(*arguments, "--json")[1])
-    assert found["words_seconds"] < 0.5 < found["start_seconds"]
+    assert found["words_seconds"] < 0.5
+    assert found["start_seconds"] == pytest.approx(5, abs=0.5)
     assert "to embed words" not in command(*arguments)[1]

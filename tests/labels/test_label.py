@@ -193,7 +193,7 @@ def test_a_batch_is_encoded_while_the_one_before_is_written(
         return encode(pixels)
 
     def written(writer: ShardWriter, row: LabelRow) -> None:
-        assert second.wait(20), "the second batch waits for the first to be written"
+        assert second.wait(100), "the second batch waits for the first to be written"
         add(writer, row)
 
     monkeypatch.setitem(label_stage.BATCH_SIZES, "cpu", 2)

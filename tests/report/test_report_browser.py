@@ -21,6 +21,9 @@ from tests.support.world import COLOURS, ColourEncoder, draw
 
 EVIL = "<script>document.title='hacked'</script>"
 QUOTED = """</script>"'&amp;\U0001f600"""
+_PATIENCE = 60_000
+"""Milliseconds for what a page does next, many times what it takes."""
+expect.set_options(timeout=_PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def opened(browser: Browser, file: Path, request: pytest.FixtureRequest) -> Iter
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda sent: asked.append(sent.url) if not sent.url.startswith("data:") else None)
-    page.set_default_timeout(5000)
+    page.set_default_timeout(_PATIENCE)
     page.goto(file.as_uri())
     page.wait_for_selector("html[data-ready]", state="attached")
     yield page

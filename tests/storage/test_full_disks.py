@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_a_full_disk_of_this_machine_is_not_blamed_on_the_store(
         nonlocal asked
         asked += 1
 
-    monkeypatch.setattr(retry.time, "sleep", sleep)
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=sleep))  # other threads sleep, too
     with (
         full_disk(100_000),
         refused("cannot be written: File too large; raise the file size limit and run", start=str(cache_folder())),

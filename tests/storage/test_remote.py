@@ -29,7 +29,7 @@ from tests.support.contents import rows, stored
 from tests.support.kills import killed_around
 from tests.support.photo_forms import failing_s3
 from tests.support.programs import Begin, labelling
-from tests.support.world import ColourEncoder, Label, Shelved, draw_folder, word_file
+from tests.support.world import BATCHES, ColourEncoder, Label, Shelved, draw_folder, word_file
 
 pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
 
@@ -150,7 +150,7 @@ def test_a_store_travels_to_other_processes(label: Label, photos: Path, s3: str)
     assert pickle.loads(pickle.dumps(store))["000.png"].word_ids.tolist() == expected
     for method in ("spawn", "fork"):
         with multiprocessing.get_context(method).Pool(1) as pool:
-            assert pool.apply_async(_word_ids, (store, "000.png")).get(60) == expected
+            assert pool.apply_async(_word_ids, (store, "000.png")).get(500) == expected
 
 
 def _word_ids(store: Any, image_id: str) -> list[list[int]]:
@@ -175,7 +175,10 @@ def test_a_kill_around_any_upload_loses_nothing(label: Label, shelved: Shelved, 
     assert stored("memory://x") == stored(str(whole / "labels"))
 
 
-def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, s3: str, program: Begin) -> None:
+def test_sigkill_at_random_moments_loses_nothing(
+    label: Label, tmp_path: Path, s3: str, program: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BATCHES, "6")
     photos = draw_folder(tmp_path / "photos", 32)
     label(images=str(photos), shard_size=2)
     words = word_file(tmp_path / "colours.txt")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.support.tiny_runs", "sea_pipeline.cli.label", "sea_pipeline.labels.run"])
-_LIMIT = 100
+_LIMIT = 600
 """Seconds that a program is waited for, many times what it takes."""
 
 

@@ -25,7 +25,10 @@ from sea_pipeline.storage.publish import publish_bytes
 
 FIELDS = {"planted": 1}
 FAULTS = "SEA_TEST_FAULTS"
-"""The variable that names a folder of faults: a file for a shard, its words are what befalls its attempts in turn."""
+"""The variable that names a folder of faults: a file for a shard, its words are what befalls its attempts in turn.
+
+Shards that are to `meet` wait until each of them has begun.
+"""
 
 
 def plant_fault(folder: Path, shard: int, *words: str) -> None:
@@ -44,6 +47,8 @@ def suffer(folder: Path, shard: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if words[0] == "hang":
         time.sleep(3600)
+    while words[0] == "meet" and any(other.read_text() for other in folder.iterdir()):
+        time.sleep(0.01)
     if words[0] == "refuse":
         raise UserError(f"shard {shard}: the disk is full")
     if words[0] == "raise":

@@ -5,7 +5,9 @@ one.
 """
 
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ Label = Callable[..., StageRun]
 """What the fixture `label` is: settings of `label` -> its run."""
 Shelved = Callable[..., Path]
 """What the fixture `shelved` is: a count of photos and settings of `label` -> a folder to be read alone."""
+BATCHES = "SEA_TEST_BATCHES"
+"""The variable that makes a program of `main` a `StoppingEncoder`'s."""
 COLOURS = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
@@ -70,6 +74,20 @@ class ColourEncoder:
         return F.normalize(torch.tensor(colours) / 127.5 - 1, dim=-1)
 
 
+class StoppingEncoder(ColourEncoder):
+    """Encodes that many batches and is stuck in the next one, so that who kills its program need not be quick."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self._left = batches
+
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        self._left -= 1
+        while self._left < 0:
+            time.sleep(1)
+        return super().patches(pixels)
+
+
 def draw(path: Path, cells: Sequence[Sequence[str]], size: tuple[int, int] = (96, 96)) -> Path:
     """Saves a picture whose rows and columns of equal cells have the named colours."""
     values = np.array([[COLOURS[name] for name in row] for row in cells], np.uint8)
@@ -111,7 +129,9 @@ def main() -> None:
     from sea_pipeline import cli
     from sea_pipeline.labels import run as label_run
 
-    label_run.load_encoder = lambda spec, device, options: ColourEncoder()  # type: ignore[assignment]
+    batches = os.environ.get(BATCHES)
+    encoder = StoppingEncoder(int(batches)) if batches else ColourEncoder()
+    label_run.load_encoder = lambda spec, device, options: encoder  # type: ignore[assignment]
     torch.set_num_threads(1)
     cli.main()
 

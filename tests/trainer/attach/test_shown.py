@@ -39,7 +39,7 @@ def trains(program: Path) -> None:
     """Runs a program, which says its temperature at the end."""
     done = subprocess.run(
         [sys.executable, program.name], cwd=program.parent, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=110,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (scale,) = re.findall(r"^1 / tau ([\d.]+)$", done.stdout, re.MULTILINE)
@@ -130,7 +130,6 @@ def test_the_notebook_is_whole_and_holds_no_output() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("captioned", [False, True])
 def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pictures, tmp_path: Path) -> None:
     """With the packaged encoder, ninety words, and a tiny SmolVLM in place of the one that a cell downloads."""
@@ -160,7 +159,7 @@ def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pict
 
 def _execute(nbclient: Any, notebook: Any, folder: Path) -> None:
     client = nbclient.NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=1000, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)

@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
     pytest.mark.real,
-    pytest.mark.timeout(1200),
     pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them"),
 ]
 PHOTOS = 3

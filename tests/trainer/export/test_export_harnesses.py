@@ -20,7 +20,6 @@ HARNESSES = Path(sys.prefix) / "harness"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.timeout(400),
     pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them"),
 ]
 CASES = {llm: grid_case("clip", llm) for llm in ("llama", "mistral", "gemma", "qwen2")}

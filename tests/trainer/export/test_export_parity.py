@@ -40,11 +40,7 @@ from trainer.export import run as export
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.tensor_files import write_weights
 
-pytestmark = [
-    pytest.mark.timeout(400),
-    pytest.mark.slow,
-    pytest.mark.processes,
-]  # the first test makes, exports and reads all of them
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,

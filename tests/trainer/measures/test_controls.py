@@ -75,7 +75,8 @@ def test_a_model_that_sees_gains_and_the_same_model_blinded_does_not(seeing: Rea
     for parameter in seeing.model.model.multi_modal_projector.linear_2.parameters():
         parameter.data.zero_()
     blind = seeing.evaluator(seeing.model)
-    assert blind["right_photo_gain"] == blind["right_photo_gain_content"] == 0
+    for name in ("right_photo_gain", "right_photo_gain_content"):
+        assert blind[name] == pytest.approx(0, abs=1e-6)  # batches are summed in another order on some processors
     assert blind["lm_loss"] > found["lm_loss"]
 
 

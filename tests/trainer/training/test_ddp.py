@@ -17,11 +17,7 @@ from trainer.data.sampler import BLANK
 from trainer.recipes.recipe import Recipe
 from trainer.training.run import train
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.slow,
-    pytest.mark.processes,
-]  # the first test waits for two launches
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 RUNS: dict[str, dict[str, Any]] = {
     # Of 12 samples 5, 5 and 2: in every second step one process has nothing.
     "uneven": {
