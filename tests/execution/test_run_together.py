@@ -31,7 +31,7 @@ from tests.support.contents import content, stored
 from tests.support.kills import DEAD, killed_around
 from tests.support.programs import Begin, labelling
 from tests.support.worker_world import PlantedStage, planted_ledger
-from tests.support.world import Label, Shelved, draw_folder, draw_growing, grow, word_file
+from tests.support.world import BATCHES, Label, Shelved, draw_folder, draw_growing, grow, word_file
 
 
 @pytest.fixture
@@ -59,7 +59,10 @@ def test_a_kill_around_any_rename_loses_nothing(
     assert content(tmp_path / "labels") == content(whole / "labels")
 
 
-def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, program: Begin) -> None:
+def test_sigkill_at_random_moments_loses_nothing(
+    label: Label, tmp_path: Path, program: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BATCHES, "8")  # of a shard each: the kills find it at work, however late they come
     photos = draw_folder(tmp_path / "photos", 400)
     words = word_file(tmp_path / "colours.txt")
     label(images=str(photos), out=tmp_path / "whole", shard_size=8)
@@ -77,6 +80,7 @@ def test_sigkill_at_random_moments_loses_nothing(label: Label, tmp_path: Path, p
         assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / "killed" / "manifest.json").exists()
     assert list(commits.iterdir())
+    monkeypatch.delenv(BATCHES)
     last = program(*command)
     assert last.wait() == 0
     assert "50 of 50 done" in last.stdout
@@ -131,7 +135,8 @@ def test_two_shards_meet_and_leave_what_one_after_the_other_does(ledger: Ledger,
     run(alone, PlantedStage(tmp_path / "none"), max_bad=1)
     shards, passed, both = ledger.dataset.shards, list[int](), Barrier(2)
     assert shards % 2 == 0
-    report = run(ledger, Beside(tmp_path / "none", lambda *_: both.wait(10) and None), max_bad=1, advance=passed.append)
+    meeting = Beside(tmp_path / "none", lambda *_: both.wait(100) and None)
+    report = run(ledger, meeting, max_bad=1, advance=passed.append)
     assert stored(str(ledger.root)) == stored(str(alone.root))
     assert report.at_once == 2
     assert sum(passed) == report.images + report.bad == ledger.dataset.images
@@ -152,7 +157,7 @@ def test_what_ends_the_run_ends_the_shard_beside_it(kind: type[BaseException], l
     both, ended = Barrier(2), Event()
 
     def end(shard: int, advance: Callable[[int], None]) -> None:
-        both.wait(10)
+        both.wait(100)
         if shard == 0:
             raise kind("the end")
         try:
