@@ -18,6 +18,7 @@ import datetime
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -331,6 +332,7 @@ def _versions() -> dict[str, str]:
     return {name: each for name, each in found.items() if each != _UNKNOWN or name in _PACKAGES}
 
 
+@cache  # metadata is a file, which takes milliseconds to parse
 def _version(package: str) -> str:
     try:
         return version(package)
