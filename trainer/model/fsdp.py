@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, save_fsdp_optimizer
 from torch import nn
@@ -53,6 +54,8 @@ def whole_state(model: nn.Module, names: Collection[str]) -> dict[str, torch.Ten
         names: of parameters and buffers, as in `state_of`.
     """
     own = state_of(model)
+    if not dist.is_initialized():  # what follows looks for pieces in each module, which takes longer than to copy
+        return {name: own[name].detach().cpu() for name in names}
     frozen = any(isinstance(own[name], nn.Parameter) and not own[name].requires_grad for name in names)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not frozen)
     state = get_model_state_dict(model, options=options)

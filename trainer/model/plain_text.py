@@ -54,6 +54,7 @@ _SENTENCES = (
 _BEFORE_VOWEL = re.compile(r"(?<=\b[Aa])(?= [aeiou])")
 
 
+@cache
 def plain_text(sentences: int, skip: int = 0) -> str:
     """Write sentences with a space between them.
 
