@@ -5,14 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 from uuid import uuid4
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from transformers import GenerationConfig
@@ -28,7 +25,7 @@ from trainer.model.aspect_ratio import write_image_processor
 from trainer.model.assemble import init_model
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.parts import load_tokenizer
-from trainer.model.sentence_piece import TEXTS, rebuilt
+from trainer.model.sentence_piece import rebuilt
 from trainer.recipes.recipe import Recipe
 
 READERS = ROOT / "tests" / "readers"
@@ -106,14 +103,6 @@ def _llm(path: Path, case: Case) -> Path:
     if case.speech == "mistral":
         edit(path / "tokenizer_config.json", chat_template=MISTRAL)
     return path
-
-
-@contextmanager
-def few_texts() -> Iterator[None]:
-    """Within it tokenizers are compared on a few hard texts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.model.sentence_piece._texts", lambda: list(TEXTS))
-        yield
 
 
 def make_pictures(root: Path) -> None:

@@ -9,8 +9,18 @@ from tests.support.analysis_models import Make, make_ready, record, write
 from tests.support.planted_photos import Planted, plant
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, colours, make_world
+from trainer.model import sentence_piece
 from trainer.model.assemble import init_model
-from trainer.model.sentence_piece import TEXTS
+
+EVERY_TEXT = sentence_piece._texts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_texts() -> Iterator[None]:
+    """Tokenizers are compared on a few hard texts and not on the packaged word list, which takes a second each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentence_piece, "_texts", lambda: list(sentence_piece.TEXTS))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +68,9 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokenizers are compared on a few hard texts and not on the packaged word list, which takes a second each time."""
-    monkeypatch.setattr("trainer.model.sentence_piece._texts", lambda: list(TEXTS))
+def every_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizers are compared on the packaged word list, too."""
+    monkeypatch.setattr(sentence_piece, "_texts", EVERY_TEXT)
 
 
 @pytest.fixture

@@ -203,7 +203,6 @@ def test_the_packaged_tower_says_what_its_reader_needs(tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_texts")
 def test_a_tokenizer_that_transformers_takes_for_another_is_pointed_out(tmp_path: Path) -> None:
     """It reads every Qwen2's as Qwen's own, which splits words otherwise than the tiny one."""
     for llm in ("llama", "qwen2"):

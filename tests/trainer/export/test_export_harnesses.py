@@ -9,7 +9,7 @@ import torch
 
 from tests.readers.by_transformers import NEW_TOKENS, PAIRS, SAID
 from tests.readers.table import BATCH, IMAGES, LM_EVAL, LMMS_EVAL, LOGITS, PROMPTS, SIZE, TEXT, TURNS, cells
-from tests.support.exported import Ours, Reader, few_texts, grid_case, make_model, make_pictures, ours, trained
+from tests.support.exported import Ours, Reader, grid_case, make_model, make_pictures, ours, trained
 from tests.support.paths import ROOT
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.load import load_model, open_model_folder
@@ -47,11 +47,10 @@ class Answers(NamedTuple):
 def told(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     root = tmp_path_factory.mktemp("harnesses")
     make_pictures(root)
-    with few_texts():
-        for name, case in CASES.items():
-            model = make_model(root / name, case)
-            for kind in ("model", "llm"):
-                export_model(ExportSettings.of(source=model, out=root / name / kind, kind=kind))
+    for name, case in CASES.items():
+        model = make_model(root / name, case)
+        for kind in ("model", "llm"):
+            export_model(ExportSettings.of(source=model, out=root / name / kind, kind=kind))
     lmms, lm = root / "lmms.pt", root / "lm.pt"
     folders = {kind: [root / name / kind for name in CASES] for kind in ("model", "llm")}
     with (

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from sea_pipeline.core.errors import UserError
 from tests.readers.by_transformers import WORDS
 from tests.readers.table import LLAMA_CPP, LOGITS, NAMES, PROMPTS, TURNS, cells
-from tests.support.exported import Case, Reader, few_texts, grid_case, make_model
+from tests.support.exported import Case, Reader, grid_case, make_model
 from tests.support.gguf_files import PLACES
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.parts import load_llm
@@ -47,10 +47,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     if not CONVERTER.is_file():
         pytest.skip("llama.cpp's converter is not there: `make .venv` installs it")
     root = tmp_path_factory.mktemp("llama-cpp")
-    with few_texts():
-        for name, case in {**CASES, "byte-level": grid_case("clip", "qwen2")}.items():
-            model = make_model(root / name, case)
-            export_model(ExportSettings.of(source=model, out=root / name / "llm", kind="llm"))
+    for name, case in {**CASES, "byte-level": grid_case("clip", "qwen2")}.items():
+        model = make_model(root / name, case)
+        export_model(ExportSettings.of(source=model, out=root / name / "llm", kind="llm"))
     folders = sorted(root.glob("*/llm"))
     with Reader("by_llama_cpp.py", CONVERTER, root / "refused.json", *folders, cwd=root) as reader:
         reader.wait()

@@ -30,7 +30,6 @@ from tests.support.exported import (
     Ours,
     Reader,
     expanded,
-    few_texts,
     grid_case,
     make_model,
     make_pictures,
@@ -121,21 +120,20 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     root = tmp_path_factory.mktemp("parity")
     make_pictures(root)
     asked: dict[int, set[str]] = {version: {name for name, by in REFUSED if by == version} for version in (5, 4)}
-    with few_texts():
-        for name, case in CASES.items():
-            model = make_model(root / name, case)
-            kinds: dict[str, dict[str, Any]] = {"model": {}}
-            kinds |= {"llm": {"kind": "llm"}} if name in LLM_ALONE else {}
-            kinds |= {"rescaled": {"rescale_projector": True}} if name in GEMMAS else {}
-            kinds |= {"names-5": {"names": 5}, "llm-names-5": {"names": 5, "kind": "llm"}} if name in NAMES_5 else {}
-            for out, settings in kinds.items():
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(export, "write_weights", partial(write_weights, max_shard_size=case.max_shard_size))
-                    export_model(ExportSettings.of(source=model, out=root / name / out, **settings))
-                files = list((root / name / out).glob("*.safetensors"))
-                assert (len(files) > 3) is (case.max_shard_size == "20KB")
-            asked[5] |= {f"{name}/{out}" for out in kinds if out != "rescaled"}
-            asked[4] |= {f"{name}/{out}" for out in kinds if "5" not in out and (out != "model" or name not in GEMMAS)}
+    for name, case in CASES.items():
+        model = make_model(root / name, case)
+        kinds: dict[str, dict[str, Any]] = {"model": {}}
+        kinds |= {"llm": {"kind": "llm"}} if name in LLM_ALONE else {}
+        kinds |= {"rescaled": {"rescale_projector": True}} if name in GEMMAS else {}
+        kinds |= {"names-5": {"names": 5}, "llm-names-5": {"names": 5, "kind": "llm"}} if name in NAMES_5 else {}
+        for out, settings in kinds.items():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(export, "write_weights", partial(write_weights, max_shard_size=case.max_shard_size))
+                export_model(ExportSettings.of(source=model, out=root / name / out, **settings))
+            files = list((root / name / out).glob("*.safetensors"))
+            assert (len(files) > 3) is (case.max_shard_size == "20KB")
+        asked[5] |= {f"{name}/{out}" for out in kinds if out != "rescaled"}
+        asked[4] |= {f"{name}/{out}" for out in kinds if "5" not in out and (out != "model" or name not in GEMMAS)}
     chats = {name: CHATS if name in WHOLE else {"one": CHATS["one"]} for name in CASES}
     with begin(root, sorted(asked[5]), 5) as five, begin(root, sorted(asked[4]), 4) as four:
         mine = {name: ours(root / name / "made", case.template, chats[name]) for name, case in CASES.items()}

@@ -99,6 +99,7 @@ def test_forms_are_small(hub: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LLMS)
+@pytest.mark.usefixtures("every_text")
 def test_an_llm_is_the_same_inside(hub: Path, tmp_path: Path, name: str) -> None:
     known = KNOWN[name]
     folder = init_model(str(hub / "clip-tower"), str(hub / name), tmp_path / "model", dtype="float32")
@@ -132,7 +133,6 @@ def _check_text(tokenizer: Any, source: Path, known: Known) -> None:
 
 
 @pytest.mark.parametrize("name", TOWERS)
-@pytest.mark.usefixtures("few_texts")
 def test_a_tower_is_the_same_inside(hub: Path, tmp_path: Path, name: str) -> None:
     kind, first = ALONE[name]
     folder = init_model(str(hub / name), str(hub / VICUNA), tmp_path / "model", projector="linear")
@@ -150,7 +150,6 @@ def test_a_tower_is_the_same_inside(hub: Path, tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", TOWERS)
-@pytest.mark.usefixtures("few_texts")
 def test_pixels_are_prepared_as_the_folder_says(hub: Path, tmp_path: Path, name: str) -> None:
     """In a picture of one colour, of which resizing and cutting leave every pixel the same."""
     said = json.loads((hub / name / "preprocessor_config.json").read_text())
@@ -169,7 +168,6 @@ def test_pixels_are_prepared_as_the_folder_says(hub: Path, tmp_path: Path, name:
     ("vision", "llm"),
     [*((CLIP, llm) for llm in LLMS if "13b" not in llm), *((tower, VICUNA) for tower in list(ALONE)[1:4])],
 )
-@pytest.mark.usefixtures("few_texts")
 def test_both_stages_an_export_and_a_reader(hub: Path, tiny: World, tmp_path: Path, vision: str, llm: str) -> None:
     model = init_model(str(hub / vision), str(hub / llm), tmp_path / "model", dtype="bfloat16")
     recipes = _stages(tiny, model, tmp_path, "vicuna_v1" if llm == VICUNA else "own")

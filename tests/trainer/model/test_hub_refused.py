@@ -36,7 +36,7 @@ class Code:
 
 
 @pytest.fixture
-def made(tmp_path: Path, few_texts: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Writes a form into the working folder and makes a model of it and of another part."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

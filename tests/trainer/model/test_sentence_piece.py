@@ -20,6 +20,8 @@ from trainer.model.sentence_piece import TEXTS
 from trainer.model.tokenise import tokenise
 from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer, with_image_token
 
+pytestmark = pytest.mark.usefixtures("every_text")
+
 ODD = [*TEXTS, *CODE, "double  space", " one", "   three", "a </s> b", "</s>USER", " </s>", "\u2581x", "x\u2581\u2581y"]
 SAID = [
     "A photo of a jay.", "colour", " leading", "  two", "trailing  ", "\nline", "a\n    b\n", "\u732b \U0001f642",
