@@ -13,8 +13,9 @@ demo: .venv/.demo ## Label the sample photos with the packaged models; pictures 
 	$(BIN)/sea-pipeline demo
 
 # Each of the processes computes with one thread; three keep two cores busy, as some tests wait for others' programs.
+# The programs that tests begin find our files compiled, whatever the environment says of that.
 test: .venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv
 	$(BIN)/ruff check .
