@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -154,18 +155,18 @@ def _made(folder: Path) -> tuple[int, int] | None:
 
 
 def _unpack(store: LabelStore, folder: Path) -> None:
-    arrays = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (len(store), width))
-        for name, (dtype, width) in _columns(store).items()
-    }
-    row = 0
-    for table in store.tables(_ARRAYS):
-        for name, array in arrays.items():
-            values = table[name].combine_chunks().flatten().to_numpy()
-            array[row : row + len(table)] = values.reshape(len(table), -1)
-        row += len(table)
-    for array in arrays.values():
-        array.flush()
+    columns = _columns(store)
+    with ExitStack() as files:
+        # They are not mapped, because the system kills a process that writes to a mapped file when the disk is full.
+        arrays = {name: files.enter_context((folder / f"{name}.npy").open("wb")) for name in columns}
+        for name, (dtype, width) in columns.items():
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(store), width)}
+            np.lib.format.write_array_header_1_0(arrays[name], header)
+        for table in store.tables(_ARRAYS):
+            for name, (dtype, width) in columns.items():
+                values = table[name].combine_chunks().flatten().to_numpy().astype(dtype, copy=False)
+                assert values.size == len(table) * width, "every row has a value for each place"
+                arrays[name].write(np.ascontiguousarray(values).data)
     (folder / _IDS).write_text(json.dumps(store.ids), "utf-8")
     record = FilesRecord(files=[file_record(folder, folder / name) for name in sorted(_FILES)])
     (folder / FILES).write_bytes(record.to_bytes())

@@ -170,6 +170,23 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begin]:
         one.signal()
 
 
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has a rival act once, just before the next call of a function."""
+
+    def plant(owner: object, name: str, rival: Callable[[], object]) -> None:
+        plain = getattr(owner, name)
+
+        def beaten(*given: Any, **named: Any) -> Any:
+            monkeypatch.setattr(owner, name, plain)
+            rival()
+            return plain(*given, **named)
+
+        monkeypatch.setattr(owner, name, beaten)
+
+    return plant
+
+
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """An S3 server on this machine with the bucket `bucket`, which is what s3:// means as long as it runs."""

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from sea_pipeline.storage.hub import asking, commit_of, silent_client
 from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import entries, place
-from sea_pipeline.storage.publish import check_replaceable, make_folder, replace_folder, sync, sync_folder, writing
+from sea_pipeline.storage.publish import check_replaceable, replace_folder, sync, sync_folder, writing
 
 _AT_ONCE = 8
 """The number of files that are fetched at once."""
@@ -83,9 +84,10 @@ def pull(
     real = Path(os.path.realpath(target))  # the folder that a link leads to, or `.` is
     check_replaceable(real)
     scratch = real.with_name(f".{real.name}.pulling")
-    make_folder(scratch)
-    reporter.message(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
     with claimed_for_run(scratch), silent_client():
+        if _came_first(target, there, scratch, reporter):
+            return done
+        reporter.message(f"fetching {len(paths):,} files, {decimal(size)}, to {target}")
         fetched = _fetch(name, commit, there, scratch, paths, reporter)
         _settle(scratch, paths, shown)
         with writing(target):
@@ -94,6 +96,22 @@ def pull(
     if is_here:
         reporter.message(f"{real}: was replaced; a shell that is in it sees the files after `cd .`")
     return replace(done, fetched=fetched)
+
+
+def _came_first(target: Path, there: dict[str, HubFile], scratch: Path, reporter: Reporter) -> bool:
+    """Tell whether another pull has finished the folder, for which this one waited, and remove what is for nothing.
+
+    Raises:
+        UserError: see `_is_there`.
+    """
+    is_over = True
+    try:
+        is_over = _is_there(target, there, reporter)
+    finally:
+        if is_over:
+            with suppress(OSError):  # it holds files of a pull that was killed
+                scratch.rmdir()
+    return is_over
 
 
 def _named(name: str, commit: str, there: dict[str, HubFile], shown: str) -> tuple[str, list[str]]:

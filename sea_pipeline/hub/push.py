@@ -47,7 +47,7 @@ from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.hub import asking, commit_of, hub_api, silent_client
 from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import cache_folder, place
-from sea_pipeline.storage.publish import make_folder, publish_bytes
+from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.retry import error_statuses
 
 FILES_PER_COMMIT = 100
@@ -119,6 +119,15 @@ def push(
             raise UserError(problems[0])
     with asking(name, "write to it"):
         hub_api().create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
+    work = cache_folder() / "push" / hashlib.sha256((ledger.root / MANIFEST).read_bytes()).hexdigest()[:32]
+    with claimed_for_run(work), silent_client():
+        done = _pushed(ledger, name, work, reporter)
+        shutil.rmtree(work, ignore_errors=True)  # before another push, which waits for it, can write to it
+    return done
+
+
+def _pushed(ledger: Ledger, name: str, work: Path, reporter: Reporter) -> Pushed:
+    """Send what is missing, with files that are made in the folder `work`."""
     head = commit_of(name, "main")
     there = hub_files(name, head)
     _refuse_others(name, head, there, ledger)
@@ -129,18 +138,13 @@ def push(
         f"sending {ledger.root} to {name}; with it go the paths in dataset.json ({ledger.dataset.image_root}) and the "
         "names of machines in commits/"
     )
-    work = cache_folder() / "push" / hashlib.sha256((ledger.root / MANIFEST).read_bytes()).hexdigest()[:32]
-    make_folder(work)
-    with claimed_for_run(work), silent_client():
-        files = [*own, *_derived(ledger, name, head, there, work, reporter)]
-        missing = _missing(files, there)
-        with reporter.progress("sending", len(files), len(files) - len(missing)) as advance:
-            for commit in _commits(missing, there, ledger.dataset.kind, {file.path for file in files}):
-                head = _sent(name, head, *commit, reporter)
-                advance(len(commit[0]))
-        done = _verified(name, head, files, sent=len(missing))
-    shutil.rmtree(work, ignore_errors=True)
-    return done
+    files = [*own, *_derived(ledger, name, head, there, work, reporter)]
+    missing = _missing(files, there)
+    with reporter.progress("sending", len(files), len(files) - len(missing)) as advance:
+        for commit in _commits(missing, there, ledger.dataset.kind, {file.path for file in files}):
+            head = _sent(name, head, *commit, reporter)
+            advance(len(commit[0]))
+    return _verified(name, head, files, sent=len(missing))
 
 
 def refuse_without_token(name: str) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.format import KIND, MEANS, WORDS, read_mean_similarity, read_words, write_mean_similarity
+from sea_pipeline.output.begin import write_first
 from sea_pipeline.output.folder import DATASET
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import DatasetFile, Manifest, file_record, find_record
+from sea_pipeline.output.records import DatasetFile, Manifest, file_record, find_record, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.locks import locked, refuse_without_locks
 from sea_pipeline.storage.paths import Place, entries, place
@@ -75,23 +76,36 @@ def begin_folder(out: str | Place, dataset: DatasetFile, plans: Mapping[str, Any
     if root.exists() and not root.is_dir():
         raise UserError(f"--out {root}: expected a folder; found a file")
     make_folder(root)
-    first, *others = plans
-    with locked(root):
+    with locked(root) as has_lock:
         found = find_record(root / DATASET, DatasetFile)
-        if found is not None:
-            if found.model_copy(update={"files": []}) != dataset:
-                raise UserError(f"{root}: holds something else than what was asked for; choose another --out")
-            return Ledger(root, found)
-        if strangers := sorted({path.name for path in entries(root)} - {TEMPORARY, WORDS, *plans}):
-            raise UserError(f"{root}: expected an empty folder; found {strangers[0]!r} in it; choose another --out")
-        sweep(root)
-        for name, write in {**plans, WORDS: partial(bring, words)}.items():
-            with publish(root / name, root) as scratch:
-                write(scratch)
-        files = [file_record(root, root / name) for name in (first, WORDS, *others)]
-        whole = dataset.model_copy(update={"files": files})
-        publish_bytes(root / DATASET, whole.to_bytes(), root)
-    return Ledger(root, whole)
+        if found is None:
+            found = _create(root, dataset, {**plans, WORDS: partial(bring, words)}, has_lock)
+        if found.model_copy(update={"files": []}) != dataset:
+            raise UserError(f"{root}: holds something else than what was asked for; choose another --out")
+    return Ledger(root, found)
+
+
+def _create(root: Place, dataset: DatasetFile, writers: Mapping[str, Any], has_lock: bool) -> DatasetFile:
+    """Create the folder and return its dataset, or that of another process that was first.
+
+    That can only happen without a lock between the two.
+    """
+    there = {path.name for path in entries(root)}
+    if DATASET in there:
+        return load_record(root / DATASET, DatasetFile)
+    if strangers := sorted(there - {TEMPORARY, *writers}):
+        raise UserError(f"{root}: expected an empty folder; found {strangers[0]!r} in it; choose another --out")
+    sweep(root)
+    for name, write in writers.items():
+        write_first(root / name, root, write, has_lock)
+    first, *others = (name for name in writers if name != WORDS)
+    files = [file_record(root, root / name) for name in (first, WORDS, *others)]
+    whole = dataset.model_copy(update={"files": files})
+    try:
+        publish_bytes(root / DATASET, whole.to_bytes(), root, exclusive=True)
+    except FileExistsError:
+        return load_record(root / DATASET, DatasetFile)
+    return whole
 
 
 def bring(source: Place, scratch: Path) -> bool:

@@ -98,9 +98,9 @@ def _create(
             "choose another --out"
         )
     sweep(root)
-    _write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size), has_lock)
+    write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size), has_lock)
     for name, content in companions.items():
-        _write_first(root / name, root, partial(Path.write_bytes, data=content), has_lock)
+        write_first(root / name, root, partial(Path.write_bytes, data=content), has_lock)
     files = [file_record(root, root / name) for name in (plan.name, *companions)]
     dataset = dataset.model_copy(update={"files": files})
     try:
@@ -123,7 +123,7 @@ def _has_lost_all(root: Place, dataset: DatasetFile) -> bool:
     return manifest is None or manifest.fingerprint == dataset.fingerprint
 
 
-def _write_first(path: Place, root: Place, write: Callable[[Path], object], has_lock: bool) -> None:
+def write_first(path: Place, root: Place, write: Callable[[Path], object], has_lock: bool) -> None:
     """Write a file that the folder is begun with.
 
     If there are no locks, the first process to write it decides its content.

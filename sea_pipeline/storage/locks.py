@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.publish import make_folder
 
 if TYPE_CHECKING:
     from sea_pipeline.storage.paths import Place
@@ -59,23 +60,40 @@ def locked(folder: "Place") -> Iterator[bool]:
 def claimed_for_run(folder: Path, seconds: float = 20) -> Iterator[None]:
     """Lock a folder for hours, and fail if another process holds it.
 
+    Who held it before may have finished the work, so look at it again inside this block. If the folder was renamed or
+    removed meanwhile, a new one is made and locked.
+
     Args:
-        folder: the folder, on this machine.
+        folder: the folder, on this machine; made if it does not exist.
         seconds: how long to wait for the lock, because children of a killed run may still be ending.
 
     Raises:
-        UserError: another process still works on the folder, or this system has no locks.
+        UserError: another process still works on the folder, it cannot be made, or this system has no locks.
     """
     refuse_without_locks(folder)
-    descriptor, give_up = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
-    try:
-        while _is_claimed(descriptor):
-            if time.monotonic() > give_up:
-                raise UserError(f"{folder}: another process works on it; wait for its end, or end it")
-            time.sleep(0.2)
-        yield
-    finally:
-        os.close(descriptor)
+    give_up, is_locked = time.monotonic() + seconds, False
+    while not is_locked:
+        make_folder(folder)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # it was renamed or removed just now
+            continue
+        try:
+            while _is_claimed(descriptor):
+                if time.monotonic() > give_up:
+                    raise UserError(f"{folder}: another process works on it; wait for its end, or end it")
+                time.sleep(0.2)
+            if is_locked := _is_at(descriptor, folder):
+                yield
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    """Tell whether an open folder still has its name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    return False
 
 
 def _is_claimed(descriptor: int) -> bool:

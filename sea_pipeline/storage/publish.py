@@ -151,24 +151,36 @@ def local_copy(path: Place) -> Iterator[Path]:
 def publish_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder next to `path` that becomes `path` on success.
 
-    Until then `path` is absent or empty; leftovers of systems do not count, and move into the new folder. After an
-    exception or a kill nothing has appeared at `path`. The next process of this machine that writes here removes what a
-    killed one left.
+    Until then `path` is absent or empty; leftovers of systems do not count, and move into the new folder. The folder is
+    synced to disk before it appears. After an exception or a kill nothing has appeared at `path`. The next process of
+    this machine that writes here removes what a killed one left. If `path` is a link, the folder that it leads to
+    appears.
 
     Raises:
         UserError: `path` holds something, or cannot be written.
     """
     check_new_folder(path)
-    make_folder(path.parent)
-    scratch = scratch_beside(path)
+    real = Path(os.path.realpath(path)) if path.is_symlink() else path
+    make_folder(real.parent)
+    scratch = scratch_beside(real)
     try:
         with writing(path, scratch, in_parts=False):
             scratch.mkdir()
             yield scratch
+            sync_folder(scratch)
             with writing(path, in_parts=False):
-                replace_folder(path, scratch)
+                replace_folder(real, scratch)
+            sync(real.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder in one step for all readers, so that a kill leaves no half of it; it may be absent."""
+    if path.is_dir():
+        aside = scratch_beside(path)
+        path.replace(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def replace_folder(path: Path, scratch: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def scratch_name(name: str) -> str:
-    """Return a unique name for an unfinished `name`, which says which process of which machine writes it."""
+    """Return a unique name for an unfinished `name`, which says which process of which `host` writes it."""
     return f"{name}.{host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
 
 
@@ -30,8 +30,14 @@ def is_abandoned(scratch: Path) -> bool:
 
 
 def host() -> str:
-    """Return this machine's name, without dots, as one part of a file's name."""
-    return socket.gethostname().replace(".", "-")
+    """Return the name of this machine, and on Linux of this process's container, as one part of a file's name.
+
+    It has no dots. Containers of one machine may share its name, and each numbers its processes anew.
+    """
+    name = socket.gethostname().replace(".", "-")
+    with suppress(OSError):
+        name += "-" + str(Path("/proc/self/ns/pid").readlink()).removeprefix("pid:[").removesuffix("]")
+    return name
 
 
 def _alive(process: int) -> bool:

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.join import folder as joining
 from sea_pipeline.join.merge import merge
 from sea_pipeline.join.select import read_ids, select
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.storage import publish
+from sea_pipeline.storage import locks, publish
 from tests.support.contents import content, rows, stored
 from tests.support.joins import problems, whole_list
 from tests.support.kills import killed_around
@@ -128,3 +130,25 @@ def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "ids.json"
     path.write_text(json.dumps(odd := ["a\nb", "c\r", "", '"']))
     assert read_ids(path) == odd
+
+
+@pytest.mark.parametrize("moment", ["entries", "sweep"])
+def test_who_begins_later_leaves_the_first_ones_folder_as_it_is(
+    label: Label, photos: Path, tmp_path: Path, meanwhile: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """As two machines on a network file system without locks."""
+
+    def refused(*_: object) -> None:
+        raise OSError
+
+    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
+    ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan]
+    monkeypatch.setattr(locks.fcntl, "flock", refused)
+    meanwhile(joining, moment, lambda: select(tmp_path / "whole", ids[::2], tmp_path / "some"))
+    with pytest.raises(UserError, match="choose another --out"):
+        select(tmp_path / "whole", ids[::3], tmp_path / "some")
+    assert problems(tmp_path / "some") == []
+    assert open_labels(tmp_path / "some").ids == [one for one in ids[::2] if "003" not in one]
+    meanwhile(joining, moment, lambda: select(tmp_path / "whole", ids, tmp_path / "all"))
+    assert select(tmp_path / "whole", ids, tmp_path / "all").rewritten == 0
+    assert problems(tmp_path / "all") == []

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,27 @@ def test_an_interrupted_unpacking_leaves_nothing(
     (half / "words.npy").write_bytes(b"of a killed process")
     assert len(label_cache.label_cache(store, tmp_path / "unpacked")) == 69
     assert not half.exists()
+
+
+def test_a_disk_that_fills_up_is_one_line(seventy: Path, tmp_path: Path) -> None:
+    """A process that writes to a mapped file is killed by the system then."""
+    (tmp_path / "disk").mkdir()
+    program = (
+        "import sys; from sea_pipeline import label_cache, open_labels\n"
+        "from sea_pipeline.core.errors import UserError\n"
+        "try: label_cache.label_cache(open_labels(sys.argv[1]), sys.argv[2])\n"
+        "except UserError as error: print(error)\n"
+    )
+    small = 'mount -t tmpfs -o size=28k tmpfs "$0" && exec "$@"'
+    apart = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*apart, small, tmp_path / "disk", "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs a system that lets a test mount a small disk")
+    command = [*apart, small, tmp_path / "disk", sys.executable, "-c", program, seventy / "labels", tmp_path / "disk"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cannot be written: No space left on device; free some space" in done.stdout
 
 
 def test_other_labels_are_another_cache(store: LabelStore, label: Label, seventy: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Open, load and save a folder of an existing model in its family's own form."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
-from sea_pipeline.storage.publish import publish_folder
+from sea_pipeline.storage.publish import publish_folder, remove_folder
 from trainer.attach.families import FAMILIES, Parts, parts_of, vocabulary_of
 from trainer.attach.rows import Chat
 from trainer.attach.weights import model_names, write_trained
@@ -133,7 +132,7 @@ def save_existing(
     """
     with agreed(), saving(out):
         if write:
-            shutil.rmtree(out, ignore_errors=True)  # left by an earlier, unfinished call
+            remove_folder(out)  # left by an earlier, unfinished call
             with quiet(), publish_folder(out) as scratch:
                 copy_others(start.path, scratch)
                 write_trained(model, start.path, scratch, lora)

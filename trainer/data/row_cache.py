@@ -40,7 +40,8 @@ def kept_rows(rows: Rows, features: datasets.Features, folder: Path, fingerprint
     if _is_damaged(folder, record):
         with locked(folder):  # all processes of a training run come here at once; the first one removes the cache
             if _is_damaged(folder, record):
-                for file in folder.rglob(f"*{fingerprint}*"):
+                # The record goes last, because rows without one are taken as they are.
+                for file in sorted(folder.rglob(f"*{fingerprint}*"), key=lambda file: file == record):
                     shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)
     found = _generated(rows, features, folder, fingerprint)
     if not record.exists():

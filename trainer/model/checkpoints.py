@@ -214,6 +214,21 @@ def processes_of(checkpoint: Path) -> int:
     return len(list(checkpoint.glob("rng_state*.pth")))
 
 
+def exactness(checkpoint: Path, processes: int) -> str:
+    """Describe in what a run that goes on from a checkpoint differs, if at all.
+
+    The checkpoint may be of an older version without records, or of another number of processes.
+    """
+    before = processes_of(checkpoint)
+    aside = "" if has_record(checkpoint) else ", which an older version wrote; all of it can be read"
+    if before == processes:
+        return aside
+    return (
+        f" of {before} processes with {processes}{aside}: samples, weights and optimizer go on as they were; sums over "
+        "a step are rounded otherwise, and dropout is drawn anew"
+    )
+
+
 def kept(folder: Path) -> str:
     """Say for a message which checkpoint is not lost."""
     found = list(complete(folder).values())

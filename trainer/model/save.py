@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sea_pipeline.storage.leftovers import files_like
-from sea_pipeline.storage.publish import publish_folder
+from sea_pipeline.storage.publish import publish_folder, remove_folder
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.aspect_ratio import write_image_processor
 from trainer.model.borders import saving
@@ -51,7 +51,7 @@ def save_model(
 
 
 def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor]) -> None:
-    shutil.rmtree(out, ignore_errors=True)  # left by an earlier, unfinished call
+    remove_folder(out)  # left by an earlier, unfinished call
     with quiet(), publish_folder(out) as scratch:
         copy_others(start.path, scratch, without=("config.json",))
         if start.other_pixels:

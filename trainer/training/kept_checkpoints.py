@@ -4,19 +4,19 @@ They lie apart from the checkpoints that a run resumes from. Those hold the opti
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Reporter
-from sea_pipeline.storage.publish import publish_folder, sync_folder
+from sea_pipeline.storage.publish import publish_folder, remove_folder
 from trainer.model import checkpoints
 from trainer.model.borders import saving
 from trainer.model.fsdp import agreed, round_state, trained, whole_state
@@ -70,7 +70,9 @@ class KeptCheckpoints(TrainerCallback):
         """Choose the steps, and write the current one if it is to be kept and is not yet."""
         now = state.global_step
         self._steps = steps_to_keep(self._asked, state.max_steps)
-        absent = [step for step in self._steps if step <= now and not kept_path(self._run, step).is_dir()]
+        found = [[step for step in self._steps if step <= now and not kept_path(self._run, step).is_dir()]]
+        broadcast_object_list(found)  # the first process may have written one when another one looks
+        (absent,) = found
         if now in absent:  # the key was added to a run that resumes at exactly this step
             self._write(now, model, write=args.should_save)
         if behind := ", ".join(str(step) for step in absent if step < now):
@@ -88,7 +90,6 @@ class KeptCheckpoints(TrainerCallback):
             round_state(state, self._dtype)
         with agreed(), saving(out):
             if write:
-                shutil.rmtree(out, ignore_errors=True)  # written before the run resumed from an earlier step
+                remove_folder(out)  # written before the run resumed from an earlier step
                 with publish_folder(out) as scratch:
                     checkpoints.save_trained(state, nn.ModuleDict(), scratch)
-                    sync_folder(scratch)

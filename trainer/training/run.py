@@ -42,6 +42,7 @@ from trainer.model.digests import MODELS, start_folder
 from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
+from trainer.training import run_folder
 from trainer.training.align_trainer import TrainedModel
 from trainer.training.arguments import training_arguments, without_traces
 from trainer.training.build import build, premise_of, trainable
@@ -105,9 +106,8 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
         begin_run(out, fields, recipe, resume)
     reporter = reporter if args.process_index == 0 else SILENT
-    if (out / SUMMARY).is_file():
-        reporter.message(f"{out}: this run is finished")
-        return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
+    if run_folder.is_finished(out):
+        return _finished(out, reporter)
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     say_what_is_shared(inputs.conversations, recipe.data, reporter)
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
@@ -116,7 +116,15 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
         border(f"{out}: training has stopped", partial(after_stop, out)),
         ending_trackers(),
     ):
+        if run_folder.is_finished(out):  # by another run, for which this one waited
+            return _finished(out, reporter)
+        run_folder.check_run(out, fields, recipe)  # another run may have begun the folder before it was claimed
         return _Training(inputs, out, fields, reporter).finish()
+
+
+def _finished(out: Path, reporter: Reporter) -> TrainRun:
+    reporter.message(f"{out}: this run is finished")
+    return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
 
 
 def _check_rows(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> None:
@@ -213,7 +221,8 @@ class _Training:
             cast("torch.nn.Module", self.trainer.model).to(self.trainer.args.device)  # FSDP has not sharded it yet
             self._evaluate(0)
         else:
-            self.reporter.message(f"going on from {checkpoint}{self._exactness(checkpoint)}")
+            told = checkpoints.exactness(checkpoint, self.trainer.args.world_size)
+            self.reporter.message(f"going on from {checkpoint}{told}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = self.trainer.state
         if state.global_step < state.max_steps:  # the trainer only warns, and a callback may have stopped it
@@ -275,20 +284,6 @@ class _Training:
         if isinstance(found[0], UserError):
             raise found[0]
         return found[0]
-
-    def _exactness(self, checkpoint: Path) -> str:
-        """Describe in what the resumed run differs, if at all.
-
-        Its checkpoint may be of an older version without records, or of another number of processes.
-        """
-        before, now = checkpoints.processes_of(checkpoint), self.trainer.args.world_size
-        aside = "" if checkpoints.has_record(checkpoint) else ", which an older version wrote; all of it can be read"
-        if before == now:
-            return aside
-        return (
-            f" of {before} processes with {now}{aside}: samples, weights and optimizer go on as they were; sums over a "
-            "step are rounded otherwise, and dropout is drawn anew"
-        )
 
     def _evaluate(self, step: int) -> None:
         """Measure the metrics at a step, unless they are logged already."""

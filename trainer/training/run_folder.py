@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from sea_pipeline import __version__
@@ -138,18 +139,30 @@ def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -
         with suppress(FileExistsError):  # another machine that does not share the lock was faster
             publish_bytes(described, _described(fields, recipe), out, exclusive=True)
             return
-    try:
-        found = load_record(described, RunFile)
-    except UserError as damage:
-        raise UserError(f"{damage}; restore it, or choose another --out") from damage
-    if differences := _differences(out, found, fields, recipe):
-        if described.name in held and not _has_saved(out):
-            with suppress(UserError), claimed_for_run(out, seconds=0):
-                (out / METRICS).unlink(missing_ok=True)
-                publish_bytes(described, _described(fields, recipe), out)
-                return
-        raise UserError(f"{out}: holds another run: {'; '.join(differences[:6])}; choose another --out")
+    if described.name in held and _differences(out, fields, recipe) and not _has_saved(out):
+        with suppress(UserError), claimed_for_run(out, seconds=0):
+            (out / METRICS).unlink(missing_ok=True)
+            publish_bytes(described, _described(fields, recipe), out)
+            return
+    check_run(out, fields, recipe)
     sweep(out)
+
+
+def check_run(out: Path, fields: dict[str, Any], recipe: Recipe) -> None:
+    """Refuse a folder that holds another run than this one.
+
+    Raises:
+        UserError: it does, or its record is damaged.
+    """
+    if differences := _differences(out, fields, recipe):
+        raise UserError(f"{out}: holds another run: {'; '.join(differences[:6])}; choose another --out")
+
+
+def is_finished(out: Path) -> bool:
+    """Tell whether a run is finished; the first process looks, and all processes get its answer."""
+    found = [(out / SUMMARY).is_file()]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def after_stop(out: Path, error: BaseException) -> str:
@@ -185,12 +198,19 @@ def _has_saved(out: Path) -> bool:
     return any(any(out.glob(pattern)) for pattern in saved)
 
 
-def _differences(out: Path, found: RunFile, fields: dict[str, Any], recipe: Recipe) -> list[str]:
+def _differences(out: Path, fields: dict[str, Any], recipe: Recipe) -> list[str]:
     """Describe each setting and input that differs from those of a folder's run, by the key that users write.
 
     A setting that is not given has its default. In a finished run nothing is trained any more, so the number
     of processes may be another.
+
+    Raises:
+        UserError: the folder's record is damaged.
     """
+    try:
+        found = load_record(out / "run.json", RunFile)
+    except UserError as damage:
+        raise UserError(f"{damage}; restore it, or choose another --out") from damage
     accumulation = f"{_ARGUMENTS}{ACCUMULATION}"
     pair = [_with_defaults(found.fields, fields), _with_defaults(fields, found.fields)]
     for each in pair:  # an earlier version may have written more arguments

@@ -9,6 +9,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.support.damage import Harm, changed, flip, made_a_folder
+from tests.support.kills import killed_around
 from trainer.data.row_cache import kept_rows
 
 FEATURES = datasets.Features({"id": datasets.Value("string"), "ids": datasets.List(datasets.Value("int32"))})
@@ -56,6 +57,19 @@ def test_what_is_not_as_it_was_written_is_made_again(keep: Callable[[], Any], tm
     find, harm = HARMS[what]
     harm(find(tmp_path / "cache"))
     assert keep() == (ROWS, 2)
+    assert keep() == (ROWS, 2)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_kill_while_damaged_rows_are_removed_does_not_make_them_good(
+    keep: Callable[[], Any], tmp_path: Path, call: int
+) -> None:
+    """Rows without a record are taken as they are."""
+    keep()
+    find, harm = HARMS["a bit of a value"]
+    harm(find(tmp_path / "cache"))
+    with killed_around(Path, "unlink", call, before=False):
+        keep()
     assert keep() == (ROWS, 2)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT
 from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.run_values import copied, weights
@@ -19,7 +21,7 @@ from trainer.export.run import ExportSettings, export_model
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
 from trainer.training import kept_checkpoints
-from trainer.training.kept_checkpoints import steps_to_keep
+from trainer.training.kept_checkpoints import KeptCheckpoints, steps_to_keep
 from trainer.training.run import train
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -101,6 +103,24 @@ def goes_on(run: Path, *steps: float) -> list[str]:
     recipe = Recipe.model_validate(json.loads((run / "run.json").read_text())["recipe"])
     train(recipe.model_copy(update={"keep_checkpoints": steps}), run, reporter=Heard(said))
     return said
+
+
+def test_processes_that_look_at_unlike_times_write_together(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process has written the step when this one looks, and waits for it."""
+
+    def of_the_first(found: list[list[int]]) -> None:
+        found[:] = [[2]]
+
+    monkeypatch.setattr(kept_checkpoints, "broadcast_object_list", of_the_first, raising=False)
+    callback = KeptCheckpoints(steady(tiny, 4, keep_checkpoints=[2]), tmp_path, torch.float32, SILENT)
+    written: list[int] = []
+    monkeypatch.setattr(callback, "_write", lambda step, model, write: written.append(step))
+    of(tmp_path, 2).parent.mkdir(parents=True)
+    state = SimpleNamespace(global_step=2, max_steps=4)
+    callback.on_train_begin(SimpleNamespace(should_save=False), state, None)
+    assert written == [2]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A run that was killed, wherever that was, ends with the same bytes as one that was not."""
 
 import json
+import shutil
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -138,6 +139,36 @@ def test_two_at_once_train_one_after_the_other(
     assert [one.wait() for one in both] == [0, 0], [one.stderr for one in both]
     assert weights(tmp_path / "out") == weights(whole)
     assert values(tmp_path / "out") == values(whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_another_one_finishes_meanwhile_stays_as_it_is(
+    tiny: World, finished: FinishedRuns, tmp_path: Path, meanwhile: Any
+) -> None:
+    """A kill while its model was written again would leave a finished run without one."""
+    recipe, out = tiny_recipe(tiny), tmp_path / "out"
+    whole = finished(recipe)
+    meanwhile(train_run, "claimed_for_run", lambda: shutil.copytree(whole, out, dirs_exist_ok=True))
+    again = train(recipe, out)
+    assert again.summary == json.loads((whole / "summary.json").read_text())
+    assert [path.name for path in whole.rglob("*") if not _is_untouched(out / path.relative_to(whole), path)] == []
+
+
+def _is_untouched(copy: Path, path: Path) -> bool:
+    """A copy has the times of what it is of."""
+    return copy.stat().st_mtime_ns == path.stat().st_mtime_ns
+
+
+def test_a_folder_that_another_run_takes_meanwhile_is_refused(
+    tiny: World, tmp_path: Path, meanwhile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has saved nothing yet, and nobody seems to work on it."""
+    out = tmp_path / "out"
+    meanwhile(train_run, "claimed_for_run", lambda: begin_run(out, {"seed": 4}, tiny_recipe(tiny), resume=False))
+    monkeypatch.setattr(train_run, "_Training", lambda *_: pytest.fail("it is trained"))
+    with pytest.raises(UserError, match="holds another run: "):
+        train(tiny_recipe(tiny), out)
+    assert json.loads((out / "run.json").read_text())["fields"] == {"seed": 4}
 
 
 def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""Folders that appear whole, are on disk by then, and go in one step; and whose unfinished ones are swept."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sea_pipeline.storage import publish as publishing
+from sea_pipeline.storage.publish import publish_folder, remove_folder
+from sea_pipeline.storage.scratch import scratch_beside, scratch_name
+from tests.support.kills import DEAD, Killed
+
+
+def test_a_folder_is_on_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "model", dict[str, bool]()
+    plain = publishing.sync
+
+    def sync(one: Path) -> None:
+        synced[one.name] = path.exists()
+        plain(one)
+
+    monkeypatch.setattr(publishing, "sync", sync)
+    with publish_folder(path) as scratch:
+        (scratch / "in").mkdir()
+        (scratch / "in" / "weights").write_bytes(b"x")
+    assert synced == {"weights": False, "in": False, scratch.name: False, tmp_path.name: True}
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_folder_that_a_link_leads_to_appears(tmp_path: Path, is_there: bool) -> None:
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.parent.mkdir()
+    if is_there:
+        real.mkdir()
+    link.symlink_to(real)
+    with publish_folder(link) as scratch:
+        (scratch / "weights").write_bytes(b"x")
+    assert (link.is_symlink(), (real / "weights").read_bytes()) == (True, b"x")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "link", "real", "weights"]
+
+
+def test_a_kill_leaves_no_half_of_a_folder_that_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (out / name).touch()
+
+    def removes(folder: Path, **_: Any) -> None:
+        next(folder.iterdir()).unlink()
+        raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", removes)
+    with pytest.raises(Killed):
+        remove_folder(out)
+    assert not out.exists()
+
+
+def test_what_a_process_of_another_container_writes_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers that share the network of their machine share its name, and each numbers its processes anew."""
+    names = []
+    for number in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: DEAD)
+            if number:
+                patch.setattr(os, "readlink", lambda path: "pid:[1]")
+            names.append(scratch_name(".model"))
+        (tmp_path / names[-1]).mkdir()
+    scratch_beside(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == names[1:]
