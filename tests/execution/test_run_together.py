@@ -202,23 +202,6 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks.fcntl, "flock", refused)
 
 
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Has a rival act once, just before the next call of a function."""
-
-    def plant(owner: object, name: str, rival: Callable[[], object]) -> None:
-        plain = getattr(owner, name)
-
-        def beaten(*given: Any, **named: Any) -> Any:
-            monkeypatch.setattr(owner, name, plain)
-            rival()
-            return plain(*given, **named)
-
-        monkeypatch.setattr(owner, name, beaten)
-
-    return plant
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["entries", "write_plan"])
 @pytest.mark.parametrize("name", ["wordlist", "images"])
