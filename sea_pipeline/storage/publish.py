@@ -278,7 +278,7 @@ def _put_in_place(scratch: Path, path: Path, *, exclusive: bool) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file's bytes, or the names in a folder, are on disk."""
-    if os.name != "posix":  # Windows cannot open folders
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

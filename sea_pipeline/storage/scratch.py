@@ -36,7 +36,7 @@ def host() -> str:
     """
     name = socket.gethostname().replace(".", "-")
     with suppress(OSError):
-        name += "-" + str(Path("/proc/self/ns/pid").readlink()).removeprefix("pid:[").removesuffix("]")
+        name += "-" + os.readlink("/proc/self/ns/pid").strip("pid:[]")  # noqa: PTH115 - a link, and no path
     return name
 
 

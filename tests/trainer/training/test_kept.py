@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
+from sea_pipeline.label_cache import label_cache
+from sea_pipeline.storage import publish
 from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.run_values import copied, weights
@@ -142,7 +145,8 @@ def test_a_run_goes_on_from_the_others_and_writes_these_anew(tiny: World, stoppe
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, whole: Path) -> None:
-    with killed_around(kept_checkpoints, "sync_folder", 1, before=before):
+    label_cache(open_labels(tiny.labels))  # a folder that would be synced first
+    with killed_around(publish, "sync_folder", 1, before=before):
         goes_on(stopped, 1, 3)
     assert kept_of(stopped) == ["checkpoint-1"]
     goes_on(stopped, 1, 3)
