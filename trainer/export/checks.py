@@ -32,10 +32,11 @@ def check_export(settings: ExportSettings) -> None:
         from trainer.model import hub  # imported here because few exports are uploaded
 
         hub.check(settings.push)
-    if not is_run(settings.source, settings.checkpoint):
+    of_run = is_run(settings.source, settings.checkpoint)
+    if not of_run:
         check_llava_folder(settings.source)
     check_new_folder(settings.out)
-    if not is_run(settings.source, settings.checkpoint):
+    if not of_run:
         weight_files(settings.source)
 
 
