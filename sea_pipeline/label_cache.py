@@ -130,8 +130,6 @@ def _is_whole(folder: Path) -> bool:
 
     Each file is hashed, in threads, because a flipped bit would look like a label. The folder's name is the manifest's
     hash, so files that are as written are this run's.
-
-    The folder's name is the manifest's hash, so files that are as written are this run's.
     """
     try:
         files = load_record(folder / FILES, FilesRecord).files

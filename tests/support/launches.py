@@ -26,7 +26,10 @@ class Ended(NamedTuple):
 
     returncode: int
     output: str
-    """What the launcher said if a process failed, and what all of them printed."""
+    """What the launcher said if a process failed, and the end of what each of them printed."""
+
+    def check(self) -> None:
+        assert self.returncode == 0, self.output
 
 
 def launched(main: Callable[[], None], arguments: tuple[object, ...], logs: Path, processes: int) -> Ended:
@@ -52,8 +55,13 @@ def launched(main: Callable[[], None], arguments: tuple[object, ...], logs: Path
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    printed = [file.read_text() for file in sorted(logs.rglob("std*.log"))]
+    printed = [_end_of(file.read_text()) for file in sorted(logs.rglob("std*.log"))]
     return Ended(1 if problem else 0, "\n".join([problem, *printed]))
+
+
+def _end_of(log: str) -> str:
+    """Returns what says why a process died; the names of its extension modules alone would fill a page."""
+    return "\n".join(line for line in log.splitlines() if not line.startswith("Extension modules:"))[-5000:]
 
 
 def _become(main: Callable[[], None], arguments: list[str], environment: Mapping[str, str]) -> None:

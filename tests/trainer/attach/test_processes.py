@@ -26,7 +26,7 @@ def launch(pictures: Pictures, out: Path, processes: int) -> None:
         assert alone.wait() == 0, alone.stderr[-5000:]
     else:
         ended = launched(main, arguments, out / "logs", processes)
-        assert ended.returncode == 0, ended.output[-5000:]
+        ended.check()
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def runs(_made: World, deep: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             Job(uneven, root / "two" / "from one", begun=begun),
             Job(ones["uneven"], root / "two" / "doubled", begun=begun),
         ])  # fmt: skip
-        assert ended.returncode == 0, ended.output[-5000:]
+        ended.check()
         yield Runs(root, killed, left, lost, ones)
 
 
