@@ -117,6 +117,11 @@ def tiny_recipe(world: World, **changes: Any) -> Recipe:
     return Recipe.model_validate(_merge(base, changes))
 
 
+def short_recipe(world: World, **changes: Any) -> Recipe:
+    """As above, of two steps."""
+    return tiny_recipe(world, **({"training_arguments": {"max_steps": 2}} | changes))
+
+
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     nested = {key: _merge(below[key], value) for key, value in above.items() if isinstance(below.get(key), dict)}
     return below | above | nested

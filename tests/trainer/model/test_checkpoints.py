@@ -1,16 +1,17 @@
 """A checkpoint is whole or it is not there: damage to any file, a full disk, a kill at any moment."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from sea_pipeline.core.errors import UserError
 from tests.support import tiny_runs
 from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
+from tests.support.refused import refused
 from tests.support.run_values import HARMS, PARTS, copied, values, weights
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.model import checkpoints
@@ -18,6 +19,7 @@ from trainer.recipes.recipe import Recipe
 from trainer.training.run import train
 
 SAVED = (2, 4, 6)
+NONE = "expected a whole checkpoint in .*, found none"
 
 
 def short(world: World, **arguments: object) -> Recipe:
@@ -78,27 +80,19 @@ def test_the_one_before_a_damaged_checkpoint_is_used(part: str, tiny: World, sto
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("harm", ["cut", "emptied", "gone"])
-def test_without_a_whole_one_a_line_says_so(harm: str, stopped: Path) -> None:
-    for part in set(PARTS) - {"record"}:
+def test_without_a_whole_one_a_line_says_so(tiny: World, stopped: Path, whole: Path) -> None:
+    """Its advice begins the run anew."""
+    for harm, part in itertools.product(("gone", "emptied", "cut"), sorted(set(PARTS) - {"record"})):
         held = {file: file.read_bytes() for file in (of(stopped, step) / PARTS[part] for step in (2, 4))}
         for file in held:
             HARMS[harm](file)
-        wanted = f"{PARTS[part]}: .*; expected a whole checkpoint in .*, found none"
-        with pytest.raises(UserError, match=wanted) as found:
+        with refused(f"or remove {stopped / 'checkpoints'} to begin the run anew", match=rf"{PARTS[part]}: .*; {NONE}"):
             checkpoints.latest(stopped / "checkpoints")
-        line = str(found.value)
-        assert "\n" not in line
-        assert line.endswith(f"or remove {stopped / 'checkpoints'} to begin the run anew")
         for file, content in held.items():
             file.write_bytes(content)
-
-
-@pytest.mark.slow
-def test_without_a_whole_one_a_run_begins_anew_once_they_are_removed(tiny: World, stopped: Path, whole: Path) -> None:
     for step in (2, 4):
         HARMS["cut"](of(stopped, step) / "optimizer.pt")
-    with pytest.raises(UserError, match=r"optimizer\.pt: .*, found none; .* to begin the run anew"):
+    with refused(match=rf"optimizer\.pt: .*{NONE}"):
         resumed(tiny, stopped)
     shutil.rmtree(stopped / "checkpoints")
     resumed(tiny, stopped)
@@ -126,7 +120,7 @@ def test_checkpoints_of_older_versions_count_if_they_can_be_read(tiny: World, st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize("limit", [1, 2])
 def test_the_last_whole_one_is_never_removed(limit: int, tiny: World, stopped: Path, whole: Path) -> None:
     """The newest is damaged, so the one before is all there is, until another one is whole."""
     HARMS["cut"](of(stopped, 4) / "optimizer.pt")
@@ -202,8 +196,5 @@ def test_a_disk_that_fills(tiny: World, stopped: Path, whole: Path, program: Beg
 def test_the_record_names_every_file(whole: Path) -> None:
     for step in SAVED:
         named = {file["path"] for file in json.loads((of(whole, step) / "files.json").read_text())["files"]}
-        assert (
-            named
-            == {path.name for path in of(whole, step).iterdir()} - {"files.json"}
-            == set(PARTS.values()) - {"files.json"}
-        )
+        there = {path.name for path in of(whole, step).iterdir()} - {"files.json"}
+        assert named == there == set(PARTS.values()) - {"files.json"}

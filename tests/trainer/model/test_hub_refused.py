@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ def cut(name: str) -> Mend:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:5000])
 
 
+def code_in(name: str) -> Mend:
+    return lambda folder: torch.save({"model.embed_tokens.weight": Code()}, folder / name)
+
+
 def set_in(name: str, **changes: Any) -> Mend:
     return lambda folder: edit(folder / name, **changes)
 
@@ -95,15 +100,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", [VICUNA, CLIP])
+@pytest.mark.parametrize(("method", "name"), list(zip(METHODS, cycle([VICUNA, CLIP]), strict=False)))
 def test_quantised_weights(made: Callable[[str], Path], name: str, method: str) -> None:
     mend = set_in("config.json", quantization_config=METHODS[method])
     refused(made, name, mend, rf"weights are quantised \({method}\).*give the model that it was made from")
 
 
-@pytest.mark.parametrize("part", ["vision_config", "text_config"])
-@pytest.mark.parametrize("name", [CLIP, SIGLIP])
+@pytest.mark.parametrize(("name", "part"), [(CLIP, "vision_config"), (SIGLIP, "text_config")])
 def test_quantised_weights_of_a_part(made: Callable[[str], Path], name: str, part: str) -> None:
     def mend(folder: Path) -> None:
         said = json.loads((folder / "config.json").read_text())
@@ -153,25 +156,23 @@ def test_weights_that_have_no_place(made: Callable[[str], Path], name: str, file
 def test_an_adapter(made: Callable[[str], Path], name: str) -> None:
     def alone(folder: Path) -> None:
         without("*")(folder)
-        (folder / "adapter_config.json").write_text(json.dumps(LORA))
+        damaged("adapter_config.json", json.dumps(LORA).encode())(folder)
 
     said = rf"holds an adapter \(adapter_config.json\) for {VICUNA}, not a whole model; merge them .* give that folder"
     refused(made, name, alone, f"{said}$")
     shutil.rmtree(name)
-    refused(
-        made, name, lambda folder: (folder / "adapter_config.json").write_text(json.dumps(LORA)), f"{said}, or remove"
-    )
+    refused(made, name, damaged("adapter_config.json", json.dumps(LORA).encode()), f"{said}, or remove")
     (Path(name) / "adapter_config.json").unlink()
     assert made(name).is_dir()
 
 
-@pytest.mark.parametrize("name", [VICUNA, CLIP])
 @pytest.mark.parametrize(
-    ("code", "said"), [({"AutoConfig": "configuration_x.X"}, r"code \(auto_map\), which is never"), (None, "")]
+    ("name", "code", "said"),
+    [(VICUNA, {"auto_map": {"AutoConfig": "configuration_x.X"}}, r"code \(auto_map\), which is never"), (CLIP, {}, "")],
 )
 def test_a_type_that_transformers_lacks(made: Callable[[str], Path], name: str, code: Any, said: str) -> None:
-    changes = {"model_type": "nonesuch"} | ({"auto_map": code} if code else {})
-    refused(made, name, set_in("config.json", **changes), f"transformers .* lacks its model type 'nonesuch'.*{said}")
+    mend = set_in("config.json", model_type="nonesuch", **code)
+    refused(made, name, mend, f"transformers .* lacks its model type 'nonesuch'.*{said}")
 
 
 def test_a_tokenizer_of_code(made: Callable[[str], Path]) -> None:
@@ -230,10 +231,12 @@ FILES: dict[str, tuple[str, Mend, str]] = {
     "half of a safetensors": (SIGLIP, cut("model.safetensors"), r"/model.safetensors: is damaged"),
     "an empty .bin": (CLIP, damaged("pytorch_model.bin", b""), r"/pytorch_model.bin: is damaged \(EOFError\)"),
     "code": (CLIP, damaged("pytorch_model.bin", pickle.dumps(Code())), "a pickle that holds more than tensors"),
+    "code in a file of tensors": (VICUNA, code_in(BIN), f"/{BIN}: is damaged, or a pickle .* never run here"),
     "a pointer for .bin": (CLIP, damaged("pytorch_model.bin", POINTER), "/pytorch_model.bin: is Git LFS's pointer"),
     "a pointer": (MISTRAL, damaged(SAFE, POINTER), f"/{SAFE}: is Git LFS's pointer .* git lfs pull in {MISTRAL}"),
     "a pointer for SentencePiece": (VICUNA, damaged("tokenizer.model", POINTER), "tokenizer.model: is Git LFS's"),
     "a pointer for tokenizers": (LLAMA3, damaged("tokenizer.json", POINTER), "tokenizer.json: is Git LFS's"),
+    "an empty SentencePiece model": (VICUNA, damaged("tokenizer.model", b""), "its tokenizer has no words"),
     "half of a SentencePiece model": (VICUNA, cut("tokenizer.model"), NOT_SENTENCE_PIECE),
     "a tiktoken file": (VICUNA, damaged("tokenizer.model", b"IQ== 0\n"), NOT_SENTENCE_PIECE),
     "no vocabulary": (VICUNA, without("tokenizer.model"), "its tokenizer has no words; expected a tokenizer.json"),
@@ -248,13 +251,6 @@ FILES: dict[str, tuple[str, Mend, str]] = {
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_that_is_missing_or_damaged(made: Callable[[str], Path], kind: str) -> None:
     refused(made, *FILES[kind])
-
-
-def test_code_in_a_file_of_tensors(made: Callable[[str], Path]) -> None:
-    def mend(folder: Path) -> None:
-        torch.save({"model.embed_tokens.weight": Code()}, folder / "pytorch_model-00001-of-00002.bin")
-
-    refused(made, VICUNA, mend, r"/pytorch_model-00001-of-00002.bin: is damaged, or a pickle .* never run here")
 
 
 def test_a_pointer_that_nobody_reads(made: Callable[[str], Path]) -> None:

@@ -5,17 +5,15 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from tests.support.initialised import ANSWER, LIST, STRING, edit, load
-from tests.support.tiny_models import CHATML, tiny_llm, tiny_model, tiny_vision
-from trainer.model.assemble import init_model
+from tests.support.initialised import ANSWER, LIST, STRING, around, edit, load
+from tests.support.tiny_models import CHATML, tiny_llm, tiny_model
 from trainer.model.chat_template import with_marks, without_final_eos
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", [None, CHATML], ids=["vicuna", "chatml"])
 def test_both_forms_of_content_give_one_text(tmp_path: Path, template: str | None) -> None:
-    llm = tiny_llm(tmp_path / "llm", template=template)
-    _, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+    _, processor = load(around(tiny_llm(tmp_path / "llm", template=template), tmp_path / "model"))
     texts = {
         template.apply_chat_template(messages + ANSWER, tokenize=False)
         for messages in (LIST, STRING)
@@ -42,65 +40,58 @@ def test_vicuna_marks_what_is_trained(tmp_path: Path) -> None:
     assert prompt.endswith("What is it? ASSISTANT:")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [(CHATML, "<|im_end|>"), (CHATML + "</s>", "<|im_end|>"), (CHATML.replace("<|im_end|>", "."), "</s>")],
-    ids=["chatml", "phi3-like", "no special token"],
-)
-def test_the_end_of_a_turn_becomes_the_eos(tmp_path: Path, template: str, expected: str) -> None:
-    llm = tiny_llm(tmp_path / "llm", template=template)
-    model, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
-    tokenizer = processor.tokenizer
-    assert tokenizer.eos_token == expected
-    assert tokenizer.pad_token == "<pad>"
-    ends = {tokenizer.convert_tokens_to_ids(token) for token in ("</s>", expected)}
-    assert model.generation_config.eos_token_id == sorted(ends)
-
-
-def test_a_template_that_cannot_answer(tmp_path: Path) -> None:
-    llm = tiny_llm(tmp_path / "llm", template="{{ raise_exception('no roles here') }}")
-    with pytest.raises(UserError, match=r"cannot render a question with its answer \(no roles here\)"):
-        init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("unknown", "expected"), [("<unk>", "<unk>"), (None, "<pad>"), ("</s>", "<pad>")])
-@pytest.mark.parametrize("pad", [None, "</s>"])
-def test_padding_is_no_end(tmp_path: Path, pad: str | None, unknown: str | None, expected: str) -> None:
-    llm = tiny_llm(tmp_path / "llm")
-    edit(llm / "tokenizer_config.json", pad_token=pad, unk_token=unknown)
-    model, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
-    assert processor.tokenizer.pad_token == expected
-    assert processor.tokenizer.eos_token == "</s>"
-    assert model.config.text_config.pad_token_id == processor.tokenizer.pad_token_id
-    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
-
-
 FINAL = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% else %}{{ eos_token }}{% endif %}"
 )
 EVERY = "{% for message in messages %}{{ message['content'] + '<|im_end|>' + eos_token }}{% endfor %}"
 LAST = "{% for message in messages %}{{ message['content'] }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+SAID = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "text", "eos"),
     [
+        (CHATML, SAID, "<|im_end|>"),
+        (CHATML + "</s>", SAID + "</s>", "<|im_end|>"),  # as Phi-3's
+        (CHATML.replace("<|im_end|>", "."), SAID.replace("<|im_end|>", "."), "</s>"),
         (FINAL, "user: Q<|im_end|>assistant: A<|im_end|>", "<|im_end|>"),
         (EVERY, "Q<|im_end|></s>A<|im_end|></s>", "<|im_end|>"),
         (LAST, "QA</s>", "</s>"),
     ],
+    ids=["chatml", "phi3-like", "no special token", "final", "every", "last"],
 )
-def test_an_eos_in_the_template_stays_what_it_is(tmp_path: Path, template: str, text: str, eos: str) -> None:
-    """Though the tokenizer's becomes the end of a turn; behind the last turn it is left out, if that has an end."""
-    llm = tiny_llm(tmp_path / "llm", template=template)
-    _, processor = load(init_model(str(tiny_vision(tmp_path / "vision")), str(llm), tmp_path / "model"))
+def test_the_end_of_a_turn_becomes_the_eos(tmp_path: Path, template: str, text: str, eos: str) -> None:
+    """An EOS in the template stays what it is; behind the last turn it is left out, if that has an end."""
+    model, processor = load(around(tiny_llm(tmp_path / "llm", template=template), tmp_path / "model"))
+    tokenizer = processor.tokenizer
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-    assert processor.tokenizer.apply_chat_template(messages, tokenize=False) == text
-    assert processor.tokenizer.eos_token == eos
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == text
+    assert tokenizer.eos_token == eos
+    assert tokenizer.pad_token == "<pad>"
+    ends = {tokenizer.convert_tokens_to_ids(token) for token in ("</s>", eos)}
+    assert model.generation_config.eos_token_id == sorted(ends)
+
+
+def test_a_template_that_cannot_answer(tmp_path: Path) -> None:
+    llm = tiny_llm(tmp_path / "llm", template="{{ raise_exception('no roles here') }}")
+    with pytest.raises(UserError, match=r"cannot render a question with its answer \(no roles here\)"):
+        around(llm, tmp_path / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pad", "unknown", "expected"), [(None, "<unk>", "<unk>"), ("</s>", None, "<pad>"), (None, "</s>", "<pad>")]
+)
+def test_padding_is_no_end(tmp_path: Path, pad: str | None, unknown: str | None, expected: str) -> None:
+    llm = tiny_llm(tmp_path / "llm")
+    edit(llm / "tokenizer_config.json", pad_token=pad, unk_token=unknown)
+    model, processor = load(around(llm, tmp_path / "model"))
+    assert processor.tokenizer.pad_token == expected
+    assert processor.tokenizer.eos_token == "</s>"
+    assert model.config.text_config.pad_token_id == processor.tokenizer.pad_token_id
+    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
 
 
 def test_answers_are_not_marked_into_the_next_question() -> None:

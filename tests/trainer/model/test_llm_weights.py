@@ -15,10 +15,9 @@ from transformers import (
 )
 
 from sea_pipeline.core.errors import UserError
-from tests.support.initialised import edit, load
-from tests.support.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer, tiny_vision
+from tests.support.initialised import around, edit, load
+from tests.support.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 from trainer.export.run import ExportSettings, export_model
-from trainer.model.assemble import init_model
 from trainer.model.llm_weights import unread
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import quiet
@@ -37,16 +36,8 @@ NO_PLACE: dict[str, tuple[str, dict[str, Any], str]] = {
     "XLNet": ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48} | UNTIED, r"found lm_head\.bias "),
     "layers between body and head": ("rembert", SIZES, r"found cls\.predictions\.LayerNorm\.bias and \d+ more"),
     "narrow embeddings": ("opt", SIZES | {"word_embed_proj_dim": 16} | UNTIED, r"\(400, 16\) in the LLM, \(400, 32\)"),
-    "an encoder in LLaVA": (
-        "bart",
-        {"d_model": 32} | UNTIED,
-        r"language_model\.encoder\..* more \(shape none in the LLM",
-    ),
-    "a body of another name": (
-        "llama4_text",
-        TEXT | {"num_local_experts": 2},
-        r"found model\.embed_tokens\.weight and ",
-    ),
+    "an encoder in LLaVA": ("bart", {"d_model": 32} | UNTIED, r"language_model\.encoder\..* \(shape none in the LLM"),
+    "a body of another name": ("llama4_text", TEXT | {"num_local_experts": 2}, r"found model\.embed_tokens\.weight "),
     "embeddings of another name": ("gpt2", OLD, r"cannot be built around this LLM: GPT2Model has no attribute"),
 }
 
@@ -58,7 +49,7 @@ def test_an_llm_that_loses_something_is_refused_before_its_weights_are_read(name
     tiny_tokenizer(tmp_path / "llm")
     CONFIG_MAPPING[kind](**sizes).save_pretrained(tmp_path / "llm")
     with pytest.raises(UserError, match=message) as caught:
-        init_model(str(tiny_vision(tmp_path / "vision")), str(tmp_path / "llm"), tmp_path / "model")
+        around(tmp_path / "llm", tmp_path / "model")
     assert str(caught.value).startswith(f"{tmp_path / 'llm'}: ")
     assert str(caught.value).endswith("; choose another such as Llama, Mistral, Gemma, Phi-3 or Qwen")
     assert "\n" not in str(caught.value)
@@ -72,7 +63,7 @@ def test_a_whole_model_is_no_llm(kind: str, tmp_path: Path) -> None:
     CONFIG_MAPPING[kind]().save_pretrained(tmp_path / "llm")
     message = rf"^{tmp_path / 'llm'}: expected an LLM alone; found the model type '{kind}', .*google/gemma-3-1b-it$"
     with pytest.raises(UserError, match=message):
-        init_model(str(tiny_vision(tmp_path / "vision")), str(tmp_path / "llm"), tmp_path / "model")
+        around(tmp_path / "llm", tmp_path / "model")
 
 
 LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
@@ -106,7 +97,7 @@ def test_the_loaded_llm_and_the_written_folder_are_looked_at_too(
         monkeypatch.setattr(f"trainer.model.{check}", lambda *_: None)
     source = made("phi", tmp_path / "llm", **SIZES, intermediate_size=48)
     with pytest.raises(UserError, match=rf"^{source}: expected an LLM .* found .*lm_head\.bias.*; choose another"):
-        init_model(str(tiny_vision(tmp_path / "vision")), str(source), tmp_path / "model")
+        around(source, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -114,7 +105,7 @@ def test_an_llm_that_llava_cannot_run_is_refused(tmp_path: Path) -> None:
     """All its weights have a place, but what it gives out lacks what LLaVA asks for."""
     source = made("mamba", tmp_path / "llm", hidden_size=32, num_hidden_layers=2, vocab_size=VOCABULARY, **UNTIED)
     with pytest.raises(UserError, match=rf"^{source}: cannot run inside transformers' LLaVA: .*; choose another"):
-        init_model(str(tiny_vision(tmp_path / "vision")), str(source), tmp_path / "model")
+        around(source, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -122,7 +113,7 @@ def test_an_llm_that_llava_cannot_run_is_refused(tmp_path: Path) -> None:
 def test_the_llm_of_a_whole_model_is_taken_if_transformers_loads_it_alone(tmp_path: Path) -> None:
     tower = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
     source = made("qwen3_5", tmp_path / "llm", whole=True, text_config=QWEN35, vision_config=tower)
-    model = init_model(str(tiny_vision(tmp_path / "vision")), str(source), tmp_path / "model")
+    model = around(source, tmp_path / "model")
     ids = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(0))
     with quiet():
         whole = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
@@ -148,7 +139,7 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
 def test_an_exported_llm_has_the_names_that_its_own_class_writes_and_reads(name: str, tmp_path: Path) -> None:
     kind, sizes = ALONE[name]
     source = made(kind, tmp_path / "llm", **sizes)
-    model = init_model(str(tiny_vision(tmp_path / "vision")), str(source), tmp_path / "model")
+    model = around(source, tmp_path / "model")
     out = export_model(ExportSettings.of(source=model, out=tmp_path / "out", kind="llm")).out
     assert load_file(out / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
     ids = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -176,12 +167,8 @@ NORM = {"language_model.model.layers.1.self_attn.q_norm.weight": torch.ones(8)}
 TOWER = {"vision_tower.encoder.layers.0.self_attn.q_proj.lora_scale": torch.ones(1)}
 
 
-@pytest.mark.parametrize(
-    ("extra", "lm"), [(BIAS, 1.0), (BIAS, 0.0), (QUERY, 1.0), (NORM, 1.0), (TOWER, 1.0), (TOWER, 0.0)]
-)
-def test_a_weight_without_a_place_is_no_model_to_train(
-    extra: dict[str, torch.Tensor], lm: float, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("extra", "lm"), [(BIAS, 0), (QUERY, 1), (NORM, 1), (TOWER, 0)])
+def test_a_weight_without_a_place_is_no_model_to_train(extra: dict[str, torch.Tensor], lm: int, tmp_path: Path) -> None:
     folder = altered(tiny_model(tmp_path / "model"), **extra)
     recipe = Recipe.model_validate({"model": folder, "loss": {"lm": lm, "sea": {"weight": 1.0}}})
     name = next(iter(extra)).split(".", 2)[-1].removeprefix("model.")
@@ -207,15 +194,15 @@ def test_what_no_model_uses_does_no_harm(unused: dict[str, torch.Tensor], tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["model", "llm"])
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "change"),
     [
-        BIAS,
-        {"language_model.model.norm.weight": None},
-        {"language_model.model.layers.1.input_layernorm.weight": torch.ones(33)},
+        ("model", BIAS),
+        ("llm", BIAS),
+        ("llm", {"language_model.model.norm.weight": None}),
+        ("model", {"language_model.model.layers.1.input_layernorm.weight": torch.ones(33)}),
     ],
-    ids=["more", "fewer", "another shape"],
+    ids=["more", "more in the llm", "fewer", "another shape"],
 )
 def test_an_export_that_its_reader_would_misread_is_refused(kind: str, change: dict[str, Any], tmp_path: Path) -> None:
     folder = altered(tiny_model(tmp_path / "model"), **change)

@@ -43,17 +43,15 @@ def test_a_checkpoint_of_llavas_own_code_is_refused_everywhere(name: str, tmp_pa
     (tmp_path / "images").mkdir()
     (tmp_path / "data.json").write_text("[]")
     data = {"data": str(tmp_path / "data.json"), "image_root": str(tmp_path / "images")}
-    said = {"start": f"{folder}: is a checkpoint of LLaVA's own code (its config.json has "}
-    with refused(ADVICE, **said):
-        check_existing_folder(folder)
-    with refused(ADVICE, **said):
-        check_llava_folder(folder)
-    with refused(ADVICE, **said):
-        check_export(ExportSettings(source=folder, out=tmp_path / "out"))
-    with refused(ADVICE, **said):
-        check_evaluate(EvaluateSettings(model=folder, **data))
-    with refused(ADVICE, **said):
-        check_teacher(TeachSettings(model=folder, **data))
+    for check in (
+        lambda: check_existing_folder(folder),
+        lambda: check_llava_folder(folder),
+        lambda: check_export(ExportSettings(source=folder, out=tmp_path / "out")),
+        lambda: check_evaluate(EvaluateSettings(model=folder, **data)),
+        lambda: check_teacher(TeachSettings(model=folder, **data)),
+    ):
+        with refused(ADVICE, start=f"{folder}: is a checkpoint of LLaVA's own code (its config.json has "):
+            check()
 
 
 def test_a_llava_whose_weights_are_pickled_is_refused(tmp_path: Path) -> None:

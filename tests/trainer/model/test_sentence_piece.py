@@ -20,8 +20,6 @@ from trainer.model.sentence_piece import TEXTS
 from trainer.model.tokenise import tokenise
 from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer, with_image_token
 
-pytestmark = pytest.mark.usefixtures("every_text")
-
 ODD = [*TEXTS, *CODE, "double  space", " one", "   three", "a </s> b", "</s>USER", " </s>", "\u2581x", "x\u2581\u2581y"]
 SAID = [
     "A photo of a jay.", "colour", " leading", "  two", "trailing  ", "\nline", "a\n    b\n", "\u732b \U0001f642",
@@ -51,6 +49,7 @@ def ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("every_text")
 def test_ids_are_sentence_pieces(folder: Path, model: Any, prepared: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     expected = [Slow(model)(text) for text in ODD]
     assert any("\u2581\u2581" in model.id_to_piece(one) for text in expected for one in text), (
@@ -118,16 +117,6 @@ def test_a_tokenizer_json_is_taken_to_the_letter(tmp_path: Path) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\0" * 400])
-def test_a_damaged_model_is_one_line(folder: Path, tmp_path: Path, content: bytes) -> None:
-    shutil.copytree(folder, tmp_path / "llm")
-    (tmp_path / "llm" / "tokenizer.model").write_bytes(content)
-    with pytest.raises(UserError) as error:
-        load_tokenizer(str(tmp_path / "llm"))
-    assert str(tmp_path / "llm") in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 # LLaVA's own way, by SentencePiece alone
 
 
@@ -169,22 +158,10 @@ def test_conversations_have_llavas_ids(tmp_path: Path, model: Any, prepared: Pre
 @pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_prompt_has_the_ids_that_were_trained(tmp_path: Path, legacy: bool) -> None:
-    """What a processor of transformers makes of a prompt, as it tokenises it whole."""
-    vicuna_like(tmp_path / "llm", legacy=legacy)
-    tokenizer, _ = prepare_tokenizer(load_tokenizer(str(tmp_path / "llm")), "vicuna")
-    tokenizer.save_pretrained(tmp_path / "saved")
-    reader = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    data = written(tmp_path, *(record(pairs, images) for pairs, images in conversations()))
-    for (pairs, _), row in zip(conversations(), load(data, tokenizer, "vicuna_v1"), strict=True):
-        prompt = f"{VICUNA_SYSTEM} USER: {asked(pairs[0][0])} ASSISTANT:"
-        found = reader(prompt)["input_ids"]
-        assert found == row["input_ids"][: len(found)], prompt
+    """What a processor makes of a prompt, as it tokenises it whole; and of a chat, in whose text the BOS is written.
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_written_bos_is_followed_as_an_added_one(tmp_path: Path, legacy: bool) -> None:
-    """Readers of a chat template tokenise its text without adding anything, and training adds the BOS."""
+    Readers of a chat template tokenise its text without adding anything, and training adds the BOS.
+    """
     vicuna_like(tmp_path / "llm", legacy=legacy)
     own = load_tokenizer(str(tmp_path / "llm"))
     tokenizer, _ = prepare_tokenizer(load_tokenizer(str(tmp_path / "llm")), "vicuna")
@@ -196,9 +173,11 @@ def test_a_written_bos_is_followed_as_an_added_one(tmp_path: Path, legacy: bool)
         assert ids(reader, [text]) == ids(own, [text]), text
     data = written(tmp_path, *(record(pairs, images) for pairs, images in conversations()))
     for (pairs, _), row in zip(conversations(), load(data, tokenizer, "vicuna_v1"), strict=True):
-        chat = [{"role": "user", "content": asked(pairs[0][0])}]
-        found = reader.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert found == row["input_ids"][: len(found)], chat
+        question = asked(pairs[0][0])
+        prompt = reader(f"{VICUNA_SYSTEM} USER: {question} ASSISTANT:")["input_ids"]
+        assert prompt == row["input_ids"][: len(prompt)], question
+        chat = [{"role": "user", "content": question}]
+        assert reader.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"] == prompt
 
 
 def test_the_image_token_is_added_once(prepared: PreTrainedTokenizerBase) -> None:

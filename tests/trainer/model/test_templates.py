@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
-from trainer.model.prompts import VICUNA_SYSTEM, Message, RenderedText, load_template, read_messages
+from tests.support.tiny_tokenizers import CHATML, byte_level, llama_like
+from trainer.model.prompts import Message, RenderedText, load_template, read_messages
 
 
 def turns(*values: str, system: str | None = None) -> list[dict[str, str]]:
@@ -81,44 +81,14 @@ def test_other_names_of_the_roles() -> None:
     assert read_messages(rows, 0) == read_messages(turns("a", "b"), 0)
 
 
-def test_plain_is_images_and_caption() -> None:
+def test_what_becomes_of_turns_of_the_system() -> None:
+    """What templates make of questions and answers, `trainer/data/test_conversations.py` tests in tokens."""
+    render = load_template("vicuna_v1", llama_like())
+    assert render(read_messages(turns("a", "b", system="Be brief."), 0)).text == "Be brief. USER: a ASSISTANT: b</s>"
     render = load_template("plain", llama_like())
-    assert render(read_messages(turns("Describe <image> it.", "A cat."), 1)) == RenderedText(
-        "<image>A cat.\n", [(7, 14)]
-    )
-    assert render(read_messages(turns("Both?", "Cats."), 2)) == RenderedText("<image><image>Cats.\n", [(14, 20)])
-    assert render(read_messages(turns("No image", "Text."), 0)) == RenderedText("Text.\n", [(0, 6)])
     for conversation in (turns("a", "b", "c", "d"), turns("a", "b", system="s")):
         with pytest.raises(UserError, match="plain: expected exactly two turns"):
             render(read_messages(conversation, 0))
-
-
-def test_vicuna_v1_to_the_letter() -> None:
-    render = load_template("vicuna_v1", llama_like())
-    rendered = render(read_messages(turns("What?\n<image>", "A cat.", "Why?", "It purrs."), 1))
-    assert rendered.text == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. USER: <image>\nWhat? ASSISTANT: A cat.</s>USER: Why? "
-        "ASSISTANT: It purrs.</s>"
-    )
-    assert trained(rendered) == [" A cat.</s>", " It purrs.</s>"]
-    empty = render(read_messages(turns("a", "", "", "b"), 0))
-    assert empty.text == f"{VICUNA_SYSTEM} USER: a ASSISTANT:USER:ASSISTANT: b</s>"
-    assert trained(empty) == [" b</s>"]
-    other = render(read_messages(turns("a", "b", system="Be brief."), 0))
-    assert other.text == "Be brief. USER: a ASSISTANT: b</s>"
-    assert VICUNA_SYSTEM not in other.text
-
-
-@pytest.mark.parametrize("template", [CHATML, CHATML_MARKED])
-def test_own_trains_answers_and_what_ends_them(template: str) -> None:
-    render = load_template("own", byte_level(template))
-    rendered = render(read_messages(turns("a", "b", "c", "", system="s"), 0))
-    assert rendered.text == (
-        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
-    )
-    assert trained(rendered) == ["b<|im_end|>", "<|im_end|>"]
 
 
 def test_own_may_change_an_answer() -> None:

@@ -64,8 +64,9 @@ def s2_tower(path: Path, family: str, scales: list[int]) -> S2Tower:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scales", [[1], [1, 2], [1, 2, 3], [2, 3]])
-@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
+@pytest.mark.parametrize(
+    ("family", "scales"), [("clip", [1]), ("clip", [1, 2, 3]), ("siglip", [1, 2]), ("dinov2", [2, 3])]
+)
 def test_s2_is_its_slow_twin(tmp_path: Path, family: str, scales: list[int]) -> None:
     tower = s2_tower(tmp_path, family, scales)
     side = 32 * max(scales)
@@ -78,18 +79,6 @@ def test_s2_is_its_slow_twin(tmp_path: Path, family: str, scales: list[int]) -> 
             torch.testing.assert_close(found, s2_twin(tower, image))
 
 
-def test_s2_tells_the_corners_apart(tmp_path: Path) -> None:
-    tower = s2_tower(tmp_path, "clip", [1, 2])
-    images = torch.zeros(2, 3, 64, 64, dtype=torch.float64)
-    images[1, :, 8:16, 40:48] = 5.0  # row 0, column 2 of the 4 x 4 grid; in the second scale's upper right tile
-    with torch.no_grad():
-        features = tower(images).last_hidden_state
-    change = (features[1] - features[0]).abs().reshape(4, 4, 2, 16)[:, :, 1].sum(-1)
-    assert change.argmax() == 2
-    assert change[:2, 2:].min() > 0  # attention spreads it over its own tile
-    assert max(change[2:].max(), change[:, :2].max()) < 1e-12 * change.max()  # other sums of the same numbers
-
-
 @pytest.mark.parametrize("asked", [None, False])
 def test_hidden_states_come_when_asked_for(tmp_path: Path, asked: bool | None) -> None:
     tower, images = s2_tower(tmp_path, "clip", [1]), torch.zeros(1, 3, 32, 32, dtype=torch.float64)
@@ -99,8 +88,10 @@ def test_hidden_states_come_when_asked_for(tmp_path: Path, asked: bool | None) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
-@pytest.mark.parametrize(("prefix", "scales"), [("s2", [1, 2, 3]), ("s2@1,2", [1, 2]), ("s2@1,3", [1, 3])])
+@pytest.mark.parametrize(
+    ("family", "prefix", "scales"),
+    [("clip", "s2", [1, 2, 3]), ("siglip", "s2@1,2", [1, 2]), ("dinov2", "s2@1,3", [1, 3])],
+)
 def test_a_folder_with_s2(tmp_path: Path, family: str, prefix: str, scales: list[int]) -> None:
     vision, llm = tiny_vision(tmp_path / "vision", family), tiny_llm(tmp_path / "llm")
     folder = init_model(f"{prefix}:{vision}", str(llm), tmp_path / "model")
@@ -241,12 +232,6 @@ def test_the_packaged_llm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch
 def test_the_packaged_tower_has_one_layer() -> None:
     with pytest.raises(UserError, match="layer -1 only"):
         load_vision("packaged", torch.float32, feature_layer=-2)
-
-
-def test_a_gguf_file_is_an_llm(tmp_path: Path) -> None:
-    (tmp_path / "llm.gguf").write_bytes(b"not one")
-    with pytest.raises(UserError, match=r"llm\.gguf: cannot be loaded"):
-        load_llm(str(tmp_path / "llm.gguf"), torch.float32)
 
 
 @pytest.mark.real

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
 from tests.support.refused import refused
-from tests.support.tiny_runs import ROWS, FinishedRuns, World, tiny_recipe
+from tests.support.tiny_runs import ROWS, World, tiny_recipe
 from trainer.evaluation.evaluator import Evaluator
 from trainer.recipes.recipe import Recipe
 from trainer.training import run as train_run
@@ -92,25 +92,6 @@ def test_several_gpus_in_one_process_are_refused_before_any_work(
 
 def short(tiny: World, **arguments: Any) -> Recipe:
     return tiny_recipe(tiny, training_arguments={"max_steps": 2} | arguments)
-
-
-CHANGED = {
-    "ddp_timeout": 7200,
-    "per_device_eval_batch_size": 3,
-    "run_name": "mine",
-    "log_level": "error",
-    "skip_memory_metrics": False,
-    "torch_empty_cache_steps": 5,
-    "log_on_each_node": False,
-    "project": "mine",
-    "include_num_input_tokens_seen": "all",
-}
-
-
-@pytest.mark.slow
-def test_a_run_that_has_begun_may_be_watched_otherwise(tiny: World, finished: FinishedRuns) -> None:
-    out = finished(short(tiny))
-    assert train(short(tiny, **CHANGED), out).summary == json.loads((out / "summary.json").read_text())
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,15 +215,6 @@ def test_a_teacher_sees_what_the_stage_sees(photos: World, deep: Path, tmp_path:
         wanted = rf"expected targets of images .*: {shown}; found {other}; .* --image-aspect-ratio {shown}, or set"
         with pytest.raises(UserError, match=wanted):
             train(recipe, tmp_path / "refused")
-
-
-def test_the_command_teaches_from_padded_images(photos: World, tmp_path: Path, command: Callable[..., Any]) -> None:
-    where = ("--model", photos.model, "--data", photos.data, "--image-root", images_of(photos))
-    given = ("--out", tmp_path / "targets", "--codec", "float16", "--image-aspect-ratio", "pad")
-    code, _, told = command("teacher", *where, *given)
-    assert code == 0, told
-    fields = json.loads((tmp_path / "targets" / "manifest.json").read_text())["fields"]
-    assert fields["image_aspect_ratio"] == "pad"
 
 
 @pytest.mark.parametrize(

@@ -63,22 +63,18 @@ def test_the_model_that_a_run_began_with_is_put_back(command: Any, tiny: World, 
     asked = ("export", run, "--checkpoint", 1, "--out")
     (weights,) = model.glob("*.safetensors")
     held = weights.read_bytes()
-    for number, (harm, said) in enumerate(
-        (
-            (lambda: weights.write_bytes(held[:-4] + b"\0\0\0\1"), "which has changed since; put back what it was"),
-            (lambda: shutil.rmtree(model), "which is not there; put it back, or run this where train was run"),
-        )
+    half = len(held) // 2
+    for harm, said in (
+        (lambda: weights.write_bytes(held[:half] + bytes(len(held) - half)), "which has changed since; put back what"),
+        (lambda: shutil.rmtree(model), "which is not there; put it back, or run this where train was run"),
     ):
         harm()
-        code, _, line = command(*asked, tmp_path / f"x{number}")
-        if number == 0 and code == 0:  # the last bytes are of a tensor whose begin alone is looked at
-            shutil.rmtree(tmp_path / "x0")
-            weights.write_bytes(held[: len(held) // 2] + bytes(len(held) - len(held) // 2))
-            code, _, line = command(*asked, tmp_path / "x0")
+        code, _, line = command(*asked, tmp_path / "x")
         assert (code, said in line) == (1, True), line
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(tiny.model, model)
-        assert command(*asked, tmp_path / f"x{number}")[0] == 0
+        assert command(*asked, tmp_path / "x")[0] == 0
+        shutil.rmtree(tmp_path / "x")
 
 
 TEXTS = ["", "{", "[]", '{"steps": -1, "recipe": []}', '{"a": NaN}', '{"recipe": {"nmae": 1}, "fields": {}}', "{}"]
@@ -92,37 +88,22 @@ def readers(run: Path, tmp_path: Path, name: str) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("name", ["run.json", "summary.json"])
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_damaged_record_is_a_line(command: Any, tiny: World, tmp_path: Path, run: Path, name: str, text: str) -> None:
-    (run / name).write_text(text)
-    for each in readers(run, tmp_path, name):
-        code, _, line = command(*each)
-        assert "Traceback" not in line
-        assert (code, line.count("\n")) in ((1, 1), (0, 0)), line
-        if code:
-            assert "restore it" in line or "restore the file" in line, line
-        shutil.rmtree(tmp_path / "x", ignore_errors=True)
-    if name == "run.json":
-        with pytest.raises(UserError, match=r"run\.json: .*; restore it, or choose another --out|holds another run"):
-            train(short(tiny), run)
-        with pytest.raises(UserError, match=r"run\.json: .*; restore it"):
-            read_run(run)
-    elif text not in ("{}", '{"recipe": {"nmae": 1}, "fields": {}}'):
-        with pytest.raises(UserError, match=r"summary\.json: .*; restore it"):
-            train(short(tiny), run)
-        with pytest.raises(UserError, match=r"summary\.json: .*; restore it"):
-            last_step(run)
-    else:
-        wanted = r"summary\.json: expected the number of steps; found none; restore the file"
-        with pytest.raises(UserError, match=wanted):
-            last_step(run)
-
-
-@pytest.mark.parametrize("name", ["run.json", "summary.json"])
 def test_a_record_is_restored(command: Any, tiny: World, tmp_path: Path, run: Path, name: str) -> None:
+    """A damaged one is a line, whatever reads it; a summary's is of no need to most of them."""
     held = (run / name).read_bytes()
-    (run / name).write_text("{")
-    assert command("report", run, "--images", 0, "--out", tmp_path / "r.html")[0] == 1
+    for text in TEXTS:
+        (run / name).write_text(text)
+        for each in readers(run, tmp_path, name):
+            code, _, line = command(*each)
+            assert "Traceback" not in line
+            assert (code, line.count("\n")) in ((1, 1), (0, 0)), line
+            assert code == 0 or "restore it" in line or "restore the file" in line, line
+            shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        with pytest.raises(UserError, match=rf"{name}: .*; restore (it|the file)"):
+            read_run(run) if name == "run.json" else last_step(run)
+        if name == "run.json" or text not in TEXTS[-2:]:  # in which a summary merely lacks what is asked for
+            with pytest.raises(UserError, match=rf"{name}: .*; restore it|holds another run"):
+                train(short(tiny), run)
     (run / name).write_bytes(held)
     for each in readers(run, tmp_path, name):
         assert command(*each)[0] == 0

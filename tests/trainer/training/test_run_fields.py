@@ -16,17 +16,13 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.storage.locks import claimed_for_run
 from tests.support.tiny_models import tiny_llm, tiny_vision
-from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, short_recipe, tiny_recipe
 from trainer.model.assemble import init_model
 from trainer.model.digests import start_folder, weights_digest
 from trainer.recipes.recipe import Parts, Recipe
 from trainer.training import run as train_run
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.run import TrainRun, train, train_stages
-
-
-def short(tiny: World, **changes: object) -> Recipe:
-    return tiny_recipe(tiny, **({"training_arguments": {"max_steps": 2}} | changes))
 
 
 def changed(folder: Path, name: str, copy: Path) -> Path:
@@ -48,10 +44,6 @@ def changed(folder: Path, name: str, copy: Path) -> Path:
         ({"learning_rates": {"llm": 1e-4}}, "learning_rates.llm"),
         ({"seed": 4}, "seed"),
         ({"training_arguments": {"max_steps": 3}}, "training_arguments.max_steps: 2 there, 3 asked for"),
-        (
-            {"training_arguments": {"max_steps": 2, "dataloader_drop_last": True}},
-            "training_arguments.dataloader_drop_last: false there, true asked for",
-        ),
         ({"labels": {"transfer": True}}, "labels.transfer: false there, true asked for"),
         (
             {"training_arguments": {"max_steps": 2, "gradient_accumulation_steps": 2}},
@@ -61,28 +53,27 @@ def changed(folder: Path, name: str, copy: Path) -> Path:
 )
 def test_another_recipe(changes: dict[str, Any], field: str, tiny: World, finished: FinishedRuns) -> None:
     with pytest.raises(UserError, match=f": holds another run: {field}.*; choose another --out") as refused:
-        train(short(tiny, **changes), finished(short(tiny)))
+        train(short_recipe(tiny, **changes), finished(short_recipe(tiny)))
     assert str(refused.value).count(";") == 1, "only what differs is named"
 
 
-@pytest.mark.slow
-def test_a_run_may_hear_less_and_say_more_often(tiny: World, finished: FinishedRuns) -> None:
-    """What does not decide the weights does not make another run."""
-    aside = {
-        "max_steps": 2,
-        "save_steps": 1,
-        "logging_steps": 2,
-        "dataloader_num_workers": 1,
-        "report_to": "tensorboard",
-    }
-    other = short(tiny, name="other", evaluate_every=2, training_arguments=aside)
-    assert len(logged(train(other, finished(short(tiny))).out)) == 2, "it was finished"
+ASIDE = {
+    "max_steps": 2, "save_steps": 1, "logging_steps": 2, "dataloader_num_workers": 1, "ddp_timeout": 7200,
+    "per_device_eval_batch_size": 3, "run_name": "mine", "project": "mine", "torch_empty_cache_steps": 5,
+    "log_level": "error", "log_on_each_node": False, "skip_memory_metrics": False, "report_to": "tensorboard",
+    "include_num_input_tokens_seen": "all", "gradient_accumulation_steps": 1, "weight_decay": 0.0,
+}  # fmt: skip
+"""What decides no weights, and defaults."""
 
 
 @pytest.mark.slow
-def test_a_default_that_is_written_out_is_the_same_run(tiny: World, finished: FinishedRuns) -> None:
-    arguments = {"max_steps": 2, "gradient_accumulation_steps": 1, "weight_decay": 0.0}
-    assert train(short(tiny, training_arguments=arguments), finished(short(tiny))).summary["steps"] == 2
+def test_what_does_not_decide_the_weights_makes_no_other_run(
+    tiny: World, finished: FinishedRuns, tmp_path: Path
+) -> None:
+    """A name, how often it speaks, a default that is written out, the same model elsewhere."""
+    model = shutil.copytree(tiny.model, tmp_path / "moved")
+    other = short_recipe(tiny, model=str(model), name="other", evaluate_every=2, training_arguments=ASIDE)
+    assert len(logged(train(other, finished(short_recipe(tiny))).out)) == 2, "it was finished"
 
 
 @pytest.mark.slow
@@ -90,13 +81,13 @@ def test_a_finished_run_may_have_had_other_processes(
     tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also with FSDP, which one process cannot have."""
-    out = finished.copy(short(tiny), tmp_path / "out")
+    out = finished.copy(short_recipe(tiny), tmp_path / "out")
     (summary, record) = (json.loads((out / name).read_text()) for name in ("summary.json", "run.json"))
     sharded = {"max_steps": 2, "fsdp": True, "fsdp_config": {"version": 2}}
     record["recipe"]["training_arguments"] |= sharded
     record["fields"]["recipe"]["training_arguments"] |= sharded | {"gradient_accumulation_steps": 8}
     (out / "run.json").write_text(json.dumps(record))
-    recipe = short(tiny, training_arguments=sharded)
+    recipe = short_recipe(tiny, training_arguments=sharded)
     assert train(recipe, out).summary == summary
     monkeypatch.setattr(train_run, "_Training", lambda *given: given)
     stage = tiny_recipe(tiny, training_arguments={"max_steps": 2})
@@ -104,24 +95,27 @@ def test_a_finished_run_may_have_had_other_processes(
     with pytest.raises(AttributeError, match="finish"):  # the second one is trained
         train_stages({"first": recipe, "second": stage}, tmp_path / "run")
     with pytest.raises(UserError, match="gradient_accumulation_steps: 8 there, 2 asked for"):
-        train(short(tiny, training_arguments=sharded | {"gradient_accumulation_steps": 2}), tmp_path / "run" / "first")
+        train(
+            short_recipe(tiny, training_arguments=sharded | {"gradient_accumulation_steps": 2}),
+            tmp_path / "run" / "first",
+        )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("left", ["checkpoints/checkpoint-2", "kept/checkpoint-1", "model"])
 def test_a_run_that_has_saved_nothing_is_begun_anew(
-    left: str, tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = finished(short(tiny, seed=4, data={"evaluate": str(tiny.held_out)}))
-    right = short(tiny, seed=4, data={"evaluate": str(tiny.held_out)})
+    right = short_recipe(tiny, seed=4, data={"evaluate": str(tiny.held_out)})
+    whole = finished(right)
     with monkeypatch.context() as patch:
         patch.setattr(AlignTrainer, "training_step", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(short(tiny, data={"evaluate": str(tiny.held_out)}), tmp_path / "out")
-    shutil.copytree(tmp_path / "out", tmp_path / "saved")
-    (tmp_path / "saved" / left).mkdir(parents=True)
-    with pytest.raises(UserError, match="holds another run: seed: 3 there, 4 asked for"):
-        train(right, tmp_path / "saved")
+            train(short_recipe(tiny, data={"evaluate": str(tiny.held_out)}), tmp_path / "out")
+    for left in ("checkpoints/checkpoint-2", "kept/checkpoint-1", "model"):
+        saved = Path(shutil.copytree(tmp_path / "out", tmp_path / "saved" / left))
+        (saved / left).mkdir(parents=True)
+        with pytest.raises(UserError, match="holds another run: seed: 3 there, 4 asked for"):
+            train(right, saved)
     with claimed_for_run(tmp_path / "out"), pytest.raises(UserError, match="holds another run: seed"):
         train(right, tmp_path / "out")
     run = train(right, tmp_path / "out")
@@ -132,8 +126,14 @@ def test_a_run_that_has_saved_nothing_is_begun_anew(
 
 def test_another_input(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps(json.loads(tiny.data.read_text())[:-1]))
+    model = Path(shutil.copytree(tiny.model, tmp_path / "other"))
+    said = json.loads((model / "processor_config.json").read_text())
+    said["image_processor"]["image_mean"] = [0.0, 0.0, 0.0]
+    (model / "processor_config.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match="holds another run: data"):
-        train(short(tiny, data={"train": str(tmp_path / "data.json")}), finished(short(tiny)))
+        train(short_recipe(tiny, data={"train": str(tmp_path / "data.json")}), finished(short_recipe(tiny)))
+    with pytest.raises(UserError, match=r"holds another run: processing.processor_config.json"):
+        train(short_recipe(tiny, model=str(model)), finished(short_recipe(tiny)))
 
 
 @pytest.mark.slow
@@ -142,10 +142,10 @@ def test_other_labels(tiny: World, finished: FinishedRuns, tmp_path: Path) -> No
     label_images(label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "labels", top_n=2))
     other: dict[str, Any] = {"labels": {"path": str(tmp_path / "labels")}}
     with pytest.raises(UserError, match="holds another run: labels"):
-        train(short(tiny, **other), finished(short(tiny)))
+        train(short_recipe(tiny, **other), finished(short_recipe(tiny)))
     without: dict[str, Any] = {"loss": {"sea": {"weight": 0}}}
-    whole = finished(short(tiny, **without))
-    assert train(short(tiny, **without, **other), whole).out == whole
+    whole = finished(short_recipe(tiny, **without))
+    assert train(short_recipe(tiny, **without, **other), whole).out == whole
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_another_weight_of_the_model(name: str, tiny: World, finished: FinishedR
     other = changed(tiny.model, name, tmp_path / "other")
     assert weights_digest(other) != weights_digest(tiny.model)
     with pytest.raises(UserError, match=r"holds another run: model\.weights"):
-        train(short(tiny, model=str(other)), finished(short(tiny)))
+        train(short_recipe(tiny, model=str(other)), finished(short_recipe(tiny)))
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
@@ -178,21 +178,6 @@ def test_another_weight_of_a_part_that_is_pickled(zipped: bool, tmp_path: Path) 
     assert start(1.0) == start(1.0) != start(2.0)
 
 
-def test_the_same_model_elsewhere_is_the_same(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
-    shutil.copytree(tiny.model, tmp_path / "moved")
-    whole = finished(short(tiny))
-    assert train(short(tiny, model=str(tmp_path / "moved")), whole).out == whole
-
-
-def test_another_preprocessing(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(tiny.model, tmp_path / "other"))
-    said = json.loads((other / "processor_config.json").read_text())
-    said["image_processor"]["image_mean"] = [0.0, 0.0, 0.0]
-    (other / "processor_config.json").write_text(json.dumps(said))
-    with pytest.raises(UserError, match=r"holds another run: processing.processor_config.json"):
-        train(short(tiny, model=str(other)), finished(short(tiny)))
-
-
 def test_what_systems_leave_behind_is_no_part_of_a_model_or_a_run(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +187,7 @@ def test_what_systems_leave_behind_is_no_part_of_a_model_or_a_run(
         for left in ("._model.safetensors", ".DS_Store", "lost+found", "model.safetensors~"):
             (tmp_path / folder / left).write_bytes(b"left behind")
     monkeypatch.chdir(tmp_path)
-    train(short(tiny, model="a:b/model"), Path("run:1"))
+    train(short_recipe(tiny, model="a:b/model"), Path("run:1"))
     assert weights_digest(tmp_path / "a:b" / "model") == weights_digest(tiny.model)
     made = {path.name for path in (tmp_path / "run:1" / "model").iterdir()}
     assert made == {path.name for path in tiny.model.iterdir()}
@@ -226,8 +211,8 @@ def test_without_a_name_other_images_and_another_measure_are_runs_of_their_own(
         {"data": {"evaluate": str(tiny.held_out)}},
         {"data": {"evaluate": str(held_out)}},
     ]
-    assert len({train(short(tiny, **change)).out for change in changes}) == 4
-    assert train(short(tiny)).out == train(short(tiny, name="run")).out
+    assert len({train(short_recipe(tiny, **change)).out for change in changes}) == 4
+    assert train(short_recipe(tiny)).out == train(short_recipe(tiny, name="run")).out
 
 
 @pytest.mark.slow
@@ -239,7 +224,7 @@ def test_labels_of_more_images_of_the_data_are_others(tiny: World, tmp_path: Pat
         shutil.copy2(tiny.data.parent / "images" / name, images / name)
     asked = {"images": str(images), "wordlist": str(tiny.words), "top_n": 3, "out": out, "device": "cpu"}
     label_images(LabelSettings.of(**asked))
-    recipe = short(tiny, labels={"path": str(out)})
+    recipe = short_recipe(tiny, labels={"path": str(out)})
     first = train(recipe, tmp_path / "out")
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(images / "of no record.png")
     label_images(LabelSettings.of(**asked, extend=True))

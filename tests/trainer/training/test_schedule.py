@@ -128,21 +128,17 @@ def test_a_floor_is_where_it_was_set(tiny: World, tmp_path: Path) -> None:
     assert seen[2:] == pytest.approx([1e-4 + 9e-4 * (1 - step / 8) for step in range(8)])
 
 
+MIN = "cosine_with_min_lr"
+NOT_A_RATE = "expected at least 0 and at most the learning rate, 0.001; found"
+
+
 @pytest.mark.parametrize(
     ("scheduler", "options", "message"),
     [
-        (
-            "cosine_with_min_lr",
-            {"min_lr": 1e-2},
-            "min_lr: expected at least 0 and at most the learning rate, 0.001; found",
-        ),
-        ("cosine_with_min_lr", {"min_lr": "low"}, "min_lr: expected a number; found 'low'"),
-        (
-            "cosine_with_min_lr",
-            {"min_lr_rate": 1.5},
-            "would have 1.[0-9]+ times the learning rate; expected a share from",
-        ),
-        ("cosine_with_min_lr", {}, "cosine_with_min_lr over 10 steps.*One of min_lr or min_lr_rate should be set"),
+        (MIN, {"min_lr": 1e-2}, f"min_lr: {NOT_A_RATE}"),
+        (MIN, {"min_lr": "low"}, "min_lr: expected a number; found 'low'"),
+        (MIN, {"min_lr_rate": 1.5}, "would have 1.[0-9]+ times the learning rate; expected a share from"),
+        (MIN, {}, "cosine_with_min_lr over 10 steps.*One of min_lr or min_lr_rate should be set"),
         ("cosine_warmup_with_min_lr", {"min_lr_rate": 0.1, "warmup_lr_rate": 3}, "at step 1 of 10 .* 3 times"),
         ("warmup_stable_decay", {}, "missing 1 required positional argument: 'num_decay_steps'; give other options"),
         ("warmup_stable_decay", {"num_decay_steps": 4, "min_lr_ratio": 2}, "2 times the learning rate"),
@@ -156,10 +152,8 @@ def test_a_floor_is_where_it_was_set(tiny: World, tmp_path: Path) -> None:
 )
 def test_what_would_leave_the_range_is_refused(scheduler: str, options: Any, message: str, tiny: World) -> None:
     arguments = {"max_steps": STEPS, "warmup_steps": 2, "lr_scheduler_type": scheduler, "lr_scheduler_kwargs": options}
-    with pytest.raises(UserError, match=message) as found:
+    with refused(start="training_arguments.lr_scheduler_kwargs", match=message):
         training_arguments(tiny_recipe(tiny, training_arguments=arguments), Path())
-    assert str(found.value).startswith("training_arguments.lr_scheduler_kwargs")
-    assert "\n" not in str(found.value)
 
 
 def test_steps_are_counted_before_the_first_one(tiny: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,60 +30,48 @@ def stages(tiny: World, **later: Any) -> dict[str, Recipe]:
     return {"align": first, "language": tiny_recipe(tiny, training_arguments=arguments, **later)}
 
 
-def other_data(tmp_path: Path, tiny: World, **changes: Any) -> str:
-    """Its data with another first record."""
+def other_data(tiny: World, **changes: Any) -> None:
+    """Writes its data with another first record, named after what is changed."""
     records = json.loads(tiny.data.read_text())
     records[0] |= changes
-    path = tmp_path / f"{next(iter(changes))}.json"
-    path.write_text(json.dumps(records))
-    return str(path)
+    Path(f"{next(iter(changes))}.json").write_text(json.dumps(records))
+
+
+NO_TRAINING = {"learning_rates": {"projector": None}, "loss": {"sea": {"weight": 0}}}
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no data": ({"data": {"train": "nowhere.json"}}, "nowhere.json: expected LLaVA's conversations"),
+    "no image": ({"data": {"train": "image.json"}}, "expected image files that are there; found no 'gone.png'"),
+    "bad row": ({"data": {"train": "conversations.json"}}, "conversations.json: entry 1, id 's0': expected"),
+    "no root": ({"data": {"image_root": "nowhere"}}, "image root nowhere: expected a folder"),
+    "no file to evaluate": ({"data": {"evaluate": "gone.json"}}, "gone.json: expected LLaVA's conversations"),
+    "held out": ({"data": {"held_out": 500}}, "held_out: expected 0 or more"),
+    "nothing held out": ({"evaluate_every": 1}, "evaluate_every: there are no held-out samples"),
+    "fsdp": ({"training_arguments": {"fsdp": True}}, "fsdp: it cuts weights over processes; found one"),
+    "setting": ({"training_arguments": {"max_step": 1}}, "found an unexpected keyword argument 'max_step'"),
+    "labels": ({"data": {"train": "moved.json", "image_root": "."}}, "holds none of the"),
+    "no labels": ({"labels": {"path": "labels_of_nobody"}}, "labels_of_nobody"),
+    "no rate": (NO_TRAINING, "learning_rates: projector, llm and vision are all null"),
+    "crops": ({"labels": {"crops": 2}}, "expected 2 labelled crops of each image, found 0"),
+}
+"""What differs in the second stage, and what is said of it."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("no data", "nowhere.json: expected LLaVA's conversations"),
-        ("no image", "expected image files that are there; found no 'gone.png'"),
-        ("bad row", "conversations.json: entry 1, id 's0': expected"),
-        ("no root", "image root nowhere: expected a folder"),
-        ("no file to evaluate", "gone.json: expected LLaVA's conversations"),
-        ("held out", "held_out: expected 0 or more"),
-        ("nothing held out", "evaluate_every: there are no held-out samples"),
-        ("fsdp", "training_arguments.fsdp: it cuts weights over processes; found one"),
-        ("setting", "training_arguments: found an unexpected keyword argument 'max_step'"),
-        ("labels", "holds none of the"),
-        ("no labels", "labels_of_nobody"),
-        ("no rate", "learning_rates: projector, llm and vision are all null"),
-        ("crops", "expected 2 labelled crops of each image, found 0"),
-    ],
-)
+@pytest.mark.parametrize("kind", WRONG)
 def test_a_later_stage_is_checked_first(
-    kind: str, said: str, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moved = tiny._replace(data=tmp_path / "moved.json")
-    records = [record | {"image": "sub/01.png"} for record in json.loads(tiny.data.read_text())]
-    moved.data.write_text(json.dumps(records))
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "01.png").write_bytes((tiny.data.parent / "images" / "01.png").read_bytes())
-    changes: dict[str, dict[str, Any]] = {
-        "no data": {"data": {"train": "nowhere.json"}},
-        "no image": {"data": {"train": other_data(tmp_path, tiny, image="gone.png")}},
-        "bad row": {"data": {"train": other_data(tmp_path, tiny, conversations=[])}},
-        "no root": {"data": {"image_root": "nowhere"}},
-        "no file to evaluate": {"data": {"evaluate": "gone.json"}},
-        "held out": {"data": {"held_out": 500}},
-        "nothing held out": {"evaluate_every": 1},
-        "fsdp": {"training_arguments": {"fsdp": True}},
-        "setting": {"training_arguments": {"max_step": 1}},
-        "labels": {"data": {"train": str(moved.data), "image_root": str(tmp_path)}},
-        "no labels": {"labels": {"path": "labels_of_nobody"}},
-        "no rate": {"learning_rates": {"projector": None}, "loss": {"sea": {"weight": 0}}},
-        "crops": {"labels": {"crops": 2}},
-    }
+    monkeypatch.chdir(tmp_path)
+    other_data(tiny, image="gone.png")
+    other_data(tiny, conversations=[])
+    moved = [record | {"image": "sub/01.png"} for record in json.loads(tiny.data.read_text())]
+    Path("moved.json").write_text(json.dumps(moved))
+    Path("sub").mkdir()
+    shutil.copy(tiny.data.parent / "images" / "01.png", "sub")
     monkeypatch.setattr(train_run, "_Training", None)
+    changes, said = WRONG[kind]
     with refused(said, start="stage language: "):
-        train_stages(stages(tiny, **changes[kind]), tmp_path / "out")
+        train_stages(stages(tiny, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -78,10 +78,3 @@ def test_init_and_evaluate(command: Any, tiny: World, tmp_path: Path) -> None:
     assert code == 0, stderr
     assert {"lm_loss", "right_photo_gain", "right_photo_gain_se", "tacs"} < set(json.loads(stdout))
     assert not {"label_hit@1", "gap", "meaningful"} & set(json.loads(stdout))
-    code, stdout, stderr = command("evaluate", tiny.model, *arguments, "--labels", tiny.labels)
-    assert code == 0, stderr
-    found = json.loads(stdout)
-    assert {"lm_loss", "label_hit@1", "label_hit@10", "gap", "meaningful"} <= set(found)
-    code, _, stderr = command("init", "--vision", vision, "--llm", llm, "--out", tmp_path / "model")
-    assert code == 1
-    assert "expected a new or an empty folder" in stderr.replace("\n", " ")

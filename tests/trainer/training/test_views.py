@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.store import open_labels
 from tests.support.analysis_models import nearest_twin
-from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, colours, tiny_recipe
 from trainer.evaluation.evaluator import evaluating
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
@@ -24,14 +24,29 @@ from trainer.words import llm_word_table
 pytestmark = pytest.mark.slow
 
 M, IMAGES = 16, 2
+Seen = tuple[Path, dict[str, Any]]
 SETTINGS = ViewSettings(images=IMAGES, new_tokens=3, device="cpu")
+
+
+def recipe_of(world: World) -> Recipe:
+    """A run of two steps with held-out samples."""
+    return tiny_recipe(world, data={"evaluate": str(world.held_out)}, training_arguments={"max_steps": 2})
 
 
 @pytest.fixture
 def run(tiny: World, finished: FinishedRuns, tmp_path: Path) -> Path:
-    """A run of two steps with held-out samples, to spoil."""
-    changes = {"data": {"evaluate": str(tiny.held_out)}, "training_arguments": {"max_steps": 2}}
-    return finished.copy(tiny_recipe(tiny, **changes), tmp_path / "run")
+    """A run to spoil."""
+    return finished.copy(recipe_of(tiny), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def seen(_made: World, finished: FinishedRuns, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """A run and its views, to be read only."""
+    root = tmp_path_factory.mktemp("seen")
+    with pytest.MonkeyPatch.context() as patch, colours():
+        patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
+        path = finished.copy(recipe_of(_made), root / "run")
+        return path, run_views(path, SETTINGS)
 
 
 @torch.no_grad()
@@ -48,8 +63,8 @@ def named(found: dict[str, Any], numbers: list[int]) -> list[str]:
     return [found["texts"][number] for number in numbers]
 
 
-def test_words_before_and_after_are_the_nearest_of_the_list(tiny: World, run: Path) -> None:
-    found = run_views(run, SETTINGS)
+def test_words_before_and_after_are_the_nearest_of_the_list(tiny: World, seen: Seen) -> None:
+    run, found = seen
     assert found["held_out"] is True
     assert found["notes"] == {}
     assert [image["image"] for image in found["images"]] == ["12.png", "13.png"]
@@ -65,16 +80,18 @@ def test_words_before_and_after_are_the_nearest_of_the_list(tiny: World, run: Pa
             torch.testing.assert_close(torch.tensor(image[moment]["cosine"]).double(), cosines, atol=6e-5, rtol=0)
 
 
-def test_labels_are_those_of_the_store(tiny: World, run: Path) -> None:
-    found = run_views(run, SETTINGS)
-    store = open_labels(tiny.labels)
+def test_labels_are_those_of_the_store_and_the_lens_is_of_every_layer(tiny: World, seen: Seen) -> None:
+    found, store = seen[1], open_labels(tiny.labels)
     for image in found["images"]:
         wanted = [[store.words[word] for word in row if word >= 0] for row in store[image["image"]].word_ids]
         assert [named(found, labels) for labels in image["labels"]] == wanted
+    assert [one["layer"] for one in found["lens"]] == [one["layer"] for one in found["summary"]]
+    kinds = {"contextual_share", "contextual_gain", "word_share", "word_gain", "word_label_share"}
+    assert kinds < set(found["lens"][0])
 
 
-def test_layers_begin_with_the_projector_and_texts_are_generated(run: Path) -> None:
-    found = run_views(run, SETTINGS)
+def test_layers_begin_with_the_projector_and_texts_are_generated(seen: Seen) -> None:
+    run, found = seen
     layers = len(found["summary"])
     model, tokens = visual(run / "model", found)
     folder = open_model_folder(run / "model")
@@ -89,14 +106,6 @@ def test_layers_begin_with_the_projector_and_texts_are_generated(run: Path) -> N
         assert [len(row) for row in image["layers"]] == [M] * layers
         assert set(image["generated"]) == {"visual", "replaced", "control", "control_of"}
     assert found["replace"]["images"] == IMAGES
-
-
-def test_the_contextual_lens_is_made_of_what_was_trained_on(run: Path) -> None:
-    found = run_views(run, SETTINGS)
-    assert [one["layer"] for one in found["lens"]] == [one["layer"] for one in found["summary"]]
-    assert {"contextual_share", "contextual_gain", "word_share", "word_gain", "word_label_share"} < set(
-        found["lens"][0]
-    )
 
 
 @pytest.mark.parametrize("layers", [None, 2])
@@ -141,28 +150,19 @@ def test_other_weights_are_looked_at_again(tiny: World, run: Path) -> None:
         assert image["after"] == image["before"]
 
 
-def test_a_start_that_is_gone_is_said_and_the_rest_is_shown(tiny: World, run: Path) -> None:
-    record = json.loads((run / "run.json").read_text())
-    record["fields"]["model"]["weights"] = "another"
-    (run / "run.json").write_text(json.dumps(record))
-    found = run_views(run, SETTINGS)
-    assert "began with is not at" in found["notes"]["before"]
-    assert all("before" not in image and "after" in image for image in found["images"])
-
-
-def test_without_labels_tokens_stand_for_words(
-    tiny: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_gone_is_said_and_the_rest_is_shown(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that it began with, and the labels, in whose place tokens stand for words."""
     monkeypatch.chdir(tmp_path)
     record = json.loads((run / "run.json").read_text())
+    record["fields"]["model"]["weights"] = "another"
     record["recipe"]["labels"]["path"] = str(tmp_path / "gone")
     (run / "run.json").write_text(json.dumps(record))
     found = run_views(run, SETTINGS)
+    assert "began with is not at" in found["notes"]["before"]
     assert found["labelled"] is False
     assert "gone" in found["notes"]["labels"]
     for image in found["images"]:
-        assert "labels" not in image
-        assert "describing" not in image
+        assert not {"before", "labels", "describing"} & image.keys()
         assert image["after"]["nearest"] == image["layers"][0]
 
 
