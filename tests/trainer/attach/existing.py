@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from tests.trainer.attach.families import tiny
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach.attached import Attached
-from trainer.attach.folder import ExistingFolder
+from trainer.attach.batches import ChatData
+from trainer.attach.folder import ExistingFolder, open_existing_folder
+from trainer.attach.rows import read_texts
 from trainer.attach.run_model import AttachedModel
 from trainer.model.parts import quiet
 from trainer.recipes.recipe import Loss, Recipe
@@ -47,6 +49,18 @@ class ExistingWorld(NamedTuple):
         for group, values in changes.items():
             base[group] = base[group] | values if isinstance(base.get(group), dict) else values
         return Recipe.model_validate(base)
+
+    def open(self, name: str) -> ExistingFolder:
+        """The same folder as a run opens it."""
+        return open_existing_folder(self.model(name))
+
+    def locate(self, image: str) -> Path:
+        return self.pictures.folder / image
+
+    def read(self, folder: ExistingFolder, max_length: int | None = 2048, file: Path | None = None) -> ChatData:
+        """The good rows of a file, else of `data`."""
+        rows = read_texts(file or self.data, folder.chat).rows
+        return ChatData(rows, self.locate, folder.chat, max_length=max_length)
 
 
 def _turns(*values: str) -> list[dict[str, str]]:

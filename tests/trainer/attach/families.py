@@ -17,19 +17,11 @@ from trainer.attach.families import parts_of
 from trainer.model.parts import quiet
 
 SPECIAL = {
-    "image_token": "<image>",
-    "video_token": "<video>",
-    "boi_token": "<boi>",
-    "eoi_token": "<eoi>",
-    "start_image_token": "<img>",
-    "end_image_token": "</img>",
-    "context_image_token": "<image>",
-    "vision_start_token": "<|vision_start|>",
-    "vision_end_token": "<|vision_end|>",
-    "fake_image_token": "<fake>",
-    "global_image_token": "<global-img>",
-    "end_of_utterance_token": "<end_of_utterance>",
-}
+    "image_token": "<image>", "video_token": "<video>", "boi_token": "<boi>", "eoi_token": "<eoi>",
+    "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<image>",
+    "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>", "fake_image_token": "<fake>",
+    "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
+}  # fmt: skip
 WIDTH, VOCABULARY = 32, 512
 CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -83,41 +75,24 @@ def tokenizer() -> PreTrainedTokenizerFast:
         trainers.BpeTrainer(vocab_size=380, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
         extra_special_tokens=SPECIAL,
-    )
+    )  # fmt: skip
 
 
 def text_settings(**more: Any) -> dict[str, Any]:
     return {
-        "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 2048,
-        "initializer_range": 0.2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 3,
-    } | more
+        "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 2048,
+        "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
+    } | more  # fmt: skip
 
 
 def vision_settings(**more: Any) -> dict[str, Any]:
     return {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    } | more
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8,
+    } | more  # fmt: skip
 
 
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
@@ -189,13 +164,9 @@ def llava_onevision(most: int = 9) -> Tiny:
     )
     images = hf.LlavaOnevisionImageProcessor(**_SQUARE, image_grid_pinpoints=PINPOINTS)
     processor = hf.LlavaOnevisionProcessor(
-        images,
-        words,
-        hf.LlavaOnevisionVideoProcessor(**_SQUARE),
-        num_image_tokens=16,
-        vision_feature_select_strategy="full",
-        vision_aspect_ratio=f"anyres_max_{most}",
-    )
+        images, words, hf.LlavaOnevisionVideoProcessor(**_SQUARE), num_image_tokens=16,
+        vision_feature_select_strategy="full", vision_aspect_ratio=f"anyres_max_{most}",
+    )  # fmt: skip
     return made_of(hf.LlavaOnevisionForConditionalGeneration, config, processor)
 
 
@@ -323,17 +294,12 @@ def llama4() -> Tiny:
     text = text_settings(intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=2048)
     config = hf.Llama4Config(
         vision_config=hf.Llama4VisionConfig(
-            **vision_settings(
-                vision_output_dim=16,
-                projector_input_dim=16,
-                projector_output_dim=16,
-                intermediate_size=64,
-                pixel_shuffle_ratio=0.5,
-            )
+            **vision_settings(vision_output_dim=16, projector_input_dim=16, projector_output_dim=16,
+                              intermediate_size=64, pixel_shuffle_ratio=0.5)
         ),
         text_config=hf.Llama4TextConfig(**text),
         image_token_index=words.convert_tokens_to_ids("<|patch|>"),
-    )
+    )  # fmt: skip
     images = hf.Llama4ImageProcessor(**_SQUARE, max_patches=6)
     processor = hf.Llama4Processor(images, words, patch_size=8)
     return made_of(hf.Llama4ForConditionalGeneration, config, processor, "<|image|>")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import read_image, upright_size
 from sea_pipeline.storage.paths import cache_folder
 from tests.support.heard import Heard
-from tests.support.tiny_runs import colours
-from tests.trainer.attach.existing import ExistingWorld, make_existing
+from tests.trainer.attach.existing import ExistingWorld
 from tests.trainer.attach.families import MAKERS
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach import expansions
 from trainer.attach.batches import ChatData
 from trainer.attach.expansions import Expansions
-from trainer.attach.folder import ExistingFolder, open_existing_folder
 from trainer.attach.lengths import RowLengths
 from trainer.attach.rows import read_texts
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
@@ -30,23 +27,7 @@ from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.training.run import train
 
-
-@pytest.fixture(scope="module")
-def world(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> ExistingWorld:
-    return make_existing(tmp_path_factory.mktemp("lengths"), pictures)
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The encoder of the drawn colours, for the texts of words."""
-    with colours(monkeypatch):
-        yield
-
-
-def samples(world: ExistingWorld, name: str, max_length: int | None = None) -> tuple[ChatData, ExistingFolder]:
-    folder = open_existing_folder(world.model(name))
-    rows = read_texts(world.data, folder.chat).rows
-    return ChatData(rows, lambda image: world.pictures.folder / image, folder.chat, max_length=max_length), folder
+pytestmark = pytest.mark.usefixtures("colour_encoder")
 
 
 def strip(root: Path, pictures: Pictures, size: tuple[int, int]) -> Path:
@@ -68,22 +49,21 @@ def written(path: Path, *records: tuple[str, str, str]) -> Path:
     return path
 
 
+THREE = (("wide.png", "What?", "red"), ("strip.png", "What?", "red"), ("odd.png", "A?", "b"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("name", MAKERS)
-def test_lengths_are_those_of_the_processor(name: str, known: bool, world: ExistingWorld) -> None:
+def test_lengths_are_those_of_the_processor(name: str, world: ExistingWorld) -> None:
     """At each `max_length`, the rows found are those that the collator refuses, and those cut are those it cuts."""
-    data, folder = samples(world, name)
-    store = world.pictures.open() if known else None
-    found = RowLengths(folder.chat, lambda image: world.pictures.folder / image, store)
-    each = [data.collator(0, 0)([data[number]]) for number in range(len(data))]
-    wanted = [int(one["attention_mask"].sum()) for one in each]
-    rows = [(row, found._expanded(row["images"])) for row in data.rows]
-    assert found.lengths(rows) == wanted
-    for max_length in sorted({length - less for length in wanted for less in (0, 1, 3, 30)}):
-        if max_length < 1:
-            continue
-        short = ChatData(data.rows, lambda image: world.pictures.folder / image, folder.chat, max_length=max_length)
+    folder = world.open(name)
+    data, stores = world.read(folder, None), (None, world.pictures.open())  # sizes of headers, and those of labels
+    wanted = [int(data.collator(0, 0)([data[number]])["attention_mask"].sum()) for number in range(len(data))]
+    for store in stores:
+        found = RowLengths(folder.chat, world.locate, store)
+        assert found.lengths([(row, found._expanded(row["images"])) for row in data.rows]) == wanted
+    for max_length in sorted({length - less for length in wanted for less in (0, 1, 3, 30) if length > less}):
+        short = world.read(folder, max_length)
         refused, cut = set(), 0
         for number, length in enumerate(wanted):
             try:
@@ -91,15 +71,16 @@ def test_lengths_are_those_of_the_processor(name: str, known: bool, world: Exist
                 cut += length > max_length
             except UserError:
                 refused.add(data.rows[number]["id"])
-        lengths = RowLengths(folder.chat, lambda image: world.pictures.folder / image, store)
-        assert {row.id for row in lengths.unfit(data.rows, max_length)} == refused, max_length
-        assert lengths.cut == cut, max_length
-        assert not lengths.unfit(data.rows, None)
+        for store in stores:
+            lengths = RowLengths(folder.chat, world.locate, store)
+            assert {row.id for row in lengths.unfit(data.rows, max_length)} == refused, max_length
+            assert lengths.cut == cut, max_length
+            assert not lengths.unfit(data.rows, None)
 
 
 @pytest.mark.slow
 def test_rows_too_long_stop_a_run_before_its_first_step_or_are_left_out(world: ExistingWorld, tmp_path: Path) -> None:
-    data, _ = samples(world, "qwen2_5_vl")
+    data = world.read(world.open("qwen2_5_vl"), None)
     lengths = [int(data.collator(0, 0)([data[number]])["attention_mask"].sum()) for number in range(len(data))]
     one, two = lengths[0], lengths[3]
     assert two > one - 2
@@ -122,9 +103,7 @@ def test_rows_too_long_stop_a_run_before_its_first_step_or_are_left_out(world: E
 @pytest.mark.slow
 def test_images_that_the_processor_refuses_are_bad_rows(world: ExistingWorld, tmp_path: Path) -> None:
     images = strip(tmp_path, world.pictures, (1000, 4))
-    file = written(
-        tmp_path / "data.json", ("wide.png", "What?", "red"), ("strip.png", "What?", "red"), ("odd.png", "A?", "b")
-    )
+    file = written(tmp_path / "data.json", *THREE)
     held = written(tmp_path / "held.json", ("wide.png", "What?", "red"), ("tall.png", "What?", "red"))
     group: dict[str, Any] = {"train": str(file), "evaluate": str(held), "image_root": str(images)}
     short = {"max_steps": 1, "save_strategy": "no"}
@@ -135,21 +114,17 @@ def test_images_that_the_processor_refuses_are_bad_rows(world: ExistingWorld, tm
     rows = json.loads((run.out / "summary.json").read_text())["rows"]
     assert rows["rows"] == 2
     assert rows["left out: expected images that the model's processor takes"] == 1
-    settings: dict[str, Any] = {"model": world.model("qwen2_5_vl"), "image_root": images}
+    asked = EvaluateSettings.of(model=world.model("qwen2_5_vl"), image_root=images, data=str(file), device="cpu")
     with pytest.raises(UserError, match=r"found 'strip.png' of 1000 x 4 pixels: .*aspect ratio"):
-        evaluate_model(EvaluateSettings.of(**settings, data=str(file), device="cpu"))
-    found = evaluate_model(EvaluateSettings.of(**settings, data=str(file), bad_rows="leave_out", device="cpu"))
-    assert found["lm_loss"] > 0
+        evaluate_model(asked)
+    assert evaluate_model(asked.model_copy(update={"bad_rows": "leave_out"}))["lm_loss"] > 0
 
 
 def test_a_refused_sample_is_named_in_a_batch(world: ExistingWorld, tmp_path: Path) -> None:
     images = strip(tmp_path, world.pictures, (4, 1000))
-    file = written(
-        tmp_path / "data.json", ("wide.png", "What?", "red"), ("strip.png", "What?", "red"), ("odd.png", "A?", "b")
-    )
-    folder = open_existing_folder(world.model("qwen2_vl"))
-    rows = read_texts(file, folder.chat).rows
-    data = ChatData(rows, lambda image: images / image, folder.chat, max_length=2048)
+    file = written(tmp_path / "data.json", *THREE)
+    folder = world.open("qwen2_vl")
+    data = ChatData(read_texts(file, folder.chat).rows, images.__truediv__, folder.chat, max_length=2048)
     with pytest.raises(UserError, match=r"sample 'b': 'strip.png' of 4 x 1000 pixels, the model's processor refuses"):
         data.collator(0, 0)([data[0], data[1], data[2]])
 
@@ -158,20 +133,15 @@ def test_a_refused_sample_is_named_in_a_batch(world: ExistingWorld, tmp_path: Pa
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_next", "idefics3"])
 def test_what_is_measured_is_never_cut(name: str, world: ExistingWorld, tmp_path: Path) -> None:
     """With photos of two sizes, of which one is longer than `max_length`."""
-    folder, store = open_existing_folder(world.model(name)), world.pictures.open()
-    file = written(
-        tmp_path / "held.json", ("tall.png", "What?", "green and blue"), ("wide.png", "What?", "a red patch")
-    )
-    rows = read_texts(file, folder.chat).rows
-    locate = lambda image: world.pictures.folder / image  # noqa: E731
+    folder, store = world.open(name), world.pictures.open()
+    two = ("tall.png", "What?", "green and blue"), ("wide.png", "What?", "a red patch")
+    file, model = written(tmp_path / "held.json", *two), load_attached(folder, store)
 
     def evaluated(max_length: int | None) -> dict[str, float]:
-        data = ChatData(rows, locate, folder.chat, max_length=max_length)
+        data = world.read(folder, max_length, file)
         return ExistingEvaluator(data, store, vocabulary=folder.vocabulary, batch_size=1)(model)
 
-    model = load_attached(folder, store)
-    whole = evaluated(None)
-    data = ChatData(rows, locate, folder.chat, max_length=None)
+    whole, data = evaluated(None), world.read(folder, None, file)
     lengths = sorted(int(data.collator(0, 0)([data[number]])["attention_mask"].sum()) for number in range(2))
     assert lengths[0] < lengths[1]
     for max_length in (*lengths, lengths[1] - 2, lengths[0] - 2, 16):
@@ -197,7 +167,7 @@ SIDES = (1, 2, 7, 31, 32, 33, 48, 63, 64, 65, 95, 96, 97, 131, 200, 517)
 @pytest.mark.parametrize("name", CUTTING)
 def test_sizes_that_are_cut_alike_have_the_same_text(name: str, world: ExistingWorld) -> None:
     """To the character, and refused or not, as the processor has it of each size alone."""
-    chat = open_existing_folder(world.model(name)).chat
+    chat = world.open(name).chat
     together, apart = Expansions(chat), Expansions(chat)
     apart._cut = None
     sizes = [(width, height) for width in SIDES for height in SIDES]
@@ -213,7 +183,7 @@ def test_sizes_that_are_cut_alike_have_the_same_text(name: str, world: ExistingW
 
 
 def test_what_is_found_is_kept_for_the_next_run(world: ExistingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, folder = samples(world, "qwen2_5_vl")
+    folder = world.open("qwen2_5_vl")
     images = [((96, 48), False), ((40, 80), False), ((64, 64), True), ((1000, 4), False)]
     first = Expansions(folder.chat)
     first.find(images)
@@ -242,21 +212,23 @@ def test_what_is_found_is_kept_for_the_next_run(world: ExistingWorld, monkeypatc
 
 
 def test_what_takes_long_is_said(world: ExistingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, folder = samples(world, "qwen2_5_vl")
-    heard = Heard()
-    RowLengths(folder.chat, lambda image: world.pictures.folder / image, None, heard).unfit(data.rows, 2048)
+    folder, heard = world.open("qwen2_5_vl"), Heard()
+    data = world.read(folder)
+    RowLengths(folder.chat, world.locate, None, heard).unfit(data.rows, 2048)
     assert heard.lines == []
     monkeypatch.setattr(progress, "SLOW", -1.0)
     shutil.rmtree(cache_folder() / "expansions")
-    RowLengths(folder.chat, lambda image: world.pictures.folder / image, None, heard).unfit(data.rows, 2048)
+    RowLengths(folder.chat, world.locate, None, heard).unfit(data.rows, 2048)
     headers, blank = heard.lines
     assert headers.startswith("sizes of images from their files' headers: 1 of 5 done, about")
     assert blank.startswith("the model's processor on a blank image of each size, kept for later runs: 1 of ")
     assert blank.endswith(" s left")
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "mpo"])
-@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize(
+    ("kind", "orientation"),
+    [*(("jpg", orientation) for orientation in (1, 3, 5, 6, 7, 8)), ("png", 6), ("webp", 6), ("tiff", 6), ("mpo", 6)],
+)
 def test_a_header_gives_the_upright_size(kind: str, orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -24,11 +24,8 @@ RUNS: dict[str, dict[str, Any]] = {
     # Some micro-batches are of a text alone, and the tower trains.
     "qwen2_5_vl": {
         "learning_rates": {"llm": 1e-4, "vision": 1e-4},
-        "training_arguments": {
-            "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": 2,
-            "activation_checkpointing": True,
-        },
+        "training_arguments": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
+                               "activation_checkpointing": True},
     },
     "idefics3": {
         "learning_rates": {"llm": 3e-3},
@@ -41,7 +38,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "training_arguments": {"per_device_train_batch_size": 2},
     },
     "llava": {"loss": {"sea": {"weight": 0}}, "training_arguments": {"per_device_train_batch_size": 1}},
-}
+}  # fmt: skip
 """By family, what is different: a fixed grid, a merged one, tiles, tiles with negatives gathered, BASIC alone."""
 KILLED = "qwen2_5_vl"
 

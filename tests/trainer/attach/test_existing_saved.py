@@ -101,9 +101,13 @@ def check(start: Path, out: Path, wanted: dict[str, torch.Tensor], trained: set[
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+# Each family's names once with all of them, and in turn with the projector or the LLM's adapters.
+FAMILIES = [(name, "all") for name in MAKERS] + list(zip(MAKERS, ("projector", "lora") * 6, strict=True))
+OTHERS = [*zip(KINDS, ("projector", "all", "lora", "all"), strict=True), ("gemma3", "lora"), ("llava", "all")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "parts"), FAMILIES)
 def test_what_did_not_train_keeps_its_bytes(name: str, parts: str, tmp_path: Path) -> None:
     """With frozen parts in bfloat16; adapters are merged into the folder's weights, not into rounded ones."""
     dtype = torch.float16 if parts == "all" or name == "llava" else torch.float32
@@ -115,8 +119,7 @@ def test_what_did_not_train_keeps_its_bytes(name: str, parts: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize("name", [*KINDS, "gemma3"])
+@pytest.mark.parametrize(("name", "parts"), OTHERS)
 def test_folders_with_other_names_of_tensors(name: str, parts: str, tmp_path: Path) -> None:
     """Those of the model itself, tied ones twice, in several files with their own dtypes."""
     start = folder_of(tiny(name), tmp_path / "start")
@@ -153,23 +156,10 @@ def test_a_mixture_of_experts_whose_file_has_them_one_by_one(parts: str, tmp_pat
 def test_what_belongs_to_the_weights_is_copied_and_no_weights_of_the_start(tmp_path: Path) -> None:
     start = folder_of(tiny("llava"), tmp_path / "start")
     (start / "additional_chat_templates").mkdir()
-    kept = (
-        "model_card.md",
-        "models.txt",
-        "LICENSE",
-        "vocab.json",
-        "qwen.tiktoken",
-        "consolidated.md",
-        "pytorch_model.md",
-        "additional_chat_templates/tool.jinja",
-    )
-    aside = (
-        "consolidated.safetensors",
-        "pytorch_model.bin",
-        "additional_chat_templates/old.bin",
-        ".DS_Store",
-        *OTHER_FORMATS,
-    )
+    kept = ["model_card.md", "models.txt", "LICENSE", "vocab.json", "qwen.tiktoken", "consolidated.md"]
+    kept += ["pytorch_model.md", "additional_chat_templates/tool.jinja"]
+    aside = ["consolidated.safetensors", "pytorch_model.bin", "additional_chat_templates/old.bin", ".DS_Store"]
+    aside += OTHER_FORMATS
     for folder in ("onnx", "original"):
         (start / folder).mkdir()
     for name in (*kept, *aside):

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaImageProcessor
 
 from sea_pipeline.core.errors import UserError
-from tests.trainer.attach.families import MAKERS, Tiny, gemma3, llava, llava_onevision, tiny
+from tests.trainer.attach.families import MAKERS, Tiny, gemma3, llava, llava_onevision, text_settings, tiny
 from tests.trainer.attach.planted import SHAPES, forward, missed_cells, painted
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach import FAMILIES, attach
@@ -43,25 +45,21 @@ def test_pan_and_scan_crops_are_laid_out(tmp_path: Path) -> None:
 
 
 def test_bars_of_a_padded_tower_have_no_labels(tmp_path: Path) -> None:
-    from transformers import LlavaImageProcessor
-
     made = llava()
     crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     made.processor.image_processor = LlavaImageProcessor(do_pad=True, **crop)
     all_hit(made, SHAPES[:2], tmp_path)
 
 
-def test_several_images_of_a_sample_in_onevision_are_padded(pictures: Pictures) -> None:
+def test_several_images_of_a_sample_in_onevision_are_padded(pictures: Pictures, attached: Any) -> None:
     made = tiny("llava_onevision")
-    attached = attach(made.model, made.processor, labels=pictures.open(), sea={})
-    batch = made.batch(pictures.batch([["wide.png", "tall.png"]]))
-    kept, fed = forward(attached, batch)
-    laid = attached.laid(kept, ["wide.png", "tall.png"])
+    one = attached(made, labels=pictures.open(), sea={})
+    kept, fed = forward(one, made.batch(pictures.batch([["wide.png", "tall.png"]])))
+    laid = one.laid(kept, ["wide.png", "tall.png"])
     assert torch.equal(fed, kept.visual)
-    assert [one.tokens for one in laid] == [17, 17]
+    assert [image.tokens for image in laid] == [17, 17]
     assert laid[0].tiles[0].box == (0.0, -0.5, 1.0, 1.5)
     assert laid[1].tiles[0].box == (-0.5, 0.0, 1.5, 1.0)
-    attached.detach()
 
 
 def test_the_table_is_the_one_that_is_tested() -> None:
@@ -69,23 +67,18 @@ def test_the_table_is_the_one_that_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_an_image_that_is_not_upright_is_refused(name: str, pictures: Pictures) -> None:
+def test_an_image_that_is_not_upright_is_refused(name: str, pictures: Pictures, attached: Any) -> None:
     """Of the others, pixels of one size say nothing of it."""
     made = tiny(name)
-    attached = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    one = attached(made, labels=pictures.open(), sea={})
     turned = pictures.image("wide.png").rotate(90, expand=True)
     with torch.no_grad():
         made.model(**made.batch([([turned], "red")]))
     with pytest.raises(UserError, match=f"{name}: expected .* upright and whole"):
-        attached.loss(["wide.png"])
-    attached.detach()
+        one.loss(["wide.png"])
 
 
 def test_other_families_are_refused_by_name() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from tests.trainer.attach.families import text_settings
-
     model = LlamaForCausalLM(LlamaConfig(**text_settings()))
     with pytest.raises(UserError, match=r"of the type 'llama'; expected one of llava, .*families\.py: which module"):
         attach(model, None, basic={})

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from sea_pipeline.core.errors import UserError
 from tests.trainer.attach.families import tiny
 from tests.trainer.attach.worlds import Pictures
-from trainer.attach import attach
 
 NAMES = [["wide.png"], ["other.png"]]
 """Two photos of as many visual tokens."""
@@ -18,10 +17,10 @@ NAMES = [["wide.png"], ["other.png"]]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_vl", "llava_next", "smolvlm"])
-def test_planted_tokens_hit_their_labels(name: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_tokens_hit_their_labels(name: str, pictures: Pictures, attached: Any) -> None:
     """Visual tokens that are their labels' words hit all of them and lie on words; of another photo they do not."""
     made = tiny(name)
-    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    one = attached(made, labels=pictures.open(), sea={})
     batch = made.batch(pictures.batch(NAMES))
     made.model.eval()
     with torch.no_grad():
@@ -53,12 +52,11 @@ def test_planted_tokens_hit_their_labels(name: str, pictures: Pictures, monkeypa
     assert not all(hit for tile in one.nearest_words(flat[::-1])[0] for hit in tile.hits), "of the other photo"
     one.last_ids = flat[::-1]
     assert one.metrics()["label_hit@1"] < 0.8
-    one.detach()
 
 
-def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures) -> None:
+def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures, attached: Any) -> None:
     made = tiny("qwen3_vl")
-    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    one = attached(made, labels=pictures.open(), sea={})
     samples = pictures.batch(NAMES)
     batch = made.batch(samples)
     read: list[int] = []
@@ -86,13 +84,12 @@ def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures) ->
     assert "right_photo_gain" not in alone, "a photo is no other one of itself"
     with pytest.raises(UserError, match="expected batches, such as a DataLoader"):
         one.metrics(batch)
-    one.detach()
 
 
-def test_a_forward_may_drop_logits_to_keep(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_may_drop_logits_to_keep(pictures: Pictures, attached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Liger's do, and so may a user's; with a device map they are asked for the last ones."""
     made = tiny("qwen3_vl")
-    one = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    one = attached(made, labels=pictures.open(), sea={})
     batch, forward = made.batch(pictures.batch(NAMES)) | {"image_ids": NAMES}, made.model.forward
 
     def dropping(logits_to_keep: Any = 0, **given: Any) -> Any:
@@ -109,14 +106,12 @@ def test_a_forward_may_drop_logits_to_keep(pictures: Pictures, monkeypatch: pyte
         for other in (forward, dropping, lacking):
             monkeypatch.setattr(made.model, "forward", other)
             assert one.metrics([batch]) == expected
-    one.detach()
 
 
-def test_nearest_words_are_those_of_labels(pictures: Pictures) -> None:
+def test_nearest_words_are_those_of_labels(pictures: Pictures, attached: Any) -> None:
     made = tiny("llava")
-    one = attach(made.model, made.processor, basic={"degree": "equal"})
+    one = attached(made, basic={"degree": "equal"})
     with torch.no_grad():
         made.model(**made.batch(pictures.batch([["wide.png"]])))
     with pytest.raises(UserError, match=r"nearest_words: expected labels.*labels=open_labels"):
         one.nearest_words(["wide.png"])
-    one.detach()

@@ -11,8 +11,7 @@ from PIL import Image
 
 from tests.support.tiny_runs import colours
 from tests.support.tiny_tokenizers import CHATML, byte_level
-from tests.trainer.attach.existing import ExistingWorld, make_existing
-from tests.trainer.attach.worlds import Pictures
+from tests.trainer.attach.existing import ExistingWorld
 from trainer.attach.batches import processed
 from trainer.attach.folder import ExistingFolder, open_existing_folder
 from trainer.attach.rows import read_texts
@@ -77,11 +76,6 @@ REAL = {
     "llava_onevision": (ONEVISION, ["\na cat<|im_end|>", "\non a mat<|im_end|>"]),
     "qwen3_vl": (THINKING, ["a cat<|im_end|>", "\n</think>\n\non a mat<|im_end|>"]),
 }
-
-
-@pytest.fixture(scope="module")
-def world(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> ExistingWorld:
-    return make_existing(tmp_path_factory.mktemp("real"), pictures)
 
 
 def said(*values: str) -> list[dict[str, str]]:
@@ -194,8 +188,6 @@ def test_llava_is_measured_alike_as_an_existing_model_and_as_one_of_init(world: 
     settings |= {"labels": world.pictures.labels, "transfer": True, "questions": tmp_path / "asked.json"}
     assert [is_existing(path) for path in (folder, run / "model")] == [False, True]
     with colours():
-        of_init, existing = (
-            evaluate_model(EvaluateSettings.of(model=path, device="cpu", **settings))
-            for path in (folder, run / "model")
-        )
+        asked = [EvaluateSettings.of(model=path, device="cpu", **settings) for path in (folder, run / "model")]
+        of_init, existing = map(evaluate_model, asked)
     assert of_init == pytest.approx(existing, rel=1e-5)

@@ -16,9 +16,9 @@ import torch
 from sea_pipeline.inputs.wordlists import load_wordlist
 from tests.support.paths import ROOT
 from tests.support.world import word_file
-from tests.trainer.attach.families import MAKERS, smolvlm
+from tests.trainer.attach.families import MAKERS, smolvlm, tiny
 from tests.trainer.attach.real_grids import save
-from tests.trainer.attach.ten_lines import PAGE, write
+from tests.trainer.attach.ten_lines import PAGE, SHOWN, write
 from tests.trainer.attach.worlds import Pictures, whole_labels
 from trainer.attach.families import FAMILIES
 
@@ -46,19 +46,14 @@ def trains(program: Path) -> None:
     assert float(scale) != 1, "the temperature has trained"
 
 
-def test_the_ten_lines_run_as_they_are(tmp_path: Path) -> None:
-    pytest.importorskip("trl")
-    program = write(tmp_path)
-    assert (
-        len([line for line in program.read_text().partition("import sea_pipeline, trainer")[2].splitlines() if line])
-        < 20
-    )
+@pytest.mark.parametrize("kind", SHOWN)
+def test_the_pages_lines_run_as_they_are(kind: str, tmp_path: Path) -> None:
+    if kind == "SFTTrainer":
+        pytest.importorskip("trl")
+    program = write(tmp_path, kind)
+    _, _, lines = program.read_text().partition("import sea_pipeline, trainer")
+    assert kind != "SFTTrainer" or len([line for line in lines.splitlines() if line]) < 20
     trains(program)
-
-
-@pytest.mark.parametrize("kind", ["Trainer", "loop"])
-def test_the_other_lines_run_as_they_are(kind: str, tmp_path: Path) -> None:
-    trains(write(tmp_path, kind))
 
 
 def test_the_page_has_each_familys_projector() -> None:
@@ -95,16 +90,10 @@ def test_one_folder_of_labels_serves_three_families(
     pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ("llava", "qwen2_5_vl", "smolvlm")
-    folders = [str(save(MAKERS[name](), tmp_path / name)) for name in names]
-    given = [
-        "--images",
-        str(pictures.folder),
-        "--labels",
-        str(tmp_path / "labels"),
-        "--wordlist",
-        str(word_list(tmp_path)),
-    ]
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *folders, *given])
+    folders = [str(save(tiny(name), tmp_path / name)) for name in names]
+    given = {"--images": pictures.folder, "--labels": tmp_path / "labels", "--wordlist": word_list(tmp_path)}
+    options = [str(part) for option in given.items() for part in option]
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *folders, *options])
     with whole_labels():
         runpy.run_path(str(EXAMPLE), run_name="__main__")
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.count(" | ") == 5][1:]
@@ -138,7 +127,7 @@ def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pict
     words, captions = word_list(tmp_path, load_wordlist("2of12").words[::500]), tmp_path / "captions.json"
     captions.write_text(json.dumps({name: f"a picture called {name[:3]}" for name in pictures.open().ids}))
     given: dict[str, Any] = {
-        "PHOTOS": str(pictures.folder), "WORDS": str(words), "STEPS": 40, "RATE": 1e-2,
+        "PHOTOS": str(pictures.folder), "WORDS": str(words), "STEPS": 4 if captioned else 40, "RATE": 1e-2,
         "MODEL": str(save(smolvlm(), tmp_path / "model")), "CAPTIONS": str(captions) if captioned else None,
         "OUT": str(tmp_path / "out"),
     }  # fmt: skip

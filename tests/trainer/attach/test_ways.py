@@ -1,6 +1,7 @@
 """The same terms and gradients however the model runs: checkpointing, adapters, bfloat16, compiled."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -48,6 +49,12 @@ def run(
     return Ran(float(out.loss.detach()), terms, plain)
 
 
+@cache
+def plain(name: str, pictures: Pictures) -> Ran:
+    """The step that the others are to be like."""
+    return run(name, pictures)
+
+
 def alike(found: Ran, wanted: Ran, tolerance: float, of_gradients: float) -> None:
     assert found.lm == pytest.approx(wanted.lm, rel=tolerance)
     assert found.terms == pytest.approx(wanted.terms, rel=tolerance)
@@ -55,8 +62,7 @@ def alike(found: Ran, wanted: Ran, tolerance: float, of_gradients: float) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize(("name", "reentrant"), [*zip(SOME, (False, True) * 2, strict=True)])
 def test_checkpointing_changes_nothing(name: str, reentrant: bool, pictures: Pictures) -> None:
     def checkpointed(made: Tiny) -> nn.Module:
         made.model.activation_checkpointing_enable({"use_reentrant": reentrant})
@@ -64,7 +70,7 @@ def test_checkpointing_changes_nothing(name: str, reentrant: bool, pictures: Pic
             made.model.enable_input_require_grads()
         return made.model
 
-    alike(run(name, pictures, checkpointed), run(name, pictures), 1e-6, 1e-4)
+    alike(run(name, pictures, checkpointed), plain(name, pictures), 1e-6, 1e-4)
 
 
 def adapted(model: nn.Module) -> Any:
@@ -78,17 +84,16 @@ def adapted(model: nn.Module) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(("name", "order"), [*zip(SOME, ("before", "after") * 2, strict=True)])
 def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pictures: Pictures) -> None:
     pytest.importorskip("peft")
-    plain = run(name, pictures)
+    wanted = plain(name, pictures)
     if order == "before":
         found = run(name, pictures, lambda made: adapted(made.model))
     else:
         found = run(name, pictures, after=adapted)
-    assert found.lm == pytest.approx(plain.lm, rel=1e-6)
-    assert found.terms == pytest.approx(plain.terms, rel=1e-6)
+    assert found.lm == pytest.approx(wanted.lm, rel=1e-6)
+    assert found.terms == pytest.approx(wanted.terms, rel=1e-6)
     assert any("lora_B" in each for each in found.gradients)
     beside = {each for each in found.gradients if "lora_" not in each and "modules_to_save" not in each}
     assert beside == set() or name in ("qwen2_5_vl", "smolvlm"), "peft has frozen them"
@@ -101,19 +106,13 @@ def test_basic_trains_the_projector_alone_beside_adapters_on_the_tower(name: str
     pytest.importorskip("peft")
     from peft import LoraConfig, get_peft_model
 
-    def with_tower(made: Tiny) -> Any:
-        targets = r".*(vision_tower|visual\.blocks|vision_model).*\.(q_proj|qkv|fc1|out_proj)"
-        config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
-        model = get_peft_model(made.model, config)  # type: ignore[arg-type]
-        for each, parameter in model.named_parameters():
-            parameter.requires_grad_(
-                parameter.requires_grad or any(part in each for part in ("projector", "merger", "connector"))
-            )
-        return model
-
     made = MAKERS[name]()
     torch.manual_seed(0)
-    model = with_tower(made)
+    targets = r".*(vision_tower|visual\.blocks|vision_model).*\.(q_proj|qkv|fc1|out_proj)"
+    model: Any = get_peft_model(made.model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    for each, parameter in model.named_parameters():
+        if any(part in each for part in ("projector", "merger", "connector")):
+            parameter.requires_grad_(True)
     for settings, reaches in (({"basic": {}}, False), ({"sea": {"window": 1}}, True)):
         one = attach(model, made.processor, labels=pictures.open(), **settings)
         model.train()
@@ -129,14 +128,9 @@ def test_basic_trains_the_projector_alone_beside_adapters_on_the_tower(name: str
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_bfloat16_is_near(name: str, pictures: Pictures) -> None:
-    def half(made: Tiny) -> nn.Module:
-        return made.model.to(torch.bfloat16)  # type: ignore[no-any-return]
-
-    def rounded(made: Tiny) -> nn.Module:
-        return made.model.to(torch.bfloat16).float()  # type: ignore[no-any-return]
-
     settings = BOTH | {"sds": {"weight": 0.5, "precision": "float32"}}
-    found, wanted = (run(name, pictures, way, settings=settings) for way in (half, rounded))
+    ways = (lambda made: made.model.to(torch.bfloat16), lambda made: made.model.to(torch.bfloat16).float())
+    found, wanted = (run(name, pictures, way, settings=settings) for way in ways)
     assert found.terms == pytest.approx(wanted.terms, rel=5e-2)
     assert all(each.dtype == torch.bfloat16 for each in found.gradients.values())
 
@@ -145,22 +139,18 @@ def test_bfloat16_is_near(name: str, pictures: Pictures) -> None:
 @pytest.mark.parametrize("name", SOME)
 def test_autocast_is_near(name: str, pictures: Pictures) -> None:
     def cast(model: nn.Module) -> nn.Module:
-        forward = model.forward
-        model.forward = torch.autocast("cpu", torch.bfloat16)(forward)  # type: ignore[method-assign]
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # type: ignore[method-assign]
         return model
 
-    found, wanted = run(name, pictures, after=cast), run(name, pictures)
-    assert found.terms == pytest.approx(wanted.terms, rel=5e-2)
+    assert run(name, pictures, after=cast).terms == pytest.approx(plain(name, pictures).terms, rel=5e-2)
 
 
 @pytest.mark.slow
 def test_compiled_models_do_the_same(pictures: Pictures) -> None:
     torch._dynamo.reset()
 
-    def compiled(model: nn.Module) -> Any:
-        return torch.compile(model, backend="aot_eager")
-
-    alike(run("llava", pictures, after=compiled), run("llava", pictures), 1e-5, 1e-4)
+    compiled = run("llava", pictures, after=lambda model: torch.compile(model, backend="aot_eager"))  # type: ignore
+    alike(compiled, run("llava", pictures), 1e-5, 1e-4)
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from tests.trainer.attach.families import Tiny
+from tests.trainer.attach.families import MAKERS, Tiny
 from tests.trainer.attach.worlds import Pictures
-from trainer.attach import Attached, AttachMixin
+from trainer.attach import Attached, AttachMixin, attach
 
 NAMES = ("wide.png", "tall.png", "other.png", "odd.png")
 
@@ -30,6 +30,12 @@ def rows(pictures: Pictures, count: int = 8, **more: Any) -> Dataset:
     ])  # fmt: skip
 
 
+def attached_to(name: str, pictures: Pictures, **settings: Any) -> tuple[Tiny, Attached]:
+    """A model of a family, made anew, and what is attached to it."""
+    made = MAKERS[name]()
+    return made, attach(made.model, made.processor, labels=pictures.open(), **settings)
+
+
 class OwnTrainer(AttachMixin, Trainer):
     """transformers' own."""
 
@@ -46,17 +52,9 @@ class Collate:
 
 
 ARGUMENTS: dict[str, Any] = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "report_to": "none",
-    "use_cpu": True,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "seed": 3,
-    "max_grad_norm": 0,
-}
+    "max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none",
+    "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "seed": 3, "max_grad_norm": 0,
+}  # fmt: skip
 
 
 def own_trainer(made: Tiny, pictures: Pictures, out: Path, attached: Attached | None, **changes: Any) -> Any:

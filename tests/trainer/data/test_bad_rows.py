@@ -21,6 +21,9 @@ from tests.support.tiny_runs import World, colours, tiny_recipe
 from tests.support.tiny_tokenizers import byte_level
 from trainer.data.bad_rows import BadRow, refuse
 from trainer.data.conversations import read_conversations
+from trainer.data.run_rows import Conversations, open_conversations, say_what_is_shared
+from trainer.model.load import open_model_folder
+from trainer.recipes.recipe import Recipe
 from trainer.training.run import TrainRun, train
 
 GOOD: list[Row] = [
@@ -133,32 +136,42 @@ def test_json_that_ends_other_programs(tmp_path: Path, text: str, expected: str)
     assert len(str(error.value)) < 5000
 
 
-@pytest.mark.slow
 def test_names_too_long_for_a_file_cost_their_rows(tiny: World, tmp_path: Path) -> None:
     long = [record([("<image>", "b")], "A" * 6000), record([("<image>", "b")], "x" * 300 + ".jpg")]
-    with colours(), pytest.raises(UserError, match=r"2 of .* rows cannot be trained") as error:
-        run(tiny, written(tmp_path, *long, *rows_of(tiny)), tmp_path / "out")
+    with pytest.raises(UserError, match=r"2 of .* rows cannot be trained") as error:
+        opened(tiny, written(tmp_path, *long, *rows_of(tiny)))
     assert len(str(error.value)) < 1000
 
 
 @pytest.mark.slow
 def test_bad_rows_of_the_evaluation_file_are_counted(tiny: World, tmp_path: Path) -> None:
     other = written(tmp_path, *rows_of(tiny)[:4], *list(odd().values())[:3], name="held.jsonl")
+    with pytest.raises(UserError, match=r"held\.jsonl: 3 of 7 rows cannot be trained"):
+        opened(tiny, tiny.data, evaluate=str(other))
     with colours():
-        with pytest.raises(UserError, match=r"held\.jsonl: 3 of 7 rows cannot be trained"):
-            run(tiny, tiny.data, tmp_path / "out", data={"evaluate": str(other)})
         settings = {"evaluate": str(other), "bad_rows": "leave_out"}
-        rows = run(tiny, tiny.data, tmp_path / "out", data=settings).summary["rows"]
+        rows = run(tiny, tiny.data, tmp_path / "out", data=settings, training_arguments=SHORT).summary["rows"]
     assert rows["held out"] == 4
     assert sum(number for what, number in rows.items() if what.startswith("held out, left out: ")) == 3
 
 
 # A run
 
+SHORT = {"max_steps": 1, "save_strategy": "no"}
+
+
+def recipe_of(world: World, file: Path, **changes: Any) -> Recipe:
+    data = {"train": str(file), "image_root": str(world.data.parent / "images"), **changes.pop("data", {})}
+    return tiny_recipe(world, data=data, **changes)
+
+
+def opened(world: World, file: Path, **data: Any) -> Conversations:
+    """What a run reads before it makes anything."""
+    return open_conversations(recipe_of(world, file, data=data).data, open_model_folder(world.model))
+
 
 def run(world: World, file: Path, out: Path, reporter: Heard | None = None, **changes: Any) -> TrainRun:
-    data = {"train": str(file), "image_root": str(world.data.parent / "images"), **changes.pop("data", {})}
-    return train(tiny_recipe(world, data=data, **changes), out, reporter=reporter or Heard())
+    return train(recipe_of(world, file, **changes), out, reporter=reporter or Heard())
 
 
 def rows_of(world: World) -> list[Row]:
@@ -190,7 +203,7 @@ def test_a_run_leaves_them_out_and_counts_them(tiny: World, tmp_path: Path) -> N
 def test_nothing_left_is_refused(tiny: World, tmp_path: Path) -> None:
     data = written(tmp_path, *odd().values(), name="data.jsonl")
     with pytest.raises(UserError, match="rows cannot be trained"):
-        run(tiny, data, tmp_path / "out", data={"bad_rows": "leave_out"})
+        opened(tiny, data, bad_rows="leave_out")
 
 
 @pytest.mark.slow
@@ -214,6 +227,7 @@ def test_images_in_the_labels_quarantine_are_named_before_the_first_step(tiny: W
             run(tiny, data, tmp_path / "out", **settings)
         assert not (tmp_path / "out").exists()
         settings["data"]["bad_rows"] = "leave_out"
+        settings["training_arguments"] = SHORT
         done = run(tiny, data, tmp_path / "out", **settings)
         assert done.summary["rows"]["rows"] == len(rows) - 1
         broken.write_bytes(whole)  # mended since: it is trained on, as it can be read
@@ -231,26 +245,21 @@ def test_paths_below_the_root_in_every_spelling(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(photo)
     roots = [tmp_path / "real", tmp_path / "link", tmp_path / "real" / "sub" / "..", Path("/"), tmp_path]
     spelled = [str(photo), str(tmp_path / "link" / "sub" / "a b.jpg"), photo.as_uri(), f"{real}/../sub/./a b.jpg"]
+    rows = [record([("<image>", "b")], text) for text in spelled]
+    forms = {
+        "json": json.dumps(rows),
+        "jsonl": "\n".join(map(json.dumps, rows)),
+        "csv": "path\n" + "\n".join(f'"{text}"' for text in spelled),
+        "txt": "\n".join(spelled),
+    }
     for root in roots:
         for text in spelled:
             assert (root / relative_path(text, str(root))).samefile(photo), (root, text)
-        listed = {}
-        for form in ("json", "jsonl", "csv", "txt"):
+        for form, held in forms.items():
             file = tmp_path / f"list.{form}"
-            rows = [record([("<image>", "b")], text) for text in spelled]
-            file.write_text(
-                {
-                    "json": json.dumps(rows),
-                    "jsonl": "\n".join(map(json.dumps, rows)),
-                    "csv": "path\n" + "\n".join(f'"{text}"' for text in spelled),
-                    "txt": "\n".join(spelled),
-                }[form]
-            )
-            listed[form] = [sample.uri for sample in list_samples(str(file), root).samples if sample.problem is None]
-        assert all(
-            [os.path.realpath(root / uri) for uri in uris] == [os.path.realpath(photo)] * len(spelled)
-            for uris in listed.values()
-        ), listed
+            file.write_text(held)
+            uris = [sample.uri for sample in list_samples(str(file), root).samples if sample.problem is None]
+            assert [os.path.realpath(root / uri) for uri in uris] == [os.path.realpath(photo)] * len(spelled), file
     for text in ("/etc/hostname", "../../../../../../../../etc/hostname", "file:///etc/hostname", "file://host/x.jpg"):
         with pytest.raises(ValueError, match="leaves the image root"):
             relative_path(text, str(tmp_path / "real"))
@@ -287,22 +296,16 @@ def test_held_out_images_that_are_trained_on_are_counted(tiny: World, tmp_path: 
     """Data with many questions on an image gives each a row with an id of its own."""
     rows = rows_of(tiny)
     many = [row | {"id": f"{row['id']} {number}"} for row in rows for number in range(3)]
-    arguments = {"max_steps": 1, "save_strategy": "no"}
-    changes = {"training_arguments": arguments, "data": {"held_out": 6}}
     heard = Heard()
-    run(tiny, written(tmp_path, *many), tmp_path / "out", heard, **changes)
+    run(tiny, written(tmp_path, *many), tmp_path / "out", heard, training_arguments=SHORT, data={"held_out": 6})
     (said,) = (line for line in heard.warnings if "also trained on" in line)
     held_out = re.fullmatch(r"(\d+) of (\d+) held-out images are also trained on, in other rows, such as '.*", said)
     assert held_out is not None
     assert 0 < int(held_out[1]) <= int(held_out[2]) <= 6
-    for other, data in (
-        ("apart", {"held_out": 3}),
-        ("itself", {"evaluate": str(tiny.data)}),
-        ("others", {"evaluate": str(tiny.held_out)}),
-    ):
+    for data in ({"held_out": 3}, {"evaluate": str(tiny.data)}, {"evaluate": str(tiny.held_out)}):
         heard = Heard()
-        run(tiny, tiny.data, tmp_path / other, heard, training_arguments=arguments, data=data)
-        assert not any("also trained on" in line for line in heard.warnings), other
+        say_what_is_shared(opened(tiny, tiny.data, **data), recipe_of(tiny, tiny.data, data=data).data, heard)
+        assert heard.lines == [], data
 
 
 # What is left empty
@@ -313,13 +316,11 @@ def test_an_empty_id_is_none(tmp_path: Path) -> None:
     assert load(written(tmp_path, *rows), byte_level(), "own")["id"] == ["1", "2", "seven", "4", "0"]
 
 
-@pytest.mark.slow
 def test_rows_with_empty_ids_are_split(tiny: World, tmp_path: Path) -> None:
     """As one id they would all be held out, or none."""
-    arguments = {"max_steps": 1, "save_strategy": "no"}
-    data = written(tmp_path, *(row | {"id": ""} for row in rows_of(tiny)))
-    rows = run(tiny, data, tmp_path / "out", training_arguments=arguments, data={"held_out": 3}).summary["rows"]
-    assert (rows["rows"], rows["held out"]) == (len(rows_of(tiny)) - 3, 3)
+    found = opened(tiny, written(tmp_path, *(row | {"id": ""} for row in rows_of(tiny))), held_out=3)
+    assert found.held_out is not None
+    assert (len(found.train), len(found.held_out)) == (len(rows_of(tiny)) - 3, 3)
 
 
 @pytest.mark.parametrize("empty", ["", None, []])

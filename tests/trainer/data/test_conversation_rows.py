@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,10 @@ def test_rows_are_read_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.Mo
             yield number, record([("a", "b")])
 
     monkeypatch.setattr(conversations, "records", watched)
-    tokenizer = byte_level()
-    rows = conversations.conversation_rows(tmp_path / "x.json", tokenizer, template="own", image_tokens=5)
-    next(rows)
+    rows = partial(conversations.conversation_rows, tmp_path / "x.json", byte_level(), template="own", image_tokens=5)
+    next(rows())
     assert len(read) <= 64
-    assert (
-        len(
-            list(
-                conversations.conversation_rows(
-                    tmp_path / "x.json", tokenizer, template="own", image_tokens=5, limit=70
-                )
-            )
-        )
-        == 70
-    )
+    assert len(list(rows(limit=70))) == 70
     assert len(read) <= 64 + 70
 
 

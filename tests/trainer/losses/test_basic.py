@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from sea_pipeline.core.errors import UserError
 from tests.support.tiny_runs import World, logged, tiny_recipe, tiny_trainer
 from trainer.model.aligned_llava import part
 from trainer.training.align_trainer import AlignTrainer
@@ -83,6 +82,13 @@ def written_out(
     return das / samples, sds / samples
 
 
+def are_written_out(trainer: AlignTrainer, batch: dict[str, Any], weights: list[float], **how: Any) -> None:
+    given = trainer.model(**batch)
+    assert set(given) >= {"lm", "das", "sds", "visual_norm", "refined_norm"}
+    for name, value in zip(("das", "sds"), written_out(trainer, batch, weights, **how), strict=True):
+        torch.testing.assert_close(given[name].double(), value.detach(), rtol=2e-5, atol=1e-7)
+
+
 def trainer_vocabulary(trainer: AlignTrainer) -> int:
     return json.loads((Path(str(trainer.recipe.model)) / "alignment.json").read_text())["vocabulary"]
 
@@ -105,11 +111,7 @@ def test_the_terms_of_a_step_are_the_paper_s(
     sds = BOTH["sds"] | {name: how[name] for name in ("temperature",) if name in how}
     trainer = make(loss={"basic": basic | degree, "sds": sds})
     batch = batch_of(trainer, [0, 1, 2, 3, 5])  # two turns, and a text without an image, among them
-    given = trainer.model(**batch)
-    assert set(given) >= {"lm", "das", "sds", "visual_norm", "refined_norm"}
-    expected = dict(zip(("das", "sds"), written_out(trainer, batch, weights, **how), strict=True))
-    for name, value in expected.items():
-        torch.testing.assert_close(given[name].double(), value.detach(), rtol=2e-5, atol=1e-7)
+    are_written_out(trainer, batch, weights, **how)
 
 
 def test_several_images_of_a_sample_share_its_weight(
@@ -122,16 +124,15 @@ def test_several_images_of_a_sample_share_its_weight(
     trainer = make(data={"train": str(tmp_path / "two.json")})
     batch = batch_of(trainer, [0, 1])
     assert len(batch["pixel_values"]) == 3
-    given = trainer.model(**batch)
-    for name, value in zip(("das", "sds"), written_out(trainer, batch, [0.2, 0.8]), strict=True):
-        torch.testing.assert_close(given[name].double(), value.detach(), rtol=2e-5, atol=1e-7)
+    are_written_out(trainer, batch, [0.2, 0.8])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "rates", [{}, {"llm": 1e-3}, {"llm": 1e-3, "vision": 1e-3}], ids=["stage 1", "stage 2", "with the tower"]
+    ("rates", "checkpointing"),
+    [({}, False), ({"llm": 1e-3}, True), ({"llm": 1e-3, "vision": 1e-3}, False), ({"llm": 1e-3, "vision": 1e-3}, True)],
+    ids=["stage 1", "stage 2", "with the tower", "with the tower, checkpointing"],
 )
-@pytest.mark.parametrize("checkpointing", [False, True])
 def test_only_the_projector_gets_basic_s_gradient(
     make: Callable[..., AlignTrainer], rates: dict[str, float], checkpointing: bool
 ) -> None:
@@ -204,11 +205,6 @@ def test_switched_off_it_costs_nothing(tiny: World, tmp_path: Path) -> None:
     assert trainer.model.config.text_config._attn_implementation == "sdpa"
 
 
-def test_what_basic_cannot_do_is_said(tiny: World, deep: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"9.*4"):
-        tiny_trainer(tiny_recipe(tiny, model=str(deep), loss=BOTH | {"basic": {"layers": 9}}), tmp_path / "run")
-
-
 @pytest.mark.slow
 def test_micro_batches_without_images_do_not_count(tiny: World, deep: Path, tmp_path: Path) -> None:
     records = json.loads(tiny.data.read_text())
@@ -218,13 +214,8 @@ def test_micro_batches_without_images_do_not_count(tiny: World, deep: Path, tmp_
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
         arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         loss = BOTH | {"lm": 1e-30, "sds": {"weight": 0}}
-        recipe = tiny_recipe(
-            tiny,
-            model=str(deep),
-            data={"train": str(tmp_path / f"{name}.json")},
-            loss=loss,
-            training_arguments=arguments,
-        )
+        data = {"train": str(tmp_path / f"{name}.json")}
+        recipe = tiny_recipe(tiny, model=str(deep), data=data, loss=loss, training_arguments=arguments)
         trainer = tiny_trainer(recipe, tmp_path / name)
         batches = [batch_of(trainer, [0, 1]), batch_of(trainer, [2, 3])]
         _, count = trainer.get_batch_samples(iter(batches), 2, torch.device("cpu"))

@@ -14,18 +14,6 @@ from trainer.losses import equations
 from trainer.losses.equations import das, sds, sea, word_table
 
 
-def test_sea_at_known_points() -> None:
-    zero = torch.zeros((), dtype=torch.float64)
-    assert sea(random(1, 8), random(1, 8), zero) == 0
-    same = torch.ones(6, 3, dtype=torch.float64)
-    torch.testing.assert_close(sea(same, same, zero).item(), math.log(6))
-    basis = torch.eye(4, dtype=torch.float64)
-    torch.testing.assert_close(sea(3 * basis, 5 * basis, zero).item(), -math.log(math.e / (math.e + 3)))
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
-    x, t = random(9, 4, seed=5), random(9, 4, seed=6)
-    torch.testing.assert_close(sea(x[order], t[order], zero), sea(x, t, zero))
-
-
 def test_sds_with_bfloat16_products_is_that_of_what_these_see() -> None:
     """Else, where V and V^ are long and all but equal, rounding outweighs their divergence, down to below zero."""
     embeddings, weights = 0.05 * random(2000, 64, dtype=torch.float32), torch.full((32,), 1 / 32)
@@ -52,14 +40,6 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
         assert half.grad.dtype == dtype
 
 
-def test_no_labels_give_zero_with_a_graph() -> None:
-    x = random(0, 4).requires_grad_()
-    scale = torch.zeros((), requires_grad=True)
-    value = sea(x, random(0, 4), scale)
-    value.backward()
-    assert (value, scale.grad) == (0, 0)
-
-
 def test_a_word_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="word 1 has no token"):
         word_table(random(5, 2), [[1], [], [2]])
@@ -78,26 +58,14 @@ def test_das_is_equation_6_forward_and_backward(count: int, width: int) -> None:
         torch.testing.assert_close(fast, slow, atol=1e-13, rtol=1e-11)
 
 
-def test_das_at_known_points() -> None:
-    one = torch.ones(1, dtype=torch.float64)
-    x = random(1, 7)
-    torch.testing.assert_close(das(x, 5 * x, one).item(), 0.0)
-    torch.testing.assert_close(das(x, -x, one).item(), 4.0)
-    across = torch.tensor([[0.0, 2.0]]).double()
-    torch.testing.assert_close(das(torch.tensor([[3.0, 0.0]]).double(), across, one).item(), 2.0)
-
-
 @pytest.mark.parametrize(("count", "width", "vocabulary"), [(1, 3, 1), (2, 4, 7), (5, 8, 64), (9, 6, 1001)])
 @pytest.mark.parametrize("block", [1, 7, 64, 5000])
 @pytest.mark.parametrize("norm", [1.0, 30.0])
 def test_sds_is_equation_7_forward_and_backward(
     count: int, width: int, vocabulary: int, block: int, norm: float
 ) -> None:
-    refined, embeddings, weights = (
-        norm * random(count, width, seed=2),
-        random(vocabulary, width, seed=3),
-        attention(count),
-    )
+    refined, embeddings = norm * random(count, width, seed=2), random(vocabulary, width, seed=3)
+    weights = attention(count)
     visual = random(count, width, seed=1).requires_grad_()
     fast = sds(visual, refined, weights, embeddings, block=block)
     (2.5 * fast).backward()
@@ -140,24 +108,18 @@ def test_only_the_visual_tokens_get_a_gradient() -> None:
     assert (refined.grad, embeddings.grad, weights.grad) == (None, None, None)
 
 
-@pytest.mark.parametrize(
-    ("matmul_dtype", "cosine", "tolerance"), [(None, 0.999999, 1e-5), (torch.bfloat16, 0.99, 0.05)]
-)
-def test_sds_in_float32_and_with_bfloat16_products(
-    matmul_dtype: torch.dtype | None, cosine: float, tolerance: float
-) -> None:
+def test_sds_with_bfloat16_products() -> None:
     refined, embeddings, weights = random(32, 64, seed=2) / 4, random(3000, 64, seed=3) / 2, attention(32)
     single = (random(32, 64, seed=1) / 4).float().requires_grad_()
-    value = sds(single, refined.float(), weights, embeddings.float(), matmul_dtype=matmul_dtype)
+    value = sds(single, refined.float(), weights, embeddings.float(), matmul_dtype=torch.bfloat16)
     value.backward()
     double = single.detach().double().requires_grad_()
     expected = sds_twin(double, refined, weights, embeddings)
     expected.backward()
     assert single.grad is not None
     assert double.grad is not None
-    assert abs(value.item() / expected.item() - 1) < tolerance
-    found = torch.nn.functional.cosine_similarity(single.grad.double().flatten(), double.grad.flatten(), dim=0)
-    assert found > cosine
+    assert abs(value.item() / expected.item() - 1) < 0.05
+    assert F.cosine_similarity(single.grad.double().flatten(), double.grad.flatten(), dim=0) > 0.99
 
 
 @pytest.mark.parametrize("faster", [False, True])

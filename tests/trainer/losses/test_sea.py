@@ -107,21 +107,6 @@ def test_spellings_that_are_none_are_refused(forms: list[list[list[int]]]) -> No
         SeaTerm(forms, log_scale=0.5, learnable=False, gather=False)
 
 
-def test_autocast_does_not_lower_its_precision() -> None:
-    embed = embedding(torch.float32)
-    ours = SeaTerm([SPACE], log_scale=2.659, learnable=True, gather=False)
-    found = []
-    for enabled in (False, True):
-        visual = random(40, WIDTH, seed=1, dtype=torch.float32).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            value, _ = ours(visual, torch.arange(7), torch.arange(7), embed, seed=0)
-        value.backward()
-        found.append((value, visual.grad))
-    assert found[1][0].dtype == torch.float32
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
-
-
 @pytest.mark.parametrize("gather", [False, True])
 def test_no_pairs_give_zero_with_a_graph(gather: bool) -> None:
     ours, visual = term(SPACE, gather=gather), random(8, WIDTH).requires_grad_()

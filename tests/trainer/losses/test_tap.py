@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    modeling_flash_attention_utils,
-)
+from transformers import modeling_flash_attention_utils
 
 from sea_pipeline.core.errors import UserError
 from tests.support.attention_models import LAYERS, LENGTH, batch, close, expected, llm, run, tapped_run
@@ -17,6 +15,10 @@ from trainer.losses import attention_tap
 from trainer.losses.attention_tap import FAMILIES, AttentionRecording, AttentionTap, refuse_packed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+WAYS = [("sdpa", True), ("sdpa", False), ("eager", True), ("eager", False)]
+"""The attention, and whether rows are padded."""
 
 
 @pytest.mark.slow
@@ -34,14 +36,11 @@ def test_the_tap_is_what_output_attentions_gives(family: str, attention: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings",
-    [{"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"num_attention_heads": 8, "num_key_value_heads": 2}],
+    ("heads", "keys", "layers", "padded"), [(4, 4, 1, True), (4, 1, LAYERS, True), (8, 2, LAYERS, False)]
 )
-@pytest.mark.parametrize("layers", [1, LAYERS])
-@pytest.mark.parametrize("padded", [True, False])
-def test_heads_that_share_keys_and_numbers_of_layers(settings: dict[str, int], layers: int, padded: bool) -> None:
-    found = tapped_run(llm(**settings), layers, padded=padded)
-    close(found, expected(layers, padded=padded, **settings))
+def test_heads_that_share_keys_and_numbers_of_layers(heads: int, keys: int, layers: int, padded: bool) -> None:
+    settings = {"num_attention_heads": heads, "num_key_value_heads": keys}
+    close(tapped_run(llm(**settings), layers, padded=padded), expected(layers, padded=padded, **settings))
 
 
 WINDOWS: list[tuple[str, dict[str, Any]]] = [
@@ -53,9 +52,8 @@ WINDOWS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "padded"), WAYS)
 @pytest.mark.parametrize(("family", "settings"), WINDOWS)
-@pytest.mark.parametrize("padded", [True, False])
 def test_sliding_windows(family: str, settings: dict[str, Any], attention: str, padded: bool) -> None:
     wanted = expected(2, family, padded=padded, **settings)
     close(tapped_run(llm(family, attention, **settings), 2, padded=padded), wanted)
@@ -78,25 +76,17 @@ def test_norms_of_queries_and_layers_without_positions_in_double(family: str, se
         assert (wanted - expected(3, family, no_rope_layers=[1, 1, 1])).abs().max() > 1e-3
 
 
-GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 8, "sliding_window": 6}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(("attention", "padded"), WAYS)
 def test_windows_in_some_layers_of_gemma_3(attention: str, padded: bool) -> None:
-    kinds = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-    wanted = expected(3, "gemma3_text", padded=padded, **GEMMA3, **kinds)
-    close(tapped_run(llm("gemma3_text", attention, **GEMMA3, **kinds), 3, padded=padded), wanted)
-    whole = expected(3, "gemma3_text", padded=padded, **GEMMA3, layer_types=["full_attention"] * 3)
-    assert (wanted - whole).abs().max() > 0.1
+    whole = {"head_dim": 16, "query_pre_attn_scalar": 8, "sliding_window": 6, "layer_types": ["full_attention"] * 3}
+    some = whole | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    wanted, model = expected(3, "gemma3_text", padded=padded, **some), llm("gemma3_text", attention, **some)
+    close(tapped_run(model, 3, padded=padded), wanted)
+    assert (wanted - expected(3, "gemma3_text", padded=padded, **whole)).abs().max() > 0.1
     if not padded:
-        double = llm("gemma3_text", attention, **GEMMA3, **kinds).double()
-        close(
-            tapped_run(double, 3, padded=False),
-            expected(3, "gemma3_text", padded=False, double=True, **GEMMA3, **kinds),
-            1e-6,
-        )
+        exact = expected(3, "gemma3_text", padded=False, double=True, **some)
+        close(tapped_run(model.double(), 3, padded=False), exact, 1e-6)
 
 
 def fake_flash(wanted: list[str]) -> Any:
@@ -172,9 +162,8 @@ def test_chunks_of_rows_change_nothing(rows_at_once: int, attention: str, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows_at_once", [4, 8, 12, 2048])
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("rows_at_once", [4, 12, 2048])
+@pytest.mark.parametrize(("attention", "padded"), WAYS)
 def test_a_gpu_takes_the_samples_together(
     attention: str, padded: bool, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
 
 from sea_pipeline.core.errors import UserError
@@ -97,15 +93,6 @@ def test_rows_of_padding_never_count() -> None:
         run(model, embeds, valid)
     assert torch.equal(found.attention, tapped_run(model, 2))
     assert (~columns & ~rows).any()
-
-
-def test_a_batch_without_images() -> None:
-    _, rows, valid, embeds = batch()
-    model = llm()
-    with AttentionTap(model, 2).open(torch.zeros_like(rows), rows, valid) as found:
-        run(model, embeds, valid)
-    assert not found.attention.any()
-    assert found.attention.shape == rows.shape
 
 
 def test_a_tapped_model_is_saved_as_a_stock_one(tmp_path: Path) -> None:

@@ -11,19 +11,12 @@ from safetensors.numpy import save
 
 from sea_pipeline.core.errors import UserError
 from trainer.losses.equations import das, sds
-from trainer.targets.codecs import (
-    Codec,
-    CodecName,
-    Int8Codec,
-    Pq64Codec,
-    bytes_per_vector,
-    fit_codec,
-    load_codec,
-    save_codec,
-)
+from trainer.targets import codecs
+from trainer.targets.codecs import Codec, CodecName, Int8Codec, Pq64Codec, fit_codec, load_codec, save_codec
 
 NAMES: list[CodecName] = ["float16", "int8", "pq64"]
-WIDTHS = [1, 7, 63, 64, 65, 130]
+WIDTHS = [1, 63, 64, 65, 130]
+"""Of pq64, which cuts a vector into 64 parts."""
 
 
 def refined(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -44,13 +37,12 @@ def clusters(count: int, width: int, spread: float = 0.0) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "width"), [("float16", 7), ("int8", 130), *(("pq64", width) for width in WIDTHS)])
 def test_sizes_and_types(name: CodecName, width: int) -> None:
     codec = fit_codec(name, refined(300, width))
     expected = {"float16": 2 * width, "int8": width + 2, "pq64": 64}[name]
     assert (codec.name, codec.width, codec.bytes_per_vector) == (name, width, expected)
-    assert bytes_per_vector(name, width) == expected
+    assert codecs.bytes_per_vector(name, width) == expected
     for count in (0, 1, 5):
         codes = codec.encode(refined(count, width, seed=2))
         assert (codes.dtype, codes.shape) == (np.uint8, (count, expected))
@@ -58,10 +50,8 @@ def test_sizes_and_types(name: CodecName, width: int) -> None:
         assert (decoded.dtype, decoded.shape) == (np.float32, (count, width))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS)
-def test_float16_is_exact_to_half_a_unit_in_the_last_place(width: int) -> None:
-    vectors = refined(50, width)
+def test_float16_is_exact_to_half_a_unit_in_the_last_place() -> None:
+    vectors = refined(50, 65)
     codec = fit_codec("float16", vectors)
     decoded = codec.decode(codec.encode(vectors))
     assert (np.abs(decoded - vectors) <= np.spacing(np.abs(vectors).astype(np.float16)).astype(np.float32) / 2).all()
@@ -85,7 +75,7 @@ def assert_within_half_a_step(codec: Codec, vectors: np.ndarray) -> None:
     assert (np.abs(codec.decode(codec.encode(vectors)) - exact) <= bound).all()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [1, 130])
 def test_int8_is_within_half_a_step_of_each_vectors_scale(width: int) -> None:
     codec = fit_codec("int8", refined(200, width))
     fresh = refined(100, width, seed=3)
@@ -130,18 +120,12 @@ def gradient_cosines(term: str, codec: Codec, seed: int = 5) -> np.ndarray:
 
 
 @pytest.mark.parametrize("term", ["das", "sds"])
-@pytest.mark.parametrize("name", ["float16", "int8"])
-def test_the_losses_gradients_hardly_change(name: CodecName, term: str) -> None:
-    cosines = gradient_cosines(term, fit_codec(name, refined(2000, 96)))
-    assert cosines.mean() > 0.999
-    assert cosines.min() > 0.98
-
-
-@pytest.mark.parametrize("term", ["das", "sds"])
-def test_a_few_tokens_of_a_hundred_times_the_length_do_not_cost_the_others(term: str) -> None:
+@pytest.mark.parametrize(("name", "long"), [("float16", 1), ("int8", 1), ("int8", 100)])
+def test_the_losses_gradients_hardly_change(name: CodecName, long: int, term: str) -> None:
+    """Nor do a few tokens of a hundred times the length cost the others."""
     sample = refined(2000, 96)
-    sample[::200] *= 100
-    cosines = gradient_cosines(term, fit_codec("int8", sample))
+    sample[::200] *= long
+    cosines = gradient_cosines(term, fit_codec(name, sample))
     assert cosines.mean() > 0.999
     assert cosines.min() > 0.98
 
@@ -170,8 +154,7 @@ def test_pq64_keeps_the_direction_of_clusters_with_noise() -> None:
     gradients = []
     for target in (fresh, decoded):
         v = visual.clone().requires_grad_()
-        das(v, target, torch.full((400,), 1 / 400)).backward()
-        gradients.append(v.grad)
+        gradients += torch.autograd.grad(das(v, target, torch.full((400,), 1 / 400)), v)
     assert F.cosine_similarity(*gradients, dim=-1).mean() > 0.995
 
 

@@ -137,10 +137,6 @@ def test_status_and_verify_know_targets(folder: Path, command: Any) -> None:
     code, stdout, _ = command("verify", folder)
     assert code == 0
     assert "6 files" in stdout  # the plan, three shards, a quarantine table, the codec
-    flip(folder / CODEC, 200)
-    code, _, stderr = command("verify", folder)
-    assert code == 1
-    assert "codec.safetensors: damaged" in stderr
     code, _, stderr = command("inspect", folder)
     assert code == 1
     assert "expected labels, found targets" in stderr

@@ -83,8 +83,7 @@ def test_training_from_the_cache_begins_as_online(
 @pytest.mark.slow
 def test_without_the_llm_the_targets_are_enough(world: World, targets: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(world, loss=DAS | {"lm": 0}, teacher=str(targets))
-    trainer = tiny_trainer(recipe, tmp_path / "run")
-    assert len(trainer.model.model.language_model.layers) == 0
+    assert len(tiny_trainer(recipe, tmp_path / "run").model.model.language_model.layers) == 0
     train(recipe, tmp_path / "out")
     losses = [line["loss_das"] for line in logged(tmp_path / "out")]
     assert losses[-1] < losses[0]
@@ -215,18 +214,13 @@ def test_the_command(world: World, tmp_path: Path, command: Any) -> None:
     code, again, _ = command("teacher", "--model", world.model, *where, "--codec", "float16", "--json")
     made = json.loads(again)
     assert (made["folder"], made["finished"], made["run"]["images"]) == (str(tmp_path / "targets"), True, 0)
-    code, stdout, _ = command("verify", tmp_path / "targets")
-    assert code == 0
-    code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "0")
-    assert code == 1
-    assert "--layers" in stderr
-    code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "3")
-    assert code == 1
-    assert "Traceback" not in stderr
-    code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", "9")
-    assert code == 1
-    assert "the LLM has 4 layers" in stderr
-    assert "damaged" not in stderr
+    assert command("verify", tmp_path / "targets")[0] == 0
+    for layers, said in (("0", "--layers"), ("3", "basic.layers"), ("9", "the LLM has 4 layers")):
+        code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", layers)
+        assert code == 1
+        assert said in stderr
+        assert "Traceback" not in stderr
+        assert "damaged" not in stderr
 
 
 def test_the_sample_photos(world: World, tmp_path: Path) -> None:
@@ -236,14 +230,8 @@ def test_the_sample_photos(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_cache_is_not_asked_for_held_out_images(world: World, targets: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        world,
-        loss=DAS,
-        teacher=str(targets),
-        data={"evaluate": str(world.held_out)},
-        training_arguments={"max_steps": 1},
-    )
-    run = train(recipe, tmp_path / "run")
+    asked: dict[str, Any] = {"data": {"evaluate": str(world.held_out)}, "training_arguments": {"max_steps": 1}}
+    run = train(tiny_recipe(world, loss=DAS, teacher=str(targets), **asked), tmp_path / "run")
     assert run.summary["end"]["lm_loss"] > 0
 
 
